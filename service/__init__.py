@@ -1,0 +1,1 @@
+"""Online: bytes -> rows -> runtime -> bytes. Never imports torch."""

@@ -1,0 +1,325 @@
+"""THE contract between training and serving: what a bundle holds, how it is written, and how it is read.
+
+    models/<name>/<version>/manifest.json    everything below, as JSON
+                            model.onnx       float32 `input` [batch, features] -> `probabilities` or `value`
+
+A bundle is whole or absent: it is written beside its place, synced and renamed. A reader gets the very bytes whose
+hash was checked. Needs only the standard library and pydantic, so that any tool can read a bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+
+from service.errors import BundleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.floating[Any]]
+
+SCHEMA_VERSION = 1
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+
+# A name is a folder and a part of a URL; nothing in it needs escaping in either.
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
+
+Task = Literal["classification", "regression"]
+Label = StrictBool | StrictInt | StrictFloat | StrictStr
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelFile(_Part):
+    """`model.onnx`, so that one flipped byte is seen."""
+
+    file: Literal["model.onnx"] = "model.onnx"
+    size: int
+    sha256: Sha256
+    opset: int
+
+
+class Tensor(_Part):
+    """An input or output of the graph. -1 stands for any number of rows."""
+
+    name: str
+    dtype: Literal["float32"] = "float32"
+    shape: tuple[Literal[-1], int]
+
+
+class Histogram(_Part):
+    """How the training rows spread over equal bins: len(edges) == len(counts) + 1."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class Feature(_Part):
+    """One column of the input. `range` and `histogram` are of the training rows."""
+
+    name: str
+    kind: Literal["numeric"] = "numeric"
+    missing: bool = False
+    range: tuple[float, float]
+    histogram: Histogram
+
+
+class Parity(_Part):
+    """How far one runtime is from the reference, over `rows` rows.
+
+    max_absolute: max |out - ref|.
+    max_relative: max |out - ref| / |ref|, over the entries where the relative part of the tolerance is the larger.
+    worst: max |out - ref| / (absolute + relative * |ref|): the share of the tolerance used; above 1 it fails.
+    argmax_rows: the rows whose two largest reference outputs differ by more than the tolerance;
+    argmax_agreement: the share of those rows with the same argmax. Both None for regression.
+    """
+
+    rows: int
+    max_absolute: float
+    max_relative: float
+    worst: float
+    argmax_rows: int | None
+    argmax_agreement: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two are the same model as far as the tolerance tells."""
+        return self.worst <= 1 and self.argmax_agreement in (None, 1.0)
+
+
+class Tolerance(_Part):
+    """|out - ref| <= absolute + relative * |ref|, for every output of every row."""
+
+    absolute: float = Field(gt=0)
+    relative: float = Field(gt=0)
+
+    def measure(self, reference: Array, output: Array) -> Parity:
+        """Compare `output` with `reference`, both [rows, outputs].
+
+        Raises `BundleError` when the shapes differ or a value is not finite: no tolerance covers that.
+        """
+        if output.shape != reference.shape:
+            raise BundleError(f"the model gives outputs of shape {output.shape}, expected {reference.shape}")
+        size = abs(reference)
+        difference = abs(output - reference)
+        if not math.isfinite(difference.sum()):
+            raise BundleError("the model gives an output that is not finite")
+        allowed = self.absolute + self.relative * size
+        relative_rules = size * self.relative >= self.absolute
+        argmax_rows = agreement = None
+        if reference.shape[1] > 1:
+            best = reference.argmax(1)
+            ordered = reference.copy()
+            ordered.sort(1)
+            clear = ordered[:, -1] - ordered[:, -2] > self.absolute + self.relative * abs(ordered[:, -1])
+            argmax_rows = int(clear.sum())
+            agreement = float((output.argmax(1) == best)[clear].mean()) if argmax_rows else 1.0
+        return Parity(
+            rows=len(reference),
+            max_absolute=float(difference.max(initial=0.0)),
+            max_relative=float((difference[relative_rules] / size[relative_rules]).max(initial=0.0)),
+            worst=float((difference / allowed).max(initial=0.0)),
+            argmax_rows=argmax_rows,
+            argmax_agreement=agreement,
+        )
+
+
+FLOAT32_TOLERANCE = Tolerance(absolute=1e-5, relative=1e-4)
+
+
+class Measurement(_Part):
+    """One line of the certificate: this runtime, on these rows, in batches of this size."""
+
+    runtime: str
+    rows: Literal["held-out", "random"]
+    batch: int
+    parity: Parity
+
+
+class Certificate(_Part):
+    """The evidence that the exported model is the trained one."""
+
+    reference: str
+    tolerance: Tolerance
+    measurements: tuple[Measurement, ...]
+
+
+class Golden(_Part):
+    """Rows drawn from the training ranges, no person's data, and what the reference gives for them.
+
+    inputs: [rows, features], a missing value is null. outputs: [rows, outputs], of the float64 reference.
+    """
+
+    inputs: tuple[tuple[float | None, ...], ...]
+    outputs: tuple[tuple[float, ...], ...]
+
+
+class Folding(_Part):
+    """What became of one affine layer."""
+
+    layer: str
+    rule: str
+    into: str
+
+
+class Provenance(_Part):
+    """What it takes to make `model.onnx` again, byte for byte."""
+
+    source: str
+    data_sha256: Sha256
+    rows: dict[Literal["train", "validation", "test"], int]
+    seed: int
+    threads: int
+    cpu: str
+    hyperparameters: dict[str, Any]
+    versions: dict[str, str]
+
+
+class Manifest(_Part):
+    """`manifest.json`."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    version: Annotated[int, Field(ge=1)]
+    created: datetime
+    task: Task
+    model: ModelFile
+    input: Tensor
+    output: Tensor
+    features: tuple[Feature, ...]
+    labels: tuple[Label, ...]
+    certificate: Certificate
+    golden: Golden
+    folded: tuple[Folding, ...]
+    metrics: dict[Literal["validation", "test"], dict[str, float]]
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A manifest and the bytes that it certifies."""
+
+    path: Path
+    manifest: Manifest
+    model: bytes
+
+
+def read(path: Path) -> Bundle:
+    """Read the bundle in the folder `path`, checked against its manifest.
+
+    Raises `BundleError`, with the reason: a missing file, a manifest of another schema, a size or hash that is not
+    the manifest's.
+    """
+    if not path.is_dir():
+        raise BundleError("no such bundle", path)
+    manifest = _read_manifest(path)
+    model = _read_bytes(path / MODEL_FILE)
+    if len(model) != manifest.model.size:
+        raise BundleError(f"{MODEL_FILE} has {len(model)} bytes, the manifest says {manifest.model.size}", path)
+    if hashlib.sha256(model).hexdigest() != manifest.model.sha256:
+        raise BundleError(f"{MODEL_FILE} is not the certified one: its sha256 is not the manifest's", path)
+    return Bundle(path, manifest, model)
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"can't read {file.name}: {error.strerror}", file.parent) from error
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        content = json.loads(_read_bytes(path / MANIFEST_FILE))
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST_FILE} is not JSON", path) from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"made by a newer foldserve: manifest schema {version}, this one reads {SCHEMA_VERSION}", path
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise BundleError(f"{MANIFEST_FILE} is no manifest: {where}: {first['msg']}", path) from error
+
+
+def versions(model: Path) -> list[int]:
+    """List the versions in the folder of one model, ascending. Anything but a plain integer is no version."""
+    found = (entry.name for entry in model.iterdir() if entry.is_dir())
+    return sorted(int(name) for name in found if re.fullmatch("[1-9][0-9]{0,17}", name))
+
+
+def write(models: Path, name: str, model: bytes, manifest_for: Callable[[int], Manifest]) -> Bundle:
+    """Write the next version of `name` under `models`, and read it back.
+
+    manifest_for: called with the version, which is settled last, since two trainers may write at once.
+    Raises `BundleError` when `models` is not a folder or can't be written to; nothing is left behind then.
+    """
+    if not models.is_dir():
+        raise BundleError("no such folder", models)
+    folder = models / name
+    try:
+        folder.mkdir(exist_ok=True)
+        # Beside its place, so that the rename stays inside one file system. The dot hides it from every reader.
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    except OSError as error:
+        raise BundleError(f"can't write there: {error.strerror}", folder) from error
+    try:
+        partial.chmod(0o755)
+        _write_synced(partial / MODEL_FILE, model)
+        while True:
+            version = max(versions(folder), default=0) + 1
+            manifest = manifest_for(version)
+            _write_synced(partial / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
+            read(partial)
+            _sync_folder(partial)
+            try:
+                partial.rename(folder / str(version))
+            except OSError:
+                if not (folder / str(version)).exists():
+                    raise
+                continue  # another trainer took this version
+            _sync_folder(folder)
+            return read(folder / str(version))
+    except OSError as error:
+        raise BundleError(f"can't write there: {error.strerror}", folder) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _write_synced(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

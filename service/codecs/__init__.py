@@ -1,0 +1,1 @@
+"""Request bytes -> rows, outputs -> bytes; one file a protocol, and no HTTP in any."""

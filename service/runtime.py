@@ -1,0 +1,200 @@
+"""One ONNX Runtime session: open it on the device asked for, prove it against its bundle, run it.
+
+It knows a bundle and arrays, no HTTP and no queue. A session that `load` returns has given the golden outputs on
+the device that will serve; that is what "ready" means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import uses_external_data
+
+from service.bundle import MODEL_FILE, Bundle, Manifest, Parity
+from service.errors import BundleError, DeviceError, RuntimeFailure
+
+try:
+    import onnxruntime as ort
+except ModuleNotFoundError:
+    ort = None
+
+Device = Literal["auto", "cpu", "cuda"]
+Rows = npt.NDArray[np.float32]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_SILENT = 4  # ONNX Runtime's log severity "fatal": what it has to say comes back as an exception, once
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A session that runs on `provider`, because `why`."""
+
+    session: ort.InferenceSession
+    provider: str
+    why: str
+    input: str
+    output: str
+
+    def run(self, rows: Rows) -> Rows:
+        """Map float32 [batch, features] to float32 [batch, outputs].
+
+        Raises `RuntimeFailure` when the session fails, or gives a value that is not finite.
+        """
+        try:
+            (outputs,) = self.session.run([self.output], {self.input: rows})
+        except Exception as error:
+            raise RuntimeFailure("the model failed to run") from error
+        if not np.isfinite(outputs).all():
+            raise RuntimeFailure("the model gave an output that is not finite")
+        result: Rows = outputs
+        return result
+
+
+def load(bundle: Bundle, device: Device, threads: int) -> tuple[Runtime, Parity]:
+    """Open a session for `bundle` and prove it; the parity is that of the golden rows.
+
+    threads: of one `run`, on the CPU. Raises `DeviceError` when the device does not answer, `BundleError` when the
+    graph has external data, is not what ONNX Runtime runs, has another interface than the manifest's, or misses
+    the golden outputs.
+    """
+    try:
+        check_graph(bundle.model)
+        runtime = open_session(bundle, device, threads)
+        check_interface(runtime, bundle.manifest)
+        return runtime, check_golden(runtime, bundle.manifest)
+    except BundleError as error:
+        raise BundleError(error.reason, bundle.path) from error
+
+
+def check_graph(model: bytes) -> onnx.ModelProto:
+    """Parse `model`. Raises `BundleError` when it is no ONNX, or has a tensor in a file of its own.
+
+    External data would be read by ONNX Runtime from wherever the path points, past the hash.
+    """
+    try:
+        proto = onnx.load_model_from_string(model)
+    except DecodeError as error:
+        raise BundleError("model.onnx is no ONNX model") from error
+    graphs = [proto.graph, *proto.functions]
+    while graphs:
+        graph = graphs.pop()
+        for tensor in _tensors(graph):
+            if uses_external_data(tensor):
+                raise BundleError("model.onnx keeps a tensor in another file (external data)")
+        graphs.extend(
+            subgraph for node in graph.node for a in node.attribute for subgraph in (a.g, *a.graphs) if subgraph.node
+        )
+    return proto
+
+
+def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    if isinstance(graph, onnx.GraphProto):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+
+
+def open_session(bundle: Bundle, device: Device, threads: int) -> Runtime:
+    """Open a session on the device that was asked for; `auto` is CUDA where it answers, and else the CPU."""
+    why = "asked for"
+    chosen: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
+    try:
+        session = _session(bundle.model, chosen, threads)
+        if device == "auto":
+            why = "CUDA answers"
+    except DeviceError as error:
+        if device == "cuda":
+            raise
+        chosen, why = "cpu", str(error)
+        session = _session(bundle.model, chosen, threads)
+    manifest = bundle.manifest
+    return Runtime(session, _PROVIDERS[chosen], why, manifest.input.name, manifest.output.name)
+
+
+def _session(model: bytes, device: Literal["cpu", "cuda"], threads: int) -> ort.InferenceSession:
+    """Open a session on exactly `device`. ONNX Runtime would turn to the CPU in silence; three things forbid it."""
+    if ort is None:
+        raise DeviceError("no ONNX Runtime is installed: pip install 'foldserve[cpu]' or 'foldserve[gpu]'")
+    provider = _PROVIDERS[device]
+    if provider not in ort.get_available_providers():
+        raise DeviceError("this ONNX Runtime is built without CUDA: install foldserve[gpu] in place of foldserve[cpu]")
+    ort.set_default_logger_severity(_SILENT)
+    options = ort.SessionOptions()
+    options.log_severity_level = _SILENT
+    options.intra_op_num_threads = threads
+    # A spinning thread burns the core that the event loop needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if device == "cuda":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(model, options, providers=[provider])
+    except Exception as error:
+        # A listed provider need not load: onnxruntime-gpu lists CUDA on a machine without a GPU.
+        if device == "cuda":
+            raise DeviceError(
+                f"CUDA does not answer; is there a GPU, its driver, CUDA's libraries? ({_one_line(error)})"
+            ) from error
+        raise BundleError(f"ONNX Runtime refuses {MODEL_FILE}: {_one_line(error)}") from error
+    session.disable_fallback()
+    if session.get_providers()[0] != provider:
+        raise DeviceError(f"{device} was asked for, the session came back on {session.get_providers()[0]}")
+    return session
+
+
+def check_interface(runtime: Runtime, manifest: Manifest) -> None:
+    """Raise `BundleError` unless the graph's inputs and outputs are the manifest's, and fit its features."""
+    session = runtime.session
+    for kind, promised, found in (
+        ("input", manifest.input, session.get_inputs()),
+        ("output", manifest.output, session.get_outputs()),
+    ):
+        # ONNX Runtime gives a dynamic dimension as its name.
+        interface = [(t.name, t.type, tuple(d if isinstance(d, int) else -1 for d in t.shape)) for t in found]
+        if interface != [(promised.name, "tensor(float)", promised.shape)]:
+            raise BundleError(f"the {kind} of {MODEL_FILE} is not the manifest's {promised.name!r} {promised.shape}")
+    if len(manifest.features) != manifest.input.shape[1]:
+        raise BundleError(f"{len(manifest.features)} features for an input of {manifest.input.shape[1]} columns")
+    if manifest.task == "classification" and len(manifest.labels) != manifest.output.shape[1]:
+        raise BundleError(f"{len(manifest.labels)} labels for an output of {manifest.output.shape[1]} columns")
+
+
+def check_golden(runtime: Runtime, manifest: Manifest) -> Parity:
+    """Run the golden rows alone, in pairs and together; the parity is the worst of the three.
+
+    Raises `BundleError` when one is outside the certificate's tolerance.
+    """
+    rows = np.array(manifest.golden.inputs, dtype=np.float32)  # null becomes NaN
+    reference = np.array(manifest.golden.outputs, dtype=np.float64)
+    if not len(rows):
+        raise BundleError("the manifest has no golden rows")
+    found = []
+    for size in (1, 2, len(rows)):
+        batches = (rows[i : i + size] for i in range(0, len(rows), size))
+        try:
+            outputs = np.concatenate([runtime.run(batch) for batch in batches])
+        except RuntimeFailure as error:
+            raise BundleError(f"on the golden rows, {error}") from error
+        found.append(manifest.certificate.tolerance.measure(reference, outputs))
+    worst = max(found, key=lambda parity: (not parity.holds, parity.worst))
+    if not worst.holds:
+        raise BundleError(
+            f"on {runtime.provider} the golden rows are off by {worst.max_absolute:.3g}, "
+            f"{worst.worst:.3g} times what the certificate allows"
+        )
+    return worst
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,77 @@
+"""Every setting, once: its default, its bounds, and where it comes from.
+
+Flags, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. Nothing else in the
+service reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import SettingsError
+
+PREFIX = "FOLDSERVE_"
+
+
+class Settings(BaseModel):
+    """What `foldserve serve` runs with. Each field's description is its line of `--help` and of the documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: Annotated[Path, Field(description="folder of the models: <name>/<version>/")] = Path("models")
+    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="where models run; cuda means CUDA or a refusal to start, never the CPU in silence"),
+    ] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024, description="threads of one model run on the CPU")] = 1
+    default_model: Annotated[
+        str | None, Field(description="the model that /predict answers for; by default the only one")
+    ] = None
+    max_body: Annotated[int, Field(ge=1, description="largest request body, in bytes")] = 64 * 2**20
+    max_rows: Annotated[int, Field(ge=1, description="most rows in one request")] = 100_000
+    drain_timeout: Annotated[
+        int, Field(ge=0, description="seconds that accepted requests have to finish after SIGTERM")
+    ] = 20
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="least severe line to log")
+    ] = "info"
+    access_log: Annotated[bool, Field(description="log a line for each request")] = False
+
+
+def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, config: Path | None = None) -> Settings:
+    """Merge the sources, the first named winning; `flags` holds only those that were given.
+
+    Raises `SettingsError`, naming the setting and where its value came from.
+    """
+    variables = {name.lower(): environment[PREFIX + name.upper()] for name in Settings.model_fields if PREFIX + name.upper() in environment}
+    sources = {"--config": _read(config), "environment": variables, "flag": dict(flags)}
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for source, values in sources.items():
+        merged |= values
+        origin |= dict.fromkeys(values, source)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        raise SettingsError(f"setting {name!r} ({origin.get(name, 'default')}): {first['msg']}") from error
+
+
+def _read(config: Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    try:
+        return tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"can't read {config}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{config} is not TOML: {error}") from error

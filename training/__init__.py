@@ -1,0 +1,1 @@
+"""Offline: data -> network -> fit -> fold -> export -> bundle. Needs the extra `train`."""

@@ -1,0 +1,141 @@
+"""The certificate: evidence, measured before anything is written, that the exported model is the trained network.
+
+The reference is the *unfolded* network evaluated by PyTorch in float64; what is held against it shares no code with
+that: the folded network in float32, and ONNX Runtime on every provider there is, running the very bytes that go
+into the bundle.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from service.bundle import FLOAT32_TOLERANCE, Certificate, Golden, Measurement, Task
+from service.errors import BundleError
+from training.errors import ParityError
+from training.export import INPUT
+
+Rows = npt.NDArray[np.float32]
+Outputs = npt.NDArray[np.float64]
+Predict = Callable[[Rows], npt.NDArray[np.floating]]
+
+RANDOM_ROWS = 4096
+SMALL_BATCH_ROWS = 256
+GOLDEN_ROWS = 16
+
+
+def reference(network: nn.Sequential, task: Task) -> Callable[[Rows], Outputs]:
+    """Give the unfolded network as a function: float32 [rows, features] -> float64 [rows, outputs]."""
+    exact = copy.deepcopy(network).double().eval()
+
+    @torch.no_grad()
+    def predict(rows: Rows) -> Outputs:
+        outputs = exact(torch.from_numpy(rows).double())
+        result: Outputs = (outputs.softmax(1) if task == "classification" else outputs).numpy()
+        return result
+
+    return predict
+
+
+def certify(
+    network: nn.Sequential, folded: nn.Sequential, model: bytes, task: Task, held_out: Rows, drawn: Rows
+) -> Certificate:
+    """Measure the folded network and its ONNX export against `network`, the unfolded one in eval mode.
+
+    held_out: rows that were not trained on; drawn: random ones; both float32 [rows, features].
+    Each runtime sees each set in batches of 1, of 2 and of the whole set.
+    Raises `ParityError` at the first output outside the tolerance, and at the first row whose clear argmax differs.
+    """
+    exact = reference(network, task)
+    measurements = []
+    for name, predict in {"torch float32, folded": _torch(folded, task), **_onnx_runtimes(model)}.items():
+        for kind, rows in (("held-out", held_out), ("random", drawn)):
+            measurements.extend(_measure(name, predict, kind, rows, exact(rows)))
+    return Certificate(
+        reference="torch float64, unfolded", tolerance=FLOAT32_TOLERANCE, measurements=tuple(measurements)
+    )
+
+
+def draw(ranges: npt.NDArray[np.float32], whole: npt.NDArray[np.bool_], rows: int, seed: int) -> Rows:
+    """Draw float32 [rows, features] uniformly from `ranges` [features, 2]; whole numbers where `whole` [features]."""
+    generator = np.random.default_rng(seed)
+    low, high = ranges.astype(np.float64).T
+    drawn = generator.uniform(low, high, (rows, len(ranges)))
+    drawn[:, whole] = np.rint(drawn[:, whole])
+    return drawn.astype(np.float32).clip(ranges[:, 0], ranges[:, 1])
+
+
+def golden(network: nn.Sequential, task: Task, drawn: Rows) -> Golden:
+    """Pair the first drawn rows with what the reference gives for them."""
+    rows = drawn[:GOLDEN_ROWS]
+    return Golden(inputs=rows.astype(np.float64).tolist(), outputs=reference(network, task)(rows).tolist())
+
+
+def _measure(
+    runtime: str, predict: Predict, kind: Literal["held-out", "random"], rows: Rows, expected: Outputs
+) -> Iterator[Measurement]:
+    for batch in (1, 2, len(rows)):
+        # A batch of 1 or 2 takes another path through a matrix library than a large one; a few hundred rows show it.
+        few = rows if batch == len(rows) else rows[:SMALL_BATCH_ROWS]
+        try:
+            outputs = np.concatenate([predict(few[i : i + batch]) for i in range(0, len(few), batch)])
+            parity = FLOAT32_TOLERANCE.measure(expected[: len(few)], outputs)
+        except BundleError as error:
+            raise ParityError(f"{runtime}, {kind} rows: {error}") from error
+        if not parity.holds:
+            raise ParityError(
+                f"{runtime} differs from the unfolded network on {kind} rows in batches of {batch}: by "
+                f"{parity.max_absolute:.3g} at most, {parity.worst:.3g} times the tolerance, with the same clear "
+                f"argmax on a share of {parity.argmax_agreement}"
+            )
+        yield Measurement(runtime=runtime, rows=kind, batch=batch, parity=parity)
+
+
+def _torch(folded: nn.Sequential, task: Task) -> Predict:
+    @torch.no_grad()
+    def predict(rows: Rows) -> npt.NDArray[np.floating]:
+        outputs = folded(torch.from_numpy(rows))
+        result: npt.NDArray[np.floating] = (outputs.softmax(1) if task == "classification" else outputs).numpy()
+        return result
+
+    return predict
+
+
+def onnx_runtime_cpu(model: bytes) -> Predict:
+    """Open `model` in ONNX Runtime on the CPU."""
+    return partial(_run, _session(model, "CPUExecutionProvider"))
+
+
+def runtime_version() -> dict[str, str]:
+    """Name the ONNX Runtime that measured."""
+    return {"onnxruntime": ort.__version__}
+
+
+def _onnx_runtimes(model: bytes) -> dict[str, Predict]:
+    """Open a session on the CPU, and one on CUDA where it answers."""
+    found = {f"ONNX Runtime {ort.__version__} CPU": onnx_runtime_cpu(model)}
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        session = _session(model, ("CUDAExecutionProvider", {"use_tf32": "0"}))
+        if session.get_providers()[0] == "CUDAExecutionProvider":  # a listed provider need not load
+            found[f"ONNX Runtime {ort.__version__} CUDA"] = partial(_run, session)
+    return found
+
+
+def _session(model: bytes, provider: str | tuple[str, dict[str, str]]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(model, options, providers=[provider])
+
+
+def _run(session: ort.InferenceSession, rows: Rows) -> npt.NDArray[np.floating]:
+    outputs: npt.NDArray[np.floating] = session.run(None, {INPUT: rows})[0]
+    return outputs

@@ -1,0 +1,197 @@
+"""The whole way in one place: table -> split -> network -> fit -> fold -> ONNX -> certificate -> bundle.
+
+Every stage is a function of the one before; nothing is written until the certificate holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from platform import processor, python_version
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from service import bundle
+from training import certificate, data
+from training.errors import ExportError
+from training.evaluate import metrics
+from training.export import INPUT, OPSET, OUTPUT, to_onnx
+from training.fit import Epoch, Fitted, Recipe, Rows, fit
+from training.fold import Folded, fold
+from training.network import Affine, Architecture, mlp
+
+_RECORDED = ("foldserve", "numpy", "onnx", "scikit-learn", "torch")
+_HISTOGRAM_BINS = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what comes out. test, validation: shares of the table's rows."""
+
+    source: str
+    name: str
+    models: Path
+    architecture: Architecture = Architecture()
+    recipe: Recipe = Recipe()
+    seed: int = 0
+    threads: int = 1
+    test: float = 0.2
+    validation: float = 0.1
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The stages' results. `network` is unfolded and takes raw rows, `folded` is the same function."""
+
+    table: data.Table
+    split: data.Split
+    fitted: Fitted
+    network: nn.Sequential
+    folded: Folded
+
+
+def run(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> bundle.Bundle:
+    """Train, fold, certify and write the next version of `plan.name`.
+
+    Raises `TrainingError` or `BundleError`; no bundle is written then.
+    """
+    if not plan.models.is_dir():  # before the work, not after it
+        raise bundle.BundleError(f"{plan.models}: no such folder")
+    with _fixed_arithmetic(plan.threads):
+        return export(plan, train(plan, on_epoch))
+
+
+def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Trained:
+    """Load, split, standardise, fit and fold."""
+    table = data.load(plan.source)
+    split = data.split(table, test=plan.test, validation=plan.validation, seed=plan.seed)
+    before = _standardisation(table.x[split.train])
+    y, after = _target(table, split)
+    torch.manual_seed(plan.seed)  # the initial weights
+    core = mlp(table.x.shape[1], len(table.labels) or 1, plan.architecture)
+    x = before(torch.from_numpy(table.x))
+    fitted = fit(
+        core,
+        Rows(x[split.train], y[split.train]),
+        Rows(x[split.validation], y[split.validation]),
+        plan.recipe,
+        seed=plan.seed,
+        on_epoch=on_epoch,
+    )
+    layers = OrderedDict[str, nn.Module]([("standardise", before), *fitted.network.named_children()])
+    if after is not None:
+        layers["unstandardise"] = after
+    network = nn.Sequential(layers).eval()
+    return Trained(table, split, fitted, network, fold(network))
+
+
+def export(plan: Plan, trained: Trained) -> bundle.Bundle:
+    """Turn what was trained into ONNX, certify it and write it."""
+    table, split = trained.table, trained.split
+    task, held_out = table.task, table.x[split.test]
+    model = to_onnx(trained.folded.network, table.x.shape[1], len(table.labels) or 1, task)
+    seen = table.x[split.train]
+    ranges = np.stack([seen.min(0), seen.max(0)], axis=1)
+    drawn = certificate.draw(ranges, (seen == np.rint(seen)).all(0), certificate.RANDOM_ROWS, plan.seed)
+    evidence = certificate.certify(trained.network, trained.folded.network, model, task, held_out, drawn)
+    # The figures are the exported model's own, not those of the network that it came from.
+    predict = certificate.onnx_runtime_cpu(model)
+    scores = {
+        name: metrics(task, table.y[rows], predict(table.x[rows]))
+        for name, rows in (("validation", split.validation), ("test", split.test))
+    }
+
+    def manifest(number: int) -> bundle.Manifest:
+        return bundle.Manifest(
+            name=plan.name,
+            version=number,
+            created=datetime.now(UTC).replace(microsecond=0),
+            task=task,
+            model=bundle.ModelFile(size=len(model), sha256=sha256(model).hexdigest(), opset=OPSET),
+            input=bundle.Tensor(name=INPUT, shape=(-1, table.x.shape[1])),
+            output=bundle.Tensor(name=OUTPUT[task], shape=(-1, len(table.labels) or 1)),
+            features=tuple(_feature(name, column) for name, column in zip(table.features, seen.T, strict=True)),
+            labels=table.labels,
+            certificate=evidence,
+            golden=certificate.golden(trained.network, task, drawn),
+            folded=tuple(bundle.Folding(**asdict(line)) for line in trained.folded.report),
+            metrics=scores,
+            provenance=_provenance(plan, trained),
+        )
+
+    return bundle.write(plan.models, plan.name, model, manifest)
+
+
+def _standardisation(x: npt.NDArray[np.float32]) -> Affine:
+    """(x - mean) / std over the training rows, float64; a constant column is only centred."""
+    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    scale = 1 / np.where(std > 0, std, 1.0)
+    return Affine(torch.from_numpy(scale), torch.from_numpy(-mean * scale))
+
+
+def _target(table: data.Table, split: data.Split) -> tuple[torch.Tensor, Affine | None]:
+    """Give what is fitted, for all rows; and for regression the map from it back to the target's own units."""
+    if table.task == "classification":
+        return torch.from_numpy(table.y), None
+    mean, std = table.y[split.train].mean(), table.y[split.train].std() or 1.0
+    y = torch.from_numpy(((table.y - mean) / std).astype(np.float32))
+    return y, Affine(torch.tensor([std]), torch.tensor([mean]))
+
+
+def _feature(name: str, column: npt.NDArray[np.float32]) -> bundle.Feature:
+    counts, edges = np.histogram(column, _HISTOGRAM_BINS)
+    return bundle.Feature(
+        name=name,
+        range=(float(column.min()), float(column.max())),
+        histogram=bundle.Histogram(edges=edges.tolist(), counts=counts.tolist()),
+    )
+
+
+def _provenance(plan: Plan, trained: Trained) -> bundle.Provenance:
+    split = trained.split
+    return bundle.Provenance(
+        source=plan.source,
+        data_sha256=trained.table.sha256(),
+        rows={"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+        seed=plan.seed,
+        threads=plan.threads,
+        cpu=_cpu(),
+        hyperparameters={
+            **asdict(plan.architecture),
+            **asdict(plan.recipe),
+            "test": plan.test,
+            "validation": plan.validation,
+            "best_epoch": trained.fitted.best_epoch,
+        },
+        versions={"python": python_version()} | {name: version(name) for name in _RECORDED} | certificate.runtime_version(),
+    )
+
+
+def _cpu() -> str:
+    """Name the kind of CPU: matrix libraries choose their kernels, and so the last bits, by it."""
+    model = processor()
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+@contextlib.contextmanager
+def _fixed_arithmetic(threads: int) -> Iterator[None]:
+    """Sums split over two threads round differently from one: a fixed, recorded number, and only stable kernels."""
+    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(mode=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(deterministic)
