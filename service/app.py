@@ -79,9 +79,7 @@ class ModelStatus(BaseModel):
 
 def create_app(settings: Settings) -> FastAPI:
     """Load every model, then build the app. Raises `FoldserveError` when there is nothing to serve."""
-    repository = open_repository(
-        settings.models, settings.device, settings.threads, settings.max_rows, settings.default_model
-    )
+    repository = open_repository(settings)
     app = FastAPI(
         title="foldserve",
         version=installed_version("foldserve"),
@@ -113,7 +111,10 @@ def _add_predict(app: FastAPI, repository: Repository, settings: Settings) -> No
             **{status: {"model": ErrorBody, "description": text} for status, text in STATUS.values()},
         },
         "openapi_extra": {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": Instances.model_json_schema()}}}
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": Instances.model_json_schema()}},
+            }
         },
     }
 
@@ -166,13 +167,18 @@ async def _read_body(request: Request, cap: int) -> bytes:
 def _add_models(app: FastAPI, repository: Repository) -> None:
     not_found: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody}}
 
-    @app.get("/v1/models/{model}", tags=["models"], summary="A model's versions and their states", responses=not_found)
+    @app.get(
+        "/v1/models/{model}",
+        tags=["models"],
+        summary="A model's versions and their states",
+        responses=not_found,
+    )
     async def status(model: str) -> ModelStatus:
         versions = [
             VersionStatus(version=number, state="ready", provider=found.runtime.provider, why=found.runtime.why)
             if isinstance(found, Model)
             else VersionStatus(version=number, state="refused", why=found.reason)
-            for number, found in repository.versions(model).items()
+            for number, found in sorted(repository.versions(model).items())
         ]
         return ModelStatus(name=model, ready=any(v.state == "ready" for v in versions), versions=versions)
 
@@ -180,7 +186,12 @@ def _add_models(app: FastAPI, repository: Repository) -> None:
     async def metadata(model: str) -> Manifest:
         return repository.find(model).manifest
 
-    @app.get("/v1/models/{model}/versions/{version}/metadata", tags=["models"], summary="One version's manifest", responses=not_found)
+    @app.get(
+        "/v1/models/{model}/versions/{version}/metadata",
+        tags=["models"],
+        summary="One version's manifest",
+        responses=not_found,
+    )
     async def version_metadata(model: str, version: str) -> Manifest:
         return repository.find(model, _version(version)).manifest
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from service import bundle, settings
 from service.bundle import Bundle
@@ -69,7 +69,9 @@ def _serve(parsed: argparse.Namespace) -> None:
     flags = {name: value for name, value in vars(parsed).items() if name in Settings.model_fields}
     chosen = settings.load(flags, config=parsed.config)
     logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=chosen.log_level.upper(), stream=sys.stderr
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=chosen.log_level.upper(),
+        stream=sys.stderr,
     )
     with _bind(chosen.host, chosen.port) as listener:
         # Imported late: the other commands need neither FastAPI nor its start-up time.
@@ -130,7 +132,10 @@ def _announce(host: str, port: int, names: Sequence[str], golden: bundle.Golden)
     row = ", ".join("null" if value is None else f"{value:.6g}" for value in golden.inputs[0])
     path = "/predict" if len(names) == 1 else f"/v1/models/{names[0]}:predict"
     print("try:")
-    print(f"""  curl {url}{path} -H 'Content-Type: application/json' -d '{{"instances": [[{row}]]}}'""", flush=True)
+    print(
+        f"""  curl -s {url}{path} -H 'Content-Type: application/json' -d '{{"instances": [[{row}]]}}'""",
+        flush=True,
+    )
 
 
 def _verify(parsed: argparse.Namespace) -> None:

@@ -1,17 +1,17 @@
 """Everything the service refuses. Knows no HTTP: `app.py` maps each error to a status.
 
-    FoldserveError
-    ├── SettingsError        settings.py: a flag, variable or file with a value that can't be used
-    ├── BundleError          bundle.py, runtime.py: not whole, or not the model that its manifest certifies
-    ├── DeviceError          runtime.py: the device asked for does not answer
-    ├── StartError           cli.py, repository.py: nothing to serve, no port to serve it on
-    └── RequestError         one request, refused or failed; the text is fixed and never echoes the input
-        ├── InvalidInput     codecs/: the body is not rows of this model
-        ├── TooLarge         app.py: the body passes its cap
-        ├── UnsupportedMedia app.py: the body is of another media type
-        ├── UnknownModel     repository.py: no such name or version
-        ├── ModelNotReady    repository.py: known, and not to be served
-        └── RuntimeFailure   runtime.py: the model did not run, or gave a value that is not finite
+FoldserveError
+├── SettingsError        settings.py: a flag, variable or file with a value that can't be used
+├── BundleError          bundle.py, runtime.py: not whole, or not the model that its manifest certifies
+├── DeviceError          runtime.py: the device asked for does not answer
+├── StartError           cli.py, repository.py: nothing to serve, no port to serve it on
+└── RequestError         one request, refused or failed; the text is fixed and never echoes the input
+    ├── InvalidInput     codecs/: the body is not rows of this model
+    ├── TooLarge         app.py: the body passes its cap
+    ├── UnsupportedMedia app.py: the body is of another media type
+    ├── UnknownModel     repository.py: no such name or version
+    ├── ModelNotReady    repository.py: known, and not to be served
+    └── RuntimeFailure   runtime.py: the model did not run, or gave a value that is not finite
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from service.bundle import Bundle, Manifest, Parity
 from service.runtime import check_graph
@@ -20,7 +21,11 @@ def show(bundle: Bundle, console: Console | None = None) -> None:
     for table in (
         _table(f"{manifest.name}/{manifest.version}", ("", ""), _model(bundle)),
         _table("metrics", ("rows of", *_metric_names(manifest)), _metrics(manifest)),
-        _table("what was folded where", ("layer", "rule", "into"), ((f.layer, f.rule, f.into) for f in manifest.folded)),
+        _table(
+            "what was folded where",
+            ("layer", "rule", "into"),
+            ((f.layer, f.rule, f.into) for f in manifest.folded),
+        ),
         _table(
             f"certificate, against {manifest.certificate.reference}",
             ("runtime", "rows", "batch", "max abs", "max rel", "of tolerance", "same argmax"),
@@ -42,7 +47,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # a name in the bundle is no markup
     return table
 
 
@@ -78,7 +83,7 @@ def _metrics(manifest: Manifest) -> Iterable[tuple[str, ...]]:
 
 
 def _parity(parity: Parity) -> tuple[str, str, str, str]:
-    agreement = "" if parity.argmax_agreement is None else f"{parity.argmax_agreement:.2%} of {parity.argmax_rows:,}"
+    agreement = "" if parity.argmax_agreement is None else f"{parity.argmax_agreement:.0%} of {parity.argmax_rows:,}"
     return f"{parity.max_absolute:.2g}", f"{parity.max_relative:.2g}", f"{parity.worst:.2%}", agreement
 
 
@@ -98,5 +103,5 @@ def _provenance(manifest: Manifest) -> Iterable[tuple[str, str]]:
     yield "rows", ", ".join(f"{count:,} {name}" for name, count in provenance.rows.items())
     yield "seed", str(provenance.seed)
     yield "threads", f"{provenance.threads} on {provenance.cpu}"
-    yield "hyperparameters", ", ".join(f"{k}={v}" for k, v in provenance.hyperparameters.items())
+    yield "training", ", ".join(f"{k}={v}" for k, v in provenance.hyperparameters.items())
     yield "versions", ", ".join(f"{k} {v}" for k, v in provenance.versions.items())

@@ -14,7 +14,8 @@ from service import bundle
 from service.bundle import Manifest, Parity
 from service.codecs.friendly import FriendlyCodec
 from service.errors import BundleError, ModelNotReady, StartError, UnknownModel
-from service.runtime import Device, Runtime, load
+from service.runtime import Runtime, load
+from service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
@@ -37,7 +38,7 @@ class Refused:
 
 
 class Repository:
-    """The models by name, their versions by number."""
+    """The models by name, their versions by number, newest first."""
 
     def __init__(self, models: Mapping[str, Mapping[int, Model | Refused]], default: str | None) -> None:
         self._models = models
@@ -48,7 +49,7 @@ class Repository:
         return tuple(self._models)
 
     def versions(self, name: str) -> Mapping[int, Model | Refused]:
-        """Give every version of `name`, ascending. Raises `UnknownModel`."""
+        """Give every version of `name`, newest first. Raises `UnknownModel`."""
         try:
             return self._models[name]
         except KeyError:
@@ -61,57 +62,57 @@ class Repository:
         """
         if name is None:
             name = self._default
-            if name is None:
-                raise UnknownModel("there are several models: name one in the path, /v1/models/{name}:predict")
+        if name is None:
+            raise UnknownModel("there are several models: name one in the path, /v1/models/{model}:predict")
         versions = self.versions(name)
         if version is not None and version not in versions:
             raise UnknownModel("unknown version of this model")
-        wanted = [versions[version]] if version is not None else list(reversed(versions.values()))
-        for candidate in wanted:
+        candidates = versions.values() if version is None else [versions[version]]
+        for candidate in candidates:
             if isinstance(candidate, Model):
                 return candidate
         raise ModelNotReady("the model is not ready")
 
 
-def open_repository(models: Path, device: Device, threads: int, max_rows: int, default: str | None) -> Repository:
-    """Load every version of every model under `models`.
+def open_repository(settings: Settings) -> Repository:
+    """Load every version of every model in the settings' folder.
 
     A refused version is logged and the others serve. Raises `StartError` when the folder is missing or holds no
-    model, when a model has no version that may be served, and when `default` is not one of the models.
+    model, when a model has no version that may be served, and when the default model is not one of the models;
+    `DeviceError` when the device that was asked for does not answer.
     """
-    if not models.is_dir():
-        raise StartError(f"no models to serve: {models} is no folder")
+    folder, default = settings.models, settings.default_model
+    if not folder.is_dir():
+        raise StartError(f"no models to serve: {folder} is no folder")
     found = {
-        folder.name: {number: _open(folder / str(number), device, threads, max_rows) for number in numbers}
-        for folder in sorted(models.iterdir())
-        if bundle.NAME.fullmatch(folder.name) and folder.is_dir() and (numbers := bundle.versions(folder))
+        entry.name: {version: _open(entry / str(version), settings) for version in reversed(versions)}
+        for entry in sorted(folder.iterdir())
+        if bundle.NAME.fullmatch(entry.name) and entry.is_dir() and (versions := bundle.versions(entry))
     }
     if not found:
-        raise StartError(f"no models to serve: {models} holds no <name>/<version>/")
-    for name, versions in found.items():
-        if all(isinstance(version, Refused) for version in versions.values()):
-            reason = next(version.reason for version in reversed(versions.values()) if isinstance(version, Refused))
-            raise StartError(f"no version of {name} may be served: {reason}")
+        raise StartError(f"no models to serve: {folder} holds no <name>/<version>/")
+    for name, opened in found.items():
+        refused = [version for version in opened.values() if isinstance(version, Refused)]
+        if len(refused) == len(opened):
+            raise StartError(f"no version of {name} may be served: {refused[0].reason}")
+    if default is None and len(found) == 1:
+        (default,) = found
     if default is not None and default not in found:
         raise StartError(f"the default model {default!r} is not among {', '.join(found)}")
-    return Repository(found, default or (next(iter(found)) if len(found) == 1 else None))
+    return Repository(found, default)
 
 
-def _open(path: Path, device: Device, threads: int, max_rows: int) -> Model | Refused:
+def _open(path: Path, settings: Settings) -> Model | Refused:
     try:
         whole = bundle.read(path)
         if (whole.manifest.name, str(whole.manifest.version)) != (path.parent.name, path.name):
             raise BundleError(f"the manifest is of {whole.manifest.name}/{whole.manifest.version}", path)
-        runtime, parity = load(whole, device, threads)
+        runtime, parity = load(whole, settings.device, settings.threads)
     except BundleError as error:
         log.error("refused %s", error)
         return Refused(error.reason)
     log.info(
         "%s/%s ready on %s (%s), golden rows within %.2g of the tolerance",
-        path.parent.name,
-        path.name,
-        runtime.provider,
-        runtime.why,
-        parity.worst,
+        *(path.parent.name, path.name, runtime.provider, runtime.why, parity.worst),
     )
-    return Model(whole.manifest, runtime, parity, FriendlyCodec(whole.manifest, max_rows))
+    return Model(whole.manifest, runtime, parity, FriendlyCodec(whole.manifest, settings.max_rows))

@@ -107,17 +107,13 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tenso
 
 def open_session(bundle: Bundle, device: Device, threads: int) -> Runtime:
     """Open a session on the device that was asked for; `auto` is CUDA where it answers, and else the CPU."""
-    why = "asked for"
-    chosen: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
-    try:
-        session = _session(bundle.model, chosen, threads)
-        if device == "auto":
-            why = "CUDA answers"
-    except DeviceError as error:
-        if device == "cuda":
-            raise
-        chosen, why = "cpu", str(error)
-        session = _session(bundle.model, chosen, threads)
+    if device != "auto":
+        session, chosen, why = _session(bundle.model, device, threads), device, "asked for"
+    else:
+        try:
+            session, chosen, why = _session(bundle.model, "cuda", threads), "cuda", "CUDA answers"
+        except DeviceError as refusal:
+            session, chosen, why = _session(bundle.model, "cpu", threads), "cpu", str(refusal)
     manifest = bundle.manifest
     return Runtime(session, _PROVIDERS[chosen], why, manifest.input.name, manifest.output.name)
 
@@ -128,7 +124,7 @@ def _session(model: bytes, device: Literal["cpu", "cuda"], threads: int) -> ort.
         raise DeviceError("no ONNX Runtime is installed: pip install 'foldserve[cpu]' or 'foldserve[gpu]'")
     provider = _PROVIDERS[device]
     if provider not in ort.get_available_providers():
-        raise DeviceError("this ONNX Runtime is built without CUDA: install foldserve[gpu] in place of foldserve[cpu]")
+        raise DeviceError("this ONNX Runtime is built without CUDA (foldserve[gpu] brings one that has it)")
     ort.set_default_logger_severity(_SILENT)
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT
@@ -143,7 +139,7 @@ def _session(model: bytes, device: Literal["cpu", "cuda"], threads: int) -> ort.
         # A listed provider need not load: onnxruntime-gpu lists CUDA on a machine without a GPU.
         if device == "cuda":
             raise DeviceError(
-                f"CUDA does not answer; is there a GPU, its driver, CUDA's libraries? ({_one_line(error)})"
+                f"CUDA does not answer; are there a GPU, a driver, CUDA's libraries? ({_one_line(error)})"
             ) from error
         raise BundleError(f"ONNX Runtime refuses {MODEL_FILE}: {_one_line(error)}") from error
     session.disable_fallback()

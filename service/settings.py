@@ -51,7 +51,11 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, 
 
     Raises `SettingsError`, naming the setting and where its value came from.
     """
-    variables = {name.lower(): environment[PREFIX + name.upper()] for name in Settings.model_fields if PREFIX + name.upper() in environment}
+    variables = {
+        name.lower(): environment[PREFIX + name.upper()]
+        for name in Settings.model_fields
+        if PREFIX + name.upper() in environment
+    }
     sources = {"--config": _read(config), "environment": variables, "flag": dict(flags)}
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}

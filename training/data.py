@@ -51,8 +51,8 @@ class Table:
         """Hash what is learned from: names, labels, values, all in little-endian order."""
         digest = hashlib.sha256()
         digest.update(repr((self.task, self.features, self.labels)).encode())
-        digest.update(np.ascontiguousarray(self.x, "<f4"))
-        digest.update(np.ascontiguousarray(self.y, "<i8" if self.labels else "<f8"))
+        digest.update(np.ascontiguousarray(self.x, "<f4").tobytes())
+        digest.update(np.ascontiguousarray(self.y, "<i8" if self.labels else "<f8").tobytes())
         return digest.hexdigest()
 
 

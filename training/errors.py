@@ -1,11 +1,11 @@
 """Everything the trainer refuses, each error tied to one step of the way.
 
-    TrainingError            the command prints it as one line and exits with 1
-    ├── DataError            data.py: the source, a column or a row
-    ├── FitError             fit.py: the loss is no longer a number
-    ├── FoldError            fold.py: a layer that can't be folded, by name
-    └── ExportError          export.py: a layer without an ONNX form, a graph that ONNX refuses
-        └── ParityError      certificate.py: the folded model is not the same model
+TrainingError            the command prints it as one line and exits with 1
+├── DataError            data.py: the source, a column or a row
+├── FitError             fit.py: the loss is no longer a number
+├── FoldError            fold.py: a layer that can't be folded, by name
+└── ExportError          export.py: a layer without an ONNX form, a graph that ONNX refuses
+    └── ParityError      certificate.py: the folded model is not the same model
 """
 
 

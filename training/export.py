@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -40,7 +40,7 @@ class _Graph:
         self.initializers.append(numpy_helper.from_array(tensor.detach().float().numpy(), name))
         return name
 
-    def node(self, op: str, name: str, *inputs: str, **attributes: int | str) -> None:
+    def node(self, op: str, name: str, *inputs: str, **attributes: Any) -> None:
         """Add a node that reads the current value, and then `inputs`."""
         self.nodes.append(helper.make_node(op, [self.value, *inputs], [name], name, **attributes))
         self.value = name
@@ -118,4 +118,5 @@ def to_onnx(network: nn.Sequential, features: int, outputs: int, task: Task) -> 
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-    return model.SerializeToString(deterministic=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content

@@ -10,41 +10,13 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from training.errors import FitError
-
-Schedule = Literal["cosine", "onecycle"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train, whatever the table.
-
-    epochs: passes over the training rows at most; patience: epochs without a better validation loss to stop after.
-    learning_rate: the highest of the schedule; weight_decay: AdamW's, on weight matrices only.
-    label_smoothing: for classification, in the training loss alone.
-    """
-
-    epochs: int = 100
-    batch_size: int = 64
-    learning_rate: float = 1e-2
-    weight_decay: float = 1e-2
-    schedule: Schedule = "onecycle"
-    label_smoothing: float = 0.0
-    patience: int = 20
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.patience) < 1 or self.batch_size < 2:  # BN has no statistics of one row
-            raise ValueError("epochs and patience are at least 1, the batch size at least 2")
-        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.label_smoothing < 1:
-            raise ValueError("the learning rate is above 0, weight decay at least 0, smoothing in [0, 1)")
-        if self.schedule not in ("cosine", "onecycle"):
-            raise ValueError("schedule is 'cosine' or 'onecycle'")
+from training.plan import Recipe
 
 
 @dataclass(frozen=True)
@@ -104,7 +76,7 @@ def fit(
         for batch in _batches(torch.randperm(len(train.x), generator=generator), recipe.batch_size):
             loss = criterion(network(train.x[batch]), train.y[batch], recipe.label_smoothing)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch 2.13 leaves it untyped
             optimiser.step()
             schedule.step()
             total += loss.detach() * len(batch)
@@ -121,7 +93,11 @@ def fit(
         history.append(epoch)
         on_epoch(epoch)
         if epoch.validation_loss < best_loss:
-            best_loss, best_epoch, best_state = epoch.validation_loss, number, copy.deepcopy(network.state_dict())
+            best_loss, best_epoch, best_state = (
+                epoch.validation_loss,
+                number,
+                copy.deepcopy(network.state_dict()),
+            )
         elif number - best_epoch >= recipe.patience:
             break
     network.load_state_dict(best_state)
@@ -139,7 +115,7 @@ def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = 8192) -
     and the variance is exact, not a mean of batch variances; float64 sums.
     """
     network.eval()
-    chunks = list(x.split(chunk))
+    chunks = list(torch.split(x, chunk))
     for module in network:
         if isinstance(module, nn.BatchNorm1d) and module.running_mean is not None and module.running_var is not None:
             mean = sum((c.double().sum(0) for c in chunks), torch.zeros(())) / len(x)
@@ -163,7 +139,7 @@ def _validation_loss(network: nn.Sequential, validation: Rows, criterion: Criter
     network.eval()
     losses = [
         float(criterion(network(x), y, 0.0)) * len(x)
-        for x, y in zip(validation.x.split(8192), validation.y.split(8192), strict=True)
+        for x, y in zip(torch.split(validation.x, 8192), torch.split(validation.y, 8192), strict=True)
     ]
     return sum(losses) / len(validation.x)
 
@@ -183,9 +159,7 @@ def _parameter_groups(network: nn.Sequential, weight_decay: float) -> list[dict[
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _schedule(
-    optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def _schedule(optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     return torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, steps, cycle_momentum=False)

@@ -123,9 +123,7 @@ def fold(network: nn.Sequential) -> Folded:
                     done.append(shift)
                     report.append(Fold(last.members[0], "offset subtracted first: x - mean", shift.name))
             done.append(_forward(last, step))
-            report.extend(
-                Fold(name, "forward: W' = W diag(s), b' = b + W t", step.name) for name in last.members
-            )
+            report.extend(Fold(name, "forward: W' = W diag(s), b' = b + W t", step.name) for name in last.members)
         else:
             done.append(step)
     layers = OrderedDict((step.name, _module(step)) for step in done)
@@ -186,9 +184,7 @@ def _batch_norm(name: str, bn: nn.BatchNorm1d) -> _Scale:
 def _backward(dense: _Dense, after: _Scale) -> _Dense:
     if len(after.scale) != len(dense.bias):
         raise FoldError(after.name, f"it has {len(after.scale)} columns, {dense.name!r} gives {len(dense.bias)}")
-    return replace(
-        dense, weight=after.scale[:, None] * dense.weight, bias=after.scale * dense.bias + after.shift
-    )
+    return replace(dense, weight=after.scale[:, None] * dense.weight, bias=after.scale * dense.bias + after.shift)
 
 
 def _forward(before: _Scale, dense: _Dense) -> _Dense:

@@ -7,58 +7,19 @@ layer's name is how every report and every error speaks of it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
-Placement = Literal["pre", "post"]
+from training.plan import Activation, Architecture
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
 }
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What the network is made of, whatever the table.
-
-    hidden: the widths of the hidden Dense layers, first to last; () is a linear model.
-    placement: `pre` is Dense - BN - activation, `post` is Dense - activation - BN.
-    activation: a key of `ACTIVATIONS`.
-    dropout: the probability of dropping a hidden unit, 0 <= dropout < 1.
-    batch_norm: False leaves every BN out, to compare with.
-    input_norm: a BN on the (standardised) input.
-    eps: added to the variance under the root.
-    momentum: the weight of the newest batch in the running statistics. Keras states the weight of the past
-        instead: its `momentum=0.99` is 0.01 here, and its default `epsilon` is 1e-3, where PyTorch's is 1e-5.
-    """
-
-    hidden: tuple[int, ...] = (64, 64)
-    placement: Placement = "pre"
-    activation: str = "relu"
-    dropout: float = 0.0
-    batch_norm: bool = True
-    input_norm: bool = False
-    eps: float = 1e-5
-    momentum: float = 0.1
-
-    def __post_init__(self) -> None:
-        if any(width < 1 for width in self.hidden):
-            raise ValueError("a hidden layer needs at least one unit")
-        if self.placement not in ("pre", "post"):
-            raise ValueError("placement is 'pre' or 'post'")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError("dropout is at least 0 and below 1")
-        if not (self.eps > 0 and 0 < self.momentum <= 1):
-            raise ValueError("eps is above 0, momentum above 0 and at most 1")
 
 
 class Affine(nn.Module):

@@ -14,6 +14,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from platform import processor, python_version
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,30 +23,15 @@ from torch import nn
 
 from service import bundle
 from training import certificate, data
-from training.errors import ExportError
 from training.evaluate import metrics
 from training.export import INPUT, OPSET, OUTPUT, to_onnx
-from training.fit import Epoch, Fitted, Recipe, Rows, fit
+from training.fit import Epoch, Fitted, Rows, fit
 from training.fold import Folded, fold
-from training.network import Affine, Architecture, mlp
+from training.network import Affine, mlp
+from training.plan import Plan
 
 _RECORDED = ("foldserve", "numpy", "onnx", "scikit-learn", "torch")
 _HISTOGRAM_BINS = 10
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that decides what comes out. test, validation: shares of the table's rows."""
-
-    source: str
-    name: str
-    models: Path
-    architecture: Architecture = Architecture()
-    recipe: Recipe = Recipe()
-    seed: int = 0
-    threads: int = 1
-    test: float = 0.2
-    validation: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -65,7 +51,7 @@ def run(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> bundl
     Raises `TrainingError` or `BundleError`; no bundle is written then.
     """
     if not plan.models.is_dir():  # before the work, not after it
-        raise bundle.BundleError(f"{plan.models}: no such folder")
+        raise bundle.BundleError("no such folder", plan.models)
     with _fixed_arithmetic(plan.threads):
         return export(plan, train(plan, on_epoch))
 
@@ -105,10 +91,9 @@ def export(plan: Plan, trained: Trained) -> bundle.Bundle:
     evidence = certificate.certify(trained.network, trained.folded.network, model, task, held_out, drawn)
     # The figures are the exported model's own, not those of the network that it came from.
     predict = certificate.onnx_runtime_cpu(model)
-    scores = {
-        name: metrics(task, table.y[rows], predict(table.x[rows]))
-        for name, rows in (("validation", split.validation), ("test", split.test))
-    }
+    rows_of: dict[Literal["validation", "test"], npt.NDArray[np.int64]]
+    rows_of = {"validation": split.validation, "test": split.test}
+    scores = {name: metrics(task, table.y[rows], predict(table.x[rows])) for name, rows in rows_of.items()}
 
     def manifest(number: int) -> bundle.Manifest:
         return bundle.Manifest(
@@ -132,9 +117,14 @@ def export(plan: Plan, trained: Trained) -> bundle.Bundle:
 
 
 def _standardisation(x: npt.NDArray[np.float32]) -> Affine:
-    """(x - mean) / std over the training rows, float64; a constant column is only centred."""
+    """(x - mean) / spread over the training rows, float64; a constant column is only centred.
+
+    The spread is the standard deviation, and at least a sixth of the range: else a value that is rare in training
+    (a corner pixel that is nearly always 0) would lie 30 deviations out and decide a prediction by itself.
+    """
     mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    scale = 1 / np.where(std > 0, std, 1.0)
+    spread = np.maximum(std, np.ptp(x.astype(np.float64), axis=0) / 6)
+    scale = 1 / np.where(spread > 0, spread, 1.0)
     return Affine(torch.from_numpy(scale), torch.from_numpy(-mean * scale))
 
 
@@ -172,7 +162,9 @@ def _provenance(plan: Plan, trained: Trained) -> bundle.Provenance:
             "validation": plan.validation,
             "best_epoch": trained.fitted.best_epoch,
         },
-        versions={"python": python_version()} | {name: version(name) for name in _RECORDED} | certificate.runtime_version(),
+        versions={"python": python_version()}
+        | {name: version(name) for name in _RECORDED}
+        | certificate.runtime_version(),
     )
 
 

@@ -1,0 +1,47 @@
+# Everything a person or CI runs. `make demo` and `make test` need Python 3.11+ and make, nothing else.
+#
+#   TORCH_INDEX=URL  an index to take torch from besides PyPI: PyTorch's own CPU index spares gigabytes of CUDA
+#                    libraries (its address: https://pytorch.org/get-started/locally/)
+#   PORT=N           where `make demo` serves
+
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8000
+DEMO := .demo/models
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: help demo test check install clean
+
+help:
+	@echo "make demo   train digits, fold it, prove it, serve it on http://127.0.0.1:$(PORT)"
+	@echo "make test   style, types and the whole test suite"
+	@echo "make check  style and types alone"
+	@echo "make clean  remove what the targets above made"
+
+demo: install
+	@mkdir -p $(DEMO)
+	$(BIN)/foldserve-train fit digits --models $(DEMO)
+	@newest=$$(ls $(DEMO)/digits | sort -n | tail -n 1); echo; $(BIN)/foldserve verify $(DEMO)/digits/$$newest
+	@echo
+	exec $(BIN)/foldserve serve --models $(DEMO) --port $(PORT)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/installed
+
+# The stamp comes last: an install that broke off is done again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "foldserve needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints.txt --editable '.[cpu,train,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

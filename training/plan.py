@@ -1,0 +1,92 @@
+"""Everything that decides what comes out of a training run, and nothing else. Needs no torch, so `--help` is quick.
+
+Each field's annotation carries its line of `foldserve-train fit --help`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+Placement = Literal["pre", "post"]
+Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
+Schedule = Literal["cosine", "onecycle"]
+Preset = Literal["fast"]
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise ValueError(text)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the network is made of, whatever the table. Raises `ValueError` for what can't be built.
+
+    `eps` and `momentum` are PyTorch's. Keras states the weight of the past instead of the newest batch: its
+    `momentum=0.99` is 0.01 here. Its default `epsilon` is 1e-3, where PyTorch's is 1e-5.
+    """
+
+    hidden: Annotated[tuple[int, ...], "widths of the hidden Dense layers, as in 64,64"] = (64, 64)
+    placement: Annotated[Placement, "pre: Dense - BN - activation; post: Dense - activation - BN"] = "pre"
+    activation: Annotated[Activation, "after each hidden Dense"] = "relu"
+    dropout: Annotated[float, "probability of dropping a hidden unit while training"] = 0.1
+    batch_norm: Annotated[bool, "batch-normalise the hidden layers; off to compare with"] = True
+    input_norm: Annotated[bool, "batch-normalise the standardised input too"] = False
+    eps: Annotated[float, "added to a BN's variance under the root (Keras: 1e-3)"] = 1e-5
+    momentum: Annotated[float, "weight of the newest batch in a BN's running statistics (Keras's 0.99 is 0.01)"] = 0.1
+
+    def __post_init__(self) -> None:
+        _require(all(width >= 1 for width in self.hidden), "a hidden layer needs at least one unit")
+        _require(0 <= self.dropout < 1, "dropout is at least 0 and below 1")
+        _require(self.eps > 0, "eps is above 0")
+        _require(0 < self.momentum <= 1, "momentum is above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, whatever the table. Raises `ValueError` for what can't work."""
+
+    epochs: Annotated[int, "passes over the training rows at most"] = 60
+    patience: Annotated[int, "epochs without a better validation loss to stop after"] = 20
+    batch_size: Annotated[int, "rows per step"] = 32
+    learning_rate: Annotated[float, "the schedule's highest"] = 1e-2
+    weight_decay: Annotated[float, "AdamW's, on weight matrices only"] = 0.1
+    schedule: Annotated[Schedule, "of the learning rate"] = "onecycle"
+    label_smoothing: Annotated[float, "of the training loss, for classification"] = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1 and self.patience >= 1, "epochs and patience are at least 1")
+        _require(self.batch_size >= 2, "the batch size is at least 2: a BN has no statistics of one row")
+        _require(self.learning_rate > 0, "the learning rate is above 0")
+        _require(self.weight_decay >= 0, "weight decay is at least 0")
+        _require(0 <= self.label_smoothing < 1, "label smoothing is at least 0 and below 1")
+
+
+PRESETS: dict[Preset, Recipe] = {"fast": Recipe()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run. Same plan, data, versions and kind of CPU: the same `model.onnx`, byte for byte.
+
+    test, validation: shares of the table's rows, drawn with `seed`. threads: of the fit, since sums that are split
+    over two threads round differently from one. Raises `ValueError` for what can't work.
+    """
+
+    source: str
+    name: str
+    models: Path
+    architecture: Architecture = Architecture()
+    recipe: Recipe = Recipe()
+    seed: int = 0
+    threads: int = 1
+    test: float = 0.2
+    validation: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "the seed is from 0 to 4294967295")
+        _require(self.threads >= 1, "threads are at least 1")
+        _require(self.test > 0 and self.validation > 0, "test and validation shares are above 0")
+        _require(self.test + self.validation < 1, "test and validation shares leave no rows to train on")
