@@ -151,9 +151,6 @@ class Tolerance(_Part):
         )
 
 
-FLOAT32_TOLERANCE = Tolerance(absolute=1e-5, relative=1e-4)
-
-
 class Measurement(_Part):
     """One line of the certificate: this runtime, on these rows, in batches of this size."""
 

@@ -18,7 +18,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from service.bundle import FLOAT32_TOLERANCE, BundleError, Certificate, Golden, Measurement, Task
+from service.bundle import BundleError, Certificate, Golden, Measurement, Task, Tolerance
 from training.errors import ParityError
 from training.export import INPUT
 
@@ -45,7 +45,14 @@ def reference(network: nn.Sequential, task: Task) -> Callable[[Rows], Outputs]:
 
 
 def certify(
-    network: nn.Sequential, folded: nn.Sequential, model: bytes, task: Task, held_out: Rows, drawn: Rows
+    network: nn.Sequential,
+    folded: nn.Sequential,
+    model: bytes,
+    task: Task,
+    tolerance: Tolerance,
+    *,
+    held_out: Rows,
+    drawn: Rows,
 ) -> Certificate:
     """Measure the folded network and its ONNX export against `network`, the unfolded one in eval mode.
 
@@ -56,11 +63,9 @@ def certify(
     exact = reference(network, task)
     measurements: list[Measurement] = []
     for name, predict in {"torch float32": _torch(folded, task), **_onnx_runtimes(model)}.items():
-        measurements += _measure(name, predict, "held-out", held_out, exact(held_out))
-        measurements += _measure(name, predict, "random", drawn, exact(drawn))
-    return Certificate(
-        reference="torch float64, unfolded", tolerance=FLOAT32_TOLERANCE, measurements=tuple(measurements)
-    )
+        measurements += _measure(name, predict, tolerance, "held-out", held_out, exact(held_out))
+        measurements += _measure(name, predict, tolerance, "random", drawn, exact(drawn))
+    return Certificate(reference="torch float64, unfolded", tolerance=tolerance, measurements=tuple(measurements))
 
 
 def draw(ranges: npt.NDArray[np.float32], whole: npt.NDArray[np.bool_], rows: int, seed: int) -> Rows:
@@ -79,14 +84,19 @@ def golden(network: nn.Sequential, task: Task, drawn: Rows) -> Golden:
 
 
 def _measure(
-    runtime: str, predict: Predict, kind: Literal["held-out", "random"], rows: Rows, expected: Outputs
+    runtime: str,
+    predict: Predict,
+    tolerance: Tolerance,
+    kind: Literal["held-out", "random"],
+    rows: Rows,
+    expected: Outputs,
 ) -> Iterator[Measurement]:
     for batch in (1, 2, len(rows)):
         # A batch of 1 or 2 takes another path through a matrix library than a large one; a few hundred rows show it.
         few = rows if batch == len(rows) else rows[:SMALL_BATCH_ROWS]
         try:
             outputs = np.concatenate([predict(few[i : i + batch]) for i in range(0, len(few), batch)])
-            parity = FLOAT32_TOLERANCE.measure(expected[: len(few)], outputs)
+            parity = tolerance.measure(expected[: len(few)], outputs)
         except BundleError as error:
             raise ParityError(f"{runtime}, {kind} rows: {error}") from error
         if not parity.holds:

@@ -50,14 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--seed", type=int, default=Plan.seed, help="of everything random (default: %(default)s)")
     fit.add_argument("--threads", type=int, default=Plan.threads, help="threads of the fit (default: %(default)s)")
     fit.add_argument(
-        "--test",
+        "--test-share",
         type=float,
         default=Plan.test,
         metavar="SHARE",
         help="share of the rows that is only reported on (default: %(default)s)",
     )
     fit.add_argument(
-        "--validation",
+        "--validation-share",
         type=float,
         default=Plan.validation,
         metavar="SHARE",
@@ -95,7 +95,10 @@ def _add_options(group: argparse._ArgumentGroup, owner: type[Architecture] | typ
 
 
 def _widths(text: str) -> tuple[int, ...]:
-    return tuple(int(width) for width in text.split(",") if width)
+    try:
+        return tuple(int(width) for width in text.split(",") if width)
+    except ValueError:
+        raise argparse.ArgumentTypeError("widths are whole numbers with commas between, as in 64,64") from None
 
 
 def _name(text: str) -> str:
@@ -120,8 +123,8 @@ def _fit(parsed: argparse.Namespace) -> None:
         recipe=replace(PRESETS[parsed.preset], **_given(parsed, Recipe)),
         seed=parsed.seed,
         threads=parsed.threads,
-        test=parsed.test,
-        validation=parsed.validation,
+        test=parsed.test_share,
+        validation=parsed.validation_share,
     )
     # Imported late: torch takes seconds, and a wrong flag should not.
     try:

@@ -87,7 +87,8 @@ def _checked(table: Table) -> Table:
             raise DataError(f"column {name!r} holds a value that is not a finite float32")
     if not np.isfinite(table.y).all():
         raise DataError("the target holds a value that is not finite")
-    for label, rows in zip(table.labels, np.bincount(table.y, minlength=len(table.labels)), strict=True):
+    for index, label in enumerate(table.labels):
+        rows = int((table.y == index).sum())
         if rows < _MIN_ROWS_PER_CLASS:
             raise DataError(f"class {label!r} has {rows} rows: it needs {_MIN_ROWS_PER_CLASS}, one in each split")
     return table

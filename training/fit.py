@@ -62,7 +62,7 @@ def fit(
     """
     network = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # dropout draws from the global generator
+    torch.manual_seed(seed)  # dropout and noise draw from the global generator
     criterion = _criterion(train.y)
     batches = len(list(_batches(torch.arange(len(train.x)), recipe.batch_size)))
     optimiser = torch.optim.AdamW(_parameter_groups(network, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
@@ -74,7 +74,10 @@ def fit(
         total = torch.zeros(())
         network.train()
         for batch in _batches(torch.randperm(len(train.x), generator=generator), recipe.batch_size):
-            loss = criterion(network(train.x[batch]), train.y[batch], recipe.label_smoothing)
+            x = train.x[batch]
+            if recipe.input_noise:  # to first order a penalty on the gradient by the input (Bishop, 1995)
+                x = x + recipe.input_noise * torch.randn_like(x)
+            loss = criterion(network(x), train.y[batch], recipe.label_smoothing)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch 2.13 leaves it untyped
             optimiser.step()

@@ -36,10 +36,14 @@ _HISTOGRAM_BINS = 10
 
 @dataclass(frozen=True)
 class Trained:
-    """The stages' results. `network` is unfolded and takes raw rows, `folded` is the same function."""
+    """The stages' results. `network` is unfolded and takes raw rows, `folded` is the same function.
+
+    target_spread: standard deviation of a regression's training targets, in their own units; 1 for classification.
+    """
 
     table: data.Table
     split: data.Split
+    target_spread: float
     fitted: Fitted
     network: nn.Sequential
     folded: Folded
@@ -61,7 +65,8 @@ def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Tra
     table = data.load(plan.source)
     split = data.split(table, test=plan.test, validation=plan.validation, seed=plan.seed)
     before = _standardisation(table.x[split.train])
-    y, after = _target(table, split)
+    mean, spread = _target_scale(table, split)
+    y = torch.from_numpy(table.y) if table.labels else torch.from_numpy(((table.y - mean) / spread).astype(np.float32))
     torch.manual_seed(plan.seed)  # the initial weights
     core = mlp(table.x.shape[1], len(table.labels) or 1, plan.architecture)
     x = before(torch.from_numpy(table.x))
@@ -74,10 +79,10 @@ def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Tra
         on_epoch=on_epoch,
     )
     layers = OrderedDict[str, nn.Module]([("standardise", before), *fitted.network.named_children()])
-    if after is not None:
-        layers["unstandardise"] = after
+    if not table.labels:
+        layers["unstandardise"] = Affine(torch.tensor([spread]), torch.tensor([mean]))
     network = nn.Sequential(layers).eval()
-    return Trained(table, split, fitted, network, fold(network))
+    return Trained(table, split, spread, fitted, network, fold(network))
 
 
 def export(plan: Plan, trained: Trained) -> bundle.Bundle:
@@ -88,7 +93,11 @@ def export(plan: Plan, trained: Trained) -> bundle.Bundle:
     seen = table.x[split.train]
     ranges = np.stack([seen.min(0), seen.max(0)], axis=1)
     drawn = certificate.draw(ranges, (seen == np.rint(seen)).all(0), certificate.RANDOM_ROWS, plan.seed)
-    evidence = certificate.certify(trained.network, trained.folded.network, model, task, held_out, drawn)
+    # Both parts of the tolerance are meant in units that the network works in: probabilities, or target spreads.
+    tolerance = bundle.Tolerance(absolute=1e-5 * trained.target_spread, relative=1e-4)
+    evidence = certificate.certify(
+        trained.network, trained.folded.network, model, task, tolerance, held_out=held_out, drawn=drawn
+    )
     # The figures are the exported model's own, not those of the network that it came from.
     predict = certificate.onnx_runtime_cpu(model)
     rows_of: dict[Literal["validation", "test"], npt.NDArray[np.int64]]
@@ -128,13 +137,12 @@ def _standardisation(x: npt.NDArray[np.float32]) -> Affine:
     return Affine(torch.from_numpy(scale), torch.from_numpy(-mean * scale))
 
 
-def _target(table: data.Table, split: data.Split) -> tuple[torch.Tensor, Affine | None]:
-    """Give what is fitted, for all rows; and for regression the map from it back to the target's own units."""
-    if table.task == "classification":
-        return torch.from_numpy(table.y), None
-    mean, std = table.y[split.train].mean(), table.y[split.train].std() or 1.0
-    y = torch.from_numpy(((table.y - mean) / std).astype(np.float32))
-    return y, Affine(torch.tensor([std]), torch.tensor([mean]))
+def _target_scale(table: data.Table, split: data.Split) -> tuple[float, float]:
+    """Mean and spread of a regression's training targets; a classification's target has neither."""
+    if table.labels:
+        return 0.0, 1.0
+    y = table.y[split.train]
+    return float(y.mean()), float(y.std()) or 1.0
 
 
 def _feature(name: str, column: npt.NDArray[np.float32]) -> bundle.Feature:

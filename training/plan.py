@@ -31,7 +31,7 @@ class Architecture:
     hidden: Annotated[tuple[int, ...], "widths of the hidden Dense layers, as in 64,64"] = (64, 64)
     placement: Annotated[Placement, "pre: Dense - BN - activation; post: Dense - activation - BN"] = "pre"
     activation: Annotated[Activation, "after each hidden Dense"] = "relu"
-    dropout: Annotated[float, "probability of dropping a hidden unit while training"] = 0.1
+    dropout: Annotated[float, "probability of dropping a hidden unit while training"] = 0.15
     batch_norm: Annotated[bool, "batch-normalise the hidden layers; off to compare with"] = True
     input_norm: Annotated[bool, "batch-normalise the standardised input too"] = False
     eps: Annotated[float, "added to a BN's variance under the root (Keras: 1e-3)"] = 1e-5
@@ -49,11 +49,12 @@ class Recipe:
     """How to train, whatever the table. Raises `ValueError` for what can't work."""
 
     epochs: Annotated[int, "passes over the training rows at most"] = 60
-    patience: Annotated[int, "epochs without a better validation loss to stop after"] = 20
+    patience: Annotated[int, "epochs without a better validation loss to stop after"] = 40
     batch_size: Annotated[int, "rows per step"] = 32
     learning_rate: Annotated[float, "the schedule's highest"] = 1e-2
     weight_decay: Annotated[float, "AdamW's, on weight matrices only"] = 0.1
     schedule: Annotated[Schedule, "of the learning rate"] = "onecycle"
+    input_noise: Annotated[float, "standard deviation of the noise on the standardised input while training"] = 0.2
     label_smoothing: Annotated[float, "of the training loss, for classification"] = 0.1
 
     def __post_init__(self) -> None:
@@ -61,6 +62,7 @@ class Recipe:
         _require(self.batch_size >= 2, "the batch size is at least 2: a BN has no statistics of one row")
         _require(self.learning_rate > 0, "the learning rate is above 0")
         _require(self.weight_decay >= 0, "weight decay is at least 0")
+        _require(self.input_noise >= 0, "input noise is at least 0")
         _require(0 <= self.label_smoothing < 1, "label smoothing is at least 0 and below 1")
 
 
