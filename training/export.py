@@ -47,8 +47,10 @@ class _Graph:
 
 
 def _dense(graph: _Graph, name: str, layer: nn.Linear) -> None:
-    weight = graph.constant(f"{name}.weight", layer.weight)
-    graph.node("Gemm", name, weight, graph.constant(f"{name}.bias", layer.bias), transB=1)
+    inputs = [graph.constant(f"{name}.weight", layer.weight)]
+    if layer.bias is not None:
+        inputs.append(graph.constant(f"{name}.bias", layer.bias))
+    graph.node("Gemm", name, *inputs, transB=1)
 
 
 def _affine(graph: _Graph, name: str, layer: Affine) -> None:

@@ -56,8 +56,7 @@ def run(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> bundl
     """
     if not plan.models.is_dir():  # before the work, not after it
         raise bundle.BundleError("no such folder", plan.models)
-    with _fixed_arithmetic(plan.threads):
-        return export(plan, train(plan, on_epoch))
+    return export(plan, train(plan, on_epoch))
 
 
 def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Trained:
@@ -67,17 +66,17 @@ def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Tra
     before = _standardisation(table.x[split.train])
     mean, spread = _target_scale(table, split)
     y = torch.from_numpy(table.y) if table.labels else torch.from_numpy(((table.y - mean) / spread).astype(np.float32))
-    torch.manual_seed(plan.seed)  # the initial weights
-    core = mlp(table.x.shape[1], len(table.labels) or 1, plan.architecture)
     x = before(torch.from_numpy(table.x))
-    fitted = fit(
-        core,
-        Rows(x[split.train], y[split.train]),
-        Rows(x[split.validation], y[split.validation]),
-        plan.recipe,
-        seed=plan.seed,
-        on_epoch=on_epoch,
-    )
+    with _fixed_arithmetic(plan.threads):
+        torch.manual_seed(plan.seed)  # the initial weights
+        fitted = fit(
+            mlp(table.x.shape[1], len(table.labels) or 1, plan.architecture),
+            Rows(x[split.train], y[split.train]),
+            Rows(x[split.validation], y[split.validation]),
+            plan.recipe,
+            seed=plan.seed,
+            on_epoch=on_epoch,
+        )
     layers = OrderedDict[str, nn.Module]([("standardise", before), *fitted.network.named_children()])
     if not table.labels:
         layers["unstandardise"] = Affine(torch.tensor([spread]), torch.tensor([mean]))
