@@ -88,6 +88,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False},
+        # Also keeps FastAPI from documenting an answer of its own for what it would find invalid.
+        responses={"default": {"model": ErrorBody, "description": "Any other error."}},
         exception_handlers={
             errors.RequestError: _refused,
             HTTPException: _http_error,
@@ -104,18 +106,18 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _add_predict(app: FastAPI, repository: Repository, settings: Settings) -> None:
+    first = repository.find(repository.names()[0]).manifest
+    content = {
+        "schema": Instances.model_json_schema(),
+        "example": {"instances": [first.golden.inputs[0]]},  # so that "Try it out" works as it stands
+    }
     documented: dict[str, Any] = {
         "tags": ["predict"],
         "responses": {
             200: {"model": Predictions},
             **{status: {"model": ErrorBody, "description": text} for status, text in STATUS.values()},
         },
-        "openapi_extra": {
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": Instances.model_json_schema()}},
-            }
-        },
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
     }
 
     async def answer(request: Request, name: str | None = None, version: int | None = None) -> Response:

@@ -193,4 +193,5 @@ def check_golden(runtime: Runtime, manifest: Manifest) -> Parity:
 
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    # ONNX Runtime opens with "[ONNXRuntimeError] : 1 : FAIL : ".
+    return lines[0].rpartition(" : ")[2] if lines else type(error).__name__

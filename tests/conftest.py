@@ -1,0 +1,42 @@
+"""What every test may ask for: two small bundles, trained once through the public pipeline, and copies to damage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from service import bundle
+from training.pipeline import run
+from training.plan import Plan, Recipe
+
+# A slow machine is no failure.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with digits/1, a classification, and diabetes/1, a regression. Copy it before you change it."""
+    models = tmp_path_factory.mktemp("trained")
+    for source in ("digits", "diabetes"):
+        run(Plan(source=source, name=source, models=models, recipe=Recipe(epochs=5)))
+    return models
+
+
+@pytest.fixture(scope="session")
+def digits(trained: Path) -> bundle.Bundle:
+    return bundle.read(trained / "digits" / "1")
+
+
+@pytest.fixture(scope="session")
+def diabetes(trained: Path) -> bundle.Bundle:
+    return bundle.read(trained / "diabetes" / "1")
+
+
+@pytest.fixture
+def models(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` that the test may damage."""
+    return Path(shutil.copytree(trained, tmp_path / "models"))

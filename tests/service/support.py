@@ -1,0 +1,278 @@
+"""Shared by the tests of the service: hand-made bundles, damage to whole ones, and the real commands and server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from service import bundle
+
+# Long enough for any machine: it turns a hang into a failure, and decides nothing else.
+PATIENCE = 60
+
+# In no field name, label or fixed text of the service: where it comes back, the input was echoed.
+MARKER = "Zq7xMarker"
+
+
+# --- bundles ---------------------------------------------------------------------------------------------------------
+
+
+def manifest(
+    model: bytes = b"",
+    *,
+    name: str = "made",
+    version: int = 1,
+    features: Sequence[str] = ("a", "b"),
+    missing: Sequence[str] = (),
+    labels: Sequence[bundle.Label] = (),
+    golden: bundle.Golden | None = None,
+) -> bundle.Manifest:
+    """A manifest by hand: classification when there are labels, else regression."""
+    task, output = ("classification", "probabilities") if labels else ("regression", "value")
+    return bundle.Manifest.model_validate(
+        {
+            "schema_version": 1,
+            "name": name,
+            "version": version,
+            "created": datetime(2026, 1, 1, tzinfo=UTC),
+            "task": task,
+            "model": {"size": len(model), "sha256": sha256(model).hexdigest(), "opset": 20},
+            "input": {"name": "input", "shape": (-1, len(features))},
+            "output": {"name": output, "shape": (-1, len(labels) or 1)},
+            "features": tuple(
+                {
+                    "name": feature,
+                    "missing": feature in missing,
+                    "range": (0.0, 1.0),
+                    "histogram": {"edges": (0.0, 1.0), "counts": (1,)},
+                }
+                for feature in features
+            ),
+            "labels": tuple(labels),
+            "certificate": {
+                "reference": "by hand",
+                "tolerance": {"absolute": 1e-5, "relative": 1e-4},
+                "measurements": (),
+            },
+            "golden": golden or {"inputs": (), "outputs": ()},
+            "folded": (),
+            "metrics": {},
+            "provenance": {
+                "source": "by hand",
+                "data_sha256": "0" * 64,
+                "rows": {},
+                "seed": 0,
+                "threads": 1,
+                "cpu": "any",
+                "hyperparameters": {},
+                "versions": {},
+            },
+        }
+    )
+
+
+def constant(name: str, values: Any, dtype: Any = np.float32) -> TensorProto:
+    return numpy_helper.from_array(np.array(values, dtype), name)
+
+
+def tensor(name: str, *shape: int | str, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def onnx_model(
+    nodes: Sequence[onnx.NodeProto],
+    initializers: Sequence[TensorProto] = (),
+    *,
+    inputs: Sequence[onnx.ValueInfoProto] = (tensor("input", "batch", 2),),
+    outputs: Sequence[onnx.ValueInfoProto] = (tensor("value", "batch", 1),),
+    opset: int = 20,
+    ir_version: int = 10,
+    functions: Sequence[onnx.FunctionProto] = (),
+) -> bytes:
+    """A model by hand, by default float32 `input` [batch, 2] -> `value` [batch, 1]. Nothing is checked."""
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(f.domain, 1) for f in functions)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "made", inputs, outputs, initializers),
+        opset_imports=opsets,
+        ir_version=ir_version,
+        functions=functions,
+    )
+    return model.SerializeToString()
+
+
+def roots() -> tuple[bytes, bundle.Golden]:
+    """sqrt(a + b): certified where it is a number, NaN where a + b is negative."""
+    model = onnx_model(
+        [
+            helper.make_node("ReduceSum", ["input", "axes"], ["sum"], keepdims=1),
+            helper.make_node("Sqrt", ["sum"], ["value"]),
+        ],
+        [constant("axes", [1], np.int64)],
+    )
+    return model, bundle.Golden(inputs=((1.0, 3.0), (4.0, 5.0), (0.0, 0.0)), outputs=((2.0,), (3.0,), (0.0,)))
+
+
+def write_roots(models: Path) -> bundle.Bundle:
+    model, golden = roots()
+    return bundle.write(models, "roots", model, lambda n: manifest(model, name="roots", version=n, golden=golden))
+
+
+def made(model: bytes, golden: bundle.Golden, **changes: Any) -> bundle.Bundle:
+    """A bundle in memory whose manifest certifies `model`."""
+    return bundle.Bundle(Path("made/1"), manifest(model, golden=golden, **changes), model)
+
+
+def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest of the bundle in `folder` as parsed JSON, past every check."""
+    file = folder / bundle.MANIFEST_FILE
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def flip_byte(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 0x01
+    file.write_bytes(content)
+
+
+def oracle(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """ONNX Runtime on the CPU, with nothing of this project in between."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda rows: session.run(None, {session.get_inputs()[0].name: np.asarray(rows, np.float32)})[0]
+
+
+# --- the real commands -----------------------------------------------------------------------------------------------
+
+
+def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment, without the settings that a developer may have there."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
+    return kept | {"COLUMNS": "240"} | dict(changes or {})
+
+
+def foldserve(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `foldserve`; a warning in it is an error."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "service", *map(str, arguments)],
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def assert_refused_in_one_line(done: subprocess.CompletedProcess[str], *expected: str) -> None:
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("foldserve: error: ")
+    for text in expected:
+        assert text in lines[0]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server in its own process, which has said that it is ready."""
+
+    process: subprocess.Popen[str]
+    host: str
+    port: int
+    announcement: str
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=PATIENCE)
+
+    def send(self, method: str, path: str, *headers: str, body: bytes = b"") -> Answer:
+        """Send one request byte for byte: a client library would put the path in order first."""
+        with self.connect() as connection:
+            connection.sendall(request(method, path, *headers, body=body))
+            return receive(connection)
+
+
+@contextmanager
+def serving(
+    models: Path, log: Path, *flags: object, env: Mapping[str, str] | None = None, port: int = 0
+) -> Iterator[Served]:
+    """Start `foldserve serve`, wait until it says that it is ready, and stop it at the end."""
+    command = [sys.executable, "-W", "error", "-m", "service", "serve", "--models", models, "--port", port, *flags]
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            list(map(str, command)), env=environment(env), stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
+        assert process.stdout
+        hung = threading.Timer(PATIENCE, process.kill)
+        hung.start()
+        try:
+            announcement = process.stdout.readline()
+            hung.cancel()
+            found = re.search(r" on http://([\d.]+):(\d+),", announcement)
+            assert found, f"not ready: {announcement!r}\n{log.read_text()}"
+            yield Served(process, found[1], int(found[2]), announcement, log)
+        finally:
+            hung.cancel()
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
+
+
+# --- HTTP, byte for byte ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: test", *headers]
+    if body and not any(header.lower().startswith(("content-length", "transfer-encoding")) for header in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def receive(connection: socket.socket) -> Answer:
+    """Read one answer. Raises `http.client.RemoteDisconnected` when the server has closed instead."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    try:
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, headers, response.read())
+    finally:
+        response.close()

@@ -1,0 +1,66 @@
+"""models/digits/1, held to a fresh training by the command that made it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service import bundle
+from tests.service.support import foldserve, oracle
+from training import data
+from training.cli import main
+
+SHIPPED = Path(__file__).parents[1] / "models" / "digits" / "1"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return bundle.read(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    models = tmp_path_factory.mktemp("models")
+    assert main(["fit", "digits", "--models", str(models)]) == 0
+    return bundle.read(models / "digits" / "1")
+
+
+def test_it_is_the_reference_topology_with_placement_pre(shipped):
+    hyperparameters = shipped.manifest.provenance.hyperparameters
+    assert (hyperparameters["hidden"], hyperparameters["placement"]) == ([64, 64], "pre")
+    assert shipped.manifest.provenance.threads == 1
+
+
+def test_its_provenance_is_that_of_a_fresh_training(shipped, fresh):
+    assert shipped.manifest.labels == fresh.manifest.labels
+    assert shipped.manifest.features == fresh.manifest.features
+    assert shipped.manifest.folded == fresh.manifest.folded
+    theirs, ours = shipped.manifest.provenance, fresh.manifest.provenance
+    # The best epoch is an outcome: on another kind of CPU it may be another.
+    made_with = [p.hyperparameters | {"best_epoch": None} for p in (theirs, ours)]
+    assert made_with[0] == made_with[1]
+    same = ("source", "data_sha256", "rows", "seed", "threads")
+    assert [getattr(theirs, name) for name in same] == [getattr(ours, name) for name in same]
+
+
+def test_where_versions_and_cpu_are_the_same_so_are_the_bytes(shipped, fresh):
+    theirs, ours = shipped.manifest.provenance, fresh.manifest.provenance
+    if (theirs.versions, theirs.cpu) != (ours.versions, ours.cpu):
+        pytest.skip(f"made with {theirs.versions} on {theirs.cpu}; here are {ours.versions} on {ours.cpu}")
+    assert shipped.model == fresh.model
+
+
+def test_its_predictions_are_those_of_a_fresh_training(shipped, fresh):
+    table = data.load("digits")
+    held_out = data.split(table, test=0.2, validation=0.1, seed=0).test
+    theirs, ours = (oracle(found.model)(table.x[held_out]) for found in (shipped, fresh))
+    # Another kind of CPU rounds differently, and training carries that on: the same labels but for a few rows.
+    assert (theirs.argmax(1) == ours.argmax(1)).mean() >= 0.97
+    assert (theirs.argmax(1) == table.y[held_out]).mean() == shipped.manifest.metrics["test"]["accuracy"]
+    assert np.abs(theirs - ours).mean() < 0.02
+
+
+def test_foldserve_verify_proves_it_here():
+    done = foldserve("verify", SHIPPED)
+    assert done.returncode == 0, done.stderr
+    assert "digits/1 is the model that its manifest certifies" in done.stdout

@@ -1,0 +1,68 @@
+"""Sources and splits."""
+
+import numpy as np
+import pytest
+from sklearn import datasets
+
+from training import data
+from training.errors import DataError
+
+
+def test_digits_is_scikit_learn_s_with_its_labels_as_numbers():
+    table = data.load("digits")
+    raw = datasets.load_digits()
+    np.testing.assert_array_equal(table.x, raw.data)
+    np.testing.assert_array_equal(table.y, raw.target)
+    assert table.labels == tuple(range(10))
+    assert all(type(label) is int for label in table.labels)
+    assert len(table.features) == 64
+
+
+def test_names_stay_names():
+    assert data.load("iris").labels == ("setosa", "versicolor", "virginica")
+
+
+def test_a_regression_has_no_labels():
+    table = data.load("diabetes")
+    assert table.task == "regression"
+    assert table.labels == ()
+
+
+def test_an_unknown_source_is_refused_and_the_known_ones_named():
+    with pytest.raises(DataError, match=r"unknown source 'mnist': expected one of .*digits"):
+        data.load("mnist")
+
+
+@pytest.mark.parametrize("source", ["digits", "diabetes"])
+def test_the_three_parts_are_disjoint_and_hold_every_row(source):
+    table = data.load(source)
+    split = data.split(table, test=0.2, validation=0.1, seed=0)
+    together = np.concatenate([split.train, split.validation, split.test])
+    assert sorted(together) == list(range(len(table.x)))
+    assert len(split.test) == round(0.2 * len(table.x))
+    assert abs(len(split.validation) - 0.1 * len(table.x)) <= 1
+
+
+def test_each_part_holds_every_class_in_its_share():
+    table = data.load("digits")
+    split = data.split(table, test=0.2, validation=0.1, seed=3)
+    whole = np.bincount(table.y) / len(table.y)
+    for part in (split.train, split.validation, split.test):
+        share = np.bincount(table.y[part], minlength=10) / len(part)
+        np.testing.assert_allclose(share, whole, atol=0.01)
+
+
+def test_the_seed_decides_the_split():
+    table = data.load("digits")
+    first, again, other = (data.split(table, test=0.2, validation=0.1, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.test, again.test)
+    assert not np.array_equal(first.test, other.test)
+
+
+def test_the_hash_is_of_the_values():
+    table = data.load("iris")
+    assert table.sha256() == data.load("iris").sha256()
+    changed = table.x.copy()
+    changed[0, 0] += 1
+    other = data.Table(table.source, table.task, table.features, changed, table.y, table.labels)
+    assert other.sha256() != table.sha256()

@@ -1,0 +1,131 @@
+"""The loop: what it learns, what it leaves alone, when it stops."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import make_classification
+from torch import nn
+
+from training.errors import FitError
+from training.fit import Rows, fit, recompute_statistics
+from training.network import mlp
+from training.plan import Architecture, Recipe
+
+
+def rows(count, seed=0):
+    x, y = make_classification(count, 8, n_informative=6, n_classes=3, random_state=seed)
+    return Rows(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y))
+
+
+TRAIN, VALIDATION = rows(300), rows(100)
+
+
+def network(**kwargs):
+    torch.manual_seed(0)
+    return mlp(8, 3, Architecture(hidden=(16,), **kwargs))
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_it_learns_better_than_the_majority():
+    x, y = make_classification(500, 8, n_informative=6, n_classes=3, class_sep=2.0, random_state=1)
+    x = torch.from_numpy(x.astype(np.float32))
+    y = torch.from_numpy(y)
+    fitted = fit(network(), Rows(x[:300], y[:300]), Rows(x[300:400], y[300:400]), Recipe(epochs=30), seed=0)
+    accuracy = (fitted.network(x[400:]).argmax(1) == y[400:]).double().mean()
+    assert accuracy > 0.8
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    first, again = (fit(network(), TRAIN, VALIDATION, Recipe(epochs=3), seed=1) for _ in range(2))
+    other = fit(network(), TRAIN, VALIDATION, Recipe(epochs=3), seed=2)
+    assert torch.equal(weights(first.network), weights(again.network))
+    assert not torch.equal(weights(first.network), weights(other.network))
+
+
+def test_the_network_handed_in_is_left_as_it_was():
+    before = network()
+    kept = copy.deepcopy(before.state_dict())
+    fit(before, TRAIN, VALIDATION, Recipe(epochs=2), seed=0)
+    assert all(torch.equal(kept[name], value) for name, value in before.state_dict().items())
+
+
+def test_it_stops_when_the_validation_loss_no_longer_improves_and_restores_the_best_weights():
+    # Targets drawn at random: what is learned from the training rows is wrong for the others.
+    noise = Rows(TRAIN.x, torch.randint(3, (300,), generator=torch.Generator().manual_seed(0)))
+    recipe = Recipe(epochs=200, patience=5, input_noise=0, label_smoothing=0)
+    seen = []
+    # No BN: its statistics are recomputed after the best epoch, and would move the loss.
+    fitted = fit(network(dropout=0, batch_norm=False), noise, VALIDATION, recipe, seed=0, on_epoch=seen.append)
+    losses = [epoch.validation_loss for epoch in seen]
+    assert len(seen) == fitted.best_epoch + 5 < 200
+    assert fitted.best_epoch == int(np.argmin(losses)) + 1
+    assert tuple(seen) == fitted.history
+    with torch.no_grad():
+        restored = float(nn.functional.cross_entropy(fitted.network(VALIDATION.x), VALIDATION.y))
+    assert restored == pytest.approx(min(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize("left_over", [1, 2, 31])
+def test_a_last_batch_of_any_size_trains_one_row_included(left_over):
+    count = 64 + left_over
+    few = Rows(TRAIN.x[:count], TRAIN.y[:count])
+    fitted = fit(network(), few, VALIDATION, Recipe(epochs=2, batch_size=32), seed=0)
+    assert len(fitted.history) == 2
+
+
+def test_every_row_is_drawn_once_an_epoch():
+    drawn = []
+
+    class Recorder(nn.Module):
+        def forward(self, x):
+            if self.training:
+                drawn.extend(x[:, 0].tolist())
+            return x
+
+    count = 65
+    marked = Rows(torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 8), TRAIN.y[:count])
+    recipe = Recipe(epochs=1, batch_size=32, input_noise=0)
+    fit(nn.Sequential(Recorder(), nn.Linear(8, 3)), marked, VALIDATION, recipe, seed=0)
+    assert sorted(drawn) == list(range(count))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_both_schedules_train(schedule):
+    fitted = fit(network(), TRAIN, VALIDATION, Recipe(epochs=8, schedule=schedule), seed=0)
+    assert fitted.history[-1].loss < fitted.history[0].loss
+
+
+def test_a_float_target_is_fitted_by_squared_error():
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    y = x @ torch.tensor([1.0, -2.0, 0.5])
+    torch.manual_seed(0)
+    fitted = fit(
+        mlp(3, 1, Architecture(dropout=0)), Rows(x[:300], y[:300]), Rows(x[300:], y[300:]), Recipe(epochs=30), seed=0
+    )
+    with torch.no_grad():
+        residual = fitted.network(x[300:])[:, 0] - y[300:]
+    assert float(residual.square().mean() / y[300:].var()) < 0.05
+
+
+def test_a_loss_that_is_no_longer_finite_stops_and_names_the_epoch():
+    with pytest.raises(FitError, match="epoch 1"):
+        fit(network(batch_norm=False), TRAIN, VALIDATION, Recipe(learning_rate=1e30), seed=0)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_recomputed_statistics_are_those_of_the_layer_s_input_over_all_rows(placement):
+    trained = network(placement=placement, input_norm=True, dropout=0.5)
+    recompute_statistics(trained, TRAIN.x, chunk=64)
+    assert not trained.training
+    exact = copy.deepcopy(trained).double()
+    x = TRAIN.x.double()
+    for layer, float64 in zip(trained, exact, strict=True):
+        if isinstance(layer, nn.BatchNorm1d):
+            np.testing.assert_allclose(layer.running_mean, x.detach().numpy().mean(0), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(layer.running_var, x.detach().numpy().var(0), rtol=1e-4, atol=1e-5)
+        x = float64(x)
