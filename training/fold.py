@@ -20,17 +20,18 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from training.errors import FoldError
-from training.network import Affine
+from training.network import ACTIVATIONS, Affine
 
 # |mean / spread| of an input column from which its offset is subtracted in the graph instead of being folded into
-# the first bias. Folded, x * s and its offset cancel with a relative error of 2^-24 * |mean / spread|: at 100 that
-# is 6e-6, a tenth of what a certificate allows, and it grows without bound (a timestamp: 1e5).
+# the first bias. Folded, the column's part of the sum and the bias cancel with an error of 2^-24 * |mean / spread|
+# relative to what is left: at 100 that is 6e-6, a tenth of what a certificate allows, and it grows without bound (a
+# timestamp: 1e5).
 MAX_FOLDED_OFFSET = 100.0
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -76,17 +77,21 @@ class _Dense:
 
 @dataclass(frozen=True)
 class _Scale:
-    """A BN or an Affine: x -> scale * x + shift, both float64 [columns]."""
+    """BNs and Affines in a row: x -> scale * x + shift. far: |mean / spread| of the x they were made for."""
 
-    name: str
-    scale: Tensor
+    members: tuple[str, ...]
+    scale: Tensor  # float64 [columns], as are the two below
     shift: Tensor
-    members: tuple[str, ...] = field(default=())
+    far: Tensor
+
+    @property
+    def name(self) -> str:
+        return self.members[0]
 
 
 @dataclass(frozen=True)
 class _Opaque:
-    """An activation: nothing is moved across it. Or a Shift, which stands first."""
+    """An activation, or a Shift: nothing is moved across it."""
 
     name: str
     module: nn.Module
@@ -98,70 +103,69 @@ _Step = _Dense | _Scale | _Opaque
 def fold(network: nn.Sequential) -> Folded:
     """Fold every affine layer of `network`, a chain in eval mode, into the Dense layers around it.
 
-    A BN or Affine directly after a Dense goes into it (backward), one with a Dense directly after it goes there
-    (forward), neighbours are composed first, and one with no Dense beside it stays as a scale and a shift.
-    Dropout and Identity, which do nothing in eval mode, are dropped.
+    BNs and Affines in a row are composed. Directly after a Dense they go into it (backward), else into the Dense
+    directly after them (forward), and with no Dense beside them they stay as a scale and a shift. An offset of the
+    input that is too far from its spread is subtracted first. Dropout and Identity, which do nothing in eval mode,
+    are dropped.
 
     Raises `FoldError`, naming the layer: training mode, a BN without running statistics, statistics that are not
     finite, var + eps that is not above 0, a layer that no rule covers, widths that don't fit, a result that
     overflows float32.
     """
-    done: list[_Step] = []
     report: list[Fold] = []
-    for step in _read(network, report):
+    done: list[_Step] = []
+    for step in _offset_first(_composed(_read(network, report)), network, report):
         last = done[-1] if done else None
         if isinstance(step, _Scale) and isinstance(last, _Dense):
             done[-1] = _backward(last, step)
-            report.append(Fold(step.name, "backward: W' = diag(s) W, b' = s*b + t", last.name))
-        elif isinstance(step, _Scale) and isinstance(last, _Scale):
-            done[-1] = _compose(last, step)
+            report += _lines(step, "backward: W' = diag(s) W, b' = s*b + t", last.name)
         elif isinstance(step, _Dense) and isinstance(last, _Scale):
-            done.pop()
-            if not done:  # only the raw input has a mean far from its spread: a hidden column passed through a Dense
-                last, shift = _split_offset(last)
-                if shift is not None:
-                    done.append(shift)
-                    report.append(Fold(last.members[0], "offset subtracted first: x - mean", shift.name))
-            done.append(_forward(last, step))
-            report.extend(Fold(name, "forward: W' = W diag(s), b' = b + W t", step.name) for name in last.members)
+            done[-1] = _forward(last, step)
+            report += _lines(last, "forward: W' = W diag(s), b' = b + W t", step.name)
         else:
             done.append(step)
-    layers = OrderedDict((step.name, _module(step)) for step in done)
-    report.extend(
-        Fold(name, "kept: no Dense beside it", step.name)
-        for step in done
-        if isinstance(step, _Scale)
-        for name in step.members
-    )
-    return Folded(nn.Sequential(layers).eval(), tuple(report))
+    for step in done:
+        if isinstance(step, _Scale):
+            report += _lines(step, "kept: no Dense beside it", step.name)
+    return Folded(nn.Sequential(OrderedDict((step.name, _module(step)) for step in done)).eval(), tuple(report))
+
+
+def _lines(step: _Scale, rule: str, into: str) -> list[Fold]:
+    return [Fold(member, rule, into) for member in step.members]
 
 
 def _read(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
     """Turn each layer into float64 arithmetic, checked."""
-    for name, module in network.named_children():
+    width: int | None = None
+    # One module may stand in the chain twice, an activation say; `named_children` would give it once.
+    for name, module in network.named_modules(remove_duplicate=False):
+        if module is network:
+            continue
         if module.training:
             raise FoldError(name, "it is in training mode, where a BN depends on the batch: call eval() first")
         if isinstance(module, nn.Dropout | nn.Identity):
             report.append(Fold(name, "dropped: does nothing in eval mode", "-"))
-        elif isinstance(module, nn.Linear):
-            weight = module.weight.detach().double().clone()
-            bias = torch.zeros(len(weight), dtype=torch.float64) if module.bias is None else module.bias
-            yield _checked(_Dense(name, weight, bias.detach().double().clone()))
-        elif isinstance(module, nn.BatchNorm1d):
-            yield _checked(_batch_norm(name, module))
-        elif isinstance(module, Affine):
-            yield _checked(_Scale(name, module.scale.clone(), module.shift.clone(), (name,)))
-        elif any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
-            raise FoldError(name, f"no rule covers {type(module).__name__}")
-        else:
-            yield _Opaque(name, module)
+            continue
+        step = _step(name, module)
+        width = _next_width(step, width)
+        yield step
 
 
-def _checked(step: _Dense | _Scale) -> _Dense | _Scale:
-    first, second = (step.weight, step.bias) if isinstance(step, _Dense) else (step.scale, step.shift)
-    if not (first.isfinite().all() and second.isfinite().all()):
-        raise FoldError(step.name, "it holds a value that is not finite")
-    return step
+def _step(name: str, module: nn.Module) -> _Step:
+    if isinstance(module, nn.Linear):
+        weight = module.weight.detach().double().clone()
+        bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double().clone()
+        _require_finite(name, weight, bias)
+        return _Dense(name, weight, bias)
+    if isinstance(module, nn.BatchNorm1d):
+        return _batch_norm(name, module)
+    if isinstance(module, Affine):
+        _require_finite(name, module.scale, module.shift)
+        # It standardises: the spread of what it was made for is 1 / scale, and its mean -shift / scale.
+        return _Scale((name,), module.scale.clone(), module.shift.clone(), module.shift.abs())
+    if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
+        raise FoldError(name, f"no rule covers {type(module).__name__}")
+    return _Opaque(name, module)
 
 
 def _batch_norm(name: str, bn: nn.BatchNorm1d) -> _Scale:
@@ -173,48 +177,83 @@ def _batch_norm(name: str, bn: nn.BatchNorm1d) -> _Scale:
     if not bool((var + bn.eps > 0).all()):
         raise FoldError(name, "var + eps is not above 0")
     scale = (var + bn.eps).rsqrt()
+    far = mean.abs() * scale
     if bn.weight is not None:
         scale = scale * bn.weight.detach().double()
     shift = -mean * scale
     if bn.bias is not None:
         shift = shift + bn.bias.detach().double()
-    return _Scale(name, scale, shift, (name,))
+    _require_finite(name, scale, shift)
+    return _Scale((name,), scale, shift, far)
 
 
-def _backward(dense: _Dense, after: _Scale) -> _Dense:
-    if len(after.scale) != len(dense.bias):
-        raise FoldError(after.name, f"it has {len(after.scale)} columns, {dense.name!r} gives {len(dense.bias)}")
-    return replace(dense, weight=after.scale[:, None] * dense.weight, bias=after.scale * dense.bias + after.shift)
+def _require_finite(name: str, *tensors: Tensor) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise FoldError(name, "it holds a value that is not finite")
 
 
-def _forward(before: _Scale, dense: _Dense) -> _Dense:
-    if len(before.scale) != dense.weight.shape[1]:
-        width = dense.weight.shape[1]
-        raise FoldError(before.name, f"it has {len(before.scale)} columns, {dense.name!r} takes {width}")
-    return replace(dense, weight=dense.weight * before.scale, bias=dense.bias + dense.weight @ before.shift)
+def _next_width(step: _Step, width: int | None) -> int | None:
+    """Check that `step` takes `width` columns, and give how many it makes; None is unknown."""
+    if isinstance(step, _Opaque):
+        return width if isinstance(step.module, tuple(ACTIVATIONS.values())) else None
+    takes, makes = step.weight.shape[::-1] if isinstance(step, _Dense) else (len(step.scale),) * 2
+    if width not in (None, takes):
+        raise FoldError(step.name, f"it takes {takes} columns, the layer before it gives {width}")
+    return makes
+
+
+def _composed(steps: Iterator[_Step]) -> Iterator[_Step]:
+    """Make one _Scale of those that stand in a row."""
+    waiting: _Scale | None = None
+    for step in steps:
+        if isinstance(step, _Scale):
+            waiting = step if waiting is None else _compose(waiting, step)
+            continue
+        if waiting is not None:
+            yield waiting
+            waiting = None
+        yield step
+    if waiting is not None:
+        yield waiting
 
 
 def _compose(first: _Scale, second: _Scale) -> _Scale:
-    if len(first.scale) != len(second.scale):
-        raise FoldError(second.name, f"it has {len(second.scale)} columns, {first.name!r} has {len(first.scale)}")
     return _Scale(
-        first.name,
+        first.members + second.members,
         second.scale * first.scale,
         second.scale * first.shift + second.shift,
-        first.members + second.members,
+        torch.maximum(first.far, second.far),
     )
 
 
-def _split_offset(step: _Scale) -> tuple[_Scale, _Opaque | None]:
-    """Take out of the input's affine map the offsets too large to be folded (see `MAX_FOLDED_OFFSET`)."""
-    large = step.shift.abs() > MAX_FOLDED_OFFSET
-    if not large.any():
-        return step, None
-    # s * x + t = s * (x - o) + (t + s * o) with o = -t / s in float32, so that the graph's own subtraction is what
-    # is compensated, rounding included.
-    offset = torch.where(large & (step.scale != 0), -step.shift / step.scale, 0.0).float()
-    rest = replace(step, shift=step.shift + step.scale * offset.double())
-    return rest, _Opaque("offset", Shift(offset))
+def _offset_first(steps: Iterator[_Step], network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
+    """Take out of a _Scale on the raw input the offsets that are too far (see `MAX_FOLDED_OFFSET`).
+
+    Only the input has any: what comes out of a Dense lies about 0 before its own BN has seen it.
+    """
+    for i, step in enumerate(steps):
+        if i == 0 and isinstance(step, _Scale):
+            # s * x + t = s * (x - o) + (t + s * o) with o = -t / s in float32, so that the graph's own subtraction
+            # is what is compensated, rounding included. A scale of (nearly) 0 has no offset to speak of.
+            offset = (-step.shift / step.scale).float()
+            offset = torch.where((step.far > MAX_FOLDED_OFFSET) & offset.isfinite(), offset, 0.0)
+            if offset.any():
+                name = "offset"
+                while hasattr(network, name):
+                    name += "_"
+                report += _lines(step, "offset subtracted first: x - mean", name)
+                yield _Opaque(name, Shift(offset))
+                step = replace(step, shift=step.shift + step.scale * offset.double())
+        yield step
+
+
+def _backward(dense: _Dense, after: _Scale) -> _Dense:
+    weight = after.scale[:, None] * dense.weight
+    return replace(dense, weight=weight, bias=after.scale * dense.bias + after.shift)
+
+
+def _forward(before: _Scale, dense: _Dense) -> _Dense:
+    return replace(dense, weight=dense.weight * before.scale, bias=dense.bias + dense.weight @ before.shift)
 
 
 def _module(step: _Step) -> nn.Module:
@@ -222,13 +261,12 @@ def _module(step: _Step) -> nn.Module:
     if isinstance(step, _Opaque):
         return copy.deepcopy(step.module)
     first, second = (step.weight, step.bias) if isinstance(step, _Dense) else (step.scale, step.shift)
-    for tensor in (first, second):
-        if not bool((tensor.abs() <= _FLOAT32_MAX).all()):
-            raise FoldError(step.name, "its folded weights overflow float32")
+    if not all(bool((tensor.abs() <= _FLOAT32_MAX).all()) for tensor in (first, second)):
+        raise FoldError(step.name, "its folded weights overflow float32")
     if isinstance(step, _Scale):
         return Affine(first.float(), second.float())
-    dense = nn.Linear(first.shape[1], first.shape[0])
-    with torch.no_grad():
-        dense.weight.copy_(first)
-        dense.bias.copy_(second)
-    return dense.requires_grad_(requires_grad=False)
+    # On no device, it is not initialised: that would draw from the caller's random state.
+    dense = nn.Linear(first.shape[1], first.shape[0], device="meta")
+    dense.weight = nn.Parameter(first.float(), requires_grad=False)
+    dense.bias = nn.Parameter(second.float(), requires_grad=False)
+    return dense
