@@ -112,7 +112,7 @@ def _open(path: Path, settings: Settings) -> Model | Refused:
         log.error("refused %s", error)
         return Refused(error.reason)
     log.info(
-        "%s/%s ready on %s (%s), golden rows within %.2g of the tolerance",
+        "%s/%s ready on %s: %s; the golden rows use %.2g of the tolerance",
         *(path.parent.name, path.name, runtime.provider, runtime.why, parity.worst),
     )
     return Model(whole.manifest, runtime, parity, FriendlyCodec(whole.manifest, settings.max_rows))

@@ -124,7 +124,7 @@ def _session(model: bytes, device: Literal["cpu", "cuda"], threads: int) -> ort.
         raise DeviceError("no ONNX Runtime is installed: pip install 'foldserve[cpu]' or 'foldserve[gpu]'")
     provider = _PROVIDERS[device]
     if provider not in ort.get_available_providers():
-        raise DeviceError("this ONNX Runtime is built without CUDA (foldserve[gpu] brings one that has it)")
+        raise DeviceError("this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it")
     ort.set_default_logger_severity(_SILENT)
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT

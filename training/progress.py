@@ -16,9 +16,9 @@ class FitProgress:
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
             TextColumn("fit"),
-            BarColumn(),
+            BarColumn(bar_width=20),  # the whole line fits 80 columns
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  validation {task.fields[validation]}  {task.fields[rate]} rows/s"),
+            TextColumn("loss {task.fields[loss]} val {task.fields[validation]} {task.fields[rate]} rows/s"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,

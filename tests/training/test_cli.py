@@ -63,7 +63,7 @@ def test_every_flag_reaches_the_bundle(tmp_path):
 def test_a_terminal_gets_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
     reader, writer = pty.openpty()
     command = [sys.executable, "-m", "training", "fit", "iris", "--models", str(tmp_path), "--epochs", "3"]
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writer, env=environment) as process:
         os.close(writer)
         shown = b""
@@ -81,8 +81,9 @@ def test_a_terminal_gets_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
     text = shown.decode()
     assert "3/3" in text
     assert re.search(r"loss \d", text)
-    assert re.search(r"validation \d", text)
-    assert "rows/s" in text
+    assert re.search(r"val \d", text)
+    assert re.search(r"\d rows/s", text)
+    assert re.search(r"\d:\d\d:\d\d", text)
 
 
 @pytest.mark.parametrize(
