@@ -19,6 +19,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from service import errors
@@ -77,9 +78,16 @@ class ModelStatus(BaseModel):
     versions: list[VersionStatus]
 
 
+class _NameConvertor(StringConvertor):
+    """A model's name in a path. It ends before a colon, so that `name:predict` is no name, and GET on it is a 405."""
+
+    regex = "[^/:]+"
+
+
 def create_app(settings: Settings) -> FastAPI:
     """Load every model, then build the app. Raises `FoldserveError` when there is nothing to serve."""
     repository = open_repository(settings)
+    register_url_convertor("name", _NameConvertor())
     app = FastAPI(
         title="foldserve",
         version=installed_version("foldserve"),
@@ -106,17 +114,14 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _add_predict(app: FastAPI, repository: Repository, settings: Settings) -> None:
-    first = repository.find(repository.names()[0]).manifest
+    shown = repository.find(repository.default or repository.names()[0]).manifest
     content = {
         "schema": Instances.model_json_schema(),
-        "example": {"instances": [first.golden.inputs[0]]},  # so that "Try it out" works as it stands
+        "example": {"instances": [shown.golden.inputs[0]]},  # so that "Try it out" works as it stands
     }
     documented: dict[str, Any] = {
         "tags": ["predict"],
-        "responses": {
-            200: {"model": Predictions},
-            **{status: {"model": ErrorBody, "description": text} for status, text in STATUS.values()},
-        },
+        "responses": {200: {"model": Predictions}, **_documented(*STATUS)},
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
     }
 
@@ -129,11 +134,11 @@ def _add_predict(app: FastAPI, repository: Repository, settings: Settings) -> No
     async def predict(request: Request) -> Response:
         return await answer(request)
 
-    @app.post("/v1/models/{model}:predict", summary="Predict with the newest version", **documented)
+    @app.post("/v1/models/{model:name}:predict", summary="Predict with the newest version", **documented)
     async def predict_model(request: Request, model: str) -> Response:
         return await answer(request, model)
 
-    @app.post("/v1/models/{model}/versions/{version}:predict", summary="Predict with one version", **documented)
+    @app.post("/v1/models/{model:name}/versions/{version}:predict", summary="Predict with one version", **documented)
     async def predict_version(request: Request, model: str, version: str) -> Response:
         return await answer(request, model, _version(version))
 
@@ -153,7 +158,7 @@ async def _read_body(request: Request, cap: int) -> bytes:
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise errors.UnsupportedMedia("the body is read as application/json only: send that as the Content-Type")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if any(encoding.lower() != "identity" for encoding in request.headers.getlist("content-encoding")):
         raise errors.UnsupportedMedia("a compressed body is not read here")
     too_large = errors.TooLarge(f"the body is larger than {cap} bytes")
     if int(request.headers.get("content-length", 0)) > cap:  # the HTTP parser has refused anything but digits
@@ -167,10 +172,11 @@ async def _read_body(request: Request, cap: int) -> bytes:
 
 
 def _add_models(app: FastAPI, repository: Repository) -> None:
-    not_found: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody}}
+    not_found = _documented(errors.UnknownModel)
+    not_ready = _documented(errors.UnknownModel, errors.ModelNotReady)
 
     @app.get(
-        "/v1/models/{model}",
+        "/v1/models/{model:name}",
         tags=["models"],
         summary="A model's versions and their states",
         responses=not_found,
@@ -184,15 +190,15 @@ def _add_models(app: FastAPI, repository: Repository) -> None:
         ]
         return ModelStatus(name=model, ready=any(v.state == "ready" for v in versions), versions=versions)
 
-    @app.get("/v1/models/{model}/metadata", tags=["models"], summary="The manifest", responses=not_found)
+    @app.get("/v1/models/{model:name}/metadata", tags=["models"], summary="The manifest", responses=not_ready)
     async def metadata(model: str) -> Manifest:
         return repository.find(model).manifest
 
     @app.get(
-        "/v1/models/{model}/versions/{version}/metadata",
+        "/v1/models/{model:name}/versions/{version}/metadata",
         tags=["models"],
         summary="One version's manifest",
-        responses=not_found,
+        responses=not_ready,
     )
     async def version_metadata(model: str, version: str) -> Manifest:
         return repository.find(model, _version(version)).manifest
@@ -226,6 +232,10 @@ def _add_pages(app: FastAPI) -> None:
             swagger_css_url="static/swagger-ui/swagger-ui.css",
             swagger_favicon_url="static/swagger-ui/favicon-32x32.png",
         )
+
+
+def _documented(*kinds: type[errors.RequestError]) -> dict[int | str, dict[str, Any]]:
+    return {STATUS[kind][0]: {"model": ErrorBody, "description": STATUS[kind][1]} for kind in kinds}
 
 
 def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -9,14 +9,14 @@ hash was checked. Needs only the standard library and pydantic, so that any tool
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -31,7 +32,9 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
+    model_validator,
 )
+from pydantic_core import from_json
 
 from service.errors import BundleError as BundleError  # the trainer meets the service in this module alone
 
@@ -49,7 +52,21 @@ MANIFEST_FILE = "manifest.json"
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
 
 Task = Literal["classification", "regression"]
-Label = StrictBool | StrictInt | StrictFloat | StrictStr
+
+
+def _not_from_an_integer(value: object) -> object:
+    if type(value) is int:  # which pydantic takes for a float, even a strict one
+        raise ValueError("an integer of more than 64 bits")
+    return value
+
+
+# What a JSON answer can carry: an integer of 64 bits, a number that is finite.
+Label = (
+    StrictBool
+    | Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)]
+    | Annotated[StrictFloat, BeforeValidator(_not_from_an_integer)]
+    | StrictStr
+)
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -195,14 +212,14 @@ class Provenance(_Part):
     seed: int
     threads: int
     cpu: str
-    hyperparameters: dict[str, Any]
+    hyperparameters: dict[str, StrictBool | StrictInt | StrictFloat | StrictStr | tuple[StrictInt, ...]]
     versions: dict[str, str]
 
 
 class Manifest(_Part):
     """`manifest.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Annotated[StrictInt, Field(ge=1, le=SCHEMA_VERSION)]
     name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     version: Annotated[int, Field(ge=1)]
     created: datetime
@@ -217,6 +234,12 @@ class Manifest(_Part):
     folded: tuple[Folding, ...]
     metrics: dict[Literal["validation", "test"], dict[str, float]]
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Manifest:
+        if len({feature.name for feature in self.features}) < len(self.features):
+            raise ValueError("two features have the same name")
+        return self
 
 
 @dataclass(frozen=True)
@@ -254,11 +277,11 @@ def _read_bytes(file: Path) -> bytes:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        content = json.loads(_read_bytes(path / MANIFEST_FILE))
+        content = from_json(_read_bytes(path / MANIFEST_FILE), allow_inf_nan=False)
     except ValueError as error:
         raise BundleError(f"{MANIFEST_FILE} is not JSON", path) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if type(version) is int and version > SCHEMA_VERSION:
+    if type(version) is int and SCHEMA_VERSION < version < 2**63:
         raise BundleError(
             f"made by a newer foldserve: manifest schema {version}, this one reads {SCHEMA_VERSION}", path
         )
@@ -272,16 +295,22 @@ def _read_manifest(path: Path) -> Manifest:
 
 def versions(model: Path) -> list[int]:
     """List the versions in the folder of one model, ascending. Anything but a plain integer is no version."""
-    found = (entry.name for entry in model.iterdir() if entry.is_dir())
-    return sorted(int(name) for name in found if re.fullmatch("[1-9][0-9]{0,17}", name))
+    return _numbers(entry.name for entry in model.iterdir() if entry.is_dir())
+
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]{0,17}", name))
 
 
 def write(models: Path, name: str, model: bytes, manifest_for: Callable[[int], Manifest]) -> Bundle:
     """Write the next version of `name` under `models`, and read it back.
 
     manifest_for: called with the version, which is settled last, since two trainers may write at once.
-    Raises `BundleError` when `models` is not a folder or can't be written to; nothing is left behind then.
+    Raises `BundleError` when `models` is not a folder or can't be written to, when `name` is no name, when the
+    manifest is of another model; nothing is left behind then.
     """
+    if not NAME.fullmatch(name):
+        raise BundleError(f"{name!r} is no name of a model")
     if not models.is_dir():
         raise BundleError("no such folder", models)
     folder = models / name
@@ -294,26 +323,34 @@ def write(models: Path, name: str, model: bytes, manifest_for: Callable[[int], M
     try:
         partial.chmod(0o755)
         _write_synced(partial / MODEL_FILE, model)
-        while True:
-            version = max(versions(folder), default=0) + 1
-            manifest = manifest_for(version)
-            _write_synced(partial / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
-            read(partial)
-            _sync_folder(partial)
-            try:
-                partial.rename(folder / str(version))
-            except OSError:
-                if not (folder / str(version)).exists():
-                    raise
-                continue  # another trainer took this version
-            _sync_folder(folder)
-            return read(folder / str(version))
+        return _number(partial, folder, manifest_for)
     except OSError as error:
         raise BundleError(f"can't write there: {error.strerror}", folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where it is empty
+
+
+def _number(partial: Path, folder: Path, manifest_for: Callable[[int], Manifest]) -> Bundle:
+    """Complete `partial` as the next version in `folder`, check it, and give it its place."""
+    while True:
+        # Whatever has the number as its name, a file too, keeps it.
+        version = max(_numbers(entry.name for entry in folder.iterdir()), default=0) + 1
+        manifest = manifest_for(version)
+        if (manifest.name, manifest.version) != (folder.name, version):
+            raise BundleError(f"the manifest is of {manifest.name}/{manifest.version}", folder / str(version))
+        _write_synced(partial / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
+        read(partial)
+        _sync_folder(partial)
+        try:
+            partial.rename(folder / str(version))
+        except OSError:
+            if not (folder / str(version)).exists():
+                raise
+            continue  # another trainer took this version
+        _sync_folder(folder)
+        return read(folder / str(version))
 
 
 def _write_synced(file: Path, content: bytes) -> None:

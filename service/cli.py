@@ -10,7 +10,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -83,6 +84,8 @@ def _serve(parsed: argparse.Namespace) -> None:
         names = app.state.repository.names()
         golden = app.state.repository.find(names[0]).manifest.golden
         host, port = listener.getsockname()[:2]
+        with _closed_on_error(listener, host, port):
+            listener.listen(2048)  # another process may have taken the port meanwhile
 
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -118,12 +121,22 @@ def _bind(host: str, port: int) -> socket.socket:
     """Take the port before the models are loaded, but listen only after: what answers is ready."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise StartError(f"can't listen on {host} port {port}: no such host") from error
+    listener = socket.socket(family, kind, protocol)
+    with _closed_on_error(listener, host, port):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
-        raise StartError(f"can't listen on {host} port {port}: {error.strerror}") from error
     return listener
+
+
+@contextmanager
+def _closed_on_error(listener: socket.socket, host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        listener.close()
+        raise StartError(f"can't listen on {host} port {port}: {error.strerror}") from error
 
 
 def _announce(host: str, port: int, names: Sequence[str], golden: bundle.Golden) -> None:

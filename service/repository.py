@@ -38,11 +38,11 @@ class Refused:
 
 
 class Repository:
-    """The models by name, their versions by number, newest first."""
+    """The models by name, their versions by number, newest first. `default` is the name that /predict answers for."""
 
     def __init__(self, models: Mapping[str, Mapping[int, Model | Refused]], default: str | None) -> None:
         self._models = models
-        self._default = default
+        self.default = default
 
     def names(self) -> tuple[str, ...]:
         """List the models' names."""
@@ -61,7 +61,7 @@ class Repository:
         Raises `UnknownModel`, or `ModelNotReady` for one that was refused.
         """
         if name is None:
-            name = self._default
+            name = self.default
         if name is None:
             raise UnknownModel("there are several models: name one in the path, /v1/models/{model}:predict")
         versions = self.versions(name)

@@ -6,6 +6,7 @@ the device that will serve; that is what "ready" means.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -88,7 +89,10 @@ def check_graph(model: bytes) -> onnx.ModelProto:
             if uses_external_data(tensor):
                 raise BundleError("model.onnx keeps a tensor in another file (external data)")
         graphs.extend(
-            subgraph for node in graph.node for a in node.attribute for subgraph in (a.g, *a.graphs) if subgraph.node
+            subgraph
+            for node in graph.node
+            for a in node.attribute
+            for subgraph in (*([a.g] if a.HasField("g") else []), *a.graphs)
         )
     return proto
 
@@ -134,7 +138,8 @@ def _session(model: bytes, device: Literal["cpu", "cuda"], threads: int) -> ort.
     if device == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(model, options, providers=[provider])
+        # The fallback is Python's own: it would print, and open another session on the CPU.
+        session = ort.InferenceSession(model, options, providers=[provider], enable_fallback=False)
     except Exception as error:
         # A listed provider need not load: onnxruntime-gpu lists CUDA on a machine without a GPU.
         if device == "cuda":
@@ -142,7 +147,6 @@ def _session(model: bytes, device: Literal["cpu", "cuda"], threads: int) -> ort.
                 f"CUDA does not answer; are there a GPU, a driver, CUDA's libraries? ({_one_line(error)})"
             ) from error
         raise BundleError(f"ONNX Runtime refuses {MODEL_FILE}: {_one_line(error)}") from error
-    session.disable_fallback()
     if session.get_providers()[0] != provider:
         raise DeviceError(f"{device} was asked for, the session came back on {session.get_providers()[0]}")
     return session
@@ -161,8 +165,11 @@ def check_interface(runtime: Runtime, manifest: Manifest) -> None:
             raise BundleError(f"the {kind} of {MODEL_FILE} is not the manifest's {promised.name!r} {promised.shape}")
     if len(manifest.features) != manifest.input.shape[1]:
         raise BundleError(f"{len(manifest.features)} features for an input of {manifest.input.shape[1]} columns")
-    if manifest.task == "classification" and len(manifest.labels) != manifest.output.shape[1]:
-        raise BundleError(f"{len(manifest.labels)} labels for an output of {manifest.output.shape[1]} columns")
+    outputs = manifest.output.shape[1]
+    if manifest.task == "classification" and len(manifest.labels) != outputs:
+        raise BundleError(f"{len(manifest.labels)} labels for an output of {outputs} columns")
+    if manifest.task == "regression" and (manifest.labels or outputs != 1):
+        raise BundleError(f"a regression with {len(manifest.labels)} labels and an output of {outputs} columns")
 
 
 def check_golden(runtime: Runtime, manifest: Manifest) -> Parity:
@@ -170,10 +177,17 @@ def check_golden(runtime: Runtime, manifest: Manifest) -> Parity:
 
     Raises `BundleError` when one is outside the certificate's tolerance.
     """
-    rows = np.array(manifest.golden.inputs, dtype=np.float32)  # null becomes NaN
-    reference = np.array(manifest.golden.outputs, dtype=np.float64)
-    if not len(rows):
-        raise BundleError("the manifest has no golden rows")
+    golden = manifest.golden
+    try:
+        exact = np.array(golden.inputs, dtype=np.float64)  # null becomes NaN
+        reference = np.array(golden.outputs, dtype=np.float64)
+    except ValueError as error:
+        raise BundleError("the golden rows differ in length") from error
+    if not len(exact) or exact.shape != (len(reference), manifest.input.shape[1]):
+        raise BundleError(f"golden rows of shape {exact.shape}, and {len(reference)} outputs")
+    if (np.abs(exact) > np.finfo(np.float32).max).any():
+        raise BundleError("a golden row holds a value that is too large for float32")
+    rows = exact.astype(np.float32)
     found = []
     for size in (1, 2, len(rows)):
         batches = (rows[i : i + size] for i in range(0, len(rows), size))
@@ -193,5 +207,5 @@ def check_golden(runtime: Runtime, manifest: Manifest) -> Parity:
 
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # ONNX Runtime opens with "[ONNXRuntimeError] : 1 : FAIL : ".
-    return lines[0].rpartition(" : ")[2] if lines else type(error).__name__
+    # ONNX Runtime opens with a code: "[ONNXRuntimeError] : 1 : FAIL : ".
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0]) if lines else type(error).__name__

@@ -105,6 +105,7 @@ def export(plan: Plan, trained: Trained) -> bundle.Bundle:
 
     def manifest(number: int) -> bundle.Manifest:
         return bundle.Manifest(
+            schema_version=bundle.SCHEMA_VERSION,
             name=plan.name,
             version=number,
             created=datetime.now(UTC).replace(microsecond=0),

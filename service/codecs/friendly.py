@@ -78,7 +78,9 @@ class FriendlyCodec:
         if row.keys() != self._name_set:
             missing = next((name for name in self._names if name not in row), None)
             raise InvalidInput(
-                f"row {i} lacks the feature {missing!r}" if missing else f"row {i} has a feature that is unknown"
+                f"row {i} has a feature that is unknown"
+                if missing is None
+                else f"row {i} lacks the feature {missing!r}"
             )
         return [row[name] for name in self._names]
 

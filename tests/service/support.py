@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -162,6 +163,32 @@ def oracle(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return lambda rows: session.run(None, {session.get_inputs()[0].name: np.asarray(rows, np.float32)})[0]
 
 
+@contextmanager
+def while_it_loads(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]:
+    """Run `act` once somebody reads the bundle in `folder`, and before that ends.
+
+    The manifest becomes a pipe: opening it to write waits for a reader, and that one waits for what is written.
+    """
+    pipe = folder / bundle.MANIFEST_FILE
+    content = pipe.read_bytes()
+    pipe.unlink()
+    os.mkfifo(pipe)
+
+    def feed() -> Any:
+        with pipe.open("wb") as stream:
+            result = act()
+            stream.write(content)
+        return result
+
+    with ThreadPoolExecutor(1) as pool:
+        acted = pool.submit(feed)
+        try:
+            yield acted
+        finally:
+            if not acted.done():  # nobody read it: let go of the writer
+                os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+
+
 # --- the real commands -----------------------------------------------------------------------------------------------
 
 
@@ -181,6 +208,23 @@ def foldserve(*arguments: object, env: Mapping[str, str] | None = None) -> subpr
         timeout=PATIENCE,
         check=False,
     )
+
+
+def until_it_speaks(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `foldserve` until its first line on standard output, or its end."""
+    command = [sys.executable, "-W", "error", "-m", "service", *map(str, arguments)]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        hung = threading.Timer(PATIENCE, process.kill)
+        hung.start()
+        line = process.stdout.readline()
+        if line:
+            process.terminate()
+        stdout, stderr = process.communicate()
+        hung.cancel()
+    return subprocess.CompletedProcess(command, process.returncode, line + stdout, stderr)
 
 
 def assert_refused_in_one_line(done: subprocess.CompletedProcess[str], *expected: str) -> None:

@@ -1,0 +1,400 @@
+"""A session is opened on the device asked for, and is ready only when it gives the golden outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from service import bundle, runtime
+from service.bundle import BundleError, Golden
+from service.errors import DeviceError, RuntimeFailure
+from tests.service.support import constant, edit_manifest, made, onnx_model, oracle, roots, tensor
+
+WEIGHTS = np.array([[2.0], [3.0]], np.float32)
+GOLDEN = Golden(inputs=((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)), outputs=((2.0,), (3.0,), (5.0,)))
+
+MATMUL = helper.make_node("MatMul", ["input", "w"], ["value"])
+
+
+def linear(**changes: object) -> bytes:
+    """2a + 3b."""
+    return onnx_model([MATMUL], [constant("w", WEIGHTS)], **changes)  # type: ignore[arg-type]
+
+
+def refusal(whole: bundle.Bundle) -> str:
+    with pytest.raises(BundleError) as refused:
+        runtime.load(whole, "cpu", 1)
+    assert str(refused.value) == f"{whole.path}: {refused.value.reason}"
+    assert "\n" not in refused.value.reason
+    return refused.value.reason
+
+
+# --- ready -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits", "diabetes"])
+def test_a_whole_bundle_gives_its_golden_outputs(name: str, trained: Path) -> None:
+    whole = bundle.read(trained / name / "1")
+    session, parity = runtime.load(whole, "cpu", 1)
+    assert parity.holds
+    assert parity.rows == len(whole.manifest.golden.inputs) > 0
+    rows = np.array(whole.manifest.golden.inputs, np.float32)
+    assert session.run(rows) == pytest.approx(np.array(whole.manifest.golden.outputs), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 500])
+def test_a_run_is_what_onnx_runtime_gives(rows: int, digits: bundle.Bundle) -> None:
+    session, _ = runtime.load(digits, "cpu", 1)
+    drawn = np.random.default_rng(rows).integers(0, 17, (rows, 64)).astype(np.float32)
+    outputs = session.run(drawn)
+    assert outputs.dtype == np.float32
+    assert outputs.shape == (rows, 10)
+    assert np.array_equal(outputs, oracle(digits.model)(drawn))
+
+
+def test_a_graph_by_hand_is_served_as_well_as_a_trained_one() -> None:
+    session, parity = runtime.load(made(linear(), GOLDEN), "cpu", 1)
+    assert parity.max_absolute == 0
+    assert session.run(np.array([[10, 1]], np.float32)).tolist() == [[23]]
+
+
+def test_a_session_says_where_it_runs_and_why(digits: bundle.Bundle) -> None:
+    session, _ = runtime.load(digits, "cpu", 1)
+    assert (session.provider, session.why) == ("CPUExecutionProvider", "asked for")
+    assert session.session.get_providers() == ["CPUExecutionProvider"]
+
+
+no_cuda = pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is built in")
+
+
+@no_cuda
+def test_auto_takes_the_cpu_where_there_is_no_cuda_and_says_so(digits: bundle.Bundle) -> None:
+    session, _ = runtime.load(digits, "auto", 1)
+    assert session.provider == "CPUExecutionProvider"
+    assert "without CUDA" in session.why
+
+
+@no_cuda
+def test_cuda_is_refused_where_there_is_none(digits: bundle.Bundle) -> None:
+    with pytest.raises(DeviceError, match="without CUDA"):
+        runtime.load(digits, "cuda", 1)
+
+
+# --- not an ONNX model that can be run -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"not ONNX at all", b"\xff" * 100, b"PK\x03\x04" + b"\0" * 100, np.random.default_rng(0).bytes(4096)],
+    ids=["empty", "zero", "text", "ones", "zip", "noise"],
+)
+def test_garbage_is_refused(content: bytes) -> None:
+    assert "model.onnx" in refusal(made(content, GOLDEN))
+
+
+@pytest.mark.parametrize("size", [10, 100, 0.5, 0.9, -1])
+def test_a_model_that_was_cut_before_it_was_certified_is_refused(size: float, digits: bundle.Bundle) -> None:
+    content = digits.model[: int(size * len(digits.model)) if isinstance(size, float) else size]
+    manifest = digits.manifest
+    refusal(bundle.Bundle(digits.path, manifest, content))
+
+
+def test_an_opset_too_new_is_refused() -> None:
+    assert "ONNX Runtime refuses model.onnx" in refusal(made(linear(opset=999), GOLDEN))
+
+
+def test_an_ir_version_too_new_is_refused() -> None:
+    assert "ONNX Runtime refuses model.onnx" in refusal(made(linear(ir_version=999), GOLDEN))
+
+
+def test_a_refusal_carries_what_onnx_runtime_has_to_say_but_its_codes() -> None:
+    model = onnx_model([helper.make_node("Invented", ["input"], ["value"])])
+    with pytest.raises(Exception, match="Invented") as theirs:
+        oracle(model)
+    # "[ONNXRuntimeError] : 10 : INVALID_GRAPH : This is an invalid model. In Node, ... : ..."
+    said = str(theirs.value).split(" : ", 3)[3]
+    assert refusal(made(model, GOLDEN)) == f"ONNX Runtime refuses model.onnx: {said}"
+
+
+def test_a_refusal_is_told_by_the_exception_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    # ONNX Runtime logs to standard error by itself, and prints when it falls back: not UTF-8 makes it do so.
+    name = "Bad"
+    not_text = onnx_model([helper.make_node("MatMul", ["input", name], ["value"])]).replace(b"Bad", b"B\xffd")
+    for model in (linear(opset=999), not_text):
+        refusal(made(model, GOLDEN))
+    assert capfd.readouterr() == ("", "")
+
+
+# --- external data ---------------------------------------------------------------------------------------------------
+
+
+def external(name: str, location: str) -> TensorProto:
+    found = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=WEIGHTS.shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", "0"), ("length", str(WEIGHTS.nbytes))):
+        found.external_data.add(key=key, value=value)
+    return found
+
+
+def in_an_initializer(location: str) -> bytes:
+    return onnx_model([MATMUL], [external("w", location)])
+
+
+def in_a_constant(location: str) -> bytes:
+    return onnx_model([helper.make_node("Constant", [], ["w"], value=external("w", location)), MATMUL])
+
+
+def in_a_subgraph(location: str) -> bytes:
+    branches = [
+        helper.make_graph(
+            [helper.make_node("Identity", [f"{name}.w"], [name])],
+            name,
+            [],
+            [tensor(name, 2, 1)],
+            [external(f"{name}.w", location)],
+        )
+        for name in ("then", "else")
+    ]
+    choose = helper.make_node("If", ["yes"], ["w"], then_branch=branches[0], else_branch=branches[1])
+    return onnx_model([choose, MATMUL], [constant("yes", True, np.bool_)])
+
+
+def in_a_subgraph_without_nodes(location: str) -> bytes:
+    branches = [
+        helper.make_graph([], name, [], [tensor(name, 2, 1)], [external(name, location)]) for name in ("then", "else")
+    ]
+    choose = helper.make_node("If", ["yes"], ["w"], then_branch=branches[0], else_branch=branches[1])
+    return onnx_model([choose, MATMUL], [constant("yes", True, np.bool_)])
+
+
+def in_a_function(location: str) -> bytes:
+    opset = [helper.make_opsetid("", 20)]
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=external("w", location)),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    function = helper.make_function("made", "Dense", ["x"], ["y"], nodes, opset)
+    return onnx_model([helper.make_node("Dense", ["input"], ["value"], domain="made")], functions=[function])
+
+
+def in_a_sparse_initializer(location: str) -> bytes:
+    model = onnx.load_model_from_string(onnx_model([MATMUL]))
+    sparse = model.graph.sparse_initializer.add(dims=WEIGHTS.shape)
+    sparse.values.CopyFrom(external("w", location))
+    sparse.indices.CopyFrom(constant("indices", [0, 1], np.int64))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "../weights.bin", "ABSOLUTE"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        in_an_initializer,
+        in_a_constant,
+        in_a_subgraph,
+        in_a_subgraph_without_nodes,
+        in_a_function,
+        in_a_sparse_initializer,
+    ],
+)
+def test_a_tensor_in_another_file_is_refused_wherever_it_hides(
+    build: Callable[[str], bytes], location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The file is there, and right: what is refused is that it is read at all, past the hash.
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for place in (tmp_path, folder):
+        WEIGHTS.tofile(place / "weights.bin")
+    monkeypatch.chdir(folder)
+    if location == "ABSOLUTE":
+        location = str(tmp_path / "weights.bin")
+    assert refusal(made(build(location), GOLDEN)) == "model.onnx keeps a tensor in another file (external data)"
+
+
+# --- another interface -----------------------------------------------------------------------------------------------
+
+IDENTITY = [helper.make_node("Identity", ["input"], ["value"])]
+INPUT, OUTPUT = tensor("input", "batch", 2), tensor("value", "batch", 1)
+
+
+@pytest.mark.parametrize(
+    ("side", "model"),
+    [
+        (
+            "input",
+            onnx_model(
+                [helper.make_node("MatMul", ["other", "w"], ["value"])],
+                [constant("w", WEIGHTS)],
+                inputs=[tensor("other", "batch", 2)],
+            ),
+        ),
+        (
+            "input",
+            onnx_model([MATMUL], [constant("w", [[1.0], [2.0], [3.0]])], inputs=[tensor("input", "batch", 3)]),
+        ),
+        ("input", linear(inputs=[tensor("input", 1, 2)])),
+        ("input", linear(inputs=[tensor("input", "batch", "width")])),
+        ("input", linear(inputs=[INPUT, tensor("second", "batch", 2)])),
+        (
+            "input",
+            onnx_model(
+                [
+                    helper.make_node("Cast", ["input"], ["f"], to=TensorProto.FLOAT),
+                    helper.make_node("MatMul", ["f", "w"], ["value"]),
+                ],
+                [constant("w", WEIGHTS)],
+                inputs=[tensor("input", "batch", 2, kind=TensorProto.DOUBLE)],
+            ),
+        ),
+        (
+            "output",
+            onnx_model(
+                [helper.make_node("MatMul", ["input", "w"], ["other"])],
+                [constant("w", WEIGHTS)],
+                outputs=[tensor("other", "batch", 1)],
+            ),
+        ),
+        ("output", onnx_model(IDENTITY, outputs=[tensor("value", "batch", 2)])),
+        (
+            "output",
+            onnx_model(
+                [MATMUL, helper.make_node("Identity", ["value"], ["second"])],
+                [constant("w", WEIGHTS)],
+                outputs=[OUTPUT, tensor("second", "batch", 1)],
+            ),
+        ),
+        (
+            "output",
+            onnx_model(
+                [
+                    helper.make_node("MatMul", ["input", "w"], ["f"]),
+                    helper.make_node("Cast", ["f"], ["value"], to=TensorProto.DOUBLE),
+                ],
+                [constant("w", WEIGHTS)],
+                outputs=[tensor("value", "batch", 1, kind=TensorProto.DOUBLE)],
+            ),
+        ),
+    ],
+    ids=[
+        *("name", "width", "one row only", "any width", "two", "float64"),
+        *("other name", "other width", "two outputs", "float64 output"),
+    ],
+)
+def test_an_interface_other_than_the_manifests_is_refused(side: str, model: bytes) -> None:
+    assert refusal(made(model, GOLDEN)).startswith(f"the {side} of model.onnx is not the manifest's")
+
+
+def test_features_that_do_not_fill_the_input_are_refused(models: Path) -> None:
+    edit_manifest(models / "diabetes" / "1", lambda content: content["features"].pop())
+    assert refusal(bundle.read(models / "diabetes" / "1")) == "9 features for an input of 10 columns"
+
+
+def test_labels_that_do_not_fill_the_output_are_refused(models: Path) -> None:
+    edit_manifest(models / "digits" / "1", lambda content: content["labels"].pop())
+    assert refusal(bundle.read(models / "digits" / "1")) == "9 labels for an output of 10 columns"
+
+
+def test_a_regression_with_labels_is_refused(models: Path) -> None:
+    edit_manifest(models / "diabetes" / "1", lambda content: content.update(labels=["all"]))
+    with pytest.raises(BundleError, match="label"):
+        runtime.load(bundle.read(models / "diabetes" / "1"), "cpu", 1)
+
+
+def test_a_regression_with_several_outputs_is_refused(models: Path) -> None:
+    # It would answer with its first column alone.
+    edit_manifest(models / "digits" / "1", lambda content: content.update(task="regression", labels=[]))
+    with pytest.raises(BundleError, match="output"):
+        runtime.load(bundle.read(models / "digits" / "1"), "cpu", 1)
+
+
+# --- golden rows -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [0, -1])
+@pytest.mark.parametrize("off", [1e-3, -1e-3, 1.0])
+def test_golden_outputs_that_differ_are_refused(row: int, off: float, models: Path) -> None:
+    def move(content: dict) -> None:
+        content["golden"]["outputs"][row][0] += off
+
+    edit_manifest(models / "digits" / "1", move)
+    text = refusal(bundle.read(models / "digits" / "1"))
+    assert text.startswith("on CPUExecutionProvider the golden rows are off by ")
+    assert text.endswith(" times what the certificate allows")
+
+
+def test_golden_rows_that_differ_within_the_tolerance_are_taken(models: Path) -> None:
+    def move(content: dict) -> None:
+        for row in content["golden"]["outputs"]:
+            row[0] += 5e-6
+
+    edit_manifest(models / "digits" / "1", move)
+    _, parity = runtime.load(bundle.read(models / "digits" / "1"), "cpu", 1)
+    assert 0.01 < parity.worst <= 1
+
+
+def test_a_model_whose_answer_depends_on_its_neighbours_is_refused() -> None:
+    # value - mean over the batch + its own value: right for every row alone, and for no two different ones together.
+    model = onnx_model(
+        [
+            helper.make_node("MatMul", ["input", "w"], ["own"]),
+            helper.make_node("ReduceMean", ["own", "axes"], ["mean"], keepdims=1),
+            helper.make_node("Sub", ["own", "mean"], ["off"]),
+            helper.make_node("Add", ["own", "off"], ["value"]),
+        ],
+        [constant("w", WEIGHTS), constant("axes", [0], np.int64)],
+    )
+    assert oracle(model)(np.array([[1, 0]], np.float32)).tolist() == [[2]]
+    assert "the golden rows are off by" in refusal(made(model, GOLDEN))
+
+
+def test_golden_rows_that_come_out_as_no_number_are_refused() -> None:
+    model, _ = roots()
+    golden = Golden(inputs=((1.0, 3.0), (-1.0, 0.0)), outputs=((2.0,), (0.0,)))
+    assert refusal(made(model, golden)) == "on the golden rows, the model gave an output that is not finite"
+
+
+@pytest.mark.parametrize(
+    "golden",
+    [
+        Golden(inputs=(), outputs=()),
+        Golden(inputs=(), outputs=((1.0,),)),
+        Golden(inputs=((1.0, 0.0),), outputs=()),
+        Golden(inputs=((1.0, 0.0),), outputs=((2.0,), (3.0,))),
+        Golden(inputs=((1.0, 0.0),), outputs=((2.0, 3.0),)),
+        Golden(inputs=((1.0,),), outputs=((2.0,),)),
+        Golden(inputs=((),), outputs=((),)),
+        Golden(inputs=((1.0, 0.0), (1.0,)), outputs=((2.0,), (2.0,))),
+        Golden(inputs=((1.0, 0.0), (0.0, 1.0)), outputs=((2.0,), (3.0, 4.0))),
+        Golden(inputs=((1e300, 0.0),), outputs=((2.0,),)),
+        Golden(inputs=((None, 0.0),), outputs=((2.0,),)),
+    ],
+    ids=[
+        *("none", "no inputs", "no outputs", "more outputs than inputs", "wide outputs", "narrow inputs", "no columns"),
+        *("ragged inputs", "ragged outputs", "past float32", "null without missing values"),
+    ],
+)
+def test_golden_rows_that_are_no_rows_of_this_model_are_refused(golden: Golden) -> None:
+    refusal(made(linear(), golden))
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [(-1.0, 0.0), (np.nan, 0.0), (np.inf, 0.0)])
+def test_an_output_that_is_not_finite_fails_the_run_and_not_the_next_one(bad: tuple[float, float]) -> None:
+    session, _ = runtime.load(made(*roots()), "cpu", 1)
+    with pytest.raises(RuntimeFailure, match=r"^the model gave an output that is not finite$"):
+        session.run(np.array([(1.0, 3.0), bad], np.float32))
+    assert session.run(np.array([(1.0, 3.0)], np.float32)).tolist() == [[2]]
+
+
+def test_rows_of_another_width_fail_the_run_with_a_fixed_text_and_not_the_next_one() -> None:
+    session, _ = runtime.load(made(linear(), GOLDEN), "cpu", 1)
+    with pytest.raises(RuntimeFailure, match=r"^the model failed to run$"):
+        session.run(np.zeros((1, 3), np.float32))
+    assert session.run(np.array([[1, 0]], np.float32)).tolist() == [[2]]

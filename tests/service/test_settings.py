@@ -1,0 +1,144 @@
+"""Flags, then the environment, then a file, then the defaults; and what can't be used is named with its source."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+
+from service import settings
+from service.errors import SettingsError
+from service.settings import Settings, load
+
+
+def refusal(*sources: Any) -> str:
+    with pytest.raises(SettingsError) as refused:
+        load(*sources)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "foldserve.toml"
+
+
+def test_without_any_source_every_setting_is_its_default() -> None:
+    assert load({}, {}) == Settings()
+    assert Settings().host == "127.0.0.1"
+
+
+def test_a_flag_wins_over_the_environment_that_over_the_file_and_that_over_the_default(config: Path) -> None:
+    config.write_text("port = 1\nmax_rows = 1\nmax_body = 1\n")
+    environment = {"FOLDSERVE_PORT": "2", "FOLDSERVE_MAX_ROWS": "2"}
+    found = load({"port": "3"}, environment, config)
+    assert (found.port, found.max_rows, found.max_body) == (3, 2, 1)
+    assert found.threads == Settings().threads
+    # Each source alone, so that no order of merging passes by luck.
+    assert load({}, environment, config).port == 2
+    assert load({}, {}, config).port == 1
+    assert load({"port": "3"}, {}).port == 3
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: Path) -> None:
+    values: dict[str, Any] = {
+        "models": "/srv/models",
+        "host": "0.0.0.0",  # noqa: S104
+        "device": "cpu",
+        "default_model": "digits",
+        "log_level": "debug",
+        "access_log": True,
+    }
+    value = values.get(name, 7)
+    text = str(value).lower() if value is True else str(value)
+    config.write_text(f"{name} = {text if name not in values or value is True else repr(value)}\n")
+    wanted = Settings.model_validate({name: value})
+    assert wanted != Settings()
+    assert load({}, {settings.PREFIX + name.upper(): text}) == wanted
+    assert load({}, {}, config) == wanted
+    assert load({name: text}, {}) == wanted
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_every_setting_is_described(name: str) -> None:
+    description = Settings.model_fields[name].description
+    assert description
+    assert "\n" not in description
+
+
+def test_what_is_not_ours_in_the_environment_is_left_alone() -> None:
+    assert load({}, {"PORT": "1", "foldserve_port": "2", "FOLDSERVE_UNHEARD_OF": "3"}) == Settings()
+
+
+def test_settings_do_not_change_once_loaded() -> None:
+    with pytest.raises(ValidationError):
+        load({}, {}).port = 1  # type: ignore[misc]
+
+
+BAD: list[tuple[str, Any]] = [
+    ("port", "abc"),
+    ("port", ""),
+    ("port", "-1"),
+    ("port", "65536"),
+    ("port", "1.5"),
+    ("port", "1" * 5000),
+    ("threads", "0"),
+    ("threads", "1025"),
+    ("device", "tpu"),
+    ("device", "CPU"),
+    ("max_body", "0"),
+    ("max_rows", "0"),
+    ("drain_timeout", "-1"),
+    ("drain_timeout", "inf"),
+    ("log_level", "trace"),
+    ("access_log", "perhaps"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_value_that_can_not_be_used_is_named_with_where_it_came_from(name: str, value: str, config: Path) -> None:
+    config.write_text(f'{name} = "{value}"\n')
+    assert refusal({name: value}, {}).startswith(f"setting {name!r} (flag): ")
+    assert refusal({}, {settings.PREFIX + name.upper(): value}).startswith(f"setting {name!r} (environment): ")
+    assert refusal({}, {}, config).startswith(f"setting {name!r} (--config): ")
+
+
+def test_the_source_that_is_named_is_the_one_that_won(config: Path) -> None:
+    config.write_text("port = 1\n")
+    assert "(environment)" in refusal({}, {"FOLDSERVE_PORT": "abc"}, config)
+    assert load({"port": "1"}, {"FOLDSERVE_PORT": "abc"}).port == 1
+
+
+@pytest.mark.parametrize("text", ["unheard_of = 1", "PORT = 1", "max-rows = 1", "[foldserve]\nport = 1"])
+def test_a_line_of_the_file_that_is_no_setting_is_refused(text: str, config: Path) -> None:
+    config.write_text(text)
+    (name,) = tomllib.loads(text)
+    assert refusal({}, {}, config) == f"setting {name!r} (--config): Extra inputs are not permitted"
+
+
+@pytest.mark.parametrize("text", ["port = [1]", "[port]\nof = 1", "models = 1", "host = 1", "default_model = false"])
+def test_a_line_of_the_file_of_another_type_is_refused(text: str, config: Path) -> None:
+    config.write_text(text)
+    (name,) = tomllib.loads(text)
+    assert refusal({}, {}, config).startswith(f"setting {name!r} (--config): ")
+
+
+@pytest.mark.parametrize("content", [b"port", b"port = ", b"port = 1\nport = 2", b"\xff\xfe", b"[", b"{}"])
+def test_a_file_that_is_not_toml_is_named(content: bytes, config: Path) -> None:
+    config.write_bytes(content)
+    assert refusal({}, {}, config).startswith(f"{config} is not TOML: ")
+
+
+def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    assert refusal({}, {}, tmp_path / "none") == f"can't read {tmp_path / 'none'}: No such file or directory"
+    assert refusal({}, {}, tmp_path) == f"can't read {tmp_path}: Is a directory"
+
+
+def test_the_devices_are_those_that_the_runtime_knows() -> None:
+    from service import runtime
+
+    assert get_args(Settings.model_fields["device"].annotation) == get_args(runtime.Device)
