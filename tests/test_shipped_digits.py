@@ -27,7 +27,7 @@ def fresh(tmp_path_factory):
 
 def test_it_is_the_reference_topology_with_placement_pre(shipped):
     hyperparameters = shipped.manifest.provenance.hyperparameters
-    assert (hyperparameters["hidden"], hyperparameters["placement"]) == ([64, 64], "pre")
+    assert (hyperparameters["hidden"], hyperparameters["placement"]) == ((64, 64), "pre")
     assert shipped.manifest.provenance.threads == 1
 
 

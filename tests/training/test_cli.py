@@ -53,7 +53,7 @@ def test_every_flag_reaches_the_bundle(tmp_path):
     assert done.returncode == 0, done.stderr
     provenance = bundle.read(tmp_path / "iris" / "1").manifest.provenance
     recorded = {name: str(value) for name, value in provenance.hyperparameters.items()}
-    assert recorded.pop("hidden") == "[8, 4]"
+    assert recorded.pop("hidden") == "(8, 4)"
     assert recorded["input_norm"] == "True"
     assert provenance.seed == 7
     del flags["hidden"]

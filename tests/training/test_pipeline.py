@@ -49,7 +49,7 @@ def test_the_manifest_says_what_was_done(written):
     assert manifest.model.sha256 == hashlib.sha256(written.model).hexdigest()
     assert manifest.labels == tuple(range(10))
     assert sum(provenance.rows.values()) == 1797
-    assert provenance.hyperparameters["hidden"] == [64, 64]
+    assert provenance.hyperparameters["hidden"] == (64, 64)
     assert provenance.hyperparameters["epochs"] == 4
     assert provenance.versions["torch"] == torch.__version__
     assert provenance.versions["onnxruntime"] == ort.__version__
