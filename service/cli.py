@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
 from service import bundle, settings
 from service.bundle import Bundle
-from service.errors import DeviceError, FoldserveError, StartError
+from service.errors import DeviceError, FoldserveError
 from service.settings import Settings
-
-log = logging.getLogger("foldserve")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,81 +68,10 @@ def _serve(parsed: argparse.Namespace) -> None:
         level=chosen.log_level.upper(),
         stream=sys.stderr,
     )
-    with _bind(chosen.host, chosen.port) as listener:
-        # Imported late: the other commands need neither FastAPI nor its start-up time.
-        import uvicorn
+    # Imported late: the other commands need neither FastAPI nor its start-up time.
+    from service.server import run
 
-        from service.app import create_app
-
-        app = create_app(chosen)
-        names = app.state.repository.names()
-        golden = app.state.repository.find(names[0]).manifest.golden
-        host, port = listener.getsockname()[:2]
-        with _closed_on_error(listener, host, port):
-            listener.listen(2048)  # another process may have taken the port meanwhile
-
-        class Server(uvicorn.Server):
-            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().startup(sockets)
-                _announce(host, port, names, golden)
-
-        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
-        server = Server(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=chosen.access_log,
-                server_header=False,
-                timeout_graceful_shutdown=chosen.drain_timeout,
-            )
-        )
-        # uvicorn drains, and then raises the signal anew for whoever was there before it.
-        signal.signal(signal.SIGTERM, _stopped)
-        signal.signal(signal.SIGINT, _stopped)
-        server.run(sockets=[listener])
-
-
-def _stopped(_: int, __: object) -> NoReturn:
-    log.info("stopped")
-    raise SystemExit(0)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Take the port before the models are loaded, but listen only after: what answers is ready."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise StartError(f"can't listen on {host} port {port}: no such host") from error
-    listener = socket.socket(family, kind, protocol)
-    with _closed_on_error(listener, host, port):
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    return listener
-
-
-@contextmanager
-def _closed_on_error(listener: socket.socket, host: str, port: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        listener.close()
-        raise StartError(f"can't listen on {host} port {port}: {error.strerror}") from error
-
-
-def _announce(host: str, port: int, names: Sequence[str], golden: bundle.Golden) -> None:
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"foldserve {version('foldserve')} serves {', '.join(names)} on {url}, documentation on {url}/docs")
-    row = ", ".join("null" if value is None else f"{value:.6g}" for value in golden.inputs[0])
-    path = "/predict" if len(names) == 1 else f"/v1/models/{names[0]}:predict"
-    print("try:")
-    print(
-        f"""  curl -s {url}{path} -H 'Content-Type: application/json' -d '{{"instances": [[{row}]]}}'""",
-        flush=True,
-    )
+    run(chosen)
 
 
 def _verify(parsed: argparse.Namespace) -> None:

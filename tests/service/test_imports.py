@@ -97,17 +97,19 @@ def test_the_trainer_meets_the_service_in_the_bundle_alone(file: Path) -> None:
     assert met <= {"service.bundle"}
 
 
-def test_http_lives_in_the_app_and_its_server_in_the_command_line_and_nowhere_else() -> None:
+def test_http_lives_in_the_app_and_uvicorn_in_the_server_and_nowhere_else() -> None:
     for file in files(SERVICE):
         packages = {name.split(".")[0] for name in imported(file)} & {"fastapi", "starlette", "uvicorn"}
-        allowed = {"app.py": {"fastapi", "starlette"}, "cli.py": {"uvicorn"}}.get(file.name, set())
+        allowed = {"app.py": {"fastapi", "starlette"}, "server.py": {"uvicorn"}}.get(file.name, set())
         assert packages <= allowed, file
 
 
 def test_nothing_imports_what_composes() -> None:
     for file in files(SERVICE):
         names = set(imported(file))
-        if file.name != "cli.py":
+        if file.name != "server.py":
             assert not any(name.startswith("service.app") for name in names), file
+        if file.name != "cli.py":
+            assert not any(name.startswith("service.server") for name in names), file
         if file.name != "__main__.py":
             assert not any(name.startswith("service.cli") for name in names), file
