@@ -5,6 +5,7 @@ An endpoint translates and delegates: bytes in, `codec.decode`, `runtime.run`, `
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
@@ -36,6 +37,8 @@ STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.RuntimeFailure: (500, "The model did not run, or gave a value that is not finite."),
     errors.ModelNotReady: (503, "The model is known, and none of its versions may be served."),
 }
+
+log = logging.getLogger("foldserve")
 
 WEB = Path(__file__).parent / "web"
 
@@ -243,6 +246,8 @@ def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> 
 
 
 async def _refused(_: Request, error: errors.RequestError) -> Response:
+    if isinstance(error, errors.RuntimeFailure):  # the client is not to blame: the operator needs the cause
+        log.error("%s", error, exc_info=error)
     return _error(STATUS[type(error)][0], str(error))
 
 

@@ -172,8 +172,11 @@ def test_callers_at_the_same_time_each_get_their_own_answer(client: httpx.Client
         list(pool.map(call, range(callers)))
 
 
-def test_the_example_that_the_server_prints_is_answered(trained: Path, tmp_path: Path) -> None:
-    with serving(trained, tmp_path / "log") as server:
+@pytest.mark.parametrize(("flags", "model"), [((), "diabetes"), (("--default-model", "digits"), "digits")])
+def test_the_example_that_the_server_prints_is_answered(
+    flags: tuple[str, ...], model: str, trained: Path, tmp_path: Path
+) -> None:
+    with serving(trained, tmp_path / "log", *flags) as server:
         assert server.process.stdout
         assert server.process.stdout.readline() == "try:\n"
         example = shlex.split(server.process.stdout.readline())
@@ -182,7 +185,7 @@ def test_the_example_that_the_server_prints_is_answered(trained: Path, tmp_path:
         name, _, value = options["-H"].partition(": ")
         answer = httpx.post(url, content=options["-d"], headers={name: value}, timeout=PATIENCE)
     assert answer.status_code == 200
-    assert answer.json()["model"] == "diabetes"
+    assert answer.json()["model"] == model
 
 
 # --- models and health -----------------------------------------------------------------------------------------------

@@ -385,6 +385,15 @@ def test_a_number_that_json_does_not_have_is_refused(place: tuple[Any, ...], val
         bundle.read(folder)
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_a_number_past_a_double_is_refused_wherever_any_value_may_stand(number: str, folder: Path) -> None:
+    edit_manifest(folder, lambda content: content["provenance"]["hyperparameters"].update(extra="HERE"))
+    manifest_file = folder / "manifest.json"
+    manifest_file.write_text(manifest_file.read_text().replace('"HERE"', number))
+    with pytest.raises(BundleError, match=r"manifest\.json is"):
+        bundle.read(folder)
+
+
 @pytest.mark.parametrize("label", ["\ud800", 2**70, math.nan], ids=["lone surrogate", "2**70", "NaN"])
 def test_a_label_that_no_answer_can_carry_is_refused(label: Any, models: Path) -> None:
     edit_manifest(models / "digits" / "1", lambda content: content["labels"].__setitem__(0, label))
