@@ -247,7 +247,7 @@ def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> 
 
 async def _refused(_: Request, error: errors.RequestError) -> Response:
     if isinstance(error, errors.RuntimeFailure):  # the client is not to blame: the operator needs the cause
-        log.error("%s", error, exc_info=error)
+        log.error("%s; cause: %s", error, error.__cause__)
     return _error(STATUS[type(error)][0], str(error))
 
 
