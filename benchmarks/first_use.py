@@ -35,10 +35,12 @@ def served(models: Path) -> Iterator[tuple[float, int]]:
     command = [sys.executable, "-m", "service", "serve", "--models", str(models), "--port", "0"]
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        if not process.stdout or "serves" not in process.stdout.readline():
-            raise SystemExit("foldserve serve did not start")
-        yield time.perf_counter() - started, process.pid
-        process.terminate()
+        try:
+            if not process.stdout or "serves" not in process.stdout.readline():
+                raise SystemExit("foldserve serve did not start")
+            yield time.perf_counter() - started, process.pid
+        finally:
+            process.terminate()
 
 
 def resident_megabytes(process: int) -> float:

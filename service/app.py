@@ -6,6 +6,7 @@ An endpoint translates and delegates: bytes in, `codec.decode`, `runtime.run`, `
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
@@ -13,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from service import errors
 from service.bundle import Manifest
@@ -65,7 +66,7 @@ class Predictions(BaseModel):
 
 
 class VersionStatus(BaseModel):
-    """One version: `ready`, or `refused` with a reason in the log."""
+    """One version: `ready`, or `refused`; `why` it runs on this provider, or is not served."""
 
     version: int
     state: str
@@ -104,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
         exception_handlers={
             errors.RequestError: _refused,
             HTTPException: _http_error,
-            RequestValidationError: _no_route,
+            ClientDisconnect: _left,
             Exception: _failed,
         },
     )
@@ -128,10 +129,14 @@ def _add_predict(app: FastAPI, repository: Repository, settings: Settings) -> No
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
     }
 
+    # More at once than there are cores would only hold more bodies in memory.
+    limiter = CapacityLimiter(len(os.sched_getaffinity(0)))
+
     async def answer(request: Request, name: str | None = None, version: int | None = None) -> Response:
         model = repository.find(name, version)
         body = await _read_body(request, settings.max_body)
-        return Response(await run_in_threadpool(_predict, model, body), media_type="application/json")
+        content = await to_thread.run_sync(_predict, model, body, limiter=limiter)
+        return Response(content, media_type="application/json")
 
     @app.post("/predict", summary="Predict with the only, or the default, model", **documented)
     async def predict(request: Request) -> Response:
@@ -256,8 +261,9 @@ async def _http_error(_: Request, error: HTTPException) -> Response:
     return _error(error.status_code, error.detail, error.headers)
 
 
-async def _no_route(_: Request, __: RequestValidationError) -> Response:
-    return _error(404, "Not Found")
+async def _left(_: Request, __: ClientDisconnect) -> Response:
+    """Answer nobody: the client left before its body was whole, which is no news for a log."""
+    return Response()
 
 
 async def _failed(_: Request, __: Exception) -> Response:

@@ -9,7 +9,6 @@ hash was checked. Needs only the standard library and pydantic, so that any tool
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
@@ -168,6 +167,10 @@ class Tolerance(_Part):
         )
 
 
+# Of either part of a tolerance, but for the absolute part of a regression's, which has units.
+_WIDEST = 1e-3
+
+
 class Measurement(_Part):
     """One line of the certificate: this runtime, on these rows, in batches of this size."""
 
@@ -241,6 +244,16 @@ class Manifest(_Part):
             raise ValueError("two features have the same name")
         return self
 
+    @model_validator(mode="after")
+    def _certificate_certifies(self) -> Manifest:
+        measurements = self.certificate.measurements
+        if not measurements or not all(measurement.parity.holds for measurement in measurements):
+            raise ValueError("the certificate has no measurements, or one that does not hold")
+        tolerance = self.certificate.tolerance
+        if tolerance.relative > _WIDEST or (self.task == "classification" and tolerance.absolute > _WIDEST):
+            raise ValueError("the certificate's tolerance is too wide to certify anything")
+        return self
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -257,8 +270,11 @@ def read(path: Path) -> Bundle:
     Raises `BundleError`, with the reason: a missing file, a manifest of another schema, a size or hash that is not
     the manifest's.
     """
-    if not path.is_dir():
-        raise BundleError("no such bundle", path)
+    try:
+        if not path.is_dir():
+            raise BundleError("no such bundle", path)
+    except OSError as error:  # is_dir raises where a folder above is closed to us
+        raise BundleError(f"can't be read: {error.strerror}", path) from error
     manifest = _read_manifest(path)
     model = _read_bytes(path / MODEL_FILE)
     if len(model) != manifest.model.size:
@@ -315,11 +331,10 @@ def write(models: Path, name: str, model: bytes, manifest_for: Callable[[int], M
         raise BundleError("no such folder", models)
     folder = models / name
     try:
-        folder.mkdir(exist_ok=True)
         # Beside its place, so that the rename stays inside one file system. The dot hides it from every reader.
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=models))
     except OSError as error:
-        raise BundleError(f"can't write there: {error.strerror}", folder) from error
+        raise BundleError(f"can't write there: {error.strerror}", models) from error
     try:
         partial.chmod(0o755)
         _write_synced(partial / MODEL_FILE, model)
@@ -328,21 +343,21 @@ def write(models: Path, name: str, model: bytes, manifest_for: Callable[[int], M
         raise BundleError(f"can't write there: {error.strerror}", folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # where it is empty
 
 
 def _number(partial: Path, folder: Path, manifest_for: Callable[[int], Manifest]) -> Bundle:
     """Complete `partial` as the next version in `folder`, check it, and give it its place."""
     while True:
         # Whatever has the number as its name, a file too, keeps it.
-        version = max(_numbers(entry.name for entry in folder.iterdir()), default=0) + 1
+        taken = _numbers(entry.name for entry in folder.iterdir()) if folder.exists() else []
+        version = max(taken, default=0) + 1
         manifest = manifest_for(version)
         if (manifest.name, manifest.version) != (folder.name, version):
             raise BundleError(f"the manifest is of {manifest.name}/{manifest.version}", folder / str(version))
         _write_synced(partial / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
         read(partial)
         _sync_folder(partial)
+        folder.mkdir(exist_ok=True)
         try:
             partial.rename(folder / str(version))
         except OSError:
@@ -350,6 +365,7 @@ def _number(partial: Path, folder: Path, manifest_for: Callable[[int], Manifest]
                 raise
             continue  # another trainer took this version
         _sync_folder(folder)
+        _sync_folder(folder.parent)
         return read(folder / str(version))
 
 

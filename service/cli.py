@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FoldserveError as error:
         print(f"foldserve: error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `foldserve inspect ... | head`: nobody reads on, and the interpreter must not try again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         return 130
     return 0
@@ -113,7 +117,3 @@ def _inspect(parsed: argparse.Namespace) -> None:
 
     whole: Bundle = bundle.read(parsed.bundle)
     show(whole)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

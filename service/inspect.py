@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -53,7 +54,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 def _model(bundle: Bundle) -> Iterable[tuple[str, str]]:
     manifest, graph = bundle.manifest, check_graph(bundle.model).graph
-    parameters = sum(_size(tensor.dims) for tensor in graph.initializer)
+    parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
     yield "task", manifest.task
     yield "created", manifest.created.isoformat()
     yield "input", f"{manifest.input.name} {list(manifest.input.shape)} {manifest.input.dtype}"
@@ -63,13 +64,6 @@ def _model(bundle: Bundle) -> Iterable[tuple[str, str]]:
     yield "graph", f"{' '.join(node.op_type for node in graph.node)}, opset {manifest.model.opset}"
     yield "size", f"{parameters:,} parameters, {manifest.model.size:,} bytes"
     yield "sha256", manifest.model.sha256
-
-
-def _size(dims: Sequence[int]) -> int:
-    size = 1
-    for dim in dims:
-        size *= dim
-    return size
 
 
 def _metric_names(manifest: Manifest) -> tuple[str, ...]:

@@ -82,13 +82,10 @@ def open_repository(settings: Settings) -> Repository:
     `DeviceError` when the device that was asked for does not answer.
     """
     folder, default = settings.models, settings.default_model
-    if not folder.is_dir():
-        raise StartError(f"no models to serve: {folder} is no folder")
-    found = {
-        entry.name: {version: _open(entry / str(version), settings) for version in reversed(versions)}
-        for entry in sorted(folder.iterdir())
-        if bundle.NAME.fullmatch(entry.name) and entry.is_dir() and (versions := bundle.versions(entry))
-    }
+    try:
+        found = _open_all(folder, settings)
+    except OSError as error:
+        raise StartError(f"can't read {error.filename}: {error.strerror}") from error
     if not found:
         raise StartError(f"no models to serve: {folder} holds no <name>/<version>/")
     for name, opened in found.items():
@@ -100,6 +97,16 @@ def open_repository(settings: Settings) -> Repository:
     if default is not None and default not in found:
         raise StartError(f"the default model {default!r} is not among {', '.join(found)}")
     return Repository(found, default)
+
+
+def _open_all(folder: Path, settings: Settings) -> dict[str, dict[int, Model | Refused]]:
+    if not folder.is_dir():
+        raise StartError(f"no models to serve: {folder} is no folder")
+    return {
+        entry.name: {version: _open(entry / str(version), settings) for version in reversed(versions)}
+        for entry in sorted(folder.iterdir())
+        if bundle.NAME.fullmatch(entry.name) and entry.is_dir() and (versions := bundle.versions(entry))
+    }
 
 
 def _open(path: Path, settings: Settings) -> Model | Refused:

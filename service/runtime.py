@@ -29,6 +29,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Rows = npt.NDArray[np.float32]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# TF32 keeps 10 bits of a float32's 23: a folded model would miss its golden outputs, and its certificate.
+_OPTIONS = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 _SILENT = 4  # ONNX Runtime's log severity "fatal": what it has to say comes back as an exception, once
 
 
@@ -139,10 +141,11 @@ def _session(model: bytes, device: Literal["cpu", "cuda"], threads: int) -> ort.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         # The fallback is Python's own: it would print, and open another session on the CPU.
-        session = ort.InferenceSession(model, options, providers=[provider], enable_fallback=False)
+        session = ort.InferenceSession(model, options, providers=[(provider, _OPTIONS[device])], enable_fallback=False)
     except Exception as error:
         # A listed provider need not load: onnxruntime-gpu lists CUDA on a machine without a GPU.
         if device == "cuda":
+            _session(model, "cpu", threads)  # a graph that nobody runs is the bundle's fault, not the device's
             raise DeviceError(
                 f"CUDA does not answer; are there a GPU, a driver, CUDA's libraries? ({_one_line(error)})"
             ) from error

@@ -30,6 +30,10 @@ def run(settings: Settings) -> None:
 
     Raises `StartError` when the port can't be had, and whatever `create_app` raises.
     """
+    # First of all, since as process 1 of a container there is no default: a signal without a handler is lost. uvicorn
+    # drains, and then raises the signal anew for whoever was there before it.
+    signal.signal(signal.SIGTERM, _stopped)
+    signal.signal(signal.SIGINT, _stopped)
     with _bound(settings.host, settings.port) as listener:
         app = create_app(settings)
         # From here on it answers, and what answers is ready.
@@ -52,9 +56,6 @@ def run(settings: Settings) -> None:
             )
         )
         server.announcement = _announcement(listener, app.state.repository)
-        # uvicorn drains, and then raises the signal anew for whoever was there before it.
-        signal.signal(signal.SIGTERM, _stopped)
-        signal.signal(signal.SIGINT, _stopped)
         server.run(sockets=[listener])
 
 

@@ -1,8 +1,7 @@
 """The certificate: evidence, measured before anything is written, that the exported model is the trained network.
 
-The reference is the *unfolded* network evaluated by PyTorch in float64; what is held against it shares no code with
-that: the folded network in float32, and ONNX Runtime on every provider there is, running the very bytes that go
-into the bundle.
+The reference is the *unfolded* network evaluated by PyTorch in float64. Held against it are the folded network in
+float32, and ONNX Runtime on every provider there is, running the very bytes that go into the bundle.
 """
 
 from __future__ import annotations
@@ -102,8 +101,8 @@ def _measure(
         if not parity.holds:
             raise ParityError(
                 f"{runtime} differs from the unfolded network on {kind} rows in batches of {batch}: by "
-                f"{parity.max_absolute:.3g} at most, {parity.worst:.3g} times the tolerance, with the same clear "
-                f"argmax on a share of {parity.argmax_agreement}"
+                f"{parity.max_absolute:.3g} at most, {parity.worst:.3g} times the tolerance"
+                + ("" if parity.argmax_agreement in (None, 1.0) else f", same argmax: {parity.argmax_agreement:.2%}")
             )
         yield Measurement(runtime=runtime, rows=kind, batch=batch, parity=parity)
 

@@ -6,6 +6,7 @@ Exit status: 0 a bundle was written, 1 refused with one line on standard error, 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,9 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TrainingError, bundle.BundleError) as error:
         print(f"foldserve-train: error: {error}", file=sys.stderr)
         return 1
-    except ValueError as error:
-        print(f"foldserve-train: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("foldserve-train: interrupted, no bundle was written", file=sys.stderr)
         return 130
@@ -52,14 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--test-share",
         type=float,
-        default=Plan.test,
+        default=Plan.test_share,
         metavar="SHARE",
         help="share of the rows that is only reported on (default: %(default)s)",
     )
     fit.add_argument(
         "--validation-share",
         type=float,
-        default=Plan.validation,
+        default=Plan.validation_share,
         metavar="SHARE",
         help="share of the rows to stop by (default: %(default)s)",
     )
@@ -111,21 +109,28 @@ def _given(parsed: argparse.Namespace, owner: type[Architecture] | type[Recipe])
     return {option.name: getattr(parsed, option.name) for option in fields(owner) if option.name in parsed}
 
 
+def _plan(parsed: argparse.Namespace) -> Plan:
+    try:
+        return Plan(
+            source=parsed.source,
+            name=parsed.name or re.sub(r"[^A-Za-z0-9._-]", "-", Path(parsed.source).name.partition(".")[0]) or "model",
+            models=parsed.models,
+            architecture=Architecture(**_given(parsed, Architecture)),
+            recipe=replace(PRESETS[parsed.preset], **_given(parsed, Recipe)),
+            seed=parsed.seed,
+            threads=parsed.threads,
+            test_share=parsed.test_share,
+            validation_share=parsed.validation_share,
+        )
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
 def _fit(parsed: argparse.Namespace) -> None:
     """Train on SOURCE, fold every affine step into the Dense weights, prove that nothing changed, and write the next
     version of the model to <models>/<name>/<version>. Nothing is written unless the proof holds."""
     started = time.perf_counter()
-    plan = Plan(
-        source=parsed.source,
-        name=parsed.name or _name(parsed.source),
-        models=parsed.models,
-        architecture=Architecture(**_given(parsed, Architecture)),
-        recipe=replace(PRESETS[parsed.preset], **_given(parsed, Recipe)),
-        seed=parsed.seed,
-        threads=parsed.threads,
-        test=parsed.test_share,
-        validation=parsed.validation_share,
-    )
+    plan = _plan(parsed)
     # Imported late: torch takes seconds, and a wrong flag should not.
     try:
         from training.pipeline import run
@@ -156,7 +161,3 @@ def _summarise(written: bundle.Bundle, seconds: float) -> None:
         print(f"{name:<12} " + ", ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
     models = written.path.parent.parent
     print(f"wrote        {written.path} in {seconds:.1f} s; serve it: foldserve serve --models {models}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn import datasets
-from sklearn.model_selection import train_test_split
 
 from service.bundle import Label, Task
 from training.errors import DataError
@@ -29,6 +28,10 @@ _REGRESSION = {"diabetes"}
 
 # A class needs a row in each of training, validation and test.
 _MIN_ROWS_PER_CLASS = 3
+# Two to train on, since a BN has no statistics of one; one to stop by, two to report on.
+_MIN_ROWS = 5
+
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,9 @@ class Table:
 class Split:
     """Row indices, int64, disjoint: rows to fit on, to stop by, and to report on."""
 
-    train: npt.NDArray[np.int64]
-    validation: npt.NDArray[np.int64]
-    test: npt.NDArray[np.int64]
+    train: Rows
+    validation: Rows
+    test: Rows
 
 
 def load(source: str) -> Table:
@@ -95,18 +98,22 @@ def _checked(table: Table) -> Table:
 
 
 def split(table: Table, *, test: float, validation: float, seed: int) -> Split:
-    """Draw `test` and `validation`, as shares of all rows, from the table; stratified by class."""
-    rows = np.arange(len(table.x))
-    rest, held_out = _draw(table, rows, test, seed)
-    train, stop = _draw(table, rest, validation / (1 - test), seed)
-    return Split(np.sort(train), np.sort(stop), np.sort(held_out))
+    """Draw `test` and `validation`, as shares of the rows, class by class: each class is in every part.
+
+    Raises `DataError` when there are too few rows for that.
+    """
+    generator = np.random.default_rng(seed)
+    classes = [np.flatnonzero(table.y == index) for index in range(len(table.labels))] or [np.arange(len(table.x))]
+    if len(table.x) < _MIN_ROWS:
+        raise DataError(f"{len(table.x)} rows are too few: at least {_MIN_ROWS} are needed")
+    least = 1 if table.labels else 2  # of one row there is no R2
+    parts = [_cut(generator.permutation(rows), test, validation, least) for rows in classes]
+    train, stop, held_out = (np.sort(np.concatenate(part)) for part in zip(*parts, strict=True))
+    return Split(train, stop, held_out)
 
 
-def _draw(
-    table: Table, rows: npt.NDArray[np.int64], share: float, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    by = table.y[rows] if table.labels else None
-    # Every class in both parts, however small its share.
-    drawn = max(round(share * len(rows)), len(table.labels), 1)
-    first, second = train_test_split(rows, test_size=drawn, random_state=seed, stratify=by)
-    return first, second
+def _cut(rows: Rows, test: float, validation: float, least: int) -> tuple[Rows, Rows, Rows]:
+    count = len(rows)
+    held_out = min(max(round(test * count), least), count - 2)
+    stop = min(max(round(validation * count), 1), count - held_out - 1)
+    return rows[held_out + stop :], rows[held_out : held_out + stop], rows[:held_out]

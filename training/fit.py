@@ -74,10 +74,7 @@ def fit(
         total = torch.zeros(())
         network.train()
         for batch in _batches(torch.randperm(len(train.x), generator=generator), recipe.batch_size):
-            x = train.x[batch]
-            if recipe.input_noise:  # to first order a penalty on the gradient by the input (Bishop, 1995)
-                x = x + recipe.input_noise * torch.randn_like(x)
-            loss = criterion(network(x), train.y[batch], recipe.label_smoothing)
+            loss = criterion(network(_noisy(train.x[batch], recipe)), train.y[batch], recipe.label_smoothing)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch 2.13 leaves it untyped
             optimiser.step()
@@ -126,6 +123,11 @@ def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = 8192) -
             module.running_mean.copy_(mean)
             module.running_var.copy_(var)
         chunks = [module(c) for c in chunks]
+
+
+def _noisy(x: Tensor, recipe: Recipe) -> Tensor:
+    """Add noise to the input: to first order a penalty on the gradient by the input (Bishop, 1995)."""
+    return x + recipe.input_noise * torch.randn_like(x) if recipe.input_noise else x
 
 
 Criterion = Callable[[Tensor, Tensor, float], Tensor]

@@ -152,14 +152,17 @@ def _read(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
 
 
 def _step(name: str, module: nn.Module) -> _Step:
-    if isinstance(module, nn.Linear):
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise FoldError(name, "it has a forward hook, which could compute anything")
+    # Exactly these types: a subclass may have a forward of its own.
+    if type(module) is nn.Linear:
         weight = module.weight.detach().double().clone()
         bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double().clone()
         _require_finite(name, weight, bias)
         return _Dense(name, weight, bias)
-    if isinstance(module, nn.BatchNorm1d):
+    if type(module) is nn.BatchNorm1d:
         return _batch_norm(name, module)
-    if isinstance(module, Affine):
+    if type(module) is Affine:
         _require_finite(name, module.scale, module.shift)
         # It standardises: the spread of what it was made for is 1 / scale, and its mean -shift / scale.
         return _Scale((name,), module.scale.clone(), module.shift.clone(), module.shift.abs())

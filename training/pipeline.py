@@ -30,7 +30,7 @@ from training.fold import Folded, fold
 from training.network import Affine, mlp
 from training.plan import Plan
 
-_RECORDED = ("foldserve", "numpy", "onnx", "scikit-learn", "torch")
+_RECORDED = ("foldserve", "numpy", "onnx", "protobuf", "scikit-learn")
 _HISTOGRAM_BINS = 10
 
 
@@ -38,12 +38,12 @@ _HISTOGRAM_BINS = 10
 class Trained:
     """The stages' results. `network` is unfolded and takes raw rows, `folded` is the same function.
 
-    target_spread: standard deviation of a regression's training targets, in their own units; 1 for classification.
+    tolerance: what the certificate allows, in the output's own units.
     """
 
     table: data.Table
     split: data.Split
-    target_spread: float
+    tolerance: bundle.Tolerance
     fitted: Fitted
     network: nn.Sequential
     folded: Folded
@@ -62,7 +62,7 @@ def run(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> bundl
 def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Trained:
     """Load, split, standardise, fit and fold."""
     table = data.load(plan.source)
-    split = data.split(table, test=plan.test, validation=plan.validation, seed=plan.seed)
+    split = data.split(table, test=plan.test_share, validation=plan.validation_share, seed=plan.seed)
     before = _standardisation(table.x[split.train])
     mean, spread = _target_scale(table, split)
     y = torch.from_numpy(table.y) if table.labels else torch.from_numpy(((table.y - mean) / spread).astype(np.float32))
@@ -77,11 +77,11 @@ def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Tra
             seed=plan.seed,
             on_epoch=on_epoch,
         )
-    layers = OrderedDict[str, nn.Module]([("standardise", before), *fitted.network.named_children()])
-    if not table.labels:
-        layers["unstandardise"] = Affine(torch.tensor([spread]), torch.tensor([mean]))
-    network = nn.Sequential(layers).eval()
-    return Trained(table, split, spread, fitted, network, fold(network))
+        layers = OrderedDict[str, nn.Module]([("standardise", before), *fitted.network.named_children()])
+        if not table.labels:
+            layers["unstandardise"] = Affine(torch.tensor([spread]), torch.tensor([mean]))
+        network = nn.Sequential(layers).eval()
+        return Trained(table, split, _tolerance(mean, spread), fitted, network, fold(network))
 
 
 def export(plan: Plan, trained: Trained) -> bundle.Bundle:
@@ -92,16 +92,15 @@ def export(plan: Plan, trained: Trained) -> bundle.Bundle:
     seen = table.x[split.train]
     ranges = np.stack([seen.min(0), seen.max(0)], axis=1)
     drawn = certificate.draw(ranges, (seen == np.rint(seen)).all(0), certificate.RANDOM_ROWS, plan.seed)
-    # Both parts of the tolerance are meant in units that the network works in: probabilities, or target spreads.
-    tolerance = bundle.Tolerance(absolute=1e-5 * trained.target_spread, relative=1e-4)
     evidence = certificate.certify(
-        trained.network, trained.folded.network, model, task, tolerance, held_out=held_out, drawn=drawn
+        trained.network, trained.folded.network, model, task, trained.tolerance, held_out=held_out, drawn=drawn
     )
     # The figures are the exported model's own, not those of the network that it came from.
     predict = certificate.onnx_runtime_cpu(model)
     rows_of: dict[Literal["validation", "test"], npt.NDArray[np.int64]]
     rows_of = {"validation": split.validation, "test": split.test}
     scores = {name: metrics(task, table.y[rows], predict(table.x[rows])) for name, rows in rows_of.items()}
+    golden = certificate.golden(trained.network, task, drawn)
 
     def manifest(number: int) -> bundle.Manifest:
         return bundle.Manifest(
@@ -116,7 +115,7 @@ def export(plan: Plan, trained: Trained) -> bundle.Bundle:
             features=tuple(_feature(name, column) for name, column in zip(table.features, seen.T, strict=True)),
             labels=table.labels,
             certificate=evidence,
-            golden=certificate.golden(trained.network, task, drawn),
+            golden=golden,
             folded=tuple(bundle.Folding(**asdict(line)) for line in trained.folded.report),
             metrics=scores,
             provenance=_provenance(plan, trained),
@@ -145,8 +144,19 @@ def _target_scale(table: data.Table, split: data.Split) -> tuple[float, float]:
     return float(y.mean()), float(y.std()) or 1.0
 
 
+def _tolerance(mean: float, spread: float) -> bundle.Tolerance:
+    """1e-5 + 1e-4 |ref| for outputs around 1: probabilities, or a regression's value in spreads of its target.
+
+    In the target's own units the absolute part is scaled by the spread, and the relative part is held to 1e-4
+    spreads at the mean: 1e-4 of a mean that is 10,000 spreads out would pass any model. Its floor is what float32 can
+    tell apart, 16 units in the last place.
+    """
+    relative = 1e-4 * spread / abs(mean) if mean else 1e-4
+    return bundle.Tolerance(absolute=1e-5 * spread, relative=min(max(relative, 2.0**-20), 1e-4))
+
+
 def _feature(name: str, column: npt.NDArray[np.float32]) -> bundle.Feature:
-    counts, edges = np.histogram(column, _HISTOGRAM_BINS)
+    counts, edges = np.histogram(column.astype(np.float64), _HISTOGRAM_BINS)
     return bundle.Feature(
         name=name,
         range=(float(column.min()), float(column.max())),
@@ -157,7 +167,7 @@ def _feature(name: str, column: npt.NDArray[np.float32]) -> bundle.Feature:
 def _provenance(plan: Plan, trained: Trained) -> bundle.Provenance:
     split = trained.split
     return bundle.Provenance(
-        source=plan.source,
+        source=Path(plan.source).name,
         data_sha256=trained.table.sha256(),
         rows={"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
         seed=plan.seed,
@@ -166,13 +176,16 @@ def _provenance(plan: Plan, trained: Trained) -> bundle.Provenance:
         hyperparameters={
             **asdict(plan.architecture),
             **asdict(plan.recipe),
-            "test": plan.test,
-            "validation": plan.validation,
+            "test_share": plan.test_share,
+            "validation_share": plan.validation_share,
             "best_epoch": trained.fitted.best_epoch,
         },
-        versions={"python": python_version()}
-        | {name: version(name) for name in _RECORDED}
-        | certificate.runtime_version(),
+        versions={
+            "python": python_version(),
+            **{name: version(name) for name in _RECORDED},
+            "torch": torch.__version__,  # with its build, which the installed metadata may leave out: 2.13.0+cu130
+            **certificate.runtime_version(),
+        },
     )
 
 
@@ -187,11 +200,16 @@ def _cpu() -> str:
 @contextlib.contextmanager
 def _fixed_arithmetic(threads: int) -> Iterator[None]:
     """Sums split over two threads round differently from one: a fixed, recorded number, and only stable kernels."""
-    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    before = torch.get_num_threads()
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(mode=True)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
+            yield
     finally:
         torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

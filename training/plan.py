@@ -73,7 +73,7 @@ PRESETS: dict[Preset, Recipe] = {"fast": Recipe()}
 class Plan:
     """A whole run. Same plan, data, versions and kind of CPU: the same `model.onnx`, byte for byte.
 
-    test, validation: shares of the table's rows, drawn with `seed`. threads: of the fit, since sums that are split
+    test_share, validation_share: of the table's rows, drawn with `seed`. threads: of the fit, since sums that are split
     over two threads round differently from one. Raises `ValueError` for what can't work.
     """
 
@@ -84,11 +84,11 @@ class Plan:
     recipe: Recipe = Recipe()
     seed: int = 0
     threads: int = 1
-    test: float = 0.2
-    validation: float = 0.1
+    test_share: float = 0.2
+    validation_share: float = 0.1
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "the seed is from 0 to 4294967295")
         _require(self.threads >= 1, "threads are at least 1")
-        _require(self.test > 0 and self.validation > 0, "test and validation shares are above 0")
-        _require(self.test + self.validation < 1, "test and validation shares leave no rows to train on")
+        _require(self.test_share > 0 and self.validation_share > 0, "test and validation shares are above 0")
+        _require(self.test_share + self.validation_share < 1, "test and validation shares leave no rows to train on")

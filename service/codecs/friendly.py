@@ -32,6 +32,10 @@ class FriendlyCodec:
         self._name_set = frozenset(self._names)
         self._nullable = np.array([feature.missing for feature in manifest.features])
         self._max_rows = max_rows
+        # Twice what a body of that many rows can hold of brackets, those inside the features' names included, and
+        # some for the small mistakes that a clearer text waits for.
+        in_names = sum(name.count("[") + name.count("{") for name in self._names)
+        self._max_brackets = 2 * max_rows * (1 + in_names) + 200_000
 
     def decode(self, body: bytes) -> npt.NDArray[np.float32]:
         """Read float32 [rows, features]. Raises `InvalidInput`."""
@@ -57,6 +61,11 @@ class FriendlyCodec:
         return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
     def _instances(self, body: bytes) -> list[Any]:
+        # Counted before anything is parsed: millions of empty rows would hold the interpreter for seconds.
+        if body.count(b"[") + body.count(b"{") > self._max_brackets:
+            raise InvalidInput(
+                f'"instances" has too many rows, or rows inside rows; at most {self._max_rows} are allowed'
+            )
         try:
             # Refuses NaN, infinities and numbers past a double, invalid UTF-8, lone surrogates and deep nesting.
             document = orjson.loads(body)

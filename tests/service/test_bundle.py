@@ -525,3 +525,20 @@ def test_an_output_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 def test_a_tolerance_is_above_zero(values: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Tolerance(**{"absolute": 1.0, "relative": 1.0} | values)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content["certificate"].update(measurements=[]),
+        lambda content: content["certificate"]["measurements"][0]["parity"].update(worst=900.0),
+        lambda content: content["certificate"]["measurements"][0]["parity"].update(argmax_agreement=0.9),
+        lambda content: content["certificate"]["tolerance"].update(absolute=1e9),
+        lambda content: content["certificate"]["tolerance"].update(relative=1e9),
+    ],
+    ids=["no measurements", "one that fails", "another argmax", "wide absolute", "wide relative"],
+)
+def test_a_certificate_that_certifies_nothing_is_refused(edit: Callable[[Any], None], models: Path) -> None:
+    edit_manifest(models / "digits" / "1", edit)
+    with pytest.raises(BundleError, match="certif"):
+        bundle.read(models / "digits" / "1")

@@ -326,3 +326,11 @@ def test_values_parse_back_to_the_exact_float32_and_have_no_probabilities(output
     answer = encode(outputs)
     assert same_bits(np.array(answer["predictions"]).astype(np.float32), outputs[:, 0])
     assert list(answer) == ["model", "version", "predictions"]
+
+
+@pytest.mark.parametrize("row", [b"[]", b"{}"], ids=["arrays", "objects"])
+def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes) -> None:
+    # The last bracket is missing: a text about JSON would mean that the body was parsed up to there.
+    flood = b'{"instances": [' + b",".join([row] * 2_000_000)
+    with pytest.raises(InvalidInput, match="too many rows"):
+        FriendlyCodec(manifest(features=FEATURES), MAX_ROWS).decode(flood)

@@ -66,3 +66,19 @@ def test_the_hash_is_of_the_values():
     changed[0, 0] += 1
     other = data.Table(table.source, table.task, table.features, changed, table.y, table.labels)
     assert other.sha256() != table.sha256()
+
+
+@pytest.mark.parametrize("counts", [(1000, 3), (1000, 4), (30, 3), (1000, 1000, 3)])
+def test_a_rare_class_is_in_every_part(counts):
+    y = np.repeat(np.arange(len(counts)), counts)
+    table = data.Table("made", "classification", ("a",), np.zeros((len(y), 1), "f4"), y, tuple(range(len(counts))))
+    for seed in range(20):
+        split = data.split(table, test=0.2, validation=0.1, seed=seed)
+        for part in (split.train, split.validation, split.test):
+            assert set(y[part]) == set(range(len(counts)))
+
+
+def test_too_few_rows_are_refused():
+    table = data.Table("made", "regression", ("a",), np.zeros((4, 1), "f4"), np.arange(4.0), ())
+    with pytest.raises(DataError, match="4 rows are too few"):
+        data.split(table, test=0.2, validation=0.1, seed=0)

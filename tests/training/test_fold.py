@@ -730,3 +730,20 @@ def test_a_negligible_scale_does_not_turn_the_offset_into_infinity():
     assert_folds_within_the_certificate(
         chain(standardise=Affine(scale, shift), dense1=nn.Linear(2, 1)), torch.randn(20, 2)
     )
+
+
+class _Doubling(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_a_dense_with_a_forward_of_its_own_is_refused():
+    with pytest.raises(FoldError, match="no rule covers _Doubling"):
+        fold(chain(dense1=_Doubling(3, 2)))
+
+
+def test_a_layer_with_a_forward_hook_is_refused():
+    network = chain(dense1=nn.Linear(3, 2))
+    network.dense1.register_forward_hook(lambda _, __, output: output * 2)
+    with pytest.raises(FoldError, match="forward hook"):
+        fold(network)

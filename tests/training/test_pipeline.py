@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,21 @@ def test_no_golden_row_is_a_row_of_the_table(written, trained):
     table = {tuple(row) for row in trained.table.x.tolist()}
     assert len(written.manifest.golden.inputs) == certificate.GOLDEN_ROWS
     assert not any(tuple(row) in table for row in written.manifest.golden.inputs)
+
+
+def test_a_regression_far_from_zero_is_not_certified_by_the_size_of_its_mean(tmp_path, monkeypatch):
+    table = pipeline.data.load("diabetes")
+    far = replace(table, y=1.7e9 + 1e4 * (table.y - table.y.mean()) / table.y.std())
+    monkeypatch.setattr(pipeline.data, "load", lambda _: far)
+    trained = pipeline.train(plan(None, "diabetes"))
+    pipeline.export(plan(tmp_path, "diabetes"), trained)
+    with torch.no_grad():
+        trained.folded.network[0].weight.zero_()
+    with pytest.raises(ParityError):
+        pipeline.export(plan(tmp_path, "diabetes"), trained)
+
+
+def test_training_leaves_the_callers_random_state_alone():
+    before = torch.get_rng_state()
+    pipeline.train(plan(None, "iris"))
+    assert torch.equal(torch.get_rng_state(), before)
