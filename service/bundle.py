@@ -240,6 +240,10 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Manifest:
+        if len({(type(label), label) for label in self.labels}) < len(self.labels):
+            raise ValueError("two labels are the same")
+        if len({frozenset(values) for values in self.metrics.values()}) > 1:
+            raise ValueError("validation and test have different metrics")
         if len({feature.name for feature in self.features}) < len(self.features):
             raise ValueError("two features have the same name")
         return self

@@ -86,7 +86,7 @@ def _verify(parsed: argparse.Namespace) -> None:
     whole = bundle.read(parsed.bundle)
     manifest = whole.manifest
     _passed("hash", f"sha256 {manifest.model.sha256}, {manifest.model.size:,} bytes")
-    graph = runtime.check_graph(whole.model).graph
+    graph = runtime.check_graph(whole).graph
     _passed("graph", f"{' '.join(node.op_type for node in graph.node)}, opset {manifest.model.opset}")
     devices: tuple[runtime.Device, ...] = ("cpu", "cuda")
     for device in devices:

@@ -53,7 +53,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def _model(bundle: Bundle) -> Iterable[tuple[str, str]]:
-    manifest, graph = bundle.manifest, check_graph(bundle.model).graph
+    manifest, graph = bundle.manifest, check_graph(bundle).graph
     parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
     yield "task", manifest.task
     yield "created", manifest.created.isoformat()

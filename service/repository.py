@@ -92,6 +92,9 @@ def open_repository(settings: Settings) -> Repository:
         refused = [version for version in opened.values() if isinstance(version, Refused)]
         if len(refused) == len(opened):
             raise StartError(f"no version of {name} may be served: {refused[0].reason}")
+        for version, state in opened.items():
+            if isinstance(state, Refused):
+                log.error("refused %s: %s", folder / name / str(version), state.reason)
     if default is None and len(found) == 1:
         (default,) = found
     if default is not None and default not in found:
@@ -116,7 +119,6 @@ def _open(path: Path, settings: Settings) -> Model | Refused:
             raise BundleError(f"the manifest is of {whole.manifest.name}/{whole.manifest.version}", path)
         runtime, parity = load(whole, settings.device, settings.threads)
     except BundleError as error:
-        log.error("refused %s", error)
         return Refused(error.reason)
     log.info(
         "%s/%s ready on %s: %s; the golden rows use %.2g of the tolerance",

@@ -67,7 +67,7 @@ def load(bundle: Bundle, device: Device, threads: int) -> tuple[Runtime, Parity]
     the golden outputs.
     """
     try:
-        check_graph(bundle.model)
+        check_graph(bundle)
         runtime = open_session(bundle, device, threads)
         check_interface(runtime, bundle.manifest)
         return runtime, check_golden(runtime, bundle.manifest)
@@ -75,15 +75,18 @@ def load(bundle: Bundle, device: Device, threads: int) -> tuple[Runtime, Parity]
         raise BundleError(error.reason, bundle.path) from error
 
 
-def check_graph(model: bytes) -> onnx.ModelProto:
-    """Parse `model`. Raises `BundleError` when it is no ONNX, or has a tensor in a file of its own.
+def check_graph(bundle: Bundle) -> onnx.ModelProto:
+    """Parse the model. Raises `BundleError` when it is no ONNX, of another opset, or has a tensor in another file.
 
     External data would be read by ONNX Runtime from wherever the path points, past the hash.
     """
     try:
-        proto = onnx.load_model_from_string(model)
+        proto = onnx.load_model_from_string(bundle.model)
     except DecodeError as error:
         raise BundleError("model.onnx is no ONNX model") from error
+    opsets = [imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx")]
+    if opsets != [bundle.manifest.model.opset]:
+        raise BundleError(f"{MODEL_FILE} is of opset {opsets}, the manifest says {bundle.manifest.model.opset}")
     graphs = [proto.graph, *proto.functions]
     while graphs:
         graph = graphs.pop()

@@ -106,7 +106,7 @@ def split(table: Table, *, test: float, validation: float, seed: int) -> Split:
     classes = [np.flatnonzero(table.y == index) for index in range(len(table.labels))] or [np.arange(len(table.x))]
     if len(table.x) < _MIN_ROWS:
         raise DataError(f"{len(table.x)} rows are too few: at least {_MIN_ROWS} are needed")
-    least = 1 if table.labels else 2  # of one row there is no R2
+    least = 1 if table.labels else 2  # of one row there is no R2, and no BN
     parts = [_cut(generator.permutation(rows), test, validation, least) for rows in classes]
     train, stop, held_out = (np.sort(np.concatenate(part)) for part in zip(*parts, strict=True))
     return Split(train, stop, held_out)
@@ -114,6 +114,6 @@ def split(table: Table, *, test: float, validation: float, seed: int) -> Split:
 
 def _cut(rows: Rows, test: float, validation: float, least: int) -> tuple[Rows, Rows, Rows]:
     count = len(rows)
-    held_out = min(max(round(test * count), least), count - 2)
-    stop = min(max(round(validation * count), 1), count - held_out - 1)
+    held_out = min(max(round(test * count), least), count - least - 1)
+    stop = min(max(round(validation * count), 1), count - held_out - least)
     return rows[held_out + stop :], rows[held_out : held_out + stop], rows[:held_out]

@@ -45,7 +45,8 @@ def mlp(features: int, outputs: int, architecture: Architecture) -> nn.Sequentia
     """Build [batch, features] -> [batch, outputs], ending in a Dense layer: logits or a value, no softmax.
 
     Layers are named `dense1`, `norm1`, `relu1`, `dropout1`, `dense2`, ...; a BN on the input is `norm0`. A Dense
-    that a BN follows directly has no bias, since the BN's mean would take it out again.
+    that a BN follows directly has no bias, since the BN's mean would take it out again. `eps` and `momentum` are
+    PyTorch's: Keras's momentum of 0.99 is 0.01 here, and its default epsilon 1e-3.
     """
     a = architecture
     layers: OrderedDict[str, nn.Module] = OrderedDict()

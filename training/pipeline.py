@@ -55,7 +55,7 @@ def run(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> bundl
     Raises `TrainingError` or `BundleError`; no bundle is written then.
     """
     if not plan.models.is_dir():  # before the work, not after it
-        raise bundle.BundleError("no such folder", plan.models)
+        raise bundle.BundleError("no such folder; make it first", plan.models)
     return export(plan, train(plan, on_epoch))
 
 

@@ -6,6 +6,7 @@ Each field's annotation carries its line of `foldserve-train fit --help`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,9 +39,11 @@ class Architecture:
     momentum: Annotated[float, "weight of the newest batch in a BN's running statistics (Keras's 0.99 is 0.01)"] = 0.1
 
     def __post_init__(self) -> None:
-        _require(all(width >= 1 for width in self.hidden), "a hidden layer needs at least one unit")
+        _require(
+            all(1 <= width <= 65_536 for width in self.hidden), "a hidden layer has at least 1 unit, at most 65536"
+        )
         _require(0 <= self.dropout < 1, "dropout is at least 0 and below 1")
-        _require(self.eps > 0, "eps is above 0")
+        _require(0 < self.eps < 1, "eps is above 0 and below 1")
         _require(0 < self.momentum <= 1, "momentum is above 0 and at most 1")
 
 
@@ -60,9 +63,9 @@ class Recipe:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1 and self.patience >= 1, "epochs and patience are at least 1")
         _require(self.batch_size >= 2, "the batch size is at least 2: a BN has no statistics of one row")
-        _require(self.learning_rate > 0, "the learning rate is above 0")
-        _require(self.weight_decay >= 0, "weight decay is at least 0")
-        _require(self.input_noise >= 0, "input noise is at least 0")
+        _require(0 < self.learning_rate < inf, "the learning rate is above 0 and finite")
+        _require(0 <= self.weight_decay < inf, "weight decay is at least 0 and finite")
+        _require(0 <= self.input_noise < inf, "input noise is at least 0 and finite")
         _require(0 <= self.label_smoothing < 1, "label smoothing is at least 0 and below 1")
 
 
@@ -89,6 +92,6 @@ class Plan:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "the seed is from 0 to 4294967295")
-        _require(self.threads >= 1, "threads are at least 1")
+        _require(1 <= self.threads <= 1024, "threads are at least 1, at most 1024")
         _require(self.test_share > 0 and self.validation_share > 0, "test and validation shares are above 0")
         _require(self.test_share + self.validation_share < 1, "test and validation shares leave no rows to train on")

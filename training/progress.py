@@ -21,7 +21,7 @@ class FitProgress:
             TextColumn("loss {task.fields[loss]} val {task.fields[validation]} {task.fields[rate]} rows/s"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.file.isatty(),  # `is_terminal` believes FORCE_COLOR,
         )
         self._task = self._bar.add_task("fit", total=None, loss="-", validation="-", rate="-")
 

@@ -519,6 +519,11 @@ def test_an_answer_that_is_not_finite_is_a_failure_and_never_bad_json(client: ht
     assert client.post(path, json={"instances": [[1, 3]]}).json()["predictions"] == [2]
 
 
+def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(request("POST", PREDICT, "Content-Length: 100", body=b'{"instances"'))
+
+
 def test_nothing_that_was_refused_left_a_traceback_in_the_log(served: Served) -> None:
     # The last of the requests above: each was foreseen.
     assert "Traceback" not in served.log.read_text()

@@ -542,3 +542,9 @@ def test_a_certificate_that_certifies_nothing_is_refused(edit: Callable[[Any], N
     edit_manifest(models / "digits" / "1", edit)
     with pytest.raises(BundleError, match="certif"):
         bundle.read(models / "digits" / "1")
+
+
+def test_two_labels_that_are_the_same_are_refused(models: Path) -> None:
+    edit_manifest(models / "digits" / "1", lambda content: content["labels"].__setitem__(3, 7))
+    with pytest.raises(BundleError, match="two labels are the same"):
+        bundle.read(models / "digits" / "1")

@@ -109,10 +109,7 @@ def test_a_model_that_can_not_be_read_as_one_is_refused_without_a_traceback(mode
     shutil.rmtree(models / "diabetes")
     flip_byte(models / "digits" / "1" / "model.onnx", 100)
     done = foldserve("serve", "--models", models, "--port", "0")
-    assert (done.returncode, done.stdout) == (1, "")
-    log, last = done.stderr.splitlines()
-    assert f"ERROR foldserve: refused {models / 'digits' / '1'}: model.onnx is not the certified one" in log
-    assert last.startswith("foldserve: error: no version of digits may be served: model.onnx is not the certified one")
+    assert_refused_in_one_line(done, "no version of digits may be served: model.onnx is not the certified one")
 
 
 def test_a_bad_flag_is_refused_in_one_line(trained: Path) -> None:

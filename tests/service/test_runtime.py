@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from service import bundle, runtime
-from service.bundle import BundleError, Golden
+from service.bundle import BundleError, Golden, Manifest
 from service.errors import DeviceError, RuntimeFailure
 from tests.service.support import constant, edit_manifest, made, onnx_model, oracle, roots, tensor
 
@@ -106,7 +107,12 @@ def test_a_model_that_was_cut_before_it_was_certified_is_refused(size: float, di
 
 
 def test_an_opset_too_new_is_refused() -> None:
-    assert "ONNX Runtime refuses model.onnx" in refusal(made(linear(opset=999), GOLDEN))
+    found = made(linear(opset=999), GOLDEN)
+    assert refusal(found) == "model.onnx is of opset [999], the manifest says 20"
+    content = found.manifest.model_dump()
+    content["model"]["opset"] = 999
+    honest = replace(found, manifest=Manifest.model_validate(content))
+    assert "ONNX Runtime refuses model.onnx" in refusal(honest)
 
 
 def test_an_ir_version_too_new_is_refused() -> None:

@@ -90,7 +90,12 @@ def test_a_terminal_gets_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
     ("arguments", "reason"),
     [
         (("nothing",), "unknown source 'nothing'"),
+        (("data/houses.csv",), "unknown source 'data/houses.csv'"),
+        (("",), "unknown source ''"),
         (("iris", "--models", "nowhere"), "nowhere: no such folder"),
+        (("iris", "--eps", "inf"), "eps is above 0"),
+        (("iris", "--hidden", "1000000000000"), "at most 65536"),
+        (("iris", "--threads", "100000000000"), "threads are at least 1, at most 1024"),
         (("digits", "--learning-rate", "1e30", "--models", "."), "the loss is no longer finite in epoch 1"),
         (("iris", "--dropout", "1"), "dropout is at least 0 and below 1"),
         (("iris", "--seed", "-1"), "the seed is from 0"),
