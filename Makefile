@@ -18,6 +18,7 @@ help:
 	@echo "make test   style, types and the whole test suite"
 	@echo "make check  style and types alone"
 	@echo "make clean  remove what the targets above made"
+	@echo "with PORT=N, PYTHON=python3.12, TORCH_INDEX=URL of PyTorch's CPU builds"
 
 demo: install
 	@mkdir -p $(DEMO)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from service import bundle, settings
 from service.bundle import Bundle
@@ -49,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
         if field.annotation is bool:
             serve.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
-            serve.add_argument(flag, default=argparse.SUPPRESS, metavar=name.upper(), help=text)
+            # Its value is checked with all the others, whichever source it comes from.
+            metavar = "|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else name.upper()
+            serve.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text)
     serve.set_defaults(command=_serve)
 
     for name, command, text in (
