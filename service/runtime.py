@@ -142,6 +142,8 @@ def _session(model: bytes, device: Literal["cpu", "cuda"], threads: int) -> ort.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if device == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # The CUDA libraries of foldserve[gpu] lie in site-packages, where the loader does not look by itself.
+        ort.preload_dlls(cudnn=False)
     try:
         # The fallback is Python's own: it would print, and open another session on the CPU.
         session = ort.InferenceSession(model, options, providers=[(provider, _OPTIONS[device])], enable_fallback=False)
