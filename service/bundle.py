@@ -274,11 +274,7 @@ def read(path: Path) -> Bundle:
     Raises `BundleError`, with the reason: a missing file, a manifest of another schema, a size or hash that is not
     the manifest's.
     """
-    try:
-        if not path.is_dir():
-            raise BundleError("no such bundle", path)
-    except OSError as error:  # is_dir raises where a folder above is closed to us
-        raise BundleError(f"can't be read: {error.strerror}", path) from error
+    require_folder(path, "no such bundle")
     manifest = _read_manifest(path)
     model = _read_bytes(path / MODEL_FILE)
     if len(model) != manifest.model.size:
@@ -286,6 +282,15 @@ def read(path: Path) -> Bundle:
     if hashlib.sha256(model).hexdigest() != manifest.model.sha256:
         raise BundleError(f"{MODEL_FILE} is not the certified one: its sha256 is not the manifest's", path)
     return Bundle(path, manifest, model)
+
+
+def require_folder(path: Path, reason: str = "no such folder; make it first") -> None:
+    """Raise `BundleError`, for `reason`, unless `path` is a folder."""
+    try:
+        if not path.is_dir():
+            raise BundleError(reason, path)
+    except OSError as error:  # is_dir raises where a folder above is closed to us
+        raise BundleError(f"can't be read: {error.strerror}", path) from error
 
 
 def _read_bytes(file: Path) -> bytes:
@@ -331,8 +336,7 @@ def write(models: Path, name: str, model: bytes, manifest_for: Callable[[int], M
     """
     if not NAME.fullmatch(name):
         raise BundleError(f"{name!r} is no name of a model")
-    if not models.is_dir():
-        raise BundleError("no such folder", models)
+    require_folder(models)
     folder = models / name
     try:
         # Beside its place, so that the rename stays inside one file system. The dot hides it from every reader.

@@ -28,8 +28,8 @@ def show(bundle: Bundle, console: Console | None = None) -> None:
             ((f.layer, f.rule, f.into) for f in manifest.folded),
         ),
         _table(
-            f"certificate, against {manifest.certificate.reference}",
-            ("runtime", "rows", "batch", "max abs", "max rel", "of tolerance", "same argmax"),
+            f"certificate, against {manifest.certificate.reference}; used: share of the tolerance",
+            ("runtime", "rows", "batch", "max abs", "max rel", "used", "same argmax"),
             (
                 (m.runtime, f"{m.parity.rows:,} {m.rows}", f"{m.batch:,}", *_parity(m.parity))
                 for m in manifest.certificate.measurements

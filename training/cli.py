@@ -6,7 +6,6 @@ Exit status: 0 a bundle was written, 1 refused with one line on standard error, 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -113,7 +112,7 @@ def _plan(parsed: argparse.Namespace) -> Plan:
     try:
         return Plan(
             source=parsed.source,
-            name=parsed.name or re.sub(r"[^A-Za-z0-9._-]", "-", Path(parsed.source).name.partition(".")[0]) or "model",
+            name=parsed.name or parsed.source,
             models=parsed.models,
             architecture=Architecture(**_given(parsed, Architecture)),
             recipe=replace(PRESETS[parsed.preset], **_given(parsed, Recipe)),

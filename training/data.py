@@ -50,6 +50,11 @@ class Table:
     y: npt.NDArray[Any]
     labels: tuple[Label, ...]
 
+    @property
+    def outputs(self) -> int:
+        """How many columns a model of it gives: one a class, or the value."""
+        return len(self.labels) or 1
+
     def sha256(self) -> str:
         """Hash what is learned from: names, labels, values, all in little-endian order."""
         digest = hashlib.sha256()

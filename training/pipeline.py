@@ -54,8 +54,7 @@ def run(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> bundl
 
     Raises `TrainingError` or `BundleError`; no bundle is written then.
     """
-    if not plan.models.is_dir():  # before the work, not after it
-        raise bundle.BundleError("no such folder; make it first", plan.models)
+    bundle.require_folder(plan.models)  # before the work, not after it
     return export(plan, train(plan, on_epoch))
 
 
@@ -70,7 +69,7 @@ def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Tra
     with _fixed_arithmetic(plan.threads):
         torch.manual_seed(plan.seed)  # the initial weights
         fitted = fit(
-            mlp(table.x.shape[1], len(table.labels) or 1, plan.architecture),
+            mlp(table.x.shape[1], table.outputs, plan.architecture),
             Rows(x[split.train], y[split.train]),
             Rows(x[split.validation], y[split.validation]),
             plan.recipe,
@@ -88,7 +87,7 @@ def export(plan: Plan, trained: Trained) -> bundle.Bundle:
     """Turn what was trained into ONNX, certify it and write it."""
     table, split = trained.table, trained.split
     task, held_out = table.task, table.x[split.test]
-    model = to_onnx(trained.folded.network, table.x.shape[1], len(table.labels) or 1, task)
+    model = to_onnx(trained.folded.network, table.x.shape[1], table.outputs, task)
     seen = table.x[split.train]
     ranges = np.stack([seen.min(0), seen.max(0)], axis=1)
     drawn = certificate.draw(ranges, (seen == np.rint(seen)).all(0), certificate.RANDOM_ROWS, plan.seed)
@@ -111,7 +110,7 @@ def export(plan: Plan, trained: Trained) -> bundle.Bundle:
             task=task,
             model=bundle.ModelFile(size=len(model), sha256=sha256(model).hexdigest(), opset=OPSET),
             input=bundle.Tensor(name=INPUT, shape=(-1, table.x.shape[1])),
-            output=bundle.Tensor(name=OUTPUT[task], shape=(-1, len(table.labels) or 1)),
+            output=bundle.Tensor(name=OUTPUT[task], shape=(-1, table.outputs)),
             features=tuple(_feature(name, column) for name, column in zip(table.features, seen.T, strict=True)),
             labels=table.labels,
             certificate=evidence,
