@@ -6,7 +6,6 @@ Exit status: 0 done, 1 refused with one line on standard error, 2 a wrong comman
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -70,11 +69,6 @@ def _serve(parsed: argparse.Namespace) -> None:
     first that is given, in this order, wins."""
     flags = {name: value for name, value in vars(parsed).items() if name in Settings.model_fields}
     chosen = settings.load(flags, config=parsed.config)
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        level=chosen.log_level.upper(),
-        stream=sys.stderr,
-    )
     # Imported late: the other commands need neither FastAPI nor its start-up time.
     from service.server import run
 

@@ -6,12 +6,21 @@ FoldserveError
 ├── DeviceError          runtime.py: the device asked for does not answer
 ├── StartError           cli.py, repository.py: nothing to serve, no port to serve it on
 └── RequestError         one request, refused or failed; the text is fixed and never echoes the input
-    ├── InvalidInput     codecs/: the body is not rows of this model
-    ├── TooLarge         app.py: the body passes its cap
-    ├── UnsupportedMedia app.py: the body is of another media type
+    ├── InvalidHttp      wire.py: not HTTP, or not as this server speaks it
+    ├── UrlTooLong       wire.py: the URL passes its cap
+    ├── HeadTooLarge     wire.py: the headers pass their cap
+    ├── TooSlow          wire.py: the request was not whole in time
+    ├── TooLarge         wire.py, app.py, content.py: the body passes its cap
+    ├── UnsupportedMedia content.py, codecs/: the body is of another media type, or compressed in another way
+    ├── InvalidInput     content.py, codecs/: the body is not rows of this model
     ├── UnknownModel     repository.py: no such name or version
     ├── ModelNotReady    repository.py: known, and not to be served
-    └── RuntimeFailure   runtime.py: the model did not run, or gave a value that is not finite
+    ├── Overloaded       has the seconds after which to try again
+    │   ├── QueueFull    batcher.py: too many rows wait already
+    │   └── Draining     batcher.py: the server is stopping
+    ├── DeadlinePassed   batcher.py: the caller's time was over before the model could run
+    └── RuntimeFailure   runtime.py, batcher.py: the model did not run
+        └── NonFiniteOutput  batcher.py: it gave a value that is not finite
 """
 
 from __future__ import annotations
@@ -50,8 +59,20 @@ class RequestError(FoldserveError):
     """One request is refused or failed."""
 
 
-class InvalidInput(RequestError):  # noqa: N818 (the tree reads as what happened, as httpx's does)
-    """The body is not a list of rows of this model."""
+class InvalidHttp(RequestError):  # noqa: N818 (the tree reads as what happened, as httpx's does)
+    """The bytes are not HTTP, or not as this server speaks it."""
+
+
+class UrlTooLong(RequestError):  # noqa: N818
+    """The URL passes its cap."""
+
+
+class HeadTooLarge(RequestError):  # noqa: N818
+    """The headers pass their cap."""
+
+
+class TooSlow(RequestError):  # noqa: N818
+    """The request was not whole in time."""
 
 
 class TooLarge(RequestError):  # noqa: N818
@@ -59,7 +80,11 @@ class TooLarge(RequestError):  # noqa: N818
 
 
 class UnsupportedMedia(RequestError):  # noqa: N818
-    """The body is of a media type that is not read here."""
+    """The body is of a media type, or compressed in a way, that is not read here."""
+
+
+class InvalidInput(RequestError):  # noqa: N818
+    """The body is not a list of rows of this model."""
 
 
 class UnknownModel(RequestError):  # noqa: N818
@@ -70,5 +95,29 @@ class ModelNotReady(RequestError):  # noqa: N818
     """The model is known, and none of the versions asked for may be served."""
 
 
+class Overloaded(RequestError):  # noqa: N818
+    """There is no room now; there may be in `retry_after` seconds."""
+
+    def __init__(self, text: str, retry_after: int) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class QueueFull(Overloaded):
+    """Too many rows wait for this model already."""
+
+
+class Draining(Overloaded):
+    """The server is stopping."""
+
+
+class DeadlinePassed(RequestError):  # noqa: N818
+    """The caller's time was over before the model could run."""
+
+
 class RuntimeFailure(RequestError):  # noqa: N818
-    """The model did not run, or gave a value that is not finite."""
+    """The model did not run."""
+
+
+class NonFiniteOutput(RuntimeFailure):
+    """The model gave a value that is not finite."""

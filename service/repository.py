@@ -1,4 +1,6 @@
-"""Names and versions -> live models. Loads a folder of bundles, and keeps the reason of each that it refused.
+"""Names and versions -> live models, each with its runtime, its batcher and an endpoint for each protocol.
+
+Loads a folder of bundles, and keeps the reason of each that it refused.
 
 A name is a key of a dictionary here, never a path made from a request.
 """
@@ -6,14 +8,21 @@ A name is a key of a dictionary here, never a path made from a request.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from service import bundle
+from service.batcher import Batcher
 from service.bundle import Manifest, Parity
 from service.codecs.friendly import FriendlyCodec
+from service.codecs.oip import OipCodec
+from service.endpoint import Codec, Endpoint, Limits
 from service.errors import BundleError, ModelNotReady, StartError, UnknownModel
+from service.metrics import Metrics
 from service.runtime import Runtime, load
 from service.settings import Settings
 
@@ -27,7 +36,10 @@ class Model:
     manifest: Manifest
     runtime: Runtime
     parity: Parity
-    codec: FriendlyCodec
+    batcher: Batcher
+    friendly: Endpoint
+    oip: Endpoint
+    max_rows: int  # of one request
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,11 @@ class Repository:
         except KeyError:
             raise UnknownModel("unknown model") from None
 
+    def live(self) -> Iterator[Model]:
+        """Give every version of every model that may be served."""
+        for versions in self._models.values():
+            yield from (version for version in versions.values() if isinstance(version, Model))
+
     def find(self, name: str | None = None, version: int | None = None) -> Model:
         """Give the model to run: by default the only name, and the highest version that may be served.
 
@@ -74,7 +91,7 @@ class Repository:
         raise ModelNotReady("the model is not ready")
 
 
-def open_repository(settings: Settings) -> Repository:
+def open_repository(settings: Settings, metrics: Metrics | None = None) -> Repository:
     """Load every version of every model in the settings' folder.
 
     A refused version is logged and the others serve. Raises `StartError` when the folder is missing or holds no
@@ -83,7 +100,7 @@ def open_repository(settings: Settings) -> Repository:
     """
     folder, default = settings.models, settings.default_model
     try:
-        found = _open_all(folder, settings)
+        found = _open_all(folder, settings, metrics)
     except OSError as error:
         raise StartError(f"can't read {error.filename}: {error.strerror}") from error
     if not found:
@@ -102,17 +119,20 @@ def open_repository(settings: Settings) -> Repository:
     return Repository(found, default)
 
 
-def _open_all(folder: Path, settings: Settings) -> dict[str, dict[int, Model | Refused]]:
+def _open_all(folder: Path, settings: Settings, metrics: Metrics | None) -> dict[str, dict[int, Model | Refused]]:
     if not folder.is_dir():
         raise StartError(f"no models to serve: {folder} is no folder")
+    # More at once than there are cores would only hold more bodies in memory.
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "body")
     return {
-        entry.name: {version: _open(entry / str(version), settings) for version in reversed(versions)}
+        entry.name: {version: _open(entry / str(version), settings, pool, metrics) for version in reversed(versions)}
         for entry in sorted(folder.iterdir())
         if bundle.NAME.fullmatch(entry.name) and entry.is_dir() and (versions := bundle.versions(entry))
     }
 
 
-def _open(path: Path, settings: Settings) -> Model | Refused:
+def _open(path: Path, settings: Settings, pool: Executor, metrics: Metrics | None) -> Model | Refused:
+    started = time.perf_counter()
     try:
         whole = bundle.read(path)
         if (whole.manifest.name, str(whole.manifest.version)) != (path.parent.name, path.name):
@@ -124,4 +144,37 @@ def _open(path: Path, settings: Settings) -> Model | Refused:
         "%s/%s ready on %s: %s; the golden rows use %.2g of the tolerance",
         *(path.parent.name, path.name, runtime.provider, runtime.why, parity.worst),
     )
-    return Model(whole.manifest, runtime, parity, FriendlyCodec(whole.manifest, settings.max_rows))
+    if metrics is not None:
+        metrics.loaded(
+            path.parent.name, path.name, time.perf_counter() - started, parity.max_absolute, runtime.provider
+        )
+    return _live(whole.manifest, runtime, parity, settings, pool, metrics)
+
+
+def _live(
+    manifest: Manifest, runtime: Runtime, parity: Parity, settings: Settings, pool: Executor, metrics: Metrics | None
+) -> Model:
+    """Put a batcher before the runtime, and an endpoint for each protocol before that."""
+    labels = (manifest.name, str(manifest.version))
+    batcher = Batcher(
+        runtime.run,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        max_delay=settings.max_delay,
+        observe=None if metrics is None else metrics.of_batches(*labels, lambda: batcher.queued_rows),
+    )
+    limits = Limits(settings.max_body, settings.timeout, settings.compression)
+
+    def endpoint(protocol: str, codec: Codec) -> Endpoint:
+        requests = None if metrics is None else metrics.of_requests(*labels, protocol)
+        return Endpoint(codec, batcher, limits, pool, metrics, requests)
+
+    return Model(
+        manifest,
+        runtime,
+        parity,
+        batcher,
+        friendly=endpoint("friendly", FriendlyCodec(manifest, settings.max_rows)),
+        oip=endpoint("oip", OipCodec(manifest, settings.max_rows)),
+        max_rows=settings.max_rows,
+    )

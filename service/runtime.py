@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from service.bundle import MODEL_FILE, Bundle, Manifest, Parity
-from service.errors import BundleError, DeviceError, RuntimeFailure
+from service.errors import BundleError, DeviceError
 
 try:
     import onnxruntime as ort
@@ -31,32 +31,66 @@ Rows = npt.NDArray[np.float32]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TF32 keeps 10 bits of a float32's 23: a folded model would miss its golden outputs, and its certificate.
 _OPTIONS = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+# Larger batches gain nothing from arrays of their own.
+_BOUND_ROWS = 32
 _SILENT = 4  # ONNX Runtime's log severity "fatal": what it has to say comes back as an exception, once
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A session that runs on `provider`, because `why`."""
+    """A session that runs on `provider`, because `why`. It is for one caller at a time."""
 
     session: ort.InferenceSession
     provider: str
     why: str
     input: str
     output: str
+    bindings: dict[int, _Binding | None] = field(default_factory=dict)
 
     def run(self, rows: Rows) -> Rows:
         """Map float32 [batch, features] to float32 [batch, outputs].
 
-        Raises `RuntimeFailure` when the session fails, or gives a value that is not finite.
+        Raises what ONNX Runtime raises. A value need not be finite: that is for the caller whose row it is.
         """
+        binding = self._binding(len(rows)) if len(rows) <= _BOUND_ROWS else None
+        if binding is not None and rows.shape == binding.shape:
+            return binding.run(rows)
+        outputs: Rows
+        (outputs,) = self.session.run([self.output], {self.input: rows})
+        return outputs
+
+    def _binding(self, count: int) -> _Binding | None:
         try:
-            (outputs,) = self.session.run([self.output], {self.input: rows})
-        except Exception as error:
-            raise RuntimeFailure("the model failed to run") from error
-        if not np.isfinite(outputs).all():
-            raise RuntimeFailure("the model gave an output that is not finite")
-        result: Rows = outputs
-        return result
+            return self.bindings[count]
+        except KeyError:
+            inputs, outputs = self.session.get_inputs()[0], self.session.get_outputs()[0]
+            fits = self.provider == _PROVIDERS["cpu"] and all(
+                tensor.type == "tensor(float)" and len(tensor.shape) == 2 and type(tensor.shape[1]) is int
+                for tensor in (inputs, outputs)
+            )
+            self.bindings[count] = _Binding(self.session, inputs, outputs, count) if fits else None
+            return self.bindings[count]
+
+
+class _Binding:
+    """One number of rows, with arrays of its own that the session reads and writes: half the cost of a small run."""
+
+    def __init__(self, session: ort.InferenceSession, inputs: ort.NodeArg, outputs: ort.NodeArg, count: int) -> None:
+        self._session = session
+        self.shape = (count, inputs.shape[1])
+        self._input = np.zeros(self.shape, np.float32)
+        self._output = np.zeros((count, outputs.shape[1]), np.float32)
+        self._bound = session.io_binding()
+        for bind, tensor, array in (
+            (self._bound.bind_input, inputs, self._input),
+            (self._bound.bind_output, outputs, self._output),
+        ):
+            bind(tensor.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+    def run(self, rows: Rows) -> Rows:
+        self._input[...] = rows
+        self._session.run_with_iobinding(self._bound)
+        return self._output.copy()
 
 
 def load(bundle: Bundle, device: Device, threads: int) -> tuple[Runtime, Parity]:
@@ -201,8 +235,8 @@ def check_golden(runtime: Runtime, manifest: Manifest) -> Parity:
         batches = (rows[i : i + size] for i in range(0, len(rows), size))
         try:
             outputs = np.concatenate([runtime.run(batch) for batch in batches])
-        except RuntimeFailure as error:
-            raise BundleError(f"on the golden rows, {error}") from error
+        except Exception as error:
+            raise BundleError(f"on the golden rows, the model failed to run: {_one_line(error)}") from error
         found.append(manifest.certificate.tolerance.measure(reference, outputs))
     worst = max(found, key=lambda parity: (not parity.holds, parity.worst))
     if not worst.holds:

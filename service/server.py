@@ -1,4 +1,4 @@
-"""One listening socket and one uvicorn under it: start, announce, drain, stop.
+"""One listening socket and one uvicorn under it: start, announce, drain, stop. With several workers, one in each.
 
 It knows processes, sockets and signals, and of the app only that it can be made.
 """
@@ -8,17 +8,22 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import create_app
-from service.errors import StartError
+from service.errors import RequestError, StartError
 from service.repository import Repository
 from service.settings import Settings
+from service.wire import AccessLog, Limits, Protocol
 
 log = logging.getLogger("foldserve")
 
@@ -30,41 +35,107 @@ def run(settings: Settings) -> None:
 
     Raises `StartError` when the port can't be had, and whatever `create_app` raises.
     """
-    # First of all, since as process 1 of a container there is no default: a signal without a handler is lost. uvicorn
-    # drains, and then raises the signal anew for whoever was there before it.
-    signal.signal(signal.SIGTERM, _stopped)
-    signal.signal(signal.SIGINT, _stopped)
+    _stop_by_signals()
+    _log_to_stderr(settings)
+    announce = partial(print, flush=True)
     with _bound(settings.host, settings.port) as listener:
-        app = create_app(settings)
-        # From here on it answers, and what answers is ready.
-        with _refused_in_one_line(settings.host, settings.port):
-            listener.listen(_BACKLOG)
-        # uvicorn tells of itself what is told here already.
-        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
-        server = _Server(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                backlog=_BACKLOG,
-                log_config=None,
-                access_log=settings.access_log,
-                server_header=False,
-                timeout_graceful_shutdown=settings.drain_timeout,
-            )
-        )
-        server.announcement = _announcement(listener, app.state.repository)
-        server.run(sockets=[listener])
+        if settings.workers == 1:
+            _serve(settings, listener, announce)
+        else:
+            from service.workers import supervise  # what it counts with is only for several
+
+            supervise(serve_in_worker, settings, listener, announce)
+
+
+def serve_in_worker(settings: Settings, listener: socket.socket, announce: Callable[[str], object]) -> None:
+    """Serve as one of several processes."""
+    _stop_by_signals()
+    _log_to_stderr(settings)
+    _serve(settings, listener, announce)
+
+
+def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str], object]) -> None:
+    """Serve on `listener`, which is bound and need not listen yet, in this process; `announce` when it is ready."""
+    app = create_app(settings)
+    # From here on it answers, and what answers is ready.
+    with _refused_in_one_line(settings.host, settings.port):
+        listener.listen(_BACKLOG)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=cast(Any, _protocol(app, settings)),  # it calls what it takes for a class
+        ws="none",
+        lifespan="off",
+        backlog=_BACKLOG,
+        log_config=None,
+        access_log=settings.access_log,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=max(1, round(settings.idle_timeout)),
+        timeout_graceful_shutdown=settings.drain_timeout,
+    )
+    _Server(config, app, partial(announce, _announcement(listener, app.state.repository))).run(sockets=[listener])
+
+
+def _protocol(app: FastAPI, settings: Settings) -> partial[Protocol]:
+    def rejected(error: RequestError) -> None:
+        if app.state.metrics is not None:
+            app.state.metrics.reject(error)
+
+    return partial(
+        Protocol,
+        endpoints=app.state.endpoints,
+        limits=Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
+        access=AccessLog() if settings.access_log else None,
+        rejected=rejected,
+    )
 
 
 class _Server(uvicorn.Server):
-    announcement = ""
+    def __init__(self, config: uvicorn.Config, app: FastAPI, announce: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._app = app
+        self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(self.announcement, flush=True)
+        self._announce()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what is due every second; uvicorn calls ten times as often."""
+        if counter % 10 == 0:
+            now = time.monotonic()
+            for connection in tuple(self.server_state.connections):
+                cast(Protocol, connection).check(now)
+            if self._app.state.metrics is not None:
+                self._app.state.metrics.flush()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Be unready first; what was accepted finishes while uvicorn waits for its connections."""
+        self._app.state.drain()
+        await super().shutdown(sockets)
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    """Write the log of this process to standard error."""
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+    )
+    # uvicorn tells of itself what is told here already.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
+
+
+def _stop_by_signals() -> None:
+    """Leave by `SystemExit(0)` on SIGTERM and SIGINT.
+
+    As process 1 of a container there is no default: a signal without a handler is lost. uvicorn drains, and then
+    raises the signal anew for whoever was there before it.
+    """
+    signal.signal(signal.SIGTERM, _stopped)
+    signal.signal(signal.SIGINT, _stopped)
 
 
 def _stopped(_: int, __: object) -> NoReturn:

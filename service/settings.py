@@ -22,7 +22,7 @@ PREFIX = "FOLDSERVE_"
 class Settings(BaseModel):
     """What `foldserve serve` runs with. Each field's description is its line of `--help` and of the documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     models: Annotated[Path, Field(description="folder of the models: <name>/<version>/")] = Path("models")
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
@@ -31,18 +31,38 @@ class Settings(BaseModel):
         Literal["auto", "cpu", "cuda"],
         Field(description="where models run; cuda means CUDA or a refusal to start, never the CPU in silence"),
     ] = "auto"
+    workers: Annotated[int, Field(ge=1, le=256, description="processes that serve, each with every model")] = 1
     threads: Annotated[int, Field(ge=1, le=1024, description="threads of one model run on the CPU")] = 1
     default_model: Annotated[
         str | None, Field(description="the model that /predict answers for; by default the only one")
     ] = None
-    max_body: Annotated[int, Field(ge=1, description="largest request body, in bytes")] = 64 * 2**20
+    max_head: Annotated[int, Field(ge=1024, description="largest request head, in bytes")] = 64 * 2**10
+    max_body: Annotated[int, Field(ge=1, description="largest request body, in bytes, compressed or not")] = 64 * 2**20
     max_rows: Annotated[int, Field(ge=1, description="most rows in one request")] = 100_000
+    max_batch: Annotated[
+        int, Field(ge=1, le=2**20, description="most rows in one run of a model; a larger request is run in pieces")
+    ] = 1024
+    max_queue: Annotated[int, Field(ge=1, description="most rows that wait for one model; more get a 503")] = 65_536
+    max_delay: Annotated[
+        float, Field(ge=0, le=10, description="seconds that the first of the waiting may wait for company")
+    ] = 0.0
+    timeout: Annotated[
+        float, Field(gt=0, description="seconds until a request must run, or gets a 504; a client may ask for less")
+    ] = 10.0
+    request_timeout: Annotated[
+        float, Field(gt=0, description="seconds in which a request must have come in whole, or it gets a 408")
+    ] = 60.0
+    idle_timeout: Annotated[float, Field(gt=0, description="seconds until an unused connection is closed")] = 75.0
     drain_timeout: Annotated[
         int, Field(ge=0, description="seconds that accepted requests have to finish after SIGTERM")
     ] = 20
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="least severe line to log")
     ] = "info"
+    compression: Annotated[
+        bool, Field(description="compress larger answers for clients that accept gzip or deflate")
+    ] = True
+    metrics: Annotated[bool, Field(description="keep Prometheus metrics, at /metrics")] = True
     access_log: Annotated[bool, Field(description="log a line for each request")] = False
 
 

@@ -1,1 +1,1 @@
-"""Request bytes -> rows, outputs -> bytes; one file a protocol, and no HTTP in any."""
+"""Request bytes to rows, outputs to bytes; one file a protocol. `rows.py` has what they share: checked float32 rows."""

@@ -1,9 +1,10 @@
-"""The friendly protocol: JSON instances in, labels and probabilities out.
+"""The friendly protocol: instances in, labels and probabilities out.
 
     {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
-A missing value is null. What is refused is named by row and column, in a fixed text that never echoes the input.
+A missing value is null. For those who send much, the body may be raw little-endian float32, row after row
+(`application/octet-stream`; a missing value is NaN), and the answer raw in the same way or an Arrow stream.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
+import simdjson
 
 from service.bundle import Manifest
-from service.errors import InvalidInput
+from service.codecs.arrow import ArrowWriter
+from service.codecs.rows import NOT_SO, Call, Columns, Rows, document
+from service.content import media_type, preferred
+from service.errors import InvalidInput, UnsupportedMedia
+from service.reply import JSON, Headers, Reply
 
-# Of exactly these types: a bool is an int to Python, and no number to a client.
-_NUMBERS = {int, float}
+JSON_TYPE = b"application/json"
+RAW_TYPE = b"application/octet-stream"
+ARROW_TYPE = b"application/vnd.apache.arrow.stream"
 
 
 class FriendlyCodec:
@@ -28,37 +34,57 @@ class FriendlyCodec:
     def __init__(self, manifest: Manifest, max_rows: int) -> None:
         self._model = {"model": manifest.name, "version": manifest.version}
         self._labels = manifest.labels
-        self._names = tuple(feature.name for feature in manifest.features)
-        self._name_set = frozenset(self._names)
-        self._nullable = np.array([feature.missing for feature in manifest.features])
+        self._columns = Columns(manifest.features)
+        self._name_set = frozenset(self._columns.names)
         self._max_rows = max_rows
+        self._arrow_writer = ArrowWriter(manifest.labels)
         # Twice what a body of that many rows can hold of brackets, those inside the features' names included, and
         # some for the small mistakes that a clearer text waits for.
-        in_names = sum(name.count("[") + name.count("{") for name in self._names)
+        self._answers = {JSON_TYPE: self._json, RAW_TYPE: self._raw, ARROW_TYPE: self._arrow}
+        in_names = sum(name.count("[") + name.count("{") for name in self._columns.names)
         self._max_brackets = 2 * max_rows * (1 + in_names) + 200_000
 
-    def decode(self, body: bytes) -> npt.NDArray[np.float32]:
-        """Read float32 [rows, features]. Raises `InvalidInput`."""
+    def decode(self, headers: Headers, body: bytes) -> Call:
+        """Read one request. Raises `InvalidInput`, or `UnsupportedMedia`."""
+        kind = media_type(headers) or JSON_TYPE
+        if kind == JSON_TYPE:
+            rows = self._json_rows(body)
+        elif kind == RAW_TYPE:
+            rows = self._raw_rows(body)
+        else:
+            raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
+        wanted = preferred(headers, b"accept", self._answers) if b"accept" in headers else None
+        return Call(rows, self._answers[wanted or JSON_TYPE])
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def _json_rows(self, body: bytes) -> Rows:
+        rows = self._plain_rows(body)
+        return self._checked_rows(body) if rows is None else rows
+
+    def _plain_rows(self, body: bytes) -> Rows | None:
+        """Read what nearly every body is, and is sure to be right; None is for `_checked_rows` to decide."""
+        try:
+            request: Any = simdjson.Parser().parse(body)
+            instances = request["instances"]
+            rows = body.count(b"[") - 1
+            if 0 < rows <= self._max_rows:
+                return self._columns.from_simdjson(instances, rows)
+        except NOT_SO:
+            pass
+        return None
+
+    def _checked_rows(self, body: bytes) -> Rows:
         instances = self._instances(body)
         if isinstance(instances[0], dict):
             instances = [self._by_name(i, row) for i, row in enumerate(instances)]
-        width = len(self._names)
+        width = self._columns.width
         for i, row in enumerate(instances):
             if type(row) is not list:
                 raise InvalidInput(f"row {i} is not an array of {width} values")
             if len(row) != width:
                 raise InvalidInput(f"row {i} has {len(row)} values, expected {width}")
-        return self._float32(list(chain.from_iterable(instances)))
-
-    def encode(self, outputs: npt.NDArray[np.float32]) -> bytes:
-        """Write float32 [rows, outputs] as the answer."""
-        answer: dict[str, Any] = dict(self._model)
-        if self._labels:
-            answer["predictions"] = [self._labels[i] for i in outputs.argmax(1).tolist()]
-            answer["probabilities"] = outputs
-        else:
-            answer["predictions"] = outputs[:, 0]
-        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        return self._columns.from_values(list(chain.from_iterable(instances)))
 
     def _instances(self, body: bytes) -> list[Any]:
         # Counted before anything is parsed: millions of empty rows would hold the interpreter for seconds.
@@ -66,13 +92,8 @@ class FriendlyCodec:
             raise InvalidInput(
                 f'"instances" has too many rows, or rows inside rows; at most {self._max_rows} are allowed'
             )
-        try:
-            # Refuses NaN, infinities and numbers past a double, invalid UTF-8, lone surrogates and deep nesting.
-            document = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            # The error holds the whole document: unchained, so that no log ever writes it out.
-            raise InvalidInput(f"the body is not valid JSON, at character {error.pos}") from None
-        instances = document.get("instances") if type(document) is dict else None
+        parsed = document(body)
+        instances = parsed.get("instances") if type(parsed) is dict else None
         if type(instances) is not list:
             raise InvalidInput('the body is not an object with an array "instances"')
         if not instances:
@@ -85,33 +106,36 @@ class FriendlyCodec:
         if type(row) is not dict:
             raise InvalidInput(f"row {i} is not an object, as the rows before it are")
         if row.keys() != self._name_set:
-            missing = next((name for name in self._names if name not in row), None)
+            missing = next((name for name in self._columns.names if name not in row), None)
             raise InvalidInput(
                 f"row {i} has a feature that is unknown"
                 if missing is None
                 else f"row {i} lacks the feature {missing!r}"
             )
-        return [row[name] for name in self._names]
+        return [row[name] for name in self._columns.names]
 
-    def _float32(self, values: list[Any]) -> npt.NDArray[np.float32]:
-        types = set(map(type, values))
-        if not types <= _NUMBERS:
-            self._refuse_other_types(values)
-        # An integer past 64 bits came as a float. None becomes NaN.
-        exact = np.array(values, dtype=np.float64).reshape(-1, len(self._names))
-        with np.errstate(over="ignore"):
-            rows = exact.astype(np.float32)
-        self._refuse_at(np.isinf(rows), "is too large for float32")
-        return rows
+    def _raw_rows(self, body: bytes) -> Rows:
+        width = self._columns.width
+        count, rest = divmod(len(body), 4 * width)
+        if rest or not count:
+            raise InvalidInput(f"the body is not rows of {width} float32 values, {4 * width} bytes each")
+        if count > self._max_rows:
+            raise InvalidInput(f"the body has {count} rows, at most {self._max_rows} are allowed")
+        return self._columns.from_array(np.frombuffer(body, "<f4").reshape(count, width))
 
-    def _refuse_other_types(self, values: list[Any]) -> None:
-        shape = (-1, len(self._names))
-        null = np.array([value is None for value in values]).reshape(shape)
-        number = np.array([type(value) in _NUMBERS for value in values]).reshape(shape)
-        self._refuse_at(~number & ~null, "is not a number")
-        self._refuse_at(null & ~self._nullable, "is null, and the feature has no missing values")
+    # --- answers ------------------------------------------------------------------------------------------------------
 
-    def _refuse_at(self, bad: npt.NDArray[np.bool_], reason: str) -> None:
-        if bad.any():
-            row, column = np.argwhere(bad)[0].tolist()
-            raise InvalidInput(f"row {row}, column {self._names[column]!r} {reason}")
+    def _json(self, outputs: Rows) -> Reply:
+        answer: dict[str, Any] = dict(self._model)
+        if self._labels:
+            answer["predictions"] = [self._labels[i] for i in outputs.argmax(1).tolist()]
+            answer["probabilities"] = outputs
+        else:
+            answer["predictions"] = outputs[:, 0]
+        return Reply(200, (JSON,), orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
+
+    def _raw(self, outputs: Rows) -> Reply:
+        return Reply(200, ((b"content-type", RAW_TYPE),), outputs.astype("<f4", copy=False).tobytes())
+
+    def _arrow(self, outputs: Rows) -> Reply:
+        return Reply(200, ((b"content-type", ARROW_TYPE),), self._arrow_writer.write(outputs))

@@ -22,7 +22,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from service import bundle, errors
-from service.app import STATUS
+from service.reply import STATUS
 from tests.service.support import (
     MARKER,
     PATIENCE,

@@ -28,7 +28,7 @@ def body(instances: object) -> bytes:
 
 
 def decode(instances: object) -> np.ndarray:
-    return CODEC.decode(body(instances))
+    return CODEC.decode({}, body(instances))
 
 
 def refusal(content: bytes) -> str:
@@ -103,7 +103,7 @@ def test_as_many_rows_as_allowed_are_read() -> None:
 def test_a_feature_may_have_any_name() -> None:
     names = ("", " ", "é\n", '"', "__class__", "instances")
     codec = FriendlyCodec(manifest(features=names), MAX_ROWS)
-    assert codec.decode(body([dict(zip(names, range(6), strict=True))])).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert codec.decode({}, body([dict(zip(names, range(6), strict=True))])).tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
 # --- rows that are refused -------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_missing_or_unknown_feature_is_refused(row: object, text: str) -> None
 def test_a_missing_feature_is_told_from_an_unknown_one_when_its_name_is_empty() -> None:
     codec = FriendlyCodec(manifest(features=("", "b")), MAX_ROWS)
     with pytest.raises(InvalidInput, match="row 0 lacks the feature ''"):
-        codec.decode(body([{"b": 1}]))
+        codec.decode({}, body([{"b": 1}]))
 
 
 json_values = st.recursive(
@@ -333,4 +333,4 @@ def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes) -
     # The last bracket is missing: a text about JSON would mean that the body was parsed up to there.
     flood = b'{"instances": [' + b",".join([row] * 2_000_000)
     with pytest.raises(InvalidInput, match="too many rows"):
-        FriendlyCodec(manifest(features=FEATURES), MAX_ROWS).decode(flood)
+        FriendlyCodec(manifest(features=FEATURES), MAX_ROWS).decode({}, flood)

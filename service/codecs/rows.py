@@ -1,0 +1,107 @@
+"""Checked rows: whatever numbers a protocol carries become float32 [rows, features], or are refused by row and column.
+
+Large JSON goes through simdjson, straight into an array and never through Python's own numbers. Only what needs no
+second look takes that way: all else is parsed again, in Python, which knows how to say what is wrong and where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from service.bundle import Feature
+from service.errors import InvalidInput
+from service.reply import Reply
+
+Rows = npt.NDArray[np.float32]
+
+# Of exactly these types: a bool is an int to Python, and no number to a client.
+NUMBERS = frozenset({int, float})
+
+# Below it, a sum of squares has no term that is too large for float32.
+_SURE_TO_FIT = float(np.finfo(np.float32).max) ** 2
+
+# What simdjson and its proxies raise for what is not JSON, not an array, not there, or not a number.
+NOT_SO = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError)
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, understood: float32 [rows, features], how to write the answer, and the client's deadline."""
+
+    rows: Rows
+    encode: Callable[[Rows], Reply]
+    timeout: float | None = None  # seconds
+
+
+class Columns:
+    """The input columns of one model."""
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self.names = tuple(feature.name for feature in features)
+        self.width = len(features)
+        self._nullable = np.array([feature.missing for feature in features])
+
+    def from_simdjson(self, array: Any, nested: int) -> Rows | None:
+        """Read an array of numbers, flat or of rows, in a document that has `nested` times `[` besides it.
+
+        Takes whole rows of the model's width, and no number that is too large; None stands for anything else.
+        """
+        exact = np.frombuffer(array.as_buffer(of_type="d"))  # raises unless every leaf is a number
+        # It is flattened: what was nested deeper, or unevenly, shows in the lengths and in the number of brackets.
+        if nested:
+            if nested != len(array) or exact.size != nested * self.width or set(map(len, array)) != {self.width}:
+                return None
+        elif exact.size % self.width:
+            return None
+        if not exact.dot(exact) < _SURE_TO_FIT:
+            return None
+        return exact.reshape(-1, self.width).astype(np.float32)
+
+    def from_values(self, values: list[Any]) -> Rows:
+        """Read JSON's own values, row after row; null is a missing value. Raises `InvalidInput`."""
+        if not set(map(type, values)) <= NUMBERS:
+            shape = (-1, self.width)
+            null = np.array([value is None for value in values]).reshape(shape)
+            number = np.array([type(value) in NUMBERS for value in values]).reshape(shape)
+            self.refuse_at(~number & ~null, "is not a number")
+            self.refuse_at(null & ~self._nullable, "is null, and the feature has no missing values")
+        # An integer past 64 bits came as a float. None becomes NaN.
+        return self._float32(np.array(values, dtype=np.float64).reshape(-1, self.width))
+
+    def from_array(self, exact: npt.NDArray[Any]) -> Rows:
+        """Read [rows, features] of any numeric type; NaN is a missing value. Raises `InvalidInput`."""
+        if exact.dtype == np.float32:
+            rows = exact if exact.flags.aligned else exact.copy()
+            if np.isfinite(rows).all():
+                return rows
+        self.refuse_at(np.isinf(exact), "is infinite")
+        self.refuse_at(np.isnan(exact) & ~self._nullable, "is NaN, and the feature has no missing values")
+        return self._float32(exact)
+
+    def refuse_at(self, bad: npt.NDArray[np.bool_], reason: str) -> None:
+        """Raise `InvalidInput` for the first entry of [rows, features] that is bad."""
+        if bad.any():
+            row, column = np.argwhere(bad)[0].tolist()
+            raise InvalidInput(f"row {row}, column {self.names[column]!r} {reason}")
+
+    def _float32(self, exact: npt.NDArray[Any]) -> Rows:
+        with np.errstate(over="ignore"):
+            rows = exact.astype(np.float32)
+        self.refuse_at(np.isinf(rows), "is too large for float32")
+        return rows
+
+
+def document(body: bytes | memoryview) -> Any:
+    """Parse JSON. Raises `InvalidInput` for NaN, infinities, numbers past a double, invalid UTF-8, lone surrogates and
+    deep nesting too."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        # The error holds the whole document: unchained, so that no log ever writes it out.
+        raise InvalidInput(f"the body is not valid JSON, at character {error.pos}") from None

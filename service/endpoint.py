@@ -1,0 +1,184 @@
+"""One model behind one protocol: bytes -> rows -> batcher -> bytes, without a task or a coroutine on the way.
+
+It knows no socket and no framework: it is handed headers and a body, and calls back with a reply. What would hold the
+event loop for long goes to a pool of threads: large bodies, and whatever is to be inflated or compressed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from service import content
+from service.batcher import Batcher, Entry
+from service.codecs.rows import Call, Rows
+from service.errors import InvalidInput, RequestError
+from service.metrics import Metrics, Requests
+from service.reply import Headers, Reply, failure, refusal
+
+log = logging.getLogger("foldserve")
+
+TIMEOUT = b"x-request-timeout-ms"
+# More takes longer to read than anybody else's request should wait.
+_LARGE = 2**20
+_LARGE_ANSWER = 2**16
+
+
+class Codec(Protocol):
+    """What a protocol does with bytes."""
+
+    def decode(self, headers: Headers, body: bytes) -> Call:
+        """Read one request, or raise `RequestError`."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for: bytes of body once inflated, and seconds until its rows run."""
+
+    max_body: int
+    timeout: float
+    compression: bool
+
+
+class Endpoint:
+    """Answers requests for one model in one protocol."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        batcher: Batcher,
+        limits: Limits,
+        pool: Executor,
+        metrics: Metrics | None,
+        requests: Requests | None,
+    ) -> None:
+        self.codec = codec
+        self.batcher = batcher
+        self.limits = limits
+        self.pool = pool
+        self.metrics = metrics
+        self.requests = requests
+
+    def start(self, headers: Headers, body: bytes, done: Callable[[Reply], None]) -> Exchange:
+        """Answer through `done`, now or later, once; on the event loop. To cancel the exchange is to leave."""
+        exchange = Exchange(self, headers, done)
+        exchange.start(body)
+        return exchange
+
+    async def answer(self, headers: Headers, body: bytes) -> Reply:
+        """Answer for whoever can wait."""
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        exchange = self.start(headers, body, reply.set_result)
+        try:
+            return await reply
+        finally:
+            exchange.cancel()
+
+
+class Exchange:
+    """One request on its way through an endpoint."""
+
+    __slots__ = ("_arrived", "_call", "_done", "_endpoint", "_headers", "_open", "_step")
+
+    def __init__(self, endpoint: Endpoint, headers: Headers, done: Callable[[Reply], None]) -> None:
+        self._endpoint = endpoint
+        self._headers = headers
+        self._done = done
+        self._arrived = time.monotonic()
+        self._call: Call | None = None
+        self._step: Entry | asyncio.Future[Any] | None = None  # what it waits for
+        self._open = True
+        if endpoint.requests is not None:
+            endpoint.requests.in_flight += 1
+
+    def start(self, body: bytes) -> None:
+        """Read the request here, or in the pool when that takes long."""
+        if len(body) > _LARGE or b"content-encoding" in self._headers:
+            self._later(self._read_inflated, body, then=self._submit)
+        else:
+            try:
+                self._submit(self._endpoint.codec.decode(self._headers, body))
+            except Exception as error:  # noqa: BLE001 (whatever it is, the client gets an answer)
+                self._refuse(error)
+
+    def cancel(self) -> None:
+        """Leave: nobody wants the answer any more. After the answer it does nothing."""
+        if self._open:
+            self._close()
+            if self._step is not None:
+                self._step.cancel()
+
+    def _read_inflated(self, body: bytes) -> Call:
+        body = content.inflated(self._headers, body, self._endpoint.limits.max_body)
+        return self._endpoint.codec.decode(self._headers, body)
+
+    def _submit(self, call: Call) -> None:
+        self._call = call
+        deadline = self._arrived + self._timeout(call)
+        self._step = self._endpoint.batcher.submit(call.rows, deadline, self._computed)
+
+    def _timeout(self, call: Call) -> float:
+        limit = self._endpoint.limits.timeout
+        if (header := self._headers.get(TIMEOUT)) is not None:
+            if not re.fullmatch(rb"[0-9]{1,9}", header):
+                raise InvalidInput("X-Request-Timeout-Ms is not a number of milliseconds")
+            limit = min(limit, int(header) / 1e3)
+        return limit if call.timeout is None else min(limit, call.timeout)
+
+    def _computed(self, outputs: Rows | RequestError) -> None:
+        if isinstance(outputs, RequestError):
+            self._refuse(outputs)
+            return
+        try:
+            reply = self._call.encode(outputs)  # type: ignore[union-attr]  # submitted, so it is set
+            if self._endpoint.limits.compression and b"accept-encoding" in self._headers:
+                if len(reply.body) > _LARGE_ANSWER:
+                    self._later(content.compressed, self._headers, reply, then=self._end)
+                    return
+                reply = content.compressed(self._headers, reply)
+        except Exception as error:  # noqa: BLE001
+            self._refuse(error)
+        else:
+            self._end(reply)
+
+    def _later(self, work: Callable[..., Any], *arguments: Any, then: Callable[[Any], None]) -> None:
+        def worked(step: asyncio.Future[Any]) -> None:
+            if not step.cancelled():
+                try:
+                    then(step.result())
+                except Exception as error:  # noqa: BLE001
+                    self._refuse(error)
+
+        step = asyncio.get_running_loop().run_in_executor(self._endpoint.pool, work, *arguments)
+        step.add_done_callback(worked)
+        self._step = step
+
+    def _refuse(self, error: Exception) -> None:
+        if isinstance(error, RequestError):
+            if self._endpoint.metrics is not None:
+                self._endpoint.metrics.reject(error)
+            self._call = None
+            self._end(refusal(error))
+        else:
+            log.error("internal error", exc_info=error)
+            self._end(failure(500, "internal error"))
+
+    def _end(self, reply: Reply) -> None:
+        if self._open:
+            self._close(reply.status)
+            self._done(reply)
+
+    def _close(self, status: int = 499) -> None:
+        """Count it; a client that left has no status, and 499 is what proxies log for it."""
+        self._open = False
+        requests = self._endpoint.requests
+        if requests is not None:
+            requests.in_flight -= 1
+            rows = 0 if self._call is None else len(self._call.rows)
+            requests.ended(status, rows if status == 200 else 0, time.monotonic() - self._arrived)

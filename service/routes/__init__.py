@@ -1,0 +1,1 @@
+"""FastAPI's routes, a file a protocol: each translates and delegates. `app.py` puts them together."""

@@ -1,0 +1,119 @@
+"""The friendly protocol: /predict, and /v1/models with its states and manifests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from service import errors
+from service.bundle import Manifest
+from service.codecs.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE
+from service.reply import STATUS
+from service.repository import Model, Repository
+from service.routes.common import documented, predicted, version_number
+
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+
+
+class Instances(BaseModel):
+    """What /predict reads: rows as arrays in the features' order, or as objects by feature name."""
+
+    instances: list[list[float | None]] | list[dict[str, float | None]]
+
+
+class Predictions(BaseModel):
+    """What /predict answers. `probabilities` is there for classification, columns in the order of the labels."""
+
+    model: str
+    version: int
+    predictions: list[bool | int | float | str]
+    probabilities: list[list[float]] | None = None
+
+
+class VersionStatus(BaseModel):
+    """One version: `ready`, or `refused`; `why` it runs on this provider, or is not served."""
+
+    version: int
+    state: str
+    provider: str | None = None
+    why: str | None = None
+
+
+class ModelStatus(BaseModel):
+    """One model and all its versions."""
+
+    name: str
+    ready: bool
+    versions: list[VersionStatus]
+
+
+def router(repository: Repository) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter()
+    _add_predict(routes, repository)
+    _add_models(routes, repository)
+    return routes
+
+
+def _add_predict(routes: APIRouter, repository: Repository) -> None:
+    shown = repository.find(repository.default or repository.names()[0]).manifest
+    content = {
+        JSON_TYPE.decode(): {
+            "schema": Instances.model_json_schema(),
+            "example": {"instances": [shown.golden.inputs[0]]},  # so that "Try it out" works as it stands
+        },
+        RAW_TYPE.decode(): _BYTES,
+    }
+    answer = {"model": Predictions, "content": {RAW_TYPE.decode(): _BYTES, ARROW_TYPE.decode(): _BYTES}}
+    described: dict[str, Any] = {
+        "tags": ["predict"],
+        "responses": {200: answer, **documented(*STATUS)},
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+    }
+
+    @routes.post("/predict", summary="Predict with the only, or the default, model", **described)
+    async def predict(request: Request) -> Response:
+        return await predicted(request, repository.find().friendly)
+
+    @routes.post("/v1/models/{model:name}:predict", summary="Predict with the newest version", **described)
+    async def predict_model(request: Request, model: str) -> Response:
+        return await predicted(request, repository.find(model).friendly)
+
+    @routes.post("/v1/models/{model:name}/versions/{version}:predict", summary="Predict with one version", **described)
+    async def predict_version(request: Request, model: str, version: str) -> Response:
+        return await predicted(request, repository.find(model, version_number(version)).friendly)
+
+
+def _add_models(routes: APIRouter, repository: Repository) -> None:
+    not_found = documented(errors.UnknownModel)
+    not_ready = documented(errors.UnknownModel, errors.ModelNotReady)
+
+    @routes.get(
+        "/v1/models/{model:name}",
+        tags=["models"],
+        summary="A model's versions and their states",
+        responses=not_found,
+    )
+    async def status(model: str) -> ModelStatus:
+        versions = [
+            VersionStatus(version=number, state="ready", provider=found.runtime.provider, why=found.runtime.why)
+            if isinstance(found, Model)
+            else VersionStatus(version=number, state="refused", why=found.reason)
+            for number, found in sorted(repository.versions(model).items())
+        ]
+        return ModelStatus(name=model, ready=any(v.state == "ready" for v in versions), versions=versions)
+
+    @routes.get("/v1/models/{model:name}/metadata", tags=["models"], summary="The manifest", responses=not_ready)
+    async def metadata(model: str) -> Manifest:
+        return repository.find(model).manifest
+
+    @routes.get(
+        "/v1/models/{model:name}/versions/{version}/metadata",
+        tags=["models"],
+        summary="One version's manifest",
+        responses=not_ready,
+    )
+    async def version_metadata(model: str, version: str) -> Manifest:
+        return repository.find(model, version_number(version)).manifest

@@ -1,0 +1,294 @@
+"""HTTP/1.1 on one connection: limits and deadlines for every request, and the hot ones answered right here.
+
+uvicorn's protocol parses and runs the app; this one comes before it. A POST whose path is an endpoint's never becomes
+a task, a scope and two ASGI messages: its body goes to the endpoint, and the endpoint's reply to the socket. All the
+rest, a path that needs decoding and a request that another one is in front of too, goes on to the app, which has the
+same endpoints.
+
+bytes -> head within its limits -> endpoint? -> body within its limit -> Endpoint.start -> reply -> bytes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service import errors
+from service.endpoint import Endpoint, Exchange
+from service.reply import Headers, Reply, refusal
+
+_MAX_URL = 8192
+# How long a client that was refused in the middle of its request may take to read that.
+_LINGER_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes of the head and of the body; seconds for a whole request to come in, and for a connection to be idle."""
+
+    max_head: int
+    max_body: int
+    request_timeout: float
+    idle_timeout: float
+
+
+class AccessLog:
+    """A line a request, as uvicorn's own, and one write for all that a turn of the event loop has answered."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def __call__(self, client: tuple[str, int] | None, url: bytes, status: int) -> None:
+        """Note one answered request."""
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self._write)
+        who = f"{client[0]}:{client[1]}" if client else ""
+        self._lines.append(f'INFO uvicorn.access: {who} - "POST {url.decode()} HTTP/1.1" {status}\n')
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f",{int(now % 1 * 1000):03d} "
+        sys.stderr.write(stamp + stamp.join(lines))
+        sys.stderr.flush()
+
+
+class _Arrived:
+    """Stands for `asyncio.Event` where uvicorn's protocol wakes whoever waits for a body: here nobody does."""
+
+    def set(self) -> None:
+        pass
+
+
+class _Hot:
+    """A request on its way to an endpoint; to uvicorn's protocol it looks like one of its own cycles."""
+
+    __slots__ = (
+        "body",
+        "disconnected",
+        "endpoint",
+        "exchange",
+        "headers",
+        "keep_alive",
+        "protocol",
+        "response_complete",
+        "url",
+    )
+
+    message_event = _Arrived()
+
+    def __init__(self, protocol: Protocol, endpoint: Endpoint, headers: Headers, *, keep_alive: bool) -> None:
+        self.protocol = protocol
+        self.endpoint = endpoint
+        self.headers = headers
+        self.url = protocol.url
+        self.keep_alive = keep_alive  # uvicorn takes it away when the server stops
+        self.body: bytes | bytearray = b""
+        self.exchange: Exchange | None = None
+        self.response_complete = False
+        self.disconnected = False
+
+    def start(self) -> None:
+        self.exchange = self.endpoint.start(self.headers, bytes(self.body), self.reply)
+
+    def reply(self, reply: Reply) -> None:
+        self.response_complete = True
+        self.protocol.answer(self, reply)
+
+    def cancel(self) -> None:
+        if self.exchange is not None:
+            self.exchange.cancel()
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        endpoints: Mapping[bytes, Endpoint],
+        limits: Limits,
+        access: AccessLog | None,
+        rejected: Callable[[errors.RequestError], None],
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._endpoints = endpoints
+        self._limits = limits
+        self._access = access
+        self._rejected = rejected
+        self._hot: _Hot | None = None
+        self._is_hot = False  # what is being parsed, where `_hot` may be the one before it
+        self._in_head = True
+        self._head_size = 0  # bytes that have come since the head began, roughly
+        self._receiving = False  # a request has begun, and is not whole
+        self._since = 0.0  # when it began, or when the connection fell idle
+        self._error: errors.RequestError | None = None
+        self._refused = False
+
+    # --- the connection ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = time.monotonic()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._hot is not None:
+            self._hot.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:  # what the client sends on is taken and dropped, or it would never read the refusal
+            return
+        if self._in_head:
+            self._head_size += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_size > self._limits.max_head and not self._refused:
+            self._refuse(errors.HeadTooLarge(f"the headers are larger than {self._limits.max_head} bytes"))
+
+    def check(self, now: float) -> None:
+        """Close the connection if its client has been too slow, or has left it unused. Call it every second or so."""
+        if self._refused:
+            if now - self._since > _LINGER_SECONDS:
+                self.transport.close()
+        elif self._receiving:
+            if now - self._since > self._limits.request_timeout:
+                self._refuse(errors.TooSlow(f"the request was not whole in {self._limits.request_timeout:g} s"))
+        elif now - self._since > self._limits.idle_timeout and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """Finish what is under way, at the server's end."""
+        if self._refused:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    def pause_writing(self) -> None:
+        """Read no more from a client that doesn't read its answers."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Read on, unless a request waits for the one before it."""
+        super().resume_writing()
+        if not self.pipeline:
+            self.flow.resume_reading()
+
+    # --- the parser's callbacks -------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._receiving = True
+        self._since = time.monotonic()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > _MAX_URL:
+            self._stop(errors.UrlTooLong(f"the URL is longer than {_MAX_URL} bytes"))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        headers = dict(self.headers)
+        version = self.parser.get_http_version()
+        if self._head_size > self._limits.max_head and self._head_bytes() > self._limits.max_head:
+            self._stop(errors.HeadTooLarge(f"the headers are larger than {self._limits.max_head} bytes"))
+        if b"host" not in headers and version == "1.1":
+            self._stop(errors.InvalidHttp("the Host header is missing"))
+        endpoint = self._endpoints.get(self.url)
+        if (
+            endpoint is None
+            or self.parser.get_method() != b"POST"
+            or not (self.cycle is None or self.cycle.response_complete)
+        ):
+            self._is_hot = False
+            super().on_headers_complete()
+            return
+        # The parser has refused anything but digits.
+        if int(headers.get(b"content-length", 0)) > self._limits.max_body:
+            self._stop_too_large()
+        self._hot = _Hot(self, endpoint, headers, keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        self._is_hot = True
+        self.cycle = self._hot  # type: ignore[assignment]
+        if self.expect_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        hot = self._hot
+        if hot is None or not self._is_hot:
+            super().on_body(body)
+        elif not hot.body:
+            hot.body = body
+        else:
+            if type(hot.body) is bytes:
+                hot.body = bytearray(hot.body)
+            hot.body += body
+            if len(hot.body) > self._limits.max_body:
+                self._stop_too_large()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._head_size = True, 0
+        self._receiving = False
+        hot = self._hot
+        if hot is None or not self._is_hot:
+            super().on_message_complete()
+        else:
+            hot.start()
+
+    # --- the answer -------------------------------------------------------------------------------------------------
+
+    def answer(self, hot: _Hot, reply: Reply) -> None:
+        """Write the reply, and go on with what has come behind the request."""
+        self._hot = None
+        if self._refused or self.transport.is_closing():
+            return
+        if self._access is not None:
+            self._access(self.client, hot.url, reply.status)
+        self._write(reply, close=not hot.keep_alive)
+        if not hot.keep_alive:
+            self.transport.close()
+        self._since = time.monotonic()
+        if self.pipeline:
+            self.on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Refuse what could not be parsed, or what a callback has stopped the parser for."""
+        self._refuse(self._error or errors.InvalidHttp("the bytes are no HTTP request"))
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _stop(self, error: errors.RequestError) -> NoReturn:
+        """Leave the parser: it calls nothing more, and uvicorn's protocol turns to `send_400_response`."""
+        self._error = error
+        raise error
+
+    def _stop_too_large(self) -> NoReturn:
+        self._stop(errors.TooLarge(f"the body is larger than {self._limits.max_body} bytes"))
+
+    def _refuse(self, error: errors.RequestError) -> None:
+        self._rejected(error)
+        self._refused = True
+        self._since = time.monotonic()
+        self._write(refusal(error), close=True)
+        self.transport.write_eof()
+
+    def _write(self, reply: Reply, *, close: bool) -> None:
+        lines = [STATUS_LINE[reply.status]]
+        for name, value in (*self.server_state.default_headers, *reply.headers):
+            lines += (name, b": ", value, b"\r\n")
+        if close:
+            lines.append(b"connection: close\r\n")
+        lines += (b"content-length: ", b"%d" % len(reply.body), b"\r\n\r\n", reply.body)
+        self.transport.write(b"".join(lines))
