@@ -65,8 +65,10 @@ def ratios(rounds: Sequence[Round], target: Target) -> list[float]:
 
 def _row(text: str, values: list[float] | str, bound: float, *, at_least: bool) -> Row:
     aim = f"{'≥' if at_least else '≤'} {bound:.3g}"
-    if isinstance(values, str) or not values:
-        return (text, values or "not measured", aim, NONE)
+    if isinstance(values, str):
+        return (text, values, aim, NONE)
+    if not values:
+        return (text, "not measured", aim, NONE)
     middle = median(values)
     met = middle >= bound if at_least else middle <= bound
     return (text, _spread(values), aim, "met" if met else "missed")
