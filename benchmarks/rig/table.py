@@ -116,7 +116,7 @@ def _load_table(rounds: Sequence[Round], load: Load) -> str:
                 x.figures[OURS[load]].rows_per_second / x.figures[key].rows_per_second
                 for x in _both(rounds, OURS[load], key)
             ]
-            cells = (_number(rate), _spread(times) if times else NONE, _number(p50), _number(p99))
+            cells = (_number(rate), _spread(times) if times and key != OURS[load] else NONE, _number(p50), _number(p99))
             found.append((rate, (title, protocol, *cells)))
     found.sort(key=lambda one: -one[0])
     return markdown(
