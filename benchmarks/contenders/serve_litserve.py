@@ -1,0 +1,54 @@
+"""LitServe: a LitAPI that runs what waits as one batch. `python serve_litserve.py PORT MODEL`."""
+
+import sys
+from typing import Any
+
+import litserve
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from fastapi import Request
+
+Rows = npt.NDArray[np.float32]
+
+
+class Digits(litserve.LitAPI):
+    """Each request is an array of rows; a batch is a list of them."""
+
+    def setup(self, device: str) -> None:  # noqa: ARG002  LitServe passes it by name
+        """Load the model, in the worker's process."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+
+    # LitServe reads the annotation: a `Request` means the parsed body. So no `from __future__ import annotations` here.
+    def decode_request(self, request: Request) -> Rows:
+        """Read the rows."""
+        return np.array(request["instances"], dtype=np.float32)
+
+    def batch(self, inputs: list[Rows]) -> list[Rows]:
+        """Leave it to `predict`: requests differ in their number of rows."""
+        return inputs
+
+    def predict(self, x: list[Rows]) -> list[Rows]:
+        """Run all requests of the batch at once."""
+        (probabilities,) = self.session.run(None, {"input": np.concatenate(x)})
+        return np.split(probabilities, np.cumsum([len(rows) for rows in x[:-1]]))
+
+    def unbatch(self, output: list[Rows]) -> list[Rows]:
+        """Give each request its own."""
+        return output
+
+    def encode_response(self, output: Rows) -> dict[str, Any]:
+        """Write the answer."""
+        return {"probabilities": output.tolist()}
+
+
+if __name__ == "__main__":
+    # A wait of 1 ms fills the batches, which pays for itself at 32 connections; `fast_queue` is its ZeroMQ queue.
+    server = litserve.LitServer(
+        Digits(max_batch_size=32, batch_timeout=0.001), accelerator="cpu", workers_per_device=1, fast_queue=True
+    )
+    server.run(
+        host="127.0.0.1", port=int(sys.argv[1]), num_api_servers=1, generate_client_file=False, log_level="warning"
+    )

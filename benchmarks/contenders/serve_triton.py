@@ -1,0 +1,46 @@
+"""Triton, as nvidia-pytriton carries it, with ONNX Runtime in a Python function. `python serve_triton.py PORT MODEL`.
+
+That package has no ONNX Runtime backend of Triton's own, so this is no measure of Triton with one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+
+import numpy as np
+import onnxruntime
+from pytriton.decorators import batch
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+
+def main() -> None:
+    """Serve until the signal."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+
+    @batch
+    def infer(input: np.ndarray) -> list[np.ndarray]:  # noqa: A002  named as the model's input is
+        return session.run(None, {"input": input})
+
+    # Its backend links libpython and finds another one, of another patch release, where the system has it.
+    os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
+    config = TritonConfig(
+        http_address="127.0.0.1", http_port=int(sys.argv[1]), allow_grpc=False, allow_metrics=False, log_verbose=0
+    )
+    with Triton(config=config) as triton:
+        triton.bind(
+            model_name="digits",
+            infer_func=infer,
+            inputs=[Tensor(name="input", dtype=np.float32, shape=(64,))],
+            outputs=[Tensor(name="probabilities", dtype=np.float32, shape=(10,))],
+            config=ModelConfig(max_batch_size=1024, batcher=DynamicBatcher()),
+        )
+        triton.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The bodies that everybody is sent, and what their answers must say.
+
+Real rows of scikit-learn's digits, the same for every contender; the reference is ONNX Runtime on the model itself.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from sklearn.datasets import load_digits
+
+Array = npt.NDArray[np.float32]
+COUNTS = (1, 1024)
+HEAD_LENGTH = "Inference-Header-Content-Length"
+
+
+class WrongAnswerError(Exception):
+    """What a contender answered, in one line, instead of the model's probabilities."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request's body: in memory for the check, in a file for wrk."""
+
+    file: Path
+    content: bytes
+    headers: dict[str, str]
+    expected: Array
+
+
+def write_bodies(model: Path, folder: Path) -> dict[tuple[str, int], Body]:
+    """Write each protocol's body of each count of rows; `rows.npy` is for the bare session."""
+    rows = load_digits().data[: max(COUNTS)].astype(np.float32)
+    np.save(folder / "rows.npy", rows)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    bodies = {}
+    for count in COUNTS:
+        expected = session.run(None, {"input": rows[:count]})[0]
+        for protocol, (content, headers) in _contents(rows[:count]).items():
+            file = folder / f"{protocol}-{count}"
+            file.write_bytes(content)
+            bodies[protocol, count] = Body(file, content, headers, expected)
+    return bodies
+
+
+def _contents(rows: Array) -> dict[str, tuple[bytes, dict[str, str]]]:
+    tensor: dict[str, Any] = {"name": "input", "shape": rows.shape, "datatype": "FP32"}
+    raw = rows.astype("<f4").tobytes()
+    head = _json(
+        {
+            "inputs": [tensor | {"parameters": {"binary_data_size": len(raw)}}],
+            "parameters": {"binary_data_output": True},
+        }
+    )
+    as_json = {"Content-Type": "application/json"}
+    return {
+        "json": (_json({"instances": rows.tolist()}), as_json),
+        "oip": (_json({"inputs": [tensor | {"data": rows.ravel().tolist()}]}), as_json),
+        "binary": (head + raw, {"Content-Type": "application/octet-stream", HEAD_LENGTH: str(len(head))}),
+    }
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def ask(port: int, path: str, body: Body) -> tuple[bytes, http.client.HTTPMessage]:
+    """Post it once. Raises `WrongAnswerError` when it is not answered with 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("POST", path, body.content, body.headers)
+        answer = connection.getresponse()
+        content = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise WrongAnswerError(f"no answer: {error!r}") from error
+    finally:
+        connection.close()
+    if answer.status != http.client.OK:
+        raise WrongAnswerError(f"{answer.status} {content[:100].decode(errors='replace')}")
+    return content, answer.headers
+
+
+def check(protocol: str, port: int, path: str, body: Body) -> None:
+    """Ask once, and compare with the model's own. Raises `WrongAnswerError`."""
+    content, headers = ask(port, path, body)
+    try:
+        answered = _read(protocol, content, headers)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise WrongAnswerError(f"not an answer of {protocol}: {error!r}") from error
+    if answered.shape != body.expected.shape:
+        raise WrongAnswerError(f"the answer's shape is {answered.shape}, expected {body.expected.shape}")
+    off = np.abs(answered - body.expected) / (1e-5 + 1e-4 * np.abs(body.expected))
+    if not (off <= 1).all():
+        raise WrongAnswerError(f"off by {off.max():.3g} times the tolerance")
+
+
+def _read(protocol: str, content: bytes, headers: http.client.HTTPMessage) -> npt.NDArray[np.float64]:
+    if protocol == "json":
+        document = json.loads(content)
+        return np.array(document["probabilities"] if isinstance(document, dict) else document, dtype=np.float64)
+    length = int(headers[HEAD_LENGTH]) if protocol == "binary" else len(content)
+    outputs = json.loads(content[:length])["outputs"]
+    output = next(one for one in outputs if one["name"] == "probabilities")
+    if protocol == "oip":
+        return np.array(output["data"], dtype=np.float64).reshape(output["shape"])
+    raw = content[length : length + output["parameters"]["binary_data_size"]]
+    return np.frombuffer(raw, dtype="<f4").astype(np.float64).reshape(output["shape"])

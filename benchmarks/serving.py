@@ -1,0 +1,136 @@
+"""foldserve beside what people serve such a model with today: `python benchmarks/serving.py [--write]`.
+
+Each contender in turn has one core, wrk another; same model, same bodies, and every answer is checked before and after
+the load. Rounds interleave the contenders; ratios are taken within a round, and their median is told. A contender that
+is not this project is installed on first use, in `.bench/`, at the versions of `benchmarks/contenders/*.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+from rig import table, wrk
+from rig.bodies import write_bodies
+from rig.cases import CONTENDERS, MODEL, NAMES
+from rig.rounds import Bench, Round
+from rig.servers import CONTENDERS as REQUIREMENTS
+from rig.servers import ROOT, StartError
+from rig.wrk import LoadError
+
+README = ROOT / "benchmarks" / "README.md"
+MARKERS = "<!-- serving.py --write: from here -->", "<!-- serving.py --write: to here -->"
+T = TypeVar("T")
+
+
+def main() -> None:
+    """Measure, print, and with --write keep it."""
+    chosen = _arguments()
+    program = f"wrk {wrk.version().removeprefix('wrk ')}"
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("serving.py needs two cores: one for the server, one for the load")
+    os.chdir(ROOT)
+    with ExitStack() as stack:
+        folder = chosen.data or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        folder = folder.resolve()
+        os.sched_setaffinity(0, cores[-1:])  # this process as well stays out of the server's way
+        bench = Bench(folder, chosen.seconds, cores[0], cores[-1], write_bodies(ROOT / MODEL, folder))
+        rounds = _rounds(bench, chosen.contenders, chosen.repeats)
+        pairs, held = chosen.pairs, chosen.soak
+        telemetry = _tried("metrics and log", lambda: bench.telemetry(pairs)) if pairs else None
+        soak = _tried("soak", lambda: bench.soak(held)) if held else None
+        if chosen.data:
+            (folder / "rounds.json").write_text(json.dumps([asdict(x) for x in rounds], indent=1))
+    parts = [_machine(program, len(cores)), table.targets(rounds, telemetry, soak), table.everybody(rounds)]
+    said = bench.noted | bench.out
+    parts += ["\n".join(f"- {where}: {why}" for where, why in said.items())] if said else []
+    text = "\n\n".join(parts)
+    print(text)
+    if chosen.write:
+        _write(text)
+
+
+def _rounds(bench: Bench, names: Sequence[str], repeats: int) -> list[Round]:
+    rounds = [Round() for _ in range(repeats)]
+    for number, current in enumerate(rounds, 1):
+        for name in names:
+            print(f"round {number} of {repeats}: {name}", file=sys.stderr)
+            bench.measure(name, current)
+    for done in rounds:  # who answers wrongly in one round has no figures in any
+        done.figures = {key: one for key, one in done.figures.items() if key.rpartition("/")[0] not in bench.out}
+    return rounds
+
+
+def _tried(name: str, measure: Callable[[], T]) -> T | str:
+    print(name, file=sys.stderr)
+    try:
+        return measure()
+    except (StartError, LoadError) as error:
+        return str(error)
+
+
+def _machine(program: str, cores: int) -> str:
+    """Say what was measured, where and how."""
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    packages = ("foldserve", "onnxruntime", "numpy", "uvicorn", "uvloop", "httptools")
+    versions = [program, *(f"{package} {version(package)}" for package in packages), *_rivals()]
+    command = shlex.join(["python", "benchmarks/serving.py", *sys.argv[1:]])
+    return (
+        f"`{command}`, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n\n"
+        f"{processor.group(1) if processor else platform.machine()}, {cores} cores; "
+        f"Python {platform.python_version()}; {', '.join(versions)}"
+    )
+
+
+def _rivals() -> list[str]:
+    """Name the pinned version of each contender's own package."""
+    names = dict.fromkeys(contender.requirements for contender in CONTENDERS if contender.requirements)
+    pins = [re.search(rf"^.*{name}==.*$", (REQUIREMENTS / f"{name}.txt").read_text(), re.MULTILINE) for name in names]
+    return [f"contender {pin.group().replace('==', ' ')}" for pin in pins if pin]
+
+
+def _write(text: str) -> None:
+    """Put it between the README's markers."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(MARKERS[0])
+    _, found, after = rest.partition(MARKERS[1])
+    if not found:
+        raise SystemExit(f"{README} lacks the lines {MARKERS}")
+    README.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}", encoding="utf-8")
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(NAMES):
+        raise argparse.ArgumentTypeError(f"no contender {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    return names
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contenders", type=_names, default=NAMES, help=f"some of {','.join(NAMES)}; default: all")
+    parser.add_argument("--seconds", type=float, default=5, help="length of each load (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=6, help="pairs of metrics and log on, off (default: %(default)s)")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="also hold 64 connections for so long")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="keep bodies, servers' logs and each round's figures")
+    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
