@@ -81,6 +81,10 @@ class _Binding:
         self._input = np.zeros(self.shape, np.float32)
         self._output = np.zeros((count, outputs.shape[1]), np.float32)
         self._bound = session.io_binding()
+        # Without options each run makes its own; and whether there is a GPU graph is asked by an exception, unless
+        # it is said that there is none.
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("gpu_graph_id", "-1")
         for bind, tensor, array in (
             (self._bound.bind_input, inputs, self._input),
             (self._bound.bind_output, outputs, self._output),
@@ -89,7 +93,7 @@ class _Binding:
 
     def run(self, rows: Rows) -> Rows:
         self._input[...] = rows
-        self._session.run_with_iobinding(self._bound)
+        self._session.run_with_iobinding(self._bound, self._options)
         return self._output.copy()
 
 

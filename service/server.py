@@ -5,6 +5,7 @@ It knows processes, sockets and signals, and of the app only that it can be made
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -99,6 +100,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What is here now stays: no collection need walk through it again, and stop the server for that.
+        gc.collect()
+        gc.freeze()
         self._announce()
 
     async def on_tick(self, counter: int) -> bool:

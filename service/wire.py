@@ -97,10 +97,14 @@ class _Hot:
         self.disconnected = False
 
     def start(self) -> None:
-        self.exchange = self.endpoint.start(self.headers, bytes(self.body), self.reply)
+        body, self.body = bytes(self.body), b""
+        exchange = self.endpoint.start(self.headers, body, self.reply)
+        if not self.response_complete:
+            self.exchange = exchange
 
     def reply(self, reply: Reply) -> None:
         self.response_complete = True
+        self.exchange = None  # this object stays until the connection's next request, what it has had need not
         self.protocol.answer(self, reply)
 
     def cancel(self) -> None:
@@ -189,7 +193,9 @@ class Protocol(HttpToolsProtocol):
     # --- the parser's callbacks -------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._receiving = True
         self._since = time.monotonic()
 
@@ -212,8 +218,7 @@ class Protocol(HttpToolsProtocol):
             or self.parser.get_method() != b"POST"
             or not (self.cycle is None or self.cycle.response_complete)
         ):
-            self._is_hot = False
-            super().on_headers_complete()
+            self._go_on_to_the_app()
             return
         # The parser has refused anything but digits.
         if int(headers.get(b"content-length", 0)) > self._limits.max_body:
@@ -223,6 +228,14 @@ class Protocol(HttpToolsProtocol):
         self.cycle = self._hot  # type: ignore[assignment]
         if self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _go_on_to_the_app(self) -> None:
+        self._is_hot = False
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()  # makes the scope, and empties what the parser has told since
+        self.url, self.headers, self.expect_100_continue = url, headers, expect
+        self.scope["headers"] = headers
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         hot = self._hot

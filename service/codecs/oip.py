@@ -28,7 +28,7 @@ import simdjson
 from prometheus_client.metrics_core import Metric
 
 from service.bundle import Manifest
-from service.codecs.rows import NOT_SO, NUMBERS, Call, Columns, Rows, document
+from service.codecs.rows import NOT_SO, NUMBERS, SMALL_BODY, Call, Columns, Rows, brackets, document, proxies
 from service.content import media_type
 from service.errors import InvalidInput, UnsupportedMedia
 from service.reply import JSON, Headers, Reply
@@ -67,7 +67,8 @@ class OipCodec:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
         length = headers.get(HEAD_LENGTH)
         if length is None:
-            return self._plain(body) or self._thorough(document(body), None)
+            plain = self._plain(body) if len(body) > SMALL_BODY else None
+            return plain or self._thorough(document(body), None)
         # More digits than any length has would take long to read.
         if not re.fullmatch(rb"[0-9]{1,18}", length) or int(length) > len(body):
             raise InvalidInput("Inference-Header-Content-Length is not a length within the body")
@@ -79,9 +80,9 @@ class OipCodec:
     # --- the request ----------------------------------------------------------------------------------------------
 
     def _plain(self, body: bytes) -> Call | None:
-        """Read what nearly every JSON body is, one tensor of floats; None is for the thorough way to decide."""
+        """Read what nearly every large body is, one tensor of floats; None is for the thorough way to decide."""
         try:
-            request: Any = simdjson.Parser().parse(body)
+            request = proxies(body)
             (tensor,) = request["inputs"]
             data = tensor["data"]
             head = {name: _python(value) for name, value in tensor.items() if name != "data"}
@@ -89,7 +90,7 @@ class OipCodec:
                 return None
             rest = {name: _python(value) for name, value in request.items() if name != "inputs"}
             # Besides the rows' own there are those of "inputs", "shape" and "data", and of "outputs" if it is given.
-            rows = self._columns.from_simdjson(data, body.count(b"[") - 3 - ("outputs" in rest))
+            rows = self._columns.from_simdjson(data, brackets(body) - 3 - ("outputs" in rest))
             if rows is None or len(rows) != self._count(head) or head["name"] != self._input:
                 return None
         except (*NOT_SO, InvalidInput):
