@@ -67,7 +67,8 @@ class Columns:
                 return None
         elif exact.size % self.width:
             return None
-        if not exact.dot(exact) < _SURE_TO_FIT:
+        # Unlike `dot`, `vdot` doesn't warn of an overflow.
+        if not np.vdot(exact, exact) < _SURE_TO_FIT:
             return None
         return exact.reshape(-1, self.width).astype(np.float32)
 
@@ -106,7 +107,7 @@ class Columns:
             raise InvalidInput(f"row {row}, column {self.names[column]!r} {reason}")
 
     def _float32(self, exact: npt.NDArray[Any]) -> Rows:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # invalid is a NaN that signals
             rows = exact.astype(np.float32)
         self.refuse_at(np.isinf(rows), "is too large for float32")
         return rows
