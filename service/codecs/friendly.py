@@ -64,8 +64,7 @@ class FriendlyCodec:
     def _plain_rows(self, body: bytes) -> Rows | None:
         """Read what nearly every large body is, and is sure to be right; None is for `_checked_rows` to decide."""
         try:
-            request = proxies(body)
-            instances = request["instances"]
+            instances = proxies(body)["instances"]
             rows = brackets(body) - 1
             if 0 < rows <= self._max_rows:
                 return self._columns.from_simdjson(instances, rows)
