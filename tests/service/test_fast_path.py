@@ -166,6 +166,7 @@ instances = st.sampled_from(["instances", "instances", "instances", "\\u0069nsta
 @example(b'{"instances":[[1,2]],"instances":7}')
 @example(b'{"instances":[[1,2]],"\\u0069nstances":7}')
 @example(b'{"instances":7,"instances":[[1,2]]}')
+@example(b"[2147483648]")
 def test_rows_are_read_as_the_thorough_way_reads_them(body: bytes) -> None:
     fast, thorough = friendly_both_ways(body)
     assert fast == thorough
@@ -260,6 +261,7 @@ settings_of_it = st.lists(
 @example(b'{"inputs":[{"name":"input","shape":[1,2],"datatype":"FP32","data":[1,2]}],"inputs":7}')
 @example(b'{"inputs":[{"name":"input","shape":[1,2],"datatype":"FP32","data":[1,2],"data":7}]}')
 @example(b'{"inputs":[{"name":"input","shape":[1,2],"datatype":"FP32","data":[1,1e300]}]}')
+@example(b'{"inputs":[[2147483648]]}')
 def test_a_tensor_is_read_as_the_thorough_way_reads_it(body: bytes) -> None:
     fast, thorough = oip_both_ways(body)
     assert fast == thorough
