@@ -45,8 +45,8 @@ class FriendlyCodec:
 
     def decode(self, headers: Headers, body: bytes) -> Call:
         """Read one request. Raises `InvalidInput`, or `UnsupportedMedia`."""
-        kind = media_type(headers) or JSON_TYPE
-        if kind == JSON_TYPE:
+        kind = media_type(headers)
+        if kind in (None, JSON_TYPE):
             rows = self._json_rows(body)
         elif kind == RAW_TYPE:
             rows = self._raw_rows(body)
