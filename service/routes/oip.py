@@ -56,11 +56,11 @@ def router(
     """Make the routes. ready: whether new work is taken. server: its name and version."""
     routes = APIRouter()
     _add_server(routes, ready, server)
+    if metrics is not None:
+        _add_statistics(routes, repository, metrics)  # first, or /v2/models/stats would be a model's name
     _add_models(routes, repository)
     _add_infer(routes, repository)
     _add_repository(routes, repository)
-    if metrics is not None:
-        _add_statistics(routes, repository, metrics)
     return routes
 
 
