@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
     """Load every model, then build the app. Raises `FoldserveError` when there is nothing to serve.
 
     Its `state` has what the server needs besides: `repository`, `metrics` (or None), `endpoints` by their paths, and
-    `drain()`, after which it is unready and new work is refused.
+    `drain()`, after which it is unready. What was accepted before is still answered; uvicorn takes no new work then.
     """
     metrics = Metrics() if settings.metrics else None
     repository = open_repository(settings, metrics)
@@ -59,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = metrics
     app.state.endpoints = _endpoints(repository)
     app.state.draining = False
-    app.state.drain = _drain(app, repository)
+    app.state.drain = partial(setattr, app.state, "draining", True)
     app.include_router(friendly.router(repository))
     app.include_router(oip.router(repository, metrics, lambda: not app.state.draining, ("foldserve", version)))
     if metrics is not None:
@@ -84,15 +84,6 @@ def _endpoints(repository: Repository) -> dict[bytes, Endpoint]:
     if repository.default is not None:
         found[b"/predict"] = repository.find().friendly
     return found
-
-
-def _drain(app: FastAPI, repository: Repository) -> Callable[[], None]:
-    def drain() -> None:
-        app.state.draining = True
-        for model in repository.live():
-            model.batcher.drain()
-
-    return drain
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics) -> None:

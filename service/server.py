@@ -5,6 +5,7 @@ It knows processes, sockets and signals, and of the app only that it can be made
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import signal
@@ -119,6 +120,9 @@ class _Server(uvicorn.Server):
         """Be unready first; what was accepted finishes while uvicorn waits for its connections."""
         self._app.state.drain()
         await super().shutdown(sockets)
+        for connection in tuple(self.server_state.connections):  # whoever has not finished in time
+            cast(Protocol, connection).transport.abort()
+        await asyncio.sleep(0)  # until the loop has let go of them
 
 
 def _log_to_stderr(settings: Settings) -> None:

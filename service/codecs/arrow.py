@@ -61,8 +61,9 @@ def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]
         values = np.array(labels)
         if values.dtype == np.int64:
             return na.int64(), partial(_numbers, na.int64(), values)
-        if values.tolist() == list(labels):  # which floats that stand for integers past 64 bits are not
-            return na.float64(), partial(_numbers, na.float64(), values.astype(np.float64))
+        exact = values.astype(np.float64)
+        if exact.tolist() == list(labels):  # which floats that stand for larger integers are not
+            return na.float64(), partial(_numbers, na.float64(), exact)
     return na.string(), partial(_strings, [_text(label).encode() for label in labels])
 
 

@@ -45,8 +45,8 @@ class FriendlyCodec:
 
     def decode(self, headers: Headers, body: bytes) -> Call:
         """Read one request. Raises `InvalidInput`, or `UnsupportedMedia`."""
-        kind = media_type(headers) or JSON_TYPE
-        if kind == JSON_TYPE:
+        kind = media_type(headers)
+        if kind in (None, JSON_TYPE):
             rows = self._json_rows(body)
         elif kind == RAW_TYPE:
             rows = self._raw_rows(body)
@@ -64,8 +64,7 @@ class FriendlyCodec:
     def _plain_rows(self, body: bytes) -> Rows | None:
         """Read what nearly every large body is, and is sure to be right; None is for `_checked_rows` to decide."""
         try:
-            request = proxies(body)
-            instances = request["instances"]
+            instances = proxies(body)["instances"]
             rows = brackets(body) - 1
             if 0 < rows <= self._max_rows:
                 return self._columns.from_simdjson(instances, rows)

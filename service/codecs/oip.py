@@ -28,7 +28,7 @@ import simdjson
 from prometheus_client.metrics_core import Metric
 
 from service.bundle import Manifest
-from service.codecs.rows import NOT_SO, NUMBERS, SMALL_BODY, Call, Columns, Rows, brackets, document, proxies
+from service.codecs.rows import NOT_SO, NUMBERS, SMALL_BODY, Call, Columns, Rows, brackets, document, members, proxies
 from service.content import media_type
 from service.errors import InvalidInput, UnsupportedMedia
 from service.reply import JSON, Headers, Reply
@@ -83,9 +83,9 @@ class OipCodec:
         """Read what nearly every large body is, one tensor of floats; None is for the thorough way to decide."""
         try:
             request = proxies(body)
-            (tensor,) = request["inputs"]
-            data = tensor["data"]
-            head = {name: _python(value) for name, value in tensor.items() if name != "data"}
+            (tensor,) = map(members, request["inputs"])
+            data = tensor.pop("data")
+            head = {name: _python(value) for name, value in tensor.items()}
             if head["datatype"] not in ("FP32", "FP64") or "parameters" in head:
                 return None
             rest = {name: _python(value) for name, value in request.items() if name != "inputs"}

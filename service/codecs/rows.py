@@ -34,6 +34,9 @@ _SMALL_COUNT = 512
 # Below it, a sum of squares has no term that is too large for float32.
 _SURE_TO_FIT = float(np.finfo(np.float32).max) ** 2
 
+# More members than that has no object of a usual request.
+_MANY = 16
+
 # What simdjson and its proxies raise for what is not JSON, not an array, not there, or not a number.
 NOT_SO = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError)
 
@@ -67,7 +70,8 @@ class Columns:
                 return None
         elif exact.size % self.width:
             return None
-        if not exact.dot(exact) < _SURE_TO_FIT:
+        # Unlike `dot`, `vdot` doesn't warn of an overflow.
+        if not np.vdot(exact, exact) < _SURE_TO_FIT:
             return None
         return exact.reshape(-1, self.width).astype(np.float32)
 
@@ -106,7 +110,7 @@ class Columns:
             raise InvalidInput(f"row {row}, column {self.names[column]!r} {reason}")
 
     def _float32(self, exact: npt.NDArray[Any]) -> Rows:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # invalid is a NaN that signals
             rows = exact.astype(np.float32)
         self.refuse_at(np.isinf(rows), "is too large for float32")
         return rows
@@ -123,10 +127,30 @@ _PARSERS = _Parsers()
 _KEPT_BODY = 2**20
 
 
-def proxies(body: bytes) -> Any:
-    """Parse JSON by simdjson. One document at a time: the last one's proxies must be gone, or it raises."""
+def proxies(body: bytes) -> dict[str, Any]:
+    """Parse an object by simdjson. Raises one of `NOT_SO` where `document` is to judge.
+
+    That is also where simdjson is the more lenient: it skips a byte order mark. One document at a time: the last one's
+    proxies must be gone, or it raises.
+    """
+    if body.startswith(b"\xef\xbb\xbf"):
+        raise ValueError
     parser = _PARSERS.kept if len(body) <= _KEPT_BODY else simdjson.Parser()
-    return parser.parse(body)
+    return members(parser.parse(body))
+
+
+def members(proxy: Any) -> dict[str, Any]:
+    """Give the members of one of simdjson's objects, arrays and objects as proxies still, which its `items` are not.
+
+    Raises `ValueError` when a name comes twice: simdjson finds the first, where Python keeps the last. And when there
+    are many: to find one, simdjson goes through all.
+    """
+    if not isinstance(proxy, simdjson.Object) or len(proxy) > _MANY:
+        raise ValueError
+    names = list(proxy)
+    if len(set(names)) != len(names):
+        raise ValueError
+    return {name: proxy[name] for name in names}
 
 
 def brackets(body: bytes) -> int:

@@ -56,11 +56,11 @@ def router(
     """Make the routes. ready: whether new work is taken. server: its name and version."""
     routes = APIRouter()
     _add_server(routes, ready, server)
+    if metrics is not None:
+        _add_statistics(routes, repository, metrics)  # first, or /v2/models/stats would be a model's name
     _add_models(routes, repository)
     _add_infer(routes, repository)
     _add_repository(routes, repository)
-    if metrics is not None:
-        _add_statistics(routes, repository, metrics)
     return routes
 
 
@@ -111,8 +111,10 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
 def _add_infer(routes: APIRouter, repository: Repository) -> None:
     row = repository.find(repository.default or repository.names()[0]).manifest
     tensor = {"name": row.input.name, "shape": [1, len(row.features)], "datatype": "FP32", "data": row.golden.inputs[0]}
+    schema = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    del schema["$defs"]  # InferTensor, which InferResponse puts among the components
     content = {
-        "application/json": {"schema": InferRequest.model_json_schema(), "example": {"inputs": [tensor]}},
+        "application/json": {"schema": schema, "example": {"inputs": [tensor]}},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     }
     described: dict[str, Any] = {

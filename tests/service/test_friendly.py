@@ -28,12 +28,12 @@ def body(instances: object) -> bytes:
 
 
 def decode(instances: object) -> np.ndarray:
-    return CODEC.decode({}, body(instances))
+    return CODEC.decode({}, body(instances)).rows
 
 
 def refusal(content: bytes) -> str:
     with pytest.raises(InvalidInput) as refused:
-        CODEC.decode(content)
+        CODEC.decode({}, content)
     text = str(refused.value)
     assert MARKER not in text
     assert "1111" not in text
@@ -78,7 +78,7 @@ def test_a_huge_integer_is_a_number(number: int) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-0.0", "1", "1.0", "1e0", "1E+2", "0.1e-1", "1e-400", "1.40129846e-45"])
 def test_a_number_may_be_written_as_json_writes_it(text: str) -> None:
-    rows = CODEC.decode(b'{"instances": [[%s, 0, 0]]}' % text.encode())
+    rows = CODEC.decode({}, b'{"instances": [[%s, 0, 0]]}' % text.encode()).rows
     assert same_bits(rows[:, :1], np.array([[float(text)]]).astype(np.float32))
 
 
@@ -88,7 +88,7 @@ def test_the_largest_float32_is_no_overflow(number: float) -> None:
 
 
 def test_space_around_the_document_is_no_trailing_byte() -> None:
-    assert decode([[1, 2, 3]]).shape == CODEC.decode(b" \r\n\t" + body([[1, 2, 3]]) + b"\n\n").shape
+    assert same_bits(CODEC.decode({}, b" \r\n\t" + body([[1, 2, 3]]) + b"\n\n").rows, decode([[1, 2, 3]]))
 
 
 def test_a_missing_value_is_nan_where_the_feature_may_be_missing() -> None:
@@ -103,7 +103,7 @@ def test_as_many_rows_as_allowed_are_read() -> None:
 def test_a_feature_may_have_any_name() -> None:
     names = ("", " ", "é\n", '"', "__class__", "instances")
     codec = FriendlyCodec(manifest(features=names), MAX_ROWS)
-    assert codec.decode({}, body([dict(zip(names, range(6), strict=True))])).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert codec.decode({}, body([dict(zip(names, range(6), strict=True))])).rows.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
 # --- rows that are refused -------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ json_values = st.recursive(
 @given(json_values.map(body) | json_values.map(lambda value: json.dumps(value).encode()) | st.binary())
 def test_anything_else_is_exact_rows_or_a_refusal(content: bytes) -> None:
     try:
-        rows = CODEC.decode(content)
+        rows = CODEC.decode({}, content).rows
     except InvalidInput:
         return
     assert rows.dtype == np.float32
@@ -298,9 +298,10 @@ def test_anything_else_is_exact_rows_or_a_refusal(content: bytes) -> None:
 
 
 def encode(outputs: np.ndarray, **model: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(
-        FriendlyCodec(manifest(**model), MAX_ROWS).encode(outputs), parse_constant=pytest.fail
-    )
+    codec = FriendlyCodec(manifest(**model), MAX_ROWS)
+    reply = codec.decode({}, body([[0, 0]])).encode(outputs)
+    assert (reply.status, reply.headers) == (200, ((b"content-type", b"application/json"),))
+    answer: dict[str, Any] = json.loads(reply.body, parse_constant=pytest.fail)
     return answer
 
 

@@ -50,12 +50,15 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
         "host": "0.0.0.0",  # noqa: S104
         "device": "cpu",
         "default_model": "digits",
+        "max_head": 4096,
         "log_level": "debug",
+        "compression": False,
+        "metrics": False,
         "access_log": True,
     }
     value = values.get(name, 7)
-    text = str(value).lower() if value is True else str(value)
-    config.write_text(f"{name} = {text if name not in values or value is True else repr(value)}\n")
+    text = str(value).lower() if type(value) is bool else str(value)
+    config.write_text(f"{name} = {repr(value) if type(value) is str else text}\n")
     wanted = Settings.model_validate({name: value})
     assert wanted != Settings()
     assert load({}, {settings.PREFIX + name.upper(): text}) == wanted
@@ -92,6 +95,21 @@ BAD: list[tuple[str, Any]] = [
     ("device", "CPU"),
     ("max_body", "0"),
     ("max_rows", "0"),
+    ("workers", "0"),
+    ("workers", "257"),
+    ("max_head", "1023"),
+    ("max_batch", "0"),
+    ("max_batch", "1048577"),
+    ("max_queue", "0"),
+    ("max_delay", "-0.1"),
+    ("max_delay", "11"),
+    ("max_delay", "nan"),
+    ("timeout", "0"),
+    ("timeout", "inf"),
+    ("request_timeout", "0"),
+    ("idle_timeout", "0"),
+    ("compression", "perhaps"),
+    ("metrics", "perhaps"),
     ("drain_timeout", "-1"),
     ("drain_timeout", "inf"),
     ("log_level", "trace"),
