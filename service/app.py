@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
     """Load every model, then build the app. Raises `FoldserveError` when there is nothing to serve.
 
     Its `state` has what the server needs besides: `repository`, `metrics` (or None), `endpoints` by their paths, and
-    `drain()`, after which it is unready. What was accepted before is still answered; uvicorn takes no new work then.
+    `draining`, which makes it unready.
     """
     metrics = Metrics() if settings.metrics else None
     repository = open_repository(settings, metrics)
@@ -59,7 +58,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = metrics
     app.state.endpoints = _endpoints(repository)
     app.state.draining = False
-    app.state.drain = partial(setattr, app.state, "draining", True)
     app.include_router(friendly.router(repository))
     app.include_router(oip.router(repository, metrics, lambda: not app.state.draining, ("foldserve", version)))
     if metrics is not None:

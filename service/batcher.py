@@ -135,10 +135,6 @@ class Batcher:
         """Refuse whatever comes from now on; what is queued still gets its answer."""
         self._draining = True
 
-    def close(self) -> None:
-        """Let go of the thread."""
-        self._thread.shutdown(wait=False)
-
     def _retry_after(self) -> int:
         """Estimate the whole seconds until what waits has been run."""
         bits, seconds = max(((b, s) for b, s in enumerate(self._seconds) if s < math.inf), default=(0, 0.0))

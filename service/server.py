@@ -117,10 +117,13 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Be unready first; what was accepted finishes while uvicorn waits for its connections."""
-        self._app.state.drain()
+        """Be unready first; what has begun is finished while uvicorn waits for its connections."""
+        self._app.state.draining = True
         await super().shutdown(sockets)
-        for connection in tuple(self.server_state.connections):  # whoever has not finished in time
+        # Whoever has not finished in time.
+        for model in self._app.state.repository.live():
+            model.batcher.drain()
+        for connection in tuple(self.server_state.connections):
             cast(Protocol, connection).transport.abort()
         await asyncio.sleep(0)  # until the loop has let go of them
 

@@ -170,7 +170,8 @@ class Protocol(HttpToolsProtocol):
             if now - self._since > self._limits.request_timeout:
                 self._refuse(errors.TooSlow(f"the request was not whole in {self._limits.request_timeout:g} s"))
         elif now - self._since > self._limits.idle_timeout and (self.cycle is None or self.cycle.response_complete):
-            self.transport.close()
+            # What a client doesn't read would be kept for it until it does.
+            self.transport.abort() if self.flow.write_paused else self.transport.close()
 
     def shutdown(self) -> None:
         """Finish what is under way, at the server's end."""
@@ -241,14 +242,15 @@ class Protocol(HttpToolsProtocol):
         hot = self._hot
         if hot is None or not self._is_hot:
             super().on_body(body)
-        elif not hot.body:
+            return
+        if not hot.body:
             hot.body = body
-        else:
-            if type(hot.body) is bytes:
-                hot.body = bytearray(hot.body)
+        elif type(hot.body) is bytearray:
             hot.body += body
-            if len(hot.body) > self._limits.max_body:
-                self._stop_too_large()
+        else:
+            hot.body = bytearray(hot.body) + body
+        if len(hot.body) > self._limits.max_body:
+            self._stop_too_large()
 
     def on_message_complete(self) -> None:
         self._in_head, self._head_size = True, 0
@@ -291,8 +293,10 @@ class Protocol(HttpToolsProtocol):
         self._stop(errors.TooLarge(f"the body is larger than {self._limits.max_body} bytes"))
 
     def _refuse(self, error: errors.RequestError) -> None:
-        self._rejected(error)
         self._refused = True
+        if self.transport.is_closing():
+            return
+        self._rejected(error)
         self._since = time.monotonic()
         self._write(refusal(error), close=True)
         self.transport.write_eof()
