@@ -80,7 +80,7 @@ class Columns:
         if set(map(type, values)) <= NUMBERS:
             if len(values) <= _SMALL_COUNT:
                 try:
-                    packed = struct.pack(f"{len(values)}f", *values)  # rounds as NumPy does
+                    packed = struct.pack(f"={len(values)}f", *values)  # "=" looks for overflow; rounds as NumPy
                     return np.ndarray((len(values) // self.width, self.width), np.float32, packed)
                 except OverflowError:
                     pass  # told below, with its place
