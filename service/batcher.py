@@ -123,17 +123,24 @@ class Batcher:
         self._queued_rows += len(rows)
         if self._running:
             pass  # what arrives meanwhile is coalesced when the run is over
+        elif self._max_delay and self._queued_rows >= self._max_batch:
+            self._hurry()
         elif self._turn is None:
             loop = asyncio.get_running_loop()
             self._turn = loop.call_later(self._max_delay, self._work) if self._max_delay else loop.call_soon(self._work)
-        elif self._max_delay and self._queued_rows >= self._max_batch:
-            self._turn.cancel()
-            self._turn = asyncio.get_running_loop().call_soon(self._work)
         return entry
 
     def drain(self) -> None:
-        """Refuse whatever comes from now on; what is queued still gets its answer."""
+        """Refuse whatever comes from now on; what is queued still gets its answer, and waits for no company."""
         self._draining = True
+        if self._turn is not None:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """Work at the next turn of the loop, whatever is left of `max_delay`."""
+        if self._turn is not None:
+            self._turn.cancel()
+        self._turn = asyncio.get_running_loop().call_soon(self._work)
 
     def _retry_after(self) -> int:
         """Estimate the whole seconds until what waits has been run."""
@@ -168,7 +175,9 @@ class Batcher:
         self._sweeper = None
         if self._running:
             now = time.monotonic()
-            self._queue = deque(entry for entry in self._queue if not self._dropped(entry, now))
+            queue, self._queue = self._queue, deque()  # a callback may submit anew
+            kept = [entry for entry in queue if not self._dropped(entry, now)]
+            self._queue.extendleft(reversed(kept))
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
     def _take(self) -> list[tuple[Entry, Rows]]:
