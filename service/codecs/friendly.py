@@ -17,7 +17,7 @@ import orjson
 
 from service.bundle import Manifest
 from service.codecs.arrow import ArrowWriter
-from service.codecs.rows import NOT_SO, SMALL_BODY, Call, Columns, Rows, brackets, document, proxies
+from service.codecs.rows import NOT_SO, SMALL_BODY, Call, Columns, Rows, brackets, document, is_flood, proxies
 from service.content import media_type, preferred
 from service.errors import InvalidInput, UnsupportedMedia
 from service.reply import JSON, Headers, Reply
@@ -37,9 +37,9 @@ class FriendlyCodec:
         self._name_set = frozenset(self._columns.names)
         self._max_rows = max_rows
         self._arrow_writer = ArrowWriter(manifest.labels)
+        self._answers = {JSON_TYPE: self._json, RAW_TYPE: self._raw, ARROW_TYPE: self._arrow}
         # Twice what a body of that many rows can hold of brackets, those inside the features' names included, and
         # some for the small mistakes that a clearer text waits for.
-        self._answers = {JSON_TYPE: self._json, RAW_TYPE: self._raw, ARROW_TYPE: self._arrow}
         in_names = sum(name.count("[") + name.count("{") for name in self._columns.names)
         self._max_brackets = 2 * max_rows * (1 + in_names) + 200_000
 
@@ -58,6 +58,10 @@ class FriendlyCodec:
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     def _json_rows(self, body: bytes) -> Rows:
+        if is_flood(body, self._max_brackets):
+            raise InvalidInput(
+                f'"instances" has too many rows, or rows inside rows; at most {self._max_rows} are allowed'
+            )
         rows = self._plain_rows(body) if len(body) > SMALL_BODY else None
         return self._checked_rows(body) if rows is None else rows
 
@@ -85,11 +89,6 @@ class FriendlyCodec:
         return self._columns.from_values(instances[0] if len(instances) == 1 else list(chain.from_iterable(instances)))
 
     def _instances(self, body: bytes) -> list[Any]:
-        # Counted before anything is parsed: millions of empty rows would hold the interpreter for seconds.
-        if len(body) > SMALL_BODY and body.count(b"[") + body.count(b"{") > self._max_brackets:
-            raise InvalidInput(
-                f'"instances" has too many rows, or rows inside rows; at most {self._max_rows} are allowed'
-            )
         parsed = document(body)
         instances = parsed.get("instances") if type(parsed) is dict else None
         if type(instances) is not list:

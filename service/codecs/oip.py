@@ -28,7 +28,19 @@ import simdjson
 from prometheus_client.metrics_core import Metric
 
 from service.bundle import Manifest
-from service.codecs.rows import NOT_SO, NUMBERS, SMALL_BODY, Call, Columns, Rows, brackets, document, members, proxies
+from service.codecs.rows import (
+    NOT_SO,
+    NUMBERS,
+    SMALL_BODY,
+    Call,
+    Columns,
+    Rows,
+    brackets,
+    document,
+    is_flood,
+    members,
+    proxies,
+)
 from service.content import media_type
 from service.errors import InvalidInput, UnsupportedMedia
 from service.reply import JSON, Headers, Reply
@@ -67,6 +79,7 @@ class OipCodec:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
         length = headers.get(HEAD_LENGTH)
         if length is None:
+            self._refuse_flood(body)
             plain = self._plain(body) if len(body) > SMALL_BODY else None
             return plain or self._thorough(document(body), None)
         # More digits than any length has would take long to read.
@@ -75,9 +88,16 @@ class OipCodec:
         tail = memoryview(body)[int(length) :]
         if int(length) == 0:
             return self._raw(tail)
-        return self._thorough(document(memoryview(body)[: int(length)]), tail)
+        head = memoryview(body)[: int(length)]
+        self._refuse_flood(head)
+        return self._thorough(document(head), tail)
 
     # --- the request ----------------------------------------------------------------------------------------------
+
+    def _refuse_flood(self, body: bytes | memoryview) -> None:
+        # Twice what a body of that many rows can hold, and some for the small mistakes that a clearer text waits for.
+        if is_flood(body, 2 * self._max_rows + 200_000):
+            raise InvalidInput(f"there are too many arrays and objects; at most {self._max_rows} rows are allowed")
 
     def _plain(self, body: bytes) -> Call | None:
         """Read what nearly every large body is, one tensor of floats; None is for the thorough way to decide."""

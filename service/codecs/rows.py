@@ -153,9 +153,17 @@ def members(proxy: Any) -> dict[str, Any]:
     return {name: proxy[name] for name in names}
 
 
-def brackets(body: bytes) -> int:
-    """Count the `[`. NumPy looks at all bytes at once, `bytes.count` at one find after the other."""
-    return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord("[")))
+def brackets(body: bytes | memoryview, kind: str = "[") -> int:
+    """Count the `[`, or the `{`. NumPy looks at all bytes at once, `bytes.count` at one find after the other."""
+    return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord(kind)))
+
+
+def is_flood(body: bytes | memoryview, most: int) -> bool:
+    """Tell whether a body opens more arrays and objects than `most`: millions would hold the interpreter for seconds.
+
+    To be asked before anything is parsed. A small body is none.
+    """
+    return len(body) > SMALL_BODY and brackets(body) + brackets(body, "{") > most
 
 
 def document(body: bytes | memoryview) -> Any:
