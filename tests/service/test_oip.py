@@ -267,6 +267,22 @@ def test_an_infinity_is_refused_by_row_and_column(number: float, place: int) -> 
     assert "not valid JSON" in refusal(head(tensor(data=values)))  # Python writes Infinity
 
 
+@pytest.mark.parametrize("row", [b"[]", b"{}"], ids=["arrays", "objects"])
+@pytest.mark.parametrize("length", [False, True], ids=["alone", "with its length"])
+def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes, length: bool) -> None:
+    # The last bracket is missing: a text about JSON would mean that the body was parsed up to there.
+    flood = b'{"inputs": [{"data": [' + b",".join([row] * 2_000_000)
+    assert "too many arrays and objects" in refusal(flood, b"" if length else None)
+
+
+def test_bytes_that_look_like_brackets_are_no_rows() -> None:
+    codec = OipCodec(manifest(), 200_000)
+    content = b"[[[[" * 400_000  # 1.6e17 as a float
+    tensor_of_it = binary(len(content), shape=[200_000, 2])
+    body = head(tensor_of_it)
+    assert len(codec.decode({LENGTH: b"%d" % len(body)}, body + content).rows) == 200_000
+
+
 # --- the lengths of the parts ----------------------------------------------------------------------------------------
 
 
