@@ -11,12 +11,13 @@ DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test check install clean
+.PHONY: help demo test check bench install clean
 
 help:
 	@echo "make demo   train digits, fold it, prove it, serve it on http://127.0.0.1:$(PORT)"
 	@echo "make test   style, types and the whole test suite"
 	@echo "make check  style and types alone"
+	@echo "make bench  foldserve beside what else serves such a model; needs wrk; ARGS='--help' for more"
 	@echo "make clean  remove what the targets above made"
 	@echo "with PORT=N, PYTHON=python3.12, TORCH_INDEX=URL of PyTorch's CPU builds"
 
@@ -35,6 +36,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: install
+	$(BIN)/python benchmarks/serving.py $(ARGS)
+
 install: $(VENV)/installed
 
 # The stamp comes last: an install that broke off is done again.
@@ -45,4 +49,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

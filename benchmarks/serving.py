@@ -45,7 +45,7 @@ def main() -> None:
         raise SystemExit("serving.py needs two cores: one for the server, one for the load")
     os.chdir(ROOT)
     with ExitStack() as stack:
-        folder = chosen.data or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()
         os.sched_setaffinity(0, cores[-1:])  # this process as well stays out of the server's way
@@ -54,7 +54,7 @@ def main() -> None:
         pairs, held = chosen.pairs, chosen.soak
         telemetry = _tried("metrics and log", lambda: bench.telemetry(pairs)) if pairs else None
         soak = _tried("soak", lambda: bench.soak(held)) if held else None
-        if chosen.data:
+        if chosen.keep:
             (folder / "rounds.json").write_text(json.dumps([asdict(x) for x in rounds], indent=1))
     parts = [_machine(program, len(cores)), table.targets(rounds, telemetry, soak), table.everybody(rounds)]
     said = bench.noted | bench.out
@@ -127,7 +127,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=6, help="pairs of metrics and log on, off (default: %(default)s)")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="also hold 64 connections for so long")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="keep bodies, servers' logs and each round's figures")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep bodies, servers' logs and each round's figures")
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
     return parser.parse_args()
 
