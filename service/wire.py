@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -157,9 +158,29 @@ class Protocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._head_size += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(self._error or errors.InvalidHttp("the bytes are no HTTP request"))
         if self._in_head and self._head_size > self._limits.max_head and not self._refused:
             self._refuse(errors.HeadTooLarge(f"the headers are larger than {self._limits.max_head} bytes"))
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Serve a request that would rather speak another protocol, as if it had not said so.
+
+        Java's client asks for HTTP/2 in this way. The parser takes the request for ended with its head, and what
+        follows for the other protocol.
+        """
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        if len(lines) > len(self.headers):  # CONNECT wants a tunnel without any such header
+            self._refuse(errors.InvalidHttp("this server is no proxy"))
+            return
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join([*lines, b"", rest]))
 
     def check(self, now: float) -> None:
         """Close the connection if its client has been too slow, or has left it unused. Call it every second or so."""
@@ -206,6 +227,8 @@ class Protocol(HttpToolsProtocol):
             self._stop(errors.UrlTooLong(f"the URL is longer than {_MAX_URL} bytes"))
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._in_head = False
         headers = dict(self.headers)
         version = self.parser.get_http_version()
@@ -254,6 +277,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_head, self._head_size = True, 0
+        if self.parser.should_upgrade():
+            return
         self._receiving = False
         hot = self._hot
         if hot is None or not self._is_hot:
@@ -277,15 +302,11 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline:
             self.on_response_complete()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Refuse what could not be parsed, or what a callback has stopped the parser for."""
-        self._refuse(self._error or errors.InvalidHttp("the bytes are no HTTP request"))
-
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _stop(self, error: errors.RequestError) -> NoReturn:
-        """Leave the parser: it calls nothing more, and uvicorn's protocol turns to `send_400_response`."""
+        """Leave the parser, which calls nothing more, for `data_received`."""
         self._error = error
         raise error
 

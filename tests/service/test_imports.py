@@ -80,6 +80,19 @@ def test_the_command_line_alone_loads_no_server_and_no_runtime() -> None:
     assert not loaded_by("service.cli") & {"fastapi", "uvicorn", "onnxruntime", "onnx", "numpy", "rich"}
 
 
+def test_the_batcher_knows_neither_http_nor_onnx() -> None:
+    assert loaded_by("service.batcher") & {"numpy"}
+    assert not loaded_by("service.batcher") & {
+        *("fastapi", "starlette", "uvicorn", "httptools", "onnxruntime", "onnx", "orjson", "prometheus_client"),
+    }
+
+
+def test_a_codec_knows_no_framework_and_no_runtime() -> None:
+    assert not loaded_by("service.codecs.friendly", "service.codecs.oip") & {
+        *("fastapi", "starlette", "uvicorn", "httptools", "onnxruntime", "onnx"),
+    }
+
+
 def test_importing_any_module_of_the_service_prints_nothing() -> None:
     assert {"service.app", "service.cli", "service.codecs.friendly"} <= set(MODULES)
     done = fresh(f"import {', '.join(MODULES)}")
