@@ -244,7 +244,8 @@ def _scatter(batch: list[tuple[Entry, Rows]], outputs: Rows) -> None:
     """Give each entry its own rows of float32 [batch, outputs], or say that they are not finite, if they are not."""
     flat = outputs.ravel()
     # A sum of squares is the quickest look at all of them. It may overflow where they are finite: then look closer.
-    all_finite = math.isfinite(flat.dot(flat))
+    with np.errstate(over="ignore"):
+        all_finite = math.isfinite(flat.dot(flat))
     start = 0
     for entry, rows in batch:
         own = outputs if len(rows) == len(outputs) else outputs[start : start + len(rows)]

@@ -59,8 +59,9 @@ class Columns:
                 return None
         elif exact.size % self.width:
             return None
-        if not exact.dot(exact) < _SURE_TO_FIT:
-            return None
+        with np.errstate(over="ignore"):
+            if not exact.dot(exact) < _SURE_TO_FIT:
+                return None
         return exact.reshape(-1, self.width).astype(np.float32)
 
     def from_values(self, values: list[Any]) -> Rows:
