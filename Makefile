@@ -6,16 +6,18 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+CLIENTS ?= .venv-clients
 PORT ?= 8000
 DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test check bench install clean
+.PHONY: help demo test test-clients check bench install clean
 
 help:
 	@echo "make demo   train digits, fold it, prove it, serve it on http://127.0.0.1:$(PORT)"
 	@echo "make test   style, types and the whole test suite"
+	@echo "make test-clients  tritonclient, KServe's client and perf_analyzer against the server"
 	@echo "make check  style and types alone"
 	@echo "make bench  foldserve beside what else serves such a model; needs wrk; ARGS='--help' for more"
 	@echo "make clean  remove what the targets above made"
@@ -30,6 +32,10 @@ demo: install
 
 test: check
 	$(BIN)/python -m pytest
+
+# Their environment is their own: their pins exclude those of constraints.txt.
+test-clients: install $(CLIENTS)/installed
+	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients tests/clients
 
 check: install
 	$(BIN)/ruff check .
@@ -48,5 +54,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[cpu,train,test]'
 	@touch $@
 
+$(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_analyzer.sh
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
+	tests/clients/install_perf_analyzer.sh $(CLIENTS)/bin/python || echo "no perf_analyzer runs here: its tests are skipped"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -19,7 +19,8 @@ from service.routes.common import documented, limited, predicted, version_number
 
 _SMALL = 2**16  # bytes; of an index request
 
-_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository")
+_STATISTICS = "statistics"
 
 
 class InferTensor(BaseModel):
@@ -55,21 +56,24 @@ def router(
 ) -> APIRouter:
     """Make the routes. ready: whether new work is taken. server: its name and version."""
     routes = APIRouter()
-    _add_server(routes, ready, server)
+    # Without metrics there are no statistics, and a client that is told of them asks for them.
+    _add_server(routes, ready, server, _EXTENSIONS if metrics is None else (*_EXTENSIONS, _STATISTICS))
     if metrics is not None:
-        _add_statistics(routes, repository, metrics)  # first, or /v2/models/stats would be a model's name
+        _add_statistics(routes, repository, metrics)  # before the models, so that /v2/models/stats is none of them
     _add_models(routes, repository)
     _add_infer(routes, repository)
     _add_repository(routes, repository)
     return routes
 
 
-def _add_server(routes: APIRouter, ready: Callable[[], bool], server: tuple[str, str]) -> None:
+def _add_server(
+    routes: APIRouter, ready: Callable[[], bool], server: tuple[str, str], extensions: tuple[str, ...]
+) -> None:
     name, version = server
 
     @routes.get("/v2", tags=["server"], summary="The server, and the extensions of the protocol that it has")
     async def metadata() -> dict[str, Any]:
-        return {"name": name, "version": version, "extensions": list(_EXTENSIONS)}
+        return {"name": name, "version": version, "extensions": list(extensions)}
 
     # The port is not listened on before every model has been proven.
     @routes.get("/v2/health/live", tags=["health"], summary="The process answers")

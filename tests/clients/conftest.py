@@ -1,0 +1,72 @@
+"""The server that every client asks, and what ONNX Runtime alone says to the same rows.
+
+`make test-clients` runs these tests in the clients' own environment, where there is no foldserve; SERVER_PYTHON is the
+one that has it. Elsewhere the clients are missing, and their tests say so.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Proxies have no part in what happens on this machine.
+os.environ["NO_PROXY"] = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    models: Path
+
+    @property
+    def address(self) -> str:
+        return self.url.removeprefix("http://")
+
+    def expected(self, rows: np.ndarray, model: str = "digits", version: int = 1) -> np.ndarray:
+        """What ONNX Runtime gives for the same file, with nothing of foldserve in between."""
+        session = _session(self.models / model / str(version) / "model.onnx")
+        return session.run(None, {"input": np.asarray(rows, np.float32)})[0]
+
+    def assert_right(
+        self, outputs: np.ndarray | None, rows: np.ndarray, model: str = "digits", version: int = 1
+    ) -> None:
+        """The outputs are float32, and ONNX Runtime's but for the last bits, which depend on who shared the run."""
+        assert outputs is not None
+        assert outputs.dtype == np.float32
+        np.testing.assert_allclose(outputs, self.expected(rows, model, version), rtol=1e-5, atol=1e-7)
+
+
+@lru_cache
+def _session(file: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served")
+    command = [os.environ.get("SERVER_PYTHON", sys.executable), "-m", "tests.clients.served", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        url = process.stdout.readline().strip()
+        assert url, "the server did not start"
+        yield Server(url, folder / "models")
+        process.stdin.close()
+        assert process.wait(60) == 0
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    """Rows for digits: whole numbers of 0 to 16, which every datatype holds exactly."""
+    return np.random.default_rng(seed).integers(0, 17, (count, 64)).astype(np.float32)

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Put perf_analyzer into the environment of the given Python: install_perf_analyzer.sh .venv-clients/bin/python
+#
+# Its wheels need glibc 2.38. On an older Debian or Ubuntu it is the last one that tritonclient's wheels have carried,
+# with the two libraries that it links besides. A wheel of this name before 2.58 is an empty placeholder.
+set -euo pipefail
+python=$(realpath --no-symlinks "$1")
+environment=$(dirname "$(dirname "$python")")
+pip() { "$python" -m pip --disable-pip-version-check --quiet "$@"; }
+
+if pip install --only-binary :all: perf-analyzer==2.60.0 2>/dev/null; then
+    exit
+fi
+mkdir -p "$environment/perf_analyzer"
+cd "$environment/perf_analyzer"
+pip install --target cuda --upgrade --no-deps nvidia-cuda-runtime-cu12==12.9.79
+pip download --no-deps --dest . tritonclient==2.47.0
+"$python" -m zipfile --extract tritonclient-2.47.0-*.whl wheel
+apt-get download -qq libb64-0d
+dpkg-deb --extract libb64-0d_*.deb b64
+binary=$(find wheel -type f -name perf_analyzer)
+libraries=$(dirname "$(find "$PWD/b64" -name 'libb64.so.0d')"):$(dirname "$(find "$PWD/cuda" -name 'libcudart.so.12')")
+chmod +x "$binary"
+printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$libraries" "$PWD/$binary" >"$environment/bin/perf_analyzer"
+chmod +x "$environment/bin/perf_analyzer"
+"$environment/bin/perf_analyzer" --version

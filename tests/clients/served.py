@@ -1,0 +1,55 @@
+"""The server that the clients ask, started by foldserve's own Python: the clients' has no foldserve.
+
+`python -m tests.clients.served FOLDER` fills FOLDER/models, serves it, prints where, and ends with its standard input.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from onnx import helper
+
+from service import bundle
+from tests.service.support import constant, manifest, onnx_model, serving, tensor, write_roots
+
+ROOT = Path(__file__).parents[2]
+WIDE = 300
+
+
+def write_models(models: Path) -> None:
+    """digits/1 as it is shipped; roots/1, sqrt(a + b), and roots/2, 100 more; gaps, a + b where a may be missing; wide,
+    the sum of so many columns that random bytes hold a NaN."""
+    shutil.copytree(ROOT / "models" / "digits", models / "digits")
+    write_roots(models)
+    axes = constant("axes", [1], np.int64)
+    add = [helper.make_node("ReduceSum", ["input", "axes"], ["sum"], keepdims=1)]
+    more = [helper.make_node("Sqrt", ["sum"], ["root"]), helper.make_node("Add", ["root", "hundred"], ["value"])]
+    write(models, "roots", onnx_model([*add, *more], [axes, constant("hundred", [100])]), (1.0, 3.0), 102.0)
+    nodes = [
+        helper.make_node("IsNaN", ["input"], ["missing"]),
+        helper.make_node("Where", ["missing", "zero", "input"], ["filled"]),
+        helper.make_node("ReduceSum", ["filled", "axes"], ["value"], keepdims=1),
+    ]
+    write(models, "gaps", onnx_model(nodes, [axes, constant("zero", [0])]), (1.0, 3.0), 4.0, missing=("a",))
+    total = [helper.make_node("ReduceSum", ["input", "axes"], ["value"], keepdims=1)]
+    model = onnx_model(total, [axes], inputs=[tensor("input", "batch", WIDE)])
+    write(models, "wide", model, (1.0,) * WIDE, float(WIDE), features=[f"c{i}" for i in range(WIDE)])
+
+
+def write(models: Path, name: str, model: bytes, row: tuple[float, ...], value: float, **changes: object) -> None:
+    golden = bundle.Golden(inputs=(row, row), outputs=((value,), (value,)))
+    bundle.write(models, name, model, lambda n: manifest(model, name=name, version=n, golden=golden, **changes))
+
+
+def main(folder: Path) -> None:
+    models = folder / "models"
+    models.mkdir()
+    write_models(models)
+    with serving(models, folder / "log", "--default-model", "digits") as server:
+        print(server.url, flush=True)  # noqa: T201
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

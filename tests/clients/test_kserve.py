@@ -1,0 +1,121 @@
+"""KServe's Python client, in both of its protocols, against the real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.clients.conftest import pixels
+
+kserve = pytest.importorskip("kserve", reason="kserve is not installed here: make test-clients")
+infer_type = pytest.importorskip("kserve.protocol.infer_type")
+
+BINARY = pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
+
+
+def ask(protocol: str, question: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Put one question to a client of its own: it belongs to one event loop."""
+
+    async def asked() -> Any:
+        client = kserve.InferenceRESTClient(kserve.RESTConfig(protocol=protocol))
+        try:
+            return await question(client)
+        finally:
+            await client.close()
+
+    return asyncio.run(asked())
+
+
+def request(rows: np.ndarray, *, binary: bool, model: str = "digits", **options: Any) -> Any:
+    given = kserve.InferInput("input", list(rows.shape), "FP32")
+    given.set_data_from_numpy(rows, binary_data=binary)
+    return kserve.InferRequest(model, [given], **options)
+
+
+def test_the_server_is_live_and_ready(server):
+    assert ask("v2", lambda client: client.is_server_live(server.url)) is True
+    assert ask("v2", lambda client: client.is_server_ready(server.url)) is True
+
+
+@pytest.mark.parametrize(("model", "ready"), [("digits", True), ("nobody", False)])
+def test_a_model_is_ready_and_an_unknown_one_is_not(server, model, ready):
+    assert ask("v2", lambda client: client.is_model_ready(server.url, model)) is ready
+
+
+@pytest.mark.parametrize("wanted", [None, "parameter", "output"])
+@BINARY
+def test_the_rows_are_binary_or_json_and_the_answer_either(server, binary, wanted):
+    rows = pixels(1024)
+    options = {
+        None: {},
+        "parameter": {"parameters": {"binary_data_output": True}},
+        "output": {"request_outputs": [infer_type.RequestedOutput("probabilities", {"binary_data": True})]},
+    }[wanted]
+    told: dict[str, str] = {}
+    answer = ask(
+        "v2",
+        lambda client: client.infer(
+            server.url, request(rows, binary=binary, request_id="7", **options), "digits", response_headers=told
+        ),
+    )
+    assert (answer.id, answer.model_name) == ("7", "digits")
+    (output,) = answer.outputs
+    assert list(output.shape) == [1024, 10]
+    server.assert_right(output.as_numpy(), rows)
+    assert ("inference-header-content-length" in told) is (wanted is not None)
+
+
+def test_a_request_as_a_plain_dictionary_is_answered(server):
+    rows = pixels(2)
+    tensor = {"name": "input", "shape": [2, 64], "datatype": "FP32", "data": rows.tolist()}
+    answer = ask("v2", lambda client: client.infer(server.url, {"inputs": [tensor]}, "digits"))
+    server.assert_right(answer.outputs[0].as_numpy(), rows)
+
+
+def test_tasks_get_their_own_rows(server):
+    async def one(client: Any, seed: int) -> None:
+        rows = pixels(1 + seed % 4, seed)
+        asked = request(rows, binary=seed % 2 == 0, request_id=str(seed))
+        answer = await client.infer(server.url, asked, "digits")
+        assert answer.id == str(seed)
+        server.assert_right(answer.outputs[0].as_numpy(), rows)
+
+    async def all_of_them(client: Any) -> None:
+        await asyncio.gather(*(one(client, seed) for seed in range(50)))
+
+    ask("v2", all_of_them)
+
+
+@BINARY
+def test_a_refusal_is_an_exception_with_the_status_and_the_text(server, binary):
+    asked = request(pixels(1)[:, :63], binary=binary)
+    with pytest.raises(httpx.HTTPStatusError, match=r"is not \[rows, 64\]") as caught:
+        ask("v2", lambda client: client.infer(server.url, asked, "digits"))
+    assert caught.value.response.status_code == 400
+    with pytest.raises(httpx.HTTPStatusError, match="unknown model") as caught:
+        ask("v2", lambda client: client.infer(server.url, asked, "nobody"))
+    assert caught.value.response.status_code == 404
+
+
+def test_its_first_protocol_finds_the_server_alive_and_the_model_ready(server):
+    assert ask("v1", lambda client: client.is_server_live(server.url)) is True
+    assert ask("v1", lambda client: client.is_model_ready(server.url, "digits")) is True
+
+
+def test_its_first_protocol_predicts(server):
+    rows = pixels(3)
+    asked = {"instances": rows.tolist()}
+    answer = ask("v1", lambda client: client.infer(server.url, asked, model_name="digits"))
+    server.assert_right(np.array(answer["probabilities"], np.float32), rows)
+    assert answer["predictions"] == server.expected(rows).argmax(1).tolist()
+
+
+def test_a_refusal_of_its_first_protocol_says_which_row(server):
+    asked = {"instances": [[0] * 64, [0] * 63]}
+    with pytest.raises(httpx.HTTPStatusError, match="row 1 has 63 values, expected 64"):
+        ask("v1", lambda client: client.infer(server.url, asked, model_name="digits"))

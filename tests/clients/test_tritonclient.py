@@ -1,0 +1,410 @@
+"""tritonclient's HTTP clients, sync and asyncio, against the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.clients.conftest import Server, pixels
+
+MISSING = "tritonclient is not installed here: make test-clients"
+triton = pytest.importorskip("tritonclient.http", reason=MISSING)
+aio = pytest.importorskip("tritonclient.http.aio", reason=MISSING)
+ml_dtypes = pytest.importorskip("ml_dtypes", reason=MISSING)
+
+TYPES = {
+    **{"INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64},
+    **{"UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64},
+    **{"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "BF16": ml_dtypes.bfloat16},
+}
+BINARY = pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
+
+
+def tensor(rows: np.ndarray, *, datatype: str = "FP32", name: str = "input", binary: bool = True) -> Any:
+    given = triton.InferInput(name, list(rows.shape), datatype)
+    given.set_data_from_numpy(rows.astype(TYPES.get(datatype, rows.dtype)), binary_data=binary)
+    return given
+
+
+def wanted(name: str = "probabilities", **options: Any) -> Any:
+    return triton.InferRequestedOutput(name, **options)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Any]:
+    with triton.InferenceServerClient(server.address) as made:
+        yield made
+
+
+def refused(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[str, str]:
+    with pytest.raises(triton.InferenceServerException) as caught:
+        call(*arguments, **options)
+    return caught.value.status(), caught.value.message()
+
+
+# --- what the server tells of itself ---------------------------------------------------------------------------------
+
+
+def test_the_server_is_live_and_ready(client):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "ready"),
+    [
+        *[("digits", "", True), ("digits", "1", True), ("roots", "1", True), ("roots", "2", True)],
+        *[("digits", "2", False), ("roots", "3", False), ("nobody", "", False), ("nobody", "1", False)],
+    ],
+)
+def test_a_model_is_ready_and_an_unknown_one_or_version_is_not(client, model, version, ready):
+    assert client.is_model_ready(model, version) is ready
+
+
+def test_the_server_names_the_extensions_that_it_has(client):
+    told = client.get_server_metadata()
+    assert told["name"] == "foldserve"
+    assert told["version"]
+    assert {"binary_tensor_data", "model_configuration", "model_repository", "statistics"} == set(told["extensions"])
+
+
+def test_a_model_tells_its_versions_and_tensors(client):
+    told = client.get_model_metadata("digits")
+    assert (told["name"], told["versions"]) == ("digits", ["1"])
+    assert told["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 64]}]
+    assert told["outputs"] == [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}]
+    assert sorted(client.get_model_metadata("roots", "1")["versions"]) == ["1", "2"]
+
+
+def test_a_model_tells_its_configuration_with_dimensions_that_leave_out_the_batch(client):
+    told = client.get_model_config("digits", "1")
+    assert told["name"] == "digits"
+    assert told["max_batch_size"] >= 1024
+    assert told["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": [64]}]
+    assert told["output"] == [{"name": "probabilities", "data_type": "TYPE_FP32", "dims": [10]}]
+
+
+def test_the_repository_index_lists_every_version(client):
+    index = client.get_model_repository_index()
+    assert {(one["name"], one["version"], one["state"]) for one in index} == {
+        *[("digits", "1", "READY"), ("roots", "1", "READY"), ("roots", "2", "READY")],
+        *[("gaps", "1", "READY"), ("wide", "1", "READY")],
+    }
+
+
+def test_the_statistics_grow_by_what_was_sent(client):
+    def counts() -> list[int]:
+        (stats,) = client.get_inference_statistics("digits", "1")["model_stats"]
+        kinds = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+        return [stats["inference_count"], *(stats["inference_stats"][kind]["count"] for kind in kinds)]
+
+    before = counts()
+    for size in (1, 2, 7):
+        client.infer("digits", [tensor(pixels(size))])
+    assert np.subtract(counts(), before).tolist() == [10, 3, 3, 3, 3, 3]
+
+
+def test_the_statistics_count_what_was_refused_as_failed(client):
+    def failed() -> int:
+        return client.get_inference_statistics("digits")["model_stats"][0]["inference_stats"]["fail"]["count"]
+
+    before = failed()
+    refused(client.infer, "digits", [tensor(pixels(1)[:, :63])])
+    assert failed() == before + 1
+
+
+def test_the_statistics_without_a_name_are_those_of_all_models(client):
+    told = {(stats["name"], stats["version"]) for stats in client.get_inference_statistics()["model_stats"]}
+    assert told == {("digits", "1"), ("roots", "1"), ("roots", "2"), ("gaps", "1"), ("wide", "1")}
+
+
+# --- infer -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "outputs", [None, {"binary_data": True}, {"binary_data": False}], ids=["any", "binary", "json"]
+)
+@BINARY
+def test_the_rows_are_binary_or_json_and_the_answer_either(client, server, binary, outputs):
+    rows = pixels(5)
+    named = None if outputs is None else [wanted(**outputs)]
+    answer = client.infer("digits", [tensor(rows, binary=binary)], outputs=named)
+    server.assert_right(answer.as_numpy("probabilities"), rows)
+    assert ("data" in answer.get_output("probabilities")) is (outputs == {"binary_data": False})
+
+
+@BINARY
+def test_a_thousand_rows_come_back_in_their_order(client, server, binary):
+    rows = pixels(1024)
+    answer = client.infer("digits", [tensor(rows, binary=binary)], outputs=[wanted(binary_data=binary)])
+    server.assert_right(answer.as_numpy("probabilities"), rows)
+
+
+def test_the_id_comes_back_and_the_model_says_who_it_is(client):
+    answer = client.infer("digits", [tensor(pixels(1))], request_id="Straße 7").get_response()
+    assert (answer["id"], answer["model_name"], answer["model_version"]) == ("Straße 7", "digits", "1")
+    assert "id" not in client.infer("digits", [tensor(pixels(1))]).get_response()
+
+
+def test_the_newest_version_answers_and_each_by_its_number(client, server):
+    rows = np.array([[1, 3], [4, 5]], np.float32)
+    for asked, version in (("", 2), ("1", 1), ("2", 2)):
+        answer = client.infer("roots", [tensor(rows)], model_version=asked)
+        assert answer.get_response()["model_version"] == str(version)
+        server.assert_right(answer.as_numpy("value"), rows, "roots", version)
+
+
+# tritonclient has no BF16 in JSON.
+@pytest.mark.parametrize(("datatype", "binary"), [(t, b) for t in TYPES for b in (True, False) if t != "BF16" or b])
+def test_every_numeric_datatype_is_read(client, server, datatype, binary):
+    rows = pixels(3)
+    answer = client.infer("digits", [tensor(rows, datatype=datatype, binary=binary)])
+    server.assert_right(answer.as_numpy("probabilities"), rows)
+
+
+@BINARY
+def test_booleans_are_ones_and_zeros(client, server, binary):
+    rows = pixels(3) > 8
+    answer = client.infer("digits", [tensor(rows, datatype="BOOL", binary=binary)])
+    server.assert_right(answer.as_numpy("probabilities"), rows)
+
+
+def test_a_missing_value_is_nan_in_binary(client, server):
+    rows = np.array([[np.nan, 3], [1, 3]], np.float32)
+    server.assert_right(client.infer("gaps", [tensor(rows)]).as_numpy("value"), rows, "gaps")
+
+
+@BINARY
+@pytest.mark.parametrize("answered", ["gzip", "deflate", None])
+@pytest.mark.parametrize("sent", ["gzip", "deflate", None])
+def test_requests_and_answers_may_be_compressed(client, server, sent, answered, binary):
+    rows = pixels(100)
+    answer = client.infer(
+        "digits",
+        [tensor(rows, binary=binary)],
+        outputs=[wanted(binary_data=binary)],
+        request_compression_algorithm=sent,
+        response_compression_algorithm=answered,
+    )
+    server.assert_right(answer.as_numpy("probabilities"), rows)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_an_answer_that_is_worth_it_is_compressed_and_the_client_can_read_it(server, encoding):
+    rows = pixels(1024)
+    body, length = triton.InferenceServerClient.generate_request_body([tensor(rows)])
+    headers = {"Inference-Header-Content-Length": str(length), "Accept-Encoding": encoding}
+    connection = http.client.HTTPConnection(server.address, timeout=60)
+    connection.request("POST", "/v2/models/digits/infer", body, headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    assert answer.headers["Content-Encoding"] == encoding
+    result = triton.InferenceServerClient.parse_response_body(
+        content, header_length=int(answer.headers["Inference-Header-Content-Length"]), content_encoding=encoding
+    )
+    server.assert_right(result.as_numpy("probabilities"), rows)
+    assert len(content) < result.as_numpy("probabilities").nbytes
+
+
+def test_rows_by_hand_are_answered_in_a_form_that_the_client_reads(server):
+    rows = pixels(3)
+    connection = http.client.HTTPConnection(server.address, timeout=60)
+    connection.request("POST", "/v2/models/digits/infer", rows.tobytes(), {"Inference-Header-Content-Length": "0"})
+    answer = connection.getresponse()
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    result = triton.InferenceServerClient.parse_response_body(answer.read(), header_length=length)
+    connection.close()
+    server.assert_right(result.as_numpy("probabilities"), rows)
+
+
+def test_a_timeout_that_is_long_enough_changes_nothing(client, server):
+    rows = pixels(2)
+    answer = client.infer("digits", [tensor(rows)], timeout=5_000_000)
+    server.assert_right(answer.as_numpy("probabilities"), rows)
+
+
+def test_a_timeout_that_has_passed_is_refused(client):
+    status, text = refused(client.infer, "digits", [tensor(pixels(2))], timeout=1)
+    assert status == "504"
+    assert "deadline" in text
+
+
+def test_parameters_of_the_clients_own_and_priorities_are_let_pass(client, server):
+    rows = pixels(2)
+    answer = client.infer("digits", [tensor(rows)], priority=1, parameters={"tenant": "a"}, query_params={"a": "b"})
+    server.assert_right(answer.as_numpy("probabilities"), rows)
+
+
+def test_the_asynchronous_half_of_the_sync_client_gives_every_request_its_own_rows(server):
+    batches = [pixels(1 + i % 3, seed=i) for i in range(40)]
+    with triton.InferenceServerClient(server.address, concurrency=8) as client:
+        pending = [client.async_infer("digits", [tensor(rows)]) for rows in batches]
+        for rows, answer in zip(batches, pending, strict=True):
+            server.assert_right(answer.get_result().as_numpy("probabilities"), rows)
+
+
+def test_threads_get_their_own_rows(server):
+    def ask(seed: int) -> None:
+        with triton.InferenceServerClient(server.address) as client:
+            for i in range(25):
+                rows = pixels(1 + i % 4, seed=100 * seed + i)
+                identity = f"{seed}-{i}"
+                answer = client.infer("digits", [tensor(rows, binary=i % 2 == 0)], request_id=identity)
+                assert answer.get_response()["id"] == identity
+                server.assert_right(answer.as_numpy("probabilities"), rows)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "given", "status", "text"),
+    [
+        ("nobody", "", {}, "404", "unknown model"),
+        ("digits", "2", {}, "404", "unknown version of this model"),
+        ("digits", "", {"name": "x"}, "400", "\"inputs\" is not exactly the one tensor 'input'"),
+        ("wide", "", {}, "400", "the shape of 'input' is not [rows, 300] with at least one row"),
+    ],
+)
+def test_a_refusal_is_an_exception_with_the_status_and_the_text(client, model, version, given, status, text):
+    assert refused(client.infer, model, [tensor(pixels(2), **given)], version) == (status, text)
+
+
+def test_a_refusal_names_the_row_and_the_column(client):
+    rows = np.array([[1, 2], [np.inf, 2]], np.float32)
+    assert refused(client.infer, "roots", [tensor(rows)]) == ("400", "row 1, column 'a' is infinite")
+    rows[1] = (3, np.nan)
+    text = "row 1, column 'b' is NaN, and the feature has no missing values"
+    assert refused(client.infer, "roots", [tensor(rows)]) == ("400", text)
+
+
+def test_nan_in_json_is_no_json(client):
+    rows = np.array([[np.nan, 2]], np.float32)
+    status, text = refused(client.infer, "gaps", [tensor(rows, binary=False)])
+    assert status == "400"
+    assert text.startswith("the body is not valid JSON")
+
+
+def test_text_is_no_number(client):
+    words = np.full((1, 64), b"7", object)
+    given = triton.InferInput("input", [1, 64], "BYTES").set_data_from_numpy(words)
+    assert refused(client.infer, "digits", [given]) == ("400", "the datatype of 'input' is not numeric")
+
+
+def test_an_output_that_there_is_not_and_a_classification_are_refused(client):
+    status, text = refused(client.infer, "digits", [tensor(pixels(1))], outputs=[wanted("logits")])
+    assert (status, text) == ("400", "\"outputs\" is not exactly the one tensor 'probabilities'")
+    status, text = refused(client.infer, "digits", [tensor(pixels(1))], outputs=[wanted(class_count=3)])
+    assert status == "400"
+    assert "classification" in text
+
+
+def test_a_model_that_gives_no_number_is_the_servers_failure(client):
+    status, text = refused(client.infer, "roots", [tensor(np.array([[-1, -2]], np.float32))])
+    assert status == "500"
+    assert "finite" in text
+
+
+def test_whatever_is_compressed_in_another_way_or_broken_is_refused(client):
+    given = [tensor(pixels(1))]
+    assert refused(client.infer, "digits", given, headers={"Content-Encoding": "br"})[0] == "415"
+    assert refused(client.infer, "digits", given, headers={"Content-Encoding": "gzip"})[0] == "400"
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        *[("load_model", ["digits"]), ("unload_model", ["digits"])],
+        *[("get_system_shared_memory_status", []), ("get_cuda_shared_memory_status", [])],
+        *[("register_system_shared_memory", ["region", "/key", 64]), ("unregister_system_shared_memory", [])],
+        *[("get_trace_settings", []), ("get_log_settings", []), ("get_model_metadata", ["nobody"])],
+    ],
+)
+def test_what_is_not_offered_is_an_exception_that_the_client_can_read(client, call, arguments):
+    status, text = refused(getattr(client, call), *arguments)
+    assert status == "404"
+    assert text in ("Not Found", "unknown model")
+
+
+def test_shared_memory_as_an_input_is_refused(client):
+    given = triton.InferInput("input", [1, 64], "FP32")
+    given.set_shared_memory("region", 256)
+    status, text = refused(client.infer, "digits", [given])
+    assert status == "400"
+    assert "shared memory" in text
+
+
+# --- asyncio ---------------------------------------------------------------------------------------------------------
+# This client says Accept-Encoding: gzip, deflate, br with every request, and reads only infer's answers compressed.
+
+
+def test_the_asyncio_client_reads_all_that_a_server_and_a_model_tell(server):
+    async def ask() -> None:
+        async with aio.InferenceServerClient(server.address) as client:
+            assert await client.is_server_live()
+            assert await client.is_server_ready()
+            assert await client.is_model_ready("roots", "2")
+            assert not await client.is_model_ready("nobody")
+            assert (await client.get_server_metadata())["name"] == "foldserve"
+            assert (await client.get_model_metadata("digits"))["inputs"][0]["shape"] == [-1, 64]
+            assert (await client.get_model_config("digits"))["max_batch_size"] >= 1024
+            assert len(await client.get_model_repository_index()) == 5
+            assert (await client.get_inference_statistics("digits"))["model_stats"][0]["name"] == "digits"
+
+    asyncio.run(ask())
+
+
+@BINARY
+@pytest.mark.parametrize("count", [1, 1024])
+@pytest.mark.parametrize("compression", ["gzip", "deflate", None])
+def test_the_asyncio_client_infers(server, count, compression, binary):
+    async def ask() -> None:
+        rows = pixels(count)
+        async with aio.InferenceServerClient(server.address) as client:
+            answer = await client.infer(
+                "digits",
+                [tensor(rows, binary=binary)],
+                outputs=[wanted(binary_data=binary)],
+                request_id="7",
+                request_compression_algorithm=compression,
+                response_compression_algorithm=compression,
+            )
+        assert answer.get_response()["id"] == "7"
+        server.assert_right(answer.as_numpy("probabilities"), rows)
+
+    asyncio.run(ask())
+
+
+def test_the_asyncio_client_reads_a_refusal(server):
+    async def ask() -> None:
+        async with aio.InferenceServerClient(server.address) as client:
+            await client.infer("digits", [tensor(pixels(2)[:, :63])])
+
+    with pytest.raises(triton.InferenceServerException) as caught:
+        asyncio.run(ask())
+    assert caught.value.status() == "400"
+    assert caught.value.message() == "the shape of 'input' is not [rows, 64] with at least one row"
+
+
+def test_tasks_get_their_own_rows(server):
+    async def one(client: Any, seed: int) -> None:
+        rows = pixels(1 + seed % 4, seed)
+        answer = await client.infer("digits", [tensor(rows, binary=seed % 2 == 0)], request_id=str(seed))
+        assert answer.get_response()["id"] == str(seed)
+        server.assert_right(answer.as_numpy("probabilities"), rows)
+
+    async def ask() -> None:
+        async with aio.InferenceServerClient(server.address) as client:
+            await asyncio.gather(*(one(client, seed) for seed in range(200)))
+
+    asyncio.run(ask())

@@ -1,0 +1,23 @@
+"""What the server says that it has of the Open Inference Protocol's extensions, it has."""
+
+import httpx
+
+from tests.service.support import serving, write_roots
+
+
+def test_the_statistics_of_all_models_are_no_model_named_stats(tmp_path):
+    write_roots(tmp_path)
+    write_roots(tmp_path)
+    with serving(tmp_path, tmp_path / "log") as server:
+        answer = httpx.get(f"{server.url}/v2/models/stats").raise_for_status().json()
+    told = [(stats["name"], stats["version"]) for stats in answer["model_stats"]]
+    assert sorted(told) == [("roots", "1"), ("roots", "2")]
+
+
+def test_without_metrics_the_server_does_not_name_the_statistics(tmp_path):
+    write_roots(tmp_path)
+    with serving(tmp_path, tmp_path / "log", "--no-metrics") as server:
+        named = httpx.get(f"{server.url}/v2").raise_for_status().json()["extensions"]
+        assert httpx.get(f"{server.url}/v2/models/roots/stats").status_code == 404
+    assert "statistics" not in named
+    assert "model_configuration" in named
