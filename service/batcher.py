@@ -232,17 +232,21 @@ class Batcher:
         # Down at once and up slowly: a run that the machine has interrupted tells little of the next one.
         known = min(seconds, self._seconds[size])
         self._seconds[size] = known + _WEIGHT * (seconds - known)
-        if self._observe is not None:
-            began = time.monotonic() - seconds
-            waited = [began - entry.arrived for entry, own in batch if entry.taken == len(own)]
-            self._observe(len(rows), seconds, waited)
+        try:
+            if self._observe is not None:
+                began = time.monotonic() - seconds
+                waited = [began - entry.arrived for entry, own in batch if entry.taken == len(own)]
+                self._observe(len(rows), seconds, waited)
+            if not isinstance(outputs, Exception):
+                _scatter(batch, outputs)
+        except Exception as error:  # whatever it is, nobody waits for ever
+            log.exception("internal error")
+            outputs = error
         if isinstance(outputs, Exception):
             for entry, _ in batch:
-                error = RuntimeFailure("the model failed to run")  # one each, since each may be raised elsewhere
-                error.__cause__ = outputs
-                entry.settle(error)
-        else:
-            _scatter(batch, outputs)
+                failure = RuntimeFailure("the model failed to run")  # one each, since each may be raised elsewhere
+                failure.__cause__ = outputs
+                entry.settle(failure)
         if self._queue and self._turn is None:
             self._turn = asyncio.get_running_loop().call_soon(self._work)
 
