@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import httptools
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -113,6 +114,18 @@ class _Hot:
             self.exchange.cancel()
 
 
+class _Flow(FlowControl):
+    """Reads on only when nothing waits, neither requests for their answers nor answers for their reader."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        super().__init__(protocol.transport)
+        self._protocol = protocol
+
+    def resume_reading(self) -> None:
+        if not self.write_paused and not self._protocol.pipeline:
+            super().resume_reading()
+
+
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
@@ -135,17 +148,20 @@ class Protocol(HttpToolsProtocol):
         self._rejected = rejected
         self._hot: _Hot | None = None
         self._is_hot = False  # what is being parsed, where `_hot` may be the one before it
-        self._in_head = True
-        self._head_size = 0  # bytes that have come since the head began, roughly
+        self._in_app = 0  # requests that the app has not answered yet
+        self._in_head = True  # of what is being parsed: it has no cycle yet
+        self._head_size = 0  # bytes that have come since the head began, or since the last of the body, roughly
         self._receiving = False  # a request has begun, and is not whole
         self._since = 0.0  # when it began, or when the connection fell idle
         self._error: errors.RequestError | None = None
         self._refused = False
+        self._refusal: Reply | None = None  # it waits for the answers to the requests before
 
     # --- the connection ---------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(self)
         self._since = time.monotonic()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -156,17 +172,20 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:  # what the client sends on is taken and dropped, or it would never read the refusal
             return
-        if self._in_head:
-            self._head_size += len(data)
         self._unset_keepalive_if_required()
+        self._head_size += len(data)
+        self._parse(data)
+        if self._head_size > self._limits.max_head and (self._in_head or self._receiving) and not self._refused:
+            self._refuse(errors.HeadTooLarge(f"the headers are larger than {self._limits.max_head} bytes"))
+
+    def _parse(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserUpgrade as offer:
+            self._go_on_without_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError:
+            # Or what a callback has stopped the parser for.
             self._refuse(self._error or errors.InvalidHttp("the bytes are no HTTP request"))
-        if self._in_head and self._head_size > self._limits.max_head and not self._refused:
-            self._refuse(errors.HeadTooLarge(f"the headers are larger than {self._limits.max_head} bytes"))
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """Serve a request that would rather speak another protocol, as if it had not said so.
@@ -174,32 +193,35 @@ class Protocol(HttpToolsProtocol):
         Java's client asks for HTTP/2 in this way. The parser takes the request for ended with its head, and what
         follows for the other protocol.
         """
-        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
-        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
-        if len(lines) > len(self.headers):  # CONNECT wants a tunnel without any such header
-            self._refuse(errors.InvalidHttp("this server is no proxy"))
-            return
+        line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        headers = (b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade")
         self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"\r\n".join([*lines, b"", rest]))
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does, to answer before it
+        self._parse(b"".join((line, *headers, b"\r\n", rest)))
 
     def check(self, now: float) -> None:
         """Close the connection if its client has been too slow, or has left it unused. Call it every second or so."""
         if self._refused:
-            if now - self._since > _LINGER_SECONDS:
-                self.transport.close()
+            if now - self._since > _LINGER_SECONDS and (self._refusal is None or self.flow.write_paused):
+                self._let_go()
         elif self._receiving:
             if now - self._since > self._limits.request_timeout:
                 self._refuse(errors.TooSlow(f"the request was not whole in {self._limits.request_timeout:g} s"))
-        elif now - self._since > self._limits.idle_timeout and (self.cycle is None or self.cycle.response_complete):
-            # What a client doesn't read would be kept for it until it does.
-            self.transport.abort() if self.flow.write_paused else self.transport.close()
+        elif now - self._since > self._limits.idle_timeout and (
+            self.cycle is None or self.cycle.response_complete or self.flow.write_paused
+        ):
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close. What a client doesn't read would be kept for it until it does."""
+        self.transport.abort() if self.flow.write_paused or self.transport.is_closing() else self.transport.close()
 
     def shutdown(self) -> None:
         """Finish what is under way, at the server's end."""
-        if self._refused:
-            self.transport.close()
-        else:
+        if not self._refused:
             super().shutdown()
+        elif self._refusal is None:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """Read no more from a client that doesn't read its answers."""
@@ -207,10 +229,9 @@ class Protocol(HttpToolsProtocol):
         self.flow.pause_reading()
 
     def resume_writing(self) -> None:
-        """Read on, unless a request waits for the one before it."""
+        """Read on."""
         super().resume_writing()
-        if not self.pipeline:
-            self.flow.resume_reading()
+        self.flow.resume_reading()
 
     # --- the parser's callbacks -------------------------------------------------------------------------------------
 
@@ -228,13 +249,17 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._stop(errors.InvalidHttp("this server is no proxy"))
             return
-        self._in_head = False
         headers = dict(self.headers)
         version = self.parser.get_http_version()
         if self._head_size > self._limits.max_head and self._head_bytes() > self._limits.max_head:
             self._stop(errors.HeadTooLarge(f"the headers are larger than {self._limits.max_head} bytes"))
-        if b"host" not in headers and version == "1.1":
+        if version != "1.1":
+            if version != "1.0":
+                self._stop(errors.InvalidHttp("the version of HTTP is neither 1.1 nor 1.0"))
+        elif b"host" not in headers:
             self._stop(errors.InvalidHttp("the Host header is missing"))
         endpoint = self._endpoints.get(self.url)
         if (
@@ -249,6 +274,7 @@ class Protocol(HttpToolsProtocol):
             self._stop_too_large()
         self._hot = _Hot(self, endpoint, headers, keep_alive=version != "1.0" and self.parser.should_keep_alive())
         self._is_hot = True
+        self._in_head = False
         self.cycle = self._hot  # type: ignore[assignment]
         if self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -260,8 +286,12 @@ class Protocol(HttpToolsProtocol):
         self.url, self.headers, self.expect_100_continue = url, headers, expect
         self.scope["headers"] = headers
         super().on_headers_complete()
+        self._in_head = False
+        self._in_app += 1
+        self.headers = []  # trailers are none of them
 
     def on_body(self, body: bytes) -> None:
+        self._head_size = 0
         hot = self._hot
         if hot is None or not self._is_hot:
             super().on_body(body)
@@ -276,9 +306,9 @@ class Protocol(HttpToolsProtocol):
             self._stop_too_large()
 
     def on_message_complete(self) -> None:
-        self._in_head, self._head_size = True, 0
         if self.parser.should_upgrade():
             return
+        self._in_head, self._head_size = True, 0
         self._receiving = False
         hot = self._hot
         if hot is None or not self._is_hot:
@@ -291,7 +321,7 @@ class Protocol(HttpToolsProtocol):
     def answer(self, hot: _Hot, reply: Reply) -> None:
         """Write the reply, and go on with what has come behind the request."""
         self._hot = None
-        if self._refused or self.transport.is_closing():
+        if self.transport.is_closing():
             return
         if self._access is not None:
             self._access(self.client, hot.url, reply.status)
@@ -300,13 +330,24 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
         self._since = time.monotonic()
         if self.pipeline:
-            self.on_response_complete()
+            super().on_response_complete()
+        elif self._refusal is not None:
+            self._end(self._refusal)
+
+    def on_response_complete(self) -> None:
+        """Go on after an answer of the app."""
+        self._in_app -= 1
+        if not self._receiving:
+            self._since = time.monotonic()
+        super().on_response_complete()
+        if self._refusal is not None and not self._in_app:
+            self._end(self._refusal)
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _stop(self, error: errors.RequestError) -> NoReturn:
-        """Leave the parser, which calls nothing more, for `data_received`."""
+        """Leave the parser, which calls nothing more, for `_parse`."""
         self._error = error
         raise error
 
@@ -314,13 +355,39 @@ class Protocol(HttpToolsProtocol):
         self._stop(errors.TooLarge(f"the body is larger than {self._limits.max_body} bytes"))
 
     def _refuse(self, error: errors.RequestError) -> None:
+        """Take no more of this connection's requests; tell that once those before this one are answered."""
         self._refused = True
         if self.transport.is_closing():
             return
         self._rejected(error)
+        reply = None if self._let_go_of_the_app() else refusal(error)
+        hot_before = self._hot is not None and (self._in_head or not self._is_hot)
+        if self._in_app or hot_before:
+            self._refusal = reply
+        else:
+            self._end(reply)
+
+    def _let_go_of_the_app(self) -> bool:
+        """Take what is being received away from the app, if it has it. True: an answer has begun, or is complete."""
+        cycle = self.cycle
+        if self._in_head or self._is_hot:
+            return False
+        if not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self._in_app -= 1
+            if self.pipeline:  # it is the last of them
+                self.pipeline.popleft()
+        return cycle.response_started
+
+    def _end(self, reply: Reply | None) -> None:
+        """Close this side of the connection, and take what comes a little longer, or the client might never read it."""
+        self._refusal = None
         self._since = time.monotonic()
-        self._write(refusal(error), close=True)
-        self.transport.write_eof()
+        if not self.transport.is_closing():
+            if reply is not None:
+                self._write(reply, close=True)
+            self.transport.write_eof()
 
     def _write(self, reply: Reply, *, close: bool) -> None:
         lines = [STATUS_LINE[reply.status]]

@@ -1,0 +1,675 @@
+"""HTTP byte for byte against the real process: limits, deadlines, pipelining, and clients that misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import select
+import signal
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from http.client import parse_headers
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from hypothesis import given, settings, strategies
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.service.support import PATIENCE, Answer, Served, request, serving, write_roots
+
+MAX_HEAD = 16 * 2**10
+MAX_BODY = 64 * 2**10
+MAX_URL = 8192
+
+# `roots` answers the square root of a row's sum.
+BODY = b'{"instances": [[1, 3]]}'
+GOOD = request("POST", "/predict", body=BODY)
+LIVE = request("GET", "/v2/health/live")
+
+# Answered on the connection itself; through the app, for it needs decoding; and by a route with a limit of its own.
+HOT, APP, INDEX = "/predict", "/%70redict", "/v2/repository/index"
+
+
+def rows(total: float, *headers: str, path: str = HOT, count: int = 1) -> bytes:
+    return request("POST", path, *headers, body=json.dumps({"instances": [[total, 0]] * count}).encode())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wire") / "models"
+    folder.mkdir()
+    write_roots(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(models: Path) -> Iterator[Served]:
+    """It has small limits, and all the time in the world."""
+    limits = ("--max-head", MAX_HEAD, "--max-body", MAX_BODY, "--request-timeout", 600, "--idle-timeout", 600)
+    with serving(models, models.parent / "served.log", *limits) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hasty(models: Path) -> Iterator[Served]:
+    """It waits for nobody."""
+    limits = ("--request-timeout", 0.5, "--idle-timeout", 0.5)
+    with serving(models, models.parent / "hasty.log", *limits) as server:
+        yield server
+
+
+# A request waits here until four rows do.
+LAZY = ("--max-delay", 10, "--max-batch", 4)
+
+
+@pytest.fixture(autouse=True)
+def the_next_good_request_gets_200(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    for name in {"served", "hasty"} & set(request.fixturenames):
+        server: Served = request.getfixturevalue(name)
+        answer = server.send("POST", HOT, body=BODY)
+        assert answer.status == 200
+        assert answer.json()["predictions"] == [2]
+
+
+class Talk:
+    """One connection: what is sent, and one answer after the other."""
+
+    def __init__(self, server: Served) -> None:
+        self.socket = server.connect()
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._stream: BinaryIO = self.socket.makefile("rb")
+
+    def __enter__(self) -> Talk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self.socket.close()
+
+    def send(self, *packets: bytes) -> Talk:
+        for packet in packets:
+            self.socket.sendall(packet)
+        return self
+
+    def has_news(self) -> bool:
+        """There is something to read, or the end."""
+        return bool(select.select([self.socket], [], [], 0)[0])
+
+    def answer(self) -> Answer:
+        line = self._stream.readline()
+        found = re.fullmatch(rb"HTTP/1\.1 (\d{3}) [A-Za-z -]+\r\n", line)
+        assert found, line
+        headers = {name.lower(): value for name, value in parse_headers(self._stream).items()}
+        return Answer(int(found[1]), headers, self._stream.read(int(headers.get("content-length", 0))))
+
+    def prediction(self) -> float:
+        answer = self.answer()
+        assert answer.status == 200, answer
+        (value,) = answer.json()["predictions"]
+        return float(value)
+
+    def refusal(self, status: int, *, closes: bool = True) -> str:
+        answer = self.answer()
+        assert answer.status == status, answer
+        assert answer.headers["content-type"] == "application/json"
+        (name, text), *others = answer.json().items()
+        assert name == "error"
+        assert isinstance(text, str)
+        assert not others
+        if closes:
+            assert answer.headers["connection"] == "close"
+            assert self.is_over()
+        return text
+
+    def is_over(self) -> bool:
+        return self._stream.read(1) == b""
+
+    def reset(self) -> None:
+        """Leave without a word: what comes now is answered by a reset."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.__exit__()
+
+
+@pytest.fixture
+def talk(served: Served) -> Iterator[Talk]:
+    with Talk(served) as talk:
+        yield talk
+
+
+def metric(server: Served, name: str, **labels: str) -> float:
+    """The sum of the samples of a metric that have these labels."""
+    text = server.send("GET", "/metrics", "Connection: close").body.decode()
+    return math.fsum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def until_queued(server: Served, count: int) -> None:
+    while metric(server, "foldserve_queued_rows") != count:
+        assert server.process.poll() is None
+
+
+# --- bodies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [HOT, APP, INDEX])
+def test_a_content_length_over_the_cap_is_refused_unread(path: str, talk: Talk) -> None:
+    # Not one byte of the body is sent: who answers has not waited for it.
+    talk.send(request("POST", path, f"Content-Length: {MAX_BODY + 1}"))
+    assert talk.refusal(413, closes=path == HOT) == f"the body is larger than {MAX_BODY} bytes"
+
+
+@pytest.mark.parametrize("length", [2**31, 2**32, 2**63 - 1])
+def test_an_enormous_content_length_is_refused_unread(length: int, talk: Talk) -> None:
+    talk.send(request("POST", HOT, f"Content-Length: {length}"))
+    talk.refusal(413)
+
+
+@pytest.mark.parametrize("path", [HOT, APP, INDEX])
+@pytest.mark.parametrize("size", [1, 1000, MAX_BODY + 1])
+def test_a_chunked_body_over_the_cap_is_refused_before_its_end(size: int, path: str, talk: Talk) -> None:
+    chunk = b"%x\r\n%s\r\n" % (size, b" " * size)
+    talk.send(request("POST", path, "Transfer-Encoding: chunked"), chunk * (MAX_BODY // size + 1))
+    assert talk.refusal(413, closes=path == HOT) == f"the body is larger than {MAX_BODY} bytes"
+
+
+@pytest.mark.parametrize("path", [HOT, APP])
+def test_a_body_as_large_as_the_cap_is_read(path: str, talk: Talk) -> None:
+    chunks = [b"1\r\n%c\r\n" % byte for byte in BODY.ljust(MAX_BODY)]
+    talk.send(rows(9, path=path), request("POST", path, body=BODY.ljust(MAX_BODY)))
+    talk.send(request("POST", path, "Transfer-Encoding: chunked"), b"".join(chunks), b"0\r\n\r\n")
+    assert [talk.prediction() for _ in range(3)] == [3, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        request("POST", HOT, f"Content-Length: {2**40}"),
+        request("POST", HOT, "Transfer-Encoding: chunked") + b"10001\r\n".ljust(MAX_BODY + 100),
+        request("POST", HOT, "Content-Length: -1"),
+        b"POST /predict HTTP/1.1\r\nX: ".ljust(MAX_HEAD + 100, b"x"),
+    ],
+    ids=["large", "chunked", "malformed", "head"],
+)
+def test_a_client_that_sends_on_can_still_read_that_it_was_refused(refused: bytes, talk: Talk) -> None:
+    talk.send(refused, *[b" " * 2**16] * 64)
+    assert talk.answer().headers["connection"] == "close"
+    assert talk.is_over()
+
+
+@pytest.mark.parametrize("path", [HOT, APP])
+@pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])
+def test_a_body_may_come_byte_by_byte(framing: str, path: str, talk: Talk) -> None:
+    if framing == "Content-Length":
+        whole = request("POST", path, body=BODY)
+    else:
+        whole = request(
+            "POST", path, "Transfer-Encoding: chunked"
+        ) + b"5;a=b\r\n%s\r\n%x\r\n%s\r\n0\r\nA: b\r\n\r\n" % (
+            BODY[:5],
+            len(BODY) - 5,
+            BODY[5:],
+        )
+    talk.send(*(whole[i : i + 1] for i in range(len(whole))))
+    assert talk.prediction() == 2
+    assert talk.send(GOOD).prediction() == 2
+
+
+@pytest.mark.parametrize("path", [HOT, APP, "/nowhere"])
+@pytest.mark.parametrize(
+    "piece", [b"A: %s\r\n" % (b"b" * 100), b"b" * 100], ids=["many trailers", "a trailer without an end"]
+)
+def test_what_comes_behind_a_chunked_body_has_the_limit_of_a_head(piece: bytes, path: str, talk: Talk) -> None:
+    talk.send(request("POST", path, "Transfer-Encoding: chunked"), b"1\r\n{\r\n0\r\nA: b")
+    if path == "/nowhere":
+        assert talk.answer().status == 404
+    for _ in range(10 * MAX_HEAD // len(piece)):
+        if talk.has_news():
+            break
+        talk.send(piece)
+    if path == "/nowhere":
+        assert talk.is_over()  # it has had its answer
+    else:
+        talk.refusal(431)
+
+
+def test_an_extension_of_a_chunk_has_the_limit_of_a_head(talk: Talk) -> None:
+    talk.send(request("POST", HOT, "Transfer-Encoding: chunked"), b"1;a=")
+    for _ in range(10 * MAX_HEAD // 100):
+        if talk.has_news():
+            break
+        talk.send(b"b" * 100)
+    talk.refusal(431)
+
+
+# --- heads -----------------------------------------------------------------------------------------------------------
+
+BIG_HEADS = {
+    "one header": b"X: " + b"x" * MAX_HEAD,
+    "one name": b"x" * MAX_HEAD + b": x",
+    "many headers": b"\r\n".join(b"X-%d: %s" % (n, b"x" * 50) for n in range(MAX_HEAD // 50)),
+}
+
+
+@pytest.mark.parametrize("head", BIG_HEADS.values(), ids=BIG_HEADS)
+@pytest.mark.parametrize("path", [HOT, APP, "/v2/health/live"])
+def test_a_head_over_the_cap_is_refused(path: str, head: bytes, talk: Talk) -> None:
+    method = b"GET" if "health" in path else b"POST"
+    talk.send(b"%s %s HTTP/1.1\r\nHost: test\r\n%s\r\n\r\n" % (method, path.encode(), head))
+    assert talk.refusal(431) == f"the headers are larger than {MAX_HEAD} bytes"
+
+
+@pytest.mark.parametrize("head", BIG_HEADS.values(), ids=BIG_HEADS)
+def test_a_head_over_the_cap_is_refused_before_its_end(head: bytes, talk: Talk) -> None:
+    talk.send(b"POST /predict HTTP/1.1\r\nHost: test\r\n")
+    for start in range(0, len(head), 100):
+        if talk.has_news():
+            break
+        talk.send(head[start : start + 100])
+    else:
+        talk.send(b"x" * 1000)
+    talk.refusal(431)
+
+
+def test_a_head_near_the_cap_is_read_with_any_body_behind_it(talk: Talk) -> None:
+    body = BODY.ljust(MAX_BODY)
+    talk.send(request("POST", HOT, f"X: {'x' * (MAX_HEAD - 200)}", body=body) * 2)
+    assert [talk.prediction(), talk.prediction()] == [2, 2]
+
+
+def test_nothing_but_line_ends_is_no_request_and_has_a_limit_too(talk: Talk) -> None:
+    talk.send(b"\r\n\r\n", GOOD)
+    assert talk.prediction() == 2
+    for _ in range(10 * MAX_HEAD // 100):
+        if talk.has_news():
+            break
+        talk.send(b"\r\n" * 50)
+    talk.refusal(431)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_long_url_is_refused(method: str, talk: Talk) -> None:
+    talk.send(request(method, f"/{'a' * MAX_URL}"))
+    assert talk.refusal(414) == f"the URL is longer than {MAX_URL} bytes"
+
+
+def test_a_long_url_is_refused_before_its_end(talk: Talk) -> None:
+    talk.send(b"GET /")
+    for _ in range(2 * MAX_URL // 100):
+        if talk.has_news():
+            break
+        talk.send(b"a" * 100)
+    talk.refusal(414)
+
+
+MALFORMED = {
+    "Content-Length with Transfer-Encoding": request("POST", HOT, "Content-Length: 4", "Transfer-Encoding: chunked"),
+    "Transfer-Encoding with Content-Length": request("POST", HOT, "Transfer-Encoding: chunked", "Content-Length: 4"),
+    "two Content-Lengths": request("POST", HOT, "Content-Length: 23", "Content-Length: 24", body=BODY),
+    "one Content-Length twice": request("POST", HOT, "Content-Length: 23", "Content-Length: 23", body=BODY),
+    "a list of Content-Lengths": request("POST", HOT, "Content-Length: 23, 23", body=BODY),
+    "a negative Content-Length": request("POST", HOT, "Content-Length: -1"),
+    "a Content-Length with a sign": request("POST", HOT, "Content-Length: +23", body=BODY),
+    "a hexadecimal Content-Length": request("POST", HOT, "Content-Length: 0x17", body=BODY),
+    "a Content-Length that is none": request("POST", HOT, "Content-Length: x", body=BODY),
+    "an empty Content-Length": request("POST", HOT, "Content-Length:", body=BODY),
+    "a Content-Length past 64 bits": request("POST", HOT, f"Content-Length: {2**64}"),
+    "an unknown Transfer-Encoding": request("POST", HOT, "Transfer-Encoding: gzip", body=BODY),
+    "the Transfer-Encoding identity": request("POST", HOT, "Transfer-Encoding: identity", body=BODY),
+    "chunked and then something else": request("POST", HOT, "Transfer-Encoding: chunked, gzip", body=b"0\r\n\r\n"),
+    "nearly chunked": request("POST", HOT, "Transfer-Encoding: xchunked", body=b"0\r\n\r\n"),
+    "a chunk without a length": request("POST", HOT, "Transfer-Encoding: chunked", body=b"zz\r\n"),
+    "a chunk with another length": request("POST", HOT, "Transfer-Encoding: chunked", body=b"1\r\nabc\r\n0\r\n\r\n"),
+    "no Host": b"POST /predict HTTP/1.1\r\nContent-Length: 23\r\n\r\n" + BODY,
+    "no Host for the app": b"GET /v2/health/live HTTP/1.1\r\n\r\n",
+    "a space before the colon": request("POST", HOT, "Content-Length : 23", body=BODY),
+    "a folded header": request("GET", "/v2/health/live", "X: a\r\n b"),
+    "a zero byte in a header": request("GET", "/v2/health/live", "X: a\0b"),
+    "a header without a colon": request("GET", "/v2/health/live", "X"),
+    "a line end that is none": request("POST", HOT, "X: a\rContent-Length: 23", body=BODY),
+    "no version": b"GET /v2/health/live\r\nHost: test\r\n\r\n",
+    "a method that is a proxy's": b"CONNECT test:80 HTTP/1.1\r\nHost: test\r\n\r\n",
+    "a proxy's method and a path": b"CONNECT /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n",
+    "version 2": b"POST /predict HTTP/2.0\r\nHost: test\r\n\r\n",
+    "another version": b"GET /v2/health/live HTTP/3.0\r\nHost: test\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "no method": b" /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n",
+    "an unknown method": b"BREW /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n",
+    "a URL that is none": b"GET http://[ HTTP/1.1\r\nHost: test\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
+    "SSH": b"SSH-2.0-OpenSSH_9.7\r\n",
+    "zeros": bytes(100),
+}
+
+
+@pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
+def test_what_is_no_http_or_may_be_read_in_two_ways_is_refused(sent: bytes, talk: Talk) -> None:
+    talk.send(sent)
+    talk.refusal(400)
+
+
+@pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
+def test_what_is_refused_behind_other_requests_is_refused_after_they_are_answered(sent: bytes, talk: Talk) -> None:
+    talk.send(rows(16) + LIVE + rows(25) + sent)
+    assert talk.prediction() == 4
+    assert talk.answer().json() == {"live": True}
+    assert talk.prediction() == 5
+    talk.refusal(400)
+
+
+def test_a_tls_client_is_turned_away(served: Served) -> None:
+    context = ssl.create_default_context()
+    with served.connect() as plain, pytest.raises((ssl.SSLError, ConnectionError)):
+        context.wrap_socket(plain, server_hostname="test")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"), [("GET", HOT, "POST"), ("PUT", HOT, "POST"), ("POST", "/v2/health/live", "GET")]
+)
+def test_a_wrong_method_is_refused_with_the_right_one(method: str, path: str, allowed: str, talk: Talk) -> None:
+    talk.send(request(method, path, body=BODY) + GOOD)
+    answer = talk.answer()
+    assert answer.status == 405
+    assert allowed in answer.headers["allow"]
+    assert list(answer.json()) == ["error"]
+    assert talk.prediction() == 2
+
+
+# --- one request after the other -------------------------------------------------------------------------------------
+
+# What may be sent, and the status and a part of the body that it must get.
+MENU = [
+    *((rows(n * n), 200, b'"predictions":[%d.0]' % n) for n in (1, 2, 3)),
+    (rows(4, "Expect: nothing", "Connection: keep-alive"), 200, b"[2.0]"),
+    (rows(64, "Connection: upgrade", "Upgrade: websocket"), 200, b"[8.0]"),
+    (request("POST", HOT, "Transfer-Encoding: chunked", body=b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)), 200, b"[2"),
+    (rows(25, path="/v1/models/roots:predict"), 200, b"[5.0]"),
+    (rows(36, path=APP), 200, b"[6.0]"),
+    (request("POST", HOT, body=b"{"), 400, b"error"),
+    (rows(-1), 500, b"not finite"),
+    (rows(49, "X-Request-Timeout-Ms: 0"), 504, b"deadline"),
+    (request("POST", "/v1/models/other:predict", body=BODY), 404, b"unknown model"),
+    (request("GET", HOT), 405, b"Method Not Allowed"),
+    (LIVE, 200, b'{"live":true}'),
+    (request("GET", "/docs"), 200, b"</html>"),
+    (request("GET", "/nowhere", body=b"x"), 404, b"Not Found"),
+    (request("GET", "/static/swagger-ui/swagger-ui.css"), 200, b".swagger-ui"),
+]
+
+
+@settings(max_examples=60)
+@given(
+    orders=strategies.lists(strategies.sampled_from(MENU), min_size=1, max_size=12),
+    cuts=strategies.lists(strategies.floats(0, 1), max_size=6),
+)
+def test_requests_are_answered_in_order_however_they_are_cut_into_packets(
+    orders: Sequence[tuple[bytes, int, bytes]], cuts: Sequence[float], served: Served
+) -> None:
+    sent = b"".join(order for order, _, _ in orders)
+    places = [0, *sorted(int(cut * len(sent)) for cut in cuts), len(sent)]
+    with Talk(served) as talk:
+        talk.send(*(sent[start:end] for start, end in pairwise(places)))
+        for _, status, part in orders:
+            answer = talk.answer()
+            assert answer.status == status
+            assert part in answer.body
+        talk.send(request("GET", "/v2/health/live", "Connection: close"))
+        assert talk.answer().status == 200
+        assert talk.is_over()
+
+
+def test_many_requests_in_one_packet_are_all_answered(talk: Talk) -> None:
+    talk.send(b"".join(rows(n * n) + (LIVE if n % 7 == 0 else b"") for n in range(500)))
+    for n in range(500):
+        assert talk.prediction() == n
+        if n % 7 == 0:
+            assert talk.answer().json() == {"live": True}
+
+
+@pytest.mark.parametrize("path", [HOT, APP])
+@pytest.mark.parametrize("body", [BODY, b"{"], ids=["good", "bad"])
+def test_connection_close_ends_the_connection_after_the_answer(body: bytes, path: str, talk: Talk) -> None:
+    talk.send(GOOD + request("POST", path, "Connection: close", body=body) + GOOD + LIVE)
+    assert talk.prediction() == 2
+    answer = talk.answer()
+    assert answer.status == (200 if body == BODY else 400)
+    assert answer.headers["connection"] == "close"
+    assert talk.is_over()
+
+
+@pytest.mark.parametrize("path", [HOT, APP])
+def test_http_1_0_needs_no_host_and_ends_with_its_answer(path: str, talk: Talk) -> None:
+    talk.send(b"POST %s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(BODY), BODY))
+    assert talk.prediction() == 2
+    assert talk.is_over()
+
+
+@pytest.mark.parametrize("path", [HOT, APP])
+def test_who_expects_100_is_told_to_go_on_and_then_answered(path: str, talk: Talk) -> None:
+    for _ in range(2):
+        talk.send(request("POST", path, "Expect: 100-continue", f"Content-Length: {len(BODY)}"))
+        assert talk.answer().status == 100
+        assert talk.send(BODY).prediction() == 2
+
+
+@pytest.mark.parametrize("path", [HOT, APP])
+def test_who_expects_100_for_too_much_is_refused_instead(path: str, talk: Talk) -> None:
+    talk.send(request("POST", path, "Expect: 100-continue", f"Content-Length: {MAX_BODY + 1}"))
+    talk.refusal(413, closes=path == HOT)
+
+
+@pytest.mark.parametrize("path", [HOT, APP])
+def test_an_upgrade_is_not_taken_up(path: str, talk: Talk) -> None:
+    # As curl --http2 asks.
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
+    assert talk.send(rows(16, *offer, path=path)).prediction() == 4
+    assert talk.send(GOOD).prediction() == 2
+
+
+def test_what_was_answered_before_its_body_was_whole_is_answered_once(talk: Talk) -> None:
+    talk.send(request("POST", "/nowhere", "Transfer-Encoding: chunked"))
+    talk.refusal(404, closes=False)
+    talk.send(b"zz\r\n")
+    assert talk.is_over()
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"P",
+        b"POST /predict HTTP/1.1\r\nHost: te",
+        request("POST", HOT, "Content-Length: 23", body=BODY[:-1]),
+        request("POST", APP, "Content-Length: 23", body=BODY[:-1]),
+        request("POST", INDEX, "Transfer-Encoding: chunked", body=b"1\r\n{\r\n"),
+        GOOD + GOOD[:-1],
+        LIVE + LIVE[:-1],
+    ],
+)
+def test_a_request_that_stays_unfinished_is_refused_at_its_deadline(begun: bytes, hasty: Served) -> None:
+    with Talk(hasty) as talk:
+        talk.send(begun)
+        if begun.startswith((GOOD, LIVE)):
+            assert talk.answer().status == 200
+        assert talk.refusal(408) == "the request was not whole in 0.5 s"
+
+
+@pytest.mark.parametrize("path", [HOT, APP])
+def test_a_trickle_does_not_put_off_the_deadline(path: str, hasty: Served) -> None:
+    with Talk(hasty) as talk:
+        talk.send(request("POST", path, "Content-Length: 50000000"))
+        while not talk.has_news():
+            talk.send(b" ")
+        assert talk.refusal(408) == "the request was not whole in 0.5 s"
+
+
+def test_a_trickled_head_does_not_put_off_the_deadline(models: Path, tmp_path: Path) -> None:
+    flags = ("--request-timeout", 0.5, "--max-head", 2**30)
+    with serving(models, tmp_path / "log", *flags) as server, Talk(server) as talk:
+        talk.send(b"POST /predict HTTP/1.1\r\nX: ")
+        while not talk.has_news():
+            talk.send(b"x")
+        talk.refusal(408)
+
+
+def test_hundreds_of_idle_connections_are_closed_and_nobody_else_suffers(hasty: Served) -> None:
+    with contextlib.ExitStack() as stack:
+        talks = [stack.enter_context(Talk(hasty)) for _ in range(300)]
+        for number, talk in enumerate(talks):
+            if number % 3 == 0:
+                assert talk.send(GOOD).prediction() == 2
+            elif number % 3 == 1:
+                assert talk.send(LIVE).answer().status == 200
+            if number % 100 == 0:
+                assert hasty.send("GET", "/v2/health/ready").status == 200
+        assert all(talk.is_over() for talk in talks)
+
+
+# --- clients that leave, and clients that don't read -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [HOT, APP])
+def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(path: str, served: Served) -> None:
+    for how in (Talk.reset, Talk.__exit__):
+        talk = Talk(served)
+        talk.send(request("POST", path, "Content-Length: 100", body=BODY))
+        how(talk)
+
+
+def test_a_client_that_leaves_while_queued_is_not_computed(models: Path, tmp_path: Path) -> None:
+    with serving(models, tmp_path / "log", *LAZY) as server:
+        gone = Talk(server).send(rows(1))
+        until_queued(server, 1)
+        gone.reset()
+        while not metric(server, "foldserve_requests_total", status="499"):
+            assert server.process.poll() is None
+        with Talk(server) as stays:
+            stays.send(rows(9, count=3))
+            assert stays.answer().json()["predictions"] == [3, 3, 3]
+        assert metric(server, "foldserve_batch_rows_sum") == 3
+        assert metric(server, "foldserve_queued_rows") == metric(server, "foldserve_requests_in_flight") == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_client_that_leaves_while_the_app_waits_for_it_leaves_its_neighbours_their_answers(
+    models: Path, tmp_path: Path
+) -> None:
+    with serving(models, tmp_path / "log", *LAZY) as server, Talk(server) as stays:
+        gone = Talk(server).send(rows(1, path=APP))
+        stays.send(rows(4, path=APP))
+        until_queued(server, 2)
+        gone.reset()
+        with Talk(server) as last:
+            last.send(rows(9, count=2))
+            assert last.answer().json()["predictions"] == [3, 3]
+        assert stays.prediction() == 2
+    assert "Traceback" not in server.log.read_text()
+
+
+def memory(server: Served) -> int:
+    """Bytes resident."""
+    (kilobytes,) = re.findall(r"VmRSS:\s*(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
+    return int(kilobytes) * 1024
+
+
+@pytest.mark.parametrize("sent", [GOOD, request("GET", "/static/swagger-ui/swagger-ui-bundle.js")], ids=["hot", "app"])
+def test_a_client_that_does_not_read_fills_no_memory_and_is_closed_in_time(sent: bytes, hasty: Served) -> None:
+    block = sent * (2**16 // len(sent))
+    before, most, hung = memory(hasty), 0, time.monotonic() + PATIENCE
+    with Talk(hasty) as talk, contextlib.suppress(ConnectionError):
+        while True:
+            assert time.monotonic() < hung, "it is never closed"
+            for _ in range(100):
+                talk.send(block)
+            most = max(most, memory(hasty) - before)
+    assert most < 50 * 2**20
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_answered_request_is_a_line_of_the_access_log(models: Path, tmp_path: Path) -> None:
+    with serving(models, tmp_path / "log", "--access-log") as server, Talk(server) as talk:
+        client = "{}:{}".format(*talk.socket.getsockname())
+        talk.send(GOOD + LIVE + request("POST", "/v2/models/roots/infer", body=b"{") + GOOD)
+        assert [talk.answer().status for _ in range(4)] == [200, 200, 400, 200]
+        server.process.terminate()
+        assert server.process.wait(PATIENCE) == 0
+    found = [line for line in server.log.read_text().splitlines() if "uvicorn.access" in line]
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO uvicorn\.access: "
+    assert all(re.match(stamp, line) for line in found)
+    assert sorted(re.sub(stamp, "", line) for line in found) == sorted(
+        [
+            f'{client} - "POST /predict HTTP/1.1" 200',
+            f'{client} - "GET /v2/health/live HTTP/1.1" 200',
+            f'{client} - "POST /v2/models/roots/infer HTTP/1.1" 400',
+            f'{client} - "POST /predict HTTP/1.1" 200',
+        ]
+    )
+
+
+def test_nobody_is_in_the_log_who_did_not_ask_for_the_access_log(served: Served) -> None:
+    # The last of those that use it: nothing above was unforeseen either.
+    assert "uvicorn.access" not in served.log.read_text()
+    assert "Traceback" not in served.log.read_text()
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_has_begun_is_answered_at_the_end_and_nobody_new_is_let_in(
+    number: signal.Signals, models: Path, tmp_path: Path
+) -> None:
+    half, rest = (whole := rows(36, count=2))[:-10], whole[-10:]
+    with serving(models, tmp_path / "log", *LAZY) as server, contextlib.ExitStack() as stack:
+        idle, hot, app, late = (stack.enter_context(Talk(server)) for _ in range(4))
+        assert idle.send(request("GET", "/v2/health/ready")).answer().json() == {"ready": True}
+        hot.send(rows(16) + request("GET", "/v2/health/ready"))
+        app.send(rows(25, path=APP))
+        until_queued(server, 2)
+        late.send(half)
+        assert server.send("GET", "/v2/health/live").status == 200  # so half of it has come
+        server.process.send_signal(number)
+        assert idle.is_over()  # the end has begun
+        with pytest.raises(ConnectionError):
+            server.connect()
+        late.send(rest)  # with these there are four rows
+        assert late.answer().json()["predictions"] == [6, 6]
+        assert hot.prediction() == 4
+        unready = hot.answer()
+        assert (unready.status, unready.json()) == (503, {"ready": False})
+        assert app.prediction() == 5
+        assert all(talk.is_over() for talk in (hot, app, late))
+        assert server.process.wait(PATIENCE) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("drain", [0, 1])
+def test_connections_that_stay_half_open_do_not_keep_the_process_alive(
+    drain: int, models: Path, tmp_path: Path
+) -> None:
+    flags = ("--drain-timeout", drain)
+    with serving(models, tmp_path / "log", *flags) as server, contextlib.ExitStack() as stack:
+        for begun in (b"", b"POST /pre", GOOD[:-1], request("POST", APP, "Content-Length: 9"), GOOD + GOOD[:-1]):
+            talk = stack.enter_context(Talk(server)).send(begun)
+            if begun.startswith(GOOD):
+                assert talk.prediction() == 2
+        unread = stack.enter_context(Talk(server))
+        unread.send(request("GET", "/static/swagger-ui/swagger-ui-bundle.js") * 20)
+        assert server.send("POST", HOT, body=BODY).status == 200
+        server.process.terminate()
+        assert server.process.wait(PATIENCE) == 0
