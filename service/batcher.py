@@ -46,20 +46,24 @@ _WEIGHT = 0.2
 class Entry:
     """One caller's rows on their way through the queue."""
 
-    __slots__ = ("arrived", "deadline", "done", "parts", "rows", "taken")
+    __slots__ = ("arrived", "batcher", "deadline", "done", "parts", "rows", "taken", "waiting")
 
-    def __init__(self, rows: Rows, deadline: float, done: Done) -> None:
+    def __init__(self, batcher: Batcher, rows: Rows, deadline: float, done: Done) -> None:
+        self.batcher = batcher
         self.rows = rows
         self.deadline = deadline
         self.arrived = time.monotonic()
         self.done: Done | None = done  # None once it is answered, or abandoned
         # How many rows have been taken, and what came out, while an entry larger than a batch is run in pieces.
         self.taken = 0
+        self.waiting = len(rows)  # how many are counted in the queue
         self.parts: list[Rows] = []
 
     def cancel(self) -> None:
         """Leave: nobody is called back, and what has not been run never is. After the answer it does nothing."""
-        self.done = None
+        if self.done is not None:
+            self.done = None
+            self.batcher.give_back(self)
 
     def settle(self, result: Rows | RequestError) -> None:
         """Answer, unless the caller has left or has been answered."""
@@ -95,6 +99,7 @@ class Batcher:
         self._queue: deque[Entry] = deque()
         self._queued_rows = 0
         self._turn: asyncio.Handle | None = None  # the next call of `_work`, if it is settled
+        self._due = math.inf  # when, while company is waited for
         self._running = False  # off the loop
         self._sweeper: asyncio.TimerHandle | None = None
         self._draining = False
@@ -118,16 +123,18 @@ class Batcher:
             raise Draining("the server is stopping", self._retry_after())
         if self._queued_rows and self._queued_rows + len(rows) > self._max_queue:
             raise QueueFull("too many rows wait for this model", self._retry_after())
-        entry = Entry(rows, deadline, done)
+        entry = Entry(self, rows, deadline, done)
         self._queue.append(entry)
         self._queued_rows += len(rows)
         if self._running:
             pass  # what arrives meanwhile is coalesced when the run is over
-        elif self._max_delay and self._queued_rows >= self._max_batch:
+        elif not self._max_delay:
+            if self._turn is None:
+                self._turn = asyncio.get_running_loop().call_soon(self._work)
+        elif self._queued_rows >= self._max_batch:
             self._hurry()
-        elif self._turn is None:
-            loop = asyncio.get_running_loop()
-            self._turn = loop.call_later(self._max_delay, self._work) if self._max_delay else loop.call_soon(self._work)
+        else:
+            self._wait_for_company(entry)
         return entry
 
     def drain(self) -> None:
@@ -135,6 +142,20 @@ class Batcher:
         self._draining = True
         if self._turn is not None:
             self._hurry()
+
+    def give_back(self, entry: Entry) -> None:
+        """Count the rows of `entry` no longer: they will not be run."""
+        self._queued_rows -= entry.waiting
+        entry.waiting = 0
+
+    def _wait_for_company(self, entry: Entry) -> None:
+        """Work `max_delay` after the first arrival; sooner for who would have spent half of its time by then."""
+        due = entry.arrived + min(self._max_delay, (entry.deadline - entry.arrived) / 2)
+        if self._turn is None or due < self._due:
+            if self._turn is not None:
+                self._turn.cancel()
+            self._due = due
+            self._turn = asyncio.get_running_loop().call_later(max(0.0, due - entry.arrived), self._work)
 
     def _hurry(self) -> None:
         """Work at the next turn of the loop, whatever is left of `max_delay`."""
@@ -153,22 +174,22 @@ class Batcher:
         batch = self._take()
         if not batch:
             return
-        rows = batch[0][1] if len(batch) == 1 else np.concatenate([own for _, own in batch])
-        if self._seconds[len(rows).bit_length()] <= _INLINE_SECONDS:
-            self._finish(batch, rows, *self._timed(rows))
+        count = sum([len(own) for _, own in batch])
+        if self._seconds[count.bit_length()] <= _INLINE_SECONDS:
+            self._finish(batch, count, *self._timed(batch, count))
         else:
             loop = asyncio.get_running_loop()
             self._running = True
-            run = loop.run_in_executor(self._thread, self._timed, rows)
-            run.add_done_callback(partial(self._returned, batch, rows))
+            run = loop.run_in_executor(self._thread, self._timed, batch, count)
+            run.add_done_callback(partial(self._returned, batch, count))
             if self._sweeper is None:
                 self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def _returned(
-        self, batch: list[tuple[Entry, Rows]], rows: Rows, run: asyncio.Future[tuple[Rows | Exception, float]]
+        self, batch: list[tuple[Entry, Rows]], count: int, run: asyncio.Future[tuple[Rows | Exception, float]]
     ) -> None:
         self._running = False
-        self._finish(batch, rows, *run.result())
+        self._finish(batch, count, *run.result())
 
     def _sweep(self) -> None:
         """Answer those whose deadline passes while a long run is off the loop."""
@@ -203,6 +224,7 @@ class Batcher:
             own = entry.rows if taken == len(entry.rows) else entry.rows[entry.taken : entry.taken + taken]
             batch.append((entry, own))
             entry.taken += taken
+            entry.waiting -= taken
             self._queued_rows -= taken
             room -= taken
             if taken < left:
@@ -213,22 +235,22 @@ class Batcher:
         """Give up the rows of an entry whose caller left or has been answered, or whose deadline has passed."""
         if entry.done is not None and now < entry.deadline:
             return False
-        self._queued_rows -= len(entry.rows) - entry.taken
+        self.give_back(entry)
         entry.settle(DeadlinePassed("the deadline passed before the model could run"))
         return True
 
-    def _timed(self, rows: Rows) -> tuple[Rows | Exception, float]:
+    def _timed(self, batch: list[tuple[Entry, Rows]], count: int) -> tuple[Rows | Exception, float]:
         started = time.perf_counter()
         try:
-            outputs: Rows | Exception = self._run(rows)
-            if len(outputs) != len(rows):  # type: ignore[arg-type]  # mypy joins what is one of the two
-                outputs = ValueError(f"{len(outputs)} rows came back for {len(rows)}")  # type: ignore[arg-type]
+            outputs = self._run(batch[0][1] if len(batch) == 1 else np.concatenate([own for _, own in batch]))
+            if len(outputs) != count:
+                return ValueError(f"{len(outputs)} rows came back for {count}"), time.perf_counter() - started
         except Exception as error:  # noqa: BLE001 (whatever it is, its callers get an answer and the loop lives)
-            outputs = error
+            return error, time.perf_counter() - started
         return outputs, time.perf_counter() - started
 
-    def _finish(self, batch: list[tuple[Entry, Rows]], rows: Rows, outputs: Rows | Exception, seconds: float) -> None:
-        size = len(rows).bit_length()
+    def _finish(self, batch: list[tuple[Entry, Rows]], count: int, outputs: Rows | Exception, seconds: float) -> None:
+        size = count.bit_length()
         # Down at once and up slowly: a run that the machine has interrupted tells little of the next one.
         known = min(seconds, self._seconds[size])
         self._seconds[size] = known + _WEIGHT * (seconds - known)
@@ -236,7 +258,7 @@ class Batcher:
             if self._observe is not None:
                 began = time.monotonic() - seconds
                 waited = [began - entry.arrived for entry, own in batch if entry.taken == len(own)]
-                self._observe(len(rows), seconds, waited)
+                self._observe(count, seconds, waited)
             if not isinstance(outputs, Exception):
                 _scatter(batch, outputs)
         except Exception as error:  # whatever it is, nobody waits for ever

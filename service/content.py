@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Container
 
@@ -13,6 +14,9 @@ _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"defla
 # A smaller answer fits one packet as it is.
 _WORTH_COMPRESSING = 1400
 _FASTEST = 1
+# Each of them may take as long as the largest body.
+_MOST_ENCODINGS = 2
+_QUALITY = re.compile(rb"[qQ] *= *([01](?:\.[0-9]{0,3})?)")
 
 
 def media_type(headers: Headers) -> bytes | None:
@@ -24,14 +28,16 @@ def media_type(headers: Headers) -> bytes | None:
 
 
 def preferred(headers: Headers, name: bytes, offered: Container[bytes]) -> bytes | None:
-    """Give the first of the client's choices, in the header `name`, that is offered here and not excluded by q=0."""
+    """Give what the client likes best, in the header `name`, of what is offered here: by q, and then by order."""
+    best, liked = None, 0.0
     for choice in headers.get(name, b"").split(b","):
         value, _, parameters = choice.partition(b";")
         if (value := value.strip().lower()) in offered:
-            quality = parameters.replace(b" ", b"").lower()
-            if not quality.startswith(b"q=0") or quality.strip(b"q=0."):
-                return value
-    return None
+            quality = _QUALITY.fullmatch(parameters.strip())
+            weight = float(quality[1]) if quality else 1.0
+            if weight > liked:
+                best, liked = value, weight
+    return best
 
 
 def inflated(headers: Headers, body: bytes, cap: int) -> bytes:
@@ -40,7 +46,10 @@ def inflated(headers: Headers, body: bytes, cap: int) -> bytes:
     Raises `UnsupportedMedia` for another one than gzip, deflate and identity, `InvalidInput` when the body is not in
     it, `TooLarge` before more than `cap` bytes have come out.
     """
-    for encoding in reversed(headers.get(b"content-encoding", b"identity").split(b",")):
+    encodings = headers.get(b"content-encoding", b"identity").split(b",")
+    if len(encodings) > _MOST_ENCODINGS:
+        raise UnsupportedMedia(f"the body is encoded more than {_MOST_ENCODINGS} times")
+    for encoding in reversed(encodings):
         name = encoding.strip().lower()
         if name != b"identity":
             body = _inflated(name, body, cap)

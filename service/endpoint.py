@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service import content
 from service.batcher import Batcher, Entry
-from service.codecs.rows import Call, Rows
-from service.errors import InvalidInput, RequestError
+from service.codecs.rows import Call, Rows, TakesLong
+from service.errors import DeadlinePassed, InvalidInput, QueueFull, RequestError
 from service.metrics import Metrics, Requests
 from service.reply import Headers, Reply, failure, refusal
 
@@ -27,18 +29,38 @@ log = logging.getLogger("foldserve")
 TIMEOUT = b"x-request-timeout-ms"
 # More takes longer to read than anybody else's request should wait.
 _LARGE = 2**20
+# More is read here only if the codec has a quick way with it.
+_MEDIUM = 2**15
 _LARGE_ANSWER = 2**16
+_WAITING_PER_THREAD = 8
 
 
 class Codec(Protocol):
     """What a protocol does with bytes."""
 
-    def decode(self, headers: Headers, body: bytes) -> Call:
-        """Read one request, or raise `RequestError`."""
+    def decode(self, headers: Headers, body: bytes, *, quickly: bool = False) -> Call:
+        """Read one request, or raise `RequestError`; with `quickly`, `TakesLong` where it would."""
+
+
+class Pool:
+    """A few threads for what takes long. Few wait for them: who finds it full is refused at once."""
+
+    def __init__(self, threads: int) -> None:
+        self._executor = ThreadPoolExecutor(threads, "body")
+        self._room = threading.Semaphore(threads * _WAITING_PER_THREAD)
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        """Run `work` there; on the event loop. Raises `QueueFull`."""
+        if not self._room.acquire(blocking=False):
+            raise QueueFull("too many large bodies wait to be read", retry_after=1)
+        running = self._executor.submit(work, *arguments)
+        # Of the thread's own future: the event loop's is done as soon as it is cancelled.
+        running.add_done_callback(lambda _: self._room.release())
+        return asyncio.wrap_future(running)
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one request may ask for: bytes of body once inflated, and seconds until its rows run."""
 
     max_body: int
@@ -53,8 +75,8 @@ class Endpoint:
         self,
         codec: Codec,
         batcher: Batcher,
-        limits: Limits,
-        pool: Executor,
+        limits: RequestLimits,
+        pool: Pool,
         metrics: Metrics | None,
         requests: Requests | None,
     ) -> None:
@@ -66,7 +88,10 @@ class Endpoint:
         self.requests = requests
 
     def start(self, headers: Headers, body: bytes, done: Callable[[Reply], None]) -> Exchange:
-        """Answer through `done`, now or later, once; on the event loop. To cancel the exchange is to leave."""
+        """Answer through `done`, once, later or before this returns; on the event loop.
+
+        To cancel the exchange is to leave.
+        """
         exchange = Exchange(self, headers, done)
         exchange.start(body)
         return exchange
@@ -99,13 +124,17 @@ class Exchange:
 
     def start(self, body: bytes) -> None:
         """Read the request here, or in the pool when that takes long."""
-        if len(body) > _LARGE or b"content-encoding" in self._headers:
-            self._later(self._read_inflated, body, then=self._submit)
-        else:
-            try:
-                self._submit(self._endpoint.codec.decode(self._headers, body))
-            except Exception as error:  # noqa: BLE001 (whatever it is, the client gets an answer)
-                self._refuse(error)
+        try:
+            if len(body) <= _LARGE and b"content-encoding" not in self._headers:
+                try:
+                    self._submit(self._endpoint.codec.decode(self._headers, body, quickly=len(body) > _MEDIUM))
+                except TakesLong:
+                    pass
+                else:
+                    return
+            self._later(self._read, body, then=self._submit)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the client gets an answer)
+            self._refuse(error)
 
     def cancel(self) -> None:
         """Leave: nobody wants the answer any more. After the answer it does nothing."""
@@ -114,22 +143,25 @@ class Exchange:
             if self._step is not None:
                 self._step.cancel()
 
-    def _read_inflated(self, body: bytes) -> Call:
+    def _read(self, body: bytes) -> Call:
+        if time.monotonic() >= self._arrived + self._timeout(None):
+            raise DeadlinePassed("the deadline passed before the request could be read")
         body = content.inflated(self._headers, body, self._endpoint.limits.max_body)
         return self._endpoint.codec.decode(self._headers, body)
 
     def _submit(self, call: Call) -> None:
+        deadline = self._arrived + self._timeout(call.timeout)
         self._call = call
-        deadline = self._arrived + self._timeout(call)
         self._step = self._endpoint.batcher.submit(call.rows, deadline, self._computed)
 
-    def _timeout(self, call: Call) -> float:
+    def _timeout(self, asked: float | None) -> float:
+        """Give the seconds that the request has: what the client asks for, here or in the header, or the limit."""
         limit = self._endpoint.limits.timeout
         if (header := self._headers.get(TIMEOUT)) is not None:
-            if not re.fullmatch(rb"[0-9]{1,9}", header):
+            if not re.fullmatch(rb"[0-9]{1,9}", header.strip()):
                 raise InvalidInput("X-Request-Timeout-Ms is not a number of milliseconds")
             limit = min(limit, int(header) / 1e3)
-        return limit if call.timeout is None else min(limit, call.timeout)
+        return limit if asked is None else min(limit, asked)
 
     def _computed(self, outputs: Rows | RequestError) -> None:
         if isinstance(outputs, RequestError):
@@ -138,10 +170,12 @@ class Exchange:
         try:
             reply = self._call.encode(outputs)  # type: ignore[union-attr]  # submitted, so it is set
             if self._endpoint.limits.compression and b"accept-encoding" in self._headers:
-                if len(reply.body) > _LARGE_ANSWER:
-                    self._later(content.compressed, self._headers, reply, then=self._end)
-                    return
-                reply = content.compressed(self._headers, reply)
+                if len(reply.body) <= _LARGE_ANSWER:
+                    reply = content.compressed(self._headers, reply)
+                else:
+                    with suppress(QueueFull):  # then it goes as it is
+                        self._later(content.compressed, self._headers, reply, then=self._end)
+                        return
         except Exception as error:  # noqa: BLE001
             self._refuse(error)
         else:
@@ -149,13 +183,13 @@ class Exchange:
 
     def _later(self, work: Callable[..., Any], *arguments: Any, then: Callable[[Any], None]) -> None:
         def worked(step: asyncio.Future[Any]) -> None:
-            if not step.cancelled():
+            if self._open and not step.cancelled():
                 try:
                     then(step.result())
                 except Exception as error:  # noqa: BLE001
                     self._refuse(error)
 
-        step = asyncio.get_running_loop().run_in_executor(self._endpoint.pool, work, *arguments)
+        step = self._endpoint.pool.submit(work, *arguments)
         step.add_done_callback(worked)
         self._step = step
 

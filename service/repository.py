@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from service.batcher import Batcher
 from service.bundle import Manifest, Parity
 from service.codecs.friendly import FriendlyCodec
 from service.codecs.oip import OipCodec
-from service.endpoint import Codec, Endpoint, Limits
+from service.endpoint import Codec, Endpoint, Pool, RequestLimits
 from service.errors import BundleError, ModelNotReady, StartError, UnknownModel
 from service.metrics import Metrics
 from service.runtime import Runtime, load
@@ -122,8 +121,7 @@ def open_repository(settings: Settings, metrics: Metrics | None = None) -> Repos
 def _open_all(folder: Path, settings: Settings, metrics: Metrics | None) -> dict[str, dict[int, Model | Refused]]:
     if not folder.is_dir():
         raise StartError(f"no models to serve: {folder} is no folder")
-    # More at once than there are cores would only hold more bodies in memory.
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "body")
+    pool = Pool(threads=len(os.sched_getaffinity(0)))
     return {
         entry.name: {version: _open(entry / str(version), settings, pool, metrics) for version in reversed(versions)}
         for entry in sorted(folder.iterdir())
@@ -131,7 +129,7 @@ def _open_all(folder: Path, settings: Settings, metrics: Metrics | None) -> dict
     }
 
 
-def _open(path: Path, settings: Settings, pool: Executor, metrics: Metrics | None) -> Model | Refused:
+def _open(path: Path, settings: Settings, pool: Pool, metrics: Metrics | None) -> Model | Refused:
     started = time.perf_counter()
     try:
         whole = bundle.read(path)
@@ -152,7 +150,7 @@ def _open(path: Path, settings: Settings, pool: Executor, metrics: Metrics | Non
 
 
 def _live(
-    manifest: Manifest, runtime: Runtime, parity: Parity, settings: Settings, pool: Executor, metrics: Metrics | None
+    manifest: Manifest, runtime: Runtime, parity: Parity, settings: Settings, pool: Pool, metrics: Metrics | None
 ) -> Model:
     """Put a batcher before the runtime, and an endpoint for each protocol before that."""
     labels = (manifest.name, str(manifest.version))
@@ -163,7 +161,7 @@ def _live(
         max_delay=settings.max_delay,
         observe=None if metrics is None else metrics.of_batches(*labels, lambda: batcher.queued_rows),
     )
-    limits = Limits(settings.max_body, settings.timeout, settings.compression)
+    limits = RequestLimits(settings.max_body, settings.timeout, settings.compression)
 
     def endpoint(protocol: str, codec: Codec) -> Endpoint:
         requests = None if metrics is None else metrics.of_requests(*labels, protocol)

@@ -17,7 +17,18 @@ import orjson
 
 from service.bundle import Manifest
 from service.codecs.arrow import ArrowWriter
-from service.codecs.rows import NOT_SO, SMALL_BODY, Call, Columns, Rows, brackets, document, is_flood, proxies
+from service.codecs.rows import (
+    NOT_SO,
+    SMALL_BODY,
+    Call,
+    Columns,
+    Rows,
+    TakesLong,
+    brackets,
+    document,
+    is_flood,
+    proxies,
+)
 from service.content import media_type, preferred
 from service.errors import InvalidInput, UnsupportedMedia
 from service.reply import JSON, Headers, Reply
@@ -43,11 +54,11 @@ class FriendlyCodec:
         in_names = sum(name.count("[") + name.count("{") for name in self._columns.names)
         self._max_brackets = 2 * max_rows * (1 + in_names) + 200_000
 
-    def decode(self, headers: Headers, body: bytes) -> Call:
-        """Read one request. Raises `InvalidInput`, or `UnsupportedMedia`."""
+    def decode(self, headers: Headers, body: bytes, *, quickly: bool = False) -> Call:
+        """Read one request. Raises `InvalidInput`, `UnsupportedMedia`; `quickly`, `TakesLong` if it would."""
         kind = media_type(headers)
         if kind in (None, JSON_TYPE):
-            rows = self._json_rows(body)
+            rows = self._json_rows(body, quickly=quickly)
         elif kind == RAW_TYPE:
             rows = self._raw_rows(body)
         else:
@@ -57,12 +68,14 @@ class FriendlyCodec:
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def _json_rows(self, body: bytes) -> Rows:
+    def _json_rows(self, body: bytes, *, quickly: bool) -> Rows:
         if is_flood(body, self._max_brackets):
             raise InvalidInput(
                 f'"instances" has too many rows, or rows inside rows; at most {self._max_rows} are allowed'
             )
         rows = self._plain_rows(body) if len(body) > SMALL_BODY else None
+        if rows is None and quickly:
+            raise TakesLong
         return self._checked_rows(body) if rows is None else rows
 
     def _plain_rows(self, body: bytes) -> Rows | None:

@@ -35,6 +35,7 @@ from service.codecs.rows import (
     Call,
     Columns,
     Rows,
+    TakesLong,
     brackets,
     document,
     is_flood,
@@ -73,31 +74,29 @@ class OipCodec:
         self._output = manifest.output.name
         self._max_rows = max_rows
 
-    def decode(self, headers: Headers, body: bytes) -> Call:
-        """Read one request. Raises `InvalidInput`, or `UnsupportedMedia`."""
+    def decode(self, headers: Headers, body: bytes, *, quickly: bool = False) -> Call:
+        """Read one request. Raises `InvalidInput`, `UnsupportedMedia`; `quickly`, `TakesLong` if it would."""
         if media_type(headers) not in _MEDIA_TYPES:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
-        length = headers.get(HEAD_LENGTH)
-        if length is None:
-            self._refuse_flood(body)
-            plain = self._plain(body) if len(body) > SMALL_BODY else None
-            return plain or self._thorough(document(body), None)
-        # More digits than any length has would take long to read.
-        if not re.fullmatch(rb"[0-9]{1,18}", length) or int(length) > len(body):
-            raise InvalidInput("Inference-Header-Content-Length is not a length within the body")
-        tail = memoryview(body)[int(length) :]
-        if int(length) == 0:
-            return self._raw(tail)
-        head = memoryview(body)[: int(length)]
-        self._refuse_flood(head)
+        head, tail = body, None
+        if (length := headers.get(HEAD_LENGTH)) is not None:
+            # More digits than any length has would take long to read.
+            if not re.fullmatch(rb"[0-9]{1,18}", length.strip()) or int(length) > len(body):
+                raise InvalidInput("Inference-Header-Content-Length is not a length within the body")
+            head, tail = body[: int(length)], memoryview(body)[int(length) :]
+            if not head:
+                return self._raw(tail)
+        # Twice what a body of that many rows can hold, and some for the small mistakes that a clearer text waits for.
+        if is_flood(head, 2 * self._max_rows + 200_000):
+            raise InvalidInput(f"there are too many arrays and objects; at most {self._max_rows} rows are allowed")
+        if len(head) > SMALL_BODY:
+            if not tail and (plain := self._plain(head)) is not None:
+                return plain
+            if quickly:
+                raise TakesLong
         return self._thorough(document(head), tail)
 
     # --- the request ----------------------------------------------------------------------------------------------
-
-    def _refuse_flood(self, body: bytes | memoryview) -> None:
-        # Twice what a body of that many rows can hold, and some for the small mistakes that a clearer text waits for.
-        if is_flood(body, 2 * self._max_rows + 200_000):
-            raise InvalidInput(f"there are too many arrays and objects; at most {self._max_rows} rows are allowed")
 
     def _plain(self, body: bytes) -> Call | None:
         """Read what nearly every large body is, one tensor of floats; None is for the thorough way to decide."""

@@ -41,6 +41,10 @@ _MANY = 16
 NOT_SO = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError)
 
 
+class TakesLong(Exception):  # noqa: N818
+    """There is no quick way with this body."""
+
+
 @dataclass(slots=True)
 class Call:
     """One request, understood: float32 [rows, features], how to write the answer, and the client's deadline."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
 from fastapi import Request, Response
 from pydantic import BaseModel
 from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.requests import ClientDisconnect
 
 from service import errors
 from service.endpoint import Endpoint
@@ -71,6 +73,13 @@ async def limited(request: Request, cap: int) -> bytes:
 
 
 async def predicted(request: Request, endpoint: Endpoint) -> Response:
-    """Hand a request's body to the endpoint, and give its reply."""
+    """Hand a request's body to the endpoint, and give its reply; nothing is computed for a client that has left."""
     body = await limited(request, endpoint.limits.max_body)
-    return response(await endpoint.answer(dict(request.headers.raw), body))
+    answer = asyncio.ensure_future(endpoint.answer(dict(request.headers.raw), body))
+    left = asyncio.ensure_future(request.receive())  # after the body nothing comes but that the client has left
+    await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+    left.cancel()
+    if not answer.done():
+        answer.cancel()
+        raise ClientDisconnect
+    return response(answer.result())

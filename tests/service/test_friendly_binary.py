@@ -143,7 +143,7 @@ VALUES = np.array([[0.1], [-2.5e-30], [3.4e38]], np.float32)
         (OCTETS, OCTETS),
         (ARROW, ARROW),
         (ARROW.upper(), ARROW),
-        (f" {ARROW} ;q=0.5 , {JSON}", ARROW),
+        (f" {ARROW} ;q=0.5 , {JSON}", JSON),
         (f"text/html, {OCTETS}", OCTETS),
         (f"{JSON}, {ARROW}", JSON),
         (f"{ARROW};q=0", JSON),
@@ -157,7 +157,7 @@ VALUES = np.array([[0.1], [-2.5e-30], [3.4e38]], np.float32)
     ],
 )
 @pytest.mark.parametrize("body", ["JSON", "raw"])
-def test_the_answer_is_of_the_first_kind_that_the_client_accepts_and_else_json(
+def test_the_answer_is_of_the_kind_that_the_client_likes_best_and_else_json(
     accept: str | None, kind: str, body: str
 ) -> None:
     headers = {} if accept is None else {b"accept": accept.encode()}
