@@ -30,6 +30,8 @@ from service.reply import Headers, Reply, refusal
 _MAX_URL = 8192
 # How long a client that was refused in the middle of its request may take to read that.
 _LINGER_SECONDS = 2
+# How long a connection that is idle when the server stops may still bring the request that its client has sent.
+_LAST_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class Protocol(HttpToolsProtocol):
         self._receiving = False  # a request has begun, and is not whole
         self._since = 0.0  # when it began, or when the connection fell idle
         self._error: errors.RequestError | None = None
+        self._last = False  # the server stops: no request after this one
         self._refused = False
         self._refusal: Reply | None = None  # it waits for the answers to the requests before
 
@@ -217,10 +220,18 @@ class Protocol(HttpToolsProtocol):
         self.transport.abort() if self.flow.write_paused or self.transport.is_closing() else self.transport.close()
 
     def shutdown(self) -> None:
-        """Finish what is under way, at the server's end."""
-        if not self._refused:
+        """Finish what is under way, at the server's end, and what is on its way to an idle connection."""
+        self._last = True
+        if self._refused:
+            if self._refusal is None:
+                self.transport.close()
+        elif self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LAST_SECONDS, self._close_if_idle)
+        else:
             super().shutdown()
-        elif self._refusal is None:
+
+    def _close_if_idle(self) -> None:
+        if not self._receiving and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()
 
     def pause_writing(self) -> None:
@@ -272,7 +283,8 @@ class Protocol(HttpToolsProtocol):
         # The parser has refused anything but digits.
         if int(headers.get(b"content-length", 0)) > self._limits.max_body:
             self._stop_too_large()
-        self._hot = _Hot(self, endpoint, headers, keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        keep_alive = version != "1.0" and self.parser.should_keep_alive() and not self._last
+        self._hot = _Hot(self, endpoint, headers, keep_alive=keep_alive)
         self._is_hot = True
         self._in_head = False
         self.cycle = self._hot  # type: ignore[assignment]
@@ -286,6 +298,8 @@ class Protocol(HttpToolsProtocol):
         self.url, self.headers, self.expect_100_continue = url, headers, expect
         self.scope["headers"] = headers
         super().on_headers_complete()
+        if self._last:
+            self.cycle.keep_alive = False
         self._in_head = False
         self._in_app += 1
         self.headers = []  # trailers are none of them

@@ -153,6 +153,12 @@ def _add_repository(routes: APIRouter, repository: Repository) -> None:
             if isinstance(found, Model) or not only_ready
         ]
 
+    @routes.post("/v2/repository/models/{model:name}/load", include_in_schema=False)
+    @routes.post("/v2/repository/models/{model:name}/unload", include_in_schema=False)
+    async def control(model: str) -> None:
+        repository.versions(model)
+        raise errors.InvalidInput("models are loaded when the server starts, and then alone")
+
 
 def _add_statistics(routes: APIRouter, repository: Repository, metrics: Metrics) -> None:
     refused = documented(errors.UnknownModel, errors.ModelNotReady)
