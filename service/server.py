@@ -50,8 +50,8 @@ def run(settings: Settings) -> None:
 
 
 def serve_in_worker(settings: Settings, listener: socket.socket, announce: Callable[[str], object]) -> None:
-    """Serve as one of several processes."""
-    _stop_by_signals()
+    """Serve as one of several processes, of which the one above tells that they have stopped."""
+    _stop_by_signals(quietly=True)
     _log_to_stderr(settings)
     _serve(settings, listener, announce)
 
@@ -109,12 +109,18 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Do what is due every second; uvicorn calls ten times as often."""
         if counter % 10 == 0:
-            now = time.monotonic()
-            for connection in tuple(self.server_state.connections):
-                cast(Protocol, connection).check(now)
-            if self._app.state.metrics is not None:
-                self._app.state.metrics.flush()
+            try:
+                self._look_after()
+            except Exception:  # a full disk, say, where several workers keep their counts: it must not end the server
+                log.exception("internal error")
         return await super().on_tick(counter)
+
+    def _look_after(self) -> None:
+        now = time.monotonic()
+        for connection in tuple(self.server_state.connections):
+            cast(Protocol, connection).check(now)
+        if self._app.state.metrics is not None:
+            self._app.state.metrics.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Be unready first; what has begun is finished while uvicorn waits for its connections."""
@@ -139,19 +145,20 @@ def _log_to_stderr(settings: Settings) -> None:
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
 
 
-def _stop_by_signals() -> None:
+def _stop_by_signals(*, quietly: bool = False) -> None:
     """Leave by `SystemExit(0)` on SIGTERM and SIGINT.
 
     As process 1 of a container there is no default: a signal without a handler is lost. uvicorn drains, and then
     raises the signal anew for whoever was there before it.
     """
-    signal.signal(signal.SIGTERM, _stopped)
-    signal.signal(signal.SIGINT, _stopped)
 
+    def stopped(_: int, __: object) -> NoReturn:
+        if not quietly:
+            log.info("stopped")
+        raise SystemExit(0)
 
-def _stopped(_: int, __: object) -> NoReturn:
-    log.info("stopped")
-    raise SystemExit(0)
+    signal.signal(signal.SIGTERM, stopped)
+    signal.signal(signal.SIGINT, stopped)
 
 
 @contextmanager

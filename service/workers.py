@@ -13,7 +13,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -29,6 +30,7 @@ log = logging.getLogger("foldserve")
 _BETWEEN_STARTS_SECONDS = 1.0
 # What a worker may take, beyond the time to drain, until it is killed.
 _GRACE_SECONDS = 5.0
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 Serve = Callable[[Settings, socket.socket, Callable[[str], object]], None]
 
@@ -46,7 +48,11 @@ def supervise(serve: Serve, settings: Settings, listener: socket.socket, announc
 
     Raises `StartError` when one is refused before that.
     """
-    with tempfile.TemporaryDirectory(prefix="foldserve-") as folder:
+    try:
+        counts = tempfile.TemporaryDirectory(prefix="foldserve-")
+    except OSError as error:
+        raise StartError(f"several workers need a temporary folder: {error.strerror}") from error
+    with counts as folder:
         # Where prometheus_client keeps what each of them counts: read when it is imported there.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         supervisor = _Supervisor(serve, settings, listener)
@@ -70,7 +76,8 @@ class _Supervisor:
 
     def start(self) -> None:
         """Start all, and return when all are ready."""
-        self._workers = [self._spawn() for _ in range(self._settings.workers)]
+        for _ in range(self._settings.workers):
+            self._spawn()
         while waiting := [worker for worker in self._workers if not worker.ready]:
             for worker in self._heard(waiting, None):
                 if not self._listen(worker):
@@ -84,23 +91,25 @@ class _Supervisor:
                     self._replace(worker)
 
     def stop(self) -> None:
-        """End all: they drain, and are killed when that takes too long."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """End all: they drain, and are killed when that takes too long, or when they have nothing to drain yet."""
+        for number in _STOPPING:
             signal.signal(number, signal.SIG_IGN)
+        self._listener.close()  # the workers close theirs: who comes now is refused, and waits for nobody
         for worker in self._workers:
-            worker.process.terminate()
+            worker.process.terminate() if worker.ready else worker.process.kill()
         deadline = time.monotonic() + self._settings.drain_timeout + _GRACE_SECONDS
         for worker in self._workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
             worker.process.kill()
             worker.process.join()
 
-    def _spawn(self) -> _Worker:
-        told, tell = self._context.Pipe(duplex=True)
-        process = self._context.Process(target=_work, args=(self._serve, self._settings, self._listener, tell))
-        process.start()
-        tell.close()
-        return _Worker(process, told, time.monotonic())
+    def _spawn(self) -> None:
+        with _stopped_later():
+            told, tell = self._context.Pipe(duplex=True)
+            process = self._context.Process(target=_work, args=(self._serve, self._settings, self._listener, tell))
+            process.start()
+            tell.close()
+            self._workers.append(_Worker(process, told, time.monotonic()))
 
     def _heard(self, workers: list[_Worker], timeout: float | None) -> list[_Worker]:
         """Wait until one of them has something to tell, or has died."""
@@ -130,7 +139,21 @@ class _Supervisor:
         self._workers.remove(dead)
         # The others are watched again after this wait, which ends with a signal.
         time.sleep(max(0.0, dead.started + _BETWEEN_STARTS_SECONDS - time.monotonic()))
-        self._workers.append(self._spawn())
+        self._spawn()
+
+
+@contextmanager
+def _stopped_later() -> Iterator[None]:
+    """Let the signals that stop this process wait: a worker that was half started would tell of it by a traceback."""
+    came: list[int] = []
+    before = [signal.signal(number, lambda number, _: came.append(number)) for number in _STOPPING]
+    try:
+        yield
+    finally:
+        for stopping, handler in zip(_STOPPING, before, strict=True):
+            signal.signal(stopping, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _work(serve: Serve, settings: Settings, listener: socket.socket, tell: Connection) -> None:
