@@ -11,6 +11,7 @@ bytes -> head within its limits -> endpoint? -> body within its limit -> Endpoin
 from __future__ import annotations
 
 import asyncio
+import atexit
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from service.reply import Headers, Reply, refusal
 _MAX_URL = 8192
 # How long a client that was refused in the middle of its request may take to read that.
 _LINGER_SECONDS = 2
+_LOG_SECONDS = 0.05
 # How long a connection that is idle when the server stops may still bring the request that its client has sent.
 _LAST_SECONDS = 0.1
 
@@ -45,24 +47,26 @@ class Limits:
 
 
 class AccessLog:
-    """A line a request, as uvicorn's own, and one write for all that a turn of the event loop has answered."""
+    """A line a request, as uvicorn's own, and one write for all that have been answered in a twentieth of a second."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        atexit.register(self._write)  # what the end of the event loop has left
 
     def __call__(self, client: tuple[str, int] | None, url: bytes, status: int) -> None:
         """Note one answered request."""
         if not self._lines:
-            asyncio.get_running_loop().call_soon(self._write)
+            asyncio.get_running_loop().call_later(_LOG_SECONDS, self._write)
         who = f"{client[0]}:{client[1]}" if client else ""
         self._lines.append(f'INFO uvicorn.access: {who} - "POST {url.decode()} HTTP/1.1" {status}\n')
 
     def _write(self) -> None:
         lines, self._lines = self._lines, []
-        now = time.time()
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f",{int(now % 1 * 1000):03d} "
-        sys.stderr.write(stamp + stamp.join(lines))
-        sys.stderr.flush()
+        if lines:
+            now = time.time()
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f",{int(now % 1 * 1000):03d} "
+            sys.stderr.write(stamp + stamp.join(lines))
+            sys.stderr.flush()
 
 
 class _Arrived:
