@@ -557,9 +557,9 @@ def test_a_client_that_leaves_while_queued_is_not_computed(models: Path, tmp_pat
         while not metric(server, "foldserve_requests_total", status="499"):
             assert server.process.poll() is None
         with Talk(server) as stays:
-            stays.send(rows(9, count=3))
-            assert stays.answer().json()["predictions"] == [3, 3, 3]
-        assert metric(server, "foldserve_batch_rows_sum") == 3
+            stays.send(rows(9, count=4))
+            assert stays.answer().json()["predictions"] == [3, 3, 3, 3]
+        assert metric(server, "foldserve_batch_rows_sum") == 4
         assert metric(server, "foldserve_queued_rows") == metric(server, "foldserve_requests_in_flight") == 0
     assert "Traceback" not in server.log.read_text()
 
@@ -573,8 +573,8 @@ def test_a_client_that_leaves_while_the_app_waits_for_it_leaves_its_neighbours_t
         until_queued(server, 2)
         gone.reset()
         with Talk(server) as last:
-            last.send(rows(9, count=2))
-            assert last.answer().json()["predictions"] == [3, 3]
+            last.send(rows(9, count=4))
+            assert last.answer().json()["predictions"] == [3, 3, 3, 3]
         assert stays.prediction() == 2
     assert "Traceback" not in server.log.read_text()
 
