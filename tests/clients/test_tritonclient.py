@@ -324,7 +324,6 @@ def test_whatever_is_compressed_in_another_way_or_broken_is_refused(client):
 @pytest.mark.parametrize(
     ("call", "arguments"),
     [
-        *[("load_model", ["digits"]), ("unload_model", ["digits"])],
         *[("get_system_shared_memory_status", []), ("get_cuda_shared_memory_status", [])],
         *[("register_system_shared_memory", ["region", "/key", 64]), ("unregister_system_shared_memory", [])],
         *[("get_trace_settings", []), ("get_log_settings", []), ("get_model_metadata", ["nobody"])],
@@ -334,6 +333,13 @@ def test_what_is_not_offered_is_an_exception_that_the_client_can_read(client, ca
     status, text = refused(getattr(client, call), *arguments)
     assert status == "404"
     assert text in ("Not Found", "unknown model")
+
+
+@pytest.mark.parametrize("call", ["load_model", "unload_model"])
+def test_who_would_load_or_unload_a_model_learns_why_not(client, call):
+    status, text = refused(getattr(client, call), "digits")
+    assert status == "400"
+    assert text == "models are loaded when the server starts, and then alone"
 
 
 def test_shared_memory_as_an_input_is_refused(client):
