@@ -13,7 +13,9 @@ import re
 import time
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import (
@@ -25,8 +27,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
 
 from service.errors import RequestError
 
@@ -55,6 +57,21 @@ class _Histogram(Histogram):
             self._sum.inc(total)
             for bucket, count in counts.items():
                 self._buckets[bucket].inc(count)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What one model has done so far: requests, rows and runs; seconds; when it last answered, in Unix time."""
+
+    succeeded: int
+    failed: int
+    rows: int
+    runs: int
+    queued: int
+    request_seconds: float
+    runtime_seconds: float
+    queue_seconds: float
+    last_request: float
 
 
 class Requests:
@@ -212,10 +229,29 @@ class Metrics:
         text: bytes = generate_latest(self._read)
         return text
 
-    def collect(self) -> list[Metric]:
-        """Give all metrics as prometheus_client's families, of all workers."""
+    def totals(self, models: Sequence[tuple[str, str]]) -> list[Totals]:
+        """Add up each model's counts, by name and version, of all workers."""
         self.flush()
-        return list(self._read.collect())
+        samples = [sample for family in self._read.collect() for sample in family.samples]
+        return [_totals([s for s in samples if (s.labels.get("model"), s.labels.get("version")) == m]) for m in models]
+
+
+def _totals(samples: Iterable[Sample]) -> Totals:
+    sums: defaultdict[str, float] = defaultdict(float)
+    for sample in samples:
+        failed = sample.labels.get("status", "200") != "200"
+        sums["failed" if failed else sample.name] += sample.value
+    return Totals(
+        succeeded=int(sums["foldserve_requests_total"]),
+        failed=int(sums["failed"]),
+        rows=int(sums["foldserve_request_rows_total"]),
+        runs=int(sums["foldserve_runtime_seconds_count"]),
+        queued=int(sums["foldserve_queue_seconds_count"]),
+        request_seconds=sums["foldserve_request_seconds_sum"],
+        runtime_seconds=sums["foldserve_runtime_seconds_sum"],
+        queue_seconds=sums["foldserve_queue_seconds_sum"],
+        last_request=sums["foldserve_last_request_timestamp_seconds"],
+    )
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...], registry: CollectorRegistry, mode: Any) -> Gauge:

@@ -79,14 +79,14 @@ class _Supervisor:
         for _ in range(self._settings.workers):
             self._spawn()
         while waiting := [worker for worker in self._workers if not worker.ready]:
-            for worker in self._heard(waiting, None):
+            for worker in self._heard(waiting):
                 if not self._listen(worker):
                     raise StartError(f"worker {worker.process.pid} died before it was ready")
 
     def watch(self) -> None:
         """Replace whoever dies, for ever."""
         while True:
-            for worker in self._heard(self._workers, None):
+            for worker in self._heard(self._workers):
                 if not self._listen(worker):
                     self._replace(worker)
 
@@ -111,9 +111,9 @@ class _Supervisor:
             tell.close()
             self._workers.append(_Worker(process, told, time.monotonic()))
 
-    def _heard(self, workers: list[_Worker], timeout: float | None) -> list[_Worker]:
+    def _heard(self, workers: list[_Worker]) -> list[_Worker]:
         """Wait until one of them has something to tell, or has died."""
-        ready = wait([worker.told for worker in workers], timeout)
+        ready = wait([worker.told for worker in workers])
         return [worker for worker in workers if worker.told in ready]
 
     def _listen(self, worker: _Worker) -> bool:

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -25,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import simdjson
-from prometheus_client.metrics_core import Metric
 
 from service.bundle import Manifest
 from service.codecs.rows import (
@@ -44,6 +42,7 @@ from service.codecs.rows import (
 )
 from service.content import media_type
 from service.errors import InvalidInput, UnsupportedMedia
+from service.metrics import Totals
 from service.reply import JSON, Headers, Reply
 
 HEAD_LENGTH = b"inference-header-content-length"
@@ -278,35 +277,29 @@ def configuration(manifest: Manifest, max_rows: int) -> dict[str, Any]:
     }
 
 
-def statistics(manifest: Manifest, families: Iterable[Metric]) -> dict[str, Any]:
-    """Give the statistics of one model, from the metrics; counts of requests, and nanoseconds.
+def statistics(manifest: Manifest, totals: Totals) -> dict[str, Any]:
+    """Give the statistics of one model; counts of requests, and nanoseconds.
 
     A request's own share of a run is not known: `compute_infer` has the seconds of the runs, and its count is, as the
     protocol wants it, that of the requests that succeeded.
     """
-    labels = {"model": manifest.name, "version": str(manifest.version)}
-    sums: defaultdict[str, float] = defaultdict(float)
-    for sample in (s for family in families for s in family.samples if labels.items() <= s.labels.items()):
-        ok = sample.labels.get("status") == "200"
-        sums[f"{sample.name}_{'ok' if ok else 'failed'}" if "status" in sample.labels else sample.name] += sample.value
-    succeeded = int(sums["foldserve_requests_total_ok"])
 
-    def spent(count: float, seconds: float) -> dict[str, int]:
-        return {"count": int(count), "ns": int(seconds * 1e9)}
+    def spent(count: int, seconds: float) -> dict[str, int]:
+        return {"count": count, "ns": int(seconds * 1e9)}
 
-    none = spent(succeeded, 0)
+    none = spent(totals.succeeded, 0)
     return {
         "name": manifest.name,
         "version": str(manifest.version),
-        "last_inference": int(sums["foldserve_last_request_timestamp_seconds"] * 1e3),
-        "inference_count": int(sums["foldserve_request_rows_total"]),
-        "execution_count": int(sums["foldserve_runtime_seconds_count"]),
+        "last_inference": int(totals.last_request * 1e3),
+        "inference_count": totals.rows,
+        "execution_count": totals.runs,
         "inference_stats": {
-            "success": spent(succeeded, sums["foldserve_request_seconds_sum"]),
-            "fail": spent(sums["foldserve_requests_total_failed"], 0),
-            "queue": spent(sums["foldserve_queue_seconds_count"], sums["foldserve_queue_seconds_sum"]),
+            "success": spent(totals.succeeded, totals.request_seconds),
+            "fail": spent(totals.failed, 0),
+            "queue": spent(totals.queued, totals.queue_seconds),
             "compute_input": none,
-            "compute_infer": spent(succeeded, sums["foldserve_runtime_seconds_sum"]),
+            "compute_infer": spent(totals.succeeded, totals.runtime_seconds),
             "compute_output": none,
             "cache_hit": spent(0, 0),
             "cache_miss": spent(0, 0),

@@ -52,6 +52,15 @@ def documented(*kinds: type[errors.RequestError]) -> dict[int | str, dict[str, A
     }
 
 
+def prediction(content: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """Describe a route that predicts: the media types that it reads, what it answers, and every error."""
+    return {
+        "tags": ["predict"],
+        "responses": {200: answer, **documented(*STATUS)},
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+    }
+
+
 def response(reply: Reply) -> Response:
     """Turn a reply into Starlette's response, which adds the length."""
     made = Response(reply.body, reply.status)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from service import errors
 from service.bundle import Manifest
 from service.codecs.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE
-from service.reply import STATUS
 from service.repository import Model, Repository
-from service.routes.common import documented, predicted, version_number
+from service.routes.common import documented, predicted, prediction, version_number
 
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
@@ -67,11 +64,7 @@ def _add_predict(routes: APIRouter, repository: Repository) -> None:
         RAW_TYPE.decode(): _BYTES,
     }
     answer = {"model": Predictions, "content": {RAW_TYPE.decode(): _BYTES, ARROW_TYPE.decode(): _BYTES}}
-    described: dict[str, Any] = {
-        "tags": ["predict"],
-        "responses": {200: answer, **documented(*STATUS)},
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
-    }
+    described = prediction(content, answer)
 
     @routes.post("/predict", summary="Predict with the only, or the default, model", **described)
     async def predict(request: Request) -> Response:

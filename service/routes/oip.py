@@ -13,9 +13,8 @@ from service import errors
 from service.codecs import oip
 from service.codecs.rows import document
 from service.metrics import Metrics
-from service.reply import STATUS
 from service.repository import Model, Repository
-from service.routes.common import documented, limited, predicted, version_number
+from service.routes.common import documented, limited, predicted, prediction, version_number
 
 _SMALL = 2**16  # bytes; of an index request
 
@@ -121,11 +120,7 @@ def _add_infer(routes: APIRouter, repository: Repository) -> None:
         "application/json": {"schema": schema, "example": {"inputs": [tensor]}},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     }
-    described: dict[str, Any] = {
-        "tags": ["predict"],
-        "responses": {200: {"model": InferResponse}, **documented(*STATUS)},
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
-    }
+    described = prediction(content, {"model": InferResponse})
 
     @routes.post("/v2/models/{model:name}/infer", summary="Infer with the newest version", **described)
     async def infer(request: Request, model: str) -> Response:
@@ -164,8 +159,8 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Metrics)
     refused = documented(errors.UnknownModel, errors.ModelNotReady)
 
     def of(*models: Model) -> dict[str, Any]:
-        families = metrics.collect()
-        return {"model_stats": [oip.statistics(model.manifest, families) for model in models]}
+        totals = metrics.totals([(model.manifest.name, str(model.manifest.version)) for model in models])
+        return {"model_stats": [oip.statistics(m.manifest, done) for m, done in zip(models, totals, strict=True)]}
 
     @routes.get("/v2/models/stats", tags=["models"], summary="The statistics extension, of all models")
     async def of_all() -> dict[str, Any]:

@@ -163,6 +163,13 @@ def flip_byte(file: Path, position: int) -> None:
     file.write_bytes(content)
 
 
+def write_damaged_second(models: Path, name: str) -> None:
+    """Write version 2 of a model, the same as version 1 but for a flipped byte."""
+    whole = bundle.read(models / name / "1")
+    second = bundle.write(models, name, whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
+    flip_byte(second.path / bundle.MODEL_FILE, 20_000)
+
+
 def oracle(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
     """ONNX Runtime on the CPU, with nothing of this project in between."""
     options = ort.SessionOptions()

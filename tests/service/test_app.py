@@ -28,12 +28,12 @@ from tests.service.support import (
     PATIENCE,
     Answer,
     Served,
-    flip_byte,
     oracle,
     receive,
     request,
     serving,
     while_it_loads,
+    write_damaged_second,
     write_roots,
 )
 
@@ -49,9 +49,7 @@ PREDICT = "/v1/models/digits:predict"
 def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """digits/1, a digits/2 with a flipped byte, diabetes/1 and roots/1."""
     models = Path(shutil.copytree(trained, tmp_path_factory.mktemp("app") / "models"))
-    whole = bundle.read(models / "digits" / "1")
-    second = bundle.write(models, "digits", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
-    flip_byte(second.path / "model.onnx", 20_000)
+    write_damaged_second(models, "digits")
     write_roots(models)
     return models
 

@@ -21,11 +21,11 @@ from tests.service.support import (
     PATIENCE,
     Answer,
     Served,
-    flip_byte,
     oracle,
     receive,
     request,
     serving,
+    write_damaged_second,
 )
 
 MAX_BODY = 2**20
@@ -42,9 +42,7 @@ def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """digits/1, diabetes/1, and a digits/2 with a flipped byte."""
     folder = tmp_path_factory.mktemp("oip")
     models = Path(shutil.copytree(trained, folder / "models"))
-    whole = bundle.read(models / "digits" / "1")
-    second = bundle.write(models, "digits", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
-    flip_byte(second.path / bundle.MODEL_FILE, 20_000)
+    write_damaged_second(models, "digits")
     with serving(models, folder / "log", "--device", "cpu", "--max-body", MAX_BODY, "--max-rows", MAX_ROWS) as server:
         yield server
 
