@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Any, NoReturn, cast
@@ -39,14 +39,18 @@ def run(settings: Settings) -> None:
     """
     _stop_by_signals()
     _log_to_stderr(settings)
-    announce = partial(print, flush=True)
     with _bound(settings.host, settings.port) as listener:
         if settings.workers == 1:
-            _serve(settings, listener, announce)
+            _serve(settings, listener, _announce)
         else:
             from service.workers import supervise  # what it counts with is only for several
 
-            supervise(serve_in_worker, settings, listener, announce)
+            supervise(serve_in_worker, settings, listener, _announce)
+
+
+def _announce(text: str) -> None:
+    with suppress(OSError):  # a full disk takes no line, and is no reason not to serve
+        print(text, flush=True)
 
 
 def serve_in_worker(settings: Settings, listener: socket.socket, announce: Callable[[str], object]) -> None:

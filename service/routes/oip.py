@@ -166,12 +166,20 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Metrics)
     async def of_all() -> dict[str, Any]:
         return of(*repository.live())
 
-    @routes.get("/v2/models/{model:name}/stats", tags=["models"], summary="Of the newest version", responses=refused)
+    @routes.get(
+        "/v2/models/{model:name}/stats",
+        tags=["models"],
+        summary="The statistics of the newest version",
+        responses=refused,
+    )
     async def of_newest(model: str) -> dict[str, Any]:
         return of(repository.find(model))
 
     @routes.get(
-        "/v2/models/{model:name}/versions/{version}/stats", tags=["models"], summary="Of one version", responses=refused
+        "/v2/models/{model:name}/versions/{version}/stats",
+        tags=["models"],
+        summary="The statistics of one version",
+        responses=refused,
     )
     async def of_version(model: str, version: str) -> dict[str, Any]:
         return of(repository.find(model, version_number(version)))

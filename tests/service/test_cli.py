@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -14,8 +18,10 @@ import pytest
 from service import bundle
 from service.settings import Settings
 from tests.service.support import (
+    PATIENCE,
     assert_refused_in_one_line,
     edit_manifest,
+    environment,
     flip_byte,
     foldserve,
     serving,
@@ -239,3 +245,24 @@ def test_inspect_shows_what_is_in_a_bundle(name: str, trained: Path) -> None:
 def test_inspect_shows_a_name_with_markup_as_it_is(digits_folder: Path) -> None:
     edit_manifest(digits_folder, lambda content: content["features"][0].update(name="[red]a[/red]"))
     assert "[red]a[/red]" in foldserve("inspect", digits_folder).stdout
+
+
+def test_it_serves_though_its_own_output_goes_to_a_full_disk(trained: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-W", "error", "-m", "service", "serve", "--models", str(trained), "--port", str(port)]
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen(command, env=environment(), stdout=full, stderr=full) as server,
+    ):
+        try:
+            until = time.monotonic() + PATIENCE
+            while time.monotonic() < until and server.poll() is None:
+                with suppress(httpx.TransportError):
+                    ready = httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", timeout=PATIENCE)
+                    break
+            assert ready.status_code == 200
+            assert server.poll() is None
+        finally:
+            server.terminate()
