@@ -6,19 +6,30 @@ Exit status: 0 a bundle was written, 1 refused with one line on standard error, 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 
 from service import bundle
 from training.errors import TrainingError
-from training.plan import PRESETS, Architecture, Plan, Recipe
+from training.plan import PRESETS, Architecture, DataOptions, Plan, Recipe
+
+if TYPE_CHECKING:
+    from training.data import Table
+
+_SOURCES = """a .csv, .tsv (.gz too), .parquet or .npz file (x, y, feature_names), or digits, iris, wine, breast_cancer,
+diabetes"""
+_NEEDED = ("pyarrow", "sklearn", "torch")
+_Options = type[DataOptions] | type[Architecture] | type[Recipe]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,54 +52,56 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"foldserve {version('foldserve')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     fit = commands.add_parser("fit", help="train on a table and write a bundle", description=_fit.__doc__)
-    fit.add_argument("source", metavar="SOURCE", help="digits, iris, wine, breast_cancer or diabetes")
-    fit.add_argument("--name", type=_name, help="the model's name (default: the source's)")
+    fit.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    fit.add_argument("--name", type=_name, help="the model's name (default: the source's, or the file's stem)")
     fit.add_argument("--models", type=Path, default=Path("models"), help="folder to write to (default: %(default)s)")
     fit.add_argument("--seed", type=int, default=Plan.seed, help="of everything random (default: %(default)s)")
     fit.add_argument("--threads", type=int, default=Plan.threads, help="threads of the fit (default: %(default)s)")
-    fit.add_argument(
-        "--test-share",
-        type=float,
-        default=Plan.test_share,
-        metavar="SHARE",
-        help="share of the rows that is only reported on (default: %(default)s)",
-    )
-    fit.add_argument(
-        "--validation-share",
-        type=float,
-        default=Plan.validation_share,
-        metavar="SHARE",
-        help="share of the rows to stop by (default: %(default)s)",
-    )
     fit.add_argument(
         "--preset",
         choices=PRESETS,
         default="fast",
         help="the recipe that the flags below change (default: %(default)s)",
     )
+    _add_options(fit.add_argument_group("table"), DataOptions)
     _add_options(fit.add_argument_group("network"), Architecture)
     _add_options(fit.add_argument_group("recipe"), Recipe)
     fit.set_defaults(command=_fit)
     return parser
 
 
-def _add_options(group: argparse._ArgumentGroup, owner: type[Architecture] | type[Recipe]) -> None:
+def _add_options(group: argparse._ArgumentGroup, owner: _Options) -> None:
     """Give every field of `owner` its flag; one that is not given is absent, so that the preset's value stays."""
     hints = get_type_hints(owner, include_extras=True)
     for option in fields(owner):
+        if get_origin(hints[option.name]) is not Annotated:
+            continue  # SOURCE is no flag
         kind, text = get_args(hints[option.name])
-        form: dict[str, Any]
-        if kind is bool:
-            form = {"action": argparse.BooleanOptionalAction}
-        elif get_origin(kind) is Literal:
-            form = {"choices": get_args(kind)}
-        elif get_origin(kind) is tuple:
-            form = {"type": _widths, "metavar": "N,N"}
-        else:
-            form = {"type": kind, "metavar": kind.__name__.upper()}
         shown = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
-        flag = "--" + option.name.replace("_", "-")
-        group.add_argument(flag, default=argparse.SUPPRESS, help=f"{text} (default: {shown})", **form)
+        if shown not in (None, ""):
+            text += f" (default: {shown})"
+        group.add_argument("--" + option.name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **_form(kind))
+
+
+def _form(kind: Any) -> dict[str, Any]:
+    """How a field of this type is given on the command line."""
+    if isinstance(kind, UnionType):  # "or None", where it is not given
+        kind = get_args(kind)[0]
+    known: dict[Any, dict[str, Any]] = {
+        bool: {"action": argparse.BooleanOptionalAction},
+        str: {"metavar": "COL"},
+        Path: {"type": Path, "metavar": "FILE"},
+        tuple[str, ...]: {"type": _texts, "metavar": "A,B"},
+        tuple[int, ...]: {"type": _widths, "metavar": "N,N"},
+    }
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    return known.get(kind) or {"type": kind, "metavar": kind.__name__.upper()}
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    """Split as a row of a CSV, so that a text with a comma can be quoted."""
+    return tuple(next(csv.reader([text]), ()))
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -104,22 +117,28 @@ def _name(text: str) -> str:
     return text
 
 
-def _given(parsed: argparse.Namespace, owner: type[Architecture] | type[Recipe]) -> dict[str, Any]:
+def _given(parsed: argparse.Namespace, owner: _Options) -> dict[str, Any]:
     return {option.name: getattr(parsed, option.name) for option in fields(owner) if option.name in parsed}
+
+
+def _stem(source: str) -> str:
+    """Name the model after its table: `houses` for data/houses.csv.gz, and for data/houses.train.csv too."""
+    name = re.sub(r"(\.train)?\.(csv|tsv|parquet|npz)(\.gz)?$", "", Path(source).name, flags=re.IGNORECASE)
+    if source and not bundle.NAME.fullmatch(name):
+        raise TrainingError(f"{name!r} can't be a model's name, letters, digits and . _ - in between: give it a --name")
+    return name
 
 
 def _plan(parsed: argparse.Namespace) -> Plan:
     try:
         return Plan(
-            source=parsed.source,
-            name=parsed.name or parsed.source,
+            data=DataOptions(parsed.source, **_given(parsed, DataOptions)),
+            name=parsed.name or _stem(parsed.source),
             models=parsed.models,
             architecture=Architecture(**_given(parsed, Architecture)),
             recipe=replace(PRESETS[parsed.preset], **_given(parsed, Recipe)),
             seed=parsed.seed,
             threads=parsed.threads,
-            test_share=parsed.test_share,
-            validation_share=parsed.validation_share,
         )
     except ValueError as error:
         raise TrainingError(str(error)) from error
@@ -130,17 +149,52 @@ def _fit(parsed: argparse.Namespace) -> None:
     version of the model to <models>/<name>/<version>. Nothing is written unless the proof holds."""
     started = time.perf_counter()
     plan = _plan(parsed)
-    # Imported late: torch takes seconds, and a wrong flag should not.
-    try:
-        from training.pipeline import run
-        from training.progress import FitProgress
-    except ModuleNotFoundError as error:
-        raise TrainingError(
-            f"{error.name} is not installed: pip install 'foldserve[train,cpu]' or 'foldserve[train,gpu]'"
-        ) from error
+    for needed in _NEEDED:
+        if find_spec(needed) is None:
+            raise TrainingError(
+                f"{needed} is not installed: pip install 'foldserve[train,cpu]' or 'foldserve[train,gpu]'"
+            )
+    bundle.require_folder(plan.models)  # before the work, not after it
+    table = _read(plan.data)
+    _describe(table)
+    # Imported late: torch takes seconds, and neither a wrong flag nor the table should have to wait.
+    from training.pipeline import run
+    from training.progress import FitProgress
+
     with FitProgress(Console(stderr=True)) as progress:
-        written = run(plan, progress.update)
+        written = run(plan, progress.update, table)
     _summarise(written, time.perf_counter() - started)
+
+
+def _read(options: DataOptions) -> Table:
+    from training.reading import ReadProgress
+
+    with ReadProgress(options.source, Console(stderr=True)) as progress:
+        from training import data
+
+        return data.load(options, progress.update)
+
+
+def _describe(table: Table) -> None:
+    """Say what was read as what, before anything is learned from it."""
+    kinds = {kind: [c for c in table.columns if c.kind == kind] for kind in ("numeric", "categorical", "boolean")}
+    parts = []
+    for kind, columns in kinds.items():
+        sizes = [f"{column.name} {len(column.categories)}" for column in columns if column.categories]
+        if columns:
+            parts.append(f"{len(columns)} {kind}" + (f" ({_some(sizes)})" if sizes else ""))
+    missing = [column.name for column in table.columns if column.missing]
+    print("columns      " + ", ".join(parts) + (f"; missing in {_some(missing)}" if missing else ""))
+    outcome = f"{len(table.labels)} classes ({_some(table.labels)})" if table.labels else "a value"
+    print(f"target       {table.target}: {outcome}")
+    for note in table.notes:
+        print(f"note         {note}")
+    sys.stdout.flush()
+
+
+def _some(names: Sequence[object], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def _summarise(written: bundle.Bundle, seconds: float) -> None:

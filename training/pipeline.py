@@ -49,19 +49,22 @@ class Trained:
     folded: Folded
 
 
-def run(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> bundle.Bundle:
+def run(
+    plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table: data.Table | None = None
+) -> bundle.Bundle:
     """Train, fold, certify and write the next version of `plan.name`.
 
-    Raises `TrainingError` or `BundleError`; no bundle is written then.
+    table: what `data.load(plan.data)` gave, for a caller that has it. Raises `TrainingError` or `BundleError`; no bundle is written then.
     """
     bundle.require_folder(plan.models)  # before the work, not after it
-    return export(plan, train(plan, on_epoch))
+    return export(plan, train(plan, on_epoch, table))
 
 
-def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Trained:
-    """Load, split, standardise, fit and fold."""
-    table = data.load(plan.source)
-    split = data.split(table, test=plan.test_share, validation=plan.validation_share, seed=plan.seed)
+def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table: data.Table | None = None) -> Trained:
+    """Load, unless `table` is given, split, standardise, fit and fold."""
+    table = table or data.load(plan.data)
+    test = 0.0 if plan.data.test else plan.data.test_share
+    split = data.split(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
     before = _standardisation(table.x[split.train])
     mean, spread = _target_scale(table, split)
     y = torch.from_numpy(table.y) if table.labels else torch.from_numpy(((table.y - mean) / spread).astype(np.float32))
@@ -86,19 +89,19 @@ def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Tra
 def export(plan: Plan, trained: Trained) -> bundle.Bundle:
     """Turn what was trained into ONNX, certify it and write it."""
     table, split = trained.table, trained.split
-    task, held_out = table.task, table.x[split.test]
+    task, held_out = table.task, data.held_out(plan.data, table, split)
     model = to_onnx(trained.folded.network, table.x.shape[1], table.outputs, task)
     seen = table.x[split.train]
     ranges = np.stack([seen.min(0), seen.max(0)], axis=1)
     drawn = certificate.draw(ranges, (seen == np.rint(seen)).all(0), certificate.RANDOM_ROWS, plan.seed)
     evidence = certificate.certify(
-        trained.network, trained.folded.network, model, task, trained.tolerance, held_out=held_out, drawn=drawn
+        trained.network, trained.folded.network, model, task, trained.tolerance, held_out=held_out.x, drawn=drawn
     )
     # The figures are the exported model's own, not those of the network that it came from.
     predict = certificate.onnx_runtime_cpu(model)
-    rows_of: dict[Literal["validation", "test"], npt.NDArray[np.int64]]
-    rows_of = {"validation": split.validation, "test": split.test}
-    scores = {name: metrics(task, table.y[rows], predict(table.x[rows])) for name, rows in rows_of.items()}
+    part_of: dict[Literal["validation", "test"], data.Table]
+    part_of = {"validation": table.rows(split.validation), "test": held_out}
+    scores = {name: metrics(task, part.y, predict(part.x)) for name, part in part_of.items()}
     golden = certificate.golden(trained.network, task, drawn)
 
     def manifest(number: int) -> bundle.Manifest:
@@ -117,7 +120,7 @@ def export(plan: Plan, trained: Trained) -> bundle.Bundle:
             golden=golden,
             folded=tuple(bundle.Folding(**asdict(line)) for line in trained.folded.report),
             metrics=scores,
-            provenance=_provenance(plan, trained),
+            provenance=_provenance(plan, trained, len(held_out.y)),
         )
 
     return bundle.write(plan.models, plan.name, model, manifest)
@@ -163,20 +166,20 @@ def _feature(name: str, column: npt.NDArray[np.float32]) -> bundle.Feature:
     )
 
 
-def _provenance(plan: Plan, trained: Trained) -> bundle.Provenance:
+def _provenance(plan: Plan, trained: Trained, held_out: int) -> bundle.Provenance:
     split = trained.split
     return bundle.Provenance(
-        source=Path(plan.source).name,
+        source=trained.table.source,
         data_sha256=trained.table.sha256(),
-        rows={"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+        rows={"train": len(split.train), "validation": len(split.validation), "test": held_out},
         seed=plan.seed,
         threads=plan.threads,
         cpu=_cpu(),
         hyperparameters={
             **asdict(plan.architecture),
             **asdict(plan.recipe),
-            "test_share": plan.test_share,
-            "validation_share": plan.validation_share,
+            "test_share": plan.data.test_share,
+            "validation_share": plan.data.validation_share,
             "best_epoch": trained.fitted.best_epoch,
         },
         versions={

@@ -14,11 +14,45 @@ Placement = Literal["pre", "post"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 Schedule = Literal["cosine", "onecycle"]
 Preset = Literal["fast"]
+TaskOption = Literal["auto", "classification", "regression"]
 
 
 def _require(condition: bool, text: str) -> None:
     if not condition:
         raise ValueError(text)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which table, and what is what in it. Raises `ValueError` for what contradicts itself.
+
+    source: a built-in table or a file. test_share, validation_share: of the table's rows; where `test` names a file,
+    no row of the table is held out and test_share is of no effect.
+    """
+
+    source: str
+    target: Annotated[str | None, "column to predict (default: the last)"] = None
+    test: Annotated[Path | None, "file to report on, not looked at before the final figures"] = None
+    task: Annotated[TaskOption, "auto: classes for texts, booleans and at most 20 different whole numbers"] = "auto"
+    categorical: Annotated[tuple[str, ...], "columns whose values are names, numbers or not"] = ()
+    numeric: Annotated[tuple[str, ...], "columns that are numbers, or else an error"] = ()
+    boolean: Annotated[tuple[str, ...], "columns of true and false, or 1 and 0"] = ()
+    drop: Annotated[tuple[str, ...], "columns to leave out"] = ()
+    missing: Annotated[tuple[str, ...], "texts that mean no value, as the empty cell does: NA,?"] = ()
+    group: Annotated[str | None, "keep rows of one value of it on one side of every split; it is no feature"] = None
+    time: Annotated[str | None, "test on the latest rows; it stays a feature if it is numeric"] = None
+    test_share: Annotated[float, "share of the rows that is only reported on"] = 0.2
+    validation_share: Annotated[float, "share of the rows to stop by"] = 0.1
+
+    def __post_init__(self) -> None:
+        held_out = 0.0 if self.test else self.test_share
+        _require(self.test_share > 0 and self.validation_share > 0, "test and validation shares are above 0")
+        _require(held_out + self.validation_share < 1, "test and validation shares leave no rows to train on")
+        _require(not (self.group and self.time), "split by a group or by time, not by both")
+        declared = [*self.categorical, *self.numeric, *self.boolean, *self.drop]
+        twice = sorted({name for name in declared if declared.count(name) > 1})
+        _require(not twice, f"column {twice and twice[0]!r} is declared twice")
+        _require(self.target not in declared or self.target is None, f"column {self.target!r} is the target")
 
 
 @dataclass(frozen=True)
@@ -76,22 +110,18 @@ PRESETS: dict[Preset, Recipe] = {"fast": Recipe()}
 class Plan:
     """A whole run. Same plan, data, versions and kind of CPU: the same `model.onnx`, byte for byte.
 
-    test_share, validation_share: of the table's rows, drawn with `seed`. threads: of the fit, since sums that are split
-    over two threads round differently from one. Raises `ValueError` for what can't work.
+    data: which table; its splits are drawn with `seed`. threads: of the fit, since sums that are split over two threads
+    round differently from one. Raises `ValueError` for what can't work.
     """
 
-    source: str
+    data: DataOptions
     name: str
     models: Path
     architecture: Architecture = Architecture()
     recipe: Recipe = Recipe()
     seed: int = 0
     threads: int = 1
-    test_share: float = 0.2
-    validation_share: float = 0.1
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "the seed is from 0 to 4294967295")
         _require(1 <= self.threads <= 1024, "threads are at least 1, at most 1024")
-        _require(self.test_share > 0 and self.validation_share > 0, "test and validation shares are above 0")
-        _require(self.test_share + self.validation_share < 1, "test and validation shares leave no rows to train on")
