@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from service import bundle
 from training.pipeline import run
-from training.plan import Plan, Recipe
+from training.plan import DataOptions, Plan, Recipe
 
 # The servers under test are on this machine: a developer's proxy has no part in that.
 os.environ["NO_PROXY"] = "127.0.0.1"
@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with digits/1, a classification, and diabetes/1, a regression. Copy it before you change it."""
     models = tmp_path_factory.mktemp("trained")
     for source in ("digits", "diabetes"):
-        run(Plan(source=source, name=source, models=models, recipe=Recipe(epochs=5)))
+        run(Plan(data=DataOptions(source), name=source, models=models, recipe=Recipe(epochs=5)))
     return models
 
 

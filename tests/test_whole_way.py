@@ -7,14 +7,14 @@ import torch
 
 from tests.service.support import serving
 from training import pipeline
-from training.plan import Architecture, Plan, Recipe
+from training.plan import Architecture, DataOptions, Plan, Recipe
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_a_served_model_gives_the_labels_and_probabilities_of_the_unfolded_network(tmp_path, placement):
     models = tmp_path / "models"
     models.mkdir()
-    plan = Plan("digits", "digits", models, Architecture(placement=placement), Recipe(epochs=15))
+    plan = Plan(DataOptions("digits"), "digits", models, Architecture(placement=placement), Recipe(epochs=15))
     trained = pipeline.train(plan)
     pipeline.export(plan, trained)
     rows = trained.table.x[trained.split.test]
@@ -31,7 +31,7 @@ def test_a_served_model_gives_the_labels_and_probabilities_of_the_unfolded_netwo
 def test_a_served_regression_gives_the_values_of_the_unfolded_network(tmp_path):
     models = tmp_path / "models"
     models.mkdir()
-    plan = Plan("diabetes", "diabetes", models, recipe=Recipe(epochs=15))
+    plan = Plan(DataOptions("diabetes"), "diabetes", models, recipe=Recipe(epochs=15))
     trained = pipeline.train(plan)
     pipeline.export(plan, trained)
     rows = trained.table.x[trained.split.test]

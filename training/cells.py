@@ -67,9 +67,11 @@ def is_moment(cells: pa.ChunkedArray) -> bool:
 
 
 def plain(name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The cells of a dictionary as what they stand for. Raises `DataError` for what is neither text nor number."""
+    """The cells of a dictionary as texts. Raises `DataError` for what is neither text, number, boolean nor time."""
     if pa.types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
+        if not is_text(cells):
+            cells = cells.cast(pa.string())
     kind = cells.type
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
         return cells.cast(pa.float64())
@@ -155,7 +157,7 @@ def check_numbers(name: str, cells: pa.ChunkedArray, values: Values) -> None:
     large = np.flatnonzero(np.abs(values) >= _EXACT)
     if pa.types.is_floating(cells.type):
         return
-    for row, cell in zip(large, cells.take(pa.array(large)).to_pylist(), strict=True):
+    for row, cell in zip(large.tolist(), cells.take(pa.array(large)).to_pylist(), strict=True):
         text = str(cell).strip()
         if _INTEGER.fullmatch(text) and abs(int(text)) > _EXACT:
             raise DataError(

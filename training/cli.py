@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -132,7 +133,7 @@ def _stem(source: str) -> str:
 def _plan(parsed: argparse.Namespace) -> Plan:
     try:
         return Plan(
-            data=DataOptions(parsed.source, **_given(parsed, DataOptions)),
+            data=DataOptions(**_given(parsed, DataOptions)),
             name=parsed.name or _stem(parsed.source),
             models=parsed.models,
             architecture=Architecture(**_given(parsed, Architecture)),

@@ -54,7 +54,8 @@ def run(
 ) -> bundle.Bundle:
     """Train, fold, certify and write the next version of `plan.name`.
 
-    table: what `data.load(plan.data)` gave, for a caller that has it. Raises `TrainingError` or `BundleError`; no bundle is written then.
+    table: what `data.load(plan.data)` gave, for a caller that has it.
+    Raises `TrainingError` or `BundleError`; no bundle is written then.
     """
     bundle.require_folder(plan.models)  # before the work, not after it
     return export(plan, train(plan, on_epoch, table))

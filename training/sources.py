@@ -214,8 +214,8 @@ def _header(name: str, text: _Tail, delimiter: str) -> tuple[str, ...]:
         lines = io.StringIO(codecs.getincrementaldecoder("utf-8-sig")().decode(head), newline="")
         row = next((row for row in csv.reader(lines, delimiter=delimiter, strict=True) if row), None)
     except UnicodeDecodeError as error:
-        row = head[: error.start].count(b"\n")
-        raise DataError(f"{name} is no UTF-8 text: line {row + 1} holds the byte 0x{head[error.start]:02x}") from None
+        line = head[: error.start].count(b"\n") + 1
+        raise DataError(f"{name} is no UTF-8 text: line {line} holds the byte 0x{head[error.start]:02x}") from None
     except csv.Error as error:
         raise DataError(f"{name}: the header can't be read: {error}") from None
     if row is None:

@@ -47,7 +47,7 @@ def split(table: Table, *, test: float, validation: float, seed: int) -> Split:
     if len(table.y) < _MIN_ROWS:
         raise DataError(f"{len(table.y)} rows are too few: at least {_MIN_ROWS} are needed")
     if table.group is not None:
-        parts = _by_group(table, (test, validation), np.random.default_rng(seed))
+        parts = _by_group(table, table.group, (test, validation), np.random.default_rng(seed))
     elif table.time is not None:
         parts = _by_time(table.time, (test, validation))
     else:
@@ -132,8 +132,8 @@ def _portion(of: Rows, sizes: npt.NDArray[np.int64], shares: Sequence[float]) ->
     return [*parts, np.flatnonzero(of >= first)]
 
 
-def _by_group(table: Table, shares: tuple[float, float], generator: np.random.Generator) -> list[Rows]:
-    groups, of = np.unique(table.group, return_inverse=True)
+def _by_group(table: Table, group: Rows, shares: tuple[float, float], generator: np.random.Generator) -> list[Rows]:
+    groups, of = np.unique(group, return_inverse=True)
     if len(groups) < 1 + sum(share > 0 for share in shares):
         raise DataError(f"the group column has {len(groups)} different values, too few to split by")
     sizes = np.bincount(of)

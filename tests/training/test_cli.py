@@ -90,7 +90,7 @@ def test_a_terminal_gets_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
     ("arguments", "reason"),
     [
         (("nothing",), "unknown source 'nothing'"),
-        (("data/houses.csv",), "unknown source 'data/houses.csv'"),
+        (("data/houses.csv",), "data/houses.csv: no such file"),
         (("",), "unknown source ''"),
         (("iris", "--models", "nowhere"), "nowhere: no such folder"),
         (("iris", "--eps", "inf"), "eps is above 0"),
@@ -145,8 +145,8 @@ def test_without_the_trainer_s_libraries_it_says_what_to_install(tmp_path):
 def test_an_interrupt_ends_it_without_a_bundle(tmp_path):
     script = (
         "import sys; from pathlib import Path; from training import pipeline\n"
-        "from training.plan import Plan, Recipe\n"
-        "plan = Plan('digits', 'digits', Path(sys.argv[1]), recipe=Recipe(epochs=10**6, patience=10**6))\n"
+        "from training.plan import DataOptions, Plan, Recipe\n"
+        "plan = Plan(DataOptions('digits'), 'digits', Path(sys.argv[1]), recipe=Recipe(epochs=10**6, patience=10**6))\n"
         "try: pipeline.run(plan, lambda epoch: print(epoch.number, flush=True))\n"
         "except KeyboardInterrupt: sys.exit(130)\n"
     )

@@ -17,13 +17,13 @@ import torch
 from service import bundle
 from training import certificate, pipeline
 from training.errors import ParityError
-from training.plan import Architecture, Plan, Recipe
+from training.plan import Architecture, DataOptions, Plan, Recipe
 
 QUICK = Recipe(epochs=4)
 
 
 def plan(models, source="digits", **changes):
-    return Plan(**{"source": source, "name": source, "models": models, "recipe": QUICK} | changes)
+    return Plan(**{"data": DataOptions(source), "name": source, "models": models, "recipe": QUICK} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def test_the_same_plan_gives_the_same_bytes_in_another_process_and_another_place
         import sys
         from pathlib import Path
         from training.pipeline import run
-        from training.plan import Architecture, Plan, Recipe
-        run(Plan("digits", "digits", Path(sys.argv[1]), Architecture(placement=sys.argv[2]), Recipe(epochs=4)))
+        from training.plan import Architecture, DataOptions, Plan, Recipe
+        run(Plan(DataOptions("digits"), "digits", Path(sys.argv[1]), Architecture(placement=sys.argv[2]), Recipe(epochs=4)))
     """)
     architecture = Architecture(placement=placement)
     here = pipeline.run(plan(tmp_path, architecture=architecture)).model
@@ -164,7 +164,7 @@ def test_no_golden_row_is_a_row_of_the_table(written, trained):
 
 
 def test_a_regression_far_from_zero_is_not_certified_by_the_size_of_its_mean(tmp_path, monkeypatch):
-    table = pipeline.data.load("diabetes")
+    table = pipeline.data.load(DataOptions("diabetes"))
     far = replace(table, y=1.7e9 + 1e4 * (table.y - table.y.mean()) / table.y.std())
     monkeypatch.setattr(pipeline.data, "load", lambda _: far)
     trained = pipeline.train(plan(None, "diabetes"))
