@@ -59,13 +59,13 @@ def _not_from_an_integer(value: object) -> object:
     return value
 
 
-# What a JSON answer can carry: an integer of 64 bits, a number that is finite.
-Label = (
-    StrictBool
-    | Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)]
+# What JSON can carry from here to any client and back: an integer of 64 bits, a number that is finite.
+Category = (
+    Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)]
     | Annotated[StrictFloat, BeforeValidator(_not_from_an_integer)]
     | StrictStr
 )
+Label = StrictBool | Category
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -97,14 +97,56 @@ class Histogram(_Part):
     counts: tuple[int, ...]
 
 
+# float32 tells every index below it from the next.
+_MOST_CATEGORIES = 2**24 - 1
+
+
 class Feature(_Part):
-    """One column of the input. `range` and `histogram` are of the training rows."""
+    """One column of the input, which holds numbers alone: a missing value is NaN there, and NaN is nothing else.
+
+    kind: `numeric`, the raw value; `boolean`, 0 or 1; `categorical`, the index of one of `categories`, and after the
+    last of them the index of the reserved bucket, for whatever else.
+    missing: whether a row may have no value.
+    range: of the training rows that have a value; None for a categorical feature, whose indices have no order.
+    histogram: of the same rows; of a categorical feature a bin for each category, with the edges -0.5, 0.5, ...
+    missing_share: of the training rows.
+    """
 
     name: str
-    kind: Literal["numeric"] = "numeric"
+    kind: Literal["numeric", "boolean", "categorical"] = "numeric"
     missing: bool = False
-    range: tuple[float, float]
+    categories: tuple[Category, ...] = ()
+    range: tuple[float, float] | None = None
     histogram: Histogram
+    missing_share: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def largest_code(self) -> int | None:
+        """The largest number that stands for a value: 1, or the reserved bucket's index. None: every number does."""
+        return {"numeric": None, "boolean": 1, "categorical": len(self.categories)}[self.kind]
+
+    def admits(self, value: float | None) -> bool:
+        """Whether a row may have `value` in this column of the input; None is a missing value."""
+        if value is None:
+            return self.missing
+        return self.largest_code is None or (value.is_integer() and 0 <= value <= self.largest_code)
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Feature:
+        categorical = self.kind == "categorical"
+        if categorical != bool(self.categories):
+            raise ValueError("a categorical feature has categories, and no other")
+        if categorical != (self.range is None):
+            raise ValueError("a feature has a range, unless it is categorical")
+        if len(self.categories) > _MOST_CATEGORIES:
+            raise ValueError("there are more categories than float32 has indices")
+        if len(set(self.categories)) < len(self.categories):  # 1 and 1.0 are one number to JSON
+            raise ValueError("two categories are the same")
+        if categorical and len(self.histogram.counts) != len(self.categories):
+            raise ValueError("the histogram has not one bin for each category")
+        if self.missing_share and not self.missing:
+            raise ValueError("a share of the rows is missing in a feature without missing values")
+        return self
 
 
 class Parity(_Part):
@@ -189,7 +231,7 @@ class Certificate(_Part):
 
 
 class Golden(_Part):
-    """Rows drawn from the training ranges, no person's data, and what the reference gives for them.
+    """Rows drawn from the training ranges and categories, no person's data, and what the reference gives for them.
 
     inputs: [rows, features], a missing value is null. outputs: [rows, outputs], of the float64 reference.
     """

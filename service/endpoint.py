@@ -214,5 +214,7 @@ class Exchange:
         requests = self._endpoint.requests
         if requests is not None:
             requests.in_flight -= 1
-            rows = 0 if self._call is None else len(self._call.rows)
-            requests.ended(status, rows if status == 200 else 0, time.monotonic() - self._arrived)
+            call = self._call if status == 200 else None
+            if call is not None and call.unseen:
+                requests.unseen(call.unseen)
+            requests.ended(status, 0 if call is None else len(call.rows), time.monotonic() - self._arrived)

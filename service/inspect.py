@@ -35,7 +35,7 @@ def show(bundle: Bundle, console: Console | None = None) -> None:
                 for m in manifest.certificate.measurements
             ),
         ),
-        _table("features", ("", "name", "kind", "missing", "range"), _features(manifest)),
+        _table("features", ("", "name", "kind", "missing", "range, or categories"), _features(manifest)),
         _table("provenance", ("", ""), _provenance(manifest)),
     ):
         out.print(table)
@@ -83,8 +83,8 @@ def _parity(parity: Parity) -> tuple[str, str, str, str]:
 
 def _features(manifest: Manifest) -> Iterable[tuple[str, ...]]:
     for i, feature in enumerate(manifest.features[:_FEATURES_SHOWN]):
-        low, high = feature.range
-        yield str(i), feature.name, feature.kind, "yes" if feature.missing else "no", f"{low:g} to {high:g}"
+        values = "{:g} to {:g}".format(*feature.range) if feature.range else f"{len(feature.categories):,} categories"
+        yield str(i), feature.name, feature.kind, f"{feature.missing_share:.1%}" if feature.missing else "no", values
     hidden = len(manifest.features) - _FEATURES_SHOWN
     if hidden > 0:
         yield "", f"and {hidden} more", "", "", ""

@@ -14,7 +14,7 @@ import time
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,7 @@ class Requests:
         self._metrics = metrics
         self._labels = (model, version, protocol)
         self._pending: list[tuple[int, int, float]] = []
+        self._unseen: Tally[str] = Tally()
         self.in_flight = 0
 
     def ended(self, status: int, rows: int, seconds: float) -> None:
@@ -89,12 +90,19 @@ class Requests:
         if len(self._pending) >= _MANY:
             self.flush()
 
+    def unseen(self, values: Mapping[str, int]) -> None:
+        """Count an answered request's values that training has not seen, by feature."""
+        self._unseen.update(values)
+
     def flush(self) -> None:
         """Add up what has gathered."""
         pending, self._pending = self._pending, []
         if not pending:
             return
         m, labels = self._metrics, self._labels
+        for feature, count in self._unseen.items():
+            m.unseen_categories.labels(*labels[:2], feature).inc(count)
+        self._unseen.clear()
         for status, count in Tally(status for status, _, _ in pending).items():
             m.requests.labels(*labels, str(status)).inc(count)
         m.rows.labels(*labels).inc(sum(rows for _, rows, _ in pending))
@@ -135,6 +143,12 @@ class Metrics:
             "foldserve_requests", "Requests for predictions that were answered.", (*protocol, "status"), registry=r
         )
         self.rows = Counter("foldserve_request_rows", "Rows that were asked for and computed.", protocol, registry=r)
+        self.unseen_categories = Counter(
+            "foldserve_unseen_categories",
+            "Values of categorical features that training has not seen.",
+            (*model, "feature"),
+            registry=r,
+        )
         self.request_seconds = _Histogram(
             "foldserve_request_seconds",
             "From the whole request to its answer, without the time on the wire.",
@@ -205,8 +219,12 @@ class Metrics:
         self._all.append(made)
         return made
 
-    def loaded(self, model: str, version: str, seconds: float, parity_error: float, provider: str) -> None:
-        """Tell of a model that has been loaded and proven."""
+    def loaded(
+        self, model: str, version: str, seconds: float, parity_error: float, provider: str, categorical: Iterable[str]
+    ) -> None:
+        """Tell of a model that has been loaded and proven; categorical: the names of such features."""
+        for feature in categorical:
+            self.unseen_categories.labels(model, version, feature)  # 0: a rate needs what the first value adds to
         self.load_seconds.labels(model, version).set(seconds)
         self.parity_error.labels(model, version).set(parity_error)
         self.provider.labels(model, version, provider).set(1)

@@ -143,9 +143,9 @@ def _open(path: Path, settings: Settings, pool: Pool, metrics: Metrics | None) -
         *(path.parent.name, path.name, runtime.provider, runtime.why, parity.worst),
     )
     if metrics is not None:
-        metrics.loaded(
-            path.parent.name, path.name, time.perf_counter() - started, parity.max_absolute, runtime.provider
-        )
+        categorical = [feature.name for feature in whole.manifest.features if feature.kind == "categorical"]
+        seconds = time.perf_counter() - started
+        metrics.loaded(path.parent.name, path.name, seconds, parity.max_absolute, runtime.provider, categorical)
     return _live(whole.manifest, runtime, parity, settings, pool, metrics)
 
 

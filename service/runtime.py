@@ -231,6 +231,9 @@ def check_golden(runtime: Runtime, manifest: Manifest) -> Parity:
         raise BundleError("the golden rows differ in length") from error
     if not len(exact) or exact.shape != (len(reference), manifest.input.shape[1]):
         raise BundleError(f"golden rows of shape {exact.shape}, and {len(reference)} outputs")
+    for feature, column in zip(manifest.features, zip(*golden.inputs, strict=True), strict=True):
+        if not all(map(feature.admits, column)):
+            raise BundleError(f"a golden row holds in column {feature.name!r} what no row may have there")
     if (np.abs(exact) > np.finfo(np.float32).max).any():
         raise BundleError("a golden row holds a value that is too large for float32")
     rows = exact.astype(np.float32)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
+import shlex
 import signal
 import socket
 import sys
@@ -22,6 +24,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.codecs.friendly import example
 from service.errors import RequestError, StartError
 from service.repository import Repository
 from service.settings import Settings
@@ -194,10 +197,14 @@ def _announcement(listener: socket.socket, repository: Repository) -> str:
     names = repository.names()
     name = repository.default or names[0]
     path = "/predict" if repository.default else f"/v1/models/{name}:predict"
-    row = repository.find(name).manifest.golden.inputs[0]
-    values = ", ".join("null" if value is None else f"{value:.6g}" for value in row)
+    manifest = repository.find(name).manifest
+    values = ", ".join(
+        f"{value:.6g}" if feature.kind == "numeric" and value is not None else json.dumps(value)
+        for feature, value in zip(manifest.features, example(manifest), strict=True)
+    )
+    rows = shlex.quote(f'{{"instances": [[{values}]]}}')
     return (
         f"foldserve {version('foldserve')} serves {', '.join(names)} on {url}, documentation on {url}/docs\n"
         "try:\n"
-        f"""  curl -s {url}{path} -H 'Content-Type: application/json' -d '{{"instances": [[{values}]]}}'"""
+        f"  curl -s {url}{path} -H 'Content-Type: application/json' -d {rows}"
     )

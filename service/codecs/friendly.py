@@ -3,8 +3,9 @@
     {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
-A missing value is null. For those who send much, the body may be raw little-endian float32, row after row
-(`application/octet-stream`; a missing value is NaN), and the answer raw in the same way or an Arrow stream.
+A category is its own string or number, a boolean true or false, a missing value null. For those who send much, the
+body may be raw little-endian float32, row after row (`application/octet-stream`; everything is a number: a category its
+index, a boolean 0 or 1, a missing value NaN), and the answer raw in the same way or an Arrow stream.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.bundle import Manifest
+from service.bundle import Category, Feature, Manifest
 from service.codecs.arrow import ArrowWriter
 from service.codecs.rows import (
     NOT_SO,
@@ -49,10 +50,11 @@ class FriendlyCodec:
         self._max_rows = max_rows
         self._arrow_writer = ArrowWriter(manifest.labels)
         self._answers = {JSON_TYPE: self._json, RAW_TYPE: self._raw, ARROW_TYPE: self._arrow}
-        # Twice what a body of that many rows can hold of brackets, those inside the features' names included, and
-        # some for the small mistakes that a clearer text waits for.
-        in_names = sum(name.count("[") + name.count("{") for name in self._columns.names)
-        self._max_brackets = 2 * max_rows * (1 + in_names) + 200_000
+        # Twice what a body of that many rows can hold of brackets, those inside the features' names and categories
+        # included, and some for the small mistakes that a clearer text waits for.
+        in_names = sum(map(_brackets_in, self._columns.names))
+        in_values = sum(max(map(_brackets_in, feature.categories), default=0) for feature in manifest.features)
+        self._max_brackets = 2 * max_rows * (1 + in_names + in_values) + 200_000
 
     def decode(self, headers: Headers, body: bytes, *, quickly: bool = False) -> Call:
         """Read one request. Raises `InvalidInput`, `UnsupportedMedia`; `quickly`, `TakesLong` if it would."""
@@ -64,7 +66,7 @@ class FriendlyCodec:
         else:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
         wanted = preferred(headers, b"accept", self._answers) if b"accept" in headers else None
-        return Call(rows, self._answers[wanted or JSON_TYPE])
+        return Call(rows, self._answers[wanted or JSON_TYPE], unseen=self._columns.unseen(rows))
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -73,7 +75,8 @@ class FriendlyCodec:
             raise InvalidInput(
                 f'"instances" has too many rows, or rows inside rows; at most {self._max_rows} are allowed'
             )
-        rows = self._plain_rows(body) if len(body) > SMALL_BODY else None
+        # Where a category may be a number, an array of numbers alone is not yet one of codes.
+        rows = self._plain_rows(body) if len(body) > SMALL_BODY and not self._columns.coded else None
         if rows is None and quickly:
             raise TakesLong
         return self._checked_rows(body) if rows is None else rows
@@ -99,7 +102,8 @@ class FriendlyCodec:
                 raise InvalidInput(f"row {i} is not an array of {width} values")
             if len(row) != width:
                 raise InvalidInput(f"row {i} has {len(row)} values, expected {width}")
-        return self._columns.from_values(instances[0] if len(instances) == 1 else list(chain.from_iterable(instances)))
+        values = instances[0] if len(instances) == 1 else list(chain.from_iterable(instances))
+        return self._columns.from_own_values(values)
 
     def _instances(self, body: bytes) -> list[Any]:
         parsed = document(body)
@@ -151,3 +155,21 @@ class FriendlyCodec:
 
     def _arrow(self, outputs: Rows) -> Reply:
         return Reply(200, ((b"content-type", ARROW_TYPE),), self._arrow_writer.write(outputs))
+
+
+def example(manifest: Manifest) -> list[Category | bool | None]:
+    """Give the first golden row as a client would write it.
+
+    The reserved bucket has no value of its own: the last category stands there.
+    """
+    return [_own(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)]
+
+
+def _own(feature: Feature, value: float | None) -> Category | bool | None:
+    if value is None or feature.kind == "numeric":
+        return value
+    return bool(value) if feature.kind == "boolean" else (*feature.categories, feature.categories[-1])[int(value)]
+
+
+def _brackets_in(text: Category) -> int:
+    return str(text).count("[") + str(text).count("{")

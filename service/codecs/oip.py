@@ -5,7 +5,8 @@
 
 The header Inference-Header-Content-Length says where the JSON ends and the tensors' bytes begin, little-endian and
 row-major; 0 says that there is no JSON, and the body is the rows. Everything is a number here: a missing value is NaN
-in binary and null in JSON, a category its index.
+in binary and null in JSON, a category its index, or the one past the last for what training has not seen, a boolean 0
+or 1.
 
 https://github.com/kserve/open-inference-protocol, and the binary tensor data, model configuration and statistics
 extensions: https://github.com/triton-inference-server/server/tree/main/docs/protocol
@@ -26,9 +27,9 @@ import orjson
 import simdjson
 
 from service.bundle import Manifest
+from service.codecs.kinds import NUMBERS
 from service.codecs.rows import (
     NOT_SO,
-    NUMBERS,
     SMALL_BODY,
     Call,
     Columns,
@@ -166,7 +167,7 @@ class OipCodec:
             data = list(map(int, data))
         elif datatype in _INTEGERS:
             self._check_integers(data, datatype)
-        rows = self._columns.from_values(data)
+        rows = self._columns.from_numbers(data)
         if datatype in _LARGEST and (np.abs(rows) > _LARGEST[datatype]).any():
             raise InvalidInput(f"{self._input!r} holds a value that is too large for {datatype}")
         return rows
@@ -227,7 +228,8 @@ class OipCodec:
                 raise InvalidInput("the classification extension is not offered: ask for the tensor itself")
             binary = _flag(of_output, "binary_data", default=binary)
         named = self._model if identity is None else {**self._model, "id": identity}
-        return Call(rows, partial(self._binary if binary else self._json, named), timeout / 1e6 if timeout else None)
+        encode = partial(self._binary if binary else self._json, named)
+        return Call(rows, encode, timeout / 1e6 if timeout else None, self._columns.unseen(rows))
 
     def _tensor(self, outputs: Rows) -> dict[str, Any]:
         return {"name": self._output, "datatype": "FP32", "shape": outputs.shape}

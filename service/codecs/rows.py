@@ -1,4 +1,4 @@
-"""Checked rows: whatever numbers a protocol carries become float32 [rows, features], or are refused by row and column.
+"""Checked rows: whatever a protocol carries becomes float32 [rows, features], or is refused by row and column.
 
 A large JSON body goes through simdjson, straight into an array and never through Python's own numbers. Only what needs
 no second look takes that way: all else is parsed again, in Python, which knows how to say what is wrong and where. A
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,11 @@ import orjson
 import simdjson
 
 from service.bundle import Feature
+from service.codecs.kinds import NUMBERS, CodedColumn
 from service.errors import InvalidInput
 from service.reply import Reply
 
 Rows = npt.NDArray[np.float32]
-
-# Of exactly these types: a bool is an int to Python, and no number to a client.
-NUMBERS = frozenset({int, float})
 
 # Bytes of a JSON body, and numbers, that are small in the sense of above; measured.
 SMALL_BODY = 4096
@@ -47,25 +45,41 @@ class TakesLong(Exception):  # noqa: N818
 
 @dataclass(slots=True)
 class Call:
-    """One request, understood: float32 [rows, features], how to write the answer, and the client's deadline."""
+    """One request, understood: float32 [rows, features], how to write the answer, and the client's deadline.
+
+    unseen: how many values training has not seen, by the names of their features.
+    """
 
     rows: Rows
     encode: Callable[[Rows], Reply]
     timeout: float | None = None  # seconds
+    unseen: Mapping[str, int] | None = None
 
 
 class Columns:
-    """The input columns of one model."""
+    """The input columns of one model.
+
+    coded: those of them that hold codes, which cost what they cost only where there are any.
+    """
 
     def __init__(self, features: Sequence[Feature]) -> None:
         self.names = tuple(feature.name for feature in features)
         self.width = len(features)
         self._nullable = np.array([feature.missing for feature in features])
+        self.coded = tuple(
+            CodedColumn(place, feature, feature.largest_code)
+            for place, feature in enumerate(features)
+            if feature.largest_code is not None
+        )
+        self._places = [column.place for column in self.coded]
+        self._largest = np.array([column.largest for column in self.coded], np.float32)
+        self._reserved = np.array([column.reserved for column in self.coded], np.float32)
 
     def from_simdjson(self, array: Any, nested: int) -> Rows | None:
         """Read an array of numbers, flat or of rows, in a document that has `nested` times `[` besides it.
 
-        Takes whole rows of the model's width, and no number that is too large; None stands for anything else.
+        Takes whole rows of the model's width, no number that is too large, and no code that is none; None stands for
+        anything else.
         """
         exact = np.frombuffer(array.as_buffer(of_type="d"))  # raises unless every leaf is a number
         # It is flattened: what was nested deeper, or unevenly, shows in the lengths and in the number of brackets.
@@ -77,10 +91,25 @@ class Columns:
         # Unlike `dot`, `vdot` doesn't warn of an overflow.
         if not np.vdot(exact, exact) < _SURE_TO_FIT:
             return None
-        return exact.reshape(-1, self.width).astype(np.float32)
+        rows = exact.reshape(-1, self.width).astype(np.float32)
+        return None if self.coded and self._no_codes(rows).any() else rows
 
-    def from_values(self, values: list[Any]) -> Rows:
-        """Read JSON's own values, row after row; null is a missing value. Raises `InvalidInput`."""
+    def from_own_values(self, values: list[Any]) -> Rows:
+        """Read JSON's own values, row after row: numbers, true and false, categories; null is a missing value.
+
+        Raises `InvalidInput`.
+        """
+        for column in self.coded:
+            values[column.place :: self.width] = column.codes(values[column.place :: self.width])
+        return self._from_numbers(values)
+
+    def from_numbers(self, values: list[Any]) -> Rows:
+        """Read JSON's numbers, row after row, codes among them; null is a missing value. Raises `InvalidInput`."""
+        rows = self._from_numbers(values)
+        self._check_codes(rows)
+        return rows
+
+    def _from_numbers(self, values: list[Any]) -> Rows:
         if set(map(type, values)) <= NUMBERS:
             if len(values) <= _SMALL_COUNT:
                 try:
@@ -98,7 +127,22 @@ class Columns:
         return self._float32(np.array(values, dtype=np.float64).reshape(-1, self.width))
 
     def from_array(self, exact: npt.NDArray[Any]) -> Rows:
-        """Read [rows, features] of any numeric type; NaN is a missing value. Raises `InvalidInput`."""
+        """Read [rows, features] of any numeric type, codes among them; NaN is a missing value.
+
+        Raises `InvalidInput`.
+        """
+        rows = self._from_array(exact)
+        self._check_codes(rows)
+        return rows
+
+    def unseen(self, rows: Rows) -> Mapping[str, int] | None:
+        """Count the values that went to a reserved bucket, by the names of their features; None where none did."""
+        if not self.coded:
+            return None
+        counts = np.count_nonzero(rows[:, self._places] == self._reserved, axis=0).tolist()
+        return {column.name: count for column, count in zip(self.coded, counts, strict=True) if count} or None
+
+    def _from_array(self, exact: npt.NDArray[Any]) -> Rows:
         if exact.dtype == np.float32:
             rows = exact if exact.flags.aligned else exact.copy()
             if np.isfinite(rows).all():
@@ -106,6 +150,18 @@ class Columns:
         self.refuse_at(np.isinf(exact), "is infinite")
         self.refuse_at(np.isnan(exact) & ~self._nullable, "is NaN, and the feature has no missing values")
         return self._float32(exact)
+
+    def _no_codes(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Find what is no code, [rows, coded]; whether a value may be missing is another question."""
+        codes = rows[:, self._places]
+        with np.errstate(invalid="ignore"):  # a NaN that signals
+            bad: npt.NDArray[np.bool_] = (codes < 0) | (codes > self._largest) | (abs(codes - np.rint(codes)) > 0)
+        return bad
+
+    def _check_codes(self, rows: Rows) -> None:
+        if self.coded and (bad := self._no_codes(rows)).any():
+            row, found = np.argwhere(bad)[0].tolist()
+            raise InvalidInput(f"row {row}, column {self.coded[found].name!r} {self.coded[found].no_code}")
 
     def refuse_at(self, bad: npt.NDArray[np.bool_], reason: str) -> None:
         """Raise `InvalidInput` for the first entry of [rows, features] that is bad."""

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from service import errors
 from service.bundle import Manifest
-from service.codecs.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE
+from service.codecs.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE, example
 from service.repository import Model, Repository
 from service.routes.common import documented, predicted, prediction, version_number
 
@@ -15,9 +15,12 @@ _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 
 class Instances(BaseModel):
-    """What /predict reads: rows as arrays in the features' order, or as objects by feature name."""
+    """What /predict reads: rows as arrays in the features' order, or as objects by feature name.
 
-    instances: list[list[float | None]] | list[dict[str, float | None]]
+    A category is its own string or number, a boolean true or false, a missing value null.
+    """
+
+    instances: list[list[float | bool | str | None]] | list[dict[str, float | bool | str | None]]
 
 
 class Predictions(BaseModel):
@@ -59,7 +62,7 @@ def _add_predict(routes: APIRouter, repository: Repository) -> None:
     content = {
         JSON_TYPE.decode(): {
             "schema": Instances.model_json_schema(),
-            "example": {"instances": [shown.golden.inputs[0]]},  # so that "Try it out" works as it stands
+            "example": {"instances": [example(shown)]},  # so that "Try it out" works as it stands
         },
         RAW_TYPE.decode(): _BYTES,
     }
