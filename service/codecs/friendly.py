@@ -11,6 +11,7 @@ index, a boolean 0 or 1, a missing value NaN), and the answer raw in the same wa
 from __future__ import annotations
 
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,10 @@ class FriendlyCodec:
         self._head = orjson.dumps({"model": manifest.name, "version": manifest.version})[:-1]
         self._labels = [orjson.dumps(label) for label in manifest.labels]
         self._columns = Columns(manifest.features)
-        self._name_set = frozenset(self._columns.names)
+        names = self._columns.names
+        self._name_set = frozenset(names)
+        # A getter of one gives it bare.
+        self._picked = itemgetter(*names) if len(names) > 1 else lambda row: [row[names[0]]]
         self._max_rows = max_rows
         self._arrow_writer = ArrowWriter(manifest.labels)
         self._answers = {JSON_TYPE: self._json, RAW_TYPE: self._raw, ARROW_TYPE: self._arrow}
@@ -126,7 +130,7 @@ class FriendlyCodec:
                 if missing is None
                 else f"row {i} lacks the feature {missing!r}"
             )
-        return [row[name] for name in self._columns.names]
+        return list(self._picked(row))
 
     def _raw_rows(self, body: bytes) -> Rows:
         width = self._columns.width

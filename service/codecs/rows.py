@@ -25,6 +25,8 @@ from service.reply import Reply
 
 Rows = npt.NDArray[np.float32]
 
+_NUMBERS_AND_NULL = NUMBERS | {type(None)}
+
 # Bytes of a JSON body, and numbers, that are small in the sense of above; measured.
 SMALL_BODY = 4096
 _SMALL_COUNT = 512
@@ -71,7 +73,7 @@ class Columns:
             for place, feature in enumerate(features)
             if feature.largest_code is not None
         )
-        self._places = [column.place for column in self.coded]
+        self._places = np.array([column.place for column in self.coded], np.intp)
         self._largest = np.array([column.largest for column in self.coded], np.float32)
         self._reserved = np.array([column.reserved for column in self.coded], np.float32)
 
@@ -110,21 +112,22 @@ class Columns:
         return rows
 
     def _from_numbers(self, values: list[Any]) -> Rows:
-        if set(map(type, values)) <= NUMBERS:
+        types = set(map(type, values))
+        if types <= NUMBERS:
             if len(values) <= _SMALL_COUNT:
                 try:
                     packed = struct.pack(f"={len(values)}f", *values)  # "=" looks for overflow; rounds as NumPy
                     return np.ndarray((len(values) // self.width, self.width), np.float32, packed)
                 except OverflowError:
                     pass  # told below, with its place
-        else:
-            shape = (-1, self.width)
-            null = np.array([value is None for value in values]).reshape(shape)
-            number = np.array([type(value) in NUMBERS for value in values]).reshape(shape)
-            self.refuse_at(~number & ~null, "is not a number")
-            self.refuse_at(null & ~self._nullable, "is null, and the feature has no missing values")
-        # An integer past 64 bits came as a float. None becomes NaN.
-        return self._float32(np.array(values, dtype=np.float64).reshape(-1, self.width))
+        elif not types <= _NUMBERS_AND_NULL:
+            known = np.array([type(value) in _NUMBERS_AND_NULL for value in values])
+            self.refuse_at(~known.reshape(-1, self.width), "is not a number")
+        # An integer past 64 bits came as a float. None becomes NaN, which JSON has no other way to say.
+        exact = np.array(values, dtype=np.float64).reshape(-1, self.width)
+        if type(None) in types:
+            self.refuse_at(np.isnan(exact) & ~self._nullable, "is null, and the feature has no missing values")
+        return self._float32(exact)
 
     def from_array(self, exact: npt.NDArray[Any]) -> Rows:
         """Read [rows, features] of any numeric type, codes among them; NaN is a missing value.
@@ -139,8 +142,11 @@ class Columns:
         """Count the values that went to a reserved bucket, by the names of their features; None where none did."""
         if not self.coded:
             return None
-        counts = np.count_nonzero(rows[:, self._places] == self._reserved, axis=0).tolist()
-        return {column.name: count for column, count in zip(self.coded, counts, strict=True) if count} or None
+        unseen = rows.take(self._places, axis=1) == self._reserved
+        if not unseen.any():
+            return None
+        counts = np.count_nonzero(unseen, axis=0).tolist()
+        return {column.name: count for column, count in zip(self.coded, counts, strict=True) if count}
 
     def _from_array(self, exact: npt.NDArray[Any]) -> Rows:
         if exact.dtype == np.float32:
@@ -153,7 +159,7 @@ class Columns:
 
     def _no_codes(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Find what is no code, [rows, coded]; whether a value may be missing is another question."""
-        codes = rows[:, self._places]
+        codes = rows.take(self._places, axis=1)
         with np.errstate(invalid="ignore"):  # a NaN that signals
             bad: npt.NDArray[np.bool_] = (codes < 0) | (codes > self._largest) | (abs(codes - np.rint(codes)) > 0)
         return bad
