@@ -41,12 +41,15 @@ def manifest(
     *,
     name: str = "made",
     version: int = 1,
-    features: Sequence[str] = ("a", "b"),
+    features: Sequence[str | Mapping[str, Any]] = ("a", "b"),
     missing: Sequence[str] = (),
     labels: Sequence[bundle.Label] = (),
     golden: bundle.Golden | None = None,
 ) -> bundle.Manifest:
-    """A manifest by hand: classification when there are labels, else regression."""
+    """A manifest by hand: classification when there are labels, else regression.
+
+    A feature is the name of a numeric one, or what there is to say of another.
+    """
     task, output = ("classification", "probabilities") if labels else ("regression", "value")
     return bundle.Manifest.model_validate(
         {
@@ -59,12 +62,7 @@ def manifest(
             "input": {"name": "input", "shape": (-1, len(features))},
             "output": {"name": output, "shape": (-1, len(labels) or 1)},
             "features": tuple(
-                {
-                    "name": feature,
-                    "missing": feature in missing,
-                    "range": (0.0, 1.0),
-                    "histogram": {"edges": (0.0, 1.0), "counts": (1,)},
-                }
+                described({"name": feature, "missing": feature in missing} if isinstance(feature, str) else feature)
                 for feature in features
             ),
             "labels": tuple(labels),
@@ -96,6 +94,15 @@ def manifest(
             },
         }
     )
+
+
+def described(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of a feature, where `feature` says what matters."""
+    if feature.get("kind") == "categorical":
+        bins = len(feature["categories"])
+        edges = tuple(place - 0.5 for place in range(bins + 1))
+        return {"histogram": {"edges": edges, "counts": (1,) * bins}, **feature}
+    return {"range": (0.0, 1.0), "histogram": {"edges": (0.0, 1.0), "counts": (1,)}, **feature}
 
 
 def constant(name: str, values: Any, dtype: Any = np.float32) -> TensorProto:
