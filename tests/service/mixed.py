@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from service import bundle
 from tests.service.support import constant, manifest, onnx_model, tensor
 
-TOWNS = ("Paris", "l'eau", "", "1", "[18-25)", "é")
+TOWNS = ("Paris", "é", "", "1", "[18-25)", "l'eau")
 SIZES = (1, 2.5, 40)
 BOTH = ("many", 0, -7)
 
@@ -95,7 +95,7 @@ def graph() -> bytes:
     return onnx_model(nodes, constants, inputs=[inputs], outputs=[outputs])
 
 
-# The first has the bucket for what is unseen.
+# The first has the bucket for what is unseen, where an example has the last town: a quote, to a shell.
 GOLDEN = (
     (0.5, "Oslo", True, 2.5, 3, False, -7),
     (1.0, "l'eau", False, None, 2.5, True, "many"),

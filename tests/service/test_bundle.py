@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from service import bundle
 from service.bundle import BundleError, Manifest, Tolerance
-from tests.service.support import PATIENCE, edit_manifest, flip_byte, manifest
+from tests.service.support import PATIENCE, described, edit_manifest, flip_byte, manifest
 
 
 def numbered(whole: bundle.Bundle, name: str | None = None) -> Callable[[int], Manifest]:
@@ -419,6 +419,73 @@ def test_two_features_of_one_name_are_refused(folder: Path) -> None:
     edit_manifest(folder, lambda content: content["features"][1].update(name=content["features"][0]["name"]))
     with pytest.raises(BundleError, match="features"):
         bundle.read(folder)
+
+
+def feature(**changes: Any) -> bundle.Feature:
+    return bundle.Feature.model_validate(described({"name": "a", **changes}))
+
+
+@pytest.mark.parametrize(
+    "categories", [("a", "b"), (1, 2), (0.5, 2), ("1", 1), ("", "é", 7, -0.5), (2**63,)], ids=lambda found: repr(found)
+)
+def test_categories_keep_their_json_type_and_order(categories: tuple[Any, ...], empty: Path) -> None:
+    features = [{"name": "a", "kind": "categorical", "categories": categories, "missing": True, "missing_share": 0.5}]
+    written = bundle.write(empty, "made", b"model", lambda n: manifest(b"model", version=n, features=features))
+    (found,) = written.manifest.features
+    assert [(type(one), one) for one in found.categories] == [(type(one), one) for one in categories]
+    assert (found.kind, found.range, found.missing_share) == ("categorical", None, 0.5)
+    assert found.histogram.edges[0] == -0.5
+    assert len(found.histogram.counts) == len(categories)
+
+
+def test_a_feature_of_an_older_manifest_is_numeric_and_never_missing() -> None:
+    found = bundle.Feature.model_validate({"name": "a", "range": [0, 1], "histogram": {"edges": [0, 1], "counts": [1]}})
+    assert (found.kind, found.missing, found.categories, found.missing_share) == ("numeric", False, (), 0)
+
+
+CATEGORICAL = {"kind": "categorical", "categories": ("a", "b")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kind": "categorical", "categories": ()}, "a categorical feature has categories, and no other"),
+        ({"categories": ("a",)}, "a categorical feature has categories, and no other"),
+        ({"kind": "boolean", "categories": (0, 1)}, "a categorical feature has categories, and no other"),
+        ({"range": None}, "a feature has a range, unless it is categorical"),
+        ({"kind": "boolean", "range": None}, "a feature has a range, unless it is categorical"),
+        ({**CATEGORICAL, "range": (0, 1)}, "a feature has a range, unless it is categorical"),
+        ({"kind": "categorical", "categories": ("a", "b", "a")}, "two categories are the same"),
+        ({"kind": "categorical", "categories": (1, 2, 1.0)}, "two categories are the same"),
+        ({**CATEGORICAL, "histogram": {"edges": (-0.5, 0.5), "counts": (1,)}}, "one bin for each category"),
+        ({"missing_share": 0.25}, "a share of the rows is missing in a feature without missing values"),
+        ({"missing": True, "missing_share": 1.5}, "less than or equal to 1"),
+        ({"missing": True, "missing_share": -0.5}, "greater than or equal to 0"),
+        ({"kind": "text"}, "'numeric', 'boolean' or 'categorical'"),
+        *(
+            ({"kind": "categorical", "categories": ("a", value)}, "categories")
+            for value in (True, None, math.nan, math.inf, 2**64, -(2**63) - 1, [1])
+        ),
+    ],
+    ids=repr,
+)
+def test_a_feature_that_contradicts_itself_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        feature(**changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "admitted", "refused"),
+    [
+        ({}, [0.0, -1.5, 1e30], [None]),
+        ({"missing": True}, [0.0, None], []),
+        ({"kind": "boolean"}, [0.0, 1.0], [2.0, -1.0, 0.5, None]),
+        ({**CATEGORICAL, "missing": True}, [0.0, 1.0, 2.0, None], [3.0, -1.0, 1.5]),
+    ],
+)
+def test_a_feature_admits_its_own_codes(kind: dict[str, Any], admitted: list[Any], refused: list[Any]) -> None:
+    assert all(map(feature(**kind).admits, admitted))
+    assert not any(map(feature(**kind).admits, refused))
 
 
 # --- tolerance -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pytest
 
 from service import bundle
 from service.settings import Settings
+from tests.service.mixed import write_mixed
 from tests.service.support import (
     PATIENCE,
     assert_refused_in_one_line,
@@ -240,6 +241,22 @@ def test_inspect_shows_what_is_in_a_bundle(name: str, trained: Path) -> None:
     ]
     for text in expected:
         assert text in done.stdout
+
+
+def test_inspect_shows_the_kinds_of_features(tmp_path: Path) -> None:
+    done = foldserve("inspect", write_mixed(tmp_path).path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    start = lines.index(["features"]) + 2
+    assert lines[start : start + 7] == [
+        ["0", "age", "numeric", "no", "0", "to", "1"],
+        ["1", "town", "categorical", "no", "6", "categories"],
+        ["2", "member", "boolean", "no", "0", "to", "1"],
+        ["3", "income", "numeric", "25.0%", "0", "to", "1"],
+        ["4", "size", "categorical", "12.5%", "3", "categories"],
+        ["5", "smokes", "boolean", "0.0%", "0", "to", "1"],
+        ["6", "children", "categorical", "no", "3", "categories"],
+    ]
 
 
 def test_inspect_shows_a_name_with_markup_as_it_is(digits_folder: Path) -> None:

@@ -152,6 +152,15 @@ def test_the_large_bodies_that_nearly_all_send_take_the_fast_way(rows: int) -> N
             assert OIP._plain(json.dumps({**more, "inputs": [tensor]}).encode()) is not None
 
 
+def test_a_large_tensor_of_codes_takes_the_fast_way_unless_one_is_none() -> None:
+    codec = OipCodec(manifest(features=["a", {"name": "b", "kind": "boolean"}]), MAX_ROWS)
+    for values in ([0.5, 1], [0.5, 2], [0.5, 0.5]):
+        tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": values}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        assert (codec._plain(body) is not None) == (values == [0.5, 1])
+        assert_same_both_ways(codec, body)
+
+
 # --- both ways -------------------------------------------------------------------------------------------------------
 
 # The first is the common one, the last is the same name to a parser.

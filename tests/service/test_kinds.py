@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,9 @@ from tests.service.mixed import (
     mixed_manifest,
     mixed_rows,
     probabilities,
+    write_mixed,
 )
-from tests.service.support import MARKER, manifest
+from tests.service.support import MARKER, Served, manifest, serving
 
 MAX_ROWS = 4
 MANIFEST = mixed_manifest()
@@ -288,3 +290,57 @@ def test_anything_else_is_rows_of_this_model_or_a_refusal(rows: list[list[Any]])
         for row in found.tolist():
             for feature, value in zip(MANIFEST.features, row, strict=True):
                 assert feature.admits(None if math.isnan(value) else value)
+
+
+# --- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    models = tmp_path_factory.mktemp("kinds") / "models"
+    models.mkdir()
+    write_mixed(models)
+    with serving(models, models.parent / "log") as server:
+        yield server
+
+
+def test_rows_are_answered_and_a_category_that_is_unseen_harms_nobody(served: Served) -> None:
+    unseen = with_value("town", "Oslo")
+    for rows in (list(GOLDEN), unseen, list(GOLDEN)):
+        answer = served.send("POST", "/predict", body=json.dumps({"instances": rows}).encode())
+        assert answer.status == 200
+        assert np.array(answer.json()["probabilities"]) == pytest.approx(probabilities(rows), rel=1e-4, abs=1e-5)
+    answer = served.send("POST", "/predict", body=json.dumps({"instances": with_value("town", 5)}).encode())
+    assert (answer.status, answer.json()) == (
+        400,
+        {"error": "row 1, column 'town' is not a string, as its categories are"},
+    )
+    answer = served.send("POST", "/v2/models/mixed/infer", body=tensor(np.zeros((1, 7)), data=[0, 7, 0, 0, 0, 0, 0]))
+    assert (answer.status, answer.json()) == (400, {"error": "row 0, column 'town' is not an index from 0 to 6"})
+
+
+def test_the_example_that_the_server_prints_is_answered_though_a_category_has_a_quote(served: Served) -> None:
+    assert served.process.stdout
+    assert served.process.stdout.readline() == "try:\n"
+    words = shlex.split(served.process.stdout.readline())
+    content = words[words.index("-d") + 1]
+    assert json.loads(content) == {"instances": [[0.5, "l'eau", True, 2.5, 40, False, -7]]}
+    assert served.send("POST", "/predict", body=content.encode()).status == 200
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/{model}/infer"])
+def test_the_documented_example_is_answered(path: str, served: Served) -> None:
+    paths = served.send("GET", "/openapi.json").json()["paths"]
+    example = paths[path]["post"]["requestBody"]["content"]["application/json"]["example"]
+    answer = served.send("POST", path.format(model="mixed"), body=json.dumps(example).encode())
+    assert answer.status == 200
+
+
+def test_the_metadata_has_the_kinds_and_categories(served: Served) -> None:
+    found = served.send("GET", "/v1/models/mixed/metadata").json()["features"]
+    assert [(one["name"], one["kind"], one["missing"]) for one in found] == [
+        (feature.name, feature.kind, feature.missing) for feature in MANIFEST.features
+    ]
+    assert [one["categories"] for one in found if one["kind"] == "categorical"] == [
+        list(feature["categories"]) for feature in FEATURES if "categories" in feature
+    ]

@@ -15,13 +15,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import bundle
 from service.reply import STATUS
+from tests.service.mixed import write_mixed
 from tests.service.support import Served, flip_byte, receive, request, serving, write_roots
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 FRIENDLY, FIRST, INFER = "/predict", "/v1/models/roots/versions/1:predict", "/v2/models/roots/infer"
 
-LIMITS = ("--max-head", 2048, "--max-body", 4096)
+DEFAULT = ("--default-model", "roots")
+LIMITS = (*DEFAULT, "--max-head", 2048, "--max-body", 4096)
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
@@ -39,13 +41,14 @@ def tensor(*totals: float) -> bytes:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """roots/1 and roots/2, the same model, and roots/3, which is refused."""
+    """roots/1 and roots/2, the same model, and roots/3, which is refused; mixed/1, which has categories."""
     folder = tmp_path_factory.mktemp("metrics") / "models"
     folder.mkdir()
     whole = write_roots(folder)
     for _ in range(2):
         last = bundle.write(folder, "roots", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
     flip_byte(last.path / "model.onnx", 10)
+    write_mixed(folder)
     return folder
 
 
@@ -172,6 +175,29 @@ def test_requests_and_rows_are_counted_by_model_version_protocol_and_status(serv
     }
 
 
+def test_values_that_training_has_not_seen_are_counted_by_feature_once_they_are_answered(served: Served) -> None:
+    def unseen(found: Mapping[Sample, float]) -> dict[str, float]:
+        return {
+            dict(labels)["feature"]: value
+            for (name, labels), value in found.items()
+            if name == "foldserve_unseen_categories_total" and ("model", "mixed") in labels
+        }
+
+    before = samples(served)
+    assert unseen(before).keys() == {"town", "size", "children"}  # from the start: a rate needs what it grows from
+    first, second, third = (
+        [1, town, True, None, size, None, "many"]
+        for town, size in zip(("Oslo", "Rome", "é"), (1, None, 7), strict=True)
+    )
+    assert post(served, "/v1/models/mixed:predict", json.dumps({"instances": [first, second, third]}).encode()) == 200
+    assert post(served, "/v1/models/mixed:predict", json.dumps({"instances": [[*first[:-1], None]]}).encode()) == 400
+    late = json.dumps({"instances": [first]}).encode()
+    assert post(served, "/v1/models/mixed:predict", late, "X-Request-Timeout-Ms: 0") == 504
+    codes = {"name": "input", "shape": [1, 7], "datatype": "FP32", "data": [1, 6, 1, None, None, None, 3]}
+    assert post(served, "/v2/models/mixed/infer", json.dumps({"inputs": [codes]}).encode()) == 200
+    assert unseen(samples(served) - before) == {"town": 3, "size": 1, "children": 1}
+
+
 def test_histograms_count_and_sum_what_happened(served: Served) -> None:
     started, before = time.monotonic(), samples(served)
     for count in (1, 2, 5):
@@ -275,7 +301,10 @@ def test_whichever_way_it_came_it_is_counted_once(reason: str, path: str, served
 
 
 def test_one_that_is_too_slow_is_counted(models: Path, tmp_path: Path) -> None:
-    with serving(models, tmp_path / "log", "--request-timeout", 0.1) as server, server.connect() as connection:
+    with (
+        serving(models, tmp_path / "log", *DEFAULT, "--request-timeout", 0.1) as server,
+        server.connect() as connection,
+    ):
         connection.sendall(b"POST ")
         assert receive(connection).status == 408
         assert rejected(server) == {"too_slow": 1}
@@ -284,7 +313,15 @@ def test_one_that_is_too_slow_is_counted(models: Path, tmp_path: Path) -> None:
 def test_what_waits_shows_in_the_gauges_until_it_is_answered_and_a_full_queue_among_the_refused(
     models: Path, tmp_path: Path
 ) -> None:
-    flags = ("--max-delay", 10, "--max-batch", 4, "--max-queue", 4)  # who comes waits until there are four rows
+    flags = (
+        *DEFAULT,
+        "--max-delay",
+        10,
+        "--max-batch",
+        4,
+        "--max-queue",
+        4,
+    )  # who comes waits until there are four rows
     queued, in_flight = sample("foldserve_queued_rows", **of()), sample("foldserve_requests_in_flight")
     with serving(models, tmp_path / "log", *flags) as server, server.connect() as waits:
         assert (samples(server)[queued], samples(server)[in_flight]) == (0, 0)

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from service import bundle, runtime
 from service.bundle import BundleError, Golden, Manifest
 from service.errors import DeviceError
+from tests.service.mixed import NAMES, mixed_bundle
 from tests.service.support import constant, edit_manifest, made, onnx_model, oracle, roots, tensor
 
 WEIGHTS = np.array([[2.0], [3.0]], np.float32)
@@ -386,6 +387,25 @@ def test_golden_rows_that_come_out_as_no_number_are_refused() -> None:
 )
 def test_golden_rows_that_are_no_rows_of_this_model_are_refused(golden: Golden) -> None:
     refusal(made(linear(), golden))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("town", 7.0), ("town", -1.0), ("town", 0.5), ("member", 2.0), ("town", None), ("age", None)]
+)
+def test_a_golden_row_that_no_client_may_send_is_refused(name: str, value: float | None) -> None:
+    whole = mixed_bundle()
+    first, *others = whole.manifest.golden.inputs
+    changed = tuple(value if name == column else usual for column, usual in zip(NAMES, first, strict=True))
+    golden = whole.manifest.golden.model_copy(update={"inputs": (changed, *others)})
+    text = refusal(replace(whole, manifest=whole.manifest.model_copy(update={"golden": golden})))
+    assert text == f"a golden row holds in column {name!r} what no row may have there"
+
+
+def test_golden_rows_with_missing_values_and_unseen_categories_prove_a_model() -> None:
+    whole = mixed_bundle()
+    assert any(value is None for row in whole.manifest.golden.inputs for value in row)
+    _, parity = runtime.load(whole, "cpu", 1)
+    assert (parity.rows, parity.holds) == (3, True)
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
