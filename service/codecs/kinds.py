@@ -48,6 +48,12 @@ class CodedColumn:
         self.reserved = math.nan if boolean else float(largest)
         self.no_code = "is neither 0 nor 1" if boolean else f"is not an index from 0 to {largest}"
 
+    def code(self, value: Any) -> float | None:
+        """Give the code of the value in the only row, as `codes` does for many."""
+        if type(value) not in self._types:
+            raise InvalidInput(f"row 0, column {self.name!r} {self._misfit}")
+        return self._codes.get(value, self.reserved)
+
     def codes(self, values: Sequence[Any]) -> list[float | None]:
         """Give the codes of JSON's own values, one a row. Raises `InvalidInput` for a value of another type."""
         if not self._types.issuperset(map(type, values)):

@@ -101,8 +101,12 @@ class Columns:
 
         Raises `InvalidInput`.
         """
-        for column in self.coded:
-            values[column.place :: self.width] = column.codes(values[column.place :: self.width])
+        if len(values) == self.width:  # the usual request: lists of one would be most of its cost
+            for column in self.coded:
+                values[column.place] = column.code(values[column.place])
+        else:
+            for column in self.coded:
+                values[column.place :: self.width] = column.codes(values[column.place :: self.width])
         return self._from_numbers(values)
 
     def from_numbers(self, values: list[Any]) -> Rows:

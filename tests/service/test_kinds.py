@@ -226,7 +226,9 @@ def test_a_value_of_another_kind_is_refused_by_row_and_column(
     send: Callable[[Any], Call], name: str, values: list[Any], text: str
 ) -> None:
     for value in values:
-        assert refusal(send, with_value(name, value)) == f"row 1, column {name!r} {text}"
+        rows = with_value(name, value)
+        assert refusal(send, rows) == f"row 1, column {name!r} {text}"
+        assert refusal(send, rows[1:]) == f"row 0, column {name!r} {text}"
 
 
 @pytest.mark.parametrize(
