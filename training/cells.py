@@ -67,11 +67,9 @@ def is_moment(cells: pa.ChunkedArray) -> bool:
 
 
 def plain(name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The cells of a dictionary as texts. Raises `DataError` for what is neither text, number, boolean nor time."""
+    """The cells of a dictionary as what they stand for. Raises `DataError` for what is neither text, number, boolean nor time."""
     if pa.types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
-        if not is_text(cells):
-            cells = cells.cast(pa.string())
     kind = cells.type
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
         return cells.cast(pa.float64())
@@ -201,9 +199,14 @@ def _not_numbers(found: Distinct) -> tuple[str, str]:
 
 
 def nearly_numeric(found: Distinct) -> str | None:
-    """Which cells are no number where at least half are; None for numbers, and for texts."""
-    numbers = found.counts[_numbers_in(found)].sum()
-    return _not_numbers(found)[0] if found.present > numbers and numbers * 2 >= found.present else None
+    """Which cells are no number where at least half are; None for numbers, and for texts.
+
+    A spelled `nan` or `inf` proves nothing either way.
+    """
+    number = _numbers_in(found)
+    written = number & np.array([any(letter.isdigit() for letter in str(value)) for value in found.values], bool)
+    mixed = found.counts[~number].sum() and found.counts[written].sum() * 2 >= found.present
+    return _not_numbers(found)[0] if mixed else None
 
 
 def _mixed(name: str, what: str, found: Distinct) -> DataError:

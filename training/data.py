@@ -305,7 +305,7 @@ def _check_classes(y: npt.NDArray[Any], labels: tuple[Label, ...], least: int) -
     for label, rows in zip(labels, np.bincount(y, minlength=len(labels)) if labels else (), strict=True):
         if rows < least:
             raise DataError(
-                f"class {label!r} has {rows} row{'s' * (rows != 1)}: it needs {least}, one in each part of the split"
+                f"class {label!r} has {rows} row{'' if rows == 1 else 's'}: it needs {least}, one in each part of the split"
             )
 
 

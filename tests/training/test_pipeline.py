@@ -103,7 +103,8 @@ def test_the_same_plan_gives_the_same_bytes_in_another_process_and_another_place
         from pathlib import Path
         from training.pipeline import run
         from training.plan import Architecture, DataOptions, Plan, Recipe
-        run(Plan(DataOptions("digits"), "digits", Path(sys.argv[1]), Architecture(placement=sys.argv[2]), Recipe(epochs=4)))
+        network = Architecture(placement=sys.argv[2])
+        run(Plan(DataOptions("digits"), "digits", Path(sys.argv[1]), network, Recipe(epochs=4)))
     """)
     architecture = Architecture(placement=placement)
     here = pipeline.run(plan(tmp_path, architecture=architecture)).model

@@ -1,0 +1,151 @@
+"""Splits: by class, by group, by time, and the folds of what is not held out."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training import data
+from training.errors import DataError
+from training.plan import DataOptions
+
+
+def table(y, labels=(), group=None, time=None):
+    y, group, time = (None if values is None else np.asarray(values) for values in (y, group, time))
+    task = "classification" if labels else "regression"
+    columns = (data.Column("a", "numeric"),)
+    return data.Table("made", task, "y", columns, np.zeros((len(y), 1), "f4"), y, labels, group, time)
+
+
+@pytest.mark.parametrize("source", ["digits", "diabetes"])
+def test_the_three_parts_are_disjoint_and_hold_every_row(source):
+    loaded = data.load(DataOptions(source))
+    split = data.split(loaded, test=0.2, validation=0.1, seed=0)
+    together = np.concatenate([split.train, split.validation, split.test])
+    assert sorted(together) == list(range(len(loaded.x)))
+    assert len(split.test) == round(0.2 * len(loaded.x))
+    assert abs(len(split.validation) - 0.1 * len(loaded.x)) <= 1
+
+
+def test_each_part_holds_every_class_in_its_share():
+    loaded = data.load(DataOptions("digits"))
+    split = data.split(loaded, test=0.2, validation=0.1, seed=3)
+    whole = np.bincount(loaded.y) / len(loaded.y)
+    for part in (split.train, split.validation, split.test):
+        share = np.bincount(loaded.y[part], minlength=10) / len(part)
+        np.testing.assert_allclose(share, whole, atol=0.01)
+
+
+def test_the_seed_decides_the_split():
+    made = table(np.arange(100.0))
+    first, again, other = (data.split(made, test=0.2, validation=0.1, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.test, again.test)
+    assert not np.array_equal(first.test, other.test)
+
+
+@pytest.mark.parametrize("counts", [(1000, 3), (1000, 4), (30, 3), (1000, 1000, 3)])
+def test_a_rare_class_is_in_every_part(counts):
+    made = table(np.repeat(np.arange(len(counts)), counts), tuple(range(len(counts))))
+    for seed in range(20):
+        split = data.split(made, test=0.2, validation=0.1, seed=seed)
+        for part in (split.train, split.validation, split.test):
+            assert set(made.y[part]) == set(range(len(counts)))
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(DataError, match="4 rows are too few"):
+        data.split(table(np.arange(4.0)), test=0.2, validation=0.1, seed=0)
+
+
+def test_with_a_test_file_nothing_is_held_out():
+    split = data.split(table(np.arange(50.0)), test=0.0, validation=0.2, seed=0)
+    assert (len(split.train), len(split.validation), len(split.test)) == (40, 10, 0)
+
+
+@given(groups=st.lists(st.integers(0, 8), min_size=20, max_size=80), seed=st.integers(0, 5))
+def test_no_group_is_on_two_sides(groups, seed):
+    made = table(np.arange(float(len(groups))), group=groups)
+    try:
+        split = data.split(made, test=0.2, validation=0.1, seed=seed)
+    except DataError:
+        assert len(set(groups)) < 3 or max(groups.count(group) for group in groups) >= len(groups) - 3
+        return
+    sides = [{groups[row] for row in part} for part in (split.train, split.validation, split.test)]
+    assert all(sides)
+    assert sum(map(len, sides)) == len(set(groups))
+
+
+def test_groups_are_drawn_so_that_shares_and_classes_are_near():
+    generator = np.random.default_rng(0)
+    group = generator.integers(0, 200, 2000)
+    y = (generator.random(2000) < 0.2).astype(int)
+    split = data.split(table(y, (0, 1), group=group), test=0.2, validation=0.1, seed=0)
+    assert abs(len(split.test) - 400) < 40
+    assert abs(len(split.validation) - 200) < 40
+    assert abs(y[split.test].mean() - 0.2) < 0.05
+
+
+def test_the_latest_rows_are_the_test_and_the_ones_before_them_the_validation():
+    time = np.random.default_rng(0).permutation(100)
+    split = data.split(table(np.arange(100.0), time=time), test=0.2, validation=0.1, seed=0)
+    assert set(time[split.test]) == set(range(80, 100))
+    assert set(time[split.validation]) == set(range(70, 80))
+
+
+@given(time=st.lists(st.integers(0, 6), min_size=10, max_size=60))
+def test_rows_of_one_time_stay_together(time):
+    try:
+        split = data.split(table(np.arange(float(len(time))), time=time), test=0.2, validation=0.1, seed=0)
+    except DataError:
+        return
+    train, stop, held_out = ([time[row] for row in part] for part in (split.train, split.validation, split.test))
+    assert max(train) < min(stop)
+    assert max(stop) < min(held_out)
+
+
+@pytest.mark.parametrize("kind", ["group", "time"])
+def test_two_groups_or_moments_can_t_be_three_parts(kind):
+    with pytest.raises(DataError, match=f"the {kind} column has 2 different values"):
+        data.split(table(np.arange(20.0), **{kind: [0, 1] * 10}), test=0.2, validation=0.1, seed=0)
+
+
+def test_a_class_that_is_only_in_the_future_is_refused():
+    y = np.repeat([0, 1, 2], [40, 40, 20])
+    with pytest.raises(DataError, match="class 'c' without a row to train on"):
+        data.split(table(y, ("a", "b", "c"), time=np.arange(100)), test=0.2, validation=0.1, seed=0)
+
+
+def test_folds_validate_each_row_once_and_class_by_class():
+    y = np.repeat([0, 1], [90, 30])
+    rows = np.arange(5, 115)
+    pairs = data.folds(table(y, ("a", "b")), rows, 5, seed=0)
+    assert sorted(np.concatenate([validation for _, validation in pairs])) == list(rows)
+    for train, validation in pairs:
+        assert sorted([*train, *validation]) == list(rows)
+        assert len(validation) == 22
+        assert abs(y[validation].mean() - y[rows].mean()) < 0.05
+
+
+def test_folds_keep_groups_whole_and_of_like_size():
+    group = np.random.default_rng(0).integers(0, 40, 400)
+    pairs = data.folds(table(np.arange(400.0), group=group), np.arange(400), 4, seed=0)
+    for train, validation in pairs:
+        assert not set(group[train]) & set(group[validation])
+        assert abs(len(validation) - 100) < 12
+    with pytest.raises(DataError, match="too few for 50 folds"):
+        data.folds(table(np.arange(400.0), group=group), np.arange(400), 50, seed=0)
+
+
+def test_folds_by_time_never_know_the_future():
+    time = np.random.default_rng(0).permutation(100)
+    rows = np.flatnonzero(time < 80)
+    pairs = data.folds(table(np.arange(100.0), time=time), rows, 4, seed=0)
+    assert len(pairs) == 4
+    for train, validation in pairs:
+        assert set(time[validation]) == set(range(60, 80))
+        assert set(time[train]) == set(range(60))
+
+
+def test_too_few_rows_for_the_folds_are_refused():
+    with pytest.raises(DataError, match="3 rows are too few for 5 folds"):
+        data.folds(table(np.arange(9.0)), np.arange(3), 5, seed=0)
