@@ -67,7 +67,7 @@ def is_moment(cells: pa.ChunkedArray) -> bool:
 
 
 def plain(name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The cells of a dictionary as what they stand for. Raises `DataError` for what is neither text, number, boolean nor time."""
+    """The cells of a dictionary as what they stand for. Raises `DataError` for nested and binary types."""
     if pa.types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
     kind = cells.type

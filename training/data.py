@@ -304,9 +304,8 @@ def _labels(found: Distinct, numeric: bool) -> list[Any]:
 def _check_classes(y: npt.NDArray[Any], labels: tuple[Label, ...], least: int) -> None:
     for label, rows in zip(labels, np.bincount(y, minlength=len(labels)) if labels else (), strict=True):
         if rows < least:
-            raise DataError(
-                f"class {label!r} has {rows} row{'' if rows == 1 else 's'}: it needs {least}, one in each part of the split"
-            )
+            count = f"{rows} row" + ("" if rows == 1 else "s")
+            raise DataError(f"class {label!r} has {count}: it needs {least}, one in each part of the split")
 
 
 def _like_target(column: pa.ChunkedArray, table: Table) -> npt.NDArray[Any]:

@@ -330,7 +330,7 @@ def _parquet(path: Path) -> Source:
 def _npz(path: Path) -> Source:
     """`x` [rows, features] and `y` [rows], or the only such two arrays; `feature_names`, or x0, x1, ..., and y."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except ValueError as error:
         raise DataError(f"{path.name} can't be read: {_line(error)}") from None

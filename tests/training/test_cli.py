@@ -6,11 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from service import bundle
 from training.cli import main
+
+ROOT = Path(__file__).parents[2]
 
 
 def train(*arguments, **kwargs):
@@ -110,6 +113,78 @@ def test_what_can_t_be_done_is_one_line_and_leaves_nothing(tmp_path, arguments, 
     assert line.startswith("foldserve-train: error: ")
     assert reason in line
     assert not list(tmp_path.iterdir())
+
+
+HOUSES = "price,rooms,city,garden\n" + "".join(
+    f"{100 + 7 * row % 41},{row % 5},{'Oslo' if row % 3 else 'Bergen'},{'true' if row % 2 else 'false'}\n"
+    for row in range(60)
+)
+
+
+def test_what_was_read_as_what_is_said_before_training(tmp_path, capsys):
+    path = tmp_path / "houses.csv"
+    path.write_text(HOUSES)
+    # Three moments are needed to split by time, so that it ends there.
+    flags = ["--target", "price", "--categorical", "rooms", "--time", "garden"]
+    assert main(["fit", str(path), *flags, "--models", str(tmp_path)]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "columns      2 categorical (rooms 5, city 2), 1 boolean"
+    assert out[1] == "target       price: a value"
+
+
+def test_a_csv_of_numbers_becomes_a_model_of_its_stem(tmp_path):
+    rows = [f"{row % 7},{row * row % 11},{'big' if row % 7 > 3 else 'small'}" for row in range(80)]
+    for name, part in (("sizes.train.csv", rows[:60]), ("sizes.test.csv", rows[60:])):
+        (tmp_path / name).write_text("\n".join(["a,b,size", *part]))
+    done = train("fit", "sizes.train.csv", "--test", "sizes.test.csv", "--models", ".", "--epochs", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = bundle.read(tmp_path / "sizes" / "1").manifest
+    assert manifest.labels == ("big", "small")
+    assert manifest.provenance.rows == {"train": 54, "validation": 6, "test": 20}
+    assert manifest.provenance.source == "sizes.train.csv"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("houses.csv", "--target", "rent"), "houses.csv has no column 'rent'; it has price, rooms, city, garden"),
+        (("houses.csv", "--numeric", "city"), "column 'city' is to be numeric, but 60 of 60 cells are no number"),
+        (("houses.csv", "--drop", "city", "--numeric", "city"), "column 'city' is declared twice"),
+        (("houses.csv", "--group", "city", "--time", "rooms"), "by a group or by time, not by both"),
+        (("houses.csv", "--group", "city"), "the group column has 2 different values"),
+        (("houses.csv", "--test", "none.csv"), "none.csv: no such file"),
+        (("houses (1).csv",), "'houses (1)' can't be a model's name"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_one_line(tmp_path, monkeypatch, capsys, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "houses.csv").write_text(HOUSES)
+    assert main(["fit", *arguments, "--models", "."]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line
+    assert [path.name for path in tmp_path.iterdir()] == ["houses.csv"]
+
+
+def test_lists_may_quote_a_comma(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text('"a,b",c,y\n' + "1,x,p\n2,x,q\n" * 2)
+    assert main(["fit", "t.csv", "--drop", '"a,b",c', "--models", "."]) == 1
+    assert "class 'p' has 2 rows" in capsys.readouterr().err
+
+
+def test_a_terminal_sees_that_a_table_is_read(tmp_path):
+    (tmp_path / "houses.csv").write_text(HOUSES)
+    reader, writer = pty.openpty()
+    command = [sys.executable, "-m", "training", "fit", "houses.csv", "--numeric", "city"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, "--models", "."], stdout=subprocess.PIPE, stderr=writer, env=environment, cwd=tmp_path
+    ) as process:
+        os.close(writer)
+        process.communicate(timeout=120)
+    shown = os.read(reader, 65536).decode()
+    os.close(reader)
+    assert "read houses.csv" in shown
 
 
 @pytest.mark.parametrize(

@@ -154,8 +154,7 @@ def test_only_the_most_frequent_categories_are_kept(load):
     table = load({"a": column, "y": ["p", "q"] * (len(column) // 2)}, categorical=("a",))
     (kept,) = table.columns
     assert len(kept.categories) == 4096
-    assert kept.categories == tuple(sorted(kept.categories))
-    assert set(names[904:]) <= set(kept.categories)  # 4,096 of the 4,100 that are there twice
+    assert kept.categories == tuple(names[900:4996])  # of 4,100 that are there twice, the first by name
     assert (table.x == 4096).sum() == len(column) - 2 * 4096
     assert "the 4,096 most frequent are told apart" in table.notes[0]
 

@@ -125,7 +125,7 @@ def test_a_byte_that_is_no_text_is_named_by_its_column_far_into_the_file(write):
 
 
 def test_a_quote_that_swallows_the_file_is_named(write):
-    with pytest.raises(DataError, match="more than 8 MiB: is a quote .* not closed"):
+    with pytest.raises(DataError, match=r"more than 8 MiB: is a quote .* not closed"):
         sources.read(write(b'a,b\n1,"2\n' + b"1234567,1234567\n" * 1_200_000))
 
 
