@@ -124,11 +124,11 @@ HOUSES = "price,rooms,city,garden\n" + "".join(
 def test_what_was_read_as_what_is_said_before_training(tmp_path, capsys):
     path = tmp_path / "houses.csv"
     path.write_text(HOUSES)
-    # Three moments are needed to split by time, so that it ends there.
-    flags = ["--target", "price", "--categorical", "rooms", "--time", "garden"]
+    # Two groups can't be three parts, so that it ends there.
+    flags = ["--target", "price", "--categorical", "rooms", "--group", "garden"]
     assert main(["fit", str(path), *flags, "--models", str(tmp_path)]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "columns      2 categorical (rooms 5, city 2), 1 boolean"
+    assert out[0] == "columns      2 categorical (rooms 5, city 2)"
     assert out[1] == "target       price: a value"
 
 
