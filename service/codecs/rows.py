@@ -162,7 +162,7 @@ class Columns:
         return self._float32(exact)
 
     def _no_codes(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Find what is no code, [rows, coded]; whether a value may be missing is another question."""
+        """Find what is no code once it is rounded, [rows, coded]; whether one may be missing is another question."""
         codes = rows.take(self._places, axis=1)
         with np.errstate(invalid="ignore"):  # a NaN that signals
             bad: npt.NDArray[np.bool_] = (codes < 0) | (codes > self._largest) | (abs(codes - np.rint(codes)) > 0)
