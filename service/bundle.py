@@ -2,6 +2,7 @@
 
     models/<name>/<version>/manifest.json    everything below, as JSON
                             model.onnx       float32 `input` [batch, features] -> `probabilities` or `value`
+                            report.html      for people; nothing reads it, and a bundle may lack it
 
 A bundle is whole or absent: it is written beside its place, synced and renamed. A reader gets the very bytes whose
 hash was checked. Needs only the standard library and pydantic, so that any tool can read a bundle.
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
+REPORT_FILE = "report.html"
 
 # A name is a folder and a part of a URL; nothing in it needs escaping in either.
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
@@ -369,10 +371,17 @@ def _numbers(names: Iterable[str]) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]{0,17}", name))
 
 
-def write(models: Path, name: str, model: bytes, manifest_for: Callable[[int], Manifest]) -> Bundle:
+def write(
+    models: Path,
+    name: str,
+    model: bytes,
+    manifest_for: Callable[[int], Manifest],
+    report_for: Callable[[Manifest], str] | None = None,
+) -> Bundle:
     """Write the next version of `name` under `models`, and read it back.
 
     manifest_for: called with the version, which is settled last, since two trainers may write at once.
+    report_for: called with that manifest, gives the HTML to keep beside it.
     Raises `BundleError` when `models` is not a folder or can't be written to, when `name` is no name, when the
     manifest is of another model; nothing is left behind then.
     """
@@ -388,14 +397,19 @@ def write(models: Path, name: str, model: bytes, manifest_for: Callable[[int], M
     try:
         partial.chmod(0o755)
         _write_synced(partial / MODEL_FILE, model)
-        return _number(partial, folder, manifest_for)
+        return _number(partial, folder, manifest_for, report_for)
     except OSError as error:
         raise BundleError(f"can't write there: {error.strerror}", folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _number(partial: Path, folder: Path, manifest_for: Callable[[int], Manifest]) -> Bundle:
+def _number(
+    partial: Path,
+    folder: Path,
+    manifest_for: Callable[[int], Manifest],
+    report_for: Callable[[Manifest], str] | None,
+) -> Bundle:
     """Complete `partial` as the next version in `folder`, check it, and give it its place."""
     while True:
         # Whatever has the number as its name, a file too, keeps it.
@@ -405,6 +419,8 @@ def _number(partial: Path, folder: Path, manifest_for: Callable[[int], Manifest]
         if (manifest.name, manifest.version) != (folder.name, version):
             raise BundleError(f"the manifest is of {manifest.name}/{manifest.version}", folder / str(version))
         _write_synced(partial / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
+        if report_for:
+            _write_synced(partial / REPORT_FILE, report_for(manifest).encode())
         read(partial)
         _sync_folder(partial)
         folder.mkdir(exist_ok=True)

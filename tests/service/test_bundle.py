@@ -167,6 +167,33 @@ def test_a_writer_that_fails_leaves_the_versions_before_it(diabetes: bundle.Bund
     assert bundle.read(models / "diabetes" / "1").manifest == diabetes.manifest
 
 
+def test_a_report_lies_beside_the_model_and_no_reader_minds(diabetes: bundle.Bundle, empty: Path) -> None:
+    written = bundle.write(empty, "d", diabetes.model, numbered(diabetes, "d"), lambda found: f"<p>é {found.name}</p>")
+    assert everything_in(empty) == ["d", "d/1", "d/1/manifest.json", "d/1/model.onnx", "d/1/report.html"]
+    assert (written.path / "report.html").read_bytes() == "<p>é d</p>".encode()
+    assert bundle.read(written.path) == written
+    assert bundle.versions(empty / "d") == [1]
+
+
+def test_a_report_is_of_the_version_that_was_written(diabetes: bundle.Bundle, empty: Path) -> None:
+    def takes_the_first(version: int) -> Manifest:
+        if version == 1:
+            (empty / "diabetes" / "1" / "in the way").mkdir(parents=True)
+        return numbered(diabetes)(version)
+
+    written = bundle.write(empty, "diabetes", diabetes.model, takes_the_first, lambda found: str(found.version))
+    assert written.path.name == (written.path / "report.html").read_text() == "2"
+
+
+def test_a_report_that_fails_leaves_nothing_behind(diabetes: bundle.Bundle, empty: Path) -> None:
+    def fails(_: Manifest) -> str:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        bundle.write(empty, "diabetes", diabetes.model, numbered(diabetes), fails)
+    assert everything_in(empty) == []
+
+
 def test_a_manifest_of_another_model_is_not_written(diabetes: bundle.Bundle, empty: Path) -> None:
     with pytest.raises(BundleError, match="bytes, the manifest says"):
         bundle.write(empty, "diabetes", diabetes.model + b"x", numbered(diabetes))

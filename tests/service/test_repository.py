@@ -45,6 +45,11 @@ def test_the_newest_version_is_served_and_an_older_one_by_its_number(models: Pat
     assert list(repository.versions("diabetes")) == list(range(11, 0, -1))
 
 
+def test_a_report_in_a_bundle_is_nothing_to_the_server(models: Path) -> None:
+    (models / "digits" / "1" / "report.html").write_text("<p>for people</p>")
+    assert isinstance(opened(models).versions("digits")[1], Model)
+
+
 def test_a_newer_version_that_is_broken_leaves_the_older_one_serving(models: Path) -> None:
     break_(add_version(models, "digits"))
     repository = opened(models)
