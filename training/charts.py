@@ -125,7 +125,7 @@ def predictions(y: Values, values: Values, alt: str) -> str:
     def draw(axes: Axes) -> None:
         ends = [min(y.min(), values.min()), max(y.max(), values.max())]
         axes.plot(ends, ends, "--", color=TEXT, lw=1, label="exact")
-        axes.plot(y[taken], values[taken], "o", color=FIRST, ms=3, alpha=0.5, mew=0, label="a test row")
+        axes.plot(y[taken], values[taken], "o", color=FIRST, ms=4, alpha=0.6, mew=0, label="a test row")
         axes.set(xlabel="true", ylabel="predicted")
         axes.legend()
 
@@ -136,9 +136,10 @@ def residuals(residual: Values, alt: str) -> str:
     """Draw how `residual` [rows], predicted minus true, is spread."""
 
     def draw(axes: Axes) -> None:
-        axes.hist(residual, bins=min(40, max(5, round(len(residual) ** 0.5))), color=FIRST)
+        axes.hist(residual, bins=min(40, max(5, round(len(residual) ** 0.5))), color=FIRST, edgecolor=GRID, lw=0.5)
         axes.axvline(0, color=TEXT, lw=1, ls="--")
         axes.grid(axis="x", visible=False)
-        axes.set(xlabel="predicted - true", ylabel="rows")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="predicted minus true", ylabel="rows")
 
     return inline("residuals", alt, draw)

@@ -33,7 +33,7 @@ _SOME = 5  # names in a sentence
 _SHORT = 3  # characters of a label that stands above a column without being turned
 _SUMMARISED = 3
 # Where a number changes its form.
-_SMALL, _MEDIUM, _LARGE = 1e-2, 1e3, 1e7
+_NOTHING, _SMALL, _LARGE, _WHOLE = 1e-12, 1e-2, 1e3, 1e7
 
 
 @dataclass(frozen=True)
@@ -219,12 +219,12 @@ def _regression(evidence: Evidence) -> dict[str, Any]:
     residual, y = evidence.residual, evidence.y.astype(np.float64)
     points = (0.05, 0.25, 0.5, 0.75, 0.95)
     quantiles = np.quantile(residual, points).tolist()
-    spread = ", ".join(f"{_percent(p)} below {_number(q)}" for p, q in zip(points, quantiles, strict=True))
-    extent = f"between {_number(y.min())} and {_number(y.max())}"
+    spread = ", ".join(f"{p:.0%} below {_value(q)}" for p, q in zip(points, quantiles, strict=True))
+    extent = f"between {_value(y.min())} and {_value(y.max())}"
     return {
         "predictions": charts.predictions(y, y + residual, f"Predicted against true values {extent}, one dot a row."),
         "residuals": charts.residuals(residual, f"Histogram of predicted minus true: {spread}."),
-        "quantiles": list(zip(points, quantiles, strict=True)),
+        "spread": spread,
         "drawn": min(len(y), charts.MAX_POINTS),
     }
 
@@ -233,6 +233,8 @@ def _features(evidence: Evidence) -> list[dict[str, Any]]:
     """One entry a line of the table, the most important feature first."""
     mean, std = evidence.importances.mean, evidence.importances.std
     largest = max(float(mean.max()), 0.0)
+    # Of one column the same places: three figures of the largest.
+    places = max(2 - math.floor(math.log10(largest)), 0) if largest > _NOTHING else 4
     return [
         {
             "name": feature.name,
@@ -242,8 +244,7 @@ def _features(evidence: Evidence) -> list[dict[str, Any]]:
             "bars": _bars(feature.histogram.counts[:_MAX_BARS]),
             "bins": min(len(feature.histogram.counts), _MAX_BARS),
             "counts": ", ".join(f"{count:,}" for count in feature.histogram.counts[:_MAX_BARS]),
-            "mean": float(mean[i]),
-            "std": float(std[i]),
+            "importance": f"{mean[i]:,.{places}f} \N{PLUS-MINUS SIGN} {std[i]:,.{places}f}",
             "bar": max(float(mean[i]), 0.0) / largest if largest else 0.0,
         }
         for i in evidence.ranking[:MAX_FEATURES]
@@ -257,7 +258,7 @@ def _values(feature: Feature) -> str:
     if feature.range is None:
         return ""
     low, high = feature.range
-    return f"always {_number(low)}" if low == high else f"{_number(low)} to {_number(high)}"
+    return f"always {_value(low)}" if low == high else f"{_value(low)} to {_value(high)}"
 
 
 def _bars(counts: Sequence[int]) -> str:
@@ -288,12 +289,16 @@ def _printable(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Four decimals of a share or a metric, more of a small one, fewer of a large one; a dash for what is undefined."""
+    """Give a figure four decimals, more places of a small one, fewer decimals of a large one; a dash for NaN."""
     if math.isnan(value):
         return "\N{EN DASH}"
-    if value == int(value) and abs(value) < _LARGE:
-        return f"{int(value):,}"
-    return f"{value:.4f}" if _SMALL <= abs(value) < _MEDIUM else f"{value:.4g}"
+    # Below that nothing is left but rounding, as in the R2 of a mean.
+    return f"{value:.4f}" if _SMALL <= abs(value) < _LARGE or abs(value) < _NOTHING else f"{value:.4g}"
+
+
+def _value(value: float) -> str:
+    """Give a value of a table: whole where it is whole."""
+    return f"{value:,.0f}" if value == round(value) and abs(value) < _WHOLE else f"{value:.4g}"
 
 
 def _percent(share: float) -> str:
