@@ -139,6 +139,10 @@ def _notes(evidence: Evidence) -> list[str]:
     notes, test = list(evidence.notes), evidence.manifest.metrics["test"]
     if test["accuracy"] <= evidence.baseline["accuracy"] if evidence.manifest.labels else test["r2"] <= 0:
         notes.append("The model is no better than an answer that looks at no feature.")
+    elif evidence.manifest.labels and test["log_loss"] >= evidence.baseline["log_loss"]:
+        notes.append(
+            "Its answers are better than one that looks at no feature, its probabilities are not: see log_loss."
+        )
     labelled = zip(evidence.manifest.labels, evidence.classes, strict=True)
     never = [_name(label) for label, found in labelled if found.rows and not found.predicted]
     if never:

@@ -336,6 +336,11 @@ def test_a_model_that_is_worth_nothing_is_told_so():
     assert "no better than an answer that looks at no feature" not in Page(render(evidence)).text
 
 
+def test_probabilities_that_are_worth_nothing_are_told_apart_from_answers_that_are():
+    assert "its probabilities are not: see log_loss" in summary(classification(never=2))
+    assert "probabilities are not" not in summary(classification())
+
+
 @pytest.mark.parametrize("classes", [2, 1000])
 def test_any_number_of_classes_makes_a_page_of_sensible_size(classes):
     page = render(classification(classes=classes, rows=2000))
