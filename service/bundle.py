@@ -250,6 +250,9 @@ class Folding(_Part):
     into: str
 
 
+_Setting = StrictBool | StrictInt | StrictFloat | StrictStr
+
+
 class Provenance(_Part):
     """What it takes to make `model.onnx` again, byte for byte."""
 
@@ -259,7 +262,9 @@ class Provenance(_Part):
     seed: int
     threads: int
     cpu: str
-    hyperparameters: dict[str, StrictBool | StrictInt | StrictFloat | StrictStr | tuple[StrictInt, ...]]
+    hyperparameters: dict[
+        str, StrictBool | StrictInt | StrictFloat | StrictStr | tuple[StrictInt, ...] | tuple[StrictStr, ...]
+    ]
     versions: dict[str, str]
 
 

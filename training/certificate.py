@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from service.bundle import BundleError, Certificate, Golden, Measurement, Task, Tolerance
+from training.data import Column
 from training.errors import ParityError
 from training.export import INPUT
 
@@ -35,13 +36,13 @@ GOLDEN_ROWS = 16
 _SILENT = 4  # ONNX Runtime's log severity "fatal": what it has to say comes back as an exception
 
 
-def reference(network: nn.Sequential, task: Task) -> Predict:
+def reference(network: nn.Module, task: Task) -> Predict:
     """Give the unfolded network as a function: float32 [rows, features] -> float64 [rows, outputs]."""
     return _torch(copy.deepcopy(network).double().eval(), task, torch.float64)
 
 
 def certify(
-    network: nn.Sequential,
+    network: nn.Module,
     folded: nn.Sequential,
     model: bytes,
     task: Task,
@@ -66,19 +67,35 @@ def certify(
     return Certificate(reference="torch float64, unfolded", tolerance=tolerance, measurements=tuple(measurements))
 
 
-def draw(ranges: npt.NDArray[np.float32], whole: npt.NDArray[np.bool_], rows: int, seed: int) -> Rows:
-    """Draw float32 [rows, features] uniformly from `ranges` [features, 2]; whole numbers where `whole` [features]."""
+def draw(columns: Sequence[Column], seen: Rows, rows: int, seed: int) -> Rows:
+    """Draw float32 [rows, features] as wide as the training rows `seen` [any, features]: what a request may hold.
+
+    A number is uniform in its range, and whole where all are; a boolean 0 or 1; a category any index, that of an
+    unseen one included; and where a value may be missing, one in eight is.
+    """
     generator = np.random.default_rng(seed)
-    low, high = ranges.astype(np.float64).T
-    drawn = generator.uniform(low, high, (rows, len(ranges)))
-    drawn[:, whole] = np.rint(drawn[:, whole])
-    return drawn.astype(np.float32).clip(ranges[:, 0], ranges[:, 1])
+    drawn = np.empty((rows, len(columns)), np.float32)
+    for i, column in enumerate(columns):
+        known = seen[:, i][~np.isnan(seen[:, i])]
+        if column.kind == "categorical":
+            drawn[:, i] = generator.integers(0, len(column.categories), rows, endpoint=True)
+        elif column.kind == "boolean":
+            drawn[:, i] = generator.integers(0, 1, rows, endpoint=True)
+        else:
+            low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+            values = generator.uniform(low, high, rows)
+            whole = bool((known == np.rint(known)).all())
+            drawn[:, i] = (np.rint(values) if whole else values).astype(np.float32).clip(low, high)
+        if column.missing:
+            drawn[generator.random(rows) < 1 / 8, i] = np.nan
+    return drawn
 
 
-def golden(network: nn.Sequential, task: Task, drawn: Rows) -> Golden:
+def golden(network: nn.Module, task: Task, drawn: Rows) -> Golden:
     """Pair the first drawn rows with what the reference gives for them."""
     rows = drawn[:GOLDEN_ROWS]
-    return Golden(inputs=rows.astype(np.float64).tolist(), outputs=reference(network, task)(rows).tolist())
+    inputs = tuple(tuple(None if value != value else value for value in row) for row in rows.astype(float).tolist())
+    return Golden(inputs=inputs, outputs=reference(network, task)(rows).tolist())
 
 
 def _measure(
@@ -106,7 +123,7 @@ def _measure(
         yield Measurement(runtime=runtime, rows=kind, batch=batch, parity=parity)
 
 
-def _torch(network: nn.Sequential, task: Task, dtype: torch.dtype) -> Predict:
+def _torch(network: nn.Module, task: Task, dtype: torch.dtype) -> Predict:
     @torch.no_grad()
     def predict(rows: Rows) -> Outputs:
         outputs = network(torch.from_numpy(rows).to(dtype))

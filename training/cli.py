@@ -131,13 +131,15 @@ def _stem(source: str) -> str:
 
 
 def _plan(parsed: argparse.Namespace) -> Plan:
+    preset = PRESETS[parsed.preset]
     try:
         return Plan(
             data=DataOptions(**_given(parsed, DataOptions)),
             name=parsed.name or _stem(parsed.source),
             models=parsed.models,
-            architecture=Architecture(**_given(parsed, Architecture)),
-            recipe=replace(PRESETS[parsed.preset], **_given(parsed, Recipe)),
+            preset=parsed.preset,
+            architecture=replace(preset.architecture, **_given(parsed, Architecture)),
+            recipe=replace(preset.recipe, **_given(parsed, Recipe)),
             seed=parsed.seed,
             threads=parsed.threads,
         )
@@ -159,12 +161,13 @@ def _fit(parsed: argparse.Namespace) -> None:
     table = _read(plan.data)
     _describe(table)
     # Imported late: torch takes seconds, and neither a wrong flag nor the table should have to wait.
+    from training import report
     from training.pipeline import run
     from training.progress import FitProgress
 
     with FitProgress(Console(stderr=True)) as progress:
         written = run(plan, progress.update, table)
-    _summarise(written, time.perf_counter() - started)
+    _summarise(written.bundle, report.summary(written.evidence), time.perf_counter() - started)
 
 
 def _read(options: DataOptions) -> Table:
@@ -198,7 +201,7 @@ def _some(names: Sequence[object], most: int = 6) -> str:
     return ", ".join(map(str, names[:most])) + more
 
 
-def _summarise(written: bundle.Bundle, seconds: float) -> None:
+def _summarise(written: bundle.Bundle, findings: str, seconds: float) -> None:
     manifest = written.manifest
     rows, measured = manifest.provenance.rows, [m.parity for m in manifest.certificate.measurements]
     outcome = f"{len(manifest.labels)} classes" if manifest.labels else "a value"
@@ -213,5 +216,6 @@ def _summarise(written: bundle.Bundle, seconds: float) -> None:
     )
     for name, values in manifest.metrics.items():
         print(f"{name:<12} " + ", ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
+    print(findings)
     models = written.path.parent.parent
     print(f"wrote        {written.path} in {seconds:.1f} s; serve it: foldserve serve --models {models}")

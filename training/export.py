@@ -6,9 +6,9 @@ version. It knows layers and ONNX, no data and no bundle.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import torch
@@ -16,8 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from service.bundle import Task
+from training.encode import Encode
 from training.errors import ExportError
 from training.fold import Shift
+from training.merge import Blocks
 from training.network import Affine
 
 # Gelu came with opset 20; every ONNX Runtime that this project allows reads 20 and IR 10.
@@ -37,13 +39,28 @@ class _Graph:
         self.value = INPUT
 
     def constant(self, name: str, tensor: torch.Tensor) -> str:
-        self.initializers.append(numpy_helper.from_array(tensor.detach().float().numpy(), name))
+        content = tensor.detach()
+        content = content.float() if content.is_floating_point() else content
+        self.initializers.append(numpy_helper.from_array(content.numpy(), name))
         return name
 
-    def node(self, op: str, name: str, *inputs: str, **attributes: Any) -> None:
-        """Add a node that reads the current value, and then `inputs`."""
+    def node(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node that reads the current value, and then `inputs`; its output is the current value then."""
         self.nodes.append(helper.make_node(op, [self.value, *inputs], [name], name, **attributes))
         self.value = name
+        return name
+
+    def split(self, name: str, parts: int) -> list[str]:
+        """Cut the current value's columns into equal parts."""
+        outputs = [f"{name}.{part}" for part in range(parts)]
+        self.nodes.append(helper.make_node("Split", [self.value], outputs, name, axis=1, num_outputs=parts))
+        return outputs
+
+    def concatenate(self, name: str, parts: Sequence[str]) -> None:
+        """Put columns side by side."""
+        self.value = parts[0]
+        if len(parts) > 1:
+            self.node("Concat", name, *parts[1:], axis=1)
 
 
 def _dense(graph: _Graph, name: str, layer: nn.Linear) -> None:
@@ -51,6 +68,56 @@ def _dense(graph: _Graph, name: str, layer: nn.Linear) -> None:
     if layer.bias is not None:
         inputs.append(graph.constant(f"{name}.bias", layer.bias))
     graph.node("Gemm", name, *inputs, transB=1)
+
+
+def _blocks(graph: _Graph, name: str, layer: Blocks) -> None:
+    outputs = []
+    for part, (member, value) in enumerate(
+        zip(layer.members, graph.split(f"{name}.of", len(layer.members)), strict=True)
+    ):
+        graph.value = value
+        _dense(graph, f"{name}.{part}", cast(nn.Linear, member))
+        outputs.append(graph.value)
+    graph.concatenate(name, outputs)
+
+
+def _encode(graph: _Graph, name: str, layer: Encode) -> None:
+    """Guard before anything that NaN could spoil: each part reads the raw input, and compares or replaces first."""
+    raw = graph.value
+
+    def take(part: str, columns: torch.Tensor) -> None:
+        graph.value = raw
+        graph.node("Gather", f"{name}.{part}.raw", graph.constant(f"{name}.{part}.columns", columns), axis=1)
+
+    parts = []
+    if len(layer.numeric):
+        if len(layer.categorical):
+            take("numeric", layer.numeric)
+        if not layer.fill.isnan().all():
+            values = graph.value
+            there = graph.node("IsNaN", f"{name}.numeric.missing")
+            fill = graph.constant(f"{name}.numeric.fill", layer.fill.nan_to_num())
+            graph.value = there
+            graph.node("Where", f"{name}.numeric", fill, values)
+        parts.append(graph.value)
+    if len(layer.binned):
+        graph.node("Gather", f"{name}.binned.raw", graph.constant(f"{name}.binned.columns", layer.binned), axis=1)
+        graph.node("Sub", f"{name}.binned.above", graph.constant(f"{name}.binned.low", layer.low))
+        graph.node("Mul", f"{name}.binned.share", graph.constant(f"{name}.binned.rate", layer.rate))
+        zero, one = (graph.constant(f"{name}.{text}", torch.tensor(number)) for text, number in _UNIT)
+        parts.append(graph.node("Clip", f"{name}.binned", zero, one))
+    if len(layer.categorical):
+        take("categorical", layer.categorical)
+        graph.node("Equal", f"{name}.categorical.equal", graph.constant(f"{name}.categorical.index", layer.index))
+        parts.append(graph.node("Cast", f"{name}.categorical", to=TensorProto.FLOAT))
+    if len(layer.missing):
+        take("missing", layer.missing)
+        graph.node("IsNaN", f"{name}.missing.none")
+        parts.append(graph.node("Cast", f"{name}.missing", to=TensorProto.FLOAT))
+    graph.concatenate(name, parts)
+
+
+_UNIT = (("zero", 0.0), ("one", 1.0))
 
 
 def _affine(graph: _Graph, name: str, layer: Affine) -> None:
@@ -73,11 +140,16 @@ def _silu(graph: _Graph, name: str, _: nn.SiLU) -> None:
 
 
 def _plain(op: str) -> Callable[[_Graph, str, nn.Module], None]:
-    return lambda graph, name, _: graph.node(op, name)
+    def add(graph: _Graph, name: str, _: nn.Module) -> None:
+        graph.node(op, name)
+
+    return add
 
 
 _NODES: dict[type[nn.Module], Callable[..., None]] = {
     nn.Linear: _dense,
+    Blocks: _blocks,
+    Encode: _encode,
     Affine: _affine,
     Shift: _shift,
     nn.ReLU: _plain("Relu"),

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from training.encode import Encode
 from training.errors import FoldError
 from training.network import ACTIVATIONS, Affine
 
@@ -91,7 +92,7 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Opaque:
-    """An activation, or a Shift: nothing is moved across it."""
+    """An activation, an Encode or a Shift: nothing is moved across it."""
 
     name: str
     module: nn.Module
@@ -166,6 +167,8 @@ def _step(name: str, module: nn.Module) -> _Step:
         _require_finite(name, module.scale, module.shift)
         # It standardises: the spread of what it was made for is 1 / scale, and its mean -shift / scale.
         return _Scale((name,), module.scale.clone(), module.shift.clone(), module.shift.abs())
+    if type(module) is Encode:
+        return _Opaque(name, module)
     if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
         raise FoldError(name, f"no rule covers {type(module).__name__}")
     return _Opaque(name, module)
@@ -198,6 +201,8 @@ def _require_finite(name: str, *tensors: Tensor) -> None:
 def _next_width(step: _Step, width: int | None) -> int | None:
     """Check that `step` takes `width` columns, and give how many it makes; None is unknown."""
     if isinstance(step, _Opaque):
+        if isinstance(step.module, Encode):
+            return step.module.columns
         return width if isinstance(step.module, tuple(ACTIVATIONS.values())) else None
     takes, makes = step.weight.shape[::-1] if isinstance(step, _Dense) else (len(step.scale),) * 2
     if width not in (None, takes):
@@ -230,12 +235,13 @@ def _compose(first: _Scale, second: _Scale) -> _Scale:
 
 
 def _offset_first(steps: Iterator[_Step], network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
-    """Take out of a _Scale on the raw input the offsets that are too far (see `MAX_FOLDED_OFFSET`).
+    """Take out of a _Scale on the input, raw or encoded, the offsets that are too far (see `MAX_FOLDED_OFFSET`).
 
     Only the input has any: what comes out of a Dense lies about 0 before its own BN has seen it.
     """
-    for i, step in enumerate(steps):
-        if i == 0 and isinstance(step, _Scale):
+    on_input = True
+    for step in steps:
+        if on_input and isinstance(step, _Scale):
             # s * x + t = s * (x - o) + (t + s * o) with o = -t / s in float32, so that the graph's own subtraction
             # is what is compensated, rounding included. A scale of (nearly) 0 has no offset to speak of.
             offset = (-step.shift / step.scale).float()
@@ -247,6 +253,7 @@ def _offset_first(steps: Iterator[_Step], network: nn.Sequential, report: list[F
                 report += _lines(step, "offset subtracted first: x - mean", name)
                 yield _Opaque(name, Shift(offset))
                 step = replace(step, shift=step.shift + step.scale * offset.double())
+        on_input = on_input and isinstance(step, _Opaque) and isinstance(step.module, Encode)
         yield step
 
 

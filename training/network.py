@@ -7,6 +7,7 @@ layer's name is how every report and every error speaks of it.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -39,6 +40,18 @@ class Affine(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [batch, columns] to the same shape and dtype."""
         return (x * self.scale + self.shift).to(x.dtype)
+
+
+class Mean(nn.Module):
+    """The mean of what several networks give for the same input: an ensemble's logits, or its value."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [batch, features] to [batch, outputs]."""
+        return torch.stack([member(x) for member in self.members]).mean(0)
 
 
 def mlp(features: int, outputs: int, architecture: Architecture) -> nn.Sequential:

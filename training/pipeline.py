@@ -8,12 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from importlib.metadata import version
-from pathlib import Path
-from platform import processor, python_version
 from typing import Literal
 
 import numpy as np
@@ -22,36 +19,44 @@ import torch
 from torch import nn
 
 from service import bundle
-from training import certificate, data
-from training.evaluate import metrics
+from training import calibrate, certificate, data, encode, record, report
+from training.evaluate import metrics, permutation_importance
 from training.export import INPUT, OPSET, OUTPUT, to_onnx
 from training.fit import Epoch, Fitted, Rows, fit
-from training.fold import Folded, fold
-from training.network import Affine, mlp
+from training.fold import Folded
+from training.merge import fold_mean
+from training.network import Affine, Mean, mlp
 from training.plan import Plan
 
-_RECORDED = ("foldserve", "numpy", "onnx", "protobuf", "scikit-learn")
-_HISTOGRAM_BINS = 10
+# What the last layer of a chain is called: it undoes the target's scale, or divides by the temperature.
+_BACK: dict[bundle.Task, str] = {"classification": "temperature", "regression": "unstandardise"}
 
 
 @dataclass(frozen=True)
 class Trained:
     """The stages' results. `network` is unfolded and takes raw rows, `folded` is the same function.
 
-    tolerance: what the certificate allows, in the output's own units.
+    tolerance: what the certificate allows, in the output's own units. fitted: one for each member of the ensemble.
     """
 
     table: data.Table
     split: data.Split
     tolerance: bundle.Tolerance
-    fitted: Fitted
-    network: nn.Sequential
+    fitted: tuple[Fitted, ...]
+    temperature: float
+    network: nn.Module
     folded: Folded
 
 
-def run(
-    plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table: data.Table | None = None
-) -> bundle.Bundle:
+@dataclass(frozen=True)
+class Written:
+    """A bundle, and what its report was made of."""
+
+    bundle: bundle.Bundle
+    evidence: report.Evidence
+
+
+def run(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table: data.Table | None = None) -> Written:
     """Train, fold, certify and write the next version of `plan.name`.
 
     table: what `data.load(plan.data)` gave, for a caller that has it.
@@ -66,35 +71,83 @@ def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table:
     table = table or data.load(plan.data)
     test = 0.0 if plan.data.test else plan.data.test_share
     split = data.split(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
-    before = _standardisation(table.x[split.train])
+    front = _front(table, split.train, plan.architecture.bins)
     mean, spread = _target_scale(table, split)
     y = torch.from_numpy(table.y) if table.labels else torch.from_numpy(((table.y - mean) / spread).astype(np.float32))
-    x = before(torch.from_numpy(table.x))
+    learn, stop = (Rows(_through(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation))
     with _fixed_arithmetic(plan.threads):
-        torch.manual_seed(plan.seed)  # the initial weights
-        fitted = fit(
-            mlp(table.x.shape[1], table.outputs, plan.architecture),
-            Rows(x[split.train], y[split.train]),
-            Rows(x[split.validation], y[split.validation]),
-            plan.recipe,
-            seed=plan.seed,
-            on_epoch=on_epoch,
+        fitted = tuple(
+            _fit_member(plan, member, table.outputs, learn, stop, on_epoch)
+            for member in range(plan.architecture.members)
         )
-        layers = OrderedDict[str, nn.Module]([("standardise", before), *fitted.network.named_children()])
-        if not table.labels:
-            layers["unstandardise"] = Affine(torch.tensor([spread]), torch.tensor([mean]))
-        network = nn.Sequential(layers).eval()
-        return Trained(table, split, _tolerance(mean, spread), fitted, network, fold(network))
+        temperature = 1.0
+        if table.labels and plan.recipe.calibrate:
+            temperature = calibrate.temperature(_outputs(Mean([each.network for each in fitted]), stop.x), stop.y)
+    scale, shift = (1 / temperature, 0.0) if table.labels else (spread, mean)
+    each_output = torch.ones(table.outputs, dtype=torch.float64)
+    back = Affine(
+        torch.full((table.outputs,), scale, dtype=torch.float64),
+        torch.full((table.outputs,), shift, dtype=torch.float64),
+    )
+    members = [
+        nn.Sequential(
+            OrderedDict([*front.named_children(), *each.network.named_children(), (_BACK[table.task], back)])
+        ).eval()
+        for each in fitted
+    ]
+    network = members[0] if len(members) == 1 else Mean(members).eval()
+    return Trained(table, split, _tolerance(mean, spread), fitted, temperature, network, fold_mean(members))
 
 
-def export(plan: Plan, trained: Trained) -> bundle.Bundle:
+def _front(table: data.Table, rows: npt.NDArray[np.int64], bins: int) -> nn.Sequential:
+    """What stands before the network, by the training rows: raw features to standardised columns."""
+    seen = table.x[rows]
+    layout = encode.layout(table.columns, seen, bins)
+    front = OrderedDict[str, nn.Module](encode=encode.Encode(layout)) if layout.is_needed else OrderedDict()
+    encoded = nn.Sequential(front)
+    chunks = lambda: (encoded(torch.from_numpy(chunk)) for chunk in _chunks(seen))  # noqa: E731
+    return nn.Sequential(front | {"standardise": encode.standardisation(layout, chunks)})
+
+
+def _chunks(x: npt.NDArray[np.float32], rows: int = 65_536) -> Iterator[npt.NDArray[np.float32]]:
+    return (x[start : start + rows] for start in range(0, len(x), rows))
+
+
+@torch.no_grad()
+def _through(front: nn.Module, x: npt.NDArray[np.float32]) -> torch.Tensor:
+    return torch.cat([front(torch.from_numpy(chunk)) for chunk in _chunks(x)])
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([network(chunk) for chunk in torch.split(x, 8192)])
+
+
+def _fit_member(
+    plan: Plan, member: int, outputs: int, learn: Rows, stop: Rows, on_epoch: Callable[[Epoch], None]
+) -> Fitted:
+    """Fit one network of the ensemble: its own initial weights and order of rows."""
+    # Apart by more than anybody's next seed, so that the ensembles of two seeds share no member.
+    seed = (plan.seed + member * 0x9E3779B1) % 2**32
+    torch.manual_seed(seed)  # the initial weights
+    before, all_members = member * plan.recipe.epochs, plan.architecture.members * plan.recipe.epochs
+    return fit(
+        mlp(learn.x.shape[1], outputs, plan.architecture),
+        learn,
+        stop,
+        plan.recipe,
+        seed=seed,
+        on_epoch=lambda epoch: on_epoch(replace(epoch, number=before + epoch.number, of=all_members)),
+    )
+
+
+def export(plan: Plan, trained: Trained) -> Written:
     """Turn what was trained into ONNX, certify it and write it."""
     table, split = trained.table, trained.split
     task, held_out = table.task, data.held_out(plan.data, table, split)
     model = to_onnx(trained.folded.network, table.x.shape[1], table.outputs, task)
     seen = table.x[split.train]
-    ranges = np.stack([seen.min(0), seen.max(0)], axis=1)
-    drawn = certificate.draw(ranges, (seen == np.rint(seen)).all(0), certificate.RANDOM_ROWS, plan.seed)
+    drawn = certificate.draw(table.columns, seen, certificate.RANDOM_ROWS, plan.seed)
     evidence = certificate.certify(
         trained.network, trained.folded.network, model, task, trained.tolerance, held_out=held_out.x, drawn=drawn
     )
@@ -115,28 +168,33 @@ def export(plan: Plan, trained: Trained) -> bundle.Bundle:
             model=bundle.ModelFile(size=len(model), sha256=sha256(model).hexdigest(), opset=OPSET),
             input=bundle.Tensor(name=INPUT, shape=(-1, table.x.shape[1])),
             output=bundle.Tensor(name=OUTPUT[task], shape=(-1, table.outputs)),
-            features=tuple(_feature(name, column) for name, column in zip(table.features, seen.T, strict=True)),
+            features=tuple(
+                record.feature(column, values) for column, values in zip(table.columns, seen.T, strict=True)
+            ),
             labels=table.labels,
             certificate=evidence,
             golden=golden,
             folded=tuple(bundle.Folding(**asdict(line)) for line in trained.folded.report),
             metrics=scores,
-            provenance=_provenance(plan, trained, len(held_out.y)),
+            provenance=record.provenance(
+                plan,
+                table.source,
+                table.sha256(),
+                {"train": len(split.train), "validation": len(split.validation), "test": len(held_out.y)},
+                best_epochs=tuple(each.best_epoch for each in trained.fitted),
+                temperature=trained.temperature,
+            ),
         )
 
-    return bundle.write(plan.models, plan.name, model, manifest)
+    outputs = predict(held_out.x)
+    importances = permutation_importance(predict, held_out.x, held_out.y, task, plan.seed)
 
+    def evidence_of(manifest: bundle.Manifest) -> report.Evidence:
+        histories = tuple(each.history for each in trained.fitted)
+        return report.Evidence(manifest, histories, held_out.y, outputs, importances, table.notes)
 
-def _standardisation(x: npt.NDArray[np.float32]) -> Affine:
-    """(x - mean) / spread over the training rows, float64; a constant column is only centred.
-
-    The spread is the standard deviation, and at least a sixth of the range: else a value that is rare in training
-    (a corner pixel that is nearly always 0) would lie 30 deviations out and decide a prediction by itself.
-    """
-    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    spread = np.maximum(std, np.ptp(x.astype(np.float64), axis=0) / 6)
-    scale = 1 / np.where(spread > 0, spread, 1.0)
-    return Affine(torch.from_numpy(scale), torch.from_numpy(-mean * scale))
+    written = bundle.write(plan.models, plan.name, model, manifest, lambda m: report.render(evidence_of(m)))
+    return Written(written, evidence_of(written.manifest))
 
 
 def _target_scale(table: data.Table, split: data.Split) -> tuple[float, float]:
@@ -158,48 +216,6 @@ def _tolerance(mean: float, spread: float) -> bundle.Tolerance:
     return bundle.Tolerance(absolute=1e-5 * spread, relative=min(max(relative, 2.0**-20), 1e-4))
 
 
-def _feature(name: str, column: npt.NDArray[np.float32]) -> bundle.Feature:
-    counts, edges = np.histogram(column.astype(np.float64), _HISTOGRAM_BINS)
-    return bundle.Feature(
-        name=name,
-        range=(float(column.min()), float(column.max())),
-        histogram=bundle.Histogram(edges=edges.tolist(), counts=counts.tolist()),
-    )
-
-
-def _provenance(plan: Plan, trained: Trained, held_out: int) -> bundle.Provenance:
-    split = trained.split
-    return bundle.Provenance(
-        source=trained.table.source,
-        data_sha256=trained.table.sha256(),
-        rows={"train": len(split.train), "validation": len(split.validation), "test": held_out},
-        seed=plan.seed,
-        threads=plan.threads,
-        cpu=_cpu(),
-        hyperparameters={
-            **asdict(plan.architecture),
-            **asdict(plan.recipe),
-            "test_share": plan.data.test_share,
-            "validation_share": plan.data.validation_share,
-            "best_epoch": trained.fitted.best_epoch,
-        },
-        versions={
-            "python": python_version(),
-            **{name: version(name) for name in _RECORDED},
-            "torch": torch.__version__,  # with its build, which the installed metadata may leave out: 2.13.0+cu130
-            **certificate.runtime_version(),
-        },
-    )
-
-
-def _cpu() -> str:
-    """Name the kind of CPU: matrix libraries choose their kernels, and so the last bits, by it."""
-    model = processor()
-    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
-
-
 @contextlib.contextmanager
 def _fixed_arithmetic(threads: int) -> Iterator[None]:
     """Sums split over two threads round differently from one: a fixed, recorded number, and only stable kernels."""
@@ -208,11 +224,15 @@ def _fixed_arithmetic(threads: int) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
+    filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property of it
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(mode=True)
+    # Every tensor is written before it is read: filling each one first takes a quarter of a small step's time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
             yield
     finally:
         torch.set_num_threads(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 Placement = Literal["pre", "post"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 Schedule = Literal["cosine", "onecycle"]
-Preset = Literal["fast"]
+PresetName = Literal["fast", "best"]
 TaskOption = Literal["auto", "classification", "regression"]
 
 
@@ -66,6 +66,8 @@ class Architecture:
     hidden: Annotated[tuple[int, ...], "widths of the hidden Dense layers, as in 64,64"] = (64, 64)
     placement: Annotated[Placement, "pre: Dense - BN - activation; post: Dense - activation - BN"] = "pre"
     activation: Annotated[Activation, "after each hidden Dense"] = "relu"
+    members: Annotated[int, "networks whose mean is the model; one graph in the end"] = 1
+    bins: Annotated[int, "of the piecewise-linear encoding of each numeric column; 0: none"] = 0
     dropout: Annotated[float, "probability of dropping a hidden unit while training"] = 0.15
     batch_norm: Annotated[bool, "batch-normalise the hidden layers; off to compare with"] = True
     input_norm: Annotated[bool, "batch-normalise the standardised input too"] = False
@@ -76,6 +78,8 @@ class Architecture:
         _require(
             all(1 <= width <= 65_536 for width in self.hidden), "a hidden layer has at least 1 unit, at most 65536"
         )
+        _require(1 <= self.members <= 64, "members are from 1 to 64")
+        _require(0 <= self.bins <= 256, "bins are from 0 to 256")
         _require(0 <= self.dropout < 1, "dropout is at least 0 and below 1")
         _require(0 < self.eps < 1, "eps is above 0 and below 1")
         _require(0 < self.momentum <= 1, "momentum is above 0 and at most 1")
@@ -93,6 +97,7 @@ class Recipe:
     schedule: Annotated[Schedule, "of the learning rate"] = "onecycle"
     input_noise: Annotated[float, "standard deviation of the noise on the standardised input while training"] = 0.2
     label_smoothing: Annotated[float, "of the training loss, for classification"] = 0.1
+    calibrate: Annotated[bool, "divide the logits by a temperature that fits the validation rows"] = True
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1 and self.patience >= 1, "epochs and patience are at least 1")
@@ -103,20 +108,36 @@ class Recipe:
         _require(0 <= self.label_smoothing < 1, "label smoothing is at least 0 and below 1")
 
 
-PRESETS: dict[Preset, Recipe] = {"fast": Recipe()}
+@dataclass(frozen=True)
+class Preset:
+    """A network and how to train it, for any table."""
+
+    architecture: Architecture = Architecture()
+    recipe: Recipe = Recipe()
+
+
+PRESETS: dict[PresetName, Preset] = {
+    "fast": Preset(),
+    "best": Preset(
+        Architecture(hidden=(128, 128), members=4, bins=16, dropout=0.3),
+        Recipe(epochs=40, batch_size=256, learning_rate=4e-3, input_noise=0.0, label_smoothing=0.0),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Plan:
     """A whole run. Same plan, data, versions and kind of CPU: the same `model.onnx`, byte for byte.
 
-    data: which table; its splits are drawn with `seed`. threads: of the fit, since sums that are split over two threads
-    round differently from one. Raises `ValueError` for what can't work.
+    data: which table; its splits are drawn with `seed`. preset: what architecture and recipe were changed from.
+    threads: of the fit, since sums that are split over two threads round differently from one. Raises `ValueError` for
+    what can't work.
     """
 
     data: DataOptions
     name: str
     models: Path
+    preset: PresetName = "fast"
     architecture: Architecture = Architecture()
     recipe: Recipe = Recipe()
     seed: int = 0
