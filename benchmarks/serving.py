@@ -8,12 +8,8 @@ is not this project is installed on first use, in `.bench/`, at the versions of 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,13 +22,11 @@ from typing import TypeVar
 from rig import table, wrk
 from rig.bodies import write_bodies
 from rig.cases import CONTENDERS, MODEL, NAMES
+from rig.environments import ROOT, StartError, pins
+from rig.report import keep, machine
 from rig.rounds import Bench, Round
-from rig.servers import CONTENDERS as REQUIREMENTS
-from rig.servers import ROOT, StartError
 from rig.wrk import LoadError
 
-README = ROOT / "benchmarks" / "README.md"
-MARKERS = "<!-- serving.py --write: from here -->", "<!-- serving.py --write: to here -->"
 T = TypeVar("T")
 
 
@@ -56,13 +50,13 @@ def main() -> None:
         soak = _tried("soak", lambda: bench.soak(held)) if held else None
         if chosen.keep:
             (folder / "rounds.json").write_text(json.dumps([asdict(x) for x in rounds], indent=1))
-    parts = [_machine(program, len(cores)), table.targets(rounds, telemetry, soak), table.everybody(rounds)]
+    parts = [machine(_versions(program)), table.targets(rounds, telemetry, soak), table.everybody(rounds)]
     said = bench.noted | bench.out
     parts += ["\n".join(f"- {where}: {why}" for where, why in said.items())] if said else []
     text = "\n\n".join(parts)
     print(text)
     if chosen.write:
-        _write(text)
+        keep(text)
 
 
 def _rounds(bench: Bench, names: Sequence[str], repeats: int) -> list[Round]:
@@ -84,33 +78,16 @@ def _tried(name: str, measure: Callable[[], T]) -> T | str:
         return str(error)
 
 
-def _machine(program: str, cores: int) -> str:
-    """Say what was measured, where and how."""
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+def _versions(program: str) -> list[str]:
+    """Name what was measured with: the tool, this project and what it stands on, the contenders."""
     packages = ("foldserve", "onnxruntime", "numpy", "uvicorn", "uvloop", "httptools")
-    versions = [program, *(f"{package} {version(package)}" for package in packages), *_rivals()]
-    command = shlex.join(["python", "benchmarks/serving.py", *sys.argv[1:]])
-    return (
-        f"`{command}`, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n\n"
-        f"{processor.group(1) if processor else platform.machine()}, {cores} cores; "
-        f"Python {platform.python_version()}; {', '.join(versions)}"
-    )
+    return [program, *(f"{package} {version(package)}" for package in packages), *_rivals()]
 
 
 def _rivals() -> list[str]:
     """Name the pinned version of each contender's own package."""
     names = dict.fromkeys(contender.requirements for contender in CONTENDERS if contender.requirements)
-    pins = [re.search(rf"^.*{name}==.*$", (REQUIREMENTS / f"{name}.txt").read_text(), re.MULTILINE) for name in names]
-    return [f"contender {pin.group().replace('==', ' ')}" for pin in pins if pin]
-
-
-def _write(text: str) -> None:
-    """Put it between the README's markers."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(MARKERS[0])
-    _, found, after = rest.partition(MARKERS[1])
-    if not found:
-        raise SystemExit(f"{README} lacks the lines {MARKERS}")
-    README.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}", encoding="utf-8")
+    return [f"contender {pin}" for name in names for pin in pins(name, name)]
 
 
 def _names(text: str) -> list[str]:

@@ -10,10 +10,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rig import bodies, servers, wrk
+from rig import bodies, environments, servers, wrk
 from rig.bodies import Body, WrongAnswerError
 from rig.cases import BARE, CONTENDERS, MODEL, ROW, TABLE, Contender, Door, Load, case
-from rig.servers import Server, StartError
+from rig.environments import StartError
+from rig.servers import Server
 from rig.wrk import Figures, LoadError
 
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
@@ -47,7 +48,7 @@ class Bench:
     @contextmanager
     def serving(self, contender: Contender, *flags: str) -> Iterator[Server]:
         """Run a contender. Raises `StartError`."""
-        python = str(servers.environment(contender.requirements) if contender.requirements else sys.executable)
+        python = str(environments.environment(contender.requirements) if contender.requirements else sys.executable)
         port, spare = servers.free_port(), servers.free_port()
         program = [
             part.format(python=python, port=port, spare=spare) for part in contender.command if part != "{sizes}"
@@ -129,11 +130,11 @@ class Bench:
         return figures
 
     def _bare(self) -> dict[str, Figures]:
-        script = str(servers.CONTENDERS / "bare_session.py")
+        script = str(environments.CONTENDERS / "bare_session.py")
         program = [sys.executable, script, MODEL, str(self.folder / "rows.npy"), str(self.seconds)]
-        pinned = servers.pinned(self.server_core, [*program, str(ROW.rows), str(TABLE.rows)])
+        pinned = environments.pinned(self.server_core, [*program, str(ROW.rows), str(TABLE.rows)])
         done = subprocess.run(
-            pinned, cwd=servers.ROOT, env=servers.variables(), capture_output=True, text=True, check=True
+            pinned, cwd=environments.ROOT, env=environments.variables(), capture_output=True, text=True, check=True
         )
         rates = json.loads(done.stdout)
         return {case(BARE, "none", load): Figures(rates[str(load.rows)]) for load in (ROW, TABLE)}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import median
 
 from rig.cases import BARE, BARE_TITLE, CONTENDERS, JSON_LOADS, OURS, TARGETS, Load, Target, case
+from rig.report import NONE, Row, markdown, number, spread, target_row
 from rig.rounds import Round
 from rig.wrk import Figures
 
-NONE = "-"
 _FIGURES = ("rows_per_second", "p50_ms", "p99_ms")
 READY_S = 1.0
 RESIDENT_MB = 130
@@ -18,15 +17,7 @@ TELEMETRY = 0.9
 P99_OF_P50 = 4
 GROWTH = 1.05
 
-Row = tuple[str, ...]
 Soak = tuple[Figures, float, float]
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Lay out a table that reads well as text too; the first row is its head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    head, *rest = ("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
-    return "\n".join([head, "| " + " | ".join("-" * width for width in widths) + " |", *rest])
 
 
 def targets(rounds: Sequence[Round], telemetry: list[float] | str | None, soak: Soak | str | None) -> str:
@@ -35,56 +26,32 @@ def targets(rounds: Sequence[Round], telemetry: list[float] | str | None, soak: 
     rows += [_ratio_row(rounds, target) for target in TARGETS]
     if telemetry is not None:
         text = "metrics and access log on: rows/s of off"
-        rows.append(_row(text, telemetry, TELEMETRY, at_least=True))
+        rows.append(target_row(text, telemetry, TELEMETRY, at_least=True))
     if isinstance(soak, str):
-        rows.append(_row("64 connections held", soak, P99_OF_P50, at_least=False))
+        rows.append(target_row("64 connections held", soak, P99_OF_P50, at_least=False))
     elif soak:
         figures, before, after = soak
         rows.append(
-            _row("64 connections held: p99 of p50", [figures.p99_ms / figures.p50_ms], P99_OF_P50, at_least=False)
+            target_row("64 connections held: p99 of p50", [figures.p99_ms / figures.p50_ms], P99_OF_P50, at_least=False)
         )
         text = f"64 connections held: memory after ({after:.1f} MB) of before"
-        rows.append(_row(text, [after / before], GROWTH, at_least=False))
+        rows.append(target_row(text, [after / before], GROWTH, at_least=False))
     for text, values, bound in (
         ("start to ready, s", [x.ready_s["foldserve"] for x in rounds if "foldserve" in x.ready_s], READY_S),
         ("resident, MB", [x.resident_mb["foldserve"] for x in rounds if "foldserve" in x.resident_mb], RESIDENT_MB),
     ):
-        rows.append(_row(text, values, bound, at_least=False))
+        rows.append(target_row(text, values, bound, at_least=False))
     return markdown(rows)
 
 
 def _ratio_row(rounds: Sequence[Round], target: Target) -> Row:
-    return _row(target.text, ratios(rounds, target), target.bound, at_least=target.at_least)
+    return target_row(target.text, ratios(rounds, target), target.bound, at_least=target.at_least)
 
 
 def ratios(rounds: Sequence[Round], target: Target) -> list[float]:
     """One ratio for each round that has both figures."""
     both = [x.figures for x in _both(rounds, target.ours, target.theirs)]
     return [getattr(x[target.ours], target.figure) / getattr(x[target.theirs], target.figure) for x in both]
-
-
-def _row(text: str, values: list[float] | str, bound: float, *, at_least: bool) -> Row:
-    aim = f"{'≥' if at_least else '≤'} {bound:.3g}"
-    if isinstance(values, str):
-        return (text, values, aim, NONE)
-    if not values:
-        return (text, "not measured", aim, NONE)
-    middle = median(values)
-    met = middle >= bound if at_least else middle <= bound
-    return (text, _spread(values), aim, "met" if met else "missed")
-
-
-def _spread(values: Sequence[float]) -> str:
-    low, middle, high = (_number(x) for x in (min(values), median(values), max(values)))
-    return middle if len(values) == 1 else f"{middle} ({low} to {high})"
-
-
-def _number(value: float) -> str:
-    """Three digits, thousands by commas."""
-    if value == 0 or math.isnan(value):
-        return NONE
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{digits}f}"
 
 
 def everybody(rounds: Sequence[Round]) -> str:
@@ -95,7 +62,7 @@ def everybody(rounds: Sequence[Round]) -> str:
         ready = [x.ready_s[contender.name] for x in rounds if contender.name in x.ready_s]
         resident = [x.resident_mb[contender.name] for x in rounds if contender.name in x.resident_mb]
         if ready and resident:
-            rows.append((contender.title, _number(median(ready)), _number(median(resident))))
+            rows.append((contender.title, number(median(ready)), number(median(resident))))
     return "\n\n".join([*parts, f"Start and memory:\n\n{markdown(rows)}"])
 
 
@@ -116,7 +83,7 @@ def _load_table(rounds: Sequence[Round], load: Load) -> str:
                 x.figures[OURS[load]].rows_per_second / x.figures[key].rows_per_second
                 for x in _both(rounds, OURS[load], key)
             ]
-            cells = (_number(rate), _spread(times) if times and key != OURS[load] else NONE, _number(p50), _number(p99))
+            cells = (number(rate), spread(times) if times and key != OURS[load] else NONE, number(p50), number(p99))
             found.append((rate, (title, protocol, *cells)))
     found.sort(key=lambda one: -one[0])
     return markdown(

@@ -1,0 +1,115 @@
+"""One fit of another library: `python fit_table.py NAME TRAIN.csv TEST.csv TARGET SEED`, NAME of `CONTENDERS` below.
+
+Prints a JSON object: `seconds` of processor time of the fit alone, without imports and reading, and what it reaches on
+the test rows: `accuracy` and `log_loss` (nats), or `rmse` and `r2`. Each contender has its defaults, behind the usual
+preparation: categories one-hot, and numbers imputed and standardised where the contender needs that.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.metrics import accuracy_score, log_loss, r2_score, root_mean_squared_error
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+Classifies = bool
+
+
+def hist_gradient_boosting(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipeline:
+    """Build scikit-learn's boosted trees, which know missing values."""
+    kind = HistGradientBoostingClassifier if classifies else HistGradientBoostingRegressor
+    return make_pipeline(_prepared(table, "passthrough", _one_hot()), kind(random_state=seed))
+
+
+def sklearn_mlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipeline:
+    """Build scikit-learn's MLP, which wants numbers of like size, also for a target, and none missing."""
+    kind = MLPClassifier if classifies else MLPRegressor
+    network = kind(hidden_layer_sizes=(256, 256), early_stopping=True, random_state=seed)
+    if not classifies:
+        network = TransformedTargetRegressor(network, transformer=StandardScaler())
+    return make_pipeline(_prepared(table, make_pipeline(SimpleImputer(), StandardScaler()), _one_hot()), network)
+
+
+def realmlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipeline:
+    """Build RealMLP-TD, which prepares its rows by itself, except that it takes no missing number."""
+    from pytabkit import RealMLP_TD_Classifier, RealMLP_TD_Regressor  # imported late: it brings torch along
+
+    kind = RealMLP_TD_Classifier if classifies else RealMLP_TD_Regressor
+    prepare = _prepared(table, SimpleImputer(), "passthrough").set_output(transform="pandas")
+    return make_pipeline(prepare, kind(device="cpu", n_threads=1, random_state=seed))
+
+
+def _prepared(table: pd.DataFrame, numbers: object, categories: object) -> ColumnTransformer:
+    named = [str(name) for name in table.select_dtypes("category").columns]
+    counted = [str(name) for name in table.columns if str(name) not in named]
+    return ColumnTransformer([("numbers", numbers, counted), ("categories", categories, named)])
+
+
+def _one_hot() -> OneHotEncoder:
+    return OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+
+
+CONTENDERS: dict[str, Callable[[int, pd.DataFrame, Classifies], Pipeline]] = {
+    "hgb": hist_gradient_boosting,
+    "mlp": sklearn_mlp,
+    "realmlp": realmlp,
+}
+
+
+def read(train: str, test: str, target: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read both files: an empty cell is missing, everything else is what it says, a text column has categories.
+
+    A class is a text; categories are those of the training rows.
+    """
+    kinds = {"label": str} if target == "label" else None
+    tables = [pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""]) for path in (train, test)]
+    features = tables[0].drop(columns=target)
+    for name in features.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in features.dtypes]]:
+        known = pd.CategoricalDtype(sorted(tables[0][name].dropna().unique()))
+        for table in tables:
+            table[name] = table[name].astype(known)
+    return tables[0], tables[1]
+
+
+def scores(model: Pipeline, x: pd.DataFrame, y: pd.Series, classifies: Classifies) -> dict[str, float]:
+    """Compare with the test rows' own labels or values."""
+    if not classifies:
+        values = np.ravel(model.predict(x))
+        return {"rmse": root_mean_squared_error(y, values), "r2": r2_score(y, values)}
+    probabilities = model.predict_proba(x).astype(np.float64)
+    probabilities /= probabilities.sum(1, keepdims=True)
+    predicted = np.asarray(model.classes_)[probabilities.argmax(1)]
+    return {
+        "accuracy": accuracy_score(y, predicted),
+        "log_loss": log_loss(y, probabilities, labels=list(model.classes_)),
+    }
+
+
+def main() -> None:
+    """Fit, score and print."""
+    name, train, test, target, seed = sys.argv[1:]
+    warnings.simplefilter("ignore")  # what a contender warns of is its own affair
+    fitted, held_out = read(train, test, target)
+    x, y = fitted.drop(columns=target), fitted[target].to_numpy()
+    classifies = target == "label"
+    model = CONTENDERS[name](int(seed), x, classifies)
+    started = time.process_time()
+    model.fit(x, y)
+    seconds = time.process_time() - started
+    found = scores(model, held_out.drop(columns=target), held_out[target].to_numpy(), classifies)
+    print(json.dumps({"seconds": seconds, **{metric: float(value) for metric, value in found.items()}}))
+
+
+if __name__ == "__main__":
+    main()

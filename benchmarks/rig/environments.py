@@ -1,0 +1,57 @@
+"""Installs a contender in an environment of its own, and says how whatever is measured is run: on one core."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTENDERS = ROOT / "benchmarks" / "contenders"
+
+# One thread each, whatever library it is in: they share one core, and a pool would only contend for it.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class StartError(Exception):
+    """Why a contender can't be installed or started, in one line."""
+
+
+def environment(name: str) -> Path:
+    """Give the Python of a contender's own virtual environment, made when its requirements are new."""
+    folder, wanted = ROOT / ".bench" / name, (CONTENDERS / f"{name}.txt").read_text()
+    stamp, python = folder / "installed.txt", folder / "bin" / "python"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    print(f"installing {name} in {folder.relative_to(ROOT)}", file=sys.stderr)
+    _install([sys.executable, "-m", "venv", "--clear", str(folder)])
+    _install([str(python), "-m", "pip", "install", "--quiet", "--requirement", str(CONTENDERS / f"{name}.txt")])
+    stamp.write_text(wanted)
+    return python
+
+
+def pins(name: str, package: str) -> list[str]:
+    """Give "package version" for each line of a contender's requirements that pins a package whose name ends so."""
+    text = (CONTENDERS / f"{name}.txt").read_text()
+    return [found.replace("==", " ") for found in re.findall(rf"^.*{package}==.*$", text, re.MULTILINE)]
+
+
+def _install(program: Sequence[str]) -> None:
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("ERROR")]
+        raise StartError(f"can't be installed: {(lines or ['pip failed'])[-1][:200]}")
+
+
+def pinned(core: int, program: Sequence[str]) -> list[str]:
+    """Give the command that runs a program, and all that it starts, on one core."""
+    return ["taskset", "--cpu-list", str(core), *program]
+
+
+def variables() -> dict[str, str]:
+    """Give the variables that every contender runs with; this shell's settings of foldserve don't count."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
+    return kept | _ONE_THREAD

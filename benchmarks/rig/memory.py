@@ -1,0 +1,62 @@
+"""A table of a million rows: how much memory training on it takes, and how soon there is something to see."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from rig.processes import Ran, run
+from rig.report import markdown, verdict
+
+ROWS = 1_000_000
+COLUMNS = 50
+CLASSES = 3
+PEAK_GIB = 6.0
+FIRST_OUTPUT_S = 1.0
+_CHUNK = 50_000
+
+
+def write_table(path: Path, rows: int, columns: int = COLUMNS, seed: int = 0) -> None:
+    """Write `columns` numbers from 0.0000 to 9.9999 and a `label`, one of three by which of three sums is largest.
+
+    Each number has one digit, a point and four digits, so that the bytes can be made a chunk at a time, by arithmetic.
+    """
+    generator = np.random.default_rng(seed)
+    weights = generator.standard_normal((columns, CLASSES))
+    with path.open("wb") as file:
+        file.write((",".join([*(f"x{i}" for i in range(columns)), "label"]) + "\n").encode())
+        for start in range(0, rows, _CHUNK):
+            count = min(_CHUNK, rows - start)
+            numbers = np.clip(50_000 + 15_000 * generator.standard_normal((count, columns)), 0, 99_999).astype(np.int64)
+            line = np.empty((count, 7 * columns + 2), np.uint8)
+            cells = line[:, : 7 * columns].reshape(count, columns, 7)
+            cells[..., 1], cells[..., 6] = ord("."), ord(",")
+            for place, power in zip((0, 2, 3, 4, 5), (10_000, 1_000, 100, 10, 1), strict=True):
+                cells[..., place] = ord("0") + numbers // power % 10
+            line[:, -2] = ord("a") + ((numbers - 50_000) @ weights).argmax(1)
+            line[:, -1] = ord("\n")
+            file.write(line.tobytes())
+
+
+def measure(folder: Path, rows: int, core: int) -> Ran:
+    """Write the table and train on it. Raises `RunError`."""
+    table = folder / "million.csv"
+    print(f"memory: {rows:,} rows of {COLUMNS} columns", file=sys.stderr)
+    write_table(table, rows)
+    command = [sys.executable, "-m", "training", "fit", str(table), "--target", "label"]
+    return run([*command, "--models", str(folder), "--name", "million"], core)
+
+
+def report(ran: Ran, rows: int) -> str:
+    """Hold it against the targets."""
+    title = f"`foldserve-train fit`, {rows:,} rows of {COLUMNS} columns"
+    return markdown(
+        [
+            (title, "measured", "target", ""),
+            verdict("peak memory, GiB", ran.peak_bytes / 2**30, "≤", PEAK_GIB, "{:.2f}"),
+            verdict("s until it shows something", ran.first_output_s, "≤", FIRST_OUTPUT_S, "{:.2f}"),
+            verdict("s in all", ran.wall_s, "≤", None, "{:.0f}"),
+        ]
+    )

@@ -1,0 +1,109 @@
+"""Rows a second of training: foldserve's loop and another's, same network, rows and batch, turn about on one core."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from rig.environments import CONTENDERS, ROOT, StartError, environment, pinned, variables
+from rig.report import Row, markdown, spread, target_row
+
+ENVIRONMENT = "training"
+EPOCHS = 4
+TITLES = {"skorch": "skorch", "sklearn": "scikit-learn's MLPClassifier"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. bound: how many times the other's rate foldserve's must have."""
+
+    other: str
+    widths: str
+    batch: int
+    norm: bool
+    bound: float
+
+    @property
+    def text(self) -> str:
+        """Describe it."""
+        return f"{self.widths.replace(',', '-')}{', BN' if self.norm else ', no BN'}, batch {self.batch}"
+
+
+CASES = (
+    Case("skorch", "64,64", 128, norm=True, bound=5),
+    Case("skorch", "256,256", 128, norm=True, bound=5),
+    Case("sklearn", "256,256", 200, norm=False, bound=1.3),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Rows a second of processor time, of both, one right after the other."""
+
+    ours: float
+    theirs: float
+
+
+def measure(case: Case, pairs: int, core: int) -> list[Pair]:
+    """Take turns, first one first, then the other. Raises `StartError`."""
+    found = []
+    with ExitStack() as stack:
+        ours = stack.enter_context(_training("foldserve", case, core))
+        theirs = stack.enter_context(_training(case.other, case, core))
+        for number in range(pairs):
+            print(f"pair {number + 1} of {pairs}: {case.text}, {TITLES[case.other]}", file=sys.stderr)
+            order = (ours, theirs) if number % 2 == 0 else (theirs, ours)
+            rates = {id(process): _rate(process) for process in order}
+            found.append(Pair(rates[id(ours)], rates[id(theirs)]))
+    return found
+
+
+def report(cases: Sequence[tuple[Case, list[Pair]]]) -> str:
+    """Foldserve against its targets, then the rates."""
+    aims: list[Row] = [("foldserve", "median (lowest to highest)", "target", "")]
+    rates: list[Row] = [("rows/s", "foldserve", "the other")]
+    for case, pairs in cases:
+        text = f"{case.text}: rows/s of {TITLES[case.other]}"
+        aims.append(target_row(text, [pair.ours / pair.theirs for pair in pairs], case.bound, at_least=True))
+        ours, theirs = spread([pair.ours for pair in pairs]), spread([pair.theirs for pair in pairs])
+        rates.append((case.text, ours, f"{TITLES[case.other]}: {theirs}"))
+    return f"{markdown(aims)}\n\n{markdown(rates)}"
+
+
+@contextmanager
+def _training(name: str, case: Case, core: int) -> Iterator[subprocess.Popen[str]]:
+    python = sys.executable if name == "foldserve" else str(environment(ENVIRONMENT))
+    command = [python, str(CONTENDERS / "train_digits.py"), name, case.widths, str(case.batch), str(EPOCHS)]
+    command.append("norm" if case.norm else "plain")
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # this checkout's `training`
+    with subprocess.Popen(
+        pinned(core, command),
+        env=variables() | {"PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            _answer(process)
+            yield process
+        finally:
+            process.terminate()
+
+
+def _rate(process: subprocess.Popen[str]) -> float:
+    if not process.stdin:
+        raise StartError("it listens to nobody")
+    process.stdin.write("again\n")
+    process.stdin.flush()
+    return float(_answer(process))
+
+
+def _answer(process: subprocess.Popen[str]) -> str:
+    line = process.stdout.readline() if process.stdout else ""
+    if not line:
+        raise StartError("it ended while it was to train")
+    return line
