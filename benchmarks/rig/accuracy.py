@@ -84,7 +84,7 @@ def measure(tables: Sequence[Table], names: Sequence[str], seeds: int, core: int
                     one = fit_preset(table, name, seed, core) if name in PRESETS else fit(table, name, seed, core)
                     fits.setdefault((table.name, name), []).append(one)
                 except (RunError, StartError) as error:  # who fails with one seed has no figures of the others either
-                    out[where] = str(error)
+                    out[where] = str(error).replace(f"{table.train.parent}/", "")
                     fits.pop((table.name, name), None)
     return fits, out
 
