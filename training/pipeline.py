@@ -85,10 +85,7 @@ def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table:
             temperature = calibrate.temperature(_outputs(Mean([each.network for each in fitted]), stop.x), stop.y)
     scale, shift = (1 / temperature, 0.0) if table.labels else (spread, mean)
     each_output = torch.ones(table.outputs, dtype=torch.float64)
-    back = Affine(
-        torch.full((table.outputs,), scale, dtype=torch.float64),
-        torch.full((table.outputs,), shift, dtype=torch.float64),
-    )
+    back = Affine(scale * each_output, shift * each_output)
     members = [
         nn.Sequential(
             OrderedDict([*front.named_children(), *each.network.named_children(), (_BACK[table.task], back)])
