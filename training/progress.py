@@ -1,11 +1,19 @@
-"""The progress bar of a fit: loss, validation loss, rows per second and time left; nothing where no terminal is."""
+"""Progress bars: of a fit, with its losses, and of a command's stages; nothing where no terminal is."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from training.fit import Epoch
 
@@ -44,3 +52,33 @@ class FitProgress:
             validation=f"{epoch.validation_loss:.4f}",
             rate=f"{epoch.rows_per_second:,.0f}",
         )
+
+
+class StageProgress:
+    """A context manager whose `update` shows how far each named stage is, one line a stage."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.file.isatty(),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> StageProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, stage: str, done: int, of: int) -> None:
+        """Show that `done` of `of` parts of `stage` are done."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage)
+        self._bar.update(self._tasks[stage], completed=done, total=of)

@@ -1,0 +1,42 @@
+"""Everything that decides what a diagnosis measures. Needs no torch, so `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DiagnosisPlan:
+    """Same plan, table, versions and kind of CPU: the same figures, latencies apart.
+
+    steps: of each training of the three sigmoid layers. rates: the learning rates that these are trained with; the
+    middle one is looked into. depths: hidden layers of the networks whose gradients are measured; gradient_steps: of
+    their training. batch_sizes: to compare the two modes at, after mode_steps of training. rounds: timed runs of each
+    model, latency being their median. Raises `ValueError` for what can't work.
+    """
+
+    seed: int = 0
+    steps: int = 2000
+    rates: tuple[float, ...] = (0.1, 1.0, 10.0)
+    depths: tuple[int, ...] = (4, 8, 16, 32, 64)
+    gradient_steps: int = 100
+    batch_sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128, 256)
+    mode_steps: int = 1000
+    latency_batches: tuple[int, ...] = (1, 64, 1024)
+    rounds: int = 300
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError("the seed is from 0 to 4294967295")
+        if not 1 <= self.steps <= 1_000_000:
+            raise ValueError("steps are at least 1, at most 1000000")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate whose runs are looked into."""
+        return self.rates[len(self.rates) // 2]
+
+
+QUICK = DiagnosisPlan(
+    steps=300, depths=(4, 8, 16), gradient_steps=20, batch_sizes=(2, 8, 32, 128), mode_steps=200, rounds=50
+)
