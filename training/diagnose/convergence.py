@@ -143,7 +143,7 @@ def sigmoid_inputs(network: nn.Sequential, x: Tensor) -> Tensor:
 def about_speed(runs: tuple[Run, ...], rate: float, score_name: str) -> str:
     """Say who nearly reaches the highest score first: at the same rate, and at the best rate of each."""
     highest = max((s for run in runs for s in run.scores if math.isfinite(s)), default=0.0)
-    goal = _NEARLY * highest
+    goal, limit = _NEARLY * highest, max(run.steps[-1] for run in runs)
     if goal <= 0:
         return f"No run learned anything in these steps (highest {score_name} {highest:.3f}), so this shows nothing."
     without, with_bn = (run.first(goal) for run in pair(runs, rate))
@@ -151,8 +151,8 @@ def about_speed(runs: tuple[Run, ...], rate: float, score_name: str) -> str:
     diverged = [f"{run.rate:g} {'with' if run.batch_norm else 'without'} BN" for run in runs if run.diverged]
     return (
         f"To {score_name} {goal:.3f}, {_NEARLY:.0%} of the highest seen, training at a learning rate of {rate:g} takes "
-        f"{_steps(with_bn)} with BN and {_steps(without)} without; at the best of the rates tried for each "
-        f"{_steps(best_with)} and {_steps(best_without)}: that {_verdict(best_without, best_with)}"
+        f"{_steps(with_bn, limit)} with BN and {_steps(without, limit)} without; at the best of the rates tried for "
+        f"each {_steps(best_with, limit)} and {_steps(best_without, limit)}: that {_verdict(best_without, best_with)}"
         + (f"; training diverged at {', '.join(diverged)}." if diverged else ".")
     )
 
@@ -162,8 +162,8 @@ def _best(runs: tuple[Run, ...], goal: float, *, batch_norm: bool) -> int | None
     return min((steps for steps in reached if steps is not None), default=None)
 
 
-def _steps(steps: int | None) -> str:
-    return "more than there were" if steps is None else f"{steps:,} step{'s' * (steps != 1)}"
+def _steps(steps: int | None, limit: int) -> str:
+    return f"more than {limit:,} steps" if steps is None else f"{steps:,} step{'s' * (steps != 1)}"
 
 
 def _verdict(without: int | None, with_bn: int | None) -> str:

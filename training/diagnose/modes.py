@@ -97,9 +97,13 @@ def about(gaps: tuple[Gap, ...], score_name: str) -> str:
     small, large = known[0], known[-1]
     closes = abs(large.loss) < abs(small.loss) / 2
     return (
-        f"With batches of {small.batch} rows the loss in evaluation mode is {small.loss:+.3f} from that in training "
-        f"mode and the {score_name} {small.score:+.3f}, with batches of {large.batch} rows {large.loss:+.3f} and "
-        f"{large.score:+.3f}: the gap "
+        f"With batches of {small.batch} rows the loss is {_than(small.loss)} in evaluation mode than in training mode "
+        f"and the {score_name} {_than(small.score)}, with batches of {large.batch} rows {_than(large.loss)} and "
+        f"{_than(large.score)}: the gap "
         + ("closes as batches grow" if closes else "does not close as batches grow")
         + f"{also}."
     )
+
+
+def _than(difference: float) -> str:
+    return f"{abs(difference):.3f} {'lower' if difference < 0 else 'higher'}"

@@ -63,7 +63,8 @@ def _finding(finding: Finding) -> str:
     if finding.table:
         head, *rows = finding.table
         picture += "<table>" + _row("th", head) + "".join(_row("td", row) for row in rows) + "</table>"
-    return f"<h3>{escape(finding.title)}</h3>\n<figure>{picture}<figcaption>{escape(finding.sentence)}</figcaption></figure>"
+    caption = f"<figcaption>{escape(finding.sentence)}</figcaption>"
+    return f"<h3>{escape(finding.title)}</h3>\n<figure>{picture}{caption}</figure>"
 
 
 def _row(kind: str, cells: Sequence[str]) -> str:

@@ -38,5 +38,5 @@ class DiagnosisPlan:
 
 
 QUICK = DiagnosisPlan(
-    steps=300, depths=(4, 8, 16), gradient_steps=20, batch_sizes=(2, 8, 32, 128), mode_steps=200, rounds=50
+    steps=300, depths=(4, 16), gradient_steps=20, batch_sizes=(2, 8, 32, 128), mode_steps=100, rounds=50
 )

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from training.diagnose.convergence import LAYERS, PERCENTILES, Run
 from training.diagnose.gradients import ACTIVATIONS, PREDICTED_GROWTH, Depth
@@ -118,9 +119,15 @@ def moments(without: Run, with_bn: Run) -> str:
 
 
 def _log(ax: Axes, values: Sequence[float]) -> None:
-    """Make y logarithmic, unless no value can be shown so."""
-    if np.any(np.isfinite(values) & (np.array(values) > 0)):
-        ax.set_yscale("log")
+    """Make y logarithmic and at least two decades high, unless no value can be shown so."""
+    shown = np.array([value for value in values if np.isfinite(value) and value > 0])
+    if not len(shown):
+        return
+    ax.set_yscale("log")
+    low, high = shown.min() / 1.5, shown.max() * 1.5
+    middle = np.sqrt(low * high)
+    ax.set_ylim(min(low, middle / 10), max(high, middle * 10))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def gradients(measured: Sequence[Depth], *, trained: bool) -> str:
@@ -135,9 +142,10 @@ def gradients(measured: Sequence[Depth], *, trained: bool) -> str:
                 norms = np.array(m.trained if trained else m.initial)
                 ax.plot(range(1, m.depth + 1), np.where(norms > 0, norms, np.nan), color=colours[m.depth])
             values = [v for m in chosen for v in (m.trained if trained else m.initial)]
-            _log(ax, values)
+            predicted = []
             if activation == "relu" and batch_norm and not trained:
-                _prediction(ax, max(chosen, key=lambda m: m.depth).initial)
+                predicted = _prediction(ax, max(chosen, key=lambda m: m.depth).initial)
+            _log(ax, [*values, *predicted])
             diverged = [str(m.depth) for m in chosen if trained and m.diverged]
             if diverged:
                 ax.text(0.05, 0.05, f"diverged: {', '.join(diverged)} layers", transform=ax.transAxes, fontsize=8)
@@ -150,21 +158,16 @@ def gradients(measured: Sequence[Depth], *, trained: bool) -> str:
     return _svg("trained" if trained else "initial", (1, 4), (10, 3.1), draw)
 
 
-def _prediction(ax: Axes, norms: Sequence[float]) -> None:
-    """Draw the predicted growth through the middle of what was measured, a little above it."""
+def _prediction(ax: Axes, norms: Sequence[float]) -> list[float]:
+    """Draw the predicted slope above what was measured, and give its points; none where there is nothing to compare."""
     layers = np.arange(1, len(norms) + 1)
     if not np.all(np.isfinite(norms)) or not np.all(np.array(norms) > 0):
-        return
-    through = np.exp(np.mean(np.log(norms)))
-    ax.plot(
-        layers,
-        3 * through * PREDICTED_GROWTH ** (layers.mean() - layers),
-        color="#555",
-        linestyle="dashed",
-        linewidth=1,
-        label=f"predicted slope, x {PREDICTED_GROWTH:.2f} a layer",
-    )
+        return []
+    slope = 3 * np.exp(np.mean(np.log(norms))) * PREDICTED_GROWTH ** (layers.mean() - layers)
+    label = f"predicted, x {PREDICTED_GROWTH:.2f} a layer"
+    ax.plot(layers, slope, color="#555", linestyle="dashed", linewidth=1, label=label)
     ax.legend(loc="upper right")
+    return list(slope)
 
 
 def gaps(measured: Sequence[Gap], score_name: str) -> str:
@@ -210,7 +213,7 @@ def latency(saving: Saving) -> str:
             ax.set_xticks(range(len(groups)), names, fontsize=8)
             ax.grid(visible=False, axis="x")
             ax.set(title=f"{n:,} row{'s' * (n != 1)}")
-        axes[0, 0].set_ylabel("median latency, us")
-        axes[0, 0].legend(loc="lower left", ncols=2, bbox_to_anchor=(0, -0.42))
+        axes[0, 0].set_ylabel("median latency, µs")
+        axes[0, 0].figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
     return _svg("latency", (1, len(rows)), (10, 3.1), draw)

@@ -76,9 +76,10 @@ def sections(diagnosis: Diagnosis) -> tuple[Section, ...]:
     return (
         Section(
             "Does batch norm speed training up, and keep what the layers see steady?",
-            f"Three hidden layers of 100 sigmoids, batches of 60, plain SGD for {d.plan.steps:,} steps at learning rates "
-            f"{rates}, as in figure 1 of Ioffe and Szegedy (2015), who claim both. What the sigmoids see is measured at "
-            f"{d.plan.rate:g}, on the held-out rows as one batch in training mode.",
+            f"Three hidden layers of 100 sigmoids, batches of 60, plain SGD for {d.plan.steps:,} steps at learning "
+            f"rates {rates}, as in figure 1 of Ioffe and Szegedy (2015), who claim both. What the sigmoids see is "
+            f"measured at {d.plan.rate:g}, on the held-out rows as one batch in training mode, after gamma and beta: "
+            "before them BN gives mean 0 and variance 1 by construction.",
             (
                 Finding(
                     f"Steps and {score}",
@@ -118,14 +119,15 @@ def sections(diagnosis: Diagnosis) -> tuple[Section, ...]:
         ),
         Section(
             "How far apart are training and evaluation mode?",
-            f"The reference topology (two hidden layers of 64 ReLU, BN before each), {d.plan.mode_steps:,} steps of plain "
-            "SGD at a learning rate of 0.1 with each batch size, then scored on the held-out rows in both modes.",
+            f"The reference topology (two hidden layers of 64 ReLU, BN before each), {d.plan.mode_steps:,} steps of "
+            "plain SGD at a learning rate of 0.1 with each batch size, then scored on the held-out rows in both modes.",
             (Finding("Batch size", modes.about(d.modes, score), plots.gaps(d.modes, score)),),
         ),
         Section(
             "What does folding save?",
-            "The reference topology, unfolded and folded, in ONNX Runtime on one thread of this machine's CPU; latencies "
-            f"are medians of {d.plan.rounds} runs, all models taking turns.",
+            "The reference topology, unfolded and folded, in ONNX Runtime on one thread of this machine's CPU; "
+            f"latencies are medians of {d.plan.rounds} runs, all models taking turns. Bytes written a row are "
+            "those of every operator's result; none is taken to overwrite its input.",
             tuple(folding),
         ),
     )
@@ -150,8 +152,9 @@ def _sizes(measured: saving.Saving | None) -> tuple[tuple[str, ...], ...]:
 def html(diagnosis: Diagnosis, told: tuple[Section, ...]) -> str:
     """Give the report that shows `told`, the sections of `diagnosis`."""
     about = (
-        f"{rows_used(diagnosis.sample)}; {diagnosis.sample.features} features, standardised, a missing value being its "
-        f"column's mean. Seed {diagnosis.plan.seed}, PyTorch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}.",
+        f"{rows_used(diagnosis.sample)}; {diagnosis.sample.features} features, standardised, a missing value being "
+        f"its column's mean. Seed {diagnosis.plan.seed}, PyTorch {torch.__version__}, ONNX Runtime "
+        f"{onnxruntime.__version__}.",
         "Each sentence beside a line is made from the figures of this run, whether they support the claim or not. One "
         "table and one seed are an example, no proof.",
     )

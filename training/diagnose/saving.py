@@ -42,9 +42,9 @@ class Model:
     """One graph. parameters: numbers in initialisers. size: of the file, in bytes.
 
     nodes: as written. run: the operators that ONNX Runtime runs once it has optimised the graph, Softmax included.
-    written: bytes of intermediate results and output that these operators write for each row. peak: the most bytes a row
-    that one of them holds at a time, reading and writing, when no buffer is used in place. latency: median seconds,
-    by whether graph optimisations are on and by rows.
+    written: bytes of intermediate results and output that these operators write for each row. peak: the most bytes a
+    row that one of them holds at a time, reading and writing, when no buffer is used in place. latency: median
+    seconds, by whether graph optimisations are on and by rows.
     """
 
     placement: Placement
@@ -107,7 +107,7 @@ def unfolded_onnx(network: nn.Sequential, folded: bytes) -> bytes:
     """
     model = onnx.load_model_from_string(folded)
     graph = model.graph
-    softmax = [node for node in graph.node if node.op_type == "Softmax"]
+    softmax = any(node.op_type == "Softmax" for node in graph.node)
     value, output = graph.input[0].name, graph.output[0].name
     del graph.node[:], graph.initializer[:]
     for name, layer in network.named_children():
@@ -127,9 +127,9 @@ def unfolded_onnx(network: nn.Sequential, folded: bytes) -> bytes:
         else:
             graph.node.append(helper.make_node("Relu", inputs, [name], name))
         value = name
-    for node in softmax:
+    if softmax:
         graph.node.append(helper.make_node("Softmax", [value], [output], output, axis=1))
-    if not softmax:
+    else:
         graph.node[-1].output[0] = output
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
@@ -278,5 +278,5 @@ def _rows(n: int) -> str:
 
 
 def _change(before: float, after: float) -> str:
-    change = f"{before * 1e6:.0f} to {after * 1e6:.0f} us"
+    change = f"{before * 1e6:.0f} to {after * 1e6:.0f} µs"
     return f"{change} (no difference)" if abs(after / before - 1) <= _SAME else f"{change} ({after / before - 1:+.0%})"
