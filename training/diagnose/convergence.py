@@ -107,16 +107,18 @@ def _run(sample: Sample, plan: DiagnosisPlan, *, batch_norm: bool, rate: float) 
     if diverged:
         scores[-1], seen[-1] = math.nan, torch.full_like(seen[-1], math.nan)
     inputs = np.stack([layers.double().numpy() for layers in seen])  # [looks, layers, rows, units]
-    last = np.moveaxis(np.percentile(inputs[:, -1], PERCENTILES, axis=1), 0, 1)  # [looks, percentiles, units]
-    middle = np.argsort(np.ptp(last[:, 1], axis=0), kind="stable")[_WIDTH // 2]
+    with np.errstate(invalid="ignore", over="ignore"):  # a divergence is on record, no news
+        last = np.moveaxis(np.percentile(inputs[:, -1], PERCENTILES, axis=1), 0, 1)  # [looks, percentiles, units]
+        middle = np.argsort(np.ptp(last[:, 1], axis=0), kind="stable")[_WIDTH // 2]
+        means, variances = inputs.mean((2, 3)), inputs.var(2).mean(2)
     return Run(
         batch_norm,
         rate,
         tuple(steps),
         tuple(scores),
         tuple(tuple(look) for look in last[:, :, middle].tolist()),
-        tuple(tuple(look) for look in inputs.mean((2, 3)).tolist()),
-        tuple(tuple(look) for look in inputs.var(2).mean(2).tolist()),
+        tuple(tuple(look) for look in means.tolist()),
+        tuple(tuple(look) for look in variances.tolist()),
         diverged,
     )
 

@@ -165,7 +165,9 @@ def about_trained(measured: tuple[Depth, ...], steps: int, score_name: str) -> s
         f"{activation} {'with' if batch_norm else 'without'} BN {_reach(measured, activation, batch_norm=batch_norm)}"
         for activation, batch_norm in product(ACTIVATIONS, (False, True))
     ]
-    return f"After {steps} steps {course}; {score_name} on the measured training rows, by depth, is for {'; '.join(best)}."
+    return (
+        f"After {steps} steps {course}; {score_name} on the measured training rows, by depth, is for {'; '.join(best)}."
+    )
 
 
 def _reach(measured: tuple[Depth, ...], activation: Activation, *, batch_norm: bool) -> str:
