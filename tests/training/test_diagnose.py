@@ -240,7 +240,7 @@ def test_the_sentences_on_what_sigmoids_see_go_with_the_figures():
 
 
 def test_a_divergence_is_a_figure(digits):
-    plan = replace(TINY, rates=(1e30,))
+    plan = replace(TINY, rates=(1e38,))
     for measured in convergence.measure(digits, plan, nothing):
         assert measured.diverged
         assert measured.steps[-1] == measured.diverged

@@ -26,6 +26,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -72,9 +73,9 @@ def speed(runs: Sequence[Run], score_name: str) -> str:
             if score_name == "R2":  # before it has learned, R2 is any number below 0
                 ax.set_ylim(-0.5, 1)
         axes[0, 0].set_ylabel(score_name + " on held-out rows")
-        axes[0, -1].legend(loc="lower right")
+        _legend_below(axes[0, 0])
 
-    return _svg("speed", (1, len(rates)), (10, 2.9), draw, sharey=True)
+    return _svg("speed", (1, len(rates)), (10, 3.1), draw, sharey=True)
 
 
 def percentiles(without: Run, with_bn: Run) -> str:
@@ -118,15 +119,20 @@ def moments(without: Run, with_bn: Run) -> str:
     return _svg("moments", (2, 2), (10, 4.8), draw, sharex=True, sharey="row")
 
 
+def _legend_below(ax: Axes) -> None:
+    """One legend for all axes of the figure, where it covers none of them."""
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
 def _log(ax: Axes, values: Sequence[float]) -> None:
     """Make y logarithmic and at least two decades high, unless no value can be shown so."""
     shown = np.array([value for value in values if np.isfinite(value) and value > 0])
     if not len(shown):
         return
     ax.set_yscale("log")
-    low, high = shown.min() / 1.5, shown.max() * 1.5
-    middle = np.sqrt(low * high)
-    ax.set_ylim(min(low, middle / 10), max(high, middle * 10))
+    low, high = np.log10(shown.min()), np.log10(shown.max())
+    half = max(0.55 * (high - low), 1.0)
+    ax.set_ylim(10 ** ((low + high) / 2 - half), 10 ** ((low + high) / 2 + half))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -214,6 +220,6 @@ def latency(saving: Saving) -> str:
             ax.grid(visible=False, axis="x")
             ax.set(title=f"{n:,} row{'s' * (n != 1)}")
         axes[0, 0].set_ylabel("median latency, µs")
-        axes[0, 0].figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        _legend_below(axes[0, 0])
 
     return _svg("latency", (1, len(rows)), (10, 3.1), draw)
