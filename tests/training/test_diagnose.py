@@ -37,6 +37,15 @@ TINY = DiagnosisPlan(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the command: two threads on these small tensors mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def digits():
     return draw(data.load("digits"), 0)
