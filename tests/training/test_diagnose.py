@@ -211,7 +211,7 @@ def test_the_sentence_on_speed_goes_with_the_figures():
 
     assert "takes 10 steps with BN and 30 steps without" in said(slow, fast)
     assert "supports the claim" in said(slow, fast)
-    assert "(3.0 times as fast)" in said(slow, fast)
+    assert "(3.0 times as fast, in steps)" in said(slow, fast)
     assert "does not support the claim" in said(fast, slow)
     assert "does not support the claim" in said(fast, fast)
     assert "more than 30 steps without" in said(never, fast)

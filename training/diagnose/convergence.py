@@ -175,8 +175,8 @@ def _verdict(without: int | None, with_bn: int | None) -> str:
         return "supports the claim that BN speeds training up"
     ratio = without / max(with_bn, 1)
     if ratio > 1.1:
-        return f"supports the claim that BN speeds training up ({ratio:.1f} times as fast)"
-    return f"does not support the claim that BN speeds training up ({ratio:.2f} times as fast)"
+        return f"supports the claim that BN speeds training up ({ratio:.1f} times as fast, in steps)"
+    return f"does not support the claim that BN speeds training up ({ratio:.2f} times as fast, in steps)"
 
 
 def about_percentiles(without: Run, with_bn: Run) -> str:
