@@ -92,14 +92,15 @@ def _add_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--steps", type=int, help=f"of each training of three sigmoid layers (default: {DiagnosisPlan.steps})"
     )
     diagnose.add_argument("--quick", action="store_true", help="a first look: fewer steps, depths and batch sizes")
+    _add_options(diagnose.add_argument_group("table"), DataOptions, without=("test", "test_share", "validation_share"))
     diagnose.set_defaults(command=_diagnose)
 
 
-def _add_options(group: argparse._ArgumentGroup, owner: _Options) -> None:
+def _add_options(group: argparse._ArgumentGroup, owner: _Options, without: Sequence[str] = ()) -> None:
     """Give every field of `owner` its flag; one that is not given is absent, so that the preset's value stays."""
     hints = get_type_hints(owner, include_extras=True)
     for option in fields(owner):
-        if get_origin(hints[option.name]) is not Annotated:
+        if get_origin(hints[option.name]) is not Annotated or option.name in without:
             continue  # SOURCE is no flag
         kind, text = get_args(hints[option.name])
         shown = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default

@@ -7,8 +7,10 @@ no such layer, unless an architecture asks for bins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,29 @@ from training.network import Affine
 Rows = npt.NDArray[np.float32]
 
 _LEAST_WIDTH = 1e-30
+_CHUNK = 65_536  # rows
+
+
+def front(columns: Sequence[Column], x: Rows, bins: int) -> nn.Sequential:
+    """Give what stands before a network: raw features [batch, features] to standardised columns.
+
+    x: float32 [rows, features], the training rows. bins: see `layout`.
+    """
+    plan = layout(columns, x, bins)
+    encode = OrderedDict[str, nn.Module](encode=Encode(plan)) if plan.is_needed else OrderedDict()
+    encoded = partial(_chunks, nn.Sequential(encode), x)
+    return nn.Sequential(encode | {"standardise": standardisation(plan, encoded)})
+
+
+def through(front: nn.Module, x: Rows) -> Tensor:
+    """Give what `front` makes of `x`, some rows at a time: float32 [rows, columns]."""
+    return torch.cat(list(_chunks(front, x)))
+
+
+@torch.no_grad()
+def _chunks(front: nn.Module, x: Rows) -> Iterator[Tensor]:
+    for start in range(0, len(x), _CHUNK):
+        yield front(torch.from_numpy(x[start : start + _CHUNK]))
 
 
 @dataclass(frozen=True)

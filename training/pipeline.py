@@ -14,7 +14,6 @@ from hashlib import sha256
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -71,10 +70,10 @@ def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table:
     table = table or data.load(plan.data)
     test = 0.0 if plan.data.test else plan.data.test_share
     split = data.split(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
-    front = _front(table, split.train, plan.architecture.bins)
+    front = encode.front(table.columns, table.x[split.train], plan.architecture.bins)
     mean, spread = _target_scale(table, split)
     y = torch.from_numpy(table.y) if table.labels else torch.from_numpy(((table.y - mean) / spread).astype(np.float32))
-    learn, stop = (Rows(_through(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation))
+    learn, stop = (Rows(encode.through(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation))
     with _fixed_arithmetic(plan.threads):
         fitted = tuple(
             _fit_member(plan, member, table.outputs, learn, stop, on_epoch)
@@ -94,25 +93,6 @@ def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table:
     ]
     network = members[0] if len(members) == 1 else Mean(members).eval()
     return Trained(table, split, _tolerance(mean, spread), fitted, temperature, network, fold_mean(members))
-
-
-def _front(table: data.Table, rows: npt.NDArray[np.int64], bins: int) -> nn.Sequential:
-    """What stands before the network, by the training rows: raw features to standardised columns."""
-    seen = table.x[rows]
-    layout = encode.layout(table.columns, seen, bins)
-    front = OrderedDict[str, nn.Module](encode=encode.Encode(layout)) if layout.is_needed else OrderedDict()
-    encoded = nn.Sequential(front)
-    chunks = lambda: (encoded(torch.from_numpy(chunk)) for chunk in _chunks(seen))  # noqa: E731
-    return nn.Sequential(front | {"standardise": encode.standardisation(layout, chunks)})
-
-
-def _chunks(x: npt.NDArray[np.float32], rows: int = 65_536) -> Iterator[npt.NDArray[np.float32]]:
-    return (x[start : start + rows] for start in range(0, len(x), rows))
-
-
-@torch.no_grad()
-def _through(front: nn.Module, x: npt.NDArray[np.float32]) -> torch.Tensor:
-    return torch.cat([front(torch.from_numpy(chunk)) for chunk in _chunks(x)])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training import encode
 from training.data import Table
 
 # More rows would take longer and show the same: no network here takes more than some thousand steps.
@@ -74,32 +75,19 @@ class Sample:
 
 
 def draw(table: Table, seed: int) -> Sample:
-    """Take at most `MAX_ROWS` rows at random, a quarter of them held out, and standardise by the others.
-
-    A missing value (NaN) becomes its column's mean.
-    """
+    """Take at most `MAX_ROWS` rows at random, a quarter of them held out, encoded and standardised by the others."""
     order = np.random.default_rng(seed).permutation(len(table.x))[:MAX_ROWS]
     held_out = min(max(round(_HELD_OUT_SHARE * len(order)), 2), _MAX_HELD_OUT)
     look, learn = order[:held_out], order[held_out:]
-    mean, spread = _moments(table.x[learn])
+    front = encode.front(table.columns, table.x[learn], bins=0)
     target, scale = (0.0, 1.0) if table.labels else (float(table.y[learn].mean()), float(table.y[learn].std()) or 1.0)
 
     def rows(chosen: npt.NDArray[np.int64]) -> Rows:
-        x = np.nan_to_num((table.x[chosen].astype(np.float64) - mean) / spread, nan=0.0)
         y: npt.NDArray[Any] = table.y[chosen]
         y = y.astype(np.int64) if table.labels else ((y - target) / scale).astype(np.float32)
-        return Rows(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y))
+        return Rows(encode.through(front, table.x[chosen]), torch.from_numpy(y))
 
     return Sample(table.source, bool(table.labels), table.outputs, rows(learn), rows(look), len(table.x))
-
-
-def _moments(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean and standard deviation of each column of x [rows, columns] without its NaN; 1 for a deviation of 0."""
-    known = ~np.isnan(x)
-    count = np.maximum(known.sum(0), 1)
-    mean = np.where(known, x, 0.0).sum(0, dtype=np.float64) / count
-    std = np.sqrt(np.where(known, (x - mean) ** 2, 0.0).sum(0) / count)
-    return mean, np.where(std > 0, std, 1.0)
 
 
 def descend(
