@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -29,6 +29,23 @@ from training.plan import Plan
 
 # What the last layer of a chain is called: it undoes the target's scale, or divides by the temperature.
 _BACK: dict[bundle.Task, str] = {"classification": "temperature", "regression": "unstandardise"}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A table ready to be learned from.
+
+    front: what stands before every network, raw features to `learn.x`. mean, spread: of a regression's training
+    targets, which `learn.y` is in terms of; 0 and 1 for classification. learn, stop: the split's two parts, encoded.
+    """
+
+    table: data.Table
+    split: data.Split
+    front: nn.Sequential
+    mean: float
+    spread: float
+    learn: Rows
+    stop: Rows
 
 
 @dataclass(frozen=True)
@@ -66,56 +83,59 @@ def run(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table: d
 
 
 def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table: data.Table | None = None) -> Trained:
-    """Load, unless `table` is given, split, standardise, fit and fold."""
-    table = table or data.load(plan.data)
-    test = 0.0 if plan.data.test else plan.data.test_share
-    split = data.split(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
-    front = encode.front(table.columns, table.x[split.train], plan.architecture.bins)
-    mean, spread = _target_scale(table, split)
-    y = torch.from_numpy(table.y) if table.labels else torch.from_numpy(((table.y - mean) / spread).astype(np.float32))
-    learn, stop = (Rows(encode.through(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation))
-    with _fixed_arithmetic(plan.threads):
-        fitted = tuple(
-            _fit_member(plan, member, table.outputs, learn, stop, on_epoch)
-            for member in range(plan.architecture.members)
-        )
-        temperature = 1.0
-        if table.labels and plan.recipe.calibrate:
-            temperature = calibrate.temperature(_outputs(Mean([each.network for each in fitted]), stop.x), stop.y)
-    scale, shift = (1 / temperature, 0.0) if table.labels else (spread, mean)
-    each_output = torch.ones(table.outputs, dtype=torch.float64)
-    back = Affine(scale * each_output, shift * each_output)
+    """Load, unless `table` is given, split, encode, fit each member of the ensemble, calibrate and fold."""
+    ready = prepare(plan, table or data.load(plan.data))
+    fitted = tuple(fit_member(plan, ready, member, on_epoch) for member in range(plan.architecture.members))
+    temperature = _temperature(plan, ready, fitted)
+    task, outputs = ready.table.task, torch.ones(ready.table.outputs, dtype=torch.float64)
+    scale, shift = (1 / temperature, 0.0) if task == "classification" else (ready.spread, ready.mean)
+    back = OrderedDict({_BACK[task]: Affine(scale * outputs, shift * outputs)})
     members = [
         nn.Sequential(
-            OrderedDict([*front.named_children(), *each.network.named_children(), (_BACK[table.task], back)])
+            OrderedDict((*ready.front.named_children(), *each.network.named_children(), *back.items()))
         ).eval()
         for each in fitted
     ]
     network = members[0] if len(members) == 1 else Mean(members).eval()
-    return Trained(table, split, _tolerance(mean, spread), fitted, temperature, network, fold_mean(members))
+    tolerance = _tolerance(ready.mean, ready.spread)
+    return Trained(ready.table, ready.split, tolerance, fitted, temperature, network, fold_mean(members))
 
 
-@torch.no_grad()
-def _outputs(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([network(chunk) for chunk in torch.split(x, 8192)])
+def prepare(plan: Plan, table: data.Table) -> Ready:
+    """Split `table`, and encode the rows to learn from and to stop by, by those to learn from."""
+    test = 0.0 if plan.data.test else plan.data.test_share
+    split = data.split(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
+    front = encode.front(table.columns, table.x[split.train], plan.architecture.bins)
+    mean, spread = _target_scale(table, split)
+    y = torch.from_numpy(table.y if table.labels else ((table.y - mean) / spread).astype(np.float32))
+    learn, stop = (Rows(encode.through(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation))
+    return Ready(table, split, front, mean, spread, learn, stop)
 
 
-def _fit_member(
-    plan: Plan, member: int, outputs: int, learn: Rows, stop: Rows, on_epoch: Callable[[Epoch], None]
-) -> Fitted:
-    """Fit one network of the ensemble: its own initial weights and order of rows."""
+def fit_member(plan: Plan, ready: Ready, member: int, on_epoch: Callable[[Epoch], None]) -> Fitted:
+    """Fit network number `member` of the ensemble: its own initial weights, its own order of the rows."""
     # Apart by more than anybody's next seed, so that the ensembles of two seeds share no member.
     seed = (plan.seed + member * 0x9E3779B1) % 2**32
-    torch.manual_seed(seed)  # the initial weights
-    before, all_members = member * plan.recipe.epochs, plan.architecture.members * plan.recipe.epochs
-    return fit(
-        mlp(learn.x.shape[1], outputs, plan.architecture),
-        learn,
-        stop,
-        plan.recipe,
-        seed=seed,
-        on_epoch=lambda epoch: on_epoch(replace(epoch, number=before + epoch.number, of=all_members)),
-    )
+    before, in_all = member * plan.recipe.epochs, plan.architecture.members * plan.recipe.epochs
+    with _fixed_arithmetic(plan.threads):
+        torch.manual_seed(seed)  # the initial weights
+        return fit(
+            mlp(ready.learn.x.shape[1], ready.table.outputs, plan.architecture),
+            ready.learn,
+            ready.stop,
+            plan.recipe,
+            seed=seed,
+            on_epoch=lambda epoch: on_epoch(replace(epoch, number=before + epoch.number, of=in_all)),
+        )
+
+
+def _temperature(plan: Plan, ready: Ready, fitted: Sequence[Fitted]) -> float:
+    if ready.table.task == "regression" or not plan.recipe.calibrate:
+        return 1.0
+    with _fixed_arithmetic(plan.threads), torch.no_grad():
+        mean = Mean([each.network for each in fitted])
+        logits = torch.cat([mean(chunk) for chunk in torch.split(ready.stop.x, 8192)])
+    return calibrate.temperature(logits, ready.stop.y)
 
 
 def export(plan: Plan, trained: Trained) -> Written:
