@@ -14,7 +14,8 @@ from training.plan import Architecture, DataOptions, Plan, Recipe
 def test_a_served_model_gives_the_labels_and_probabilities_of_the_unfolded_network(tmp_path, placement):
     models = tmp_path / "models"
     models.mkdir()
-    plan = Plan(DataOptions("digits"), "digits", models, Architecture(placement=placement), Recipe(epochs=15))
+    architecture, recipe = Architecture(placement=placement), Recipe(epochs=15)
+    plan = Plan(DataOptions("digits"), "digits", models, architecture=architecture, recipe=recipe)
     trained = pipeline.train(plan)
     pipeline.export(plan, trained)
     rows = trained.table.x[trained.split.test]

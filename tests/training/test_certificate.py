@@ -9,6 +9,7 @@ import torch
 
 from service.bundle import Tolerance
 from training import certificate
+from training.data import Column
 from training.errors import ParityError
 from training.export import to_onnx
 from training.fold import fold
@@ -16,7 +17,8 @@ from training.network import mlp
 from training.plan import Architecture
 
 TOLERANCE = Tolerance(absolute=1e-5, relative=1e-4)
-RANGES = np.array([[-3, 3]] * 6, dtype=np.float32)
+COLUMNS = [Column(name, "numeric") for name in "abcdef"]
+SEEN = np.array([[-3.0] * 6, [2.9] * 6], np.float32)
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def networks():
 
 
 def certify(network, folded, model):
-    rows = certificate.draw(RANGES, np.zeros(6, dtype=bool), 300, seed=1)
+    rows = certificate.draw(COLUMNS, SEEN, 300, seed=1)
     return certificate.certify(network, folded, model, "classification", TOLERANCE, held_out=rows[:100], drawn=rows)
 
 
@@ -49,7 +51,7 @@ def test_it_measures_each_runtime_on_both_kinds_of_rows_alone_in_pairs_and_toget
 def test_its_figures_are_those_of_onnx_runtime_against_the_float64_network(networks):
     network, folded = networks
     model = to_onnx(folded, 6, 4, "classification")
-    rows = certificate.draw(RANGES, np.zeros(6, dtype=bool), 300, seed=1)
+    rows = certificate.draw(COLUMNS, SEEN, 300, seed=1)
     out = ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"input": rows})[0]
     with torch.no_grad():
         exact = copy.deepcopy(network).double()(torch.from_numpy(rows).double()).softmax(1).numpy()
@@ -91,11 +93,32 @@ def test_an_output_that_is_not_finite_is_refused(networks):
 
 
 def test_drawn_rows_stay_in_their_ranges_and_whole_numbers_stay_whole():
-    ranges = np.array([[0, 16], [-0.5, 0.5], [7, 7]], dtype=np.float32)
-    rows = certificate.draw(ranges, np.array([True, False, True]), 500, seed=0)
+    columns = [Column(name, "numeric") for name in ("whole", "fraction", "constant")]
+    seen = np.array([[0, -0.5, 7], [16, 0.5, 7]], np.float32)
+    rows = certificate.draw(columns, seen, 500, seed=0)
     assert rows.dtype == np.float32
-    assert (rows >= ranges[:, 0]).all()
-    assert (rows <= ranges[:, 1]).all()
-    assert (rows[:, 0] == np.rint(rows[:, 0])).all()
-    assert len(np.unique(rows[:, 0])) == 17
+    assert (rows >= seen[0]).all()
+    assert (rows <= seen[1]).all()
+    assert set(rows[:, 0]) == set(range(17))
+    assert len(np.unique(rows[:, 1])) > 490
     assert (rows[:, 2] == 7).all()
+
+
+def test_drawn_rows_hold_every_category_the_unseen_one_included_and_missing_values_only_where_they_may_be():
+    columns = [
+        Column("town", "categorical", ("a", "b", "c")),
+        Column("size", "categorical", (1, 2), missing=True),
+        Column("member", "boolean"),
+        Column("smokes", "boolean", missing=True),
+        Column("income", "numeric", missing=True),
+        Column("rare", "numeric", missing=True),
+    ]
+    nan = np.nan
+    seen = np.array([[0, 1, 0, 0, -1.5, nan], [1, nan, 0, nan, nan, nan], [1, 0, 0, 1, 2.5, nan]], np.float32)
+    town, size, member, smokes, income, rare = certificate.draw(columns, seen, 2000, seed=3).T
+    assert set(town) == {0, 1, 2, 3}
+    assert set(member) == {0, 1}
+    for column, values in ((size, {0, 1, 2}), (smokes, {0, 1}), (rare, {0})):
+        assert set(column[~np.isnan(column)]) == values
+        assert 0.09 < np.isnan(column).mean() < 0.16
+    assert -1.5 <= np.nanmin(income) < -1.4 < 2.4 < np.nanmax(income) <= 2.5

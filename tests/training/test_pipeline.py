@@ -33,13 +33,13 @@ def trained():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return pipeline.run(plan(tmp_path_factory.mktemp("models")))
+    return pipeline.run(plan(tmp_path_factory.mktemp("models"))).bundle
 
 
 def test_a_bundle_is_written_whole_and_named_by_the_next_integer(tmp_path):
-    first, second = (pipeline.run(plan(tmp_path, "iris")) for _ in range(2))
+    first, second = (pipeline.run(plan(tmp_path, "iris")).bundle for _ in range(2))
     assert [first.path, second.path] == [tmp_path / "iris" / "1", tmp_path / "iris" / "2"]
-    assert sorted(file.name for file in (tmp_path / "iris" / "1").iterdir()) == ["manifest.json", "model.onnx"]
+    assert {file.name for file in first.path.iterdir()} == {"manifest.json", "model.onnx", "report.html"}
     assert bundle.read(first.path) == first
 
 
@@ -55,7 +55,7 @@ def test_the_manifest_says_what_was_done(written):
     assert provenance.versions["torch"] == torch.__version__
     assert provenance.versions["onnxruntime"] == ort.__version__
     assert provenance.threads == 1
-    assert [f.layer for f in manifest.folded if f.into != "-"] == ["standardise", "norm1", "norm2"]
+    assert [f.layer for f in manifest.folded if f.into != "-"] == ["standardise", "norm1", "norm2", "temperature"]
 
 
 def test_ranges_and_histograms_are_of_the_training_rows(written, trained):
@@ -86,7 +86,7 @@ def test_metrics_are_the_exported_model_s_own(written, trained):
 
 
 def test_a_regression_comes_back_in_the_target_s_own_units(tmp_path):
-    found = pipeline.run(plan(tmp_path, "diabetes", recipe=Recipe(epochs=20)))
+    found = pipeline.run(plan(tmp_path, "diabetes", recipe=Recipe(epochs=20))).bundle
     table = pipeline.train(plan(None, "diabetes")).table
     values = ort.InferenceSession(found.model, providers=["CPUExecutionProvider"]).run(None, {"input": table.x})[0]
     assert values.shape == (442, 1)
@@ -103,11 +103,11 @@ def test_the_same_plan_gives_the_same_bytes_in_another_process_and_another_place
         from pathlib import Path
         from training.pipeline import run
         from training.plan import Architecture, DataOptions, Plan, Recipe
-        network = Architecture(placement=sys.argv[2])
-        run(Plan(DataOptions("digits"), "digits", Path(sys.argv[1]), network, Recipe(epochs=4)))
+        network, quick = Architecture(placement=sys.argv[2]), Recipe(epochs=4)
+        run(Plan(DataOptions("digits"), "digits", Path(sys.argv[1]), architecture=network, recipe=quick))
     """)
     architecture = Architecture(placement=placement)
-    here = pipeline.run(plan(tmp_path, architecture=architecture)).model
+    here = pipeline.run(plan(tmp_path, architecture=architecture)).bundle.model
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "7"}
