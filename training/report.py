@@ -84,7 +84,7 @@ def render(evidence: Evidence) -> str:
     return template.render(
         manifest=manifest,
         evidence=evidence,
-        notes=_notes(evidence),
+        notes=[*evidence.notes, *_findings(evidence)],
         headline=_headline(evidence),
         curves=_curves(evidence.histories),
         colours=charts.COLOURS,
@@ -95,7 +95,10 @@ def render(evidence: Evidence) -> str:
 
 
 def summary(evidence: Evidence) -> str:
-    """Give what a terminal should say after a training: the baseline, where the model is worst, what it looks at."""
+    """Give what a terminal should say after a training: the baseline, where the model is worst, what it looks at.
+
+    The notes of the evidence are not in it: they were said when the table was read.
+    """
     manifest, importances = evidence.manifest, evidence.importances
     constant = "the most frequent class" if manifest.labels else "the mean"
     figures = ", ".join(f"{metric} {_number(value)}" for metric, value in evidence.baseline.items())
@@ -116,7 +119,7 @@ def summary(evidence: Evidence) -> str:
     top = [i for i in evidence.ranking[:_SUMMARISED] if importances.mean[i] > 0]
     missed = ", ".join(f"{_name(manifest.features[i].name)} +{_number(importances.mean[i])}" for i in top)
     lines.append(("features", f"{missed} {importances.metric} when shuffled" if top else "none is missed alone"))
-    lines += [("note", _printable(note)) for note in _notes(evidence)]
+    lines += [("note", _printable(note)) for note in _findings(evidence)]
     return "\n".join(f"{head:<12} {text}" for head, text in lines)
 
 
@@ -134,9 +137,9 @@ def _headline(evidence: Evidence) -> str:
     )
 
 
-def _notes(evidence: Evidence) -> list[str]:
-    """What the trainer had to say, and what the figures give reason to."""
-    notes, test = list(evidence.notes), evidence.manifest.metrics["test"]
+def _findings(evidence: Evidence) -> list[str]:
+    """What the figures give reason to say."""
+    notes, test = list[str](), evidence.manifest.metrics["test"]
     if test["accuracy"] <= evidence.baseline["accuracy"] if evidence.manifest.labels else test["r2"] <= 0:
         notes.append("The model is no better than an answer that looks at no feature.")
     elif evidence.manifest.labels and test["log_loss"] >= evidence.baseline["log_loss"]:
@@ -147,9 +150,6 @@ def _notes(evidence: Evidence) -> list[str]:
     never = [_name(label) for label, found in labelled if found.rows and not found.predicted]
     if never:
         notes.append(f"Never predicted on the test rows, though some are of it: {_some(never)}.")
-    constant = [_name(f.name) for f in evidence.manifest.features if f.range and f.range[0] == f.range[1]]
-    if constant:
-        notes.append(f"Constant in the training rows, and so of no use: {_some(constant)}.")
     return notes
 
 
