@@ -70,7 +70,8 @@ class Layout:
     @property
     def is_needed(self) -> bool:
         """Whether anything else comes out than goes in."""
-        return bool(len(self.binned) or len(self.categorical) or not np.isnan(self.fill).all())
+        parts = (self.binned, self.categorical, self.missing)
+        return any(len(part) for part in parts) or not np.isnan(self.fill).all()
 
 
 class Encode(nn.Module):
