@@ -146,11 +146,14 @@ def _mean(column: Rows) -> float:
 
 
 def _edges(column: Rows, bins: int) -> npt.NDArray[np.float64]:
-    """Give the edges of at most `bins` bins with about as many rows each; fewer than three are none."""
+    """Give the edges of at most `bins` bins with about as many rows each; fewer than three are none.
+
+    An edge is a value of the column, and so a float32: between two values there is nothing to tell apart.
+    """
     known = _known(column).astype(np.float64)
     if not bins or not len(known):
         return np.empty(0)
-    edges = np.unique(np.quantile(known, np.linspace(0, 1, bins + 1)))
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, bins + 1), method="inverted_cdf"))
     # What is nearer has a reciprocal that float32 can't hold.
     edges = edges[np.append(True, np.diff(edges) > _LEAST_WIDTH)]
     return edges if len(edges) > 2 else np.empty(0)  # one bin is the column itself
