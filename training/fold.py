@@ -78,11 +78,12 @@ class _Dense:
 
 @dataclass(frozen=True)
 class _Scale:
-    """BNs and Affines in a row: x -> scale * x + shift. far: |mean / spread| of the x they were made for."""
+    """BNs and Affines in a row: x -> scale * x + shift. mean, far: of the x they were made for, and |mean / spread|."""
 
     members: tuple[str, ...]
-    scale: Tensor  # float64 [columns], as are the two below
+    scale: Tensor  # float64 [columns], as are the three below
     shift: Tensor
+    mean: Tensor
     far: Tensor
 
     @property
@@ -166,7 +167,8 @@ def _step(name: str, module: nn.Module) -> _Step:
     if type(module) is Affine:
         _require_finite(name, module.scale, module.shift)
         # It standardises: the spread of what it was made for is 1 / scale, and its mean -shift / scale.
-        return _Scale((name,), module.scale.clone(), module.shift.clone(), module.shift.abs())
+        scale, shift = module.scale.clone(), module.shift.clone()
+        return _Scale((name,), scale, shift, -shift / scale, shift.abs())
     if type(module) is Encode:
         return _Opaque(name, module)
     if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
@@ -190,7 +192,7 @@ def _batch_norm(name: str, bn: nn.BatchNorm1d) -> _Scale:
     if bn.bias is not None:
         shift = shift + bn.bias.detach().double()
     _require_finite(name, scale, shift)
-    return _Scale((name,), scale, shift, far)
+    return _Scale((name,), scale, shift, mean, far)
 
 
 def _require_finite(name: str, *tensors: Tensor) -> None:
@@ -230,6 +232,7 @@ def _compose(first: _Scale, second: _Scale) -> _Scale:
         first.members + second.members,
         second.scale * first.scale,
         second.scale * first.shift + second.shift,
+        (second.mean - first.shift) / first.scale,
         torch.maximum(first.far, second.far),
     )
 
@@ -242,9 +245,9 @@ def _offset_first(steps: Iterator[_Step], network: nn.Sequential, report: list[F
     on_input = True
     for step in steps:
         if on_input and isinstance(step, _Scale):
-            # s * x + t = s * (x - o) + (t + s * o) with o = -t / s in float32, so that the graph's own subtraction
-            # is what is compensated, rounding included. A scale of (nearly) 0 has no offset to speak of.
-            offset = (-step.shift / step.scale).float()
+            # s * x + t = s * (x - o) + (t + s * o) with the mean in float32 as o, so that the graph's own subtraction
+            # is what is compensated, rounding included. An Affine with a scale of (nearly) 0 knows no mean.
+            offset = step.mean.float()
             offset = torch.where((step.far > MAX_FOLDED_OFFSET) & offset.isfinite(), offset, 0.0)
             if offset.any():
                 name = "offset"

@@ -42,7 +42,8 @@ def fold_mean(networks: Sequence[nn.Sequential]) -> Folded:
     if len(folded) == 1:
         return folded[0]
     chains = [list(each.network.named_children()) for each in folded]
-    if len({tuple(name for name, _ in chain) for chain in chains}) > 1:
+    # A layer's repr has its widths and options.
+    if len({tuple((name, repr(layer)) for name, layer in chain) for chain in chains}) > 1:
         raise FoldError(chains[0][0][0], "the members of an ensemble have different layers")
     dense = [name for name, layer in chains[0] if isinstance(layer, nn.Linear)]
     report: list[Fold] = []
