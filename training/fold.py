@@ -78,13 +78,21 @@ class _Dense:
 
 @dataclass(frozen=True)
 class _Scale:
-    """BNs and Affines in a row: x -> scale * x + shift. mean, far: of the x they were made for, and |mean / spread|."""
+    """BNs and Affines in a row: x -> scale * (x - mean) + beta. far: |mean / spread| of the x they were made for.
+
+    Kept apart, mean and beta lose nothing to each other: scale * mean may be 10^18 times beta (a constant column).
+    """
 
     members: tuple[str, ...]
     scale: Tensor  # float64 [columns], as are the three below
-    shift: Tensor
     mean: Tensor
+    beta: Tensor
     far: Tensor
+
+    @property
+    def shift(self) -> Tensor:
+        """The t of scale * x + t."""
+        return self.beta - self.scale * self.mean
 
     @property
     def name(self) -> str:
@@ -167,8 +175,9 @@ def _step(name: str, module: nn.Module) -> _Step:
     if type(module) is Affine:
         _require_finite(name, module.scale, module.shift)
         # It standardises: the spread of what it was made for is 1 / scale, and its mean -shift / scale.
-        scale, shift = module.scale.clone(), module.shift.clone()
-        return _Scale((name,), scale, shift, -shift / scale, shift.abs())
+        scale = module.scale.clone()
+        mean = (-module.shift / scale).nan_to_num(0.0, 0.0, 0.0)  # a scale of 0 knows none
+        return _Scale((name,), scale, mean, module.shift + scale * mean, module.shift.abs())
     if type(module) is Encode:
         return _Opaque(name, module)
     if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
@@ -188,11 +197,9 @@ def _batch_norm(name: str, bn: nn.BatchNorm1d) -> _Scale:
     far = mean.abs() * scale
     if bn.weight is not None:
         scale = scale * bn.weight.detach().double()
-    shift = -mean * scale
-    if bn.bias is not None:
-        shift = shift + bn.bias.detach().double()
-    _require_finite(name, scale, shift)
-    return _Scale((name,), scale, shift, mean, far)
+    beta = torch.zeros_like(mean) if bn.bias is None else bn.bias.detach().double()
+    _require_finite(name, scale, beta)
+    return _Scale((name,), scale, mean, beta, far)
 
 
 def _require_finite(name: str, *tensors: Tensor) -> None:
@@ -228,11 +235,13 @@ def _composed(steps: Iterator[_Step]) -> Iterator[_Step]:
 
 
 def _compose(first: _Scale, second: _Scale) -> _Scale:
+    # The mean is the first one's, unless the second was made for what lies further off: so much further.
+    more = torch.where(second.far > first.far, (second.mean - first.beta) / first.scale, 0.0).nan_to_num(0.0, 0.0, 0.0)
     return _Scale(
         first.members + second.members,
         second.scale * first.scale,
-        second.scale * first.shift + second.shift,
-        (second.mean - first.shift) / first.scale,
+        first.mean + more,
+        second.scale * (first.scale * more + first.beta - second.mean) + second.beta,
         torch.maximum(first.far, second.far),
     )
 
@@ -245,8 +254,8 @@ def _offset_first(steps: Iterator[_Step], network: nn.Sequential, report: list[F
     on_input = True
     for step in steps:
         if on_input and isinstance(step, _Scale):
-            # s * x + t = s * (x - o) + (t + s * o) with the mean in float32 as o, so that the graph's own subtraction
-            # is what is compensated, rounding included. An Affine with a scale of (nearly) 0 knows no mean.
+            # s * (x - m) + b = s * ((x - o) - (m - o)) + b with m in float32 as o, so that the graph's own subtraction
+            # is what is compensated, rounding included.
             offset = step.mean.float()
             offset = torch.where((step.far > MAX_FOLDED_OFFSET) & offset.isfinite(), offset, 0.0)
             if offset.any():
@@ -255,7 +264,7 @@ def _offset_first(steps: Iterator[_Step], network: nn.Sequential, report: list[F
                     name += "_"
                 report += _lines(step, "offset subtracted first: x - mean", name)
                 yield _Opaque(name, Shift(offset))
-                step = replace(step, shift=step.shift + step.scale * offset.double())
+                step = replace(step, mean=step.mean - offset.double())
         on_input = on_input and isinstance(step, _Opaque) and isinstance(step.module, Encode)
         yield step
 
