@@ -34,7 +34,9 @@ def feature(column: Column, values: npt.NDArray[np.float32]) -> bundle.Feature:
         edges = np.arange(count + 1) - 0.5
         counts = np.bincount(known.astype(np.int64), minlength=count)[:count]
     else:
-        counts, edges = np.histogram(known, _HISTOGRAM_BINS, span)
+        # Around a single value NumPy would take 0.5 to both sides, which is nothing to a value beyond 2^53.
+        half = max(0.5, 1e-3 * abs(span[0])) if span[0] == span[1] else 0.0
+        counts, edges = np.histogram(known, _HISTOGRAM_BINS, (span[0] - half, span[1] + half))
     return bundle.Feature(
         name=column.name,
         kind=column.kind,
