@@ -145,15 +145,16 @@ def export(plan: Plan, trained: Trained) -> Written:
     model = to_onnx(trained.folded.network, table.x.shape[1], table.outputs, task)
     seen = table.x[split.train]
     drawn = certificate.draw(table.columns, seen, certificate.RANDOM_ROWS, plan.seed)
-    evidence = certificate.certify(
-        trained.network, trained.folded.network, model, task, trained.tolerance, held_out=held_out.x, drawn=drawn
-    )
+    with _fixed_arithmetic(plan.threads):
+        evidence = certificate.certify(
+            trained.network, trained.folded.network, model, task, trained.tolerance, held_out=held_out.x, drawn=drawn
+        )
+        golden = certificate.golden(trained.network, task, drawn)
     # The figures are the exported model's own, not those of the network that it came from.
     predict = certificate.onnx_runtime_cpu(model)
     part_of: dict[Literal["validation", "test"], data.Table]
     part_of = {"validation": table.rows(split.validation), "test": held_out}
     scores = {name: metrics(task, part.y, predict(part.x)) for name, part in part_of.items()}
-    golden = certificate.golden(trained.network, task, drawn)
 
     def manifest(number: int) -> bundle.Manifest:
         return bundle.Manifest(
