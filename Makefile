@@ -55,7 +55,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "foldserve needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --constraint constraints.txt --editable '.[cpu,train,test]'
+	$(PIP) --constraint constraints.txt --editable '.[cpu,train,tune,test]'
 	@touch $@
 
 $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_analyzer.sh

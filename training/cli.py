@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import re
 import sys
 import textwrap
@@ -17,22 +18,22 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 
 from service import bundle
 from training.diagnose.plan import QUICK, DiagnosisPlan
 from training.errors import TrainingError
-from training.plan import PRESETS, Architecture, DataOptions, Plan, Recipe
+from training.plan import PRESETS, Architecture, DataOptions, Execution, Plan, Recipe
 
 if TYPE_CHECKING:
     from training.data import Table
 
 _SOURCES = """a .csv, .tsv (.gz too), .parquet or .npz file (x, y, feature_names), or digits, iris, wine, breast_cancer,
 diabetes"""
-_NEEDED = ("pyarrow", "sklearn", "torch")
-_Options = type[DataOptions] | type[Architecture] | type[Recipe]
+_NEEDED = ("pyarrow", "safetensors", "sklearn", "torch")
+_Options = type[DataOptions] | type[Architecture] | type[Recipe] | type[Execution]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--models", type=Path, default=Path("models"), help="folder to write to (default: %(default)s)")
     fit.add_argument("--seed", type=int, default=Plan.seed, help="of everything random (default: %(default)s)")
     fit.add_argument("--threads", type=int, default=Plan.threads, help="threads of the fit (default: %(default)s)")
+    fit.add_argument("--tune", type=_trials, metavar="N", default=0, help="try N recipes first, and take the best")
     fit.add_argument(
         "--preset",
         choices=PRESETS,
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(fit.add_argument_group("table"), DataOptions)
     _add_options(fit.add_argument_group("network"), Architecture)
     _add_options(fit.add_argument_group("recipe"), Recipe)
+    _add_options(fit.add_argument_group("execution"), Execution)
     fit.set_defaults(command=_fit)
     _add_diagnose(commands)
     return parser
@@ -130,6 +133,12 @@ def _texts(text: str) -> tuple[str, ...]:
     return tuple(next(csv.reader([text]), ()))
 
 
+def _trials(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("a number of trials is at least 1")
+    return int(text)
+
+
 def _widths(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(width) for width in text.split(",") if width)
@@ -155,10 +164,10 @@ def _stem(source: str) -> str:
     return name
 
 
-def _plan(parsed: argparse.Namespace) -> Plan:
+def _plan(parsed: argparse.Namespace) -> tuple[Plan, Execution]:
     preset = PRESETS[parsed.preset]
     try:
-        return Plan(
+        plan = Plan(
             data=DataOptions(**_given(parsed, DataOptions)),
             name=parsed.name or _stem(parsed.source),
             models=parsed.models,
@@ -168,6 +177,7 @@ def _plan(parsed: argparse.Namespace) -> Plan:
             seed=parsed.seed,
             threads=parsed.threads,
         )
+        return plan, Execution(**_given(parsed, Execution))
     except ValueError as error:
         raise TrainingError(str(error)) from error
 
@@ -176,7 +186,7 @@ def _fit(parsed: argparse.Namespace) -> None:
     """Train on SOURCE, fold every affine step into the Dense weights, prove that nothing changed, and write the next
     version of the model to <models>/<name>/<version>. Nothing is written unless the proof holds."""
     started = time.perf_counter()
-    plan = _plan(parsed)
+    plan, execution = _plan(parsed)
     for needed in _NEEDED:
         if find_spec(needed) is None:
             raise TrainingError(
@@ -184,15 +194,42 @@ def _fit(parsed: argparse.Namespace) -> None:
             )
     bundle.require_folder(plan.models)  # before the work, not after it
     table = _read(plan.data)
-    _describe(table)
+    first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes have nothing to say
+    if first:
+        _describe(table)
     # Imported late: torch takes seconds, and neither a wrong flag nor the table should have to wait.
     from training import report
-    from training.pipeline import run
+    from training.distributed import processes
+    from training.pipeline import Context, run
     from training.progress import FitProgress
 
-    with FitProgress(Console(stderr=True)) as progress:
-        written = run(plan, progress.update, table)
-    _summarise(written.bundle, report.summary(written.evidence), time.perf_counter() - started)
+    if parsed.tune:
+        plan = _tuned(plan, table, parsed.tune)
+    with processes(execution.device) as world, FitProgress(Console(stderr=True)) as progress:
+        written = run(plan, table, Context(execution, world, progress.update, progress.within))
+    if written:
+        _summarise(written.bundle, report.summary(written.evidence), time.perf_counter() - started)
+
+
+def _tuned(plan: Plan, table: Table, trials: int) -> Plan:
+    if find_spec("optuna") is None:
+        raise TrainingError("optuna is not installed: pip install 'foldserve[tune]'")
+    from training.progress import StageProgress
+    from training.tune import tune
+
+    with StageProgress(Console(stderr=True)) as progress:
+        found = tune(plan, table, trials, lambda trial: progress.update("tune", trial.number, trial.of))
+    print(f"tuned        {_differences(plan, found) or 'nothing: the recipe itself was the best'} (of {trials} tried)")
+    sys.stdout.flush()
+    return found
+
+
+def _differences(plan: Plan, found: Plan) -> str:
+    def form(value: object) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else ",".join(map(str, cast("tuple[int, ...]", value)))
+
+    before, after = ({**vars(each.architecture), **vars(each.recipe)} for each in (plan, found))
+    return ", ".join(f"{name} {form(value)}" for name, value in after.items() if value != before[name])
 
 
 def _read(options: DataOptions) -> Table:

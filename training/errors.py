@@ -2,7 +2,9 @@
 
 TrainingError            the command prints it as one line and exits with 1
 ├── DataError            data.py: the source, a column or a row
+├── ExecutionError       distributed.py: no such device, another process that has ended
 ├── FitError             fit.py: the loss is no longer a number
+├── CheckpointError      checkpoint.py: damaged, another run's, a full disk
 ├── FoldError            fold.py: a layer that can't be folded, by name
 └── ExportError          export.py: a layer without an ONNX form, a graph that ONNX refuses
     └── ParityError      certificate.py: the folded model is not the same model
@@ -19,6 +21,14 @@ class DataError(TrainingError):
 
 class FitError(TrainingError):
     """The optimisation failed."""
+
+
+class ExecutionError(TrainingError):
+    """There is no such device, or not all processes are left."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint can't be read, written or gone on from."""
 
 
 class FoldError(TrainingError):

@@ -1,22 +1,34 @@
 """The loop: minibatch gradient descent on tensors in memory, early stopping, and exact batch-norm statistics.
 
-It knows no file, no terminal and no ONNX; who wants to watch hands in a hook. On the CPU the result depends on the
-seed, the library versions, the kind of CPU and the number of threads, and on nothing else.
+It knows no file format, no terminal and no ONNX; who wants to watch hands in a hook. On the CPU the result depends on
+the seed, the library versions, the kind of CPU, the number of threads and of processes, and on nothing else: not on
+when a checkpoint was written, nor on whether the fit went on from one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.errors import FitError
+from training.adamw import FlatAdamW
+from training.checkpoint import Checkpoint, State
+from training.distributed import World
+from training.dropout import Dropout
+from training.errors import CheckpointError, FitError
 from training.plan import Recipe
+
+# So often is a long epoch reported on.
+SECONDS_BETWEEN_REPORTS = 0.2
+# Rows that are evaluated at once: what bounds memory.
+_CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,10 @@ class Rows:
 
     x: Tensor
     y: Tensor
+
+    def to(self, device: torch.device) -> Rows:
+        """Give the same rows on `device`."""
+        return Rows(self.x.to(device), self.y.to(device))
 
 
 @dataclass(frozen=True)
@@ -39,8 +55,19 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """How far an epoch has come: rows of all processes, and how many of them a second."""
+
+    number: int
+    of: int
+    rows: int
+    of_rows: int
+    rows_per_second: float
+
+
+@dataclass(frozen=True)
 class Fitted:
-    """The network of the best epoch, in eval mode, with its statistics recomputed over the training rows."""
+    """The network of the best epoch, on the CPU, in eval mode, its statistics recomputed over the training rows."""
 
     network: nn.Sequential
     best_epoch: int
@@ -55,58 +82,208 @@ def fit(
     *,
     seed: int,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    on_pass: Callable[[Pass], None] = lambda _: None,
+    world: World = World(),  # noqa: B008  # frozen
+    compiled: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Fitted:
-    """Train a copy of `network`; the one handed in is left as it was.
+    """Train a copy of `network`, a chain on the CPU; the one handed in is left as it was.
 
-    Raises `FitError` when the loss is no longer finite, naming the epoch.
+    With several processes each calls it with the same arguments and gets the same result; the hooks are called in the
+    first alone. With a checkpoint it goes on from what that holds, and leaves its last state there.
+
+    Raises `FitError` when the loss is no longer finite, naming the epoch; `CheckpointError`; `ExecutionError` where
+    the network can't be compiled.
     """
-    network = copy.deepcopy(network)
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # dropout and noise draw from the global generator
-    criterion = _criterion(train.y)
-    batches = len(list(_batches(torch.arange(len(train.x)), recipe.batch_size)))
-    optimiser = torch.optim.AdamW(_parameter_groups(network, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
-    schedule = _schedule(optimiser, recipe, recipe.epochs * batches)
-    history: list[Epoch] = []
-    best_loss, best_epoch, best_state = float("inf"), 0, copy.deepcopy(network.state_dict())
-    for number in range(1, recipe.epochs + 1):
-        started = time.perf_counter()
-        total = torch.zeros(())
-        network.train()
-        for batch in _batches(torch.randperm(len(train.x), generator=generator), recipe.batch_size):
-            loss = criterion(network(_noisy(train.x[batch], recipe)), train.y[batch], recipe.label_smoothing)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch 2.13 leaves it untyped
-            optimiser.step()
-            schedule.step()
-            total += loss.detach() * len(batch)
-        seconds = time.perf_counter() - started
-        epoch = Epoch(
-            number,
-            recipe.epochs,
-            float(total) / len(train.x),
-            _validation_loss(network, validation, criterion),
-            len(train.x) / seconds,
-        )
-        if not (torch.isfinite(total) and epoch.validation_loss < float("inf")):
-            raise FitError(f"the loss is no longer finite in epoch {number}: lower the learning rate")
-        history.append(epoch)
-        on_epoch(epoch)
-        if epoch.validation_loss < best_loss:
-            best_loss, best_epoch, best_state = (
-                epoch.validation_loss,
-                number,
-                copy.deepcopy(network.state_dict()),
-            )
-        elif number - best_epoch >= recipe.patience:
+    recipe = recipe.resolved(len(train.x))
+    train, validation = train.to(world.device), validation.to(world.device)
+    fitting = _Fitting(network, train, recipe, seed, world, compiled=compiled)
+    epochs, patience = recipe.epochs or 0, recipe.patience
+    if checkpoint:
+        fitting.go_on_from(checkpoint)
+    for number in range(len(fitting.history) + 1, epochs + 1):
+        if number - 1 - fitting.best_epoch >= patience:
             break
-    network.load_state_dict(best_state)
-    recompute_statistics(network, train.x)
-    return Fitted(network.eval(), best_epoch, tuple(history))
+        started = time.perf_counter()
+        loss = fitting.one_pass(train, number, on_pass)
+        rate = len(train.x) / (time.perf_counter() - started)
+        epoch = Epoch(number, epochs, loss, fitting.validation_loss(validation), rate)
+        if not (math.isfinite(loss) and math.isfinite(epoch.validation_loss)):
+            raise FitError(f"the loss is no longer finite in epoch {number}: lower the learning rate")
+        fitting.note(epoch)
+        if world.first:
+            if checkpoint and checkpoint.due():
+                checkpoint.save(fitting.state())
+            on_epoch(epoch)
+    if checkpoint and world.first:
+        checkpoint.save(fitting.state())
+    best = copy.deepcopy(network).to(world.device)
+    best.load_state_dict(fitting.best)
+    recompute_statistics(best, train.x)
+    return Fitted(best.cpu().eval(), fitting.best_epoch, tuple(fitting.history))
+
+
+class _Fitting:
+    """What changes while a fit runs: weights, moments, random numbers, the best epoch so far."""
+
+    def __init__(
+        self, network: nn.Sequential, train: Rows, recipe: Recipe, seed: int, world: World, *, compiled: bool
+    ) -> None:
+        self._recipe, self._world = recipe, world
+        self._network = copy.deepcopy(network).to(world.device)
+        self._order = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # dropout and noise draw from the device's default generator
+        self._optimiser = FlatAdamW(self._network.parameters(), recipe.weight_decay)
+        trained = world.spread(self._network.train())
+        self._trained = torch.compile(trained, dynamic=False) if compiled else trained
+        self._dropouts = [module for module in self._network.modules() if isinstance(module, Dropout)]
+        self._class_weight = _balanced(train.y) if recipe.class_weight == "balanced" else None
+        self.history: list[Epoch] = []
+        self.best_epoch = 0
+        self.best = {name: tensor.clone() for name, tensor in self._network.state_dict().items()}
+
+    def one_pass(self, train: Rows, number: int, on_pass: Callable[[Pass], None]) -> float:
+        """Take each row once; the mean loss."""
+        recipe, world = self._recipe, self._world
+        rows, size, epochs = len(train.x), recipe.batch_size or 0, recipe.epochs or 0
+        batches = list(_batches(torch.randperm(rows, generator=self._order).to(world.device), size))
+        step, steps = (number - 1) * len(batches), epochs * len(batches)
+        total = torch.zeros((), device=world.device)
+        started = reported = time.monotonic()
+        done = 0
+        self._network.train()
+        for batch in batches:
+            loss = self._loss(train, batch)
+            # The loss is a sum, and several processes' gradients are averaged.
+            weight = torch.full_like(loss, world.size / len(batch))
+            loss.backward(weight)  # type: ignore[no-untyped-call]  # torch 2.13 leaves it untyped
+            self._optimiser.step(learning_rate(recipe, step, steps))
+            total += loss.detach()
+            step, done = step + 1, done + len(batch)
+            if world.first and (now := time.monotonic()) - reported >= SECONDS_BETWEEN_REPORTS:
+                reported = now
+                on_pass(Pass(number, epochs, done, rows, done / (now - started)))
+        return float(world.total(total)) / rows
+
+    def _loss(self, train: Rows, batch: Tensor) -> Tensor:
+        """Sum the loss over this process's share of the rows `batch`."""
+        recipe, world, of = self._recipe, self._world, len(batch)
+        mine = world.share(of)
+        if world.size > 1:
+            for dropout in self._dropouts:
+                dropout.take(mine, of)
+            batch = batch[mine]
+        x = train.x.index_select(0, batch)
+        if recipe.input_noise:
+            # To first order a penalty on the gradient by the input (Bishop, 1995). Drawn for the whole batch: so each
+            # row's noise is the same whatever the number of processes.
+            noise = torch.randn(of, *x.shape[1:], device=x.device)
+            x.add_(noise if world.size == 1 else noise[mine], alpha=recipe.input_noise)
+        with self._precision():
+            output = self._trained(x)
+        return self._summed(output.float(), train.y.index_select(0, batch), recipe.label_smoothing)
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        if self._recipe.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._world.device.type, torch.bfloat16)
+
+    @torch.no_grad()
+    def validation_loss(self, validation: Rows) -> float:
+        """Compute the mean loss, without smoothing, in float32, each process on its share."""
+        self._network.eval()
+        mine = self._world.share(len(validation.x))
+        total = torch.zeros((), dtype=torch.float64, device=validation.x.device)
+        for x, y in zip(*(torch.split(rows[mine], _CHUNK) for rows in (validation.x, validation.y)), strict=True):
+            total += self._summed(self._network(x), y, 0.0)
+        return float(self._world.total(total)) / len(validation.x)
+
+    def _summed(self, output: Tensor, y: Tensor, smoothing: float) -> Tensor:
+        """Sum the rows' losses: log loss of logits [rows, classes], or squared error of values [rows, 1]."""
+        if y.is_floating_point():
+            return functional.mse_loss(output.squeeze(1), y, reduction="sum")
+        weight = self._class_weight
+        return functional.cross_entropy(output, y, weight, label_smoothing=smoothing, reduction="sum")
+
+    def note(self, epoch: Epoch) -> None:
+        """Keep the weights if they are the best so far."""
+        if not self.history or epoch.validation_loss < self.history[self.best_epoch - 1].validation_loss:
+            self.best_epoch = epoch.number
+            for name, tensor in self._network.state_dict().items():
+                self.best[name].copy_(tensor)
+        self.history.append(epoch)
+
+    def state(self) -> State:
+        """Everything that what follows depends on."""
+        tensors = self._tensors() | {
+            "order": self._order.get_state(),
+            "random": torch.get_rng_state(),
+            "history": torch.tensor([astuple(epoch) for epoch in self.history], dtype=torch.float64),
+        }
+        if self._world.device.type == "cuda":
+            tensors["random_cuda"] = torch.cuda.get_rng_state(self._world.device)
+        return State(tensors, {"best_epoch": self.best_epoch})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What is restored by being copied into: the very tensors that are trained with."""
+        return {
+            **{f"network.{name}": tensor for name, tensor in self._network.state_dict().items()},
+            **{f"best.{name}": tensor for name, tensor in self.best.items()},
+            **{f"adamw.{name}": tensor for name, tensor in self._optimiser.state().items()},
+        }
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Take the state that `checkpoint` holds, if any."""
+        state = checkpoint.load()
+        if state:
+            try:
+                self._restore(state)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise CheckpointError(f"{checkpoint.path} is damaged: remove it to train from the start") from error
+        epochs = torch.tensor(len(self.history), device=self._world.device)
+        if int(self._world.total(epochs)) != self._world.size * len(self.history):
+            raise CheckpointError(f"{checkpoint.path} is not the same for every process: it needs a shared folder")
+
+    def _restore(self, state: State) -> None:
+        for name, tensor in self._tensors().items():
+            kept = state.tensors[name]
+            if kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+                raise ValueError(name)
+            tensor.copy_(kept)
+        self._order.set_state(state.tensors["order"])
+        torch.set_rng_state(state.tensors["random"])
+        if self._world.device.type == "cuda":
+            torch.cuda.set_rng_state(state.tensors["random_cuda"], self._world.device)
+        self.history = [
+            Epoch(int(number), int(of), *rest) for number, of, *rest in state.tensors["history"].double().tolist()
+        ]
+        self.best_epoch = int(state.notes["best_epoch"])
+        if not 1 <= self.best_epoch <= len(self.history):
+            raise ValueError(self.best_epoch)
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Give the rate of `step`, from 0, of `steps`: what PyTorch's schedulers of the same names give.
+
+    cosine: half a cosine from the highest rate to 0 (Loshchilov and Hutter, 2017, arXiv:1608.03983). onecycle: up from
+    1/25 of the highest over the first 30% of the steps, then down to 4e-6 of it (Smith and Topin, 2018,
+    arXiv:1708.07120), both along half a cosine.
+    """
+    highest = recipe.learning_rate
+    if recipe.schedule == "cosine":
+        return _half_cosine(highest, 0.0, step / steps)
+    top = 0.3 * steps - 1
+    if step <= top:
+        return _half_cosine(highest / 25, highest, step / top)
+    return _half_cosine(highest, highest / 25 / 1e4, (step - top) / (steps - 1 - top))
+
+
+def _half_cosine(start: float, stop: float, share: float) -> float:
+    return stop + (start - stop) / 2 * (1 + math.cos(math.pi * share))
 
 
 @torch.no_grad()
-def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = 8192) -> None:
+def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = _CHUNK) -> None:
     """Set every BN's running statistics to those of `x` [rows, features] under the final weights, in place.
 
     The moving average of training mixes statistics of weights long gone. This is PreciseBN (Wu and Johnson, 2021,
@@ -116,37 +293,22 @@ def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = 8192) -
     """
     network.eval()
     chunks = list(torch.split(x, chunk))
-    for module in network:
+    last = max((i for i, module in enumerate(network, start=1) if isinstance(module, nn.BatchNorm1d)), default=0)
+    for module in list(network)[:last]:
         if isinstance(module, nn.BatchNorm1d) and module.running_mean is not None and module.running_var is not None:
-            mean = sum((c.double().sum(0) for c in chunks), torch.zeros(())) / len(x)
-            var = sum(((c.double() - mean).square().sum(0) for c in chunks), torch.zeros(())) / len(x)
+            mean = sum((c.double().sum(0) for c in chunks), torch.zeros((), device=x.device)) / len(x)
+            var = sum(((c.double() - mean).square().sum(0) for c in chunks), torch.zeros((), device=x.device)) / len(x)
             module.running_mean.copy_(mean)
             module.running_var.copy_(var)
         chunks = [module(c) for c in chunks]
 
 
-def _noisy(x: Tensor, recipe: Recipe) -> Tensor:
-    """Add noise to the input: to first order a penalty on the gradient by the input (Bishop, 1995)."""
-    return x + recipe.input_noise * torch.randn_like(x) if recipe.input_noise else x
-
-
-Criterion = Callable[[Tensor, Tensor, float], Tensor]
-
-
-def _criterion(y: Tensor) -> Criterion:
+def _balanced(y: Tensor) -> Tensor | None:
+    """Give each class the weight that makes its rows count as much as any other's: float32 [classes], mean 1 a row."""
     if y.is_floating_point():
-        return lambda output, target, _: functional.mse_loss(output.squeeze(1), target)
-    return lambda output, target, smoothing: functional.cross_entropy(output, target, label_smoothing=smoothing)
-
-
-@torch.no_grad()
-def _validation_loss(network: nn.Sequential, validation: Rows, criterion: Criterion) -> float:
-    network.eval()
-    losses = [
-        float(criterion(network(x), y, 0.0)) * len(x)
-        for x, y in zip(torch.split(validation.x, 8192), torch.split(validation.y, 8192), strict=True)
-    ]
-    return sum(losses) / len(validation.x)
+        return None
+    counts = torch.bincount(y)
+    return (len(y) / (len(counts) * counts)).float()
 
 
 def _batches(order: Tensor, size: int) -> Iterator[Tensor]:
@@ -155,16 +317,3 @@ def _batches(order: Tensor, size: int) -> Iterator[Tensor]:
     for start in range(0, last, size):
         stop = start + size
         yield order[start : len(order) if stop >= last else stop]
-
-
-def _parameter_groups(network: nn.Sequential, weight_decay: float) -> list[dict[str, object]]:
-    """Decay the weight matrices alone: a decayed gamma or bias only fights the statistics it is there to undo."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _schedule(optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    if recipe.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    return torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, steps, cycle_momentum=False)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from training.dropout import Dropout
 from training.plan import Activation, Architecture
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -75,7 +76,7 @@ def mlp(features: int, outputs: int, architecture: Architecture) -> nn.Sequentia
         if a.batch_norm and not norm_first:
             layers[f"norm{i}"] = nn.BatchNorm1d(units, a.eps, a.momentum)
         if a.dropout:
-            layers[f"dropout{i}"] = nn.Dropout(a.dropout)
+            layers[f"dropout{i}"] = Dropout(a.dropout)
         width = units
     layers[f"dense{len(a.hidden) + 1}"] = nn.Linear(width, outputs)
     return nn.Sequential(layers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Literal
@@ -19,13 +19,15 @@ from torch import nn
 
 from service import bundle
 from training import calibrate, certificate, data, encode, record, report
+from training.checkpoint import Checkpoints
+from training.distributed import World
 from training.evaluate import metrics, permutation_importance
 from training.export import INPUT, OPSET, OUTPUT, to_onnx
-from training.fit import Epoch, Fitted, Rows, fit
+from training.fit import Epoch, Fitted, Pass, Rows, fit
 from training.fold import Folded
 from training.merge import fold_mean
 from training.network import Affine, Mean, mlp
-from training.plan import Plan
+from training.plan import Execution, Plan
 
 # What the last layer of a chain is called: it undoes the target's scale, or divides by the temperature.
 _BACK: dict[bundle.Task, str] = {"classification": "temperature", "regression": "unstandardise"}
@@ -72,33 +74,59 @@ class Written:
     evidence: report.Evidence
 
 
-def run(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table: data.Table | None = None) -> Written:
-    """Train, fold, certify and write the next version of `plan.name`.
+@dataclass(frozen=True)
+class Context:
+    """What a run takes place in. Who watches: `on_epoch` and `on_pass`, the hooks of `fit`, whose epochs are numbered
+    through all members of an ensemble."""
 
-    table: what `data.load(plan.data)` gave, for a caller that has it.
-    Raises `TrainingError` or `BundleError`; no bundle is written then.
+    execution: Execution = field(default_factory=Execution)
+    world: World = field(default_factory=World)
+    on_epoch: Callable[[Epoch], None] = lambda _: None
+    on_pass: Callable[[Pass], None] = lambda _: None
+
+
+def run(plan: Plan, table: data.Table | None = None, context: Context | None = None) -> Written | None:
+    """Train, fold, certify and write the next version of `plan.name`; None in all processes but the first.
+
+    table: what `data.load(plan.data)` gave, for a caller that has it. Raises `TrainingError` or `BundleError`; no
+    bundle is written then.
     """
     bundle.require_folder(plan.models)  # before the work, not after it
-    return export(plan, train(plan, on_epoch, table))
+    table, context = table or data.load(plan.data), context or Context()
+    checkpoints = None
+    if folder := context.execution.checkpoint:
+        run_identity = record.identity(plan, table.sha256(), context.world, context.execution)
+        checkpoints = Checkpoints(folder, run_identity, context.execution.resume)
+    trained = train(plan, table, context, checkpoints)
+    if not context.world.first:
+        return None
+    written = export(plan, trained)
+    if checkpoints:
+        checkpoints.remove()
+    return written
 
 
-def train(plan: Plan, on_epoch: Callable[[Epoch], None] = lambda _: None, table: data.Table | None = None) -> Trained:
+def train(
+    plan: Plan,
+    table: data.Table | None = None,
+    context: Context | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Trained:
     """Load, unless `table` is given, split, encode, fit each member of the ensemble, calibrate and fold."""
-    ready = prepare(plan, table or data.load(plan.data))
-    fitted = tuple(fit_member(plan, ready, member, on_epoch) for member in range(plan.architecture.members))
+    ready, context = prepare(plan, table or data.load(plan.data)), context or Context()
+    members = range(plan.architecture.members)
+    fitted = tuple(fit_member(plan, ready, member, context, checkpoints) for member in members)
     temperature = _temperature(plan, ready, fitted)
     task, outputs = ready.table.task, torch.ones(ready.table.outputs, dtype=torch.float64)
     scale, shift = (1 / temperature, 0.0) if task == "classification" else (ready.spread, ready.mean)
     back = OrderedDict({_BACK[task]: Affine(scale * outputs, shift * outputs)})
-    members = [
-        nn.Sequential(
-            OrderedDict((*ready.front.named_children(), *each.network.named_children(), *back.items()))
-        ).eval()
-        for each in fitted
+    front = list(ready.front.named_children())
+    chains = [
+        nn.Sequential(OrderedDict((*front, *each.network.named_children(), *back.items()))).eval() for each in fitted
     ]
-    network = members[0] if len(members) == 1 else Mean(members).eval()
+    network = chains[0] if len(chains) == 1 else Mean(chains).eval()
     tolerance = _tolerance(ready.mean, ready.spread)
-    return Trained(ready.table, ready.split, tolerance, fitted, temperature, network, fold_mean(members))
+    return Trained(ready.table, ready.split, tolerance, fitted, temperature, network, fold_mean(chains))
 
 
 def prepare(plan: Plan, table: data.Table) -> Ready:
@@ -112,11 +140,14 @@ def prepare(plan: Plan, table: data.Table) -> Ready:
     return Ready(table, split, front, mean, spread, learn, stop)
 
 
-def fit_member(plan: Plan, ready: Ready, member: int, on_epoch: Callable[[Epoch], None]) -> Fitted:
+def fit_member(
+    plan: Plan, ready: Ready, member: int, context: Context, checkpoints: Checkpoints | None = None
+) -> Fitted:
     """Fit network number `member` of the ensemble: its own initial weights, its own order of the rows."""
     # Apart by more than anybody's next seed, so that the ensembles of two seeds share no member.
     seed = (plan.seed + member * 0x9E3779B1) % 2**32
-    before, in_all = member * plan.recipe.epochs, plan.architecture.members * plan.recipe.epochs
+    epochs = plan.recipe.resolved(len(ready.learn.x)).epochs or 0
+    before, in_all = member * epochs, plan.architecture.members * epochs
     with _fixed_arithmetic(plan.threads):
         torch.manual_seed(seed)  # the initial weights
         return fit(
@@ -125,7 +156,11 @@ def fit_member(plan: Plan, ready: Ready, member: int, on_epoch: Callable[[Epoch]
             ready.stop,
             plan.recipe,
             seed=seed,
-            on_epoch=lambda epoch: on_epoch(replace(epoch, number=before + epoch.number, of=in_all)),
+            on_epoch=lambda epoch: context.on_epoch(replace(epoch, number=before + epoch.number, of=in_all)),
+            on_pass=lambda part: context.on_pass(replace(part, number=before + part.number, of=in_all)),
+            world=context.world,
+            compiled=context.execution.compile,
+            checkpoint=checkpoints.of(f"member{member + 1}") if checkpoints else None,
         )
 
 

@@ -5,7 +5,7 @@ Each field's annotation carries its line of `foldserve-train fit --help`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,8 +13,15 @@ from typing import Annotated, Literal
 Placement = Literal["pre", "post"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 Schedule = Literal["cosine", "onecycle"]
+Precision = Literal["fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["fast", "best"]
+ClassWeight = Literal["none", "balanced"]
 TaskOption = Literal["auto", "classification", "regression"]
+
+
+_LEAST_EPOCHS = 5
+_ROWS_SEEN = 3_000_000
 
 
 def _require(condition: bool, text: str) -> None:
@@ -87,25 +94,67 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train, whatever the table. Raises `ValueError` for what can't work."""
+    """How to train, whatever the table. Raises `ValueError` for what can't work.
 
-    epochs: Annotated[int, "passes over the training rows at most"] = 60
+    epochs, batch_size: None is chosen by the number of training rows, in `resolved`.
+    """
+
+    epochs: Annotated[int | None, "passes over the training rows (default: --most-epochs, fewer of a large table)"] = (
+        None
+    )
+    most_epochs: Annotated[int, "passes over a table of up to some 50,000 rows"] = 60
     patience: Annotated[int, "epochs without a better validation loss to stop after"] = 40
-    batch_size: Annotated[int, "rows per step"] = 32
+    batch_size: Annotated[int | None, "rows per step, over all processes (default: by --steps, 32 to 1024)"] = None
+    steps: Annotated[int, "about so many an epoch, as far as batches of 32 to 256 rows allow"] = 32
     learning_rate: Annotated[float, "the schedule's highest"] = 1e-2
     weight_decay: Annotated[float, "AdamW's, on weight matrices only"] = 0.1
     schedule: Annotated[Schedule, "of the learning rate"] = "onecycle"
     input_noise: Annotated[float, "standard deviation of the noise on the standardised input while training"] = 0.2
     label_smoothing: Annotated[float, "of the training loss, for classification"] = 0.1
+    class_weight: Annotated[ClassWeight, "balanced: a class weighs as much as any other, however rare"] = "none"
     calibrate: Annotated[bool, "divide the logits by a temperature that fits the validation rows"] = True
+    precision: Annotated[Precision, "of the matrix products while training; bf16 is for CUDA"] = "fp32"
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1 and self.patience >= 1, "epochs and patience are at least 1")
-        _require(self.batch_size >= 2, "the batch size is at least 2: a BN has no statistics of one row")
+        _require(self.epochs is None or self.epochs >= 1, "epochs are at least 1")
+        _require(min(self.most_epochs, self.patience, self.steps) >= 1, "epochs, patience and steps are at least 1")
+        _require(
+            self.batch_size is None or self.batch_size >= 2,
+            "the batch size is at least 2: a BN has no statistics of one row",
+        )
         _require(0 < self.learning_rate < inf, "the learning rate is above 0 and finite")
         _require(0 <= self.weight_decay < inf, "weight decay is at least 0 and finite")
         _require(0 <= self.input_noise < inf, "input noise is at least 0 and finite")
         _require(0 <= self.label_smoothing < 1, "label smoothing is at least 0 and below 1")
+
+    def resolved(self, rows: int) -> Recipe:
+        """Fill in what depends on the number of training rows; what is given stays.
+
+        A batch is a power of two: from 32 to 256 for about `steps` an epoch, or else for about 1024 an epoch, up to
+        1024. Epochs are `most_epochs` until 3 million rows have been seen, and at least 5.
+        """
+        few, many = min(max(rows // self.steps, 32), 256), min(rows // 1024, 1024)
+        size = 2 ** (max(few, many).bit_length() - 1)
+        epochs = min(self.most_epochs, max(_LEAST_EPOCHS, _ROWS_SEEN // rows))
+        return replace(self, batch_size=self.batch_size or size, epochs=self.epochs or epochs)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a run is carried out; nothing that a manifest's hyper-parameters would name.
+
+    Raises `ValueError` for what can't work.
+    """
+
+    device: Annotated[Device, "to train on; cuda is CUDA or a refusal"] = "auto"
+    compile: Annotated[bool, "compile the network with torch.compile; the CPU needs a C++ compiler for it"] = False
+    checkpoint: Annotated[Path | None, "folder for the state of an unfinished run; gone when it is finished"] = None
+    resume: Annotated[bool, "go on from what is in the checkpoint folder, if anything is"] = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.checkpoint is not None or not self.resume, "--resume needs --checkpoint, the folder to go on from"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,8 +168,16 @@ class Preset:
 PRESETS: dict[PresetName, Preset] = {
     "fast": Preset(),
     "best": Preset(
-        Architecture(hidden=(128, 128), members=4, bins=16, dropout=0.3),
-        Recipe(epochs=40, batch_size=256, learning_rate=4e-3, input_noise=0.0, label_smoothing=0.0),
+        Architecture(hidden=(128, 128, 128), members=6, bins=16),
+        Recipe(
+            most_epochs=36,
+            patience=12,
+            steps=16,
+            learning_rate=4e-3,
+            weight_decay=0.2,
+            input_noise=0.0,
+            label_smoothing=0.05,
+        ),
     ),
 }
 

@@ -15,26 +15,28 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from training.fit import Epoch
+from training.fit import Epoch, Pass
 
 
 class FitProgress:
-    """A context manager whose `update` is the hook that `fit` calls after each epoch."""
+    """A context manager with the two hooks of `fit`: `update` after each epoch, `within` a few times a second.
+
+    The bar appears with the first of them, so where neither is called nothing is shown.
+    """
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
             TextColumn("fit"),
-            BarColumn(bar_width=20),  # the whole line fits 80 columns
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]} val {task.fields[validation]} {task.fields[rate]} rows/s"),
+            BarColumn(bar_width=12),  # the whole line fits 80 columns
+            TextColumn("{task.fields[epoch]} loss {task.fields[loss]} val {task.fields[validation]}"),
+            TextColumn("{task.fields[rate]} rows/s"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.file.isatty(),  # `is_terminal` believes FORCE_COLOR,
         )
-        self._task = self._bar.add_task("fit", total=None, loss="-", validation="-", rate="-")
+        self._task = self._bar.add_task("fit", total=None, epoch="", loss="-", validation="-", rate="-")
 
     def __enter__(self) -> FitProgress:
-        self._bar.start()
         return self
 
     def __exit__(
@@ -43,15 +45,17 @@ class FitProgress:
         self._bar.stop()
 
     def update(self, epoch: Epoch) -> None:
-        """Show `epoch`."""
-        self._bar.update(
-            self._task,
-            completed=epoch.number,
-            total=epoch.of,
-            loss=f"{epoch.loss:.4f}",
-            validation=f"{epoch.validation_loss:.4f}",
-            rate=f"{epoch.rows_per_second:,.0f}",
-        )
+        """Show `epoch`, which is done."""
+        self._show(epoch.number, epoch.of, epoch.number, epoch.rows_per_second)
+        self._bar.update(self._task, loss=f"{epoch.loss:.4f}", validation=f"{epoch.validation_loss:.4f}")
+
+    def within(self, part: Pass) -> None:
+        """Show how far the epoch is that is under way."""
+        self._show(part.number, part.of, part.number - 1 + part.rows / part.of_rows, part.rows_per_second)
+
+    def _show(self, number: int, of: int, completed: float, rate: float) -> None:
+        self._bar.start()
+        self._bar.update(self._task, completed=completed, total=of, epoch=f"{number}/{of}", rate=f"{rate:,.0f}")
 
 
 class StageProgress:

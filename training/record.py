@@ -16,7 +16,8 @@ import torch
 from service import bundle
 from training.certificate import runtime_version
 from training.data import Column
-from training.plan import DataOptions, Plan
+from training.distributed import World
+from training.plan import DataOptions, Execution, Plan
 
 _RECORDED = ("foldserve", "numpy", "onnx", "protobuf", "pyarrow", "scikit-learn", "scipy")
 _HISTOGRAM_BINS = 10
@@ -62,17 +63,39 @@ def provenance(
         hyperparameters={
             "preset": plan.preset,
             **asdict(plan.architecture),
-            **asdict(plan.recipe),
+            **asdict(plan.recipe.resolved(rows["train"])),
             **_chosen(plan.data),
             **found,
         },
-        versions={
-            "python": python_version(),
-            **{name: version(name) for name in _RECORDED},
-            "torch": torch.__version__,  # with its build, which the installed metadata may leave out: 2.13.0+cu130
-            **runtime_version(),
-        },
+        versions=_versions(),
     )
+
+
+def identity(plan: Plan, data_sha256: str, world: World, execution: Execution) -> dict[str, str]:
+    """Everything that decides the weights, by name: a checkpoint is gone on from where all of it is the same."""
+    decides = {
+        **asdict(plan.architecture),
+        **asdict(plan.recipe),
+        **_chosen(plan.data),
+        "seed": plan.seed,
+        "threads": plan.threads,
+        "data sha256": data_sha256,
+        "processes": world.size,
+        "device": world.device.type,
+        "compile": execution.compile,
+        "cpu": _cpu(),
+        **_versions(),
+    }
+    return {name: str(value) for name, value in decides.items()}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": python_version(),
+        **{name: version(name) for name in _RECORDED},
+        "torch": torch.__version__,  # with its build, which the installed metadata may leave out: 2.13.0+cu130
+        **runtime_version(),
+    }
 
 
 def _chosen(options: DataOptions) -> dict[str, Found]:

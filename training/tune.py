@@ -14,7 +14,7 @@ import optuna
 from training.data import Table
 from training.errors import FitError
 from training.fit import Epoch
-from training.pipeline import fit_member, prepare
+from training.pipeline import Context, fit_member, prepare
 from training.plan import Plan
 
 _WIDTHS = (32, 64, 128, 256)
@@ -39,7 +39,9 @@ def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=plan.seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=plan.recipe.epochs // 4),
+        pruner=optuna.pruners.MedianPruner(
+            n_startup_trials=4, n_warmup_steps=(plan.recipe.epochs or plan.recipe.most_epochs) // 4
+        ),
     )
     study.enqueue_trial(_as_planned(plan))
 
@@ -96,5 +98,5 @@ def _loss(trial: optuna.Trial, plan: Plan, table: Table) -> float:
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    fit_member(plan, prepare(plan, table), 0, look)
+    fit_member(plan, prepare(plan, table), 0, Context(on_epoch=look))
     return lowest

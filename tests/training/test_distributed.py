@@ -1,0 +1,95 @@
+"""Several processes under torchrun: the same training as one, and one line when something is wrong."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from service import bundle
+from training.distributed import World, processes
+from training.errors import ExecutionError
+
+FIT = textwrap.dedent("""
+    import json, sys
+    import numpy as np, torch
+    from sklearn.datasets import make_classification
+    from training.distributed import processes
+    from training.fit import Rows, fit
+    from training.network import mlp
+    from training.plan import Architecture, Recipe
+
+    out, placement = sys.argv[1:]
+    x, y = make_classification(295, 8, n_informative=6, n_classes=3, random_state=0)
+    x, y = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
+    torch.manual_seed(0)
+    network = mlp(8, 3, Architecture(hidden=(16, 8), placement=placement, input_norm=True, dropout=0.3))
+    torch.set_num_threads(1)
+    with processes("cpu") as world:
+        # Of 194 rows the last batch of 32 has 2: fewer than three processes.
+        fitted = fit(
+            network, Rows(x[:194], y[:194]), Rows(x[194:], y[194:]),
+            Recipe(epochs=6, patience=3, batch_size=32, input_noise=0.2), seed=1, world=world,
+            on_epoch=lambda epoch: print("epoch", epoch.number, flush=True),
+        )
+        state = {name: tensor.tolist() for name, tensor in fitted.network.state_dict().items()}
+        losses = [[epoch.loss, epoch.validation_loss] for epoch in fitted.history]
+        with open(f"{out}.{world.rank}", "w") as file:
+            json.dump({"state": state, "losses": losses}, file)
+""")
+
+
+def torchrun(count, *arguments, cwd):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.mark.parametrize(("count", "placement"), [(2, "pre"), (3, "post")])
+def test_several_processes_train_what_one_does(tmp_path, count, placement):
+    """Shares of different sizes, one of none, with dropout and noise: weights, statistics, losses and epochs agree."""
+    script = tmp_path / "script.py"
+    script.write_text(FIT)
+    alone = subprocess.run(
+        [sys.executable, script, tmp_path / "alone", placement], capture_output=True, text=True, check=True
+    )
+    together = torchrun(count, script, tmp_path / "together", placement, cwd=tmp_path)
+    assert together.returncode == 0, together.stderr
+    assert together.stdout == alone.stdout
+    expected = json.loads((tmp_path / "alone.0").read_text())
+    first, *others = [json.loads((tmp_path / f"together.{rank}").read_text()) for rank in range(count)]
+    assert all(other == first for other in others)
+    np.testing.assert_allclose(first["losses"], expected["losses"], rtol=1e-4)
+    assert first["state"].keys() == expected["state"].keys()
+    for name, value in expected["state"].items():
+        np.testing.assert_allclose(first["state"][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_the_command_writes_and_says_everything_once(tmp_path):
+    done = torchrun(2, "-m", "training", "fit", "iris", "--models", tmp_path, "--epochs", "2", cwd=None)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("certificate") == 1
+    assert [path.name for path in (tmp_path / "iris").iterdir()] == ["1"]
+    assert bundle.read(tmp_path / "iris" / "1").manifest.provenance.hyperparameters["epochs"] == 2
+
+
+def test_a_refusal_is_said_once(tmp_path):
+    done = torchrun(2, "-m", "training", "fit", "nothing", "--models", tmp_path, cwd=None)
+    assert done.returncode != 0
+    assert done.stderr.count("foldserve-train: error: ") == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("rows", [0, 1, 2, 31, 64])
+def test_the_shares_are_the_rows_in_order(size, rows):
+    shares = [list(range(rows))[World(rank=rank, size=size).share(rows)] for rank in range(size)]
+    assert [row for share in shares for row in share] == list(range(rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_that_is_asked_for_and_absent_is_refused():
+    with pytest.raises(ExecutionError, match="no CUDA device"), processes("cuda"):
+        pass
