@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
@@ -45,6 +45,7 @@ def test_more_rows_of_the_same_move_it_further():
     assert 1 < found[0] < found[1] < found[2] < 4.2
 
 
+@settings(max_examples=40)
 @given(st.integers(2, 30), st.integers(2, 6), st.floats(1e-3, 1e4), st.integers(0, 1000))
 def test_it_is_bounded_and_changes_no_answer(rows, classes, known, seed):
     logits, y = drawn(rows, classes, known, seed)

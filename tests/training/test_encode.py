@@ -61,9 +61,8 @@ def edges_of(column, bins):
     if not bins or not len(values):
         return np.empty(0)
     # The smallest value that has a share of the values at or below it.
-    shares = np.arange(1, len(values) + 1) / len(values)
-    places = [np.flatnonzero(shares >= share - 1e-12)[0] for share in np.arange(bins + 1) / bins]
-    return np.unique(np.sort(values)[places])
+    ranked = list(enumerate(np.sort(values), start=1))
+    return np.unique([next(v for i, v in ranked if i * bins >= k * len(ranked)) for k in range(bins + 1)])
 
 
 def by_numpy(columns, seen, rows, bins):
