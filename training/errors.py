@@ -2,7 +2,7 @@
 
 TrainingError            the command prints it as one line and exits with 1
 ├── DataError            data.py: the source, a column or a row
-├── ExecutionError       distributed.py: no such device, another process that has ended
+├── ExecutionError       distributed.py, fit.py: no such device or compiler, another process has ended
 ├── FitError             fit.py: the loss is no longer a number
 ├── CheckpointError      checkpoint.py: damaged, another run's, a full disk
 ├── FoldError            fold.py: a layer that can't be folded, by name
@@ -24,7 +24,7 @@ class FitError(TrainingError):
 
 
 class ExecutionError(TrainingError):
-    """There is no such device, or not all processes are left."""
+    """It can't be carried out here: no such device, no compiler, a process that is gone."""
 
 
 class CheckpointError(TrainingError):

@@ -22,7 +22,7 @@ from training.adamw import FlatAdamW
 from training.checkpoint import Checkpoint, State
 from training.distributed import World
 from training.dropout import Dropout
-from training.errors import CheckpointError, FitError
+from training.errors import CheckpointError, ExecutionError, FitError
 from training.plan import Recipe
 
 # So often is a long epoch reported on.
@@ -101,7 +101,8 @@ def fit(
     epochs, patience = recipe.epochs or 0, recipe.patience
     if checkpoint:
         fitting.go_on_from(checkpoint)
-    for number in range(len(fitting.history) + 1, epochs + 1):
+    resumed = len(fitting.history)
+    for number in range(resumed + 1, epochs + 1):
         if number - 1 - fitting.best_epoch >= patience:
             break
         started = time.perf_counter()
@@ -115,7 +116,7 @@ def fit(
             if checkpoint and checkpoint.due():
                 checkpoint.save(fitting.state())
             on_epoch(epoch)
-    if checkpoint and world.first:
+    if checkpoint and world.first and len(fitting.history) > resumed:
         checkpoint.save(fitting.state())
     best = copy.deepcopy(network).to(world.device)
     best.load_state_dict(fitting.best)
@@ -129,7 +130,7 @@ class _Fitting:
     def __init__(
         self, network: nn.Sequential, train: Rows, recipe: Recipe, seed: int, world: World, *, compiled: bool
     ) -> None:
-        self._recipe, self._world = recipe, world
+        self._recipe, self._world, self._compiled = recipe, world, compiled
         self._network = copy.deepcopy(network).to(world.device)
         self._order = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout and noise draw from the device's default generator
@@ -138,6 +139,8 @@ class _Fitting:
         self._trained = torch.compile(trained, dynamic=False) if compiled else trained
         self._dropouts = [module for module in self._network.modules() if isinstance(module, Dropout)]
         self._class_weight = _balanced(train.y) if recipe.class_weight == "balanced" else None
+        # A column whose values nearly all lie close together would drown in what is no noise to another.
+        self._spread = train.x.std(0, correction=0)
         self.history: list[Epoch] = []
         self.best_epoch = 0
         self.best = {name: tensor.clone() for name, tensor in self._network.state_dict().items()}
@@ -178,9 +181,14 @@ class _Fitting:
             # To first order a penalty on the gradient by the input (Bishop, 1995). Drawn for the whole batch: so each
             # row's noise is the same whatever the number of processes.
             noise = torch.randn(of, *x.shape[1:], device=x.device)
-            x.add_(noise if world.size == 1 else noise[mine], alpha=recipe.input_noise)
-        with self._precision():
-            output = self._trained(x)
+            x.addcmul_(noise if world.size == 1 else noise[mine], self._spread, value=recipe.input_noise)
+        try:
+            with self._precision():
+                output = self._trained(x)
+        except RuntimeError as error:
+            if not self._compiled:
+                raise
+            raise ExecutionError(f"--compile: {str(error).splitlines()[0]}") from error
         return self._summed(output.float(), train.y.index_select(0, batch), recipe.label_smoothing)
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:

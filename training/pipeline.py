@@ -133,7 +133,7 @@ def prepare(plan: Plan, table: data.Table) -> Ready:
     """Split `table`, and encode the rows to learn from and to stop by, by those to learn from."""
     test = 0.0 if plan.data.test else plan.data.test_share
     split = data.split(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
-    front = encode.front(table.columns, table.x[split.train], plan.architecture.bins)
+    front = encode.front(table.columns, table.x[split.train], plan.architecture.bins, plan.architecture.binned)
     mean, spread = _target_scale(table, split)
     y = torch.from_numpy(table.y if table.labels else ((table.y - mean) / spread).astype(np.float32))
     learn, stop = (Rows(encode.through(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation))

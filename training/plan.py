@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 Placement = Literal["pre", "post"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 Schedule = Literal["cosine", "onecycle"]
+Binned = Literal["tails", "all"]
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["fast", "best"]
@@ -74,7 +75,10 @@ class Architecture:
     placement: Annotated[Placement, "pre: Dense - BN - activation; post: Dense - activation - BN"] = "pre"
     activation: Annotated[Activation, "after each hidden Dense"] = "relu"
     members: Annotated[int, "networks whose mean is the model; one graph in the end"] = 1
-    bins: Annotated[int, "of the piecewise-linear encoding of each numeric column; 0: none"] = 0
+    bins: Annotated[int, "of the piecewise-linear encoding of a numeric column; 0: none"] = 16
+    binned: Annotated[
+        Binned, "columns with bins. tails: those whose range is far wider than where 9 of 10 rows are"
+    ] = "tails"
     dropout: Annotated[float, "probability of dropping a hidden unit while training"] = 0.15
     batch_norm: Annotated[bool, "batch-normalise the hidden layers; off to compare with"] = True
     input_norm: Annotated[bool, "batch-normalise the standardised input too"] = False
@@ -109,7 +113,7 @@ class Recipe:
     learning_rate: Annotated[float, "the schedule's highest"] = 1e-2
     weight_decay: Annotated[float, "AdamW's, on weight matrices only"] = 0.1
     schedule: Annotated[Schedule, "of the learning rate"] = "onecycle"
-    input_noise: Annotated[float, "standard deviation of the noise on the standardised input while training"] = 0.2
+    input_noise: Annotated[float, "noise on the input while training, in standard deviations of each column"] = 0.2
     label_smoothing: Annotated[float, "of the training loss, for classification"] = 0.1
     class_weight: Annotated[ClassWeight, "balanced: a class weighs as much as any other, however rare"] = "none"
     calibrate: Annotated[bool, "divide the logits by a temperature that fits the validation rows"] = True
@@ -147,7 +151,9 @@ class Execution:
     """
 
     device: Annotated[Device, "to train on; cuda is CUDA or a refusal"] = "auto"
-    compile: Annotated[bool, "compile the network with torch.compile; the CPU needs a C++ compiler for it"] = False
+    compile: Annotated[bool, "torch.compile the network: for CUDA; a CPU needs a C++ compiler and gains nothing"] = (
+        False
+    )
     checkpoint: Annotated[Path | None, "folder for the state of an unfinished run; gone when it is finished"] = None
     resume: Annotated[bool, "go on from what is in the checkpoint folder, if anything is"] = False
 
@@ -168,7 +174,7 @@ class Preset:
 PRESETS: dict[PresetName, Preset] = {
     "fast": Preset(),
     "best": Preset(
-        Architecture(hidden=(128, 128, 128), members=6, bins=16),
+        Architecture(hidden=(128, 128, 128), members=6, binned="all"),
         Recipe(
             most_epochs=36,
             patience=12,

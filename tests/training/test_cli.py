@@ -1,5 +1,6 @@
 """`foldserve-train`, as a process of its own."""
 
+import contextlib
 import os
 import pty
 import re
@@ -232,3 +233,44 @@ def test_an_interrupt_ends_it_without_a_bundle(tmp_path):
         process.communicate(timeout=120)
     assert process.returncode == 130
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_the_command_with_130_and_one_line(tmp_path):
+    reader, writer = pty.openpty()
+    command = [sys.executable, "-m", "training", "fit", "digits", "--models", str(tmp_path)]
+    command += ["--epochs", "1000000", "--patience", "1000000"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writer, env=environment) as process:
+        os.close(writer)
+        shown = b""
+        while b"rows/s" not in shown:
+            shown += os.read(reader, 4096)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # Linux ends a pseudo-terminal so
+            while chunk := os.read(reader, 4096):
+                shown += chunk
+        stdout, _ = process.communicate()
+    os.close(reader)
+    assert process.returncode == 130
+    assert stdout == b""
+    assert shown.decode().rstrip().endswith("foldserve-train: interrupted, no bundle was written")
+    assert b"Traceback" not in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_can_t_be_compiled_is_one_line(tmp_path):
+    environment = {**os.environ, "CXX": "no-such-compiler", "PATH": str(tmp_path)}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
+    done = train("fit", "iris", "--models", tmp_path, "--compile", "--device", "cpu", env=environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("foldserve-train: error: --compile: ")
+    assert not (tmp_path / "iris").exists()
+
+
+@pytest.mark.parametrize("flag", [(), ("--resume",)])
+def test_a_run_with_a_checkpoint_gives_the_bytes_of_one_without(tmp_path, flag):
+    shared = ("fit", "iris", "--models", tmp_path, "--epochs", "3")
+    assert train(*shared).returncode == 0
+    assert train(*shared, "--checkpoint", tmp_path / "state", *flag).returncode == 0
+    first, second = (bundle.read(tmp_path / "iris" / version) for version in ("1", "2"))
+    assert first.model == second.model

@@ -1,6 +1,7 @@
 """The loop: what it learns, what it leaves alone, when it stops."""
 
 import copy
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from sklearn.datasets import make_classification
 from torch import nn
 
 from training.errors import FitError
-from training.fit import Rows, fit, recompute_statistics
+from training.fit import Rows, fit, learning_rate, recompute_statistics
 from training.network import mlp
 from training.plan import Architecture, Recipe
 
@@ -98,6 +99,64 @@ def test_every_row_is_drawn_once_an_epoch():
 def test_both_schedules_train(schedule):
     fitted = fit(network(), TRAIN, VALIDATION, Recipe(epochs=8, schedule=schedule), seed=0)
     assert fitted.history[-1].loss < fitted.history[0].loss
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_the_rate_of_each_step_is_that_of_pytorch_s_scheduler(schedule, steps):
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.02)
+    oracle = (
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        if schedule == "cosine"
+        else torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.02, steps, cycle_momentum=False)
+    )
+    recipe = Recipe(learning_rate=0.02, schedule=schedule)
+    for step in range(steps):
+        assert learning_rate(recipe, step, steps) == pytest.approx(oracle.get_last_lr()[0], rel=1e-9, abs=1e-12)
+        optimiser.step()
+        if step < steps - 1:
+            oracle.step()
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "epochs"),
+    [(5, 32, 60), (1_259, 32, 60), (5_000, 128, 60), (50_000, 256, 60), (100_000, 256, 30), (10**6, 512, 5)],
+)
+def test_batches_and_epochs_follow_the_number_of_rows_unless_they_are_given(count, batch_size, epochs):
+    resolved = Recipe().resolved(count)
+    assert (resolved.batch_size, resolved.epochs) == (batch_size, epochs)
+    assert Recipe(batch_size=7, epochs=9).resolved(count) == Recipe(batch_size=7, epochs=9)
+    assert resolved.resolved(10 * count) == resolved
+
+
+def test_a_long_epoch_is_reported_on_while_it_lasts():
+    """An epoch that takes as long as it likes: each batch waits until the clock has moved far enough."""
+    seen = []
+
+    class Slow(nn.Module):
+        def forward(self, x):
+            started = time.monotonic()
+            while time.monotonic() - started < 0.11:
+                pass
+            return x
+
+    recipe = Recipe(epochs=1, batch_size=50)
+    fit(nn.Sequential(Slow(), nn.Linear(8, 3)), TRAIN, VALIDATION, recipe, seed=0, on_pass=seen.append)
+    done = [part.rows for part in seen]
+    assert done == sorted(done)
+    assert len(done) >= 2
+    assert {0 < part.rows <= part.of_rows == 300 for part in seen} == {True}
+    assert all(0 < part.rows_per_second < 500 for part in seen)
+
+
+def test_bf16_trains_a_float32_network_that_differs_by_its_rounding():
+    exact, rounded = (
+        fit(network(), TRAIN, VALIDATION, Recipe(epochs=10, precision=precision), seed=0)
+        for precision in ("fp32", "bf16")
+    )
+    assert {tensor.dtype for tensor in rounded.network.parameters()} == {torch.float32}
+    assert not torch.equal(weights(exact.network), weights(rounded.network))
+    assert rounded.history[-1].loss == pytest.approx(exact.history[-1].loss, rel=0.05)
 
 
 def test_a_float_target_is_fitted_by_squared_error():
