@@ -122,7 +122,7 @@ class Importances:
 
 # Rows that are put through the model in all: about the work of one epoch over a third as many. A count leaves the
 # figure the same from run to run, as a clock would not. Of a wide table fewer rows are shuffled, and less often.
-_PREDICTIONS = 200_000
+_PREDICTIONS = 60_000
 _FEWEST, _MOST = 64, 2_000
 
 

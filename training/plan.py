@@ -76,9 +76,7 @@ class Architecture:
     activation: Annotated[Activation, "after each hidden Dense"] = "relu"
     members: Annotated[int, "networks whose mean is the model; one graph in the end"] = 1
     bins: Annotated[int, "of the piecewise-linear encoding of a numeric column; 0: none"] = 16
-    binned: Annotated[
-        Binned, "columns with bins. tails: those whose range is far wider than where 9 of 10 rows are"
-    ] = "tails"
+    binned: Annotated[Binned, "columns with bins. tails: those far wider than where nine of ten rows lie"] = "tails"
     dropout: Annotated[float, "probability of dropping a hidden unit while training"] = 0.15
     batch_norm: Annotated[bool, "batch-normalise the hidden layers; off to compare with"] = True
     input_norm: Annotated[bool, "batch-normalise the standardised input too"] = False
@@ -113,7 +111,7 @@ class Recipe:
     learning_rate: Annotated[float, "the schedule's highest"] = 1e-2
     weight_decay: Annotated[float, "AdamW's, on weight matrices only"] = 0.1
     schedule: Annotated[Schedule, "of the learning rate"] = "onecycle"
-    input_noise: Annotated[float, "noise on the input while training, in standard deviations of each column"] = 0.2
+    input_noise: Annotated[float, "noise on the input while training, in standard deviations of each column"] = 0.1
     label_smoothing: Annotated[float, "of the training loss, for classification"] = 0.1
     class_weight: Annotated[ClassWeight, "balanced: a class weighs as much as any other, however rare"] = "none"
     calibrate: Annotated[bool, "divide the logits by a temperature that fits the validation rows"] = True
