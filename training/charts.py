@@ -101,6 +101,20 @@ def losses(histories: Sequence[tuple[Values, Values]], alt: str) -> str:
     return inline("losses", alt, draw)
 
 
+def scores(histories: Sequence[Values], name: str, alt: str) -> str:
+    """Draw a score of the validation rows by epoch, a line a history: each [epochs]; the first 20 are drawn."""
+
+    def draw(axes: Axes) -> None:
+        for score in histories[:_MAX_LINES]:
+            axes.plot(np.arange(1, len(score) + 1), score, marker="." if len(score) == 1 else "", color=FIRST, lw=1.4)
+        # Before it has learned, R2 is any number below 0.
+        axes.set_ylim(bottom=max(min(float(score.min()) for score in histories[:_MAX_LINES]), 0.0), top=1.0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch", ylabel=f"validation {name}")
+
+    return inline("scores", alt, draw)
+
+
 def reliability(edges: Values, confidence: Values, accuracy: Values, share: Values, alt: str) -> str:
     """Draw how often a prediction of some confidence is right, and the share of rows in each bin as bars.
 

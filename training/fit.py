@@ -45,12 +45,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass gave. Losses are means: log loss in nats, or squared error of the standardised target."""
+    """What one pass gave. Losses are means: log loss in nats, or squared error of the standardised target.
+
+    validation_score: accuracy, or R2.
+    """
 
     number: int
     of: int
     loss: float
     validation_loss: float
+    validation_score: float
     rows_per_second: float
 
 
@@ -108,7 +112,8 @@ def fit(
         started = time.perf_counter()
         loss = fitting.one_pass(train, number, on_pass)
         rate = len(train.x) / (time.perf_counter() - started)
-        epoch = Epoch(number, epochs, loss, fitting.validation_loss(validation), rate)
+        validation_loss, score = fitting.validate(validation)
+        epoch = Epoch(number, epochs, loss, validation_loss, score, rate)
         if not (math.isfinite(loss) and math.isfinite(epoch.validation_loss)):
             raise FitError(f"the loss is no longer finite in epoch {number}: lower the learning rate")
         fitting.note(epoch)
@@ -197,14 +202,19 @@ class _Fitting:
         return torch.autocast(self._world.device.type, torch.bfloat16)
 
     @torch.no_grad()
-    def validation_loss(self, validation: Rows) -> float:
-        """Compute the mean loss, without smoothing, in float32, each process on its share."""
+    def validate(self, validation: Rows) -> tuple[float, float]:
+        """Compute the mean loss, without smoothing, and the score, in float32, each process on its share."""
         self._network.eval()
         mine = self._world.share(len(validation.x))
-        total = torch.zeros((), dtype=torch.float64, device=validation.x.device)
+        total = torch.zeros(2, dtype=torch.float64, device=validation.x.device)
         for x, y in zip(*(torch.split(rows[mine], _CHUNK) for rows in (validation.x, validation.y)), strict=True):
-            total += self._summed(self._network(x), y, 0.0)
-        return float(self._world.total(total)) / len(validation.x)
+            output = self._network(x)
+            total[0] += self._summed(output, y, 0.0)
+            # Of a regression what is not explained, in terms of a target that varies by 1.
+            right = (output.squeeze(1) - y).square() if y.is_floating_point() else output.argmax(1) == y
+            total[1] += right.sum()
+        loss, score = (self._world.total(total) / len(validation.x)).tolist()
+        return loss, _r2(score, validation.y) if validation.y.is_floating_point() else score
 
     def _summed(self, output: Tensor, y: Tensor, smoothing: float) -> Tensor:
         """Sum the rows' losses: log loss of logits [rows, classes], or squared error of values [rows, 1]."""
@@ -309,6 +319,10 @@ def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = _CHUNK)
             module.running_mean.copy_(mean)
             module.running_var.copy_(var)
         chunks = [module(c) for c in chunks]
+
+
+def _r2(squared_error: float, y: Tensor) -> float:
+    return 1 - squared_error / max(float(y.double().var(correction=0)), 1e-12)
 
 
 def _balanced(y: Tensor) -> Tensor | None:

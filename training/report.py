@@ -86,7 +86,7 @@ def render(evidence: Evidence) -> str:
         evidence=evidence,
         notes=[*evidence.notes, *_findings(evidence)],
         headline=_headline(evidence),
-        curves=_curves(evidence.histories),
+        curves=_curves(evidence.histories, "accuracy" if evidence.manifest.labels else "R2"),
         colours=charts.COLOURS,
         features=_features(evidence),
         worst=max(m.parity.worst for m in manifest.certificate.measurements),
@@ -153,8 +153,8 @@ def _findings(evidence: Evidence) -> list[str]:
     return notes
 
 
-def _curves(histories: Sequence[tuple[Epoch, ...]]) -> dict[str, str]:
-    """Give `svg` and `caption`; {} where no member has a history."""
+def _curves(histories: Sequence[tuple[Epoch, ...]], score: str) -> dict[str, str]:
+    """Give `svg`, `scores` and `caption`; {} where no member has a history."""
     kept = [history for history in histories if history]
     if not kept:
         return {}
@@ -172,7 +172,12 @@ def _curves(histories: Sequence[tuple[Epoch, ...]]) -> dict[str, str]:
         (np.array([epoch.loss for epoch in history]), np.array([epoch.validation_loss for epoch in history]))
         for history in kept
     ]
-    return {"svg": charts.losses(lines, f"Training and validation loss by epoch. {caption}"), "caption": caption}
+    of_each = [np.array([epoch.validation_score for epoch in history]) for history in kept]
+    return {
+        "svg": charts.losses(lines, f"Training and validation loss by epoch. {caption}"),
+        "scores": charts.scores(of_each, score, f"{score} of the validation rows by epoch"),
+        "caption": caption,
+    }
 
 
 def _classification(evidence: Evidence) -> dict[str, Any]:

@@ -62,7 +62,7 @@ AGREEMENT = ("argmax_rows", "argmax_agreement")
 
 
 def history(epochs=5):
-    return tuple(Epoch(n, 60, 2.0 / n, 1.0 / n + 0.04 * n, 1e4) for n in range(1, epochs + 1))
+    return tuple(Epoch(n, 60, 2.0 / n, 1.0 / n + 0.04 * n, 1 - 0.5 / n, 1e4) for n in range(1, epochs + 1))
 
 
 def importances(features, metric="log_loss"):
