@@ -12,7 +12,7 @@ DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-clients check bench bench-training install clean
+.PHONY: help demo test test-clients check bench bench-training bench-ablation install clean
 
 help:
 	@echo "make demo   train digits, fold it, prove it, serve it on http://127.0.0.1:$(PORT)"
@@ -21,6 +21,7 @@ help:
 	@echo "make check  style and types alone"
 	@echo "make bench  foldserve beside what else serves such a model; needs wrk; ARGS='--help' for more"
 	@echo "make bench-training  foldserve's training beside what else learns from a table; ARGS='--data DIR', ARGS='--help'"
+	@echo "make bench-ablation  what each part of the preset best gives; ARGS='--data DIR', ARGS='--help'"
 	@echo "make clean  remove what the targets above made"
 	@echo "with PORT=N, PYTHON=python3.12, TORCH_INDEX=URL of PyTorch's CPU builds"
 
@@ -48,6 +49,9 @@ bench: install
 
 bench-training: install
 	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/python benchmarks/training.py $(ARGS)
+
+bench-ablation: install
+	$(BIN)/python benchmarks/ablation.py $(ARGS)
 
 install: $(VENV)/installed
 

@@ -57,3 +57,21 @@ def test_every_file_that_it_links_to_is_there():
 def test_every_check_that_it_promises_is_there(named):
     assert named in README
     assert (ROOT / named).exists()
+
+
+def _flags(command, capsys):
+    with pytest.raises(SystemExit):
+        foldserve_train([command, "--help"])
+    lines = re.findall(r"^  (?:-h, )?(--[a-z-]+)(?:, (--[a-z-]+))?", capsys.readouterr().out, re.M)
+    return {flag for line in lines for flag in line if flag}
+
+
+def test_the_page_on_training_names_every_flag_of_fit_and_none_that_is_not_there(capsys):
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    # What is said of other programs: a benchmark, torchrun, curl.
+    page = re.sub(r"<!-- ablation -->.*<!-- /ablation -->|torchrun --\S+|curl .*?\n", "", page, flags=re.S)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page))
+    fit, diagnose = _flags("fit", capsys), _flags("diagnose", capsys)
+    assert {"--target", "--no-batch-norm", "--help"} <= fit
+    assert {flag for flag in fit if not flag.startswith("--no-")} <= named  # a switch's other side need not be
+    assert named <= fit | diagnose

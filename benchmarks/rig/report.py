@@ -1,4 +1,4 @@
-"""Lays out figures as text: tables, what was measured on which machine, and the part of the README that is made so."""
+"""Lays out figures as text: tables, what was measured on which machine, and the part of a document that is made so."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def machine(versions: Sequence[str]) -> str:
     )
 
 
-def keep(text: str) -> None:
-    """Put what the running script found between its markers in the README."""
-    first, last = (f"<!-- {_script()} --write: {edge} here -->" for edge in ("from", "to"))
-    before, _, rest = README.read_text(encoding="utf-8").partition(first)
+def keep(text: str, document: Path = README, markers: tuple[str, str] | None = None) -> None:
+    """Put what the running script found between its markers in a document, by default the README."""
+    first, last = markers or (f"<!-- {_script()} --write: from here -->", f"<!-- {_script()} --write: to here -->")
+    before, _, rest = document.read_text(encoding="utf-8").partition(first)
     _, found, after = rest.partition(last)
     if not found:
-        raise SystemExit(f"{README} lacks the lines {first} and {last}")
-    README.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}", encoding="utf-8")
+        raise SystemExit(f"{document} lacks the lines {first} and {last}")
+    document.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}", encoding="utf-8")
 
 
 def _script() -> str:
