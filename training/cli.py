@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"foldserve-train: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("foldserve-train: interrupted, nothing was written", file=sys.stderr)
+        print("foldserve-train: interrupted, no result was written", file=sys.stderr)
         return 130
     return 0
 
