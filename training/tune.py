@@ -36,7 +36,7 @@ def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None
     A trial that is behind the median of those before it is given up. The same plan and table give the same answer.
     Raises `FitError` when no trial comes to an end.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # of a trial that failed it would show the traceback
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=plan.seed),
         pruner=optuna.pruners.MedianPruner(

@@ -1,0 +1,184 @@
+"""The search for a recipe: the same again, no worse than what was planned, blind to the rows to report on."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from service import bundle
+from training import data, pipeline
+from training.cli import main
+from training.plan import PRESETS, Architecture, DataOptions, Plan, Recipe
+from training.tune import tune
+
+# What the search settles; the rest of a plan stays.
+SETTLED = {"hidden", "dropout", "learning_rate", "weight_decay", "input_noise", "label_smoothing"}
+
+
+def plan(**changes):
+    """A plan that the choices of a search hold as it is, so that the first trial is the plan itself."""
+    architecture = Architecture(hidden=(32,), dropout=0.1)
+    return Plan(
+        **{
+            "data": DataOptions("iris"),
+            "name": "iris",
+            "models": None,
+            "architecture": architecture,
+            "recipe": Recipe(epochs=4),
+        }
+        | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def iris():
+    return data.load(DataOptions("iris"))
+
+
+def lowest(plan, table):
+    """The lowest validation loss of a fit of its own, outside any search."""
+    fitted = pipeline.fit_member(plan, pipeline.prepare(plan, table), 0, pipeline.Context())
+    return min(epoch.validation_loss for epoch in fitted.history)
+
+
+def test_the_same_plan_and_table_give_the_same_answer(iris):
+    first, again = [], []
+    assert tune(plan(), iris, 6, first.append) == tune(plan(), iris, 6, again.append)
+    assert first == again
+    assert [(trial.number, trial.of) for trial in first] == [(number, 6) for number in range(1, 7)]
+    # Beyond its random start a search depends on its seed.
+    another = []
+    tune(plan(seed=1), iris, 3, another.append)
+    assert [trial.loss for trial in another] != [trial.loss for trial in first[:3]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_answer_is_no_worse_than_the_plan_which_is_tried_first(iris, seed):
+    asked, trials = plan(seed=seed), []
+    found = tune(asked, iris, 5, trials.append)
+    finished = [trial.loss for trial in trials if trial.loss is not None]
+    assert trials[0].loss == lowest(asked, iris)
+    assert lowest(found, iris) == min(finished) == trials[-1].best <= trials[0].loss
+    assert [trial.best for trial in trials] == sorted((trial.best for trial in trials), reverse=True)
+
+
+def test_a_single_trial_is_the_plan_itself(iris):
+    assert tune(plan(), iris, 1) == plan()
+
+
+def test_what_is_not_searched_for_stays(iris):
+    network = Architecture(hidden=(32,), placement="post", members=3, bins=4, binned="all", eps=1e-3)
+    asked = plan(architecture=network, recipe=Recipe(epochs=2, schedule="cosine", class_weight="balanced"), seed=5)
+    found = tune(asked, iris, 3)
+    for before, after in ((asked.architecture, found.architecture), (asked.recipe, found.recipe)):
+        changed = {name for name, value in vars(after).items() if value != vars(before)[name]}
+        assert changed <= SETTLED
+    assert replace(found, architecture=asked.architecture, recipe=asked.recipe) == asked
+
+
+def test_the_rows_to_report_on_are_not_looked_at(iris):
+    """Their labels in another order, their features replaced: the same trials."""
+    asked, trials, blind = plan(), [], []
+    rows = pipeline.prepare(asked, iris).split.test
+    x, y = iris.x.copy(), iris.y.copy()
+    x[rows] = -1e6
+    # Within the table each class keeps its rows, or the split would be another.
+    changed = replace(iris, x=x)
+    assert np.array_equal(pipeline.prepare(asked, changed).split.test, rows)
+    assert tune(asked, iris, 5, trials.append) == tune(asked, changed, 5, blind.append)
+    assert trials == blind
+
+    # With a split that is by time the labels may move too.
+    moments = replace(iris, time=np.random.default_rng(0).permutation(len(y)))
+    rows = pipeline.prepare(asked, moments).split.test
+    y[rows] = np.random.default_rng(1).permutation(y[rows])
+    assert not np.array_equal(y, iris.y)
+    trials, blind = [], []
+    assert tune(asked, moments, 5, trials.append) == tune(asked, replace(moments, y=y), 5, blind.append)
+    assert trials == blind
+
+
+def test_a_trial_that_is_behind_is_given_up_and_no_answer(iris):
+    trials = []
+    tune(plan(recipe=Recipe(epochs=8)), iris, 16, trials.append)
+    given_up = [trial for trial in trials if trial.loss is None]
+    assert given_up
+    # The median needs some to be the median of.
+    assert min(trial.number for trial in given_up) > 4
+    assert all(math.isfinite(trial.best) for trial in trials)
+
+
+def with_a_far_validation_row(table, asked, value):
+    """The squared error of what a network makes of that row may be more than float32 holds."""
+    x = table.x.copy()
+    x[pipeline.prepare(asked, table).split.validation[0], 0] = value
+    return replace(table, x=x)
+
+
+@pytest.fixture(scope="module")
+def diabetes():
+    return data.load(DataOptions("diabetes"))
+
+
+def test_a_trial_that_fails_is_survived(diabetes):
+    asked = plan(data=DataOptions("diabetes"), architecture=Architecture(hidden=(32,), bins=0), recipe=Recipe(epochs=1))
+    # Far out a network is linear, and so its error grows with the square: between two trials' errors lies a value that
+    # one of them takes and the other does not.
+    trials = []
+    tune(asked, with_a_far_validation_row(diabetes, asked, 1e10), 4, trials.append)
+    losses = np.array([trial.loss for trial in trials])
+    rows = len(pipeline.prepare(asked, diabetes).split.validation)
+    middle = math.exp(np.log(np.sort(losses)[1:3]).mean()) * rows
+    table = with_a_far_validation_row(diabetes, asked, 1e10 * math.sqrt(np.finfo(np.float32).max / middle))
+    trials = []
+    found = tune(asked, table, 4, trials.append)
+    assert [trial.loss is None for trial in trials] == (losses > np.median(losses)).tolist()
+    assert lowest(found, table) == min(trial.loss for trial in trials if trial.loss is not None)
+
+
+def test_that_every_trial_fails_is_said_in_one_line(tmp_path):
+    # Split by time, the 70s are what a training stops by.
+    rows = (f"{place},{'3e38' if 70 <= place < 80 else place % 7},{'ab'[place % 2]}\n" for place in range(100))
+    (tmp_path / "far.csv").write_text("t,x,y\n" + "".join(rows))
+    command = [sys.executable, "-m", "training", "fit", "far.csv", "--time", "t", "--models", ".", "--tune", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "foldserve-train: error: no trial of 2 came to an end\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["far.csv"]
+
+
+def test_the_command_tries_recipes_first_and_says_what_it_took(tmp_path, capsys):
+    arguments = ["fit", "iris", "--models", str(tmp_path), "--tune", "3", "--epochs", "2", "--hidden", "32"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    (line,) = (line for line in printed.out.splitlines() if line.startswith("tuned "))
+    assert line.endswith("(of 3 tried)")
+    asked = replace(PRESETS["fast"].architecture, hidden=(32,)), replace(PRESETS["fast"].recipe, epochs=2)
+    table = data.load(DataOptions("iris"))
+    found = tune(plan(architecture=asked[0], recipe=asked[1]), table, 3)
+    recorded = bundle.read(tmp_path / "iris" / "1").manifest.provenance.hyperparameters
+    for name in SETTLED:
+        assert recorded[name] == {**vars(found.architecture), **vars(found.recipe)}[name]
+        assert (f"{name} " in line) == (recorded[name] != {**vars(asked[0]), **vars(asked[1])}[name])
+
+
+@pytest.mark.parametrize("trials", ["0", "-1", "many"])
+def test_a_number_of_trials_is_at_least_1(trials, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "iris", "--tune", trials])
+    assert "--tune" in capsys.readouterr().err
+
+
+def test_without_optuna_it_says_what_to_install(tmp_path):
+    script = (
+        "import sys; sys.modules['optuna'] = None; from training.cli import main\n"
+        "sys.exit(main(['fit', 'iris', '--models', '.', '--tune', '2']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "foldserve-train: error: optuna is not installed: pip install 'foldserve[tune]'\n"
+    assert not list(tmp_path.iterdir())
