@@ -223,7 +223,8 @@ def test_an_interrupt_ends_it_without_a_bundle(tmp_path):
         "import sys; from pathlib import Path; from training import pipeline\n"
         "from training.plan import DataOptions, Plan, Recipe\n"
         "plan = Plan(DataOptions('digits'), 'digits', Path(sys.argv[1]), recipe=Recipe(epochs=10**6, patience=10**6))\n"
-        "try: pipeline.run(plan, lambda epoch: print(epoch.number, flush=True))\n"
+        "context = pipeline.Context(on_epoch=lambda epoch: print(epoch.number, flush=True))\n"
+        "try: pipeline.run(plan, context=context)\n"
         "except KeyboardInterrupt: sys.exit(130)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -252,8 +253,8 @@ def test_ctrl_c_ends_the_command_with_130_and_one_line(tmp_path):
         stdout, _ = process.communicate()
     os.close(reader)
     assert process.returncode == 130
-    assert stdout == b""
-    assert shown.decode().rstrip().endswith("foldserve-train: interrupted, no bundle was written")
+    assert b"wrote" not in stdout
+    assert shown.decode().rstrip().endswith("foldserve-train: interrupted, no result was written")
     assert b"Traceback" not in shown
     assert not list(tmp_path.iterdir())
 

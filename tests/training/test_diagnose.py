@@ -29,7 +29,7 @@ from training.diagnose.saving import Model, Saving
 from training.export import to_onnx
 from training.fold import fold
 from training.network import mlp
-from training.plan import Architecture
+from training.plan import Architecture, DataOptions
 
 NAN = math.nan
 TINY = DiagnosisPlan(
@@ -48,12 +48,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def digits():
-    return draw(data.load("digits"), 0)
+    return draw(data.load(DataOptions("digits")), 0)
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return run.diagnose(data.load("iris"), TINY)
+    return run.diagnose(data.load(DataOptions("iris")), TINY)
 
 
 def nothing(*_):
@@ -97,8 +97,10 @@ def log_loss(logits, y):
 
 
 def table(x, y, labels=()):
-    features = tuple(f"c{i}" for i in range(x.shape[1]))
-    return data.Table("made", "classification" if labels else "regression", features, x.astype("f4"), y, labels)
+    columns = tuple(
+        data.Column(f"c{place}", "numeric", missing=bool(np.isnan(values).any())) for place, values in enumerate(x.T)
+    )
+    return data.Table("made", "classification" if labels else "regression", "y", columns, x.astype("f4"), y, labels)
 
 
 def test_a_large_table_is_drawn_from_and_that_is_said():
@@ -115,8 +117,10 @@ def test_columns_are_standardised_by_the_rows_to_learn_from_whatever_is_in_them(
     x[:, 1] = 7
     x[::4, 2] = np.nan
     sample = draw(table(x, x[:, 0]), 0)
-    assert torch.allclose(sample.train.x.mean(0), torch.zeros(3), atol=1e-6)
-    assert torch.allclose(sample.train.x[:, 0].std(correction=0), torch.ones(()), atol=1e-5)
+    assert sample.features == 4  # with a column that says where the third has no value
+    assert torch.allclose(sample.train.x.mean(0), torch.zeros(4), atol=1e-6)
+    first = sample.train.x[:, 0].numpy()
+    assert max(first.std(), np.ptp(first) / 6) == pytest.approx(1, abs=1e-5)
     assert (sample.train.x[:, 1] == 0).all()
     assert sample.train.x.isfinite().all()
     assert sample.held_out.x.isfinite().all()
@@ -487,11 +491,11 @@ def test_same_seed_same_figures_but_the_latencies(tiny):
             del model["latency"]
         return found
 
-    again = run.diagnose(data.load("iris"), TINY)
+    again = run.diagnose(data.load(DataOptions("iris")), TINY)
     assert figures(again) == figures(tiny)
     told, told_again = run.sections(tiny)[0], run.sections(again)[0]
     assert told == told_again  # pictures and all
-    other = run.diagnose(data.load("iris"), replace(TINY, seed=1))
+    other = run.diagnose(data.load(DataOptions("iris")), replace(TINY, seed=1))
     assert figures(other) != figures(tiny)
 
 
@@ -523,14 +527,14 @@ def test_a_run_where_everything_diverged_still_gives_a_report(tiny):
 
 
 def test_a_regression_is_scored_by_r2():
-    text = run.html(measured := run.diagnose(data.load("diabetes"), TINY), run.sections(measured))
+    text = run.html(measured := run.diagnose(data.load(DataOptions("diabetes")), TINY), run.sections(measured))
     assert "R2" in text
     assert "accuracy" not in text
 
 
 def test_progress_reaches_the_end_of_each_stage():
     seen = {}
-    run.diagnose(data.load("iris"), TINY, lambda stage, done, of: seen.update({stage: (done, of)}))
+    run.diagnose(data.load(DataOptions("iris")), TINY, lambda stage, done, of: seen.update({stage: (done, of)}))
     assert list(seen) == ["convergence", "gradients", "batch sizes", "folding"]
     assert all(done == of for done, of in seen.values())
 
