@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -75,6 +76,11 @@ def test_golden_outputs_are_the_unfolded_network_s_in_float64(written, trained):
     assert all(value == int(value) for row in golden.inputs for value in row)
 
 
+def test_digits_needs_no_node_but_the_dense_layers_and_their_activations(written):
+    graph = onnx.load_model_from_string(written.model).graph
+    assert [node.op_type for node in graph.node] == ["Gemm", "Relu", "Gemm", "Relu", "Gemm", "Softmax"]
+
+
 def test_metrics_are_the_exported_model_s_own(written, trained):
     session = ort.InferenceSession(written.model, providers=["CPUExecutionProvider"])
     rows = trained.split.test
@@ -126,7 +132,7 @@ def test_the_callers_threads_and_determinism_are_given_back(tmp_path):
 def test_a_missing_models_folder_is_refused_before_any_training(tmp_path):
     seen = []
     with pytest.raises(bundle.BundleError, match="no such folder"):
-        pipeline.run(plan(tmp_path / "nowhere"), seen.append)
+        pipeline.run(plan(tmp_path / "nowhere"), context=pipeline.Context(on_epoch=seen.append))
     assert not seen
 
 
