@@ -155,6 +155,42 @@ def test_about_as_many_rows_fall_into_each_bin():
     np.testing.assert_allclose(counts, 250, atol=2)
 
 
+GENERATOR = np.random.default_rng(7)
+NORMAL, LOGNORMAL = GENERATOR.normal(5, 3, 5000), GENERATOR.lognormal(0, 1.5, 5000)
+SHARES = GENERATOR.random(5000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "has_bins"),
+    [
+        ("numeric", NORMAL, False),
+        ("numeric", GENERATOR.uniform(-1, 1, 5000), False),
+        ("numeric", GENERATOR.exponential(1, 200), False),
+        ("numeric", LOGNORMAL, True),
+        ("numeric", -LOGNORMAL, True),
+        ("numeric", 1e9 * LOGNORMAL, True),
+        ("numeric", np.where(np.arange(5000) % 3, LOGNORMAL, NAN), True),
+        ("numeric", np.where(SHARES < 0.3, LOGNORMAL, 0), True),
+        ("numeric", np.where(SHARES < 0.03, LOGNORMAL, 0), False),  # all edges but one are 0
+        ("numeric", LOGNORMAL // 5, False),  # tails, but few values
+        ("numeric", np.append(NORMAL, 1e6), True),  # one row far out
+        ("numeric", np.full(5000, NAN), False),
+        ("numeric", np.full(5000, 3.0), False),
+        ("boolean", np.arange(5000) % 100 == 0, False),
+        ("categorical", np.minimum(LOGNORMAL, 3) // 1, False),
+    ],
+)
+def test_of_tails_a_column_has_bins_where_its_range_is_far_wider_than_where_most_rows_are(kind, values, has_bins):
+    names = ("a", "b", "c", "d") if kind == "categorical" else ()
+    columns = [Column("plain", "numeric"), Column("it", kind, names, missing=True)]
+    seen = np.stack([np.linspace(0, 1, len(values)), values], 1).astype(np.float32)
+    made = layout(columns, seen, 16, "tails")
+    assert set(made.binned.tolist()) == ({1} if has_bins else set())
+    if has_bins:
+        np.testing.assert_array_equal(made.low, layout(columns[1:], seen[:, 1:], 16, "all").low)
+    assert not len(layout(columns, seen, 0, "tails").binned)
+
+
 def mixed():
     """Columns of every kind, 500 rows of them, and rows that try what may come."""
     generator = np.random.default_rng(1)

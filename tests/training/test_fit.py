@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import make_classification
+from sklearn.metrics import recall_score
+from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 
 from training.errors import FitError
@@ -21,6 +23,15 @@ def rows(count, seed=0):
 
 
 TRAIN, VALIDATION = rows(300), rows(100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the command: two threads on these small tensors mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def network(**kwargs):
@@ -157,6 +168,74 @@ def test_bf16_trains_a_float32_network_that_differs_by_its_rounding():
     assert {tensor.dtype for tensor in rounded.network.parameters()} == {torch.float32}
     assert not torch.equal(weights(exact.network), weights(rounded.network))
     assert rounded.history[-1].loss == pytest.approx(exact.history[-1].loss, rel=0.05)
+
+
+def imbalanced(count, seed):
+    """One row in twenty is of the rare class, and lies among others of the frequent one."""
+    generator = torch.Generator().manual_seed(seed)
+    y = (torch.arange(count) % 20 == 0).long()
+    return Rows(torch.randn(count, 8, generator=generator) + 0.5 * y[:, None], y)
+
+
+def test_balanced_finds_more_of_a_rare_class():
+    train, validation, test = imbalanced(1000, 0), imbalanced(400, 1), imbalanced(2000, 2)
+    recall = {}
+    for weight in ("none", "balanced"):
+        recipe = Recipe(epochs=6, class_weight=weight)
+        torch.manual_seed(0)
+        found = fit(mlp(8, 2, Architecture(hidden=(16,))), train, validation, recipe, seed=0).network
+        with torch.no_grad():
+            recall[weight] = recall_score(test.y, found(test.x).argmax(1))
+    assert recall["balanced"] > recall["none"] + 0.3
+
+
+def test_balanced_weighs_rows_as_scikit_learn_does():
+    train, validation = imbalanced(200, 0), imbalanced(100, 1)
+    validation = Rows(validation.x, validation.y.roll(1) | validation.y)  # other shares than the training rows have
+    plain = mlp(8, 2, Architecture(hidden=(16,), batch_norm=False))
+    fitted = fit(plain, train, validation, Recipe(epochs=1, class_weight="balanced"), seed=0)
+    weight_of = dict(zip(train.y.tolist(), compute_sample_weight("balanced", train.y), strict=True))
+    with torch.no_grad():
+        losses = nn.functional.cross_entropy(fitted.network(validation.x), validation.y, reduction="none").double()
+    expected = np.mean([weight_of[y] * loss for y, loss in zip(validation.y.tolist(), losses.tolist(), strict=True)])
+    assert fitted.history[0].validation_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_regression_has_no_classes_to_weigh():
+    values = Rows(TRAIN.x, TRAIN.x[:, 0].clone())
+    torch.manual_seed(0)
+    one_output = mlp(8, 1, Architecture(hidden=(16,)))
+    first, second = (
+        fit(one_output, values, values, Recipe(epochs=2, class_weight=weight), seed=0)
+        for weight in ("none", "balanced")
+    )
+    assert [epoch.loss for epoch in first.history] == [epoch.loss for epoch in second.history]
+    assert torch.equal(weights(first.network), weights(second.network))
+
+
+def test_the_noise_on_a_column_is_in_its_own_spreads():
+    seen = []
+
+    class Recorder(nn.Module):
+        def forward(self, x):
+            if self.training:
+                seen.append(x.clone())
+            return x
+
+    count = 20_000
+    spread = torch.tensor([1.0, 1e-3, 50.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    x = torch.randn(count, 8, generator=torch.Generator().manual_seed(0)) * spread + 3.0
+    train = Rows(x, torch.zeros(count, dtype=torch.int64))
+    recipe = Recipe(epochs=1, batch_size=1000, input_noise=1.5)
+    fit(nn.Sequential(Recorder(), nn.Linear(8, 3)), train, VALIDATION, recipe, seed=0)
+    noisy = torch.cat(seen)
+    # Variances of what is independent add up; a constant column stays what it is.
+    np.testing.assert_allclose(noisy.var(0) / (1 + 1.5**2), spread.square(), rtol=0.05, atol=0)
+    assert (noisy[:, 3] == 3.0).all()
+    np.testing.assert_allclose(noisy.mean(0), 3.0, atol=0.05 * max(spread))
+    # A noise that is one for all columns would tie them together.
+    varied = noisy[:, spread > 0]
+    np.testing.assert_allclose(np.corrcoef(varied.T), np.eye(varied.shape[1]), atol=0.05)
 
 
 def test_a_float_target_is_fitted_by_squared_error():
