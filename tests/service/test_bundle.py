@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -642,3 +645,53 @@ def test_two_labels_that_are_the_same_are_refused(models: Path) -> None:
     edit_manifest(models / "digits" / "1", lambda content: content["labels"].__setitem__(3, 7))
     with pytest.raises(BundleError, match="two labels are the same"):
         bundle.read(models / "digits" / "1")
+
+
+KILLED = textwrap.dedent("""
+    import os, signal, sys
+    from pathlib import Path
+    from service import bundle
+
+    source, folder = bundle.read(Path(sys.argv[1])), Path(sys.argv[2])
+
+    def write(models):
+        manifest = lambda number: source.manifest.model_copy(update={"version": number})
+        return bundle.write(models, source.manifest.name, source.model, manifest)
+
+    def killed_at(models, left):
+        def count(event, arguments):
+            nonlocal left
+            if str(models) in str(arguments[:2]):
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+
+    for step in range(1000):
+        models = folder / str(step)
+        models.mkdir()
+        if not (child := os.fork()):
+            killed_at(models, step)
+            write(models)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        # What is there is whole, or there is nothing; and either way the next version can be written.
+        there = list(models.glob("[!.]*/*"))
+        assert [bundle.read(path).model for path in there] == [source.model] * len(there)
+        assert len(there) <= 1
+        print("killed" if status else "ended", len(there))
+        assert write(models).manifest.version == len(there) + 1
+        if not status:
+            break
+""")
+
+
+def test_killed_at_any_step_of_a_write_a_bundle_is_whole_or_absent(digits, tmp_path):
+    command = [sys.executable, "-c", KILLED, str(digits.path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *killed, last = done.stdout.splitlines()
+    assert last == "ended 1"
+    # It comes at one step, and stays.
+    assert killed == sorted(killed)
+    assert {"killed 0", "killed 1"} == set(killed)

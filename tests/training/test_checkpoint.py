@@ -8,6 +8,7 @@ import textwrap
 import pytest
 import torch
 
+from service import bundle
 from training.checkpoint import Checkpoint, Checkpoints, State
 from training.errors import CheckpointError
 from training.fit import Rows, fit
@@ -187,3 +188,38 @@ def test_a_finished_run_s_checkpoint_is_gone(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["iris"]
+
+
+KILLED = textwrap.dedent("""
+    import os, signal, sys
+
+    def kill_before(event, arguments):
+        if event == "os.rename" and sys.argv[1] in str(arguments[:2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill_before)
+    from training.cli import main
+    sys.exit(main(sys.argv[2:]))
+""")
+
+
+def test_a_command_killed_in_a_member_and_in_its_export_ends_in_the_same_bytes(tmp_path):
+    arguments = ["fit", "iris", "--models", ".", "--epochs", "6", "--members", "2"]
+    command = [sys.executable, "-m", "training", *arguments]
+    subprocess.run([*command, "--name", "undisturbed"], capture_output=True, check=True, cwd=tmp_path)
+    held = ["--name", "held", "--checkpoint", "state", "--resume"]
+    for before, kept in (
+        ("member2.safetensors", {"member1.safetensors", "member2.partial"}),
+        (".partial-", {"member1.safetensors", "member2.safetensors"}),
+    ):
+        killed = [sys.executable, "-c", KILLED, before, *arguments, *held]
+        done = subprocess.run(killed, capture_output=True, check=False, cwd=tmp_path)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert {path.name for path in (tmp_path / "state").iterdir()} == kept
+        assert bundle.versions(tmp_path / "held") == []
+    subprocess.run([*command, *held], capture_output=True, check=True, cwd=tmp_path)
+    undisturbed, resumed = (bundle.read(tmp_path / name / "1") for name in ("undisturbed", "held"))
+    assert resumed.model == undisturbed.model
+    assert resumed.manifest.golden == undisturbed.manifest.golden
+    assert resumed.manifest.metrics == undisturbed.manifest.metrics
+    assert not (tmp_path / "state").exists()

@@ -81,6 +81,29 @@ def test_the_command_writes_and_says_everything_once(tmp_path):
     assert bundle.read(tmp_path / "iris" / "1").manifest.provenance.hyperparameters["epochs"] == 2
 
 
+def test_an_ensemble_of_several_processes_scores_as_that_of_one(tmp_path):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(240, 3))
+    names = np.where(x[:, 0] + x[:, 1] * x[:, 2] + generator.normal(0, 0.3, 240) > 0, "up", "down")
+    rows = [f"{a:.4f},{b:.4f},{c:.4f},{name}" for (a, b, c), name in zip(x, names, strict=True)]
+    (tmp_path / "moves.csv").write_text("\n".join(["a,b,c,move", *rows]))
+    fit = ["-m", "training", "fit", "moves.csv", "--models", ".", "--epochs", "6", "--members", "2"]
+    alone = subprocess.run(
+        [sys.executable, *fit, "--name", "alone"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert alone.returncode == 0, alone.stderr
+    together = torchrun(2, *fit, "--name", "together", cwd=tmp_path)
+    assert together.returncode == 0, together.stderr
+    first, second = (bundle.read(tmp_path / name / "1").manifest for name in ("alone", "together"))
+    assert bundle.versions(tmp_path / "together") == [1]
+    starts = [[line.split(" ")[0] for line in done.stdout.splitlines()] for done in (alone, together)]
+    assert starts[0] == starts[1]
+    for part in ("validation", "test"):
+        for metric, value in first.metrics[part].items():
+            assert second.metrics[part][metric] == pytest.approx(value, abs=0.02), (part, metric)
+    assert second.provenance.hyperparameters["best_epochs"] == first.provenance.hyperparameters["best_epochs"]
+
+
 def test_a_refusal_is_said_once(tmp_path):
     done = torchrun(2, "-m", "training", "fit", "nothing", "--models", tmp_path, cwd=None)
     assert done.returncode != 0
