@@ -160,7 +160,7 @@ def test_a_regression_stands_beside_its_mean():
     assert rows["test, baseline"] == [f"{evidence.y.std():.4f}", "0.0000"]
     assert rows["test"][1] == f"{r2_score(evidence.y, evidence.outputs):.4f}"
     assert f"50% below {np.median(evidence.outputs[:, 0] - evidence.y):.4g}" in page.text
-    assert len(page.named("svg")) == 3 + 2  # losses, predictions, residuals, and a histogram a feature
+    assert len(page.named("svg")) == 4 + 2  # scores, losses, predictions, residuals, and a histogram a feature
 
 
 def test_class_figures_are_scikit_learn_s():
