@@ -176,7 +176,7 @@ PRESETS: dict[PresetName, Preset] = {
         Recipe(
             most_epochs=36,
             patience=12,
-            steps=16,
+            steps=8,
             learning_rate=4e-3,
             weight_decay=0.2,
             input_noise=0.0,
