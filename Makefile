@@ -12,11 +12,12 @@ DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-clients check bench bench-training bench-ablation install clean
+.PHONY: help demo test test-slow test-clients check bench bench-training bench-ablation install clean
 
 help:
 	@echo "make demo   train digits, fold it, prove it, serve it on http://127.0.0.1:$(PORT)"
 	@echo "make test   style, types and the whole test suite"
+	@echo "make test-slow     whole trainings: killed and resumed, on several processes, over five seeds"
 	@echo "make test-clients  tritonclient, KServe's client and perf_analyzer against the server"
 	@echo "make check  style and types alone"
 	@echo "make bench  foldserve beside what else serves such a model; needs wrk; ARGS='--help' for more"
@@ -34,6 +35,9 @@ demo: install
 
 test: check
 	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 # Their environment is their own: their pins exclude those of constraints.txt.
 test-clients: install $(CLIENTS)/installed

@@ -203,6 +203,7 @@ KILLED = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 def test_a_command_killed_in_a_member_and_in_its_export_ends_in_the_same_bytes(tmp_path):
     arguments = ["fit", "iris", "--models", ".", "--epochs", "6", "--members", "2"]
     command = [sys.executable, "-m", "training", *arguments]

@@ -268,6 +268,7 @@ def test_a_network_that_can_t_be_compiled_is_one_line(tmp_path):
     assert not (tmp_path / "iris").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", [(), ("--resume",)])
 def test_a_run_with_a_checkpoint_gives_the_bytes_of_one_without(tmp_path, flag):
     shared = ("fit", "iris", "--models", tmp_path, "--epochs", "3")

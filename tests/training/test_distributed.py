@@ -50,10 +50,10 @@ def torchrun(count, *arguments, cwd):
 @pytest.mark.parametrize(
     ("count", "placement", "rows", "relative"),
     [
-        (2, "pre", 203, 1e-4),  # a last batch of 11: shares of 5 and 6
+        (2, "pre", 203, 1e-3),  # a last batch of 11: shares of 5 and 6; rounding grows from step to step
         # A last batch of 2, fewer than the processes. The BN of so few rows, some of them equal after dropout, divides
         # rounding by the root of epsilon: the two trainings part by more than rounding.
-        (3, "post", 194, 1e-2),
+        pytest.param(3, "post", 194, 1e-2, marks=pytest.mark.slow),
     ],
 )
 def test_several_processes_train_what_one_does(tmp_path, count, placement, rows, relative):
@@ -81,6 +81,7 @@ def test_the_command_writes_and_says_everything_once(tmp_path):
     assert bundle.read(tmp_path / "iris" / "1").manifest.provenance.hyperparameters["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_several_processes_scores_as_that_of_one(tmp_path):
     generator = np.random.default_rng(0)
     x = generator.normal(size=(240, 3))

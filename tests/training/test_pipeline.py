@@ -152,6 +152,7 @@ def test_nothing_of_the_machine_is_in_the_bundle(written):
         assert place.encode() not in written.model
 
 
+@pytest.mark.slow
 def test_digits_is_learned_well_over_five_seeds():
     """Mean held-out accuracy at least 0.98, with the recipe as shipped."""
     accuracies = []
