@@ -6,13 +6,14 @@ Exit status: 0 a bundle or a report was written, 1 refused with one line on stan
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -29,9 +30,13 @@ from training.plan import PRESETS, Architecture, DataOptions, Execution, Plan, R
 
 if TYPE_CHECKING:
     from training.data import Table
+    from training.distributed import World
+    from training.plan import Device
 
 _SOURCES = """a .csv, .tsv (.gz too), .parquet or .npz file (x, y, feature_names), or digits, iris, wine, breast_cancer,
 diabetes"""
+# Set in each process that torchrun starts.
+_TORCHRUN = "TORCHELASTIC_RUN_ID"
 _NEEDED = ("pyarrow", "safetensors", "sklearn", "torch")
 _Options = type[DataOptions] | type[Architecture] | type[Recipe] | type[Execution]
 
@@ -192,23 +197,41 @@ def _fit(parsed: argparse.Namespace) -> None:
             raise TrainingError(
                 f"{needed} is not installed: pip install 'foldserve[train,cpu]' or 'foldserve[train,gpu]'"
             )
-    bundle.require_folder(plan.models)  # before the work, not after it
-    table = _read(plan.data)
-    first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes have nothing to say
-    if first:
-        _describe(table)
-    # Imported late: torch takes seconds, and neither a wrong flag nor the table should have to wait.
-    from training import report
-    from training.distributed import processes
-    from training.pipeline import Context, run
-    from training.progress import FitProgress
+    with _processes(execution.device, later=_TORCHRUN not in os.environ) as world:
+        bundle.require_folder(plan.models)  # before the work, not after it
+        table = _read(plan.data)
+        if world is None or world.first:
+            _describe(table)
+        # Imported late: torch takes seconds, and neither a wrong flag nor the table should have to wait.
+        from training import report
+        from training.pipeline import Context, run
+        from training.progress import FitProgress
 
-    if parsed.tune:
-        plan = _tuned(plan, table, parsed.tune)
-    with processes(execution.device) as world, FitProgress(Console(stderr=True)) as progress:
-        written = run(plan, table, Context(execution, world, progress.update, progress.within))
+        if parsed.tune:
+            plan = _tuned(plan, table, parsed.tune)
+        with (
+            _processes(execution.device, later=world is not None) as own,
+            FitProgress(Console(stderr=True)) as progress,
+        ):
+            there = world or own
+            written = run(plan, table, Context(execution, there, progress.update, progress.within) if there else None)
     if written:
         _summarise(written.bundle, report.summary(written.evidence), time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _processes(device: Device, *, later: bool) -> Iterator[World | None]:
+    """Join torchrun's processes before there is anything to refuse, so that it is said once; None for not now.
+
+    Alone, the table is read first: torch takes seconds to import.
+    """
+    if later:
+        yield None
+        return
+    from training.distributed import processes
+
+    with processes(device) as world:
+        yield world
 
 
 def _tuned(plan: Plan, table: Table, trials: int) -> Plan:
