@@ -208,7 +208,7 @@ def _fit(parsed: argparse.Namespace) -> None:
         from training.progress import FitProgress
 
         if parsed.tune:
-            plan = _tuned(plan, table, parsed.tune)
+            plan = _tuned(plan, table, parsed.tune, told=world is None or world.first)
         with (
             _processes(execution.device, later=world is not None) as own,
             FitProgress(Console(stderr=True)) as progress,
@@ -234,7 +234,7 @@ def _processes(device: Device, *, later: bool) -> Iterator[World | None]:
         yield world
 
 
-def _tuned(plan: Plan, table: Table, trials: int) -> Plan:
+def _tuned(plan: Plan, table: Table, trials: int, *, told: bool) -> Plan:
     if find_spec("optuna") is None:
         raise TrainingError("optuna is not installed: pip install 'foldserve[tune]'")
     from training.progress import StageProgress
@@ -242,8 +242,9 @@ def _tuned(plan: Plan, table: Table, trials: int) -> Plan:
 
     with StageProgress(Console(stderr=True)) as progress:
         found = tune(plan, table, trials, lambda trial: progress.update("tune", trial.number, trial.of))
-    print(f"tuned        {_differences(plan, found) or 'nothing: the recipe itself was the best'} (of {trials} tried)")
-    sys.stdout.flush()
+    if told:
+        changes = _differences(plan, found) or "nothing: the recipe itself was the best"
+        print(f"tuned        {changes} (of {trials} tried)", flush=True)
     return found
 
 
@@ -256,7 +257,7 @@ def _differences(plan: Plan, found: Plan) -> str:
 
 
 def _read(options: DataOptions) -> Table:
-    from training.reading import ReadProgress
+    from training.progress import ReadProgress
 
     with ReadProgress(options.source, Console(stderr=True)) as progress:
         from training import data

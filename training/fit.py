@@ -38,6 +38,9 @@ class Rows:
     x: Tensor
     y: Tensor
 
+    def __len__(self) -> int:
+        return len(self.x)
+
     def to(self, device: torch.device) -> Rows:
         """Give the same rows on `device`."""
         return Rows(self.x.to(device), self.y.to(device))

@@ -287,8 +287,13 @@ def _module(step: _Step) -> nn.Module:
         raise FoldError(step.name, "its folded weights overflow float32")
     if isinstance(step, _Scale):
         return Affine(first.float(), second.float())
+    return dense_layer(first, second)
+
+
+def dense_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """Make a Dense of `weight` [out, in] and `bias` [out], rounded to float32, that no optimiser moves."""
     # On no device, it is not initialised: that would draw from the caller's random state.
-    dense = nn.Linear(first.shape[1], first.shape[0], device="meta")
-    dense.weight = nn.Parameter(first.float(), requires_grad=False)
-    dense.bias = nn.Parameter(second.float(), requires_grad=False)
-    return dense
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight = nn.Parameter(weight.float(), requires_grad=False)
+    layer.bias = nn.Parameter(bias.float(), requires_grad=False)
+    return layer

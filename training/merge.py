@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from training.encode import Encode
 from training.errors import FoldError
-from training.fold import Fold, Folded, Shift, fold
+from training.fold import Fold, Folded, Shift, dense_layer, fold
 from training.network import ACTIVATIONS
 
 
@@ -64,22 +64,14 @@ def _merged(layers: Sequence[nn.Module], *, first: bool, last: bool) -> tuple[nn
     weights, biases = [m.weight.double() for m in members], [m.bias.double() for m in members]
     count = len(members)
     if first and last:
-        return _linear(sum(weights, torch.zeros(())) / count, sum(biases, torch.zeros(())) / count), "the mean"
+        return dense_layer(sum(weights, torch.zeros(())) / count, sum(biases, torch.zeros(())) / count), "the mean"
     if first:
-        return _linear(torch.cat(weights), torch.cat(biases)), "stacked: W' = [W1; W2; ...]"
+        return dense_layer(torch.cat(weights), torch.cat(biases)), "stacked: W' = [W1; W2; ...]"
     if last:
-        return _linear(
+        return dense_layer(
             torch.cat(weights, 1) / count, sum(biases, torch.zeros(())) / count
         ), "the mean: W' = [W1, W2, ...] / K, b' = mean of b"
     return Blocks(copy.deepcopy(members)), "side by side"
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    # On no device, it is not initialised: that would draw from the caller's random state.
-    dense = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    dense.weight = nn.Parameter(weight.float(), requires_grad=False)
-    dense.bias = nn.Parameter(bias.float(), requires_grad=False)
-    return dense
 
 
 def _shared(name: str, layers: Sequence[nn.Module]) -> nn.Module:

@@ -187,9 +187,9 @@ def export(plan: Plan, trained: Trained) -> Written:
         golden = certificate.golden(trained.network, task, drawn)
     # The figures are the exported model's own, not those of the network that it came from.
     predict = certificate.onnx_runtime_cpu(model)
-    part_of: dict[Literal["validation", "test"], data.Table]
-    part_of = {"validation": table.rows(split.validation), "test": held_out}
-    scores = {name: metrics(task, part.y, predict(part.x)) for name, part in part_of.items()}
+    stop, outputs = table.rows(split.validation), predict(held_out.x)
+    scores: dict[Literal["validation", "test"], dict[str, float]]
+    scores = {"validation": metrics(task, stop.y, predict(stop.x)), "test": metrics(task, held_out.y, outputs)}
 
     def manifest(number: int) -> bundle.Manifest:
         return bundle.Manifest(
@@ -219,7 +219,6 @@ def export(plan: Plan, trained: Trained) -> Written:
             ),
         )
 
-    outputs = predict(held_out.x)
     importances = permutation_importance(predict, held_out.x, held_out.y, task, plan.seed)
 
     def evidence_of(manifest: bundle.Manifest) -> report.Evidence:

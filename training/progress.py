@@ -1,48 +1,85 @@
-"""Progress bars: of a fit, with its losses, and of a command's stages; nothing where no terminal is."""
+"""Progress bars: reading a table, a fit with its losses, a command's stages; nothing where no terminal is.
+
+It needs no torch, so that the first bar is seen at once.
+"""
 
 from __future__ import annotations
 
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-from training.fit import Epoch, Pass
+if TYPE_CHECKING:
+    from training.fit import Epoch, Pass
 
 
-class FitProgress:
-    """A context manager with the two hooks of `fit`: `update` after each epoch, `within` a few times a second.
+class _Bar:
+    """A context manager around rich's bar, which the first thing to show makes appear."""
 
-    The bar appears with the first of them, so where neither is called nothing is shown.
-    """
+    def __init__(self, console: Console, *columns: ProgressColumn, **options: Any) -> None:
+        # `is_terminal` believes FORCE_COLOR.
+        self._bar = Progress(*columns, console=console, disable=not console.file.isatty(), **options)
 
-    def __init__(self, console: Console) -> None:
-        self._bar = Progress(
-            TextColumn("fit"),
-            BarColumn(bar_width=12),  # the whole line fits 80 columns
-            TextColumn("{task.fields[epoch]} loss {task.fields[loss]} val {task.fields[validation]}"),
-            TextColumn("{task.fields[rate]} rows/s"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.file.isatty(),  # `is_terminal` believes FORCE_COLOR,
-        )
-        self._task = self._bar.add_task("fit", total=None, epoch="", loss="-", validation="-", rate="-")
-
-    def __enter__(self) -> FitProgress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+class ReadProgress(_Bar):
+    """Its `update` is the hook that `data.load` calls with the share that is done."""
+
+    def __init__(self, source: str, console: Console) -> None:
+        super().__init__(
+            console,
+            TextColumn("read {task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            transient=True,  # what was read is said in words then
+        )
+        self._task = self._bar.add_task(source[-40:], total=1.0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()  # before anything is read
+        return self
+
+    def update(self, share: float) -> None:
+        """Show that `share` of the work is done, 0 to 1."""
+        self._bar.update(self._task, completed=share)
+
+
+class FitProgress(_Bar):
+    """The two hooks of `fit`: `update` after each epoch, `within` a few times a second.
+
+    The bar appears with the first of them, so where neither is called nothing is shown.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(
+            console,
+            TextColumn("fit"),
+            BarColumn(bar_width=12),  # the whole line fits 80 columns
+            TextColumn("{task.fields[epoch]} loss {task.fields[loss]} val {task.fields[validation]}"),
+            TextColumn("{task.fields[rate]} rows/s"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task("fit", total=None, epoch="", loss="-", validation="-", rate="-")
 
     def update(self, epoch: Epoch) -> None:
         """Show `epoch`, which is done."""
@@ -58,31 +95,22 @@ class FitProgress:
         self._bar.update(self._task, completed=completed, total=of, epoch=f"{number}/{of}", rate=f"{rate:,.0f}")
 
 
-class StageProgress:
-    """A context manager whose `update` shows how far each named stage is, one line a stage."""
+class StageProgress(_Bar):
+    """Its `update` shows how far each named stage is, one line a stage."""
 
     def __init__(self, console: Console) -> None:
-        self._bar = Progress(
+        super().__init__(
+            console,
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=console,
-            disable=not console.file.isatty(),
         )
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> StageProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
     def update(self, stage: str, done: int, of: int) -> None:
         """Show that `done` of `of` parts of `stage` are done."""
+        self._bar.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage)
         self._bar.update(self._tasks[stage], completed=done, total=of)

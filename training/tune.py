@@ -14,7 +14,7 @@ import optuna
 from training.data import Table
 from training.errors import FitError
 from training.fit import Epoch
-from training.pipeline import Context, fit_member, prepare
+from training.pipeline import Context, Ready, fit_member, prepare
 from training.plan import Plan
 
 _WIDTHS = (32, 64, 128, 256)
@@ -52,8 +52,9 @@ def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None
         losses = [each.value for each in finished if each.value is not None]
         on_trial(Trial(trial.number + 1, trials, loss, min(losses, default=float("inf"))))
 
+    ready = prepare(plan, table)  # for all trials: nothing that is tried changes what the rows are encoded as
     study.optimize(
-        lambda trial: _loss(trial, _chosen(trial, plan), table), n_trials=trials, catch=(FitError,), callbacks=[told]
+        lambda trial: _loss(trial, _chosen(trial, plan), ready), n_trials=trials, catch=(FitError,), callbacks=[told]
     )
     if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
         raise FitError(f"no trial of {trials} came to an end")
@@ -88,7 +89,7 @@ def _chosen(trial: optuna.trial.BaseTrial, plan: Plan) -> Plan:
     )
 
 
-def _loss(trial: optuna.Trial, plan: Plan, table: Table) -> float:
+def _loss(trial: optuna.Trial, plan: Plan, ready: Ready) -> float:
     lowest = float("inf")
 
     def look(epoch: Epoch) -> None:
@@ -98,5 +99,5 @@ def _loss(trial: optuna.Trial, plan: Plan, table: Table) -> float:
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    fit_member(plan, prepare(plan, table), 0, Context(on_epoch=look))
+    fit_member(plan, ready, 0, Context(on_epoch=look))
     return lowest

@@ -24,9 +24,10 @@ from training.diagnose.gradients import Depth
 from training.diagnose.modes import Gap
 from training.diagnose.page import Finding, Section, page
 from training.diagnose.plan import DiagnosisPlan
-from training.diagnose.sample import MAX_ROWS, Rows, Sample, descend, draw
+from training.diagnose.sample import MAX_ROWS, Sample, descend, draw
 from training.diagnose.saving import Model, Saving
 from training.export import to_onnx
+from training.fit import Rows
 from training.fold import fold
 from training.network import mlp
 from training.plan import Architecture, DataOptions
@@ -37,13 +38,7 @@ TINY = DiagnosisPlan(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the command: two threads on these small tensors mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -25,13 +25,7 @@ def rows(count, seed=0):
 TRAIN, VALIDATION = rows(300), rows(100)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the command: two threads on these small tensors mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(**kwargs):

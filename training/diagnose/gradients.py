@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from training.diagnose.plan import DiagnosisPlan
-from training.diagnose.sample import Rows, Sample, Tick, descend
+from training.diagnose.sample import Sample, Tick, descend
+from training.fit import Rows
 from training.network import mlp
 from training.plan import Activation, Architecture
 

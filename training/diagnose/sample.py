@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from training import encode
 from training.data import Table
+from training.fit import Rows
 
 # More rows would take longer and show the same: no network here takes more than some thousand steps.
 MAX_ROWS = 20_000
@@ -24,17 +25,6 @@ _MAX_HELD_OUT = 1_000
 
 Tick = Callable[[str, int, int], None]
 """Called with what is being measured, how much of it is done, and how much there is."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """x: float32 [rows, features], standardised. y: int64 [rows] (classes) or float32 [rows] (standardised)."""
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 @dataclass(frozen=True)
