@@ -8,6 +8,7 @@ text like any other elsewhere. A cell of nothing but blanks has no value.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,9 +26,12 @@ Category = str | int | float
 MAX_CATEGORIES = 4_096
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE | re.ASCII)
+_DATE = re.compile(r"\s*\d{4}-\d\d-\d\d(?:[T ]|\s*$)", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 # As Python and JSON write it: 007 is a code, not the number 7.
 _PLAIN_INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
+# How tables write that there is no value, beside an empty cell. One of them among texts is a text.
+_NO_VALUE = {"na", "n/a", "#n/a", "null", "none", "nil", "missing", "?", "-", "--", "."}
 _TRUTH = {"false": 0.0, "true": 1.0}
 _TRUTH_DECLARED = _TRUTH | {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 # The largest whole number below which a float64 has every other.
@@ -76,12 +80,12 @@ def plain(name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:
     known = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if known or pa.types.is_null(kind) or is_text(cells) or is_moment(cells):
         return cells
-    raise DataError(f"column {name!r} is of type {kind}, which is no feature: --drop {name}")
+    raise DataError(f"column {name!r} is of type {kind}, which is no feature: --drop {listed(name)}")
 
 
 def distinct(cells: pa.ChunkedArray) -> Distinct:
-    """Number the different values of `cells`, in the order of their first row."""
-    encoded = cells.cast(pa.string()) if pa.types.is_null(cells.type) else cells
+    """Number the different values of `cells`, in the order of their first row; of dates and times, as ISO 8601."""
+    encoded = cells.cast(pa.string()) if pa.types.is_null(cells.type) or is_moment(cells) else cells
     encoded = encoded.dictionary_encode().unify_dictionaries()
     values = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []
     parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
@@ -150,7 +154,7 @@ def check_numbers(name: str, cells: pa.ChunkedArray, values: Values) -> None:
         )
         raise DataError(
             f"column {name!r}: row {row + 1} {what}, {_cell(cells, row)!r}: a float32 holds up to 3.4e38; if it means "
-            f"no value, --missing {_quoted(_cell(cells, row))}"
+            f"no value, --missing {listed(_cell(cells, row))}"
         )
     large = np.flatnonzero(np.abs(values) >= _EXACT)
     if pa.types.is_floating(cells.type):
@@ -160,16 +164,18 @@ def check_numbers(name: str, cells: pa.ChunkedArray, values: Values) -> None:
         if _INTEGER.fullmatch(text) and abs(int(text)) > _EXACT:
             raise DataError(
                 f"column {name!r}: row {row + 1} holds {text}, a whole number past 2^53 that would be rounded: "
-                f"--drop {name}, or --categorical {name} if it is a name"
+                f"--drop {listed(name)}, or --categorical {listed(name)} if it is a name"
             )
 
 
 def _cell(cells: pa.ChunkedArray, row: int) -> str:
-    return str(cells[row].as_py())
+    cell = cells[row]
+    return str((cell.cast(pa.string()) if is_moment(cells) else cell).as_py())
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
+def listed(text: str) -> str:
+    """Write a text as one of a flag's list, for a shell: a comma is quoted as in a CSV, and both as the shell needs."""
+    return shlex.quote('"' + text.replace('"', '""') + '"' if "," in text or text.startswith('"') else text)
 
 
 def numeric(name: str, cells: pa.ChunkedArray) -> Values:
@@ -199,20 +205,23 @@ def _not_numbers(found: Distinct) -> tuple[str, str]:
 
 
 def nearly_numeric(found: Distinct) -> str | None:
-    """Which cells are no number where at least half are; None for numbers, and for texts.
+    """Which cells are no number where at least half are, or where all others say that there is no value, as NA does.
 
-    A spelled `nan` or `inf` proves nothing either way.
+    None for numbers, and for texts. A spelled `nan` or `inf` proves nothing either way.
     """
     number = _numbers_in(found)
     written = number & np.array([any(letter.isdigit() for letter in str(value)) for value in found.values], bool)
-    mixed = found.counts[~number].sum() and found.counts[written].sum() * 2 >= found.present
+    others = {str(value).strip().lower() for value, n in zip(found.values, found.counts * ~number, strict=True) if n}
+    numbers = int(found.counts[written].sum())
+    mixed = others and (numbers * 2 >= found.present or (numbers and others <= _NO_VALUE))
     return _not_numbers(found)[0] if mixed else None
 
 
 def _mixed(name: str, what: str, found: Distinct) -> DataError:
     wrong, text = _not_numbers(found)
     return DataError(
-        f"column {name!r} {what}, but {wrong}; --missing {_quoted(text)}, --categorical {name} or --drop {name}"
+        f"column {name!r} {what}, but {wrong}; --missing {listed(text)}, --categorical {listed(name)} "
+        f"or --drop {listed(name)}"
     )
 
 
@@ -238,8 +247,8 @@ def infer(name: str, cells: pa.ChunkedArray, *, typed: bool) -> tuple[Kind, Valu
     """
     if is_moment(cells):
         raise DataError(
-            f"column {name!r} is a date or time, which is no feature: make a number of it, --time {name} to split by "
-            f"it, or --drop {name}"
+            f"column {name!r} is a date or time, which is no feature: make a number of it, --time {shlex.quote(name)} "
+            f"to split by it, or --drop {listed(name)}"
         )
     if pa.types.is_boolean(cells.type):
         return "boolean", boolean(name, cells)
@@ -285,6 +294,17 @@ def index(found: Distinct, known: Sequence[Category]) -> Values:
     places = {str(category): place for place, category in enumerate(known)}
     table = [places.get(str(_simple(value)), len(known)) for value in found.values]
     return np.array([*table, np.nan], np.float64)[found.codes]
+
+
+def has_codes(cells: pa.ChunkedArray) -> bool:
+    """Whether a text is a number by its digits alone: 007 and 7 are two codes."""
+    return is_text(cells) and bool(pc.any(pc.match_substring_regex(cells, r"^\s*[+-]?0\d")).as_py())
+
+
+def are_dates(found: Distinct) -> bool:
+    """Whether every value is a text that begins like a date of ISO 8601."""
+    used = [value for value, n in zip(found.values, found.counts, strict=True) if n]
+    return bool(used) and all(isinstance(value, str) and _DATE.match(value) for value in used)
 
 
 def truths(found: Distinct) -> list[bool] | None:

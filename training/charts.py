@@ -107,8 +107,9 @@ def scores(histories: Sequence[Values], name: str, alt: str) -> str:
     def draw(axes: Axes) -> None:
         for score in histories[:_MAX_LINES]:
             axes.plot(np.arange(1, len(score) + 1), score, marker="." if len(score) == 1 else "", color=FIRST, lw=1.4)
-        # Before it has learned, R2 is any number below 0.
-        axes.set_ylim(bottom=max(min(float(score.min()) for score in histories[:_MAX_LINES]), 0.0), top=1.0)
+        # Before it has learned, R2 is any number below 0; and a score may be 1 all the time.
+        lowest = min(float(score.min()) for score in histories[:_MAX_LINES])
+        axes.set_ylim(bottom=min(max(lowest, 0.0), 0.95), top=1.0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=f"validation {name}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from training.errors import CheckpointError
 # How often a state is written at most: what a killed run loses, against what writing costs.
 SECONDS_BETWEEN = 5.0
 _SUFFIX, _UNFINISHED = ".safetensors", ".partial"
+_NAME = re.compile(r"member\d+")
 _RUN, _NOTES = "run", "notes"
 
 
@@ -51,22 +53,25 @@ class Checkpoints:
     def __post_init__(self) -> None:
         try:
             self.folder.mkdir(exist_ok=True)
-            held = any(self.folder.glob("*" + _SUFFIX))
+            held = bool(self._files(_SUFFIX))
         except OSError as error:
             raise CheckpointError(f"{self.folder}: {error.strerror}") from error
         if held and not self.resume:
             raise CheckpointError(f"{self.folder} holds the checkpoint of an unfinished run: --resume, or remove it")
 
-    def of(self, name: str) -> Checkpoint:
-        """Give the checkpoint of one network of the run."""
-        return Checkpoint(self.folder / (name + _SUFFIX), dict(self.run), self.seconds_between)
+    def of(self, member: int) -> Checkpoint:
+        """Give the checkpoint of one network of the run, from 0."""
+        return Checkpoint(self.folder / f"member{member + 1}{_SUFFIX}", dict(self.run), self.seconds_between)
+
+    def _files(self, suffix: str) -> list[Path]:
+        """List what a run has written: a folder may hold others' files of the same suffix."""
+        return [file for file in self.folder.glob("*" + suffix) if _NAME.fullmatch(file.stem)]
 
     def remove(self) -> None:
-        """Remove the files, since the run is done, and the folder where nothing else is in it."""
+        """Remove its files, since the run is done, and the folder where nothing else is in it."""
         try:
-            for suffix in (_SUFFIX, _UNFINISHED):
-                for file in self.folder.glob("*" + suffix):
-                    file.unlink()
+            for file in (*self._files(_SUFFIX), *self._files(_UNFINISHED)):
+                file.unlink()
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
         except OSError as error:

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from service import bundle
 from training.diagnose.plan import QUICK, DiagnosisPlan
-from training.errors import TrainingError
+from training.errors import TrainingError, printable
 from training.plan import PRESETS, Architecture, DataOptions, Execution, Plan, Recipe
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(parsed)
     except (TrainingError, bundle.BundleError) as error:
-        print(f"foldserve-train: error: {error}", file=sys.stderr)
+        print(f"foldserve-train: error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("foldserve-train: interrupted, no result was written", file=sys.stderr)
@@ -100,7 +100,8 @@ def _add_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--steps", type=int, help=f"of each training of three sigmoid layers (default: {DiagnosisPlan.steps})"
     )
     diagnose.add_argument("--quick", action="store_true", help="a first look: fewer steps, depths and batch sizes")
-    _add_options(diagnose.add_argument_group("table"), DataOptions, without=("test", "test_share", "validation_share"))
+    of_splits = ("test", "test_share", "validation_share", "group", "time")
+    _add_options(diagnose.add_argument_group("table"), DataOptions, without=of_splits)
     diagnose.set_defaults(command=_diagnose)
 
 
@@ -274,11 +275,11 @@ def _describe(table: Table) -> None:
         if columns:
             parts.append(f"{len(columns)} {kind}" + (f" ({_some(sizes)})" if sizes else ""))
     missing = [column.name for column in table.columns if column.missing]
-    print("columns      " + ", ".join(parts) + (f"; missing in {_some(missing)}" if missing else ""))
+    print(printable("columns      " + ", ".join(parts) + (f"; missing in {_some(missing)}" if missing else "")))
     outcome = f"{len(table.labels)} classes ({_some(table.labels)})" if table.labels else "a value"
-    print(f"target       {table.target}: {outcome}")
+    print(printable(f"target       {table.target}: {outcome}"))
     for note in table.notes:
-        print(f"note         {note}")
+        print(printable(f"note         {note}"))
     sys.stdout.flush()
 
 

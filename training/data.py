@@ -8,6 +8,7 @@ It knows no network. A schema is made from the training table alone; a test file
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +27,6 @@ from training.plan import DataOptions, TaskOption
 from training.sources import Source
 from training.split import Rows as Rows
 from training.split import Split as Split
-from training.split import folds as folds
 from training.split import split as split
 
 MAX_CLASSES = 4_096
@@ -106,14 +106,14 @@ class Table:
 def load(options: DataOptions, on_read: Hook = lambda _: None) -> Table:
     """Read the table that `options` describes, and infer what it doesn't say.
 
-    on_read: gets the share of the work that is done, 0 to 1. A test file's header is checked, and no more of it is
-    read. Raises `DataError`, in one line that names the column or row.
+    on_read: gets the share of the work that is done, 0 to 1. Of a test file the names of the columns are
+    checked, and its rows are not looked at. Raises `DataError`, in one line that names the column or row.
     """
     source = sources.read(options.source, options.missing, lambda share: on_read(share / 2))
     _check_names(options, source.names, source.name)
     target = options.target or source.names[-1]
     notes = list(source.notes) + _check_test(options, source.names, target)
-    task, y, labels = _target(target, _take(source, target, options), options)
+    task, y, labels = _target(target, _take(source, target, options), options, typed=_typed(options.source))
     _check_classes(y, labels, 2 if options.test else 3)
     group, time, at_hand = _order(source, options)
     builder = _Builder(options, len(y), typed=_typed(options.source), notes=notes)
@@ -246,9 +246,9 @@ def _require_values(name: str, role: str, values: npt.NDArray[Any]) -> None:
 
 
 def _target(
-    name: str, column: pa.ChunkedArray, options: DataOptions
+    name: str, column: pa.ChunkedArray, options: DataOptions, *, typed: bool
 ) -> tuple[Task, npt.NDArray[Any], tuple[Label, ...]]:
-    numbers = cells.number_column(column)
+    numbers = _numbers(column, options, typed=typed)
     found = cells.distinct(column) if numbers is None else None
     task = _task(name, options.task, numbers, found)
     if task == "regression":
@@ -275,6 +275,13 @@ def _target(
         raise DataError(f"column {name!r}, the target, has one class only, {labels[0]!r}")
     places = {label: place for place, label in enumerate(labels)}
     return "classification", np.array([places[label] for label in by_code], np.int64)[found.codes], labels
+
+
+def _numbers(column: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> npt.NDArray[np.float64] | None:
+    """The target as numbers, unless its cells are texts to their source, or codes."""
+    if options.task != "regression" and ((typed and cells.is_text(column)) or cells.has_codes(column)):
+        return None
+    return cells.number_column(column)
 
 
 def _task(name: str, asked: TaskOption, numbers: npt.NDArray[np.float64] | None, found: Distinct | None) -> Task:
@@ -315,9 +322,11 @@ def _like_target(column: pa.ChunkedArray, table: Table) -> npt.NDArray[Any]:
         return values
     found = cells.distinct(column)
     _require_values(table.target, "the target", found.codes)
-    places = {str(label): place for place, label in enumerate(table.labels)}
+    # 1 and 1.0 are one class, and so one key; True is not, though Python takes it for 1.
+    places = {(type(label) is bool, label): place for place, label in enumerate(table.labels)}
     numeric = not isinstance(table.labels[0], str | bool) and cells.number_column(column) is not None
-    by_code = np.array([places.get(str(label), -1) for label in _labels(found, numeric)], np.int64)
+    labels = _labels(found, numeric) if not isinstance(table.labels[0], str) else list(map(str, found.values))
+    by_code = np.array([places.get((type(label) is bool, label), -1) for label in labels], np.int64)
     y = by_code[found.codes]
     if row := cells.first_missing(y):
         label = found.values[found.codes[row - 1]]
@@ -382,9 +391,14 @@ class _Builder:
         if not declared and different > _FEW and different * 2 > found.present:
             self._notes.append(
                 f"column {name!r} left out: {different:,} different texts in {found.present:,} rows tell nothing of "
-                f"the next; --categorical {name} keeps it"
+                f"the next; --categorical {cells.listed(name)} keeps it"
             )
             return None
+        if not declared and cells.are_dates(found):
+            self._notes.append(
+                f"column {name!r} holds dates, as categories: a later date is unseen; make a number of it, "
+                f"--time {shlex.quote(name)} to split by it, or --drop {cells.listed(name)}"
+            )
         known, others = cells.categories(found)
         if others:
             self._notes.append(

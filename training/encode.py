@@ -184,8 +184,9 @@ def standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) -> A
 
     Of a number the spread is the standard deviation, and at least a sixth of the range: else a value that is rare in
     training (a corner pixel that is nearly always 0) would lie 30 deviations out and decide a prediction by itself.
-    A constant column is only centred. The bins share one spread, the root mean square of theirs: apart they would make
-    the rare ones loud. What is 0 or 1 is only centred.
+    The bins share one spread, the root mean square of theirs: apart they would make the rare ones loud. What is 0 or 1
+    is only centred. A column that is constant in training becomes 0 whatever it holds later: its weights would stay at
+    their random start, and decide by it all the same.
     """
     chunked = [
         (chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()
@@ -199,5 +200,5 @@ def standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) -> A
     spread[:numbers] = torch.maximum(std, span / 6)[:numbers]
     if binned:
         spread[numbers : numbers + binned] = std[numbers : numbers + binned].square().mean().sqrt()
-    scale = 1 / torch.where(spread > 0, spread, 1.0)
+    scale = torch.where(span > 0, 1 / torch.where(spread > 0, spread, 1.0), 0.0)
     return Affine(scale, -mean * scale)

@@ -160,7 +160,7 @@ def fit_member(
             on_pass=lambda part: context.on_pass(replace(part, number=before + part.number, of=in_all)),
             world=context.world,
             compiled=context.execution.compile,
-            checkpoint=checkpoints.of(f"member{member + 1}") if checkpoints else None,
+            checkpoint=checkpoints.of(member) if checkpoints else None,
         )
 
 

@@ -20,6 +20,7 @@ from sklearn.metrics import confusion_matrix
 
 from service.bundle import Feature, Manifest
 from training import charts
+from training.errors import printable
 from training.evaluate import Calibration, ClassFigures, Importances, baseline, calibration, per_class
 from training.fit import Epoch
 
@@ -78,7 +79,7 @@ class Evidence:
 def render(evidence: Evidence) -> str:
     """Give the report as one HTML page, to be encoded in UTF-8."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "percent": _percent, "name": _name, "printable": _printable}
+    environment.filters |= {"number": _number, "percent": _percent, "name": _name, "printable": printable}
     template = environment.from_string(files("training").joinpath("report.html.jinja").read_text("utf-8"))
     manifest = evidence.manifest
     return template.render(
@@ -119,7 +120,7 @@ def summary(evidence: Evidence) -> str:
     top = [i for i in evidence.ranking[:_SUMMARISED] if importances.mean[i] > 0]
     missed = ", ".join(f"{_name(manifest.features[i].name)} +{_number(importances.mean[i])}" for i in top)
     lines.append(("features", f"{missed} {importances.metric} when shuffled" if top else "none is missed alone"))
-    lines += [("note", _printable(note)) for note in _findings(evidence)]
+    lines += [("note", printable(note)) for note in _findings(evidence)]
     return "\n".join(f"{head:<12} {text}" for head, text in lines)
 
 
@@ -288,13 +289,8 @@ def _some(names: Sequence[str]) -> str:
 
 def _name(name: object) -> str:
     """What a column, class or category is called, where it must not take the page or the terminal over."""
-    text = _printable(str(name))
+    text = printable(str(name))
     return text if len(text) <= _MAX_NAME else f"{text[: _MAX_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def _printable(text: str) -> str:
-    """Replace control characters, turns of the writing direction and what UTF-8 can't hold."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _number(value: float) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.int64]
 
-# Two to train on, since a BN has no statistics of one; one to stop by, two to report on.
+# Two to train on, since a BN has no statistics of one; two to report on; one to stop by, two if by R2.
 _MIN_ROWS = 5
 # Groups are of all sizes and mixtures: of this many draws the one nearest to the shares is taken.
 _DRAWS = 16
@@ -44,8 +44,9 @@ def split(table: Table, *, test: float, validation: float, seed: int) -> Split:
     Class by class, so that each class is in every part; where the table has groups, by whole groups, and by the whole
     values of its time otherwise. Raises `DataError` when there are too few rows, groups or moments for that.
     """
-    if len(table.y) < _MIN_ROWS:
-        raise DataError(f"{len(table.y)} rows are too few: at least {_MIN_ROWS} are needed")
+    least = _MIN_ROWS if table.labels else _MIN_ROWS + 1
+    if len(table.y) < least:
+        raise DataError(f"{len(table.y)} rows are too few: at least {least} are needed")
     if table.group is not None:
         parts = _by_group(table, table.group, (test, validation), np.random.default_rng(seed))
     elif table.time is not None:
@@ -54,34 +55,11 @@ def split(table: Table, *, test: float, validation: float, seed: int) -> Split:
         parts = _by_class(table, test, validation, np.random.default_rng(seed))
     held_out, stop, train = (np.sort(part) for part in parts)
     for name, rows in (("train on", train), ("stop by", stop)) + ((("report on", held_out),) if test else ()):
-        if len(rows) < (1 if name == "stop by" or table.labels else 2):
-            raise DataError(f"the split leaves {len(rows)} rows to {name}")
+        if len(rows) < (1 if table.labels else 2):
+            count = f"{len(rows)} row" + ("" if len(rows) == 1 else "s")
+            raise DataError(f"the split leaves {count} to {name}, too few of a regression")
     _check_classes(table, train)
     return Split(train, stop, held_out)
-
-
-def folds(table: Table, rows: Rows, k: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """Divide `rows` into k pairs (train, validation) whose validation parts are disjoint and together all of `rows`.
-
-    Class by class, or by whole groups. By time there is one pair, given k times, whose validation part is the last
-    k-th: all others would know the future. Raises `DataError` when there is too little to divide, `ValueError` for k
-    below 2.
-    """
-    if k < 2:
-        raise ValueError("folds are at least 2")
-    if table.time is not None:
-        _, stop, train = _by_time(table.time[rows], (0.0, 1 / k))
-        return [(np.sort(rows[train]), np.sort(rows[stop]))] * k
-    generator = np.random.default_rng(seed)
-    fold = _deal_groups(table.group[rows], k, generator) if table.group is not None else None
-    if fold is None:
-        fold = _deal_rows(table.y[rows] if table.labels else np.zeros(len(rows), np.int64), k, generator)
-    pairs = [(np.sort(rows[fold != number]), np.sort(rows[fold == number])) for number in range(k)]
-    if any(len(validation) == 0 or len(train) < 2 for train, validation in pairs):
-        raise DataError(f"{len(rows)} rows are too few for {k} folds")
-    for train, _ in pairs:
-        _check_classes(table, train)
-    return pairs
 
 
 def _check_classes(table: Table, train: Rows) -> None:
@@ -99,8 +77,8 @@ def _by_class(table: Table, test: float, validation: float, generator: np.random
 
 def _cut(rows: Rows, test: float, validation: float, least: int) -> tuple[Rows, Rows, Rows]:
     count = len(rows)
-    held_out = min(max(round(test * count), least), count - least - 1) if test else 0
-    stop = min(max(round(validation * count), 1), count - held_out - least)
+    held_out = min(max(round(test * count), least), count - 2 * least) if test else 0
+    stop = min(max(round(validation * count), least), count - held_out - least)
     return rows[:held_out], rows[held_out : held_out + stop], rows[held_out + stop :]
 
 
@@ -161,26 +139,3 @@ def _off(table: Table, parts: Sequence[Rows], shares: tuple[float, float]) -> fl
         if len(part):
             off += float(np.abs(np.bincount(table.y[part], minlength=classes) / len(part) - whole).max())
     return off + float((np.bincount(table.y[parts[-1]], minlength=classes) == 0).sum())
-
-
-def _deal_rows(y: Rows, k: int, generator: np.random.Generator) -> Rows:
-    """Deal the rows of one class after the other to the folds in turn, so that folds differ by one row at most."""
-    order = generator.permutation(len(y))
-    order = order[np.argsort(y[order], kind="stable")]
-    fold = np.empty(len(y), np.int64)
-    fold[order] = np.arange(len(y)) % k
-    return fold
-
-
-def _deal_groups(group: Rows, k: int, generator: np.random.Generator) -> Rows:
-    """Deal whole groups, the largest first, each to the fold that has the fewest rows."""
-    groups, of = np.unique(group, return_inverse=True)
-    if len(groups) < k:
-        raise DataError(f"the group column has {len(groups)} different values, too few for {k} folds")
-    sizes = np.bincount(of)
-    order = generator.permutation(len(groups))
-    fold, rows = np.empty(len(groups), np.int64), np.zeros(k, np.int64)
-    for place in order[np.argsort(-sizes[order], kind="stable")]:
-        fold[place] = rows.argmin()
-        rows[fold[place]] += sizes[place]
-    return fold[of]

@@ -145,20 +145,30 @@ def test_a_full_disk_leaves_the_one_before(tmp_path):
 
 
 def test_what_a_killed_write_leaves_is_in_nobody_s_way(tmp_path):
-    checkpoint = Checkpoint(tmp_path / "a.safetensors", RUN)
+    checkpoint = Checkpoints(tmp_path, RUN, resume=False).of(0)
     checkpoint.save(state(1.0))
-    (tmp_path / "a.partial").write_bytes(b"half")
+    (tmp_path / "member1.partial").write_bytes(b"half")
     assert torch.equal(checkpoint.load().tensors["weights"], torch.ones(10))
     checkpoint.save(state(2.0))
     Checkpoints(tmp_path, RUN, resume=True).remove()
     assert not tmp_path.exists()
 
 
+def test_what_else_is_in_the_folder_is_left_alone(tmp_path):
+    others = {"llama.safetensors", "film.partial", "member.txt"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"somebody's")
+    checkpoints = Checkpoints(tmp_path, RUN, resume=False)
+    checkpoints.of(0).save(state())
+    checkpoints.remove()
+    assert {path.name for path in tmp_path.iterdir()} == others
+
+
 def test_an_unfinished_run_is_not_overwritten_unasked(tmp_path):
-    Checkpoints(tmp_path, RUN, resume=False).of("a").save(state())
+    Checkpoints(tmp_path, RUN, resume=False).of(0).save(state())
     with pytest.raises(CheckpointError, match="--resume, or remove it"):
         Checkpoints(tmp_path, RUN, resume=False)
-    assert Checkpoints(tmp_path, RUN, resume=True).of("a").load() is not None
+    assert Checkpoints(tmp_path, RUN, resume=True).of(0).load() is not None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +184,7 @@ def test_an_unfinished_run_is_not_overwritten_unasked(tmp_path):
 def test_the_command_says_in_one_line_why_it_can_t_go_on(tmp_path, arguments, reason):
     (tmp_path / "garbage").mkdir()
     (tmp_path / "garbage" / "member1.safetensors").write_bytes(b"garbage")
-    Checkpoints(tmp_path / "other", {}, resume=False).of("member1").save(state())
+    Checkpoints(tmp_path / "other", {}, resume=False).of(0).save(state())
     command = [sys.executable, "-m", "training", "fit", "iris", "--models", ".", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1

@@ -166,6 +166,22 @@ def test_what_is_wrong_with_a_table_is_one_line(tmp_path, monkeypatch, capsys, a
     assert [path.name for path in tmp_path.iterdir()] == ["houses.csv"]
 
 
+def test_a_refusal_is_one_line_whatever_a_header_holds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text('"two\nlines","\x1b[31mred",y\n1,2,p\n', encoding="utf-8")
+    assert main(["fit", "t.csv", "--target", "z", "--models", "."]) == 1
+    said = capsys.readouterr().err
+    assert "it has two\N{REPLACEMENT CHARACTER}lines, \N{REPLACEMENT CHARACTER}[31mred, y" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_table_too_small_to_diagnose_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("a,y\n1,p\n2,q\n3,p\n4,q\n5,p\n6,q\n", encoding="utf-8")
+    assert main(["diagnose", "t.csv"]) == 1
+    assert "6 rows are too few to diagnose: at least 20 are needed" in capsys.readouterr().err
+
+
 def test_lists_may_quote_a_comma(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text('"a,b",c,y\n' + "1,x,p\n2,x,q\n" * 2)

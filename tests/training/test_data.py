@@ -111,7 +111,7 @@ def test_missing_texts_make_a_column_numeric(load):
             [*"1234567", "n/a", "8", "n/a"],
             {},
             r"column 'a' looks numeric, but 2 of 10 cells are no number, the first in row 8: 'n/a'; "
-            r"--missing 'n/a', --categorical a or --drop a",
+            r"--missing n/a, --categorical a or --drop a",
         ),
         ([*"12345bcdef"], {}, "looks numeric, but 5 of 10 cells"),
         ([*"bcdefghij1"], {"numeric": ("a",)}, "column 'a' is to be numeric, but 9 of 10 .* row 1: 'b'"),
@@ -316,6 +316,79 @@ def test_numbers_as_labels_and_categories_are_found_in_a_test_file(write):
     assert held_out.y.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["007", "008"], ("007", "008")),
+        (["01", "1"], ("01", "1")),
+        ([f"{code:03}" for code in range(30)], tuple(f"{code:03}" for code in range(30))),
+    ],
+    ids=["two", "that differ by a zero alone", "many"],
+)
+def test_codes_as_labels_stay_what_they_are(load, cells, labels):
+    table = load({"a": range(10 * len(cells)), "y": cells * 10})
+    assert (table.task, table.labels) == ("classification", labels)
+
+
+@pytest.mark.parametrize("cells", [["01", "02"], ["1.0", "nan"], ["3", "4"]], ids=str)
+def test_a_text_in_parquet_is_a_label_as_it_is(tmp_path, cells):
+    pa.parquet.write_table(pa.table({"a": range(10), "y": cells * 5}), tmp_path / "t.parquet")
+    options = DataOptions(str(tmp_path / "t.parquet"), test=tmp_path / "t.parquet")
+    table = data.load(options)
+    assert table.labels == tuple(cells)
+    assert data.load_test(options, table).y.tolist() == [0, 1] * 5
+
+
+def test_a_label_is_found_in_a_test_file_however_it_is_written(write):
+    train = write({"n": range(10), "y": ["0.5", "1"] * 5}, "train.csv")
+    test = write({"n": [1, 2], "y": ["1", "1.0"]}, "test.csv")
+    options = DataOptions(str(train), test=test, task="classification")
+    assert data.load_test(options, data.load(options)).y.tolist() == [1, 1]
+    truths = write({"n": [1, 2], "y": ["true", "true"]}, "truths.csv")
+    with pytest.raises(DataError, match="no class of the table"):
+        data.load_test(replace(options, test=truths), data.load(options))
+
+
+@pytest.mark.parametrize("marker", ["NA", "n/a", "?", "NULL"])
+def test_numbers_that_are_mostly_missing_are_not_taken_for_names(load, marker):
+    with pytest.raises(DataError, match="column 'a' looks numeric, but 7 of 10 cells are no number"):
+        load({"a": [marker] * 7 + ["1.5", "2", "3"], "y": Y})
+    assert load({"a": [marker] * 5 + ["u", "v", "w", "x", "1"], "y": Y}).columns[0].kind == "categorical"
+
+
+def test_dates_as_categories_are_noted(load):
+    table = load({"a": ["2024-01-31", "2024-02-01T12:00"] * 5, "y": Y})
+    assert table.columns[0].kind == "categorical"
+    assert table.notes == (
+        "column 'a' holds dates, as categories: a later date is unseen; make a number of it, --time a to split by it, "
+        "or --drop a",
+    )
+
+
+NANOSECONDS = pa.array([1_700_000_000_123_456_789, 1_700_000_000_123_456_790] * 5, pa.timestamp("ns"))
+DAYS = pa.array([19_000, 19_001] * 5, pa.int32()).cast(pa.date32())
+
+
+@pytest.mark.parametrize("cells", [NANOSECONDS, DAYS], ids=["timestamp", "date"])
+def test_moments_declared_categories_are_texts(tmp_path, cells):
+    pa.parquet.write_table(pa.table({"a": cells, "n": range(10), "y": Y}), tmp_path / "t.parquet")
+    source = str(tmp_path / "t.parquet")
+    table = data.load(DataOptions(source, categorical=("a",)))
+    assert [len(category) for category in table.columns[0].categories] in ([29, 29], [10, 10])
+    assert table.x[:, 0].tolist() == [0, 1] * 5
+    for options in (DataOptions(source, numeric=("a",)), DataOptions(source, boolean=("a",))):
+        with pytest.raises(DataError, match="column 'a' is to be"):
+            data.load(options)
+    assert data.load(DataOptions(source, target="a")).labels == table.columns[0].categories
+    assert data.load(DataOptions(source, group="a")).group.tolist() == [0, 1] * 5
+
+
+def test_advice_can_be_pasted_into_a_shell(load):
+    with pytest.raises(DataError, match="""--missing '"a, b"' --categorical""".replace("' --", "', --")) as refused:
+        load({"signed up": [*"1234567", "a, b", "8", "9"], "y": Y})
+    assert str(refused.value).endswith("--categorical 'signed up' or --drop 'signed up'")
+
+
 def test_the_hash_is_of_schema_and_values():
     table = data.load(DataOptions("iris"))
     assert table.sha256() == data.load(DataOptions("iris")).sha256()
@@ -362,7 +435,9 @@ def test_any_column_is_what_an_independent_reading_of_it_says(write, column):
     numbers = [cell for cell in present if number(cell) is not None]
     written = [cell for cell in numbers if cell != "nan"]
     truths = present and all(cell.lower() in ("true", "false") for cell in present)
-    mixed = not truths and len(numbers) < len(present) <= 2 * len(written)
+    others = {cell.strip().lower() for cell in present if number(cell) is None}
+    half = len(present) <= 2 * len(written) or (written and others <= {"na", "n/a", "null", "none", "?", "-"})
+    mixed = not truths and len(numbers) < len(present) and half
     if mixed:
         with pytest.raises(DataError, match="column 'a' looks numeric"):
             data.load(DataOptions(str(path)))

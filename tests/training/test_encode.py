@@ -239,6 +239,7 @@ def test_the_standardisation_is_numpy_s_in_chunks_of_any_size(chunk):
     expected = x - x.mean(0)
     spread = np.maximum(x.std(0), np.ptp(x, axis=0) / 6)[:numbers]
     expected[:, :numbers] /= np.where(spread > 0, spread, 1)
+    expected[:, np.ptp(x, axis=0) == 0] = 0
     expected[:, numbers : numbers + binned] /= np.sqrt(np.square(x.std(0)[numbers : numbers + binned]).mean())
     np.testing.assert_allclose(affine(torch.from_numpy(x)), expected, rtol=1e-9, atol=1e-9)
 
@@ -250,10 +251,22 @@ def test_a_value_that_is_rare_in_training_is_six_spreads_out_at_most():
     assert float(affine(torch.tensor([[16.0]]))) == pytest.approx(6, abs=0.01)
 
 
-def test_a_constant_column_is_centred_and_has_a_finite_scale():
-    _, _, affine = standardised([Column("same", "numeric")], np.full((50, 1), 1e9, np.float32), 8)
-    assert affine(torch.tensor([[1e9]])).tolist() == [[0.0]]
-    assert affine.scale.tolist() == [1.0]
+@pytest.mark.parametrize(
+    ("column", "usual", "later"),
+    [
+        (Column("year", "numeric"), 2024.0, 2030.0),
+        (Column("large", "numeric"), 1e9, -1e9),
+        (Column("eu", "boolean"), 1.0, 0.0),
+        (Column("town", "categorical", ("Oslo", "Rome")), 1.0, 0.0),
+        (Column("income", "numeric", missing=True), np.nan, 5.0),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_what_is_constant_in_training_decides_nothing_whatever_it_holds_later(column, usual, later):
+    _, encode, affine = standardised([column], np.full((50, 1), usual, np.float32), 8)
+    usual, later = (affine(encode(torch.tensor([[value]]))) for value in (usual, later))
+    assert usual.tolist() == later.tolist()
+    assert not usual.any()
 
 
 # --- ONNX

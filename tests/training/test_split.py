@@ -1,4 +1,4 @@
-"""Splits: by class, by group, by time, and the folds of what is not held out."""
+"""Splits: by class, by group, by time."""
 
 import numpy as np
 import pytest
@@ -57,6 +57,17 @@ def test_too_few_rows_are_refused():
         data.split(table(np.arange(4.0)), test=0.2, validation=0.1, seed=0)
 
 
+def test_a_regression_has_two_rows_in_every_part_or_is_refused():
+    with pytest.raises(DataError, match="5 rows are too few: at least 6"):
+        data.split(table(np.arange(5.0)), test=0.2, validation=0.1, seed=0)
+    for count in (6, 14, 200):
+        made = data.split(table(np.arange(float(count))), test=0.001, validation=0.001, seed=0)
+        assert min(len(made.train), len(made.validation), len(made.test)) == 2
+    moments = np.array([0] * 8 + [1] + [2] * 3)
+    with pytest.raises(DataError, match="leaves 1 row to stop by"):
+        data.split(table(np.arange(12.0), time=moments), test=0.2, validation=0.01, seed=0)
+
+
 def test_with_a_test_file_nothing_is_held_out():
     split = data.split(table(np.arange(50.0)), test=0.0, validation=0.2, seed=0)
     assert (len(split.train), len(split.validation), len(split.test)) == (40, 10, 0)
@@ -113,39 +124,3 @@ def test_a_class_that_is_only_in_the_future_is_refused():
     y = np.repeat([0, 1, 2], [40, 40, 20])
     with pytest.raises(DataError, match="class 'c' without a row to train on"):
         data.split(table(y, ("a", "b", "c"), time=np.arange(100)), test=0.2, validation=0.1, seed=0)
-
-
-def test_folds_validate_each_row_once_and_class_by_class():
-    y = np.repeat([0, 1], [90, 30])
-    rows = np.arange(5, 115)
-    pairs = data.folds(table(y, ("a", "b")), rows, 5, seed=0)
-    assert sorted(np.concatenate([validation for _, validation in pairs])) == list(rows)
-    for train, validation in pairs:
-        assert sorted([*train, *validation]) == list(rows)
-        assert len(validation) == 22
-        assert abs(y[validation].mean() - y[rows].mean()) < 0.05
-
-
-def test_folds_keep_groups_whole_and_of_like_size():
-    group = np.random.default_rng(0).integers(0, 40, 400)
-    pairs = data.folds(table(np.arange(400.0), group=group), np.arange(400), 4, seed=0)
-    for train, validation in pairs:
-        assert not set(group[train]) & set(group[validation])
-        assert abs(len(validation) - 100) < 12
-    with pytest.raises(DataError, match="too few for 50 folds"):
-        data.folds(table(np.arange(400.0), group=group), np.arange(400), 50, seed=0)
-
-
-def test_folds_by_time_never_know_the_future():
-    time = np.random.default_rng(0).permutation(100)
-    rows = np.flatnonzero(time < 80)
-    pairs = data.folds(table(np.arange(100.0), time=time), rows, 4, seed=0)
-    assert len(pairs) == 4
-    for train, validation in pairs:
-        assert set(time[validation]) == set(range(60, 80))
-        assert set(time[train]) == set(range(60))
-
-
-def test_too_few_rows_for_the_folds_are_refused():
-    with pytest.raises(DataError, match="3 rows are too few for 5 folds"):
-        data.folds(table(np.arange(9.0)), np.arange(3), 5, seed=0)

@@ -15,10 +15,12 @@ from torch.nn import functional
 
 from training import encode
 from training.data import Table
+from training.errors import DataError
 from training.fit import Rows
 
 # More rows would take longer and show the same: no network here takes more than some thousand steps.
 MAX_ROWS = 20_000
+_MIN_ROWS = 20
 _HELD_OUT_SHARE = 0.25
 # The score is taken some hundred times, and what a BN sees in training mode is taken from these rows as one batch.
 _MAX_HELD_OUT = 1_000
@@ -65,7 +67,12 @@ class Sample:
 
 
 def draw(table: Table, seed: int) -> Sample:
-    """Take at most `MAX_ROWS` rows at random, a quarter of them held out, encoded and standardised by the others."""
+    """Take at most `MAX_ROWS` rows at random, a quarter of them held out, encoded and standardised by the others.
+
+    Raises `DataError` for a table of fewer rows than show anything.
+    """
+    if len(table.x) < _MIN_ROWS:
+        raise DataError(f"{len(table.x)} rows are too few to diagnose: at least {_MIN_ROWS} are needed")
     order = np.random.default_rng(seed).permutation(len(table.x))[:MAX_ROWS]
     held_out = min(max(round(_HELD_OUT_SHARE * len(order)), 2), _MAX_HELD_OUT)
     look, learn = order[:held_out], order[held_out:]
