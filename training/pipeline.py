@@ -252,13 +252,11 @@ def _tolerance(mean: float, spread: float) -> bundle.Tolerance:
 def _fixed_arithmetic(threads: int) -> Iterator[None]:
     """Sums split over two threads round differently from one: a fixed, recorded number, and only stable kernels."""
     before = torch.get_num_threads()
-    deterministic, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    mode = torch.get_deterministic_debug_mode()
     filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property of it
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(mode=True)
+    # `use_deterministic_algorithms` is the same, and imports the compiler first, which takes seconds.
+    torch.set_deterministic_debug_mode("error")
     # Every tensor is written before it is read: filling each one first takes a quarter of a small step's time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
@@ -267,4 +265,4 @@ def _fixed_arithmetic(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(mode)

@@ -6,7 +6,7 @@ Each field's annotation carries its line of `foldserve-train fit --help`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, log2
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -132,11 +132,11 @@ class Recipe:
     def resolved(self, rows: int) -> Recipe:
         """Fill in what depends on the number of training rows; what is given stays.
 
-        A batch is a power of two: from 32 to 256 for about `steps` an epoch, or else for about 1024 an epoch, up to
-        1024. Epochs are `most_epochs` until 3 million rows have been seen, and at least 5.
+        A batch is the nearest power of two: from 32 to 256 for about `steps` an epoch, or else for about 1024 an
+        epoch, up to 1024. Epochs are `most_epochs` until 3 million rows have been seen, and at least 5.
         """
         few, many = min(max(rows // self.steps, 32), 256), min(rows // 1024, 1024)
-        size = 2 ** (max(few, many).bit_length() - 1)
+        size = 2 ** round(log2(max(few, many)))
         epochs = min(self.most_epochs, max(_LEAST_EPOCHS, _ROWS_SEEN // rows))
         return replace(self, batch_size=self.batch_size or size, epochs=self.epochs or epochs)
 

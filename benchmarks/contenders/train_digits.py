@@ -43,7 +43,7 @@ def foldserve(task: Task) -> Train:
     from training.plan import Architecture, Recipe
 
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(mode=True)
+    torch.set_deterministic_debug_mode("error")
     x, y = torch.from_numpy(task.x), torch.from_numpy(task.y)
     architecture = Architecture(hidden=task.widths, batch_norm=task.norm, dropout=0.0)
     recipe = Recipe(
