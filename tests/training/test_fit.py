@@ -125,7 +125,15 @@ def test_the_rate_of_each_step_is_that_of_pytorch_s_scheduler(schedule, steps):
 
 @pytest.mark.parametrize(
     ("count", "batch_size", "epochs"),
-    [(5, 32, 60), (1_259, 32, 60), (3_312, 128, 60), (5_000, 128, 60), (50_000, 256, 60), (100_000, 256, 30), (10**6, 1024, 5)],
+    [
+        (5, 32, 60),
+        (1_259, 32, 60),
+        (3_312, 128, 60),
+        (5_000, 128, 60),
+        (50_000, 256, 60),
+        (100_000, 256, 30),
+        (10**6, 1024, 5),
+    ],
 )
 def test_batches_and_epochs_follow_the_number_of_rows_unless_they_are_given(count, batch_size, epochs):
     resolved = Recipe().resolved(count)
