@@ -99,7 +99,12 @@ class Endpoint:
     async def answer(self, headers: Headers, body: bytes) -> Reply:
         """Answer for whoever can wait."""
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        exchange = self.start(headers, body, reply.set_result)
+
+        def deliver(made: Reply) -> None:
+            if not reply.done():  # it may be cancelled, and the task that waits for it not have had its turn yet
+                reply.set_result(made)
+
+        exchange = self.start(headers, body, deliver)
         try:
             return await reply
         finally:
