@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import partial
 
 import numpy as np
@@ -116,7 +117,7 @@ class Batcher:
         """Queue float32 [n, features], n >= 1, to be run before `deadline`. To cancel the entry is to leave.
 
         done: called once, later and on this event loop, with float32 [n, outputs]; or with `DeadlinePassed`, or with
-        `RuntimeFailure` when the run fails or gives this caller a value that is not finite.
+        what the run raises, which is `RuntimeFailure` unless it is a `RequestError`, or with `NonFiniteOutput`.
         Raises `QueueFull`, or `Draining` once `drain` was called.
         """
         if self._draining:
@@ -266,11 +267,16 @@ class Batcher:
             outputs = error
         if isinstance(outputs, Exception):
             for entry, _ in batch:
-                failure = RuntimeFailure("the model failed to run")  # one each, since each may be raised elsewhere
-                failure.__cause__ = outputs
-                entry.settle(failure)
+                entry.settle(_failure(outputs))
         if self._queue and self._turn is None:
             self._turn = asyncio.get_running_loop().call_soon(self._work)
+
+
+def _failure(cause: Exception) -> RequestError:
+    """Say why there is no answer: once for each caller, since each may raise it elsewhere."""
+    failure = copy(cause) if isinstance(cause, RequestError) else RuntimeFailure("the model failed to run")
+    failure.__cause__ = cause
+    return failure
 
 
 def _scatter(batch: list[tuple[Entry, Rows]], outputs: Rows) -> None:

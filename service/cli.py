@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", type=Path, metavar="TOML", help="file with the settings below, names with _")
     for name, field in Settings.model_fields.items():
         flag = "--" + name.replace("_", "-")
-        text = f"{field.description} (default: {field.default}; {settings.PREFIX}{name.upper()})"
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text = f"{field.description} (default: {default}; {settings.PREFIX}{name.upper()})"
         if field.annotation is bool:
             serve.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
@@ -78,26 +79,25 @@ def _serve(parsed: argparse.Namespace) -> None:
 def _verify(parsed: argparse.Namespace) -> None:
     """Prove a bundle again on this machine: the hash, the graph, its interface, and the golden rows on every
     provider there is."""
-    from service import runtime
+    from service.proof import check_graph
+    from service.runtime import load
+    from service.session import Options
 
     whole = bundle.read(parsed.bundle)
     manifest = whole.manifest
     _passed("hash", f"sha256 {manifest.model.sha256}, {manifest.model.size:,} bytes")
-    graph = runtime.check_graph(whole).graph
+    graph = check_graph(whole).graph
     _passed("graph", f"{' '.join(node.op_type for node in graph.node)}, opset {manifest.model.opset}")
-    devices: tuple[runtime.Device, ...] = ("cpu", "cuda")
-    for device in devices:
+    for options in (Options("cpu"), Options("cuda")):
         try:
-            session = runtime.open_session(whole, device, threads=1)
+            _, parity = load(whole, options)
         except DeviceError as error:
-            if device == "cpu":
+            if options.device == "cpu":
                 raise
-            print(f"none  {device:<12} {error}")
+            print(f"none  {options.device:<12} {error}")
             continue
-        runtime.check_interface(session, manifest)
-        parity = runtime.check_golden(session, manifest)
         _passed(
-            device,
+            options.device,
             f"{parity.rows} golden rows, alone, in pairs and together: off by {parity.max_absolute:.2g} at most, "
             f"{parity.worst:.2%} of the tolerance",
         )

@@ -2,8 +2,8 @@
 
 FoldserveError
 ├── SettingsError        settings.py: a flag, variable or file with a value that can't be used
-├── BundleError          bundle.py, runtime.py: not whole, or not the model that its manifest certifies
-├── DeviceError          runtime.py: the device asked for does not answer
+├── BundleError          bundle.py, proof.py: not whole, or not the model that its manifest certifies
+├── DeviceError          session.py, stream.py: the device asked for does not answer
 ├── StartError           cli.py, repository.py: nothing to serve, no port to serve it on
 └── RequestError         one request, refused or failed; the text is fixed and never echoes the input
     ├── InvalidHttp      wire.py: not HTTP, or not as this server speaks it
@@ -17,10 +17,12 @@ FoldserveError
     ├── ModelNotReady    repository.py: known, and not to be served
     ├── Overloaded       has the seconds after which to try again
     │   ├── QueueFull    batcher.py: too many rows wait already
-    │   └── Draining     batcher.py: the server is stopping
+    │   ├── Draining     batcher.py: the server is stopping
+    │   └── DeviceOutOfMemory  cuda_runner.py: there was no room for a run; the session is new
     ├── DeadlinePassed   batcher.py: the caller's time was over before the model could run
     └── RuntimeFailure   runtime.py, batcher.py: the model did not run
-        └── NonFiniteOutput  batcher.py: it gave a value that is not finite
+        ├── NonFiniteOutput  batcher.py: it gave a value that is not finite
+        └── DeviceLost   cuda_runner.py: the device has failed; the server stops
 """
 
 from __future__ import annotations
@@ -111,6 +113,10 @@ class Draining(Overloaded):
     """The server is stopping."""
 
 
+class DeviceOutOfMemory(Overloaded):
+    """The device had no room for this run."""
+
+
 class DeadlinePassed(RequestError):  # noqa: N818
     """The caller's time was over before the model could run."""
 
@@ -121,3 +127,7 @@ class RuntimeFailure(RequestError):  # noqa: N818
 
 class NonFiniteOutput(RuntimeFailure):
     """The model gave a value that is not finite."""
+
+
+class DeviceLost(RuntimeFailure):
+    """The device has failed, and takes no more work from this process."""

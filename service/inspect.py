@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.bundle import Bundle, Manifest, Parity
-from service.runtime import check_graph
+from service.proof import check_graph
 
 _FEATURES_SHOWN = 20
 

@@ -31,9 +31,11 @@ STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.UnsupportedMedia: (415, "The body is of a media type, or compressed in a way, that is not read here."),
     errors.HeadTooLarge: (431, "The headers are larger than `max_head`."),
     errors.RuntimeFailure: (500, "The model did not run."),
+    errors.DeviceLost: (500, "The device has failed; the server stops."),
     errors.NonFiniteOutput: (500, "The model gave a value that is not finite."),
     errors.ModelNotReady: (503, "The model is known, and none of its versions may be served."),
     errors.QueueFull: (503, "Too many rows wait for this model; Retry-After tells when to come back."),
+    errors.DeviceOutOfMemory: (503, "The device has no room for this run; Retry-After tells when to come back."),
     errors.Draining: (503, "The server is stopping; Retry-After tells when to come back."),
     errors.DeadlinePassed: (504, "The deadline passed before the model could run."),
 }

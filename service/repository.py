@@ -14,18 +14,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import bundle
+from service import bundle, cgroup
 from service.batcher import Batcher
-from service.bundle import Manifest, Parity
+from service.bundle import Bundle, Manifest, Parity
 from service.codecs.friendly import FriendlyCodec
 from service.codecs.oip import OipCodec
 from service.endpoint import Codec, Endpoint, Pool, RequestLimits
 from service.errors import BundleError, ModelNotReady, StartError, UnknownModel
 from service.metrics import Metrics
 from service.runtime import Runtime, load
+from service.session import Options
 from service.settings import Settings
 
 log = logging.getLogger("foldserve")
+
+# Below this a second thread gains less than it costs; measured.
+_SMALL_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def _open(path: Path, settings: Settings, pool: Pool, metrics: Metrics | None) -
         whole = bundle.read(path)
         if (whole.manifest.name, str(whole.manifest.version)) != (path.parent.name, path.name):
             raise BundleError(f"the manifest is of {whole.manifest.name}/{whole.manifest.version}", path)
-        runtime, parity = load(whole, settings.device, settings.threads)
+        runtime, parity = load(whole, _options(settings, whole))
     except BundleError as error:
         return Refused(error.reason)
     log.info(
@@ -147,6 +151,22 @@ def _open(path: Path, settings: Settings, pool: Pool, metrics: Metrics | None) -
         seconds = time.perf_counter() - started
         metrics.loaded(path.parent.name, path.name, seconds, parity.max_absolute, runtime.provider, categorical)
     return _live(whole.manifest, runtime, parity, settings, pool, metrics)
+
+
+def _options(settings: Settings, whole: Bundle) -> Options:
+    """Choose how a bundle's model is run: what is the settings' own, and threads that fit its size."""
+    threads = settings.threads
+    if not threads:
+        small = whole.manifest.model.size < _SMALL_BYTES
+        threads = 1 if small else max(1, cgroup.threads() // settings.workers)
+    return Options(
+        device=settings.device,
+        threads=threads,
+        precision=settings.precision,
+        buckets=settings.buckets,
+        crossover=settings.crossover,
+        gpu_memory=settings.gpu_memory,
+    )
 
 
 def _live(

@@ -25,7 +25,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.codecs.friendly import example
-from service.errors import RequestError, StartError
+from service.errors import DeviceError, RequestError, StartError
 from service.repository import Repository
 from service.settings import Settings
 from service.wire import AccessLog, Limits, Protocol
@@ -38,7 +38,8 @@ _BACKLOG = 2048  # connections that the kernel holds for us, as uvicorn's own de
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain and leave by `SystemExit(0)`.
 
-    Raises `StartError` when the port can't be had, and whatever `create_app` raises.
+    Raises `StartError` when the port can't be had, `DeviceError` when a device is lost, and whatever `create_app`
+    raises.
     """
     _stop_by_signals()
     _log_to_stderr(settings)
@@ -83,7 +84,10 @@ def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str]
         timeout_keep_alive=max(1, round(settings.idle_timeout)),
         timeout_graceful_shutdown=settings.drain_timeout,
     )
-    _Server(config, app, partial(announce, _announcement(listener, app.state.repository))).run(sockets=[listener])
+    server = _Server(config, app, partial(announce, _announcement(listener, app.state.repository)))
+    server.run(sockets=[listener])
+    if server.lost:  # another process may find the device well again: that is for whoever started this one
+        raise DeviceError("the device was lost")
 
 
 def _protocol(app: FastAPI, settings: Settings) -> partial[Protocol]:
@@ -105,6 +109,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._announce = announce
+        self.lost = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -114,7 +119,10 @@ class _Server(uvicorn.Server):
         self._announce()
 
     async def on_tick(self, counter: int) -> bool:
-        """Do what is due every second; uvicorn calls ten times as often."""
+        """Leave when a device is lost, and do what is due every second; uvicorn calls ten times as often."""
+        if not self.lost and any(model.runtime.lost for model in self._app.state.repository.live()):
+            log.error("the device was lost; stopping")
+            self.lost = self.should_exit = self._app.state.draining = True
         if counter % 10 == 0:
             try:
                 self._look_after()

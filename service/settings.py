@@ -12,11 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.errors import SettingsError
 
 PREFIX = "FOLDSERVE_"
+
+
+def _split(value: object) -> object:
+    """Take apart what a flag or a variable separates by commas."""
+    return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -32,7 +37,32 @@ class Settings(BaseModel):
         Field(description="where models run; cuda means CUDA or a refusal to start, never the CPU in silence"),
     ] = "auto"
     workers: Annotated[int, Field(ge=1, le=256, description="processes that serve, each with every model")] = 1
-    threads: Annotated[int, Field(ge=1, le=1024, description="threads of one model run on the CPU")] = 1
+    threads: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1024,
+            description="threads of one run on the CPU; 0: one for a small model, else a worker's share of the cores",
+        ),
+    ] = 0
+    precision: Annotated[
+        Literal["fp32", "tf32", "fp16", "bf16"],
+        Field(description="of the matrix products on CUDA; fewer bits are proven again, within a wider tolerance"),
+    ] = "fp32"
+    buckets: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=2**20)], ...],
+        BeforeValidator(_split),
+        AfterValidator(lambda sizes: tuple(sorted(set(sizes)))),
+        Field(max_length=16, description="batch sizes to capture as CUDA graphs, as in 1,8,64; empty for none"),
+    ] = (1, 4, 16, 64, 256, 1024)
+    crossover: Annotated[
+        int,
+        Field(ge=0, description="fewer rows run on the CPU though CUDA answers; foldserve tune finds it"),
+    ] = 0
+    gpu_memory: Annotated[
+        int | None,
+        Field(ge=2**20, description="most bytes of the GPU's memory for one model; by default no limit"),
+    ] = None
     default_model: Annotated[
         str | None, Field(description="the model that /predict answers for; by default the only one")
     ] = None
