@@ -8,7 +8,6 @@ A name is a key of a dictionary here, never a path made from a request.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -125,7 +124,7 @@ def open_repository(settings: Settings, metrics: Metrics | None = None) -> Repos
 def _open_all(folder: Path, settings: Settings, metrics: Metrics | None) -> dict[str, dict[int, Model | Refused]]:
     if not folder.is_dir():
         raise StartError(f"no models to serve: {folder} is no folder")
-    pool = Pool(threads=len(os.sched_getaffinity(0)))
+    pool = Pool(threads=cgroup.threads())
     return {
         entry.name: {version: _open(entry / str(version), settings, pool, metrics) for version in reversed(versions)}
         for entry in sorted(folder.iterdir())
