@@ -1,14 +1,17 @@
-"""`foldserve`: serve, verify, inspect. Composes; nothing imports it.
+"""`foldserve`: serve, verify, inspect, doctor. Composes; nothing imports it.
 
-Exit status: 0 done, 1 refused with one line on standard error, 2 a wrong command line.
+Exit status: 0 done, 1 refused with one line on standard error, or the doctor found something wrong, 2 a wrong command
+line.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -22,9 +25,9 @@ from service.settings import Settings
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     parsed = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], None] = parsed.command
+    command: Callable[[argparse.Namespace], int | None] = parsed.command
     try:
-        command(parsed)
+        return command(parsed) or 0
     except FoldserveError as error:
         print(f"foldserve: error: {error}", file=sys.stderr)
         return 1
@@ -33,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=command.__doc__)
         sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder <models>/<name>/<version>")
         sub.set_defaults(command=command)
+
+    doctor = commands.add_parser("doctor", help="say what is wrong with this machine", description=_doctor.__doc__)
+    devices = get_args(Settings.model_fields["device"].annotation)
+    doctor.add_argument("--device", choices=devices, default="auto", help="what is to serve (default: auto)")
+    doctor.add_argument("--json", action="store_true", help='print one object, {"ok": ..., "checks": [...]}')
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -114,3 +122,22 @@ def _inspect(parsed: argparse.Namespace) -> None:
 
     whole: Bundle = bundle.read(parsed.bundle)
     show(whole)
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    """Say what of this machine and environment is wrong, and the remedy: ONNX Runtime, driver, CUDA's libraries, GPUs,
+    processors and memory. Nothing about CUDA is wrong where it is not wanted: with --device cpu, and with auto unless
+    onnxruntime-gpu is installed. Exit status 1 when something is wrong."""
+    from service import doctor
+
+    checks = []
+    for check in doctor.examine(parsed.device):
+        checks.append(check)
+        if not parsed.json:
+            print(f"{check.status:<5} {check.name:<20} {check.found}", flush=True)
+            if check.remedy:
+                print(f"{'':<5} {'':<20} remedy: {check.remedy}", flush=True)
+    ok = all(check.status != "wrong" for check in checks)
+    if parsed.json:
+        print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=2))
+    return 0 if ok else 1

@@ -1,7 +1,7 @@
 """Every setting, once: its default, its bounds, and where it comes from.
 
 Flags, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. Nothing else in the
-service reads the environment.
+service reads the environment, but the doctor NVIDIA's part of it.
 """
 
 from __future__ import annotations
