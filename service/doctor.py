@@ -140,7 +140,7 @@ def _report(probe: _Probe, sender: Connection) -> None:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is a finding, and leaves no file behind
     try:
         found = probe.look()
         check = found if isinstance(found, Check) else Check(probe.name, "ok", found)
