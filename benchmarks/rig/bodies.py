@@ -53,20 +53,29 @@ def write_bodies(model: Path, folder: Path) -> dict[tuple[str, int], Body]:
 
 
 def _contents(rows: Array) -> dict[str, tuple[bytes, dict[str, str]]]:
-    tensor: dict[str, Any] = {"name": "input", "shape": rows.shape, "datatype": "FP32"}
-    raw = rows.astype("<f4").tobytes()
-    head = _json(
-        {
-            "inputs": [tensor | {"parameters": {"binary_data_size": len(raw)}}],
-            "parameters": {"binary_data_output": True},
-        }
-    )
+    tensor = _tensor(rows)
     as_json = {"Content-Type": "application/json"}
     return {
         "json": (_json({"instances": rows.tolist()}), as_json),
         "oip": (_json({"inputs": [tensor | {"data": rows.ravel().tolist()}]}), as_json),
-        "binary": (head + raw, {"Content-Type": "application/octet-stream", HEAD_LENGTH: str(len(head))}),
+        "binary": binary(rows),
     }
+
+
+def binary(rows: Array) -> tuple[bytes, dict[str, str]]:
+    """Give the body and headers that ask for rows as a binary tensor, to be answered by one."""
+    raw = rows.astype("<f4").tobytes()
+    head = _json(
+        {
+            "inputs": [_tensor(rows) | {"parameters": {"binary_data_size": len(raw)}}],
+            "parameters": {"binary_data_output": True},
+        }
+    )
+    return head + raw, {"Content-Type": "application/octet-stream", HEAD_LENGTH: str(len(head))}
+
+
+def _tensor(rows: Array) -> dict[str, Any]:
+    return {"name": "input", "shape": rows.shape, "datatype": "FP32"}
 
 
 def _json(document: Any) -> bytes:
@@ -93,7 +102,7 @@ def check(protocol: str, port: int, path: str, body: Body) -> None:
     """Ask once, and compare with the model's own. Raises `WrongAnswerError`."""
     content, headers = ask(port, path, body)
     try:
-        answered = _read(protocol, content, headers)
+        answered = read(protocol, content, headers)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise WrongAnswerError(f"not an answer of {protocol}: {error!r}") from error
     if answered.shape != body.expected.shape:
@@ -103,7 +112,8 @@ def check(protocol: str, port: int, path: str, body: Body) -> None:
         raise WrongAnswerError(f"off by {off.max():.3g} times the tolerance")
 
 
-def _read(protocol: str, content: bytes, headers: http.client.HTTPMessage) -> npt.NDArray[np.float64]:
+def read(protocol: str, content: bytes, headers: http.client.HTTPMessage) -> npt.NDArray[np.float64]:
+    """Give the probabilities [rows, classes] of an answer. Raises what reading something else does."""
     if protocol == "json":
         document = json.loads(content)
         return np.array(document["probabilities"] if isinstance(document, dict) else document, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Starts a contender on one core, waits until it is ready, weighs it and stops it."""
+"""Starts a contender, waits until it is ready, weighs it and stops it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,16 @@ class Server:
 
 
 @contextmanager
-def started(program: Sequence[str], port: int, ready: str, *, core: int, log: Path) -> Iterator[Server]:
-    """Run a server until the block ends. Raises `StartError` when it is not ready in time, or ends before."""
+def started(program: Sequence[str], port: int, ready: str, *, core: int | None, log: Path) -> Iterator[Server]:
+    """Run a server until the block ends, on one core, or with None on all.
+
+    Raises `StartError` when it is not ready in time, or ends before.
+    """
+    placed = program if core is None else pinned(core, program)
     with log.open("wb") as output:
         begun = time.perf_counter()
         process = subprocess.Popen(
-            pinned(core, program), cwd=ROOT, env=variables(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            placed, cwd=ROOT, env=variables(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
         while not _answers(port, ready):

@@ -1,0 +1,207 @@
+"""Random batch-norm networks: folded and unfolded, as ONNX, as a bundle, and as a float64 oracle in NumPy.
+
+They are as a training leaves them, with running statistics of their own rows, but nothing is trained: speed does not
+depend on what the weights say. It knows no device and no clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from service import bundle
+from training.certificate import certify, golden
+from training.diagnose.saving import unfolded_onnx
+from training.export import INPUT, OPSET, OUTPUT, to_onnx
+from training.fold import fold
+from training.network import mlp
+from training.plan import Architecture
+
+Rows = npt.NDArray[np.float32]
+Exact = npt.NDArray[np.float64]
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+# |out - ref| <= absolute + relative * |ref|, of probabilities. fp32: what a certificate allows. TF32 and fp16 keep 10
+# bits of a factor, bf16 7: each layer adds an error of 2^-11 or 2^-8 of its values, and a softmax passes on a quarter
+# of a logit's error at most.
+TOLERANCES: dict[Precision, bundle.Tolerance] = {
+    "fp32": bundle.Tolerance(absolute=1e-5, relative=1e-4),
+    "tf32": bundle.Tolerance(absolute=5e-3, relative=1e-2),
+    "fp16": bundle.Tolerance(absolute=5e-3, relative=1e-2),
+    "bf16": bundle.Tolerance(absolute=4e-2, relative=8e-2),
+}
+_CALIBRATION_ROWS = 4096
+_PROOF_ROWS = 256
+_ORACLE_ROWS = 8192  # at a time: float64 activations of all rows would take gigabytes
+_LOGITS = 4.0  # times the last layer's weights, so that probabilities are neither all alike nor all 0 and 1
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network, in eval mode, with its ONNX files. widths: features, hidden Dense layers, outputs."""
+
+    name: str
+    widths: tuple[int, ...]
+    unfolded: nn.Sequential
+    folded: nn.Sequential
+    folded_onnx: bytes
+    unfolded_onnx: bytes
+    oracle: Callable[[Rows], Exact]
+
+    @property
+    def title(self) -> str:
+        """Name the layers' widths."""
+        return "-".join(map(str, self.widths))
+
+    def flops(self, rows: int) -> int:
+        """Count a multiplication and an addition for each weight and row, and nothing else."""
+        return 2 * rows * sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
+
+
+def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
+    """Draw a network whose batch norms hold the statistics of standard normal rows."""
+    features, *hidden, outputs = widths
+    torch.manual_seed(seed)
+    network = mlp(features, outputs, Architecture(hidden=tuple(hidden), dropout=0.0))
+    with torch.no_grad():
+        norms = [layer for layer in network if isinstance(layer, nn.BatchNorm1d)]
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0, 0.3)
+        network.train()(torch.randn(_CALIBRATION_ROWS, features))
+        last = network[-1]
+        if not isinstance(last, nn.Linear):
+            raise TypeError("the last layer is no Dense")
+        last.weight.mul_(_LOGITS)
+    folded = fold(network.eval()).network
+    content = to_onnx(folded, features, outputs, "classification")
+    return Network(name, widths, network, folded, content, unfolded_onnx(network, content), _oracle(network))
+
+
+def _oracle(network: nn.Sequential) -> Callable[[Rows], Exact]:
+    """Give the unfolded network in NumPy's float64: float32 [rows, features] -> probabilities [rows, outputs]."""
+    steps: list[Callable[[Exact], Exact]] = []
+
+    def exact(tensor: torch.Tensor | None) -> Exact | float:
+        return 0.0 if tensor is None else tensor.detach().double().numpy()
+
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            w, b = exact(layer.weight), exact(layer.bias)
+            steps.append(lambda x, w=w, b=b: x @ w.T + b)
+        elif isinstance(layer, nn.BatchNorm1d):
+            mean, var, gamma, beta = map(exact, (layer.running_mean, layer.running_var, layer.weight, layer.bias))
+            root = np.sqrt(var + layer.eps)
+            steps.append(lambda x, m=mean, r=root, g=gamma, b=beta: (x - m) / r * g + b)
+        else:
+            steps.append(lambda x: np.maximum(x, 0.0))
+
+    def probabilities(rows: Rows) -> Exact:
+        found = []
+        for start in range(0, len(rows), _ORACLE_ROWS):
+            x = rows[start : start + _ORACLE_ROWS].astype(np.float64)
+            for step in steps:
+                x = step(x)
+            powers = np.exp(x - x.max(1, keepdims=True))
+            found.append(powers / powers.sum(1, keepdims=True))
+        return np.concatenate(found)
+
+    return probabilities
+
+
+def half(content: bytes, precision: Literal["fp16", "bf16"]) -> bytes:
+    """Give a float32 ONNX file computing in `precision` from a Cast at the input to a float32 Softmax at the end."""
+    model = onnx.load_model_from_string(content)
+    graph = model.graph
+    kind, dtype = {
+        "fp16": (TensorProto.FLOAT16, torch.float16),
+        "bf16": (TensorProto.BFLOAT16, torch.bfloat16),
+    }[precision]
+    for tensor in graph.initializer:
+        values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()).to(dtype)
+        raw = values.view(torch.int16).numpy().tobytes()  # NumPy has no bfloat16
+        tensor.CopyFrom(helper.make_tensor(tensor.name, kind, list(values.shape), raw, raw=True))
+    first, softmax = graph.node[0], graph.node[-1]
+    name = graph.input[0].name
+    first.input[0] = f"{name}.{precision}"
+    logits = softmax.input[0]
+    softmax.input[0] = f"{logits}.float32"
+    casts = (
+        helper.make_node("Cast", [name], [f"{name}.{precision}"], to=kind),
+        helper.make_node("Cast", [logits], [f"{logits}.float32"], to=TensorProto.FLOAT),
+    )
+    graph.node.insert(0, casts[0])
+    graph.node.insert(len(graph.node) - 1, casts[1])
+    onnx.checker.check_model(model, full_check=True)
+    changed: bytes = model.SerializeToString(deterministic=True)
+    return changed
+
+
+def write_bundle(network: Network, models: Path) -> bundle.Bundle:
+    """Write it as the next version of a model under `models`, certified as any other. Raises what `certify` does."""
+    features, outputs = network.widths[0], network.widths[-1]
+    drawn = np.random.default_rng(0).standard_normal((2 * _PROOF_ROWS, features), np.float32)
+    rows, others = drawn[:_PROOF_ROWS], drawn[_PROOF_ROWS:]
+    proof = certify(
+        network.unfolded,
+        network.folded,
+        network.folded_onnx,
+        "classification",
+        TOLERANCES["fp32"],
+        held_out=rows,
+        drawn=others,
+    )
+    histogram = bundle.Histogram(edges=(-1.0, 1.0), counts=(1,))
+
+    def manifest(version: int) -> bundle.Manifest:
+        return bundle.Manifest(
+            schema_version=bundle.SCHEMA_VERSION,
+            name=network.name,
+            version=version,
+            created=datetime.now(UTC).replace(microsecond=0),
+            task="classification",
+            model=bundle.ModelFile(
+                size=len(network.folded_onnx), sha256=sha256(network.folded_onnx).hexdigest(), opset=OPSET
+            ),
+            input=bundle.Tensor(name=INPUT, shape=(-1, features)),
+            output=bundle.Tensor(name=OUTPUT["classification"], shape=(-1, outputs)),
+            features=tuple(
+                bundle.Feature(name=f"x{i}", range=(-1.0, 1.0), histogram=histogram) for i in range(features)
+            ),
+            labels=tuple(range(outputs)),
+            certificate=proof,
+            golden=golden(network.unfolded, "classification", others),
+            folded=(),
+            metrics={},
+            provenance=bundle.Provenance(
+                source="drawn for a benchmark",
+                data_sha256="0" * 64,
+                rows={},
+                seed=0,
+                threads=1,
+                cpu="any",
+                hyperparameters={},
+                versions={},
+            ),
+        )
+
+    return bundle.write(models, network.name, network.folded_onnx, manifest)
+
+
+def distance(answers: Rows, expected: Exact) -> float:
+    """Give ||answers - expected|| / ||expected||."""
+    return float(np.linalg.norm(answers - expected) / max(np.linalg.norm(expected), math.ulp(0.0)))

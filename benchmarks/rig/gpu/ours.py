@@ -1,0 +1,24 @@
+"""The one place that opens this project's runtime for the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from rig.gpu.networks import Precision
+from service import runtime
+from service.bundle import Bundle
+
+
+def open_runtime(whole: Bundle, device: Literal["cpu", "cuda"], precision: Precision, buckets: Sequence[int]) -> Any:
+    """Give a proved runtime: `.run(float32 [n, features]) -> float32 [n, outputs]`, `.provider`, `.why`, `.close()`.
+
+    buckets: batch sizes that are captured as CUDA graphs. Raises what `load` does: `DeviceError`, `BundleError`.
+    """
+    if hasattr(runtime, "Options"):
+        opened, _ = runtime.load(whole, runtime.Options(device=device, precision=precision, buckets=tuple(buckets)))
+        return opened
+    if precision != "fp32":
+        raise ValueError(f"this runtime has no {precision}")
+    opened, _ = runtime.load(whole, device, 1)
+    return opened

@@ -1,0 +1,183 @@
+"""The whole service over HTTP: `foldserve serve` in a process of its own, binary tensors, several connections."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from rig import servers
+from rig.bodies import HEAD_LENGTH, Body, WrongAnswerError, ask, binary, read
+from rig.environments import CONTENDERS, ROOT
+from rig.gpu.networks import TOLERANCES, Network, Precision, distance
+from rig.servers import Server
+from service.settings import Settings
+
+NEEDS = (
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "orjson",
+    "prometheus_client",
+    "simdjson",
+    "nanoarrow",
+    "pydantic",
+)
+_CLIENTS = 4  # processes that the connections are shared among: one is soon as slow as the server
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many rows in each request, over so many connections."""
+
+    rows: int
+    connections: int
+
+
+LOADS = (
+    Load(1, 1),
+    Load(1, 32),
+    Load(64, 1),
+    Load(64, 16),
+    Load(1024, 1),
+    Load(1024, 8),
+    Load(65536, 1),
+    Load(65536, 2),
+)
+
+
+@dataclass
+class Served:
+    """One network and precision under one load. Latencies in seconds, rates in rows a second, by round."""
+
+    network: str
+    precision: Precision
+    rows: int
+    connections: int
+    rates: list[float] = field(default_factory=list)
+    latencies: list[list[float]] = field(default_factory=list)
+    error: float = 0.0
+
+    @property
+    def medians(self) -> list[float]:
+        """Median seconds of an answer, by round."""
+        return [median(one) for one in self.latencies]
+
+    def percentile(self, share: float) -> float:
+        """Give the seconds within which so many percent of all answers came."""
+        return float(np.percentile([x for one in self.latencies for x in one], share))
+
+
+def missing() -> list[str]:
+    """Name what the service needs and is not installed here."""
+    return [name for name in NEEDS if find_spec(name) is None]
+
+
+@dataclass
+class Service:
+    """What is the same for every load."""
+
+    folder: Path
+    models: Path
+    device: str
+    largest: int  # rows of a request
+    rounds: int
+    seconds: float
+    note: Callable[[str, str], None]
+    generator: np.random.Generator
+
+    def measure(self, network: Network, precision: Precision, loads: Sequence[Load]) -> list[Served]:
+        """Start the service on one network, then check, load in rounds and check again. Raises `StartError`."""
+        found = [Served(network.title, precision, load.rows, load.connections) for load in loads]
+        wrong: set[int] = set()
+        with self._serving(network, precision) as server:
+            for one in found:
+                self._check(server, network, one, wrong)
+            for number in range(self.rounds):
+                for one in found:
+                    if one.rows not in wrong:
+                        print(
+                            f"round {number + 1}: {network.title} {precision} over HTTP: {one.rows:,}", file=sys.stderr
+                        )
+                        self._load(server, network, one, wrong)
+            for one in found:
+                self._check(server, network, one, wrong)
+        return [one for one in found if one.rows not in wrong and one.rates]
+
+    @contextmanager
+    def _serving(self, network: Network, precision: Precision) -> Iterator[Server]:
+        port = servers.free_port()
+        body = self.largest * network.widths[0] * 4 + 2**20
+        given = {
+            "device": self.device,
+            "precision": precision,
+            "max_rows": self.largest,
+            "max_batch": self.largest,
+            "max_queue": 8 * self.largest,
+            "max_body": body,
+            "timeout": 60,
+            "default_model": network.name,
+        }
+        flags = [
+            part
+            for name, value in given.items()
+            if name in Settings.model_fields
+            for part in (f"--{name.replace('_', '-')}", str(value))
+        ]
+        program = [sys.executable, "-m", "service", "serve", "--models", str(self.models), "--port", str(port), *flags]
+        log = self.folder / f"{network.name}-{precision}.log"
+        with servers.started(program, port, "/v2/health/ready", core=None, log=log) as server:
+            yield server
+
+    def _check(self, server: Server, network: Network, one: Served, wrong: set[int]) -> None:
+        """Ask for fresh rows, and compare with the reference."""
+        rows = self.generator.standard_normal((one.rows, network.widths[0]), np.float32)
+        content, headers = binary(rows)
+        expected = network.oracle(rows)
+        try:
+            body = Body(Path(), content, headers, expected.astype(np.float32))
+            answers = read("binary", *ask(server.port, _path(network), body))
+            if TOLERANCES[one.precision].measure(expected, answers).worst > 1:
+                raise WrongAnswerError("its answers are outside the tolerance")
+            one.error = max(one.error, distance(answers.astype(np.float32), expected))
+        except Exception as error:  # noqa: BLE001
+            self.note("foldserve serve", f"{network.title} {one.precision}, {one.rows:,} rows: {error}")
+            wrong.add(one.rows)
+
+    def _load(self, server: Server, network: Network, one: Served, wrong: set[int]) -> None:
+        rows = self.generator.standard_normal((one.rows, network.widths[0]), np.float32)
+        content, headers = binary(rows)
+        file = self.folder / "body"
+        file.write_bytes(content)
+        shares = [len(range(i, one.connections, _CLIENTS)) for i in range(min(_CLIENTS, one.connections))]
+
+        def client(connections: int) -> dict[str, list[float]]:
+            script = str(CONTENDERS / "post_binary.py")
+            arguments = (server.port, _path(network), file, headers[HEAD_LENGTH], self.seconds, connections)
+            program = [sys.executable, script, *map(str, arguments)]
+            done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
+            answer: dict[str, list[float]] = json.loads(done.stdout)
+            return answer
+
+        with ThreadPoolExecutor(len(shares)) as pool:
+            answers = list(pool.map(client, shares))
+        if sum(answer["errors"] for answer in answers):  # type: ignore[misc]
+            self.note("foldserve serve", f"{network.title} {one.precision}, {one.rows:,} rows: an answer was no 200")
+            wrong.add(one.rows)
+            return
+        one.rates.append(sum(one.rows * len(answer["latencies"]) / answer["seconds"] for answer in answers))  # type: ignore[operator]
+        one.latencies.append([x for answer in answers for x in answer["latencies"]])
+
+
+def _path(network: Network) -> str:
+    return f"/v2/models/{network.name}/infer"
