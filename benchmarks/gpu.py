@@ -15,16 +15,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-import torch
-
+import torch  # brings CUDA's libraries into the process, and its cuDNN, which the unfolded model needs
 from rig.environments import CONTENDERS as SCRIPTS
-from rig.environments import ROOT, StartError
+from rig.environments import ROOT
 from rig.gpu import ceilings, kernels, networks, report
 from rig.gpu.contenders import CONTENDERS, Contender, Device, Graphed, OrtFolded, OrtUnfolded, OursGraphs, Setting
 from rig.gpu.networks import Network, Precision
@@ -33,8 +32,12 @@ from rig.gpu.service import LOADS, Load, Service, missing
 from rig.gpu.timing import Block, noted
 from rig.report import keep, machine
 
+from service.bundle import Bundle
+
 PACKAGES = ("foldserve", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "numpy")
 PROFILED: tuple[type[Contender], ...] = (OursGraphs, OrtFolded, OrtUnfolded, Graphed)
+# What is kept for the two last parts, so that a slow first one does not cost them.
+_KERNELS_S, _SERVICE_S = 30, 90
 DRY = "DRY RUN: tiny sizes on the CPU. Nothing below is a measurement."
 
 
@@ -56,6 +59,7 @@ class Plan:
     served: tuple[Precision, ...]  # of the wide network over HTTP
     load_rounds: int
     load_seconds: float
+    compiling: float  # seconds, of each contender that compiles
 
 
 _SMALL, _WIDE = (64, 64, 64, 10), (512, 1024, 1024, 1024, 10)
@@ -63,7 +67,7 @@ _BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 _BUCKETS = (1, 4, 16, 64, 256, 1024)
 _ORDER: tuple[Precision, ...] = ("fp32", "bf16", "tf32", "fp16")
 FULL = Plan(
-    _SMALL, _WIDE, _ORDER, _BATCHES, _BUCKETS, (3, 37, 700), 5, 0.05, 8192, 2**28, LOADS, ("fp32", "bf16"), 3, 0.7
+    _SMALL, _WIDE, _ORDER, _BATCHES, _BUCKETS, (3, 37, 700), 5, 0.05, 8192, 2**28, LOADS, ("fp32", "bf16"), 3, 0.7, 50
 )
 QUICK = Plan(
     _SMALL,
@@ -80,6 +84,7 @@ QUICK = Plan(
     (),
     2,
     0.4,
+    25,
 )
 TINY = Plan(
     (8, 16, 16, 10),
@@ -96,6 +101,7 @@ TINY = Plan(
     ("fp32",),
     2,
     0.1,
+    0.1,
 )
 
 
@@ -107,21 +113,23 @@ class Bench:
     device: Device
     folder: Path
     nets: tuple[Network, Network]
-    wholes: dict[str, object]
+    wholes: dict[str, Bundle]
     until: float  # time.perf_counter() when nothing more is begun
     out: Path | None
     found: Found
     generator: np.random.Generator
+    spent: dict[str, float] = field(default_factory=dict)  # seconds of compiling, by contender
 
     def block(self, network: Network, precision: Precision) -> Block:
         """Give one network in one precision, nobody opened yet."""
         ceilings.set_precision(precision)
-        setting = Setting(self.device, network, self.wholes[network.name], precision, self.plan.buckets)  # type: ignore[arg-type]
-        return Block(setting, self.plan.rounds, self.plan.seconds, self.found.note, self.generator)
+        setting = Setting(self.device, network, self.wholes[network.name], precision, self.plan.buckets)
+        plan = self.plan
+        return Block(setting, plan.rounds, plan.seconds, self.found.note, self.generator, self.spent, plan.compiling)
 
-    def in_time(self, what: str) -> bool:
-        """Whether there is time for one more; notes it where there is none."""
-        if time.perf_counter() < self.until:
+    def in_time(self, what: str, left: float) -> bool:
+        """Whether there is time for one more, and `left` seconds for what comes later; notes it where there is none."""
+        if time.perf_counter() + left < self.until:
             return True
         self.found.note("time", f"{what}: not begun, the time given was over")
         return False
@@ -129,7 +137,7 @@ class Bench:
     def save(self) -> None:
         """Keep what there is so far: who is cut off has lost nothing."""
         if self.out:
-            (self.out / "gpu.json").write_text(json.dumps(asdict(self.found), indent=1), encoding="utf-8")
+            (self.out / "gpu.json").write_text(json.dumps(report.as_json(self.found), indent=1), encoding="utf-8")
 
 
 def main() -> None:
@@ -140,15 +148,14 @@ def main() -> None:
         raise SystemExit("gpu.py measures on a GPU, and torch sees none here; --dry goes the whole way on the CPU")
     if chosen.dry:
         torch.set_num_threads(1)
-    elif hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # with cuDNN, if there is one: the unfolded model needs it
     plan = TINY if chosen.dry else QUICK if chosen.quick else FULL
     if chosen.out:
         chosen.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         bench = _bench(plan, device, Path(folder), chosen)
         for part in (_ceilings_and_contenders, _kernels, _cudnn, _service):
-            part(bench)
+            with noted(bench.found.note, "gpu.py", part.__name__.strip("_")):  # what there is by then is kept
+                part(bench)
             bench.save()
     heading = machine(_versions())
     text = "\n\n".join(filter(None, (DRY if chosen.dry else "", heading, _gpu(device), report.summary(bench.found))))
@@ -165,9 +172,9 @@ def _bench(plan: Plan, device: Device, folder: Path, chosen: argparse.Namespace)
     models = folder / "models"
     models.mkdir()
     nets = networks.make("small", plan.small, 0), networks.make("wide", plan.wide, 1)
-    wholes: dict[str, object] = {network.name: networks.write_bundle(network, models) for network in nets}
+    wholes = {network.name: networks.write_bundle(network, models) for network in nets}
     wide = nets[1]
-    found = Found(wide.title, wide.flops(1), 4 * wide.widths[0], max(plan.batches))
+    found = Found(wide.title, wide.flops(1), 4 * wide.widths[0], max(plan.batches), dry=chosen.dry)
     seed = np.random.SeedSequence().entropy if chosen.seed is None else chosen.seed
     return Bench(plan, device, folder, nets, wholes, until, chosen.out, found, np.random.default_rng(seed))
 
@@ -177,9 +184,10 @@ def _ceilings_and_contenders(bench: Bench) -> None:
     plan, found = bench.plan, bench.found
     small, wide = bench.nets
     with noted(found.note, "copies", "host and device"):
+        ceilings.peak("fp32", (plan.square,) * 3, bench.device, 1, 20 * plan.seconds)  # an idle GPU's clock is low
         found.copies += ceilings.copies(plan.copied, bench.device, plan.rounds, plan.seconds)
     for network, precision in [(small, "fp32"), *((wide, precision) for precision in plan.precisions)]:
-        if not bench.in_time(f"{network.title} {precision}"):
+        if not bench.in_time(f"{network.title} {precision}", _KERNELS_S + _SERVICE_S):
             continue
         if network is wide:
             _peaks(bench, precision)
@@ -206,7 +214,7 @@ def _contenders(bench: Bench, block: Block) -> None:
     block.open(CONTENDERS)
     try:
         for batch in plan.batches:
-            if bench.in_time(f"{block.where}, {batch:,} rows"):
+            if bench.in_time(f"{block.where}, {batch:,} rows", _KERNELS_S + _SERVICE_S):
                 found.figures += block.measure(batch)
         found.sameness.append(block.same_bits([*plan.batches, *plan.between]))
     finally:
@@ -218,10 +226,11 @@ def _kernels(bench: Bench) -> None:
     plan, found = bench.plan, bench.found
     small, wide = bench.nets
     some = sorted({plan.batches[0], plan.batches[len(plan.batches) // 2], plan.batches[-1]})
+    cases: list[tuple[Network, Precision, list[int]]]
     cases = [(small, "fp32", some), (wide, "fp32", some), *((wide, x, some[-1:]) for x in plan.precisions[1:])]
     for network, precision, batches in cases:
         block = bench.block(network, precision)
-        if not bench.in_time(f"kernels of {block.where}"):
+        if not bench.in_time(f"kernels of {block.where}", _SERVICE_S):
             continue
         block.open(PROFILED)
         for batch in batches:
@@ -230,9 +239,7 @@ def _kernels(bench: Bench) -> None:
                     with noted(found.note, contender.title, f"{block.where}, {batch:,} rows, profiled"):
                         sent = [block.draw(batch) for _ in range(2)]
                         counted = kernels.count(kernels.record(contender.run, sent, bench.device), kernels.RUNS)
-                        found.work.append(
-                            kernels.Work(network.title, precision, batch, contender.name, *counted)  # type: ignore[arg-type]
-                        )
+                        found.work.append(kernels.Work(network.title, precision, batch, contender.name, *counted))
         block.close()
 
 
@@ -272,7 +279,7 @@ def _service(bench: Bench) -> None:
         bench.generator,
     )
     for network, precision in [(small, "fp32"), *((wide, precision) for precision in plan.served)]:
-        if bench.in_time(f"{network.title} {precision} over HTTP"):
+        if bench.in_time(f"{network.title} {precision} over HTTP", 0):
             with noted(found.note, "foldserve serve", f"{network.title} {precision}"):
                 found.served += service.measure(network, precision, plan.loads)
 

@@ -1,9 +1,11 @@
-"""The two ceilings: what a bare matrix product does in each precision, and what a copy moves between host and device."""
+"""The two ceilings: a bare matrix product in each precision, and a copy between host and device."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -41,7 +43,7 @@ def set_precision(precision: Precision) -> None:
 
 def matmul_shapes(square: int, batch: int, widths: Sequence[int]) -> list[tuple[int, int, int]]:
     """Give a large square, and a batch times each hidden layer's weights."""
-    layers = list(zip(widths, widths[1:-1], strict=False))
+    layers = itertools.pairwise(widths[:-1])
     return [(square, square, square), *dict.fromkeys((batch, k, n) for k, n in layers)]
 
 
@@ -54,7 +56,7 @@ def peak(precision: Precision, shape: tuple[int, int, int], device: Device, roun
         (torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)) for _ in range(_SETS)
     ]
     out = torch.empty(m, n, device=device, dtype=dtype)
-    laps = stopwatch(_in_turn([lambda a=a, b=b: torch.matmul(a, b, out=out) for a, b in sets]), device, rounds, seconds)
+    laps = stopwatch(_in_turn([partial(torch.matmul, a, b, out=out) for a, b in sets]), device, rounds, seconds)
     return Peak(precision, shape, [2 * m * k * n / lap for lap in laps])
 
 
@@ -71,7 +73,7 @@ def copies(size: int, device: Device, rounds: int, seconds: float) -> list[Copie
         ("host to device, ordinary memory", zip(there, plain, strict=True)),
         ("ordinary to pinned memory, on the host", zip(pinned, plain, strict=True)),
     ):
-        work = _in_turn([lambda to=to, of=of: to.copy_(of, non_blocking=True) for to, of in pairs])
+        work = _in_turn([partial(to.copy_, of, non_blocking=True) for to, of in pairs])
         where: Device = "cpu" if what.endswith("on the host") else device
         found.append(Copies(size, what, [size / lap for lap in stopwatch(work, where, rounds, seconds)]))
     return found

@@ -53,7 +53,7 @@ class Contender(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     batches: ClassVar[tuple[int, ...]] = ()  # the only ones that it is measured with; () = all
-    seconds: ClassVar[float] = float("inf")  # after which nothing more of it is prepared
+    compiles: ClassVar[bool] = False  # `prepare` may take long
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -67,7 +67,7 @@ class Contender(ABC):
     def run(self, rows: Rows) -> Rows:
         """Map float32 [batch, features] to float32 [batch, outputs]."""
 
-    def prepare(self, batch: int) -> None:
+    def prepare(self, batch: int) -> None:  # noqa: B027 - most have nothing to do
         """Make ready what depends on the size of a batch."""
 
     def poison(self, batch: int) -> None:
@@ -78,10 +78,10 @@ class Contender(ABC):
         """Give a call that only queues the computation, its input being on the device; None where there is none."""
         return None
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027
         """Let go of what `prepare` made."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Let go of everything."""
 
 
@@ -184,7 +184,8 @@ class _Torch(Contender):
         network = copy.deepcopy(self.setting.network.folded).to(self._device, dtype)
 
         def compute(x: torch.Tensor) -> torch.Tensor:
-            return network(x.to(dtype)).float().softmax(1)
+            logits: torch.Tensor = network(x.to(dtype))
+            return logits.float().softmax(1)
 
         self._compute: Callable[[torch.Tensor], torch.Tensor] = compute
 
@@ -195,6 +196,7 @@ class Eager(_Torch):
     name, title = "eager", "PyTorch, eager"
 
     def run(self, rows: Rows) -> Rows:
+        """Copy, compute and copy as most people would write it."""
         with torch.no_grad():
             outputs: Rows = self._compute(torch.from_numpy(rows).to(self._device)).cpu().numpy()
             return outputs
@@ -241,6 +243,7 @@ class _Staged(_Torch):
 
 class _Compiled(_Staged):
     mode: ClassVar[str]
+    compiles = True
 
     def open(self) -> None:
         super().open()
@@ -254,6 +257,7 @@ class _Compiled(_Staged):
             self._whole()
 
     def release(self) -> None:
+        """Forget what was compiled."""
         torch.compiler.reset()  # or what was compiled for each size counts against a limit
 
 
@@ -261,14 +265,14 @@ class CompiledGraphs(_Compiled):
     """Inductor's kernels in its CUDA graphs."""
 
     name, title, mode = "compiled", "torch.compile, reduce-overhead", "reduce-overhead"
-    batches, seconds = (1, 1024, 65536), 90
+    batches = (1, 1024, 65536)
 
 
 class CompiledTuned(_Compiled):
     """The same, matrix products chosen by trial."""
 
     name, title, mode = "autotuned", "torch.compile, max-autotune", "max-autotune"
-    batches, seconds = (1, 65536), 60
+    batches = (1, 65536)
 
 
 class _Graph:
@@ -298,6 +302,7 @@ class Graphed(_Staged):
     name, title = "torch_graph", "PyTorch, CUDA graph"
 
     def prepare(self, batch: int) -> None:
+        """Capture the whole, and the computation alone."""
         super().prepare(batch)
         with torch.no_grad():
             self._all = _Graph(self._whole, self._device)
@@ -307,18 +312,20 @@ class Graphed(_Staged):
         self._all.replay()
 
     def poison(self, batch: int) -> None:
+        """Overwrite what the graphs write, too."""
         super().poison(batch)
         for graph in (self._all, self._computation):
             graph.result.fill_(torch.nan)
 
     def on_device(self) -> Callable[[], Any]:
+        """Replay the computation alone."""
         return self._computation.replay
 
 
 class GraphedAround(Graphed):
     """The same with the copies queued before and after the graph."""
 
-    name, title = "torch_around", "PyTorch, CUDA graph without the copies"
+    name, title = "torch_around", "PyTorch, CUDA graph, copies outside"
 
     def _launch(self) -> None:
         self._device_in.copy_(self._host_in, non_blocking=True)

@@ -6,10 +6,10 @@ depend on what the weights say. It knows no device and no clock.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, get_args
@@ -96,19 +96,19 @@ def _oracle(network: nn.Sequential) -> Callable[[Rows], Exact]:
     """Give the unfolded network in NumPy's float64: float32 [rows, features] -> probabilities [rows, outputs]."""
     steps: list[Callable[[Exact], Exact]] = []
 
-    def exact(tensor: torch.Tensor | None) -> Exact | float:
-        return 0.0 if tensor is None else tensor.detach().double().numpy()
+    def exact(tensor: torch.Tensor | None) -> Exact:
+        return np.zeros(1) if tensor is None else tensor.detach().double().numpy()
 
     for layer in network:
         if isinstance(layer, nn.Linear):
             w, b = exact(layer.weight), exact(layer.bias)
-            steps.append(lambda x, w=w, b=b: x @ w.T + b)
+            steps.append(partial(_dense, w, b))
         elif isinstance(layer, nn.BatchNorm1d):
             mean, var, gamma, beta = map(exact, (layer.running_mean, layer.running_var, layer.weight, layer.bias))
             root = np.sqrt(var + layer.eps)
-            steps.append(lambda x, m=mean, r=root, g=gamma, b=beta: (x - m) / r * g + b)
+            steps.append(partial(_norm, mean, root, gamma, beta))
         else:
-            steps.append(lambda x: np.maximum(x, 0.0))
+            steps.append(partial(np.maximum, 0.0))
 
     def probabilities(rows: Rows) -> Exact:
         found = []
@@ -121,6 +121,14 @@ def _oracle(network: nn.Sequential) -> Callable[[Rows], Exact]:
         return np.concatenate(found)
 
     return probabilities
+
+
+def _dense(weight: Exact, bias: Exact, x: Exact) -> Exact:
+    return x @ weight.T + bias
+
+
+def _norm(mean: Exact, root: Exact, gamma: Exact, beta: Exact, x: Exact) -> Exact:
+    return (x - mean) / root * gamma + beta
 
 
 def half(content: bytes, precision: Literal["fp16", "bf16"]) -> bytes:
@@ -204,4 +212,4 @@ def write_bundle(network: Network, models: Path) -> bundle.Bundle:
 
 def distance(answers: Rows, expected: Exact) -> float:
     """Give ||answers - expected|| / ||expected||."""
-    return float(np.linalg.norm(answers - expected) / max(np.linalg.norm(expected), math.ulp(0.0)))
+    return float(np.linalg.norm(answers - expected)) / float(np.linalg.norm(expected))

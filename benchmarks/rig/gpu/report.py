@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import median
+from typing import Any
 
 from rig.gpu.ceilings import Copies, Peak, highest
 from rig.gpu.contenders import CONTENDERS, GRAPHED, Graphed, OrtFolded, OrtUnfolded, OursGraphs, OursPlain
@@ -37,6 +39,7 @@ class Found:
     cudnn: list[str] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    dry: bool = False  # nothing here is a measurement, so no target is met or missed
 
     def note(self, who: str, why: str) -> None:
         """Keep why somebody has no figures."""
@@ -73,13 +76,39 @@ class Found:
         )
 
 
+def as_json(found: Found) -> dict[str, Any]:
+    """Give everything but the single runs, of which there are millions; what can't be told is null."""
+    kept = {name: getattr(found, name) for name in ("wide", "flops_per_row", "bytes_per_row", "largest", "dry")}
+    kept |= {name: list(map(asdict, getattr(found, name))) for name in ("peaks", "copies", "sameness", "work")}
+    for name, seconds in (("figures", "rounds"), ("served", "latencies")):
+        kept[name] = [
+            {key: value for key, value in vars(x).items() if key not in (seconds, "rates")}
+            | {
+                "runs": [len(one) for one in getattr(x, seconds)],
+                "medians_s": x.medians,
+                "rows_per_s": x.rates,
+                "percentiles_s": {
+                    str(p): value if math.isfinite(value := x.percentile(p)) else None for p in (50, 95, 99)
+                },
+            }
+            for x in getattr(found, name)
+        ]
+    return kept | {"cudnn": found.cudnn, "notes": found.notes}
+
+
 def summary(found: Found) -> str:
     """Everything that a reader of the README needs."""
     parts = [targets(found), ceilings(found), _of_the_ceiling(found)]
     for block in found.blocks():
         batches = found.batches(block)
         parts += [_grid(found, block), _details(found, block, _few(batches))]
-    parts += [_folding(found), "\n".join(f"- {line}" for line in found.cudnn), _served(found), _notes(found)]
+    parts += [
+        _folding(found),
+        _on_the_gpu(found),
+        "\n".join(f"- {line}" for line in found.cudnn),
+        _served(found),
+        _notes(found),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -99,7 +128,7 @@ def targets(found: Found) -> str:
             rows += _of_peak(found, block)
     rows += [_graphs_row(found, block) for block in found.blocks()]
     rows += [_bits_row(one) for one in found.sameness]
-    return markdown(rows)
+    return markdown([rows[0], *((*row[:3], NONE) for row in rows[1:])] if found.dry else rows)
 
 
 def _of_torch(found: Found, block: tuple[str, str]) -> list[float]:
@@ -149,7 +178,9 @@ def _bits_row(one: Sameness) -> Row:
 def ceilings(found: Found) -> str:
     """Give the bare matrix products and the copies."""
     rows: list[Row] = [("matrix product", "precision", "TFLOP/s")]
-    rows += [("x".join(map(str, x.shape)), x.precision, spread([r / 1e12 for r in x.rates])) for x in found.peaks]
+    rows += [
+        (" x ".join(f"{n:,}" for n in x.shape), x.precision, spread([r / 1e12 for r in x.rates])) for x in found.peaks
+    ]
     moved: list[Row] = [("copy", "MB", "GB/s")]
     moved += [(x.what, number(x.size / 1e6), spread([rate / 1e9 for rate in x.rates])) for x in found.copies]
     return f"The two ceilings:\n\n{markdown(rows)}\n\n{markdown(moved)}"
@@ -200,7 +231,17 @@ def _grid(found: Found, block: tuple[str, str]) -> str:
 
 def _details(found: Found, block: tuple[str, str], batches: Iterable[int]) -> str:
     rows: list[Row] = [
-        (_name(block), "rows", "p50, µs", "p95, µs", "p99, µs", "rows/s", "foldserve ÷ this", "on the device, µs")
+        (
+            _name(block),
+            "rows",
+            "p50, µs",
+            "p95, µs",
+            "p99, µs",
+            "rows/s",
+            "foldserve ÷ this",
+            "on the device, µs",
+            "error",
+        )
     ]
     for batch in batches:
         ours = found.figure(block, batch, OursGraphs.name)
@@ -213,7 +254,7 @@ def _details(found: Found, block: tuple[str, str], batches: Iterable[int]) -> st
             device = spread([s * 1e6 for s in x.device_s]) if x.device_s else NONE
             p50 = spread([s * 1e6 for s in x.medians])
             ratio = spread(times) if times else NONE
-            rows.append((title, f"{batch:,}", p50, *tails, number(median(x.rates)), ratio, device))
+            rows.append((title, f"{batch:,}", p50, *tails, number(median(x.rates)), ratio, device, f"{x.error:.1e}"))
     return markdown(rows)
 
 
@@ -232,6 +273,21 @@ def _folding(found: Found) -> str:
                 rows.append((_name(block), f"{batch:,}", *counts, *times, *waits))
     table = markdown(rows) if len(rows) > 1 else "not measured"
     return f"What folding saves in ONNX Runtime, a run:\n\n{table}"
+
+
+def _on_the_gpu(found: Found) -> str:
+    rows: list[Row] = [("", "rows", "", "kernels", "their µs", "copies", "their µs")]
+    rows += [
+        (
+            f"{x.network} {x.precision}",
+            f"{x.batch:,}",
+            TITLES[x.contender],
+            *map(number, (x.kernels, x.kernel_us, x.copies, x.copy_us)),
+        )
+        for x in found.work
+        if x.kernels
+    ]
+    return f"What a run does on the GPU:\n\n{markdown(rows)}" if len(rows) > 1 else ""
 
 
 def _served(found: Found) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from rig import servers
 from rig.bodies import HEAD_LENGTH, Body, WrongAnswerError, ask, binary, read
 from rig.environments import CONTENDERS, ROOT
 from rig.gpu.networks import TOLERANCES, Network, Precision, distance
+from rig.gpu.timing import percentile
 from rig.servers import Server
-from service.settings import Settings
 
 NEEDS = (
     "fastapi",
@@ -75,7 +76,7 @@ class Served:
 
     def percentile(self, share: float) -> float:
         """Give the seconds within which so many percent of all answers came."""
-        return float(np.percentile([x for one in self.latencies for x in one], share))
+        return percentile([x for one in self.latencies for x in one], share)
 
 
 def missing() -> list[str]:
@@ -118,22 +119,17 @@ class Service:
     def _serving(self, network: Network, precision: Precision) -> Iterator[Server]:
         port = servers.free_port()
         body = self.largest * network.widths[0] * 4 + 2**20
-        given = {
+        given: dict[str, object] = {
             "device": self.device,
-            "precision": precision,
             "max_rows": self.largest,
             "max_batch": self.largest,
             "max_queue": 8 * self.largest,
             "max_body": body,
             "timeout": 60,
-            "default_model": network.name,
         }
-        flags = [
-            part
-            for name, value in given.items()
-            if name in Settings.model_fields
-            for part in (f"--{name.replace('_', '-')}", str(value))
-        ]
+        if precision != "fp32":  # the default
+            given["precision"] = precision
+        flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         program = [sys.executable, "-m", "service", "serve", "--models", str(self.models), "--port", str(port), *flags]
         log = self.folder / f"{network.name}-{precision}.log"
         with servers.started(program, port, "/v2/health/ready", core=None, log=log) as server:
@@ -161,21 +157,21 @@ class Service:
         file.write_bytes(content)
         shares = [len(range(i, one.connections, _CLIENTS)) for i in range(min(_CLIENTS, one.connections))]
 
-        def client(connections: int) -> dict[str, list[float]]:
+        def client(connections: int) -> dict[str, Any]:
             script = str(CONTENDERS / "post_binary.py")
             arguments = (server.port, _path(network), file, headers[HEAD_LENGTH], self.seconds, connections)
             program = [sys.executable, script, *map(str, arguments)]
             done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
-            answer: dict[str, list[float]] = json.loads(done.stdout)
+            answer: dict[str, Any] = json.loads(done.stdout)
             return answer
 
         with ThreadPoolExecutor(len(shares)) as pool:
             answers = list(pool.map(client, shares))
-        if sum(answer["errors"] for answer in answers):  # type: ignore[misc]
+        if sum(answer["errors"] for answer in answers):
             self.note("foldserve serve", f"{network.title} {one.precision}, {one.rows:,} rows: an answer was no 200")
             wrong.add(one.rows)
             return
-        one.rates.append(sum(one.rows * len(answer["latencies"]) / answer["seconds"] for answer in answers))  # type: ignore[operator]
+        one.rates.append(sum(one.rows * len(answer["latencies"]) / answer["seconds"] for answer in answers))
         one.latencies.append([x for answer in answers for x in answer["latencies"]])
 
 

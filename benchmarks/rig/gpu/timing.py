@@ -26,15 +26,16 @@ T = TypeVar("T")
 _SETS = 3  # batches of rows that are sent in turn, so that none stays in a cache for being the only one
 _FEWEST = 3  # runs of a contender in a round, however slow
 _MOST = 4000
-_PERCENTILE_SAMPLES = 100  # fewer don't tell a p95 or p99
+_TAIL = 1.0  # of the samples, at least so many lie beyond a percentile that is told
 
 
 @dataclass
 class Figures:
     """One contender on one network, precision and batch size.
 
-    rounds: seconds from host memory to host memory, by round and run. error: the largest ||answers - reference|| / ||reference|| of its checks. device_s: seconds of the computation
-    alone, by CUDA events, for those whose input can be left on the device.
+    rounds: seconds from host memory to host memory, by round and run.
+    error: the largest ||answers - reference|| / ||reference|| of its checks.
+    device_s: seconds of the computation alone, by CUDA events, of those whose input can stay on the device.
     """
 
     network: str
@@ -58,9 +59,7 @@ class Figures:
     def percentile(self, share: float) -> float:
         """Give the seconds within which so many percent of all runs were done; NaN where there were too few runs."""
         samples = [x for one in self.rounds for x in one]
-        if len(samples) < _PERCENTILE_SAMPLES and share > 50:
-            return float("nan")
-        return float(np.percentile(samples, share))
+        return percentile(samples, share)
 
 
 @dataclass
@@ -81,8 +80,9 @@ class Block:
     seconds: float  # of a contender in a round
     note: Callable[[str, str], None]
     generator: np.random.Generator
+    spent: dict[str, float]  # seconds in which a contender's kernels were compiled, in this block and before
+    compiling: float  # seconds after which nothing more is compiled for a contender
     opened: list[Contender] = field(default_factory=list)
-    spent: dict[str, float] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -111,8 +111,8 @@ class Block:
             if contender.batches and batch not in contender.batches:
                 continue
             spent = self.spent.get(contender.name, 0.0)
-            if spent > contender.seconds:
-                self.note(contender.title, f"{self._at(batch)}: not compiled, that had taken {spent:.0f} s already")
+            if contender.compiles and spent > self.compiling:
+                self.note(contender.title, f"{self._at(batch)}: not compiled, which had taken {spent:.0f} s already")
                 continue
             started = time.perf_counter()
             with self._guarded(contender.title, self._at(batch)):
@@ -182,7 +182,7 @@ class Block:
         return self.generator.standard_normal((batch, self.setting.network.widths[0]), np.float32)
 
     def _at(self, batch: int) -> str:
-        return f"{self.where}, {batch:,} rows"
+        return f"{self.where}, {batch:,} row{'s' * (batch > 1)}"
 
     @contextmanager
     def _guarded(self, who: str, where: str) -> Iterator[None]:
@@ -202,9 +202,15 @@ def noted(note: Callable[[str, str], None], who: str, where: str) -> Iterator[No
 
 
 def one_line(error: Exception) -> str:
-    """Give the first line that an error has to say."""
+    """Give the first two lines that an error has to say, as one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """Give what so many percent of the samples don't pass; NaN when too few are there to tell."""
+    told = len(samples) * (100 - share) / 100 >= _TAIL
+    return float(np.percentile(samples, share)) if told else float("nan")
 
 
 def timed(run: Callable[[Rows], Any], sent: Sequence[Rows], seconds: float) -> list[float]:
@@ -218,7 +224,8 @@ def timed(run: Callable[[Rows], Any], sent: Sequence[Rows], seconds: float) -> l
 
 
 def _runs(run: Callable[[Rows], Any], sent: Sequence[Rows], seconds: float, fewest: int) -> list[float]:
-    clock, samples = time.perf_counter, []
+    clock = time.perf_counter
+    samples: list[float] = []
     begun = clock()
     while len(samples) < _MOST:
         rows = sent[len(samples) % len(sent)]
