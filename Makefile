@@ -12,7 +12,7 @@ DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-slow test-clients check bench bench-training bench-ablation install clean
+.PHONY: help demo test test-slow test-clients check bench bench-gpu bench-training bench-ablation install clean
 
 help:
 	@echo "make demo   train digits, fold it, prove it, serve it on http://127.0.0.1:$(PORT)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-clients  tritonclient, KServe's client and perf_analyzer against the server"
 	@echo "make check  style and types alone"
 	@echo "make bench  foldserve beside what else serves such a model; needs wrk; ARGS='--help' for more"
+	@echo "make bench-gpu  foldserve on a GPU beside ONNX Runtime and PyTorch there, with PYTHON's packages; ARGS='--help'"
 	@echo "make bench-training  foldserve's training beside what else learns from a table; ARGS='--data DIR', ARGS='--help'"
 	@echo "make bench-ablation  what each part of the preset best gives; ARGS='--data DIR', ARGS='--help'"
 	@echo "make clean  remove what the targets above made"
@@ -50,6 +51,10 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/serving.py $(ARGS)
+
+# With the packages of PYTHON: those of `install` have the CPU's ONNX Runtime, and the two exclude each other.
+bench-gpu:
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
 bench-training: install
 	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/python benchmarks/training.py $(ARGS)

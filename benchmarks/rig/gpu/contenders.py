@@ -228,7 +228,7 @@ class _Staged(_Torch):
         else:
             self._host_in.copy_(torch.from_numpy(rows))
         self._launch()
-        if self._stream:
+        if self._stream is not None:
             self._stream.synchronize()
         return self._answers.copy()
 
