@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from service.bundle import Bundle
 PACKAGES = ("foldserve", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "numpy")
 PROFILED: tuple[type[Contender], ...] = (OursGraphs, OrtFolded, OrtUnfolded, Graphed)
 # What is kept for the two last parts, so that a slow first one does not cost them.
-_KERNELS_S, _SERVICE_S = 30, 90
+_KERNELS_S, _SERVICE_S = 30, 110
 DRY = "DRY RUN: tiny sizes on the CPU. Nothing below is a measurement."
 
 
@@ -67,41 +67,51 @@ _BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 _BUCKETS = (1, 4, 16, 64, 256, 1024)
 _ORDER: tuple[Precision, ...] = ("fp32", "bf16", "tf32", "fp16")
 FULL = Plan(
-    _SMALL, _WIDE, _ORDER, _BATCHES, _BUCKETS, (3, 37, 700), 5, 0.05, 8192, 2**28, LOADS, ("fp32", "bf16"), 3, 0.7, 50
+    small=_SMALL,
+    wide=_WIDE,
+    precisions=_ORDER,
+    batches=_BATCHES,
+    buckets=_BUCKETS,
+    between=(3, 37, 700),
+    rounds=5,
+    seconds=0.04,
+    square=8192,
+    copied=2**28,
+    loads=LOADS,
+    served=("fp32", "bf16"),
+    load_rounds=3,
+    load_seconds=0.7,
+    compiling=40,
 )
-QUICK = Plan(
-    _SMALL,
-    _WIDE,
-    ("fp32", "bf16"),
-    (1, 64, 1024, 65536),
-    _BUCKETS,
-    (37,),
-    3,
-    0.03,
-    8192,
-    2**28,
-    LOADS[::2],
-    (),
-    2,
-    0.4,
-    25,
+QUICK = replace(
+    FULL,
+    precisions=("fp32", "bf16"),
+    batches=(1, 64, 1024, 65536),
+    between=(37,),
+    rounds=3,
+    seconds=0.03,
+    loads=LOADS[::2],
+    served=(),
+    load_rounds=2,
+    load_seconds=0.4,
+    compiling=20,
 )
-TINY = Plan(
-    (8, 16, 16, 10),
-    (12, 32, 32, 32, 10),
-    _ORDER,
-    (1, 4, 24),
-    (1, 4),
-    (3,),
-    2,
-    0.002,
-    64,
-    2**16,
-    (Load(1, 1), Load(4, 3), Load(24, 2)),
-    ("fp32",),
-    2,
-    0.1,
-    0.1,
+TINY = replace(
+    FULL,
+    small=(8, 16, 16, 10),
+    wide=(12, 32, 32, 32, 10),
+    batches=(1, 4, 24),
+    buckets=(1, 4),
+    between=(3,),
+    rounds=2,
+    seconds=0.002,
+    square=64,
+    copied=2**16,
+    loads=(Load(1, 1), Load(4, 3), Load(24, 2)),
+    served=("fp32",),
+    load_rounds=2,
+    load_seconds=0.1,
+    compiling=0.1,
 )
 
 

@@ -102,8 +102,7 @@ class Service:
         found = [Served(network.title, precision, load.rows, load.connections) for load in loads]
         wrong: set[int] = set()
         with self._serving(network, precision) as server:
-            for one in found:
-                self._check(server, network, one, wrong)
+            self._check(server, network, found, wrong)
             for number in range(self.rounds):
                 for one in found:
                     if one.rows not in wrong:
@@ -111,8 +110,7 @@ class Service:
                             f"round {number + 1}: {network.title} {precision} over HTTP: {one.rows:,}", file=sys.stderr
                         )
                         self._load(server, network, one, wrong)
-            for one in found:
-                self._check(server, network, one, wrong)
+            self._check(server, network, found, wrong)
         return [one for one in found if one.rows not in wrong and one.rates]
 
     @contextmanager
@@ -135,20 +133,28 @@ class Service:
         with servers.started(program, port, "/v2/health/ready", core=None, log=log) as server:
             yield server
 
-    def _check(self, server: Server, network: Network, one: Served, wrong: set[int]) -> None:
-        """Ask for fresh rows, and compare with the reference."""
-        rows = self.generator.standard_normal((one.rows, network.widths[0]), np.float32)
+    def _check(self, server: Server, network: Network, found: Sequence[Served], wrong: set[int]) -> None:
+        """Ask for fresh rows of each number, and compare with the reference."""
+        for count in dict.fromkeys(one.rows for one in found):
+            alike = [one for one in found if one.rows == count]
+            try:
+                error = self._error(server, network, alike[0].precision, count)
+            except Exception as failure:  # noqa: BLE001
+                self.note("foldserve serve", f"{network.title} {alike[0].precision}, {count:,} rows: {failure}")
+                wrong.add(count)
+                continue
+            for one in alike:
+                one.error = max(one.error, error)
+
+    def _error(self, server: Server, network: Network, precision: Precision, count: int) -> float:
+        rows = self.generator.standard_normal((count, network.widths[0]), np.float32)
         content, headers = binary(rows)
         expected = network.oracle(rows)
-        try:
-            body = Body(Path(), content, headers, expected.astype(np.float32))
-            answers = read("binary", *ask(server.port, _path(network), body))
-            if TOLERANCES[one.precision].measure(expected, answers).worst > 1:
-                raise WrongAnswerError("its answers are outside the tolerance")
-            one.error = max(one.error, distance(answers.astype(np.float32), expected))
-        except Exception as error:  # noqa: BLE001
-            self.note("foldserve serve", f"{network.title} {one.precision}, {one.rows:,} rows: {error}")
-            wrong.add(one.rows)
+        body = Body(Path(), content, headers, expected.astype(np.float32))
+        answers = read("binary", *ask(server.port, _path(network), body))
+        if TOLERANCES[precision].measure(expected, answers).worst > 1:
+            raise WrongAnswerError("its answers are outside the tolerance")
+        return distance(answers.astype(np.float32), expected)
 
     def _load(self, server: Server, network: Network, one: Served, wrong: set[int]) -> None:
         rows = self.generator.standard_normal((one.rows, network.widths[0]), np.float32)
