@@ -158,6 +158,7 @@ def main() -> None:
         raise SystemExit("gpu.py measures on a GPU, and torch sees none here; --dry goes the whole way on the CPU")
     if chosen.dry:
         torch.set_num_threads(1)
+    heading = machine(_versions()), _gpu(device)
     plan = TINY if chosen.dry else QUICK if chosen.quick else FULL
     if chosen.out:
         chosen.out.mkdir(parents=True, exist_ok=True)
@@ -167,13 +168,14 @@ def main() -> None:
             with noted(bench.found.note, "gpu.py", part.__name__.strip("_")):  # what there is by then is kept
                 part(bench)
             bench.save()
-    heading = machine(_versions())
-    text = "\n\n".join(filter(None, (DRY if chosen.dry else "", heading, _gpu(device), report.summary(bench.found))))
+    text = "\n\n".join(filter(None, (DRY if chosen.dry else "", *heading, report.summary(bench.found))))
     if chosen.out:
         everything = f"{text}\n\n## Every batch size\n\n{report.details(bench.found)}\n"
         (chosen.out / "gpu.md").write_text(everything, encoding="utf-8")
     print(text)
     if chosen.write:
+        if not bench.found.figures:
+            raise SystemExit("nobody was measured: benchmarks/README.md is left as it was")
         keep(text)
 
 

@@ -90,6 +90,6 @@ def _in_turn(works: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
     return work
 
 
-def highest(peaks: Sequence[Peak], precision: Precision) -> float | None:
+def highest(peaks: Sequence[Peak], precision: str) -> float | None:
     """Give the operations a second of the fastest shape in a precision, a median over the rounds."""
     return max((median(x.rates) for x in peaks if x.precision == precision), default=None)

@@ -142,7 +142,7 @@ def _of_torch(found: Found, block: tuple[str, str]) -> list[float]:
 
 def _of_peak(found: Found, block: tuple[str, str]) -> list[Row]:
     """Two rows: as a caller sees it, copies included, and the kernels alone."""
-    peak = next((highest(found.peaks, x.precision) for x in found.figures if x.precision == block[1]), None)
+    peak = highest(found.peaks, block[1])
     text, flops = f"{_name(block)}, {found.largest:,} rows: matrix-product peak", found.flops_per_row * found.largest
     ours = found.figure(block, found.largest, OursGraphs.name)
     alone = found.work_of(block, found.largest, OursGraphs.name)
@@ -193,7 +193,7 @@ def _of_the_ceiling(found: Found) -> str:
     flops = found.flops_per_row * found.largest
     copy = next((median(x.rates) for x in found.copies), None)
     for block in found.blocks():
-        peak = next((highest(found.peaks, x.precision) for x in found.figures if x.precision == block[1]), None)
+        peak = highest(found.peaks, block[1])
         if block[0] != found.wide or not peak:
             continue
         ours = found.figure(block, found.largest, OursGraphs.name)
