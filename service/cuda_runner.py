@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import DeviceLost, DeviceOutOfMemory
-from service.session import CUDA, Options, cuda_options, open_cuda, run_options
+from service.session import CUDA, Options, cuda_options, open_cuda, require, run_options
 from service.stream import Buffer, CudaError, CudaStream, Stream
 
 if TYPE_CHECKING:
@@ -49,25 +49,22 @@ class CudaRunner:
         self,
         model: bytes,
         options: Options,
-        connect: Callable[[], Stream] = CudaStream,
+        connect: Callable[[], Stream] | None = None,
         open_session: Callable[[bytes, dict[str, str]], ort.InferenceSession] = open_cuda,
     ) -> None:
         self._model = model
         self._options = options
-        self._connect = connect
+        self._connect = connect or _connect
         self._open_session = open_session
         self._thread = _Thread()
         self.lost = False
+        self._session: Any = None
+        self._graphs: list[_Graph] = []
         try:
             self._thread.call(self._open)
         except BaseException:
             self._thread.end()
             raise
-
-    @property
-    def session(self) -> ort.InferenceSession:
-        """The session, to be asked what it is, not to be run."""
-        return self._session
 
     def run(self, rows: Rows) -> Rows:
         """Map float32 [batch, features] to float32 [batch, outputs].
@@ -85,16 +82,15 @@ class CudaRunner:
     def _open(self) -> None:
         self._stream = self._connect()
         try:
-            self._session = self._open_session(self._model, cuda_options(self._options, self._stream.address))
+            session = self._session = self._open_session(self._model, cuda_options(self._options, self._stream.address))
             self._plain = run_options()
-            self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
-            self._graphs: list[_Graph] = []
+            self._input, self._output = session.get_inputs()[0].name, session.get_outputs()[0].name
             for number, size in enumerate(self._options.buckets):
-                graph = _Graph.bound(self._session, self._stream, size, number)
+                graph = _Graph.bound(session, self._stream, size, number)
                 self._graphs.append(graph)
                 for _ in range(_PLAIN_RUNS):
-                    self._session.run_with_iobinding(graph.binding, self._plain)
-                self._session.run_with_iobinding(graph.binding, graph.options)
+                    session.run_with_iobinding(graph.binding, self._plain)
+                session.run_with_iobinding(graph.binding, graph.options)
             self._stream.wait()
         except BaseException:
             self._stream.close()
@@ -102,8 +98,7 @@ class CudaRunner:
         self._sizes = [graph.size for graph in self._graphs]
 
     def _close(self) -> None:
-        self._graphs.clear()
-        del self._session
+        self._graphs, self._session = [], None  # they use the memory that goes now
         self._stream.close()
 
     def _guarded(self, rows: Rows) -> Rows:
@@ -147,6 +142,11 @@ class CudaRunner:
         except Exception as error:
             self.lost = True
             raise DeviceLost("the device was lost") from error
+
+
+def _connect() -> Stream:
+    require(CUDA)
+    return CudaStream()
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from service import cgroup, cuda
+from service import cgroup, cuda, wheels
 from service.errors import DeviceError
 
 Device = Literal["auto", "cpu", "cuda"]
 Status = Literal["ok", "note", "wrong"]
 
-_WHEELS = ("onnxruntime", "onnxruntime-gpu")  # they install one module, over each other
 _PATIENCE = 60  # seconds; a first context on a large machine takes some
 _SCARCE_GPU_MEMORY = 2**30  # a context, cuBLAS's workspace and a model want about that much
 _GIB = 2**30
@@ -70,27 +69,27 @@ def examine(device: Device) -> Iterator[Check]:
     What is wrong with CUDA is so only where CUDA is wanted, and a note elsewhere: `cuda` wants it, `cpu` doesn't, and
     `auto` does where onnxruntime-gpu is installed. Raises nothing, whatever is broken.
     """
-    wheels = [name for name in _WHEELS if _installed(name)]
-    wanted = device == "cuda" or (device == "auto" and "onnxruntime-gpu" in wheels)
-    for probe in _probes(wheels, wanted):
+    found = wheels.installed()
+    wanted = device == "cuda" or (device == "auto" and "onnxruntime-gpu" in found)
+    for probe in _probes(found, wanted):
         check = _apart(probe)
         if check.status == "wrong" and probe.cuda and not wanted:
             check = replace(check, status="note", remedy=None)
         yield check
 
 
-def _probes(wheels: list[str], wanted: bool) -> list[_Probe]:
+def _probes(found: list[str], wanted: bool) -> list[_Probe]:
     extra = "pip install 'foldserve[gpu]'" if wanted else "pip install 'foldserve[cpu]'"
     # A second wheel beside the first is no remedy: the other one goes first.
-    anew = f"pip uninstall --yes {' '.join(wheels)} && {extra}" if wheels else extra
-    gpu = extra if wheels == ["onnxruntime-gpu"] else anew
+    anew = f"pip uninstall --yes {' '.join(found)} && {extra}" if found else extra
+    gpu = extra if found == ["onnxruntime-gpu"] else anew
     again = "pip install --force-reinstall foldserve"
     return [
         _Probe("foldserve", partial(metadata.version, "foldserve"), again),
         _Probe("python", lambda: f"{platform.python_version()}, {sys.executable}", again),
         _Probe("onnx", _onnx, "pip install --force-reinstall onnx"),
-        _Probe("wheel", partial(_wheel, wheels), anew),
-        _Probe("onnxruntime", partial(_build, wheels), anew),
+        _Probe("wheel", partial(_wheel, found), anew),
+        _Probe("onnxruntime", partial(_build, found), anew),
         _Probe("cpu provider", partial(_provider, "CPUExecutionProvider"), anew),
         _Probe("driver", _driver, _INSTALL_DRIVER, cuda=True),
         _Probe("cudart", partial(_library, "cudart"), gpu, cuda=True),
@@ -156,38 +155,30 @@ def _report(probe: _Probe, sender: Connection) -> None:
 # --- ONNX Runtime ----------------------------------------------------------------------------------------------------
 
 
-def _installed(wheel: str) -> bool:
-    try:
-        metadata.distribution(wheel)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def _onnx() -> str:
     import onnx
 
     return str(onnx.__version__)
 
 
-def _wheel(wheels: list[str]) -> str:
-    if not wheels:
+def _wheel(names: list[str]) -> str:
+    if not names:
         raise _WrongError("neither onnxruntime nor onnxruntime-gpu is installed")
-    found = " and ".join(f"{name} {metadata.version(name)}" for name in wheels)
-    if len(wheels) > 1:
+    found = " and ".join(f"{name} {metadata.version(name)}" for name in names)
+    if len(names) > 1:
         raise _WrongError(f"{found} are installed, over each other: both are the module onnxruntime")
     return found
 
 
-def _build(wheels: list[str]) -> str:
+def _build(names: list[str]) -> str:
     import onnxruntime as ort
 
     # Left behind where the other wheel was installed over this one, and then uninstalled.
-    if len(wheels) == 1 and wheels != [ort.package_name]:
-        raise _WrongError(f"{wheels[0]} is installed, but the module is of {ort.package_name}")
+    if len(names) == 1 and names != [ort.package_name]:
+        raise _WrongError(f"{names[0]} is installed, but the module is of {ort.package_name}")
     built = f"built for CUDA {ort.cuda_version}" if ort.cuda_version else "built without CUDA"
-    names = (name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
-    return f"{ort.__version__}, {built}; lists the providers {', '.join(names)}"
+    providers = (name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
+    return f"{ort.__version__}, {built}; lists the providers {', '.join(providers)}"
 
 
 def _cuda_provider() -> str:

@@ -9,11 +9,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from service import wheels
 from service.errors import BundleError, DeviceError
 
 try:
     import onnxruntime as ort
-except ModuleNotFoundError:
+except ImportError:
     ort = None
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -43,7 +44,7 @@ class Options:
 
 def open_cpu(model: bytes, threads: int) -> ort.InferenceSession:
     """Open a session on the CPU. Raises `DeviceError` without ONNX Runtime, `BundleError` for what it refuses."""
-    _required(CPU)
+    require(CPU)
     options = _options()
     options.intra_op_num_threads = threads
     # A spinning thread burns the core that the event loop needs.
@@ -70,9 +71,9 @@ def cuda_options(options: Options, stream: int) -> dict[str, str]:
 def open_cuda(model: bytes, provider_options: dict[str, str]) -> ort.InferenceSession:
     """Open a session on CUDA. ONNX Runtime would turn to the CPU in silence; three things forbid it.
 
-    Raises `DeviceError` when CUDA does not answer, `BundleError` when the CPU does not run this model either.
+    Raises `DeviceError` when CUDA does not answer, or does not run this model.
     """
-    _required(CUDA)
+    require(CUDA)
     options = _options()
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
@@ -80,17 +81,22 @@ def open_cuda(model: bytes, provider_options: dict[str, str]) -> ort.InferenceSe
         session = ort.InferenceSession(model, options, providers=[(CUDA, provider_options)], enable_fallback=False)
     except Exception as error:
         # A listed provider need not load: onnxruntime-gpu lists CUDA on a machine without a GPU.
-        open_cpu(model, threads=1)  # a graph that nobody runs is the bundle's fault, not the device's
-        raise DeviceError(no_answer(error)) from error
+        raise DeviceError(f"CUDA does not answer, `foldserve doctor` tells more: {one_line(error)}") from error
     if session.get_providers()[0] != CUDA:
         raise DeviceError(f"cuda was asked for, the session came back on {session.get_providers()[0]}")
     return session
 
 
-def _required(provider: str) -> None:
+def require(provider: str) -> None:
+    """Raise `DeviceError` unless an ONNX Runtime is installed that is built with `provider`."""
     if ort is None:
         raise DeviceError("no ONNX Runtime is installed: pip install 'foldserve[cpu]' or 'foldserve[gpu]'")
     if provider not in ort.get_available_providers():
+        if len(both := wheels.installed()) > 1:
+            raise DeviceError(
+                f"{' and '.join(both)} are installed, over each other, and the one without CUDA is on top: "
+                f"pip uninstall --yes {' '.join(both)} && pip install 'foldserve[gpu]'"
+            )
         raise DeviceError("this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it")
     if provider == CUDA:
         # The CUDA libraries of foldserve[gpu] lie in site-packages, where the loader does not look by itself.
@@ -107,14 +113,9 @@ def _options() -> ort.SessionOptions:
 def run_options(graph: int | None = None) -> Any:
     """Make the options of a run: it captures CUDA graph number `graph`, or replays it; None: neither."""
     options = ort.RunOptions()
-    # On the CPU too: whether there is a graph is asked by an exception at each run, unless it is said that there is none.
+    # On the CPU too: unless it is said that there is no graph, each run asks, by an exception.
     options.add_run_config_entry("gpu_graph_id", str(-1 if graph is None else graph))
     return options
-
-
-def no_answer(error: Exception) -> str:
-    """Say in one line that CUDA does not answer, and why."""
-    return f"CUDA does not answer; are there a GPU, a driver, CUDA's libraries? ({one_line(error)})"
 
 
 def one_line(error: Exception) -> str:

@@ -14,10 +14,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from service import cuda
 from service.errors import DeviceError
 
-# onnxruntime-gpu 1.31 is built for CUDA 13, and so is what foldserve[gpu] installs.
-_LIBRARY = "libcudart.so.13"
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: it waits for no default stream
 _UP, _DOWN = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
@@ -77,17 +76,15 @@ class CudaStream:
     device = "cuda"
 
     def __init__(self) -> None:
-        try:
-            self._runtime = ctypes.CDLL(_LIBRARY)
-        except OSError as error:
-            raise DeviceError(f"CUDA does not answer: {error}; foldserve[gpu] brings it") from error
-        self._runtime.cudaGetErrorString.restype = ctypes.c_char_p
         stream = ctypes.c_void_p()
         try:
+            cuda.driver()  # without one the runtime says that it is too old
+            self._runtime = cuda.load("cudart")
+            self._runtime.cudaGetErrorString.restype = ctypes.c_char_p
             self._call("cudaSetDevice", ctypes.c_int(0))
             self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
-        except CudaError as error:
-            raise DeviceError(f"CUDA does not answer; are there a GPU and its driver? ({error})") from error
+        except (CudaError, DeviceError) as error:
+            raise DeviceError(f"CUDA does not answer, `foldserve doctor` tells more: {error}") from error
         self.address = stream.value or 0
         self._stream = stream
         self._release: list[Callable[[], None]] = [lambda: self._call("cudaStreamDestroy", stream)]

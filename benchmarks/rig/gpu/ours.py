@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rig.gpu.networks import Precision
 from service import runtime
 from service.bundle import Bundle
+from service.session import Options
 
 
 def open_runtime(whole: Bundle, device: Literal["cpu", "cuda"], precision: Precision, buckets: Sequence[int]) -> Any:
@@ -15,10 +16,5 @@ def open_runtime(whole: Bundle, device: Literal["cpu", "cuda"], precision: Preci
 
     buckets: batch sizes that are captured as CUDA graphs. Raises what `load` does: `DeviceError`, `BundleError`.
     """
-    if hasattr(runtime, "Options"):
-        opened, _ = runtime.load(whole, runtime.Options(device=device, precision=precision, buckets=tuple(buckets)))
-        return opened
-    if precision != "fp32":
-        raise ValueError(f"this runtime has no {precision}")
-    opened, _ = runtime.load(whole, device, 1)
+    opened, _ = runtime.load(whole, Options(device=device, precision=precision, buckets=tuple(buckets)))
     return opened

@@ -1,0 +1,104 @@
+"""What the runner for CUDA stands on, made of the host's memory and a real session on the CPU.
+
+The session runs between the very buffers that are bound, so that what is copied late, or not at all, is seen. What
+only a GPU has, captured graphs, is kept by the ONNX Runtime's own names and only recorded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from service.session import open_cpu
+from service.stream import Buffer
+
+
+class HostStream:
+    """A stream whose device is the host; what was begun is done at once."""
+
+    device = "cpu"
+    address = 4711
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self._device: dict[int, Any] = {}
+
+    def buffer(self, shape: tuple[int, int]) -> Buffer:
+        device = np.full(shape, np.nan, np.float32)
+        self._device[device.ctypes.data] = device
+        return Buffer(np.full(shape, np.nan, np.float32), device.ctypes.data)
+
+    def upload(self, buffer: Buffer, rows: int) -> None:
+        self.log.append(f"upload {rows}")
+        self._device[buffer.device][:rows] = buffer.host[:rows]
+
+    def download(self, buffer: Buffer, rows: int) -> None:
+        self.log.append(f"download {rows}")
+        buffer.host[:rows] = self._device[buffer.device][:rows]
+
+    def wait(self) -> None:
+        self.log.append("wait")
+
+    def close(self) -> None:
+        self.log.append("close")
+        self._device.clear()
+
+
+@dataclass
+class Machine:
+    """A GPU as far as foldserve sees it: what was asked of it, and how it is to fail."""
+
+    log: list[str] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
+    options: list[dict[str, str]] = field(default_factory=list)
+    fails: Callable[[], Exception | None] = lambda: None
+
+    def connect(self) -> HostStream:
+        self._touched("connect")
+        return HostStream(self.log)
+
+    def open_session(self, model: bytes, options: dict[str, str]) -> Any:
+        self._touched("open")
+        self.options.append(options)
+        if error := self.fails():
+            raise error
+        return Session(open_cpu(model, 1), self)
+
+    def _touched(self, what: str) -> None:
+        self.log.append(what)
+        self.threads.add(threading.get_ident())
+
+
+class Session:
+    """A session's interface, over a real one on the CPU."""
+
+    def __init__(self, real: ort.InferenceSession, machine: Machine) -> None:
+        self._real = real
+        self._machine = machine
+
+    def get_inputs(self) -> Any:
+        return self._real.get_inputs()
+
+    def get_outputs(self) -> Any:
+        return self._real.get_outputs()
+
+    def io_binding(self) -> Any:
+        return self._real.io_binding()
+
+    def run(self, outputs: Any, inputs: Any, options: Any) -> Any:
+        self._run("plain", options)
+        return self._real.run(outputs, inputs, options)
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        self._run("bound", options)
+        self._real.run_with_iobinding(binding, options)
+
+    def _run(self, how: str, options: Any) -> None:
+        self._machine._touched(f"{how} {options.get_run_config_entry('gpu_graph_id')}")
+        if error := self._machine.fails():
+            raise error
