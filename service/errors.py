@@ -104,6 +104,9 @@ class Overloaded(RequestError):  # noqa: N818
         super().__init__(text)
         self.retry_after = retry_after
 
+    def __reduce__(self) -> tuple[type[Overloaded], tuple[str, int]]:
+        return type(self), (str(self), self.retry_after)  # for `copy`: an exception's own knows the text alone
+
 
 class QueueFull(Overloaded):
     """Too many rows wait for this model already."""

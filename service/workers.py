@@ -128,7 +128,8 @@ class _Supervisor:
         elif not self.announcement:
             raise StartError(text)
         else:
-            log.error("worker %d refused to start: %s", worker.process.pid, text)
+            how = "stopped" if worker.ready else "refused to start"
+            log.error("worker %d %s: %s", worker.process.pid, how, text)
         return True
 
     def _replace(self, dead: _Worker) -> None:

@@ -285,10 +285,18 @@ class Served:
 
 @contextmanager
 def serving(
-    models: Path, log: Path, *flags: object, env: Mapping[str, str] | None = None, port: int = 0
+    models: Path,
+    log: Path,
+    *flags: object,
+    env: Mapping[str, str] | None = None,
+    port: int = 0,
+    program: str = "service",
 ) -> Iterator[Served]:
-    """Start `foldserve serve`, wait until it says that it is ready, and stop it at the end."""
-    command = [sys.executable, "-W", "error", "-m", "service", "serve", "--models", models, "--port", port, *flags]
+    """Start `foldserve serve`, wait until it says that it is ready, and stop it at the end.
+
+    program: the module that is the command.
+    """
+    command = [sys.executable, "-W", "error", "-m", program, "serve", "--models", models, "--port", port, *flags]
     with (
         log.open("w") as stderr,
         subprocess.Popen(

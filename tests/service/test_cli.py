@@ -63,7 +63,8 @@ def test_the_help_of_serve_names_every_setting_its_variable_and_its_default() ->
     text = " ".join(done.stdout.split())
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
-        assert f"{field.description} (default: {field.default}; FOLDSERVE_{name.upper()})" in text
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        assert f"{field.description} (default: {default}; FOLDSERVE_{name.upper()})" in text
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_verify_says_what_held_before_what_did_not(digits_folder: Path) -> None:
     assert done.returncode == 1
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [["ok", "hash"], ["ok", "graph"]]
     (line,) = done.stderr.splitlines()
-    assert line.startswith("foldserve: error: on CPUExecutionProvider the golden rows are off by ")
+    assert line.startswith(f"foldserve: error: {digits_folder}: on CPUExecutionProvider the golden rows are off by ")
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------

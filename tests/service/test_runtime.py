@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from onnx import TensorProto, helper
 
 from service import bundle, runtime
 from service.bundle import BundleError, Golden, Manifest
+from service.cuda_runner import CudaRunner
 from service.errors import DeviceError
 from service.session import Options
+from tests.service.cuda_on_the_cpu import Machine
 from tests.service.mixed import NAMES, mixed_bundle
 from tests.service.support import constant, edit_manifest, made, onnx_model, oracle, roots, tensor
 
@@ -70,7 +73,6 @@ def test_a_graph_by_hand_is_served_as_well_as_a_trained_one() -> None:
 def test_a_session_says_where_it_runs_and_why(digits: bundle.Bundle) -> None:
     session, _ = runtime.load(digits, Options("cpu"))
     assert (session.provider, session.why) == ("CPUExecutionProvider", "asked for")
-    assert session.session.get_providers() == ["CPUExecutionProvider"]
 
 
 no_cuda = pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is built in")
@@ -87,6 +89,83 @@ def test_auto_takes_the_cpu_where_there_is_no_cuda_and_says_so(digits: bundle.Bu
 def test_cuda_is_refused_where_there_is_none(digits: bundle.Bundle) -> None:
     with pytest.raises(DeviceError, match="without CUDA"):
         runtime.load(digits, Options("cuda"))
+
+
+# --- CUDA, in the host's memory ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    on_it = partial(CudaRunner, connect=machine.connect, open_session=machine.open_session)
+    monkeypatch.setattr(runtime, "CudaRunner", on_it)
+    return machine
+
+
+def test_auto_takes_cuda_where_it_answers(digits: bundle.Bundle, gpu: Machine) -> None:
+    session, parity = runtime.load(digits, Options("auto"))
+    assert (session.provider, session.why) == ("CUDAExecutionProvider", "CUDA answers")
+    assert parity.holds
+    gpu.log.clear()
+    drawn = np.random.default_rng(0).integers(0, 17, (3, 64)).astype(np.float32)
+    assert np.array_equal(session.run(drawn), oracle(digits.model)(np.resize(drawn, (4, 64)))[:3])
+    assert gpu.log == ["upload 3", "bound 1", "download 3", "wait"]
+    session.close()
+    assert gpu.log[-1] == "close"
+
+
+def test_every_captured_size_gives_the_golden_outputs_before_it_serves(digits: bundle.Bundle, gpu: Machine) -> None:
+    session, _ = runtime.load(digits, Options("cuda", buckets=(2, 64, 500)))
+    session.close()
+    proving = gpu.log[gpu.log.index("wait") :]
+    assert {"bound 0", "bound 1", "bound 2"} <= set(proving)
+    assert "upload 500" in proving
+
+
+@pytest.mark.parametrize("crossover", [1, 8])
+def test_fewer_rows_than_the_crossover_run_on_the_cpu_and_both_are_proven(
+    crossover: int, digits: bundle.Bundle, gpu: Machine
+) -> None:
+    session, _ = runtime.load(digits, Options("auto", crossover=crossover))
+    assert f"fewer than {crossover} rows run on the CPU" in session.why
+    assert [runner.provider for runner in session.runners] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    gpu.log.clear()
+    drawn = np.random.default_rng(0).integers(0, 17, (crossover, 64)).astype(np.float32)
+    if crossover > 1:
+        session.run(drawn[1:])
+    assert gpu.log == []
+    session.run(drawn)
+    assert gpu.log[0] == f"upload {crossover}"
+    session.close()
+
+
+def test_a_device_that_is_wrong_is_refused_and_given_back(
+    digits: bundle.Bundle, gpu: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(model: onnx.ModelProto, precision: str) -> bytes:  # noqa: ARG001
+        for weights in model.graph.initializer:
+            weights.raw_data = (onnx.numpy_helper.to_array(weights) * 1.01).astype(np.float32).tobytes()
+        return model.SerializeToString()
+
+    monkeypatch.setattr(runtime, "converted", other)
+    with pytest.raises(BundleError, match="on CUDAExecutionProvider the golden rows are off by"):
+        runtime.load(digits, Options("cuda"))
+    assert gpu.log[-1] == "close"
+
+
+def test_auto_takes_the_cpu_where_cuda_fails_and_says_why(digits: bundle.Bundle, gpu: Machine) -> None:
+    gpu.fails = lambda: DeviceError("CUDA does not answer: no driver")
+    session, _ = runtime.load(digits, Options("auto"))
+    assert (session.provider, session.why) == ("CPUExecutionProvider", "CUDA does not answer: no driver")
+    with pytest.raises(DeviceError, match="no driver"):
+        runtime.load(digits, Options("cuda"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_a_precision_of_cuda_is_refused_on_the_cpu(device: str, digits: bundle.Bundle, gpu: Machine) -> None:
+    gpu.fails = lambda: DeviceError("no driver")
+    with pytest.raises(DeviceError, match="precision fp16 is for CUDA, and this is the CPU: "):
+        runtime.load(digits, Options(device, precision="fp16"))
 
 
 # --- not an ONNX model that can be run -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -55,10 +56,13 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
         "compression": False,
         "metrics": False,
         "access_log": True,
+        "precision": "bf16",
     }
     value = values.get(name, 7)
-    text = str(value).lower() if type(value) is bool else str(value)
-    config.write_text(f"{name} = {repr(value) if type(value) is str else text}\n")
+    if name in ("buckets", "gpu_memory"):
+        value = (7, 70) if name == "buckets" else 2**30
+    text = str(value).lower() if type(value) is bool else str(value).strip("()")
+    config.write_text(f"{name} = {json.dumps(value)}\n")
     wanted = Settings.model_validate({name: value})
     assert wanted != Settings()
     assert load({}, {settings.PREFIX + name.upper(): text}) == wanted
@@ -71,6 +75,11 @@ def test_every_setting_is_described(name: str) -> None:
     description = Settings.model_fields[name].description
     assert description
     assert "\n" not in description
+
+
+@pytest.mark.parametrize(("text", "sizes"), [("", ()), ("8", (8,)), ("64, 1,8,64", (1, 8, 64))])
+def test_buckets_are_put_in_order(text: str, sizes: tuple[int, ...]) -> None:
+    assert load({"buckets": text}, {}).buckets == load({}, {"FOLDSERVE_BUCKETS": text}).buckets == sizes
 
 
 def test_what_is_not_ours_in_the_environment_is_left_alone() -> None:
@@ -89,7 +98,14 @@ BAD: list[tuple[str, Any]] = [
     ("port", "65536"),
     ("port", "1.5"),
     ("port", "1" * 5000),
-    ("threads", "0"),
+    ("threads", "-1"),
+    ("precision", "int8"),
+    ("buckets", "0"),
+    ("buckets", "1,two"),
+    ("buckets", "1048577"),
+    ("buckets", ",".join(map(str, range(1, 18)))),
+    ("crossover", "-1"),
+    ("gpu_memory", "1048575"),
     ("threads", "1025"),
     ("device", "tpu"),
     ("device", "CPU"),
@@ -157,6 +173,7 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_the_devices_are_those_that_the_runtime_knows() -> None:
-    from service import runtime
+    from service import session
 
-    assert get_args(Settings.model_fields["device"].annotation) == get_args(runtime.Device)
+    assert get_args(Settings.model_fields["device"].annotation) == get_args(session.Device)
+    assert get_args(Settings.model_fields["precision"].annotation) == get_args(session.Precision)
