@@ -7,18 +7,21 @@
 PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
+GPU ?= .venv-gpu
 PORT ?= 8000
 DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-slow test-clients check bench bench-gpu bench-training bench-ablation install clean
+.PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel check bench bench-gpu bench-training bench-ablation install clean
 
 help:
 	@echo "make demo   train digits, fold it, prove it, serve it on http://127.0.0.1:$(PORT)"
 	@echo "make test   style, types and the whole test suite"
 	@echo "make test-slow     whole trainings: killed and resumed, on several processes, over five seeds"
 	@echo "make test-clients  tritonclient, KServe's client and perf_analyzer against the server"
+	@echo "make test-gpu-wheel  what onnxruntime-gpu refuses where there is no GPU, with the real wheel"
+	@echo "make test-gpu        the runtime and training on a GPU"
 	@echo "make check  style and types alone"
 	@echo "make bench  foldserve beside what else serves such a model; needs wrk; ARGS='--help' for more"
 	@echo "make bench-gpu  foldserve on a GPU beside ONNX Runtime and PyTorch there, with PYTHON's packages; ARGS='--help'"
@@ -43,6 +46,15 @@ test-slow: install
 # Their environment is their own: their pins exclude those of constraints.txt.
 test-clients: install $(CLIENTS)/installed
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients tests/clients
+
+# onnxruntime-gpu and onnxruntime are one module: the other needs an environment of its own.
+test-gpu-wheel: $(GPU)/installed
+	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
+
+# Where there is a GPU, TORCH_INDEX names PyTorch's builds for its CUDA.
+test-gpu: $(GPU)/installed
+	$(PIP:$(BIN)/%=$(GPU)/bin/%) --constraint constraints.txt --editable '.[gpu,train,test]'
+	$(GPU)/bin/python -m pytest tests/gpu
 
 check: install
 	$(BIN)/ruff check .
@@ -71,6 +83,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[cpu,train,tune,test]'
 	@touch $@
 
+$(GPU)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU)
+	$(PIP:$(BIN)/%=$(GPU)/bin/%) --constraint constraints.txt --editable '.[gpu,test]'
+	@touch $@
+
 $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_analyzer.sh
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
@@ -78,4 +95,4 @@ $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(GPU) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -59,7 +59,7 @@ def children(pid: int) -> dict[int, str]:
         for child in map(int, file.read_text().split()):
             try:
                 found[child] = Path(f"/proc/{child}/cmdline").read_text()
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue
     return found
 

@@ -1,0 +1,27 @@
+"""Tests that need a GPU, its driver and onnxruntime-gpu: `make test-gpu`. Elsewhere each is skipped with the reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from service import cuda
+from service.errors import DeviceError
+from service.session import CUDA, require
+
+
+def _why_not() -> str | None:
+    try:
+        require(CUDA)
+        cuda.gpus()
+    except DeviceError as error:
+        return f"no GPU: {error}"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = _why_not()
+    for item in items:
+        if item.path.parent.name == "gpu":
+            item.add_marker(pytest.mark.gpu)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))

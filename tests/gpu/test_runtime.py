@@ -1,0 +1,105 @@
+"""The runtime on a real GPU: exact, the same with and without graphs, and without cuDNN."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from service import bundle, runtime
+from service.errors import BundleError
+from service.precision import tolerance
+from service.runtime import Runtime
+from service.session import Options, Precision
+from tests.service.support import foldserve, oracle, serving
+
+GENERATOR = np.random.default_rng(0)
+
+
+def rows(count: int) -> np.ndarray:
+    return GENERATOR.integers(0, 17, (count, 64)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def graphs(digits: bundle.Bundle) -> Iterator[Runtime]:
+    made, _ = runtime.load(digits, Options("cuda"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def plain(digits: bundle.Bundle) -> Iterator[Runtime]:
+    made, _ = runtime.load(digits, Options("cuda", buckets=()))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 63, 64, 65, 1024, 1025, 5000])
+def test_every_batch_is_within_the_certificate_of_another_engine(
+    count: int, digits: bundle.Bundle, graphs: Runtime
+) -> None:
+    asked = rows(count)
+    allowed = digits.manifest.certificate.tolerance
+    for _ in range(3):
+        assert allowed.measure(oracle(digits.model)(asked).astype(np.float64), graphs.run(asked)).holds
+
+
+@pytest.mark.parametrize("size", [1, 4, 16, 64, 256, 1024])
+def test_with_and_without_graphs_the_answers_are_the_same_bits(size: int, graphs: Runtime, plain: Runtime) -> None:
+    for _ in range(5):
+        asked = rows(size)
+        assert graphs.run(asked).tobytes() == plain.run(asked).tobytes()
+
+
+def test_what_an_earlier_batch_left_behind_is_in_no_answer(graphs: Runtime) -> None:
+    asked = rows(5)
+    before = graphs.run(asked)
+    graphs.run(np.full((16, 64), np.nan, np.float32))
+    assert graphs.run(asked).tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
+def test_fewer_bits_are_within_their_tolerance(precision: Precision, digits: bundle.Bundle) -> None:
+    made, parity = runtime.load(digits, Options("cuda", precision=precision))
+    assert parity.holds
+    asked = rows(300)
+    allowed = tolerance(digits.manifest.certificate.tolerance, precision)
+    assert allowed.measure(oracle(digits.model)(asked).astype(np.float64), made.run(asked)).holds
+    made.close()
+
+
+def test_a_limit_of_memory_that_nothing_fits_in_is_refused(digits: bundle.Bundle) -> None:
+    with pytest.raises((BundleError, Exception), match="memory"):
+        runtime.load(digits, Options("cuda", gpu_memory=2**10, buckets=()))
+
+
+def test_a_session_loads_no_cudnn(digits: bundle.Bundle) -> None:
+    code = (
+        "import sys; from pathlib import Path; from service import bundle, runtime\n"
+        "from service.session import Options\n"
+        "made, _ = runtime.load(bundle.read(Path(sys.argv[1])), Options('cuda'))\n"
+        "print('cudnn' in Path('/proc/self/maps').read_text(), 'cublas' in Path('/proc/self/maps').read_text())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, digits.path], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_the_service_answers_on_cuda(models: Path, tmp_path: Path) -> None:
+    with serving(models, tmp_path / "log", "--device", "cuda", "--default-model", "digits") as served:
+        version = httpx.get(f"{served.url}/v1/models/digits").json()["versions"][0]
+        assert version["provider"] == "CUDAExecutionProvider"
+        asked = rows(3)
+        answer = httpx.post(f"{served.url}/predict", json={"instances": asked.tolist()}).json()
+        expected = oracle(bundle.read(models / "digits" / "1").model)(asked)
+        np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_doctor_finds_nothing_wrong() -> None:
+    assert foldserve("doctor", "--device", "cuda").returncode == 0

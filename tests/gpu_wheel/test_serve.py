@@ -1,0 +1,113 @@
+"""What `foldserve serve`, `verify` and a loaded runtime say where onnxruntime-gpu is installed, and there is no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+from service import bundle, runtime
+from service.cuda_runner import CudaRunner
+from service.errors import DeviceError, DeviceLost
+from service.session import Options, open_cuda
+from tests.gpu_wheel.test_doctor import pytestmark as pytestmark
+from tests.service.cuda_on_the_cpu import HostStream
+from tests.service.support import constant, environment, foldserve, onnx_model
+
+SHIPPED = Path(__file__).parents[2] / "models"
+MODEL = onnx_model(
+    [helper.make_node("MatMul", ["input", "w"], ["value"])], [constant("w", np.array([[2.0], [3.0]], np.float32))]
+)
+
+
+def test_cuda_asked_for_and_absent_is_refused_in_one_line() -> None:
+    done = foldserve("serve", "--models", SHIPPED, "--port", "0", "--device", "cuda")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("foldserve: error: CUDA does not answer, `foldserve doctor` tells more: libcuda.so.1")
+
+
+def test_auto_serves_on_the_cpu_and_says_why() -> None:
+    session, _ = runtime.load(bundle.read(SHIPPED / "digits" / "1"), Options("auto"))
+    assert session.provider == "CPUExecutionProvider"
+    assert "libcuda.so.1" in session.why
+
+
+def test_a_precision_is_refused_rather_than_served_in_another() -> None:
+    done = foldserve("serve", "--models", SHIPPED, "--port", "0", "--precision", "fp16")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "precision fp16 is for CUDA, and this is the CPU: CUDA does not answer" in line
+
+
+def test_a_session_of_cuda_that_would_come_back_on_the_cpu_is_refused() -> None:
+    assert "CUDAExecutionProvider" in ort.get_available_providers()  # listed, with no GPU
+    with pytest.raises(DeviceError, match="CUDA does not answer"):
+        open_cuda(MODEL, {"use_tf32": "0"})
+
+
+def test_verify_says_that_cuda_does_not_answer() -> None:
+    done = foldserve("verify", SHIPPED / "digits" / "1")
+    assert done.returncode == 0
+    assert any(line.startswith("none  cuda") and "libcuda.so.1" in line for line in done.stdout.splitlines())
+
+
+def test_a_provider_that_is_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's own session would open another one on the CPU, in silence, when its provider fails."""
+    opened = []
+
+    def on_the_cpu(model: bytes, _: dict[str, str]) -> ort.InferenceSession:
+        # The real class of this wheel, opened as `open_cuda` does but for the provider.
+        session = ort.InferenceSession(model, providers=["CPUExecutionProvider"], enable_fallback=False)
+        opened.append(session)
+        return session
+
+    runner = CudaRunner(MODEL, Options("cuda", buckets=()), lambda: HostStream([]), on_the_cpu)
+    assert runner.run(np.ones((1, 2), np.float32)).tolist() == [[5]]
+    (session,) = opened
+
+    class Failing:
+        def __getattr__(self, name: str) -> object:
+            return getattr(before, name)
+
+        def run(self, *_: object) -> None:
+            raise ort.capi.onnxruntime_pybind11_state.EPFail("CUDA failure 999: unknown error ; GPU=0")
+
+    before = session._sess
+    monkeypatch.setattr(session, "_sess", Failing())
+    with pytest.raises(DeviceLost):
+        runner.run(np.ones((1, 2), np.float32))
+    assert runner.lost
+    assert len(opened) == 1
+    assert isinstance(session._sess, Failing)  # no other session was opened in its place
+    monkeypatch.setattr(session, "_sess", before)
+    with pytest.raises(DeviceLost):
+        runner.run(np.ones((1, 2), np.float32))
+    runner.close()
+
+
+def test_both_wheels_at_once_are_named(tmp_path: Path) -> None:
+    """pip knows both, and the module on top is the one without CUDA."""
+    folder = tmp_path / "onnxruntime-1.32.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime\nVersion: 1.32.0\n", encoding="utf-8")
+    package = tmp_path / "onnxruntime"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import sys\n"
+        "path, sys.path = sys.path, [p for p in sys.path if p != " + repr(str(tmp_path)) + "]\n"
+        "del sys.modules['onnxruntime']\n"
+        "import onnxruntime as real\n"
+        "real.get_available_providers = lambda: ['CPUExecutionProvider']\n"
+        "sys.path = path\n",
+        encoding="utf-8",
+    )
+    search = f"{tmp_path}:{environment().get('PYTHONPATH', '')}"
+    done = foldserve("serve", "--models", SHIPPED, "--port", "0", "--device", "cuda", env={"PYTHONPATH": search})
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "onnxruntime and onnxruntime-gpu are installed, over each other" in line
+    assert "pip uninstall --yes onnxruntime onnxruntime-gpu" in line
