@@ -138,7 +138,7 @@ def _open(path: Path, settings: Settings, pool: Pool, metrics: Metrics | None) -
         whole = bundle.read(path)
         if (whole.manifest.name, str(whole.manifest.version)) != (path.parent.name, path.name):
             raise BundleError(f"the manifest is of {whole.manifest.name}/{whole.manifest.version}", path)
-        runtime, parity = load(whole, _options(settings, whole))
+        runtime, parity = load(whole, how_to_run(settings, whole))
     except BundleError as error:
         return Refused(error.reason)
     log.info(
@@ -152,7 +152,7 @@ def _open(path: Path, settings: Settings, pool: Pool, metrics: Metrics | None) -
     return _live(whole.manifest, runtime, parity, settings, pool, metrics)
 
 
-def _options(settings: Settings, whole: Bundle) -> Options:
+def how_to_run(settings: Settings, whole: Bundle) -> Options:
     """Choose how a bundle's model is run: what is the settings' own, and threads that fit its size."""
     threads = settings.threads
     if not threads:
