@@ -16,6 +16,7 @@ from service.errors import BundleError
 from service.precision import tolerance
 from service.runtime import Runtime
 from service.session import Options, Precision
+from tests.service.mixed import mixed_bundle
 from tests.service.support import foldserve, oracle, serving
 
 GENERATOR = np.random.default_rng(0)
@@ -61,6 +62,12 @@ def test_what_an_earlier_batch_left_behind_is_in_no_answer(graphs: Runtime) -> N
     before = graphs.run(asked)
     graphs.run(np.full((16, 64), np.nan, np.float32))
     assert graphs.run(asked).tobytes() == before.tobytes()
+
+
+def test_categories_and_missing_values_run_on_cuda_alone() -> None:
+    made, parity = runtime.load(mixed_bundle(), Options("cuda"))
+    assert parity.holds
+    made.close()
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
