@@ -43,7 +43,6 @@ class Runtime:
         self._cuda = cuda
         self._crossover = options.crossover
         self.provider = CPU if cuda is None else cuda.provider
-        self.precision = options.precision
         self.why = why
 
     @property
@@ -106,6 +105,8 @@ def _opened(graph: onnx.ModelProto, cpu: CpuRunner, options: Options) -> Runtime
             why = str(refusal)
         else:
             why = "asked for" if options.device == "cuda" else "CUDA answers"
+            if options.precision != "fp32":
+                why += f"; products in {options.precision}"
             if options.crossover:
                 why += f"; fewer than {options.crossover} rows run on the CPU"
             return Runtime(cpu, cuda, options, why)

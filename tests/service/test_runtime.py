@@ -161,6 +161,14 @@ def test_auto_takes_the_cpu_where_cuda_fails_and_says_why(digits: bundle.Bundle,
         runtime.load(digits, Options("cuda"))
 
 
+def test_another_precision_is_said(digits: bundle.Bundle, gpu: Machine) -> None:
+    session, parity = runtime.load(digits, Options("auto", precision="tf32"))
+    assert session.why == "CUDA answers; products in tf32"
+    assert parity.holds
+    assert gpu.options[0]["use_tf32"] == "1"
+    session.close()
+
+
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_a_precision_of_cuda_is_refused_on_the_cpu(device: str, digits: bundle.Bundle, gpu: Machine) -> None:
     gpu.fails = lambda: DeviceError("no driver")
