@@ -1,4 +1,4 @@
-"""`foldserve`: serve, verify, inspect, doctor. Composes; nothing imports it.
+"""`foldserve`: serve, verify, inspect, doctor, tune. Composes; nothing imports it.
 
 Exit status: 0 done, 1 refused with one line on standard error, or the doctor found something wrong, 2 a wrong command
 line.
@@ -70,7 +70,31 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--device", choices=devices, default="auto", help="what is to serve (default: auto)")
     doctor.add_argument("--json", action="store_true", help='print one object, {"ok": ..., "checks": [...]}')
     doctor.set_defaults(command=_doctor)
+
+    tune = commands.add_parser("tune", help="find the settings that suit this machine", description=_tune.__doc__)
+    tune.add_argument("model", type=Path, metavar="MODEL", help="folder <models>/<name>, or of one <version> in it")
+    tune.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        default=Path("foldserve.toml"),
+        metavar="TOML",
+        help="file for `foldserve serve --config`; the picture goes beside it (default: foldserve.toml)",
+    )
+    tune.add_argument("--device", choices=devices, default="auto", help="what is to serve (default: auto)")
+    tune.add_argument(
+        "--seconds", type=_seconds, default=20.0, metavar="S", help="about how long to measure (default: 20)"
+    )
+    tune.add_argument("--json", action="store_true", help="print one object with all that was measured and chosen")
+    tune.set_defaults(command=_tune)
     return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 86_400:
+        raise argparse.ArgumentTypeError("seconds, more than 0 and at most a day")
+    return value
 
 
 def _serve(parsed: argparse.Namespace) -> None:
@@ -141,3 +165,28 @@ def _doctor(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=2))
     return 0 if ok else 1
+
+
+def _tune(parsed: argparse.Namespace) -> None:
+    """Measure a model on this machine: latency by batch on the CPU, by threads, and on CUDA, with graphs and without;
+    rows per second by processes. Every session is proven first. Write the settings that follow as the TOML that
+    `foldserve serve --config` reads, and a picture of the curves beside it."""
+    from service import tune
+
+    tune.require_place(parsed.output)
+    whole = tune.find(parsed.model)
+    if not parsed.json:
+        name = f"{whole.manifest.name}/{whole.manifest.version}"
+        print(f"measuring {name} for about {parsed.seconds:g} s: latency by batch, median\n", flush=True)
+    tuned = tune.tune(whole, parsed.device, parsed.seconds)
+    drawn = tune.write(tuned, parsed.output)
+    if parsed.json:
+        files = {"config": str(parsed.output), "picture": str(drawn)}
+        print(json.dumps(tune.as_json(tuned) | files, indent=2))
+        return
+    print(tune.table(tuned.latencies), end="\n\n")
+    for choice in tuned.choices:
+        print(f"{choice.setting:<12} {json.dumps(choice.value)}: {choice.why}")
+    for what in tuned.left_out:
+        print(f"{'not measured':<12} {what}")
+    print(f"{'wrote':<12} {parsed.output} and {drawn}; serve with it: foldserve serve --config {parsed.output}")

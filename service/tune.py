@@ -1,0 +1,342 @@
+"""What `foldserve serve` had best be told on this machine: chosen from measurements, and written with the reason.
+
+It owns the choice of each setting, which is a function of measurements alone, and the two files that `tune` writes,
+whole or not at all. It measures nothing itself, and prints nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from service import bundle, cgroup, cuda, curves, runtime, wheels
+from service.bundle import MANIFEST_FILE, Bundle, Manifest
+from service.curves import duration
+from service.errors import BundleError, DeviceError, SettingsError
+from service.measure import MAX_BATCH, Curve, Latencies, Load, Throughput, doublings, latencies, plural, throughput
+from service.session import Device, Options
+
+# A graph is worth its memory where it saves this share of the time of the next larger one, or of a plain run.
+_GRAPH_SAVES = 0.05
+# Twice the threads must be at least so much faster, over all batches: as two processes, two cores run twice the rows.
+_THREADS_GAIN = 1.5
+# So must more processes, each of which takes its own memory.
+_WORKERS_GAIN = 1.1
+_FIRST_WORDS = "# foldserve tune"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting of service/settings.py, its value, and the figures that decided, in one line."""
+
+    setting: str
+    value: int | str | tuple[int, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was measured of a model on a machine, and chosen."""
+
+    manifest: Manifest
+    machine: str
+    versions: str
+    when: datetime
+    latencies: Latencies
+    throughput: Throughput
+    choices: tuple[Choice, ...]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """List what was not measured, and why."""
+        return self.latencies.left_out + self.throughput.left_out
+
+    @property
+    def model(self) -> str:
+        """Name the model and its version."""
+        return f"{self.manifest.name}/{self.manifest.version}"
+
+
+def find(path: Path) -> Bundle:
+    """Read the bundle in the folder `path`, or the newest version in the folder of a model. Raises `BundleError`."""
+    bundle.require_folder(path, "no such bundle")
+    try:
+        versions = [] if (path / MANIFEST_FILE).exists() else bundle.versions(path)
+    except OSError as error:
+        raise BundleError(f"can't be read: {error.strerror}", path) from error
+    return bundle.read(path / str(versions[-1]) if versions else path)
+
+
+def tune(whole: Bundle, device: Device, seconds: float, load: Load = runtime.load) -> Tuned:
+    """Measure for about so many seconds, and choose.
+
+    load: opens and proves what is measured; a function of a module, since other processes call it too.
+    Raises what `latencies` and `throughput` raise.
+    """
+    timed = latencies(whole, device, 0.65 * seconds, load)
+    options = _options(choose(timed, Throughput(), device), timed)
+    cores = cgroup.threads()
+    # Where CUDA runs the batches, the threads of the CPU's are idle.
+    most = cores if options.device == "cuda" else max(1, cores // options.threads)
+    if most > 1:
+        rates = throughput(whole, options, doublings(min(most, 256)), 0.35 * seconds, load)
+    else:
+        rates = Throughput(left_out=(f"workers: one process already takes what is granted, {_processors()}",))
+    return Tuned(
+        whole.manifest,
+        _machine(timed),
+        _versions(),
+        datetime.now(UTC),
+        timed,
+        rates,
+        choose(timed, rates, device),
+    )
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
+
+
+def choose(timed: Latencies, rates: Throughput, device: Device) -> tuple[Choice, ...]:
+    """Choose the settings that these figures decide, and no others.
+
+    device: what was asked for. What was not measured, CUDA or the processes, decides nothing.
+    """
+    threads, why = _threads(timed.cpu)
+    on_cpu = timed.cpu[threads]
+    choices = [Choice("threads", threads, why)]
+    if timed.plain:
+        choices += _on_cuda(on_cpu, timed, device)
+    elif device == "cpu":
+        choices = [
+            Choice("device", "cpu", f"asked for; {plural(min(on_cpu), 'row')} in {duration(min(on_cpu.values()))}"),
+            *choices,
+        ]
+    if rates.rates:
+        choices.append(_workers(rates))
+    return tuple(choices)
+
+
+def _threads(cpu: Mapping[int, Curve]) -> tuple[int, str]:
+    """Choose the fewest threads from which more of them gain too little, over all batches that the service runs."""
+    counts = sorted(cpu)
+    chosen, why = counts[0], "one processor is granted"
+    for more in counts[1:]:
+        batches = [batch for batch in cpu[more] if batch <= MAX_BATCH]
+        gain = statistics.geometric_mean([cpu[chosen][batch] / cpu[more][batch] for batch in batches])
+        enough = 1 + (_THREADS_GAIN - 1) * (more / chosen - 1)
+        why = (
+            f"{plural(more, 'thread')} are {gain:.2f} times as fast as {chosen}, over batches of {min(batches)} to "
+            f"{max(batches):,} rows; {enough:.3g} would be worth it"
+        )
+        if gain < enough:
+            break
+        chosen = more
+    return chosen, why
+
+
+def _on_cuda(on_cpu: Curve, timed: Latencies, device: Device) -> list[Choice]:
+    """Choose what is settled where CUDA answers: between it and the CPU, batch by batch, and which graphs it has."""
+    buckets, why = _buckets(timed.graphs, timed.plain)
+    graphs = Choice("buckets", buckets, why)
+    on_cuda = {batch: _padded(batch, buckets, timed) for batch in on_cpu if batch <= MAX_BATCH}
+    slower = [batch for batch in on_cuda if on_cuda[batch] >= on_cpu[batch]]
+    faster = [batch for batch in on_cuda if batch > max(slower, default=0)]
+
+    def compared(batch: int) -> str:
+        return f"{plural(batch, 'row')} in {duration(on_cuda[batch])} on CUDA, {duration(on_cpu[batch])} on the CPU"
+
+    largest = compared(max(on_cuda))
+    asked = [Choice("device", "cuda", f"asked for; {largest}")] if device == "cuda" else []
+    if not faster:
+        return [*asked, graphs] if asked else [Choice("device", "cpu", f"CUDA is no faster at a full batch: {largest}")]
+    # Where CUDA is faster from the smallest batch on, nothing is left for the CPU.
+    crossover = min(faster) if slower else 0
+    figures = "; ".join(map(compared, (*slower[-1:], min(faster))))
+    return [*asked, graphs, Choice("crossover", crossover, figures)]
+
+
+def _buckets(graphs: Curve, plain: Curve) -> tuple[tuple[int, ...], str]:
+    """Choose the batches that deserve a graph: quicker than a plain run, and than being padded to the next larger."""
+    kept: list[int] = []
+    for batch in sorted(graphs, reverse=True):
+        instead = graphs[kept[-1]] if kept else plain[batch]
+        if graphs[batch] <= (1 - _GRAPH_SAVES) * instead:
+            kept.append(batch)
+    batch = min(kept or graphs)
+    why = f"{plural(batch, 'row')} in {duration(graphs[batch])} as a graph, {duration(plain[batch])} as a plain run"
+    if dropped := ", ".join(f"{batch:,}" for batch in sorted(set(graphs) - set(kept))):
+        why += f"; a graph of {dropped} rows would save less than {_GRAPH_SAVES:.0%}"
+    return tuple(sorted(kept)), why
+
+
+def _padded(batch: int, buckets: Sequence[int], timed: Latencies) -> float:
+    """Say what a batch takes on CUDA with these graphs: that of the one with room for it, or else a plain run."""
+    return next((timed.graphs[bucket] for bucket in buckets if bucket >= batch), timed.plain[batch])
+
+
+def _workers(rates: Throughput) -> Choice:
+    """Choose the most processes up to which each step gains enough."""
+    counts = sorted(rates.rates)
+    chosen = counts[0]
+    for more in counts[1:]:
+        if rates.rates[more] < _WORKERS_GAIN * rates.rates[chosen]:
+            break
+        chosen = more
+    figures = ", ".join(f"{rates.rates[count]:,.0f} with {count}" for count in counts)
+    return Choice("workers", chosen, f"rows per second in batches of {MAX_BATCH:,}: {figures}")
+
+
+def _options(choices: Sequence[Choice], timed: Latencies) -> Options:
+    """Give what a process runs with that serves with these settings."""
+    values: dict[str, Any] = {choice.setting: choice.value for choice in choices}
+    return Options(**{"device": "cuda" if timed.plain else "cpu"} | values)
+
+
+# --- what is shown and written ---------------------------------------------------------------------------------------
+
+
+def named(timed: Latencies) -> dict[str, Curve]:
+    """Name each curve: the device, and how it was run there."""
+    found = {f"CPU, {plural(threads, 'thread')}": curve for threads, curve in timed.cpu.items()}
+    return found | ({"CUDA, graphs": timed.graphs, "CUDA, plain runs": timed.plain} if timed.plain else {})
+
+
+def table(timed: Latencies) -> str:
+    """Write the median latency by batch, a column a curve."""
+    columns = named(timed)
+    batches = sorted({batch for curve in columns.values() for batch in curve})
+    lines = [
+        ["rows", *columns],
+        *(
+            [f"{batch:,}", *(duration(curve[batch]) if batch in curve else "-" for curve in columns.values())]
+            for batch in batches
+        ),
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("   ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def toml(tuned: Tuned) -> str:
+    """Write the settings, each under the figures that decided, as `foldserve serve --config` reads them."""
+    head = (
+        f"{_FIRST_WORDS}, {tuned.when:%Y-%m-%d %H:%M} UTC: {tuned.model}, sha256 {tuned.manifest.model.sha256}",
+        f"# {tuned.machine}",
+        f"# {tuned.versions}",
+        *(f"# not measured: {what}" for what in tuned.left_out),
+    )
+    # A list of numbers and a text of plain letters are the same in JSON.
+    lines = (f"\n# {choice.why}\n{choice.setting} = {json.dumps(choice.value)}" for choice in tuned.choices)
+    return "\n".join([*map(_printable, head), *lines, ""])
+
+
+def picture(tuned: Tuned) -> str:
+    """Draw the curves, as SVG."""
+    return curves.draw(
+        f"Latency of {tuned.model} by batch",
+        f"{tuned.machine}, {tuned.when:%Y-%m-%d}",
+        "rows in a batch",
+        "time of one run, median",
+        named(tuned.latencies),
+    )
+
+
+def as_json(tuned: Tuned) -> dict[str, Any]:
+    """Give all of it as JSON has it; times in seconds, by the rows of a batch; rates in rows per second."""
+    return {
+        "model": tuned.model,
+        "sha256": tuned.manifest.model.sha256,
+        "when": tuned.when.isoformat(),
+        "machine": tuned.machine,
+        "versions": tuned.versions,
+        "latency": {name: dict(curve) for name, curve in named(tuned.latencies).items()},
+        "workers": dict(tuned.throughput.rates),
+        "chosen": {choice.setting: {"value": choice.value, "why": choice.why} for choice in tuned.choices},
+        "not_measured": list(tuned.left_out),
+    }
+
+
+def require_place(output: Path) -> None:
+    """Raise unless `write` may write there: `BundleError` for no folder, `SettingsError` for what is in the way.
+
+    A file of settings that a person wrote is not written over.
+    """
+    bundle.require_folder(output.parent)
+    if output.suffix == ".svg":
+        raise SettingsError(f"{output} is to be TOML; the picture goes beside it")
+    if not os.access(output.parent, os.W_OK):
+        raise SettingsError(f"can't write in {output.parent}: Permission denied")
+    try:
+        with output.open(encoding="utf-8", errors="replace") as there:
+            ours = there.read(len(_FIRST_WORDS)) == _FIRST_WORDS
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SettingsError(f"can't write {output}: {error.strerror}") from error
+    if not ours:
+        raise SettingsError(f"{output} is there, and not written by tune: name another file with -o")
+
+
+def write(tuned: Tuned, output: Path) -> Path:
+    """Write the settings to `output` and the picture beside it, each whole or not at all, and give the picture's path.
+
+    Raises `SettingsError` when that can't be written.
+    """
+    drawn = output.with_suffix(".svg")
+    # Beside their places, so that the rename stays inside one file system.
+    partial = {file: file.with_name(f".partial-{os.getpid()}-{file.name}") for file in (drawn, output)}
+    try:
+        for file, text in ((drawn, picture(tuned)), (output, toml(tuned))):
+            partial[file].write_text(text, encoding="utf-8")
+        for file, written in partial.items():
+            written.replace(file)
+    except OSError as error:
+        raise SettingsError(f"can't write {output}: {error.strerror}") from error
+    finally:
+        for written in partial.values():
+            written.unlink(missing_ok=True)
+    return drawn
+
+
+# --- this machine ----------------------------------------------------------------------------------------------------
+
+
+def _machine(timed: Latencies) -> str:
+    return ", ".join([_cpu_model(), _processors(), *(_gpu() if timed.plain else ["no GPU"])])
+
+
+def _cpu_model() -> str:
+    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return _printable(line.partition(":")[2].strip())
+    return platform.processor() or platform.machine()
+
+
+def _processors() -> str:
+    return plural(cgroup.threads(), "processor")
+
+
+def _gpu() -> Iterator[str]:
+    try:
+        yield cuda.gpus()[0].name  # the first is the one that serves
+    except DeviceError:
+        yield "a GPU"
+
+
+def _versions() -> str:
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("foldserve", *wheels.installed()))
+    return f"{packages}, Python {platform.python_version()}"
+
+
+def _printable(text: str) -> str:
+    """Leave out what no line of a file of settings may hold."""
+    return "".join(letter for letter in text if letter.isprintable())
