@@ -186,7 +186,7 @@ def _tune(parsed: argparse.Namespace) -> None:
         return
     print(tune.table(tuned.latencies), end="\n\n")
     for choice in tuned.choices:
-        print(f"{choice.setting:<12} {json.dumps(choice.value)}: {choice.why}")
-    for what in tuned.left_out:
-        print(f"{'not measured':<12} {what}")
-    print(f"{'wrote':<12} {parsed.output} and {drawn}; serve with it: foldserve serve --config {parsed.output}")
+        print(f"{choice.setting} = {json.dumps(choice.value)}: {choice.why}")
+    for note in tuned.notes:
+        print(note)
+    print(f"\nwrote {parsed.output} and {drawn}; serve with it: foldserve serve --config {parsed.output}")

@@ -38,6 +38,7 @@ Curve = Mapping[int, float]  # by the rows of a batch, the median seconds of a r
 # Of the batches measured; each of them up to `MAX_BATCH` may become a CUDA graph.
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
 MAX_BATCH = 1024  # the default of the setting: what is larger comes in pieces, and is measured where that is quick
+GRAPHS, PLAIN = "CUDA, graphs", "CUDA, plain runs"
 _FEWEST_ROUNDS = 3
 _VISIT_SECONDS = 0.015  # one batch, one way, one round
 _POOL_BYTES = 2**28  # of one round's rows
@@ -100,15 +101,15 @@ def latencies(
             return _Way(name, loaded.run, up_to)
 
         for threads in doublings(cgroup.threads()):
-            ways[threads] = way(f"CPU, {plural(threads, 'thread')}", Options("cpu", threads=threads))
+            ways[threads] = way(cpu_name(threads), Options("cpu", threads=threads))
         cuda = []
         if device == "cpu":
             left_out.append("CUDA: --device cpu")
         else:
             buckets = tuple(batch for batch in batches if batch <= MAX_BATCH)
             try:
-                cuda.append(way("CUDA, graphs", Options("cuda", buckets=buckets), MAX_BATCH))
-                cuda.append(way("CUDA, plain runs", Options("cuda", buckets=())))
+                cuda.append(way(GRAPHS, Options("cuda", buckets=buckets), MAX_BATCH))
+                cuda.append(way(PLAIN, Options("cuda", buckets=())))
             except DeviceError as refusal:
                 if device == "cuda":
                     raise
@@ -310,6 +311,11 @@ def _together(workers: Sequence[Connection], seconds: float) -> float:
         return math.fsum(worker.recv() for worker in workers)
     except EOFError:
         raise RuntimeFailure("a process that ran the model died") from None
+
+
+def cpu_name(threads: int) -> str:
+    """Name a way of running on the CPU."""
+    return f"CPU, {plural(threads, 'thread')}"
 
 
 def doublings(most: int) -> list[int]:

@@ -22,7 +22,20 @@ from service import bundle, cgroup, cuda, curves, runtime, wheels
 from service.bundle import MANIFEST_FILE, Bundle, Manifest
 from service.curves import duration
 from service.errors import BundleError, DeviceError, SettingsError
-from service.measure import MAX_BATCH, Curve, Latencies, Load, Throughput, doublings, latencies, plural, throughput
+from service.measure import (
+    GRAPHS,
+    MAX_BATCH,
+    PLAIN,
+    Curve,
+    Latencies,
+    Load,
+    Throughput,
+    cpu_name,
+    doublings,
+    latencies,
+    plural,
+    throughput,
+)
 from service.session import Device, Options
 
 # A graph is worth its memory where it saves this share of the time of the next larger one, or of a plain run.
@@ -31,6 +44,8 @@ _GRAPH_SAVES = 0.05
 _THREADS_GAIN = 1.5
 # So must more processes, each of which takes its own memory.
 _WORKERS_GAIN = 1.1
+# Of the host's processors; what others run is measured with the model.
+_BUSY = 0.2
 _FIRST_WORDS = "# foldserve tune"
 
 
@@ -51,6 +66,7 @@ class Tuned:
     machine: str
     versions: str
     when: datetime
+    busy: tuple[str, ...]  # a line where other programs took part of the machine
     latencies: Latencies
     throughput: Throughput
     choices: tuple[Choice, ...]
@@ -59,6 +75,11 @@ class Tuned:
     def left_out(self) -> tuple[str, ...]:
         """List what was not measured, and why."""
         return self.latencies.left_out + self.throughput.left_out
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """List what these figures must be read with: what was not measured and why, and a machine that was busy."""
+        return (*(f"not measured: {what}" for what in self.left_out), *self.busy)
 
     @property
     def model(self) -> str:
@@ -82,6 +103,7 @@ def tune(whole: Bundle, device: Device, seconds: float, load: Load = runtime.loa
     load: opens and proves what is measured; a function of a module, since other processes call it too.
     Raises what `latencies` and `throughput` raise.
     """
+    busy = _busy()
     timed = latencies(whole, device, 0.65 * seconds, load)
     options = _options(choose(timed, Throughput(), device), timed)
     cores = cgroup.threads()
@@ -96,6 +118,7 @@ def tune(whole: Bundle, device: Device, seconds: float, load: Load = runtime.loa
         _machine(timed),
         _versions(),
         datetime.now(UTC),
+        busy,
         timed,
         rates,
         choose(timed, rates, device),
@@ -117,7 +140,7 @@ def choose(timed: Latencies, rates: Throughput, device: Device) -> tuple[Choice,
         choices += _on_cuda(on_cpu, timed, device)
     elif device == "cpu":
         choices = [
-            Choice("device", "cpu", f"asked for; {plural(min(on_cpu), 'row')} in {duration(min(on_cpu.values()))}"),
+            Choice("device", "cpu", f"asked for; {plural(min(on_cpu), 'row')} in {duration(on_cpu[min(on_cpu)])}"),
             *choices,
         ]
     if rates.rates:
@@ -206,8 +229,8 @@ def _options(choices: Sequence[Choice], timed: Latencies) -> Options:
 
 def named(timed: Latencies) -> dict[str, Curve]:
     """Name each curve: the device, and how it was run there."""
-    found = {f"CPU, {plural(threads, 'thread')}": curve for threads, curve in timed.cpu.items()}
-    return found | ({"CUDA, graphs": timed.graphs, "CUDA, plain runs": timed.plain} if timed.plain else {})
+    found = {cpu_name(threads): curve for threads, curve in timed.cpu.items()}
+    return found | ({GRAPHS: timed.graphs, PLAIN: timed.plain} if timed.plain else {})
 
 
 def table(timed: Latencies) -> str:
@@ -231,7 +254,7 @@ def toml(tuned: Tuned) -> str:
         f"{_FIRST_WORDS}, {tuned.when:%Y-%m-%d %H:%M} UTC: {tuned.model}, sha256 {tuned.manifest.model.sha256}",
         f"# {tuned.machine}",
         f"# {tuned.versions}",
-        *(f"# not measured: {what}" for what in tuned.left_out),
+        *(f"# {note}" for note in tuned.notes),
     )
     # A list of numbers and a text of plain letters are the same in JSON.
     lines = (f"\n# {choice.why}\n{choice.setting} = {json.dumps(choice.value)}" for choice in tuned.choices)
@@ -260,7 +283,7 @@ def as_json(tuned: Tuned) -> dict[str, Any]:
         "latency": {name: dict(curve) for name, curve in named(tuned.latencies).items()},
         "workers": dict(tuned.throughput.rates),
         "chosen": {choice.setting: {"value": choice.value, "why": choice.why} for choice in tuned.choices},
-        "not_measured": list(tuned.left_out),
+        "notes": list(tuned.notes),
     }
 
 
@@ -323,6 +346,17 @@ def _cpu_model() -> str:
 
 def _processors() -> str:
     return plural(cgroup.threads(), "processor")
+
+
+def _busy() -> tuple[str, ...]:
+    try:
+        load, _, _ = os.getloadavg()  # of the host, over the last minute
+    except OSError:
+        return ()
+    host = os.cpu_count() or 1
+    if load <= _BUSY * host:
+        return ()
+    return (f"a busy machine: before this began, a load of {load:.1f} on {plural(host, 'processor')}; measure again",)
 
 
 def _gpu() -> Iterator[str]:
