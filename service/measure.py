@@ -113,6 +113,7 @@ def latencies(
             except DeviceError as refusal:
                 if device == "cuda":
                     raise
+                cuda.clear()  # one without the other decides nothing
                 left_out.append(f"CUDA: {refusal}")
         every = [*ways.values(), *cuda]
         found = _rounds(every, whole.manifest, batches, seconds, left_out)

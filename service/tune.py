@@ -44,6 +44,8 @@ _GRAPH_SAVES = 0.05
 _THREADS_GAIN = 1.5
 # So must more processes, each of which takes its own memory.
 _WORKERS_GAIN = 1.1
+# Each has its own model, and on CUDA a context of some hundred MiB.
+_MOST_WORKERS = {"cpu": 64, "cuda": 16}
 # Of the host's processors; what others run is measured with the model.
 _BUSY = 0.2
 _FIRST_WORDS = "# foldserve tune"
@@ -110,7 +112,7 @@ def tune(whole: Bundle, device: Device, seconds: float, load: Load = runtime.loa
     # Where CUDA runs the batches, the threads of the CPU's are idle.
     most = cores if options.device == "cuda" else max(1, cores // options.threads)
     if most > 1:
-        rates = throughput(whole, options, doublings(min(most, 256)), 0.35 * seconds, load)
+        rates = throughput(whole, options, doublings(min(most, _MOST_WORKERS[options.device])), 0.35 * seconds, load)
     else:
         rates = Throughput(left_out=(f"workers: one process already takes what is granted, {_processors()}",))
     return Tuned(

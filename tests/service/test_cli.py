@@ -53,7 +53,7 @@ def test_the_version_is_the_installed_one() -> None:
 def test_help_names_every_command() -> None:
     done = foldserve("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("serve", "verify", "inspect", "doctor"):
+    for command in ("serve", "verify", "inspect", "doctor", "tune"):
         assert f"\n    {command} " in done.stdout
 
 
@@ -68,7 +68,7 @@ def test_the_help_of_serve_names_every_setting_its_variable_and_its_default() ->
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("unheard-of",), ("serve", "--unheard-of"), ("verify",), ("inspect", "a", "b")]
+    "arguments", [(), ("unheard-of",), ("serve", "--unheard-of"), ("verify",), ("inspect", "a", "b"), ("tune",)]
 )
 def test_a_wrong_command_line_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     done = foldserve(*arguments)

@@ -184,6 +184,10 @@ def where_cuda_refuses(whole: Bundle, options: Options) -> tuple[Runtime, Parity
     return Runtime(CpuRunner(whole.model, options.threads), None, options, "made"), _parity(whole)
 
 
+def where_plain_runs_refuse(whole: Bundle, options: Options) -> tuple[Runtime, Parity]:
+    return (on_a_fake_gpu if options.buckets else where_cuda_refuses)(whole, options)
+
+
 class Short(CpuRunner):
     """A device that has room for so many rows."""
 
@@ -213,8 +217,9 @@ def test_a_machine_with_a_gpu_is_measured_whole(digits: Bundle, tmp_path: Path) 
     assert read == Settings.model_validate({choice.setting: choice.value for choice in tuned.choices})
 
 
-def test_where_cuda_refuses_the_reason_is_kept_and_the_cpu_is_measured(digits: Bundle) -> None:
-    timed = measure.latencies(digits, "auto", 0.1, where_cuda_refuses, batches=(1, 4))
+@pytest.mark.parametrize("load", [where_cuda_refuses, where_plain_runs_refuse])
+def test_where_cuda_refuses_the_reason_is_kept_and_the_cpu_is_measured(load: measure.Load, digits: Bundle) -> None:
+    timed = measure.latencies(digits, "auto", 0.1, load, batches=(1, 4))
     assert timed.left_out == ("CUDA: no GPU today",)
     assert (timed.graphs, timed.plain) == ({}, {})
     assert all(set(curve) == {1, 4} for curve in timed.cpu.values())
@@ -373,6 +378,11 @@ def test_the_newest_version_of_a_model_is_taken_and_any_when_named(models: Path)
         tune.find(models / "digits")
     shutil.rmtree(models / "digits" / "2")
     assert tune.find(models / "digits").manifest.version == 1
+
+
+def test_the_page_on_tuning_names_every_setting_that_is_chosen(digits: Bundle) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
+    assert all(f"`{choice.setting}`" in page for choice in tuned_by_hand(digits).choices)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
