@@ -171,22 +171,25 @@ def _tune(parsed: argparse.Namespace) -> None:
     """Measure a model on this machine: latency by batch on the CPU, by threads, and on CUDA, with graphs and without;
     rows per second by processes. Every session is proven first. Write the settings that follow as the TOML that
     `foldserve serve --config` reads, and a picture of the curves beside it."""
-    from service import tune
+    from service import tune, tuned
 
-    tune.require_place(parsed.output)
+    tuned.require_place(parsed.output)
     whole = tune.find(parsed.model)
-    if not parsed.json:
-        name = f"{whole.manifest.name}/{whole.manifest.version}"
-        print(f"measuring {name} for about {parsed.seconds:g} s: latency by batch, median\n", flush=True)
-    tuned = tune.tune(whole, parsed.device, parsed.seconds)
-    drawn = tune.write(tuned, parsed.output)
+    name = f"{whole.manifest.name}/{whole.manifest.version}"
+
+    def begin() -> None:
+        if not parsed.json:
+            print(f"measuring {name} for about {parsed.seconds:g} s: latency by batch, median\n", flush=True)
+
+    found = tune.tune(whole, parsed.device, parsed.seconds, begin=begin)
+    drawn = tuned.write(found, parsed.output)
     if parsed.json:
         files = {"config": str(parsed.output), "picture": str(drawn)}
-        print(json.dumps(tune.as_json(tuned) | files, indent=2))
+        print(json.dumps(tuned.as_json(found) | files, indent=2))
         return
-    print(tune.table(tuned.latencies), end="\n\n")
-    for choice in tuned.choices:
+    print(tuned.table(found.latencies), end="\n\n")
+    for choice in found.choices:
         print(f"{choice.setting} = {json.dumps(choice.value)}: {choice.why}")
-    for note in tuned.notes:
+    for note in found.notes:
         print(note)
     print(f"\nwrote {parsed.output} and {drawn}; serve with it: foldserve serve --config {parsed.output}")

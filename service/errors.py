@@ -1,7 +1,7 @@
 """Everything the service refuses. Knows no HTTP: `app.py` maps each error to a status.
 
 FoldserveError
-├── SettingsError        settings.py: a flag, variable or file with a value that can't be used
+├── SettingsError        settings.py, tuned.py: a flag, variable or file with a value that can't be used
 ├── BundleError          bundle.py, proof.py: not whole, or not the model that its manifest certifies
 ├── DeviceError          session.py, stream.py: the device asked for does not answer
 ├── StartError           cli.py, repository.py: nothing to serve, no port to serve it on

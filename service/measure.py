@@ -82,11 +82,17 @@ class _Way:
 
 
 def latencies(
-    whole: Bundle, device: Device, seconds: float, load: Load = runtime.load, batches: Sequence[int] = BATCHES
+    whole: Bundle,
+    device: Device,
+    seconds: float,
+    load: Load = runtime.load,
+    batches: Sequence[int] = BATCHES,
+    begin: Callable[[], object] = lambda: None,
 ) -> Latencies:
     """Measure the model on the CPU with 1, 2, 4, ... threads and, unless `device` is cpu, on CUDA where it answers.
 
-    seconds: about how long it takes, once everything is open; a large model takes longer. batches: rising.
+    seconds: about how long it takes, once everything is open; a large model takes longer. batches: rising. begin:
+    called then, when nothing is refused any more.
     Raises `BundleError` as `load` does, `DeviceError` where `device` is cuda and none answers, and `RuntimeFailure`
     when a run fails that the service would have to do.
     """
@@ -115,6 +121,7 @@ def latencies(
                     raise
                 cuda.clear()  # one without the other decides nothing
                 left_out.append(f"CUDA: {refusal}")
+        begin()
         every = [*ways.values(), *cuda]
         found = _rounds(every, whole.manifest, batches, seconds, left_out)
     curves = {measured.name: found[measured.name] for measured in every}
@@ -174,7 +181,7 @@ def _quick(way: _Way, rows: Rows, limit: float, left_out: list[str]) -> bool:
         return False
     if served or took <= limit:
         return True
-    left_out.append(f"{way.name}, {len(rows):,} rows: a run takes {took:.2g} s, too long for the time given")
+    left_out.append(f"{way.name}, {len(rows):,} rows: a run takes {took * 1e3:.3g} ms, too long for the time given")
     return False
 
 

@@ -1,16 +1,15 @@
-"""What `foldserve serve` had best be told on this machine: chosen from measurements, and written with the reason.
+"""What `foldserve serve` had best be told on this machine: measured, and chosen with a reason.
 
-It owns the choice of each setting, which is a function of measurements alone, and the two files that `tune` writes,
-whole or not at all. It measures nothing itself, and prints nothing.
+It owns the choice of each setting, which is a function of measurements alone. It measures nothing itself, and writes
+nothing.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,19 +17,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from service import bundle, cgroup, cuda, curves, runtime, wheels
+from service import bundle, cgroup, cuda, runtime, wheels
 from service.bundle import MANIFEST_FILE, Bundle, Manifest
 from service.curves import duration
-from service.errors import BundleError, DeviceError, SettingsError
+from service.errors import BundleError, DeviceError
 from service.measure import (
-    GRAPHS,
     MAX_BATCH,
-    PLAIN,
     Curve,
     Latencies,
     Load,
     Throughput,
-    cpu_name,
     doublings,
     latencies,
     plural,
@@ -48,7 +44,6 @@ _WORKERS_GAIN = 1.1
 _MOST_WORKERS = {"cpu": 64, "cuda": 16}
 # Of the host's processors; what others run is measured with the model.
 _BUSY = 0.2
-_FIRST_WORDS = "# foldserve tune"
 
 
 @dataclass(frozen=True)
@@ -74,14 +69,10 @@ class Tuned:
     choices: tuple[Choice, ...]
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """List what was not measured, and why."""
-        return self.latencies.left_out + self.throughput.left_out
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """List what these figures must be read with: what was not measured and why, and a machine that was busy."""
-        return (*(f"not measured: {what}" for what in self.left_out), *self.busy)
+        left_out = self.latencies.left_out + self.throughput.left_out
+        return (*(f"not measured: {what}" for what in left_out), *self.busy)
 
     @property
     def model(self) -> str:
@@ -99,14 +90,21 @@ def find(path: Path) -> Bundle:
     return bundle.read(path / str(versions[-1]) if versions else path)
 
 
-def tune(whole: Bundle, device: Device, seconds: float, load: Load = runtime.load) -> Tuned:
+def tune(
+    whole: Bundle,
+    device: Device,
+    seconds: float,
+    load: Load = runtime.load,
+    begin: Callable[[], object] = lambda: None,
+) -> Tuned:
     """Measure for about so many seconds, and choose.
 
-    load: opens and proves what is measured; a function of a module, since other processes call it too.
+    load: opens and proves what is measured; a function of a module, since other processes call it too. begin: called
+    once all of it is open.
     Raises what `latencies` and `throughput` raise.
     """
     busy = _busy()
-    timed = latencies(whole, device, 0.65 * seconds, load)
+    timed = latencies(whole, device, 0.65 * seconds, load, begin=begin)
     options = _options(choose(timed, Throughput(), device), timed)
     cores = cgroup.threads()
     # Where CUDA runs the batches, the threads of the CPU's are idle.
@@ -226,111 +224,6 @@ def _options(choices: Sequence[Choice], timed: Latencies) -> Options:
     return Options(**{"device": "cuda" if timed.plain else "cpu"} | values)
 
 
-# --- what is shown and written ---------------------------------------------------------------------------------------
-
-
-def named(timed: Latencies) -> dict[str, Curve]:
-    """Name each curve: the device, and how it was run there."""
-    found = {cpu_name(threads): curve for threads, curve in timed.cpu.items()}
-    return found | ({GRAPHS: timed.graphs, PLAIN: timed.plain} if timed.plain else {})
-
-
-def table(timed: Latencies) -> str:
-    """Write the median latency by batch, a column a curve."""
-    columns = named(timed)
-    batches = sorted({batch for curve in columns.values() for batch in curve})
-    lines = [
-        ["rows", *columns],
-        *(
-            [f"{batch:,}", *(duration(curve[batch]) if batch in curve else "-" for curve in columns.values())]
-            for batch in batches
-        ),
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("   ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
-def toml(tuned: Tuned) -> str:
-    """Write the settings, each under the figures that decided, as `foldserve serve --config` reads them."""
-    head = (
-        f"{_FIRST_WORDS}, {tuned.when:%Y-%m-%d %H:%M} UTC: {tuned.model}, sha256 {tuned.manifest.model.sha256}",
-        f"# {tuned.machine}",
-        f"# {tuned.versions}",
-        *(f"# {note}" for note in tuned.notes),
-    )
-    # A list of numbers and a text of plain letters are the same in JSON.
-    lines = (f"\n# {choice.why}\n{choice.setting} = {json.dumps(choice.value)}" for choice in tuned.choices)
-    return "\n".join([*map(_printable, head), *lines, ""])
-
-
-def picture(tuned: Tuned) -> str:
-    """Draw the curves, as SVG."""
-    return curves.draw(
-        f"Latency of {tuned.model} by batch",
-        f"{tuned.machine}, {tuned.when:%Y-%m-%d}",
-        "rows in a batch",
-        "time of one run, median",
-        named(tuned.latencies),
-    )
-
-
-def as_json(tuned: Tuned) -> dict[str, Any]:
-    """Give all of it as JSON has it; times in seconds, by the rows of a batch; rates in rows per second."""
-    return {
-        "model": tuned.model,
-        "sha256": tuned.manifest.model.sha256,
-        "when": tuned.when.isoformat(),
-        "machine": tuned.machine,
-        "versions": tuned.versions,
-        "latency": {name: dict(curve) for name, curve in named(tuned.latencies).items()},
-        "workers": dict(tuned.throughput.rates),
-        "chosen": {choice.setting: {"value": choice.value, "why": choice.why} for choice in tuned.choices},
-        "notes": list(tuned.notes),
-    }
-
-
-def require_place(output: Path) -> None:
-    """Raise unless `write` may write there: `BundleError` for no folder, `SettingsError` for what is in the way.
-
-    A file of settings that a person wrote is not written over.
-    """
-    bundle.require_folder(output.parent)
-    if output.suffix == ".svg":
-        raise SettingsError(f"{output} is to be TOML; the picture goes beside it")
-    if not os.access(output.parent, os.W_OK):
-        raise SettingsError(f"can't write in {output.parent}: Permission denied")
-    try:
-        with output.open(encoding="utf-8", errors="replace") as there:
-            ours = there.read(len(_FIRST_WORDS)) == _FIRST_WORDS
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise SettingsError(f"can't write {output}: {error.strerror}") from error
-    if not ours:
-        raise SettingsError(f"{output} is there, and not written by tune: name another file with -o")
-
-
-def write(tuned: Tuned, output: Path) -> Path:
-    """Write the settings to `output` and the picture beside it, each whole or not at all, and give the picture's path.
-
-    Raises `SettingsError` when that can't be written.
-    """
-    drawn = output.with_suffix(".svg")
-    # Beside their places, so that the rename stays inside one file system.
-    partial = {file: file.with_name(f".partial-{os.getpid()}-{file.name}") for file in (drawn, output)}
-    try:
-        for file, text in ((drawn, picture(tuned)), (output, toml(tuned))):
-            partial[file].write_text(text, encoding="utf-8")
-        for file, written in partial.items():
-            written.replace(file)
-    except OSError as error:
-        raise SettingsError(f"can't write {output}: {error.strerror}") from error
-    finally:
-        for written in partial.values():
-            written.unlink(missing_ok=True)
-    return drawn
-
-
 # --- this machine ----------------------------------------------------------------------------------------------------
 
 
@@ -342,7 +235,7 @@ def _cpu_model() -> str:
     with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if line.startswith("model name"):
-                return _printable(line.partition(":")[2].strip())
+                return "".join(filter(str.isprintable, line.partition(":")[2].strip()))
     return platform.processor() or platform.machine()
 
 
@@ -371,8 +264,3 @@ def _gpu() -> Iterator[str]:
 def _versions() -> str:
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("foldserve", *wheels.installed()))
     return f"{packages}, Python {platform.python_version()}"
-
-
-def _printable(text: str) -> str:
-    """Leave out what no line of a file of settings may hold."""
-    return "".join(letter for letter in text if letter.isprintable())

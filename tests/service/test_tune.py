@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from service import bundle, cgroup, curves, measure, settings, tune
+from service import bundle, cgroup, curves, measure, settings, tune, tuned
 from service.bundle import Bundle, BundleError, Parity
 from service.cpu_runner import CpuRunner
 from service.cuda_runner import CudaRunner
@@ -208,13 +208,13 @@ def _parity(whole: Bundle) -> Parity:
 
 
 def test_a_machine_with_a_gpu_is_measured_whole(digits: Bundle, tmp_path: Path) -> None:
-    tuned = tune.tune(digits, "auto", 0.2, on_a_fake_gpu)
-    assert set(tuned.latencies.graphs) == set(BATCHES)
-    assert {*BATCHES} <= set(tuned.latencies.plain)
-    assert set(tuned.latencies.cpu) == set(measure.doublings(cgroup.threads()))
-    tune.write(tuned, tmp_path / "foldserve.toml")
+    found = tune.tune(digits, "auto", 0.2, on_a_fake_gpu)
+    assert set(found.latencies.graphs) == set(BATCHES)
+    assert {*BATCHES} <= set(found.latencies.plain)
+    assert set(found.latencies.cpu) == set(measure.doublings(cgroup.threads()))
+    tuned.write(found, tmp_path / "foldserve.toml")
     read = settings.load({}, {}, tmp_path / "foldserve.toml")
-    assert read == Settings.model_validate({choice.setting: choice.value for choice in tuned.choices})
+    assert read == Settings.model_validate({choice.setting: choice.value for choice in found.choices})
 
 
 @pytest.mark.parametrize("load", [where_cuda_refuses, where_plain_runs_refuse])
@@ -334,8 +334,8 @@ def tuned_by_hand(digits: Bundle) -> tune.Tuned:
 
 def test_the_file_says_of_what_where_when_and_why_and_is_read_as_settings(digits: Bundle, tmp_path: Path) -> None:
     file = tmp_path / "tuned.toml"
-    tuned = tuned_by_hand(digits)
-    assert tune.write(tuned, file) == tmp_path / "tuned.svg"
+    found = tuned_by_hand(digits)
+    assert tuned.write(found, file) == tmp_path / "tuned.svg"
     assert sorted(tmp_path.iterdir()) == [tmp_path / "tuned.svg", file]
     text = file.read_text()
     head = text.splitlines()[:5]
@@ -346,7 +346,7 @@ def test_the_file_says_of_what_where_when_and_why_and_is_read_as_settings(digits
         "# not measured: this: that",
         "# busy",
     ]
-    for choice in tuned.choices:
+    for choice in found.choices:
         assert f"\n# {choice.why}\n{choice.setting} = " in text
     read = settings.load({}, {}, file)
     assert (read.device, read.threads, read.buckets, read.crossover, read.workers) == (
@@ -356,18 +356,18 @@ def test_the_file_says_of_what_where_when_and_why_and_is_read_as_settings(digits
 
 def test_what_tune_wrote_is_written_over_and_what_a_person_wrote_is_not(digits: Bundle, tmp_path: Path) -> None:
     file = tmp_path / "foldserve.toml"
-    tune.require_place(file)
-    tune.write(tuned_by_hand(digits), file)
-    tune.require_place(file)
+    tuned.require_place(file)
+    tuned.write(tuned_by_hand(digits), file)
+    tuned.require_place(file)
     file.write_text("port = 80\n")
     with pytest.raises(SettingsError, match="not written by tune"):
-        tune.require_place(file)
+        tuned.require_place(file)
 
 
 def test_a_file_that_can_not_be_written_leaves_nothing_behind(digits: Bundle, tmp_path: Path) -> None:
     (tmp_path / "tuned.svg").mkdir()
     with pytest.raises(SettingsError, match="can't write"):
-        tune.write(tuned_by_hand(digits), tmp_path / "tuned.toml")
+        tuned.write(tuned_by_hand(digits), tmp_path / "tuned.toml")
     assert [entry.name for entry in tmp_path.iterdir()] == ["tuned.svg"]
 
 
@@ -442,7 +442,7 @@ def test_an_output_that_can_not_be_is_refused_before_anything_is_measured(traine
 @no_cuda
 def test_cuda_that_is_not_there_is_refused_in_one_line(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "foldserve.toml"
-    done = foldserve("tune", trained / "digits", "-o", file, "--device", "cuda", "--json")
+    done = foldserve("tune", trained / "digits", "-o", file, "--device", "cuda")
     assert_refused_in_one_line(done, "without CUDA")
     assert not file.exists()
 
