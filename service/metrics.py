@@ -188,7 +188,7 @@ class Metrics:
         )
         self.provider = _gauge(
             "foldserve_model_provider_info",
-            "The execution provider that runs the model.",
+            "1, for each execution provider that runs the model.",
             (*model, "provider"),
             r,
             "max",
@@ -220,14 +220,21 @@ class Metrics:
         return made
 
     def loaded(
-        self, model: str, version: str, seconds: float, parity_error: float, provider: str, categorical: Iterable[str]
+        self,
+        model: str,
+        version: str,
+        seconds: float,
+        parity_error: float,
+        providers: Iterable[str],
+        categorical: Iterable[str],
     ) -> None:
         """Tell of a model that has been loaded and proven; categorical: the names of such features."""
         for feature in categorical:
             self.unseen_categories.labels(model, version, feature)  # 0: a rate needs what the first value adds to
         self.load_seconds.labels(model, version).set(seconds)
         self.parity_error.labels(model, version).set(parity_error)
-        self.provider.labels(model, version, provider).set(1)
+        for provider in providers:
+            self.provider.labels(model, version, provider).set(1)
 
     def reject(self, error: RequestError) -> None:
         """Count a request that got no prediction."""

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from service.bundle import MODEL_FILE, Bundle, Manifest, Parity, Tolerance
-from service.errors import BundleError
+from service.errors import BundleError, DeviceError, DeviceLost, DeviceOutOfMemory
 from service.session import one_line
 
 Rows = npt.NDArray[np.float32]
@@ -85,7 +85,7 @@ def check_golden(
     """Run the golden rows alone, in pairs and together, and over and over again in batches of `sizes`.
 
     run: on `provider`, float32 [batch, features] to float32 [batch, outputs]. The parity is the worst of them.
-    Raises `BundleError` when one is not within what is `allowed`.
+    Raises `BundleError` when one is not within what is `allowed`, `DeviceError` when the device fails.
     """
     rows, reference = _golden(manifest)
     found = []
@@ -94,6 +94,8 @@ def check_golden(
         many = np.resize(rows, (count, rows.shape[1]))
         try:
             outputs = np.concatenate([run(many[i : i + size]) for i in range(0, count, size)])
+        except (DeviceLost, DeviceOutOfMemory) as error:
+            raise DeviceError(f"on the golden rows, {error}") from error
         except Exception as error:
             raise BundleError(f"on the golden rows, the model failed to run: {one_line(error)}") from error
         found.append(allowed.measure(np.resize(reference, (count, reference.shape[1])), outputs))

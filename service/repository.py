@@ -148,7 +148,7 @@ def _open(path: Path, settings: Settings, pool: Pool, metrics: Metrics | None) -
     if metrics is not None:
         categorical = [feature.name for feature in whole.manifest.features if feature.kind == "categorical"]
         seconds = time.perf_counter() - started
-        metrics.loaded(path.parent.name, path.name, seconds, parity.max_absolute, runtime.provider, categorical)
+        metrics.loaded(path.parent.name, path.name, seconds, parity.max_absolute, runtime.providers, categorical)
     return _live(whole.manifest, runtime, parity, settings, pool, metrics)
 
 
@@ -162,7 +162,7 @@ def how_to_run(settings: Settings, whole: Bundle) -> Options:
         device=settings.device,
         threads=threads,
         precision=settings.precision,
-        buckets=settings.buckets,
+        buckets=tuple(size for size in settings.buckets if size <= settings.max_batch),
         crossover=settings.crossover,
         gpu_memory=settings.gpu_memory,
     )

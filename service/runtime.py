@@ -18,7 +18,7 @@ from service.cuda_runner import CudaRunner
 from service.errors import BundleError, DeviceError
 from service.precision import converted, tolerance
 from service.proof import check_golden, check_graph, check_interface
-from service.session import CPU, Options
+from service.session import CPU, Options, Precision
 
 Rows = npt.NDArray[np.float32]
 
@@ -38,19 +38,17 @@ class Runtime:
     It is for one caller at a time.
     """
 
-    def __init__(self, cpu: CpuRunner, cuda: CudaRunner | None, options: Options, why: str) -> None:
+    def __init__(self, cpu: CpuRunner, cuda: CudaRunner | None, crossover: int, why: str) -> None:
         self._cpu = cpu
         self._cuda = cuda
-        self._crossover = options.crossover
+        self._crossover = crossover
         self.provider = CPU if cuda is None else cuda.provider
         self.why = why
 
     @property
-    def runners(self) -> tuple[Runner, ...]:
-        """Give what batches may be run on."""
-        if self._cuda is None:
-            return (self._cpu,)
-        return (self._cuda, self._cpu) if self._crossover else (self._cuda,)
+    def providers(self) -> tuple[str, ...]:
+        """Name what batches may be run on."""
+        return (self.provider, CPU) if self._crossover else (self.provider,)
 
     @property
     def lost(self) -> bool:
@@ -83,43 +81,42 @@ def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
         graph = check_graph(bundle)
         cpu = CpuRunner(bundle.model, options.threads)
         check_interface(cpu.session, bundle.manifest)
-        runtime = _opened(graph, cpu, options)
-        try:
-            return runtime, _proven(runtime, bundle.manifest, options)
-        except BundleError:
-            runtime.close()
-            raise
+        why = "asked for"
+        if options.device != "cpu":
+            try:
+                return _on_cuda(graph, cpu, bundle.manifest, options)
+            except DeviceError as refusal:
+                if options.device == "cuda":
+                    raise
+                why = str(refusal)
+        if options.precision != "fp32":
+            reason = "the CPU is asked for" if options.device == "cpu" else why
+            raise DeviceError(f"precision {options.precision} is for CUDA: {reason}")
+        return Runtime(cpu, None, 0, why), _proven(cpu, bundle.manifest)
     except BundleError as error:
         raise BundleError(error.reason, bundle.path) from error
 
 
-def _opened(graph: onnx.ModelProto, cpu: CpuRunner, options: Options) -> Runtime:
-    if options.device == "cpu":
-        why = "asked for"
-    else:
-        try:
-            cuda = CudaRunner(converted(graph, options.precision), options)
-        except DeviceError as refusal:
-            if options.device == "cuda":
-                raise
-            why = str(refusal)
-        else:
-            why = "asked for" if options.device == "cuda" else "CUDA answers"
-            if options.precision != "fp32":
-                why += f"; products in {options.precision}"
-            if options.crossover:
-                why += f"; fewer than {options.crossover} rows run on the CPU"
-            return Runtime(cpu, cuda, options, why)
+def _on_cuda(graph: onnx.ModelProto, cpu: CpuRunner, manifest: Manifest, options: Options) -> tuple[Runtime, Parity]:
+    crossover = options.crossover if options.device == "auto" else 0
+    cuda = CudaRunner(converted(graph, options.precision), options)
+    try:
+        found = [_proven(cuda, manifest, options)]
+        if crossover:
+            found.append(_proven(cpu, manifest))
+    except BaseException:
+        cuda.close()
+        raise
+    why = "asked for" if options.device == "cuda" else "CUDA answers"
     if options.precision != "fp32":
-        raise DeviceError(f"precision {options.precision} is for CUDA, and this is the CPU: {why}")
-    return Runtime(cpu, None, options, why)
+        why += f"; products in {options.precision}"
+    if crossover:
+        why += f"; fewer than {crossover} rows run on the CPU"
+    return Runtime(cpu, cuda, crossover, why), max(found, key=lambda parity: parity.worst)
 
 
-def _proven(runtime: Runtime, manifest: Manifest, options: Options) -> Parity:
-    found = []
-    for runner in runtime.runners:
-        on_cpu = runner.provider == CPU
-        allowed = tolerance(manifest.certificate.tolerance, "fp32" if on_cpu else options.precision)
-        sizes = () if on_cpu else options.buckets
-        found.append(check_golden(runner.run, runner.provider, manifest, allowed, sizes))
-    return max(found, key=lambda parity: parity.worst)
+def _proven(runner: Runner, manifest: Manifest, options: Options | None = None) -> Parity:
+    """Prove what runs with these options of CUDA, or with none."""
+    precision: Precision = options.precision if options else "fp32"
+    allowed = tolerance(manifest.certificate.tolerance, precision)
+    return check_golden(runner.run, runner.provider, manifest, allowed, options.buckets if options else ())

@@ -5,6 +5,8 @@ It knows the bytes of a model and ONNX Runtime, no bundle and no rows.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,8 +32,8 @@ class Options:
 
     device: auto is CUDA where it answers, and else the CPU. threads: of one run on the CPU. precision: of the matrix
     products on CUDA. buckets: the batch sizes that are captured as CUDA graphs, rising; none for plain runs only.
-    crossover: batches of fewer rows run on the CPU though CUDA answers. gpu_memory: in bytes, what ONNX Runtime may
-    take of the device for each model; None for what there is.
+    crossover: with auto, batches of fewer rows run on the CPU though CUDA answers. gpu_memory: in bytes, what ONNX
+    Runtime may take of the device for each model; None for what there is.
     """
 
     device: Device = "auto"
@@ -100,7 +102,8 @@ def require(provider: str) -> None:
         raise DeviceError("this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it")
     if provider == CUDA:
         # The CUDA libraries of foldserve[gpu] lie in site-packages, where the loader does not look by itself.
-        ort.preload_dlls(cudnn=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # what it can't load, it prints; the session says it again
+            ort.preload_dlls(cudnn=False)
 
 
 def _options() -> ort.SessionOptions:

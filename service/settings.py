@@ -57,7 +57,7 @@ class Settings(BaseModel):
     ] = (1, 4, 16, 64, 256, 1024)
     crossover: Annotated[
         int,
-        Field(ge=0, description="fewer rows run on the CPU though CUDA answers; foldserve tune finds it"),
+        Field(ge=0, description="with --device auto, fewer rows run on the CPU though CUDA answers"),
     ] = 0
     gpu_memory: Annotated[
         int | None,

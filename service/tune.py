@@ -179,12 +179,14 @@ def _on_cuda(on_cpu: Curve, timed: Latencies, device: Device) -> list[Choice]:
 
     largest = compared(max(on_cuda))
     asked = [Choice("device", "cuda", f"asked for; {largest}")] if device == "cuda" else []
+    if asked:  # whoever asks for CUDA gets it for every batch
+        return [*asked, graphs]
     if not faster:
-        return [*asked, graphs] if asked else [Choice("device", "cpu", f"CUDA is no faster at a full batch: {largest}")]
+        return [Choice("device", "cpu", f"CUDA is no faster at a full batch: {largest}")]
     # Where CUDA is faster from the smallest batch on, nothing is left for the CPU.
     crossover = min(faster) if slower else 0
     figures = "; ".join(map(compared, (*slower[-1:], min(faster))))
-    return [*asked, graphs, Choice("crossover", crossover, figures)]
+    return [graphs, Choice("crossover", crossover, figures)]
 
 
 def _buckets(graphs: Curve, plain: Curve) -> tuple[tuple[int, ...], str]:

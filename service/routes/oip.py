@@ -107,7 +107,13 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
         return oip.metadata(model.manifest, ready, provider=model.runtime.provider, why=model.runtime.why)
 
     of_model("", "Names, types and shapes of the tensors, and what runs it", metadata)
-    of_model("/ready", "The model has given its golden outputs", lambda m: {"name": m.manifest.name, "ready": True})
+
+    def ready(model: Model) -> dict[str, Any]:
+        if model.runtime.lost:
+            raise errors.ModelNotReady("the model is not ready")
+        return {"name": model.manifest.name, "ready": True}
+
+    of_model("/ready", "The model has given its golden outputs", ready)
     of_model("/config", "The model configuration extension", lambda m: oip.configuration(m.manifest, m.max_rows))
 
 

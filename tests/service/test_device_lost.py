@@ -7,12 +7,23 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.served_on_cuda import FAILURE
-from tests.service.support import PATIENCE, serving
+from tests.service.support import PATIENCE, Served, serving
+from tests.service.test_workers import until
 
+FAILURE = "FAILURE"  # of tests/service/served_on_cuda.py, which is not to be imported here: it changes the runtime
 OUT_OF_MEMORY = "Failed to allocate memory for requested buffer of size 4096"
 LOST = "CUDA failure 700: an illegal memory access was encountered ; GPU=0"
 ROWS = {"instances": [[0.0] * 64]}
+
+
+def ready(served: Served) -> bool:
+    """A server that has ended is not ready either."""
+    try:
+        return all(
+            httpx.get(f"{served.url}/v2/{path}/ready").status_code == 200 for path in ("health", "models/digits")
+        )
+    except httpx.TransportError:
+        return False
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -29,12 +40,12 @@ def test_a_device_lost_ends_the_server_and_not_before_it_is_unready(workers: int
         answer = httpx.post(f"{served.url}/predict", json=ROWS)
         assert (answer.status_code, answer.json()) == (500, {"error": "the device was lost"})
         if workers == 1:
+            assert not ready(served)
             assert served.process.wait(PATIENCE) == 1
             lines = served.log.read_text(encoding="utf-8").splitlines()
             assert lines[-1] == "foldserve: error: the device was lost"
         else:
-            while "died with status 1; starting another" not in served.log.read_text(encoding="utf-8"):
-                httpx.get(f"{served.url}/v2/health/live")
+            until(lambda: "died with status 1; starting another" in served.log.read_text(encoding="utf-8"))
             assert served.process.poll() is None
             assert " stopped: the device was lost\n" in served.log.read_text(encoding="utf-8")
 

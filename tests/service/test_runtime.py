@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -109,7 +110,7 @@ def test_auto_takes_cuda_where_it_answers(digits: bundle.Bundle, gpu: Machine) -
     gpu.log.clear()
     drawn = np.random.default_rng(0).integers(0, 17, (3, 64)).astype(np.float32)
     assert np.array_equal(session.run(drawn), oracle(digits.model)(np.resize(drawn, (4, 64)))[:3])
-    assert gpu.log == ["upload 3", "bound 1", "download 3", "wait"]
+    assert gpu.log == ["upload 3", "bound 2", "download 3", "wait"]
     session.close()
     assert gpu.log[-1] == "close"
 
@@ -118,7 +119,7 @@ def test_every_captured_size_gives_the_golden_outputs_before_it_serves(digits: b
     session, _ = runtime.load(digits, Options("cuda", buckets=(2, 64, 500)))
     session.close()
     proving = gpu.log[gpu.log.index("wait") :]
-    assert {"bound 0", "bound 1", "bound 2"} <= set(proving)
+    assert {"bound 1", "bound 2", "bound 3"} <= set(proving)
     assert "upload 500" in proving
 
 
@@ -128,7 +129,7 @@ def test_fewer_rows_than_the_crossover_run_on_the_cpu_and_both_are_proven(
 ) -> None:
     session, _ = runtime.load(digits, Options("auto", crossover=crossover))
     assert f"fewer than {crossover} rows run on the CPU" in session.why
-    assert [runner.provider for runner in session.runners] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert session.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
     gpu.log.clear()
     drawn = np.random.default_rng(0).integers(0, 17, (crossover, 64)).astype(np.float32)
     if crossover > 1:
@@ -153,6 +154,33 @@ def test_a_device_that_is_wrong_is_refused_and_given_back(
     assert gpu.log[-1] == "close"
 
 
+def test_cuda_asked_for_by_name_runs_every_batch_whatever_the_crossover(digits: bundle.Bundle, gpu: Machine) -> None:
+    session, _ = runtime.load(digits, Options("cuda", crossover=8))
+    assert (session.why, session.providers) == ("asked for", ("CUDAExecutionProvider",))
+    gpu.log.clear()
+    session.run(np.zeros((1, 64), np.float32))
+    assert gpu.log[0] == "upload 1"
+    session.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA failure 700: an illegal memory access", "CUDA failure 2: out of memory"], ids=["lost", "memory"]
+)
+@pytest.mark.parametrize("call", [3, 30], ids=["while it is captured", "on the golden rows"])
+def test_a_device_that_fails_while_it_is_proven_is_no_fault_of_the_bundle(
+    call: int, text: str, digits: bundle.Bundle, gpu: Machine
+) -> None:
+    calls = itertools.count()
+    gpu.fails = lambda: RuntimeError(text) if next(calls) >= call else None
+    with pytest.raises(DeviceError):
+        runtime.load(digits, Options("cuda"))
+    assert gpu.log[-1] == "close"
+    calls = itertools.count()
+    session, parity = runtime.load(digits, Options("auto"))
+    assert session.provider == "CPUExecutionProvider"
+    assert parity.holds
+
+
 def test_auto_takes_the_cpu_where_cuda_fails_and_says_why(digits: bundle.Bundle, gpu: Machine) -> None:
     gpu.fails = lambda: DeviceError("CUDA does not answer: no driver")
     session, _ = runtime.load(digits, Options("auto"))
@@ -172,7 +200,7 @@ def test_another_precision_is_said(digits: bundle.Bundle, gpu: Machine) -> None:
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_a_precision_of_cuda_is_refused_on_the_cpu(device: str, digits: bundle.Bundle, gpu: Machine) -> None:
     gpu.fails = lambda: DeviceError("no driver")
-    with pytest.raises(DeviceError, match="precision fp16 is for CUDA, and this is the CPU: "):
+    with pytest.raises(DeviceError, match=r"precision fp16 is for CUDA: (no driver|the CPU is asked for)"):
         runtime.load(digits, Options(device, precision="fp16"))
 
 
