@@ -20,6 +20,7 @@ from service.codecs.oip import OipCodec
 from service.codecs.rows import SMALL_BODY, Call
 from service.errors import InvalidInput
 from service.reply import Reply
+from service.session import Options
 from tests.service.mixed import (
     FEATURES,
     GOLDEN,
@@ -108,7 +109,7 @@ def with_code(name: str, code: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def session() -> runtime.Runtime:
-    loaded, parity = runtime.load(mixed_bundle(), "cpu", 1)
+    loaded, parity = runtime.load(mixed_bundle(), Options("cpu"))
     assert parity.rows == len(GOLDEN)
     return loaded
 

@@ -175,13 +175,13 @@ def on_a_fake_gpu(whole: Bundle, options: Options) -> tuple[Runtime, Parity]:
     """`runtime.load` where a GPU answers."""
     machine = Machine()
     cuda = CudaRunner(whole.model, options, machine.connect, machine.open_session) if options.device != "cpu" else None
-    return Runtime(CpuRunner(whole.model, options.threads), cuda, options, "made"), _parity(whole)
+    return Runtime(CpuRunner(whole.model, options.threads), cuda, options.crossover, "made"), _parity(whole)
 
 
 def where_cuda_refuses(whole: Bundle, options: Options) -> tuple[Runtime, Parity]:
     if options.device != "cpu":
         raise DeviceError("no GPU today")
-    return Runtime(CpuRunner(whole.model, options.threads), None, options, "made"), _parity(whole)
+    return Runtime(CpuRunner(whole.model, options.threads), None, 0, "made"), _parity(whole)
 
 
 def where_plain_runs_refuse(whole: Bundle, options: Options) -> tuple[Runtime, Parity]:
@@ -327,7 +327,7 @@ def test_a_time_has_three_digits_and_its_unit(seconds: float, text: str) -> None
 
 def tuned_by_hand(digits: Bundle) -> tune.Tuned:
     timed, rates = Latencies({1: ONE_THREAD}, GRAPHS, PLAIN, ("this: that",)), Throughput({1: 1.0, 2: 2.0})
-    choices = tune.choose(timed, rates, "cuda")
+    choices = tune.choose(timed, rates, "auto")
     when = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
     return tune.Tuned(digits.manifest, "a machine", "a version", when, ("busy",), timed, rates, choices)
 
@@ -350,7 +350,7 @@ def test_the_file_says_of_what_where_when_and_why_and_is_read_as_settings(digits
         assert f"\n# {choice.why}\n{choice.setting} = " in text
     read = settings.load({}, {}, file)
     assert (read.device, read.threads, read.buckets, read.crossover, read.workers) == (
-        *("cuda", 1, (16, 64, 256, 1024), 64, 2),
+        *("auto", 1, (16, 64, 256, 1024), 64, 2),
     )
 
 
