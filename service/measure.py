@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random import default_rng
 
 from service import bundle, cgroup, runtime
 from service.bundle import Bundle, Feature, Manifest, Parity
@@ -106,21 +107,23 @@ def latencies(
             opened.callback(loaded.close)
             return _Way(name, loaded.run, up_to)
 
-        for threads in doublings(cgroup.threads()):
-            ways[threads] = way(cpu_name(threads), Options("cpu", threads=threads))
         cuda = []
-        if device == "cpu":
-            left_out.append("CUDA: --device cpu")
-        else:
-            buckets = tuple(batch for batch in batches if batch <= MAX_BATCH)
-            try:
-                cuda.append(way(GRAPHS, Options("cuda", buckets=buckets), MAX_BATCH))
-                cuda.append(way(PLAIN, Options("cuda", buckets=())))
-            except DeviceError as refusal:
-                if device == "cuda":
-                    raise
-                cuda.clear()  # one without the other decides nothing
-                left_out.append(f"CUDA: {refusal}")
+        # The sessions' threads inherit that it is blocked: a Ctrl-C that one of them took is one that Python may miss.
+        with _ctrl_c_later():
+            for threads in doublings(cgroup.threads()):
+                ways[threads] = way(cpu_name(threads), Options("cpu", threads=threads))
+            if device == "cpu":
+                left_out.append("CUDA: --device cpu")
+            else:
+                buckets = tuple(batch for batch in batches if batch <= MAX_BATCH)
+                try:
+                    cuda.append(way(GRAPHS, Options("cuda", buckets=buckets), MAX_BATCH))
+                    cuda.append(way(PLAIN, Options("cuda", buckets=())))
+                except DeviceError as refusal:
+                    if device == "cuda":
+                        raise
+                    cuda.clear()  # one without the other decides nothing
+                    left_out.append(f"CUDA: {refusal}")
         begin()
         every = [*ways.values(), *cuda]
         found = _rounds(every, whole.manifest, batches, seconds, left_out)
@@ -135,7 +138,7 @@ def _rounds(
     ways: Sequence[_Way], manifest: Manifest, batches: Sequence[int], seconds: float, left_out: list[str]
 ) -> dict[str, dict[int, float]]:
     """Measure each way at each of its batches, round after round, until the time is over."""
-    generator = np.random.default_rng()
+    generator = default_rng()
     row_bytes = 4 * len(manifest.features)
     # A pool holds twice the largest batch, for each run to have other rows.
     fitting = [batch for batch in batches if batch <= MAX_BATCH or 2 * batch * row_bytes <= _POOL_BYTES]
@@ -240,6 +243,16 @@ def throughput(
 
 
 @contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Let SIGINT wait; threads and processes that are started meanwhile never get it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _workers(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Connection]]:
     """Start processes that run the model when they are told to; they end with this block, and with this process."""
     context = multiprocessing.get_context("spawn")
@@ -248,17 +261,13 @@ def _workers(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Conn
     processes: list[Any] = []  # of the spawn context, whose class has no public name
     try:
         for _ in range(count):
-            # Ctrl-C is for this process, which ends the others: they inherit that it is blocked.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
+            with _ctrl_c_later():  # it is for this process, which ends the others: they inherit that it is blocked
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(*task, theirs), daemon=True)
                 process.start()
                 processes.append(process)
                 connections.append(ours)
                 theirs.close()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield connections
     finally:
         for process in processes:
@@ -274,7 +283,7 @@ def _work(folder: Path, options: Options, load: Load, told: Connection) -> None:
     try:
         whole = bundle.read(folder)
         loaded, _ = load(whole, options)
-        pool = draw(whole.manifest, 2 * MAX_BATCH, np.random.default_rng())
+        pool = draw(whole.manifest, 2 * MAX_BATCH, default_rng())
         loaded.run(pool[:MAX_BATCH])
     except Exception as error:  # noqa: BLE001 (it is told to who asked)
         told.send(str(error) if isinstance(error, FoldserveError) else one_line(error))
