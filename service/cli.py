@@ -1,4 +1,4 @@
-"""`foldserve`: serve, verify, inspect, doctor, tune. Composes; nothing imports it.
+"""`foldserve`: serve, health, verify, inspect, doctor, tune. Composes; nothing imports it.
 
 Exit status: 0 done, 1 refused with one line on standard error, or the doctor found something wrong, 2 a wrong command
 line.
@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
             serve.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text)
     serve.set_defaults(command=_serve)
 
+    health = commands.add_parser("health", help="ask a running service if it is ready", description=_health.__doc__)
+    health.set_defaults(command=_health)
+
     for name, command, text in (
         ("verify", _verify, "prove a bundle again on this machine"),
         ("inspect", _inspect, "show what is in a bundle"),
@@ -106,6 +109,15 @@ def _serve(parsed: argparse.Namespace) -> None:
     from service.server import run
 
     run(chosen)
+
+
+def _health(_: argparse.Namespace) -> None:
+    """Ask the service at FOLDSERVE_HOST and FOLDSERVE_PORT (by default 127.0.0.1 and 8000) whether it is ready, every
+    model in it: the health check of a container. Exit status 1 when it is not, or nobody answers within 3 seconds."""
+    from service.health import ask
+
+    chosen = settings.load({})
+    print(f"ready: {ask(chosen.host, chosen.port, timeout=3)}")
 
 
 def _verify(parsed: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ FoldserveError
 ├── BundleError          bundle.py, proof.py: not whole, or not the model that its manifest certifies
 ├── DeviceError          session.py, stream.py: the device asked for does not answer
 ├── StartError           cli.py, repository.py: nothing to serve, no port to serve it on
+├── NotReady             health.py: no service answers at its address, or one that is not ready
 └── RequestError         one request, refused or failed; the text is fixed and never echoes the input
     ├── InvalidHttp      wire.py: not HTTP, or not as this server speaks it
     ├── UrlTooLong       wire.py: the URL passes its cap
@@ -55,6 +56,10 @@ class DeviceError(FoldserveError):
 
 class StartError(FoldserveError):
     """The service can't start."""
+
+
+class NotReady(FoldserveError):  # noqa: N818
+    """The service that was asked does not answer, or is not ready."""
 
 
 class RequestError(FoldserveError):
