@@ -3,17 +3,32 @@
 #   TORCH_INDEX=URL  an index to take torch from besides PyPI: PyTorch's own CPU index spares gigabytes of CUDA
 #                    libraries (its address: https://pytorch.org/get-started/locally/)
 #   PORT=N           where `make demo` serves
+#   IMAGE_TOOL=...   what `make image-check` builds and runs images with: docker, podman, or a stand-in for an engine,
+#                    tests/image/tool.py says which commands it has
 
 PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
 GPU ?= .venv-gpu
+LOCK ?= .venv-lock
+IMAGE_TOOL ?= docker
 PORT ?= 8000
 DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel check bench bench-gpu bench-training bench-ablation install clean
+# What an image is labelled with, and where its torch is from.
+IMAGE_ARGUMENTS = VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+	REVISION=$(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown) \
+	CREATED=$(shell git log -1 --format=%cI 2>/dev/null || echo unknown) \
+	$(if $(TORCH_INDEX),TORCH_INDEX=$(TORCH_INDEX))
+IMAGE_BUILD = docker build $(patsubst %,--build-arg %,$(IMAGE_ARGUMENTS))
+# PyPI by name: whatever index this machine prefers has no say in what an image is made of.
+UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
+	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
+
+.PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel check bench bench-gpu bench-training bench-ablation install clean \
+	lock image image-gpu image-trainer image-check image-pin image-arguments
 
 help:
 	@echo "make demo   train digits, fold it, prove it, serve it on http://127.0.0.1:$(PORT)"
@@ -27,6 +42,12 @@ help:
 	@echo "make bench-gpu  foldserve on a GPU beside ONNX Runtime and PyTorch there, with PYTHON's packages; ARGS='--help'"
 	@echo "make bench-training  foldserve's training beside what else learns from a table; ARGS='--data DIR', ARGS='--help'"
 	@echo "make bench-ablation  what each part of the preset best gives; ARGS='--data DIR', ARGS='--help'"
+	@echo "make image          foldserve:cpu, the service with digits in it: docker run -p 8000:8000 foldserve:cpu"
+	@echo "make image-gpu      foldserve:gpu, the same on CUDA: docker run --gpus all -p 8000:8000 foldserve:gpu"
+	@echo "make image-trainer  foldserve:trainer: docker run -v TABLES:/work -v MODELS:/models foldserve:trainer fit TABLE.csv --models /models"
+	@echo "make image-check    build all three, run them, prove what they promise; IMAGE_TOOL=docker, ARGS='--only cpu'"
+	@echo "make image-pin      write the digest of the base image into the Dockerfile, from Docker Hub"
+	@echo "make lock           write requirements/ anew from pyproject.toml and constraints.txt; with TORCH_INDEX torch's hashes too"
 	@echo "make clean  remove what the targets above made"
 	@echo "with PORT=N, PYTHON=python3.12, TORCH_INDEX=URL of PyTorch's CPU builds"
 
@@ -60,6 +81,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 bench: install
 	$(BIN)/python benchmarks/serving.py $(ARGS)
@@ -73,6 +95,39 @@ bench-training: install
 
 bench-ablation: install
 	$(BIN)/python benchmarks/ablation.py $(ARGS)
+
+image:
+	$(IMAGE_BUILD) --tag foldserve:cpu .
+
+image-gpu:
+	$(IMAGE_BUILD) --build-arg RUNTIME=gpu --tag foldserve:gpu .
+
+image-trainer:
+	$(IMAGE_BUILD) --target trainer --tag foldserve:trainer .
+
+image-check:
+	@$(PYTHON) -m tests.image.check --tool $(IMAGE_TOOL) $(ARGS)
+
+image-arguments:
+	@echo $(IMAGE_ARGUMENTS)
+
+image-pin:
+	@image=$$(sed -n 's/^ARG PYTHON_IMAGE=\([^@]*\).*/\1/p' Dockerfile); \
+	digest=$$(docker buildx imagetools inspect "$$image" --format '{{.Manifest.Digest}}') && \
+	{ echo "$$digest" | grep -Eqx 'sha256:[0-9a-f]{64}' || { echo "no digest: $$digest" >&2; exit 1; }; } && \
+	sed -i.bak "s|^\(ARG PYTHON_IMAGE=\).*|\1$$image@$$digest|" Dockerfile && rm Dockerfile.bak && grep '^ARG PYTHON_IMAGE' Dockerfile
+
+# torch's small build for the CPU is in PyTorch's own index alone, and so are its hashes.
+lock: $(LOCK)/installed
+	$(UV) --extra cpu --output-file requirements/cpu.txt pyproject.toml
+	$(UV) --extra gpu --output-file requirements/gpu.txt pyproject.toml
+	$(UV) --extra cpu --extra train --extra tune --no-emit-package torch --output-file requirements/train.txt pyproject.toml
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	| $(UV) --output-file requirements/build.txt -
+	torch=$$(sed -n 's/^torch==.*/&+cpu/p' constraints.txt); $(if $(TORCH_INDEX),\
+	echo "$$torch" | $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-deps \
+		--custom-compile-command 'make lock TORCH_INDEX=URL' --default-index $(TORCH_INDEX) --output-file requirements/torch.txt -,\
+	grep -q "^$$torch" requirements/torch.txt || sed -i.bak "s/^torch==.*/$$torch/; /^ *--hash/d" requirements/torch.txt; rm -f requirements/torch.txt.bak)
 
 install: $(VENV)/installed
 
@@ -88,6 +143,11 @@ $(GPU)/installed: pyproject.toml constraints.txt
 	$(PIP:$(BIN)/%=$(GPU)/bin/%) --constraint constraints.txt --editable '.[gpu,test]'
 	@touch $@
 
+$(LOCK)/installed: constraints.txt
+	$(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/python -m pip --disable-pip-version-check install --progress-bar on --constraint constraints.txt uv
+	@touch $@
+
 $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_analyzer.sh
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
@@ -95,4 +155,4 @@ $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(GPU) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(GPU) $(LOCK) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,128 @@
+"""What builds and runs an image for the checks: Docker, or a stand-in for where there is no engine.
+
+A stand-in is a program with the commands `build [-f FILE] [--build-arg K=V]... TAG CONTEXT`, `run [--read-only]
+[-v HOST:PATH]... [-e K=V]... TAG [COMMAND...]`, where COMMAND replaces the entrypoint and the network is the host's,
+`config TAG`, which prints Docker's JSON, and `size TAG`, in bytes. It knows nothing of foldserve.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def only(dockerfile: str, target: str) -> str:
+    """Leave of a Dockerfile what its stage `target` is made of, for a tool that builds the last stage and all others."""
+    head, *stages = re.split(r"^(?=FROM )", dockerfile, flags=re.MULTILINE)
+    names = [re.match(r"FROM \S+ AS (\S+)", stage)[1] for stage in stages]
+    needed, kept = {target}, []
+    for name, stage in reversed(list(zip(names, stages, strict=True))):
+        if name in needed:
+            needed |= {stage.split()[1], *re.findall(r"from=(\w[\w-]*)", stage)}
+            kept.append(stage)
+    return "".join([head, *reversed(kept)])
+
+
+class Docker:
+    """Docker's own command, or one that has its flags."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self._names = (f"foldserve-check-{os.getpid()}-{number}" for number in itertools.count())
+
+    def build(self, context: Path, target: str, tag: str, arguments: Mapping[str, str]) -> None:
+        """Build one stage of the Dockerfile in `context`."""
+        flags = [flag for name, value in arguments.items() for flag in ("--build-arg", f"{name}={value}")]
+        subprocess.run([self._program, "build", "--target", target, *flags, "--tag", tag, context], check=True)
+
+    def start(
+        self,
+        tag: str,
+        *arguments: str,
+        program: str | None = None,
+        env: Mapping[str, str] | None = None,
+        volumes: Mapping[Path, str] | None = None,
+        port: int | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start the image's entrypoint, or `program`, with nothing to write to but /tmp and the volumes.
+
+        Without arguments and program it gets the image's own. A signal to the process returned reaches it.
+        """
+        flags = [flag for name, value in (env or {}).items() for flag in ("--env", f"{name}={value}")]
+        flags += [flag for host, inside in (volumes or {}).items() for flag in ("--volume", f"{host}:{inside}")]
+        flags += ["--publish", f"127.0.0.1:{port}:{port}"] if port else []
+        flags += ["--entrypoint", program] if program else []
+        safe = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108
+        command = [self._program, "run", "--rm", "--name", next(self._names), *safe, *flags, tag, *arguments]
+        return _started(command)
+
+    def config(self, tag: str) -> dict[str, Any]:
+        """The image's configuration, as Docker names it."""
+        return json.loads(_said([self._program, "image", "inspect", "--format", "{{json .Config}}", tag]))
+
+    def size(self, tag: str) -> int:
+        """The bytes of the image's files."""
+        return int(_said([self._program, "run", "--rm", "--user", "0", "--entrypoint", "du", tag, "-sbx", "/"]).split()[0])
+
+
+class StandIn:
+    """A program that builds and runs without an engine."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+
+    def build(self, context: Path, target: str, tag: str, arguments: Mapping[str, str]) -> None:
+        """Build one stage of the Dockerfile in `context`."""
+        flags = [flag for name, value in arguments.items() for flag in ("--build-arg", f"{name}={value}")]
+        with tempfile.NamedTemporaryFile("w", prefix="Dockerfile.") as file:
+            file.write(only((context / "Dockerfile").read_text(encoding="utf-8"), target))
+            file.flush()
+            subprocess.run([self._program, "build", "-f", file.name, *flags, tag, context], check=True)
+
+    def start(
+        self,
+        tag: str,
+        *arguments: str,
+        program: str | None = None,
+        env: Mapping[str, str] | None = None,
+        volumes: Mapping[Path, str] | None = None,
+        port: int | None = None,  # noqa: ARG002 (the network is the host's)
+    ) -> subprocess.Popen[str]:
+        """As `Docker.start`."""
+        flags = [flag for name, value in (env or {}).items() for flag in ("-e", f"{name}={value}")]
+        flags += [flag for host, inside in (volumes or {}).items() for flag in ("-v", f"{host}:{inside}")]
+        replaced: Sequence[str] = [program, *arguments] if program else arguments
+        if arguments and not program:
+            replaced = [*self.config(tag)["Entrypoint"], *arguments]
+        return _started([self._program, "run", "--read-only", *flags, tag, *replaced])
+
+    def config(self, tag: str) -> dict[str, Any]:
+        """The image's configuration, as Docker names it."""
+        return json.loads(_said([self._program, "config", tag]))
+
+    def size(self, tag: str) -> int:
+        """The bytes of the image's files."""
+        return int(_said([self._program, "size", tag]))
+
+
+Tool = Docker | StandIn
+
+
+def named(program: str) -> Tool:
+    """The tool whose command is `program`: by its name a Docker, or else a stand-in."""
+    return Docker(program) if Path(program).name in ("docker", "podman", "nerdctl") else StandIn(program)
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _said(command: Sequence[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
