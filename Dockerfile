@@ -15,7 +15,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/apt /var/log/dpkg.log \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin foldserve \
     && install --directory --owner=foldserve --group=foldserve /models /work
-# Bytecode is compiled here; no run writes any.
+# No run writes bytecode: it is here already. It holds whatever time a file has, because an engine that copies one from
+# stage to stage may round that.
 ENV PATH=/opt/foldserve/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1
@@ -39,18 +40,21 @@ FROM ${PYTHON_IMAGE} AS trainer-dependencies
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements/train.txt requirements/torch.txt /requirements/
 RUN python -m venv --without-pip /opt/foldserve \
-    && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps \
+    && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --requirement /requirements/train.txt
 # PyTorch's own index has the builds for the CPU; PyPI's build brings gigabytes of CUDA.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip --python /opt/foldserve/bin/python install --only-binary=:all: --no-deps --index-url "${TORCH_INDEX}" \
-        --requirement /requirements/torch.txt
+RUN pip --python /opt/foldserve/bin/python install --only-binary=:all: --no-deps --no-compile \
+        --index-url "${TORCH_INDEX}" --requirement /requirements/torch.txt \
+    && /opt/foldserve/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/foldserve/lib
 
 
 FROM base AS trainer
 COPY --from=trainer-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
-    pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps /wheel/*.whl
+    pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
+    && python -m compileall -q --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/service \
+        /opt/foldserve/lib/python3.*/site-packages/training
 # The same as in the service: a new volume is filled by whichever of the two comes first.
 COPY --chown=10001:10001 models /models
 ENV MPLCONFIGDIR=/tmp/matplotlib
@@ -76,14 +80,17 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 ARG RUNTIME
 COPY requirements/${RUNTIME}.txt /requirements/
 RUN python -m venv --without-pip /opt/foldserve \
-    && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps \
-        --requirement "/requirements/${RUNTIME}.txt"
+    && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
+        --requirement "/requirements/${RUNTIME}.txt" \
+    && /opt/foldserve/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/foldserve/lib
 
 
 FROM base AS service
 COPY --from=service-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
-    pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps /wheel/*.whl
+    pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
+    && python -m compileall -q --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/service \
+        /opt/foldserve/lib/python3.*/site-packages/training
 # A volume over it replaces it.
 COPY --chown=10001:10001 models /models
 ENV FOLDSERVE_MODELS=/models \

@@ -18,17 +18,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 # What an image is labelled with, and where its torch is from.
-IMAGE_ARGUMENTS = VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
-	REVISION=$(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown) \
-	CREATED=$(shell git log -1 --format=%cI 2>/dev/null || echo unknown) \
-	$(if $(TORCH_INDEX),TORCH_INDEX=$(TORCH_INDEX))
-IMAGE_BUILD = docker build $(patsubst %,--build-arg %,$(IMAGE_ARGUMENTS))
+IMAGE_ARGUMENTS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+	--build-arg REVISION=$(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown) \
+	--build-arg CREATED=$(shell git log -1 --format=%cI 2>/dev/null || echo unknown) \
+	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
+IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 # PyPI by name: whatever index this machine prefers has no say in what an image is made of.
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
 .PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel check bench bench-gpu bench-training bench-ablation install clean \
-	lock image image-gpu image-trainer image-check image-pin image-arguments
+	lock image image-gpu image-trainer image-check image-pin
 
 help:
 	@echo "make demo   train digits, fold it, prove it, serve it on http://127.0.0.1:$(PORT)"
@@ -106,10 +106,7 @@ image-trainer:
 	$(IMAGE_BUILD) --target trainer --tag foldserve:trainer .
 
 image-check:
-	@$(PYTHON) -m tests.image.check --tool $(IMAGE_TOOL) $(ARGS)
-
-image-arguments:
-	@echo $(IMAGE_ARGUMENTS)
+	@$(PYTHON) -m tests.image.check --tool $(IMAGE_TOOL) $(IMAGE_ARGUMENTS) $(ARGS)
 
 image-pin:
 	@image=$$(sed -n 's/^ARG PYTHON_IMAGE=\([^@]*\).*/\1/p' Dockerfile); \

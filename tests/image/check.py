@@ -35,7 +35,7 @@ PATIENCE = 300  # turns a hang into a failure
 
 # Run in an image by its own Python, as its own user; prints JSON. What may be written to is looked for, not assumed.
 PROBE = """
-import importlib.util, json, os, shutil, struct, sys
+import importlib.util, json, os, shutil, sys
 from pathlib import Path
 real = {"proc", "sys", "dev", "tmp"}
 writable, sources, stale = [], 0, []
@@ -48,15 +48,17 @@ for source in Path(sys.prefix).rglob("*.py"):
     sources += 1
     try:
         head = Path(importlib.util.cache_from_source(str(source))).read_bytes()[:16]
-        fresh = struct.unpack("<I", head[8:12])[0] == int(source.stat().st_mtime)
+        # Not by the time of the source, but by its content (PEP 552).
+        fresh = head[4] == 1 and head[8:] == importlib.util.source_hash(source.read_bytes())
     except OSError:
         fresh = False
     stale += [] if fresh else [str(source)]
 print(json.dumps({
     "uid": os.getuid(), "gid": os.getgid(), "writable": writable, "sources": sources, "stale": stale,
     "compilers": [name for name in ("cc", "gcc", "g++", "clang", "nvcc", "ld", "make") if shutil.which(name)],
-    "caches": [str(found) for place in ("/root/.cache", "/tmp/.cache", "/var/lib/apt/lists", "/var/cache/apt/archives")
-               for found in Path(place).rglob("*") if os.access(place, os.R_OK) and found.is_file()],
+    "caches": [os.path.join(folder, file)
+               for place in ("/root/.cache", "/var/lib/apt/lists", "/var/cache", "/opt/build")
+               for folder, _, files in os.walk(place) for file in files],
     "torch": importlib.util.find_spec("torch") is not None,
     "tmp": os.access("/tmp", os.W_OK),
 }))
@@ -70,14 +72,14 @@ sys.exit(subprocess.call(["foldserve", "serve"]))
 """
 
 
-class Failed(Exception):
+class BrokenPromiseError(Exception):
     """Something that an image promises doesn't hold."""
 
 
 def held(condition: object, what: str, found: object = "") -> None:
-    """Say that `what` holds, or raise `Failed` with what was found."""
+    """Say that `what` holds, or raise `BrokenPromiseError` with what was found."""
     if not condition:
-        raise Failed(f"{what}: {found}" if found != "" else what)
+        raise BrokenPromiseError(f"{what}: {found}" if found != "" else what)
     print(f"  ok  {what}", flush=True)
 
 
@@ -104,7 +106,9 @@ class Image:
                 stdout, stderr = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 process.terminate()
-                raise Failed(f"{self.tag} {' '.join(arguments)} has not ended within {PATIENCE} s") from None
+                raise BrokenPromiseError(
+                    f"{self.tag} {' '.join(arguments)} has not ended within {PATIENCE} s"
+                ) from None
         return Ended(process.returncode, stdout, stderr)
 
     def probed(self) -> dict[str, Any]:
@@ -134,7 +138,7 @@ class Image:
                 hung.cancel()
                 if " serves " not in line:
                     process.terminate()
-                    raise Failed(f"{self.tag} does not serve: {line}{process.communicate()[1]}")
+                    raise BrokenPromiseError(f"{self.tag} does not serve: {line}{process.communicate()[1]}")
                 yield Service(process, port)
             finally:
                 hung.cancel()
@@ -151,7 +155,7 @@ class Service:
 
     def asked(self, path: str, body: object = None) -> tuple[int, Any]:
         """Send one request; the status and the parsed JSON of the answer."""
-        request = urllib.request.Request(  # noqa: S310
+        request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
             None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json"},
@@ -184,15 +188,10 @@ def one_line(done: Ended, *expected: str) -> bool:
 # --- the checks ------------------------------------------------------------------------------------------------------
 
 
-def build(tool: Tool, which: str) -> None:
+def build(tool: Tool, which: str, arguments: Mapping[str, str]) -> None:
     """Build one of the images as the Makefile does."""
-    target = "trainer" if which == "trainer" else "service"
-    described = subprocess.run(
-        ["make", "--no-print-directory", "image-arguments"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
-    arguments = dict(argument.split("=", 1) for argument in described.split())
-    arguments |= {} if which == "trainer" else {"RUNTIME": which}
-    tool.build(ROOT, target, TAGS[which], arguments)
+    runtime = {} if which == "trainer" else {"RUNTIME": which}
+    tool.build(ROOT, "trainer" if which == "trainer" else "service", TAGS[which], {**arguments, **runtime})
 
 
 def check_configuration(image: Image) -> None:
@@ -362,6 +361,7 @@ CHECKS: Mapping[str, Callable[[Image, Path], None]] = {"cpu": check_cpu, "gpu": 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tool", default="docker", help="command that builds and runs images (default: docker)")
+    parser.add_argument("--build-arg", metavar="K=V", action="append", default=[], help="of every build")
     parser.add_argument("--only", choices=CHECKS, action="append", help="this image alone; may be given again")
     parser.add_argument("--no-build", action="store_true", help="check the images that are there")
     options = parser.parse_args()
@@ -369,18 +369,20 @@ def main() -> int:
     chosen = [which for which in CHECKS if not options.only or which in options.only]
     try:
         for which in chosen if not options.no_build else ():
-            build(tool, which)
+            build(tool, which, dict(argument.split("=", 1) for argument in options.build_arg))
         for which in chosen:
             print(TAGS[which], flush=True)
             # What a container wrote is its user's, and only root may clear it away.
             with tempfile.TemporaryDirectory(prefix="foldserve-image-", ignore_cleanup_errors=True) as scratch:
                 Path(scratch).chmod(0o755)
                 CHECKS[which](Image(tool, TAGS[which]), Path(scratch))
-    except Failed as failed:
+    except BrokenPromiseError as failed:
         print(f"FAIL  {failed}", file=sys.stderr)
         return 1
     except FileNotFoundError as error:
-        print(f"image-check: error: {error.filename} is not there: IMAGE_TOOL names what builds images", file=sys.stderr)
+        print(
+            f"image-check: error: {error.filename} is not there: IMAGE_TOOL names what builds images", file=sys.stderr
+        )
         return 1
     return 0
 

@@ -19,7 +19,7 @@ from typing import Any
 
 
 def only(dockerfile: str, target: str) -> str:
-    """Leave of a Dockerfile what its stage `target` is made of, for a tool that builds the last stage and all others."""
+    """Leave of a Dockerfile what its stage `target` is made of, for a tool that builds the last stage, and no other."""
     head, *stages = re.split(r"^(?=FROM )", dockerfile, flags=re.MULTILINE)
     names = [re.match(r"FROM \S+ AS (\S+)", stage)[1] for stage in stages]
     needed, kept = {target}, []
@@ -69,11 +69,13 @@ class Docker:
 
     def size(self, tag: str) -> int:
         """The bytes of the image's files."""
-        return int(_said([self._program, "run", "--rm", "--user", "0", "--entrypoint", "du", tag, "-sbx", "/"]).split()[0])
+        return int(
+            _said([self._program, "run", "--rm", "--user", "0", "--entrypoint", "du", tag, "-sbx", "/"]).split()[0]
+        )
 
 
 class StandIn:
-    """A program that builds and runs without an engine."""
+    """A program that builds and runs without an engine, and stands in for a base image by its tag alone."""
 
     def __init__(self, program: str) -> None:
         self._program = program
@@ -82,7 +84,8 @@ class StandIn:
         """Build one stage of the Dockerfile in `context`."""
         flags = [flag for name, value in arguments.items() for flag in ("--build-arg", f"{name}={value}")]
         with tempfile.NamedTemporaryFile("w", prefix="Dockerfile.") as file:
-            file.write(only((context / "Dockerfile").read_text(encoding="utf-8"), target))
+            stages = only((context / "Dockerfile").read_text(encoding="utf-8"), target)
+            file.write(re.sub(r"@sha256:[0-9a-f]{64}", "", stages))
             file.flush()
             subprocess.run([self._program, "build", "-f", file.name, *flags, tag, context], check=True)
 
