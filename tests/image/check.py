@@ -105,7 +105,7 @@ class Image:
             try:
                 stdout, stderr = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
-                process.terminate()
+                self.tool.stop(process)
                 raise BrokenPromiseError(
                     f"{self.tag} {' '.join(arguments)} has not ended within {PATIENCE} s"
                 ) from None
@@ -130,26 +130,26 @@ class Image:
         port = free_port()
         env = {"FOLDSERVE_PORT": str(port), **how.pop("env", {})}
         with self.tool.start(self.tag, *arguments, env=env, port=port, **how) as process:
-            hung = threading.Timer(PATIENCE, process.terminate)
+            hung = threading.Timer(PATIENCE, self.tool.stop, [process])
             hung.start()
             try:
                 assert process.stdout
                 line = process.stdout.readline()
                 hung.cancel()
                 if " serves " not in line:
-                    process.terminate()
                     raise BrokenPromiseError(f"{self.tag} does not serve: {line}{process.communicate()[1]}")
-                yield Service(process, port)
+                yield Service(self.tool, process, port)
             finally:
                 hung.cancel()
                 if process.poll() is None:
-                    process.terminate()
+                    self.tool.stop(process)
 
 
 @dataclass(frozen=True)
 class Service:
     """A container that has said that it serves."""
 
+    tool: Tool
     process: subprocess.Popen[str]
     port: int
 
@@ -169,7 +169,7 @@ class Service:
     def stopped(self) -> tuple[int, float, str]:
         """Send SIGTERM: the exit status, the seconds until then, and the log."""
         began = time.monotonic()
-        self.process.terminate()
+        self.tool.stop(self.process)
         _, stderr = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, time.monotonic() - began, stderr
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ class Docker:
     ) -> subprocess.Popen[str]:
         """Start the image's entrypoint, or `program`, with nothing to write to but /tmp and the volumes.
 
-        Without arguments and program it gets the image's own. A signal to the process returned reaches it.
+        Without arguments and program it gets the image's own. `stop` ends it.
         """
         flags = [flag for name, value in (env or {}).items() for flag in ("--env", f"{name}={value}")]
         flags += [flag for host, inside in (volumes or {}).items() for flag in ("--volume", f"{host}:{inside}")]
@@ -62,6 +63,10 @@ class Docker:
         safe = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108
         command = [self._program, "run", "--rm", "--name", next(self._names), *safe, *flags, tag, *arguments]
         return _started(command)
+
+    def stop(self, process: subprocess.Popen[str]) -> None:
+        """Send SIGTERM to what was started."""
+        process.terminate()
 
     def config(self, tag: str) -> dict[str, Any]:
         """The image's configuration, as Docker names it."""
@@ -105,6 +110,16 @@ class StandIn:
         if arguments and not program:
             replaced = [*self.config(tag)["Entrypoint"], *arguments]
         return _started([self._program, "run", "--read-only", *flags, tag, *replaced])
+
+    def stop(self, process: subprocess.Popen[str]) -> None:
+        """Send SIGTERM to what was started.
+
+        To the program itself: a shell that stands before it, and is signalled, may give its own status for the
+        program's.
+        """
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+        for child in children:
+            os.kill(int(child), signal.SIGTERM)
 
     def config(self, tag: str) -> dict[str, Any]:
         """The image's configuration, as Docker names it."""
