@@ -3,8 +3,8 @@
 #   TORCH_INDEX=URL  an index to take torch from besides PyPI: PyTorch's own CPU index spares gigabytes of CUDA
 #                    libraries (its address: https://pytorch.org/get-started/locally/)
 #   PORT=N           where `make demo` serves
-#   IMAGE_TOOL=...   what `make image-check` builds and runs images with: docker, podman, or a stand-in for an engine,
-#                    tests/image/tool.py says which commands it has
+#   IMAGE_TOOL=...   what `make image-check` builds and runs images with: docker, or a stand-in for where there is no
+#                    engine, whose commands tests/image/tool.py names
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -379,6 +379,9 @@ def main() -> int:
     except BrokenPromiseError as failed:
         print(f"FAIL  {failed}", file=sys.stderr)
         return 1
+    except subprocess.CalledProcessError as error:
+        print(f"FAIL  {options.tool} {error.cmd[1]} ended with {error.returncode}", file=sys.stderr)
+        return 1
     except FileNotFoundError as error:
         print(
             f"image-check: error: {error.filename} is not there: IMAGE_TOOL names what builds images", file=sys.stderr

@@ -32,7 +32,7 @@ def only(dockerfile: str, target: str) -> str:
 
 
 class Docker:
-    """Docker's own command, or one that has its flags."""
+    """Docker's own command."""
 
     def __init__(self, program: str) -> None:
         self._program = program
@@ -134,8 +134,8 @@ Tool = Docker | StandIn
 
 
 def named(program: str) -> Tool:
-    """The tool whose command is `program`: by its name a Docker, or else a stand-in."""
-    return Docker(program) if Path(program).name in ("docker", "podman", "nerdctl") else StandIn(program)
+    """The tool whose command is `program`: Docker by that name, and else a stand-in."""
+    return Docker(program) if Path(program).name == "docker" else StandIn(program)
 
 
 def _started(command: Sequence[str]) -> subprocess.Popen[str]:
