@@ -42,11 +42,13 @@ COPY requirements/train.txt requirements/torch.txt /requirements/
 RUN python -m venv --without-pip /opt/foldserve \
     && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --requirement /requirements/train.txt
-# PyTorch's own index has the builds for the CPU; PyPI's build brings gigabytes of CUDA.
+# PyTorch's own index has the builds for the CPU; PyPI's build brings gigabytes of CUDA. What is in torch for its own
+# tests is for newer Pythons too, and does not compile.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip --python /opt/foldserve/bin/python install --only-binary=:all: --no-deps --no-compile \
         --index-url "${TORCH_INDEX}" --requirement /requirements/torch.txt \
-    && /opt/foldserve/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/foldserve/lib
+    && /opt/foldserve/bin/python -m compileall -q -x /torch/testing/_internal/ --invalidation-mode unchecked-hash \
+        /opt/foldserve/lib
 
 
 FROM base AS trainer
