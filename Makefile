@@ -112,7 +112,7 @@ image-pin:
 	@image=$$(sed -n 's/^ARG PYTHON_IMAGE=\([^@]*\).*/\1/p' Dockerfile); \
 	digest=$$(docker buildx imagetools inspect "$$image" --format '{{.Manifest.Digest}}') && \
 	{ echo "$$digest" | grep -Eqx 'sha256:[0-9a-f]{64}' || { echo "no digest: $$digest" >&2; exit 1; }; } && \
-	sed -i.bak "s|^\(ARG PYTHON_IMAGE=\).*|\1$$image@$$digest|" Dockerfile && rm Dockerfile.bak && grep '^ARG PYTHON_IMAGE' Dockerfile
+	sed -i.bak "s|^\(ARG PYTHON_IMAGE=\).*|\1$$image@$$digest|" Dockerfile && rm Dockerfile.bak && grep '^ARG PYTHON_IMAGE=' Dockerfile
 
 # torch's small build for the CPU is in PyTorch's own index alone, and so are its hashes.
 lock: $(LOCK)/installed

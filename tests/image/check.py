@@ -120,11 +120,11 @@ class Image:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
-    def healthy(self, port: int) -> Ended:
-        """Run the image's HEALTHCHECK beside the service on `port`."""
+    def healthy(self, service: Service) -> Ended:
+        """Run the image's HEALTHCHECK beside a service."""
         kind, program, *arguments = self.tool.config(self.tag)["Healthcheck"]["Test"]
         held(kind == "CMD", "the health check needs no shell", kind)
-        return self.ran(*arguments, program=program, env={"FOLDSERVE_PORT": str(port)})
+        return self.ran(*arguments, program=program, env={"FOLDSERVE_PORT": str(service.port)}, beside=service.process)
 
     @contextmanager
     def serving(self, *arguments: str, **how: Any) -> Iterator[Service]:
@@ -213,7 +213,7 @@ def check_files(image: Image, *, torch: bool) -> None:
     held(found["sources"] and not found["stale"], f"{found['sources']} modules are compiled", found["stale"][:5])
     held(not found["compilers"], "no compiler is in it", found["compilers"])
     held(not found["caches"], "no cache is in it", found["caches"][:5])
-    held(torch or not found["cudnn"], "no file of cuDNN is in it", found["cudnn"])
+    held(not found["cudnn"], "no file of cuDNN is in it", found["cudnn"])
     held(found["torch"] == torch, f"torch is {'' if torch else 'not '}in it")
 
 
@@ -229,12 +229,12 @@ def check_serves(image: Image, *arguments: str, **how: Any) -> None:
         zeros = {"instances": [[0.0] * 64]}
         status, answer = service.asked("/v1/models/digits:predict", zeros)
         held(status == 200 and len(answer["predictions"]) == 1, "it predicts over HTTP", (status, answer))
-        done = image.healthy(service.port)
+        done = image.healthy(service)
         held(done.status == 0, f"it is healthy: {done.stdout.strip()}", done)
         status, seconds, log = service.stopped()
         held(status == 0 and seconds < DRAIN, f"SIGTERM ends it with 0 after {seconds:.1f} s", (status, seconds, log))
         held("Traceback" not in log, "its log has no traceback", log)
-        done = image.healthy(service.port)
+        done = image.healthy(service)
         held(one_line(done), f"then it is unhealthy: {done.stderr.strip()}", done)
 
 

@@ -51,14 +51,18 @@ class Docker:
         env: Mapping[str, str] | None = None,
         volumes: Mapping[Path, str] | None = None,
         port: int | None = None,
+        beside: subprocess.Popen[str] | None = None,
     ) -> subprocess.Popen[str]:
         """Start the image's entrypoint, or `program`, with nothing to write to but /tmp and the volumes.
 
+        Its `port` is the host's too; with `beside`, what 127.0.0.1 is to that one while it runs, it is to this one.
         Without arguments and program it gets the image's own. `stop` ends it.
         """
         flags = [flag for name, value in (env or {}).items() for flag in ("--env", f"{name}={value}")]
         flags += [flag for host, inside in (volumes or {}).items() for flag in ("--volume", f"{host}:{inside}")]
         flags += ["--publish", f"127.0.0.1:{port}:{port}"] if port else []
+        if beside and beside.poll() is None:
+            flags += ["--network", f"container:{beside.args[beside.args.index('--name') + 1]}"]
         flags += ["--entrypoint", program] if program else []
         safe = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108
         command = [self._program, "run", "--rm", "--name", next(self._names), *safe, *flags, tag, *arguments]
@@ -102,6 +106,7 @@ class StandIn:
         env: Mapping[str, str] | None = None,
         volumes: Mapping[Path, str] | None = None,
         port: int | None = None,  # noqa: ARG002 (the network is the host's)
+        beside: subprocess.Popen[str] | None = None,  # noqa: ARG002
     ) -> subprocess.Popen[str]:
         """As `Docker.start`."""
         flags = [flag for name, value in (env or {}).items() for flag in ("-e", f"{name}={value}")]
