@@ -15,7 +15,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/apt /var/log/dpkg.log \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin foldserve \
     && install --directory --owner=foldserve --group=foldserve /models /work
-# No run writes bytecode: it is here already. It holds whatever time a file has, because an engine that copies one from
+# No run writes bytecode: it is here already, and holds whatever time a file has, because an engine that copies one from
 # stage to stage may round that.
 ENV PATH=/opt/foldserve/bin:$PATH \
     HOME=/tmp \
@@ -47,7 +47,7 @@ RUN python -m venv --without-pip /opt/foldserve \
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip --python /opt/foldserve/bin/python install --only-binary=:all: --no-deps --no-compile \
         --index-url "${TORCH_INDEX}" --requirement /requirements/torch.txt \
-    && /opt/foldserve/bin/python -m compileall -q -x /torch/testing/_internal/ --invalidation-mode unchecked-hash \
+    && /opt/foldserve/bin/python -m compileall -qf -x /torch/testing/_internal/ --invalidation-mode unchecked-hash \
         /opt/foldserve/lib
 
 
@@ -55,7 +55,7 @@ FROM base AS trainer
 COPY --from=trainer-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
-    && python -m compileall -q --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/service \
+    && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/service \
         /opt/foldserve/lib/python3.*/site-packages/training
 # The same as in the service: a new volume is filled by whichever of the two comes first.
 COPY --chown=10001:10001 models /models
@@ -84,14 +84,14 @@ COPY requirements/${RUNTIME}.txt /requirements/
 RUN python -m venv --without-pip /opt/foldserve \
     && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --requirement "/requirements/${RUNTIME}.txt" \
-    && /opt/foldserve/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/foldserve/lib
+    && /opt/foldserve/bin/python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib
 
 
 FROM base AS service
 COPY --from=service-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
-    && python -m compileall -q --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/service \
+    && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/service \
         /opt/foldserve/lib/python3.*/site-packages/training
 # A volume over it replaces it.
 COPY --chown=10001:10001 models /models
