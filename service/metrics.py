@@ -30,6 +30,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
+from service.bundle import Parity
 from service.errors import RequestError
 
 # When each series began would be a series more for each, and several workers have none.
@@ -186,6 +187,13 @@ class Metrics:
             r,
             "max",
         )
+        self.parity_ratio = _gauge(
+            "foldserve_model_parity_tolerance_ratio",
+            "Share of the tolerance that the golden rows use on this device; past 1 the model is refused.",
+            model,
+            r,
+            "max",
+        )
         self.provider = _gauge(
             "foldserve_model_provider_info",
             "1, for each execution provider that runs the model.",
@@ -224,7 +232,7 @@ class Metrics:
         model: str,
         version: str,
         seconds: float,
-        parity_error: float,
+        parity: Parity,
         providers: Iterable[str],
         categorical: Iterable[str],
     ) -> None:
@@ -232,7 +240,8 @@ class Metrics:
         for feature in categorical:
             self.unseen_categories.labels(model, version, feature)  # 0: a rate needs what the first value adds to
         self.load_seconds.labels(model, version).set(seconds)
-        self.parity_error.labels(model, version).set(parity_error)
+        self.parity_error.labels(model, version).set(parity.max_absolute)
+        self.parity_ratio.labels(model, version).set(parity.worst)
         for provider in providers:
             self.provider.labels(model, version, provider).set(1)
 

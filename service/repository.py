@@ -148,7 +148,7 @@ def _open(path: Path, settings: Settings, pool: Pool, metrics: Metrics | None) -
     if metrics is not None:
         categorical = [feature.name for feature in whole.manifest.features if feature.kind == "categorical"]
         seconds = time.perf_counter() - started
-        metrics.loaded(path.parent.name, path.name, seconds, parity.max_absolute, runtime.providers, categorical)
+        metrics.loaded(path.parent.name, path.name, seconds, parity, runtime.providers, categorical)
     return _live(whole.manifest, runtime, parity, settings, pool, metrics)
 
 

@@ -255,6 +255,11 @@ def test_what_a_model_took_and_who_runs_it_is_told(served: Served) -> None:
     for version in ("1", "2"):
         assert found[sample("foldserve_model_load_seconds", **of(version))] > 0
         assert 0 <= found[sample("foldserve_model_parity_error", **of(version))] < 1e-5
+        # The golden rows' references are at least 0: their tolerance is at least its absolute part, 1e-5.
+        error, ratio = (
+            found[sample(f"foldserve_model_parity_{name}", **of(version))] for name in ("error", "tolerance_ratio")
+        )
+        assert error / (1e-5 + 1e-4 * 3) <= ratio <= error / 1e-5
         assert found[sample("foldserve_model_provider_info", **of(version, provider="CPUExecutionProvider"))] == 1
     assert sample("foldserve_model_load_seconds", **of("3")) not in found  # it was refused
     assert began - 1 < found[sample("foldserve_last_request_timestamp_seconds", **of("1"))] < time.time() + 1
