@@ -1,0 +1,311 @@
+"""deploy/prometheus and deploy/grafana: checked by promtool, and run by the real Prometheus against a real service."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.deploy.test_compose import ROOT, SERVICES
+from tests.service.support import PATIENCE, Served, serving, write_roots
+
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+GRAFANA = ROOT / "deploy" / "grafana"
+CONFIG = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+RULES = [rule for group in yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"] for rule in group["rules"]]
+DASHBOARD = json.loads((GRAFANA / "dashboards" / "foldserve.json").read_text())
+
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")),
+    reason="there is no prometheus and promtool here: apt-get install prometheus",
+)
+
+
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = ["promtool", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+# --- promtool --------------------------------------------------------------------------------------------------------
+
+
+@needs_prometheus
+@pytest.mark.parametrize(("kind", "file"), [("config", "prometheus.yml"), ("rules", "rules.yml")])
+def test_promtool_takes_it(kind: str, file: str) -> None:
+    done = promtool("check", kind, "--lint-fatal", PROMETHEUS / file)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_prometheus
+def test_each_alert_says_what_is_wrong_when_it_is_and_nothing_else() -> None:
+    cases = Path(__file__).parent / "alerts.test.yml"
+    done = promtool("test", "rules", cases)
+    assert done.returncode == 0, done.stdout + done.stderr
+    fired = {
+        case["alertname"]
+        for test in yaml.safe_load(cases.read_text())["tests"]
+        for case in test["alert_rule_test"]
+        if "exp_alerts" in case
+    }
+    assert fired == {rule["alert"] for rule in RULES}
+
+
+# --- what the files name ---------------------------------------------------------------------------------------------
+
+
+def panels() -> list[dict[str, Any]]:
+    return DASHBOARD["panels"]
+
+
+QUERIES = {f"{panel['title']} {target['refId']}": target["expr"] for panel in panels() for target in panel["targets"]}
+
+
+def test_prometheus_scrapes_the_servers_of_compose_on_their_port() -> None:
+    (scraped,) = (job for job in CONFIG["scrape_configs"] if job["job_name"] == "foldserve")
+    (found,) = scraped["dns_sd_configs"]
+    assert set(found["names"]) == {name for name in SERVICES if name.startswith("foldserve")}
+    for name in found["names"]:
+        assert SERVICES[name]["ports"][0].endswith(f":{found['port']}")
+    assert all((PROMETHEUS / file).is_file() for file in CONFIG["rule_files"])
+    assert f"--config.file=/etc/prometheus/{PROMETHEUS.name}.yml" in SERVICES["prometheus"]["command"]
+    assert "./deploy/prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
+
+
+def test_grafana_asks_prometheus_and_finds_the_dashboard() -> None:
+    (source,) = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    host, port = re.fullmatch(r"http://(\w+):(\d+)", source["url"]).groups()
+    assert SERVICES[host]["ports"][0].endswith(f":{port}")
+    (provider,) = yaml.safe_load((GRAFANA / "provisioning/dashboards/foldserve.yml").read_text())["providers"]
+    mounted = dict(volume.split(":")[1::-1] for volume in SERVICES["grafana"]["volumes"])
+    assert mounted["/etc/grafana/provisioning"] == "./deploy/grafana/provisioning"
+    assert mounted[provider["options"]["path"]] == "./deploy/grafana/dashboards"
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{provider['options']['path']}/foldserve.json"
+    used = [thing["datasource"] for panel in panels() for thing in (panel, *panel["targets"])]
+    used += [variable["datasource"] for variable in DASHBOARD["templating"]["list"]]
+    assert all(one == {"type": source["type"], "uid": source["uid"]} for one in used)
+    assert source["jsonData"]["timeInterval"] == CONFIG["global"]["scrape_interval"]
+
+
+def test_the_panels_do_not_overlap_and_have_an_id_each() -> None:
+    taken = [
+        (x, y)
+        for position in (panel["gridPos"] for panel in panels())
+        for x in range(position["x"], position["x"] + position["w"])
+        for y in range(position["y"], position["y"] + position["h"])
+    ]
+    assert len(taken) == len(set(taken))
+    assert max(x for x, _ in taken) < 24
+    assert len({panel["id"] for panel in panels()}) == len(panels())
+
+
+def test_the_dashboard_shows_every_metric_but_a_few() -> None:
+    documented = set(re.findall(r"^\| `(foldserve_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
+    asked = " ".join(QUERIES.values())
+    shown = {name for name in documented if re.search(rf"{name}(_bucket|_sum|_count)?\b", asked)}
+    assert documented - shown == {"foldserve_unseen_categories_total", "foldserve_last_request_timestamp_seconds"}
+    assert set(re.findall(r"\$(\w+)", asked)) == {"__rate_interval"} | {
+        variable["name"] for variable in DASHBOARD["templating"]["list"]
+    }
+
+
+# --- the real thing --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A running Prometheus."""
+
+    client: httpx.Client
+
+    def ask(self, path: str, **parameters: Any) -> Any:
+        answer = self.client.get(f"/api/v1/{path}", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"]
+
+    def values(self, query: str) -> list[float]:
+        """The value of each series that an instant query gives, as the dashboard asks when it shows everything."""
+        for name in ("model", "instance"):
+            query = query.replace(f"${name}", ".*")
+        found = self.ask("query", query=query.replace("$__rate_interval", "10s"))
+        return [float(series["value"][1]) for series in found["result"]]
+
+
+@contextmanager
+def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
+    """Run Prometheus with the files of deploy/, on a free port, with `target` for what a name server would tell."""
+    config = json.loads(json.dumps(CONFIG))
+    config["global"] = {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"}
+    for job in config["scrape_configs"]:
+        if job.pop("dns_sd_configs", None):
+            job["static_configs"] = [{"targets": [target]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    shutil.copy(PROMETHEUS / "rules.yml", folder)
+    command = [
+        "prometheus",
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        "--web.listen-address=127.0.0.1:0",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        hung = threading.Timer(PATIENCE, process.kill)
+        hung.start()
+        try:
+            lines = []
+            for line in process.stderr:
+                lines.append(line)
+                if found := re.search(r'msg="Listening on" address=([\d.:]+)', line):
+                    break
+            else:
+                raise AssertionError("".join(lines))
+            # Nobody reads on: an unread pipe would fill and stop it.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            hung.cancel()
+            with httpx.Client(base_url=f"http://{found[1]}", timeout=PATIENCE) as client:
+                until(lambda: client.get("/-/ready").status_code == 200)
+                yield Prometheus(client)
+        finally:
+            hung.cancel()
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
+
+
+def until(condition: Callable[[], object]) -> None:
+    hung = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < hung, "it hangs"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`roots`, which fails where its input is negative."""
+    folder = tmp_path_factory.mktemp("monitored")
+    (folder / "models").mkdir()
+    write_roots(folder / "models")
+    with serving(folder / "models", folder / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def watching(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    target = served.url.removeprefix("http://")
+    with prometheus(tmp_path_factory.mktemp("prometheus"), target) as running:
+        yield running
+
+
+def send(server: Served) -> dict[str, int]:
+    """Ask what is answered and what is refused; how many of each status."""
+    good, negative = b'{"instances": [[1, 3], [4, 5]]}', b'{"instances": [[-1, 0]]}'
+    for path, headers, body, status in (
+        ("/predict", (), good, 200),
+        ("/v1/models/roots:predict", (), good, 200),
+        ("/predict", (), b"{", 400),
+        ("/predict", (), negative, 500),
+        ("/predict", ("X-Request-Timeout-Ms: 0",), good, 504),
+        ("/v1/models/other:predict", (), good, 404),
+    ):
+        assert server.send("POST", path, *headers, body=body).status == status
+    return {"200": 2, "400": 1, "500": 1, "504": 1}
+
+
+@needs_prometheus
+def test_it_counts_what_was_asked(served: Served, watching: Prometheus) -> None:
+    def counted() -> dict[str, float]:
+        found = watching.ask("query", query="sum by (status) (foldserve_requests_total)")["result"]
+        return {series["metric"]["status"]: float(series["value"][1]) for series in found}
+
+    until(lambda: watching.values('up{job="foldserve"}') == [1])
+    began = {"200": 0, "400": 0, "500": 0, "504": 0} | counted()
+    sent = [send(served) for _ in range(3)]
+    wanted = {status: count + sum(one[status] for one in sent) for status, count in began.items()}
+    until(lambda: counted() == wanted)
+
+
+@needs_prometheus
+@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+def test_each_query_of_the_dashboard_gets_numbers(query: str, served: Served, watching: Prometheus) -> None:
+    def numbers() -> bool:
+        send(served)  # a rate is one of what happens
+        values = watching.values(query)
+        return bool(values) and all(map(math.isfinite, values))
+
+    until(numbers)
+
+
+@needs_prometheus
+def test_the_dashboard_shows_the_errors_that_there_are(served: Served, watching: Prometheus) -> None:
+    (share,) = (target["expr"] for panel in panels() if panel["title"] == "Errors" for target in panel["targets"])
+    # Two requests in five that reach the model: 500 and 504.
+    until(lambda: send(served) and any(abs(value - 0.4) < 0.1 for value in watching.values(share)))
+
+
+@needs_prometheus
+@pytest.mark.parametrize("variable", DASHBOARD["templating"]["list"], ids=lambda variable: variable["name"])
+def test_the_dashboard_can_be_narrowed(variable: dict[str, Any], served: Served, watching: Prometheus) -> None:
+    series, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
+    expected = {"model": ["roots"], "instance": [served.url.removeprefix("http://")]}
+    until(lambda: watching.ask(f"label/{label}/values", **{"match[]": series}) == expected[variable["name"]])
+
+
+@needs_prometheus
+def test_the_queries_of_the_metrics_page_are_understood(served: Served, watching: Prometheus) -> None:
+    send(served)
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    blocks = re.findall("```promql\n(.+?)```", page, re.DOTALL)
+    # A line that begins anew is a query of its own.
+    queries = list(itertools.chain.from_iterable(re.split(r"\n(?=\S)", block.strip()) for block in blocks))
+    assert len(queries) >= 5
+    for query in queries:
+        watching.ask("query", query=query)
+
+
+@needs_prometheus
+def test_each_rule_is_evaluated_and_none_fires_while_all_is_well(watching: Prometheus) -> None:
+    def rules() -> list[dict[str, Any]]:
+        return [rule for group in watching.ask("rules")["groups"] for rule in group["rules"]]
+
+    until(lambda: all(rule["health"] == "ok" for rule in rules()))
+    assert [rule["name"] for rule in rules()] == [rule["alert"] for rule in RULES]
+    state = {rule["name"]: rule["state"] for rule in rules()}
+    assert state["FoldserveNotReady"] == state["FoldserveParity"] == "inactive"
+
+
+@needs_prometheus
+def test_a_server_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    def state() -> str:
+        rules = [rule for group in watcher.ask("rules")["groups"] for rule in group["rules"]]
+        return next(rule["state"] for rule in rules if rule["name"] == "FoldserveNotReady")
+
+    (tmp_path / "models").mkdir()
+    write_roots(tmp_path / "models")
+    with (
+        serving(tmp_path / "models", tmp_path / "log") as server,
+        prometheus(tmp_path, server.url.removeprefix("http://")) as watcher,
+    ):
+        until(lambda: watcher.values('up{job="foldserve"}') == [1] and state() == "inactive")
+        server.process.terminate()
+        until(lambda: state() == "pending")
+
+
+@needs_prometheus
+def test_the_health_commands_ask_for_pages_that_there_are(watching: Prometheus) -> None:
+    url = SERVICES["prometheus"]["healthcheck"]["test"][-1]
+    assert watching.client.head(url.removeprefix("http://127.0.0.1:9090")).status_code == 200
