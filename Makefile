@@ -27,7 +27,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel check bench bench-gpu bench-training bench-ablation install clean \
+.PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel check docs bench bench-gpu bench-training bench-ablation install clean \
 	lock image image-gpu image-trainer image-check image-pin
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo "make test-gpu-wheel  what onnxruntime-gpu refuses where there is no GPU, with the real wheel"
 	@echo "make test-gpu        the runtime and training on a GPU"
 	@echo "make check  style and types alone"
+	@echo "make docs   write the tables of docs/deployment.md anew"
 	@echo "make bench  foldserve beside what else serves such a model; needs wrk; ARGS='--help' for more"
 	@echo "make bench-gpu  foldserve on a GPU beside ONNX Runtime and PyTorch there, with PYTHON's packages; ARGS='--help'"
 	@echo "make bench-training  foldserve's training beside what else learns from a table; ARGS='--data DIR', ARGS='--help'"
@@ -82,6 +83,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+
+docs: install
+	$(BIN)/python docs/write_tables.py
 
 bench: install
 	$(BIN)/python benchmarks/serving.py $(ARGS)
