@@ -27,7 +27,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel check docs bench bench-gpu bench-training bench-ablation install clean \
+.PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel check bench bench-gpu bench-training bench-ablation install clean \
 	lock image image-gpu image-trainer image-check image-pin
 
 help:
@@ -84,6 +84,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
+.PHONY: docs
 docs: install
 	$(BIN)/python docs/write_tables.py
 
