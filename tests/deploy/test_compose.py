@@ -17,28 +17,13 @@ import yaml
 from service import bundle
 from service.cli import main as foldserve
 from service.settings import PREFIX, Settings
+from tests.deploy.support import COMPOSE, FILE, ROOT, SERVICES, VARIABLE
 from tests.service.support import serving
 from training.cli import main as foldserve_train
 
-ROOT = Path(__file__).parents[2]
-FILE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 SCHEMA = json.loads((Path(__file__).parent / "compose-spec.json").read_text())
 
-VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
-
-
-def with_defaults(node: Any) -> Any:
-    """What compose makes of the file where the environment has none of its variables."""
-    if isinstance(node, dict):
-        return {key: with_defaults(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [with_defaults(value) for value in node]
-    return VARIABLE.sub(r"\2", node) if isinstance(node, str) else node
-
-
-COMPOSE = with_defaults(yaml.safe_load(FILE.read_text()))
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SERVERS = {name: service for name, service in SERVICES.items() if name.startswith("foldserve")}
 BUILT = {name: service for name, service in SERVICES.items() if "build" in service}
 

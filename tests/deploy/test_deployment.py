@@ -21,8 +21,7 @@ import pytest
 
 from service.cli import main as foldserve_main
 from service.settings import PREFIX, Settings
-from tests.deploy.test_compose import ROOT, SERVICES, VARIABLE
-from tests.deploy.test_monitoring import RULES, until
+from tests.deploy.support import ROOT, RULES, SERVICES, VARIABLE, until
 from tests.service.support import PATIENCE, edit_manifest, flip_byte, foldserve, serving, write_roots
 
 PAGE = (ROOT / "docs" / "deployment.md").read_text()

@@ -9,8 +9,7 @@ import re
 import shutil
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,12 @@ import httpx
 import pytest
 import yaml
 
-from tests.deploy.test_compose import ROOT, SERVICES
+from tests.deploy.support import ROOT, RULES, SERVICES, until
 from tests.service.support import PATIENCE, Served, serving, write_roots
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"
 CONFIG = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-RULES = [rule for group in yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"] for rule in group["rules"]]
 DASHBOARD = json.loads((GRAFANA / "dashboards" / "foldserve.json").read_text())
 
 needs_prometheus = pytest.mark.skipif(
@@ -186,12 +184,6 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
                 process.wait(PATIENCE)
             finally:
                 process.kill()
-
-
-def until(condition: Callable[[], object]) -> None:
-    hung = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < hung, "it hangs"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,44 @@
+"""Shared by the tests of the deployment: docker-compose.yml as it is read, the alerts, and waiting."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.service.support import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "docker-compose.yml"
+
+VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
+
+
+def with_defaults(node: Any) -> Any:
+    """What compose makes of the file where the environment has none of its variables."""
+    if isinstance(node, dict):
+        return {key: with_defaults(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [with_defaults(value) for value in node]
+    return VARIABLE.sub(r"\2", node) if isinstance(node, str) else node
+
+
+COMPOSE = with_defaults(yaml.safe_load(FILE.read_text()))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+RULES: list[dict[str, Any]] = [
+    rule
+    for group in yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Ask again until it is so; asking is a request to another process, and paces itself."""
+    hung = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < hung, "it hangs"
