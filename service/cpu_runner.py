@@ -33,19 +33,18 @@ class CpuRunner:
             tensor.type == "tensor(float)" and len(tensor.shape) == 2 and type(tensor.shape[1]) is int
             for tensor in (self._input, self._output)
         )
-        self._bindings: dict[int, _Binding] = {}
+        self._bindings: dict[tuple[int, ...], _Binding] = {}  # by the shape of the rows
 
     def run(self, rows: Rows) -> Rows:
         """Map float32 [batch, features] to float32 [batch, outputs]. Raises what ONNX Runtime raises."""
-        count = len(rows)
-        if self._fits and count <= _BOUND_ROWS and rows.shape[1:] == (self._input.shape[1],):
-            binding = self._bindings.get(count)
-            if binding is None:
-                binding = self._bindings[count] = _Binding(self.session, self._input, self._output, count)
-            return binding.run(rows)
-        outputs: Rows
-        (outputs,) = self.session.run([self._output.name], {self._input.name: rows})
-        return outputs
+        binding = self._bindings.get(rows.shape)
+        if binding is None:
+            if not self._fits or len(rows) > _BOUND_ROWS or rows.shape[1:] != (self._input.shape[1],):
+                outputs: Rows
+                (outputs,) = self.session.run([self._output.name], {self._input.name: rows})
+                return outputs
+            binding = self._bindings[rows.shape] = _Binding(self.session, self._input, self._output, len(rows))
+        return binding.run(rows)
 
 
 class _Binding:
