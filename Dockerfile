@@ -45,7 +45,7 @@ RUN python -m venv --without-pip /opt/foldserve \
 # PyTorch's own index has the builds for the CPU; PyPI's build brings gigabytes of CUDA. What is in torch for its own
 # tests is for newer Pythons too, and does not compile.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip --python /opt/foldserve/bin/python install --only-binary=:all: --no-deps --no-compile \
+RUN pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --index-url "${TORCH_INDEX}" --requirement /requirements/torch.txt \
     && /opt/foldserve/bin/python -m compileall -qf -x /torch/testing/_internal/ --invalidation-mode unchecked-hash \
         /opt/foldserve/lib
@@ -64,9 +64,10 @@ WORKDIR /work
 USER 10001:10001
 ENTRYPOINT ["tini", "-s", "--", "foldserve-train"]
 CMD ["--help"]
-ARG VERSION
-ARG REVISION
-ARG CREATED
+# As pyproject.toml has it; the Makefile says which commit this is.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
 ARG PYTHON_IMAGE
 LABEL org.opencontainers.image.title="foldserve-train" \
       org.opencontainers.image.description="Trains a batch-norm MLP on a table, folds it, proves it, writes the bundle." \
@@ -103,9 +104,10 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["foldserve", "health"]
 ENTRYPOINT ["tini", "-s", "--", "foldserve"]
 CMD ["serve"]
-ARG VERSION
-ARG REVISION
-ARG CREATED
+# As pyproject.toml has it; the Makefile says which commit this is.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
 ARG PYTHON_IMAGE
 LABEL org.opencontainers.image.title="foldserve" \
       org.opencontainers.image.description="Serves folded, certified models over REST with ONNX Runtime." \

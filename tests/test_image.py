@@ -92,7 +92,7 @@ def test_a_list_has_what_the_installed_packages_need(name: str) -> None:
         ]
 
 
-@pytest.mark.parametrize("name", [*LISTS, "build"])
+@pytest.mark.parametrize("name", [*LISTS, "build", "torch"])
 def test_every_file_of_a_list_is_known_by_its_hash(name: str) -> None:
     assert all(hashes for _, hashes in locked(name).values())
 
@@ -156,3 +156,8 @@ def test_the_stages_of_one_target_are_those_that_it_is_made_of() -> None:
 
     assert stages("service") == ["base", "wheel", "service-dependencies", "service"]
     assert stages("trainer") == ["base", "wheel", "trainer-dependencies", "trainer"]
+
+
+def test_an_image_that_is_built_without_arguments_is_labelled_with_this_version() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert set(re.findall(r"^ARG VERSION=(.*)$", text, re.M)) == {PROJECT["project"]["version"]}

@@ -176,7 +176,9 @@ def test_every_setting_that_it_gives_is_one() -> None:
         for name, value in service.get("environment", {}).items():
             if name.startswith(PREFIX):
                 Settings.model_validate({name.removeprefix(PREFIX).lower(): value})
-    assert set(re.findall(rf"{PREFIX}[A-Z]\w+", FILE.read_text())) == {f"{PREFIX}DEVICE"}
+    assert set(re.findall(rf"{PREFIX}[A-Z]\w+", FILE.read_text())) == {
+        f"{PREFIX}{name}" for name in ("DEVICE", "HOST", "PORT", "MODELS")
+    }
 
 
 def test_its_head_names_every_variable() -> None:
@@ -213,8 +215,6 @@ def test_what_the_job_trains_is_what_the_server_serves(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def instructions() -> list[tuple[str, str]]:
     """Each instruction of the Dockerfile with its arguments, continued lines joined."""
-    if not DOCKERFILE.exists():
-        pytest.skip("there is no Dockerfile yet")
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [(line.split(maxsplit=1)[0].upper(), line.split(maxsplit=1)[1]) for line in lines if line.strip()]

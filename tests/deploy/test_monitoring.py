@@ -89,7 +89,8 @@ def test_grafana_asks_prometheus_and_finds_the_dashboard() -> None:
     assert SERVICES[host]["ports"][0].endswith(f":{port}")
     (provider,) = yaml.safe_load((GRAFANA / "provisioning/dashboards/foldserve.yml").read_text())["providers"]
     mounted = dict(volume.split(":")[1::-1] for volume in SERVICES["grafana"]["volumes"])
-    assert mounted["/etc/grafana/provisioning"] == "./deploy/grafana/provisioning"
+    for kind in ("datasources", "dashboards"):
+        assert mounted[f"/etc/grafana/provisioning/{kind}"] == f"./deploy/grafana/provisioning/{kind}"
     assert mounted[provider["options"]["path"]] == "./deploy/grafana/dashboards"
     home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert home == f"{provider['options']['path']}/foldserve.json"
