@@ -59,15 +59,15 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.endpoints = _endpoints(repository)
     app.state.draining = False
     app.include_router(friendly.router(repository))
-    app.include_router(oip.router(repository, metrics, lambda: _ready(app), ("foldserve", version)))
+
+    def ready() -> bool:
+        return not (app.state.draining or repository.lost)
+
+    app.include_router(oip.router(repository, metrics, ready, ("foldserve", version)))
     if metrics is not None:
         _add_metrics(app, metrics)
     _add_pages(app)
     return app
-
-
-def _ready(app: FastAPI) -> bool:
-    return not app.state.draining and not any(model.runtime.lost for model in app.state.repository.live())
 
 
 def _endpoints(repository: Repository) -> dict[bytes, Endpoint]:

@@ -74,6 +74,11 @@ class Repository:
         for versions in self._models.values():
             yield from (version for version in versions.values() if isinstance(version, Model))
 
+    @property
+    def lost(self) -> bool:
+        """Whether a model's device has failed, and nothing but a new process will help."""
+        return any(model.runtime.lost for model in self.live())
+
     def find(self, name: str | None = None, version: int | None = None) -> Model:
         """Give the model to run: by default the only name, and the highest version that may be served.
 

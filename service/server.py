@@ -120,7 +120,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Leave when a device is lost, and do what is due every second; uvicorn calls ten times as often."""
-        if not self.lost and any(model.runtime.lost for model in self._app.state.repository.live()):
+        if not self.lost and self._app.state.repository.lost:
             log.error("the device was lost; stopping")
             self.lost = self.should_exit = self._app.state.draining = True
         if counter % 10 == 0:

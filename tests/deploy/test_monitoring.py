@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from tests.deploy.support import ROOT, RULES, SERVICES, until
-from tests.service.support import PATIENCE, Served, serving, write_roots
+from tests.service.support import PATIENCE, Served, end, serving, write_roots
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"
@@ -180,11 +180,7 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
                 yield Prometheus(client)
         finally:
             hung.cancel()
-            process.terminate()
-            try:
-                process.wait(PATIENCE)
-            finally:
-                process.kill()
+            end(process)
 
 
 @pytest.fixture(scope="module")

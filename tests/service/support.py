@@ -283,6 +283,15 @@ class Served:
             return receive(connection)
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """Stop a program, and kill it where it doesn't stop."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    finally:
+        process.kill()
+
+
 @contextmanager
 def serving(
     models: Path,
@@ -314,11 +323,7 @@ def serving(
             yield Served(process, found[1], int(found[2]), announcement, log)
         finally:
             hung.cancel()
-            process.terminate()
-            try:
-                process.wait(PATIENCE)
-            finally:
-                process.kill()
+            end(process)
 
 
 # --- HTTP, byte for byte ---------------------------------------------------------------------------------------------
