@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from service.session import CPU, open_cpu, run_options
+from service.session import open_cpu, run_options
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -23,8 +23,6 @@ class CpuRunner:
 
     Raises `DeviceError` where there is no ONNX Runtime, and `BundleError` for a model that it refuses.
     """
-
-    provider = CPU
 
     def __init__(self, model: bytes, threads: int) -> None:
         self.session = open_cpu(model, threads)

@@ -49,8 +49,6 @@ class CudaRunner:
     where CUDA does not answer, or has no room for the model and its buffers.
     """
 
-    provider = CUDA
-
     def __init__(
         self,
         model: bytes,
@@ -64,6 +62,8 @@ class CudaRunner:
         self._open_session = open_session
         self._thread = _Thread()
         self.lost = False
+        # What a session made anew must pass before it answers anybody: it is given the runs of that session.
+        self.prove: Callable[[Callable[[Rows], Rows]], object] = lambda _: None
         self._session: Any = None
         self._graphs: list[tuple[_Place, int]] = []
         self._large: _Place | None = None
@@ -141,6 +141,7 @@ class CudaRunner:
         try:
             self._close()
             self._open()
+            self.prove(self._run)
         except Exception as error:  # noqa: BLE001 (whatever it is)
             self.lost = True
             raise DeviceLost("the device was lost") from CudaFailure(one_line(error))

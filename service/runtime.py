@@ -6,7 +6,7 @@ serve, in the precision that will serve; that is what "ready" means.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,9 @@ from service.cuda_runner import CudaRunner
 from service.errors import BundleError, DeviceError
 from service.precision import converted, tolerance
 from service.proof import check_golden, check_graph, check_interface
-from service.session import CPU, Options, Precision
+from service.session import CPU, CUDA, Options
 
 Rows = npt.NDArray[np.float32]
-
-
-class Runner(Protocol):
-    """A session on one provider. It is for one caller at a time."""
-
-    provider: str
-
-    def run(self, rows: Rows) -> Rows:
-        """Map float32 [batch, features] to float32 [batch, outputs]. Raises what the provider raises."""
 
 
 class Runtime:
@@ -42,7 +33,7 @@ class Runtime:
         self._cpu = cpu
         self._cuda = cuda
         self._crossover = crossover
-        self.provider = CPU if cuda is None else cuda.provider
+        self.provider = CPU if cuda is None else CUDA
         self.why = why
 
     @property
@@ -92,7 +83,7 @@ def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
         if options.precision != "fp32":
             reason = "the CPU is asked for" if options.device == "cpu" else why
             raise DeviceError(f"precision {options.precision} is for CUDA: {reason}")
-        return Runtime(cpu, None, 0, why), _proven(cpu, bundle.manifest)
+        return Runtime(cpu, None, 0, why), _proven_on_the_cpu(cpu, bundle.manifest)
     except BundleError as error:
         raise BundleError(error.reason, bundle.path) from error
 
@@ -100,10 +91,16 @@ def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
 def _on_cuda(graph: onnx.ModelProto, cpu: CpuRunner, manifest: Manifest, options: Options) -> tuple[Runtime, Parity]:
     crossover = options.crossover if options.device == "auto" else 0
     cuda = CudaRunner(converted(graph, options.precision), options)
+
+    def proven_on_cuda(run: Callable[[Rows], Rows]) -> Parity:
+        allowed = tolerance(manifest.certificate.tolerance, options.precision)
+        return check_golden(run, CUDA, manifest, allowed, options.buckets)
+
     try:
-        found = [_proven(cuda, manifest, options)]
+        found = [proven_on_cuda(cuda.run)]
         if crossover:
-            found.append(_proven(cpu, manifest))
+            found.append(_proven_on_the_cpu(cpu, manifest))
+        cuda.prove = proven_on_cuda
     except BaseException:
         cuda.close()
         raise
@@ -115,8 +112,5 @@ def _on_cuda(graph: onnx.ModelProto, cpu: CpuRunner, manifest: Manifest, options
     return Runtime(cpu, cuda, crossover, why), max(found, key=lambda parity: parity.worst)
 
 
-def _proven(runner: Runner, manifest: Manifest, options: Options | None = None) -> Parity:
-    """Prove what runs with these options of CUDA, or with none."""
-    precision: Precision = options.precision if options else "fp32"
-    allowed = tolerance(manifest.certificate.tolerance, precision)
-    return check_golden(runner.run, runner.provider, manifest, allowed, options.buckets if options else ())
+def _proven_on_the_cpu(cpu: CpuRunner, manifest: Manifest) -> Parity:
+    return check_golden(cpu.run, CPU, manifest, manifest.certificate.tolerance)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from service import bundle, runtime
 from service.bundle import BundleError, Golden, Manifest
 from service.cuda_runner import CudaRunner
-from service.errors import DeviceError
+from service.errors import DeviceError, DeviceLost, DeviceOutOfMemory
 from service.session import Options
 from tests.service.cuda_on_the_cpu import Machine
 from tests.service.mixed import NAMES, mixed_bundle
@@ -179,6 +179,37 @@ def test_a_device_that_fails_while_it_is_proven_is_no_fault_of_the_bundle(
     session, parity = runtime.load(digits, Options("auto"))
     assert session.provider == "CPUExecutionProvider"
     assert parity.holds
+
+
+def test_a_session_made_anew_is_proven_before_it_answers(digits: bundle.Bundle, gpu: Machine) -> None:
+    session, _ = runtime.load(digits, Options("cuda"))
+    errors = iter([RuntimeError("CUDA failure 2: out of memory")])
+    gpu.fails = lambda: next(errors, None)
+    gpu.log.clear()
+    with pytest.raises(DeviceOutOfMemory):
+        session.run(np.zeros((1, 64), np.float32))
+    assert "upload 16" in gpu.log[gpu.log.index("open") :]  # the golden rows
+    assert session.run(np.zeros((1, 64), np.float32)).shape == (1, 10)
+    session.close()
+
+
+def test_a_session_made_anew_that_is_another_model_is_a_device_lost(digits: bundle.Bundle, gpu: Machine) -> None:
+    session, _ = runtime.load(digits, Options("cuda"))
+    calls = itertools.count()
+    opened = gpu.open_session
+
+    def other(model: bytes, options: dict[str, str]) -> object:
+        graph = onnx.load_model_from_string(model)
+        for weights in graph.graph.initializer:
+            weights.raw_data = (onnx.numpy_helper.to_array(weights) * 1.01).astype(np.float32).tobytes()
+        return opened(graph.SerializeToString(), options)
+
+    session._cuda._open_session = other
+    gpu.fails = lambda: RuntimeError("CUDA failure 2: out of memory") if next(calls) == 0 else None
+    with pytest.raises(DeviceLost):
+        session.run(np.zeros((1, 64), np.float32))
+    assert session.lost
+    session.close()
 
 
 def test_auto_takes_the_cpu_where_cuda_fails_and_says_why(digits: bundle.Bundle, gpu: Machine) -> None:
