@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-import simdjson
 
 from service.bundle import Manifest
 from service.codecs.kinds import NUMBERS
@@ -40,6 +39,7 @@ from service.codecs.rows import (
     is_flood,
     members,
     proxies,
+    small_value,
 )
 from service.content import media_type
 from service.errors import InvalidInput, UnsupportedMedia
@@ -104,10 +104,10 @@ class OipCodec:
             request = proxies(body)
             (tensor,) = map(members, request["inputs"])
             data = tensor.pop("data")
-            head = {name: _python(value) for name, value in tensor.items()}
+            head = {name: small_value(value) for name, value in tensor.items()}
             if head["datatype"] not in ("FP32", "FP64") or "parameters" in head:
                 return None
-            rest = {name: _python(value) for name, value in request.items() if name != "inputs"}
+            rest = {name: small_value(value) for name, value in request.items() if name != "inputs"}
             # Besides the rows' own there are those of "inputs", "shape" and "data", and of "outputs" if it is given.
             rows = self._columns.from_simdjson(data, brackets(body) - 3 - ("outputs" in rest))
             if rows is None or len(rows) != self._count(head) or head["name"] != self._input:
@@ -308,13 +308,6 @@ def statistics(manifest: Manifest, totals: Totals) -> dict[str, Any]:
         },
         "batch_stats": [],
     }
-
-
-def _python(value: Any) -> Any:
-    """Turn simdjson's proxies into Python's own."""
-    if isinstance(value, simdjson.Array):
-        return value.as_list()
-    return value.as_dict() if isinstance(value, simdjson.Object) else value
 
 
 def _parameters(holder: dict[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,11 @@ _SMALL_COUNT = 512
 # Below it, a sum of squares has no term that is too large for float32.
 _SURE_TO_FIT = float(np.finfo(np.float32).max) ** 2
 
-# More members than that has no object of a usual request.
+# More members than that has no object of a usual request; more elements, no array besides the rows; and nothing besides
+# the rows is nested deeper than the parameters of an output.
 _MANY = 16
+_LONG = 64
+_DEEP = 3
 
 # What simdjson and its proxies raise for what is not JSON, not an array, not there, or not a number.
 NOT_SO = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError)
@@ -221,6 +224,26 @@ def members(proxy: Any) -> dict[str, Any]:
     if len(set(names)) != len(names):
         raise ValueError
     return {name: proxy[name] for name in names}
+
+
+def small_value(value: Any, deepest: int = _DEEP) -> Any:
+    """Convert a proxy of a small array or object to a list or dict; a scalar is returned unchanged.
+
+    Raises `ValueError` for an array or object that is long, or nested deeper than `deepest`.
+
+    simdjson's own `as_list`, `as_dict`, `items` and slices must never see a request. They size a list by a count
+    that stops at 2**24 - 1, and write past its end when the array is longer. Iteration and `as_buffer` do not use that
+    count. A length below the limit is exact.
+    """
+    if isinstance(value, simdjson.Array):
+        if len(value) > _LONG or not deepest:
+            raise ValueError
+        return [small_value(element, deepest - 1) for element in value]
+    if isinstance(value, simdjson.Object):
+        if not deepest:
+            raise ValueError
+        return {name: small_value(member, deepest - 1) for name, member in members(value).items()}
+    return value
 
 
 def brackets(body: bytes | memoryview, kind: str = "[") -> int:
