@@ -31,6 +31,7 @@ COPY requirements/build.txt requirements/
 RUN python -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes --only-binary=:all: --no-deps --requirement requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
+COPY foldserve foldserve
 COPY service service
 COPY training training
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheel .
@@ -55,8 +56,7 @@ FROM base AS trainer
 COPY --from=trainer-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
-    && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/service \
-        /opt/foldserve/lib/python3.*/site-packages/training
+    && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/foldserve
 # The same as in the service: a new volume is filled by whichever of the two comes first.
 COPY --chown=10001:10001 models /models
 ENV MPLCONFIGDIR=/tmp/matplotlib
@@ -92,8 +92,7 @@ FROM base AS service
 COPY --from=service-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
-    && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/service \
-        /opt/foldserve/lib/python3.*/site-packages/training
+    && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/foldserve
 # A volume over it replaces it.
 COPY --chown=10001:10001 models /models
 ENV FOLDSERVE_MODELS=/models \

@@ -77,7 +77,7 @@ def _measure(tables: Sequence[Table], seeds: int, core: int) -> tuple[Fits, dict
 def _fit(table: Table, flags: Sequence[str], seed: int, core: int) -> Fit:
     """Give the processor time of the whole command, and its manifest's figures. Raises `RunError`."""
     with tempfile.TemporaryDirectory() as models:
-        command = [sys.executable, "-m", "training", "fit", str(table.train), "--target", table.target]
+        command = [sys.executable, "-m", "foldserve.training", "fit", str(table.train), "--target", table.target]
         command += ["--name", table.name, "--models", models, "--seed", str(seed), *flags]
         ran = run(command, core)
         manifest = json.loads((Path(models) / table.name / "1" / "manifest.json").read_text(encoding="utf-8"))

@@ -20,7 +20,17 @@ from pathlib import Path
 
 def fit(models: Path, seed: int) -> tuple[float, dict[str, float]]:
     """Train digits; give the seconds that it took and the test metrics."""
-    command = [sys.executable, "-m", "training", "fit", "digits", "--models", str(models), "--seed", str(seed)]
+    command = [
+        sys.executable,
+        "-m",
+        "foldserve.training",
+        "fit",
+        "digits",
+        "--models",
+        str(models),
+        "--seed",
+        str(seed),
+    ]
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - started
@@ -32,7 +42,7 @@ def fit(models: Path, seed: int) -> tuple[float, dict[str, float]]:
 @contextmanager
 def served(models: Path) -> Iterator[tuple[float, int]]:
     """Serve `models`; give the seconds from the start to the line that says it is ready, and the process's id."""
-    command = [sys.executable, "-m", "service", "serve", "--models", str(models), "--port", "0"]
+    command = [sys.executable, "-m", "foldserve.service", "serve", "--models", str(models), "--port", "0"]
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:

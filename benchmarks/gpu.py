@@ -32,7 +32,7 @@ from rig.gpu.service import LOADS, Load, Service, missing
 from rig.gpu.timing import Block, noted
 from rig.report import keep, machine
 
-from service.bundle import Bundle
+from foldserve.service.bundle import Bundle
 
 PACKAGES = ("foldserve", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "numpy")
 PROFILED: tuple[type[Contender], ...] = (OursGraphs, OrtFolded, OrtUnfolded, Graphed)

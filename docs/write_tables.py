@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from service.settings import PREFIX, Settings
+from foldserve.service.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "deployment.md"

@@ -16,10 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from service import bundle, settings
-from service.bundle import Bundle
-from service.errors import DeviceError, FoldserveError
-from service.settings import Settings
+from foldserve.service import bundle, settings
+from foldserve.service.bundle import Bundle
+from foldserve.service.errors import DeviceError, FoldserveError
+from foldserve.service.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +106,7 @@ def _serve(parsed: argparse.Namespace) -> None:
     flags = {name: value for name, value in vars(parsed).items() if name in Settings.model_fields}
     chosen = settings.load(flags, config=parsed.config)
     # Imported late: the other commands need neither FastAPI nor its start-up time.
-    from service.server import run
+    from foldserve.service.http.server import run
 
     run(chosen)
 
@@ -114,7 +114,7 @@ def _serve(parsed: argparse.Namespace) -> None:
 def _health(_: argparse.Namespace) -> None:
     """Ask the service at FOLDSERVE_HOST and FOLDSERVE_PORT (by default 127.0.0.1 and 8000) whether it is ready, every
     model in it: the health check of a container. Exit status 1 when it is not, or nobody answers within 3 seconds."""
-    from service.health import ask
+    from foldserve.service.commands.health import ask
 
     chosen = settings.load({})
     print(f"ready: {ask(chosen.host, chosen.port, timeout=3)}")
@@ -123,9 +123,9 @@ def _health(_: argparse.Namespace) -> None:
 def _verify(parsed: argparse.Namespace) -> None:
     """Prove a bundle again on this machine: the hash, the graph, its interface, and the golden rows on every
     provider there is."""
-    from service.proof import check_graph
-    from service.runtime import load
-    from service.session import Options
+    from foldserve.service.runtime.golden import check_graph
+    from foldserve.service.runtime.load import load
+    from foldserve.service.runtime.session import Options
 
     whole = bundle.read(parsed.bundle)
     manifest = whole.manifest
@@ -154,7 +154,7 @@ def _passed(check: str, what: str) -> None:
 
 def _inspect(parsed: argparse.Namespace) -> None:
     """Show what is in a bundle: what was folded where, sizes, metrics, certificate, provenance."""
-    from service.inspect import show
+    from foldserve.service.commands.inspect import show
 
     whole: Bundle = bundle.read(parsed.bundle)
     show(whole)
@@ -164,7 +164,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
     """Say what of this machine and environment is wrong, and the remedy: ONNX Runtime, driver, CUDA's libraries, GPUs,
     processors and memory. Nothing about CUDA is wrong where it is not wanted: with --device cpu, and with auto unless
     onnxruntime-gpu is installed. Exit status 1 when something is wrong."""
-    from service import doctor
+    from foldserve.service.commands import doctor
 
     checks = []
     for check in doctor.examine(parsed.device):
@@ -183,7 +183,8 @@ def _tune(parsed: argparse.Namespace) -> None:
     """Measure a model on this machine: latency by batch on the CPU, by threads, and on CUDA, with graphs and without;
     rows per second by processes. Every session is proven first. Write the settings that follow as the TOML that
     `foldserve serve --config` reads, and a picture of the curves beside it."""
-    from service import tune, tuned
+    from foldserve.service.commands.tune import choose as tune
+    from foldserve.service.commands.tune import report as tuned
 
     tuned.require_place(parsed.output)
     whole = tune.find(parsed.model)

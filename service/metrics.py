@@ -30,8 +30,8 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
-from service.bundle import Parity
-from service.errors import RequestError
+from foldserve.service.bundle import Parity
+from foldserve.service.errors import RequestError
 
 # When each series began would be a series more for each, and several workers have none.
 disable_created_metrics()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from service.errors import SettingsError
+from foldserve.service.errors import SettingsError
 
 PREFIX = "FOLDSERVE_"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from service import bundle
-from training.pipeline import run
-from training.plan import DataOptions, Plan, Recipe
+from foldserve.service import bundle
+from foldserve.training.pipeline import run
+from foldserve.training.plan import DataOptions, Plan, Recipe
 
 # The servers under test are on this machine: a developer's proxy has no part in that.
 os.environ["NO_PROXY"] = "127.0.0.1"

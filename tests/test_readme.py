@@ -7,9 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.cli import main as foldserve
+from foldserve.service.cli import main as foldserve
+from foldserve.training.cli import main as foldserve_train
 from tests.service.support import serving
-from training.cli import main as foldserve_train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def test_every_file_that_it_links_to_is_there():
 
 
 @pytest.mark.parametrize(
-    "named", ["benchmarks/first_use.py", "tests/training/test_fold.py", "tests/training/test_pipeline.py"]
+    "named", ["benchmarks/first_use.py", "tests/training/fold/test_fold.py", "tests/training/test_pipeline.py"]
 )
 def test_every_check_that_it_promises_is_there(named):
     assert named in README

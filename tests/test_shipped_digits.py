@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service import bundle
+from foldserve.service import bundle
+from foldserve.training.cli import main
+from foldserve.training.plan import DataOptions
+from foldserve.training.table import load as data
 from tests.service.support import foldserve, oracle
-from training import data
-from training.cli import main
-from training.plan import DataOptions
 
 SHIPPED = Path(__file__).parents[1] / "models" / "digits" / "1"
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from foldserve.training import pipeline
+from foldserve.training.plan import Architecture, DataOptions, Plan, Recipe
 from tests.service.support import serving
-from training import pipeline
-from training.plan import Architecture, DataOptions, Plan, Recipe
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])

@@ -2,6 +2,6 @@
 
 import sys
 
-from training.cli import main
+from foldserve.training.cli import main
 
 sys.exit(main())

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_o
 
 from rich.console import Console
 
-from service import bundle
-from training.diagnose.plan import QUICK, DiagnosisPlan
-from training.errors import TrainingError, printable
-from training.plan import PRESETS, Architecture, DataOptions, Execution, Plan, Recipe
+from foldserve.service import bundle
+from foldserve.training.diagnose.plan import QUICK, DiagnosisPlan
+from foldserve.training.errors import TrainingError, printable
+from foldserve.training.plan import PRESETS, Architecture, DataOptions, Execution, Plan, Recipe
 
 if TYPE_CHECKING:
-    from training.data import Table
-    from training.distributed import World
-    from training.plan import Device
+    from foldserve.training.fit.distributed import World
+    from foldserve.training.plan import Device
+    from foldserve.training.table.load import Table
 
 _SOURCES = """a .csv, .tsv (.gz too), .parquet or .npz file (x, y, feature_names), or digits, iris, wine, breast_cancer,
 diabetes"""
@@ -204,9 +204,9 @@ def _fit(parsed: argparse.Namespace) -> None:
         if world is None or world.first:
             _describe(table)
         # Imported late: torch takes seconds, and neither a wrong flag nor the table should have to wait.
-        from training import report
-        from training.pipeline import Context, run
-        from training.progress import FitProgress
+        from foldserve.training.pipeline import Context, run
+        from foldserve.training.progress import FitProgress
+        from foldserve.training.report import report
 
         if parsed.tune:
             plan = _tuned(plan, table, parsed.tune, told=world is None or world.first)
@@ -229,7 +229,7 @@ def _processes(device: Device, *, later: bool) -> Iterator[World | None]:
     if later:
         yield None
         return
-    from training.distributed import processes
+    from foldserve.training.fit.distributed import processes
 
     with processes(device) as world:
         yield world
@@ -238,8 +238,8 @@ def _processes(device: Device, *, later: bool) -> Iterator[World | None]:
 def _tuned(plan: Plan, table: Table, trials: int, *, told: bool) -> Plan:
     if find_spec("optuna") is None:
         raise TrainingError("optuna is not installed: pip install 'foldserve[tune]'")
-    from training.progress import StageProgress
-    from training.tune import tune
+    from foldserve.training.progress import StageProgress
+    from foldserve.training.tune import tune
 
     with StageProgress(Console(stderr=True)) as progress:
         found = tune(plan, table, trials, lambda trial: progress.update("tune", trial.number, trial.of))
@@ -258,10 +258,10 @@ def _differences(plan: Plan, found: Plan) -> str:
 
 
 def _read(options: DataOptions) -> Table:
-    from training.progress import ReadProgress
+    from foldserve.training.progress import ReadProgress
 
     with ReadProgress(options.source, Console(stderr=True)) as progress:
-        from training import data
+        from foldserve.training.table import load as data
 
         return data.load(options, progress.update)
 
@@ -323,9 +323,9 @@ def _diagnose(parsed: argparse.Namespace) -> None:
         if path.is_dir() or not path.parent.is_dir():
             raise TrainingError(f"{path}: not a file in an existing folder")
     try:
-        from training import data
-        from training.diagnose import run as diagnosis
-        from training.progress import StageProgress
+        from foldserve.training.diagnose import run as diagnosis
+        from foldserve.training.progress import StageProgress
+        from foldserve.training.table import load as data
     except ModuleNotFoundError as error:
         raise TrainingError(
             f"{error.name} is not installed: pip install 'foldserve[train,cpu]' or 'foldserve[train,gpu]'"

@@ -17,17 +17,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from service import bundle
-from training import calibrate, certificate, data, encode, record, report
-from training.checkpoint import Checkpoints
-from training.distributed import World
-from training.evaluate import metrics, permutation_importance
-from training.export import INPUT, OPSET, OUTPUT, to_onnx
-from training.fit import Epoch, Fitted, Pass, Rows, fit
-from training.fold import Folded
-from training.merge import fold_mean
-from training.network import Affine, Mean, mlp
-from training.plan import Execution, Plan
+from foldserve.service import bundle
+from foldserve.training.certify import certificate, record
+from foldserve.training.fit import calibrate
+from foldserve.training.fit.checkpoint import Checkpoints
+from foldserve.training.fit.distributed import World
+from foldserve.training.fit.loop import Epoch, Fitted, Pass, Rows, fit
+from foldserve.training.fold.export import INPUT, OPSET, OUTPUT, to_onnx
+from foldserve.training.fold.fold import Folded
+from foldserve.training.fold.merge import fold_mean
+from foldserve.training.network import encode
+from foldserve.training.network.mlp import Affine, Mean, mlp
+from foldserve.training.plan import Execution, Plan
+from foldserve.training.report import report
+from foldserve.training.report.evaluate import metrics, permutation_importance
+from foldserve.training.table import load as data
 
 # What the last layer of a chain is called: it undoes the target's scale, or divides by the temperature.
 _BACK: dict[bundle.Task, str] = {"classification": "temperature", "regression": "unstandardise"}

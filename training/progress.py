@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from training.fit import Epoch, Pass
+    from foldserve.training.fit.loop import Epoch, Pass
 
 
 class _Bar:

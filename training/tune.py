@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import optuna
 
-from training.data import Table
-from training.errors import FitError
-from training.fit import Epoch
-from training.pipeline import Context, Ready, fit_member, prepare
-from training.plan import Plan
+from foldserve.training.errors import FitError
+from foldserve.training.fit.loop import Epoch
+from foldserve.training.pipeline import Context, Ready, fit_member, prepare
+from foldserve.training.plan import Plan
+from foldserve.training.table.load import Table
 
 _WIDTHS = (32, 64, 128, 256)
 

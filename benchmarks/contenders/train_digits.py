@@ -38,9 +38,9 @@ def foldserve(task: Task) -> Train:
     """Use the loop as `foldserve-train fit` does, deterministic kernels and all."""
     import torch
 
-    from training.fit import Rows, fit
-    from training.network import mlp
-    from training.plan import Architecture, Recipe
+    from foldserve.training.fit.loop import Rows, fit
+    from foldserve.training.network.mlp import mlp
+    from foldserve.training.plan import Architecture, Recipe
 
     torch.set_num_threads(1)
     torch.set_deterministic_debug_mode("error")

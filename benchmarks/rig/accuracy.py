@@ -103,7 +103,7 @@ def fit_preset(table: Table, preset: str, seed: int, core: int) -> Fit:
     Raises `RunError`.
     """
     with tempfile.TemporaryDirectory() as models:
-        command = [sys.executable, "-m", "training", "fit", str(table.train), "--test", str(table.test)]
+        command = [sys.executable, "-m", "foldserve.training", "fit", str(table.train), "--test", str(table.test)]
         command += ["--target", table.target, "--preset", preset, "--seed", str(seed)]
         ran = run([*command, "--models", models, "--name", table.name], core)
         manifest = json.loads((Path(models) / table.name / "1" / "manifest.json").read_text(encoding="utf-8"))

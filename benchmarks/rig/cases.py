@@ -47,7 +47,7 @@ class Contender:
 
 OIP = "/v2/models/digits/infer"
 OIP_DOORS = (Door("oip", OIP), Door("binary", OIP, (TABLE,)))
-FOLDSERVE = ("{python}", "-m", "service", "serve", "--models", "models", "--port", "{port}")
+FOLDSERVE = ("{python}", "-m", "foldserve.service", "serve", "--models", "models", "--port", "{port}")
 
 
 def _script(name: str, *more: str) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def measure(folder: Path, rows: int, core: int) -> Ran:
     table = folder / "million.csv"
     print(f"memory: {rows:,} rows of {COLUMNS} columns", file=sys.stderr)
     write_table(table, rows)
-    command = [sys.executable, "-m", "training", "fit", str(table), "--target", "label"]
+    command = [sys.executable, "-m", "foldserve.training", "fit", str(table), "--target", "label"]
     return run([*command, "--models", str(folder), "--name", "million"], core)
 
 

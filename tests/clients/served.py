@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from onnx import helper
 
-from service import bundle
+from foldserve.service import bundle
 from tests.service.support import constant, manifest, onnx_model, serving, tensor, write_roots
 
 ROOT = Path(__file__).parents[2]

@@ -14,12 +14,12 @@ import jsonschema
 import pytest
 import yaml
 
-from service import bundle
-from service.cli import main as foldserve
-from service.settings import PREFIX, Settings
+from foldserve.service import bundle
+from foldserve.service.cli import main as foldserve
+from foldserve.service.settings import PREFIX, Settings
+from foldserve.training.cli import main as foldserve_train
 from tests.deploy.support import COMPOSE, FILE, ROOT, SERVICES, VARIABLE
 from tests.service.support import serving
-from training.cli import main as foldserve_train
 
 DOCKERFILE = ROOT / "Dockerfile"
 SCHEMA = json.loads((Path(__file__).parent / "compose-spec.json").read_text())

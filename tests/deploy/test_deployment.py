@@ -19,8 +19,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.cli import main as foldserve_main
-from service.settings import PREFIX, Settings
+from foldserve.service.cli import main as foldserve_main
+from foldserve.service.settings import PREFIX, Settings
 from tests.deploy.support import ROOT, RULES, SERVICES, VARIABLE, until
 from tests.service.support import PATIENCE, edit_manifest, flip_byte, foldserve, serving, write_roots
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from service import cuda
-from service.errors import DeviceError
-from service.session import CUDA, require
+from foldserve.service.errors import DeviceError
+from foldserve.service.machine import nvidia as cuda
+from foldserve.service.runtime.session import CUDA, require
 
 
 def _why_not() -> str | None:

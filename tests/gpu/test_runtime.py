@@ -11,11 +11,12 @@ import httpx
 import numpy as np
 import pytest
 
-from service import bundle, runtime
-from service.errors import DeviceError
-from service.precision import tolerance
-from service.runtime import Runtime
-from service.session import Options, Precision
+from foldserve.service import bundle
+from foldserve.service.errors import DeviceError
+from foldserve.service.runtime import load as runtime
+from foldserve.service.runtime.load import Runtime
+from foldserve.service.runtime.precision import tolerance
+from foldserve.service.runtime.session import Options, Precision
 from tests.service.mixed import mixed_bundle
 from tests.service.support import foldserve, oracle, serving
 
@@ -87,9 +88,10 @@ def test_a_limit_of_memory_that_nothing_fits_in_is_refused(digits: bundle.Bundle
 
 def test_a_session_loads_no_cudnn(digits: bundle.Bundle) -> None:
     code = (
-        "import sys; from pathlib import Path; from service import bundle, runtime\n"
-        "from service.session import Options\n"
-        "made, _ = runtime.load(bundle.read(Path(sys.argv[1])), Options('cuda'))\n"
+        "import sys; from pathlib import Path; from foldserve.service import bundle\n"
+        "from foldserve.service.runtime.load import load\n"
+        "from foldserve.service.runtime.session import Options\n"
+        "made, _ = load(bundle.read(Path(sys.argv[1])), Options('cuda'))\n"
         "print('cudnn' in Path('/proc/self/maps').read_text(), 'cublas' in Path('/proc/self/maps').read_text())"
     )
     done = subprocess.run(

@@ -9,10 +9,11 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from service import bundle, runtime
-from service.cuda_runner import CudaRunner
-from service.errors import DeviceError, DeviceLost
-from service.session import Options, open_cuda
+from foldserve.service import bundle
+from foldserve.service.errors import DeviceError, DeviceLost
+from foldserve.service.runtime import load as runtime
+from foldserve.service.runtime.cuda import CudaRunner
+from foldserve.service.runtime.session import Options, open_cuda
 from tests.gpu_wheel.test_doctor import pytestmark as pytestmark
 from tests.service.cuda_on_the_cpu import HostStream
 from tests.service.support import constant, environment, foldserve, onnx_model

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from service.session import open_cpu
-from service.stream import Buffer
+from foldserve.service.runtime.cuda_stream import Buffer
+from foldserve.service.runtime.session import open_cpu
 
 
 class HostStream:

@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from service import bundle
+from foldserve.service import bundle
 from tests.service.support import constant, manifest, onnx_model, tensor
 
 TOWNS = ("Paris", "é", "", "1", "[18-25)", "l'eau")

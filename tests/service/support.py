@@ -24,7 +24,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from service import bundle
+from foldserve.service import bundle
 
 # Long enough for any machine: it turns a hang into a failure, and decides nothing else.
 PATIENCE = 60
@@ -223,7 +223,7 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
 def foldserve(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run `foldserve`; a warning in it is an error."""
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "service", *map(str, arguments)],
+        [sys.executable, "-W", "error", "-m", "foldserve.service", *map(str, arguments)],
         env=environment(env),
         capture_output=True,
         text=True,
@@ -234,7 +234,7 @@ def foldserve(*arguments: object, env: Mapping[str, str] | None = None) -> subpr
 
 def until_it_speaks(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `foldserve` until its first line on standard output, or its end."""
-    command = [sys.executable, "-W", "error", "-m", "service", *map(str, arguments)]
+    command = [sys.executable, "-W", "error", "-m", "foldserve.service", *map(str, arguments)]
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -299,7 +299,7 @@ def serving(
     *flags: object,
     env: Mapping[str, str] | None = None,
     port: int = 0,
-    program: str = "service",
+    program: str = "foldserve.service",
 ) -> Iterator[Served]:
     """Start `foldserve serve`, wait until it says that it is ready, and stop it at the end.
 

@@ -15,8 +15,8 @@ import httpx
 import onnxruntime as ort
 import pytest
 
-from service import bundle
-from service.settings import Settings
+from foldserve.service import bundle
+from foldserve.service.settings import Settings
 from tests.service.mixed import write_mixed
 from tests.service.support import (
     PATIENCE,
@@ -42,7 +42,7 @@ def digits_folder(models: Path) -> Path:
 
 def test_the_installed_command_is_this_module() -> None:
     (command,) = entry_points(group="console_scripts", name="foldserve")
-    assert command.value == "service.cli:main"
+    assert command.value == "foldserve.service.cli:main"
 
 
 def test_the_version_is_the_installed_one() -> None:
@@ -269,7 +269,18 @@ def test_it_serves_though_its_own_output_goes_to_a_full_disk(trained: Path) -> N
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-W", "error", "-m", "service", "serve", "--models", str(trained), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "foldserve.service",
+        "serve",
+        "--models",
+        str(trained),
+        "--port",
+        str(port),
+    ]
     with (
         Path("/dev/full").open("w") as full,
         subprocess.Popen(command, env=environment(), stdout=full, stderr=full) as server,

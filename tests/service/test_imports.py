@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import pkgutil
 import subprocess
 import sys
@@ -12,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-import service
-import training
+from foldserve import service, training
 from tests.service.support import PATIENCE, environment
 
 SERVICE, TRAINING = (Path(package.__path__[0]) for package in (service, training))
 MODULES = [
-    module.name for module in pkgutil.walk_packages(service.__path__, "service.") if module.name != "service.__main__"
+    module.name
+    for module in pkgutil.walk_packages(service.__path__, "foldserve.service.")
+    if not module.name.endswith(".__main__")
 ]
 
 
@@ -36,11 +36,10 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def loaded_by(*modules: str) -> set[str]:
-    """Name the packages that are loaded once `modules` are imported."""
-    code = (
-        f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    )
-    return set(json.loads(fresh(code).stdout))
+    """Name the packages that are loaded once `modules` are imported; of foldserve's own, service and training."""
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    names = [name.split(".") for name in fresh(code).stdout.split()]
+    return {".".join(parts[:2] if parts[0] == "foldserve" else parts[:1]) for parts in names}
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -60,71 +59,77 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_the_service_loads_neither_torch_nor_scikit_learn_nor_the_trainer() -> None:
-    assert not loaded_by("service.app", "service.cli", "service.repository", "service.inspect") & {
-        *("torch", "sklearn", "scipy", "training", "onnxscript"),
+    assert not loaded_by(
+        "foldserve.service.http.app",
+        "foldserve.service.cli",
+        "foldserve.service.engine.repository",
+        "foldserve.service.commands.inspect",
+    ) & {
+        *("torch", "sklearn", "scipy", "foldserve.training", "onnxscript"),
     }
 
 
 def test_the_service_loads_where_torch_and_scikit_learn_are_absent() -> None:
-    absent = "import sys; sys.modules.update(dict.fromkeys(['torch', 'sklearn', 'training'])); "
+    absent = "import sys; sys.modules.update(dict.fromkeys(['torch', 'sklearn', 'foldserve.training'])); "
     fresh(absent + f"import {', '.join(MODULES)}")
 
 
 def test_the_contract_needs_only_the_standard_library_and_pydantic() -> None:
-    assert not loaded_by("service.bundle") & {
-        *("fastapi", "starlette", "uvicorn", "onnxruntime", "onnx", "numpy", "orjson", "rich", "torch", "training"),
+    assert not loaded_by("foldserve.service.bundle") & {
+        *(
+            "fastapi",
+            "starlette",
+            "uvicorn",
+            "onnxruntime",
+            "onnx",
+            "numpy",
+            "orjson",
+            "rich",
+            "torch",
+            "foldserve.training",
+        ),
     }
 
 
 def test_the_command_line_alone_loads_no_server_and_no_runtime() -> None:
-    assert not loaded_by("service.cli") & {"fastapi", "uvicorn", "onnxruntime", "onnx", "numpy", "rich"}
+    assert not loaded_by("foldserve.service.cli") & {"fastapi", "uvicorn", "onnxruntime", "onnx", "numpy", "rich"}
 
 
 def test_the_batcher_knows_neither_http_nor_onnx() -> None:
-    assert loaded_by("service.batcher") & {"numpy"}
-    assert not loaded_by("service.batcher") & {
+    assert loaded_by("foldserve.service.engine.batcher") & {"numpy"}
+    assert not loaded_by("foldserve.service.engine.batcher") & {
         *("fastapi", "starlette", "uvicorn", "httptools", "onnxruntime", "onnx", "orjson", "prometheus_client"),
     }
 
 
 def test_a_codec_knows_no_framework_and_no_runtime() -> None:
-    assert not loaded_by("service.codecs.friendly", "service.codecs.oip") & {
+    assert not loaded_by("foldserve.service.protocols.friendly", "foldserve.service.protocols.oip") & {
         *("fastapi", "starlette", "uvicorn", "httptools", "onnxruntime", "onnx"),
     }
 
 
 def test_importing_any_module_of_the_service_prints_nothing() -> None:
-    assert {"service.app", "service.cli", "service.codecs.friendly"} <= set(MODULES)
+    assert {"foldserve.service.http.app", "foldserve.service.cli", "foldserve.service.protocols.friendly"} <= set(
+        MODULES
+    )
     done = fresh(f"import {', '.join(MODULES)}")
     assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize("file", files(SERVICE), ids=lambda file: str(file.relative_to(SERVICE)))
 def test_no_file_of_the_service_imports_the_trainer_or_its_libraries(file: Path) -> None:
-    assert not {name.split(".")[0] for name in imported(file)} & {"training", "torch", "sklearn", "scipy"}
+    names = set(imported(file))
+    assert not {name.split(".")[0] for name in names} & {"torch", "sklearn", "scipy"}
+    assert not any(name.startswith("foldserve.training") for name in names)
 
 
 @pytest.mark.parametrize("file", files(TRAINING), ids=lambda file: str(file.relative_to(TRAINING)))
 def test_the_trainer_meets_the_service_in_the_bundle_alone(file: Path) -> None:
-    met = {".".join(name.split(".")[:2]) for name in imported(file) if name.split(".")[0] == "service"}
-    assert met <= {"service.bundle"}
+    met = {".".join(name.split(".")[:3]) for name in imported(file) if name.startswith("foldserve.service")}
+    assert met <= {"foldserve.service.bundle"}
 
 
-def test_http_lives_in_the_app_and_uvicorn_in_the_server_and_nowhere_else() -> None:
+def test_http_lives_in_one_folder() -> None:
     for file in files(SERVICE):
-        packages = {name.split(".")[0] for name in imported(file)} & {"fastapi", "starlette", "uvicorn"}
-        allowed = {"app.py": {"fastapi", "starlette"}, "server.py": {"fastapi", "uvicorn"}, "wire.py": {"uvicorn"}}.get(
-            file.name, {"fastapi", "starlette"} if file.parent.name == "routes" else set()
-        )
-        assert packages <= allowed, file
-
-
-def test_nothing_imports_what_composes() -> None:
-    for file in files(SERVICE):
-        names = set(imported(file))
-        if file.name != "server.py":
-            assert not any(name.startswith("service.app") for name in names), file
-        if file.name != "cli.py":
-            assert not any(name.startswith("service.server") for name in names), file
-        if file.name != "__main__.py":
-            assert not any(name.startswith("service.cli") for name in names), file
+        packages = {name.split(".")[0] for name in imported(file)} & {"fastapi", "starlette", "uvicorn", "httptools"}
+        assert not packages or file.relative_to(SERVICE).parts[0] == "http", file

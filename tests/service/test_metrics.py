@@ -13,8 +13,8 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import bundle
-from service.reply import STATUS
+from foldserve.service import bundle
+from foldserve.service.protocols.reply import STATUS
 from tests.service.mixed import write_mixed
 from tests.service.support import Served, flip_byte, receive, request, serving, write_roots
 

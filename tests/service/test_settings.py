@@ -10,9 +10,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from service import settings
-from service.errors import SettingsError
-from service.settings import Settings, load
+from foldserve.service import settings
+from foldserve.service.errors import SettingsError
+from foldserve.service.settings import Settings, load
 
 
 def refusal(*sources: Any) -> str:
@@ -173,7 +173,7 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_the_devices_are_those_that_the_runtime_knows() -> None:
-    from service import session
+    from foldserve.service.runtime import session
 
     assert get_args(Settings.model_fields["device"].annotation) == get_args(session.Device)
     assert get_args(Settings.model_fields["precision"].annotation) == get_args(session.Precision)

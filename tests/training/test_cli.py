@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from service import bundle
-from training.cli import main
+from foldserve.service import bundle
+from foldserve.training.cli import main
 
 ROOT = Path(__file__).parents[2]
 
 
 def train(*arguments, **kwargs):
-    command = [sys.executable, "-m", "training", *map(str, arguments)]
+    command = [sys.executable, "-m", "foldserve.training", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **kwargs)
 
 
@@ -66,7 +66,7 @@ def test_every_flag_reaches_the_bundle(tmp_path):
 
 def test_a_terminal_gets_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
     reader, writer = pty.openpty()
-    command = [sys.executable, "-m", "training", "fit", "iris", "--models", str(tmp_path), "--epochs", "3"]
+    command = [sys.executable, "-m", "foldserve.training", "fit", "iris", "--models", str(tmp_path), "--epochs", "3"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writer, env=environment) as process:
         os.close(writer)
@@ -192,7 +192,7 @@ def test_lists_may_quote_a_comma(tmp_path, monkeypatch, capsys):
 def test_a_terminal_sees_that_a_table_is_read(tmp_path):
     (tmp_path / "houses.csv").write_text(HOUSES)
     reader, writer = pty.openpty()
-    command = [sys.executable, "-m", "training", "fit", "houses.csv", "--numeric", "city"]
+    command = [sys.executable, "-m", "foldserve.training", "fit", "houses.csv", "--numeric", "city"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [*command, "--models", "."], stdout=subprocess.PIPE, stderr=writer, env=environment, cwd=tmp_path
@@ -216,7 +216,7 @@ def test_a_wrong_flag_is_a_usage_error(wrong, capsys):
 
 def test_help_needs_no_torch():
     script = (
-        "import sys; from training.cli import main\n"
+        "import sys; from foldserve.training.cli import main\n"
         "try: main(['fit', '--help'])\n"
         "finally: assert 'torch' not in sys.modules"
     )
@@ -226,7 +226,10 @@ def test_help_needs_no_torch():
 
 
 def test_without_the_trainer_s_libraries_it_says_what_to_install(tmp_path):
-    script = "import sys; sys.modules['torch'] = None; from training.cli import main; sys.exit(main(['fit', 'iris']))"
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from foldserve.training.cli import main; sys.exit(main(['fit', 'iris']))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
@@ -236,8 +239,8 @@ def test_without_the_trainer_s_libraries_it_says_what_to_install(tmp_path):
 
 def test_an_interrupt_ends_it_without_a_bundle(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from training import pipeline\n"
-        "from training.plan import DataOptions, Plan, Recipe\n"
+        "import sys; from pathlib import Path; from foldserve.training import pipeline\n"
+        "from foldserve.training.plan import DataOptions, Plan, Recipe\n"
         "plan = Plan(DataOptions('digits'), 'digits', Path(sys.argv[1]), recipe=Recipe(epochs=10**6, patience=10**6))\n"
         "context = pipeline.Context(on_epoch=lambda epoch: print(epoch.number, flush=True))\n"
         "try: pipeline.run(plan, context=context)\n"
@@ -254,7 +257,7 @@ def test_an_interrupt_ends_it_without_a_bundle(tmp_path):
 
 def test_ctrl_c_ends_the_command_with_130_and_one_line(tmp_path):
     reader, writer = pty.openpty()
-    command = [sys.executable, "-m", "training", "fit", "digits", "--models", str(tmp_path)]
+    command = [sys.executable, "-m", "foldserve.training", "fit", "digits", "--models", str(tmp_path)]
     command += ["--epochs", "1000000", "--patience", "1000000"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writer, env=environment) as process:

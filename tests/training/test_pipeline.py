@@ -15,10 +15,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from service import bundle
-from training import certificate, pipeline
-from training.errors import ParityError
-from training.plan import Architecture, DataOptions, Plan, Recipe
+from foldserve.service import bundle
+from foldserve.training import pipeline
+from foldserve.training.certify import certificate
+from foldserve.training.errors import ParityError
+from foldserve.training.plan import Architecture, DataOptions, Plan, Recipe
 
 QUICK = Recipe(epochs=4)
 
@@ -107,8 +108,8 @@ def test_the_same_plan_gives_the_same_bytes_in_another_process_and_another_place
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from training.pipeline import run
-        from training.plan import Architecture, DataOptions, Plan, Recipe
+        from foldserve.training.pipeline import run
+        from foldserve.training.plan import Architecture, DataOptions, Plan, Recipe
         network, quick = Architecture(placement=sys.argv[2]), Recipe(epochs=4)
         run(Plan(DataOptions("digits"), "digits", Path(sys.argv[1]), architecture=network, recipe=quick))
     """)

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service import bundle
-from training import data, pipeline
-from training.cli import main
-from training.plan import PRESETS, Architecture, DataOptions, Plan, Recipe
-from training.tune import tune
+from foldserve.service import bundle
+from foldserve.training import pipeline
+from foldserve.training.cli import main
+from foldserve.training.plan import PRESETS, Architecture, DataOptions, Plan, Recipe
+from foldserve.training.table import load as data
+from foldserve.training.tune import tune
 
 # What the search settles; the rest of a plan stays.
 SETTLED = {"hidden", "dropout", "learning_rate", "weight_decay", "input_noise", "label_smoothing"}
@@ -143,7 +144,19 @@ def test_that_every_trial_fails_is_said_in_one_line(tmp_path):
     # Split by time, the 70s are what a training stops by.
     rows = (f"{place},{'3e38' if 70 <= place < 80 else place % 7},{'ab'[place % 2]}\n" for place in range(100))
     (tmp_path / "far.csv").write_text("t,x,y\n" + "".join(rows))
-    command = [sys.executable, "-m", "training", "fit", "far.csv", "--time", "t", "--models", ".", "--tune", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "foldserve.training",
+        "fit",
+        "far.csv",
+        "--time",
+        "t",
+        "--models",
+        ".",
+        "--tune",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == "foldserve-train: error: no trial of 2 came to an end\n"
@@ -175,7 +188,7 @@ def test_a_number_of_trials_is_at_least_1(trials, capsys):
 
 def test_without_optuna_it_says_what_to_install(tmp_path):
     script = (
-        "import sys; sys.modules['optuna'] = None; from training.cli import main\n"
+        "import sys; sys.modules['optuna'] = None; from foldserve.training.cli import main\n"
         "sys.exit(main(['fit', 'iris', '--models', '.', '--tune', '2']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)

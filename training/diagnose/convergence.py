@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.diagnose.plan import DiagnosisPlan
-from training.diagnose.sample import Sample, Tick, descend
-from training.network import mlp
-from training.plan import Architecture
+from foldserve.training.diagnose.plan import DiagnosisPlan
+from foldserve.training.diagnose.sample import Sample, Tick, descend
+from foldserve.training.network.mlp import mlp
+from foldserve.training.plan import Architecture
 
 LAYERS = 3
 _WIDTH = 100

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from training.diagnose.plan import DiagnosisPlan
-from training.diagnose.sample import Sample, Tick, descend
-from training.fit import Rows
-from training.network import mlp
-from training.plan import Activation, Architecture
+from foldserve.training.diagnose.plan import DiagnosisPlan
+from foldserve.training.diagnose.sample import Sample, Tick, descend
+from foldserve.training.fit.loop import Rows
+from foldserve.training.network.mlp import mlp
+from foldserve.training.plan import Activation, Architecture
 
 PREDICTED_GROWTH = math.sqrt(math.pi / (math.pi - 1))
 """Of the norm, a layer towards the input, for Dense - BN - ReLU at initialisation: about 1.211."""

@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from training.diagnose.convergence import LAYERS, PERCENTILES, Run
-from training.diagnose.gradients import ACTIVATIONS, PREDICTED_GROWTH, Depth
-from training.diagnose.modes import Gap
-from training.diagnose.saving import PLACEMENTS, Saving
+from foldserve.training.diagnose.convergence import LAYERS, PERCENTILES, Run
+from foldserve.training.diagnose.gradients import ACTIVATIONS, PREDICTED_GROWTH, Depth
+from foldserve.training.diagnose.modes import Gap
+from foldserve.training.diagnose.saving import PLACEMENTS, Saving
 
 _WITHOUT, _WITH = "#c0562f", "#1f6f8b"
 _STYLES = ("dotted", "solid", "dashed", "dashdot")

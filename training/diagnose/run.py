@@ -12,11 +12,11 @@ from typing import Any
 import onnxruntime
 import torch
 
-from training.data import Table
-from training.diagnose import convergence, gradients, modes, plots, saving
-from training.diagnose.page import Finding, Section, page
-from training.diagnose.plan import DiagnosisPlan
-from training.diagnose.sample import Sample, Tick, draw
+from foldserve.training.diagnose import convergence, gradients, modes, plots, saving
+from foldserve.training.diagnose.page import Finding, Section, page
+from foldserve.training.diagnose.plan import DiagnosisPlan
+from foldserve.training.diagnose.sample import Sample, Tick, draw
+from foldserve.training.table.load import Table
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training import encode
-from training.data import Table
-from training.errors import DataError
-from training.fit import Rows
+from foldserve.training.errors import DataError
+from foldserve.training.fit.loop import Rows
+from foldserve.training.network import encode
+from foldserve.training.table.load import Table
 
 # More rows would take longer and show the same: no network here takes more than some thousand steps.
 MAX_ROWS = 20_000

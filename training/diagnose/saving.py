@@ -20,14 +20,14 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from service.bundle import Task
-from training.diagnose.plan import DiagnosisPlan
-from training.diagnose.sample import Sample, Tick, descend
-from training.errors import FoldError
-from training.export import to_onnx
-from training.fold import fold
-from training.network import mlp
-from training.plan import Architecture, Placement
+from foldserve.service.bundle import Task
+from foldserve.training.diagnose.plan import DiagnosisPlan
+from foldserve.training.diagnose.sample import Sample, Tick, descend
+from foldserve.training.errors import FoldError
+from foldserve.training.fold.export import to_onnx
+from foldserve.training.fold.fold import fold
+from foldserve.training.network.mlp import mlp
+from foldserve.training.plan import Architecture, Placement
 
 PLACEMENTS: tuple[Placement, ...] = ("pre", "post")
 _RATE = 0.1

@@ -15,9 +15,9 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
+from foldserve.service.bundle import Bundle
 from rig.gpu.networks import Network, Precision, Rows, half
 from rig.gpu.ours import open_runtime
-from service.bundle import Bundle
 
 Device = Literal["cpu", "cuda"]
 

@@ -21,13 +21,13 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from service import bundle
-from training.certificate import certify, golden
-from training.diagnose.saving import unfolded_onnx
-from training.export import INPUT, OPSET, OUTPUT, to_onnx
-from training.fold import fold
-from training.network import mlp
-from training.plan import Architecture
+from foldserve.service import bundle
+from foldserve.training.certify.certificate import certify, golden
+from foldserve.training.diagnose.saving import unfolded_onnx
+from foldserve.training.fold.export import INPUT, OPSET, OUTPUT, to_onnx
+from foldserve.training.fold.fold import fold
+from foldserve.training.network.mlp import mlp
+from foldserve.training.plan import Architecture
 
 Rows = npt.NDArray[np.float32]
 Exact = npt.NDArray[np.float64]

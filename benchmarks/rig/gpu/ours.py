@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from foldserve.service.bundle import Bundle
+from foldserve.service.runtime import load as runtime
+from foldserve.service.runtime.session import Options
 from rig.gpu.networks import Precision
-from service import runtime
-from service.bundle import Bundle
-from service.session import Options
 
 
 def open_runtime(whole: Bundle, device: Literal["cpu", "cuda"], precision: Precision, buckets: Sequence[int]) -> Any:

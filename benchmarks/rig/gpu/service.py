@@ -128,7 +128,17 @@ class Service:
         if precision != "fp32":  # the default
             given["precision"] = precision
         flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        program = [sys.executable, "-m", "service", "serve", "--models", str(self.models), "--port", str(port), *flags]
+        program = [
+            sys.executable,
+            "-m",
+            "foldserve.service",
+            "serve",
+            "--models",
+            str(self.models),
+            "--port",
+            str(port),
+            *flags,
+        ]
         log = self.folder / f"{network.name}-{precision}.log"
         with servers.started(program, port, "/v2/health/ready", core=None, log=log) as server:
             yield server

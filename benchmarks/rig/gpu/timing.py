@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from foldserve.service.bundle import BundleError
 from rig.gpu.contenders import Contender, ContenderError, Device, OursGraphs, OursPlain, Setting
 from rig.gpu.networks import TOLERANCES, Precision, Rows, distance
-from service.bundle import BundleError
 
 T = TypeVar("T")
 _SETS = 3  # batches of rows that are sent in turn, so that none stays in a cache for being the only one

@@ -1,0 +1,70 @@
+"""The contract between training and serving: the contents of a bundle, and how it is written and read.
+
+    models/<name>/<version>/manifest.json    the schema of manifest.py, as JSON
+                            model.onnx       float32 `input` [batch, features] -> `probabilities` or `value`
+                            report.html      for people; no program reads it, and a bundle may lack it
+
+Needs only the standard library and pydantic, so that any tool can read a bundle.
+"""
+
+from foldserve.service.bundle.files import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    REPORT_FILE,
+    Bundle,
+    read,
+    require_folder,
+    versions,
+    write,
+)
+from foldserve.service.bundle.manifest import (
+    NAME,
+    SCHEMA_VERSION,
+    Category,
+    Certificate,
+    Feature,
+    Folding,
+    Golden,
+    Histogram,
+    Label,
+    Manifest,
+    Measurement,
+    ModelFile,
+    Provenance,
+    Task,
+    Tensor,
+)
+from foldserve.service.bundle.parity import (
+    Parity,
+    Tolerance,
+)
+from foldserve.service.errors import BundleError
+
+__all__ = [
+    "MANIFEST_FILE",
+    "MODEL_FILE",
+    "NAME",
+    "REPORT_FILE",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "BundleError",
+    "Category",
+    "Certificate",
+    "Feature",
+    "Folding",
+    "Golden",
+    "Histogram",
+    "Label",
+    "Manifest",
+    "Measurement",
+    "ModelFile",
+    "Parity",
+    "Provenance",
+    "Task",
+    "Tensor",
+    "Tolerance",
+    "read",
+    "require_folder",
+    "versions",
+    "write",
+]

@@ -1,0 +1,82 @@
+"""How far one runtime's outputs are from the reference, and how far they may be. It does not know files."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from foldserve.service.errors import BundleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.floating[Any]]
+
+
+class Part(BaseModel):
+    """A part of the manifest: immutable, without unknown members, without infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Parity(Part):
+    """How far one runtime is from the reference, over `rows` rows.
+
+    max_absolute: max |out - ref|.
+    max_relative: max |out - ref| / |ref|, over the entries where the relative part of the tolerance is the larger.
+    worst: max |out - ref| / (absolute + relative * |ref|): the share of the tolerance used; above 1 it fails.
+    argmax_rows: the rows whose two largest reference outputs differ by more than the tolerance;
+    argmax_agreement: the share of those rows with the same argmax. Both None for regression.
+    """
+
+    rows: int
+    max_absolute: float
+    max_relative: float
+    worst: float
+    argmax_rows: int | None
+    argmax_agreement: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two are the same model as far as the tolerance tells."""
+        return self.worst <= 1 and self.argmax_agreement in (None, 1.0)
+
+
+class Tolerance(Part):
+    """|out - ref| <= absolute + relative * |ref|, for every output of every row."""
+
+    absolute: float = Field(gt=0)
+    relative: float = Field(gt=0)
+
+    def measure(self, reference: Array, output: Array) -> Parity:
+        """Compare `output` with `reference`, both [rows, outputs].
+
+        Raises `BundleError` when the shapes differ or a value is not finite: no tolerance covers that.
+        """
+        if output.shape != reference.shape:
+            raise BundleError(f"the model gives outputs of shape {output.shape}, expected {reference.shape}")
+        size = abs(reference)
+        difference = abs(output - reference)
+        if not math.isfinite(difference.sum()):
+            raise BundleError("the model gives an output that is not finite")
+        allowed = self.absolute + self.relative * size
+        relative_rules = size * self.relative >= self.absolute
+        argmax_rows = agreement = None
+        if reference.shape[1] > 1:
+            best = reference.argmax(1)
+            ordered = reference.copy()
+            ordered.sort(1)
+            clear = ordered[:, -1] - ordered[:, -2] > self.absolute + self.relative * abs(ordered[:, -1])
+            argmax_rows = int(clear.sum())
+            agreement = float((output.argmax(1) == best)[clear].mean()) if argmax_rows else 1.0
+        return Parity(
+            rows=len(reference),
+            max_absolute=float(difference.max(initial=0.0)),
+            max_relative=float((difference[relative_rules] / size[relative_rules]).max(initial=0.0)),
+            worst=float((difference / allowed).max(initial=0.0)),
+            argmax_rows=argmax_rows,
+            argmax_agreement=agreement,
+        )

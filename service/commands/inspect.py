@@ -1,0 +1,101 @@
+"""What is in a bundle, as tables for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from foldserve.service.bundle import Bundle, Manifest, Parity
+from foldserve.service.runtime.golden import check_graph
+
+_FEATURES_SHOWN = 20
+
+
+def show(bundle: Bundle, console: Console | None = None) -> None:
+    """Print the bundle's model, metrics, folding, certificate, features and provenance."""
+    manifest = bundle.manifest
+    out = console or Console(highlight=False)
+    for table in (
+        _table(f"{manifest.name}/{manifest.version}", ("", ""), _model(bundle)),
+        _table("metrics", ("rows of", *_metric_names(manifest)), _metrics(manifest)),
+        _table(
+            "what was folded where",
+            ("layer", "rule", "into"),
+            ((f.layer, f.rule, f.into) for f in manifest.folded),
+        ),
+        _table(
+            f"certificate, against {manifest.certificate.reference}; used: share of the tolerance",
+            ("runtime", "rows", "batch", "max abs", "max rel", "used", "same argmax"),
+            (
+                (m.runtime, f"{m.parity.rows:,} {m.rows}", f"{m.batch:,}", *_parity(m.parity))
+                for m in manifest.certificate.measurements
+            ),
+        ),
+        _table("features", ("", "name", "kind", "missing", "range, or categories"), _features(manifest)),
+        _table("provenance", ("", ""), _provenance(manifest)),
+    ):
+        out.print(table)
+        out.print()
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.show_header = any(columns)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # a name in the bundle is no markup
+    return table
+
+
+def _model(bundle: Bundle) -> Iterable[tuple[str, str]]:
+    manifest, graph = bundle.manifest, check_graph(bundle).graph
+    parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
+    yield "task", manifest.task
+    yield "created", manifest.created.isoformat()
+    yield "input", f"{manifest.input.name} {list(manifest.input.shape)} {manifest.input.dtype}"
+    yield "output", f"{manifest.output.name} {list(manifest.output.shape)} {manifest.output.dtype}"
+    if manifest.labels:
+        yield "labels", ", ".join(str(label) for label in manifest.labels)
+    yield "graph", f"{' '.join(node.op_type for node in graph.node)}, opset {manifest.model.opset}"
+    yield "size", f"{parameters:,} parameters, {manifest.model.size:,} bytes"
+    yield "sha256", manifest.model.sha256
+
+
+def _metric_names(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(next(iter(manifest.metrics.values()), {}))
+
+
+def _metrics(manifest: Manifest) -> Iterable[tuple[str, ...]]:
+    for name, values in manifest.metrics.items():
+        rows = manifest.provenance.rows.get(name, 0)
+        yield f"{name} ({rows:,})", *(f"{values[metric]:.4f}" for metric in _metric_names(manifest))
+
+
+def _parity(parity: Parity) -> tuple[str, str, str, str]:
+    agreement = "" if parity.argmax_agreement is None else f"{parity.argmax_agreement:.0%} of {parity.argmax_rows:,}"
+    return f"{parity.max_absolute:.2g}", f"{parity.max_relative:.2g}", f"{parity.worst:.2%}", agreement
+
+
+def _features(manifest: Manifest) -> Iterable[tuple[str, ...]]:
+    for i, feature in enumerate(manifest.features[:_FEATURES_SHOWN]):
+        values = "{:g} to {:g}".format(*feature.range) if feature.range else f"{len(feature.categories):,} categories"
+        yield str(i), feature.name, feature.kind, f"{feature.missing_share:.1%}" if feature.missing else "no", values
+    hidden = len(manifest.features) - _FEATURES_SHOWN
+    if hidden > 0:
+        yield "", f"and {hidden} more", "", "", ""
+
+
+def _provenance(manifest: Manifest) -> Iterable[tuple[str, str]]:
+    provenance = manifest.provenance
+    yield "source", provenance.source
+    yield "data sha256", provenance.data_sha256
+    yield "rows", ", ".join(f"{count:,} {name}" for name, count in provenance.rows.items())
+    yield "seed", str(provenance.seed)
+    yield "threads", f"{provenance.threads} on {provenance.cpu}"
+    yield "training", ", ".join(f"{k}={v}" for k, v in provenance.hyperparameters.items())
+    yield "versions", ", ".join(f"{k} {v}" for k, v in provenance.versions.items())

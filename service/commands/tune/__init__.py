@@ -1,0 +1,1 @@
+"""Measure a model on this machine, and choose settings for it."""

@@ -1,0 +1,1 @@
+"""HTTP: connections, routes, the server, and its worker processes."""

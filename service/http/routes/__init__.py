@@ -1,0 +1,1 @@
+"""FastAPI's routes, one module for each protocol."""

@@ -1,0 +1,115 @@
+"""The friendly protocol: /predict, and /v1/models with its states and manifests."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from foldserve.service import errors
+from foldserve.service.bundle import Manifest
+from foldserve.service.engine.repository import Model, Repository
+from foldserve.service.http.routes.common import documented, predicted, prediction, version_number
+from foldserve.service.protocols.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE, example
+
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+
+
+class Instances(BaseModel):
+    """What /predict reads: rows as arrays in the features' order, or as objects by feature name.
+
+    A category is its own string or number, a boolean true or false, a missing value null.
+    """
+
+    instances: list[list[float | bool | str | None]] | list[dict[str, float | bool | str | None]]
+
+
+class Predictions(BaseModel):
+    """What /predict answers. `probabilities` is there for classification, columns in the order of the labels."""
+
+    model: str
+    version: int
+    predictions: list[bool | int | float | str]
+    probabilities: list[list[float]] | None = None
+
+
+class VersionStatus(BaseModel):
+    """One version: `ready`, or `refused`; `why` it runs on this provider, or is not served."""
+
+    version: int
+    state: str
+    provider: str | None = None
+    why: str | None = None
+
+
+class ModelStatus(BaseModel):
+    """One model and all its versions."""
+
+    name: str
+    ready: bool
+    versions: list[VersionStatus]
+
+
+def router(repository: Repository) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter()
+    _add_predict(routes, repository)
+    _add_models(routes, repository)
+    return routes
+
+
+def _add_predict(routes: APIRouter, repository: Repository) -> None:
+    shown = repository.find(repository.default or repository.names()[0]).manifest
+    content = {
+        JSON_TYPE.decode(): {
+            "schema": Instances.model_json_schema(),
+            "example": {"instances": [example(shown)]},  # so that "Try it out" works as it stands
+        },
+        RAW_TYPE.decode(): _BYTES,
+    }
+    answer = {"model": Predictions, "content": {RAW_TYPE.decode(): _BYTES, ARROW_TYPE.decode(): _BYTES}}
+    described = prediction(content, answer)
+
+    @routes.post("/predict", summary="Predict with the only, or the default, model", **described)
+    async def predict(request: Request) -> Response:
+        return await predicted(request, repository.find().friendly)
+
+    @routes.post("/v1/models/{model:name}:predict", summary="Predict with the newest version", **described)
+    async def predict_model(request: Request, model: str) -> Response:
+        return await predicted(request, repository.find(model).friendly)
+
+    @routes.post("/v1/models/{model:name}/versions/{version}:predict", summary="Predict with one version", **described)
+    async def predict_version(request: Request, model: str, version: str) -> Response:
+        return await predicted(request, repository.find(model, version_number(version)).friendly)
+
+
+def _add_models(routes: APIRouter, repository: Repository) -> None:
+    not_found = documented(errors.UnknownModel)
+    not_ready = documented(errors.UnknownModel, errors.ModelNotReady)
+
+    @routes.get(
+        "/v1/models/{model:name}",
+        tags=["models"],
+        summary="A model's versions and their states",
+        responses=not_found,
+    )
+    async def status(model: str) -> ModelStatus:
+        versions = [
+            VersionStatus(version=number, state="ready", provider=found.runtime.provider, why=found.runtime.why)
+            if isinstance(found, Model)
+            else VersionStatus(version=number, state="refused", why=found.reason)
+            for number, found in sorted(repository.versions(model).items())
+        ]
+        return ModelStatus(name=model, ready=any(v.state == "ready" for v in versions), versions=versions)
+
+    @routes.get("/v1/models/{model:name}/metadata", tags=["models"], summary="The manifest", responses=not_ready)
+    async def metadata(model: str) -> Manifest:
+        return repository.find(model).manifest
+
+    @routes.get(
+        "/v1/models/{model:name}/versions/{version}/metadata",
+        tags=["models"],
+        summary="One version's manifest",
+        responses=not_ready,
+    )
+    async def version_metadata(model: str, version: str) -> Manifest:
+        return repository.find(model, version_number(version)).manifest

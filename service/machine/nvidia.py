@@ -1,0 +1,171 @@
+"""CUDA by its own C interfaces, through ctypes: the driver, and the libraries that ONNX Runtime's CUDA provider links.
+
+It knows no ONNX Runtime, no bundle and no rows. Names, numbers and meanings are of NVIDIA's CUDA Driver API, CUDA
+Runtime API, cuBLAS and cuRAND references, version 13.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from foldserve.service.errors import DeviceError
+
+# --- what is there ---------------------------------------------------------------------------------------------------
+
+MAJOR = 13  # of CUDA: what onnxruntime-gpu is built for, and what the names below say
+OLDEST_GPU = (7, 5)  # compute capability; CUDA 13 has no code for what is older
+
+Version = tuple[int, ...]
+Name = Literal["cudart", "cublasLt", "cublas", "curand", "cudnn"]
+
+_FILES: dict[Name, str] = {
+    "cudart": "libcudart.so.13",
+    "cublasLt": "libcublasLt.so.13",
+    "cublas": "libcublas.so.13",
+    "curand": "libcurand.so.10",
+    "cudnn": "libcudnn.so.9",
+}
+_DRIVER = "libcuda.so.1"
+_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+
+
+@dataclass(frozen=True)
+class Library:
+    """A shared library that loads: where it lies, and its version."""
+
+    path: Path
+    version: Version
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The driver: where its library lies, the newest CUDA that it runs, and its own version where the kernel says."""
+
+    path: Path
+    cuda: Version
+    version: str | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU that this process sees. Memory in bytes; `free` is what is left beside this process's own context."""
+
+    name: str
+    capability: Version
+    free: int
+    total: int
+
+
+def library(name: Name) -> Library:
+    """Load a library of CUDA as a session would find it. Raises `DeviceError` when it doesn't load."""
+    loaded = load(name)
+    number = ctypes.c_int()
+    if name == "cudart":
+        _check(loaded.cudaRuntimeGetVersion(ctypes.byref(number)), "cudaRuntimeGetVersion")
+        return Library(_where(_FILES[name]), _cuda_version(number.value))
+    version = []
+    for part in range(3):  # MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL of libraryPropertyType
+        _check(loaded[f"{name}GetProperty"](part, ctypes.byref(number)), f"{name}GetProperty")
+        version.append(number.value)
+    return Library(_where(_FILES[name]), tuple(version))
+
+
+def load(name: Name) -> ctypes.CDLL:
+    """Load one of CUDA's libraries: that of foldserve[gpu], which lies where the loader doesn't look, or else any.
+
+    Raises `DeviceError` with the loader's reason.
+    """
+    return _load([*(folder / _FILES[name] for folder in _folders()), Path(_FILES[name])])
+
+
+def driver() -> Driver:
+    """Load the driver's library. Raises `DeviceError` when there is none, or not one that answers."""
+    loaded = _load([Path(_DRIVER)])
+    number = ctypes.c_int()
+    _check(loaded.cuDriverGetVersion(ctypes.byref(number)), "cuDriverGetVersion", loaded)
+    try:
+        own = Path("/sys/module/nvidia/version").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        own = None
+    return Driver(_where(_DRIVER), _cuda_version(number.value), own)
+
+
+def gpus() -> list[Gpu]:
+    """List the GPUs that this process sees, in CUDA's order; each gets a context for the moment.
+
+    Raises `DeviceError` when there is no driver, when it refuses, and when it sees no GPU.
+    """
+    loaded = _load([Path(_DRIVER)])
+    count = ctypes.c_int()
+    _check(loaded.cuInit(0), "cuInit", loaded)
+    _check(loaded.cuDeviceGetCount(ctypes.byref(count)), "cuDeviceGetCount", loaded)
+    return [_gpu(loaded, ordinal) for ordinal in range(count.value)]
+
+
+def _gpu(loaded: ctypes.CDLL, ordinal: int) -> Gpu:
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    _check(loaded.cuDeviceGet(ctypes.byref(device), ordinal), "cuDeviceGet", loaded)
+    _check(loaded.cuDeviceGetName(name, len(name), device), "cuDeviceGetName", loaded)
+    capability = []
+    for attribute in _CAPABILITY:
+        number = ctypes.c_int()
+        _check(loaded.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute", loaded)
+        capability.append(number.value)
+    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    # Free memory is told to who has a context alone. The primary one is what CUDA's runtime would make.
+    _check(loaded.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtxRetain", loaded)
+    try:
+        _check(loaded.cuCtxPushCurrent_v2(context), "cuCtxPushCurrent", loaded)
+        _check(loaded.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)), "cuMemGetInfo", loaded)
+        _check(loaded.cuCtxPopCurrent_v2(ctypes.byref(context)), "cuCtxPopCurrent", loaded)
+    finally:
+        loaded.cuDevicePrimaryCtxRelease_v2(device)
+    return Gpu(name.value.decode(errors="replace"), tuple(capability), free.value, total.value)
+
+
+def _folders() -> list[Path]:
+    """List where NVIDIA's wheels put their libraries. Nothing is imported: `nvidia` is a package without code."""
+    found = importlib.util.find_spec("nvidia")
+    places = (found and found.submodule_search_locations) or []
+    return [Path(place, package, "lib") for place in places for package in (f"cu{MAJOR}", "cudnn")]
+
+
+def _load(candidates: list[Path]) -> ctypes.CDLL:
+    reasons = []
+    for candidate in candidates:
+        # A bare name is the loader's to find: LD_LIBRARY_PATH, its cache, the system's folders.
+        if candidate.is_absolute() and not candidate.is_file():
+            continue
+        try:
+            return ctypes.CDLL(str(candidate))
+        except OSError as error:
+            reasons.append(str(error))
+    # The first that is there and doesn't load tells more than a search that found nothing.
+    raise DeviceError(reasons[0])
+
+
+def _where(file: str) -> Path:
+    """Find a loaded library among this process's mappings; there it goes by its real name, libcudart.so.13.0.96."""
+    stem = file.partition(".so")[0] + ".so"
+    with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
+        # Five columns, then the path, which may have spaces.
+        paths = (Path(fields[5].strip()) for line in lines if len(fields := line.split(maxsplit=5)) == 6)
+        return next((path for path in paths if path.name.startswith(stem)), Path(file))
+
+
+def _cuda_version(number: int) -> Version:
+    return number // 1000, number % 1000 // 10  # 13050 is 13.5
+
+
+def _check(status: int, call: str, driver: ctypes.CDLL | None = None) -> None:
+    """Raise `DeviceError` unless `status` is 0, success; the driver's text for it where it has one."""
+    if status == 0:
+        return
+    text = ctypes.c_char_p()
+    if driver is not None and driver.cuGetErrorString(status, ctypes.byref(text)) == 0 and text.value:
+        raise DeviceError(f"{call}: {text.value.decode(errors='replace')}")
+    raise DeviceError(f"{call}: error {status}")

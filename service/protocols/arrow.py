@@ -1,0 +1,86 @@
+"""Outputs as an Arrow stream of one batch: `prediction`, and for a classification `probabilities`, a fixed-size list.
+
+The format: https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import nanoarrow as na
+import numpy as np
+import numpy.typing as npt
+import orjson
+from nanoarrow.ipc import StreamWriter
+
+from foldserve.service.bundle import Label
+
+Rows = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.intp]
+
+
+class ArrowWriter:
+    """Writes for one model; without labels it is a regression."""
+
+    def __init__(self, labels: tuple[Label, ...]) -> None:
+        self._labels = _column_of(labels) if labels else None
+
+    def write(self, outputs: Rows) -> bytes:
+        """Write float32 [rows, outputs]."""
+        count, width = outputs.shape
+        values = np.ascontiguousarray(outputs)
+        numbers = na.c_array_from_buffers(na.float32(), count * width, [None, values])
+        if self._labels is None:
+            kinds, children = {"prediction": na.float32()}, [numbers]
+        else:
+            kind, labels = self._labels
+            listed = na.fixed_size_list(na.float32(), width)
+            kinds = {"prediction": kind, "probabilities": listed}
+            children = [
+                labels(outputs.argmax(1)),
+                na.c_array_from_buffers(listed, count, [None], children=[numbers]),
+            ]
+        stream = io.BytesIO()
+        with StreamWriter.from_writable(stream) as writer:
+            writer.write_stream(na.c_array_from_buffers(na.struct(kinds), count, [None], children=children))
+        return stream.getvalue()
+
+
+def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]]:
+    """Give the Arrow type of the labels, and what makes a column of it from their indices.
+
+    Labels of one JSON type keep it; where they are of several, the column holds their JSON texts.
+    """
+    types = set(map(type, labels))
+    if types == {bool}:
+        return na.bool_(), partial(_booleans, np.array(labels))
+    if types <= {int, float}:
+        values = np.array(labels)
+        if values.dtype == np.int64:
+            return na.int64(), partial(_numbers, na.int64(), values)
+        exact = values.astype(np.float64)
+        if exact.tolist() == list(labels):  # which floats that stand for larger integers are not
+            return na.float64(), partial(_numbers, na.float64(), exact)
+    return na.string(), partial(_strings, [_text(label).encode() for label in labels])
+
+
+def _text(label: Label) -> str:
+    return label if isinstance(label, str) else orjson.dumps(label).decode()
+
+
+def _booleans(labels: npt.NDArray[np.bool_], indices: Indices) -> Any:
+    return na.c_array_from_buffers(na.bool_(), len(indices), [None, np.packbits(labels[indices], bitorder="little")])
+
+
+def _numbers(kind: Any, labels: npt.NDArray[Any], indices: Indices) -> Any:
+    return na.c_array_from_buffers(kind, len(indices), [None, labels[indices]])
+
+
+def _strings(labels: list[bytes], indices: Indices) -> Any:
+    lengths = np.array([len(label) for label in labels], np.int32)
+    offsets = np.concatenate([np.zeros(1, np.int32), lengths[indices].cumsum(dtype=np.int32)])
+    content = b"".join([labels[i] for i in indices.tolist()])
+    return na.c_array_from_buffers(na.string(), len(indices), [None, offsets, content])

@@ -1,0 +1,179 @@
+"""The friendly protocol: instances in, labels and probabilities out.
+
+    {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
+    -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
+
+A category is its own string or number, a boolean true or false, a missing value null. For those who send much, the
+body may be raw little-endian float32, row after row (`application/octet-stream`; everything is a number: a category its
+index, a boolean 0 or 1, a missing value NaN), and the answer raw in the same way or an Arrow stream.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import orjson
+
+from foldserve.service.bundle import Category, Feature, Manifest
+from foldserve.service.errors import InvalidInput, UnsupportedMedia
+from foldserve.service.protocols.arrow import ArrowWriter
+from foldserve.service.protocols.content import media_type, preferred
+from foldserve.service.protocols.reply import JSON, Headers, Reply
+from foldserve.service.protocols.rows import (
+    NOT_SO,
+    SMALL_BODY,
+    Call,
+    Columns,
+    Rows,
+    TakesLong,
+    brackets,
+    document,
+    is_flood,
+    proxies,
+)
+
+JSON_TYPE = b"application/json"
+RAW_TYPE = b"application/octet-stream"
+ARROW_TYPE = b"application/vnd.apache.arrow.stream"
+
+
+class FriendlyCodec:
+    """Reads and writes for one model."""
+
+    def __init__(self, manifest: Manifest, max_rows: int) -> None:
+        self._head = orjson.dumps({"model": manifest.name, "version": manifest.version})[:-1]
+        self._labels = [orjson.dumps(label) for label in manifest.labels]
+        self._columns = Columns(manifest.features)
+        names = self._columns.names
+        self._name_set = frozenset(names)
+        # A getter of one gives it bare.
+        self._picked = itemgetter(*names) if len(names) > 1 else lambda row: [row[names[0]]]
+        self._max_rows = max_rows
+        self._arrow_writer = ArrowWriter(manifest.labels)
+        self._answers = {JSON_TYPE: self._json, RAW_TYPE: self._raw, ARROW_TYPE: self._arrow}
+        # Twice what a body of that many rows can hold of brackets, those inside the features' names and categories
+        # included, and some for the small mistakes that a clearer text waits for.
+        in_names = sum(map(_brackets_in, self._columns.names))
+        in_values = sum(max(map(_brackets_in, feature.categories), default=0) for feature in manifest.features)
+        self._max_brackets = 2 * max_rows * (1 + in_names + in_values) + 200_000
+
+    def decode(self, headers: Headers, body: bytes, *, quickly: bool = False) -> Call:
+        """Read one request. Raises `InvalidInput`, `UnsupportedMedia`; `quickly`, `TakesLong` if it would."""
+        kind = media_type(headers)
+        if kind in (None, JSON_TYPE):
+            rows = self._json_rows(body, quickly=quickly)
+        elif kind == RAW_TYPE:
+            rows = self._raw_rows(body)
+        else:
+            raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
+        wanted = preferred(headers, b"accept", self._answers) if b"accept" in headers else None
+        return Call(rows, self._answers[wanted or JSON_TYPE], unseen=self._columns.unseen(rows))
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def _json_rows(self, body: bytes, *, quickly: bool) -> Rows:
+        if is_flood(body, self._max_brackets):
+            raise InvalidInput(
+                f'"instances" has too many rows, or rows inside rows; at most {self._max_rows} are allowed'
+            )
+        # Where a category may be a number, an array of numbers alone is not yet one of codes.
+        rows = self._plain_rows(body) if len(body) > SMALL_BODY and not self._columns.coded else None
+        if rows is None and quickly:
+            raise TakesLong
+        return self._checked_rows(body) if rows is None else rows
+
+    def _plain_rows(self, body: bytes) -> Rows | None:
+        """Read what nearly every large body is, and is sure to be right; None is for `_checked_rows` to decide."""
+        try:
+            instances = proxies(body)["instances"]
+            rows = brackets(body) - 1
+            if 0 < rows <= self._max_rows:
+                return self._columns.from_simdjson(instances, rows)
+        except NOT_SO:
+            pass
+        return None
+
+    def _checked_rows(self, body: bytes) -> Rows:
+        instances = self._instances(body)
+        if isinstance(instances[0], dict):
+            instances = [self._by_name(i, row) for i, row in enumerate(instances)]
+        width = self._columns.width
+        for i, row in enumerate(instances):
+            if type(row) is not list:
+                raise InvalidInput(f"row {i} is not an array of {width} values")
+            if len(row) != width:
+                raise InvalidInput(f"row {i} has {len(row)} values, expected {width}")
+        values = instances[0] if len(instances) == 1 else list(chain.from_iterable(instances))
+        return self._columns.from_own_values(values)
+
+    def _instances(self, body: bytes) -> list[Any]:
+        parsed = document(body)
+        instances = parsed.get("instances") if type(parsed) is dict else None
+        if type(instances) is not list:
+            raise InvalidInput('the body is not an object with an array "instances"')
+        if not instances:
+            raise InvalidInput('"instances" has no rows')
+        if len(instances) > self._max_rows:
+            raise InvalidInput(f'"instances" has {len(instances)} rows, at most {self._max_rows} are allowed')
+        return instances
+
+    def _by_name(self, i: int, row: Any) -> list[Any]:
+        if type(row) is not dict:
+            raise InvalidInput(f"row {i} is not an object, as the rows before it are")
+        if row.keys() != self._name_set:
+            missing = next((name for name in self._columns.names if name not in row), None)
+            raise InvalidInput(
+                f"row {i} has a feature that is unknown"
+                if missing is None
+                else f"row {i} lacks the feature {missing!r}"
+            )
+        return list(self._picked(row))
+
+    def _raw_rows(self, body: bytes) -> Rows:
+        width = self._columns.width
+        count, rest = divmod(len(body), 4 * width)
+        if rest or not count:
+            raise InvalidInput(f"the body is not rows of {width} float32 values, {4 * width} bytes each")
+        if count > self._max_rows:
+            raise InvalidInput(f"the body has {count} rows, at most {self._max_rows} are allowed")
+        return self._columns.from_array(np.frombuffer(body, "<f4").reshape(count, width))
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _json(self, outputs: Rows) -> Reply:
+        # Written by hand around what orjson writes of the numbers: the labels' texts are known.
+        if self._labels:
+            predictions = b",".join([self._labels[i] for i in outputs.argmax(1).tolist()])
+            numbers = orjson.dumps(outputs, option=orjson.OPT_SERIALIZE_NUMPY)
+            rest = b',"predictions":[%b],"probabilities":%b}' % (predictions, numbers)
+        else:
+            values = orjson.dumps(np.ascontiguousarray(outputs[:, 0]), option=orjson.OPT_SERIALIZE_NUMPY)
+            rest = b',"predictions":%b}' % values
+        return Reply(200, (JSON,), self._head + rest)
+
+    def _raw(self, outputs: Rows) -> Reply:
+        return Reply(200, ((b"content-type", RAW_TYPE),), outputs.astype("<f4", copy=False).tobytes())
+
+    def _arrow(self, outputs: Rows) -> Reply:
+        return Reply(200, ((b"content-type", ARROW_TYPE),), self._arrow_writer.write(outputs))
+
+
+def example(manifest: Manifest) -> list[Category | bool | None]:
+    """Give the first golden row as a client would write it.
+
+    The reserved bucket has no value of its own: the last category stands there.
+    """
+    return [_own(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)]
+
+
+def _own(feature: Feature, value: float | None) -> Category | bool | None:
+    if value is None or feature.kind == "numeric":
+        return value
+    return bool(value) if feature.kind == "boolean" else (*feature.categories, feature.categories[-1])[int(value)]
+
+
+def _brackets_in(text: Category) -> int:
+    return str(text).count("[") + str(text).count("{")

@@ -1,0 +1,211 @@
+"""A folder of bundles becomes live models: what is broken is refused with its reason, and the rest serves."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foldserve.service import bundle
+from foldserve.service.engine.repository import Model, Refused, Repository, how_to_run, open_repository
+from foldserve.service.errors import ModelNotReady, StartError, UnknownModel
+from foldserve.service.machine import cgroup
+from foldserve.service.settings import Settings
+from tests.service.support import edit_manifest, flip_byte
+
+
+def opened(models: Path, **settings: Any) -> Repository:
+    return open_repository(Settings(models=models, device="cpu", **settings))
+
+
+def add_version(models: Path, name: str) -> Path:
+    whole = bundle.read(models / name / "1")
+    return bundle.write(models, name, whole.model, lambda n: whole.manifest.model_copy(update={"version": n})).path
+
+
+def break_(folder: Path) -> None:
+    flip_byte(folder / "model.onnx", 0)
+
+
+def test_every_model_of_the_folder_is_served(models: Path) -> None:
+    repository = opened(models)
+    assert repository.names() == ("diabetes", "digits")
+    for name in repository.names():
+        assert repository.find(name).manifest == bundle.read(models / name / "1").manifest
+        assert list(repository.versions(name)) == [1]
+
+
+def test_the_newest_version_is_served_and_an_older_one_by_its_number(models: Path) -> None:
+    for _ in range(10):
+        add_version(models, "diabetes")
+    repository = opened(models)
+    assert repository.find("diabetes").manifest.version == 11  # not 9, as it would be by the alphabet
+    assert repository.find("diabetes", 2).manifest.version == 2
+    assert list(repository.versions("diabetes")) == list(range(11, 0, -1))
+
+
+def test_a_report_in_a_bundle_is_nothing_to_the_server(models: Path) -> None:
+    (models / "digits" / "1" / "report.html").write_text("<p>for people</p>")
+    assert isinstance(opened(models).versions("digits")[1], Model)
+
+
+def test_a_newer_version_that_is_broken_leaves_the_older_one_serving(models: Path) -> None:
+    break_(add_version(models, "digits"))
+    repository = opened(models)
+    assert repository.find("digits").manifest.version == 1
+    refused = repository.versions("digits")[2]
+    assert isinstance(refused, Refused)
+    assert refused.reason == "model.onnx is not the certified one: its sha256 is not the manifest's"
+    assert str(models) not in refused.reason
+    assert isinstance(repository.versions("digits")[1], Model)
+
+
+def test_a_refused_version_asked_for_by_number_is_not_ready(models: Path) -> None:
+    break_(add_version(models, "digits"))
+    with pytest.raises(ModelNotReady):
+        opened(models).find("digits", 2)
+
+
+def test_a_refused_version_is_logged_with_its_folder(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = add_version(models, "digits")
+    break_(path)
+    opened(models)
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == [f"refused {path}: model.onnx is not the certified one: its sha256 is not the manifest's"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "model.onnx").unlink(),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+        lambda folder: edit_manifest(folder, lambda content: content["golden"]["outputs"][0].__setitem__(0, 0.5)),
+        lambda folder: edit_manifest(folder, lambda content: content["golden"]["inputs"][0].pop()),
+        lambda folder: edit_manifest(folder, lambda content: content.update(schema_version=2)),
+        lambda folder: [file.unlink() for file in folder.iterdir()],
+    ],
+    ids=[
+        *("no model", "no manifest", "cut manifest", "nested manifest", "other golden outputs", "ragged golden rows"),
+        *("newer schema", "empty folder"),
+    ],
+)
+def test_whatever_is_wrong_with_the_newest_version_the_older_one_serves(damage: Any, models: Path) -> None:
+    damage(add_version(models, "digits"))
+    repository = opened(models)
+    assert repository.find("digits").manifest.version == 1
+    assert isinstance(repository.versions("digits")[2], Refused)
+
+
+@pytest.mark.parametrize(("field", "value"), [("name", "other"), ("version", 7)])
+def test_a_manifest_of_another_folder_is_refused(field: str, value: object, models: Path) -> None:
+    edit_manifest(add_version(models, "digits"), lambda content: content.update({field: value}))
+    refused = opened(models).versions("digits")[2]
+    assert isinstance(refused, Refused)
+    assert refused.reason == f"the manifest is of {'other/2' if field == 'name' else 'digits/7'}"
+
+
+def test_a_bundle_that_was_copied_under_another_name_is_refused(models: Path) -> None:
+    shutil.copytree(models / "digits", models / "copied")
+    with pytest.raises(StartError, match="no version of copied may be served: the manifest is of digits/1"):
+        opened(models)
+
+
+def test_a_model_with_broken_versions_only_is_a_refusal_to_start(models: Path) -> None:
+    break_(models / "digits" / "1")
+    with pytest.raises(StartError, match=r"no version of digits may be served: model\.onnx is not the certified one"):
+        opened(models)
+
+
+def test_a_missing_folder_is_a_refusal_to_start(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="is no folder"):
+        opened(tmp_path / "none")
+
+
+def test_a_file_in_place_of_the_folder_is_a_refusal_to_start(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("")
+    with pytest.raises(StartError, match="is no folder"):
+        opened(tmp_path / "models")
+
+
+def test_a_folder_without_models_is_a_refusal_to_start(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".hidden" / "1").mkdir(parents=True)
+    (tmp_path / "no name" / "1").mkdir(parents=True)
+    (tmp_path / "being-written" / ".partial-x").mkdir(parents=True)
+    with pytest.raises(StartError, match="holds no <name>/<version>/"):
+        opened(tmp_path)
+
+
+def test_what_is_no_model_beside_the_models_is_passed_over(models: Path) -> None:
+    (models / "README.md").write_text("")
+    (models / "empty").mkdir()
+    (models / ".git").mkdir()
+    (models / "digits" / ".partial-x").mkdir()
+    (models / "digits" / "01").mkdir()
+    (models / "digits" / "notes.txt").write_text("")
+    repository = opened(models)
+    assert repository.names() == ("diabetes", "digits")
+    assert list(repository.versions("digits")) == [1]
+
+
+# --- which model -----------------------------------------------------------------------------------------------------
+
+
+def test_the_only_model_is_the_default(models: Path) -> None:
+    shutil.rmtree(models / "digits")
+    assert opened(models).find().manifest.name == "diabetes"
+
+
+def test_of_several_models_the_default_is_the_one_that_was_set(models: Path) -> None:
+    assert opened(models, default_model="digits").find().manifest.name == "digits"
+
+
+def test_of_several_models_none_is_the_default_by_itself(models: Path) -> None:
+    with pytest.raises(UnknownModel, match=r"there are several models: name one in the path"):
+        opened(models).find()
+
+
+def test_a_default_that_is_no_model_is_a_refusal_to_start(models: Path) -> None:
+    with pytest.raises(StartError, match="the default model 'nope' is not among diabetes, digits"):
+        opened(models, default_model="nope")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../digits", "digits/1", "digits/", "Digits", "digits\0", "\ud800"])
+def test_a_name_is_a_key_and_never_a_path(name: str, models: Path) -> None:
+    repository = opened(models)
+    for ask in (repository.find, repository.versions):
+        with pytest.raises(UnknownModel, match=r"^unknown model$"):
+            ask(name)
+
+
+@pytest.mark.parametrize("version", [0, -1, 2, 10**17])
+def test_a_version_that_is_not_there_is_unknown(version: int, models: Path) -> None:
+    with pytest.raises(UnknownModel, match=r"^unknown version of this model$"):
+        opened(models).find("digits", version)
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "threads"),
+    [
+        (2**10, {}, 1),
+        (2**30, {"threads": 3, "workers": 2}, 3),
+        (2**30, {}, cgroup.threads()),
+        (2**30, {"workers": cgroup.threads() * 2}, 1),
+    ],
+    ids=["small", "asked for", "large", "more workers than cores"],
+)
+def test_threads_fit_the_model_and_the_cores_that_the_process_has(
+    size: int, settings: dict[str, int], threads: int, models: Path
+) -> None:
+    whole = bundle.read(models / "digits" / "1")
+    manifest = whole.manifest
+    of_size = replace(
+        whole, manifest=manifest.model_copy(update={"model": manifest.model.model_copy(update={"size": size})})
+    )
+    assert how_to_run(Settings(models=models, **settings), of_size).threads == threads

@@ -1,0 +1,239 @@
+"""What no server should swallow, over the wire: each gets its one fixed text, and the connection lives on.
+
+Both protocols; and both ways to each: on the connection itself, and through FastAPI's route, which a query string or an
+encoded letter in the path leads to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from foldserve.service import bundle
+from tests.service.support import MARKER, Answer, Served, flip_byte, receive, request, roots, serving, write_roots
+
+MAX_ROWS = 4
+
+PATHS = {"friendly": "/v1/models/{}:predict", "oip": "/v2/models/{}/infer"}
+GOOD = {
+    "friendly": b'{"instances": [[1, 3]]}',
+    "oip": b'{"inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [1, 3]}]}',
+}
+protocols = pytest.mark.parametrize("protocol", list(PATHS))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """roots/1, the square root of a + b; and roots/2, which is not what its manifest certifies."""
+    folder = tmp_path_factory.mktemp("refusals")
+    (folder / "models").mkdir()
+    write_roots(folder / "models")
+    second = write_roots(folder / "models")
+    flip_byte(second.path / bundle.MODEL_FILE, len(roots()[0]) // 2)
+    with serving(folder / "models", folder / "log", "--max-rows", MAX_ROWS) as server:
+        yield server
+
+
+def both_ways(served: Served, path: str, protocol: str, body: bytes) -> Answer:
+    """The answer to a body, the same in every way to the endpoint; a good request follows on each connection."""
+    answers = []
+    for spelling in (path, f"{path}?x={MARKER}", path.replace("/models/", "/m%6fdels/", 1)):
+        with served.connect() as connection:
+            connection.sendall(request("POST", spelling, "Content-Type: application/json", body=body))
+            answers.append(receive(connection))
+            connection.sendall(request("POST", PATHS[protocol].format("roots"), body=GOOD[protocol]))
+            assert receive(connection).status == 200
+    first = answers[0]
+    for other in answers[1:]:
+        assert (other.status, other.body) == (first.status, first.body)
+        assert other.headers.keys() == first.headers.keys()
+    return first
+
+
+def error(answer: Answer, status: int) -> str:
+    """The text of an answer that must be an error of the one shape, echoing nothing."""
+    assert answer.status == status, answer.body
+    assert answer.headers["content-type"] == "application/json"
+    (name, text) = next(iter(answer.json().items()))
+    assert (name, len(answer.json())) == ("error", 1)
+    assert MARKER not in text
+    assert "\n" not in text
+    return str(text)
+
+
+@protocols
+def test_a_good_request_gets_the_same_answer_in_every_way(protocol: str, served: Served) -> None:
+    answer = both_ways(served, PATHS[protocol].format("roots"), protocol, GOOD[protocol])
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/json"
+    found = answer.json()
+    assert (found["predictions"] if protocol == "friendly" else found["outputs"][0]["data"]) == [2]
+
+
+# --- bodies that are no JSON -----------------------------------------------------------------------------------------
+
+
+def bodies(values: bytes, rows: int = 1, before: bytes = b"") -> dict[str, bytes]:
+    """`values` where the rows go, in either protocol."""
+    tensor = b'{"name": "input", "shape": [%d, 2], "datatype": "FP32", "data": %s}' % (rows, values)
+    return {
+        "friendly": b'{%s"instances": %s}' % (before, values),
+        "oip": b'{%s"inputs": [%s]}' % (before, tensor),
+    }
+
+
+marked = b'"%s": 0, ' % MARKER.encode()
+ROW = b"[[1, 3]]"
+NO_JSON = {
+    "20 invalid UTF-8": bodies(b'[["%s\xff", 2]]' % MARKER.encode()),
+    "20 a surrogate in UTF-8": bodies(b'[["%s\xed\xa0\x80", 2]]' % MARKER.encode()),
+    "21 UTF-16": {name: body.decode().encode("utf-16") for name, body in bodies(ROW).items()},
+    "21 UTF-16 without a mark": {name: body.decode().encode("utf-16-le") for name, body in bodies(ROW).items()},
+    "21 a byte order mark": {name: b"\xef\xbb\xbf" + body for name, body in bodies(ROW).items()},
+    "22 nested 100,000 deep": bodies(b"[" * 100_000 + MARKER.encode() + b"]" * 100_000),
+    "22 nested objects": bodies(b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
+    "22 nested and nothing else": dict.fromkeys(PATHS, b"[" * 100_000),
+    "23 5,000 digits": bodies(b"[[%s, 2]]" % (b"1" * 5000), before=marked),
+    "23 minus 5,000 digits": bodies(b"[[1, -%s]]" % (b"1" * 5000), before=marked),
+    "24 NaN": bodies(b"[[NaN, 2]]", before=marked),
+    "24 Infinity": bodies(b"[[Infinity, 2]]", before=marked),
+    "24 -Infinity": bodies(b"[[1, -Infinity]]", before=marked),
+    "24 1e999": bodies(b"[[1, 1e999]]", before=marked),
+    "25 trailing bytes": {name: body + MARKER.encode() for name, body in bodies(ROW).items()},
+    "25 a trailing zero": {name: body + b"\0" for name, body in bodies(ROW).items()},
+    "25 two documents": {name: body * 2 for name, body in bodies(ROW).items()},
+    "25 empty": dict.fromkeys(PATHS, b""),
+    "25 blank": dict.fromkeys(PATHS, b" \r\n"),
+    "25 cut": {name: body[:-1] for name, body in bodies(ROW).items()},
+    "26 a lone surrogate": bodies(b'[["%s\\ud800", 2]]' % MARKER.encode()),
+    "26 a lone surrogate in a name": bodies(ROW, before=b'"%s\\udc00": 0, ' % MARKER.encode()),
+}
+
+
+@pytest.mark.parametrize("case", list(NO_JSON))
+@protocols
+def test_a_body_that_is_no_json_is_refused(protocol: str, case: str, served: Served) -> None:
+    answer = both_ways(served, PATHS[protocol].format("roots"), protocol, NO_JSON[case][protocol])
+    assert error(answer, 400).startswith("the body is not valid JSON, at character ")
+
+
+# --- JSON that is no rows --------------------------------------------------------------------------------------------
+
+NOT_A_NUMBER = "row 0, column 'a' is not a number"
+TOO_LARGE = "row 1, column 'b' is too large for float32"
+NULL = "row 0, column 'b' is null, and the feature has no missing values"
+NO_SHAPE = "the shape of 'input' is not [rows, 2] with at least one row"
+NO_ROWS = {
+    "27 true": (bodies(b"[[true, 2]]"), NOT_A_NUMBER, NOT_A_NUMBER),
+    "27 a string": (bodies(b'[["1.5", 2]]'), NOT_A_NUMBER, NOT_A_NUMBER),
+    "27 a text": (bodies(b'[["%s", 2]]' % MARKER.encode()), NOT_A_NUMBER, NOT_A_NUMBER),
+    "27 an object": (bodies(b"[[{}, 2]]"), NOT_A_NUMBER, NOT_A_NUMBER),
+    "27 an array": (bodies(b"[[[1], 2]]"), NOT_A_NUMBER, NOT_A_NUMBER),
+    "28 1e300": (bodies(b"[[1, 3], [1, 1e300]]", 2), TOO_LARGE, TOO_LARGE),
+    "28 -1e300": (bodies(b"[[1, 3], [1, -1e300]]", 2), TOO_LARGE, TOO_LARGE),
+    "28 3.5e38": (bodies(b"[[1, 3], [1, 3.5e38]]", 2), TOO_LARGE, TOO_LARGE),
+    "29 ragged": (
+        bodies(b"[[1, 2], [3]]", 2),
+        "row 1 has 1 values, expected 2",
+        "the \"data\" of 'input' is not 2 rows of 2 values",
+    ),
+    "29 ragged, and the total fits": (
+        bodies(b"[[1, 2, 3], [4]]", 2),
+        "row 0 has 3 values, expected 2",
+        "the \"data\" of 'input' is not 2 rows of 2 values",
+    ),
+    "30 a name is missing": (
+        {
+            "friendly": b'{"instances": [{"a": 1}]}',
+            "oip": b'{"inputs": [{"shape": [1, 2], "datatype": "FP32", "data": [1, 3]}]}',
+        },
+        "row 0 lacks the feature 'b'",
+        "\"inputs\" is not exactly the one tensor 'input'",
+    ),
+    "30 a name is unknown": (
+        {
+            "friendly": b'{"instances": [{"a": 1, "b": 3, "%s": 1}]}' % MARKER.encode(),
+            "oip": GOOD["oip"].replace(b'"input"', b'"%s"' % MARKER.encode()),
+        },
+        "row 0 has a feature that is unknown",
+        "\"inputs\" is not exactly the one tensor 'input'",
+    ),
+    "31 no rows": (bodies(b"[]", 0), '"instances" has no rows', NO_SHAPE),
+    "31 an empty row": (
+        bodies(b"[[]]"),
+        "row 0 has 0 values, expected 2",
+        "the \"data\" of 'input' is not 1 rows of 2 values",
+    ),
+    "32 more rows than the cap": (
+        bodies(b"[[1, 3], [1, 3], [1, 3], [1, 3], [1, 3]]", 5),
+        '"instances" has 5 rows, at most 4 are allowed',
+        "'input' has more rows than the 4 that are allowed",
+    ),
+    "33 null": (bodies(b"[[1, null]]"), NULL, NULL),
+    "no object": (
+        dict.fromkeys(PATHS, b"[1]"),
+        'the body is not an object with an array "instances"',
+        'the body is not an object with an array "inputs"',
+    ),
+    "the other protocol's": (
+        {"friendly": GOOD["oip"], "oip": GOOD["friendly"]},
+        'the body is not an object with an array "instances"',
+        'the body is not an object with an array "inputs"',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(NO_ROWS))
+@protocols
+def test_a_body_that_is_no_rows_of_this_model_is_refused(protocol: str, case: str, served: Served) -> None:
+    body, friendly, oip = NO_ROWS[case]
+    for path in (PATHS[protocol].format("roots"), PATHS[protocol].format("roots/versions/1")):
+        answer = both_ways(served, path, protocol, body[protocol])
+        assert error(answer, 400) == {"friendly": friendly, "oip": oip}[protocol]
+
+
+@protocols
+def test_a_row_without_a_finite_answer_is_the_models_failure(protocol: str, served: Served) -> None:
+    answer = both_ways(served, PATHS[protocol].format("roots"), protocol, bodies(b"[[1, 3], [-1, 0]]", 2)[protocol])
+    assert error(answer, 500) == "the model gave an output that is not finite"
+
+
+# --- names and versions ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(MARKER, "Roots", "root", "roots2", "roots%20", "..", ".", "%2e%2e", "%2E%2E%2Froots", "%00", "roots%00"),
+        *("%ff", "..;", "..;/roots", "%c0%ae", "%e2%80%ae", "*", "{model}", "~", "a" * 5000, "roots/versions/1/x"),
+    ],
+    ids=lambda name: name[:20],
+)
+@protocols
+def test_a_name_that_is_no_models_is_not_found(protocol: str, name: str, served: Served) -> None:
+    for path in (PATHS[protocol].format(name), PATHS[protocol].format(f"{name}/versions/1")):
+        error(both_ways(served, path, protocol, GOOD[protocol]), 404)
+
+
+@pytest.mark.parametrize(
+    "version", ["3", "0", "01", "-1", "1.0", "+1", "1_0", "one", "%31%00", "%20", "1%20", "%d9%a1", "%ff", "9" * 30]
+)
+@protocols
+def test_a_version_that_is_not_there_is_not_found(protocol: str, version: str, served: Served) -> None:
+    path = PATHS[protocol].format(f"roots/versions/{version}")
+    assert error(both_ways(served, path, protocol, GOOD[protocol]), 404) == "unknown version of this model"
+
+
+@protocols
+def test_a_version_that_was_refused_is_not_ready(protocol: str, served: Served) -> None:
+    path = PATHS[protocol].format("roots/versions/2")
+    assert error(both_ways(served, path, protocol, GOOD[protocol]), 503) == "the model is not ready"
+
+
+def test_nothing_that_was_refused_left_a_traceback_or_its_input_in_the_log(served: Served) -> None:
+    # The last of the requests above: each was foreseen.
+    log = served.log.read_text()
+    assert "Traceback" not in log
+    assert "Warning" not in log
+    assert MARKER not in log

@@ -1,0 +1,250 @@
+"""Several processes on one socket: the real ones, killed and stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from foldserve.service import bundle
+from tests.service.support import (
+    PATIENCE,
+    Served,
+    assert_refused_in_one_line,
+    environment,
+    foldserve,
+    serving,
+    write_roots,
+)
+
+BODY = b'{"instances": [[1, 3]]}'
+TWO = ("--workers", 2)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    write_roots(folder)
+    return folder
+
+
+@pytest.fixture
+def served(models: Path, tmp_path: Path) -> Iterator[Served]:
+    with serving(models, tmp_path / "log", *TWO) as server:
+        yield server
+
+
+def until(condition: Callable[[], object]) -> None:
+    hung = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < hung, "it hangs"
+        os.sched_yield()
+
+
+def children(pid: int) -> dict[int, str]:
+    """The command lines of the processes below this one."""
+    found = {}
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, file.read_text().split()):
+            try:
+                found[child] = Path(f"/proc/{child}/cmdline").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return found
+
+
+def workers(pid: int) -> set[int]:
+    return {child for child, command in children(pid).items() if "spawn_main" in command and alive(child)}
+
+
+def alive(pid: int) -> bool:
+    try:
+        _, _, behind = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return behind.split()[0] not in {"Z", "X"}  # as good as gone, until its parent has taken notice
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(pid))
+
+
+def assert_it_predicts(server: Served, times: int = 1) -> None:
+    """Each on a connection of its own."""
+    for _ in range(times):
+        answer = server.send("POST", "/predict", "Connection: close", body=BODY)
+        assert answer.status == 200
+        assert answer.json()["predictions"] == [2]
+
+
+def counted(server: Served, name: str) -> float:
+    text = server.send("GET", "/metrics", "Connection: close").body.decode()
+    return math.fsum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    )
+
+
+# --- the start -------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_announced_once_when_all_are_ready(served: Served) -> None:
+    assert len(workers(served.process.pid)) == 2
+    assert served.log.read_text().count("roots/1 ready on") == 2
+    assert_it_predicts(served, 20)
+    served.process.terminate()
+    assert served.process.stdout
+    rest = served.process.stdout.read()
+    assert rest.count("curl") == 1
+    assert "serves" not in rest
+    assert served.process.wait(PATIENCE) == 0
+
+
+def test_a_start_that_every_worker_refuses_is_one_line(tmp_path: Path) -> None:
+    assert_refused_in_one_line(foldserve("serve", "--models", tmp_path, "--port", 0, *TWO), "no models to serve")
+
+
+def test_a_port_that_is_taken_is_one_line(models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = foldserve("serve", "--models", models, "--port", port, *TWO)
+    assert_refused_in_one_line(done, f"can't listen on 127.0.0.1 port {port}", "in use")
+
+
+def test_it_can_be_stopped_before_it_is_ready(models: Path) -> None:
+    pipe = models / "roots" / "1" / bundle.MANIFEST_FILE
+    pipe.unlink()
+    os.mkfifo(pipe)  # who reads it waits
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "foldserve.service",
+        "serve",
+        "--models",
+        str(models),
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(
+        [*command, "--workers", "2"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until(lambda: len(workers(process.pid)) == 2)
+        below = children(process.pid)
+        process.terminate()
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    until(lambda: not any(map(alive, below)))
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_of_them_in_order(number: signal.Signals, served: Served) -> None:
+    assert_it_predicts(served)
+    below = children(served.process.pid)
+    assert len(below) >= 2
+    served.process.send_signal(number)
+    assert served.process.wait(PATIENCE) == 0
+    until(lambda: not any(map(alive, below)))
+    assert "Traceback" not in served.log.read_text()
+    with pytest.raises(ConnectionError):
+        served.connect()
+
+
+def test_workers_end_by_themselves_when_nobody_is_left_to_stop_them(served: Served) -> None:
+    below = children(served.process.pid)
+    kill(served.process.pid)
+    until(lambda: not any(map(alive, below)))
+    with pytest.raises(ConnectionError):
+        served.connect()
+
+
+# --- death in between ------------------------------------------------------------------------------------------------
+
+
+def test_one_that_dies_is_replaced_and_new_connections_do_not_notice(served: Served) -> None:
+    supervisor = served.process.pid
+    first = workers(supervisor)
+    one, other = first
+    kill(one)
+    assert_it_predicts(served, 20)
+    until(lambda: len(workers(supervisor)) == 2)
+    assert one not in workers(supervisor)
+    kill(other)
+    assert_it_predicts(served, 20)  # at the latest when a new one is ready
+    until(lambda: len(workers(supervisor)) == 2)
+    assert not first & workers(supervisor)
+    log = served.log.read_text()
+    for dead in first:
+        assert log.count(f"worker {dead} died with status -9; starting another") == 1
+    below = children(supervisor)
+    served.process.terminate()
+    assert served.process.wait(PATIENCE) == 0
+    until(lambda: not any(map(alive, below)))
+
+
+def test_one_that_cannot_come_back_is_told_of_and_the_others_serve(served: Served, models: Path) -> None:
+    manifest = models / "roots" / "1" / bundle.MANIFEST_FILE
+    whole = manifest.read_bytes()
+    manifest.write_bytes(b"{}")
+    supervisor = served.process.pid
+    kill(min(workers(supervisor)))
+    until(lambda: "refused to start: no version of roots may be served" in served.log.read_text())
+    assert_it_predicts(served, 10)
+    manifest.write_bytes(whole)
+    until(lambda: served.log.read_text().count("roots/1 ready on") == 3)
+    assert_it_predicts(served, 10)
+
+
+# --- what they have counted ------------------------------------------------------------------------------------------
+
+
+def test_each_tells_what_all_have_counted_and_what_a_dead_one_has_counted_stays(served: Served) -> None:
+    assert_it_predicts(served, 40)
+    for _ in range(10):
+        assert served.send("POST", "/predict", body=json.dumps({}).encode()).status == 400
+    until(lambda: counted(served, "foldserve_requests_total") == 50)
+    until(lambda: counted(served, "foldserve_batch_rows_sum") == 40)
+    assert counted(served, "foldserve_request_seconds_count") == 50
+    assert counted(served, "foldserve_rejected_total") == 10
+    assert counted(served, "foldserve_requests_in_flight") == 0
+    for dead, total in zip(workers(served.process.pid), (55, 60), strict=True):
+        kill(dead)  # its counts are written down every second: those of the last one are lost
+        assert_it_predicts(served, 5)
+        until(lambda total=total: counted(served, "foldserve_requests_total") == total)
+    assert counted(served, "foldserve_request_rows_total") == 50
+    statistics = served.send("GET", "/v2/models/roots/stats").json()["model_stats"]
+    assert statistics[0]["inference_count"] == 50
+
+
+@pytest.mark.parametrize("flags", [(), TWO], ids=["one", "two"])
+def test_the_models_gauges_are_told_once_however_many_workers(
+    flags: tuple[object, ...], models: Path, tmp_path: Path
+) -> None:
+    with serving(models, tmp_path / "log", *flags) as server:
+        assert counted(server, "foldserve_model_provider_info") == 1
+        assert counted(server, "foldserve_queued_rows") == 0
+        assert 0 < counted(server, "foldserve_model_load_seconds") < PATIENCE

@@ -1,0 +1,35 @@
+"""`foldserve` with a GPU that is the host's memory. It fails as the file named in FAILURE says, once that is there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from foldserve.service.cli import main
+from foldserve.service.runtime import load as runtime
+from foldserve.service.runtime.cuda import CudaRunner
+from tests.service.cuda_on_the_cpu import Machine
+
+FAILURE = "FAILURE"
+
+
+def failure() -> Exception | None:
+    """Take the failure out of the file: it happens once."""
+    path = Path(os.environ[FAILURE])
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8")
+    path.unlink()
+    return RuntimeError(text)
+
+
+# Here and not below: each worker is a process of its own, which imports this module.
+machine = Machine(fails=failure)
+runtime.CudaRunner = partial(  # type: ignore[assignment, misc]
+    CudaRunner, connect=machine.connect, open_session=machine.open_session
+)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,238 @@
+"""The runner for CUDA: which graph a batch is run on, in which order, on which thread, and what its failures become.
+
+A machine of the host's memory stands in for the GPU; tests/gpu runs the same on a real one.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+from foldserve.service.errors import BundleError, DeviceError, DeviceLost, DeviceOutOfMemory, FoldserveError
+from foldserve.service.runtime.cuda import CudaRunner
+from foldserve.service.runtime.cuda_stream import CudaError
+from foldserve.service.runtime.session import Options
+from tests.service.cuda_on_the_cpu import Machine
+from tests.service.support import constant, onnx_model
+
+GENERATOR = np.random.default_rng(0)
+WEIGHTS = GENERATOR.normal(size=(2, 1)).astype(np.float32)
+MODEL = onnx_model([helper.make_node("MatMul", ["input", "w"], ["value"])], [constant("w", WEIGHTS)])
+BUCKETS = (1, 4, 16)
+OPTIONS = Options("cuda", buckets=BUCKETS)
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def runner(machine: Machine) -> Iterator[CudaRunner]:
+    made = opened(machine)
+    machine.log.clear()
+    yield made
+    made.close()
+
+
+def opened(machine: Machine, options: Options = OPTIONS) -> CudaRunner:
+    return CudaRunner(MODEL, options, machine.connect, machine.open_session)
+
+
+def rows(count: int) -> np.ndarray:
+    return GENERATOR.normal(size=(count, 2)).astype(np.float32)
+
+
+def test_each_size_is_run_plainly_twice_and_then_captured_as_a_graph_of_its_own(machine: Machine) -> None:
+    opened(machine).close()
+    plain_then_graph = [step for number in (1, 2, 3) for step in ("bound -1", "bound -1", f"bound {number}")]
+    assert machine.log == ["connect", "open", *plain_then_graph, "wait", "close"]
+
+
+def test_all_of_it_is_done_on_one_thread_whoever_asks(machine: Machine) -> None:
+    runner = opened(machine)
+    callers = [threading.Thread(target=runner.run, args=(rows(count),)) for count in (1, 3, 40)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    runner.close()
+    assert len(machine.threads) == 1
+    assert threading.get_ident() not in machine.threads
+
+
+@pytest.mark.parametrize(("count", "graph"), [(1, 1), (2, 2), (4, 2), (5, 3), (16, 3), (17, -1), (1000, -1)])
+def test_a_batch_is_run_on_the_smallest_graph_that_has_room(
+    count: int, graph: int, machine: Machine, runner: CudaRunner
+) -> None:
+    asked = rows(count)
+    answered = runner.run(asked)
+    np.testing.assert_allclose(answered, asked.astype(np.float64) @ WEIGHTS, rtol=1e-5, atol=1e-6)
+    assert machine.log == [f"upload {count}", f"bound {graph}", f"download {count}", "wait"]
+
+
+def test_with_and_without_graphs_the_answers_are_the_same_bits(runner: CudaRunner) -> None:
+    without = opened(Machine(), Options("cuda", buckets=()))
+    for size in BUCKETS:
+        asked = rows(size)
+        assert runner.run(asked).tobytes() == without.run(asked).tobytes()
+    without.close()
+
+
+def test_what_an_earlier_batch_left_behind_is_in_no_answer(runner: CudaRunner) -> None:
+    runner.run(np.full((16, 2), np.nan, np.float32))
+    asked = rows(5)
+    answered = runner.run(asked)
+    assert np.isfinite(answered).all()
+    runner.run(rows(16))
+    np.testing.assert_allclose(answered, asked @ WEIGHTS, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (4, 1), (40, 3)], ids=str)
+def test_rows_of_another_width_fail_the_run_and_not_the_next_one(shape: tuple[int, int], runner: CudaRunner) -> None:
+    with pytest.raises(Exception, match="invalid dimensions"):
+        runner.run(np.ones(shape, np.float32))
+    assert not runner.lost
+    assert runner.run(rows(3)).shape == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (Options("cuda"), {"use_tf32": "0", "enable_cuda_graph": "1"}),
+        (Options("cuda", precision="tf32"), {"use_tf32": "1", "enable_cuda_graph": "1"}),
+        (Options("cuda", precision="bf16", buckets=()), {"use_tf32": "0", "enable_cuda_graph": "0"}),
+        (Options("cuda", gpu_memory=2**30), {"use_tf32": "0", "enable_cuda_graph": "1", "gpu_mem_limit": "1073741824"}),
+    ],
+    ids=["default", "tf32", "no graphs", "limited"],
+)
+def test_the_provider_is_told_what_was_asked_for(options: Options, expected: dict, machine: Machine) -> None:
+    opened(machine, options).close()
+    always = {"arena_extend_strategy": "kSameAsRequested", "user_compute_stream": "4711"}
+    assert machine.options == [expected | always]
+
+
+# What ONNX Runtime 1.31 writes: BFCArena, CUDA_CALL and CUBLAS_CALL.
+OUT_OF_MEMORY = [
+    RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size"),
+    RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; file=f ; line=1 ; expr=cudaMalloc"),
+    RuntimeError("Available memory of 1024 is smaller than requested bytes of 4096"),
+    CudaError("cudaMalloc", 2, "out of memory"),
+]
+LOST = [
+    RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h ; file=f"),
+    RuntimeError("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0 ; hostname=h ; file=f"),
+    CudaError("cudaMemcpyAsync", 999, "unknown error"),
+    ort.capi.onnxruntime_pybind11_state.EPFail("CUDA error 46: all CUDA-capable devices are busy"),
+]
+
+
+def fail_once(machine: Machine, error: Exception) -> None:
+    errors = iter([error])
+    machine.fails = lambda: next(errors, None)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("count", [3, 40], ids=["graph", "plain"])
+def test_out_of_memory_is_said_and_the_session_is_made_anew(
+    error: Exception, count: int, machine: Machine, runner: CudaRunner
+) -> None:
+    fail_once(machine, error)
+    with pytest.raises(DeviceOutOfMemory) as refused:
+        runner.run(rows(count))
+    assert refused.value.retry_after == 1
+    assert machine.log.count("open") == machine.log.count("close") == 1
+    asked = rows(count)
+    np.testing.assert_allclose(runner.run(asked), asked @ WEIGHTS, rtol=1e-5, atol=1e-6)
+    assert not runner.lost
+    assert len(machine.threads) == 1
+
+
+def test_the_session_that_is_out_of_memory_is_gone_before_the_next_one_is_opened(machine: Machine) -> None:
+    sessions: list[weakref.ref[object]] = []
+    alive: list[bool] = []
+
+    def open_session(model: bytes, options: dict[str, str]) -> object:
+        alive.append(any(session() is not None for session in sessions))
+        made = machine.open_session(model, options)
+        sessions.append(weakref.ref(made))
+        return made
+
+    runner = CudaRunner(MODEL, OPTIONS, machine.connect, open_session)
+    gc.disable()  # what only a collection would free, holds a GPU's memory until then
+    try:
+        for count in (1, 40, 3):
+            fail_once(machine, RuntimeError("CUDA failure 2: out of memory"))
+            with pytest.raises(DeviceOutOfMemory):
+                runner.run(rows(count))
+    finally:
+        gc.enable()
+    assert alive == [False] * 4
+    runner.close()
+
+
+def test_after_the_end_nothing_runs_and_a_second_end_is_none(machine: Machine) -> None:
+    runner = opened(machine)
+    runner.close()
+    runner.close()
+    assert machine.log.count("close") == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        runner.run(rows(1))
+
+
+def test_larger_batches_share_one_place_that_grows(runner: CudaRunner) -> None:
+    for count in (17, 1000, 20, 40):
+        asked = rows(count)
+        np.testing.assert_allclose(runner.run(asked), asked @ WEIGHTS, rtol=1e-5, atol=1e-6)
+
+
+def test_out_of_memory_for_good_is_a_device_lost(machine: Machine) -> None:
+    runner = opened(machine)
+    machine.fails = lambda: OUT_OF_MEMORY[0]
+    with pytest.raises(DeviceLost):
+        runner.run(rows(1))
+    assert runner.lost
+    runner.close()
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+def test_a_lost_device_is_left_alone(error: Exception, machine: Machine) -> None:
+    runner = opened(machine)
+    fail_once(machine, error)
+    with pytest.raises(DeviceLost):
+        runner.run(rows(1))
+    assert runner.lost
+    machine.log.clear()
+    with pytest.raises(DeviceLost):
+        runner.run(rows(1))
+    assert machine.log == []
+    runner.close()
+
+
+def test_another_failure_is_the_run_s_own(machine: Machine, runner: CudaRunner) -> None:
+    error = ValueError("something else")
+    fail_once(machine, error)
+    with pytest.raises(ValueError, match="something else"):
+        runner.run(rows(1))
+    assert not runner.lost
+
+
+@pytest.mark.parametrize("error", [DeviceError("no"), BundleError("no"), OUT_OF_MEMORY[1], LOST[2]], ids=repr)
+def test_what_can_t_be_opened_leaves_nothing_behind(error: Exception, machine: Machine) -> None:
+    fail_once(machine, error)
+    before = threading.active_count()
+    expected = type(error) if isinstance(error, FoldserveError) else DeviceError
+    with pytest.raises(expected, match=str(error)):
+        opened(machine)
+    assert machine.log[-1] == "close"
+    for thread in threading.enumerate():
+        if thread.name == "cuda":
+            thread.join(10)
+    assert threading.active_count() <= before

@@ -1,0 +1,65 @@
+"""A GPU that runs out of memory, or fails, under a server: what its clients get, and how the server ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service.http.test_workers import until
+from tests.service.support import PATIENCE, Served, serving
+
+FAILURE = "FAILURE"  # of tests/service/served_on_cuda.py, which is not to be imported here: it changes the runtime
+OUT_OF_MEMORY = "Failed to allocate memory for requested buffer of size 4096"
+LOST = "CUDA failure 700: an illegal memory access was encountered ; GPU=0"
+ROWS = {"instances": [[0.0] * 64]}
+
+
+def ready(served: Served) -> bool:
+    """A server that has ended is not ready either."""
+    try:
+        return all(
+            httpx.get(f"{served.url}/v2/{path}/ready").status_code == 200 for path in ("health", "models/digits")
+        )
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_device_lost_ends_the_server_and_not_before_it_is_unready(workers: int, models: Path, tmp_path: Path) -> None:
+    failing = tmp_path / "failure"
+    flags = ("--default-model", "digits", "--device", "cuda", "--workers", workers)
+    with serving(
+        *(models, tmp_path / "log", *flags), env={FAILURE: str(failing)}, program="tests.service.runtime.served_on_cuda"
+    ) as served:
+        status = httpx.get(f"{served.url}/v1/models/digits").json()["versions"][0]
+        assert status["provider"] == "CUDAExecutionProvider"
+        assert httpx.post(f"{served.url}/predict", json=ROWS).status_code == 200
+        failing.write_text(LOST, encoding="utf-8")
+        answer = httpx.post(f"{served.url}/predict", json=ROWS)
+        assert (answer.status_code, answer.json()) == (500, {"error": "the device was lost"})
+        if workers == 1:
+            assert not ready(served)
+            assert served.process.wait(PATIENCE) == 1
+            lines = served.log.read_text(encoding="utf-8").splitlines()
+            assert lines[-1] == "foldserve: error: the device was lost"
+        else:
+            until(lambda: "died with status 1; starting another" in served.log.read_text(encoding="utf-8"))
+            assert served.process.poll() is None
+            assert " stopped: the device was lost\n" in served.log.read_text(encoding="utf-8")
+
+
+def test_a_device_out_of_memory_is_a_503_and_the_next_request_is_answered(models: Path, tmp_path: Path) -> None:
+    failing = tmp_path / "failure"
+    flags = ("--default-model", "digits", "--device", "cuda")
+    with serving(
+        *(models, tmp_path / "log", *flags), env={FAILURE: str(failing)}, program="tests.service.runtime.served_on_cuda"
+    ) as served:
+        before = httpx.post(f"{served.url}/predict", json=ROWS)
+        failing.write_text(OUT_OF_MEMORY, encoding="utf-8")
+        answer = httpx.post(f"{served.url}/predict", json=ROWS)
+        assert (answer.status_code, answer.json()) == (503, {"error": "the device is out of memory"})
+        assert answer.headers["retry-after"] == "1"
+        assert httpx.get(f"{served.url}/v2/health/ready").status_code == 200
+        assert httpx.post(f"{served.url}/predict", json=ROWS).json() == before.json()

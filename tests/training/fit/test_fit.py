@@ -1,0 +1,271 @@
+"""The loop: what it learns, what it leaves alone, when it stops."""
+
+import copy
+import time
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import make_classification
+from sklearn.metrics import recall_score
+from sklearn.utils.class_weight import compute_sample_weight
+from torch import nn
+
+from foldserve.training.errors import FitError
+from foldserve.training.fit.loop import Rows, fit, learning_rate, recompute_statistics
+from foldserve.training.network.mlp import mlp
+from foldserve.training.plan import Architecture, Recipe
+
+
+def rows(count, seed=0):
+    x, y = make_classification(count, 8, n_informative=6, n_classes=3, random_state=seed)
+    return Rows(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y))
+
+
+TRAIN, VALIDATION = rows(300), rows(100)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network(**kwargs):
+    torch.manual_seed(0)
+    return mlp(8, 3, Architecture(hidden=(16,), **kwargs))
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_it_learns_better_than_the_majority():
+    x, y = make_classification(500, 8, n_informative=6, n_classes=3, class_sep=2.0, random_state=1)
+    x = torch.from_numpy(x.astype(np.float32))
+    y = torch.from_numpy(y)
+    fitted = fit(network(), Rows(x[:300], y[:300]), Rows(x[300:400], y[300:400]), Recipe(epochs=30), seed=0)
+    accuracy = (fitted.network(x[400:]).argmax(1) == y[400:]).double().mean()
+    assert accuracy > 0.8
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    first, again = (fit(network(), TRAIN, VALIDATION, Recipe(epochs=3), seed=1) for _ in range(2))
+    other = fit(network(), TRAIN, VALIDATION, Recipe(epochs=3), seed=2)
+    assert torch.equal(weights(first.network), weights(again.network))
+    assert not torch.equal(weights(first.network), weights(other.network))
+
+
+def test_the_network_handed_in_is_left_as_it_was():
+    before = network()
+    kept = copy.deepcopy(before.state_dict())
+    fit(before, TRAIN, VALIDATION, Recipe(epochs=2), seed=0)
+    assert all(torch.equal(kept[name], value) for name, value in before.state_dict().items())
+
+
+def test_it_stops_when_the_validation_loss_no_longer_improves_and_restores_the_best_weights():
+    # Targets drawn at random: what is learned from the training rows is wrong for the others.
+    noise = Rows(TRAIN.x, torch.randint(3, (300,), generator=torch.Generator().manual_seed(0)))
+    recipe = Recipe(epochs=200, patience=5, input_noise=0, label_smoothing=0)
+    seen = []
+    # No BN: its statistics are recomputed after the best epoch, and would move the loss.
+    fitted = fit(network(dropout=0, batch_norm=False), noise, VALIDATION, recipe, seed=0, on_epoch=seen.append)
+    losses = [epoch.validation_loss for epoch in seen]
+    assert len(seen) == fitted.best_epoch + 5 < 200
+    assert fitted.best_epoch == int(np.argmin(losses)) + 1
+    assert tuple(seen) == fitted.history
+    with torch.no_grad():
+        restored = float(nn.functional.cross_entropy(fitted.network(VALIDATION.x), VALIDATION.y))
+    assert restored == pytest.approx(min(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize("left_over", [1, 2, 31])
+def test_a_last_batch_of_any_size_trains_one_row_included(left_over):
+    count = 64 + left_over
+    few = Rows(TRAIN.x[:count], TRAIN.y[:count])
+    fitted = fit(network(), few, VALIDATION, Recipe(epochs=2, batch_size=32), seed=0)
+    assert len(fitted.history) == 2
+
+
+def test_every_row_is_drawn_once_an_epoch():
+    drawn = []
+
+    class Recorder(nn.Module):
+        def forward(self, x):
+            if self.training:
+                drawn.extend(x[:, 0].tolist())
+            return x
+
+    count = 65
+    marked = Rows(torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 8), TRAIN.y[:count])
+    recipe = Recipe(epochs=1, batch_size=32, input_noise=0)
+    fit(nn.Sequential(Recorder(), nn.Linear(8, 3)), marked, VALIDATION, recipe, seed=0)
+    assert sorted(drawn) == list(range(count))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_both_schedules_train(schedule):
+    fitted = fit(network(), TRAIN, VALIDATION, Recipe(epochs=8, schedule=schedule), seed=0)
+    assert fitted.history[-1].loss < fitted.history[0].loss
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_the_rate_of_each_step_is_that_of_pytorch_s_scheduler(schedule, steps):
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.02)
+    oracle = (
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        if schedule == "cosine"
+        else torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.02, steps, cycle_momentum=False)
+    )
+    recipe = Recipe(learning_rate=0.02, schedule=schedule)
+    for step in range(steps):
+        assert learning_rate(recipe, step, steps) == pytest.approx(oracle.get_last_lr()[0], rel=1e-9, abs=1e-12)
+        optimiser.step()
+        if step < steps - 1:
+            oracle.step()
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "epochs"),
+    [
+        (5, 32, 60),
+        (1_259, 32, 60),
+        (3_312, 128, 60),
+        (5_000, 128, 60),
+        (50_000, 256, 60),
+        (100_000, 256, 30),
+        (10**6, 1024, 5),
+    ],
+)
+def test_batches_and_epochs_follow_the_number_of_rows_unless_they_are_given(count, batch_size, epochs):
+    resolved = Recipe().resolved(count)
+    assert (resolved.batch_size, resolved.epochs) == (batch_size, epochs)
+    assert Recipe(batch_size=7, epochs=9).resolved(count) == Recipe(batch_size=7, epochs=9)
+    assert resolved.resolved(10 * count) == resolved
+
+
+def test_a_long_epoch_is_reported_on_while_it_lasts():
+    """An epoch that takes as long as it likes: each batch waits until the clock has moved far enough."""
+    seen = []
+
+    class Slow(nn.Module):
+        def forward(self, x):
+            started = time.monotonic()
+            while time.monotonic() - started < 0.11:
+                pass
+            return x
+
+    recipe = Recipe(epochs=1, batch_size=50)
+    fit(nn.Sequential(Slow(), nn.Linear(8, 3)), TRAIN, VALIDATION, recipe, seed=0, on_pass=seen.append)
+    done = [part.rows for part in seen]
+    assert done == sorted(done)
+    assert len(done) >= 2
+    assert {0 < part.rows <= part.of_rows == 300 for part in seen} == {True}
+    assert all(0 < part.rows_per_second < 500 for part in seen)
+
+
+def test_bf16_trains_a_float32_network_that_differs_by_its_rounding():
+    exact, rounded = (
+        fit(network(), TRAIN, VALIDATION, Recipe(epochs=10, precision=precision), seed=0)
+        for precision in ("fp32", "bf16")
+    )
+    assert {tensor.dtype for tensor in rounded.network.parameters()} == {torch.float32}
+    assert not torch.equal(weights(exact.network), weights(rounded.network))
+    assert rounded.history[-1].loss == pytest.approx(exact.history[-1].loss, rel=0.05)
+
+
+def imbalanced(count, seed):
+    """One row in twenty is of the rare class, and lies among others of the frequent one."""
+    generator = torch.Generator().manual_seed(seed)
+    y = (torch.arange(count) % 20 == 0).long()
+    return Rows(torch.randn(count, 8, generator=generator) + 0.5 * y[:, None], y)
+
+
+def test_balanced_finds_more_of_a_rare_class():
+    train, validation, test = imbalanced(1000, 0), imbalanced(400, 1), imbalanced(2000, 2)
+    recall = {}
+    for weight in ("none", "balanced"):
+        recipe = Recipe(epochs=6, class_weight=weight)
+        torch.manual_seed(0)
+        found = fit(mlp(8, 2, Architecture(hidden=(16,))), train, validation, recipe, seed=0).network
+        with torch.no_grad():
+            recall[weight] = recall_score(test.y, found(test.x).argmax(1))
+    assert recall["balanced"] > recall["none"] + 0.3
+
+
+def test_balanced_weighs_rows_as_scikit_learn_does():
+    train, validation = imbalanced(200, 0), imbalanced(100, 1)
+    validation = Rows(validation.x, validation.y.roll(1) | validation.y)  # other shares than the training rows have
+    plain = mlp(8, 2, Architecture(hidden=(16,), batch_norm=False))
+    fitted = fit(plain, train, validation, Recipe(epochs=1, class_weight="balanced"), seed=0)
+    weight_of = dict(zip(train.y.tolist(), compute_sample_weight("balanced", train.y), strict=True))
+    with torch.no_grad():
+        losses = nn.functional.cross_entropy(fitted.network(validation.x), validation.y, reduction="none").double()
+    expected = np.mean([weight_of[y] * loss for y, loss in zip(validation.y.tolist(), losses.tolist(), strict=True)])
+    assert fitted.history[0].validation_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_regression_has_no_classes_to_weigh():
+    values = Rows(TRAIN.x, TRAIN.x[:, 0].clone())
+    torch.manual_seed(0)
+    one_output = mlp(8, 1, Architecture(hidden=(16,)))
+    first, second = (
+        fit(one_output, values, values, Recipe(epochs=2, class_weight=weight), seed=0)
+        for weight in ("none", "balanced")
+    )
+    assert [epoch.loss for epoch in first.history] == [epoch.loss for epoch in second.history]
+    assert torch.equal(weights(first.network), weights(second.network))
+
+
+def test_the_noise_on_a_column_is_in_its_own_spreads():
+    seen = []
+
+    class Recorder(nn.Module):
+        def forward(self, x):
+            if self.training:
+                seen.append(x.clone())
+            return x
+
+    count = 20_000
+    spread = torch.tensor([1.0, 1e-3, 50.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    x = torch.randn(count, 8, generator=torch.Generator().manual_seed(0)) * spread + 3.0
+    train = Rows(x, torch.zeros(count, dtype=torch.int64))
+    recipe = Recipe(epochs=1, batch_size=1000, input_noise=1.5)
+    fit(nn.Sequential(Recorder(), nn.Linear(8, 3)), train, VALIDATION, recipe, seed=0)
+    noisy = torch.cat(seen)
+    # Variances of what is independent add up; a constant column stays what it is.
+    np.testing.assert_allclose(noisy.var(0) / (1 + 1.5**2), spread.square(), rtol=0.05, atol=0)
+    assert (noisy[:, 3] == 3.0).all()
+    np.testing.assert_allclose(noisy.mean(0), 3.0, atol=0.05 * max(spread))
+    # A noise that is one for all columns would tie them together.
+    varied = noisy[:, spread > 0]
+    np.testing.assert_allclose(np.corrcoef(varied.T), np.eye(varied.shape[1]), atol=0.05)
+
+
+def test_a_float_target_is_fitted_by_squared_error():
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    y = x @ torch.tensor([1.0, -2.0, 0.5])
+    torch.manual_seed(0)
+    fitted = fit(
+        mlp(3, 1, Architecture(dropout=0)), Rows(x[:300], y[:300]), Rows(x[300:], y[300:]), Recipe(epochs=30), seed=0
+    )
+    with torch.no_grad():
+        residual = fitted.network(x[300:])[:, 0] - y[300:]
+    assert float(residual.square().mean() / y[300:].var()) < 0.05
+
+
+def test_a_loss_that_is_no_longer_finite_stops_and_names_the_epoch():
+    with pytest.raises(FitError, match="epoch 1"):
+        fit(network(batch_norm=False), TRAIN, VALIDATION, Recipe(learning_rate=1e30), seed=0)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_recomputed_statistics_are_those_of_the_layer_s_input_over_all_rows(placement):
+    trained = network(placement=placement, input_norm=True, dropout=0.5)
+    recompute_statistics(trained, TRAIN.x, chunk=64)
+    assert not trained.training
+    exact = copy.deepcopy(trained).double()
+    x = TRAIN.x.double()
+    for layer, float64 in zip(trained, exact, strict=True):
+        if isinstance(layer, nn.BatchNorm1d):
+            np.testing.assert_allclose(layer.running_mean, x.detach().numpy().mean(0), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(layer.running_var, x.detach().numpy().var(0), rtol=1e-4, atol=1e-5)
+        x = float64(x)

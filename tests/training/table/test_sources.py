@@ -1,0 +1,173 @@
+"""Files are read as what their names say, cell by cell, and every damage is named in one line."""
+
+import csv
+import gzip
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from foldserve.training.errors import DataError
+from foldserve.training.table import sources
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to(content, name="table.csv"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return to
+
+
+def cells(source, **options):
+    found = sources.read(source, **options)
+    return {name: found.take(name).to_pylist() for name in found.names}
+
+
+def test_every_cell_is_the_text_that_it_is_written_as(write):
+    path = write('a,b\n007,NA\n"1,5",nan\n,"two\nlines"\n')
+    assert cells(path) == {"a": ["007", "1,5", None], "b": ["NA", "nan", "two\nlines"]}
+
+
+def test_texts_that_mean_no_value_are_none(write):
+    assert cells(write("a,b\nNA,1\n?,NAN\n"), missing=("NA", "?")) == {"a": [None, None], "b": ["1", "NAN"]}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(write):
+    assert cells(write(b"\xef\xbb\xbfa,b\n1,2\n")) == {"a": ["1"], "b": ["2"]}
+
+
+def test_blanks_around_a_name_and_line_ends_of_windows_are_nothing(write):
+    assert cells(write("a, b\r\n1,2\r\n")) == {"a": ["1"], "b": ["2"]}
+
+
+def test_gzip_and_tabs(write):
+    assert cells(write(gzip.compress(b"a\tb\n1,5\t2\n"), "t.tsv.gz")) == {"a": ["1,5"], "b": ["2"]}
+
+
+def test_the_share_that_was_read_ends_at_one(write):
+    seen = []
+    sources.read(write("a,b\n" + "1,2\n" * 1000), on_read=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(
+        st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=6)] * 3), min_size=1
+    ),
+    packed=st.booleans(),
+)
+def test_what_python_s_csv_writes_is_read_as_it_was(write, rows, packed):
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([("a", "b", "c"), *rows])
+    content = out.getvalue().encode()
+    path = write(gzip.compress(content) if packed else content, "t.csv.gz" if packed else "t.csv")
+    expected = [tuple(cell or None for cell in row) for row in rows]
+    assert list(zip(*cells(path).values(), strict=True)) == expected
+
+
+PARQUET = io.BytesIO()
+pa.parquet.write_table(pa.table({"a": [1, 2], "y": ["p", "q"]}), PARQUET)
+PARQUET = PARQUET.getvalue()
+ZIP = b"PK\x03\x04" + b"\0" * 40
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "reason"),
+    [
+        (b"", "t.csv", "t.csv is empty"),
+        (b"\n\n", "t.csv", "t.csv is empty"),
+        (b"a,b\n", "t.csv", "has columns and no rows"),
+        (b"a,b\n1,2\n3,4,5\n", "t.csv", "row 2 has 3 cells, the header 2"),
+        (b"a,b\n1,2\n3,4\n5\n", "t.csv", "row 3 has 1 cells, the header 2"),
+        (b'a,b\n1,"x\ny"\n3,4,5\n', "t.csv", "row 2 has 3 cells, the header 2"),
+        (b"a,b,a\n1,2,3\n", "t.csv", "two columns of the name 'a'"),
+        (b"a,,b\n1,2,3\n", "t.csv", "column 2 has no name"),
+        (b"a;b\n1;2\n", "t.csv", "have to be separated by commas"),
+        (b"a\xff,b\n1,2\n", "t.csv", "line 1 holds the byte 0xff"),
+        (b"a,b\n1,2\n3,\xff\n", "t.csv", "line 3 holds the byte 0xff"),
+        ("a,b\n1,2\n".encode("utf-16"), "t.csv", "UTF-16: save it as UTF-8"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "t.csv", "zero bytes"),
+        (b'a,b\n1,2\n3,"4\n5,6\n', "t.csv", "is not closed"),
+        (b'a,b\n1,2\n3,"4', "t.csv", "is not closed"),
+        (b'"a,b\n1,2\n', "t.csv", "the header can't be read"),
+        (ZIP, "t.csv", "no .csv file but a zip archive"),
+        (PARQUET, "t.csv", "no .csv file but Parquet"),
+        (gzip.compress(b"a,b\n1,2\n"), "t.csv", "no .csv file but gzip"),
+        (b"a,b\n1,2\n", "t.csv.gz", "is no .csv.gz file"),
+        (gzip.compress(ZIP), "t.csv.gz", "a zip archive"),
+        (gzip.compress(b"a,b\n1,2\n")[:-3], "t.csv.gz", "damaged or cut short"),
+        (PARQUET[:-9], "t.parquet", "is cut short"),
+        (b"PAR1" * 5, "t.parquet", "can't be read"),
+        (ZIP, "t.parquet", "is no .parquet file but a zip archive"),
+        (ZIP, "t.npz", "damaged or cut short"),
+        (b"a,b\n1,2\n", "t.npz", "is no .npz file"),
+        (b"a,b\n1,2\n", "t.xlsx", "unknown source"),
+    ],
+)
+def test_what_is_no_such_table_is_refused_in_one_line(write, content, name, reason):
+    with pytest.raises(DataError, match=reason) as refused:
+        sources.read(write(content, name))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_byte_that_is_no_text_is_named_by_its_column_far_into_the_file(write):
+    with pytest.raises(DataError, match="column 'b' holds bytes that are not UTF-8"):
+        sources.read(write(b"a,b\n" + b"1234567,1234567\n" * 600_000 + b"1,\xff\n"))
+
+
+def test_a_quote_that_swallows_the_file_is_named(write):
+    with pytest.raises(DataError, match=r"more than 8 MiB: is a quote .* not closed"):
+        sources.read(write(b'a,b\n1,"2\n' + b"1234567,1234567\n" * 1_200_000))
+
+
+def test_no_such_file_and_a_folder(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        sources.read(str(tmp_path / "t.csv"))
+    (tmp_path / "d.csv").mkdir()
+    with pytest.raises(DataError, match="is a folder"):
+        sources.read(str(tmp_path / "d.csv"))
+
+
+def test_parquet_keeps_its_types_but_not_pandas_index(tmp_path):
+    table = pa.table({"a": [1.5, None], "b": [True, False], "y": ["p", "q"], "__index_level_0__": [7, 8]})
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    assert cells(str(tmp_path / "t.parquet")) == {"a": [1.5, None], "b": [True, False], "y": ["p", "q"]}
+    assert sources.header(str(tmp_path / "t.parquet")) == ("a", "b", "y")
+
+
+def test_parquet_may_not_have_two_columns_of_one_name(tmp_path):
+    pa.parquet.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="two columns of the name 'a'"):
+        sources.read(str(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("inputs", "classes")])
+def test_npz_is_a_matrix_and_a_vector_of_any_name(tmp_path, names):
+    x, y = np.arange(6, dtype=np.float32).reshape(3, 2), np.array(["p", "q", "p"])
+    np.savez(tmp_path / "t.npz", **dict(zip(names, (x, y), strict=True)), feature_names=np.array(["a", "b"]))
+    assert cells(str(tmp_path / "t.npz")) == {"a": [0, 2, 4], "b": [1, 3, 5], "y": ["p", "q", "p"]}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"x": np.zeros((3, 2))}, r"holds x \[3, 2\]: expected"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, "expected x"),
+        ({"x": np.zeros((3, 2, 2)), "y": np.zeros(3)}, "expected x"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(3), "feature_names": np.array(["a"])}, "1 feature names for 2"),
+        ({"x": np.zeros((3, 2)), "y": np.array([{}, 1, 2], dtype=object)}, "can't be read"),
+    ],
+)
+def test_npz_that_is_no_table_is_refused(tmp_path, arrays, reason):
+    np.savez(tmp_path / "t.npz", **arrays)
+    with pytest.raises(DataError, match=reason):
+        sources.read(str(tmp_path / "t.npz"))

@@ -1,0 +1,403 @@
+"""From a CSV as people keep it to the answers of a server: kinds, missing values, far-off numbers, and the figures."""
+
+import contextlib
+import csv
+import html
+import io
+import json
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from sklearn.metrics import accuracy_score, log_loss, r2_score, root_mean_squared_error
+
+from foldserve.service import bundle
+from foldserve.training.cli import main
+from tests.service.support import Served, serving
+
+TOWNS = ("NA", "Paris", "l'eau, «là»", "Oslo")
+LABELS = ("maybe", "no", "yes")
+
+
+def people(rows, seed, towns=TOWNS):
+    """Rows of people's values, as a dictionary each; None is missing."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for _ in range(rows):
+        age, income = round(float(generator.normal(40, 9)), 2), round(float(generator.normal(0, 3)), 3)
+        town, member = str(generator.choice(towns)), bool(generator.integers(2))
+        moment = 1_700_000_000 + int(generator.integers(3_000_000))
+        score = (age - 40) / 9 + (town == "Paris") * 2 - member + (moment - 1.7e9) / 3e6 + income / 6
+        person = {
+            "age": age,
+            "town": town,
+            "member": member,
+            "income": None if generator.random() < 0.2 else income,
+            "smokes": None if generator.random() < 0.1 else bool(generator.integers(2)),
+            "size": None if generator.random() < 0.1 else int(generator.choice([1, 2, 40])),
+            "moment": moment,
+            "batch <1>": 1e17,
+        }
+        made.append((person, score + float(generator.normal(0, 0.3))))
+    return made
+
+
+def write(path, rows):
+    def cell(value):
+        return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0])
+        writer.writerows([cell(value) for value in row.values()] for row in rows)
+
+
+def answered(rows):
+    """Classes by the score."""
+    return [person | {"answer": LABELS[int(np.digitize(score, [-0.5, 1]))]} for person, score in rows]
+
+
+def priced(rows):
+    return [person | {"price": round(250_000 + 40_000 * score, 2)} for person, score in rows]
+
+
+def rare(rows):
+    """One in fifty is a fraud, and nothing tells which."""
+    return [person | {"fraud": place % 50 == 0} for place, (person, _) in enumerate(rows)]
+
+
+def fit(*arguments):
+    """Run `foldserve-train fit` here, where torch is loaded already, and give what it printed."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["fit", *map(str, arguments)]) == 0
+    return out.getvalue()
+
+
+QUICK = ("--epochs", 4)
+SMALL_BEST = ("--preset", "best", "--hidden", "16,16", "--members", 3, *QUICK)
+ARGUMENTS = {
+    "fast": ("people.csv", "--test", "people.test.csv", "--categorical", "size", *QUICK),
+    "best": ("people.csv", "--test", "people.test.csv", "--categorical", "size", *SMALL_BEST),
+    "post": ("people.csv", "--test", "people.test.csv", "--placement", "post", "--input-norm", "--members", 2, *QUICK),
+    "prices": ("prices.csv", "--test", "prices.test.csv", "--categorical", "size", *SMALL_BEST),
+    "groups": ("groups.csv", "--target", "price", "--group", "who", *QUICK),
+    "times": ("times.csv", "--target", "answer", "--time", "day", "--drop", "age", *QUICK),
+    "rare": ("rare.csv", *QUICK),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The tables. Of the test rows every fourth has a town that the table has not."""
+    made = tmp_path_factory.mktemp("tables")
+    some, others = people(260, 0), people(80, 1)
+    for place, (person, _) in enumerate(others):
+        person["town"] = "Reykjavík" if place % 4 == 0 else person["town"]
+    write(made / "people.csv", answered(some))
+    write(made / "people.test.csv", answered(others))
+    write(made / "prices.csv", priced(some))
+    write(made / "prices.test.csv", priced(others))
+    write(made / "groups.csv", [{"who": f"person {place % 26}"} | row for place, row in enumerate(priced(some))])
+    days = [f"2024-{1 + place // 28:02}-{1 + place % 28:02}" for place in range(260)]
+    write(made / "times.csv", [row | {"day": day} for row, day in zip(answered(some), days, strict=True)])
+    write(made / "rare.csv", rare(people(500, 2)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def printed(folder):
+    """What each training printed; the bundles lie in models/."""
+    models = folder / "models"
+    models.mkdir()
+    with contextlib.chdir(folder):
+        return {name: fit(*a, "--name", name, "--models", models) for name, a in ARGUMENTS.items()}
+
+
+@pytest.fixture(scope="module")
+def bundles(folder, printed):
+    return {name: bundle.read(folder / "models" / name / "1") for name in printed}
+
+
+@pytest.fixture(scope="module")
+def server(folder, bundles, tmp_path_factory):
+    assert bundles
+    with serving(folder / "models", tmp_path_factory.mktemp("log") / "log") as served:
+        yield served
+
+
+# --- independent of the project: a person's values to the tensor, and the graph in float64
+
+
+def codes(manifest: bundle.Manifest, rows):
+    """The tensor of a manifest for rows of people's values: an index, 0 or 1, NaN."""
+
+    def code(feature, value):
+        if value is None:
+            return np.nan
+        if feature.kind != "categorical":
+            return float(value)
+        return feature.categories.index(value) if value in feature.categories else len(feature.categories)
+
+    return np.array([[code(f, row[f.name]) for f in manifest.features] for row in rows], np.float32)
+
+
+def in_float64(model: bytes, rows):
+    """What the graph in `model` gives, computed in float64 by ONNX's own reference evaluator."""
+    proto = onnx.load_model_from_string(model)
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to":
+                attribute.i = TensorProto.DOUBLE
+    (found,) = ReferenceEvaluator(proto).run(None, {"input": rows.astype(np.float64)})
+    assert found.dtype == np.float64
+    return found
+
+
+def named(manifest, rows):
+    return [{feature.name: row[feature.name] for feature in manifest.features} for row in rows]
+
+
+def ask(server: Served, name, instances):
+    url = f"{server.url}/v1/models/{name}:predict"
+    return httpx.post(url, json={"instances": instances}).raise_for_status().json()
+
+
+def infer(server: Served, name, head, content=b""):
+    body = json.dumps({"inputs": [head]}, allow_nan=False).encode()
+    headers = {"Inference-Header-Content-Length": str(len(body))} if content else {}
+    url = f"{server.url}/v2/models/{name}/infer"
+    (output,) = httpx.post(url, content=body + content, headers=headers).raise_for_status().json()["outputs"]
+    return np.array(output["data"]).reshape(output["shape"])
+
+
+def asked(name):
+    """Rows to ask about, as the table has them."""
+    rows = people(60, 7)
+    for place, (person, _) in enumerate(rows):
+        if place % 5 == 0:
+            person["town"] = "Nowhere"
+        if place % 7 == 0:
+            person |= {"income": None, "smokes": None, "size": None}
+    rows = priced(rows) if name in ("prices", "groups") else answered(rows)
+    return [row | {"day": "2024-01-01", "who": "nobody"} for row in rows]
+
+
+# --- tests
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_every_protocol_answers_what_the_graph_gives_in_float64(bundles, server, name):
+    manifest, model = bundles[name].manifest, bundles[name].model
+    rows = asked(name)
+    tensor = codes(manifest, rows)
+    expected = in_float64(model, tensor)
+    answers = [
+        ask(server, name, named(manifest, rows)),
+        ask(server, name, [list(row.values()) for row in named(manifest, rows)]),
+    ]
+    head = {"name": "input", "shape": tensor.shape, "datatype": "FP32"}
+    data = [None if np.isnan(value) else value for value in tensor.ravel().tolist()]
+    content = tensor.astype("<f4").tobytes()
+    size = {"parameters": {"binary_data_size": len(content)}}
+    inferred = [infer(server, name, head | {"data": data}), infer(server, name, head | size, content)]
+    friendly = [a["probabilities"] if manifest.labels else np.array(a["predictions"])[:, None] for a in answers]
+    tolerance = manifest.certificate.tolerance
+    for found in (*friendly, *inferred):
+        np.testing.assert_allclose(found, expected, rtol=tolerance.relative, atol=tolerance.absolute)
+    if manifest.labels:
+        two = np.sort(expected, axis=1)[:, -2:]
+        clear = two[:, 1] - two[:, 0] > 1e-3
+        predicted = np.array([manifest.labels.index(label) for label in answers[0]["predictions"]])
+        assert (predicted == expected.argmax(1))[clear].all()
+
+
+@pytest.mark.parametrize("name", ["fast", "best", "post", "prices"])
+def test_the_figures_of_a_test_file_are_those_of_the_server_s_answers_to_it(folder, bundles, server, name):
+    manifest = bundles[name].manifest
+    with (folder / ("prices.test.csv" if name == "prices" else "people.test.csv")).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    truth = [row.popitem()[1] for row in rows]
+    readers = {"categorical": lambda text: int(text) if text.isdigit() else text, "boolean": "true".__eq__}
+    kinds = {feature.name: readers.get(feature.kind, float) for feature in manifest.features}
+    answer = ask(server, name, [{n: read(row[n]) if row[n] else None for n, read in kinds.items()} for row in rows])
+    found = manifest.metrics["test"]
+    assert manifest.provenance.rows["test"] == len(rows) == 80
+    if manifest.labels:
+        probabilities = np.array(answer["probabilities"])
+        probabilities /= probabilities.sum(1, keepdims=True)
+        assert found["accuracy"] == accuracy_score(truth, answer["predictions"])
+        assert found["log_loss"] == pytest.approx(log_loss(truth, probabilities, labels=manifest.labels), rel=1e-5)
+    else:
+        values = np.array(truth, float)
+        assert found["rmse"] == pytest.approx(root_mean_squared_error(values, answer["predictions"]), rel=1e-5)
+        assert found["r2"] == pytest.approx(r2_score(values, answer["predictions"]), rel=1e-4)
+
+
+def test_the_schema_is_that_of_the_table(bundles):
+    features = {feature.name: feature for feature in bundles["fast"].manifest.features}
+    kinds = {name: (feature.kind, feature.missing) for name, feature in features.items()}
+    assert kinds == {
+        "age": ("numeric", False),
+        "town": ("categorical", False),
+        "member": ("boolean", False),
+        "income": ("numeric", True),
+        "smokes": ("boolean", True),
+        "size": ("categorical", True),
+        "moment": ("numeric", False),
+        "batch <1>": ("numeric", False),
+    }
+    assert features["town"].categories == tuple(sorted(TOWNS))
+    assert features["size"].categories == (1, 2, 40)
+    assert bundles["fast"].manifest.labels == LABELS
+    assert bundles["prices"].manifest.labels == ()
+
+
+def test_an_unseen_category_and_a_missing_value_are_answered_and_a_missing_one_elsewhere_is_refused(bundles, server):
+    person = asked("fast")[1] | {"town": "a town that nobody has heard of"}
+    row = named(bundles["fast"].manifest, [person])[0]
+    answer = ask(server, "fast", [row, row | {"town": "another"}, row | {"income": None, "smokes": None, "size": None}])
+    first, second, without = answer["probabilities"]
+    assert first == pytest.approx(second, abs=1e-6)
+    assert first != pytest.approx(without, abs=1e-6)
+    refused = httpx.post(f"{server.url}/v1/models/fast:predict", json={"instances": [row | {"moment": None}]})
+    assert refused.status_code == 400
+    assert "moment" in refused.json()["error"]
+
+
+def test_golden_rows_try_missing_values_and_unseen_categories(bundles):
+    names = [feature.name for feature in bundles["fast"].manifest.features]
+    columns = dict(zip(names, zip(*bundles["fast"].manifest.golden.inputs, strict=True), strict=True))
+    assert any(None in column for column in columns.values())
+    assert {name for name, column in columns.items() if None in column} <= {"income", "smokes", "size"}
+    assert len(TOWNS) in columns["town"]
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_column_far_from_zero_is_subtracted_first_and_stays_well_within_the_certificate(bundles, name):
+    certificate = bundles[name].manifest.certificate
+    assert max(measured.parity.worst for measured in certificate.measurements) < 0.5
+    assert any("subtracted" in line.rule for line in bundles[name].manifest.folded)
+    operators = [node.op_type for node in onnx.load_model_from_string(bundles[name].model).graph.node]
+    assert "Sub" in operators
+    assert "BatchNormalization" not in operators
+
+
+def test_what_was_asked_for_is_in_the_provenance(bundles):
+    chosen = {name: made.manifest.provenance.hyperparameters for name, made in bundles.items()}
+    assert (chosen["fast"]["preset"], chosen["fast"]["members"]) == ("fast", 1)
+    assert (chosen["best"]["preset"], chosen["best"]["members"]) == ("best", 3)
+    assert len(chosen["best"]["best_epochs"]) == 3
+    assert chosen["fast"]["test"] == "people.test.csv"
+    assert chosen["groups"]["group"] == "who"
+    assert chosen["times"]["time"] == "day"
+    assert chosen["times"]["drop"] == ("age",)
+
+
+def test_neither_a_group_nor_a_date_nor_what_was_dropped_is_a_feature(bundles):
+    assert "who" not in {feature.name for feature in bundles["groups"].manifest.features}
+    assert not {"day", "age"} & {feature.name for feature in bundles["times"].manifest.features}
+    assert bundles["times"].manifest.provenance.rows == {"train": 182, "validation": 26, "test": 52}
+
+
+@pytest.mark.parametrize("name", ["fast", "best"])
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(folder, bundles, tmp_path, name):
+    with contextlib.chdir(folder):
+        for seed in (0, 1):
+            fit(*ARGUMENTS[name], "--name", name, "--models", tmp_path, "--seed", seed)
+    again, other = (bundle.read(tmp_path / name / version) for version in ("1", "2"))
+    assert again.model == bundles[name].model
+    assert other.model != again.model
+    assert again.manifest.model_copy(update={"created": None}) == bundles[name].manifest.model_copy(
+        update={"created": None}
+    )
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_report_lies_in_the_bundle_and_names_every_column(bundles, name):
+    page = (bundles[name].path / "report.html").read_text("utf-8")
+    for feature in bundles[name].manifest.features:
+        assert html.escape(feature.name) in page or html.escape(feature.name).replace("&#x27;", "&#39;") in page
+    assert "batch <1>" not in page
+
+
+def test_a_constant_column_is_told_of_once(printed):
+    for name, text in printed.items():
+        assert text.count("constant, and so of no use: batch <1>") == 1, name
+        assert text.lower().count("of no use") == 1, name
+
+
+def test_strong_imbalance_shows_in_figures_of_each_class_beside_the_majority_baseline(bundles, printed):
+    manifest = bundles["rare"].manifest
+    assert manifest.labels == (False, True)
+    page = (bundles["rare"].path / "report.html").read_text("utf-8")
+    assert manifest.metrics["test"]["accuracy"] == pytest.approx(0.98, abs=0.02)
+    assert "accuracy 0.9800" in next(line for line in printed["rare"].splitlines() if line.startswith("baseline"))
+    assert "worst        True: 0.0% of 2 found" in printed["rare"]
+    assert "Never predicted on the test rows, though some are of it: True." in page
+    assert "no better than an answer that looks at no feature" in page
+
+
+# --- what can't be learned from (bad-input rows of the section Training)
+
+HEAD = b"a,b,y\n"
+GOOD = b"1,x,p\n2,x,q\n3,z,p\n4,z,q\n5,x,p\n6,z,q\n"
+REFUSED = {
+    "no target column": (HEAD + GOOD, ("--target", "none"), "has no column 'none'"),
+    "two columns of one name": (b"a,a,y\n" + GOOD, (), "'a'"),
+    "a row too long": (HEAD + GOOD + b"1,x,p,9\n", (), "row 7"),
+    "a row too short": (HEAD + GOOD + b"1,x\n", (), "row 7"),
+    "UTF-16": ((HEAD + GOOD).decode().encode("utf-16"), (), "UTF-16"),
+    "large integers beside a blank": (b"a,b,y\n9007199254740993,x,p\n,x,q\n" + GOOD, (), "column 'a'"),
+    "a label that is not there": (HEAD + GOOD + b"1,x,\n", (), "row 7 has no value"),
+    "a label that is infinite": (b"a,y\n" + b"".join(b"%d,%d.5\n" % (i, i) for i in range(30)) + b"1,inf\n", (), "'y'"),
+    "text among numbers": (HEAD + GOOD * 5 + b"oops,x,p\n", (), "column 'a'"),
+    "text in a column declared numeric": (HEAD + GOOD, ("--numeric", "b"), "column 'b' is to be numeric"),
+    "a class of one row": (HEAD + GOOD + b"1,x,r\n", (), "class 'r' has 1 row"),
+    "one class": (b"a,y\n1,p\n2,p\n3,p\n4,p\n5,p\n", (), "one class only"),
+    "a header and no rows": (HEAD, (), "no rows"),
+    "an empty file": (b"", (), "empty"),
+    "a zip that is called csv": (b"PK\x03\x04" + bytes(range(256)), (), "zip"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_table_that_can_t_be_learned_from_is_one_line_and_no_bundle(tmp_path, capsys, name):
+    content, arguments, reason = REFUSED[name]
+    table = tmp_path / "table.csv"
+    table.write_bytes(content)
+    assert main(["fit", str(table), *arguments, "--models", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("foldserve-train: error: ")
+    assert reason in line
+    assert list(tmp_path.iterdir()) == [table]
+
+
+@pytest.mark.parametrize("rows", [37, 38, 39])
+def test_a_byte_order_mark_a_class_of_three_rows_and_a_last_batch_of_one_are_fine(tmp_path, rows):
+    table = tmp_path / "table.csv"
+    labels = ["r"] * 3 + ["p", "q"] * 20
+    lines = ["a,y", *(f"{place},{labels[place]}" for place in range(rows))]
+    table.write_text("\n".join(lines), encoding="utf-8-sig")
+    fit(table, "--models", tmp_path, *QUICK, "--batch-size", 8)
+    manifest = bundle.read(tmp_path / "table" / "1").manifest
+    assert [feature.name for feature in manifest.features] == ["a"]
+    assert manifest.labels == ("p", "q", "r")
+
+
+def test_a_parquet_file_that_is_cut_short_is_refused(tmp_path, capsys):
+    table = tmp_path / "table.parquet"
+    table.write_bytes(b"PAR1" + bytes(100))
+    assert main(["fit", str(table), "--models", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "table.parquet" in line
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["table.parquet"]

@@ -1,0 +1,176 @@
+"""The certificate: evidence, measured before anything is written, that the exported model is the trained network.
+
+The reference is the *unfolded* network evaluated by PyTorch in float64. Held against it are the folded network in
+float32, and ONNX Runtime on every provider there is, running the very bytes that go into the bundle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from foldserve.service.bundle import BundleError, Certificate, Golden, Measurement, Task, Tolerance
+from foldserve.training.errors import ParityError
+from foldserve.training.fold.export import INPUT
+from foldserve.training.table.load import Column
+
+Rows = npt.NDArray[np.float32]
+Outputs = npt.NDArray[np.floating]
+Predict = Callable[[Rows], Outputs]
+
+RowKind = Literal["held-out", "random"]
+
+RANDOM_ROWS = 4096
+SMALL_BATCH_ROWS = 256
+GOLDEN_ROWS = 16
+
+_SILENT = 4  # ONNX Runtime's log severity "fatal": what it has to say comes back as an exception
+
+
+def reference(network: nn.Module, task: Task) -> Predict:
+    """Give the unfolded network as a function: float32 [rows, features] -> float64 [rows, outputs]."""
+    return _torch(copy.deepcopy(network).double().eval(), task, torch.float64)
+
+
+def certify(
+    network: nn.Module,
+    folded: nn.Sequential,
+    model: bytes,
+    task: Task,
+    tolerance: Tolerance,
+    *,
+    held_out: Rows,
+    drawn: Rows,
+) -> Certificate:
+    """Measure the folded network and its ONNX export against `network`, the unfolded one in eval mode.
+
+    held_out: rows that were not trained on; drawn: random ones; both float32 [rows, features].
+    Each runtime sees each set in batches of 1, of 2 and of the whole set.
+    Raises `ParityError` at the first output outside the tolerance, and at the first row whose clear argmax differs.
+    """
+    exact = reference(network, task)
+    sets: tuple[tuple[RowKind, Rows, Outputs], ...]
+    sets = (("held-out", held_out, exact(held_out)), ("random", drawn, exact(drawn)))
+    measurements: list[Measurement] = []
+    for name, predict in {"torch float32": _torch(folded, task, torch.float32), **_onnx_runtimes(model)}.items():
+        for kind, rows, expected in sets:
+            measurements += _measure(name, predict, tolerance, kind, rows, expected)
+    return Certificate(reference="torch float64, unfolded", tolerance=tolerance, measurements=tuple(measurements))
+
+
+def draw(columns: Sequence[Column], seen: Rows, rows: int, seed: int) -> Rows:
+    """Draw float32 [rows, features] as wide as the training rows `seen` [any, features]: what a request may hold.
+
+    A number is uniform in its range, and whole where all are; a boolean 0 or 1; a category any index, that of an
+    unseen one included; and where a value may be missing, one in eight is.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = np.empty((rows, len(columns)), np.float32)
+    for i, column in enumerate(columns):
+        known = seen[:, i][~np.isnan(seen[:, i])]
+        if column.kind == "categorical":
+            drawn[:, i] = generator.integers(0, len(column.categories), rows, endpoint=True)
+        elif column.kind == "boolean":
+            drawn[:, i] = generator.integers(0, 1, rows, endpoint=True)
+        else:
+            low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+            values = generator.uniform(low, high, rows)
+            whole = bool((known == np.rint(known)).all())
+            drawn[:, i] = (np.rint(values) if whole else values).astype(np.float32).clip(low, high)
+        if column.missing:
+            drawn[generator.random(rows) < 1 / 8, i] = np.nan
+    return drawn
+
+
+def golden(network: nn.Module, task: Task, drawn: Rows) -> Golden:
+    """Pair the first drawn rows with what the reference gives for them."""
+    rows = drawn[:GOLDEN_ROWS]
+    inputs = tuple(tuple(None if value != value else value for value in row) for row in rows.astype(float).tolist())
+    return Golden(inputs=inputs, outputs=reference(network, task)(rows).tolist())
+
+
+def _measure(
+    runtime: str,
+    predict: Predict,
+    tolerance: Tolerance,
+    kind: RowKind,
+    rows: Rows,
+    expected: Outputs,
+) -> Iterator[Measurement]:
+    for batch in (1, 2, len(rows)):
+        # A batch of 1 or 2 takes another path through a matrix library than a large one; a few hundred rows show it.
+        few = rows if batch == len(rows) else rows[:SMALL_BATCH_ROWS]
+        try:
+            outputs = np.concatenate([predict(few[i : i + batch]) for i in range(0, len(few), batch)])
+            parity = tolerance.measure(expected[: len(few)], outputs)
+        except BundleError as error:
+            raise ParityError(f"{runtime}, {kind} rows: {error}") from error
+        if not parity.holds:
+            raise ParityError(
+                f"{runtime} differs from the unfolded network on {kind} rows in batches of {batch}: by "
+                f"{parity.max_absolute:.3g} at most, {parity.worst:.3g} times the tolerance"
+                + ("" if parity.argmax_agreement in (None, 1.0) else f", same argmax: {parity.argmax_agreement:.2%}")
+            )
+        yield Measurement(runtime=runtime, rows=kind, batch=batch, parity=parity)
+
+
+def _torch(network: nn.Module, task: Task, dtype: torch.dtype) -> Predict:
+    @torch.no_grad()
+    def predict(rows: Rows) -> Outputs:
+        outputs = network(torch.from_numpy(rows).to(dtype))
+        result: Outputs = (outputs.softmax(1) if task == "classification" else outputs).numpy()
+        return result
+
+    return predict
+
+
+def onnx_runtime_cpu(model: bytes) -> Predict:
+    """Open `model` in ONNX Runtime on the CPU."""
+    return partial(_run, _session(model, "CPUExecutionProvider"))
+
+
+def runtime_version() -> dict[str, str]:
+    """Name the ONNX Runtime that measured."""
+    return {"onnxruntime": ort.__version__}
+
+
+def _onnx_runtimes(model: bytes) -> dict[str, Predict]:
+    """Open a session on the CPU, and one on CUDA where it answers."""
+    found = {"onnxruntime CPU": onnx_runtime_cpu(model)}
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        # A listed provider need not load. None is no reason to write no bundle: a server proves the device it uses.
+        with contextlib.suppress(Exception):
+            found["onnxruntime CUDA"] = partial(_run, _cuda_session(model))
+    return found
+
+
+def _cuda_session(model: bytes) -> ort.InferenceSession:
+    # The CUDA libraries of foldserve[gpu] lie in site-packages, where the loader does not look by itself.
+    ort.preload_dlls(cudnn=False)
+    return _session(model, ("CUDAExecutionProvider", {"use_tf32": "0"}), ("session.disable_cpu_ep_fallback", "1"))
+
+
+def _session(
+    model: bytes, provider: str | tuple[str, dict[str, str]], *entries: tuple[str, str]
+) -> ort.InferenceSession:
+    ort.set_default_logger_severity(_SILENT)
+    options = ort.SessionOptions()
+    options.log_severity_level = _SILENT
+    options.intra_op_num_threads = 1
+    for name, value in entries:
+        options.add_session_config_entry(name, value)
+    return ort.InferenceSession(model, options, providers=[provider], enable_fallback=False)
+
+
+def _run(session: ort.InferenceSession, rows: Rows) -> Outputs:
+    outputs: Outputs = session.run(None, {INPUT: rows})[0]
+    return outputs

@@ -1,0 +1,1 @@
+"""Folding: affine layers into Dense weights, ensembles into one graph, and the export to ONNX."""

@@ -1,0 +1,1 @@
+"""The report of a training: metrics, charts, and the HTML page."""

@@ -1,0 +1,1 @@
+"""Tables: files to cells, cells to float32 features and a target, rows to a split. It does not know networks."""
