@@ -1,20 +1,14 @@
-"""Who may import whom. Run in fresh processes: this one has loaded everything already."""
+"""The libraries that an import loads, seen in fresh processes. tests/test_layers.py holds the table of layers."""
 
 from __future__ import annotations
 
-import ast
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-
-from foldserve import service, training
+from foldserve import service
 from tests.service.support import PATIENCE, environment
 
-SERVICE, TRAINING = (Path(package.__path__[0]) for package in (service, training))
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(service.__path__, "foldserve.service.")
@@ -40,22 +34,6 @@ def loaded_by(*modules: str) -> set[str]:
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     names = [name.split(".") for name in fresh(code).stdout.split()]
     return {".".join(parts[:2] if parts[0] == "foldserve" else parts[:1]) for parts in names}
-
-
-def imported(file: Path) -> Iterator[str]:
-    """Name what `file` imports, at its top or late, as dotted names: `from a import b` is a.b."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file} imports by dots"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def files(folder: Path) -> list[Path]:
-    found = sorted(folder.rglob("*.py"))
-    assert found
-    return found
 
 
 def test_the_service_loads_neither_torch_nor_scikit_learn_nor_the_trainer() -> None:
@@ -114,22 +92,3 @@ def test_importing_any_module_of_the_service_prints_nothing() -> None:
     )
     done = fresh(f"import {', '.join(MODULES)}")
     assert (done.stdout, done.stderr) == ("", "")
-
-
-@pytest.mark.parametrize("file", files(SERVICE), ids=lambda file: str(file.relative_to(SERVICE)))
-def test_no_file_of_the_service_imports_the_trainer_or_its_libraries(file: Path) -> None:
-    names = set(imported(file))
-    assert not {name.split(".")[0] for name in names} & {"torch", "sklearn", "scipy"}
-    assert not any(name.startswith("foldserve.training") for name in names)
-
-
-@pytest.mark.parametrize("file", files(TRAINING), ids=lambda file: str(file.relative_to(TRAINING)))
-def test_the_trainer_meets_the_service_in_the_bundle_alone(file: Path) -> None:
-    met = {".".join(name.split(".")[:3]) for name in imported(file) if name.startswith("foldserve.service")}
-    assert met <= {"foldserve.service.bundle"}
-
-
-def test_http_lives_in_one_folder() -> None:
-    for file in files(SERVICE):
-        packages = {name.split(".")[0] for name in imported(file)} & {"fastapi", "starlette", "uvicorn", "httptools"}
-        assert not packages or file.relative_to(SERVICE).parts[0] == "http", file
