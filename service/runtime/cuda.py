@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +24,15 @@ import numpy.typing as npt
 
 from foldserve.service.errors import DeviceError, DeviceLost, DeviceOutOfMemory, FoldserveError
 from foldserve.service.runtime.cuda_stream import CudaError, CudaStream, Stream
-from foldserve.service.runtime.session import CUDA, Options, cuda_options, one_line, open_cuda, require, run_options
+from foldserve.service.runtime.session import (
+    CUDA,
+    Options,
+    cuda_options,
+    one_line,
+    open_cuda,
+    require_provider,
+    run_options,
+)
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -54,7 +62,7 @@ class CudaRunner:
         model: bytes,
         options: Options,
         connect: Callable[[], Stream] | None = None,
-        open_session: Callable[[bytes, dict[str, str]], ort.InferenceSession] = open_cuda,
+        open_session: Callable[[bytes, Mapping[str, str]], ort.InferenceSession] = open_cuda,
     ) -> None:
         self._model = model
         self._options = options
@@ -152,7 +160,7 @@ class CudaFailure(Exception):  # noqa: N818 (it is told, not handled)
 
 
 def _connect() -> Stream:
-    require(CUDA)
+    require_provider(CUDA)
     return CudaStream()
 
 

@@ -1,6 +1,7 @@
-"""One ONNX Runtime session on exactly the device that was asked for, or a refusal that says why.
+"""The only place that opens ONNX Runtime sessions, on exactly the requested device.
 
-It knows the bytes of a model and ONNX Runtime, no bundle and no rows.
+Serving, the certificate, the doctor and the diagnosis all use it, so a model is certified in the session that serves
+it. The module knows the bytes of a model and ONNX Runtime; it does not know bundles or rows.
 """
 
 from __future__ import annotations
@@ -8,32 +9,35 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from foldserve.service.errors import BundleError, DeviceError
 from foldserve.service.machine import wheels
 
+_import_error: ImportError | None = None
 try:
     import onnxruntime as ort
-except ImportError:
-    ort = None
+except ImportError as error:
+    ort, _import_error = None, error
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_SILENT = 4  # ONNX Runtime's log severity "fatal": what it has to say comes back as an exception, once
+LOG_WARNINGS, LOG_NOTHING = 2, 4  # ONNX Runtime's severities "warning" and "fatal"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How models are run.
+    """How a model is run.
 
     device: auto is CUDA where it answers, and else the CPU. threads: of one run on the CPU. precision: of the matrix
-    products on CUDA. buckets: the batch sizes that are captured as CUDA graphs, rising; none for plain runs only.
-    crossover: with auto, batches of fewer rows run on the CPU though CUDA answers. gpu_memory: in bytes, what ONNX
-    Runtime may take of the device for each model; None for what there is.
+    products on CUDA. buckets: the batch sizes captured as CUDA graphs, in ascending order; empty for none.
+    crossover: with auto on CUDA, batches of fewer rows run on the CPU. gpu_memory: the most bytes of device memory
+    that ONNX Runtime takes for each model; None for no limit.
     """
 
     device: Device = "auto"
@@ -44,55 +48,91 @@ class Options:
     gpu_memory: int | None = None
 
 
-def open_cpu(model: bytes, threads: int) -> ort.InferenceSession:
-    """Open a session on the CPU. Raises `DeviceError` without ONNX Runtime, `BundleError` for what it refuses."""
-    require(CPU)
-    options = _options()
+def open_session(
+    model: bytes,
+    provider: str,
+    provider_options: Mapping[str, str] | None = None,
+    *,
+    threads: int = 1,
+    optimise: bool = True,
+    optimised_file: Path | None = None,
+    log_severity: int = LOG_NOTHING,
+) -> ort.InferenceSession:
+    """Open a session whose nodes all run on `provider`.
+
+    threads: of one run on the CPU. optimise: whether ONNX Runtime optimises the graph. optimised_file: where it
+    writes the optimised graph. log_severity: of the messages that ONNX Runtime writes to standard error; by default
+    none, since the exception repeats them.
+    Raises `DeviceError` without ONNX Runtime or this provider, and whatever ONNX Runtime raises.
+    """
+    require_provider(provider)
+    ort.set_default_logger_severity(log_severity)
+    options = ort.SessionOptions()
+    options.log_severity_level = log_severity
     options.intra_op_num_threads = threads
-    # A spinning thread burns the core that the event loop needs.
+    # A spinning thread takes the core that the event loop needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimised_file is not None:
+        options.optimized_model_filepath = str(optimised_file)
+    if provider != CPU:
+        # Without this, ONNX Runtime moves nodes to the CPU in silence.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    # `enable_fallback` is a feature of the Python class: it prints, and opens another session on the CPU.
+    providers = [(provider, dict(provider_options or {}))]
+    session = ort.InferenceSession(model, options, providers=providers, enable_fallback=False)
+    if session.get_providers()[0] != provider:
+        raise DeviceError(f"{provider} was requested, but the session runs on {session.get_providers()[0]}")
+    return session
+
+
+def open_cpu(model: bytes, threads: int = 1) -> ort.InferenceSession:
+    """Open a session on the CPU. Raises `DeviceError` without ONNX Runtime, `BundleError` for a model it refuses."""
     try:
-        return ort.InferenceSession(model, options, providers=[CPU], enable_fallback=False)
+        return open_session(model, CPU, threads=threads)
+    except DeviceError:
+        raise
     except Exception as error:
         raise BundleError(f"ONNX Runtime refuses model.onnx: {one_line(error)}") from error
 
 
-def cuda_options(options: Options, stream: int) -> dict[str, str]:
-    """Give the CUDA provider's options; `stream` is the address of the stream that all work goes to."""
+def open_cuda(model: bytes, provider_options: Mapping[str, str]) -> ort.InferenceSession:
+    """Open a session on CUDA; it never falls back to the CPU.
+
+    Raises `DeviceError` when CUDA does not answer, or can't run this model.
+    """
+    try:
+        return open_session(model, CUDA, provider_options)
+    except DeviceError:
+        raise
+    except Exception as error:
+        # A listed provider need not load: onnxruntime-gpu lists CUDA on a machine without a GPU.
+        raise DeviceError(f"CUDA does not answer, `foldserve doctor` tells more: {one_line(error)}") from error
+
+
+def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
+    """Translate `options` for the CUDA provider. stream: the address of the CUDA stream that all work goes to."""
     chosen = {
         # TF32 keeps 10 bits of a float32's 23: a folded model would miss its golden outputs, and its certificate.
         "use_tf32": str(int(options.precision == "tf32")),
         "enable_cuda_graph": str(int(bool(options.buckets))),
-        "user_compute_stream": str(stream),
-        # As much as is asked for: by default the arena doubles, on a device that others share.
+        # By default the arena doubles its memory, on a device that may be shared.
         "arena_extend_strategy": "kSameAsRequested",
     }
-    return chosen | ({} if options.gpu_memory is None else {"gpu_mem_limit": str(options.gpu_memory)})
+    if stream is not None:
+        chosen["user_compute_stream"] = str(stream)
+    if options.gpu_memory is not None:
+        chosen["gpu_mem_limit"] = str(options.gpu_memory)
+    return chosen
 
 
-def open_cuda(model: bytes, provider_options: dict[str, str]) -> ort.InferenceSession:
-    """Open a session on CUDA. ONNX Runtime would turn to the CPU in silence; three things forbid it.
-
-    Raises `DeviceError` when CUDA does not answer, or does not run this model.
-    """
-    require(CUDA)
-    options = _options()
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    try:
-        # The fallback is Python's own: it would print, and open another session on the CPU.
-        session = ort.InferenceSession(model, options, providers=[(CUDA, provider_options)], enable_fallback=False)
-    except Exception as error:
-        # A listed provider need not load: onnxruntime-gpu lists CUDA on a machine without a GPU.
-        raise DeviceError(f"CUDA does not answer, `foldserve doctor` tells more: {one_line(error)}") from error
-    if session.get_providers()[0] != CUDA:
-        raise DeviceError(f"cuda was asked for, the session came back on {session.get_providers()[0]}")
-    return session
-
-
-def require(provider: str) -> None:
+def require_provider(provider: str) -> None:
     """Raise `DeviceError` unless an ONNX Runtime is installed that is built with `provider`."""
-    if ort is None:
+    if isinstance(_import_error, ModuleNotFoundError):
         raise DeviceError("no ONNX Runtime is installed: pip install 'foldserve[cpu]' or 'foldserve[gpu]'")
+    if _import_error is not None:
+        raise DeviceError(f"ONNX Runtime is installed but can't be imported: {one_line(_import_error)}")
     if provider not in ort.get_available_providers():
         if len(both := wheels.installed()) > 1:
             raise DeviceError(
@@ -101,28 +141,21 @@ def require(provider: str) -> None:
             )
         raise DeviceError("this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it")
     if provider == CUDA:
-        # The CUDA libraries of foldserve[gpu] lie in site-packages, where the loader does not look by itself.
-        with contextlib.redirect_stdout(io.StringIO()):  # what it can't load, it prints; the session says it again
+        # foldserve[gpu] installs the CUDA libraries in site-packages, which the loader does not search.
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints failures, which the session raises again
             ort.preload_dlls(cudnn=False)
 
 
-def _options() -> ort.SessionOptions:
-    ort.set_default_logger_severity(_SILENT)
-    options = ort.SessionOptions()
-    options.log_severity_level = _SILENT
-    return options
-
-
 def run_options(graph: int | None = None) -> Any:
-    """Make the options of a run: it captures CUDA graph number `graph`, or replays it; None: neither."""
+    """Make the options of a run that captures or replays CUDA graph number `graph`; None for a run without a graph."""
     options = ort.RunOptions()
-    # On the CPU too: unless it is said that there is no graph, each run asks, by an exception.
+    # On the CPU too: without this entry each run looks it up, which costs a C++ exception.
     options.add_run_config_entry("gpu_graph_id", str(-1 if graph is None else graph))
     return options
 
 
 def one_line(error: Exception) -> str:
-    """Say in one line what ONNX Runtime says in many."""
+    """Shorten an error of ONNX Runtime to its first line, without the leading code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # ONNX Runtime opens with a code: "[ONNXRuntimeError] : 1 : FAIL : ".
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0]) if lines else type(error).__name__

@@ -6,12 +6,12 @@ import pytest
 
 from foldserve.service.errors import DeviceError
 from foldserve.service.machine import nvidia as cuda
-from foldserve.service.runtime.session import CUDA, require
+from foldserve.service.runtime.session import CUDA, require_provider
 
 
 def _why_not() -> str | None:
     try:
-        require(CUDA)
+        require_provider(CUDA)
         cuda.gpus()
     except DeviceError as error:
         return f"no GPU: {error}"

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from foldserve.service.bundle import BundleError, Certificate, Golden, Measurement, Task, Tolerance
+from foldserve.service.runtime.session import CUDA, Options, cuda_options, open_cpu, open_cuda
 from foldserve.training.errors import ParityError
 from foldserve.training.fold.export import INPUT
 from foldserve.training.table.load import Column
@@ -32,8 +33,6 @@ RowKind = Literal["held-out", "random"]
 RANDOM_ROWS = 4096
 SMALL_BATCH_ROWS = 256
 GOLDEN_ROWS = 16
-
-_SILENT = 4  # ONNX Runtime's log severity "fatal": what it has to say comes back as an exception
 
 
 def reference(network: nn.Module, task: Task) -> Predict:
@@ -134,8 +133,8 @@ def _torch(network: nn.Module, task: Task, dtype: torch.dtype) -> Predict:
 
 
 def onnx_runtime_cpu(model: bytes) -> Predict:
-    """Open `model` in ONNX Runtime on the CPU."""
-    return partial(_run, _session(model, "CPUExecutionProvider"))
+    """Open `model` in ONNX Runtime on the CPU, as a server does. Raises `BundleError` for a model that it refuses."""
+    return partial(_run, open_cpu(model))
 
 
 def runtime_version() -> dict[str, str]:
@@ -146,29 +145,11 @@ def runtime_version() -> dict[str, str]:
 def _onnx_runtimes(model: bytes) -> dict[str, Predict]:
     """Open a session on the CPU, and one on CUDA where it answers."""
     found = {"onnxruntime CPU": onnx_runtime_cpu(model)}
-    if "CUDAExecutionProvider" in ort.get_available_providers():
-        # A listed provider need not load. None is no reason to write no bundle: a server proves the device it uses.
+    if CUDA in ort.get_available_providers():
+        # A listed provider need not load. The bundle is written without it: a server proves the device it uses.
         with contextlib.suppress(Exception):
-            found["onnxruntime CUDA"] = partial(_run, _cuda_session(model))
+            found["onnxruntime CUDA"] = partial(_run, open_cuda(model, cuda_options(Options(buckets=()))))
     return found
-
-
-def _cuda_session(model: bytes) -> ort.InferenceSession:
-    # The CUDA libraries of foldserve[gpu] lie in site-packages, where the loader does not look by itself.
-    ort.preload_dlls(cudnn=False)
-    return _session(model, ("CUDAExecutionProvider", {"use_tf32": "0"}), ("session.disable_cpu_ep_fallback", "1"))
-
-
-def _session(
-    model: bytes, provider: str | tuple[str, dict[str, str]], *entries: tuple[str, str]
-) -> ort.InferenceSession:
-    ort.set_default_logger_severity(_SILENT)
-    options = ort.SessionOptions()
-    options.log_severity_level = _SILENT
-    options.intra_op_num_threads = 1
-    for name, value in entries:
-        options.add_session_config_entry(name, value)
-    return ort.InferenceSession(model, options, providers=[provider], enable_fallback=False)
 
 
 def _run(session: ort.InferenceSession, rows: Rows) -> Outputs:

@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from foldserve.service.bundle import Task
+from foldserve.service.runtime.session import CPU, open_cpu, open_session
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import Sample, Tick, descend
 from foldserve.training.errors import FoldError
@@ -136,29 +137,14 @@ def unfolded_onnx(network: nn.Sequential, folded: bytes) -> bytes:
     return content
 
 
-def _options(*, optimise: bool) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-    options.log_severity_level = 3  # it warns that a file of an optimised graph is for this machine alone
-    return options
-
-
-def _session(content: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
 def _run(content: bytes, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    session = _session(content, _options(optimise=True))
+    session = open_cpu(content)
     output: npt.NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: rows})[0]
     return output
 
 
 def _optimised(content: bytes, path: Path) -> onnx.ModelProto:
-    options = _options(optimise=True)
-    options.optimized_model_filepath = str(path)
-    _session(content, options)
+    open_session(content, CPU, optimised_file=path)
     return onnx.load_model(path)
 
 
@@ -166,8 +152,8 @@ def _latency(
     contents: dict[tuple[Placement, bool], bytes], rows: npt.NDArray[np.float32], plan: DiagnosisPlan, tick: Tick
 ) -> dict[tuple[Placement, bool], dict[bool, dict[int, float]]]:
     """Time every model in turn, round after round, so that what else the machine does meets all of them alike."""
-    sessions = {
-        (key, optimise): _session(content, _options(optimise=optimise))
+    sessions: dict[tuple[tuple[Placement, bool], bool], ort.InferenceSession] = {
+        (key, optimise): open_session(content, CPU, optimise=optimise)
         for key, content in contents.items()
         for optimise in (False, True)
     }
