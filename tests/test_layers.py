@@ -33,22 +33,23 @@ LAYERS = {
     "service.__main__": "service.cli",
     # The trainer meets the service in the contents of a bundle and in the one opener of sessions, and nowhere else.
     "training.errors": "",
+    "training.text": "",
     "training.plan": "training.errors",
-    "training.table": "training.plan training.errors service.bundle",
+    "training.table": "training.text training.plan training.errors service.bundle",
     "training.network": "training.table training.plan training.errors",
     "training.fold": "training.network training.errors service.bundle service.runtime.session",
     "training.fit": "training.network training.table training.plan training.errors",
     "training.progress": "training.fit training.plan",
     "training.certify": "training.fold training.fit training.network training.table training.plan training.errors "
     "service.bundle service.runtime.session",
-    "training.report": "training.fit training.table training.plan training.errors service.bundle",
+    "training.report": "training.text training.fit training.table training.plan training.errors service.bundle",
     "training.diagnose": "training.report training.certify training.fold training.fit training.network training.table "
     "training.plan training.errors service.bundle service.runtime.session",
     "training.pipeline": "training.certify training.report training.fold training.fit training.network training.table "
     "training.plan training.errors service.bundle",
     "training.tune": "training.pipeline training.fit training.table training.plan training.errors",
-    "training.cli": "training.tune training.pipeline training.diagnose training.report training.progress training.fit "
-    "training.table training.plan training.errors service.bundle",
+    "training.cli": "training.text training.tune training.pipeline training.diagnose training.report training.progress "
+    "training.fit training.table training.plan training.errors service.bundle",
     "training.__main__": "training.cli",
 }
 

@@ -25,8 +25,9 @@ from rich.console import Console
 
 from foldserve.service import bundle
 from foldserve.training.diagnose.plan import QUICK, DiagnosisPlan
-from foldserve.training.errors import TrainingError, printable
+from foldserve.training.errors import TrainingError
 from foldserve.training.plan import PRESETS, Architecture, DataOptions, Execution, Plan, Recipe
+from foldserve.training.text import join_some, printable
 
 if TYPE_CHECKING:
     from foldserve.training.fit.distributed import World
@@ -201,7 +202,7 @@ def _fit(parsed: argparse.Namespace) -> None:
     with _processes(execution.device, later=_TORCHRUN not in os.environ) as world:
         bundle.require_folder(plan.models)  # before the work, not after it
         table = _read(plan.data)
-        if world is None or world.first:
+        if world is None or world.is_first:
             _describe(table)
         # Imported late: torch takes seconds, and neither a wrong flag nor the table should have to wait.
         from foldserve.training.pipeline import Context, run
@@ -209,15 +210,16 @@ def _fit(parsed: argparse.Namespace) -> None:
         from foldserve.training.report import report
 
         if parsed.tune:
-            plan = _tuned(plan, table, parsed.tune, told=world is None or world.first)
+            plan = _tuned(plan, table, parsed.tune, told=world is None or world.is_first)
         with (
             _processes(execution.device, later=world is not None) as own,
             FitProgress(Console(stderr=True)) as progress,
         ):
             there = world or own
-            written = run(plan, table, Context(execution, there, progress.update, progress.within) if there else None)
+            hooks = progress.update, progress.update_within_epoch
+            written = run(plan, table, Context(execution, there, *hooks) if there else None)
     if written:
-        _summarise(written.bundle, report.summary(written.evidence), time.perf_counter() - started)
+        _summarise(written.bundle, report.summarise(written.evidence), time.perf_counter() - started)
 
 
 @contextlib.contextmanager
@@ -229,9 +231,9 @@ def _processes(device: Device, *, later: bool) -> Iterator[World | None]:
     if later:
         yield None
         return
-    from foldserve.training.fit.distributed import processes
+    from foldserve.training.fit.distributed import join_processes
 
-    with processes(device) as world:
+    with join_processes(device) as world:
         yield world
 
 
@@ -273,19 +275,14 @@ def _describe(table: Table) -> None:
     for kind, columns in kinds.items():
         sizes = [f"{column.name} {len(column.categories)}" for column in columns if column.categories]
         if columns:
-            parts.append(f"{len(columns)} {kind}" + (f" ({_some(sizes)})" if sizes else ""))
+            parts.append(f"{len(columns)} {kind}" + (f" ({join_some(sizes, 6)})" if sizes else ""))
     missing = [column.name for column in table.columns if column.missing]
-    print(printable("columns      " + ", ".join(parts) + (f"; missing in {_some(missing)}" if missing else "")))
-    outcome = f"{len(table.labels)} classes ({_some(table.labels)})" if table.labels else "a value"
+    print(printable("columns      " + ", ".join(parts) + (f"; missing in {join_some(missing, 6)}" if missing else "")))
+    outcome = f"{len(table.labels)} classes ({join_some(table.labels, 6)})" if table.labels else "a value"
     print(printable(f"target       {table.target}: {outcome}"))
     for note in table.notes:
         print(printable(f"note         {note}"))
     sys.stdout.flush()
-
-
-def _some(names: Sequence[object], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
 
 
 def _summarise(written: bundle.Bundle, findings: str, seconds: float) -> None:

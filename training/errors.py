@@ -45,8 +45,3 @@ class ExportError(TrainingError):
 
 class ParityError(ExportError):
     """The exported model and the unfolded network disagree by more than the tolerance."""
-
-
-def printable(text: str) -> str:
-    """Replace control characters, turns of the writing direction and what UTF-8 can't hold: a line stays one line."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

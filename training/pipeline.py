@@ -22,12 +22,13 @@ from foldserve.training.certify import certificate, record
 from foldserve.training.fit import calibrate
 from foldserve.training.fit.checkpoint import Checkpoints
 from foldserve.training.fit.distributed import World
-from foldserve.training.fit.loop import Epoch, Fitted, Pass, Rows, fit
+from foldserve.training.fit.loop import Epoch, EpochProgress, Examples, Fitted, fit
 from foldserve.training.fold.export import INPUT, OPSET, OUTPUT, to_onnx
 from foldserve.training.fold.fold import Folded
 from foldserve.training.fold.merge import fold_mean
 from foldserve.training.network import encode
-from foldserve.training.network.mlp import Affine, Mean, mlp
+from foldserve.training.network.layers import Affine, Mean
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Execution, Plan
 from foldserve.training.report import report
 from foldserve.training.report.evaluate import metrics, permutation_importance
@@ -50,8 +51,8 @@ class Ready:
     front: nn.Sequential
     mean: float
     spread: float
-    learn: Rows
-    stop: Rows
+    learn: Examples
+    stop: Examples
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,13 @@ class Written:
 
 @dataclass(frozen=True)
 class Context:
-    """What a run takes place in. Who watches: `on_epoch` and `on_pass`, the hooks of `fit`, whose epochs are numbered
-    through all members of an ensemble."""
+    """What a run takes place in. Who watches: `on_epoch` and `on_progress`, the hooks of `fit`, whose epochs are
+    numbered through all members of an ensemble."""
 
     execution: Execution = field(default_factory=Execution)
     world: World = field(default_factory=World)
     on_epoch: Callable[[Epoch], None] = lambda _: None
-    on_pass: Callable[[Pass], None] = lambda _: None
+    on_progress: Callable[[EpochProgress], None] = lambda _: None
 
 
 def run(plan: Plan, table: data.Table | None = None, context: Context | None = None) -> Written | None:
@@ -102,7 +103,7 @@ def run(plan: Plan, table: data.Table | None = None, context: Context | None = N
         run_identity = record.identity(plan, table.sha256(), context.world, context.execution)
         checkpoints = Checkpoints(folder, run_identity, context.execution.resume)
     trained = train(plan, table, context, checkpoints)
-    if not context.world.first:
+    if not context.world.is_first:
         return None
     written = export(plan, trained)
     if checkpoints:
@@ -137,10 +138,14 @@ def prepare(plan: Plan, table: data.Table) -> Ready:
     """Split `table`, and encode the rows to learn from and to stop by, by those to learn from."""
     test = 0.0 if plan.data.test else plan.data.test_share
     split = data.split(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
-    front = encode.front(table.columns, table.x[split.train], plan.architecture.bins, plan.architecture.binned)
+    front = encode.fit_preprocessing(
+        table.columns, table.x[split.train], plan.architecture.bins, plan.architecture.binned
+    )
     mean, spread = _target_scale(table, split)
     y = torch.from_numpy(table.y if table.labels else ((table.y - mean) / spread).astype(np.float32))
-    learn, stop = (Rows(encode.through(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation))
+    learn, stop = (
+        Examples(encode.transform(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation)
+    )
     return Ready(table, split, front, mean, spread, learn, stop)
 
 
@@ -155,16 +160,16 @@ def fit_member(
     with _fixed_arithmetic(plan.threads):
         torch.manual_seed(seed)  # the initial weights
         return fit(
-            mlp(ready.learn.x.shape[1], ready.table.outputs, plan.architecture),
+            build_mlp(ready.learn.x.shape[1], ready.table.outputs, plan.architecture),
             ready.learn,
             ready.stop,
             plan.recipe,
             seed=seed,
-            on_epoch=lambda epoch: context.on_epoch(replace(epoch, number=before + epoch.number, of=in_all)),
-            on_pass=lambda part: context.on_pass(replace(part, number=before + part.number, of=in_all)),
+            on_epoch=lambda epoch: context.on_epoch(replace(epoch, number=before + epoch.number, epochs=in_all)),
+            on_progress=lambda part: context.on_progress(replace(part, number=before + part.number, epochs=in_all)),
             world=context.world,
             compiled=context.execution.compile,
-            checkpoint=checkpoints.of(member) if checkpoints else None,
+            checkpoint=checkpoints.for_member(member) if checkpoints else None,
         )
 
 
@@ -174,7 +179,7 @@ def _temperature(plan: Plan, ready: Ready, fitted: Sequence[Fitted]) -> float:
     with _fixed_arithmetic(plan.threads), torch.no_grad():
         mean = Mean([each.network for each in fitted])
         logits = torch.cat([mean(chunk) for chunk in torch.split(ready.stop.x, 8192)])
-    return calibrate.temperature(logits, ready.stop.y)
+    return calibrate.fit_temperature(logits, ready.stop.y)
 
 
 def export(plan: Plan, trained: Trained) -> Written:

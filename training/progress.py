@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from foldserve.training.fit.loop import Epoch, Pass
+    from foldserve.training.fit.loop import Epoch, EpochProgress
 
 
 class _Bar:
@@ -65,9 +65,9 @@ class ReadProgress(_Bar):
 
 
 class FitProgress(_Bar):
-    """The two hooks of `fit`: `update` after each epoch, `within` a few times a second.
+    """The two hooks of `fit`: `update` after each epoch, `update_within_epoch` a few times a second.
 
-    The bar appears with the first of them, so where neither is called nothing is shown.
+    The bar appears with the first call.
     """
 
     def __init__(self, console: Console) -> None:
@@ -83,16 +83,17 @@ class FitProgress(_Bar):
 
     def update(self, epoch: Epoch) -> None:
         """Show `epoch`, which is done."""
-        self._show(epoch.number, epoch.of, epoch.number, epoch.rows_per_second)
+        self._show(epoch.number, epoch.epochs, epoch.number, epoch.rows_per_second)
         self._bar.update(self._task, loss=f"{epoch.loss:.4f}", validation=f"{epoch.validation_loss:.4f}")
 
-    def within(self, part: Pass) -> None:
-        """Show how far the epoch is that is under way."""
-        self._show(part.number, part.of, part.number - 1 + part.rows / part.of_rows, part.rows_per_second)
+    def update_within_epoch(self, part: EpochProgress) -> None:
+        """Show how far the current epoch is."""
+        self._show(part.number, part.epochs, part.number - 1 + part.rows_done / part.rows, part.rows_per_second)
 
-    def _show(self, number: int, of: int, completed: float, rate: float) -> None:
+    def _show(self, number: int, epochs: int, completed: float, rate: float) -> None:
         self._bar.start()
-        self._bar.update(self._task, completed=completed, total=of, epoch=f"{number}/{of}", rate=f"{rate:,.0f}")
+        epoch = f"{number}/{epochs}"
+        self._bar.update(self._task, completed=completed, total=epochs, epoch=epoch, rate=f"{rate:,.0f}")
 
 
 class StageProgress(_Bar):

@@ -38,8 +38,8 @@ def foldserve(task: Task) -> Train:
     """Use the loop as `foldserve-train fit` does, deterministic kernels and all."""
     import torch
 
-    from foldserve.training.fit.loop import Rows, fit
-    from foldserve.training.network.mlp import mlp
+    from foldserve.training.fit.loop import Examples, fit
+    from foldserve.training.network.mlp import build_mlp
     from foldserve.training.plan import Architecture, Recipe
 
     torch.set_num_threads(1)
@@ -49,7 +49,7 @@ def foldserve(task: Task) -> Train:
     recipe = Recipe(
         epochs=task.epochs, patience=task.epochs, batch_size=task.batch, input_noise=0.0, label_smoothing=0.0
     )
-    return lambda: fit(mlp(64, 10, architecture), Rows(x, y), Rows(x[:10], y[:10]), recipe, seed=0)
+    return lambda: fit(build_mlp(64, 10, architecture), Examples(x, y), Examples(x[:10], y[:10]), recipe, seed=0)
 
 
 def skorch(task: Task) -> Train:

@@ -24,7 +24,7 @@ _MISFITS: dict[frozenset[type], str] = {
 }
 
 
-class CategoricalColumn:
+class CodedColumn:
     """One boolean or categorical column; `place` among all columns.
 
     largest: the largest code. reserved: the code of what training has not seen; NaN, which equals no code, where

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import Sample, Tick, descend
-from foldserve.training.network.mlp import mlp
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 
 LAYERS = 3
@@ -89,7 +89,7 @@ def pair(runs: tuple[Run, ...], rate: float) -> tuple[Run, Run]:
 
 def _run(sample: Sample, plan: DiagnosisPlan, *, batch_norm: bool, rate: float) -> Run:
     torch.manual_seed(plan.seed)
-    network = mlp(
+    network = build_mlp(
         sample.features,
         sample.outputs,
         Architecture(hidden=(_WIDTH,) * LAYERS, activation="sigmoid", batch_norm=batch_norm, dropout=0),

@@ -18,8 +18,8 @@ from torch import nn
 
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import Sample, Tick, descend
-from foldserve.training.fit.loop import Rows
-from foldserve.training.network.mlp import mlp
+from foldserve.training.fit.loop import Examples
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Activation, Architecture
 
 PREDICTED_GROWTH = math.sqrt(math.pi / (math.pi - 1))
@@ -78,7 +78,7 @@ def growth(norms: tuple[float, ...]) -> float:
     return float(np.exp(-np.polyfit(np.arange(len(rest)), np.log(rest), 1)[0]))
 
 
-def gradient_norms(network: nn.Sequential, sample: Sample, rows: Rows) -> tuple[float, ...]:
+def gradient_norms(network: nn.Sequential, sample: Sample, rows: Examples) -> tuple[float, ...]:
     """Frobenius norm of the loss's gradient for each hidden Dense's weights, `rows` being one batch in training mode.
 
     In float64: over 64 sigmoid layers a gradient falls below what float32 can hold. `network` stays as it is.
@@ -92,7 +92,7 @@ def gradient_norms(network: nn.Sequential, sample: Sample, rows: Rows) -> tuple[
 def _depth(sample: Sample, plan: DiagnosisPlan, activation: Activation, *, batch_norm: bool, depth: int) -> Depth:
     torch.manual_seed(plan.seed)
     hidden = (_WIDTH,) * depth
-    network = mlp(
+    network = build_mlp(
         sample.features,
         sample.outputs,
         Architecture(hidden=hidden, activation=activation, batch_norm=batch_norm, dropout=0),
@@ -101,7 +101,7 @@ def _depth(sample: Sample, plan: DiagnosisPlan, activation: Activation, *, batch
         for layer in network:
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    rows = Rows(sample.train.x[:_MEASURED_ROWS], sample.train.y[:_MEASURED_ROWS])
+    rows = Examples(sample.train.x[:_MEASURED_ROWS], sample.train.y[:_MEASURED_ROWS])
     initial = gradient_norms(network, sample, rows)
     for step, loss in descend(network, sample, batch=_BATCH, rate=_RATE, steps=plan.gradient_steps, seed=plan.seed):
         if not math.isfinite(loss):

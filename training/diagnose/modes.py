@@ -16,7 +16,7 @@ from torch import nn
 
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import Sample, Tick, descend
-from foldserve.training.network.mlp import mlp
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 
 _RATE = 0.1
@@ -54,7 +54,7 @@ def measure(sample: Sample, plan: DiagnosisPlan, tick: Tick) -> tuple[Gap, ...]:
     for i, batch in enumerate(sizes):
         tick("batch sizes", i, len(sizes))
         torch.manual_seed(plan.seed)
-        network = mlp(sample.features, sample.outputs, Architecture(dropout=0))
+        network = build_mlp(sample.features, sample.outputs, Architecture(dropout=0))
         for _ in descend(network, sample, batch=batch, rate=_RATE, steps=plan.mode_steps, seed=plan.seed):
             pass
         gaps.append(gap(network, sample, batch, plan.seed))

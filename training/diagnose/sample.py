@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foldserve.training.errors import DataError
-from foldserve.training.fit.loop import Rows
+from foldserve.training.fit.loop import Examples
 from foldserve.training.network import encode
 from foldserve.training.table.load import Table
 
@@ -36,8 +36,8 @@ class Sample:
     source: str
     classification: bool
     outputs: int
-    train: Rows
-    held_out: Rows
+    train: Examples
+    held_out: Examples
     total: int
 
     @property
@@ -76,13 +76,13 @@ def draw(table: Table, seed: int) -> Sample:
     order = np.random.default_rng(seed).permutation(len(table.x))[:MAX_ROWS]
     held_out = min(max(round(_HELD_OUT_SHARE * len(order)), 2), _MAX_HELD_OUT)
     look, learn = order[:held_out], order[held_out:]
-    front = encode.front(table.columns, table.x[learn], bins=0)
+    front = encode.fit_preprocessing(table.columns, table.x[learn], bins=0)
     target, scale = (0.0, 1.0) if table.labels else (float(table.y[learn].mean()), float(table.y[learn].std()) or 1.0)
 
-    def rows(chosen: npt.NDArray[np.int64]) -> Rows:
+    def rows(chosen: npt.NDArray[np.int64]) -> Examples:
         y: npt.NDArray[Any] = table.y[chosen]
         y = y.astype(np.int64) if table.labels else ((y - target) / scale).astype(np.float32)
-        return Rows(encode.through(front, table.x[chosen]), torch.from_numpy(y))
+        return Examples(encode.transform(front, table.x[chosen]), torch.from_numpy(y))
 
     return Sample(table.source, bool(table.labels), table.outputs, rows(learn), rows(look), len(table.x))
 

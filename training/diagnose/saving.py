@@ -27,7 +27,7 @@ from foldserve.training.diagnose.sample import Sample, Tick, descend
 from foldserve.training.errors import FoldError
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
-from foldserve.training.network.mlp import mlp
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture, Placement
 
 PLACEMENTS: tuple[Placement, ...] = ("pre", "post")
@@ -80,7 +80,7 @@ def measure(sample: Sample, plan: DiagnosisPlan, tick: Tick) -> Saving | None:
     for placement in PLACEMENTS:
         tick("folding", 0, plan.rounds)
         torch.manual_seed(plan.seed)
-        network = mlp(sample.features, sample.outputs, Architecture(placement=placement, dropout=0))
+        network = build_mlp(sample.features, sample.outputs, Architecture(placement=placement, dropout=0))
         for _ in descend(network, sample, batch=_BATCH, rate=_RATE, steps=_STEPS, seed=plan.seed):
             pass
         task: Task = "classification" if sample.classification else "regression"

@@ -16,7 +16,7 @@ _PRICE = 5.0
 _MOST = math.log(8.0)
 
 
-def temperature(logits: Tensor, y: Tensor) -> float:
+def fit_temperature(logits: Tensor, y: Tensor) -> float:
     """Give the T for which softmax(logits / T) fits best: logits [rows, classes], y int64 [rows], not trained on.
 
     Temperature scaling of Guo and others, 2017 (arXiv:1706.04599), by the log loss, held to 1 by a price on log(T)^2.

@@ -59,7 +59,7 @@ class Checkpoints:
         if held and not self.resume:
             raise CheckpointError(f"{self.folder} holds the checkpoint of an unfinished run: --resume, or remove it")
 
-    def of(self, member: int) -> Checkpoint:
+    def for_member(self, member: int) -> Checkpoint:
         """Give the checkpoint of one network of the run, from 0."""
         return Checkpoint(self.folder / f"member{member + 1}{_SUFFIX}", dict(self.run), self.seconds_between)
 

@@ -33,7 +33,7 @@ class World:
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether it is this process that reports and writes."""
         return self.rank == 0
 
@@ -119,7 +119,7 @@ def _sum_over_processes(x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def processes(device: Device) -> Iterator[World]:
+def join_processes(device: Device) -> Iterator[World]:
     """Join the processes that torchrun has started, on `device`; alone where it has started none.
 
     Raises `ExecutionError` where CUDA is asked for and absent. When one process fails the others are ended by torchrun;

@@ -32,7 +32,7 @@ _CHUNK = 8192
 
 
 @dataclass(frozen=True)
-class Rows:
+class Examples:
     """x: float32 [rows, features], standardised. y: int64 [rows] (classes) or float32 [rows] (standardised)."""
 
     x: Tensor
@@ -41,9 +41,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.x)
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> Examples:
         """Give the same rows on `device`."""
-        return Rows(self.x.to(device), self.y.to(device))
+        return Examples(self.x.to(device), self.y.to(device))
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Epoch:
     """
 
     number: int
-    of: int
+    epochs: int
     loss: float
     validation_loss: float
     validation_score: float
@@ -62,13 +62,13 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """How far an epoch has come: rows of all processes, and how many of them a second."""
+class EpochProgress:
+    """The progress within epoch `number` of `epochs`. rows_done, rows: of all processes."""
 
     number: int
-    of: int
+    epochs: int
+    rows_done: int
     rows: int
-    of_rows: int
     rows_per_second: float
 
 
@@ -83,13 +83,13 @@ class Fitted:
 
 def fit(
     network: nn.Sequential,
-    train: Rows,
-    validation: Rows,
+    train: Examples,
+    validation: Examples,
     recipe: Recipe,
     *,
     seed: int,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
-    on_pass: Callable[[Pass], None] = lambda _: None,
+    on_progress: Callable[[EpochProgress], None] = lambda _: None,
     world: World = World(),  # noqa: B008  # frozen
     compiled: bool = False,
     checkpoint: Checkpoint | None = None,
@@ -113,18 +113,18 @@ def fit(
         if number - 1 - fitting.best_epoch >= patience:
             break
         started = time.perf_counter()
-        loss = fitting.one_pass(train, number, on_pass)
+        loss = fitting.one_pass(train, number, on_progress)
         rate = len(train.x) / (time.perf_counter() - started)
         validation_loss, score = fitting.validate(validation)
         epoch = Epoch(number, epochs, loss, validation_loss, score, rate)
         if not (math.isfinite(loss) and math.isfinite(epoch.validation_loss)):
             raise FitError(f"the loss is no longer finite in epoch {number}: lower the learning rate")
         fitting.note(epoch)
-        if world.first:
+        if world.is_first:
             if checkpoint and checkpoint.due():
                 checkpoint.save(fitting.state())
             on_epoch(epoch)
-    if checkpoint and world.first and len(fitting.history) > resumed:
+    if checkpoint and world.is_first and len(fitting.history) > resumed:
         checkpoint.save(fitting.state())
     best = copy.deepcopy(network).to(world.device)
     best.load_state_dict(fitting.best)
@@ -136,7 +136,7 @@ class _Fitting:
     """What changes while a fit runs: weights, moments, random numbers, the best epoch so far."""
 
     def __init__(
-        self, network: nn.Sequential, train: Rows, recipe: Recipe, seed: int, world: World, *, compiled: bool
+        self, network: nn.Sequential, train: Examples, recipe: Recipe, seed: int, world: World, *, compiled: bool
     ) -> None:
         self._recipe, self._world, self._compiled = recipe, world, compiled
         self._network = copy.deepcopy(network).to(world.device)
@@ -153,7 +153,7 @@ class _Fitting:
         self.best_epoch = 0
         self.best = {name: tensor.clone() for name, tensor in self._network.state_dict().items()}
 
-    def one_pass(self, train: Rows, number: int, on_pass: Callable[[Pass], None]) -> float:
+    def one_pass(self, train: Examples, number: int, on_progress: Callable[[EpochProgress], None]) -> float:
         """Take each row once; the mean loss."""
         recipe, world = self._recipe, self._world
         rows, size, epochs = len(train.x), recipe.batch_size or 0, recipe.epochs or 0
@@ -171,12 +171,12 @@ class _Fitting:
             self._optimiser.step(learning_rate(recipe, step, steps))
             total += loss.detach()
             step, done = step + 1, done + len(batch)
-            if world.first and (now := time.monotonic()) - reported >= SECONDS_BETWEEN_REPORTS:
+            if world.is_first and (now := time.monotonic()) - reported >= SECONDS_BETWEEN_REPORTS:
                 reported = now
-                on_pass(Pass(number, epochs, done, rows, done / (now - started)))
+                on_progress(EpochProgress(number, epochs, done, rows, done / (now - started)))
         return float(world.total(total)) / rows
 
-    def _loss(self, train: Rows, batch: Tensor) -> Tensor:
+    def _loss(self, train: Examples, batch: Tensor) -> Tensor:
         """Sum the loss over this process's share of the rows `batch`."""
         recipe, world, of = self._recipe, self._world, len(batch)
         mine = world.share(of)
@@ -205,7 +205,7 @@ class _Fitting:
         return torch.autocast(self._world.device.type, torch.bfloat16)
 
     @torch.no_grad()
-    def validate(self, validation: Rows) -> tuple[float, float]:
+    def validate(self, validation: Examples) -> tuple[float, float]:
         """Compute the mean loss, without smoothing, and the score, in float32, each process on its share."""
         self._network.eval()
         mine = self._world.share(len(validation.x))

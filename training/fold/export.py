@@ -17,10 +17,8 @@ from torch import nn
 
 from foldserve.service.bundle import Task
 from foldserve.training.errors import ExportError
-from foldserve.training.fold.fold import Shift
-from foldserve.training.fold.merge import Blocks
 from foldserve.training.network.encode import Encode
-from foldserve.training.network.mlp import Affine
+from foldserve.training.network.layers import Affine, Blocks, Shift
 
 # Gelu came with opset 20; every ONNX Runtime that this project allows reads 20 and IR 10.
 OPSET = 20

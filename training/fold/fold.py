@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from foldserve.training.errors import FoldError
 from foldserve.training.network.encode import Encode
-from foldserve.training.network.mlp import ACTIVATIONS, Affine
+from foldserve.training.network.layers import Affine, Shift
+from foldserve.training.network.mlp import ACTIVATIONS
 
 # |mean / spread| of an input column from which its offset is subtracted in the graph instead of being folded into
 # the first bias. Folded, the column's part of the sum and the bias cancel with an error of 2^-24 * |mean / spread|
@@ -53,20 +54,6 @@ class Folded:
 
     network: nn.Sequential
     report: tuple[Fold, ...]
-
-
-class Shift(nn.Module):
-    """x - offset, column by column; offset: float32 [columns], subtracted exactly as ONNX Runtime would."""
-
-    offset: Tensor
-
-    def __init__(self, offset: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("offset", offset)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, columns] to the same shape."""
-        return x - self.offset
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from foldserve.training.errors import FoldError
-from foldserve.training.fold.fold import Fold, Folded, Shift, dense_layer, fold
+from foldserve.training.fold.fold import Fold, Folded, dense_layer, fold
 from foldserve.training.network.encode import Encode
+from foldserve.training.network.layers import Blocks, Shift
 from foldserve.training.network.mlp import ACTIVATIONS
-
-
-class Blocks(nn.Module):
-    """Dense layers side by side, each on its own columns: one Dense with a block-diagonal weight, without the zeros."""
-
-    def __init__(self, members: Sequence[nn.Linear]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, the members' inputs one after the other] to [batch, their outputs likewise]."""
-        parts = zip(self.members, x.chunk(len(self.members), 1), strict=True)
-        return torch.cat([member(part) for member, part in parts], 1)
 
 
 def fold_mean(networks: Sequence[nn.Sequential]) -> Folded:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from foldserve.training.network.mlp import Affine
+from foldserve.training.network.layers import Affine
 from foldserve.training.plan import Binned
 from foldserve.training.table.load import Column
 
@@ -31,18 +31,18 @@ _TAILS = 4.0
 _FEW = 32
 
 
-def front(columns: Sequence[Column], x: Rows, bins: int, binned: Binned = "all") -> nn.Sequential:
+def fit_preprocessing(columns: Sequence[Column], x: Rows, bins: int, binned: Binned = "all") -> nn.Sequential:
     """Give what stands before a network: raw features [batch, features] to standardised columns.
 
-    x: float32 [rows, features], the training rows. bins, binned: see `layout`.
+    x: float32 [rows, features], the training rows. bins, binned: see `choose_layout`.
     """
-    plan = layout(columns, x, bins, binned)
+    plan = choose_layout(columns, x, bins, binned)
     encode = OrderedDict[str, nn.Module](encode=Encode(plan)) if plan.is_needed else OrderedDict()
     encoded = partial(_chunks, nn.Sequential(encode), x)
-    return nn.Sequential(encode | {"standardise": standardisation(plan, encoded)})
+    return nn.Sequential(encode | {"standardise": fit_standardisation(plan, encoded)})
 
 
-def through(front: nn.Module, x: Rows) -> Tensor:
+def transform(front: nn.Module, x: Rows) -> Tensor:
     """Give what `front` makes of `x`, some rows at a time: float32 [rows, columns]."""
     return torch.cat(list(_chunks(front, x)))
 
@@ -117,7 +117,7 @@ class Encode(nn.Module):
         return torch.cat([numbers, bins, categories.to(x.dtype), missing.to(x.dtype)], 1)
 
 
-def layout(columns: Sequence[Column], x: Rows, bins: int, binned: Binned = "all") -> Layout:
+def choose_layout(columns: Sequence[Column], x: Rows, bins: int, binned: Binned = "all") -> Layout:
     """Settle what becomes of each feature, by the training rows `x` [rows, features].
 
     bins: at most so many for a numeric feature, between quantiles; 0 for none. binned: which features get bins; of
@@ -177,7 +177,7 @@ def _edges(column: Rows, bins: int) -> npt.NDArray[np.float64]:
     return edges if len(edges) > 2 else np.empty(0)  # one bin is the column itself
 
 
-def standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) -> Affine:
+def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) -> Affine:
     """Standardise what `Encode` gives, (x - mean) / spread by the training rows, in float64.
 
     chunks: gives the encoded training rows, [some, columns] at a time; asked twice.

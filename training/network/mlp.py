@@ -7,9 +7,7 @@ layer's name is how every report and every error speaks of it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from foldserve.training.network.dropout import Dropout
@@ -24,38 +22,7 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 }
 
 
-class Affine(nn.Module):
-    """x * scale + shift, column by column: a standardisation before the network, or its inverse after it.
-
-    scale, shift: float64 [columns]. Both are buffers: they are computed from the data, not learned.
-    """
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def __init__(self, scale: torch.Tensor, shift: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale.double())
-        self.register_buffer("shift", shift.double())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [batch, columns] to the same shape and dtype."""
-        return (x * self.scale + self.shift).to(x.dtype)
-
-
-class Mean(nn.Module):
-    """The mean of what several networks give for the same input: an ensemble's logits, or its value."""
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [batch, features] to [batch, outputs]."""
-        return torch.stack([member(x) for member in self.members]).mean(0)
-
-
-def mlp(features: int, outputs: int, architecture: Architecture) -> nn.Sequential:
+def build_mlp(features: int, outputs: int, architecture: Architecture) -> nn.Sequential:
     """Build [batch, features] -> [batch, outputs], ending in a Dense layer: logits or a value, no softmax.
 
     Layers are named `dense1`, `norm1`, `relu1`, `dropout1`, `dense2`, ...; a BN on the input is `norm0`. A Dense

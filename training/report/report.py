@@ -19,22 +19,20 @@ from jinja2 import Environment, StrictUndefined
 from sklearn.metrics import confusion_matrix
 
 from foldserve.service.bundle import Feature, Manifest
-from foldserve.training.errors import printable
 from foldserve.training.fit.loop import Epoch
 from foldserve.training.report import charts
 from foldserve.training.report.evaluate import Calibration, ClassFigures, Importances, baseline, calibration, per_class
+from foldserve.training.text import format_figure, format_name, format_percent, format_value, join_some, printable
 
 MAX_MATRIX_CLASSES = 30
 MAX_CLASSES = 50
 MAX_PAIRS = 20
 MAX_FEATURES = 100
 _MAX_BARS = 40
-_MAX_NAME = 60
 _SOME = 5  # names in a sentence
 _SHORT = 3  # characters of a label that stands above a column without being turned
 _SUMMARISED = 3
-# Where a number changes its form.
-_NOTHING, _SMALL, _LARGE, _WHOLE = 1e-12, 1e-2, 1e3, 1e7
+_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,12 @@ class Evidence:
 def render(evidence: Evidence) -> str:
     """Give the report as one HTML page, to be encoded in UTF-8."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "percent": _percent, "name": _name, "printable": printable}
+    environment.filters |= {
+        "number": format_figure,
+        "percent": format_percent,
+        "name": format_name,
+        "printable": printable,
+    }
     template = environment.from_string(
         files("foldserve.training.report").joinpath("report.html.jinja").read_text("utf-8")
     )
@@ -97,30 +100,26 @@ def render(evidence: Evidence) -> str:
     )
 
 
-def summary(evidence: Evidence) -> str:
+def summarise(evidence: Evidence) -> str:
     """Give what a terminal should say after a training: the baseline, where the model is worst, what it looks at.
 
     The notes of the evidence are not in it: they were said when the table was read.
     """
     manifest, importances = evidence.manifest, evidence.importances
     constant = "the most frequent class" if manifest.labels else "the mean"
-    figures = ", ".join(f"{metric} {_number(value)}" for metric, value in evidence.baseline.items())
+    figures = ", ".join(f"{metric} {format_figure(value)}" for metric, value in evidence.baseline.items())
     lines = [("baseline", f"{figures}, by always answering {constant}")]
     if manifest.labels:
         worst = [i for i in _worst_first(evidence.classes) if evidence.classes[i].rows][:_SUMMARISED]
         for head, i in zip(("worst", *[""] * len(worst)), worst, strict=False):
             found = evidence.classes[i]
-            lines.append(
-                (
-                    head,
-                    f"{_name(manifest.labels[i])}: {_percent(found.recall)} of {found.rows:,} found, F1 {found.f1:.4f}",
-                )
-            )
+            recall = f"{format_percent(found.recall)} of {found.rows:,} found"
+            lines.append((head, f"{format_name(manifest.labels[i])}: {recall}, F1 {found.f1:.4f}"))
     else:
         half, most = np.quantile(abs(evidence.residual), [0.5, 0.9]).tolist()
-        lines.append(("residuals", f"half within {_number(half)}, 90% within {_number(most)}"))
+        lines.append(("residuals", f"half within {format_figure(half)}, 90% within {format_figure(most)}"))
     top = [i for i in evidence.ranking[:_SUMMARISED] if importances.mean[i] > 0]
-    missed = ", ".join(f"{_name(manifest.features[i].name)} +{_number(importances.mean[i])}" for i in top)
+    missed = ", ".join(f"{format_name(manifest.features[i].name)} +{format_figure(importances.mean[i])}" for i in top)
     lines.append(("features", f"{missed} {importances.metric} when shuffled" if top else "none is missed alone"))
     lines += [("note", printable(note)) for note in _findings(evidence)]
     return "\n".join(f"{head:<12} {text}" for head, text in lines)
@@ -130,13 +129,13 @@ def _headline(evidence: Evidence) -> str:
     manifest, constant, test = evidence.manifest, evidence.baseline, evidence.manifest.metrics["test"]
     if not manifest.labels:
         return (
-            f"Off by {_number(test['rmse'])} (root mean square) on rows it never saw; always answering their mean "
-            f"would be off by {_number(constant['rmse'])}."
+            f"Off by {format_figure(test['rmse'])} (root mean square) on rows it never saw; always answering their "
+            f"mean would be off by {format_figure(constant['rmse'])}."
         )
-    majority = manifest.labels[int(np.bincount(evidence.y).argmax())]
+    majority = format_name(manifest.labels[int(np.bincount(evidence.y).argmax())])
     return (
-        f"Right on {_percent(test['accuracy'])} of the rows it never saw; always answering {_name(majority)} would be "
-        f"right on {_percent(constant['accuracy'])}."
+        f"Right on {format_percent(test['accuracy'])} of the rows it never saw; always answering {majority} would be "
+        f"right on {format_percent(constant['accuracy'])}."
     )
 
 
@@ -150,9 +149,9 @@ def _findings(evidence: Evidence) -> list[str]:
             "Its answers are better than one that looks at no feature, its probabilities are not: see log_loss."
         )
     labelled = zip(evidence.manifest.labels, evidence.classes, strict=True)
-    never = [_name(label) for label, found in labelled if found.rows and not found.predicted]
+    never = [format_name(label) for label, found in labelled if found.rows and not found.predicted]
     if never:
-        notes.append(f"Never predicted on the test rows, though some are of it: {_some(never)}.")
+        notes.append(f"Never predicted on the test rows, though some are of it: {join_some(never, _SOME)}.")
     return notes
 
 
@@ -164,7 +163,7 @@ def _curves(histories: Sequence[tuple[Epoch, ...]], score: str) -> dict[str, str
     lowest = [min(history, key=lambda epoch: epoch.validation_loss) for history in kept]
     best = sorted(epoch.number for epoch in lowest)
     after = f"epoch {best[0]}" if best[0] == best[-1] else f"epochs {best[0]} to {best[-1]}"
-    loss = _number(sum(epoch.validation_loss for epoch in lowest) / len(lowest))
+    loss = format_figure(sum(epoch.validation_loss for epoch in lowest) / len(lowest))
     longest = max(len(history) for history in kept)
     caption = (
         f"Lowest validation loss, {loss}, after {after} of {longest}."
@@ -197,7 +196,7 @@ def _classification(evidence: Evidence) -> dict[str, Any]:
         ]
         if len(labels) <= MAX_MATRIX_CLASSES
         else [],
-        "long_labels": any(len(_name(label)) > _SHORT for label in labels),
+        "long_labels": any(len(format_name(label)) > _SHORT for label in labels),
         "pairs": _pairs(counts, shares)[: _SOME if len(labels) <= MAX_MATRIX_CLASSES else MAX_PAIRS],
         "classes": [(labels[i], classes[i]) for i in shown],
         "macro_f1": sum(found.f1 for found in defined) / len(defined),
@@ -220,7 +219,7 @@ def _pairs(counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> li
 def _reliability(measured: Calibration) -> str:
     filled = measured.share > 0
     said = "; ".join(
-        f"{_percent(confidence)} confident, {_percent(accuracy)} right"
+        f"{format_percent(confidence)} confident, {format_percent(accuracy)} right"
         for confidence, accuracy in zip(measured.confidence[filled], measured.accuracy[filled], strict=True)
     )
     alt = f"Accuracy by confidence, in bins: {said}."
@@ -231,8 +230,8 @@ def _regression(evidence: Evidence) -> dict[str, Any]:
     residual, y = evidence.residual, evidence.y.astype(np.float64)
     points = (0.05, 0.25, 0.5, 0.75, 0.95)
     quantiles = np.quantile(residual, points).tolist()
-    spread = ", ".join(f"{p:.0%} below {_value(q)}" for p, q in zip(points, quantiles, strict=True))
-    extent = f"between {_value(y.min())} and {_value(y.max())}"
+    spread = ", ".join(f"{p:.0%} below {format_value(q)}" for p, q in zip(points, quantiles, strict=True))
+    extent = f"between {format_value(y.min())} and {format_value(y.max())}"
     return {
         "predictions": charts.predictions(y, y + residual, f"Predicted against true values {extent}, one dot a row."),
         "residuals": charts.residuals(residual, f"Histogram of predicted minus true: {spread}."),
@@ -252,7 +251,7 @@ def _features(evidence: Evidence) -> list[dict[str, Any]]:
             "name": feature.name,
             "kind": feature.kind,
             "values": _values(feature),
-            "missing": _percent(feature.missing_share) if feature.missing else "none",
+            "missing": format_percent(feature.missing_share) if feature.missing else "none",
             "bars": _bars(feature.histogram.counts[:_MAX_BARS]),
             "bins": min(len(feature.histogram.counts), _MAX_BARS),
             "counts": ", ".join(f"{count:,}" for count in feature.histogram.counts[:_MAX_BARS]),
@@ -266,11 +265,12 @@ def _features(evidence: Evidence) -> list[dict[str, Any]]:
 
 def _values(feature: Feature) -> str:
     if feature.categories:
-        return f"{len(feature.categories):,}: {_some([_name(category) for category in feature.categories])}"
+        names = [format_name(category) for category in feature.categories]
+        return f"{len(names):,}: {join_some(names, _SOME)}"
     if feature.range is None:
         return ""
     low, high = feature.range
-    return f"always {_value(low)}" if low == high else f"{_value(low)} to {_value(high)}"
+    return f"always {format_value(low)}" if low == high else f"{format_value(low)} to {format_value(high)}"
 
 
 def _bars(counts: Sequence[int]) -> str:
@@ -282,31 +282,3 @@ def _bars(counts: Sequence[int]) -> str:
 def _worst_first(classes: Sequence[ClassFigures]) -> list[int]:
     """Sort the classes' indices by F1, those of which there is none last."""
     return sorted(range(len(classes)), key=lambda i: (math.isnan(classes[i].f1), classes[i].f1))
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SOME
-    return ", ".join(names[:_SOME]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _name(name: object) -> str:
-    """What a column, class or category is called, where it must not take the page or the terminal over."""
-    text = printable(str(name))
-    return text if len(text) <= _MAX_NAME else f"{text[: _MAX_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def _number(value: float) -> str:
-    """Give a figure four decimals, more places of a small one, fewer decimals of a large one; a dash for NaN."""
-    if math.isnan(value):
-        return "\N{EN DASH}"
-    # Below that nothing is left but rounding, as in the R2 of a mean.
-    return f"{value:.4f}" if _SMALL <= abs(value) < _LARGE or abs(value) < _NOTHING else f"{value:.4g}"
-
-
-def _value(value: float) -> str:
-    """Give a value of a table: whole where it is whole."""
-    return f"{value:,.0f}" if value == round(value) and abs(value) < _WHOLE else f"{value:.4g}"
-
-
-def _percent(share: float) -> str:
-    return "\N{EN DASH}" if math.isnan(share) else f"{share:.1%}"

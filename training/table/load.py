@@ -28,6 +28,7 @@ from foldserve.training.table.sources import Source
 from foldserve.training.table.split import Rows as Rows
 from foldserve.training.table.split import Split as Split
 from foldserve.training.table.split import split as split
+from foldserve.training.text import join_some
 
 MAX_CLASSES = 4_096
 
@@ -176,14 +177,9 @@ def _check_names(options: DataOptions, names: tuple[str, ...], source: str) -> N
     asked += [(flag, name) for flag, listed in many.items() for name in listed]
     for flag, name in asked:
         if name not in names:
-            raise DataError(f"--{flag}: {source} has no column {name!r}; it has {_listed(names)}")
+            raise DataError(f"--{flag}: {source} has no column {name!r}; it has {join_some(names, 10)}")
         if flag != "target" and name == target:
             raise DataError(f"--{flag}: column {name!r} is the target")
-
-
-def _listed(names: tuple[str, ...] | list[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _check_test(options: DataOptions, names: tuple[str, ...], target: str) -> list[str]:
@@ -194,9 +190,9 @@ def _check_test(options: DataOptions, names: tuple[str, ...], target: str) -> li
     not_needed = {*options.drop, options.group}
     if lacking := [name for name in names if name not in there and name not in not_needed]:
         what = "the target" if lacking[0] == target else "a column of the table"
-        raise DataError(f"{options.test.name} has no column {lacking[0]!r}, {what}; it has {_listed(there)}")
+        raise DataError(f"{options.test.name} has no column {lacking[0]!r}, {what}; it has {join_some(there, 10)}")
     extra = [name for name in there if name not in names]
-    return [f"columns of {options.test.name} that the table has not: {_listed(extra)}"] if extra else []
+    return [f"columns of {options.test.name} that the table has not: {join_some(extra, 10)}"] if extra else []
 
 
 # Rows that belong together --------------------------------------------------------------------------------------------
@@ -419,9 +415,9 @@ class _Builder:
     def finish(self) -> tuple[tuple[Column, ...], npt.NDArray[np.float32]]:
         """The schema and the features, C order."""
         if self._empty:
-            self._notes.append(f"left out, without a value in any row: {_listed(self._empty)}")
+            self._notes.append(f"left out, without a value in any row: {join_some(self._empty, 10)}")
         if self._constant:
-            self._notes.append(f"constant, and so of no use: {_listed(self._constant)}")
+            self._notes.append(f"constant, and so of no use: {join_some(self._constant, 10)}")
         return tuple(self._columns), np.ascontiguousarray(self._x[:, : len(self._columns)])
 
 

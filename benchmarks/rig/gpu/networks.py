@@ -26,7 +26,7 @@ from foldserve.training.certify.certificate import certify, golden
 from foldserve.training.diagnose.saving import unfolded_onnx
 from foldserve.training.fold.export import INPUT, OPSET, OUTPUT, to_onnx
 from foldserve.training.fold.fold import fold
-from foldserve.training.network.mlp import mlp
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 
 Rows = npt.NDArray[np.float32]
@@ -75,7 +75,7 @@ def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
     """Draw a network whose batch norms hold the statistics of standard normal rows."""
     features, *hidden, outputs = widths
     torch.manual_seed(seed)
-    network = mlp(features, outputs, Architecture(hidden=tuple(hidden), dropout=0.0))
+    network = build_mlp(features, outputs, Architecture(hidden=tuple(hidden), dropout=0.0))
     with torch.no_grad():
         norms = [layer for layer in network if isinstance(layer, nn.BatchNorm1d)]
         for norm in norms:

@@ -12,7 +12,7 @@ from foldserve.training.certify import certificate
 from foldserve.training.errors import ParityError
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
-from foldserve.training.network.mlp import mlp
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 from foldserve.training.table.load import Column
 
@@ -24,7 +24,7 @@ SEEN = np.array([[-3.0] * 6, [2.9] * 6], np.float32)
 @pytest.fixture
 def networks():
     torch.manual_seed(0)
-    network = mlp(6, 4, Architecture(hidden=(16, 16), placement="post"))
+    network = build_mlp(6, 4, Architecture(hidden=(16, 16), placement="post"))
     network(torch.randn(500, 6) * 2)  # statistics that are not 0 and 1
     network.eval()
     return network, fold(network).network

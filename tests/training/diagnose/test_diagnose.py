@@ -25,10 +25,10 @@ from foldserve.training.diagnose.page import Finding, Section, page
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import MAX_ROWS, Sample, descend, draw
 from foldserve.training.diagnose.saving import Model, Saving
-from foldserve.training.fit.loop import Rows
+from foldserve.training.fit.loop import Examples
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
-from foldserve.training.network.mlp import mlp
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture, DataOptions
 from foldserve.training.table import load as data
 
@@ -58,7 +58,7 @@ def nothing(*_):
 def small_sample(rows=12, features=3, classes=3):
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(rows, features, generator=generator)
-    part = Rows(x, torch.randint(classes, (rows,), generator=generator))
+    part = Examples(x, torch.randint(classes, (rows,), generator=generator))
     return Sample("made", True, classes, part, part, rows)
 
 
@@ -135,7 +135,7 @@ def test_descent_is_plain_and_sees_every_row_once_in_a_pass():
     """One Dense and squared error, whose gradient is written down by hand."""
     sample = replace(small_sample(), classification=False, outputs=1)
     y = torch.arange(12.0)
-    sample = replace(sample, train=Rows(sample.train.x, y))
+    sample = replace(sample, train=Examples(sample.train.x, y))
     network = nn.Linear(3, 1, bias=False)
     weight, x = network.weight.detach().double().numpy().copy(), sample.train.x.double().numpy()
     losses = [loss for _, loss in descend(network, sample, batch=99, rate=0.1, steps=4, seed=0)]
@@ -162,7 +162,7 @@ def test_percentiles_means_and_variances_are_numpy_s(digits, batch_norm):
     measured = convergence.pair(convergence.measure(digits, plan, nothing), 0.5)[batch_norm]
     torch.manual_seed(plan.seed)
     architecture = Architecture(hidden=(100,) * 3, activation="sigmoid", batch_norm=batch_norm, dropout=0)
-    network = mlp(64, 10, architecture)
+    network = build_mlp(64, 10, architecture)
     seen = forward(network, digits.held_out.x.double().numpy(), training=True)
     inputs = [x for layer, x in zip(network, seen, strict=False) if isinstance(layer, nn.Sigmoid)]
     np.testing.assert_allclose(measured.means[0], [x.mean() for x in inputs], atol=1e-6)
@@ -173,7 +173,7 @@ def test_percentiles_means_and_variances_are_numpy_s(digits, batch_norm):
 
 
 def test_looking_leaves_the_running_statistics_alone(digits):
-    network = mlp(64, 10, Architecture(hidden=(5, 5, 5), activation="sigmoid", dropout=0))
+    network = build_mlp(64, 10, Architecture(hidden=(5, 5, 5), activation="sigmoid", dropout=0))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     convergence.sigmoid_inputs(network, digits.held_out.x)
     modes.gap(network, digits, 16, 0)
@@ -264,7 +264,9 @@ def test_a_divergence_is_a_figure(digits):
 def test_gradient_norms_are_those_of_finite_differences(activation, batch_norm):
     torch.manual_seed(3)
     sample = small_sample()
-    network = mlp(3, 3, Architecture(hidden=(4, 4), activation=activation, batch_norm=batch_norm, dropout=0)).double()
+    network = build_mlp(
+        3, 3, Architecture(hidden=(4, 4), activation=activation, batch_norm=batch_norm, dropout=0)
+    ).double()
     x, y = sample.train.x.double().numpy(), sample.train.y.numpy()
 
     def loss():
@@ -339,7 +341,7 @@ def test_the_sentence_on_trained_gradients_goes_with_the_figures():
 
 def test_both_losses_are_numpy_s():
     sample = small_sample()
-    network = mlp(3, 3, Architecture(hidden=(4, 4), dropout=0))
+    network = build_mlp(3, 3, Architecture(hidden=(4, 4), dropout=0))
     for _ in descend(network, sample, batch=4, rate=0.1, steps=5, seed=0):
         pass
     measured = modes.gap(network, sample, len(sample.held_out), 0)
@@ -352,7 +354,7 @@ def test_both_losses_are_numpy_s():
 
 
 def test_without_batch_norm_there_is_no_gap():
-    measured = modes.gap(mlp(3, 3, Architecture(batch_norm=False, dropout=0)), small_sample(), 4, 0)
+    measured = modes.gap(build_mlp(3, 3, Architecture(batch_norm=False, dropout=0)), small_sample(), 4, 0)
     assert measured.loss == pytest.approx(0, abs=1e-6)
     assert measured.score == 0
 
@@ -394,7 +396,7 @@ def test_the_reference_topology_s_graphs_have_the_nodes_and_numbers_that_arithme
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_the_unfolded_graph_is_the_network(placement, task):
     torch.manual_seed(0)
-    network = mlp(3, 3, Architecture(hidden=(4, 5), placement=placement, dropout=0))
+    network = build_mlp(3, 3, Architecture(hidden=(4, 5), placement=placement, dropout=0))
     for layer in network:
         if isinstance(layer, nn.BatchNorm1d):
             nn.init.normal_(layer.weight)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from foldserve.training.fit.calibrate import temperature
+from foldserve.training.fit.calibrate import fit_temperature
 
 
 def drawn(rows, classes, known, seed=0):
@@ -23,25 +23,25 @@ def drawn(rows, classes, known, seed=0):
 @pytest.mark.parametrize("known", [0.4, 1.0, 3.0])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_a_known_temperature_is_recovered_from_many_rows(classes, known):
-    assert temperature(*drawn(20_000, classes, known)) == pytest.approx(known, rel=0.04)
+    assert fit_temperature(*drawn(20_000, classes, known)) == pytest.approx(known, rel=0.04)
 
 
 def test_of_two_classes_it_is_the_slope_of_a_logistic_regression():
     logits, y = drawn(20_000, 2, 2.0)
     odds = (logits[:, 1] - logits[:, 0]).double().numpy()[:, None]
     slope = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8).fit(odds, y.numpy()).coef_.item()
-    assert temperature(logits, y) == pytest.approx(1 / slope, rel=2e-3)
+    assert fit_temperature(logits, y) == pytest.approx(1 / slope, rel=2e-3)
 
 
 def test_a_few_rows_move_it_little_even_if_each_is_sure_and_right_or_sure_and_wrong():
     sure = torch.eye(2).repeat(2, 1) * 4
     right = torch.tensor([0, 1, 0, 1])
-    assert 0.9 < temperature(sure, right) < 1
-    assert 1 < temperature(sure[:1], right[1:2]) < 2
+    assert 0.9 < fit_temperature(sure, right) < 1
+    assert 1 < fit_temperature(sure[:1], right[1:2]) < 2
 
 
 def test_more_rows_of_the_same_move_it_further():
-    found = [temperature(*drawn(rows, 3, 4.0)) for rows in (5, 50, 5000)]
+    found = [fit_temperature(*drawn(rows, 3, 4.0)) for rows in (5, 50, 5000)]
     assert 1 < found[0] < found[1] < found[2] < 4.2
 
 
@@ -49,7 +49,7 @@ def test_more_rows_of_the_same_move_it_further():
 @given(st.integers(2, 30), st.integers(2, 6), st.floats(1e-3, 1e4), st.integers(0, 1000))
 def test_it_is_bounded_and_changes_no_answer(rows, classes, known, seed):
     logits, y = drawn(rows, classes, known, seed)
-    found = temperature(logits, y)
+    found = fit_temperature(logits, y)
     assert 1 / 8 <= found <= 8
     assert math.isfinite(found)
     assert torch.equal((logits / found).softmax(1).argmax(1), logits.argmax(1))

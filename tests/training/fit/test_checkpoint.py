@@ -11,8 +11,8 @@ import torch
 from foldserve.service import bundle
 from foldserve.training.errors import CheckpointError
 from foldserve.training.fit.checkpoint import Checkpoint, Checkpoints, State
-from foldserve.training.fit.loop import Rows, fit
-from foldserve.training.network.mlp import mlp
+from foldserve.training.fit.loop import Examples, fit
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture, Recipe
 
 RUN = {"seed": "0", "epochs": "8"}
@@ -22,8 +22,8 @@ FIT = textwrap.dedent("""
     from pathlib import Path
     import torch
     from foldserve.training.fit.checkpoint import Checkpoint
-    from foldserve.training.fit.loop import Rows, fit
-    from foldserve.training.network.mlp import mlp
+    from foldserve.training.fit.loop import Examples, fit
+    from foldserve.training.network.mlp import build_mlp
     from foldserve.training.plan import Architecture, Recipe
 
     torch.set_num_threads(1)
@@ -32,9 +32,9 @@ FIT = textwrap.dedent("""
     x = torch.randn(400, 8, generator=generator)
     y = (x[:, 0] * x[:, 1] > 0).long()
     torch.manual_seed(0)
-    network = mlp(8, 2, Architecture(hidden=(16,), dropout=0.3))
+    network = build_mlp(8, 2, Architecture(hidden=(16,), dropout=0.3))
     fitted = fit(
-        network, Rows(x[:300], y[:300]), Rows(x[300:], y[300:]), Recipe(epochs=40, patience=40), seed=1,
+        network, Examples(x[:300], y[:300]), Examples(x[300:], y[300:]), Recipe(epochs=40, patience=40), seed=1,
         on_epoch=lambda epoch: print(epoch.number, epoch.loss, epoch.validation_loss, flush=True),
         checkpoint=Checkpoint(Path(sys.argv[1]), {}, seconds_between=0) if len(sys.argv) > 1 else None,
     )
@@ -51,9 +51,9 @@ def fitted(path, **kwargs):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(100, 4, generator=generator), torch.randint(2, (100,), generator=generator)
     torch.manual_seed(0)
-    rows = Rows(x, y)
+    rows = Examples(x, y)
     recipe = Recipe(**{"epochs": 3} | kwargs)
-    return fit(mlp(4, 2, Architecture(hidden=(8,))), rows, rows, recipe, seed=0, checkpoint=Checkpoint(path, RUN))
+    return fit(build_mlp(4, 2, Architecture(hidden=(8,))), rows, rows, recipe, seed=0, checkpoint=Checkpoint(path, RUN))
 
 
 def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_one_before(tmp_path):
 
 
 def test_what_a_killed_write_leaves_is_in_nobody_s_way(tmp_path):
-    checkpoint = Checkpoints(tmp_path, RUN, resume=False).of(0)
+    checkpoint = Checkpoints(tmp_path, RUN, resume=False).for_member(0)
     checkpoint.save(state(1.0))
     (tmp_path / "member1.partial").write_bytes(b"half")
     assert torch.equal(checkpoint.load().tensors["weights"], torch.ones(10))
@@ -159,16 +159,16 @@ def test_what_else_is_in_the_folder_is_left_alone(tmp_path):
     for name in others:
         (tmp_path / name).write_bytes(b"somebody's")
     checkpoints = Checkpoints(tmp_path, RUN, resume=False)
-    checkpoints.of(0).save(state())
+    checkpoints.for_member(0).save(state())
     checkpoints.remove()
     assert {path.name for path in tmp_path.iterdir()} == others
 
 
 def test_an_unfinished_run_is_not_overwritten_unasked(tmp_path):
-    Checkpoints(tmp_path, RUN, resume=False).of(0).save(state())
+    Checkpoints(tmp_path, RUN, resume=False).for_member(0).save(state())
     with pytest.raises(CheckpointError, match="--resume, or remove it"):
         Checkpoints(tmp_path, RUN, resume=False)
-    assert Checkpoints(tmp_path, RUN, resume=True).of(0).load() is not None
+    assert Checkpoints(tmp_path, RUN, resume=True).for_member(0).load() is not None
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_an_unfinished_run_is_not_overwritten_unasked(tmp_path):
 def test_the_command_says_in_one_line_why_it_can_t_go_on(tmp_path, arguments, reason):
     (tmp_path / "garbage").mkdir()
     (tmp_path / "garbage" / "member1.safetensors").write_bytes(b"garbage")
-    Checkpoints(tmp_path / "other", {}, resume=False).of(0).save(state())
+    Checkpoints(tmp_path / "other", {}, resume=False).for_member(0).save(state())
     command = [sys.executable, "-m", "foldserve.training", "fit", "iris", "--models", ".", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1

@@ -11,26 +11,26 @@ import torch
 
 from foldserve.service import bundle
 from foldserve.training.errors import ExecutionError
-from foldserve.training.fit.distributed import World, processes
+from foldserve.training.fit.distributed import World, join_processes
 
 FIT = textwrap.dedent("""
     import json, sys
     import numpy as np, torch
     from sklearn.datasets import make_classification
-    from foldserve.training.fit.distributed import processes
-    from foldserve.training.fit.loop import Rows, fit
-    from foldserve.training.network.mlp import mlp
+    from foldserve.training.fit.distributed import join_processes
+    from foldserve.training.fit.loop import Examples, fit
+    from foldserve.training.network.mlp import build_mlp
     from foldserve.training.plan import Architecture, Recipe
 
     out, placement, rows = sys.argv[1], sys.argv[2], int(sys.argv[3])
     x, y = make_classification(295, 8, n_informative=6, n_classes=3, random_state=0)
     x, y = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
     torch.manual_seed(0)
-    network = mlp(8, 3, Architecture(hidden=(16, 8), placement=placement, input_norm=True, dropout=0.3))
+    network = build_mlp(8, 3, Architecture(hidden=(16, 8), placement=placement, input_norm=True, dropout=0.3))
     torch.set_num_threads(1)
-    with processes("cpu") as world:
+    with join_processes("cpu") as world:
         fitted = fit(
-            network, Rows(x[:rows], y[:rows]), Rows(x[rows:], y[rows:]),
+            network, Examples(x[:rows], y[:rows]), Examples(x[rows:], y[rows:]),
             Recipe(epochs=6, patience=3, batch_size=32, input_noise=0.2), seed=1, world=world,
             on_epoch=lambda epoch: print("epoch", epoch.number, flush=True),
         )
@@ -121,5 +121,5 @@ def test_the_shares_are_the_rows_in_order(size, rows):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_that_is_asked_for_and_absent_is_refused():
-    with pytest.raises(ExecutionError, match="no CUDA device"), processes("cuda"):
+    with pytest.raises(ExecutionError, match="no CUDA device"), join_processes("cuda"):
         pass

@@ -12,14 +12,14 @@ from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 
 from foldserve.training.errors import FitError
-from foldserve.training.fit.loop import Rows, fit, learning_rate, recompute_statistics
-from foldserve.training.network.mlp import mlp
+from foldserve.training.fit.loop import Examples, fit, learning_rate, recompute_statistics
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture, Recipe
 
 
 def rows(count, seed=0):
     x, y = make_classification(count, 8, n_informative=6, n_classes=3, random_state=seed)
-    return Rows(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y))
+    return Examples(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y))
 
 
 TRAIN, VALIDATION = rows(300), rows(100)
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def network(**kwargs):
     torch.manual_seed(0)
-    return mlp(8, 3, Architecture(hidden=(16,), **kwargs))
+    return build_mlp(8, 3, Architecture(hidden=(16,), **kwargs))
 
 
 def weights(module):
@@ -41,7 +41,7 @@ def test_it_learns_better_than_the_majority():
     x, y = make_classification(500, 8, n_informative=6, n_classes=3, class_sep=2.0, random_state=1)
     x = torch.from_numpy(x.astype(np.float32))
     y = torch.from_numpy(y)
-    fitted = fit(network(), Rows(x[:300], y[:300]), Rows(x[300:400], y[300:400]), Recipe(epochs=30), seed=0)
+    fitted = fit(network(), Examples(x[:300], y[:300]), Examples(x[300:400], y[300:400]), Recipe(epochs=30), seed=0)
     accuracy = (fitted.network(x[400:]).argmax(1) == y[400:]).double().mean()
     assert accuracy > 0.8
 
@@ -62,7 +62,7 @@ def test_the_network_handed_in_is_left_as_it_was():
 
 def test_it_stops_when_the_validation_loss_no_longer_improves_and_restores_the_best_weights():
     # Targets drawn at random: what is learned from the training rows is wrong for the others.
-    noise = Rows(TRAIN.x, torch.randint(3, (300,), generator=torch.Generator().manual_seed(0)))
+    noise = Examples(TRAIN.x, torch.randint(3, (300,), generator=torch.Generator().manual_seed(0)))
     recipe = Recipe(epochs=200, patience=5, input_noise=0, label_smoothing=0)
     seen = []
     # No BN: its statistics are recomputed after the best epoch, and would move the loss.
@@ -79,7 +79,7 @@ def test_it_stops_when_the_validation_loss_no_longer_improves_and_restores_the_b
 @pytest.mark.parametrize("left_over", [1, 2, 31])
 def test_a_last_batch_of_any_size_trains_one_row_included(left_over):
     count = 64 + left_over
-    few = Rows(TRAIN.x[:count], TRAIN.y[:count])
+    few = Examples(TRAIN.x[:count], TRAIN.y[:count])
     fitted = fit(network(), few, VALIDATION, Recipe(epochs=2, batch_size=32), seed=0)
     assert len(fitted.history) == 2
 
@@ -94,7 +94,7 @@ def test_every_row_is_drawn_once_an_epoch():
             return x
 
     count = 65
-    marked = Rows(torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 8), TRAIN.y[:count])
+    marked = Examples(torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 8), TRAIN.y[:count])
     recipe = Recipe(epochs=1, batch_size=32, input_noise=0)
     fit(nn.Sequential(Recorder(), nn.Linear(8, 3)), marked, VALIDATION, recipe, seed=0)
     assert sorted(drawn) == list(range(count))
@@ -154,11 +154,11 @@ def test_a_long_epoch_is_reported_on_while_it_lasts():
             return x
 
     recipe = Recipe(epochs=1, batch_size=50)
-    fit(nn.Sequential(Slow(), nn.Linear(8, 3)), TRAIN, VALIDATION, recipe, seed=0, on_pass=seen.append)
-    done = [part.rows for part in seen]
+    fit(nn.Sequential(Slow(), nn.Linear(8, 3)), TRAIN, VALIDATION, recipe, seed=0, on_progress=seen.append)
+    done = [part.rows_done for part in seen]
     assert done == sorted(done)
     assert len(done) >= 2
-    assert {0 < part.rows <= part.of_rows == 300 for part in seen} == {True}
+    assert {0 < part.rows_done <= part.rows == 300 for part in seen} == {True}
     assert all(0 < part.rows_per_second < 500 for part in seen)
 
 
@@ -176,7 +176,7 @@ def imbalanced(count, seed):
     """One row in twenty is of the rare class, and lies among others of the frequent one."""
     generator = torch.Generator().manual_seed(seed)
     y = (torch.arange(count) % 20 == 0).long()
-    return Rows(torch.randn(count, 8, generator=generator) + 0.5 * y[:, None], y)
+    return Examples(torch.randn(count, 8, generator=generator) + 0.5 * y[:, None], y)
 
 
 def test_balanced_finds_more_of_a_rare_class():
@@ -185,7 +185,7 @@ def test_balanced_finds_more_of_a_rare_class():
     for weight in ("none", "balanced"):
         recipe = Recipe(epochs=6, class_weight=weight)
         torch.manual_seed(0)
-        found = fit(mlp(8, 2, Architecture(hidden=(16,))), train, validation, recipe, seed=0).network
+        found = fit(build_mlp(8, 2, Architecture(hidden=(16,))), train, validation, recipe, seed=0).network
         with torch.no_grad():
             recall[weight] = recall_score(test.y, found(test.x).argmax(1))
     assert recall["balanced"] > recall["none"] + 0.3
@@ -193,8 +193,8 @@ def test_balanced_finds_more_of_a_rare_class():
 
 def test_balanced_weighs_rows_as_scikit_learn_does():
     train, validation = imbalanced(200, 0), imbalanced(100, 1)
-    validation = Rows(validation.x, validation.y.roll(1) | validation.y)  # other shares than the training rows have
-    plain = mlp(8, 2, Architecture(hidden=(16,), batch_norm=False))
+    validation = Examples(validation.x, validation.y.roll(1) | validation.y)  # other shares than the training rows have
+    plain = build_mlp(8, 2, Architecture(hidden=(16,), batch_norm=False))
     fitted = fit(plain, train, validation, Recipe(epochs=1, class_weight="balanced"), seed=0)
     weight_of = dict(zip(train.y.tolist(), compute_sample_weight("balanced", train.y), strict=True))
     with torch.no_grad():
@@ -204,9 +204,9 @@ def test_balanced_weighs_rows_as_scikit_learn_does():
 
 
 def test_a_regression_has_no_classes_to_weigh():
-    values = Rows(TRAIN.x, TRAIN.x[:, 0].clone())
+    values = Examples(TRAIN.x, TRAIN.x[:, 0].clone())
     torch.manual_seed(0)
-    one_output = mlp(8, 1, Architecture(hidden=(16,)))
+    one_output = build_mlp(8, 1, Architecture(hidden=(16,)))
     first, second = (
         fit(one_output, values, values, Recipe(epochs=2, class_weight=weight), seed=0)
         for weight in ("none", "balanced")
@@ -227,7 +227,7 @@ def test_the_noise_on_a_column_is_in_its_own_spreads():
     count = 20_000
     spread = torch.tensor([1.0, 1e-3, 50.0, 0.0, 1.0, 1.0, 1.0, 1.0])
     x = torch.randn(count, 8, generator=torch.Generator().manual_seed(0)) * spread + 3.0
-    train = Rows(x, torch.zeros(count, dtype=torch.int64))
+    train = Examples(x, torch.zeros(count, dtype=torch.int64))
     recipe = Recipe(epochs=1, batch_size=1000, input_noise=1.5)
     fit(nn.Sequential(Recorder(), nn.Linear(8, 3)), train, VALIDATION, recipe, seed=0)
     noisy = torch.cat(seen)
@@ -245,7 +245,11 @@ def test_a_float_target_is_fitted_by_squared_error():
     y = x @ torch.tensor([1.0, -2.0, 0.5])
     torch.manual_seed(0)
     fitted = fit(
-        mlp(3, 1, Architecture(dropout=0)), Rows(x[:300], y[:300]), Rows(x[300:], y[300:]), Recipe(epochs=30), seed=0
+        build_mlp(3, 1, Architecture(dropout=0)),
+        Examples(x[:300], y[:300]),
+        Examples(x[300:], y[300:]),
+        Recipe(epochs=30),
+        seed=0,
     )
     with torch.no_grad():
         residual = fitted.network(x[300:])[:, 0] - y[300:]

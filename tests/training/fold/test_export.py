@@ -10,13 +10,14 @@ from torch import nn
 from foldserve.training.errors import ExportError
 from foldserve.training.fold.export import IR_VERSION, OPSET, to_onnx
 from foldserve.training.fold.fold import fold
-from foldserve.training.network.mlp import ACTIVATIONS, Affine, mlp
+from foldserve.training.network.layers import Affine
+from foldserve.training.network.mlp import ACTIVATIONS, build_mlp
 from foldserve.training.plan import Architecture
 
 
 def folded(features=64, outputs=10, **architecture):
     torch.manual_seed(0)
-    return fold(mlp(features, outputs, Architecture(**architecture)).eval()).network
+    return fold(build_mlp(features, outputs, Architecture(**architecture)).eval()).network
 
 
 def operators(model):
@@ -92,7 +93,7 @@ def test_a_layer_without_an_onnx_form_is_refused_by_name():
 
 def test_an_unfolded_norm_is_refused():
     with pytest.raises(ExportError, match="BatchNorm1d"):
-        to_onnx(mlp(4, 2, Architecture()).eval(), 4, 2, "classification")
+        to_onnx(build_mlp(4, 2, Architecture()).eval(), 4, 2, "classification")
 
 
 def test_a_graph_that_does_not_fit_together_is_refused():

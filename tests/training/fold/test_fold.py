@@ -25,8 +25,9 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from foldserve.training.errors import FoldError
 from foldserve.training.fold.export import to_onnx
-from foldserve.training.fold.fold import Fold, Shift, fold
-from foldserve.training.network.mlp import ACTIVATIONS, Affine, mlp
+from foldserve.training.fold.fold import Fold, fold
+from foldserve.training.network.layers import Affine, Shift
+from foldserve.training.network.mlp import ACTIVATIONS, build_mlp
 from foldserve.training.plan import Architecture, Placement
 
 CERTIFICATE = {"atol": 1e-5, "rtol": 1e-4}
@@ -184,7 +185,7 @@ def test_the_folded_network_in_float32_is_the_unfolded_one_in_float64(placement,
     architecture = Architecture(
         hidden=(32, 32), placement=placement, activation=activation, input_norm=input_norm, dropout=0.5
     )
-    network = randomise(mlp(8, 3, architecture), seed=2)
+    network = randomise(build_mlp(8, 3, architecture), seed=2)
     x = normal(200, 8)
     folded = fold(network).network
     assert_certifiable(network, folded, x)
@@ -199,7 +200,7 @@ def test_the_folded_network_in_float32_is_the_unfolded_one_in_float64(placement,
 def test_the_folded_onnx_graph_is_the_exporters_graph_with_batch_normalisation_in_it(placement, activation, input_norm):
     hidden = (24, 24)
     network = randomise(
-        mlp(8, 3, Architecture(hidden, placement, activation, dropout=0.5, input_norm=input_norm)), seed=3
+        build_mlp(8, 3, Architecture(hidden, placement, activation, dropout=0.5, input_norm=input_norm)), seed=3
     )
     x = normal(50, 8)
     program = torch.onnx.export(network, (x,), dynamo=True, optimize=False, verbose=False)
@@ -234,7 +235,7 @@ def test_a_kept_scale_and_every_activation_mean_the_same_in_onnx(activation):
 
 
 def test_a_bn_behind_a_relu_folded_backwards_is_another_function_and_the_oracle_says_so():
-    network = randomise(mlp(6, 3, Architecture(hidden=(16,), placement="post", dropout=0)), seed=5)
+    network = randomise(build_mlp(6, 3, Architecture(hidden=(16,), placement="post", dropout=0)), seed=5)
     with torch.no_grad():
         network.norm1.weight.abs_()  # not even a gamma that keeps every sign saves it
     double = copy.deepcopy(network).double()
@@ -258,7 +259,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def trained_mlps(draw):
-    """Draw what `mlp` can build, some BNs without affine parameters, maybe a standardisation first; with rows."""
+    """Draw what `build_mlp` can build, some BNs without affine parameters, maybe a standardisation first; with rows."""
     features = draw(st.integers(1, 5))
     architecture = draw(
         st.builds(
@@ -271,7 +272,7 @@ def trained_mlps(draw):
             eps=st.sampled_from([1e-5, 1e-3, 1e-12]),
         )
     )
-    layers = OrderedDict(mlp(features, draw(st.integers(1, 4)), architecture).named_children())
+    layers = OrderedDict(build_mlp(features, draw(st.integers(1, 4)), architecture).named_children())
     for name, layer in layers.items():
         if isinstance(layer, nn.BatchNorm1d) and draw(st.booleans()):
             layers[name] = nn.BatchNorm1d(layer.num_features, layer.eps, affine=False)
@@ -378,7 +379,7 @@ def test_a_folded_mlp_is_dense_and_activation_alone_and_the_report_says_where_ea
     placement: Placement, report
 ):
     architecture = Architecture(hidden=(4, 4), placement=placement, input_norm=True)
-    network = standardised(randomise(mlp(3, 2, architecture), seed=6), torch.ones(3), torch.full((3,), 2.0))
+    network = standardised(randomise(build_mlp(3, 2, architecture), seed=6), torch.ones(3), torch.full((3,), 2.0))
     folded = fold(network)
     assert named(folded.network) == [
         ("dense1", nn.Linear),
@@ -451,7 +452,7 @@ def far_from_zero(first: str, ratio: float) -> tuple[nn.Sequential, Tensor]:
     """Build a network whose columns 0 and 2 have a mean of +-`ratio` spreads; with float32 rows of it."""
     spread = torch.tensor([7.0, 1.0, 0.02])
     mean = ratio * spread * torch.tensor([1.0, 0.0, -1.0])
-    network = randomise(mlp(3, 2, Architecture(hidden=(16,), input_norm=True)), seed=9)
+    network = randomise(build_mlp(3, 2, Architecture(hidden=(16,), input_norm=True)), seed=9)
     x = mean + spread * normal(200, 3)
     if first == "standardise":
         return standardised(network, mean, spread), x

@@ -13,10 +13,11 @@ from torch import nn
 
 from foldserve.training.errors import FoldError
 from foldserve.training.fold.export import to_onnx
-from foldserve.training.fold.fold import Shift, fold
-from foldserve.training.fold.merge import Blocks, fold_mean
-from foldserve.training.network.encode import Encode, layout
-from foldserve.training.network.mlp import ACTIVATIONS, Affine, mlp
+from foldserve.training.fold.fold import fold
+from foldserve.training.fold.merge import fold_mean
+from foldserve.training.network.encode import Encode, choose_layout
+from foldserve.training.network.layers import Affine, Blocks, Shift
+from foldserve.training.network.mlp import ACTIVATIONS, build_mlp
 from foldserve.training.plan import Architecture
 from foldserve.training.table.load import Column
 from tests.service.support import oracle
@@ -24,7 +25,7 @@ from tests.service.support import oracle
 FEATURES = 4
 
 
-def front(*, encoded, far):
+def preprocessing(*, encoded, far):
     """What stands before each member, and rows for it: column 1 is a category, column 2 may be missing."""
     generator = np.random.default_rng(0)
     mean = np.array([1e6 if far else 0.5, 0, -1, 0])
@@ -35,7 +36,7 @@ def front(*, encoded, far):
         rows[generator.random(60) < 0.2, 2] = np.nan
         columns = [Column(name, "numeric", missing=name == "c") for name in "abcd"]
         columns[1] = Column("b", "categorical", ("x", "y", "z"))
-        layers["encode"] = Encode(layout(columns, rows[:40], 4))
+        layers["encode"] = Encode(choose_layout(columns, rows[:40], 4))
     x = nn.Sequential(layers)(torch.from_numpy(rows)).double()
     spread = x.std(0).clamp(min=1e-3)
     layers["standardise"] = Affine(1 / spread, -x.mean(0) / spread)
@@ -45,7 +46,7 @@ def front(*, encoded, far):
 def member(seed, layers, width, outputs, architecture):
     """A network of its own weights and statistics behind the front that all share, its output scaled back."""
     torch.manual_seed(seed)
-    network = mlp(width, outputs, architecture)
+    network = build_mlp(width, outputs, architecture)
     with torch.no_grad():
         for layer in network:
             if isinstance(layer, nn.BatchNorm1d) and layer is not getattr(network, "norm0", None):
@@ -59,7 +60,7 @@ def member(seed, layers, width, outputs, architecture):
 
 
 def ensemble(count, *, encoded=False, far=False, outputs=3, **architecture):
-    layers, rows, width = front(encoded=encoded, far=far)
+    layers, rows, width = preprocessing(encoded=encoded, far=far)
     members = [member(seed, layers, width, outputs, Architecture(**architecture)) for seed in range(count)]
     return members, rows
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
-from foldserve.training.network.encode import Encode, layout, standardisation
-from foldserve.training.network.mlp import Affine
+from foldserve.training.network.encode import Encode, choose_layout, fit_standardisation
+from foldserve.training.network.layers import Affine
 from foldserve.training.table.load import Column
 from tests.service.support import oracle
 
@@ -90,7 +90,7 @@ def by_numpy(columns, seen, rows, bins):
 @given(tables(), st.sampled_from([0, 1, 2, 5, 16]))
 def test_any_table_is_encoded_as_numpy_does(table, bins):
     columns, seen, rows = table
-    encode = Encode(layout(columns, seen, bins))
+    encode = Encode(choose_layout(columns, seen, bins))
     for x in (seen, rows):
         expected, tolerance = by_numpy(columns, seen, x, bins)
         found = encode(torch.from_numpy(x).double()).numpy()
@@ -104,7 +104,7 @@ def test_any_table_is_encoded_as_numpy_does(table, bins):
 @given(tables(), st.sampled_from([0, 8]))
 def test_it_is_needed_exactly_when_it_changes_something(table, bins):
     columns, seen, _ = table
-    made = layout(columns, seen, bins)
+    made = choose_layout(columns, seen, bins)
     plain = all(column.kind != "categorical" and not column.missing for column in columns)
     if made.is_needed:
         assert not plain or len(made.binned)
@@ -115,14 +115,14 @@ def test_it_is_needed_exactly_when_it_changes_something(table, bins):
 
 def test_a_categorical_column_without_a_value_in_the_training_rows_needs_it_too():
     columns = [Column("a", "numeric"), Column("b", "categorical", ("x",), missing=True)]
-    made = layout(columns, np.array([[1, NAN], [2, NAN]], np.float32), 0)
+    made = choose_layout(columns, np.array([[1, NAN], [2, NAN]], np.float32), 0)
     assert made.is_needed
     assert Encode(made)(torch.tensor([[3.0, NAN], [4.0, 0.0]])).tolist() == [[3.0, 1.0], [4.0, 0.0]]
 
 
 def test_a_bin_is_flat_outside_its_edges_and_an_edge_belongs_to_both():
     seen = np.array([[0], [1], [3]], np.float32)
-    encode = Encode(layout([Column("a", "numeric")], seen, 2))
+    encode = Encode(choose_layout([Column("a", "numeric")], seen, 2))
     rows = torch.tensor([[-1e30], [0.0], [0.5], [1.0], [2.0], [3.0], [1e30]])
     expected = [[0, 0], [0, 0], [0.5, 0], [1, 0], [1, 0.5], [1, 1], [1, 1]]
     assert encode(rows)[:, 1:].tolist() == expected
@@ -143,14 +143,14 @@ def test_a_bin_is_flat_outside_its_edges_and_an_edge_belongs_to_both():
 )
 def test_how_many_bins_a_column_gets(values, bins, expected):
     seen = np.array(values, np.float32)[:, None]
-    made = layout([Column("a", "numeric", missing=True)], seen, bins)
+    made = choose_layout([Column("a", "numeric", missing=True)], seen, bins)
     assert len(made.binned) == len(made.low) == len(made.rate) == expected
     assert np.isfinite(made.rate).all()
 
 
 def test_about_as_many_rows_fall_into_each_bin():
     seen = np.random.default_rng(0).lognormal(0, 2, (4000, 1)).astype(np.float32)
-    made = layout([Column("a", "numeric")], seen, 16)
+    made = choose_layout([Column("a", "numeric")], seen, 16)
     counts, _ = np.histogram(seen, [*made.low, np.inf])
     np.testing.assert_allclose(counts, 250, atol=2)
 
@@ -184,11 +184,11 @@ def test_of_tails_a_column_has_bins_where_its_range_is_far_wider_than_where_most
     names = ("a", "b", "c", "d") if kind == "categorical" else ()
     columns = [Column("plain", "numeric"), Column("it", kind, names, missing=True)]
     seen = np.stack([np.linspace(0, 1, len(values)), values], 1).astype(np.float32)
-    made = layout(columns, seen, 16, "tails")
+    made = choose_layout(columns, seen, 16, "tails")
     assert set(made.binned.tolist()) == ({1} if has_bins else set())
     if has_bins:
-        np.testing.assert_array_equal(made.low, layout(columns[1:], seen[:, 1:], 16, "all").low)
-    assert not len(layout(columns, seen, 0, "tails").binned)
+        np.testing.assert_array_equal(made.low, choose_layout(columns[1:], seen[:, 1:], 16, "all").low)
+    assert not len(choose_layout(columns, seen, 0, "tails").binned)
 
 
 def mixed():
@@ -224,10 +224,10 @@ def mixed():
 
 
 def standardised(columns, seen, bins, chunk=10_000):
-    made = layout(columns, seen, bins)
+    made = choose_layout(columns, seen, bins)
     encode = Encode(made)
     chunks = [encode(part) for part in torch.split(torch.from_numpy(seen), chunk)]
-    return made, encode, standardisation(made, lambda: chunks)
+    return made, encode, fit_standardisation(made, lambda: chunks)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 10_000])
@@ -339,7 +339,7 @@ def test_an_index_that_is_none_equals_no_category():
 
 def test_a_table_of_plain_numbers_costs_no_node():
     columns, seen, _ = kinds(*mixed(), "constant")
-    assert not layout(columns, seen, 0).is_needed
+    assert not choose_layout(columns, seen, 0).is_needed
     dense = nn.Linear(1, 2)
     affine = Affine(torch.ones(1), torch.zeros(1))
     model = to_onnx(fold(nn.Sequential(affine, dense).eval()).network, 1, 2, "classification")

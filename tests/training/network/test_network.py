@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from foldserve.training.network.mlp import ACTIVATIONS, Affine, mlp
+from foldserve.training.network.layers import Affine
+from foldserve.training.network.mlp import ACTIVATIONS, build_mlp
 from foldserve.training.plan import Architecture
 
 
@@ -13,13 +14,13 @@ def kinds(network):
 
 
 def test_pre_places_the_norm_between_dense_and_activation():
-    network = mlp(64, 10, Architecture(hidden=(64, 64), placement="pre", dropout=0))
+    network = build_mlp(64, 10, Architecture(hidden=(64, 64), placement="pre", dropout=0))
     block = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
     assert kinds(network) == [*block, *block, nn.Linear]
 
 
 def test_post_is_the_reference_topology_as_written():
-    network = mlp(64, 10, Architecture(hidden=(64, 64), placement="post", dropout=0))
+    network = build_mlp(64, 10, Architecture(hidden=(64, 64), placement="post", dropout=0))
     block = [nn.Linear, nn.ReLU, nn.BatchNorm1d]
     assert kinds(network) == [*block, *block, nn.Linear]
     assert [layer.out_features for layer in network if isinstance(layer, nn.Linear)] == [64, 64, 10]
@@ -27,25 +28,25 @@ def test_post_is_the_reference_topology_as_written():
 
 @pytest.mark.parametrize("hidden", [(), (3,), (7, 5, 3, 2)])
 def test_any_number_of_hidden_widths_maps_features_to_outputs(hidden):
-    network = mlp(6, 4, Architecture(hidden=hidden)).eval()
+    network = build_mlp(6, 4, Architecture(hidden=hidden)).eval()
     assert network(torch.zeros(2, 6)).shape == (2, 4)
     assert [layer.out_features for layer in network if isinstance(layer, nn.Linear)] == [*hidden, 4]
 
 
 def test_a_dense_that_a_norm_follows_directly_has_no_bias():
     for placement, without in (("pre", [True, True, False]), ("post", [False, False, False])):
-        network = mlp(4, 2, Architecture(hidden=(3, 3), placement=placement))
+        network = build_mlp(4, 2, Architecture(hidden=(3, 3), placement=placement))
         assert [layer.bias is None for layer in network if isinstance(layer, nn.Linear)] == without
 
 
 def test_batch_norm_off_leaves_none_and_gives_every_dense_its_bias():
-    network = mlp(4, 2, Architecture(batch_norm=False, input_norm=True))
+    network = build_mlp(4, 2, Architecture(batch_norm=False, input_norm=True))
     assert nn.BatchNorm1d not in kinds(network)
     assert all(layer.bias is not None for layer in network if isinstance(layer, nn.Linear))
 
 
 def test_input_norm_stands_first_and_eps_and_momentum_reach_every_norm():
-    network = mlp(4, 2, Architecture(input_norm=True, eps=1e-3, momentum=0.01))
+    network = build_mlp(4, 2, Architecture(input_norm=True, eps=1e-3, momentum=0.01))
     norms = [layer for layer in network if isinstance(layer, nn.BatchNorm1d)]
     assert network[0] is norms[0]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
@@ -53,12 +54,12 @@ def test_input_norm_stands_first_and_eps_and_momentum_reach_every_norm():
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation_follows_each_hidden_dense(name):
-    network = mlp(4, 2, Architecture(activation=name))
+    network = build_mlp(4, 2, Architecture(activation=name))
     assert sum(isinstance(layer, ACTIVATIONS[name]) for layer in network) == 2
 
 
 def test_dropout_follows_each_hidden_block():
-    network = mlp(4, 2, Architecture(hidden=(3, 3), dropout=0.25))
+    network = build_mlp(4, 2, Architecture(hidden=(3, 3), dropout=0.25))
     assert [layer.p for layer in network if isinstance(layer, nn.Dropout)] == [0.25, 0.25]
 
 

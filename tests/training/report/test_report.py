@@ -18,7 +18,7 @@ from foldserve.training.report.report import (
     MAX_PAIRS,
     Evidence,
     render,
-    summary,
+    summarise,
 )
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -306,7 +306,7 @@ def test_the_same_evidence_gives_the_same_bytes_and_other_evidence_others(pages)
 def test_a_name_from_the_table_is_text_and_nothing_else(name):
     evidence = classification(names=[name, "b", "c"], labels=(name, "b", "c", "d"))
     evidence = replace(evidence, importances=replace(evidence.importances, mean=np.array([3.0, 2.0, 1.0])))
-    page, lines = render(evidence), summary(evidence)
+    page, lines = render(evidence), summarise(evidence)
     parsed = Page(page)
     as_column, as_class = parsed.table("feature")[0][0], parsed.table("class")[0][0]
     assert as_column == as_class
@@ -322,7 +322,7 @@ def test_a_name_from_the_table_is_text_and_nothing_else(name):
 def test_a_note_on_the_table_is_on_the_page_as_it_is_and_not_said_again_after_the_training():
     evidence = replace(classification(), notes=(f"Dropped {HOSTILE}.",))
     assert f"Dropped {HOSTILE}." in Page(render(evidence)).text
-    assert "Dropped" not in summary(evidence)
+    assert "Dropped" not in summarise(evidence)
 
 
 def test_a_class_that_is_never_predicted_is_said_and_its_precision_undefined():
@@ -331,7 +331,7 @@ def test_a_class_that_is_never_predicted_is_said_and_its_precision_undefined():
     row = page.table("class")[2]
     assert row[2:6] == ["0", "\N{EN DASH}", "0.0000", "0.0000"]
     assert "Never predicted on the test rows, though some are of it: class 2." in page.text
-    assert summary(evidence).splitlines()[1].startswith("worst        class 2: 0.0% of")
+    assert summarise(evidence).splitlines()[1].startswith("worst        class 2: 0.0% of")
 
 
 def test_a_model_that_is_worth_nothing_is_told_so():
@@ -344,8 +344,8 @@ def test_a_model_that_is_worth_nothing_is_told_so():
 
 
 def test_probabilities_that_are_worth_nothing_are_told_apart_from_answers_that_are():
-    assert "its probabilities are not: see log_loss" in summary(classification(never=2))
-    assert "probabilities are not" not in summary(classification())
+    assert "its probabilities are not: see log_loss" in summarise(classification(never=2))
+    assert "probabilities are not" not in summarise(classification())
 
 
 @pytest.mark.parametrize("classes", [2, 1000])
@@ -396,7 +396,7 @@ def test_targets_and_outputs_that_never_change_are_drawn():
 
 def test_the_summary_says_baseline_worst_classes_and_best_features():
     evidence = classification()
-    lines = summary(evidence).splitlines()
+    lines = summarise(evidence).splitlines()
     assert len(lines) == 5
     worst = f1_score(evidence.y, evidence.outputs.argmax(1), average=None).argmin()
     best = evidence.importances.mean.argmax()
@@ -410,4 +410,4 @@ def test_the_summary_says_baseline_worst_classes_and_best_features():
 def test_the_summary_of_a_regression_says_how_far_it_is_off():
     evidence = regression()
     off = np.quantile(abs(evidence.outputs[:, 0] - evidence.y), [0.5, 0.9])
-    assert f"residuals    half within {off[0]:.4f}, 90% within {off[1]:.4f}" in summary(evidence).splitlines()
+    assert f"residuals    half within {off[0]:.4f}, 90% within {off[1]:.4f}" in summarise(evidence).splitlines()

@@ -1,0 +1,51 @@
+"""How names and numbers are written, on a page and on a terminal alike. Needs only the standard library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+MAX_NAME = 60
+_UNDEFINED = "\N{EN DASH}"
+# Below this, only rounding is left, as in the R2 of a mean.
+_ZERO = 1e-12
+_SMALL, _LARGE, _WHOLE = 1e-2, 1e3, 1e7
+
+
+def printable(text: str) -> str:
+    """Replace control characters, changes of the writing direction and lone surrogates: one line stays one line."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def format_name(name: object) -> str:
+    """Write the name of a column, class or category, printable and at most `MAX_NAME` characters long."""
+    text = printable(str(name))
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def join_some(names: Sequence[object], most: int) -> str:
+    """List the first `most` names, and count the rest: `a, b and 7 more`."""
+    more = len(names) - most
+    return ", ".join(map(str, names[:most])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def format_figure(value: float) -> str:
+    """Write a metric: four decimals, four digits of a small or a large number, a dash for NaN."""
+    if math.isnan(value):
+        return _UNDEFINED
+    return f"{value:.4f}" if _SMALL <= abs(value) < _LARGE or abs(value) < _ZERO else f"{value:.4g}"
+
+
+def format_value(value: float) -> str:
+    """Write a value of the table: without decimals if it is a whole number, else with four digits."""
+    return f"{value:,.0f}" if value == round(value) and abs(value) < _WHOLE else f"{value:.4g}"
+
+
+def format_percent(share: float) -> str:
+    """Write a share, 0 to 1, as a percentage with one decimal; a dash for NaN."""
+    return _UNDEFINED if math.isnan(share) else f"{share:.1%}"
+
+
+def count_of(number: int, noun: str) -> str:
+    """Write `1 row`, `2 rows`, `1,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
