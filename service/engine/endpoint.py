@@ -22,7 +22,7 @@ from foldserve.service.errors import DeadlinePassed, InvalidInput, QueueFull, Re
 from foldserve.service.metrics import Metrics, Requests
 from foldserve.service.protocols import content
 from foldserve.service.protocols.reply import Headers, Reply, failure, refusal
-from foldserve.service.protocols.rows import Call, Rows, TakesLong
+from foldserve.service.protocols.rows import DecodedRequest, Rows, SlowBody
 
 log = logging.getLogger("foldserve")
 
@@ -38,8 +38,8 @@ _WAITING_PER_THREAD = 8
 class Codec(Protocol):
     """What a protocol does with bytes."""
 
-    def decode(self, headers: Headers, body: bytes, *, quickly: bool = False) -> Call:
-        """Read one request, or raise `RequestError`; with `quickly`, `TakesLong` where it would."""
+    def decode(self, headers: Headers, body: bytes, *, fast_only: bool = False) -> DecodedRequest:
+        """Read one request, or raise `RequestError`; with `fast_only`, `SlowBody` where it would."""
 
 
 class Pool:
@@ -121,7 +121,7 @@ class Exchange:
         self._headers = headers
         self._done = done
         self._arrived = time.monotonic()
-        self._call: Call | None = None
+        self._call: DecodedRequest | None = None
         self._step: Entry | asyncio.Future[Any] | None = None  # what it waits for
         self._open = True
         if endpoint.requests is not None:
@@ -132,8 +132,8 @@ class Exchange:
         try:
             if len(body) <= _LARGE and b"content-encoding" not in self._headers:
                 try:
-                    self._submit(self._endpoint.codec.decode(self._headers, body, quickly=len(body) > _MEDIUM))
-                except TakesLong:
+                    self._submit(self._endpoint.codec.decode(self._headers, body, fast_only=len(body) > _MEDIUM))
+                except SlowBody:
                     pass
                 else:
                     return
@@ -148,13 +148,13 @@ class Exchange:
             if self._step is not None:
                 self._step.cancel()
 
-    def _read(self, body: bytes) -> Call:
+    def _read(self, body: bytes) -> DecodedRequest:
         if time.monotonic() >= self._arrived + self._timeout(None):
             raise DeadlinePassed("the deadline passed before the request could be read")
         body = content.inflated(self._headers, body, self._endpoint.limits.max_body)
         return self._endpoint.codec.decode(self._headers, body)
 
-    def _submit(self, call: Call) -> None:
+    def _submit(self, call: DecodedRequest) -> None:
         deadline = self._arrived + self._timeout(call.timeout)
         self._call = call
         self._step = self._endpoint.batcher.submit(call.rows, deadline, self._computed)

@@ -24,7 +24,7 @@ _MISFITS: dict[frozenset[type], str] = {
 }
 
 
-class CodedColumn:
+class CategoricalColumn:
     """One boolean or categorical column; `place` among all columns.
 
     largest: the largest code. reserved: the code of what training has not seen; NaN, which equals no code, where

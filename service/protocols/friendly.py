@@ -23,15 +23,15 @@ from foldserve.service.protocols.arrow import ArrowWriter
 from foldserve.service.protocols.content import media_type, preferred
 from foldserve.service.protocols.reply import JSON, Headers, Reply
 from foldserve.service.protocols.rows import (
-    NOT_SO,
+    SIMDJSON_ERRORS,
     SMALL_BODY,
-    Call,
     Columns,
+    DecodedRequest,
     Rows,
-    TakesLong,
-    brackets,
+    SlowBody,
+    count_byte,
     document,
-    is_flood,
+    has_more_brackets,
     proxies,
 )
 
@@ -60,39 +60,39 @@ class FriendlyCodec:
         in_values = sum(max(map(_brackets_in, feature.categories), default=0) for feature in manifest.features)
         self._max_brackets = 2 * max_rows * (1 + in_names + in_values) + 200_000
 
-    def decode(self, headers: Headers, body: bytes, *, quickly: bool = False) -> Call:
-        """Read one request. Raises `InvalidInput`, `UnsupportedMedia`; `quickly`, `TakesLong` if it would."""
+    def decode(self, headers: Headers, body: bytes, *, fast_only: bool = False) -> DecodedRequest:
+        """Read one request. Raises `InvalidInput`, `UnsupportedMedia`; `fast_only`, `SlowBody` if it would."""
         kind = media_type(headers)
         if kind in (None, JSON_TYPE):
-            rows = self._json_rows(body, quickly=quickly)
+            rows = self._json_rows(body, fast_only=fast_only)
         elif kind == RAW_TYPE:
             rows = self._raw_rows(body)
         else:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
         wanted = preferred(headers, b"accept", self._answers) if b"accept" in headers else None
-        return Call(rows, self._answers[wanted or JSON_TYPE], unseen=self._columns.unseen(rows))
+        return DecodedRequest(rows, self._answers[wanted or JSON_TYPE], unseen=self._columns.unseen(rows))
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def _json_rows(self, body: bytes, *, quickly: bool) -> Rows:
-        if is_flood(body, self._max_brackets):
+    def _json_rows(self, body: bytes, *, fast_only: bool) -> Rows:
+        if has_more_brackets(body, self._max_brackets):
             raise InvalidInput(
                 f'"instances" has too many rows, or rows inside rows; at most {self._max_rows} are allowed'
             )
         # Where a category may be a number, an array of numbers alone is not yet one of codes.
         rows = self._plain_rows(body) if len(body) > SMALL_BODY and not self._columns.coded else None
-        if rows is None and quickly:
-            raise TakesLong
+        if rows is None and fast_only:
+            raise SlowBody
         return self._checked_rows(body) if rows is None else rows
 
     def _plain_rows(self, body: bytes) -> Rows | None:
         """Read what nearly every large body is, and is sure to be right; None is for `_checked_rows` to decide."""
         try:
             instances = proxies(body)["instances"]
-            rows = brackets(body) - 1
+            rows = count_byte(body, b"[") - 1
             if 0 < rows <= self._max_rows:
                 return self._columns.from_simdjson(instances, rows)
-        except NOT_SO:
+        except SIMDJSON_ERRORS:
             pass
         return None
 
@@ -107,7 +107,7 @@ class FriendlyCodec:
             if len(row) != width:
                 raise InvalidInput(f"row {i} has {len(row)} values, expected {width}")
         values = instances[0] if len(instances) == 1 else list(chain.from_iterable(instances))
-        return self._columns.from_own_values(values)
+        return self._columns.from_json_values(values)
 
     def _instances(self, body: bytes) -> list[Any]:
         parsed = document(body)
@@ -166,10 +166,12 @@ def example(manifest: Manifest) -> list[Category | bool | None]:
 
     The reserved bucket has no value of its own: the last category stands there.
     """
-    return [_own(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)]
+    return [
+        _json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)
+    ]
 
 
-def _own(feature: Feature, value: float | None) -> Category | bool | None:
+def _json_value(feature: Feature, value: float | None) -> Category | bool | None:
     if value is None or feature.kind == "numeric":
         return value
     return bool(value) if feature.kind == "boolean" else (*feature.categories, feature.categories[-1])[int(value)]

@@ -32,15 +32,15 @@ from foldserve.service.protocols.categories import NUMBERS
 from foldserve.service.protocols.content import media_type
 from foldserve.service.protocols.reply import JSON, Headers, Reply
 from foldserve.service.protocols.rows import (
-    NOT_SO,
+    SIMDJSON_ERRORS,
     SMALL_BODY,
-    Call,
     Columns,
+    DecodedRequest,
     Rows,
-    TakesLong,
-    brackets,
+    SlowBody,
+    count_byte,
     document,
-    is_flood,
+    has_more_brackets,
     members,
     proxies,
     small_value,
@@ -74,8 +74,8 @@ class OipCodec:
         self._output = manifest.output.name
         self._max_rows = max_rows
 
-    def decode(self, headers: Headers, body: bytes, *, quickly: bool = False) -> Call:
-        """Read one request. Raises `InvalidInput`, `UnsupportedMedia`; `quickly`, `TakesLong` if it would."""
+    def decode(self, headers: Headers, body: bytes, *, fast_only: bool = False) -> DecodedRequest:
+        """Read one request. Raises `InvalidInput`, `UnsupportedMedia`; `fast_only`, `SlowBody` if it would."""
         if media_type(headers) not in _MEDIA_TYPES:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
         head, tail = body, None
@@ -87,18 +87,18 @@ class OipCodec:
             if not head:
                 return self._raw(tail)
         # Twice what a body of that many rows can hold, and some for the small mistakes that a clearer text waits for.
-        if is_flood(head, 2 * self._max_rows + 200_000):
+        if has_more_brackets(head, 2 * self._max_rows + 200_000):
             raise InvalidInput(f"there are too many arrays and objects; at most {self._max_rows} rows are allowed")
         if len(head) > SMALL_BODY:
             if not tail and (plain := self._plain(head)) is not None:
                 return plain
-            if quickly:
-                raise TakesLong
+            if fast_only:
+                raise SlowBody
         return self._thorough(document(head), tail)
 
     # --- the request ----------------------------------------------------------------------------------------------
 
-    def _plain(self, body: bytes) -> Call | None:
+    def _plain(self, body: bytes) -> DecodedRequest | None:
         """Read what nearly every large body is, one tensor of floats; None is for the thorough way to decide."""
         try:
             request = proxies(body)
@@ -109,14 +109,14 @@ class OipCodec:
                 return None
             rest = {name: small_value(value) for name, value in request.items() if name != "inputs"}
             # Besides the rows' own there are those of "inputs", "shape" and "data", and of "outputs" if it is given.
-            rows = self._columns.from_simdjson(data, brackets(body) - 3 - ("outputs" in rest))
+            rows = self._columns.from_simdjson(data, count_byte(body, b"[") - 3 - ("outputs" in rest))
             if rows is None or len(rows) != self._count(head) or head["name"] != self._input:
                 return None
-        except (*NOT_SO, InvalidInput):
+        except (*SIMDJSON_ERRORS, InvalidInput):
             return None
-        return self._call(rest, rows)
+        return self._decoded(rest, rows)
 
-    def _thorough(self, request: Any, tail: memoryview | None) -> Call:
+    def _thorough(self, request: Any, tail: memoryview | None) -> DecodedRequest:
         """Read a request whose binary tensors, if it has any, are in `tail`."""
         if type(request) is not dict or type(request.get("inputs")) is not list:
             raise InvalidInput('the body is not an object with an array "inputs"')
@@ -138,7 +138,7 @@ class OipCodec:
             raise InvalidInput(f'{self._input!r} has both "data" and a binary_data_size')
         else:
             rows = self._from_binary(tail, size, datatype, count)
-        return self._call(request, rows)
+        return self._decoded(request, rows)
 
     def _count(self, tensor: dict[str, Any]) -> int:
         """Give the number of rows of a tensor whose shape is right."""
@@ -167,7 +167,7 @@ class OipCodec:
             data = list(map(int, data))
         elif datatype in _INTEGERS:
             self._check_integers(data, datatype)
-        rows = self._columns.from_numbers(data)
+        rows = self._columns.from_json_numbers(data)
         if datatype in _LARGEST and (np.abs(rows) > _LARGEST[datatype]).any():
             raise InvalidInput(f"{self._input!r} holds a value that is too large for {datatype}")
         return rows
@@ -196,18 +196,18 @@ class OipCodec:
             values = (values.astype("<u4") << 16).view("<f4")
         return self._columns.from_array(values)
 
-    def _raw(self, tail: memoryview) -> Call:
+    def _raw(self, tail: memoryview) -> DecodedRequest:
         count, rest = divmod(len(tail), 4 * self._columns.width)
         if rest:
             raise InvalidInput(f"the body is not rows of {self._columns.width} FP32 values")
         self._count({"shape": [count, self._columns.width]})
-        return self._call(
+        return self._decoded(
             {"parameters": {"binary_data_output": True}}, self._from_binary(tail, len(tail), "FP32", count)
         )
 
     # --- the answer -----------------------------------------------------------------------------------------------
 
-    def _call(self, request: dict[str, Any], rows: Rows) -> Call:
+    def _decoded(self, request: dict[str, Any], rows: Rows) -> DecodedRequest:
         """Settle what the answer has to say, before anything is computed."""
         identity = request.get("id")
         if identity is not None and (type(identity) is not str or _CONTROL.search(identity)):
@@ -229,7 +229,7 @@ class OipCodec:
             binary = _flag(of_output, "binary_data", default=binary)
         named = self._model if identity is None else {**self._model, "id": identity}
         encode = partial(self._binary if binary else self._json, named)
-        return Call(rows, encode, timeout / 1e6 if timeout else None, self._columns.unseen(rows))
+        return DecodedRequest(rows, encode, timeout / 1e6 if timeout else None, self._columns.unseen(rows))
 
     def _tensor(self, outputs: Rows) -> dict[str, Any]:
         return {"name": self._output, "datatype": "FP32", "shape": outputs.shape}

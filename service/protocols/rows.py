@@ -20,7 +20,7 @@ import simdjson
 
 from foldserve.service.bundle import Feature
 from foldserve.service.errors import InvalidInput
-from foldserve.service.protocols.categories import NUMBERS, CodedColumn
+from foldserve.service.protocols.categories import NUMBERS, CategoricalColumn
 from foldserve.service.protocols.reply import Reply
 
 Rows = npt.NDArray[np.float32]
@@ -41,15 +41,15 @@ _LONG = 64
 _DEEP = 3
 
 # What simdjson and its proxies raise for what is not JSON, not an array, not there, or not a number.
-NOT_SO = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError)
+SIMDJSON_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError)
 
 
-class TakesLong(Exception):  # noqa: N818
+class SlowBody(Exception):  # noqa: N818
     """There is no quick way with this body."""
 
 
 @dataclass(slots=True)
-class Call:
+class DecodedRequest:
     """One request, understood: float32 [rows, features], how to write the answer, and the client's deadline.
 
     unseen: how many values training has not seen, by the names of their features.
@@ -72,7 +72,7 @@ class Columns:
         self.width = len(features)
         self._nullable = np.array([feature.missing for feature in features])
         self.coded = tuple(
-            CodedColumn(place, feature, feature.largest_code)
+            CategoricalColumn(place, feature, feature.largest_code)
             for place, feature in enumerate(features)
             if feature.largest_code is not None
         )
@@ -99,7 +99,7 @@ class Columns:
         rows = exact.reshape(-1, self.width).astype(np.float32)
         return None if self.coded and self._no_codes(rows).any() else rows
 
-    def from_own_values(self, values: list[Any]) -> Rows:
+    def from_json_values(self, values: list[Any]) -> Rows:
         """Read JSON's own values, row after row: numbers, true and false, categories; null is a missing value.
 
         Raises `InvalidInput`.
@@ -110,15 +110,15 @@ class Columns:
         else:
             for column in self.coded:
                 values[column.place :: self.width] = column.codes(values[column.place :: self.width])
-        return self._from_numbers(values)
+        return self._from_json_numbers(values)
 
-    def from_numbers(self, values: list[Any]) -> Rows:
+    def from_json_numbers(self, values: list[Any]) -> Rows:
         """Read JSON's numbers, row after row, codes among them; null is a missing value. Raises `InvalidInput`."""
-        rows = self._from_numbers(values)
+        rows = self._from_json_numbers(values)
         self._check_codes(rows)
         return rows
 
-    def _from_numbers(self, values: list[Any]) -> Rows:
+    def _from_json_numbers(self, values: list[Any]) -> Rows:
         types = set(map(type, values))
         if types <= NUMBERS:
             if len(values) <= _SMALL_COUNT:
@@ -201,7 +201,7 @@ _KEPT_BODY = 2**20
 
 
 def proxies(body: bytes) -> dict[str, Any]:
-    """Parse an object by simdjson. Raises one of `NOT_SO` where `document` is to judge.
+    """Parse an object by simdjson. Raises one of `SIMDJSON_ERRORS` where `document` is to judge.
 
     That is also where simdjson is the more lenient: it skips a byte order mark. One document at a time: the last one's
     proxies must be gone, or it raises.
@@ -246,17 +246,17 @@ def small_value(value: Any, deepest: int = _DEEP) -> Any:
     return value
 
 
-def brackets(body: bytes | memoryview, kind: str = "[") -> int:
-    """Count the `[`, or the `{`. NumPy looks at all bytes at once, `bytes.count` at one find after the other."""
-    return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord(kind)))
+def count_byte(body: bytes | memoryview, byte: bytes) -> int:
+    """Count a byte. NumPy compares many bytes at once; `bytes.count` finds one after the other."""
+    return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord(byte)))
 
 
-def is_flood(body: bytes | memoryview, most: int) -> bool:
+def has_more_brackets(body: bytes | memoryview, most: int) -> bool:
     """Tell whether a body opens more arrays and objects than `most`: millions would hold the interpreter for seconds.
 
     To be asked before anything is parsed. A small body is none.
     """
-    return len(body) > SMALL_BODY and brackets(body) + brackets(body, "{") > most
+    return len(body) > SMALL_BODY and count_byte(body, b"[") + count_byte(body, b"{") > most
 
 
 def document(body: bytes | memoryview) -> Any:

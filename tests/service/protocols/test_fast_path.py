@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.oip import OipCodec
-from foldserve.service.protocols.rows import SMALL_BODY, Call, document
+from foldserve.service.protocols.rows import SMALL_BODY, DecodedRequest, document
 from tests.service.support import manifest
 
 MAX_ROWS = 3
@@ -30,7 +30,7 @@ OIP = OipCodec(MANIFEST, MAX_ROWS)
 OUTPUTS = np.array([[0.5]], np.float32)
 
 
-def outcome(decode: Callable[[], Call]) -> tuple[Any, ...]:
+def outcome(decode: Callable[[], DecodedRequest]) -> tuple[Any, ...]:
     """All that a caller could tell: rows bit for bit, the answer and the time; or the text of the refusal."""
     try:
         call = decode()
@@ -41,10 +41,10 @@ def outcome(decode: Callable[[], Call]) -> tuple[Any, ...]:
 
 
 def assert_same_both_ways(codec: FriendlyCodec | OipCodec, body: bytes) -> None:
-    def thorough() -> Call:
+    def thorough() -> DecodedRequest:
         if isinstance(codec, OipCodec):
             return codec._thorough(document(large), None)
-        return Call(codec._checked_rows(large), codec._json)
+        return DecodedRequest(codec._checked_rows(large), codec._json)
 
     large = body + b" " * SMALL_BODY
     found = outcome(lambda: codec.decode({}, large))

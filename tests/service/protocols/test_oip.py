@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 from foldserve.service.errors import InvalidInput, UnsupportedMedia
 from foldserve.service.protocols.oip import OipCodec
 from foldserve.service.protocols.reply import Reply
-from foldserve.service.protocols.rows import Call
+from foldserve.service.protocols.rows import DecodedRequest
 from tests.service.support import MARKER, manifest
 
 MAX_ROWS = 4
@@ -39,7 +39,7 @@ def head(*tensors: Any, **more: Any) -> bytes:
     return json.dumps({"inputs": list(tensors), **more}).encode()
 
 
-def decode(body: bytes, tail: bytes | None = None, length: object = None) -> Call:
+def decode(body: bytes, tail: bytes | None = None, length: object = None) -> DecodedRequest:
     """Decode JSON, and with a tail the bytes after it; length: a header that says something else."""
     if tail is not None and length is None:
         length = len(body)
@@ -338,7 +338,7 @@ def test_a_length_of_the_json_that_cuts_elsewhere_is_refused(off: int) -> None:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def answer(call: Call, outputs: np.ndarray = OUTPUTS) -> tuple[dict[str, Any], bytes | None]:
+def answer(call: DecodedRequest, outputs: np.ndarray = OUTPUTS) -> tuple[dict[str, Any], bytes | None]:
     """The answer's JSON, and the bytes after it; None where the answer is JSON alone."""
     reply: Reply = call.encode(outputs)
     headers = dict(reply.headers)

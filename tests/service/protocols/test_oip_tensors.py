@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.oip import OipCodec
-from foldserve.service.protocols.rows import Call
+from foldserve.service.protocols.rows import DecodedRequest
 from tests.service.support import MARKER, manifest
 
 CODEC = OipCodec(manifest(features=("a", "b"), missing=["b"]), 4)
@@ -50,13 +50,13 @@ def packed(datatype: str, *values: Any) -> bytes:
     return struct.pack(f"<{len(values)}{LETTERS[datatype]}", *values)
 
 
-def as_json(datatype: str, *values: Any, **changes: Any) -> Call:
+def as_json(datatype: str, *values: Any, **changes: Any) -> DecodedRequest:
     data = list(values)
     tensor = {"name": "input", "shape": [len(data) // 2, 2], "datatype": datatype, "data": data, **changes}
     return CODEC.decode({}, json.dumps({"inputs": [tensor]}).encode())
 
 
-def as_bytes(datatype: str, content: bytes, rows: int = 1, **changes: Any) -> Call:
+def as_bytes(datatype: str, content: bytes, rows: int = 1, **changes: Any) -> DecodedRequest:
     parameters = {"binary_data_size": len(content)}
     tensor = {"name": "input", "shape": [rows, 2], "datatype": datatype, "parameters": parameters, **changes}
     head = json.dumps({"inputs": [tensor]}).encode()

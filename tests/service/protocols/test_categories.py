@@ -18,7 +18,7 @@ from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.oip import OipCodec
 from foldserve.service.protocols.reply import Reply
-from foldserve.service.protocols.rows import SMALL_BODY, Call
+from foldserve.service.protocols.rows import SMALL_BODY, DecodedRequest
 from foldserve.service.runtime import load as runtime
 from foldserve.service.runtime.session import Options
 from tests.service.mixed import (
@@ -45,11 +45,11 @@ RAW = {b"content-type": b"application/octet-stream"}
 ROW = GOLDEN[1]
 
 
-def by_array(rows: Any) -> Call:
+def by_array(rows: Any) -> DecodedRequest:
     return FRIENDLY.decode({}, json.dumps({"instances": rows}).encode())
 
 
-def by_name(rows: Any) -> Call:
+def by_name(rows: Any) -> DecodedRequest:
     named = [dict(reversed(list(zip(NAMES, row, strict=True)))) for row in rows]
     return FRIENDLY.decode({}, json.dumps({"instances": named}).encode())
 
@@ -59,26 +59,26 @@ def tensor(rows: np.ndarray, datatype: str = "FP32", **more: Any) -> bytes:
     return json.dumps({"inputs": [head]}, allow_nan=False).encode()
 
 
-def as_json(rows: np.ndarray, datatype: str = "FP32") -> Call:
+def as_json(rows: np.ndarray, datatype: str = "FP32") -> DecodedRequest:
     return OIP.decode({}, tensor(rows, datatype, data=[None if math.isnan(v) else v for v in rows.ravel().tolist()]))
 
 
-def as_large_json(rows: np.ndarray) -> Call:
+def as_large_json(rows: np.ndarray) -> DecodedRequest:
     data = [[None if math.isnan(value) else value for value in row] for row in rows.tolist()]
     return OIP.decode({}, tensor(rows, data=data) + b" " * SMALL_BODY)
 
 
-def as_binary(rows: np.ndarray, datatype: str = "FP32") -> Call:
+def as_binary(rows: np.ndarray, datatype: str = "FP32") -> DecodedRequest:
     content = rows.astype({"FP32": "<f4", "FP64": "<f8", "INT64": "<i8", "UINT8": "u1"}[datatype]).tobytes()
     head = tensor(rows, datatype, parameters={"binary_data_size": len(content)})
     return OIP.decode({b"inference-header-content-length": b"%d" % len(head)}, head + content)
 
 
-def as_bytes(rows: np.ndarray) -> Call:
+def as_bytes(rows: np.ndarray) -> DecodedRequest:
     return OIP.decode({b"inference-header-content-length": b"0"}, rows.astype("<f4").tobytes())
 
 
-def raw(rows: np.ndarray) -> Call:
+def raw(rows: np.ndarray) -> DecodedRequest:
     return FRIENDLY.decode(RAW, rows.astype("<f4").tobytes())
 
 
@@ -86,7 +86,7 @@ OF_VALUES = [by_array, by_name]
 OF_CODES = [as_json, as_large_json, as_binary, as_bytes, raw]
 
 
-def refusal(send: Callable[[Any], Call], rows: Any) -> str:
+def refusal(send: Callable[[Any], DecodedRequest], rows: Any) -> str:
     with pytest.raises(InvalidInput) as refused:
         send(rows)
     assert MARKER not in str(refused.value)
@@ -153,7 +153,9 @@ def test_a_table_of_numbers_has_nothing_unseen() -> None:
 
 
 @pytest.mark.parametrize("send", OF_VALUES)
-def test_a_category_is_its_own_string_or_number_and_no_other_spelling_of_it(send: Callable[[Any], Call]) -> None:
+def test_a_category_is_its_own_string_or_number_and_no_other_spelling_of_it(
+    send: Callable[[Any], DecodedRequest],
+) -> None:
     for name, value, code in (
         ("town", "1", 3),
         ("town", "1.0", len(TOWNS)),
@@ -224,7 +226,7 @@ NEITHER = [{}, {MARKER: 1}, [], [1], [MARKER]]
 )
 @pytest.mark.parametrize("send", OF_VALUES)
 def test_a_value_of_another_kind_is_refused_by_row_and_column(
-    send: Callable[[Any], Call], name: str, values: list[Any], text: str
+    send: Callable[[Any], DecodedRequest], name: str, values: list[Any], text: str
 ) -> None:
     for value in values:
         rows = with_value(name, value)
@@ -243,7 +245,7 @@ def test_a_value_of_another_kind_is_refused_by_row_and_column(
 )
 @pytest.mark.parametrize("send", OF_CODES)
 def test_a_number_that_is_no_code_is_refused_by_row_and_column(
-    send: Callable[[Any], Call], name: str, found: list[float], text: str
+    send: Callable[[Any], DecodedRequest], name: str, found: list[float], text: str
 ) -> None:
     for code in found:
         assert refusal(send, with_code(name, code)) == f"row 1, column {name!r} {text}"
@@ -251,14 +253,16 @@ def test_a_number_that_is_no_code_is_refused_by_row_and_column(
 
 @pytest.mark.parametrize("name", ["age", "town", "member", "children"])
 @pytest.mark.parametrize("send", OF_CODES)
-def test_nothing_may_be_missing_where_the_feature_has_no_missing_values(send: Callable[[Any], Call], name: str) -> None:
+def test_nothing_may_be_missing_where_the_feature_has_no_missing_values(
+    send: Callable[[Any], DecodedRequest], name: str
+) -> None:
     what = "null" if send in (as_json, as_large_json) else "NaN"
     text = f"row 1, column {name!r} is {what}, and the feature has no missing values"
     assert refusal(send, with_code(name, math.nan)) == text
 
 
 @pytest.mark.parametrize("send", [as_binary, as_bytes, raw])
-def test_an_infinity_is_no_code(send: Callable[[Any], Call]) -> None:
+def test_an_infinity_is_no_code(send: Callable[[Any], DecodedRequest]) -> None:
     assert refusal(send, with_code("town", math.inf)) == "row 1, column 'town' is infinite"
 
 
