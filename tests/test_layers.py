@@ -31,17 +31,18 @@ LAYERS = {
     "service.cli": "service.http service.commands service.runtime service.runtime.session service.bundle "
     "service.settings service.errors",
     "service.__main__": "service.cli",
-    # The trainer meets the service in the contents of a bundle and in the one opener of sessions, and nowhere else.
+    # The trainer meets the service in the contents of a bundle, in the one opener of sessions and in the name of the
+    # processor, and nowhere else.
     "training.errors": "",
     "training.text": "",
     "training.plan": "training.errors",
     "training.table": "training.text training.plan training.errors service.bundle",
     "training.network": "training.table training.plan training.errors",
     "training.fold": "training.network training.errors service.bundle service.runtime.session",
-    "training.fit": "training.network training.table training.plan training.errors",
+    "training.fit": "training.network training.table training.plan training.errors service.bundle",
     "training.progress": "training.fit training.plan",
     "training.certify": "training.fold training.fit training.network training.table training.plan training.errors "
-    "service.bundle service.runtime.session",
+    "service.bundle service.machine service.runtime.session",
     "training.report": "training.text training.fit training.table training.plan training.errors service.bundle",
     "training.diagnose": "training.report training.certify training.fold training.fit training.network training.table "
     "training.plan training.errors service.bundle service.runtime.session",

@@ -188,7 +188,8 @@ def export(plan: Plan, trained: Trained) -> Written:
     task, held_out = table.task, data.held_out(plan.data, table, split)
     model = to_onnx(trained.folded.network, table.x.shape[1], table.outputs, task)
     seen = table.x[split.train]
-    drawn = certificate.draw(table.columns, seen, certificate.RANDOM_ROWS, plan.seed)
+    features = tuple(record.feature(column, values) for column, values in zip(table.columns, seen.T, strict=True))
+    drawn = certificate.draw(features, seen, certificate.RANDOM_ROWS, plan.seed)
     with _fixed_arithmetic(plan.threads):
         evidence = certificate.certify(
             trained.network, trained.folded.network, model, task, trained.tolerance, held_out=held_out.x, drawn=drawn
@@ -210,9 +211,7 @@ def export(plan: Plan, trained: Trained) -> Written:
             model=bundle.ModelFile(size=len(model), sha256=sha256(model).hexdigest(), opset=OPSET),
             input=bundle.Tensor(name=INPUT, shape=(-1, table.x.shape[1])),
             output=bundle.Tensor(name=OUTPUT[task], shape=(-1, table.outputs)),
-            features=tuple(
-                record.feature(column, values) for column, values in zip(table.columns, seen.T, strict=True)
-            ),
+            features=features,
             labels=table.labels,
             certificate=evidence,
             golden=golden,

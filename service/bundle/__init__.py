@@ -38,6 +38,7 @@ from foldserve.service.bundle.parity import (
     Parity,
     Tolerance,
 )
+from foldserve.service.bundle.sample import draw_column
 from foldserve.service.errors import BundleError
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "Task",
     "Tensor",
     "Tolerance",
+    "draw_column",
     "read",
     "require_folder",
     "versions",

@@ -6,7 +6,6 @@ A bundle is written beside its place, synced and renamed. A reader gets the very
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from foldserve.service.bundle.atomic import sync_folder, write_synced
 from foldserve.service.bundle.manifest import NAME, SCHEMA_VERSION, Manifest
 from foldserve.service.errors import BundleError
 
@@ -118,7 +118,7 @@ def write(
         raise BundleError(f"can't write there: {error.strerror}", models) from error
     try:
         partial.chmod(0o755)
-        _write_synced(partial / MODEL_FILE, model)
+        write_synced(partial / MODEL_FILE, model)
         return _number(partial, folder, manifest_for, report_for)
     except OSError as error:
         raise BundleError(f"can't write there: {error.strerror}", folder) from error
@@ -140,11 +140,11 @@ def _number(
         manifest = manifest_for(version)
         if (manifest.name, manifest.version) != (folder.name, version):
             raise BundleError(f"the manifest is of {manifest.name}/{manifest.version}", folder / str(version))
-        _write_synced(partial / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
+        write_synced(partial / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
         if report_for:
-            _write_synced(partial / REPORT_FILE, report_for(manifest).encode())
+            write_synced(partial / REPORT_FILE, report_for(manifest).encode())
         read(partial)
-        _sync_folder(partial)
+        sync_folder(partial)
         folder.mkdir(exist_ok=True)
         try:
             partial.rename(folder / str(version))
@@ -152,21 +152,6 @@ def _number(
             if not (folder / str(version)).exists():
                 raise
             continue  # another trainer took this version
-        _sync_folder(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder)
+        sync_folder(folder.parent)
         return read(folder / str(version))
-
-
-def _write_synced(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

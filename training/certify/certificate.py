@@ -18,11 +18,19 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from foldserve.service.bundle import BundleError, Certificate, Golden, Measurement, Task, Tolerance
+from foldserve.service.bundle import (
+    BundleError,
+    Certificate,
+    Feature,
+    Golden,
+    Measurement,
+    Task,
+    Tolerance,
+    draw_column,
+)
 from foldserve.service.runtime.session import CUDA, Options, cuda_options, open_cpu, open_cuda
 from foldserve.training.errors import ParityError
 from foldserve.training.fold.export import INPUT
-from foldserve.training.table.load import Column
 
 Rows = npt.NDArray[np.float32]
 Outputs = npt.NDArray[np.floating]
@@ -33,6 +41,7 @@ RowKind = Literal["held-out", "random"]
 RANDOM_ROWS = 4096
 SMALL_BATCH_ROWS = 256
 GOLDEN_ROWS = 16
+_MISSING_SHARE = 1 / 8  # of the drawn values of a feature that may be missing
 
 
 def reference(network: nn.Module, task: Task) -> Predict:
@@ -66,27 +75,19 @@ def certify(
     return Certificate(reference="torch float64, unfolded", tolerance=tolerance, measurements=tuple(measurements))
 
 
-def draw(columns: Sequence[Column], seen: Rows, rows: int, seed: int) -> Rows:
-    """Draw float32 [rows, features] as wide as the training rows `seen` [any, features]: what a request may hold.
+def draw(features: Sequence[Feature], train: Rows, rows: int, seed: int) -> Rows:
+    """Draw float32 [rows, features], as a request may hold them.
 
-    A number is uniform in its range, and whole where all are; a boolean 0 or 1; a category any index, that of an
-    unseen one included; and where a value may be missing, one in eight is.
+    train: float32 [training rows, features]; a column whose values are all whole numbers gets whole numbers. One in
+    eight values of a feature that may be missing is NaN.
     """
     generator = np.random.default_rng(seed)
-    drawn = np.empty((rows, len(columns)), np.float32)
-    for i, column in enumerate(columns):
-        known = seen[:, i][~np.isnan(seen[:, i])]
-        if column.kind == "categorical":
-            drawn[:, i] = generator.integers(0, len(column.categories), rows, endpoint=True)
-        elif column.kind == "boolean":
-            drawn[:, i] = generator.integers(0, 1, rows, endpoint=True)
-        else:
-            low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-            values = generator.uniform(low, high, rows)
-            whole = bool((known == np.rint(known)).all())
-            drawn[:, i] = (np.rint(values) if whole else values).astype(np.float32).clip(low, high)
-        if column.missing:
-            drawn[generator.random(rows) < 1 / 8, i] = np.nan
+    drawn = np.empty((rows, len(features)), np.float32)
+    for i, feature in enumerate(features):
+        known = train[:, i][~np.isnan(train[:, i])]
+        drawn[:, i] = draw_column(feature, rows, generator, integers=bool((known == np.rint(known)).all()))
+        if feature.missing:
+            drawn[generator.random(rows) < _MISSING_SHARE, i] = np.nan
     return drawn
 
 
@@ -135,11 +136,6 @@ def _torch(network: nn.Module, task: Task, dtype: torch.dtype) -> Predict:
 def onnx_runtime_cpu(model: bytes) -> Predict:
     """Open `model` in ONNX Runtime on the CPU, as a server does. Raises `BundleError` for a model that it refuses."""
     return partial(_run, open_cpu(model))
-
-
-def runtime_version() -> dict[str, str]:
-    """Name the ONNX Runtime that measured."""
-    return {"onnxruntime": ort.__version__}
 
 
 def _onnx_runtimes(model: bytes) -> dict[str, Predict]:

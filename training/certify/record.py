@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from platform import processor, python_version
+from platform import python_version
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import torch
 
 from foldserve.service import bundle
-from foldserve.training.certify.certificate import runtime_version
+from foldserve.service.machine import processor
 from foldserve.training.fit.distributed import World
 from foldserve.training.plan import DataOptions, Execution, Plan
 from foldserve.training.table.load import Column
@@ -94,7 +94,7 @@ def _versions() -> dict[str, str]:
         "python": python_version(),
         **{name: version(name) for name in _RECORDED},
         "torch": torch.__version__,  # with its build, which the installed metadata may leave out: 2.13.0+cu130
-        **runtime_version(),
+        "onnxruntime": onnxruntime.__version__,
     }
 
 
@@ -106,7 +106,4 @@ def _chosen(options: DataOptions) -> dict[str, Found]:
 
 def _cpu() -> str:
     """Name the kind of CPU: matrix libraries choose their kernels, and so the last bits, by it."""
-    model = processor()
-    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor.model_name()}, {torch.backends.cpu.get_cpu_capability()}"

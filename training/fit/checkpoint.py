@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from foldserve.service.bundle.atomic import replace_file
 from foldserve.training.errors import CheckpointError
 
 # How often a state is written at most: what a killed run loses, against what writing costs.
@@ -126,20 +126,8 @@ class Checkpoint:
         """
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.tensors.items()}
         content = save(tensors, {_RUN: json.dumps(self.run), _NOTES: json.dumps(state.notes)})
-        unfinished = self.path.with_suffix(_UNFINISHED)
         try:
-            with unfinished.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            replace_file(self.path, content, self.path.with_suffix(_UNFINISHED))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
             raise CheckpointError(f"{self.path} can't be written: {error.strerror}") from error
         self._written = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from foldserve.service.bundle import Tolerance
-from foldserve.training.certify import certificate
+from foldserve.training.certify import certificate, record
 from foldserve.training.errors import ParityError
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
@@ -30,8 +30,14 @@ def networks():
     return network, fold(network).network
 
 
+def draw(columns, train, rows, seed):
+    """Draw rows for `columns`, whose training values are the columns of `train`."""
+    features = [record.feature(column, values) for column, values in zip(columns, train.T, strict=True)]
+    return certificate.draw(features, train, rows, seed)
+
+
 def certify(network, folded, model):
-    rows = certificate.draw(COLUMNS, SEEN, 300, seed=1)
+    rows = draw(COLUMNS, SEEN, 300, seed=1)
     return certificate.certify(network, folded, model, "classification", TOLERANCE, held_out=rows[:100], drawn=rows)
 
 
@@ -51,7 +57,7 @@ def test_it_measures_each_runtime_on_both_kinds_of_rows_alone_in_pairs_and_toget
 def test_its_figures_are_those_of_onnx_runtime_against_the_float64_network(networks):
     network, folded = networks
     model = to_onnx(folded, 6, 4, "classification")
-    rows = certificate.draw(COLUMNS, SEEN, 300, seed=1)
+    rows = draw(COLUMNS, SEEN, 300, seed=1)
     out = ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"input": rows})[0]
     with torch.no_grad():
         exact = copy.deepcopy(network).double()(torch.from_numpy(rows).double()).softmax(1).numpy()
@@ -95,7 +101,7 @@ def test_an_output_that_is_not_finite_is_refused(networks):
 def test_drawn_rows_stay_in_their_ranges_and_whole_numbers_stay_whole():
     columns = [Column(name, "numeric") for name in ("whole", "fraction", "constant")]
     seen = np.array([[0, -0.5, 7], [16, 0.5, 7]], np.float32)
-    rows = certificate.draw(columns, seen, 500, seed=0)
+    rows = draw(columns, seen, 500, seed=0)
     assert rows.dtype == np.float32
     assert (rows >= seen[0]).all()
     assert (rows <= seen[1]).all()
@@ -115,7 +121,7 @@ def test_drawn_rows_hold_every_category_the_unseen_one_included_and_missing_valu
     ]
     nan = np.nan
     seen = np.array([[0, 1, 0, 0, -1.5, nan], [1, nan, 0, nan, nan, nan], [1, 0, 0, 1, 2.5, nan]], np.float32)
-    town, size, member, smokes, income, rare = certificate.draw(columns, seen, 2000, seed=3).T
+    town, size, member, smokes, income, rare = draw(columns, seen, 2000, seed=3).T
     assert set(town) == {0, 1, 2, 3}
     assert set(member) == {0, 1}
     for column, values in ((size, {0, 1, 2}), (smokes, {0, 1}), (rare, {0})):

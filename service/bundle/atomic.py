@@ -1,0 +1,44 @@
+"""Files and folders written so that a crash or a full disk leaves the old content or the new, and no mixture.
+
+It knows bytes and paths; it does not know bundles. Every function raises `OSError`.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def replace_file(file: Path, content: bytes, partial: Path | None = None) -> None:
+    """Write `file`, or replace its content.
+
+    partial: where the content is written first, on the same file system; by default a hidden file beside `file`. A
+    failure removes it; a process that is killed leaves it behind.
+    """
+    partial = partial or file.with_name(f".partial-{os.getpid()}-{file.name}")
+    try:
+        write_synced(partial, content)
+        partial.replace(file)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    sync_folder(file.parent)
+
+
+def write_synced(file: Path, content: bytes) -> None:
+    """Write `file` and wait until the disk has it. A crash meanwhile leaves a part of it."""
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names of the files in `folder`: a rename does not survive a crash before that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

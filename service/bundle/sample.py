@@ -1,0 +1,29 @@
+"""Random rows from the ranges and categories of features, as a request may hold them; no person's data.
+
+It knows features; it does not know a network or a session. NumPy is the caller's: the generator brings the arrays.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from foldserve.service.bundle.manifest import Feature
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+def draw_column(
+    feature: Feature, rows: int, generator: np.random.Generator, *, integers: bool = False
+) -> npt.NDArray[np.float32]:
+    """Draw float32 [rows], uniformly; no value is missing.
+
+    A numeric value is in the training range, a boolean is 0 or 1, and a category any index, the reserved one for
+    unseen categories included. integers: draw only whole numbers of a numeric feature.
+    """
+    if feature.largest_code is not None:
+        return generator.integers(0, feature.largest_code, rows, endpoint=True).astype("float32")
+    low, high = feature.range or (0.0, 0.0)
+    values = generator.uniform(low, high, rows)
+    return (values.round() if integers else values).astype("float32").clip(low, high)

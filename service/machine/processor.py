@@ -1,0 +1,17 @@
+"""The model of the processor, as its maker names it. It does not know how much of it this process may use."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+
+def model_name(root: Path = Path("/")) -> str:
+    """Name the processor's model, or its architecture where the kernel does not name a model. root: holds /proc."""
+    with suppress(OSError), (root / "proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return "".join(filter(str.isprintable, value.strip()))
+    return platform.processor() or platform.machine()
