@@ -89,9 +89,7 @@ class Settings(BaseModel):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="least severe line to log")
     ] = "info"
-    compression: Annotated[
-        bool, Field(description="compress larger answers for clients that accept gzip or deflate")
-    ] = True
+    compression: Annotated[bool, Field(description="compress larger answers by gzip for clients that accept it")] = True
     metrics: Annotated[bool, Field(description="keep Prometheus metrics, at /metrics")] = True
     access_log: Annotated[bool, Field(description="log a line for each request")] = False
 

@@ -1,5 +1,7 @@
 """Outputs as an Arrow stream of one batch: `prediction`, and for a classification `probabilities`, a fixed-size list.
 
+This module owns the layout of the stream. It knows no headers.
+
 The format: https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format
 """
 
@@ -23,13 +25,13 @@ Indices = npt.NDArray[np.intp]
 
 
 class ArrowWriter:
-    """Writes for one model; without labels it is a regression."""
+    """Writes the outputs of one model. Without labels it is a regression."""
 
     def __init__(self, labels: tuple[Label, ...]) -> None:
         self._labels = _column_of(labels) if labels else None
 
     def write(self, outputs: Rows) -> bytes:
-        """Write float32 [rows, outputs]."""
+        """Return the stream of float32 [rows, outputs]."""
         count, width = outputs.shape
         values = np.ascontiguousarray(outputs)
         numbers = na.c_array_from_buffers(na.float32(), count * width, [None, values])
@@ -50,9 +52,9 @@ class ArrowWriter:
 
 
 def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]]:
-    """Give the Arrow type of the labels, and what makes a column of it from their indices.
+    """Return the Arrow type of the labels, and a function that makes a column from their indices.
 
-    Labels of one JSON type keep it; where they are of several, the column holds their JSON texts.
+    Labels of one JSON type keep it. Labels of several types become their JSON texts.
     """
     types = set(map(type, labels))
     if types == {bool}:
@@ -62,7 +64,7 @@ def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]
         if values.dtype == np.int64:
             return na.int64(), partial(_numbers, na.int64(), values)
         exact = values.astype(np.float64)
-        if exact.tolist() == list(labels):  # which floats that stand for larger integers are not
+        if exact.tolist() == list(labels):  # false for integers past 2**53 beside floats
             return na.float64(), partial(_numbers, na.float64(), exact)
     return na.string(), partial(_strings, [_text(label).encode() for label in labels])
 

@@ -1,6 +1,6 @@
-"""The kinds of a column whose numbers are codes: a boolean and its 0 and 1, a category and its index.
+"""Boolean and categorical columns: the values of JSON become codes.
 
-From the values that people write, in JSON's own types, to codes; rows.py has the rest of a row.
+The code of a boolean is 0 or 1, that of a category its index. This module knows one column, and no row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from foldserve.service.bundle import Feature
 from foldserve.service.errors import InvalidInput
 
-# Of exactly these types: a bool is an int to Python, and no number to a client.
+# Compare exact types: to Python a bool is an int, to a client it is not a number.
 NUMBERS: frozenset[type] = frozenset({int, float})
 
 _MISFITS: dict[frozenset[type], str] = {
@@ -25,10 +25,10 @@ _MISFITS: dict[frozenset[type], str] = {
 
 
 class CategoricalColumn:
-    """One boolean or categorical column; `place` among all columns.
+    """One boolean or categorical column.
 
-    largest: the largest code. reserved: the code of what training has not seen; NaN, which equals no code, where
-    nothing can be that.
+    place: its index among all columns. largest: its largest code. reserved: the code of an unseen category; NaN for a
+    boolean, which has no unseen value.
     """
 
     def __init__(self, place: int, feature: Feature, largest: int) -> None:
@@ -37,7 +37,7 @@ class CategoricalColumn:
         self.largest = largest
         values: tuple[Any, ...] = feature.categories or (False, True)
         self._codes: dict[Any, float | None] = {value: float(code) for code, value in enumerate(values)}
-        # Where nothing may be missing, null stays null: whoever reads the whole rows tells so.
+        # Where no value may be missing, null stays null, and the check of the whole rows refuses it.
         self._codes[None] = math.nan if feature.missing else None
         types = frozenset[type](map(type, values))
         if types & NUMBERS:
@@ -49,13 +49,13 @@ class CategoricalColumn:
         self.no_code = "is neither 0 nor 1" if boolean else f"is not an index from 0 to {largest}"
 
     def code(self, value: Any) -> float | None:
-        """Give the code of the value in the only row, as `codes` does for many."""
+        """Return the code of one value. It is in row 0. Raises `InvalidInput` for a value of another type."""
         if type(value) not in self._types:
             raise InvalidInput(f"row 0, column {self.name!r} {self._misfit}")
         return self._codes.get(value, self.reserved)
 
     def codes(self, values: Sequence[Any]) -> list[float | None]:
-        """Give the codes of JSON's own values, one a row. Raises `InvalidInput` for a value of another type."""
+        """Return the codes of values, one for each row. Raises `InvalidInput` for a value of another type."""
         if not self._types.issuperset(map(type, values)):
             row = next(row for row, value in enumerate(values) if type(value) not in self._types)
             raise InvalidInput(f"row {row}, column {self.name!r} {self._misfit}")

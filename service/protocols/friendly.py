@@ -3,9 +3,12 @@
     {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
-A category is its own string or number, a boolean true or false, a missing value null. For those who send much, the
-body may be raw little-endian float32, row after row (`application/octet-stream`; everything is a number: a category its
-index, a boolean 0 or 1, a missing value NaN), and the answer raw in the same way or an Arrow stream.
+A category is its own string or number, a boolean true or false, a missing value null.
+
+For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`).
+There a category is its index, a boolean 0 or 1, a missing value NaN. The answer may be raw as well, or an Arrow stream.
+
+This module owns the request and the answer of this protocol. It knows no route, no batcher and no runtime.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ from foldserve.service.protocols.rows import (
     Rows,
     SlowBody,
     count_byte,
-    document,
     has_more_brackets,
+    parse_json,
     proxies,
 )
 
@@ -41,7 +44,7 @@ ARROW_TYPE = b"application/vnd.apache.arrow.stream"
 
 
 class FriendlyCodec:
-    """Reads and writes for one model."""
+    """Decodes the requests of one model, and encodes its answers."""
 
     def __init__(self, manifest: Manifest, max_rows: int) -> None:
         self._head = orjson.dumps({"model": manifest.name, "version": manifest.version})[:-1]
@@ -49,19 +52,22 @@ class FriendlyCodec:
         self._columns = Columns(manifest.features)
         names = self._columns.names
         self._name_set = frozenset(names)
-        # A getter of one gives it bare.
+        # An itemgetter of one name returns the value and no tuple.
         self._picked = itemgetter(*names) if len(names) > 1 else lambda row: [row[names[0]]]
         self._max_rows = max_rows
         self._arrow_writer = ArrowWriter(manifest.labels)
         self._answers = {JSON_TYPE: self._json, RAW_TYPE: self._raw, ARROW_TYPE: self._arrow}
-        # Twice what a body of that many rows can hold of brackets, those inside the features' names and categories
-        # included, and some for the small mistakes that a clearer text waits for.
+        # A right body has one bracket for each row, and those inside names and categories. The rest leaves room for
+        # small mistakes, which get a clearer message.
         in_names = sum(map(_brackets_in, self._columns.names))
         in_values = sum(max(map(_brackets_in, feature.categories), default=0) for feature in manifest.features)
         self._max_brackets = 2 * max_rows * (1 + in_names + in_values) + 200_000
 
     def decode(self, headers: Headers, body: bytes, *, fast_only: bool = False) -> DecodedRequest:
-        """Read one request. Raises `InvalidInput`, `UnsupportedMedia`; `fast_only`, `SlowBody` if it would."""
+        """Decode one request: JSON or raw rows.
+
+        Raises `InvalidInput` and `UnsupportedMedia`; with `fast_only`, `SlowBody` where decoding would take long.
+        """
         kind = media_type(headers)
         if kind in (None, JSON_TYPE):
             rows = self._json_rows(body, fast_only=fast_only)
@@ -79,14 +85,14 @@ class FriendlyCodec:
             raise InvalidInput(
                 f'"instances" has too many rows, or rows inside rows; at most {self._max_rows} are allowed'
             )
-        # Where a category may be a number, an array of numbers alone is not yet one of codes.
+        # A number may be a category here, and simdjson's array would take it for a code.
         rows = self._plain_rows(body) if len(body) > SMALL_BODY and not self._columns.coded else None
         if rows is None and fast_only:
             raise SlowBody
         return self._checked_rows(body) if rows is None else rows
 
     def _plain_rows(self, body: bytes) -> Rows | None:
-        """Read what nearly every large body is, and is sure to be right; None is for `_checked_rows` to decide."""
+        """Read the usual large body, rows of numbers. Returns None for a body that `_checked_rows` must judge."""
         try:
             instances = proxies(body)["instances"]
             rows = count_byte(body, b"[") - 1
@@ -110,7 +116,7 @@ class FriendlyCodec:
         return self._columns.from_json_values(values)
 
     def _instances(self, body: bytes) -> list[Any]:
-        parsed = document(body)
+        parsed = parse_json(body)
         instances = parsed.get("instances") if type(parsed) is dict else None
         if type(instances) is not list:
             raise InvalidInput('the body is not an object with an array "instances"')
@@ -144,7 +150,7 @@ class FriendlyCodec:
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def _json(self, outputs: Rows) -> Reply:
-        # Written by hand around what orjson writes of the numbers: the labels' texts are known.
+        # The texts of the labels are known, so only the numbers go through orjson.
         if self._labels:
             predictions = b",".join([self._labels[i] for i in outputs.argmax(1).tolist()])
             numbers = orjson.dumps(outputs, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -162,9 +168,9 @@ class FriendlyCodec:
 
 
 def example(manifest: Manifest) -> list[Category | bool | None]:
-    """Give the first golden row as a client would write it.
+    """Return the first golden row as a client would write it.
 
-    The reserved bucket has no value of its own: the last category stands there.
+    The code of an unseen category has no value of its own: the last category takes its place.
     """
     return [
         _json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)

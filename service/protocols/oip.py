@@ -3,20 +3,22 @@
     {"id": ..., "parameters": {...}, "inputs": [{"name", "shape", "datatype", "data" | "parameters"}], "outputs": [...]}
     -> {"model_name", "model_version", "id", "outputs": [{"name", "datatype", "shape", "data" | "parameters"}]}
 
-The header Inference-Header-Content-Length says where the JSON ends and the tensors' bytes begin, little-endian and
-row-major; 0 says that there is no JSON, and the body is the rows. Everything is a number here: a missing value is NaN
-in binary and null in JSON, a category its index, or the one past the last for what training has not seen, a boolean 0
-or 1.
+The header Inference-Header-Content-Length gives the length of the JSON. The bytes of the tensors follow it,
+little-endian and row-major. A length of 0 means that the whole body is rows of FP32.
 
-https://github.com/kserve/open-inference-protocol, and the binary tensor data, model configuration and statistics
-extensions: https://github.com/triton-inference-server/server/tree/main/docs/protocol
+Every value is a number. A missing value is NaN in binary and null in JSON, and a boolean is 0 or 1. A category is its
+index; a category that training has not seen is the index after the last.
+
+This module owns the request and the answer of one inference. It knows no route, no batcher and no runtime.
+
+https://github.com/kserve/open-inference-protocol, and the binary tensor data extension:
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -27,7 +29,6 @@ import orjson
 
 from foldserve.service.bundle import Manifest
 from foldserve.service.errors import InvalidInput, UnsupportedMedia
-from foldserve.service.metrics import Totals
 from foldserve.service.protocols.categories import NUMBERS
 from foldserve.service.protocols.content import media_type
 from foldserve.service.protocols.reply import JSON, Headers, Reply
@@ -39,9 +40,9 @@ from foldserve.service.protocols.rows import (
     Rows,
     SlowBody,
     count_byte,
-    document,
     has_more_brackets,
     members,
+    parse_json,
     proxies,
     small_value,
 )
@@ -51,7 +52,7 @@ _MEDIA_TYPES = (None, b"application/json", b"application/octet-stream")
 _BINARY = (b"content-type", b"application/octet-stream")
 
 # https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md#tensor-data-types
-# BF16, the upper half of a float32, is no type of NumPy's: its bits are read as an integer's.
+# NumPy has no BF16, the upper half of a float32: its bits are read as an integer and shifted.
 _DTYPES: dict[str, npt.DTypeLike] = {
     "BOOL": "u1",
     **{"UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8"},
@@ -65,7 +66,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class OipCodec:
-    """Reads and writes for one model."""
+    """Decodes the requests of one model, and encodes its answers."""
 
     def __init__(self, manifest: Manifest, max_rows: int) -> None:
         self._model = {"model_name": manifest.name, "model_version": str(manifest.version)}
@@ -75,18 +76,22 @@ class OipCodec:
         self._max_rows = max_rows
 
     def decode(self, headers: Headers, body: bytes, *, fast_only: bool = False) -> DecodedRequest:
-        """Read one request. Raises `InvalidInput`, `UnsupportedMedia`; `fast_only`, `SlowBody` if it would."""
+        """Decode one request: JSON, JSON and binary tensors, or raw rows.
+
+        Raises `InvalidInput` and `UnsupportedMedia`; with `fast_only`, `SlowBody` where decoding would take long.
+        """
         if media_type(headers) not in _MEDIA_TYPES:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
         head, tail = body, None
         if (length := headers.get(HEAD_LENGTH)) is not None:
-            # More digits than any length has would take long to read.
+            # 18 digits are enough for any length. Python takes long to convert thousands of them.
             if not re.fullmatch(rb"[0-9]{1,18}", length.strip()) or int(length) > len(body):
                 raise InvalidInput("Inference-Header-Content-Length is not a length within the body")
             head, tail = body[: int(length)], memoryview(body)[int(length) :]
             if not head:
                 return self._raw(tail)
-        # Twice what a body of that many rows can hold, and some for the small mistakes that a clearer text waits for.
+        # A right body has one bracket for each row, and a few more. The rest leaves room for small mistakes, which get
+        # a clearer message below.
         if has_more_brackets(head, 2 * self._max_rows + 200_000):
             raise InvalidInput(f"there are too many arrays and objects; at most {self._max_rows} rows are allowed")
         if len(head) > SMALL_BODY:
@@ -94,12 +99,12 @@ class OipCodec:
                 return plain
             if fast_only:
                 raise SlowBody
-        return self._thorough(document(head), tail)
+        return self._thorough(parse_json(head), tail)
 
-    # --- the request ----------------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------
 
     def _plain(self, body: bytes) -> DecodedRequest | None:
-        """Read what nearly every large body is, one tensor of floats; None is for the thorough way to decide."""
+        """Decode the usual large body, one tensor of floats. Returns None for a body that `_thorough` must judge."""
         try:
             request = proxies(body)
             (tensor,) = map(members, request["inputs"])
@@ -108,7 +113,7 @@ class OipCodec:
             if head["datatype"] not in ("FP32", "FP64") or "parameters" in head:
                 return None
             rest = {name: small_value(value) for name, value in request.items() if name != "inputs"}
-            # Besides the rows' own there are those of "inputs", "shape" and "data", and of "outputs" if it is given.
+            # "inputs", "shape", "data" and, if it is given, "outputs" open one array each. All others belong to rows.
             rows = self._columns.from_simdjson(data, count_byte(body, b"[") - 3 - ("outputs" in rest))
             if rows is None or len(rows) != self._count(head) or head["name"] != self._input:
                 return None
@@ -117,7 +122,7 @@ class OipCodec:
         return self._decoded(rest, rows)
 
     def _thorough(self, request: Any, tail: memoryview | None) -> DecodedRequest:
-        """Read a request whose binary tensors, if it has any, are in `tail`."""
+        """Decode a parsed request. tail: the bytes after the JSON, or None without a length of the JSON."""
         if type(request) is not dict or type(request.get("inputs")) is not list:
             raise InvalidInput('the body is not an object with an array "inputs"')
         tensors = request["inputs"]
@@ -141,7 +146,7 @@ class OipCodec:
         return self._decoded(request, rows)
 
     def _count(self, tensor: dict[str, Any]) -> int:
-        """Give the number of rows of a tensor whose shape is right."""
+        """Return the number of rows in the tensor's shape. Raises `InvalidInput` for a wrong shape."""
         shape, width = tensor.get("shape"), self._columns.width
         if type(shape) is not list or any(type(size) is not int for size in shape):
             raise InvalidInput(f"the shape of {self._input!r} is not an array of integers")
@@ -163,7 +168,7 @@ class OipCodec:
             raise InvalidInput(f'the "data" of {self._input!r} has {len(data)} values, its shape {count * width}')
         if datatype == "BOOL":
             if not all(type(value) is bool or (type(value) is int and value in (0, 1)) for value in data):
-                raise InvalidInput(f"{self._input!r} is BOOL, and holds a value that is none")
+                raise InvalidInput(f"{self._input!r} is BOOL, and holds a value that is neither true, false, 0 nor 1")
             data = list(map(int, data))
         elif datatype in _INTEGERS:
             self._check_integers(data, datatype)
@@ -174,7 +179,7 @@ class OipCodec:
 
     def _check_integers(self, data: list[Any], datatype: str) -> None:
         if not set(map(type, data)) <= NUMBERS:
-            raise InvalidInput(f"{self._input!r} is {datatype}, and holds a value that is no number")
+            raise InvalidInput(f"{self._input!r} is {datatype}, and holds a value that is not a number")
         bounds = np.iinfo(np.dtype(_DTYPES[datatype]))
         if not (int(bounds.min) <= min(data) and max(data) <= int(bounds.max)):
             raise InvalidInput(f"{self._input!r} holds a value that is out of the range of {datatype}")
@@ -205,10 +210,10 @@ class OipCodec:
             {"parameters": {"binary_data_output": True}}, self._from_binary(tail, len(tail), "FP32", count)
         )
 
-    # --- the answer -----------------------------------------------------------------------------------------------
+    # --- answers -----------------------------------------------------------------------------------------------
 
     def _decoded(self, request: dict[str, Any], rows: Rows) -> DecodedRequest:
-        """Settle what the answer has to say, before anything is computed."""
+        """Check all that shapes the answer, before the rows are computed. Raises `InvalidInput`."""
         identity = request.get("id")
         if identity is not None and (type(identity) is not str or _CONTROL.search(identity)):
             raise InvalidInput('"id" is not a string, or holds a control character')
@@ -244,70 +249,6 @@ class OipCodec:
         tensor = {**self._tensor(outputs), "parameters": {"binary_data_size": len(content)}}
         head = orjson.dumps({**named, "outputs": [tensor]})
         return Reply(200, (_BINARY, (HEAD_LENGTH, b"%d" % len(head))), head + content)
-
-
-# --- what a model tells of itself -------------------------------------------------------------------------------------
-
-
-def metadata(manifest: Manifest, versions: Sequence[str], **parameters: str) -> dict[str, Any]:
-    """Give the model metadata; versions: those that may be served."""
-    tensors = {
-        kind: [{"name": tensor.name, "datatype": "FP32", "shape": list(tensor.shape)}]
-        for kind, tensor in (("inputs", manifest.input), ("outputs", manifest.output))
-    }
-    return {
-        "name": manifest.name,
-        "versions": list(versions),
-        "platform": "onnxruntime_onnx",
-        **tensors,
-        "parameters": parameters,
-    }
-
-
-def configuration(manifest: Manifest, max_rows: int) -> dict[str, Any]:
-    """Give the model configuration, whose dimensions leave out the batch; max_rows: of one request."""
-    tensors = {
-        kind: [{"name": tensor.name, "data_type": "TYPE_FP32", "dims": list(tensor.shape[1:])}]
-        for kind, tensor in (("input", manifest.input), ("output", manifest.output))
-    }
-    return {
-        "name": manifest.name,
-        "platform": "onnxruntime_onnx",
-        "backend": "onnxruntime",
-        "max_batch_size": max_rows,
-        **tensors,
-    }
-
-
-def statistics(manifest: Manifest, totals: Totals) -> dict[str, Any]:
-    """Give the statistics of one model; counts of requests, and nanoseconds.
-
-    A request's own share of a run is not known: `compute_infer` has the seconds of the runs, and its count is, as the
-    protocol wants it, that of the requests that succeeded.
-    """
-
-    def spent(count: int, seconds: float) -> dict[str, int]:
-        return {"count": count, "ns": int(seconds * 1e9)}
-
-    none = spent(totals.succeeded, 0)
-    return {
-        "name": manifest.name,
-        "version": str(manifest.version),
-        "last_inference": int(totals.last_request * 1e3),
-        "inference_count": totals.rows,
-        "execution_count": totals.runs,
-        "inference_stats": {
-            "success": spent(totals.succeeded, totals.request_seconds),
-            "fail": spent(totals.failed, 0),
-            "queue": spent(totals.queued, totals.queue_seconds),
-            "compute_input": none,
-            "compute_infer": spent(totals.succeeded, totals.runtime_seconds),
-            "compute_output": none,
-            "cache_hit": spent(0, 0),
-            "cache_miss": spent(0, 0),
-        },
-        "batch_stats": [],
-    }
 
 
 def _parameters(holder: dict[str, Any]) -> dict[str, Any]:

@@ -195,19 +195,18 @@ def test_requests_and_answers_may_be_compressed(client, server, sent, answered, 
     server.assert_right(answer.as_numpy("probabilities"), rows)
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_an_answer_that_is_worth_it_is_compressed_and_the_client_can_read_it(server, encoding):
+def test_a_large_answer_is_compressed_and_the_client_can_read_it(server):
     rows = pixels(1024)
     body, length = triton.InferenceServerClient.generate_request_body([tensor(rows)])
-    headers = {"Inference-Header-Content-Length": str(length), "Accept-Encoding": encoding}
+    headers = {"Inference-Header-Content-Length": str(length), "Accept-Encoding": "gzip"}
     connection = http.client.HTTPConnection(server.address, timeout=60)
     connection.request("POST", "/v2/models/digits/infer", body, headers)
     answer = connection.getresponse()
     content = answer.read()
     connection.close()
-    assert answer.headers["Content-Encoding"] == encoding
+    assert answer.headers["Content-Encoding"] == "gzip"
     result = triton.InferenceServerClient.parse_response_body(
-        content, header_length=int(answer.headers["Inference-Header-Content-Length"]), content_encoding=encoding
+        content, header_length=int(answer.headers["Inference-Header-Content-Length"]), content_encoding="gzip"
     )
     server.assert_right(result.as_numpy("probabilities"), rows)
     assert len(content) < result.as_numpy("probabilities").nbytes

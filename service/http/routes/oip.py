@@ -13,8 +13,8 @@ from foldserve.service import errors
 from foldserve.service.engine.repository import Model, Repository
 from foldserve.service.http.routes.common import documented, limited, predicted, prediction, version_number
 from foldserve.service.metrics import Metrics
-from foldserve.service.protocols import oip
-from foldserve.service.protocols.rows import document
+from foldserve.service.protocols import oip_documents
+from foldserve.service.protocols.rows import parse_json
 
 _SMALL = 2**16  # bytes; of an index request
 
@@ -104,7 +104,7 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
 
     def metadata(model: Model) -> dict[str, Any]:
         ready = [str(n) for n, found in repository.versions(model.manifest.name).items() if isinstance(found, Model)]
-        return oip.metadata(model.manifest, ready, provider=model.runtime.provider, why=model.runtime.why)
+        return oip_documents.metadata(model.manifest, ready, provider=model.runtime.provider, why=model.runtime.why)
 
     of_model("", "Names, types and shapes of the tensors, and what runs it", metadata)
 
@@ -114,7 +114,9 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
         return {"name": model.manifest.name, "ready": True}
 
     of_model("/ready", "The model has given its golden outputs", ready)
-    of_model("/config", "The model configuration extension", lambda m: oip.configuration(m.manifest, m.max_rows))
+    of_model(
+        "/config", "The model configuration extension", lambda m: oip_documents.configuration(m.manifest, m.max_rows)
+    )
 
 
 def _add_infer(routes: APIRouter, repository: Repository) -> None:
@@ -141,7 +143,7 @@ def _add_repository(routes: APIRouter, repository: Repository) -> None:
     @routes.post("/v2/repository/index", tags=["models"], summary="Every version of every model, and its state")
     async def index(request: Request) -> list[dict[str, str]]:
         body = await limited(request, _SMALL)
-        wanted = document(body) if body else {}
+        wanted = parse_json(body) if body else {}
         only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
         if type(only_ready) is not bool:
             raise errors.InvalidInput('the body is not an object whose "ready" is true or false')
@@ -166,7 +168,9 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Metrics)
 
     def of(*models: Model) -> dict[str, Any]:
         totals = metrics.totals([(model.manifest.name, str(model.manifest.version)) for model in models])
-        return {"model_stats": [oip.statistics(m.manifest, done) for m, done in zip(models, totals, strict=True)]}
+        return {
+            "model_stats": [oip_documents.statistics(m.manifest, done) for m, done in zip(models, totals, strict=True)]
+        }
 
     @routes.get("/v2/models/stats", tags=["models"], summary="The statistics extension, of all models")
     async def of_all() -> dict[str, Any]:

@@ -278,7 +278,6 @@ def test_statistics_of_one_model_are_not_those_of_another(client: httpx.Client, 
 # --- compressed bodies -----------------------------------------------------------------------------------------------
 
 ENCODINGS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
-DECODINGS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.decompress, "deflate": zlib.decompress}
 PATHS = ["/v1/models/digits:predict", INFER]
 encodings = pytest.mark.parametrize("encoding", list(ENCODINGS))
 paths = pytest.mark.parametrize("path", [*PATHS, *(f"{path}?x=1" for path in PATHS)])
@@ -304,21 +303,22 @@ def test_a_request_may_be_compressed_twice(served: Served) -> None:
     assert served.send("POST", INFER, "Content-Encoding: deflate, gzip", body=body).status == 200
 
 
-@encodings
 @paths
-def test_a_large_answer_is_compressed_for_who_accepts_it(path: str, encoding: str, served: Served) -> None:
+def test_a_large_answer_is_compressed_for_a_client_that_accepts_gzip(path: str, served: Served) -> None:
     plain = served.send("POST", path, body=good(path))
     assert "content-encoding" not in plain.headers
-    answer = served.send("POST", path, f"Accept-Encoding: br, {encoding};q=0.5", body=good(path))
-    assert (answer.status, answer.headers["content-encoding"]) == (200, encoding)
+    answer = served.send("POST", path, "Accept-Encoding: br, deflate, gzip;q=0.5", body=good(path))
+    assert (answer.status, answer.headers["content-encoding"]) == (200, "gzip")
     assert answer.headers["vary"].lower() == "accept-encoding"
     assert len(answer.body) < len(plain.body)
-    assert DECODINGS[encoding](answer.body) == plain.body
+    assert gzip.decompress(answer.body) == plain.body
 
 
-@pytest.mark.parametrize("accepted", ["", "br", "identity", "gzip;q=0", "deflate;q=0, gzip;q=0.0", MARKER])
+@pytest.mark.parametrize("accepted", ["", "br", "deflate", "identity", "gzip;q=0", "deflate;q=0, gzip;q=0.0", MARKER])
 @paths
-def test_an_answer_is_not_compressed_for_who_accepts_none(path: str, accepted: str, served: Served) -> None:
+def test_an_answer_is_not_compressed_for_a_client_that_does_not_accept_gzip(
+    path: str, accepted: str, served: Served
+) -> None:
     answer = served.send("POST", path, f"Accept-Encoding: {accepted}", body=good(path))
     assert answer.status == 200
     assert "content-encoding" not in answer.headers
@@ -327,7 +327,7 @@ def test_an_answer_is_not_compressed_for_who_accepts_none(path: str, accepted: s
 
 @paths
 def test_a_small_answer_is_not_compressed(path: str, served: Served) -> None:
-    answer = served.send("POST", path, "Accept-Encoding: gzip, deflate", body=good(path, ROWS[:1]))
+    answer = served.send("POST", path, "Accept-Encoding: gzip", body=good(path, ROWS[:1]))
     assert answer.status == 200
     assert "content-encoding" not in answer.headers
 
@@ -337,10 +337,10 @@ def test_the_length_of_the_json_is_that_before_compression_both_ways(
     encoding: str, served: Served, expected: np.ndarray
 ) -> None:
     head, content = asked_in_binary()
-    headers = (f"{LENGTH}: {len(head)}", f"Content-Encoding: {encoding}", f"Accept-Encoding: {encoding}")
+    headers = (f"{LENGTH}: {len(head)}", f"Content-Encoding: {encoding}", "Accept-Encoding: gzip")
     answer = served.send("POST", INFER, *headers, body=ENCODINGS[encoding](head + content))
-    assert (answer.status, answer.headers["content-encoding"]) == (200, encoding)
-    body = DECODINGS[encoding](answer.body)
+    assert (answer.status, answer.headers["content-encoding"]) == (200, "gzip")
+    body = gzip.decompress(answer.body)
     end = int(answer.headers[LENGTH.lower()])
     (tensor,) = json.loads(body[:end])["outputs"]
     values = struct.unpack(f"<{expected.size}f", body[end:])
@@ -380,7 +380,7 @@ def test_a_body_that_is_not_in_its_encoding_is_refused(path: str, encoding: str,
 @paths
 def test_another_content_encoding_is_refused(path: str, encoding: str, served: Served) -> None:
     answer = served.send("POST", path, f"Content-Encoding: {encoding}", body=gzip.compress(good(path)))
-    assert error(answer, 415) == "the Content-Encoding is none of gzip, deflate and identity"
+    assert error(answer, 415) == "the Content-Encoding is not gzip, deflate or identity"
 
 
 def test_nothing_of_this_left_a_traceback_or_a_warning_in_the_log(served: Served) -> None:

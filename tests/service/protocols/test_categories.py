@@ -1,4 +1,4 @@
-"""Categories, booleans and missing values: in every protocol the same rows, or a refusal that names the place."""
+"""Categories, booleans and missing values: every protocol gives the same rows, or a refusal that names the place."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def refusal(send: Callable[[Any], DecodedRequest], rows: Any) -> str:
 
 
 def with_value(name: str, value: Any) -> list[list[Any]]:
-    """Two rows, the second with another value."""
+    """Two rows. The second has another value."""
     return [list(ROW), [value if name == column else usual for column, usual in zip(NAMES, ROW, strict=True)]]
 
 
@@ -135,7 +135,7 @@ def test_the_same_rows_get_the_same_probabilities_in_every_protocol(rows: list[A
 
 
 @given(mixed_rows)
-def test_what_training_has_not_seen_is_counted_by_feature_in_every_protocol(rows: list[Any]) -> None:
+def test_unseen_categories_are_counted_by_feature_in_every_protocol(rows: list[Any]) -> None:
     expected = {
         feature["name"]: count
         for place, feature in enumerate(FEATURES)
@@ -153,7 +153,7 @@ def test_a_table_of_numbers_has_nothing_unseen() -> None:
 
 
 @pytest.mark.parametrize("send", OF_VALUES)
-def test_a_category_is_its_own_string_or_number_and_no_other_spelling_of_it(
+def test_a_category_is_its_exact_string_or_number(
     send: Callable[[Any], DecodedRequest],
 ) -> None:
     for name, value, code in (
@@ -184,11 +184,11 @@ def test_codes_may_be_of_any_numeric_datatype(datatype: str) -> None:
 def test_a_table_of_one_category_is_read_by_name_and_by_array() -> None:
     codec = FriendlyCodec(manifest(features=[{"name": "x", "kind": "categorical", "categories": [7, 8]}]), MAX_ROWS)
     assert codec.decode({}, b'{"instances": [{"x": 8}, {"x": 7}, {"x": 0}]}').rows.tolist() == [[1], [0], [2]]
-    large = b'{"instances": [[8], [7], [0]]}' + b" " * SMALL_BODY  # numbers alone, and no codes
+    large = b'{"instances": [[8], [7], [0]]}' + b" " * SMALL_BODY  # only numbers, but not codes
     assert codec.decode({}, large).rows.tolist() == [[1], [0], [2]]
 
 
-def test_rows_of_categories_with_many_brackets_are_no_flood() -> None:
+def test_rows_of_categories_with_many_brackets_are_read() -> None:
     name = "[{" * 50
     codec = FriendlyCodec(manifest(features=[{"name": "x", "kind": "categorical", "categories": [name]}]), 10_000)
     assert not codec.decode({}, json.dumps({"instances": [[name]] * 10_000}).encode()).rows.any()
@@ -225,7 +225,7 @@ NEITHER = [{}, {MARKER: 1}, [], [1], [MARKER]]
     ids=lambda part: part if isinstance(part, str) else None,
 )
 @pytest.mark.parametrize("send", OF_VALUES)
-def test_a_value_of_another_kind_is_refused_by_row_and_column(
+def test_a_value_of_the_wrong_type_is_refused_by_row_and_column(
     send: Callable[[Any], DecodedRequest], name: str, values: list[Any], text: str
 ) -> None:
     for value in values:
@@ -244,7 +244,7 @@ def test_a_value_of_another_kind_is_refused_by_row_and_column(
     ],
 )
 @pytest.mark.parametrize("send", OF_CODES)
-def test_a_number_that_is_no_code_is_refused_by_row_and_column(
+def test_a_number_that_is_not_a_code_is_refused_by_row_and_column(
     send: Callable[[Any], DecodedRequest], name: str, found: list[float], text: str
 ) -> None:
     for code in found:
@@ -253,7 +253,7 @@ def test_a_number_that_is_no_code_is_refused_by_row_and_column(
 
 @pytest.mark.parametrize("name", ["age", "town", "member", "children"])
 @pytest.mark.parametrize("send", OF_CODES)
-def test_nothing_may_be_missing_where_the_feature_has_no_missing_values(
+def test_a_missing_value_is_refused_where_the_feature_has_none(
     send: Callable[[Any], DecodedRequest], name: str
 ) -> None:
     what = "null" if send in (as_json, as_large_json) else "NaN"
@@ -262,12 +262,12 @@ def test_nothing_may_be_missing_where_the_feature_has_no_missing_values(
 
 
 @pytest.mark.parametrize("send", [as_binary, as_bytes, raw])
-def test_an_infinity_is_no_code(send: Callable[[Any], DecodedRequest]) -> None:
+def test_an_infinity_is_not_a_code(send: Callable[[Any], DecodedRequest]) -> None:
     assert refusal(send, with_code("town", math.inf)) == "row 1, column 'town' is infinite"
 
 
 @pytest.mark.parametrize("value", [True, "Paris"])
-def test_where_everything_is_a_number_nothing_else_is_one(value: object) -> None:
+def test_a_boolean_or_a_string_is_not_a_number_in_a_tensor(value: object) -> None:
     data = [value if name == "town" else 0 for name in NAMES]
     body = tensor(np.zeros((1, len(NAMES))), data=data)
     with pytest.raises(InvalidInput, match="row 0, column 'town' is not a number"):
@@ -275,7 +275,7 @@ def test_where_everything_is_a_number_nothing_else_is_one(value: object) -> None
 
 
 @pytest.mark.parametrize("name", ["income", "size"])
-def test_a_feature_that_may_be_missing_is_null_and_not_left_out(name: str) -> None:
+def test_a_feature_that_may_be_missing_must_be_null_and_not_left_out(name: str) -> None:
     row = dict(zip(NAMES, ROW, strict=True))
     del row[name]
     with pytest.raises(InvalidInput, match=f"row 0 lacks the feature '{name}'"):
@@ -286,7 +286,7 @@ anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max
 
 
 @given(st.lists(st.lists(anything, min_size=len(NAMES), max_size=len(NAMES)), min_size=1, max_size=MAX_ROWS))
-def test_anything_else_is_rows_of_this_model_or_a_refusal(rows: list[list[Any]]) -> None:
+def test_any_other_values_give_valid_rows_or_a_refusal(rows: list[list[Any]]) -> None:
     data = [value for row in rows for value in row]
     head = {"name": "input", "shape": [len(rows), len(NAMES)], "datatype": "FP32", "data": data}
     for codec, body in ((FRIENDLY, {"instances": rows}), (OIP, {"inputs": [head]})):
@@ -311,7 +311,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield server
 
 
-def test_rows_are_answered_and_a_category_that_is_unseen_harms_nobody(served: Served) -> None:
+def test_an_unseen_category_is_answered_and_harms_no_other_request(served: Served) -> None:
     unseen = with_value("town", "Oslo")
     for rows in (list(GOLDEN), unseen, list(GOLDEN)):
         answer = served.send("POST", "/predict", body=json.dumps({"instances": rows}).encode())
@@ -326,7 +326,7 @@ def test_rows_are_answered_and_a_category_that_is_unseen_harms_nobody(served: Se
     assert (answer.status, answer.json()) == (400, {"error": "row 0, column 'town' is not an index from 0 to 6"})
 
 
-def test_the_example_that_the_server_prints_is_answered_though_a_category_has_a_quote(served: Served) -> None:
+def test_the_printed_example_is_answered_when_a_category_has_a_quote(served: Served) -> None:
     assert served.process.stdout
     assert served.process.stdout.readline() == "try:\n"
     words = shlex.split(served.process.stdout.readline())

@@ -1,9 +1,7 @@
-"""What goes through simdjson gets the answer that the thorough way alone would give: the same bits, or the same text.
+"""A body that goes through simdjson gets the answer of the thorough path: the same bits, or the same message.
 
-Only large bodies go there: these are made large by the space after them.
-
-The thorough way has tests of its own, in test_friendly.py and test_oip.py. Bodies are made here as text, since most of
-what could tell the two apart, no JSON library would write.
+Only large bodies go through simdjson. Spaces after these bodies make them large. test_friendly.py and test_oip.py test
+the thorough path. The bodies are text: no JSON library writes most of the cases in which the two paths could differ.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from hypothesis import strategies as st
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.oip import OipCodec
-from foldserve.service.protocols.rows import SMALL_BODY, DecodedRequest, document
+from foldserve.service.protocols.rows import SMALL_BODY, DecodedRequest, parse_json
 from tests.service.support import manifest
 
 MAX_ROWS = 3
@@ -31,7 +29,7 @@ OUTPUTS = np.array([[0.5]], np.float32)
 
 
 def outcome(decode: Callable[[], DecodedRequest]) -> tuple[Any, ...]:
-    """All that a caller could tell: rows bit for bit, the answer and the time; or the text of the refusal."""
+    """All that a caller sees: the bits of the rows, the answer and the timeout, or the message of the refusal."""
     try:
         call = decode()
     except InvalidInput as refused:
@@ -40,10 +38,10 @@ def outcome(decode: Callable[[], DecodedRequest]) -> tuple[Any, ...]:
     return ("read", str(rows.dtype), rows.shape, rows.tobytes(), call.encode(OUTPUTS), call.timeout)
 
 
-def assert_same_both_ways(codec: FriendlyCodec | OipCodec, body: bytes) -> None:
+def assert_same_on_both_paths(codec: FriendlyCodec | OipCodec, body: bytes) -> None:
     def thorough() -> DecodedRequest:
         if isinstance(codec, OipCodec):
-            return codec._thorough(document(large), None)
+            return codec._thorough(parse_json(large), None)
         return DecodedRequest(codec._checked_rows(large), codec._json)
 
     large = body + b" " * SMALL_BODY
@@ -61,7 +59,7 @@ def array(values: list[str]) -> str:
 
 
 def members(pairs: list[tuple[str, str]]) -> str:
-    """An object, in which a name may come twice."""
+    """An object. A name may come twice."""
     return "{" + ",".join(f'"{name}":{value}' for name, value in pairs) + "}"
 
 
@@ -134,16 +132,16 @@ def around(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
 def shuffled(
     *pairs: tuple[st.SearchStrategy[str], st.SearchStrategy[str]], asides: st.SearchStrategy[Any] = asides
 ) -> st.SearchStrategy[str]:
-    """An object of these names and values, in any order, with others among them."""
+    """An object of these names and values in any order, with others among them."""
     own = st.tuples(*(st.tuples(name, value) for name, value in pairs))
     return st.tuples(own, asides).flatmap(lambda both: st.permutations([*both[0], *both[1]])).map(members)
 
 
-# --- the fast way is taken -------------------------------------------------------------------------------------------
+# --- the fast path is taken ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [1, MAX_ROWS])
-def test_the_large_bodies_that_nearly_all_send_take_the_fast_way(rows: int) -> None:
+def test_the_usual_large_body_takes_the_fast_path(rows: int) -> None:
     values = [[0.5, -2.0]] * rows
     assert FRIENDLY._plain_rows(json.dumps({"instances": values}).encode()) is not None
     for data in (values, [0.5, -2.0] * rows):
@@ -152,18 +150,18 @@ def test_the_large_bodies_that_nearly_all_send_take_the_fast_way(rows: int) -> N
             assert OIP._plain(json.dumps({**more, "inputs": [tensor]}).encode()) is not None
 
 
-def test_a_large_tensor_of_codes_takes_the_fast_way_unless_one_is_none() -> None:
+def test_a_large_tensor_of_codes_takes_the_fast_path_unless_one_is_not_a_code() -> None:
     codec = OipCodec(manifest(features=["a", {"name": "b", "kind": "boolean"}]), MAX_ROWS)
     for values in ([0.5, 1], [0.5, 2], [0.5, 0.5]):
         tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": values}
         body = json.dumps({"inputs": [tensor]}).encode()
         assert (codec._plain(body) is not None) == (values == [0.5, 1])
-        assert_same_both_ways(codec, body)
+        assert_same_on_both_paths(codec, body)
 
 
-# --- both ways -------------------------------------------------------------------------------------------------------
+# --- both paths ------------------------------------------------------------------------------------------------------
 
-# The first is the common one, the last is the same name to a parser.
+# To a parser, the last is the same name as the others.
 instances = st.sampled_from(["instances", "instances", "instances", "\\u0069nstances"])
 
 
@@ -180,21 +178,21 @@ instances = st.sampled_from(["instances", "instances", "instances", "\\u0069nsta
 @example(b'{"instances":[[1,2]],"\\u0069nstances":7}')
 @example(b'{"instances":7,"instances":[[1,2]]}')
 @example(b"[2147483648]")
-def test_rows_are_read_as_the_thorough_way_reads_them(body: bytes) -> None:
-    assert_same_both_ways(FRIENDLY, body)
+def test_rows_are_read_as_the_thorough_path_reads_them(body: bytes) -> None:
+    assert_same_on_both_paths(FRIENDLY, body)
 
 
 @given(st.binary(max_size=12), st.integers(0, 40))
-def test_a_damaged_body_is_judged_as_the_thorough_way_judges_it(noise: bytes, at: int) -> None:
+def test_a_damaged_body_is_judged_as_the_thorough_path_judges_it(noise: bytes, at: int) -> None:
     body = b'{"instances": [[1.5, -2], [3e0, 4]], "x": ""}'
-    assert_same_both_ways(FRIENDLY, body[:at] + noise + body[at + len(noise) :])
+    assert_same_on_both_paths(FRIENDLY, body[:at] + noise + body[at + len(noise) :])
 
 
 @pytest.mark.parametrize("depth", [1, 100, 1020, *range(1021, 1027), 100_000])
-def test_nesting_is_judged_as_the_thorough_way_judges_it(depth: int) -> None:
+def test_nesting_is_judged_as_the_thorough_path_judges_it(depth: int) -> None:
     for deep in (b"[" * depth + b"]" * depth, b'{"x":' * depth + b"1" + b"}" * depth):
         for body in (b'{"instances":[[1,2]],"x":%s}' % deep, b'{"instances":%s}' % deep):
-            assert_same_both_ways(FRIENDLY, body)
+            assert_same_on_both_paths(FRIENDLY, body)
 
 
 shapes = st.sampled_from(["[1,2]", "[2,2]", "[3,2]"]) | st.sampled_from(
@@ -272,5 +270,5 @@ settings_of_it = st.lists(
 @example(b'{"inputs":[{"name":"input","shape":[1,2],"datatype":"FP32","data":[1,2],"data":7}]}')
 @example(b'{"inputs":[{"name":"input","shape":[1,2],"datatype":"FP32","data":[1,1e300]}]}')
 @example(b'{"inputs":[[2147483648]]}')
-def test_a_tensor_is_read_as_the_thorough_way_reads_it(body: bytes) -> None:
-    assert_same_both_ways(OIP, body)
+def test_a_tensor_is_read_as_the_thorough_path_reads_it(body: bytes) -> None:
+    assert_same_on_both_paths(OIP, body)

@@ -1,4 +1,4 @@
-"""The friendly protocol: whatever is sent becomes exact rows, or a refusal that names the place and echoes nothing."""
+"""The friendly protocol: a body becomes exact rows, or a refusal that names the place and never echoes the input."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def refusal(content: bytes) -> str:
     text = str(refused.value)
     assert MARKER not in text
     assert "1111" not in text
-    # A parser's own error holds the whole document: chained, a log that shows an error's fields would write it out.
+    # A parser's error holds the whole document. Chained, a log of the error's fields would write it.
     assert refused.value.__cause__ is None
     assert refused.value.__context__ is None or refused.value.__suppress_context__
     return text
@@ -59,9 +59,7 @@ def test_every_finite_float32_arrives_with_all_its_bits(rows: np.ndarray) -> Non
     arrays.arrays(np.float32, st.tuples(st.integers(1, MAX_ROWS), st.just(3)), elements=finite),
     st.permutations(FEATURES),
 )
-def test_rows_by_name_are_the_rows_by_array_in_whatever_order_the_names_come(
-    rows: np.ndarray, order: list[str]
-) -> None:
+def test_rows_by_name_equal_rows_by_array_in_any_order_of_names(rows: np.ndarray, order: list[str]) -> None:
     named = [{name: row[FEATURES.index(name)] for name in order} for row in rows.tolist()]
     assert same_bits(decode(named), decode(rows.tolist()))
 
@@ -83,11 +81,11 @@ def test_a_number_may_be_written_as_json_writes_it(text: str) -> None:
 
 
 @pytest.mark.parametrize("number", [LARGEST, -LARGEST])
-def test_the_largest_float32_is_no_overflow(number: float) -> None:
+def test_the_largest_float32_does_not_overflow(number: float) -> None:
     assert decode([[number, 0, 0]])[0, 0] == np.float32(number)
 
 
-def test_space_around_the_document_is_no_trailing_byte() -> None:
+def test_space_around_the_document_is_allowed() -> None:
     assert same_bits(CODEC.decode({}, b" \r\n\t" + body([[1, 2, 3]]) + b"\n\n").rows, decode([[1, 2, 3]]))
 
 
@@ -154,7 +152,7 @@ def test_a_feature_may_have_any_name() -> None:
         *("quotes", "leading zero", "plus", "bare point", "hexadecimal", "underscore", "comment"),
     ],
 )
-def test_what_is_not_json_is_refused_with_the_place(content: bytes) -> None:
+def test_text_that_is_not_json_is_refused_with_its_place(content: bytes) -> None:
     assert refusal(content).startswith("the body is not valid JSON, at character ")
 
 
@@ -195,7 +193,7 @@ def test_more_rows_than_allowed_are_refused(row: object) -> None:
 
 @pytest.mark.parametrize("value", [True, False, "1.5", "", MARKER, {}, {MARKER: 1}, [], [1], [MARKER]], ids=repr)
 @pytest.mark.parametrize("by_name", [False, True], ids=["by array", "by name"])
-def test_what_is_no_number_is_refused_by_row_and_column(value: object, by_name: bool) -> None:
+def test_a_value_that_is_not_a_number_is_refused_by_row_and_column(value: object, by_name: bool) -> None:
     rows: list[Any] = [[1, 2, 3], [4, value, 6]]
     if by_name:
         rows = [dict(zip(FEATURES, row, strict=True)) for row in rows]
@@ -203,12 +201,12 @@ def test_what_is_no_number_is_refused_by_row_and_column(value: object, by_name: 
 
 
 @pytest.mark.parametrize("value", ["1e300", "-1e300", "3.5e38", "1" + "0" * 39, "1" + "0" * 300])
-def test_what_overflows_a_float32_is_refused_by_row_and_column(value: str) -> None:
+def test_a_number_past_float32_is_refused_by_row_and_column(value: str) -> None:
     text = refusal(b'{"%s": 0, "instances": [[1, 2, 3], [1, 2, %s]]}' % (MARKER.encode(), value.encode()))
     assert text == "row 1, column 'height' is too large for float32"
 
 
-def test_what_rounds_past_the_largest_float32_is_refused() -> None:
+def test_a_number_that_rounds_past_the_largest_float32_is_refused() -> None:
     first_that_rounds_up = LARGEST + 2.0**103
     assert decode([[np.nextafter(first_that_rounds_up, 0), 0, 0]])[0, 0] == np.float32(LARGEST)
     assert refusal(body([[first_that_rounds_up, 0, 0]])) == "row 0, column 'age' is too large for float32"
@@ -225,7 +223,7 @@ def test_null_is_refused_where_the_feature_has_no_missing_values(by_name: bool) 
 @pytest.mark.parametrize(
     ("rows", "text"),
     [
-        # The total fits in each: a parser that flattens would take them.
+        # The total is right in each: a parser that flattens would accept them.
         ([[1, 2], [3, 4, 5, 6]], "row 0 has 2 values, expected 3"),
         ([[1, 2, 3], [1, 2, 3, 4], [1, 2]], "row 1 has 4 values, expected 3"),
         ([[1, 2, 3], []], "row 1 has 0 values, expected 3"),
@@ -245,7 +243,7 @@ def test_a_row_that_is_neither_an_array_nor_an_object_is_refused(row: object) ->
     assert refusal(body([{"age": 1, "weight": 2, "height": 3}, row])).startswith("row 1 is not an object")
 
 
-def test_arrays_and_objects_do_not_mix() -> None:
+def test_a_mix_of_arrays_and_objects_is_refused() -> None:
     by_array, by_name = [1, 2, 3], {"age": 1, "weight": 2, "height": 3}
     assert refusal(body([by_array, by_name])) == "row 1 is not an array of 3 values"
     assert refusal(body([by_name, by_array])) == "row 1 is not an object, as the rows before it are"
@@ -266,7 +264,7 @@ def test_a_missing_or_unknown_feature_is_refused(row: object, text: str) -> None
     assert refusal(body([{"age": 1, "weight": 2, "height": 3}, row])) == text
 
 
-def test_a_missing_feature_is_told_from_an_unknown_one_when_its_name_is_empty() -> None:
+def test_a_missing_feature_with_an_empty_name_is_not_called_unknown() -> None:
     codec = FriendlyCodec(manifest(features=("", "b")), MAX_ROWS)
     with pytest.raises(InvalidInput, match="row 0 lacks the feature ''"):
         codec.decode({}, body([{"b": 1}]))
@@ -282,7 +280,7 @@ json_values = st.recursive(
 
 
 @given(json_values.map(body) | json_values.map(lambda value: json.dumps(value).encode()) | st.binary())
-def test_anything_else_is_exact_rows_or_a_refusal(content: bytes) -> None:
+def test_any_other_body_gives_exact_rows_or_a_refusal(content: bytes) -> None:
     try:
         rows = CODEC.decode({}, content).rows
     except InvalidInput:
@@ -306,7 +304,7 @@ def encode(outputs: np.ndarray, **model: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("labels", [(False, True), (7, 8), (0.5, 1.5), ("no", "yes"), ("0", 1)], ids=repr)
-def test_a_prediction_is_the_likeliest_label_in_the_tables_own_type(labels: tuple[Any, ...]) -> None:
+def test_a_prediction_is_the_likeliest_label_in_its_own_type(labels: tuple[Any, ...]) -> None:
     answer = encode(np.array([[0.25, 0.75], [0.75, 0.25]], np.float32), labels=labels, name="made", version=3)
     assert (answer["model"], answer["version"]) == ("made", 3)
     assert [(type(label), label) for label in answer["predictions"]] == [
@@ -331,7 +329,7 @@ def test_values_parse_back_to_the_exact_float32_and_have_no_probabilities(output
 
 @pytest.mark.parametrize("row", [b"[]", b"{}"], ids=["arrays", "objects"])
 def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes) -> None:
-    # The last bracket is missing: a text about JSON would mean that the body was parsed up to there.
+    # The last bracket is missing: a message about JSON would mean that the body was parsed to its end.
     flood = b'{"instances": [' + b",".join([row] * 2_000_000)
     with pytest.raises(InvalidInput, match="too many rows"):
         FriendlyCodec(manifest(features=FEATURES), MAX_ROWS).decode({}, flood)

@@ -1,4 +1,4 @@
-"""The friendly protocol without JSON: raw float32 in and out, Arrow streams out, and who asks for what."""
+"""The friendly protocol without JSON: raw float32 in and out, Arrow streams out, and the choice between them."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def test_raw_rows_may_be_named_in_any_case_and_with_parameters(spelling: bytes) 
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 11, 13, 23, 25])
-def test_bytes_that_are_no_whole_rows_are_refused(size: int) -> None:
+def test_bytes_that_are_not_whole_rows_are_refused(size: int) -> None:
     assert refusal(RAW, bytes(size)) == "the body is not rows of 3 float32 values, 12 bytes each"
 
 
-def test_json_that_is_named_as_raw_is_no_whole_rows() -> None:
+def test_json_with_the_raw_media_type_is_refused() -> None:
     assert "not rows" in refusal(RAW, b'{"%s": 0}' % MARKER.encode() + b" " * 12)
 
 
@@ -122,11 +122,11 @@ def test_a_body_of_another_media_type_is_refused(kind: str) -> None:
     ],
     ids=repr,
 )
-def test_json_may_be_named_as_such_or_not_at_all(headers: dict[bytes, bytes]) -> None:
+def test_json_needs_no_media_type(headers: dict[bytes, bytes]) -> None:
     assert CODEC.decode(headers, ROW).rows.tolist() == [[1, 2, 3]]
 
 
-# --- who asks for what -----------------------------------------------------------------------------------------------
+# --- the choice of the answer ----------------------------------------------------------------------------------------
 
 VALUES = np.array([[0.1], [-2.5e-30], [3.4e38]], np.float32)
 
@@ -157,7 +157,7 @@ VALUES = np.array([[0.1], [-2.5e-30], [3.4e38]], np.float32)
     ],
 )
 @pytest.mark.parametrize("body", ["JSON", "raw"])
-def test_the_answer_is_of_the_kind_that_the_client_likes_best_and_else_json(
+def test_the_answer_has_the_media_type_that_the_client_prefers_or_json(
     accept: str | None, kind: str, body: str
 ) -> None:
     headers = {} if accept is None else {b"accept": accept.encode()}
@@ -181,7 +181,7 @@ def test_a_raw_answer_is_the_outputs_little_endian_row_after_row(outputs: np.nda
 
 
 @pytest.mark.parametrize("name", ["transposed", "every other row", "reversed"])
-def test_outputs_that_do_not_lie_in_a_row_are_written_as_any_other(name: str) -> None:
+def test_outputs_that_are_not_contiguous_are_written_in_order(name: str) -> None:
     base = np.arange(8, dtype=np.float32).reshape(4, 2)
     outputs = {"transposed": base[:2].T, "every other row": base[::2], "reversed": base[::-1]}[name]
     labels = ("a", "b")
@@ -214,7 +214,7 @@ def arrow(outputs: np.ndarray, labels: tuple[Any, ...] = ()) -> pa.Table:
         ((True, False), pa.bool_(), (True, False)),
         ((0.5, 1e300), pa.float64(), (0.5, 1e300)),
         ((1, 1.5), pa.float64(), (1.0, 1.5)),
-        # Of several types, or past what a column holds exactly: their JSON texts.
+        # Labels of several types, or past the exact range of a column, become JSON texts.
         (("0", 1), pa.string(), ("0", "1")),
         ((True, 2), pa.string(), ("true", "2")),
         ((False, "false "), pa.string(), ("false", "false ")),
@@ -256,7 +256,7 @@ def test_boolean_predictions_are_packed_in_order(likely: np.ndarray) -> None:
 
 
 @given(arrays.arrays(np.float32, st.tuples(st.integers(1, 9), st.just(1)), elements=any_float))
-def test_arrow_of_a_regression_has_the_exact_values_alone(outputs: np.ndarray) -> None:
+def test_arrow_of_a_regression_has_only_the_exact_values(outputs: np.ndarray) -> None:
     table = arrow(outputs)
     assert table.schema.names == ["prediction"]
     assert table["prediction"].type == pa.float32()

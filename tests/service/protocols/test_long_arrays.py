@@ -1,4 +1,4 @@
-"""Arrays longer than simdjson can count, in every place of a request: the server answers and goes on."""
+"""Arrays longer than simdjson can count, in every place of a request: the server answers and continues."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLACE = "the long array"
 
 TENSOR = {"name": "input", "shape": [1, 64], "datatype": "FP32", "data": [0.0] * 64}
 
-# Where the long array stands, and the status of the request that holds it.
+# The place of the long array, and the status of the answer.
 PLACES: dict[str, tuple[dict[str, Any], int]] = {
     "shape": ({"inputs": [{**TENSOR, "shape": PLACE}]}, 400),
     "a tensor's parameters": ({"inputs": [{**TENSOR, "parameters": {"a": PLACE}}]}, 200),
@@ -50,7 +50,7 @@ def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize(("request_body", "status"), PLACES.values(), ids=PLACES)
-def test_an_array_longer_than_simdjson_counts_ends_no_server(
+def test_an_array_longer_than_simdjson_counts_does_not_end_the_server(
     request_body: dict[str, Any], status: int, compressed: bool, served: Served
 ) -> None:
     body = json.dumps(request_body).encode().replace(json.dumps(PLACE).encode(), LONG)

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol: tensors and settings that are right are read, and whatever else is refused.
+"""The Open Inference Protocol: right tensors and parameters are read, and all others are refused.
 
-The bytes on the wire are written and read here by hand. test_oip_tensors.py has the datatypes.
+The tests write and read the bytes themselves. test_oip_tensors.py tests the datatypes.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ def test_json_data_may_come_with_the_length_of_the_json() -> None:
     assert decode(head(tensor()), b"").rows.tolist() == ROWS
 
 
-def test_a_body_without_json_is_the_rows_and_is_answered_in_kind() -> None:
+def test_a_body_without_json_is_rows_and_gets_a_binary_answer() -> None:
     call = decode(b"", FLOATS, 0)
     assert call.rows.tolist() == ROWS
     assert answer(call)[1] == OUTPUTS.tobytes()
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 7, 9, 12])
-def test_a_body_without_json_that_is_no_whole_rows_is_refused(size: int) -> None:
+def test_a_body_without_json_that_is_not_whole_rows_is_refused(size: int) -> None:
     refusal(b"", bytes(size), 0)
 
 
@@ -110,7 +110,7 @@ def test_as_many_rows_as_allowed_are_read(rows: int) -> None:
     assert decode(head(tensor(shape=[rows, 2], data=[0] * 2 * rows))).rows.shape == (rows, 2)
 
 
-def test_what_is_not_known_here_is_left_alone() -> None:
+def test_unknown_members_are_ignored() -> None:
     output = {"name": "value", "parameters": {"unheard": 1}, "more": None}
     named = tensor(parameters={"unheard": [MARKER]}, more={"a": 1})
     body = head(named, model_name="x", model_version="9", outputs=[output], parameters={"priority": 1}, other=[[]])
@@ -118,7 +118,7 @@ def test_what_is_not_known_here_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", [None, b"application/json", b"Application/JSON; x=y", b"application/octet-stream"])
-def test_the_media_type_is_json_or_bytes_or_not_said(kind: bytes | None) -> None:
+def test_the_media_type_is_json_or_bytes_or_missing(kind: bytes | None) -> None:
     headers = {} if kind is None else {b"content-type": kind}
     assert CODEC.decode(headers, head(tensor())).rows.tolist() == ROWS
     whole = head(binary())
@@ -144,10 +144,10 @@ def test_another_media_type_is_refused(kind: str) -> None:
     ],
     ids=lambda body: repr(body[:20]),
 )
-def test_a_body_that_is_no_object_with_inputs_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_an_object_with_inputs_is_refused(body: bytes) -> None:
     text = refusal(body)
     assert text.startswith("the body is not ")
-    assert refusal(body, b"") == text or not body  # without JSON it is rows, of which there is none
+    assert refusal(body, b"") == text or not body  # without JSON the body is rows, and it has none
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_more_rows_than_allowed_are_refused() -> None:
 @pytest.mark.parametrize(
     "shape", [[2.0, 2], [2, 2.0], [True, 2], ["2", 2], [None, 2], [[2], 2], "22", 2, None, {}, ...]
 )
-def test_a_dimension_that_is_no_integer_is_refused(shape: Any) -> None:
+def test_a_dimension_that_is_not_an_integer_is_refused(shape: Any) -> None:
     for body in (head(tensor(shape=shape)), head(tensor(shape=shape, datatype="FP64", data=ROWS))):
         assert refusal(body) == "the shape of 'input' is not an array of integers"
     assert refusal(head(binary(shape=shape)), FLOATS) == "the shape of 'input' is not an array of integers"
@@ -230,7 +230,7 @@ def test_data_that_does_not_fill_the_shape_is_refused(data: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [True, "1.5", MARKER, {}, [1]], ids=repr)
-def test_what_is_no_number_is_refused_by_row_and_column(value: object) -> None:
+def test_a_value_that_is_not_a_number_is_refused_by_row_and_column(value: object) -> None:
     text = "row 1, column 'a' is not a number"
     assert refusal(head(tensor(data=[1, 2, value, 4]))) == text
     assert refusal(head(tensor(data=[[1, 2], [value, 4]]))) == text
@@ -270,12 +270,12 @@ def test_an_infinity_is_refused_by_row_and_column(number: float, place: int) -> 
 @pytest.mark.parametrize("row", [b"[]", b"{}"], ids=["arrays", "objects"])
 @pytest.mark.parametrize("length", [False, True], ids=["alone", "with its length"])
 def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes, length: bool) -> None:
-    # The last bracket is missing: a text about JSON would mean that the body was parsed up to there.
+    # The last bracket is missing: a message about JSON would mean that the body was parsed to its end.
     flood = b'{"inputs": [{"data": [' + b",".join([row] * 2_000_000)
     assert "too many arrays and objects" in refusal(flood, b"" if length else None)
 
 
-def test_bytes_that_look_like_brackets_are_no_rows() -> None:
+def test_binary_bytes_that_look_like_brackets_are_not_counted() -> None:
     codec = OipCodec(manifest(), 200_000)
     content = b"[[[[" * 400_000  # 1.6e17 as a float
     tensor_of_it = binary(len(content), shape=[200_000, 2])
@@ -293,7 +293,7 @@ def test_a_binary_size_that_is_not_that_of_the_shape_and_datatype_is_refused(siz
 
 
 @pytest.mark.parametrize("tail", [b"", FLOATS[:-1], FLOATS[:8], FLOATS + b"\0", FLOATS * 2], ids=len)
-def test_bytes_after_the_json_that_are_not_the_sizes_sum_are_refused(tail: bytes) -> None:
+def test_bytes_after_the_json_that_differ_from_the_binary_size_are_refused(tail: bytes) -> None:
     assert refusal(head(binary()), tail) == "the bytes after the JSON are not the 16 of the tensors' binary_data_size"
 
 
@@ -322,14 +322,14 @@ def test_a_binary_size_without_the_length_of_the_json_is_refused() -> None:
     ],
     ids=lambda text: text[:20],
 )
-def test_a_length_of_the_json_that_is_none_is_refused(length: str) -> None:
+def test_a_length_of_the_json_that_is_not_a_length_is_refused(length: str) -> None:
     text = "Inference-Header-Content-Length is not a length within the body"
     assert refusal(head(tensor()), b"", length) == text
     assert refusal(head(binary()), FLOATS, length) == text
 
 
 @pytest.mark.parametrize("off", [-1, 1, 16])
-def test_a_length_of_the_json_that_cuts_elsewhere_is_refused(off: int) -> None:
+def test_a_length_of_the_json_that_cuts_the_json_is_refused(off: int) -> None:
     body = head(binary())
     assert refusal(body, FLOATS, len(body) + off).startswith("the body is not valid JSON, at character ")
     assert "not a length within the body" in refusal(body, FLOATS, len(body) + len(FLOATS) + 1)
@@ -370,7 +370,7 @@ def test_a_control_character_in_the_id_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", [7, 1.5, True, [], {}, [MARKER]], ids=repr)
-def test_an_id_that_is_no_string_is_refused(value: object) -> None:
+def test_an_id_that_is_not_a_string_is_refused(value: object) -> None:
     assert "not a string" in refusal(head(tensor(), id=value))
 
 
@@ -381,19 +381,19 @@ def test_the_timeout_is_in_microseconds(microseconds: int, seconds: float) -> No
 
 
 @pytest.mark.parametrize("more", [{}, {"parameters": {}}, {"parameters": {"timeout": 0}}], ids=repr)
-def test_no_timeout_or_one_of_zero_is_none(more: dict[str, Any]) -> None:
+def test_a_timeout_of_zero_means_no_timeout(more: dict[str, Any]) -> None:
     assert decode(head(tensor(), **more)).timeout is None
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, 0.5, True, False, "5", None, [], MARKER, 2**64, 10**300], ids=repr)
-def test_a_timeout_that_is_no_number_of_microseconds_is_refused(value: object) -> None:
+def test_a_timeout_that_is_not_a_number_of_microseconds_is_refused(value: object) -> None:
     for space in (0, 10_000):
         text = refusal(head(tensor(), parameters={"timeout": value}) + b" " * space)
         assert text == 'the parameter "timeout" is not a number of microseconds'
 
 
 @pytest.mark.parametrize("value", [None, 7, "x", [], [MARKER]], ids=repr)
-def test_parameters_that_are_no_object_are_refused(value: object) -> None:
+def test_parameters_that_are_not_an_object_are_refused(value: object) -> None:
     for body in (
         head(tensor(), parameters=value),
         head(tensor(parameters=value)),
@@ -439,7 +439,7 @@ def test_an_unknown_or_repeated_output_is_refused(outputs: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("outputs", [None, {}, 7, "value", ["value"], [None], [[VALUE]], [MARKER]], ids=repr)
-def test_outputs_that_are_no_array_of_objects_are_refused(outputs: object) -> None:
+def test_outputs_that_are_not_an_array_of_objects_are_refused(outputs: object) -> None:
     assert refusal(head(tensor(), outputs=outputs)) == '"outputs" is not an array of objects'
 
 
@@ -452,7 +452,7 @@ TENSOR = {"name": "value", "datatype": "FP32", "shape": [2, 1]}
 @pytest.mark.parametrize("of_all", [None, False, True])
 @pytest.mark.parametrize("of_one", [None, False, True, "no outputs", "no names"])
 @pytest.mark.parametrize("sent", ["JSON", "binary"])
-def test_an_answer_is_binary_where_the_output_says_so_and_else_where_the_request_does(
+def test_an_answer_is_binary_if_the_output_asks_for_it_or_else_the_request(
     of_all: bool | None, of_one: bool | str | None, sent: str
 ) -> None:
     more: dict[str, Any] = {} if of_all is None else {"parameters": {"binary_data_output": of_all}}
@@ -488,7 +488,7 @@ def test_a_flag_that_is_neither_true_nor_false_is_refused(value: object) -> None
     st.booleans(),
 )
 def test_outputs_come_back_with_all_their_bits(outputs: np.ndarray, is_binary: bool, turned: bool) -> None:
-    outputs = outputs.T if turned else outputs  # whatever way it lies in memory
+    outputs = outputs.T if turned else outputs  # in any order in memory
     found, content = answer(decode(head(tensor(), parameters={"binary_data_output": is_binary})), outputs)
     (told,) = found["outputs"]
     assert told["shape"] == list(outputs.shape)

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol's datatypes: each as JSON and as bytes, to the float32 nearest to it or to a refusal.
+"""The Open Inference Protocol's datatypes: a value in JSON or in bytes becomes the nearest float32, or is refused.
 
-`struct` writes the bytes; half of a float32's are BF16's.
+`struct` writes the bytes. BF16 is the upper half of a float32.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def refusal(decode: Any, *arguments: Any, **changes: Any) -> str:
 
 
 def bits(*values: Any) -> bytes:
-    """The float32 nearest to each, as one would have it from the double nearest to it."""
+    """The float32 nearest to the double of each value."""
     with np.errstate(under="ignore"):
         return np.array([float(value) for value in values]).astype("<f4").tobytes()
 
 
-# --- what a datatype holds -------------------------------------------------------------------------------------------
+# --- values of a datatype --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("datatype", "value"), [(name, value) for name, values in EXACT.items() for value in values])
@@ -121,7 +121,7 @@ def test_half_precision_is_read_as_struct_and_bits_read_it(content: bytes) -> No
 
 
 @given(st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.floats(-1e38, 1e38)))
-def test_a_double_is_rounded_to_float32_or_refused_in_both_ways_alike(pair: tuple[float, float]) -> None:
+def test_a_double_is_rounded_or_refused_alike_in_json_and_in_bytes(pair: tuple[float, float]) -> None:
     found = []
     for read in (lambda: as_json("FP64", *pair), lambda: as_bytes("FP64", packed("FP64", *pair))):
         try:
@@ -132,7 +132,7 @@ def test_a_double_is_rounded_to_float32_or_refused_in_both_ways_alike(pair: tupl
     assert found == [("row 0, column 'a' is too large for float32" if too_large else bits(*pair))] * 2
 
 
-# --- what it does not hold -------------------------------------------------------------------------------------------
+# --- values that do not fit it ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("datatype", INTEGERS)
@@ -141,7 +141,7 @@ def test_an_integer_past_its_datatype_is_refused(datatype: str, way: str) -> Non
     low, high = INTEGERS[datatype]
     value = {"below": low - 1, "above": high + 1, "far below": -(10**300), "far above": 10**300}[way]
     if (datatype, way) == ("INT64", "below"):
-        value = -(2**63) - 2**11  # a JSON number past 64 bits is a double, and the next one below is this
+        value = -(2**63) - 2**11  # a JSON number past 64 bits is a double, and this is the next one below
     text = f"'input' holds a value that is out of the range of {datatype}"
     assert refusal(as_json, datatype, 0, value) == text
     assert refusal(as_json, datatype, value, 0) == text
@@ -161,17 +161,20 @@ def test_an_integer_may_be_written_as_a_float(datatype: str) -> None:
 
 @pytest.mark.parametrize("datatype", INTEGERS)
 @pytest.mark.parametrize("value", [None, True, "1", MARKER, {}, [1]], ids=repr)
-def test_what_is_no_number_in_an_integer_tensor_is_refused(datatype: str, value: object) -> None:
-    assert refusal(as_json, datatype, 1, value) == f"'input' is {datatype}, and holds a value that is no number"
+def test_a_value_that_is_not_a_number_is_refused_in_an_integer_tensor(datatype: str, value: object) -> None:
+    assert refusal(as_json, datatype, 1, value) == f"'input' is {datatype}, and holds a value that is not a number"
 
 
 @pytest.mark.parametrize("value", [2, -1, 0.0, 1.0, None, "true", MARKER, [True], {}], ids=repr)
-def test_what_is_no_boolean_is_refused(value: object) -> None:
-    assert refusal(as_json, "BOOL", True, value) == "'input' is BOOL, and holds a value that is none"
+def test_a_value_that_is_not_a_boolean_is_refused(value: object) -> None:
+    assert (
+        refusal(as_json, "BOOL", True, value)
+        == "'input' is BOOL, and holds a value that is neither true, false, 0 nor 1"
+    )
 
 
 @pytest.mark.parametrize("byte", [2, 127, 128, 255])
-def test_a_byte_that_is_no_boolean_is_refused(byte: int) -> None:
+def test_a_byte_that_is_not_a_boolean_is_refused(byte: int) -> None:
     text = "'input' is BOOL, and holds a byte that is neither 0 nor 1"
     assert refusal(as_bytes, "BOOL", bytes([1, byte])) == text
 
@@ -212,13 +215,13 @@ def test_null_in_json_is_a_missing_value(datatype: str) -> None:
 
 
 @pytest.mark.parametrize("number", [0x7FF0000000000001, 0xFFF4000000000000], ids=hex)
-def test_a_double_nan_that_signals_is_a_missing_value_as_any_other(number: int) -> None:
+def test_a_signalling_nan_is_a_missing_value(number: int) -> None:
     nan = struct.pack("<Q", number)
     assert np.isnan(as_bytes("FP64", packed("FP64", 1) + nan).rows).tolist() == [[False, True]]
     assert "is NaN" in refusal(as_bytes, "FP64", nan + packed("FP64", 1))
 
 
-# --- no such datatype ------------------------------------------------------------------------------------------------
+# --- unknown datatypes -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -232,7 +235,7 @@ def test_a_datatype_that_is_not_numeric_is_refused(datatype: str) -> None:
 
 
 @pytest.mark.parametrize("datatype", [None, 1, True, ["FP32"], {"FP32": 1}, 32.0], ids=repr)
-def test_a_datatype_that_is_no_name_is_refused(datatype: Any) -> None:
+def test_a_datatype_that_is_not_a_string_is_refused(datatype: Any) -> None:
     text = "the datatype of 'input' is not numeric"
     assert refusal(as_json, datatype, 1, 2) == text
     assert refusal(as_bytes, datatype, bytes(8)) == text
@@ -249,7 +252,7 @@ def test_a_datatype_that_is_no_name_is_refused(datatype: Any) -> None:
     ],
     ids=repr,
 )
-def test_bytes_are_refused_whatever_they_hold(content: bytes) -> None:
+def test_the_datatype_bytes_is_refused(content: bytes) -> None:
     assert refusal(as_bytes, "BYTES", content) == "the datatype of 'input' is not numeric"
 
 

@@ -1,0 +1,78 @@
+"""The Open Inference Protocol's documents about a model: metadata, configuration and statistics.
+
+Pure functions of a manifest and counts. They know no request and no route.
+
+https://github.com/kserve/open-inference-protocol, and the model configuration and statistics extensions:
+https://github.com/triton-inference-server/server/tree/main/docs/protocol
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from foldserve.service.bundle import Manifest
+from foldserve.service.metrics import Totals
+
+_PLATFORM = "onnxruntime_onnx"
+
+
+def metadata(manifest: Manifest, versions: Sequence[str], **parameters: str) -> dict[str, Any]:
+    """Return the model metadata. versions: those that are served."""
+    tensors = {
+        kind: [{"name": tensor.name, "datatype": "FP32", "shape": list(tensor.shape)}]
+        for kind, tensor in (("inputs", manifest.input), ("outputs", manifest.output))
+    }
+    return {
+        "name": manifest.name,
+        "versions": list(versions),
+        "platform": _PLATFORM,
+        **tensors,
+        "parameters": parameters,
+    }
+
+
+def configuration(manifest: Manifest, max_rows: int) -> dict[str, Any]:
+    """Return the model configuration. Its dimensions leave out the batch. max_rows: the limit of one request."""
+    tensors = {
+        kind: [{"name": tensor.name, "data_type": "TYPE_FP32", "dims": list(tensor.shape[1:])}]
+        for kind, tensor in (("input", manifest.input), ("output", manifest.output))
+    }
+    return {
+        "name": manifest.name,
+        "platform": _PLATFORM,
+        "backend": "onnxruntime",
+        "max_batch_size": max_rows,
+        **tensors,
+    }
+
+
+def statistics(manifest: Manifest, totals: Totals) -> dict[str, Any]:
+    """Return the statistics of one model: counts of requests, and nanoseconds.
+
+    A run serves several requests, so the share of one request is unknown. `compute_infer` has the time of all runs
+    and, as the protocol asks, the count of the requests that succeeded.
+    """
+
+    def duration(count: int, seconds: float) -> dict[str, int]:
+        return {"count": count, "ns": int(seconds * 1e9)}
+
+    not_measured = duration(totals.succeeded, 0)
+    return {
+        "name": manifest.name,
+        "version": str(manifest.version),
+        "last_inference": int(totals.last_request * 1e3),
+        "inference_count": totals.rows,
+        "execution_count": totals.runs,
+        "inference_stats": {
+            "success": duration(totals.succeeded, totals.request_seconds),
+            "fail": duration(totals.failed, 0),
+            "queue": duration(totals.queued, totals.queue_seconds),
+            "compute_input": not_measured,
+            "compute_infer": duration(totals.succeeded, totals.runtime_seconds),
+            "compute_output": not_measured,
+            "cache_hit": duration(0, 0),
+            "cache_miss": duration(0, 0),
+        },
+        "batch_stats": [],
+    }
