@@ -1,10 +1,5 @@
-# Everything a person or CI runs. `make demo` and `make test` need Python 3.11+ and make, nothing else.
-#
-#   TORCH_INDEX=URL  an index to take torch from besides PyPI: PyTorch's own CPU index spares gigabytes of CUDA
-#                    libraries (its address: https://pytorch.org/get-started/locally/)
-#   PORT=N           where `make demo` serves
-#   IMAGE_TOOL=...   what `make image-check` builds and runs images with: docker, or a stand-in for where there is no
-#                    engine, whose commands tests/image/tool.py names
+# The commands that people and CI run. `make demo` and `make test` need Python 3.11 or newer and make, nothing else.
+# A comment after `##` is the target's line in `make help`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,114 +8,126 @@ GPU ?= .venv-gpu
 LOCK ?= .venv-lock
 IMAGE_TOOL ?= docker
 PORT ?= 8000
+SEED ?= 0
+COMMA := ,
 DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-# What an image is labelled with, and where its torch is from.
+# The labels of an image, and the index of its torch.
 IMAGE_ARGUMENTS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 	--build-arg REVISION=$(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown) \
 	--build-arg CREATED=$(shell git log -1 --format=%cI 2>/dev/null || echo unknown) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
-# PyPI by name: whatever index this machine prefers has no say in what an image is made of.
+# PyPI by name: the images are made of public packages, whichever index this machine prefers.
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel check bench bench-gpu bench-training bench-ablation install clean \
-	lock image image-gpu image-trainer image-check image-pin
+.PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
+	bench-training bench-ablation image image-gpu image-trainer image-check image-pin lock clean
 
-help:
-	@echo "make demo   train digits, fold it, prove it, serve it on http://127.0.0.1:$(PORT)"
-	@echo "make test   style, types and the whole test suite"
-	@echo "make test-slow     whole trainings: killed and resumed, on several processes, over five seeds"
-	@echo "make test-clients  tritonclient, KServe's client and perf_analyzer against the server"
-	@echo "make test-gpu-wheel  what onnxruntime-gpu refuses where there is no GPU, with the real wheel"
-	@echo "make test-gpu        the runtime and training on a GPU"
-	@echo "make check  style and types alone"
-	@echo "make docs   write the tables of docs/deployment.md anew"
-	@echo "make bench  foldserve beside what else serves such a model; needs wrk; ARGS='--help' for more"
-	@echo "make bench-gpu  foldserve on a GPU beside ONNX Runtime and PyTorch there, with PYTHON's packages; ARGS='--help'"
-	@echo "make bench-training  foldserve's training beside what else learns from a table; ARGS='--data DIR', ARGS='--help'"
-	@echo "make bench-ablation  what each part of the preset best gives; ARGS='--data DIR', ARGS='--help'"
-	@echo "make image          foldserve:cpu, the service with digits in it: docker run -p 8000:8000 foldserve:cpu"
-	@echo "make image-gpu      foldserve:gpu, the same on CUDA: docker run --gpus all -p 8000:8000 foldserve:gpu"
-	@echo "make image-trainer  foldserve:trainer: docker run -v TABLES:/work -v MODELS:/models foldserve:trainer fit TABLE.csv --models /models"
-	@echo "make image-check    build all three, run them, prove what they promise; IMAGE_TOOL=docker, ARGS='--only cpu'"
-	@echo "make image-pin      write the digest of the base image into the Dockerfile, from Docker Hub"
-	@echo "make lock           write requirements/ anew from pyproject.toml and constraints.txt; with TORCH_INDEX torch's hashes too"
-	@echo "make clean  remove what the targets above made"
-	@echo "with PORT=N, PYTHON=python3.12, TORCH_INDEX=URL of PyTorch's CPU builds"
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "Variables"
+	@echo "  PORT=8080           the port that make demo serves on (default: 8000)"
+	@echo "  PYTHON=python3.12   the Python that the environments are made with (default: python3)"
+	@echo "  TORCH_INDEX=URL     an index to install torch from besides PyPI; PyTorch's CPU index saves gigabytes of CUDA"
+	@echo "                      libraries (https://pytorch.org/get-started/locally/ has its address)"
+	@echo "  ARGS='--help'       arguments of the benchmarks and of make image-check"
+	@echo "  SEED=1              the draw of make sentences (default: 0)"
+	@echo "  IMAGE_TOOL=docker   the program that builds and runs images in make image-check; tests/image/tool.py describes"
+	@echo "                      the commands that a program other than docker needs"
 
-demo: install
+##@ Start here
+
+demo: $(VENV)/installed-demo ## Train, verify and serve a model of handwritten digits on http://127.0.0.1:8000
 	@mkdir -p $(DEMO)
 	$(BIN)/foldserve-train fit digits --models $(DEMO)
 	@newest=$$(ls $(DEMO)/digits | sort -n | tail -n 1); echo; $(BIN)/foldserve verify $(DEMO)/digits/$$newest
 	@echo
 	exec $(BIN)/foldserve serve --models $(DEMO) --port $(PORT)
 
-test: check
+test: lint ## Check style and types, then run the test suite
 	$(BIN)/python -m pytest
 
-test-slow: install
-	$(BIN)/python -m pytest -m slow
+##@ Develop
 
-# Their environment is their own: their pins exclude those of constraints.txt.
-test-clients: install $(CLIENTS)/installed
-	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients tests/clients
+install: $(VENV)/installed ## Create .venv with foldserve, editable, and the tools
 
-# onnxruntime-gpu and onnxruntime are one module: the other needs an environment of its own.
-test-gpu-wheel: $(GPU)/installed
-	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
+format: install ## Format the code and apply the safe fixes of the linter
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
-# Where there is a GPU, TORCH_INDEX names PyTorch's builds for its CUDA.
-test-gpu: $(GPU)/installed
-	$(PIP:$(BIN)/%=$(GPU)/bin/%) --constraint constraints.txt --editable '.[gpu,train,test]'
-	$(GPU)/bin/python -m pytest tests/gpu
-
-check: install
+lint: install ## Check style, types and the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
-.PHONY: docs
-docs: install
+docs: install ## Update the generated tables in docs/deployment.md
 	$(BIN)/python docs/write_tables.py
 
-bench: install
+sentences: ## Print 60 random sentences of the code and docs, for a review of the language
+	$(PYTHON) -m tests.draw_sentences --seed $(SEED)
+
+test-slow: install ## Run the slow tests: interrupted, distributed and repeated trainings
+	$(BIN)/python -m pytest -m slow
+
+# The clients have an environment of their own, because their pins exclude those of constraints.txt.
+test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient, KServe's client and perf_analyzer
+	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients tests/clients
+
+# onnxruntime-gpu and onnxruntime install the same module, so each needs its own environment.
+test-gpu-wheel: $(GPU)/installed ## Test the refusals of the real onnxruntime-gpu on a machine without a GPU
+	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
+
+# On a machine with a GPU, TORCH_INDEX names PyTorch's builds for its CUDA version.
+test-gpu: $(GPU)/installed ## Test serving and training on a GPU
+	$(PIP:$(BIN)/%=$(GPU)/bin/%) --constraint constraints.txt --editable '.[gpu,train,test]'
+	$(GPU)/bin/python -m pytest tests/gpu
+
+##@ Measure
+
+bench: install ## Compare foldserve with other model servers; needs wrk
 	$(BIN)/python benchmarks/serving.py $(ARGS)
 
-# With the packages of PYTHON: those of `install` have the CPU's ONNX Runtime, and the two exclude each other.
-bench-gpu:
+# This uses the packages of PYTHON: `make install` has the CPU build of ONNX Runtime, which excludes the GPU build.
+bench-gpu: ## Compare foldserve with ONNX Runtime and PyTorch on a GPU, with the packages of PYTHON
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
-bench-training: install
+bench-training: install ## Compare training with other libraries; needs ARGS='--data DIR'
 	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/python benchmarks/training.py $(ARGS)
 
-bench-ablation: install
+bench-ablation: install ## Measure each part of the preset best; needs ARGS='--data DIR'
 	$(BIN)/python benchmarks/ablation.py $(ARGS)
 
-image:
+##@ Images
+
+image: ## Build foldserve:cpu, which serves digits: docker run -p 8000:8000 foldserve:cpu
 	$(IMAGE_BUILD) --tag foldserve:cpu .
 
-image-gpu:
+image-gpu: ## Build foldserve:gpu, the same on CUDA: docker run --gpus all -p 8000:8000 foldserve:gpu
 	$(IMAGE_BUILD) --build-arg RUNTIME=gpu --tag foldserve:gpu .
 
-image-trainer:
+image-trainer: ## Build foldserve:trainer, which runs foldserve-train
 	$(IMAGE_BUILD) --target trainer --tag foldserve:trainer .
 
-image-check:
+image-check: ## Build, run and test the three images
 	@$(PYTHON) -m tests.image.check --tool $(IMAGE_TOOL) $(IMAGE_ARGUMENTS) $(ARGS)
 
-image-pin:
+image-pin: ## Write the current digest of the base image into the Dockerfile
 	@image=$$(sed -n 's/^ARG PYTHON_IMAGE=\([^@]*\).*/\1/p' Dockerfile); \
 	digest=$$(docker buildx imagetools inspect "$$image" --format '{{.Manifest.Digest}}') && \
 	{ echo "$$digest" | grep -Eqx 'sha256:[0-9a-f]{64}' || { echo "no digest: $$digest" >&2; exit 1; }; } && \
 	sed -i.bak "s|^\(ARG PYTHON_IMAGE=\).*|\1$$image@$$digest|" Dockerfile && rm Dockerfile.bak && grep '^ARG PYTHON_IMAGE=' Dockerfile
 
-# torch's small build for the CPU is in PyTorch's own index alone, and so are its hashes.
-lock: $(LOCK)/installed
+##@ Other
+
+# Only PyTorch's own index has the CPU build of torch and its hashes.
+lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constraints.txt
 	$(UV) --extra cpu --output-file requirements/cpu.txt pyproject.toml
 	$(UV) --extra gpu --output-file requirements/gpu.txt pyproject.toml
 	$(UV) --extra cpu --extra train --extra tune --no-emit-package torch --output-file requirements/train.txt pyproject.toml
@@ -131,14 +138,20 @@ lock: $(LOCK)/installed
 		--custom-compile-command 'make lock TORCH_INDEX=URL' --default-index $(TORCH_INDEX) --output-file requirements/torch.txt -,\
 	grep -q "^$$torch" requirements/torch.txt || sed -i.bak "s/^torch==.*/$$torch/; /^ *--hash/d" requirements/torch.txt; rm -f requirements/torch.txt.bak)
 
-install: $(VENV)/installed
+# Create the environment with these extras. The stamp file comes last: an interrupted installation starts again.
+define INSTALL
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "foldserve needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
+$(PYTHON) -m venv $(VENV)
+$(PIP) --constraint constraints.txt --editable '.[$(1)]'
+endef
 
-# The stamp comes last: an install that broke off is done again.
-$(VENV)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "foldserve needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) --constraint constraints.txt --editable '.[cpu,train,tune,test]'
+$(VENV)/installed-demo: pyproject.toml constraints.txt
+	$(call INSTALL,cpu$(COMMA)train)
 	@touch $@
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(call INSTALL,cpu$(COMMA)train$(COMMA)tune$(COMMA)test)
+	@touch $(VENV)/installed-demo $@
 
 $(GPU)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU)
@@ -153,8 +166,8 @@ $(LOCK)/installed: constraints.txt
 $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_analyzer.sh
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
-	tests/clients/install_perf_analyzer.sh $(CLIENTS)/bin/python || echo "no perf_analyzer runs here: its tests are skipped"
+	tests/clients/install_perf_analyzer.sh $(CLIENTS)/bin/python || echo "perf_analyzer does not run here: its tests are skipped"
 	@touch $@
 
-clean:
+clean: ## Remove the environments, caches and models that these targets made
 	rm -rf $(VENV) $(CLIENTS) $(GPU) $(LOCK) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
