@@ -138,19 +138,21 @@ lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constrai
 		--custom-compile-command 'make lock TORCH_INDEX=URL' --default-index $(TORCH_INDEX) --output-file requirements/torch.txt -,\
 	grep -q "^$$torch" requirements/torch.txt || sed -i.bak "s/^torch==.*/$$torch/; /^ *--hash/d" requirements/torch.txt; rm -f requirements/torch.txt.bak)
 
-# Create the environment with these extras. The stamp file comes last: an interrupted installation starts again.
+# Create the environment: $(1) are pip's flags, $(2) the extras. The stamp file of a rule comes last: an interrupted
+# installation starts again.
 define INSTALL
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "foldserve needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
 $(PYTHON) -m venv $(VENV)
-$(PIP) --constraint constraints.txt --editable '.[$(1)]'
+$(PIP) $(1) --constraint constraints.txt --editable '.[$(2)]'
 endef
 
+# Without --no-compile, pip compiles thousands of modules that the demo never imports.
 $(VENV)/installed-demo: pyproject.toml constraints.txt
-	$(call INSTALL,cpu$(COMMA)train)
+	$(call INSTALL,--no-compile,cpu$(COMMA)train)
 	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(call INSTALL,cpu$(COMMA)train$(COMMA)tune$(COMMA)test)
+	$(call INSTALL,,cpu$(COMMA)train$(COMMA)tune$(COMMA)test)
 	@touch $(VENV)/installed-demo $@
 
 $(GPU)/installed: pyproject.toml constraints.txt
