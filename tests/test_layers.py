@@ -16,18 +16,19 @@ PACKAGE = Path(foldserve.__file__).parent
 # A layer stands below every layer that imports it, so the table has no circles.
 LAYERS = {
     "service.errors": "",
+    "service.arrays": "",
     "service.settings": "service.errors",
     "service.machine": "service.errors",
     "service.bundle": "service.errors",
     "service.metrics": "service.bundle service.errors",
-    "service.protocols": "service.metrics service.bundle service.errors",
+    "service.protocols": "service.metrics service.bundle service.arrays service.errors",
     "service.runtime.session": "service.machine service.bundle service.errors",
-    "service.runtime": "service.runtime.session service.machine service.bundle service.errors",
+    "service.runtime": "service.runtime.session service.machine service.bundle service.arrays service.errors",
     "service.engine": "service.runtime service.runtime.session service.protocols service.metrics service.bundle "
-    "service.machine service.settings service.errors",
+    "service.machine service.settings service.arrays service.errors",
     "service.http": "service.engine service.protocols service.metrics service.bundle service.settings service.errors",
     "service.commands": "service.runtime service.runtime.session service.bundle service.machine service.settings "
-    "service.errors",
+    "service.arrays service.errors",
     "service.cli": "service.http service.commands service.runtime service.runtime.session service.bundle "
     "service.settings service.errors",
     "service.__main__": "service.cli",

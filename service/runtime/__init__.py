@@ -1,1 +1,1 @@
-"""A model that runs: sessions on the CPU or CUDA, checked against the bundle. It does not know requests or queues."""
+"""Models that run: sessions on the CPU or on CUDA, checked against the bundle. It does not know requests or queues."""

@@ -1,41 +1,60 @@
-"""A CUDA stream, and memory on both sides of it, by the C API of CUDA's runtime.
+"""A CUDA stream, and memory on the host and the device, through the C API of the CUDA runtime.
 
-It knows addresses and bytes, no model. https://docs.nvidia.com/cuda/cuda-runtime-api/
+It knows addresses and bytes; it does not know models. https://docs.nvidia.com/cuda/cuda-runtime-api/
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from foldserve.service.errors import DeviceError
-from foldserve.service.machine import nvidia as cuda
+from foldserve.service.machine import nvidia
 
-_NON_BLOCKING = 1  # cudaStreamNonBlocking: it waits for no default stream
-_UP, _DOWN = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
+_NON_BLOCKING = 1  # cudaStreamNonBlocking: the stream does not wait for the default stream
+_HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+# The functions that are called, and the types of their arguments. All return an error code, 0 for success.
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "cudaSetDevice": (c_int,),
+    "cudaStreamCreateWithFlags": (POINTER(c_void_p), c_uint),
+    "cudaStreamSynchronize": (c_void_p,),
+    "cudaStreamDestroy": (c_void_p,),
+    "cudaMallocHost": (POINTER(c_void_p), c_size_t),
+    "cudaFreeHost": (c_void_p,),
+    "cudaMalloc": (POINTER(c_void_p), c_size_t),
+    "cudaFree": (c_void_p,),
+    "cudaMemcpyAsync": (c_void_p, c_void_p, c_size_t, c_int, c_void_p),
+}
 
 
 class CudaError(Exception):
-    """A call of CUDA's runtime failed."""
+    """A function of the CUDA runtime failed."""
 
-    def __init__(self, call: str, code: int, text: str) -> None:
-        super().__init__(f"{call}: CUDA error {code}: {text}")
+    def __init__(self, function: str, code: int, text: str) -> None:
+        super().__init__(f"{function}: CUDA error {code}: {text}")
         self.out_of_memory = code == _OUT_OF_MEMORY
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Float32 rows twice, in page-locked memory of the host and at an address of the device. Neither ever moves."""
+    """Memory for float32 rows, page-locked on the host and as large on the device. Neither address ever changes."""
 
     host: npt.NDArray[np.float32]
     device: int
+
+    @cached_property
+    def host_address(self) -> int:
+        """The address on the host; NumPy takes half a microsecond to give it."""
+        return self.host.ctypes.data
 
     def bytes(self, rows: int) -> int:
         """Count the bytes of the first `rows`."""
@@ -43,16 +62,16 @@ class Buffer:
 
 
 class Stream(Protocol):
-    """Work on a device, one thing after another, that the host need not wait for.
+    """A queue of work on a device, done in order, while the host goes on.
 
-    device: as ONNX Runtime names it. address: of the stream, for ONNX Runtime to work on it too.
+    device: ONNX Runtime's name for the kind of device. address: of the stream, for ONNX Runtime to use it too.
     """
 
     device: str
     address: int
 
     def buffer(self, shape: tuple[int, int]) -> Buffer:
-        """Allocate rows on both sides. They are free again after `close`."""
+        """Allocate float32 [rows, columns] on the host and the device, until `close`."""
 
     def upload(self, buffer: Buffer, rows: int) -> None:
         """Begin to copy the first rows from the host to the device."""
@@ -61,68 +80,69 @@ class Stream(Protocol):
         """Begin to copy the first rows from the device to the host."""
 
     def wait(self) -> None:
-        """Return when all that was begun is done."""
+        """Wait until all work on the stream is done."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free the stream and its buffers."""
 
 
 class CudaStream:
-    """A stream of the first CUDA device that is visible. All of its methods belong to one thread.
+    """A stream on the first visible CUDA device. Use one object from one thread only.
 
-    Raises `DeviceError` where CUDA does not answer, and `CudaError` when a later call fails.
+    Raises `DeviceError` when CUDA does not answer, and `CudaError` when a later call fails.
     """
 
     device = "cuda"
 
     def __init__(self) -> None:
-        stream = ctypes.c_void_p()
+        stream = c_void_p()
         try:
-            cuda.driver()  # without one the runtime says that it is too old
-            self._runtime = cuda.load("cudart")
-            self._runtime.cudaGetErrorString.restype = ctypes.c_char_p
-            self._call("cudaSetDevice", ctypes.c_int(0))
-            self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
+            nvidia.driver()  # without a driver, the CUDA runtime would report one that is too old
+            self._runtime = nvidia.load("cudart")
+            self._runtime.cudaGetErrorString.restype = c_char_p
+            for name, types in _FUNCTIONS.items():
+                getattr(self._runtime, name).argtypes = types
+            self._call("cudaSetDevice", 0)
+            self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), _NON_BLOCKING)
         except (CudaError, DeviceError) as error:
             raise DeviceError(f"CUDA does not answer, `foldserve doctor` tells more: {error}") from error
         self.address = stream.value or 0
         self._stream = stream
-        self._release: list[Callable[[], None]] = [lambda: self._call("cudaStreamDestroy", stream)]
+        self._releases: list[Callable[[], None]] = [lambda: self._call("cudaStreamDestroy", stream)]
 
     def buffer(self, shape: tuple[int, int]) -> Buffer:
-        """Allocate float32 [rows, columns] on both sides."""
-        size = ctypes.c_size_t(4 * prod(shape))
-        host, device = ctypes.c_void_p(), ctypes.c_void_p()
+        """Allocate float32 [rows, columns] on the host and the device, until `close`."""
+        size = 4 * prod(shape)
+        host, device = c_void_p(), c_void_p()
         self._call("cudaMallocHost", ctypes.byref(host), size)
-        self._release.append(lambda: self._call("cudaFreeHost", host))
+        self._releases.append(lambda: self._call("cudaFreeHost", host))
         self._call("cudaMalloc", ctypes.byref(device), size)
-        self._release.append(lambda: self._call("cudaFree", device))
-        memory = ctypes.cast(host, ctypes.POINTER(ctypes.c_float))
+        self._releases.append(lambda: self._call("cudaFree", device))
+        memory = ctypes.cast(host, POINTER(ctypes.c_float))
         return Buffer(np.ctypeslib.as_array(memory, shape), device.value or 0)
 
     def upload(self, buffer: Buffer, rows: int) -> None:
         """Begin to copy the first rows from the host to the device."""
-        self._copy(buffer.device, buffer.host.ctypes.data, buffer.bytes(rows), _UP)
+        self._copy(buffer.device, buffer.host_address, buffer.bytes(rows), _HOST_TO_DEVICE)
 
     def download(self, buffer: Buffer, rows: int) -> None:
         """Begin to copy the first rows from the device to the host."""
-        self._copy(buffer.host.ctypes.data, buffer.device, buffer.bytes(rows), _DOWN)
+        self._copy(buffer.host_address, buffer.device, buffer.bytes(rows), _DEVICE_TO_HOST)
 
     def wait(self) -> None:
-        """Return when all that was begun is done."""
+        """Wait until all work on the stream is done."""
         self._call("cudaStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Give everything back, as far as a device that may have failed takes it."""
-        while self._release:
+        """Free the stream and its buffers; errors of a device that has failed are ignored."""
+        while self._releases:
             try:
-                self._release.pop()()
+                self._releases.pop()()
             except CudaError:
                 continue
 
-    def _copy(self, to: int, source: int, size: int, kind: int) -> None:
-        arguments = (ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size), ctypes.c_int(kind))
-        self._call("cudaMemcpyAsync", *arguments, self._stream)
+    def _copy(self, target: int, source: int, size: int, kind: int) -> None:
+        self._call("cudaMemcpyAsync", target, source, size, kind, self._stream)
 
     def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._runtime, name)(*arguments)

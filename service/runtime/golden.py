@@ -1,11 +1,11 @@
-"""What a bundle's model must show before it serves: a graph of this bundle alone, its interface, its golden outputs.
+"""The checks that a bundle's model passes before it serves: its graph, its interface and its golden outputs.
 
-It knows a bundle, an open session, and a function from rows to outputs, whatever runs it.
+It knows a bundle, an open session, and a run function; it does not know devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,21 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
+from foldserve.service.arrays import Rows, Run
 from foldserve.service.bundle import MODEL_FILE, Bundle, Manifest, Parity, Tolerance
 from foldserve.service.errors import BundleError, DeviceError, DeviceLost, DeviceOutOfMemory
 from foldserve.service.runtime.session import one_line
 
-Rows = npt.NDArray[np.float32]
-
 
 def check_graph(bundle: Bundle) -> onnx.ModelProto:
-    """Parse the model. Raises `BundleError` when it is no ONNX, of another opset, or has a tensor in another file.
+    """Parse the model. Raises `BundleError` unless it is ONNX of the manifest's opset, without external data.
 
-    External data would be read by ONNX Runtime from wherever the path points, past the hash.
+    ONNX Runtime would read external data from any path that the graph names, and the hash does not cover it.
     """
     try:
         proto = onnx.load_model_from_string(bundle.model)
     except DecodeError as error:
-        raise BundleError("model.onnx is no ONNX model") from error
+        raise BundleError(f"{MODEL_FILE} is not an ONNX model") from error
     opsets = [imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx")]
     if opsets != [bundle.manifest.model.opset]:
         raise BundleError(f"{MODEL_FILE} is of opset {opsets}, the manifest says {bundle.manifest.model.opset}")
@@ -38,7 +37,7 @@ def check_graph(bundle: Bundle) -> onnx.ModelProto:
         graph = graphs.pop()
         for tensor in _tensors(graph):
             if uses_external_data(tensor):
-                raise BundleError("model.onnx keeps a tensor in another file (external data)")
+                raise BundleError(f"{MODEL_FILE} keeps a tensor in another file (external data)")
         graphs.extend(
             subgraph
             for node in graph.node
@@ -49,6 +48,7 @@ def check_graph(bundle: Bundle) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Give every constant of a graph, without those of its subgraphs."""
     if isinstance(graph, onnx.GraphProto):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
@@ -80,26 +80,26 @@ def check_interface(session: Any, manifest: Manifest) -> None:
 
 
 def check_golden(
-    run: Callable[[Rows], Rows], provider: str, manifest: Manifest, allowed: Tolerance, sizes: Sequence[int] = ()
+    run: Run, provider: str, manifest: Manifest, tolerance: Tolerance, sizes: Sequence[int] = ()
 ) -> Parity:
-    """Run the golden rows alone, in pairs and together, and over and over again in batches of `sizes`.
+    """Run the golden rows in batches of 1, of 2, of all, and of `sizes`; give the worst parity.
 
-    run: on `provider`, float32 [batch, features] to float32 [batch, outputs]. The parity is the worst of them.
-    Raises `BundleError` when one is not within what is `allowed`, `DeviceError` when the device fails.
+    provider: where `run` runs, for the error. Batches larger than the golden rows repeat them.
+    Raises `BundleError` when an output is outside `tolerance`, and `DeviceError` when the device fails.
     """
     rows, reference = _golden(manifest)
-    found = []
+    parities = []
     for size in (1, 2, len(rows), *sizes):
         count = max(size, len(rows))
-        many = np.resize(rows, (count, rows.shape[1]))
+        repeated = np.resize(rows, (count, rows.shape[1]))
         try:
-            outputs = np.concatenate([run(many[i : i + size]) for i in range(0, count, size)])
+            outputs = np.concatenate([run(repeated[i : i + size]) for i in range(0, count, size)])
         except (DeviceLost, DeviceOutOfMemory) as error:
             raise DeviceError(f"on the golden rows, {error}") from error
         except Exception as error:
             raise BundleError(f"on the golden rows, the model failed to run: {one_line(error)}") from error
-        found.append(allowed.measure(np.resize(reference, (count, reference.shape[1])), outputs))
-    worst = max(found, key=lambda parity: (not parity.holds, parity.worst))
+        parities.append(tolerance.measure(np.resize(reference, (count, reference.shape[1])), outputs))
+    worst = max(parities, key=lambda parity: (not parity.holds, parity.worst))
     if not worst.holds:
         raise BundleError(
             f"on {provider} the golden rows are off by {worst.max_absolute:.3g}, "
@@ -109,6 +109,7 @@ def check_golden(
 
 
 def _golden(manifest: Manifest) -> tuple[Rows, npt.NDArray[np.float64]]:
+    """Give the golden rows, and the reference's outputs for them, float64 [rows, outputs]."""
     golden = manifest.golden
     try:
         exact = np.array(golden.inputs, dtype=np.float64)  # null becomes NaN
@@ -119,7 +120,7 @@ def _golden(manifest: Manifest) -> tuple[Rows, npt.NDArray[np.float64]]:
         raise BundleError(f"golden rows of shape {exact.shape}, and {len(reference)} outputs")
     for feature, column in zip(manifest.features, zip(*golden.inputs, strict=True), strict=True):
         if not all(map(feature.admits, column)):
-            raise BundleError(f"a golden row holds in column {feature.name!r} what no row may have there")
+            raise BundleError(f"a golden row holds an invalid value in column {feature.name!r}")
     if (np.abs(exact) > np.finfo(np.float32).max).any():
         raise BundleError("a golden row holds a value that is too large for float32")
     return exact.astype(np.float32), reference

@@ -1,32 +1,27 @@
-"""A model that runs: its sessions opened on the device asked for, each proven against the bundle.
+"""Opens a bundle's model on the requested device, and returns it only if it reproduces the golden outputs there.
 
-It knows a bundle and arrays, no HTTP and no queue. What `load` returns has given the golden outputs on whatever will
-serve, in the precision that will serve; that is what "ready" means.
+That is the meaning of "ready". The module owns the choice of the device; it does not know HTTP or queues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-import numpy.typing as npt
 import onnx
 
+from foldserve.service.arrays import Outputs, Rows, Run
 from foldserve.service.bundle import Bundle, Manifest, Parity
 from foldserve.service.errors import BundleError, DeviceError
 from foldserve.service.runtime.cpu import CpuRunner
 from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.golden import check_golden, check_graph, check_interface
-from foldserve.service.runtime.precision import converted, tolerance
+from foldserve.service.runtime.precision import convert, widen
 from foldserve.service.runtime.session import CPU, CUDA, Options
-
-Rows = npt.NDArray[np.float32]
 
 
 class Runtime:
-    """A model that runs on `provider`, because `why`; small batches on the CPU where that was asked for.
+    """A model that runs, for one caller at a time.
 
-    It is for one caller at a time.
+    provider: ONNX Runtime's name of the device. why: the reason for this device, in words. crossover: on CUDA,
+    batches of fewer rows run on the CPU.
     """
 
     def __init__(self, cpu: CpuRunner, cuda: CudaRunner | None, crossover: int, why: str) -> None:
@@ -38,35 +33,35 @@ class Runtime:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Name what batches may be run on."""
+        """Name every provider that may run a batch, `provider` first."""
         return (self.provider, CPU) if self._crossover else (self.provider,)
 
     @property
     def lost(self) -> bool:
-        """Whether the device has failed and nothing but a new process will help."""
+        """Whether the device has failed, so that only a new process can use it again."""
         return self._cuda is not None and self._cuda.lost
 
-    def run(self, rows: Rows) -> Rows:
-        """Map float32 [batch, features] to float32 [batch, outputs].
+    def run(self, rows: Rows) -> Outputs:
+        """Run the model on one batch.
 
-        Raises `DeviceOutOfMemory`, `DeviceLost`, or what else ONNX Runtime raises. A value need not be finite: that
-        is for the caller whose row it is.
+        Raises `DeviceOutOfMemory`, `DeviceLost`, or whatever else ONNX Runtime raises. Outputs that are not finite
+        are returned as they are: only the caller knows whose rows they belong to.
         """
         if self._cuda is None or len(rows) < self._crossover:
             return self._cpu.run(rows)
         return self._cuda.run(rows)
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Release the device's memory."""
         if self._cuda is not None:
             self._cuda.close()
 
 
 def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
-    """Open what `options` ask for and prove it; the parity is the golden rows' worst.
+    """Open and check the model of `bundle`; the parity is the worst of its golden rows.
 
-    Raises `DeviceError` when the device does not answer, `BundleError` when the graph has external data, is not what
-    ONNX Runtime runs, has another interface than the manifest's, or misses the golden outputs.
+    Raises `DeviceError` when the device does not answer. Raises `BundleError` when the graph has external data, when
+    ONNX Runtime can't run it, when its interface is not the manifest's, and when it misses the golden outputs.
     """
     try:
         graph = check_graph(bundle)
@@ -75,7 +70,7 @@ def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
         why = "asked for"
         if options.device != "cpu":
             try:
-                return _on_cuda(graph, cpu, bundle.manifest, options)
+                return _load_on_cuda(graph, cpu, bundle.manifest, options)
             except DeviceError as refusal:
                 if options.device == "cuda":
                     raise
@@ -83,24 +78,26 @@ def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
         if options.precision != "fp32":
             reason = "the CPU is asked for" if options.device == "cpu" else why
             raise DeviceError(f"precision {options.precision} is for CUDA: {reason}")
-        return Runtime(cpu, None, 0, why), _proven_on_the_cpu(cpu, bundle.manifest)
+        return Runtime(cpu, None, 0, why), _check_on_cpu(cpu, bundle.manifest)
     except BundleError as error:
         raise BundleError(error.reason, bundle.path) from error
 
 
-def _on_cuda(graph: onnx.ModelProto, cpu: CpuRunner, manifest: Manifest, options: Options) -> tuple[Runtime, Parity]:
+def _load_on_cuda(
+    graph: onnx.ModelProto, cpu: CpuRunner, manifest: Manifest, options: Options
+) -> tuple[Runtime, Parity]:
     crossover = options.crossover if options.device == "auto" else 0
-    cuda = CudaRunner(converted(graph, options.precision), options)
+    cuda = CudaRunner(convert(graph, options.precision), options)
 
-    def proven_on_cuda(run: Callable[[Rows], Rows]) -> Parity:
-        allowed = tolerance(manifest.certificate.tolerance, options.precision)
-        return check_golden(run, CUDA, manifest, allowed, options.buckets)
+    def check(run: Run) -> Parity:
+        tolerance = widen(manifest.certificate.tolerance, options.precision)
+        return check_golden(run, CUDA, manifest, tolerance, options.buckets)
 
     try:
-        found = [proven_on_cuda(cuda.run)]
+        parities = [check(cuda.run)]
         if crossover:
-            found.append(_proven_on_the_cpu(cpu, manifest))
-        cuda.prove = proven_on_cuda
+            parities.append(_check_on_cpu(cpu, manifest))
+        cuda.check_reopened = check
     except BaseException:
         cuda.close()
         raise
@@ -109,8 +106,8 @@ def _on_cuda(graph: onnx.ModelProto, cpu: CpuRunner, manifest: Manifest, options
         why += f"; products in {options.precision}"
     if crossover:
         why += f"; fewer than {crossover} rows run on the CPU"
-    return Runtime(cpu, cuda, crossover, why), max(found, key=lambda parity: parity.worst)
+    return Runtime(cpu, cuda, crossover, why), max(parities, key=lambda parity: parity.worst)
 
 
-def _proven_on_the_cpu(cpu: CpuRunner, manifest: Manifest) -> Parity:
+def _check_on_cpu(cpu: CpuRunner, manifest: Manifest) -> Parity:
     return check_golden(cpu.run, CPU, manifest, manifest.certificate.tolerance)

@@ -1,6 +1,8 @@
-"""Matrix products of fewer bits than float32 has: the graph for them, and what the golden rows may then be off by.
+"""Matrix products in fp16 or bf16: a graph that computes them so, and the tolerance for its golden outputs.
 
-It knows a parsed graph and a tolerance. TF32 needs no other graph: it is an option of the CUDA provider.
+It knows a parsed graph and a tolerance; it does not know sessions. TF32 needs no other graph: it is an option of the
+CUDA provider. ONNX Runtime's own converter has no bf16, clips weights that overflow instead of refusing them, and its
+result is not sorted topologically, so `onnx.checker` refuses it.
 """
 
 from __future__ import annotations
@@ -14,72 +16,72 @@ from foldserve.service.errors import BundleError
 from foldserve.service.runtime.session import Precision
 
 _TYPES: dict[Precision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-# What keeps its type from input to output, and so stands between two products without a conversion.
-_POINTWISE = {"Relu", "Gelu", "Sigmoid", "Tanh", "Mul", "Concat", "Split"}
-# Measured with each operand rounded and sums in float32, over golden rows of 13 models: TF32 and fp16, of 11 bits, are
-# off by up to 118 times the certificate's tolerance, bf16, of 8, by up to 953.
-_WIDER = {"fp32": 1.0, "tf32": 200.0, "fp16": 200.0, "bf16": 1600.0}
+# Operators whose output has the type of their inputs: between two products they need no conversion.
+_SAME_TYPE = {"Relu", "Gelu", "Sigmoid", "Tanh", "Mul", "Concat", "Split"}
+# Measured with rounded operands and float32 sums, on golden rows of 13 models: TF32 and fp16, with 11 bits, differ by
+# up to 118 times the certificate's tolerance, bf16, with 8 bits, by up to 953 times.
+_FACTORS = {"fp32": 1.0, "tf32": 200.0, "fp16": 200.0, "bf16": 1600.0}
 
 
-def tolerance(certified: Tolerance, precision: Precision) -> Tolerance:
-    """Widen a certificate's tolerance, which is for float32: the relative part to 0.02 and 0.16 where it was 1e-4."""
-    wider = _WIDER[precision]
-    return Tolerance(absolute=certified.absolute * wider, relative=certified.relative * wider)
+def widen(tolerance: Tolerance, precision: Precision) -> Tolerance:
+    """Widen a certificate's float32 tolerance: a relative part of 1e-4 becomes 0.02 for fp16 and 0.16 for bf16."""
+    factor = _FACTORS[precision]
+    return Tolerance(absolute=tolerance.absolute * factor, relative=tolerance.relative * factor)
 
 
-def converted(graph: onnx.ModelProto, precision: Precision) -> bytes:
-    """Write the model for CUDA with its matrix products in `precision`; inputs and outputs of the model stay float32.
+def convert(graph: onnx.ModelProto, precision: Precision) -> bytes:
+    """Serialise the model with its matrix products in `precision`; the model's inputs and outputs stay float32.
 
-    Weights are rounded once, to nearest even. Whatever is not a Gemm, or pointwise right after one, stays float32.
-    Raises `BundleError` for a weight past fp16's 65,504.
+    Weights are rounded once, to nearest even. A Gemm is converted, and so are the elementwise operators after it;
+    everything else stays float32. Raises `BundleError` for a weight beyond fp16's largest number, 65,504.
     """
     if precision not in _TYPES:
         return bytes(graph.SerializeToString(deterministic=True))
-    made = onnx.ModelProto()
-    made.CopyFrom(graph)
-    _Narrowed(made.graph, precision).rewrite()
-    return bytes(made.SerializeToString(deterministic=True))
+    model = onnx.ModelProto()
+    model.CopyFrom(graph)
+    _Converter(model.graph, precision).convert()
+    return bytes(model.SerializeToString(deterministic=True))
 
 
-class _Narrowed:
-    """One walk through a graph, in order; each tensor is there as float32, in the narrow type, or both."""
+class _Converter:
+    """Converts a graph in one pass over its nodes. A tensor exists in float32, in the narrow type, or in both."""
 
     def __init__(self, graph: onnx.GraphProto, precision: Precision) -> None:
         self._graph = graph
-        self._name = precision
+        self._precision = precision
         self._type = _TYPES[precision]
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._narrow: dict[str, str] = {}  # the names of what is there in the narrow type, by its float32 name
-        self._wide = {graph.input[0].name}  # what is there as float32
+        self._narrow: dict[str, str] = {}  # float32 name -> name of the same tensor in the narrow type
+        self._wide = {graph.input[0].name}  # the tensors that exist in float32
         self._outputs = {output.name for output in graph.output}
         self._nodes: list[onnx.NodeProto] = []
 
-    def rewrite(self) -> None:
+    def convert(self) -> None:
         for node in list(self._graph.node):
-            taken = [name for name in node.input if name]
-            pointwise = (
-                node.op_type in _POINTWISE
-                and all(name in self._narrow or name in self._constants for name in taken)
-                and any(name in self._narrow for name in taken)
+            inputs = [name for name in node.input if name]
+            follows_product = (
+                node.op_type in _SAME_TYPE
+                and all(name in self._narrow or name in self._constants for name in inputs)
+                and any(name in self._narrow for name in inputs)
             )
-            if node.op_type == "Gemm" or pointwise:
-                self._in_narrow(node)
+            if node.op_type == "Gemm" or follows_product:
+                self._add_narrow(node)
             else:
-                self._in_float32(node)
+                self._add_float32(node)
         for name in self._outputs - self._wide:
             self._widen(name)
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
 
-    def _in_narrow(self, node: onnx.NodeProto) -> None:
-        made = onnx.NodeProto()
-        made.CopyFrom(node)
-        made.input[:] = [self._narrowed(name) for name in node.input]
-        made.output[:] = [f"{name}.narrow" for name in node.output]
-        self._narrow.update(zip(node.output, made.output, strict=True))
-        self._nodes.append(made)
+    def _add_narrow(self, node: onnx.NodeProto) -> None:
+        narrow = onnx.NodeProto()
+        narrow.CopyFrom(node)
+        narrow.input[:] = [self._narrowed(name) for name in node.input]
+        narrow.output[:] = [f"{name}.narrow" for name in node.output]
+        self._narrow.update(zip(node.output, narrow.output, strict=True))
+        self._nodes.append(narrow)
 
-    def _in_float32(self, node: onnx.NodeProto) -> None:
+    def _add_float32(self, node: onnx.NodeProto) -> None:
         for name in node.input:
             if name in self._narrow:
                 self._widen(name)
@@ -87,27 +89,29 @@ class _Narrowed:
         self._nodes.append(node)
 
     def _widen(self, name: str) -> None:
+        """Cast a tensor of the narrow type to float32, unless it exists in float32."""
         if name not in self._wide:
-            self._cast(self._narrow[name], name, TensorProto.FLOAT)
+            self._add_cast(self._narrow[name], name, TensorProto.FLOAT)
             self._wide.add(name)
 
     def _narrowed(self, name: str) -> str:
+        """Name a tensor in the narrow type; a constant is rounded, another tensor is cast."""
         if name in self._constants and name not in self._narrow:
-            self._narrow[name] = self._constant(self._constants[name])
+            self._narrow[name] = self._rounded(self._constants[name])
         elif name not in self._narrow:
             self._narrow[name] = f"{name}.narrow"
-            self._cast(name, self._narrow[name], self._type)
+            self._add_cast(name, self._narrow[name], self._type)
         return self._narrow[name]
 
-    def _constant(self, tensor: onnx.TensorProto) -> str:
+    def _rounded(self, tensor: onnx.TensorProto) -> str:
         if tensor.data_type != TensorProto.FLOAT:  # the sizes of a Split
             return tensor.name
         with np.errstate(over="ignore"):
             values = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(self._type))
         if not np.isfinite(values.astype(np.float32)).all():
-            raise BundleError(f"{tensor.name} holds a number that is too large for {self._name}")
+            raise BundleError(f"{tensor.name} holds a number that is too large for {self._precision}")
         self._graph.initializer.append(numpy_helper.from_array(values, f"{tensor.name}.narrow"))
         return f"{tensor.name}.narrow"
 
-    def _cast(self, source: str, target: str, to: int) -> None:
+    def _add_cast(self, source: str, target: str, to: int) -> None:
         self._nodes.append(helper.make_node("Cast", [source], [target], name=f"{target}.cast", to=to))

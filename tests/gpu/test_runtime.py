@@ -15,7 +15,7 @@ from foldserve.service import bundle
 from foldserve.service.errors import DeviceError
 from foldserve.service.runtime import load as runtime
 from foldserve.service.runtime.load import Runtime
-from foldserve.service.runtime.precision import tolerance
+from foldserve.service.runtime.precision import widen
 from foldserve.service.runtime.session import Options, Precision
 from tests.service.mixed import mixed_bundle
 from tests.service.support import foldserve, oracle, serving
@@ -76,7 +76,7 @@ def test_fewer_bits_are_within_their_tolerance(precision: Precision, digits: bun
     made, parity = runtime.load(digits, Options("cuda", precision=precision))
     assert parity.holds
     asked = rows(300)
-    allowed = tolerance(digits.manifest.certificate.tolerance, precision)
+    allowed = widen(digits.manifest.certificate.tolerance, precision)
     assert allowed.measure(oracle(digits.model)(asked).astype(np.float64), made.run(asked)).holds
     made.close()
 

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from foldserve.service import bundle
 from foldserve.service.bundle import BundleError, Tolerance
 from foldserve.service.runtime.golden import check_golden, check_graph
-from foldserve.service.runtime.precision import converted, tolerance
+from foldserve.service.runtime.precision import convert, widen
 from tests.service.mixed import mixed_bundle
 
 FLOATS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -26,7 +26,7 @@ def digits(trained: Path) -> bundle.Bundle:
 
 
 def narrowed(whole: bundle.Bundle, precision: str) -> onnx.ModelProto:
-    return onnx.load_model_from_string(converted(check_graph(whole), precision))
+    return onnx.load_model_from_string(convert(check_graph(whole), precision))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
@@ -89,7 +89,7 @@ def test_the_golden_rows_come_out_within_the_precision_s_tolerance_and_not_withi
         return outputs
 
     certified = digits.manifest.certificate.tolerance
-    parity = check_golden(run, "CUDA", digits.manifest, tolerance(certified, precision))
+    parity = check_golden(run, "CUDA", digits.manifest, widen(certified, precision))
     assert 0.001 < parity.worst < 1
     with pytest.raises(BundleError, match=r"on CUDA the golden rows are off by .* times what is allowed"):
         check_golden(run, "CUDA", digits.manifest, certified)
@@ -97,7 +97,7 @@ def test_the_golden_rows_come_out_within_the_precision_s_tolerance_and_not_withi
 
 @pytest.mark.parametrize(("precision", "times"), [("fp32", 1), ("tf32", 200), ("fp16", 200), ("bf16", 1600)])
 def test_a_tolerance_grows_with_the_bits_that_are_gone(precision: str, times: int) -> None:
-    wider = tolerance(Tolerance(absolute=1e-5, relative=1e-4), precision)
+    wider = widen(Tolerance(absolute=1e-5, relative=1e-4), precision)
     assert (wider.absolute, wider.relative) == pytest.approx((times * 1e-5, times * 1e-4))
 
 
@@ -114,5 +114,5 @@ def test_a_weight_past_fp16_is_refused() -> None:
         ir_version=10,
     )
     with pytest.raises(BundleError, match="w holds a number that is too large for fp16"):
-        converted(model, "fp16")
-    assert converted(model, "bf16")
+        convert(model, "fp16")
+    assert convert(model, "bf16")

@@ -149,7 +149,7 @@ def test_a_device_that_is_wrong_is_refused_and_given_back(
             weights.raw_data = (onnx.numpy_helper.to_array(weights) * 1.01).astype(np.float32).tobytes()
         return model.SerializeToString()
 
-    monkeypatch.setattr(runtime, "converted", other)
+    monkeypatch.setattr(runtime, "convert", other)
     with pytest.raises(BundleError, match="on CUDAExecutionProvider the golden rows are off by"):
         runtime.load(digits, Options("cuda"))
     assert gpu.log[-1] == "close"
@@ -546,7 +546,7 @@ def test_a_golden_row_that_no_client_may_send_is_refused(name: str, value: float
     changed = tuple(value if name == column else usual for column, usual in zip(NAMES, first, strict=True))
     golden = whole.manifest.golden.model_copy(update={"inputs": (changed, *others)})
     text = refusal(replace(whole, manifest=whole.manifest.model_copy(update={"golden": golden})))
-    assert text == f"a golden row holds in column {name!r} what no row may have there"
+    assert text == f"a golden row holds an invalid value in column {name!r}"
 
 
 def test_golden_rows_with_missing_values_and_unseen_categories_prove_a_model() -> None:
