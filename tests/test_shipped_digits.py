@@ -8,7 +8,8 @@ import pytest
 from foldserve.service import bundle
 from foldserve.training.cli import main
 from foldserve.training.plan import DataOptions
-from foldserve.training.table import load as data
+from foldserve.training.table.load import load
+from foldserve.training.table.split import split_rows
 from tests.service.support import foldserve, oracle
 
 SHIPPED = Path(__file__).parents[1] / "models" / "digits" / "1"
@@ -52,8 +53,8 @@ def test_where_versions_and_cpu_are_the_same_so_are_the_bytes(shipped, fresh):
 
 
 def test_its_predictions_are_those_of_a_fresh_training(shipped, fresh):
-    table = data.load(DataOptions("digits"))
-    held_out = data.split(table, test=0.2, validation=0.1, seed=0).test
+    table = load(DataOptions("digits"))
+    held_out = split_rows(table, test=0.2, validation=0.1, seed=0).test
     theirs, ours = (oracle(found.model)(table.x[held_out]) for found in (shipped, fresh))
     # Another kind of CPU rounds differently, and training carries that on: the same labels but for a few rows.
     assert (theirs.argmax(1) == ours.argmax(1)).mean() >= 0.97

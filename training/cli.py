@@ -32,7 +32,7 @@ from foldserve.training.text import join_some, printable
 if TYPE_CHECKING:
     from foldserve.training.fit.distributed import World
     from foldserve.training.plan import Device
-    from foldserve.training.table.load import Table
+    from foldserve.training.table.schema import Table
 
 _SOURCES = """a .csv, .tsv (.gz too), .parquet or .npz file (x, y, feature_names), or digits, iris, wine, breast_cancer,
 diabetes"""
@@ -263,9 +263,9 @@ def _read(options: DataOptions) -> Table:
     from foldserve.training.progress import ReadProgress
 
     with ReadProgress(options.source, Console(stderr=True)) as progress:
-        from foldserve.training.table import load as data
+        from foldserve.training.table.load import load
 
-        return data.load(options, progress.update)
+        return load(options, progress.update)
 
 
 def _describe(table: Table) -> None:
@@ -322,12 +322,12 @@ def _diagnose(parsed: argparse.Namespace) -> None:
     try:
         from foldserve.training.diagnose import run as diagnosis
         from foldserve.training.progress import StageProgress
-        from foldserve.training.table import load as data
+        from foldserve.training.table.load import load
     except ModuleNotFoundError as error:
         raise TrainingError(
             f"{error.name} is not installed: pip install 'foldserve[train,cpu]' or 'foldserve[train,gpu]'"
         ) from error
-    table = data.load(DataOptions(**_given(parsed, DataOptions)))
+    table = load(DataOptions(**_given(parsed, DataOptions)))
     with StageProgress(Console(stderr=True)) as progress:
         measured = diagnosis.diagnose(table, plan, progress.update)
     told = diagnosis.sections(measured)

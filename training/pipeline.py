@@ -32,7 +32,9 @@ from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Execution, Plan
 from foldserve.training.report import report
 from foldserve.training.report.evaluate import metrics, permutation_importance
-from foldserve.training.table import load as data
+from foldserve.training.table.load import load, load_held_out
+from foldserve.training.table.schema import Split, Table
+from foldserve.training.table.split import split_rows
 
 # What the last layer of a chain is called: it undoes the target's scale, or divides by the temperature.
 _BACK: dict[bundle.Task, str] = {"classification": "temperature", "regression": "unstandardise"}
@@ -46,8 +48,8 @@ class Ready:
     targets, which `learn.y` is in terms of; 0 and 1 for classification. learn, stop: the split's two parts, encoded.
     """
 
-    table: data.Table
-    split: data.Split
+    table: Table
+    split: Split
     front: nn.Sequential
     mean: float
     spread: float
@@ -62,8 +64,8 @@ class Trained:
     tolerance: what the certificate allows, in the output's own units. fitted: one for each member of the ensemble.
     """
 
-    table: data.Table
-    split: data.Split
+    table: Table
+    split: Split
     tolerance: bundle.Tolerance
     fitted: tuple[Fitted, ...]
     temperature: float
@@ -90,14 +92,14 @@ class Context:
     on_progress: Callable[[EpochProgress], None] = lambda _: None
 
 
-def run(plan: Plan, table: data.Table | None = None, context: Context | None = None) -> Written | None:
+def run(plan: Plan, table: Table | None = None, context: Context | None = None) -> Written | None:
     """Train, fold, certify and write the next version of `plan.name`; None in all processes but the first.
 
-    table: what `data.load(plan.data)` gave, for a caller that has it. Raises `TrainingError` or `BundleError`; no
+    table: what `load(plan.data)` gave, for a caller that has it. Raises `TrainingError` or `BundleError`; no
     bundle is written then.
     """
     bundle.require_folder(plan.models)  # before the work, not after it
-    table, context = table or data.load(plan.data), context or Context()
+    table, context = table or load(plan.data), context or Context()
     checkpoints = None
     if folder := context.execution.checkpoint:
         run_identity = record.identity(plan, table.sha256(), context.world, context.execution)
@@ -113,12 +115,12 @@ def run(plan: Plan, table: data.Table | None = None, context: Context | None = N
 
 def train(
     plan: Plan,
-    table: data.Table | None = None,
+    table: Table | None = None,
     context: Context | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Load, unless `table` is given, split, encode, fit each member of the ensemble, calibrate and fold."""
-    ready, context = prepare(plan, table or data.load(plan.data)), context or Context()
+    ready, context = prepare(plan, table or load(plan.data)), context or Context()
     members = range(plan.architecture.members)
     fitted = tuple(fit_member(plan, ready, member, context, checkpoints) for member in members)
     temperature = _temperature(plan, ready, fitted)
@@ -134,10 +136,10 @@ def train(
     return Trained(ready.table, ready.split, tolerance, fitted, temperature, network, fold_mean(chains))
 
 
-def prepare(plan: Plan, table: data.Table) -> Ready:
+def prepare(plan: Plan, table: Table) -> Ready:
     """Split `table`, and encode the rows to learn from and to stop by, by those to learn from."""
     test = 0.0 if plan.data.test else plan.data.test_share
-    split = data.split(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
+    split = split_rows(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
     front = encode.fit_preprocessing(
         table.columns, table.x[split.train], plan.architecture.bins, plan.architecture.binned
     )
@@ -185,7 +187,7 @@ def _temperature(plan: Plan, ready: Ready, fitted: Sequence[Fitted]) -> float:
 def export(plan: Plan, trained: Trained) -> Written:
     """Turn what was trained into ONNX, certify it and write it."""
     table, split = trained.table, trained.split
-    task, held_out = table.task, data.held_out(plan.data, table, split)
+    task, held_out = table.task, load_held_out(plan.data, table, split)
     model = to_onnx(trained.folded.network, table.x.shape[1], table.outputs, task)
     seen = table.x[split.train]
     features = tuple(record.feature(column, values) for column, values in zip(table.columns, seen.T, strict=True))
@@ -197,7 +199,7 @@ def export(plan: Plan, trained: Trained) -> Written:
         golden = certificate.golden(trained.network, task, drawn)
     # The figures are the exported model's own, not those of the network that it came from.
     predict = certificate.onnx_runtime_cpu(model)
-    stop, outputs = table.rows(split.validation), predict(held_out.x)
+    stop, outputs = table.select(split.validation), predict(held_out.x)
     scores: dict[Literal["validation", "test"], dict[str, float]]
     scores = {"validation": metrics(task, stop.y, predict(stop.x)), "test": metrics(task, held_out.y, outputs)}
 
@@ -237,7 +239,7 @@ def export(plan: Plan, trained: Trained) -> Written:
     return Written(written, evidence_of(written.manifest))
 
 
-def _target_scale(table: data.Table, split: data.Split) -> tuple[float, float]:
+def _target_scale(table: Table, split: Split) -> tuple[float, float]:
     """Mean and spread of a regression's training targets; a classification's target has neither."""
     if table.labels:
         return 0.0, 1.0

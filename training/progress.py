@@ -42,7 +42,7 @@ class _Bar:
 
 
 class ReadProgress(_Bar):
-    """Its `update` is the hook that `data.load` calls with the share that is done."""
+    """Its `update` is the hook that `load` calls with the share that is done."""
 
     def __init__(self, source: str, console: Console) -> None:
         super().__init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 
 MAX_NAME = 60
@@ -49,3 +50,8 @@ def format_percent(share: float) -> str:
 def count_of(number: int, noun: str) -> str:
     """Write `1 row`, `2 rows`, `1,000 rows`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def flag_value(text: str) -> str:
+    """Quote `text` as one value of a flag that takes a list: its commas as in a CSV, then the whole for a shell."""
+    return shlex.quote('"' + text.replace('"', '""') + '"' if "," in text or text.startswith('"') else text)

@@ -15,7 +15,7 @@ from foldserve.training.errors import FitError
 from foldserve.training.fit.loop import Epoch
 from foldserve.training.pipeline import Context, Ready, fit_member, prepare
 from foldserve.training.plan import Plan
-from foldserve.training.table.load import Table
+from foldserve.training.table.schema import Table
 
 _WIDTHS = (32, 64, 128, 256)
 

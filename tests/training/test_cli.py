@@ -149,7 +149,7 @@ def test_a_csv_of_numbers_becomes_a_model_of_its_stem(tmp_path):
     ("arguments", "reason"),
     [
         (("houses.csv", "--target", "rent"), "houses.csv has no column 'rent'; it has price, rooms, city, garden"),
-        (("houses.csv", "--numeric", "city"), "column 'city' is to be numeric, but 60 of 60 cells are no number"),
+        (("houses.csv", "--numeric", "city"), "column 'city' must be numeric, but 60 of 60 cells are not numbers"),
         (("houses.csv", "--drop", "city", "--numeric", "city"), "column 'city' is declared twice"),
         (("houses.csv", "--group", "city", "--time", "rooms"), "by a group or by time, not by both"),
         (("houses.csv", "--group", "city"), "the group column has 2 different values"),

@@ -12,7 +12,7 @@ from foldserve.service import bundle
 from foldserve.training import pipeline
 from foldserve.training.cli import main
 from foldserve.training.plan import PRESETS, Architecture, DataOptions, Plan, Recipe
-from foldserve.training.table import load as data
+from foldserve.training.table.load import load
 from foldserve.training.tune import tune
 
 # What the search settles; the rest of a plan stays.
@@ -36,7 +36,7 @@ def plan(**changes):
 
 @pytest.fixture(scope="module")
 def iris():
-    return data.load(DataOptions("iris"))
+    return load(DataOptions("iris"))
 
 
 def lowest(plan, table):
@@ -121,7 +121,7 @@ def with_a_far_validation_row(table, asked, value):
 
 @pytest.fixture(scope="module")
 def diabetes():
-    return data.load(DataOptions("diabetes"))
+    return load(DataOptions("diabetes"))
 
 
 def test_a_trial_that_fails_is_survived(diabetes):
@@ -171,7 +171,7 @@ def test_the_command_tries_recipes_first_and_says_what_it_took(tmp_path, capsys)
     (line,) = (line for line in printed.out.splitlines() if line.startswith("tuned "))
     assert line.endswith("(of 3 tried)")
     asked = replace(PRESETS["fast"].architecture, hidden=(32,)), replace(PRESETS["fast"].recipe, epochs=2)
-    table = data.load(DataOptions("iris"))
+    table = load(DataOptions("iris"))
     found = tune(plan(architecture=asked[0], recipe=asked[1]), table, 3)
     recorded = bundle.read(tmp_path / "iris" / "1").manifest.provenance.hyperparameters
     for name in SETTLED:

@@ -17,7 +17,7 @@ from foldserve.service import bundle
 from foldserve.service.machine import processor
 from foldserve.training.fit.distributed import World
 from foldserve.training.plan import DataOptions, Execution, Plan
-from foldserve.training.table.load import Column
+from foldserve.training.table.schema import Column
 
 _RECORDED = ("foldserve", "numpy", "onnx", "protobuf", "pyarrow", "scikit-learn", "scipy")
 _HISTOGRAM_BINS = 10

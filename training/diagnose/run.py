@@ -16,7 +16,7 @@ from foldserve.training.diagnose import convergence, gradients, modes, plots, sa
 from foldserve.training.diagnose.page import Finding, Section, page
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import Sample, Tick, draw
-from foldserve.training.table.load import Table
+from foldserve.training.table.schema import Table
 
 
 @dataclass(frozen=True)

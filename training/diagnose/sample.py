@@ -16,7 +16,7 @@ from torch.nn import functional
 from foldserve.training.errors import DataError
 from foldserve.training.fit.loop import Examples
 from foldserve.training.network import encode
-from foldserve.training.table.load import Table
+from foldserve.training.table.schema import Table
 
 # More rows would take longer and show the same: no network here takes more than some thousand steps.
 MAX_ROWS = 20_000

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from foldserve.training.network.layers import Affine
 from foldserve.training.plan import Binned
-from foldserve.training.table.load import Column
+from foldserve.training.table.schema import Column
 
 Rows = npt.NDArray[np.float32]
 

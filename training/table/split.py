@@ -1,48 +1,33 @@
-"""Splits: which rows a model learns from, which it stops by, and which it is reported on.
+"""The split: which rows are for training, for validation and for the test. It knows no cells and no files.
 
-Drawn class by class with a seed; or by whole groups, so that nobody is on both sides; or by time, so that the future
-is not known. It knows no columns.
+Rows are drawn class by class; or by whole groups, so that no group is in two parts; or by time, so that the training
+rows are the earliest and the test rows the latest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from foldserve.training.errors import DataError
+from foldserve.training.table.schema import RowIndices, Split, Table
+from foldserve.training.text import count_of
 
-if TYPE_CHECKING:
-    from foldserve.training.table.load import Table
-
-Rows = npt.NDArray[np.int64]
-
-# Two to train on, since a BN has no statistics of one; two to report on; one to stop by, two if by R2.
+# Two training rows, since batch norm has no statistics of one row; two test rows; one validation row, and two for the
+# R2 of a regression.
 _MIN_ROWS = 5
-# Groups are of all sizes and mixtures: of this many draws the one nearest to the shares is taken.
-_DRAWS = 16
+# Groups have any size and any mix of classes: of this many random orders the best one is taken.
+_GROUP_ORDERS = 16
 
 
-@dataclass(frozen=True)
-class Split:
-    """Row indices, int64, ascending, disjoint: rows to fit on, to stop by, and to report on.
+def split_rows(table: Table, *, test: float, validation: float, seed: int) -> Split:
+    """Split the rows of `table`. test, validation: shares of the rows; test is 0 if there is a test file.
 
-    test: empty where the rows to report on are those of a test file.
-    """
-
-    train: Rows
-    validation: Rows
-    test: Rows
-
-
-def split(table: Table, *, test: float, validation: float, seed: int) -> Split:
-    """Divide the rows of `table`; `test` and `validation` are shares of them, `test` 0 for a table with a test file.
-
-    Class by class, so that each class is in every part; where the table has groups, by whole groups, and by the whole
-    values of its time otherwise. Raises `DataError` when there are too few rows, groups or moments for that.
+    Rows are split class by class, so that every part has every class. If the table has groups, whole groups stay
+    together; if it has a time, rows of equal time do. Raises `DataError` if there are too few rows, groups or times.
     """
     least = _MIN_ROWS if table.labels else _MIN_ROWS + 1
     if len(table.y) < least:
@@ -53,89 +38,103 @@ def split(table: Table, *, test: float, validation: float, seed: int) -> Split:
         parts = _by_time(table.time, (test, validation))
     else:
         parts = _by_class(table, test, validation, np.random.default_rng(seed))
-    held_out, stop, train = (np.sort(part) for part in parts)
-    for name, rows in (("train on", train), ("stop by", stop)) + ((("report on", held_out),) if test else ()):
-        if len(rows) < (1 if table.labels else 2):
-            count = f"{len(rows)} row" + ("" if len(rows) == 1 else "s")
-            raise DataError(f"the split leaves {count} to {name}, too few of a regression")
-    _check_classes(table, train)
-    return Split(train, stop, held_out)
+    test_rows, validation_rows, train_rows = (np.sort(part) for part in parts)
+    least = 1 if table.labels else 2
+    named = {"training": train_rows, "validation": validation_rows} | ({"the test": test_rows} if test else {})
+    for part, rows in named.items():
+        if len(rows) < least:
+            raise DataError(f"the split leaves {count_of(len(rows), 'row')} for {part}: at least {least} are needed")
+    _check_classes(table, train_rows)
+    return Split(train_rows, validation_rows, test_rows)
 
 
-def _check_classes(table: Table, train: Rows) -> None:
+def _check_classes(table: Table, train: RowIndices) -> None:
     counts = np.bincount(table.y[train], minlength=len(table.labels)) if table.labels else np.ones(1)
     if not counts.all():
-        raise DataError(f"the split leaves class {table.labels[int(counts.argmin())]!r} without a row to train on")
+        raise DataError(f"the split leaves class {table.labels[int(counts.argmin())]!r} without a training row")
 
 
-def _by_class(table: Table, test: float, validation: float, generator: np.random.Generator) -> list[Rows]:
+def _by_class(table: Table, test: float, validation: float, generator: np.random.Generator) -> list[RowIndices]:
     classes = [np.flatnonzero(table.y == index) for index in range(len(table.labels))] or [np.arange(len(table.y))]
-    least = 1 if table.labels else 2  # of one row there is no R2, and no BN
+    least = 1 if table.labels else 2  # one row has no R2 and no batch-norm statistics
     parts = [_cut(generator.permutation(rows), test, validation, least) for rows in classes]
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
-def _cut(rows: Rows, test: float, validation: float, least: int) -> tuple[Rows, Rows, Rows]:
+def _cut(rows: RowIndices, test: float, validation: float, least: int) -> tuple[RowIndices, RowIndices, RowIndices]:
+    """Cut `rows` into test, validation and training rows, each at least `least`, but no test rows if `test` is 0."""
     count = len(rows)
-    held_out = min(max(round(test * count), least), count - 2 * least) if test else 0
-    stop = min(max(round(validation * count), least), count - held_out - least)
-    return rows[:held_out], rows[held_out : held_out + stop], rows[held_out + stop :]
+    test_count = min(max(round(test * count), least), count - 2 * least) if test else 0
+    validation_count = min(max(round(validation * count), least), count - test_count - least)
+    end = test_count + validation_count
+    return rows[:test_count], rows[test_count:end], rows[end:]
 
 
-def _by_time(time: npt.NDArray[Any], shares: Sequence[float]) -> list[Rows]:
-    """The latest rows first; rows of the same time stay together."""
-    moments, of = np.unique(time, return_inverse=True)
-    if len(moments) < 1 + sum(share > 0 for share in shares):
-        raise DataError(f"the time column has {len(moments)} different values, too few to split by")
-    latest_first = len(moments) - 1 - of
-    return _portion(latest_first, np.bincount(latest_first), shares)
+def _by_time(time: npt.NDArray[Any], shares: Sequence[float]) -> list[RowIndices]:
+    """Put the latest rows into the first part; rows of equal time stay together."""
+    times, group_of = np.unique(time, return_inverse=True)
+    _check_count("time", len(times), shares)
+    latest_first = len(times) - 1 - group_of
+    return _assign_groups(latest_first, np.bincount(latest_first), shares)
 
 
-def _portion(of: Rows, sizes: npt.NDArray[np.int64], shares: Sequence[float]) -> list[Rows]:
-    """Give the units 0, 1, ... (`of` says each row's, `sizes` their rows) to one part after the other.
-
-    A part ends where its share is nearest, and takes one unit at least; the rest is the last part.
-    """
-    ends = np.cumsum(sizes)
-    parts, first, wanted = [], 0, 0.0
-    for place, share in enumerate(shares):
-        wanted += share * len(of)
-        left = sum(later > 0 for later in shares[place + 1 :])
-        last = first
-        if share:
-            nearest = int(np.abs(ends - wanted).argmin()) + 1
-            last = min(max(nearest, first + 1), len(sizes) - 1 - left)
-        parts.append(np.flatnonzero((of >= first) & (of < last)))
-        first = last
-    return [*parts, np.flatnonzero(of >= first)]
-
-
-def _by_group(table: Table, group: Rows, shares: tuple[float, float], generator: np.random.Generator) -> list[Rows]:
-    groups, of = np.unique(group, return_inverse=True)
-    if len(groups) < 1 + sum(share > 0 for share in shares):
-        raise DataError(f"the group column has {len(groups)} different values, too few to split by")
-    sizes = np.bincount(of)
-    best: tuple[float, list[Rows]] | None = None
-    for _ in range(_DRAWS):
+def _by_group(
+    table: Table, group: npt.NDArray[np.int64], shares: tuple[float, float], generator: np.random.Generator
+) -> list[RowIndices]:
+    """Of several random orders of the groups take the one whose parts have the best sizes and mixes of classes."""
+    groups, group_of = np.unique(group, return_inverse=True)
+    _check_count("group", len(groups), shares)
+    sizes = np.bincount(group_of)
+    best: tuple[float, list[RowIndices]] | None = None
+    for _ in range(_GROUP_ORDERS):
         order = generator.permutation(len(groups))
-        place = np.empty_like(order)
-        place[order] = np.arange(len(groups))
-        parts = _portion(place[of], sizes[order], shares)
-        off = _off(table, parts, shares)
-        if best is None or off < best[0]:
-            best = off, parts
+        position = np.empty_like(order)
+        position[order] = np.arange(len(groups))
+        parts = _assign_groups(position[group_of], sizes[order], shares)
+        error = _imbalance(table, parts, shares)
+        if best is None or error < best[0]:
+            best = error, parts
     return best[1] if best else []
 
 
-def _off(table: Table, parts: Sequence[Rows], shares: tuple[float, float]) -> float:
-    """How far the parts are from their shares, and each class from its share in every part; more for a class that is
-    not trained on."""
+def _check_count(column: str, count: int, shares: Sequence[float]) -> None:
+    if count < 1 + sum(share > 0 for share in shares):
+        raise DataError(f"the {column} column has {count_of(count, 'different value')}, too few to split by")
+
+
+def _assign_groups(
+    group_of: npt.NDArray[np.int64], group_sizes: npt.NDArray[np.int64], shares: Sequence[float]
+) -> list[RowIndices]:
+    """Assign whole groups, in order, to consecutive parts. group_of: int64 [rows]; group_sizes: int64 [groups].
+
+    shares: of the rows, for every part but the last, which gets the remaining groups. A part ends where its share of
+    the rows is closest, and has at least one group unless its share is 0.
+    """
+    ends = np.cumsum(group_sizes)
+    parts, first, wanted = [], 0, 0.0
+    for index, share in enumerate(shares):
+        wanted += share * len(group_of)
+        parts_left = sum(later > 0 for later in shares[index + 1 :])
+        end = first
+        if share:
+            closest = int(np.abs(ends - wanted).argmin()) + 1
+            end = min(max(closest, first + 1), len(group_sizes) - 1 - parts_left)
+        parts.append(np.flatnonzero((group_of >= first) & (group_of < end)))
+        first = end
+    return [*parts, np.flatnonzero(group_of >= first)]
+
+
+def _imbalance(table: Table, parts: Sequence[RowIndices], shares: tuple[float, float]) -> float:
+    """Return how far the parts are from their shares, and the classes from their share in each part.
+
+    Each class without a training row adds 1.
+    """
     rows, classes = len(table.y), len(table.labels)
-    off = sum(abs(len(part) / rows - share) for part, share in zip(parts, shares, strict=False))
+    error = sum(abs(len(part) / rows - share) for part, share in zip(parts, shares, strict=False))
     if not classes:
-        return off
+        return error
     whole = np.bincount(table.y, minlength=classes) / rows
     for part in parts:
         if len(part):
-            off += float(np.abs(np.bincount(table.y[part], minlength=classes) / len(part) - whole).max())
-    return off + float((np.bincount(table.y[parts[-1]], minlength=classes) == 0).sum())
+            error += float(np.abs(np.bincount(table.y[part], minlength=classes) / len(part) - whole).max())
+    return error + float((np.bincount(table.y[parts[-1]], minlength=classes) == 0).sum())

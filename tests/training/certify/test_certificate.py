@@ -14,7 +14,7 @@ from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
-from foldserve.training.table.load import Column
+from foldserve.training.table.schema import Column
 
 TOLERANCE = Tolerance(absolute=1e-5, relative=1e-4)
 COLUMNS = [Column(name, "numeric") for name in "abcdef"]

@@ -30,7 +30,8 @@ from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture, DataOptions
-from foldserve.training.table import load as data
+from foldserve.training.table import schema
+from foldserve.training.table.load import load
 
 NAN = math.nan
 TINY = DiagnosisPlan(
@@ -43,12 +44,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def digits():
-    return draw(data.load(DataOptions("digits")), 0)
+    return draw(load(DataOptions("digits")), 0)
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return run.diagnose(data.load(DataOptions("iris")), TINY)
+    return run.diagnose(load(DataOptions("iris")), TINY)
 
 
 def nothing(*_):
@@ -93,9 +94,9 @@ def log_loss(logits, y):
 
 def table(x, y, labels=()):
     columns = tuple(
-        data.Column(f"c{place}", "numeric", missing=bool(np.isnan(values).any())) for place, values in enumerate(x.T)
+        schema.Column(f"c{place}", "numeric", missing=bool(np.isnan(values).any())) for place, values in enumerate(x.T)
     )
-    return data.Table("made", "classification" if labels else "regression", "y", columns, x.astype("f4"), y, labels)
+    return schema.Table("made", "classification" if labels else "regression", "y", columns, x.astype("f4"), y, labels)
 
 
 def test_a_large_table_is_drawn_from_and_that_is_said():
@@ -488,11 +489,11 @@ def test_same_seed_same_figures_but_the_latencies(tiny):
             del model["latency"]
         return found
 
-    again = run.diagnose(data.load(DataOptions("iris")), TINY)
+    again = run.diagnose(load(DataOptions("iris")), TINY)
     assert figures(again) == figures(tiny)
     told, told_again = run.sections(tiny)[0], run.sections(again)[0]
     assert told == told_again  # pictures and all
-    other = run.diagnose(data.load(DataOptions("iris")), replace(TINY, seed=1))
+    other = run.diagnose(load(DataOptions("iris")), replace(TINY, seed=1))
     assert figures(other) != figures(tiny)
 
 
@@ -524,14 +525,14 @@ def test_a_run_where_everything_diverged_still_gives_a_report(tiny):
 
 
 def test_a_regression_is_scored_by_r2():
-    text = run.html(measured := run.diagnose(data.load(DataOptions("diabetes")), TINY), run.sections(measured))
+    text = run.html(measured := run.diagnose(load(DataOptions("diabetes")), TINY), run.sections(measured))
     assert "R2" in text
     assert "accuracy" not in text
 
 
 def test_progress_reaches_the_end_of_each_stage():
     seen = {}
-    run.diagnose(data.load(DataOptions("iris")), TINY, lambda stage, done, of: seen.update({stage: (done, of)}))
+    run.diagnose(load(DataOptions("iris")), TINY, lambda stage, done, of: seen.update({stage: (done, of)}))
     assert list(seen) == ["convergence", "gradients", "batch sizes", "folding"]
     assert all(done == of for done, of in seen.values())
 

@@ -19,7 +19,7 @@ from foldserve.training.network.encode import Encode, choose_layout
 from foldserve.training.network.layers import Affine, Blocks, Shift
 from foldserve.training.network.mlp import ACTIVATIONS, build_mlp
 from foldserve.training.plan import Architecture
-from foldserve.training.table.load import Column
+from foldserve.training.table.schema import Column
 from tests.service.support import oracle
 
 FEATURES = 4

@@ -15,7 +15,7 @@ from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
 from foldserve.training.network.encode import Encode, choose_layout, fit_standardisation
 from foldserve.training.network.layers import Affine
-from foldserve.training.table.load import Column
+from foldserve.training.table.schema import Column
 from tests.service.support import oracle
 
 NAN = np.nan

@@ -85,31 +85,31 @@ ZIP = b"PK\x03\x04" + b"\0" * 40
     [
         (b"", "t.csv", "t.csv is empty"),
         (b"\n\n", "t.csv", "t.csv is empty"),
-        (b"a,b\n", "t.csv", "has columns and no rows"),
-        (b"a,b\n1,2\n3,4,5\n", "t.csv", "row 2 has 3 cells, the header 2"),
-        (b"a,b\n1,2\n3,4\n5\n", "t.csv", "row 3 has 1 cells, the header 2"),
-        (b'a,b\n1,"x\ny"\n3,4,5\n', "t.csv", "row 2 has 3 cells, the header 2"),
-        (b"a,b,a\n1,2,3\n", "t.csv", "two columns of the name 'a'"),
+        (b"a,b\n", "t.csv", "has columns but no rows"),
+        (b"a,b\n1,2\n3,4,5\n", "t.csv", "row 2 has 3 cells, but the header has 2"),
+        (b"a,b\n1,2\n3,4\n5\n", "t.csv", "row 3 has 1 cells, but the header has 2"),
+        (b'a,b\n1,"x\ny"\n3,4,5\n', "t.csv", "row 2 has 3 cells, but the header has 2"),
+        (b"a,b,a\n1,2,3\n", "t.csv", "two columns with the name 'a'"),
         (b"a,,b\n1,2,3\n", "t.csv", "column 2 has no name"),
-        (b"a;b\n1;2\n", "t.csv", "have to be separated by commas"),
-        (b"a\xff,b\n1,2\n", "t.csv", "line 1 holds the byte 0xff"),
-        (b"a,b\n1,2\n3,\xff\n", "t.csv", "line 3 holds the byte 0xff"),
-        ("a,b\n1,2\n".encode("utf-16"), "t.csv", "UTF-16: save it as UTF-8"),
+        (b"a;b\n1;2\n", "t.csv", "separate its cells by commas"),
+        (b"a\xff,b\n1,2\n", "t.csv", "line 1 contains the byte 0xff"),
+        (b"a,b\n1,2\n3,\xff\n", "t.csv", "line 3 contains the byte 0xff"),
+        ("a,b\n1,2\n".encode("utf-16"), "t.csv", "UTF-16 text: save it as UTF-8"),
         ("a,b\n1,2\n".encode("utf-16-le"), "t.csv", "zero bytes"),
         (b'a,b\n1,2\n3,"4\n5,6\n', "t.csv", "is not closed"),
         (b'a,b\n1,2\n3,"4', "t.csv", "is not closed"),
         (b'"a,b\n1,2\n', "t.csv", "the header can't be read"),
-        (ZIP, "t.csv", "no .csv file but a zip archive"),
-        (PARQUET, "t.csv", "no .csv file but Parquet"),
-        (gzip.compress(b"a,b\n1,2\n"), "t.csv", "no .csv file but gzip"),
-        (b"a,b\n1,2\n", "t.csv.gz", "is no .csv.gz file"),
+        (ZIP, "t.csv", "not a .csv file but a zip archive"),
+        (PARQUET, "t.csv", "not a .csv file but a Parquet file"),
+        (gzip.compress(b"a,b\n1,2\n"), "t.csv", "not a .csv file but a gzip file"),
+        (b"a,b\n1,2\n", "t.csv.gz", "is not a .csv.gz file"),
         (gzip.compress(ZIP), "t.csv.gz", "a zip archive"),
         (gzip.compress(b"a,b\n1,2\n")[:-3], "t.csv.gz", "damaged or cut short"),
         (PARQUET[:-9], "t.parquet", "is cut short"),
         (b"PAR1" * 5, "t.parquet", "can't be read"),
-        (ZIP, "t.parquet", "is no .parquet file but a zip archive"),
+        (ZIP, "t.parquet", "is not a .parquet file but a zip archive"),
         (ZIP, "t.npz", "damaged or cut short"),
-        (b"a,b\n1,2\n", "t.npz", "is no .npz file"),
+        (b"a,b\n1,2\n", "t.npz", "is not a .npz file"),
         (b"a,b\n1,2\n", "t.xlsx", "unknown source"),
     ],
 )
@@ -120,7 +120,7 @@ def test_what_is_no_such_table_is_refused_in_one_line(write, content, name, reas
 
 
 def test_a_byte_that_is_no_text_is_named_by_its_column_far_into_the_file(write):
-    with pytest.raises(DataError, match="column 'b' holds bytes that are not UTF-8"):
+    with pytest.raises(DataError, match="column 'b' contains bytes that are not UTF-8"):
         sources.read(write(b"a,b\n" + b"1234567,1234567\n" * 600_000 + b"1,\xff\n"))
 
 
@@ -146,7 +146,7 @@ def test_parquet_keeps_its_types_but_not_pandas_index(tmp_path):
 
 def test_parquet_may_not_have_two_columns_of_one_name(tmp_path):
     pa.parquet.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="two columns of the name 'a'"):
+    with pytest.raises(DataError, match="two columns with the name 'a'"):
         sources.read(str(tmp_path / "t.parquet"))
 
 
@@ -160,7 +160,7 @@ def test_npz_is_a_matrix_and_a_vector_of_any_name(tmp_path, names):
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"x": np.zeros((3, 2))}, r"holds x \[3, 2\]: expected"),
+        ({"x": np.zeros((3, 2))}, r"contains x \[3, 2\]: expected"),
         ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, "expected x"),
         ({"x": np.zeros((3, 2, 2)), "y": np.zeros(3)}, "expected x"),
         ({"x": np.zeros((3, 2)), "y": np.zeros(3), "feature_names": np.array(["a"])}, "1 feature names for 2"),

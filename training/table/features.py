@@ -1,0 +1,121 @@
+"""The features: from the cells of the columns to the schema and `x`, in the training table and in a test file."""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from foldserve.training.errors import DataError
+from foldserve.training.plan import DataOptions
+from foldserve.training.table.categories import MAX_CATEGORIES, are_dates, category_indices, choose_categories
+from foldserve.training.table.cells import Distinct
+from foldserve.training.table.kinds import infer, read_as
+from foldserve.training.table.missing import first_missing, is_empty
+from foldserve.training.table.numbers import Values
+from foldserve.training.table.schema import Category, Column, Kind
+from foldserve.training.text import flag_value, join_some
+
+# A column of texts is dropped if it has more different texts than this, and most rows have a text of their own.
+_MAX_FREE_TEXTS = 20
+# Above it float32 no longer has every integer.
+_FLOAT32_EXACT = 2**24
+
+
+class FeatureBuilder:
+    """Encodes the columns one by one, so that memory holds the cells of only one column beside all numbers."""
+
+    def __init__(self, options: DataOptions, rows: int, columns: int, *, typed: bool) -> None:
+        """columns: an upper bound. typed: whether the source states the types of its cells."""
+        declared: dict[Kind, tuple[str, ...]]
+        declared = {"numeric": options.numeric, "boolean": options.boolean, "categorical": options.categorical}
+        self._declared = {name: kind for kind, names in declared.items() for name in names}
+        self._typed = typed
+        self._columns: list[Column] = []
+        self._x = np.empty((rows, columns), np.float32)
+        self._notes: list[str] = []
+        self._empty: list[str] = []
+        self._constant: list[str] = []
+
+    def add(self, name: str, cells: pa.ChunkedArray) -> None:
+        """Encode a column, or drop it and note the reason. Raises `DataError` for a cell that does not fit."""
+        if is_empty(cells):
+            self._empty.append(name)
+            return
+        declared = self._declared.get(name)
+        kind, found = (declared, read_as(declared, name, cells)) if declared else infer(name, cells, typed=self._typed)
+        categories: tuple[Category, ...] = ()
+        if isinstance(found, Distinct):
+            if declared is None and self._is_free_text(name, found):
+                return
+            categories = self._choose_categories(name, found, check_dates=declared is None)
+            values = category_indices(found, categories)
+        else:
+            values = found
+        missing = np.isnan(values)
+        if missing.all():
+            self._empty.append(name)
+            return
+        self._x[:, len(self._columns)] = values
+        self._columns.append(Column(name, kind, categories, missing=bool(missing.any())))
+        self._note_precision(name, kind, values[~missing])
+
+    def note(self, text: str) -> None:
+        """Add a note between those of the columns."""
+        self._notes.append(text)
+
+    def finish(self) -> tuple[tuple[Column, ...], npt.NDArray[np.float32], list[str]]:
+        """Return the columns, `x` in C order, and the notes."""
+        if self._empty:
+            self.note(f"dropped, because no row has a value: {join_some(self._empty, 10)}")
+        if self._constant:
+            self.note(f"constant, and so useless: {join_some(self._constant, 10)}")
+        return tuple(self._columns), np.ascontiguousarray(self._x[:, : len(self._columns)]), self._notes
+
+    def _is_free_text(self, name: str, found: Distinct) -> bool:
+        """Whether most rows have a text of their own: a new row would have another one. Such a column is noted."""
+        different = len(found.used)
+        if different <= _MAX_FREE_TEXTS or different * 2 <= found.present:
+            return False
+        self.note(
+            f"column {name!r} was dropped: most of its values are different ({different:,} texts in "
+            f"{found.present:,} rows); use --categorical {flag_value(name)} to keep it"
+        )
+        return True
+
+    def _choose_categories(self, name: str, found: Distinct, *, check_dates: bool) -> tuple[Category, ...]:
+        if check_dates and are_dates(found):
+            self.note(
+                f"column {name!r} contains dates and is categorical, so that a later date is an unknown category; "
+                f"turn it into a number, use --time {shlex.quote(name)} to split by it, or --drop {flag_value(name)}"
+            )
+        categories, others = choose_categories(found)
+        if others:
+            self.note(
+                f"column {name!r} has {len(found.used):,} categories; the {MAX_CATEGORIES:,} most frequent are kept, "
+                f"and {others:,} rows have another one"
+            )
+        return categories
+
+    def _note_precision(self, name: str, kind: Kind, values: Values) -> None:
+        low, high = float(values.min()), float(values.max())
+        if low == high:
+            self._constant.append(name)
+        largest = max(-low, high)
+        if kind == "numeric" and largest > _FLOAT32_EXACT and bool((values != values.astype(np.float32)).any()):
+            step = float(np.spacing(np.float32(largest))) / 2
+            self.note(f"column {name!r} is rounded to float32, by up to {step:g} at {largest:.9g}")
+
+
+def encode(column: Column, cells: pa.ChunkedArray) -> Values:
+    """Return the numbers of a test file's column, float64 [rows], by the schema of the training table.
+
+    Raises `DataError` for a cell that does not fit, and for a missing value if the training table has none there.
+    """
+    found = read_as(column.kind, column.name, cells)
+    values = category_indices(found, column.categories) if isinstance(found, Distinct) else found
+    if not column.missing and (row := first_missing(values)):
+        raise DataError(f"column {column.name!r}: row {row} has no value, but every row of the training table has one")
+    return values

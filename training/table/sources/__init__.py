@@ -1,0 +1,16 @@
+"""Sources: from a file, or the name of a built-in table, to columns of cells in the order of the table.
+
+    read.py         chooses the reader by the file's name and checks the file's first bytes
+    delimited.py    .csv and .tsv, also with .gz: every cell is a text; an empty cell is a missing value
+    parquet.py      .parquet: each column has its own type
+    arrays.py       .npz: two arrays, [rows, features] and [rows]; scikit-learn's own tables
+    source.py       what every reader returns, and the checks that all share
+
+The sources know no target and no kinds of columns. In every message the first row below a header is row 1.
+"""
+
+from foldserve.training.table.sources.arrays import BUILT_IN
+from foldserve.training.table.sources.read import header, read
+from foldserve.training.table.sources.source import OnRead, Source
+
+__all__ = ["BUILT_IN", "OnRead", "Source", "header", "read"]

@@ -1,0 +1,69 @@
+"""Tables of two arrays, features [rows, features] and target [rows]: .npz files and scikit-learn's own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from foldserve.training.errors import DataError
+from foldserve.training.table.sources.source import Source, check_names, one_line
+
+BUILT_IN = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+
+
+def built_in(name: str) -> Source:
+    """Return one of scikit-learn's tables. Its classes have scikit-learn's names: 0 to 9 for digits, texts for iris."""
+    from sklearn import datasets  # imported late: it takes a second, and a file needs none of it
+
+    raw = getattr(datasets, f"load_{name}")()
+    y = raw.target_names[raw.target] if "target_names" in raw else raw.target
+    return _source(name, [str(feature) for feature in raw.feature_names], raw.data, "target", y)
+
+
+def read(path: Path) -> Source:
+    """Read the arrays `x` and `y` of an .npz file, or the only two arrays of these shapes.
+
+    The columns are named by the array `feature_names`, or x0, x1, ...; the target is y.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except ValueError as error:
+        raise DataError(f"{path.name} can't be read: {one_line(error)}") from None
+    given = arrays.pop("feature_names", None)
+    x, y = _pair(path.name, arrays)
+    names = [f"x{place}" for place in range(x.shape[1])] if given is None else [str(name) for name in given.ravel()]
+    if len(names) != x.shape[1]:
+        raise DataError(f"{path.name}: {len(names)} feature names for {x.shape[1]} features")
+    check_names(path.name, [*names, "y"])
+    return _source(path.name, names, x, "y", y)
+
+
+def _pair(name: str, arrays: dict[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    chosen = {key: arrays[key] for key in ("x", "y")} if {"x", "y"} <= arrays.keys() else arrays
+    x = [array for array in chosen.values() if array.ndim == 2]
+    y = [array for array in chosen.values() if array.ndim == 1]
+    if len(x) != 1 or len(y) != 1 or len(x[0]) != len(y[0]):
+        found = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items()) or "nothing"
+        raise DataError(f"{name} contains {found}: expected x [rows, features] and y [rows]")
+    return x[0], y[0]
+
+
+def _source(name: str, features: Sequence[str], x: npt.NDArray[Any], target: str, y: npt.NDArray[Any]) -> Source:
+    positions = {feature: position for position, feature in enumerate(features)}
+
+    def take(column: str) -> pa.ChunkedArray:
+        cells = y if column == target else x[:, positions[column]]
+        try:
+            if cells.dtype.kind == "f":
+                cells = cells.astype("f8")  # Arrow has no longer floats
+            return pa.chunked_array([pa.array(cells)])
+        except (pa.ArrowException, TypeError):
+            raise DataError(f"{name}: column {column!r} has the type {cells.dtype}, which can't be read") from None
+
+    return Source(name, (*features, target), len(y), typed=True, take=take)

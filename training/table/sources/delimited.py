@@ -1,0 +1,163 @@
+"""Delimited text files, .csv and .tsv, also compressed by gzip.
+
+Every cell stays the text in the file: NA is a text, and 007 is not a number here. An empty cell is a missing value.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+
+from foldserve.training.errors import DataError
+from foldserve.training.table.sources.signature import check_signature
+from foldserve.training.table.sources.source import OnRead, Source, check_names, one_line
+
+# A row must fit into one block. At this size a block is parsed while it is still in the CPU's cache.
+_BLOCK = 8 << 20
+_TAIL = 1 << 16
+_DELIMITER_NAMES = {",": "commas", "\t": "tabs"}
+
+
+def read(path: Path, delimiter: str, missing: Sequence[str], on_read: OnRead) -> Source:
+    """Read every cell as a text. missing: texts that are read as a missing value. Raises `DataError`."""
+    names = header(path, delimiter)
+    table = _parse(path, delimiter, names, missing, on_read)
+    columns = {name: table.column(position) for position, name in enumerate(names)}
+    return Source(path.name, names, len(table), typed=False, take=columns.pop)
+
+
+def header(path: Path, delimiter: str) -> tuple[str, ...]:
+    """Read the column names. Raises `DataError` for a file that is not UTF-8 text or has another delimiter."""
+    name = path.name
+    with _open_text(path) as (text, _):
+        head = text.read(_BLOCK)
+    check_signature(name, ".csv", head[:8])
+    if b"\0" in head:
+        raise DataError(f"{name} contains zero bytes: it is not UTF-8 text")
+    try:
+        lines = io.StringIO(codecs.getincrementaldecoder("utf-8-sig")().decode(head), newline="")
+        row = next((row for row in csv.reader(lines, delimiter=delimiter, strict=True) if row), None)
+    except UnicodeDecodeError as error:
+        line = head[: error.start].count(b"\n") + 1
+        raise DataError(f"{name} is not UTF-8 text: line {line} contains the byte 0x{head[error.start]:02x}") from None
+    except csv.Error as error:
+        raise DataError(f"{name}: the header can't be read: {error}") from None
+    if row is None:
+        raise DataError(f"{name} is empty")
+    names = [cell.strip() for cell in row]
+    if len(names) == 1 and re.search(r"[;\t,|]", names[0]):
+        raise DataError(
+            f"{name} has one column, {names[0][:80]!r}: separate its cells by {_DELIMITER_NAMES[delimiter]}"
+        )
+    return check_names(name, names)
+
+
+class _TailStream(io.RawIOBase):
+    """A readable stream that keeps its last bytes in `last`."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.last = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        chunk: bytes = self._inner.read(size)
+        if chunk:
+            self.last = (self.last + chunk[-_TAIL:])[-_TAIL:]
+        return chunk
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[tuple[_TailStream, Callable[[], float]]]:
+    """Open the uncompressed text of a file. The second value returns the share of the file that was read."""
+    with path.open("rb") as raw:
+        size = path.stat().st_size
+        stream = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+        yield _TailStream(stream), lambda: min(raw.tell() / size, 1.0)
+
+
+def _parse(path: Path, delimiter: str, names: Sequence[str], missing: Sequence[str], on_read: OnRead) -> pa.Table:
+    batches = []
+    with _open_text(path) as (text, share):
+        try:
+            for batch in _batches(text, delimiter, names, missing, threads=True):
+                batches.append(batch)
+                on_read(share())
+        except pa.ArrowInvalid as error:
+            raise DataError(_explain(path, delimiter, names, one_line(error))) from None
+        table = pa.Table.from_batches(batches).slice(1)
+        if len(table) and _quote_is_open(table.column(len(names) - 1)[-1].as_py(), text.last):
+            raise DataError(f'{path.name} ends inside a quoted cell: a quote (") is not closed')
+    return table
+
+
+def _batches(
+    text: _TailStream,
+    delimiter: str,
+    names: Sequence[str],
+    missing: Sequence[str],
+    *,
+    threads: bool,
+    on_invalid: Callable[[Any], str] | None = None,
+) -> Iterator[Any]:
+    """Yield the rows in batches; the first row is the header."""
+    columns = [str(position) for position in range(len(names))]
+    return iter(
+        pyarrow.csv.open_csv(
+            text,
+            read_options=pyarrow.csv.ReadOptions(column_names=columns, block_size=_BLOCK, use_threads=threads),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_invalid
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()), null_values=["", *missing], strings_can_be_null=True
+            ),
+        )
+    )
+
+
+def _explain(path: Path, delimiter: str, names: Sequence[str], error: str) -> str:
+    """Explain pyarrow's error. It gives the number of a wrong row only if it reads in one thread, so read again."""
+    if "straddling" in error:
+        return f'{path.name} has a row of more than {_BLOCK >> 20} MiB: is a quote (") not closed?'
+    if match := re.search(r"column #(\d+): .*UTF8", error):
+        return f"{path.name}: column {names[int(match[1])]!r} contains bytes that are not UTF-8"
+    if "Expected" not in error:
+        return f"{path.name} can't be read: {error}"
+    refused: list[Any] = []
+
+    def keep(row: Any) -> str:
+        refused.append(row)
+        return "error"
+
+    with _open_text(path) as (text, _):
+        try:
+            for _batch in _batches(text, delimiter, names, (), threads=False, on_invalid=keep):
+                pass
+        except pa.ArrowInvalid:
+            row = refused[0]
+            return (
+                f"{path.name}: row {row.number - 1} has {row.actual_columns} cells, but the header has "
+                f"{row.expected_columns}"
+            )
+    return f"{path.name} changed while it was read"
+
+
+def _quote_is_open(cell: str | None, last: bytes) -> bool:
+    """Whether the file ends inside a quoted cell. pyarrow accepts that and returns the rest of the file as the cell."""
+    if cell is None or last.rstrip(b"\r\n").endswith(b'"'):
+        return False
+    text = cell.encode()
+    return b"\n" in text or last.endswith(b'"' + text)

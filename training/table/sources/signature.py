@@ -1,0 +1,29 @@
+"""File signatures: the first bytes of a file must agree with its name."""
+
+from __future__ import annotations
+
+from foldserve.training.errors import DataError
+
+_EXPECTED = {".parquet": b"PAR1", ".npz": b"PK\x03\x04"}
+_KNOWN = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "a gzip file",
+    b"\x93NUMPY": "a single NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+}
+
+
+def check_signature(name: str, suffix: str, first: bytes) -> None:
+    """Raise `DataError` if `first`, the first bytes of the file `name`, are not those of a `suffix` file."""
+    if not first:
+        raise DataError(f"{name} is empty")
+    expected = b"\x1f\x8b" if suffix.endswith(".gz") else _EXPECTED.get(suffix, b"")
+    if expected and first.startswith(expected):
+        return
+    found = next((kind for signature, kind in _KNOWN.items() if first.startswith(signature)), None)
+    if found or expected:
+        raise DataError(f"{name} is not a {suffix} file" + (f" but {found}" if found else ""))

@@ -1,0 +1,75 @@
+"""A source, and the checks that all its readers share. It knows no file format."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from foldserve.training.errors import DataError
+
+MAX_COLUMNS = 65_536
+
+OnRead = Callable[[float], None]
+"""Called with the share of the work that is done, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Columns of cells, of equal length.
+
+    rows: the number of rows.
+    typed: whether the source states the types of its cells. A CSV file does not: all its cells are texts.
+    take: returns the cells of a column and drops them here, so that a large table is in memory only once. It can be
+    called once a column. Text columns are string; a missing value is null.
+    notes: facts about the reading that the user should know, one sentence each.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    rows: int
+    typed: bool
+    take: Callable[[str], pa.ChunkedArray]
+    notes: tuple[str, ...] = field(default=())
+
+
+def check_names(source: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the column names. Raises `DataError` if there are too many, one is empty, or two are equal."""
+    if len(names) > MAX_COLUMNS:
+        raise DataError(f"{source} has {len(names):,} columns; the limit is {MAX_COLUMNS:,}")
+    seen: set[str] = set()
+    for position, name in enumerate(names, 1):
+        if not name.strip():
+            raise DataError(
+                f"{source}: column {position} has no name in the header; if it is the index that pandas wrote, "
+                "write the file with index=False"
+            )
+        if name in seen:
+            raise DataError(f"{source} has two columns with the name {name!r}")
+        seen.add(name)
+    return tuple(names)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the exceptions of the file readers into a `DataError` of one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path.name} is damaged or cut short: {one_line(error)}") from error
+    except (OSError, pa.ArrowException) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise DataError(f"{path.name} can't be read: {reason}") from error
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of `error` on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,42 @@
+"""Split keys: the group and the time of each row, by which the split keeps rows together or in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from foldserve.training.errors import DataError
+from foldserve.training.table.cells import distinct, is_text
+from foldserve.training.table.missing import require_values
+from foldserve.training.table.numbers import number_column
+
+
+def read_group(name: str, cells: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Return int64 [rows], equal for rows with equal values. Raises `DataError` for a missing value."""
+    codes = distinct(cells).codes
+    require_values(name, "the group", codes)
+    return codes
+
+
+def read_time(name: str, cells: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Return float64 [rows] of a column of numbers, and int64 [rows], microseconds since 1970, of dates and times.
+
+    A text is a date or time of ISO 8601. Raises `DataError` for anything else and for a missing value.
+    """
+    numbers = number_column(cells)
+    if numbers is not None:
+        require_values(name, "the time", numbers)
+        return numbers
+    try:
+        times = cells.cast(pa.timestamp("us")) if is_text(cells) else cells.cast(pa.timestamp("us"), False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(
+            f"column {name!r} is not a time: expected numbers, or dates like 2024-12-31 or 2024-12-31T23:59:59"
+        ) from None
+    chunks = times.cast(pa.int64()).chunks
+    missing = np.concatenate([chunk.is_null().to_numpy(zero_copy_only=False) for chunk in chunks])
+    require_values(name, "the time", np.where(missing, -1, 0))
+    return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
