@@ -1,1 +1,1 @@
-"""From a decoded request to its outputs: endpoints, batchers, and the repository of models. It does not know HTTP."""
+"""From the bytes of a request to the bytes of its response: endpoints, batchers, models. It does not know HTTP."""

@@ -1,12 +1,14 @@
-"""The whole composition: settings -> metrics, repository, endpoints -> routes. HTTP is here, in routes/ and in wire.py.
+"""The FastAPI app of one service: its routes, its error handlers and its pages.
 
-`wire.py` answers predictions before they come this far; whatever else is asked comes through here.
+`connection.py` answers most prediction requests before they reach the app; every other request comes here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -15,28 +17,21 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from foldserve.service import errors
-from foldserve.service.engine.endpoint import Endpoint
-from foldserve.service.engine.repository import Repository, open_repository
+from foldserve.service.compose import Service
+from foldserve.service.errors import RequestError
 from foldserve.service.http.routes import friendly, oip
-from foldserve.service.http.routes.common import ErrorBody, register_names, response
-from foldserve.service.metrics import CONTENT_TYPE, Metrics
+from foldserve.service.http.routes.common import ErrorBody, register_name_convertor, to_response
+from foldserve.service.metrics import Metrics
+from foldserve.service.metrics.prometheus import CONTENT_TYPE, PrometheusMetrics
 from foldserve.service.protocols.reply import failure, refusal
-from foldserve.service.settings import Settings
 
 WEB = Path(__file__).parent.parent / "web"
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Load every model, then build the app. Raises `FoldserveError` when there is nothing to serve.
-
-    Its `state` has what the server needs besides: `repository`, `metrics` (or None), `endpoints` by their paths, and
-    `draining`, which makes it unready.
-    """
-    metrics = Metrics() if settings.metrics else None
-    repository = open_repository(settings, metrics)
+def create_app(service: Service) -> FastAPI:
+    """Create the app that serves `service`."""
     version = installed_version("foldserve")
-    register_names()
+    register_name_convertor()
     app = FastAPI(
         title="foldserve",
         version=version,
@@ -45,51 +40,25 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False},
-        # Also keeps FastAPI from documenting an answer of its own for what it would find invalid.
+        # FastAPI documents its own 422 response only if there is no default response.
         responses={"default": {"model": ErrorBody, "description": "Any other error."}},
         exception_handlers={
-            errors.RequestError: _refused,
+            RequestError: _request_error_handler(service.metrics),
             HTTPException: _http_error,
-            ClientDisconnect: _left,
-            Exception: _failed,
+            ClientDisconnect: _client_disconnected,
+            Exception: _internal_error,
         },
     )
-    app.state.repository = repository
-    app.state.metrics = metrics
-    app.state.endpoints = _endpoints(repository)
-    app.state.draining = False
-    app.include_router(friendly.router(repository))
-
-    def ready() -> bool:
-        return not (app.state.draining or repository.lost)
-
-    app.include_router(oip.router(repository, metrics, ready, ("foldserve", version)))
-    if metrics is not None:
-        _add_metrics(app, metrics)
+    app.include_router(friendly.router(service.repository))
+    app.include_router(oip.router(service, ("foldserve", version)))
+    if isinstance(service.metrics, PrometheusMetrics):
+        _add_metrics(app, service.metrics)
     _add_pages(app)
     return app
 
 
-def _endpoints(repository: Repository) -> dict[bytes, Endpoint]:
-    """Map the path of every prediction that needs no decoding to its endpoint."""
-    found = {}
-    for name in repository.names():
-        numbers = [None, *repository.versions(name)]
-        for number in numbers:
-            try:
-                model = repository.find(name, number)
-            except errors.ModelNotReady:
-                continue
-            versioned = f"{name}/versions/{number}" if number else name
-            found[f"/v1/models/{versioned}:predict".encode()] = model.friendly
-            found[f"/v2/models/{versioned}/infer".encode()] = model.oip
-    if repository.default is not None:
-        found[b"/predict"] = repository.find().friendly
-    return found
-
-
-def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
-    @app.get("/metrics", tags=["health"], summary="Prometheus's text format", response_class=Response)
+def _add_metrics(app: FastAPI, metrics: PrometheusMetrics) -> None:
+    @app.get("/metrics", tags=["health"], summary="Metrics in Prometheus's text format", response_class=Response)
     async def scrape() -> Response:
         return Response(metrics.scrape(), media_type=CONTENT_TYPE.decode())
 
@@ -106,7 +75,7 @@ def _add_pages(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        # The page's own files are served from here: a server often has no way to a content delivery network.
+        # The page's files come from this server: a server often cannot reach a content delivery network.
         return get_swagger_ui_html(
             openapi_url="openapi.json",
             title="foldserve",
@@ -116,25 +85,26 @@ def _add_pages(app: FastAPI) -> None:
         )
 
 
-async def _refused(request: Request, error: errors.RequestError) -> Response:
-    metrics: Metrics | None = request.app.state.metrics
-    if metrics is not None:
-        metrics.reject(error)
-    return response(refusal(error))
+def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError], Coroutine[Any, Any, Response]]:
+    async def request_error(_: Request, error: RequestError) -> Response:
+        metrics.count_rejected(error)
+        return to_response(refusal(error))
+
+    return request_error
 
 
 async def _http_error(_: Request, error: HTTPException) -> Response:
-    """Answer what the router refuses. Its own texts are fixed ones: `Not Found`, `Method Not Allowed`."""
-    answer = response(failure(error.status_code, error.detail))
-    answer.headers.update(error.headers or {})
-    return answer
+    """Answer an error of the router. Its texts are fixed: `Not Found`, `Method Not Allowed`."""
+    response = to_response(failure(error.status_code, error.detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
-async def _left(_: Request, __: ClientDisconnect) -> Response:
-    """Answer nobody: the client left before its body was whole, which is no news for a log."""
+async def _client_disconnected(_: Request, __: ClientDisconnect) -> Response:
+    """Return a response that nobody gets: a client that disconnects during its body is not worth a line in the log."""
     return Response()
 
 
-async def _failed(_: Request, __: Exception) -> Response:
-    """Answer what nobody foresaw; the traceback is in the log, not in the answer."""
-    return response(failure(500, "internal error"))
+async def _internal_error(_: Request, __: Exception) -> Response:
+    """Answer an unexpected error. Its traceback goes to the log, not to the client."""
+    return to_response(failure(500, "internal error"))

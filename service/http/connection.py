@@ -25,7 +25,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from foldserve.service import errors
-from foldserve.service.engine.endpoint import Endpoint, Exchange
+from foldserve.service.engine.endpoint import Endpoint
+from foldserve.service.engine.exchange import Exchange
 from foldserve.service.protocols.reply import Headers, Reply, refusal
 
 _MAX_URL = 8192

@@ -1,15 +1,14 @@
-"""One listening socket and one uvicorn under it: start, announce, drain, stop. With several workers, one in each.
+"""One listening socket and one uvicorn server on it: start, announce, drain, stop.
 
-It knows processes, sockets and signals, and of the app only that it can be made.
+It owns the process: its signals, its log, its exit. With several workers, each one runs `serve_in_worker`. It knows the
+parts of a service only by name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
-import shlex
 import signal
 import socket
 import sys
@@ -17,63 +16,63 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from importlib.metadata import version
 from typing import Any, NoReturn, cast
 
 import uvicorn
-from fastapi import FastAPI
 
-from foldserve.service.engine.repository import Repository
-from foldserve.service.errors import DeviceError, RequestError, StartError
+from foldserve.service.compose import Service, compose
+from foldserve.service.errors import DeviceError, StartError
+from foldserve.service.http.announcement import announcement
 from foldserve.service.http.app import create_app
 from foldserve.service.http.connection import AccessLog, Limits, Protocol
-from foldserve.service.protocols.friendly import example
 from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-_BACKLOG = 2048  # connections that the kernel holds for us, as uvicorn's own default
+_BACKLOG = 2048  # connections that the kernel queues for accept; uvicorn's default
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and leave by `SystemExit(0)`.
+    """Serve until SIGTERM or SIGINT, then drain and raise `SystemExit(0)`.
 
-    Raises `StartError` when the port can't be had, `DeviceError` when a device is lost, and whatever `create_app`
-    raises.
+    Raises `StartError` if the port is not available, `DeviceError` if a device is lost, and the errors of `compose`.
     """
-    _stop_by_signals()
+    _exit_on_signals()
     _log_to_stderr(settings)
-    with _bound(settings.host, settings.port) as listener:
+    with _bind(settings.host, settings.port) as listener:
         if settings.workers == 1:
-            _serve(settings, listener, _announce)
+            _serve(settings, listener, _print)
         else:
-            from foldserve.service.http.workers import supervise  # what it counts with is only for several
+            # Imported late: prometheus_client's multiprocess mode is only for several workers.
+            from foldserve.service.http.workers import supervise
 
-            supervise(serve_in_worker, settings, listener, _announce)
-
-
-def _announce(text: str) -> None:
-    with suppress(OSError):  # a full disk takes no line, and is no reason not to serve
-        print(text, flush=True)
+            supervise(serve_in_worker, settings, listener, _print)
 
 
 def serve_in_worker(settings: Settings, listener: socket.socket, announce: Callable[[str], object]) -> None:
-    """Serve as one of several processes, of which the one above tells that they have stopped."""
-    _stop_by_signals(quietly=True)
+    """Serve in one of several processes. Their supervisor logs that the server has stopped."""
+    _exit_on_signals(quietly=True)
     _log_to_stderr(settings)
     _serve(settings, listener, announce)
 
 
+def _print(text: str) -> None:
+    with suppress(OSError):  # the server serves even if its standard output is a full disk
+        print(text, flush=True)
+
+
 def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str], object]) -> None:
-    """Serve on `listener`, which is bound and need not listen yet, in this process; `announce` when it is ready."""
-    app = create_app(settings)
-    # From here on it answers, and what answers is ready.
-    with _refused_in_one_line(settings.host, settings.port):
+    """Serve on `listener`, a bound socket, in this process. announce: called with the lines to print when ready."""
+    service = compose(settings)
+    app = create_app(service)
+    # No client can connect before this: every model is verified by now.
+    service.lifecycle.start()
+    with _one_line_errors(settings.host, settings.port):
         listener.listen(_BACKLOG)
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=cast(Any, _protocol(app, settings)),  # it calls what it takes for a class
+        http=cast(Any, _protocol_factory(service, settings)),  # uvicorn calls this factory as if it were a class
         ws="none",
         lifespan="off",
         backlog=_BACKLOG,
@@ -84,135 +83,110 @@ def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str]
         timeout_keep_alive=max(1, round(settings.idle_timeout)),
         timeout_graceful_shutdown=settings.drain_timeout,
     )
-    server = _Server(config, app, partial(announce, _announcement(listener, app.state.repository)))
+    host, port = listener.getsockname()[:2]
+    server = _Server(config, service, partial(announce, announcement(host, port, service.repository)))
     server.run(sockets=[listener])
-    if server.lost:  # another process may find the device well again: that is for whoever started this one
+    if service.lifecycle.lost:  # a new process may be able to use the device: its supervisor decides
         raise DeviceError("the device was lost")
 
 
-def _protocol(app: FastAPI, settings: Settings) -> partial[Protocol]:
-    def rejected(error: RequestError) -> None:
-        if app.state.metrics is not None:
-            app.state.metrics.reject(error)
-
+def _protocol_factory(service: Service, settings: Settings) -> partial[Protocol]:
     return partial(
         Protocol,
-        endpoints=app.state.endpoints,
+        endpoints=service.endpoints,
         limits=Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
         access=AccessLog() if settings.access_log else None,
-        rejected=rejected,
+        rejected=service.metrics.count_rejected,
     )
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: FastAPI, announce: Callable[[], object]) -> None:
+    """A uvicorn server that announces itself, checks its connections and stops when a device is lost."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[], object]) -> None:
         super().__init__(config)
-        self._app = app
+        self._service = service
         self._announce = announce
-        self.lost = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # What is here now stays: no collection need walk through it again, and stop the server for that.
+        # The objects that exist now stay. Without them, a collection takes less time away from requests.
         gc.collect()
         gc.freeze()
         self._announce()
 
     async def on_tick(self, counter: int) -> bool:
-        """Leave when a device is lost, and do what is due every second; uvicorn calls ten times as often."""
-        if not self.lost and self._app.state.repository.lost:
+        """Stop if a device is lost, and run the tasks of each second. uvicorn calls this ten times a second."""
+        if self._service.lifecycle.lost:
             log.error("the device was lost; stopping")
-            self.lost = self.should_exit = self._app.state.draining = True
+            self.should_exit = True
         if counter % 10 == 0:
             try:
-                self._look_after()
-            except Exception:  # a full disk, say, where several workers keep their counts: it must not end the server
+                self._run_periodic_tasks()
+            except Exception:  # for example a full disk for the counts of several workers: the server must go on
                 log.exception("internal error")
         return await super().on_tick(counter)
 
-    def _look_after(self) -> None:
+    def _run_periodic_tasks(self) -> None:
         now = time.monotonic()
         for connection in tuple(self.server_state.connections):
             cast(Protocol, connection).check(now)
-        if self._app.state.metrics is not None:
-            self._app.state.metrics.flush()
+        self._service.metrics.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Be unready first; what has begun is finished while uvicorn waits for its connections."""
-        self._app.state.draining = True
+        """Become unready, let uvicorn wait for the requests that have begun, then cut off the rest."""
+        self._service.lifecycle.drain()
         await super().shutdown(sockets)
-        # Whoever has not finished in time.
-        for model in self._app.state.repository.live():
-            model.batcher.drain()
+        self._service.repository.drain()
         for connection in tuple(self.server_state.connections):
             cast(Protocol, connection).transport.abort()
-        await asyncio.sleep(0)  # until the loop has let go of them
+        await asyncio.sleep(0)  # until the event loop has called connection_lost
 
 
 def _log_to_stderr(settings: Settings) -> None:
-    """Write the log of this process to standard error."""
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         level=settings.log_level.upper(),
         stream=sys.stderr,
     )
-    # uvicorn tells of itself what is told here already.
+    # This module logs the same events as uvicorn.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
 
 
-def _stop_by_signals(*, quietly: bool = False) -> None:
-    """Leave by `SystemExit(0)` on SIGTERM and SIGINT.
+def _exit_on_signals(*, quietly: bool = False) -> None:
+    """Raise `SystemExit(0)` on SIGTERM and SIGINT.
 
-    As process 1 of a container there is no default: a signal without a handler is lost. uvicorn drains, and then
-    raises the signal anew for whoever was there before it.
+    Process 1 of a container has no default handlers, so it would ignore these signals. uvicorn drains first, then
+    raises the signal again for the handler that was installed before its own.
     """
 
-    def stopped(_: int, __: object) -> NoReturn:
+    def handle(_: int, __: object) -> NoReturn:
         if not quietly:
             log.info("stopped")
         raise SystemExit(0)
 
-    signal.signal(signal.SIGTERM, stopped)
-    signal.signal(signal.SIGINT, stopped)
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
 
 
 @contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """Take the port before the models are loaded, but don't listen yet."""
-    with _refused_in_one_line(host, port):
+def _bind(host: str, port: int) -> Iterator[socket.socket]:
+    """Bind the port before the models are loaded, without listening."""
+    with _one_line_errors(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as listener:
-        with _refused_in_one_line(host, port):
+        with _one_line_errors(host, port):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         yield listener
 
 
 @contextmanager
-def _refused_in_one_line(host: str, port: int) -> Iterator[None]:
+def _one_line_errors(host: str, port: int) -> Iterator[None]:
+    """Turn an error of the socket into a `StartError`."""
     try:
         yield
     except UnicodeError as error:
         raise StartError(f"can't listen on {host} port {port}: no such host") from error
     except OSError as error:
         raise StartError(f"can't listen on {host} port {port}: {error.strerror}") from error
-
-
-def _announcement(listener: socket.socket, repository: Repository) -> str:
-    """Say where it is, and give a command to try that works as it stands."""
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    names = repository.names()
-    name = repository.default or names[0]
-    path = "/predict" if repository.default else f"/v1/models/{name}:predict"
-    manifest = repository.find(name).manifest
-    values = ", ".join(
-        f"{value:.6g}" if feature.kind == "numeric" and value is not None else json.dumps(value)
-        for feature, value in zip(manifest.features, example(manifest), strict=True)
-    )
-    rows = shlex.quote(f'{{"instances": [[{values}]]}}')
-    return (
-        f"foldserve {version('foldserve')} serves {', '.join(names)} on {url}, documentation on {url}/docs\n"
-        "try:\n"
-        f"  curl -s {url}{path} -H 'Content-Type: application/json' -d {rows}"
-    )

@@ -1,6 +1,6 @@
-"""Several processes on one listening socket: start them, replace the ones that die, stop them all.
+"""Several worker processes on one listening socket: start them, replace those that die, stop them all.
 
-It knows processes and signals, and of serving only the function that each of them runs.
+It knows processes and signals, and only the one function that each worker runs.
 """
 
 from __future__ import annotations
@@ -26,34 +26,39 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-# One that dies young dies again: the next is not started before its time.
-_BETWEEN_STARTS_SECONDS = 1.0
-# What a worker may take, beyond the time to drain, until it is killed.
+# The minimum time between two starts in one place: a worker that dies young will probably die again.
+_SECONDS_BETWEEN_STARTS = 1.0
+# The time that a worker may take beyond drain_timeout before it is killed.
 _GRACE_SECONDS = 5.0
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Serve = Callable[[Settings, socket.socket, Callable[[str], object]], None]
 
 
 @dataclass(eq=False)
 class _Worker:
-    process: Any  # of the spawn context, whose class has no public name
-    told: Connection  # "ready" and the announcement, or "refused" and why; its other end closes with the worker
+    """One worker process.
+
+    messages: receives ("ready", announcement) or ("refused", reason); its other end closes when the worker dies.
+    """
+
+    process: Any  # a Process of the spawn context, whose class has no public name
+    messages: Connection
     started: float
     ready: bool = False
 
 
 def supervise(serve: Serve, settings: Settings, listener: socket.socket, announce: Callable[[str], object]) -> None:
-    """Run `serve` in `settings.workers` processes until SIGTERM or SIGINT; `announce` once, when all are ready.
+    """Run `serve` in `settings.workers` processes until SIGTERM or SIGINT.
 
-    Raises `StartError` when one is refused before that.
+    announce: called once, when all workers are ready. Raises `StartError` if a worker is refused before that.
     """
     try:
         counts = tempfile.TemporaryDirectory(prefix="foldserve-")
     except OSError as error:
         raise StartError(f"several workers need a temporary folder: {error.strerror}") from error
     with counts as folder:
-        # Where prometheus_client keeps what each of them counts: read when it is imported there.
+        # prometheus_client keeps the counts of each worker there. It reads the variable when it is imported.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         supervisor = _Supervisor(serve, settings, listener)
         try:
@@ -69,32 +74,33 @@ class _Supervisor:
         self._serve = serve
         self._settings = settings
         self._listener = listener
-        # A fork would copy the threads' locks without the threads.
+        # A fork would copy locks that other threads hold, without those threads.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self.announcement = ""
 
     def start(self) -> None:
-        """Start all, and return when all are ready."""
+        """Start all workers, and return when all are ready."""
         for _ in range(self._settings.workers):
-            self._spawn()
+            self._start_worker()
         while waiting := [worker for worker in self._workers if not worker.ready]:
-            for worker in self._heard(waiting):
-                if not self._listen(worker):
+            for worker in self._wait_for_message(waiting):
+                if not self._receive(worker):
                     raise StartError(f"worker {worker.process.pid} died before it was ready")
 
     def watch(self) -> None:
-        """Replace whoever dies, for ever."""
+        """Replace each worker that dies. Never returns."""
         while True:
-            for worker in self._heard(self._workers):
-                if not self._listen(worker):
+            for worker in self._wait_for_message(self._workers):
+                if not self._receive(worker):
                     self._replace(worker)
 
     def stop(self) -> None:
-        """End all: they drain, and are killed when that takes too long, or when they have nothing to drain yet."""
-        for number in _STOPPING:
+        """Stop all workers. A ready worker drains; it is killed if that takes too long. Others are killed at once."""
+        for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        self._listener.close()  # the workers close theirs: who comes now is refused, and waits for nobody
+        # The workers close the socket too, so the kernel refuses new connections from here on.
+        self._listener.close()
         for worker in self._workers:
             worker.process.terminate() if worker.ready else worker.process.kill()
         deadline = time.monotonic() + self._settings.drain_timeout + _GRACE_SECONDS
@@ -103,73 +109,78 @@ class _Supervisor:
             worker.process.kill()
             worker.process.join()
 
-    def _spawn(self) -> None:
-        with _stopped_later():
-            told, tell = self._context.Pipe(duplex=True)
-            process = self._context.Process(target=_work, args=(self._serve, self._settings, self._listener, tell))
+    def _start_worker(self) -> None:
+        with _deferred_stop_signals():
+            messages, pipe = self._context.Pipe(duplex=True)
+            process = self._context.Process(
+                target=_run_worker, args=(self._serve, self._settings, self._listener, pipe)
+            )
             process.start()
-            tell.close()
-            self._workers.append(_Worker(process, told, time.monotonic()))
+            pipe.close()
+            self._workers.append(_Worker(process, messages, time.monotonic()))
 
-    def _heard(self, workers: list[_Worker]) -> list[_Worker]:
-        """Wait until one of them has something to tell, or has died."""
-        ready = wait([worker.told for worker in workers])
-        return [worker for worker in workers if worker.told in ready]
+    def _wait_for_message(self, workers: list[_Worker]) -> list[_Worker]:
+        """Return the workers that have sent a message or died; wait for the first of them."""
+        ready = wait([worker.messages for worker in workers])
+        return [worker for worker in workers if worker.messages in ready]
 
-    def _listen(self, worker: _Worker) -> bool:
-        """Take in what a worker tells. False: it is dead. Raises `StartError` if it was refused at the first start."""
+    def _receive(self, worker: _Worker) -> bool:
+        """Handle one message of a worker. Returns False if the worker is dead.
+
+        Raises `StartError` if the worker was refused before all workers were ready for the first time.
+        """
         try:
-            what, text = worker.told.recv()
+            kind, text = worker.messages.recv()
         except (EOFError, ConnectionResetError):
             return False
-        if what == "ready":
+        if kind == "ready":
             worker.ready = True
             self.announcement = text
         elif not self.announcement:
             raise StartError(text)
         else:
-            how = "stopped" if worker.ready else "refused to start"
-            log.error("worker %d %s: %s", worker.process.pid, how, text)
+            event = "stopped" if worker.ready else "refused to start"
+            log.error("worker %d %s: %s", worker.process.pid, event, text)
         return True
 
     def _replace(self, dead: _Worker) -> None:
         dead.process.join()
         log.error("worker %d died with status %s; starting another", dead.process.pid, dead.process.exitcode)
         mark_process_dead(dead.process.pid)  # type: ignore[no-untyped-call]
-        dead.told.close()
+        dead.messages.close()
         self._workers.remove(dead)
-        # The others are watched again after this wait, which ends with a signal.
-        time.sleep(max(0.0, dead.started + _BETWEEN_STARTS_SECONDS - time.monotonic()))
-        self._spawn()
+        # A signal ends this sleep; another worker that dies meanwhile is replaced after it.
+        time.sleep(max(0.0, dead.started + _SECONDS_BETWEEN_STARTS - time.monotonic()))
+        self._start_worker()
 
 
 @contextmanager
-def _stopped_later() -> Iterator[None]:
-    """Let the signals that stop this process wait: a worker that was half started would tell of it by a traceback."""
-    came: list[int] = []
-    before = [signal.signal(number, lambda number, _: came.append(number)) for number in _STOPPING]
+def _deferred_stop_signals() -> Iterator[None]:
+    """Handle the stop signals after the block: a worker that is interrupted during its start prints a traceback."""
+    received: list[int] = []
+    handlers = [signal.signal(number, lambda number, _: received.append(number)) for number in _STOP_SIGNALS]
     try:
         yield
     finally:
-        for stopping, handler in zip(_STOPPING, before, strict=True):
-            signal.signal(stopping, handler)
-        for number in came:
-            signal.raise_signal(number)
+        for number, handler in zip(_STOP_SIGNALS, handlers, strict=True):
+            signal.signal(number, handler)
+        for received_number in received:
+            signal.raise_signal(received_number)
 
 
-def _work(serve: Serve, settings: Settings, listener: socket.socket, tell: Connection) -> None:
-    """Be one worker."""
-    threading.Thread(target=_end_with, args=(tell,), daemon=True).start()
+def _run_worker(serve: Serve, settings: Settings, listener: socket.socket, pipe: Connection) -> None:
+    """Serve in this process, and report to the supervisor through `pipe`."""
+    threading.Thread(target=_stop_without_supervisor, args=(pipe,), daemon=True).start()
     try:
-        serve(settings, listener, lambda text: tell.send(("ready", text)))
+        serve(settings, listener, lambda text: pipe.send(("ready", text)))
     except FoldserveError as error:
-        tell.send(("refused", str(error)))
+        pipe.send(("refused", str(error)))
         raise SystemExit(1) from None
 
 
-def _end_with(tell: Connection) -> None:
-    """Stop when the supervisor is gone: nobody else would ever stop this process."""
+def _stop_without_supervisor(pipe: Connection) -> None:
+    """Stop this process when its supervisor dies: no one else would."""
     try:
-        tell.recv()
+        pipe.recv()
     except (EOFError, OSError):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -338,7 +338,7 @@ def test_what_is_not_offered_is_an_exception_that_the_client_can_read(client, ca
 def test_who_would_load_or_unload_a_model_learns_why_not(client, call):
     status, text = refused(getattr(client, call), "digits")
     assert status == "400"
-    assert text == "models are loaded when the server starts, and then alone"
+    assert text == "models are loaded only when the server starts"
 
 
 def test_shared_memory_as_an_input_is_refused(client):

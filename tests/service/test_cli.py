@@ -106,7 +106,7 @@ def test_a_host_that_is_none_is_refused_in_one_line(host: str, trained: Path) ->
 
 def test_a_missing_models_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     done = foldserve("serve", "--models", tmp_path / "none", "--port", "0")
-    assert_refused_in_one_line(done, f"no models to serve: {tmp_path / 'none'} is no folder")
+    assert_refused_in_one_line(done, f"no models to serve: {tmp_path / 'none'} is not a directory")
 
 
 def test_an_empty_models_folder_is_refused_in_one_line(tmp_path: Path) -> None:

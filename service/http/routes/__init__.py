@@ -1,1 +1,1 @@
-"""FastAPI's routes, one module for each protocol."""
+"""FastAPI's routes, one module for each protocol. A route translates a request and delegates to the engine."""

@@ -1,4 +1,4 @@
-"""What the routes of both protocols share: bodies within their limit, versions in paths, errors in OpenAPI."""
+"""The parts that both protocols' routes share: bodies within their limit, versions in paths, errors in OpenAPI."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ class ErrorBody(BaseModel):
 
 
 class _NameConvertor(StringConvertor):
-    """A model's name in a path. It ends before a colon, so that `name:predict` is no name, and GET on it is a 405."""
+    """A model's name in a path. It ends before a colon, so `name:predict` is not a name, and a GET on it is a 405."""
 
     regex = "[^/:]+"
 
 
-def register_names() -> None:
-    """Let paths say {model:name}."""
+def register_name_convertor() -> None:
+    """Let paths contain {model:name}."""
     register_url_convertor("name", _NameConvertor())
 
 
-def version_number(text: str) -> int:
-    """Read a version in a path. Raises `UnknownModel`."""
+def parse_version(text: str) -> int:
+    """Read the version in a path. Raises `UnknownModel`."""
     if not re.fullmatch("[1-9][0-9]{0,17}", text):
         raise errors.UnknownModel("unknown version of this model")
     return int(text)
 
 
-def documented(*kinds: type[errors.RequestError]) -> dict[int | str, dict[str, Any]]:
-    """Give OpenAPI's entries for these errors; several may have one status."""
+def error_responses(*kinds: type[errors.RequestError]) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI's entries for these errors. Several errors may share one status."""
     statuses = sorted({STATUS[kind][0] for kind in kinds})
     return {
         status: {
@@ -52,43 +52,46 @@ def documented(*kinds: type[errors.RequestError]) -> dict[int | str, dict[str, A
     }
 
 
-def prediction(content: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """Describe a route that predicts: the media types that it reads, what it answers, and every error."""
+def prediction_docs(content: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """Describe a prediction route in OpenAPI: the media types of its body, its response, and every error."""
     return {
         "tags": ["predict"],
-        "responses": {200: answer, **documented(*STATUS)},
+        "responses": {200: answer, **error_responses(*STATUS)},
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
     }
 
 
-def response(reply: Reply) -> Response:
+def to_response(reply: Reply) -> Response:
     """Turn a reply into Starlette's response, which adds the length."""
-    made = Response(reply.body, reply.status)
-    made.raw_headers.extend(reply.headers)
-    return made
+    response = Response(reply.body, reply.status)
+    response.raw_headers.extend(reply.headers)
+    return response
 
 
-async def limited(request: Request, cap: int) -> bytes:
-    """Read a body of at most `cap` bytes. Raises `TooLarge` before more than that is kept."""
-    too_large = errors.TooLarge(f"the body is larger than {cap} bytes")
-    if int(request.headers.get("content-length", 0)) > cap:  # the HTTP parser has refused anything but digits
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read a body of at most `limit` bytes. Raises `TooLarge` before it keeps more than that."""
+    too_large = errors.TooLarge(f"the body is larger than {limit} bytes")
+    if int(request.headers.get("content-length", 0)) > limit:  # the HTTP parser has refused anything but digits
         raise too_large
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > cap:
+        if len(body) > limit:
             raise too_large
     return bytes(body)
 
 
-async def predicted(request: Request, endpoint: Endpoint) -> Response:
-    """Hand a request's body to the endpoint, and give its reply; nothing is computed for a client that has left."""
-    body = await limited(request, endpoint.limits.max_body)
-    answer = asyncio.ensure_future(endpoint.answer(dict(request.headers.raw), body))
-    left = asyncio.ensure_future(request.receive())  # after the body nothing comes but that the client has left
-    await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-    left.cancel()
-    if not answer.done():
-        answer.cancel()
+async def predict(request: Request, endpoint: Endpoint) -> Response:
+    """Return the endpoint's reply to a request. A client that disconnects cancels its prediction.
+
+    Raises `ClientDisconnect`.
+    """
+    body = await read_body(request, endpoint.max_body)
+    reply = asyncio.ensure_future(endpoint.answer(dict(request.headers.raw), body))
+    disconnect = asyncio.ensure_future(request.receive())  # after the body, the only message is the disconnect
+    await asyncio.wait({reply, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+    disconnect.cancel()
+    if not reply.done():
+        reply.cancel()
         raise ClientDisconnect
-    return response(answer.result())
+    return to_response(reply.result())

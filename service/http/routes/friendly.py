@@ -1,4 +1,4 @@
-"""The friendly protocol: /predict, and /v1/models with its states and manifests."""
+"""The routes of the friendly protocol: /predict, and /v1/models with states and manifests. It computes nothing."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pydantic import BaseModel
 from foldserve.service import errors
 from foldserve.service.bundle import Manifest
 from foldserve.service.engine.repository import Model, Repository
-from foldserve.service.http.routes.common import documented, predicted, prediction, version_number
+from foldserve.service.http.routes.common import error_responses, parse_version, predict, prediction_docs
 from foldserve.service.protocols.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE, example
 
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 
 class Instances(BaseModel):
-    """What /predict reads: rows as arrays in the features' order, or as objects by feature name.
+    """The body of /predict: rows as arrays in the order of the features, or as objects by feature name.
 
-    A category is its own string or number, a boolean true or false, a missing value null.
+    A category is written as its own string or number, a boolean as true or false, a missing value as null.
     """
 
     instances: list[list[float | bool | str | None]] | list[dict[str, float | bool | str | None]]
 
 
 class Predictions(BaseModel):
-    """What /predict answers. `probabilities` is there for classification, columns in the order of the labels."""
+    """The response of /predict. A classification has `probabilities`, with columns in the order of the labels."""
 
     model: str
     version: int
@@ -33,7 +33,7 @@ class Predictions(BaseModel):
 
 
 class VersionStatus(BaseModel):
-    """One version: `ready`, or `refused`; `why` it runs on this provider, or is not served."""
+    """One version: `ready` or `refused`. `why` is the reason for its provider, or for its refusal."""
 
     version: int
     state: str
@@ -50,7 +50,7 @@ class ModelStatus(BaseModel):
 
 
 def router(repository: Repository) -> APIRouter:
-    """Make the routes."""
+    """Create the routes."""
     routes = APIRouter()
     _add_predict(routes, repository)
     _add_models(routes, repository)
@@ -62,29 +62,29 @@ def _add_predict(routes: APIRouter, repository: Repository) -> None:
     content = {
         JSON_TYPE.decode(): {
             "schema": Instances.model_json_schema(),
-            "example": {"instances": [example(shown)]},  # so that "Try it out" works as it stands
+            "example": {"instances": [example(shown)]},  # makes "Try it out" work without changes
         },
         RAW_TYPE.decode(): _BYTES,
     }
     answer = {"model": Predictions, "content": {RAW_TYPE.decode(): _BYTES, ARROW_TYPE.decode(): _BYTES}}
-    described = prediction(content, answer)
+    docs = prediction_docs(content, answer)
 
-    @routes.post("/predict", summary="Predict with the only, or the default, model", **described)
-    async def predict(request: Request) -> Response:
-        return await predicted(request, repository.find().friendly)
+    @routes.post("/predict", summary="Predict with the only, or the default, model", **docs)
+    async def predict_default(request: Request) -> Response:
+        return await predict(request, repository.find().friendly)
 
-    @routes.post("/v1/models/{model:name}:predict", summary="Predict with the newest version", **described)
+    @routes.post("/v1/models/{model:name}:predict", summary="Predict with the newest version", **docs)
     async def predict_model(request: Request, model: str) -> Response:
-        return await predicted(request, repository.find(model).friendly)
+        return await predict(request, repository.find(model).friendly)
 
-    @routes.post("/v1/models/{model:name}/versions/{version}:predict", summary="Predict with one version", **described)
+    @routes.post("/v1/models/{model:name}/versions/{version}:predict", summary="Predict with one version", **docs)
     async def predict_version(request: Request, model: str, version: str) -> Response:
-        return await predicted(request, repository.find(model, version_number(version)).friendly)
+        return await predict(request, repository.find(model, parse_version(version)).friendly)
 
 
 def _add_models(routes: APIRouter, repository: Repository) -> None:
-    not_found = documented(errors.UnknownModel)
-    not_ready = documented(errors.UnknownModel, errors.ModelNotReady)
+    not_found = error_responses(errors.UnknownModel)
+    not_ready = error_responses(errors.UnknownModel, errors.ModelNotReady)
 
     @routes.get(
         "/v1/models/{model:name}",
@@ -112,4 +112,4 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
         responses=not_ready,
     )
     async def version_metadata(model: str, version: str) -> Manifest:
-        return repository.find(model, version_number(version)).manifest
+        return repository.find(model, parse_version(version)).manifest

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from foldserve.service.engine.batcher import Batcher, Entry, Rows
+from foldserve.service.arrays import Rows
+from foldserve.service.engine.batcher import Batcher, Entry
 from foldserve.service.errors import DeadlinePassed, Draining, NonFiniteOutput, QueueFull, RequestError, RuntimeFailure
 from tests.service.support import PATIENCE
 
@@ -610,6 +611,30 @@ def test_drain_refuses_what_is_new_and_finishes_what_is_old(world: World) -> Non
     assert all(caller.got_its_own_rows() for caller in (first, *waiting))
     with pytest.raises(Draining):
         world.arrive(1)
+
+
+def test_nobody_waits_for_company_until_its_deadline() -> None:
+    async def use() -> np.ndarray:
+        answer = asyncio.get_running_loop().create_future()
+        batcher = Batcher(lambda rows: rows + 1, max_batch=8, max_queue=8, max_delay=PATIENCE)
+        batcher.submit(np.zeros((1, 2), np.float32), time.monotonic() + 1, answer.set_result)
+        return await asyncio.wait_for(answer, PATIENCE)
+
+    assert asyncio.run(use()).tolist() == [[1, 1]]
+
+
+def test_who_leaves_makes_room_for_others_though_nothing_has_run() -> None:
+    async def use() -> None:
+        batcher = Batcher(lambda rows: rows, max_batch=8, max_queue=2, max_delay=PATIENCE)
+        rows, never = np.zeros((2, 2), np.float32), time.monotonic() + 100 * PATIENCE
+        first = batcher.submit(rows, never, pytest.fail)
+        with pytest.raises(QueueFull):
+            batcher.submit(rows, never, pytest.fail)
+        first.cancel()
+        assert batcher.queued_rows == 0
+        batcher.submit(rows, never, pytest.fail).cancel()
+
+    asyncio.run(use())
 
 
 # --- all of it together ----------------------------------------------------------------------------------------------

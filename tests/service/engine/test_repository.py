@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from foldserve.service import bundle
-from foldserve.service.engine.repository import Model, Refused, Repository, how_to_run, open_repository
+from foldserve.service.compose import compose
+from foldserve.service.engine.repository import Model, Refused, Repository
 from foldserve.service.errors import ModelNotReady, StartError, UnknownModel
-from foldserve.service.machine import cgroup
 from foldserve.service.settings import Settings
 from tests.service.support import edit_manifest, flip_byte
 
 
 def opened(models: Path, **settings: Any) -> Repository:
-    return open_repository(Settings(models=models, device="cpu", **settings))
+    return compose(Settings(models=models, device="cpu", **settings)).repository
 
 
 def add_version(models: Path, name: str) -> Path:
@@ -122,13 +121,13 @@ def test_a_model_with_broken_versions_only_is_a_refusal_to_start(models: Path) -
 
 
 def test_a_missing_folder_is_a_refusal_to_start(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="is no folder"):
+    with pytest.raises(StartError, match="is not a directory"):
         opened(tmp_path / "none")
 
 
 def test_a_file_in_place_of_the_folder_is_a_refusal_to_start(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("")
-    with pytest.raises(StartError, match="is no folder"):
+    with pytest.raises(StartError, match="is not a directory"):
         opened(tmp_path / "models")
 
 
@@ -188,24 +187,3 @@ def test_a_name_is_a_key_and_never_a_path(name: str, models: Path) -> None:
 def test_a_version_that_is_not_there_is_unknown(version: int, models: Path) -> None:
     with pytest.raises(UnknownModel, match=r"^unknown version of this model$"):
         opened(models).find("digits", version)
-
-
-@pytest.mark.parametrize(
-    ("size", "settings", "threads"),
-    [
-        (2**10, {}, 1),
-        (2**30, {"threads": 3, "workers": 2}, 3),
-        (2**30, {}, cgroup.threads()),
-        (2**30, {"workers": cgroup.threads() * 2}, 1),
-    ],
-    ids=["small", "asked for", "large", "more workers than cores"],
-)
-def test_threads_fit_the_model_and_the_cores_that_the_process_has(
-    size: int, settings: dict[str, int], threads: int, models: Path
-) -> None:
-    whole = bundle.read(models / "digits" / "1")
-    manifest = whole.manifest
-    of_size = replace(
-        whole, manifest=manifest.model_copy(update={"model": manifest.model.model_copy(update={"size": size})})
-    )
-    assert how_to_run(Settings(models=models, **settings), of_size).threads == threads

@@ -1,0 +1,63 @@
+"""Settings in, one `Service` out: the only place that puts the parts of a server together.
+
+It knows how to create each part. It does not know HTTP's framework, sockets or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from foldserve.service.engine.endpoint import Endpoint
+from foldserve.service.engine.lifecycle import Lifecycle
+from foldserve.service.engine.loader import Loader
+from foldserve.service.engine.pool import Pool
+from foldserve.service.engine.repository import Repository
+from foldserve.service.errors import ModelNotReady
+from foldserve.service.machine import cgroup
+from foldserve.service.metrics import Metrics
+from foldserve.service.metrics.prometheus import PrometheusMetrics
+from foldserve.service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of one serving process.
+
+    endpoints: by the path of a prediction request, without percent-encoding. Look each path up when its request
+    arrives: the mapping may change while the server runs.
+    """
+
+    repository: Repository
+    endpoints: Mapping[bytes, Endpoint]
+    metrics: Metrics
+    lifecycle: Lifecycle
+
+
+def compose(settings: Settings) -> Service:
+    """Load every model and create the service. Raises `StartError` and `DeviceError`, as `Loader.load_repository`."""
+    metrics = PrometheusMetrics() if settings.metrics else Metrics()
+    repository = Loader(settings, Pool(cgroup.threads()), metrics).load_repository()
+    return Service(
+        repository=repository,
+        endpoints=endpoints_by_path(repository),
+        metrics=metrics,
+        lifecycle=Lifecycle(device_lost=lambda: repository.device_lost),
+    )
+
+
+def endpoints_by_path(repository: Repository) -> dict[bytes, Endpoint]:
+    """Map the path of each prediction to the endpoint of its model. A refused version has no path."""
+    endpoints = {}
+    for name in repository.names():
+        for number in (None, *repository.versions(name)):
+            try:
+                model = repository.find(name, number)
+            except ModelNotReady:
+                continue
+            versioned = f"{name}/versions/{number}" if number else name
+            endpoints[f"/v1/models/{versioned}:predict".encode()] = model.friendly
+            endpoints[f"/v2/models/{versioned}/infer".encode()] = model.oip
+    if repository.default is not None:
+        endpoints[b"/predict"] = repository.find().friendly
+    return endpoints

@@ -1,0 +1,186 @@
+"""One request from its body to its reply: decode, submit to the batcher, encode. It uses no task and no coroutine.
+
+It knows a codec, a batcher and a pool of threads, but no socket and no framework. Work that would block the event loop
+too long runs in the pool: large bodies, and every body to decompress or compress.
+
+    start -> decode -> batcher -> encode -> compress -> on_reply
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from foldserve.service.arrays import Outputs
+from foldserve.service.engine.batcher import Batcher, Entry
+from foldserve.service.engine.pool import Pool
+from foldserve.service.errors import DeadlinePassed, InvalidInput, QueueFull, RequestError
+from foldserve.service.metrics import Metrics, RequestMetrics
+from foldserve.service.protocols import content
+from foldserve.service.protocols.reply import Headers, Reply, failure, refusal
+from foldserve.service.protocols.rows import DecodedRequest, SlowBody
+
+log = logging.getLogger("foldserve")
+
+OnReply = Callable[[Reply], None]
+
+_TIMEOUT_HEADER = b"x-request-timeout-ms"
+# A larger body, in bytes, takes longer to read than other requests should wait.
+_LARGE_BODY = 2**20
+# A larger body is read on the event loop only if the codec has a fast path for it.
+_MEDIUM_BODY = 2**15
+# A larger response, in bytes, is compressed in the pool.
+_LARGE_RESPONSE = 2**16
+# The status that proxies log for a client that disconnected before the response.
+_CLIENT_DISCONNECTED = 499
+
+
+class Codec(Protocol):
+    """Reads the requests of one protocol for one model."""
+
+    def decode(self, headers: Headers, body: bytes, *, fast_only: bool = False) -> DecodedRequest:
+        """Read one request. Raises `RequestError`; with `fast_only`, `SlowBody` if there is no fast path."""
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Limits of one request: bytes of the decompressed body, and seconds until its rows must run.
+
+    compression: whether a response may be compressed.
+    """
+
+    max_body: int
+    timeout: float
+    compression: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """The collaborators that all exchanges of one endpoint share."""
+
+    codec: Codec
+    batcher: Batcher
+    limits: RequestLimits
+    pool: Pool
+    metrics: Metrics
+    requests: RequestMetrics
+
+
+class Exchange:
+    """One request and its reply. All methods belong to one event loop.
+
+    on_reply: called once with the reply, unless the exchange is cancelled before.
+    """
+
+    __slots__ = ("_arrived", "_headers", "_on_reply", "_open", "_pending", "_request", "_resources")
+
+    def __init__(self, resources: Resources, headers: Headers, on_reply: OnReply) -> None:
+        self._resources = resources
+        self._headers = headers
+        self._on_reply = on_reply
+        self._arrived = time.monotonic()
+        self._request: DecodedRequest | None = None
+        self._pending: Entry | asyncio.Future[Any] | None = None  # the step that the exchange waits for
+        self._open = True
+        resources.requests.in_flight += 1
+
+    def start(self, body: bytes) -> None:
+        """Decode the body here, or in the pool if that takes long."""
+        try:
+            if len(body) <= _LARGE_BODY and b"content-encoding" not in self._headers:
+                try:
+                    request = self._resources.codec.decode(self._headers, body, fast_only=len(body) > _MEDIUM_BODY)
+                except SlowBody:
+                    pass
+                else:
+                    self._submit(request)
+                    return
+            self._run_in_pool(self._decode, body, then=self._submit)
+        except Exception as error:  # noqa: BLE001 (the client gets a response to any error)
+            self._fail(error)
+
+    def cancel(self) -> None:
+        """Drop the request: its client has disconnected. After the reply this does nothing."""
+        if self._open:
+            self._close(_CLIENT_DISCONNECTED)
+            if self._pending is not None:
+                self._pending.cancel()
+
+    def _decode(self, body: bytes) -> DecodedRequest:
+        if time.monotonic() >= self._arrived + self._timeout(None):
+            raise DeadlinePassed("the deadline passed before the request could be read")
+        body = content.inflated(self._headers, body, self._resources.limits.max_body)
+        return self._resources.codec.decode(self._headers, body)
+
+    def _submit(self, request: DecodedRequest) -> None:
+        deadline = self._arrived + self._timeout(request.timeout)
+        self._request = request
+        self._pending = self._resources.batcher.submit(request.rows, deadline, self._encode)
+
+    def _timeout(self, requested: float | None) -> float:
+        """Return the seconds until the deadline: the smallest of the limit, the header and `requested`."""
+        limit = self._resources.limits.timeout
+        if (header := self._headers.get(_TIMEOUT_HEADER)) is not None:
+            if not re.fullmatch(rb"[0-9]{1,9}", header.strip()):
+                raise InvalidInput("X-Request-Timeout-Ms is not a number of milliseconds")
+            limit = min(limit, int(header) / 1e3)
+        return limit if requested is None else min(limit, requested)
+
+    def _encode(self, outputs: Outputs | RequestError) -> None:
+        if isinstance(outputs, RequestError):
+            self._fail(outputs)
+            return
+        try:
+            reply = self._request.encode(outputs)  # type: ignore[union-attr]  # set by _submit
+            if self._resources.limits.compression and b"accept-encoding" in self._headers:
+                if len(reply.body) <= _LARGE_RESPONSE:
+                    reply = content.compressed(self._headers, reply)
+                else:
+                    with suppress(QueueFull):  # then the response is sent without compression
+                        self._run_in_pool(content.compressed, self._headers, reply, then=self._finish)
+                        return
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+        else:
+            self._finish(reply)
+
+    def _run_in_pool(self, function: Callable[..., Any], *arguments: Any, then: Callable[[Any], None]) -> None:
+        def on_done(result: asyncio.Future[Any]) -> None:
+            if self._open and not result.cancelled():
+                try:
+                    then(result.result())
+                except Exception as error:  # noqa: BLE001
+                    self._fail(error)
+
+        result = self._resources.pool.submit(function, *arguments)
+        result.add_done_callback(on_done)
+        self._pending = result
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, RequestError):
+            self._resources.metrics.count_rejected(error)
+            self._finish(refusal(error))
+        else:
+            log.error("internal error", exc_info=error)
+            self._finish(failure(500, "internal error"))
+
+    def _finish(self, reply: Reply) -> None:
+        if self._open:
+            self._close(reply.status)
+            self._on_reply(reply)
+
+    def _close(self, status: int) -> None:
+        """Count the request."""
+        self._open = False
+        requests = self._resources.requests
+        requests.in_flight -= 1
+        answered = self._request if status == 200 else None
+        if answered is not None and answered.unseen:
+            requests.count_unseen(answered.unseen)
+        requests.record(status, 0 if answered is None else len(answered.rows), time.monotonic() - self._arrived)

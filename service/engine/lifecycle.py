@@ -1,0 +1,59 @@
+"""The phase of one serving process: starting, ready, draining or lost. It does not know HTTP or signals.
+
+    STARTING -> READY -> DRAINING
+        each of them -> LOST, when a device fails; nothing leaves LOST but a new process
+
+Readiness and the exit status follow from the phase alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+
+class Phase(Enum):
+    """A phase of a serving process."""
+
+    STARTING = auto()
+    READY = auto()
+    DRAINING = auto()
+    LOST = auto()
+
+
+class Lifecycle:
+    """Owns the phase of one process.
+
+    device_lost: whether the device of a model has failed for this process. It is called at each look at the phase.
+    """
+
+    def __init__(self, device_lost: Callable[[], bool]) -> None:
+        self._device_lost = device_lost
+        self._phase = Phase.STARTING
+
+    @property
+    def phase(self) -> Phase:
+        """The current phase."""
+        if self._phase is not Phase.LOST and self._device_lost():
+            self._phase = Phase.LOST
+        return self._phase
+
+    @property
+    def ready(self) -> bool:
+        """Whether the process takes new work."""
+        return self.phase is Phase.READY
+
+    @property
+    def lost(self) -> bool:
+        """Whether a device has failed, and only a new process can use it again."""
+        return self.phase is Phase.LOST
+
+    def start(self) -> None:
+        """Become ready: every model is verified, and the port is about to be opened."""
+        if self._phase is Phase.STARTING:
+            self._phase = Phase.READY
+
+    def drain(self) -> None:
+        """Become unready: only requests that have begun are answered."""
+        if self._phase is not Phase.LOST:
+            self._phase = Phase.DRAINING

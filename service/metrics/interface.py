@@ -1,0 +1,82 @@
+"""The calls that the service makes to count its work. The classes here do nothing; `prometheus.py` overrides them.
+
+It does not know Prometheus, so the code that counts does not load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from foldserve.service.bundle import Parity
+from foldserve.service.errors import RequestError
+
+# Called after each run of a batch, before its callers get their rows: the number of rows, the seconds of the run, and
+# the seconds that each entry which starts in this run has waited in the queue.
+BatchObserver = Callable[[int, float, list[float]], None]
+
+
+def ignore_batch(rows: int, seconds: float, waited: list[float]) -> None:
+    """Observe a run and do nothing."""
+
+
+class RequestMetrics:
+    """Counts the requests of one endpoint.
+
+    in_flight: requests without a response yet; the endpoint adds to it and subtracts from it.
+    """
+
+    in_flight = 0
+
+    def record(self, status: int, rows: int, seconds: float) -> None:
+        """Count one request that was answered with `status`. rows: predicted rows, 0 if the request failed."""
+
+    def count_unseen(self, values: Mapping[str, int]) -> None:
+        """Count the values of an answered request that training has not seen, by feature name."""
+
+
+class Metrics:
+    """Counts the work of one process."""
+
+    def for_endpoint(self, model: str, version: str, protocol: str) -> RequestMetrics:
+        """Create the counts of one endpoint."""
+        return RequestMetrics()
+
+    def for_batcher(self, model: str, version: str, queued_rows: Callable[[], int]) -> BatchObserver:
+        """Create the observer of one batcher. queued_rows: returns the number of rows in its queue."""
+        return ignore_batch
+
+    def record_load(
+        self,
+        model: str,
+        version: str,
+        seconds: float,
+        parity: Parity,
+        providers: Iterable[str],
+        categorical: Iterable[str],
+    ) -> None:
+        """Record a model that was loaded and verified. categorical: the names of its categorical features."""
+
+    def count_rejected(self, error: RequestError) -> None:
+        """Count a request that got an error instead of a prediction."""
+
+    def flush(self) -> None:
+        """Add what was counted since the last call to the metrics."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The work of one model since the start: requests, rows and runs; seconds; Unix time of the last response.
+
+    queued: entries that have left the queue for a run.
+    """
+
+    succeeded: int
+    failed: int
+    rows: int
+    runs: int
+    queued: int
+    request_seconds: float
+    runtime_seconds: float
+    queue_seconds: float
+    last_request: float

@@ -1,0 +1,299 @@
+"""Every Prometheus metric, once: its name, help, labels and buckets. A test compares docs/metrics.md with this file.
+
+Counting must cost little beside serving. A request only appends to a list; the lists are added to prometheus_client's
+metrics at a scrape, at each second, or when they grow long. With several workers, prometheus_client's multiprocess
+mode adds up the processes. Each worker must have PROMETHEUS_MULTIPROC_DIR in its environment before it imports this
+module. It does not know which code counts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
+
+from foldserve.service.bundle import Parity
+from foldserve.service.errors import RequestError
+from foldserve.service.metrics.interface import BatchObserver, Metrics, RequestMetrics, Totals
+
+# Without this call each series has a second one with its time of creation; several workers have none.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+# From the time of one row in process to the default deadline.
+_SECONDS_BUCKETS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_ROWS_BUCKETS = tuple(4**n for n in range(9))
+# Labels.
+_MODEL = ("model", "version")
+_ENDPOINT = (*_MODEL, "protocol")
+# The largest number of requests or runs to keep before they are added up.
+_MAX_PENDING = 4096
+
+
+class _Histogram(Histogram):
+    """A Prometheus histogram that adds many observations at once."""
+
+    def observe_many(self, amounts: Iterable[float]) -> None:
+        total = 0.0
+        counts: Tally[int] = Tally()
+        for amount in amounts:
+            total += amount
+            counts[bisect_left(self._upper_bounds, amount)] += 1
+        if counts:
+            self._sum.inc(total)
+            for bucket, count in counts.items():
+                self._buckets[bucket].inc(count)
+
+
+class _RequestMetrics(RequestMetrics):
+    def __init__(self, metrics: PrometheusMetrics, model: str, version: str, protocol: str) -> None:
+        self._metrics = metrics
+        self._labels = (model, version, protocol)
+        self._pending: list[tuple[int, int, float]] = []
+        self._unseen: Tally[str] = Tally()
+        self.in_flight = 0
+
+    def record(self, status: int, rows: int, seconds: float) -> None:
+        self._pending.append((status, rows, seconds))
+        if len(self._pending) >= _MAX_PENDING:
+            self.flush()
+
+    def count_unseen(self, values: Mapping[str, int]) -> None:
+        self._unseen.update(values)
+
+    def flush(self) -> None:
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        m, labels = self._metrics, self._labels
+        for feature, count in self._unseen.items():
+            m.unseen_categories.labels(*labels[:2], feature).inc(count)
+        self._unseen.clear()
+        for status, count in Tally(status for status, _, _ in pending).items():
+            m.requests.labels(*labels, str(status)).inc(count)
+        m.rows.labels(*labels).inc(sum(rows for _, rows, _ in pending))
+        m.request_seconds.labels(*labels).observe_many(seconds for _, _, seconds in pending)
+        m.last_request.labels(*labels[:2]).set(time.time())
+
+
+class _BatchMetrics:
+    """The observer of one batcher."""
+
+    def __init__(self, metrics: PrometheusMetrics, model: str, version: str) -> None:
+        self._metrics = metrics
+        self._labels = (model, version)
+        self._pending: list[tuple[int, float, list[float]]] = []
+
+    def __call__(self, rows: int, seconds: float, waited: list[float]) -> None:
+        self._pending.append((rows, seconds, waited))
+        if len(self._pending) >= _MAX_PENDING:
+            self.flush()
+
+    def flush(self) -> None:
+        pending, self._pending = self._pending, []
+        m, labels = self._metrics, self._labels
+        m.batch_rows.labels(*labels).observe_many(rows for rows, _, _ in pending)
+        m.runtime_seconds.labels(*labels).observe_many(seconds for _, seconds, _ in pending)
+        m.queue_seconds.labels(*labels).observe_many(wait for _, _, waited in pending for wait in waited)
+
+
+class PrometheusMetrics(Metrics):
+    """All metrics of one process; with several workers, those of all workers."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._define_request_metrics(self.registry)
+        self._define_batch_metrics(self.registry)
+        self._define_model_metrics(self.registry)
+        self._requests: list[_RequestMetrics] = []
+        self._batches: list[_BatchMetrics] = []
+        self._queues: list[tuple[tuple[str, str], Callable[[], int]]] = []
+        # A scrape reads this process, or the files of all workers.
+        self._scraped = self.registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            self._scraped = CollectorRegistry()
+            MultiProcessCollector(self._scraped)  # type: ignore[no-untyped-call]
+        else:
+            ProcessCollector(registry=self.registry)
+
+    def _define_request_metrics(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "foldserve_requests",
+            "Prediction requests that got a response.",
+            (*_ENDPOINT, "status"),
+            registry=registry,
+        )
+        self.rows = Counter(
+            "foldserve_request_rows", "Rows of the prediction requests that succeeded.", _ENDPOINT, registry=registry
+        )
+        self.unseen_categories = Counter(
+            "foldserve_unseen_categories",
+            "Values of categorical features that training has not seen.",
+            (*_MODEL, "feature"),
+            registry=registry,
+        )
+        self.request_seconds = _Histogram(
+            "foldserve_request_seconds",
+            "Seconds from the whole request to its response, without the time on the network.",
+            _ENDPOINT,
+            buckets=_SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.in_flight = _gauge(
+            "foldserve_requests_in_flight", "Prediction requests without a response yet.", (), registry, "livesum"
+        )
+        self.last_request = _gauge(
+            "foldserve_last_request_timestamp_seconds", "Unix time of the last response.", _MODEL, registry, "max"
+        )
+        self.rejected = Counter(
+            "foldserve_rejected", "Requests that got an error instead of a prediction.", ("reason",), registry=registry
+        )
+
+    def _define_batch_metrics(self, registry: CollectorRegistry) -> None:
+        self.queue_seconds = _Histogram(
+            "foldserve_queue_seconds",
+            "Seconds that a request waits in the queue before its run.",
+            _MODEL,
+            buckets=_SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.runtime_seconds = _Histogram(
+            "foldserve_runtime_seconds",
+            "Seconds of one run of the model on one batch.",
+            _MODEL,
+            buckets=_SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.batch_rows = _Histogram(
+            "foldserve_batch_rows", "Rows of one run of the model.", _MODEL, buckets=_ROWS_BUCKETS, registry=registry
+        )
+        self.queued_rows = _gauge("foldserve_queued_rows", "Rows that wait for a run.", _MODEL, registry, "livesum")
+
+    def _define_model_metrics(self, registry: CollectorRegistry) -> None:
+        self.load_seconds = _gauge(
+            "foldserve_model_load_seconds", "Seconds to load and verify the model.", _MODEL, registry, "max"
+        )
+        self.parity_error = _gauge(
+            "foldserve_model_parity_error",
+            "Largest absolute difference of the golden rows from the certificate's reference, on this device.",
+            _MODEL,
+            registry,
+            "max",
+        )
+        self.parity_ratio = _gauge(
+            "foldserve_model_parity_tolerance_ratio",
+            "Share of the tolerance that the golden rows use on this device; above 1 the model is refused.",
+            _MODEL,
+            registry,
+            "max",
+        )
+        self.provider = _gauge(
+            "foldserve_model_provider_info",
+            "1 for each execution provider that runs the model.",
+            (*_MODEL, "provider"),
+            registry,
+            "max",
+        )
+
+    def for_endpoint(self, model: str, version: str, protocol: str) -> RequestMetrics:
+        """Create the counts of one endpoint."""
+        created = _RequestMetrics(self, model, version, protocol)
+        self._requests.append(created)
+        return created
+
+    def for_batcher(self, model: str, version: str, queued_rows: Callable[[], int]) -> BatchObserver:
+        """Create the observer of one batcher. queued_rows: returns the number of rows in its queue."""
+        self._queues.append(((model, version), queued_rows))
+        created = _BatchMetrics(self, model, version)
+        self._batches.append(created)
+        return created
+
+    def record_load(
+        self,
+        model: str,
+        version: str,
+        seconds: float,
+        parity: Parity,
+        providers: Iterable[str],
+        categorical: Iterable[str],
+    ) -> None:
+        """Set the gauges of a model that was loaded and verified."""
+        for feature in categorical:
+            self.unseen_categories.labels(model, version, feature)  # starts at 0: a rate needs a value to grow from
+        self.load_seconds.labels(model, version).set(seconds)
+        self.parity_error.labels(model, version).set(parity.max_absolute)
+        self.parity_ratio.labels(model, version).set(parity.worst)
+        for provider in providers:
+            self.provider.labels(model, version, provider).set(1)
+
+    def count_rejected(self, error: RequestError) -> None:
+        """Count a request that got an error instead of a prediction."""
+        self.rejected.labels(_reason(type(error))).inc()
+
+    def flush(self) -> None:
+        """Add what was counted since the last call to the metrics, and set the gauges."""
+        for requests in self._requests:
+            requests.flush()
+        for batches in self._batches:
+            batches.flush()
+        self.in_flight.set(sum(requests.in_flight for requests in self._requests))
+        for labels, queued_rows in self._queues:
+            self.queued_rows.labels(*labels).set(queued_rows())
+
+    def scrape(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
+        self.flush()
+        text: bytes = generate_latest(self._scraped)
+        return text
+
+    def totals(self, models: Sequence[tuple[str, str]]) -> list[Totals]:
+        """Return the totals of each model, given by name and version, over all workers."""
+        self.flush()
+        samples = [sample for family in self._scraped.collect() for sample in family.samples]
+        return [_totals([s for s in samples if (s.labels.get("model"), s.labels.get("version")) == m]) for m in models]
+
+
+def _totals(samples: Iterable[Sample]) -> Totals:
+    sums: defaultdict[str, float] = defaultdict(float)
+    for sample in samples:
+        failed = sample.labels.get("status", "200") != "200"
+        sums["failed" if failed else sample.name] += sample.value
+    return Totals(
+        succeeded=int(sums["foldserve_requests_total"]),
+        failed=int(sums["failed"]),
+        rows=int(sums["foldserve_request_rows_total"]),
+        runs=int(sums["foldserve_runtime_seconds_count"]),
+        queued=int(sums["foldserve_queue_seconds_count"]),
+        request_seconds=sums["foldserve_request_seconds_sum"],
+        runtime_seconds=sums["foldserve_runtime_seconds_sum"],
+        queue_seconds=sums["foldserve_queue_seconds_sum"],
+        last_request=sums["foldserve_last_request_timestamp_seconds"],
+    )
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], registry: CollectorRegistry, mode: Any) -> Gauge:
+    """Create a gauge. mode: the way prometheus_client joins the values of several workers."""
+    return Gauge(name, text, labels, registry=registry, multiprocess_mode=mode)
+
+
+def _reason(kind: type[RequestError]) -> str:
+    """Turn the name of an error into the value of a label: QueueFull becomes queue_full."""
+    return re.sub("(?<!^)(?=[A-Z])", "_", kind.__name__).lower()

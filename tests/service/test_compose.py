@@ -1,0 +1,69 @@
+"""Settings become one service: its models, the endpoint of each path, its metrics and its lifecycle."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foldserve.service import bundle
+from foldserve.service.compose import Service, compose
+from foldserve.service.engine.lifecycle import Phase
+from foldserve.service.errors import StartError
+from foldserve.service.settings import Settings
+from tests.service.support import flip_byte, write_roots
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """roots/1 and roots/2; roots/3, which is refused; and pairs/1."""
+    whole = write_roots(tmp_path)
+    for _ in range(2):
+        last = bundle.write(tmp_path, "roots", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
+    flip_byte(last.path / bundle.MODEL_FILE, 10)
+    bundle.write(
+        tmp_path, "pairs", whole.model, lambda n: whole.manifest.model_copy(update={"name": "pairs", "version": n})
+    )
+    return tmp_path
+
+
+def composed(models: Path, **settings: Any) -> Service:
+    return compose(Settings(models=models, device="cpu", **settings))
+
+
+def test_each_path_leads_to_the_endpoint_of_its_model_and_protocol(models: Path) -> None:
+    service = composed(models)
+    newest, first, pairs = (service.repository.find(*asked) for asked in (("roots",), ("roots", 1), ("pairs",)))
+    assert newest.manifest.version == 2
+    assert service.endpoints == {
+        b"/v1/models/roots:predict": newest.friendly,
+        b"/v1/models/roots/versions/2:predict": newest.friendly,
+        b"/v1/models/roots/versions/1:predict": first.friendly,
+        b"/v2/models/roots/infer": newest.oip,
+        b"/v2/models/roots/versions/2/infer": newest.oip,
+        b"/v2/models/roots/versions/1/infer": first.oip,
+        b"/v1/models/pairs:predict": pairs.friendly,
+        b"/v1/models/pairs/versions/1:predict": pairs.friendly,
+        b"/v2/models/pairs/infer": pairs.oip,
+        b"/v2/models/pairs/versions/1/infer": pairs.oip,
+    }
+
+
+def test_predict_leads_to_the_default_model(models: Path) -> None:
+    service = composed(models, default_model="pairs")
+    assert service.endpoints[b"/predict"] is service.repository.find("pairs").friendly
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+def test_a_service_starts_and_can_not_be_changed(metrics: bool, models: Path) -> None:
+    service = composed(models, metrics=metrics)
+    assert service.lifecycle.phase is Phase.STARTING
+    with pytest.raises(FrozenInstanceError):
+        service.endpoints = {}  # type: ignore[misc]
+
+
+def test_a_service_without_models_is_a_refusal_to_start(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="no models to serve"):
+        composed(tmp_path)
