@@ -1,10 +1,10 @@
 """The contract between training and serving: the contents of a bundle, and how it is written and read.
 
-    models/<name>/<version>/manifest.json    the schema of manifest.py, as JSON
+    models/<name>/<version>/manifest.json    the schema in manifest.py, as JSON
                             model.onnx       float32 `input` [batch, features] -> `probabilities` or `value`
                             report.html      for people; no program reads it, and a bundle may lack it
 
-Needs only the standard library and pydantic, so that any tool can read a bundle.
+It needs only the standard library and pydantic, so any tool can read a bundle. It does not know ONNX or sessions.
 """
 
 from foldserve.service.bundle.files import (

@@ -1,6 +1,6 @@
-"""Bundles on disk: read with every check, written whole or not at all.
+"""Bundles on disk: a read checks everything, and a write leaves a whole bundle or nothing.
 
-A bundle is written beside its place, synced and renamed. A reader gets the very bytes whose hash was checked.
+It knows the manifest and the hash of the model; it does not know what is in the model.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Bundle:
 
 
 def read(path: Path) -> Bundle:
-    """Read the bundle in the folder `path`, checked against its manifest.
+    """Read the bundle in the folder `path`; the model's bytes are those whose hash was checked.
 
-    Raises `BundleError`, with the reason: a missing file, a manifest of another schema, a size or hash that is not
-    the manifest's.
+    Raises `BundleError` for a missing file, a manifest of another schema, and a size or hash that is not the
+    manifest's.
     """
     require_folder(path, "no such bundle")
     manifest = _read_manifest(path)
@@ -51,11 +51,11 @@ def read(path: Path) -> Bundle:
 
 
 def require_folder(path: Path, reason: str = "no such folder; make it first") -> None:
-    """Raise `BundleError`, for `reason`, unless `path` is a folder."""
+    """Raise `BundleError` with `reason` unless `path` is a folder."""
     try:
         if not path.is_dir():
             raise BundleError(reason, path)
-    except OSError as error:  # is_dir raises where a folder above is closed to us
+    except OSError as error:  # is_dir raises where a parent folder denies access
         raise BundleError(f"can't be read: {error.strerror}", path) from error
 
 
@@ -80,16 +80,16 @@ def _read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise BundleError(f"{MANIFEST_FILE} is no manifest: {where}: {first['msg']}", path) from error
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        raise BundleError(f"{MANIFEST_FILE} is not a valid manifest: {field}: {first['msg']}", path) from error
 
 
 def versions(model: Path) -> list[int]:
-    """List the versions in the folder of one model, ascending. Anything but a plain integer is no version."""
-    return _numbers(entry.name for entry in model.iterdir() if entry.is_dir())
+    """List the versions in the folder of one model, in ascending order; other names than plain integers are ignored."""
+    return _version_numbers(entry.name for entry in model.iterdir() if entry.is_dir())
 
 
-def _numbers(names: Iterable[str]) -> list[int]:
+def _version_numbers(names: Iterable[str]) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]{0,17}", name))
 
 
@@ -102,40 +102,40 @@ def write(
 ) -> Bundle:
     """Write the next version of `name` under `models`, and read it back.
 
-    manifest_for: called with the version, which is settled last, since two trainers may write at once.
-    report_for: called with that manifest, gives the HTML to keep beside it.
-    Raises `BundleError` when `models` is not a folder or can't be written to, when `name` is no name, when the
-    manifest is of another model; nothing is left behind then.
+    manifest_for: gives the manifest for a version; called again with another one if another process takes it first.
+    report_for: gives the HTML report for that manifest.
+    Raises `BundleError` when `models` is not a folder or can't be written to, when `name` is not a valid name, and
+    when the manifest describes another model. Nothing is left behind then.
     """
     if not NAME.fullmatch(name):
-        raise BundleError(f"{name!r} is no name of a model")
+        raise BundleError(f"{name!r} is not a valid name for a model")
     require_folder(models)
     folder = models / name
     try:
-        # Beside its place, so that the rename stays inside one file system. The dot hides it from every reader.
+        # In the same file system, so that a rename moves it. The dot hides it from every reader.
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=models))
     except OSError as error:
         raise BundleError(f"can't write there: {error.strerror}", models) from error
     try:
         partial.chmod(0o755)
         write_synced(partial / MODEL_FILE, model)
-        return _number(partial, folder, manifest_for, report_for)
+        return _publish(partial, folder, manifest_for, report_for)
     except OSError as error:
         raise BundleError(f"can't write there: {error.strerror}", folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _number(
+def _publish(
     partial: Path,
     folder: Path,
     manifest_for: Callable[[int], Manifest],
     report_for: Callable[[Manifest], str] | None,
 ) -> Bundle:
-    """Complete `partial` as the next version in `folder`, check it, and give it its place."""
+    """Complete `partial` as the next version in `folder`, check it, and rename it."""
     while True:
-        # Whatever has the number as its name, a file too, keeps it.
-        taken = _numbers(entry.name for entry in folder.iterdir()) if folder.exists() else []
+        # A file with the name of a version counts too.
+        taken = _version_numbers(entry.name for entry in folder.iterdir()) if folder.exists() else []
         version = max(taken, default=0) + 1
         manifest = manifest_for(version)
         if (manifest.name, manifest.version) != (folder.name, version):

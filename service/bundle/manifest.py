@@ -1,4 +1,4 @@
-"""The schema of `manifest.json`, and the rules that its parts must keep. It does not know files."""
+"""The schema of `manifest.json`, and the rules that its values must keep. It does not know files."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
-from foldserve.service.bundle.parity import Parity, Part, Tolerance
+from foldserve.service.bundle.parity import FrozenModel, Parity, Tolerance
 
 SCHEMA_VERSION = 1
 
-# A name is a folder and a part of a URL; nothing in it needs escaping in either.
+# A name is the name of a folder and a segment of a URL; neither needs escapes for these characters.
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
 
 Task = Literal["classification", "regression"]
 
 
-def _not_from_an_integer(value: object) -> object:
-    if type(value) is int:  # which pydantic takes for a float, even a strict one
+def _refuse_integer(value: object) -> object:
+    if type(value) is int:  # pydantic accepts it as a float, even in strict mode
         raise ValueError("an integer of more than 64 bits")
     return value
 
 
-# What JSON can carry from here to any client and back: an integer of 64 bits, a number that is finite.
+# The values that every JSON client reads exactly: text, integers of 64 bits, finite numbers.
 Category = (
     Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)]
-    | Annotated[StrictFloat, BeforeValidator(_not_from_an_integer)]
+    | Annotated[StrictFloat, BeforeValidator(_refuse_integer)]
     | StrictStr
 )
 Label = StrictBool | Category
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class ModelFile(Part):
-    """`model.onnx`, so that one flipped byte is seen."""
+class ModelFile(FrozenModel):
+    """The size and hash of `model.onnx`, which detect one flipped bit."""
 
     file: Literal["model.onnx"] = "model.onnx"
     size: int
@@ -43,34 +43,34 @@ class ModelFile(Part):
     opset: int
 
 
-class Tensor(Part):
-    """An input or output of the graph. -1 stands for any number of rows."""
+class Tensor(FrozenModel):
+    """An input or output of the graph. A shape of -1 is any number of rows."""
 
     name: str
     dtype: Literal["float32"] = "float32"
     shape: tuple[Literal[-1], int]
 
 
-class Histogram(Part):
-    """How the training rows spread over equal bins: len(edges) == len(counts) + 1."""
+class Histogram(FrozenModel):
+    """The distribution of the training rows over bins of equal width: len(edges) == len(counts) + 1."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
 
-# float32 tells every index below it from the next.
+# Up to 2**24, float32 represents every integer.
 _MOST_CATEGORIES = 2**24 - 1
 
 
-class Feature(Part):
-    """One column of the input, which holds numbers alone: a missing value is NaN there, and NaN is nothing else.
+class Feature(FrozenModel):
+    """One column of the model's input, which holds numbers only; NaN is a missing value.
 
-    kind: `numeric`, the raw value; `boolean`, 0 or 1; `categorical`, the index of one of `categories`, and after the
-    last of them the index of the reserved bucket, for whatever else.
-    missing: whether a row may have no value.
-    range: of the training rows that have a value; None for a categorical feature, whose indices have no order.
-    histogram: of the same rows; of a categorical feature a bin for each category, with the edges -0.5, 0.5, ...
-    missing_share: of the training rows.
+    kind: `numeric` is the raw value; `boolean` is 0 or 1; `categorical` is an index into `categories`, and
+    len(categories) is reserved for unseen categories.
+    missing: whether the value may be missing.
+    range: minimum and maximum of the training rows that have a value; None for a categorical feature.
+    histogram: of the same rows; a categorical feature has one bin for each category, with the edges -0.5, 0.5, ...
+    missing_share: the share of training rows without a value.
     """
 
     name: str
@@ -83,17 +83,17 @@ class Feature(Part):
 
     @property
     def largest_code(self) -> int | None:
-        """The largest number that stands for a value: 1, or the reserved bucket's index. None: every number does."""
+        """The largest number that encodes a value: 1, or the reserved index; None for a numeric feature."""
         return {"numeric": None, "boolean": 1, "categorical": len(self.categories)}[self.kind]
 
     def admits(self, value: float | None) -> bool:
-        """Whether a row may have `value` in this column of the input; None is a missing value."""
+        """Say whether a row of the input may have `value` in this column; None is a missing value."""
         if value is None:
             return self.missing
         return self.largest_code is None or (value.is_integer() and 0 <= value <= self.largest_code)
 
     @model_validator(mode="after")
-    def _fits_its_kind(self) -> Feature:
+    def _check_kind(self) -> Feature:
         categorical = self.kind == "categorical"
         if categorical != bool(self.categories):
             raise ValueError("a categorical feature has categories, and no other")
@@ -110,12 +110,12 @@ class Feature(Part):
         return self
 
 
-# Of either part of a tolerance, but for the absolute part of a regression's, which has units.
+# The largest value of either part of a tolerance; a regression's absolute part has units, and no limit.
 _WIDEST = 1e-3
 
 
-class Measurement(Part):
-    """One line of the certificate: this runtime, on these rows, in batches of this size."""
+class Measurement(FrozenModel):
+    """The parity of one runtime, on one set of rows, in batches of one size."""
 
     runtime: str
     rows: Literal["held-out", "random"]
@@ -123,7 +123,7 @@ class Measurement(Part):
     parity: Parity
 
 
-class Certificate(Part):
+class Certificate(FrozenModel):
     """The evidence that the exported model is the trained one."""
 
     reference: str
@@ -131,29 +131,30 @@ class Certificate(Part):
     measurements: tuple[Measurement, ...]
 
 
-class Golden(Part):
-    """Rows drawn from the training ranges and categories, no person's data, and what the reference gives for them.
+class Golden(FrozenModel):
+    """Random rows from the training ranges and categories, no person's data, and the reference's outputs for them.
 
-    inputs: [rows, features], a missing value is null. outputs: [rows, outputs], of the float64 reference.
+    inputs: [rows, features]; a missing value is null. outputs: [rows, outputs], of the float64 reference.
     """
 
     inputs: tuple[tuple[float | None, ...], ...]
     outputs: tuple[tuple[float, ...], ...]
 
 
-class Folding(Part):
-    """What became of one affine layer."""
+class Folding(FrozenModel):
+    """One affine layer, the rule that removed it, and the layer that it was folded into."""
 
     layer: str
     rule: str
     into: str
 
 
-_Setting = StrictBool | StrictInt | StrictFloat | StrictStr
+class Provenance(FrozenModel):
+    """Everything that is needed to make `model.onnx` again, byte for byte.
 
-
-class Provenance(Part):
-    """What it takes to make `model.onnx` again, byte for byte."""
+    rows: the number of rows of each part of the split. threads: of each matrix product. cpu: its model and the
+    instruction set that PyTorch uses. versions: of the libraries, by name.
+    """
 
     source: str
     data_sha256: Sha256
@@ -167,8 +168,8 @@ class Provenance(Part):
     versions: dict[str, str]
 
 
-class Manifest(Part):
-    """`manifest.json`."""
+class Manifest(FrozenModel):
+    """The contents of `manifest.json`."""
 
     schema_version: Annotated[StrictInt, Field(ge=1, le=SCHEMA_VERSION)]
     name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
@@ -187,7 +188,7 @@ class Manifest(Part):
     provenance: Provenance
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Manifest:
+    def _check_unique_names(self) -> Manifest:
         if len({(type(label), label) for label in self.labels}) < len(self.labels):
             raise ValueError("two labels are the same")
         if len({frozenset(values) for values in self.metrics.values()}) > 1:
@@ -197,7 +198,7 @@ class Manifest(Part):
         return self
 
     @model_validator(mode="after")
-    def _certificate_certifies(self) -> Manifest:
+    def _check_certificate(self) -> Manifest:
         measurements = self.certificate.measurements
         if not measurements or not all(measurement.parity.holds for measurement in measurements):
             raise ValueError("the certificate has no measurements, or one that does not hold")

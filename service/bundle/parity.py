@@ -1,4 +1,4 @@
-"""How far one runtime's outputs are from the reference, and how far they may be. It does not know files."""
+"""The difference between a runtime's outputs and the reference's, and its limit. It does not know files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.floating[Any]]
 
 
-class Part(BaseModel):
-    """A part of the manifest: immutable, without unknown members, without infinities."""
+class FrozenModel(BaseModel):
+    """Base of every part of the manifest: immutable, no unknown fields, only finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Parity(Part):
-    """How far one runtime is from the reference, over `rows` rows.
+class Parity(FrozenModel):
+    """The difference between one runtime's outputs and the reference's, over `rows` rows.
 
     max_absolute: max |out - ref|.
-    max_relative: max |out - ref| / |ref|, over the entries where the relative part of the tolerance is the larger.
-    worst: max |out - ref| / (absolute + relative * |ref|): the share of the tolerance used; above 1 it fails.
-    argmax_rows: the rows whose two largest reference outputs differ by more than the tolerance;
-    argmax_agreement: the share of those rows with the same argmax. Both None for regression.
+    max_relative: max |out - ref| / |ref|, where the relative part of the tolerance is the larger one.
+    worst: max |out - ref| / (absolute + relative * |ref|), the share of the tolerance in use; above 1 it fails.
+    argmax_rows: the number of rows whose two largest reference outputs differ by more than the tolerance.
+    argmax_agreement: the share of those rows with the same argmax. Both are None for regression.
     """
 
     rows: int
@@ -41,12 +41,12 @@ class Parity(Part):
 
     @property
     def holds(self) -> bool:
-        """Whether the two are the same model as far as the tolerance tells."""
+        """Whether every output is within the tolerance, and every clear argmax is the same."""
         return self.worst <= 1 and self.argmax_agreement in (None, 1.0)
 
 
-class Tolerance(Part):
-    """|out - ref| <= absolute + relative * |ref|, for every output of every row."""
+class Tolerance(FrozenModel):
+    """The limit |out - ref| <= absolute + relative * |ref|, for every output of every row."""
 
     absolute: float = Field(gt=0)
     relative: float = Field(gt=0)
@@ -54,7 +54,7 @@ class Tolerance(Part):
     def measure(self, reference: Array, output: Array) -> Parity:
         """Compare `output` with `reference`, both [rows, outputs].
 
-        Raises `BundleError` when the shapes differ or a value is not finite: no tolerance covers that.
+        Raises `BundleError` when the shapes differ or a value is not finite.
         """
         if output.shape != reference.shape:
             raise BundleError(f"the model gives outputs of shape {output.shape}, expected {reference.shape}")

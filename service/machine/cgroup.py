@@ -1,7 +1,7 @@
-"""How much of the machine this process may use: processors and memory, by its control groups and the scheduler.
+"""The processors and the memory that this process may use, by its control groups and the scheduler.
 
-It reads what the kernel writes under /proc and /sys, and knows nothing of models, thread pools or CUDA. What can't
-be read or makes no sense limits nothing. Both versions of control groups count, also side by side; their files are
+It reads files of the kernel under /proc and /sys; it does not know models, thread pools or CUDA. A file that can't be
+read, or has no valid number, sets no limit. Both versions of control groups count, also side by side. Their files are
 described in the kernel's Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """
 
@@ -12,16 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-# The kernel's own "no limit" of version 1 is the largest whole number of pages; nothing this large limits anybody.
+# In version 1, the kernel writes "no limit" as the largest whole number of pages. No real limit is this large.
 _UNLIMITED = 2**60
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The least memory limit of the groups that this process is in, and what that group uses; in bytes.
+    """The smallest memory limit of this process's groups, and the memory in use by that group, both in bytes.
 
-    `used` counts the files that the kernel keeps in memory too, which it lets go of when memory is short; None where
-    it can't be read.
+    used: counts the page cache too, which the kernel drops when memory is short; None if it can't be read.
     """
 
     limit: int
@@ -29,21 +28,21 @@ class Memory:
 
 
 def processors(root: Path = Path("/")) -> float:
-    """Give how many processors this process may keep busy: the least of its affinity and its groups' quotas.
+    """Count the processors that this process may keep busy: the minimum of its affinity and its groups' quotas.
 
-    A quota is processor time by period, so the number need not be whole, and may be less than 1. root: where /proc
-    and /sys are.
+    A quota is processor time per period, so the result may be a fraction, and less than 1. root: holds /proc and
+    /sys.
     """
     return min([float(len(os.sched_getaffinity(0))), *_quotas(root)])
 
 
 def threads(root: Path = Path("/")) -> int:
-    """Give how many threads of this process can compute at the same time: the whole `processors`, at least 1."""
+    """Count the threads that can compute at the same time: `processors`, rounded down, and at least 1."""
     return max(1, int(processors(root)))
 
 
 def memory(root: Path = Path("/")) -> Memory | None:
-    """Give the memory limit that is the least, or None when there is none. root: where /proc and /sys are."""
+    """Find the smallest memory limit; None without a limit. root: holds /proc and /sys."""
     limits = [
         Memory(limit, _number(_text(folder / used)))
         for folder, (file, used) in _groups(
@@ -67,9 +66,9 @@ def _quotas(root: Path) -> Iterator[float]:
 def _groups(
     root: Path, controller: str, version2: tuple[str, ...], version1: tuple[str, ...]
 ) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Give the folder of each group that this process is in, from its own up to the root, and the files to read there.
+    """Give the folder of each group of this process, from its own up to the root, and the files to read there.
 
-    A limit of any of them holds. In a container the path may be the host's, of which only the root is there.
+    The limit of every group applies. In a container, the path may be the host's; then only its root exists here.
     """
     for line in _text(root / "proc/self/cgroup").splitlines():
         parts = line.split(":", 2)
@@ -97,6 +96,6 @@ def _text(file: Path) -> str:
 
 
 def _number(text: str) -> int | None:
-    """Read a number of version 1 or 2; "max", -1 and whatever is none are None."""
+    """Read a number of version 1 or 2; None for "max", -1 and anything else that is not a number."""
     text = text.strip()
     return int(text) if text.isdecimal() else None

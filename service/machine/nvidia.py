@@ -1,7 +1,7 @@
-"""CUDA by its own C interfaces, through ctypes: the driver, and the libraries that ONNX Runtime's CUDA provider links.
+"""NVIDIA's driver, GPUs and CUDA libraries, through their C interfaces and ctypes.
 
-It knows no ONNX Runtime, no bundle and no rows. Names, numbers and meanings are of NVIDIA's CUDA Driver API, CUDA
-Runtime API, cuBLAS and cuRAND references, version 13.
+It does not know ONNX Runtime or models. Names and numbers are from NVIDIA's references of the CUDA Driver API, the
+CUDA Runtime API, cuBLAS and cuRAND, version 13.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from typing import Literal
 
 from foldserve.service.errors import DeviceError
 
-# --- what is there ---------------------------------------------------------------------------------------------------
-
-MAJOR = 13  # of CUDA: what onnxruntime-gpu is built for, and what the names below say
-OLDEST_GPU = (7, 5)  # compute capability; CUDA 13 has no code for what is older
+MAJOR = 13  # the version of CUDA that onnxruntime-gpu is built for, and that the file names below have
+OLDEST_GPU = (7, 5)  # compute capability; CUDA 13 does not support older ones
 
 Version = tuple[int, ...]
 Name = Literal["cudart", "cublasLt", "cublas", "curand", "cudnn"]
@@ -35,7 +33,7 @@ _CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 @dataclass(frozen=True)
 class Library:
-    """A shared library that loads: where it lies, and its version."""
+    """A shared library that loads: its file and its version."""
 
     path: Path
     version: Version
@@ -43,7 +41,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver: where its library lies, the newest CUDA that it runs, and its own version where the kernel says."""
+    """The driver: its library's file, the newest CUDA that it supports, and its version if the kernel reports it."""
 
     path: Path
     cuda: Version
@@ -52,7 +50,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU that this process sees. Memory in bytes; `free` is what is left beside this process's own context."""
+    """One visible GPU. Memory is in bytes; `free` does not count the context of this process."""
 
     name: str
     capability: Version
@@ -61,7 +59,7 @@ class Gpu:
 
 
 def library(name: Name) -> Library:
-    """Load a library of CUDA as a session would find it. Raises `DeviceError` when it doesn't load."""
+    """Load a CUDA library as a session would, and find its file and version. Raises `DeviceError` if it can't."""
     loaded = load(name)
     number = ctypes.c_int()
     if name == "cudart":
@@ -75,7 +73,7 @@ def library(name: Name) -> Library:
 
 
 def load(name: Name) -> ctypes.CDLL:
-    """Load one of CUDA's libraries: that of foldserve[gpu], which lies where the loader doesn't look, or else any.
+    """Load a CUDA library: the one that foldserve[gpu] installs in site-packages, or else the system's.
 
     Raises `DeviceError` with the loader's reason.
     """
@@ -83,7 +81,7 @@ def load(name: Name) -> ctypes.CDLL:
 
 
 def driver() -> Driver:
-    """Load the driver's library. Raises `DeviceError` when there is none, or not one that answers."""
+    """Load the driver's library. Raises `DeviceError` when it is missing or reports an error."""
     loaded = _load([Path(_DRIVER)])
     number = ctypes.c_int()
     _check(loaded.cuDriverGetVersion(ctypes.byref(number)), "cuDriverGetVersion", loaded)
@@ -95,9 +93,9 @@ def driver() -> Driver:
 
 
 def gpus() -> list[Gpu]:
-    """List the GPUs that this process sees, in CUDA's order; each gets a context for the moment.
+    """List the visible GPUs in CUDA's order; creates a context on each of them for a moment.
 
-    Raises `DeviceError` when there is no driver, when it refuses, and when it sees no GPU.
+    Raises `DeviceError` without a driver, when the driver reports an error, and without a GPU.
     """
     loaded = _load([Path(_DRIVER)])
     count = ctypes.c_int()
@@ -116,7 +114,7 @@ def _gpu(loaded: ctypes.CDLL, ordinal: int) -> Gpu:
         _check(loaded.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute", loaded)
         capability.append(number.value)
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
-    # Free memory is told to who has a context alone. The primary one is what CUDA's runtime would make.
+    # Only a process with a context can ask for the free memory. The primary one is that of the CUDA runtime.
     _check(loaded.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtxRetain", loaded)
     try:
         _check(loaded.cuCtxPushCurrent_v2(context), "cuCtxPushCurrent", loaded)
@@ -128,7 +126,7 @@ def _gpu(loaded: ctypes.CDLL, ordinal: int) -> Gpu:
 
 
 def _folders() -> list[Path]:
-    """List where NVIDIA's wheels put their libraries. Nothing is imported: `nvidia` is a package without code."""
+    """List the folders of the libraries in NVIDIA's wheels. `nvidia` is a namespace package: nothing is imported."""
     found = importlib.util.find_spec("nvidia")
     places = (found and found.submodule_search_locations) or []
     return [Path(place, package, "lib") for place in places for package in (f"cu{MAJOR}", "cudnn")]
@@ -137,19 +135,19 @@ def _folders() -> list[Path]:
 def _load(candidates: list[Path]) -> ctypes.CDLL:
     reasons = []
     for candidate in candidates:
-        # A bare name is the loader's to find: LD_LIBRARY_PATH, its cache, the system's folders.
+        # The loader searches for a bare name: in LD_LIBRARY_PATH, its cache, and the system's folders.
         if candidate.is_absolute() and not candidate.is_file():
             continue
         try:
             return ctypes.CDLL(str(candidate))
         except OSError as error:
             reasons.append(str(error))
-    # The first that is there and doesn't load tells more than a search that found nothing.
+    # The reason of a file that exists but doesn't load helps more than that of a search without a result.
     raise DeviceError(reasons[0])
 
 
 def _where(file: str) -> Path:
-    """Find a loaded library among this process's mappings; there it goes by its real name, libcudart.so.13.0.96."""
+    """Find the file of a loaded library in this process's mappings, with its full name: libcudart.so.13.0.96."""
     stem = file.partition(".so")[0] + ".so"
     with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
         # Five columns, then the path, which may have spaces.
@@ -162,7 +160,7 @@ def _cuda_version(number: int) -> Version:
 
 
 def _check(status: int, call: str, driver: ctypes.CDLL | None = None) -> None:
-    """Raise `DeviceError` unless `status` is 0, success; the driver's text for it where it has one."""
+    """Raise `DeviceError` unless `status` is 0, success. driver: gives the text for its own errors."""
     if status == 0:
         return
     text = ctypes.c_char_p()

@@ -1,14 +1,14 @@
-"""Which ONNX Runtime is installed, by what pip says. It imports none: one that is broken may do anything then."""
+"""The installed wheels of ONNX Runtime, by pip's records. It never imports them: a broken one may end the process."""
 
 from __future__ import annotations
 
 from importlib import metadata
 
-WHEELS = ("onnxruntime", "onnxruntime-gpu")  # they install one module, over each other
+WHEELS = ("onnxruntime", "onnxruntime-gpu")  # both install the module onnxruntime, one over the other
 
 
 def installed() -> list[str]:
-    """Name the wheels that are installed: one where all is well."""
+    """Name the installed wheels; more than one is an error of the installation."""
     return [name for name in WHEELS if _is_installed(name)]
 
 

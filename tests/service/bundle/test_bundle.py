@@ -344,7 +344,7 @@ def test_a_manifest_that_is_not_json_is_refused(content: bytes, folder: Path) ->
 @pytest.mark.parametrize("content", ["[]", "null", "1", '"text"', "{}"])
 def test_json_that_is_no_manifest_is_refused(content: str, folder: Path) -> None:
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match=r"manifest\.json is no manifest"):
+    with pytest.raises(BundleError, match=r"manifest\.json is not a valid manifest"):
         bundle.read(folder)
 
 
@@ -384,7 +384,7 @@ def test_an_unknown_field_is_refused(part: tuple[Any, ...], folder: Path) -> Non
 )
 def test_a_missing_field_is_named(field: str, folder: Path) -> None:
     edit_manifest(folder, lambda content: content.pop(field))
-    with pytest.raises(BundleError, match=f"is no manifest: {field}: Field required"):
+    with pytest.raises(BundleError, match=f"is not a valid manifest: {field}: Field required"):
         bundle.read(folder)
 
 
@@ -434,14 +434,14 @@ def test_a_label_that_no_answer_can_carry_is_refused(label: Any, models: Path) -
 @pytest.mark.parametrize("name", ["..", "a/b", "", ".a", "a\n"])
 def test_a_manifest_with_a_name_that_is_no_folder_is_refused(name: str, folder: Path) -> None:
     edit_manifest(folder, lambda content: content.update(name=name))
-    with pytest.raises(BundleError, match="is no manifest: name"):
+    with pytest.raises(BundleError, match="is not a valid manifest: name"):
         bundle.read(folder)
 
 
 @pytest.mark.parametrize("file", ["../model.onnx", "/etc/passwd", "other.onnx"])
 def test_a_manifest_can_not_point_at_another_file(file: str, folder: Path) -> None:
     edit_manifest(folder, lambda content: content["model"].update(file=file))
-    with pytest.raises(BundleError, match=r"is no manifest: model\.file"):
+    with pytest.raises(BundleError, match=r"is not a valid manifest: model\.file"):
         bundle.read(folder)
 
 
