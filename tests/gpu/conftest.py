@@ -1,4 +1,4 @@
-"""Tests that need a GPU, its driver and onnxruntime-gpu: `make test-gpu`. Elsewhere each is skipped with the reason."""
+"""Tests that need a GPU, its driver and onnxruntime-gpu: `make test-gpu`. Without them, each test is skipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from foldserve.service.machine import nvidia as cuda
 from foldserve.service.runtime.session import CUDA, require_provider
 
 
-def _why_not() -> str | None:
+def _reason_to_skip() -> str | None:
     try:
         require_provider(CUDA)
         cuda.gpus()
@@ -19,7 +19,7 @@ def _why_not() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = _why_not()
+    reason = _reason_to_skip()
     for item in items:
         if item.path.parent.name == "gpu":
             item.add_marker(pytest.mark.gpu)

@@ -1,4 +1,4 @@
-"""Training on CUDA: the same recipe gives as good a model as on the CPU, and the same one twice."""
+"""Training on CUDA is as accurate as on the CPU, and reproducible."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def fitted(folder: Path, name: str, *flags: str) -> dict:
 
 
 @pytest.mark.parametrize("flags", [(), ("--precision", "bf16"), ("--compile",)], ids=["fp32", "bf16", "compile"])
-def test_cuda_learns_as_much_as_the_cpu(flags: tuple[str, ...], tmp_path: Path) -> None:
+def test_training_on_cuda_is_as_accurate_as_on_the_cpu(flags: tuple[str, ...], tmp_path: Path) -> None:
     on_cpu = fitted(tmp_path, "cpu", "--device", "cpu")
     on_cuda = fitted(tmp_path, "cuda", "--device", "cuda", *flags)
     for part in ("validation", "test"):
-        # Dropout and noise are drawn by the device: another seed, in effect.
+        # The device draws dropout and noise, which has the effect of another seed.
         assert on_cuda["metrics"][part]["accuracy"] > on_cpu["metrics"][part]["accuracy"] - 0.03
         assert on_cuda["metrics"][part]["log_loss"] < on_cpu["metrics"][part]["log_loss"] + 0.1
 
 
-def test_without_anything_random_cuda_and_the_cpu_take_the_same_way(tmp_path: Path) -> None:
+def test_without_randomness_cuda_and_the_cpu_reach_the_same_loss(tmp_path: Path) -> None:
     still = ("--dropout", "0", "--input-noise", "0", "--epochs", "3")
     on_cpu = fitted(tmp_path, "cpu", "--device", "cpu", *still)
     on_cuda = fitted(tmp_path, "cuda", "--device", "cuda", *still)
@@ -39,6 +39,6 @@ def test_without_anything_random_cuda_and_the_cpu_take_the_same_way(tmp_path: Pa
         assert on_cuda["metrics"][part]["log_loss"] == pytest.approx(metrics["log_loss"], rel=2e-2)
 
 
-def test_cuda_gives_the_same_model_twice(tmp_path: Path) -> None:
+def test_training_on_cuda_twice_gives_the_same_model(tmp_path: Path) -> None:
     first, second = (fitted(tmp_path, name, "--device", "cuda", "--epochs", "3") for name in ("a", "b"))
     assert first["model"]["sha256"] == second["model"]["sha256"]

@@ -1,6 +1,6 @@
 """A table with every kind of column: its manifest, its graph made by hand, and the same model in NumPy.
 
-The model takes a person's values there, and knows nothing of codes or tensors.
+The NumPy model takes a person's values; it does not know codes or tensors.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ FEATURES: tuple[dict[str, Any], ...] = (
 NAMES = tuple(feature["name"] for feature in FEATURES)
 LABELS = ("no", "maybe", "yes")
 
-# For each feature its values, or its value alone, and then whether it is missing.
+# Columns of a feature: one for each category and one for an unseen one, or one for the value and one for "missing".
 WIDTHS = [len(feature.get("categories", " ")) + 1 for feature in FEATURES]
 WEIGHTS = np.random.default_rng(5).normal(size=(sum(WIDTHS), len(LABELS))).astype(np.float32)
 FILLED = -1.5
 
 
 def probabilities(rows: Sequence[Sequence[Any]]) -> np.ndarray:
-    """What the model gives for rows of people's values, float64 [rows, labels]."""
+    """Compute the model's probabilities for rows of people's values, float64 [rows, labels]."""
     inputs = []
     for row in rows:
         values: list[float] = []
@@ -57,7 +57,7 @@ def probabilities(rows: Sequence[Sequence[Any]]) -> np.ndarray:
 
 
 def codes(rows: Sequence[Sequence[Any]]) -> np.ndarray:
-    """The tensor of these rows, float32 [rows, features]."""
+    """Encode rows of people's values as the model's input, float32 [rows, features]."""
 
     def code(feature: dict[str, Any], value: Any) -> float:
         if value is None:
@@ -71,7 +71,7 @@ def codes(rows: Sequence[Sequence[Any]]) -> np.ndarray:
 
 
 def graph() -> bytes:
-    """The same in ONNX, with a missing value as NaN and a category as its index."""
+    """Write the same model in ONNX; a missing value is NaN, and a category its index."""
     nodes, constants = [], [constant("weights", WEIGHTS), constant("filled", [FILLED])]
     parts = []
     for place, feature in enumerate(FEATURES):
@@ -95,7 +95,7 @@ def graph() -> bytes:
     return onnx_model(nodes, constants, inputs=[inputs], outputs=[outputs])
 
 
-# The first has the bucket for what is unseen, where an example has the last town: a quote, to a shell.
+# The first has an unseen town, which examples replace by the last town: its quote is special to a shell.
 GOLDEN = (
     (0.5, "Oslo", True, 2.5, 3, False, -7),
     (1.0, "l'eau", False, None, 2.5, True, "many"),

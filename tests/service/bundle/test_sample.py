@@ -1,4 +1,4 @@
-"""Drawn values are such as the feature admits, and every kind of value is drawn."""
+"""A drawn value is one that the feature admits, and every kind of value is drawn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_range_of_one_value_gives_that_value(edge: float) -> None:
     assert (draw(range=(edge, edge)) == np.float32(edge)).all()
 
 
-def test_whole_numbers_are_drawn_where_they_are_asked_for() -> None:
+def test_integers_are_drawn_on_request() -> None:
     assert set(draw(range=(0.0, 16.0), integers=True).tolist()) == set(range(17))
 
 

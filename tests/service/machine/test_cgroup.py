@@ -1,4 +1,4 @@
-"""What control groups leave to this process, read from trees of files laid out as the kernel does."""
+"""The limits of control groups, read from files in the layout of the kernel."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from foldserve.service.machine.cgroup import Memory
 from tests.service.support import PATIENCE, environment
 
 GIB = 2**30
-V1_UNLIMITED = "9223372036854771712\n"  # what the kernel writes where nobody has set a limit
+V1_UNLIMITED = "9223372036854771712\n"  # the kernel's text for no limit
 
 Tree = Callable[[str, Mapping[str, str]], Path]
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """Lay out /proc/self/cgroup and files under /sys/fs/cgroup; gives the root."""
+    """Write /proc/self/cgroup and files under /sys/fs/cgroup; gives the root folder."""
 
     def lay(own: str, files: Mapping[str, str]) -> Path:
         for name, text in {"proc/self/cgroup": own, **{f"sys/fs/cgroup/{n}": t for n, t in files.items()}}.items():
@@ -36,7 +36,7 @@ def tree(tmp_path: Path) -> Tree:
 
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with 64 processors, all of which the scheduler gives."""
+    """Set the affinity of this process to 64 processors."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
 
 
@@ -54,14 +54,14 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0::/a/b\n", {"a/b/cpu.max": "400000 100000\n", "a/cpu.max": "300000 100000\n"}, 3),
         ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "max 100000\n", "cpu.max": "25000 50000\n"}, 0.5),
         ("0::/a\n", {"b/cpu.max": "100000 100000\n"}, 64),
-        # A name with a colon is a name.
+        # A group's name may have a colon.
         ("0::/a:b\n", {"a:b/cpu.max": "200000 100000\n"}, 2),
-        # In a container the path may be the host's, of which only the root is there.
+        # In a container, the path may be the host's; then only its root exists here.
         ("0::/system.slice/docker-1.scope\n", {"cpu.max": "200000 100000\n"}, 2),
         ("0::/../other\n", {"cpu.max": "200000 100000\n", "other/cpu.max": "100000 100000\n"}, 1),
     ],
 )
-def test_version_2_gives_the_least_quota_from_the_own_group_up_to_the_root(
+def test_version_2_gives_the_smallest_quota_from_the_own_group_up_to_the_root(
     own: str, files: Mapping[str, str], expected: float, tree: Tree
 ) -> None:
     assert cgroup.processors(tree(own, files)) == expected
@@ -72,7 +72,7 @@ def test_version_2_gives_the_least_quota_from_the_own_group_up_to_the_root(
 @pytest.mark.parametrize(
     ("group", "quota", "expected"), [("/", "250000", 2.5), ("/a", "250000", 2.5), ("/a", "-1", 64), ("/a", "0", 64)]
 )
-def test_version_1_gives_the_quota_by_its_period(
+def test_version_1_gives_the_quota_divided_by_its_period(
     mount: str, group: str, quota: str, expected: float, tree: Tree
 ) -> None:
     folder = f"{mount}{group}".rstrip("/")
@@ -83,7 +83,7 @@ def test_version_1_gives_the_quota_by_its_period(
 
 @pytest.mark.usefixtures("many")
 @pytest.mark.parametrize(("first", "second", "expected"), [("200000", "max", 2), ("-1", "300000", 3)])
-def test_where_both_versions_are_there_the_least_counts(first: str, second: str, expected: int, tree: Tree) -> None:
+def test_with_both_versions_the_smallest_quota_applies(first: str, second: str, expected: int, tree: Tree) -> None:
     root = tree(
         "4:cpu:/a\n0::/b\n",
         {
@@ -100,19 +100,19 @@ def test_where_both_versions_are_there_the_least_counts(first: str, second: str,
     "text",
     ["", "\n", "100000", "100000 0\n", "-5 100000\n", "lots 100000\n", "1e5 100000\n", "1 2 3\n", "\u0663 1\n", "\0"],
 )
-def test_a_quota_that_makes_no_sense_limits_nothing(text: str, tree: Tree) -> None:
+def test_an_invalid_quota_sets_no_limit(text: str, tree: Tree) -> None:
     assert cgroup.processors(tree("0::/\n", {"cpu.max": text})) == 64
 
 
 @pytest.mark.usefixtures("many")
 @pytest.mark.parametrize("own", ["", "nonsense\n", "0\n", "::\n", "a:b\n0::/\n"])
-def test_groups_that_make_no_sense_limit_nothing(own: str, tree: Tree) -> None:
+def test_invalid_groups_set_no_limit(own: str, tree: Tree) -> None:
     root = tree(own, {})
     assert (cgroup.processors(root), cgroup.memory(root)) == (64, None)
 
 
 @pytest.mark.usefixtures("many")
-def test_what_can_not_be_read_limits_nothing(tree: Tree, tmp_path: Path) -> None:
+def test_files_that_can_not_be_read_set_no_limit(tree: Tree, tmp_path: Path) -> None:
     assert (cgroup.processors(tmp_path), cgroup.memory(tmp_path)) == (64, None)
     root = tree("0::/\n", {})
     (root / "sys/fs/cgroup/cpu.max").mkdir(parents=True)  # opening it fails, for root too
@@ -122,12 +122,12 @@ def test_what_can_not_be_read_limits_nothing(tree: Tree, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("many")
 @pytest.mark.parametrize(("quota", "expected"), [(1_000, 1), (100_000, 1), (199_999, 1), (200_000, 2), (250_000, 2)])
-def test_threads_are_whole_processors_and_at_least_one(quota: int, expected: int, tree: Tree) -> None:
+def test_threads_are_processors_rounded_down_and_at_least_one(quota: int, expected: int, tree: Tree) -> None:
     assert cgroup.threads(tree("0::/\n", {"cpu.max": f"{quota} 100000"})) == expected
 
 
-def test_the_scheduler_s_affinity_counts_too(tree: Tree) -> None:
-    """Asked of a process that is bound to one processor."""
+def test_the_scheduler_s_affinity_is_a_limit_too(tree: Tree) -> None:
+    """A process that is bound to one processor reads the limit."""
     root = tree("0::/\n", {"cpu.max": "9900000 100000"})
     bind = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
     code = (
@@ -145,7 +145,7 @@ def test_the_scheduler_s_affinity_counts_too(tree: Tree) -> None:
     assert done.stdout == "1.0\n"
 
 
-def test_on_this_machine_there_is_something_to_run_on() -> None:
+def test_this_machine_has_a_processor_and_a_thread() -> None:
     assert 0 < cgroup.processors() <= len(os.sched_getaffinity(0))
     assert 1 <= cgroup.threads() <= len(os.sched_getaffinity(0))
 
@@ -183,7 +183,7 @@ def test_on_this_machine_there_is_something_to_run_on() -> None:
         ),
     ],
 )
-def test_the_least_memory_limit_counts_with_what_its_group_uses(
+def test_the_smallest_memory_limit_comes_with_the_use_of_its_group(
     own: str, files: Mapping[str, str], expected: Memory | None, tree: Tree
 ) -> None:
     assert cgroup.memory(tree(own, files)) == expected

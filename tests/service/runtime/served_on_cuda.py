@@ -1,4 +1,4 @@
-"""`foldserve` with a GPU that is the host's memory. It fails as the file named in FAILURE says, once that is there."""
+"""`foldserve` with a simulated GPU, which fails once with the text in the file that FAILURE names, if it exists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAILURE = "FAILURE"
 
 
 def failure() -> Exception | None:
-    """Take the failure out of the file: it happens once."""
+    """Give the failure in the file, and remove the file: it happens once."""
     path = Path(os.environ[FAILURE])
     if not path.exists():
         return None
@@ -25,7 +25,7 @@ def failure() -> Exception | None:
     return RuntimeError(text)
 
 
-# Here and not below: each worker is a process of its own, which imports this module.
+# At import: each worker is a process of its own, which imports this module.
 machine = Machine(fails=failure)
 runtime.CudaRunner = partial(  # type: ignore[assignment, misc]
     CudaRunner, connect=machine.connect, open_session=machine.open_session

@@ -1,6 +1,6 @@
-"""The runner for CUDA: which graph a batch is run on, in which order, on which thread, and what its failures become.
+"""The runner for CUDA: the graph, the order and the thread of each run, and the errors that its failures become.
 
-A machine of the host's memory stands in for the GPU; tests/gpu runs the same on a real one.
+The GPU is simulated in the host's memory; tests/gpu tests the runner on a real one.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def rows(count: int) -> np.ndarray:
     return GENERATOR.normal(size=(count, 2)).astype(np.float32)
 
 
-def test_each_size_is_run_plainly_twice_and_then_captured_as_a_graph_of_its_own(machine: Machine) -> None:
+def test_each_size_runs_twice_without_a_graph_and_is_then_captured(machine: Machine) -> None:
     opened(machine).close()
     plain_then_graph = [step for number in (1, 2, 3) for step in ("bound -1", "bound -1", f"bound {number}")]
     assert machine.log == ["connect", "open", *plain_then_graph, "wait", "close"]
 
 
-def test_all_of_it_is_done_on_one_thread_whoever_asks(machine: Machine) -> None:
+def test_every_call_runs_on_one_thread_whoever_the_caller_is(machine: Machine) -> None:
     runner = opened(machine)
     callers = [threading.Thread(target=runner.run, args=(rows(count),)) for count in (1, 3, 40)]
     for caller in callers:
@@ -69,7 +69,7 @@ def test_all_of_it_is_done_on_one_thread_whoever_asks(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(("count", "graph"), [(1, 1), (2, 2), (4, 2), (5, 3), (16, 3), (17, -1), (1000, -1)])
-def test_a_batch_is_run_on_the_smallest_graph_that_has_room(
+def test_a_batch_runs_on_the_smallest_graph_that_has_room(
     count: int, graph: int, machine: Machine, runner: CudaRunner
 ) -> None:
     asked = rows(count)
@@ -78,7 +78,7 @@ def test_a_batch_is_run_on_the_smallest_graph_that_has_room(
     assert machine.log == [f"upload {count}", f"bound {graph}", f"download {count}", "wait"]
 
 
-def test_with_and_without_graphs_the_answers_are_the_same_bits(runner: CudaRunner) -> None:
+def test_outputs_with_and_without_graphs_are_the_same_bits(runner: CudaRunner) -> None:
     without = opened(Machine(), Options("cuda", buckets=()))
     for size in BUCKETS:
         asked = rows(size)
@@ -86,7 +86,7 @@ def test_with_and_without_graphs_the_answers_are_the_same_bits(runner: CudaRunne
     without.close()
 
 
-def test_what_an_earlier_batch_left_behind_is_in_no_answer(runner: CudaRunner) -> None:
+def test_rows_of_an_earlier_batch_do_not_change_the_outputs(runner: CudaRunner) -> None:
     runner.run(np.full((16, 2), np.nan, np.float32))
     asked = rows(5)
     answered = runner.run(asked)
@@ -96,7 +96,7 @@ def test_what_an_earlier_batch_left_behind_is_in_no_answer(runner: CudaRunner) -
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (4, 1), (40, 3)], ids=str)
-def test_rows_of_another_width_fail_the_run_and_not_the_next_one(shape: tuple[int, int], runner: CudaRunner) -> None:
+def test_rows_of_another_width_fail_their_own_run_only(shape: tuple[int, int], runner: CudaRunner) -> None:
     with pytest.raises(Exception, match="invalid dimensions"):
         runner.run(np.ones(shape, np.float32))
     assert not runner.lost
@@ -113,13 +113,13 @@ def test_rows_of_another_width_fail_the_run_and_not_the_next_one(shape: tuple[in
     ],
     ids=["default", "tf32", "no graphs", "limited"],
 )
-def test_the_provider_is_told_what_was_asked_for(options: Options, expected: dict, machine: Machine) -> None:
+def test_the_options_are_passed_to_the_provider(options: Options, expected: dict, machine: Machine) -> None:
     opened(machine, options).close()
     always = {"arena_extend_strategy": "kSameAsRequested", "user_compute_stream": "4711"}
     assert machine.options == [expected | always]
 
 
-# What ONNX Runtime 1.31 writes: BFCArena, CUDA_CALL and CUBLAS_CALL.
+# Texts of ONNX Runtime 1.31, from its BFCArena, CUDA_CALL and CUBLAS_CALL.
 OUT_OF_MEMORY = [
     RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size"),
     RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; file=f ; line=1 ; expr=cudaMalloc"),
@@ -141,7 +141,7 @@ def fail_once(machine: Machine, error: Exception) -> None:
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("count", [3, 40], ids=["graph", "plain"])
-def test_out_of_memory_is_said_and_the_session_is_made_anew(
+def test_after_out_of_memory_a_new_session_serves(
     error: Exception, count: int, machine: Machine, runner: CudaRunner
 ) -> None:
     fail_once(machine, error)
@@ -155,7 +155,7 @@ def test_out_of_memory_is_said_and_the_session_is_made_anew(
     assert len(machine.threads) == 1
 
 
-def test_the_session_that_is_out_of_memory_is_gone_before_the_next_one_is_opened(machine: Machine) -> None:
+def test_the_session_without_memory_is_freed_before_the_next_one_opens(machine: Machine) -> None:
     sessions: list[weakref.ref[object]] = []
     alive: list[bool] = []
 
@@ -166,7 +166,7 @@ def test_the_session_that_is_out_of_memory_is_gone_before_the_next_one_is_opened
         return made
 
     runner = CudaRunner(MODEL, OPTIONS, machine.connect, open_session)
-    gc.disable()  # what only a collection would free, holds a GPU's memory until then
+    gc.disable()  # a reference cycle would keep the GPU's memory until a collection
     try:
         for count in (1, 40, 3):
             fail_once(machine, RuntimeError("CUDA failure 2: out of memory"))
@@ -178,7 +178,7 @@ def test_the_session_that_is_out_of_memory_is_gone_before_the_next_one_is_opened
     runner.close()
 
 
-def test_after_the_end_nothing_runs_and_a_second_end_is_none(machine: Machine) -> None:
+def test_a_closed_runner_runs_nothing_and_can_be_closed_again(machine: Machine) -> None:
     runner = opened(machine)
     runner.close()
     runner.close()
@@ -187,13 +187,13 @@ def test_after_the_end_nothing_runs_and_a_second_end_is_none(machine: Machine) -
         runner.run(rows(1))
 
 
-def test_larger_batches_share_one_place_that_grows(runner: CudaRunner) -> None:
+def test_larger_batches_share_one_buffer_that_grows(runner: CudaRunner) -> None:
     for count in (17, 1000, 20, 40):
         asked = rows(count)
         np.testing.assert_allclose(runner.run(asked), asked @ WEIGHTS, rtol=1e-5, atol=1e-6)
 
 
-def test_out_of_memory_for_good_is_a_device_lost(machine: Machine) -> None:
+def test_out_of_memory_in_the_new_session_too_is_a_lost_device(machine: Machine) -> None:
     runner = opened(machine)
     machine.fails = lambda: OUT_OF_MEMORY[0]
     with pytest.raises(DeviceLost):
@@ -203,7 +203,7 @@ def test_out_of_memory_for_good_is_a_device_lost(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
-def test_a_lost_device_is_left_alone(error: Exception, machine: Machine) -> None:
+def test_a_lost_device_is_never_called_again(error: Exception, machine: Machine) -> None:
     runner = opened(machine)
     fail_once(machine, error)
     with pytest.raises(DeviceLost):
@@ -216,7 +216,7 @@ def test_a_lost_device_is_left_alone(error: Exception, machine: Machine) -> None
     runner.close()
 
 
-def test_another_failure_is_the_run_s_own(machine: Machine, runner: CudaRunner) -> None:
+def test_another_failure_fails_its_own_run_only(machine: Machine, runner: CudaRunner) -> None:
     error = ValueError("something else")
     fail_once(machine, error)
     with pytest.raises(ValueError, match="something else"):
@@ -225,7 +225,7 @@ def test_another_failure_is_the_run_s_own(machine: Machine, runner: CudaRunner) 
 
 
 @pytest.mark.parametrize("error", [DeviceError("no"), BundleError("no"), OUT_OF_MEMORY[1], LOST[2]], ids=repr)
-def test_what_can_t_be_opened_leaves_nothing_behind(error: Exception, machine: Machine) -> None:
+def test_a_failed_open_leaves_nothing_behind(error: Exception, machine: Machine) -> None:
     fail_once(machine, error)
     before = threading.active_count()
     expected = type(error) if isinstance(error, FoldserveError) else DeviceError

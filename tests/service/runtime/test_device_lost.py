@@ -1,4 +1,4 @@
-"""A GPU that runs out of memory, or fails, under a server: what its clients get, and how the server ends."""
+"""A server whose GPU runs out of memory or fails: the responses to its clients, and the end of the server."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from tests.service.http.test_workers import until
 from tests.service.support import PATIENCE, Served, serving
 
-FAILURE = "FAILURE"  # of tests/service/served_on_cuda.py, which is not to be imported here: it changes the runtime
+FAILURE = "FAILURE"  # from served_on_cuda.py, whose import would change the runtime of this process
 OUT_OF_MEMORY = "Failed to allocate memory for requested buffer of size 4096"
 LOST = "CUDA failure 700: an illegal memory access was encountered ; GPU=0"
 ROWS = {"instances": [[0.0] * 64]}
 
 
 def ready(served: Served) -> bool:
-    """A server that has ended is not ready either."""
+    """Say whether the server and its model are ready; a server that has ended is not."""
     try:
         return all(
             httpx.get(f"{served.url}/v2/{path}/ready").status_code == 200 for path in ("health", "models/digits")
@@ -27,7 +27,7 @@ def ready(served: Served) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_device_lost_ends_the_server_and_not_before_it_is_unready(workers: int, models: Path, tmp_path: Path) -> None:
+def test_a_lost_device_makes_the_server_unready_and_then_ends_it(workers: int, models: Path, tmp_path: Path) -> None:
     failing = tmp_path / "failure"
     flags = ("--default-model", "digits", "--device", "cuda", "--workers", workers)
     with serving(

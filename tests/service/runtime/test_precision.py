@@ -1,4 +1,4 @@
-"""A model whose products have fewer bits is the same graph in another type, proven again within its own tolerance."""
+"""A model in fp16 or bf16 is the same graph in another type, and passes the golden rows within a wider tolerance."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ def narrowed(whole: bundle.Bundle, precision: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
-def test_what_is_an_option_of_the_provider_leaves_the_graph_alone(precision: str, digits: bundle.Bundle) -> None:
+def test_a_precision_that_is_an_option_of_the_provider_leaves_the_graph_alone(
+    precision: str, digits: bundle.Bundle
+) -> None:
     assert narrowed(digits, precision) == onnx.load_model_from_string(digits.model)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_products_and_what_is_between_them_are_narrow_and_inputs_and_outputs_are_not(
+def test_products_and_operators_between_them_are_narrow_and_inputs_and_outputs_are_not(
     precision: str, digits: bundle.Bundle
 ) -> None:
     model = narrowed(digits, precision)
@@ -52,7 +54,7 @@ def test_products_and_what_is_between_them_are_narrow_and_inputs_and_outputs_are
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_weights_are_rounded_once_to_the_nearest(precision: str, digits: bundle.Bundle) -> None:
+def test_weights_are_rounded_once_to_the_nearest_number(precision: str, digits: bundle.Bundle) -> None:
     before = {t.name: numpy_helper.to_array(t) for t in onnx.load_model_from_string(digits.model).graph.initializer}
     bits = {"fp16": 11, "bf16": 8}[precision]
     model = narrowed(digits, precision)
@@ -78,10 +80,10 @@ def test_encodings_stay_in_float32() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_the_golden_rows_come_out_within_the_precision_s_tolerance_and_not_within_float32_s(
+def test_golden_outputs_are_within_the_tolerance_of_the_precision_and_not_of_float32(
     precision: str, digits: bundle.Bundle
 ) -> None:
-    # ONNX's own evaluator: it rounds after every node, which is more than a GPU does.
+    # ONNX's reference evaluator rounds after every node, more often than a GPU does.
     evaluator = ReferenceEvaluator(narrowed(digits, precision))
 
     def run(rows: np.ndarray) -> np.ndarray:
@@ -96,12 +98,12 @@ def test_the_golden_rows_come_out_within_the_precision_s_tolerance_and_not_withi
 
 
 @pytest.mark.parametrize(("precision", "times"), [("fp32", 1), ("tf32", 200), ("fp16", 200), ("bf16", 1600)])
-def test_a_tolerance_grows_with_the_bits_that_are_gone(precision: str, times: int) -> None:
+def test_fewer_bits_widen_the_tolerance(precision: str, times: int) -> None:
     wider = widen(Tolerance(absolute=1e-5, relative=1e-4), precision)
     assert (wider.absolute, wider.relative) == pytest.approx((times * 1e-5, times * 1e-4))
 
 
-def test_a_weight_past_fp16_is_refused() -> None:
+def test_a_weight_beyond_fp16_is_refused() -> None:
     model = helper.make_model(
         helper.make_graph(
             [helper.make_node("Gemm", ["input", "w"], ["value"])],

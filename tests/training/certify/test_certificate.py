@@ -1,4 +1,4 @@
-"""The certificate: it holds for the same model and for no other."""
+"""The certificate holds for the same model, and for no other."""
 
 import copy
 
@@ -41,7 +41,7 @@ def certify(network, folded, model):
     return certificate.certify(network, folded, model, "classification", TOLERANCE, held_out=rows[:100], drawn=rows)
 
 
-def test_it_measures_each_runtime_on_both_kinds_of_rows_alone_in_pairs_and_together(networks):
+def test_each_runtime_is_measured_on_both_sets_of_rows_in_batches_of_1_2_and_all(networks):
     measured = certify(*networks, to_onnx(networks[1], 6, 4, "classification")).measurements
     cases = {(m.runtime, m.rows, m.batch) for m in measured}
     expected = {
@@ -54,7 +54,7 @@ def test_it_measures_each_runtime_on_both_kinds_of_rows_alone_in_pairs_and_toget
     assert all(m.parity.holds for m in measured)
 
 
-def test_its_figures_are_those_of_onnx_runtime_against_the_float64_network(networks):
+def test_the_figures_compare_onnx_runtime_with_the_float64_network(networks):
     network, folded = networks
     model = to_onnx(folded, 6, 4, "classification")
     rows = draw(COLUMNS, SEEN, 300, seed=1)
@@ -80,7 +80,7 @@ def test_an_export_of_another_network_is_refused(networks):
         certify(network, folded, to_onnx(other, 6, 4, "classification"))
 
 
-def test_a_folded_network_that_is_another_is_refused(networks):
+def test_another_folded_network_is_refused(networks):
     network, folded = networks
     model = to_onnx(folded, 6, 4, "classification")
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_drawn_rows_stay_in_their_ranges_and_whole_numbers_stay_whole():
     assert (rows[:, 2] == 7).all()
 
 
-def test_drawn_rows_hold_every_category_the_unseen_one_included_and_missing_values_only_where_they_may_be():
+def test_drawn_rows_have_every_category_an_unseen_one_and_missing_values_where_allowed():
     columns = [
         Column("town", "categorical", ("a", "b", "c")),
         Column("size", "categorical", (1, 2), missing=True),

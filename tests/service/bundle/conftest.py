@@ -1,0 +1,21 @@
+"""Folders for the tests of bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A folder for models, without any."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def folder(models: Path) -> Path:
+    """The folder of a whole bundle, which a test may damage."""
+    return models / "diabetes" / "1"
