@@ -1,29 +1,31 @@
-"""Everything the service refuses. Knows no HTTP: `app.py` maps each error to a status.
+"""Every error that the service raises on purpose. It does not know HTTP: `protocols/reply.py` gives each a status.
 
-FoldserveError
-├── SettingsError        settings.py, tuned.py: a flag, variable or file with a value that can't be used
-├── BundleError          bundle.py, proof.py: not whole, or not the model that its manifest certifies
-├── DeviceError          session.py, stream.py: the device asked for does not answer
-├── StartError           cli.py, repository.py: nothing to serve, no port to serve it on
-├── NotReady             health.py: no service answers at its address, or one that is not ready
-└── RequestError         one request, refused or failed; the text is fixed and never echoes the input
-    ├── InvalidHttp      wire.py: not HTTP, or not as this server speaks it
-    ├── UrlTooLong       wire.py: the URL passes its cap
-    ├── HeadTooLarge     wire.py: the headers pass their cap
-    ├── TooSlow          wire.py: the request was not whole in time
-    ├── TooLarge         wire.py, app.py, content.py: the body passes its cap
-    ├── UnsupportedMedia content.py, codecs/: the body is of another media type, or compressed in another way
-    ├── InvalidInput     content.py, codecs/: the body is not rows of this model
-    ├── UnknownModel     repository.py: no such name or version
-    ├── ModelNotReady    repository.py: known, and not to be served
-    ├── Overloaded       has the seconds after which to try again
-    │   ├── QueueFull    batcher.py: too many rows wait already
-    │   ├── Draining     batcher.py: the server is stopping
-    │   └── DeviceOutOfMemory  cuda_runner.py: there was no room for a run; the session is new
-    ├── DeadlinePassed   batcher.py: the caller's time was over before the model could run
-    └── RuntimeFailure   runtime.py, batcher.py: the model did not run
-        ├── NonFiniteOutput  batcher.py: it gave a value that is not finite
-        └── DeviceLost   cuda_runner.py: the device has failed; the server stops
+Each line names the modules that raise the error; a test compares them with the code.
+
+FoldserveError               the command prints it as one line and exits with 1
+├── SettingsError            settings.py, commands/tune/: a flag, variable or file has a value that can't be used
+├── BundleError              bundle/, runtime/, engine/loader.py, commands/tune/: a bundle is not whole or not certified
+├── DeviceError              machine/, runtime/, commands/tune/, http/server.py: a device does not answer or is lost
+├── StartError               engine/loader.py, http/server.py, http/workers.py: no models to serve, or no port
+├── NotReady                 commands/health.py: no service answers at the address, or it is not ready
+└── RequestError             one request is refused or failed; the text is fixed and never repeats the input
+    ├── InvalidHttp          http/connection.py: the bytes are not HTTP, or this server does not support them
+    ├── UrlTooLong           http/connection.py: the URL passes its limit
+    ├── HeadTooLarge         http/connection.py: the headers pass their limit
+    ├── TooSlow              http/connection.py: the request was not whole in time
+    ├── TooLarge             http/connection.py, http/routes/common.py, protocols/content.py: the body passes its limit
+    ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
+    ├── InvalidInput         protocols/, engine/exchange.py, http/routes/oip.py: the request is not valid for this model
+    ├── UnknownModel         engine/repository.py, http/routes/common.py: the name or version does not exist
+    ├── ModelNotReady        engine/repository.py, http/routes/oip.py: the model exists and does not serve
+    ├── Overloaded           there is no room now; it has the seconds until the client should try again
+    │   ├── QueueFull        engine/batcher.py, engine/pool.py: too many rows or bodies wait already
+    │   ├── Draining         engine/batcher.py: the server is stopping
+    │   └── DeviceOutOfMemory  runtime/cuda.py: the device had no room for a run; the session is new
+    ├── DeadlinePassed       engine/batcher.py, engine/exchange.py: the deadline passed before the model could run
+    └── RuntimeFailure       engine/batcher.py, commands/tune/: the model did not run
+        ├── NonFiniteOutput  engine/batcher.py: the model gave a value that is not finite
+        └── DeviceLost       runtime/cuda.py: the device has failed; the server stops
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from pathlib import Path
 
 
 class FoldserveError(Exception):
-    """A reason that a person or a client can act on, in one line."""
+    """An error with a message of one line that a user or a client can act on."""
 
 
 class SettingsError(FoldserveError):
@@ -40,9 +42,9 @@ class SettingsError(FoldserveError):
 
 
 class BundleError(FoldserveError):
-    """A bundle is not whole, or not the model that its manifest certifies.
+    """A bundle is not whole, or its model is not the one that its manifest certifies.
 
-    `reason` may be shown to a client; the text also names the folder, which is nobody's business but the operator's.
+    A client may see `reason`. The message also names the folder, which is for the operator only.
     """
 
     def __init__(self, reason: str, path: Path | None = None) -> None:
@@ -51,7 +53,7 @@ class BundleError(FoldserveError):
 
 
 class DeviceError(FoldserveError):
-    """The device that was asked for does not answer."""
+    """The requested device does not answer, or is lost."""
 
 
 class StartError(FoldserveError):
@@ -59,23 +61,23 @@ class StartError(FoldserveError):
 
 
 class NotReady(FoldserveError):  # noqa: N818
-    """The service that was asked does not answer, or is not ready."""
+    """A service does not answer, or is not ready."""
 
 
 class RequestError(FoldserveError):
-    """One request is refused or failed."""
+    """One request is refused, or has failed."""
 
 
-class InvalidHttp(RequestError):  # noqa: N818 (the tree reads as what happened, as httpx's does)
-    """The bytes are not HTTP, or not as this server speaks it."""
+class InvalidHttp(RequestError):  # noqa: N818 (a name says what happened, as in httpx)
+    """The bytes are not HTTP, or this server does not support them."""
 
 
 class UrlTooLong(RequestError):  # noqa: N818
-    """The URL passes its cap."""
+    """The URL passes its limit."""
 
 
 class HeadTooLarge(RequestError):  # noqa: N818
-    """The headers pass their cap."""
+    """The headers pass their limit."""
 
 
 class TooSlow(RequestError):  # noqa: N818
@@ -83,38 +85,38 @@ class TooSlow(RequestError):  # noqa: N818
 
 
 class TooLarge(RequestError):  # noqa: N818
-    """The body passes its cap."""
+    """The body passes its limit."""
 
 
 class UnsupportedMedia(RequestError):  # noqa: N818
-    """The body is of a media type, or compressed in a way, that is not read here."""
+    """The media type or the content encoding of the body is not supported."""
 
 
 class InvalidInput(RequestError):  # noqa: N818
-    """The body is not a list of rows of this model."""
+    """The request is not valid for this model."""
 
 
 class UnknownModel(RequestError):  # noqa: N818
-    """There is no such model or version."""
+    """The model or the version does not exist."""
 
 
 class ModelNotReady(RequestError):  # noqa: N818
-    """The model is known, and none of the versions asked for may be served."""
+    """The model exists, but none of the requested versions serves."""
 
 
 class Overloaded(RequestError):  # noqa: N818
-    """There is no room now; there may be in `retry_after` seconds."""
+    """There is no room for the request now. The client should try again in `retry_after` seconds."""
 
     def __init__(self, text: str, retry_after: int) -> None:
         super().__init__(text)
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[type[Overloaded], tuple[str, int]]:
-        return type(self), (str(self), self.retry_after)  # for `copy`: an exception's own knows the text alone
+        return type(self), (str(self), self.retry_after)  # for `copy`: the inherited method has the text only
 
 
 class QueueFull(Overloaded):
-    """Too many rows wait for this model already."""
+    """Too many rows or large bodies wait already."""
 
 
 class Draining(Overloaded):
@@ -126,7 +128,7 @@ class DeviceOutOfMemory(Overloaded):
 
 
 class DeadlinePassed(RequestError):  # noqa: N818
-    """The caller's time was over before the model could run."""
+    """The deadline passed before the model could run."""
 
 
 class RuntimeFailure(RequestError):  # noqa: N818
@@ -138,4 +140,4 @@ class NonFiniteOutput(RuntimeFailure):
 
 
 class DeviceLost(RuntimeFailure):
-    """The device has failed, and takes no more work from this process."""
+    """The device has failed, and this process can't use it any more."""

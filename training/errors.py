@@ -1,13 +1,15 @@
-"""Everything the trainer refuses, each error tied to one step of the way.
+"""Every error that the trainer raises on purpose, each tied to one step. It does not know the command line.
 
-TrainingError            the command prints it as one line and exits with 1
-├── DataError            data.py: the source, a column or a row
-├── ExecutionError       distributed.py, fit.py: no such device or compiler, another process has ended
-├── FitError             fit.py: the loss is no longer a number
-├── CheckpointError      checkpoint.py: damaged, another run's, a full disk
-├── FoldError            fold.py: a layer that can't be folded, by name
-└── ExportError          export.py: a layer without an ONNX form, a graph that ONNX refuses
-    └── ParityError      certificate.py: the folded model is not the same model
+Each line names the modules that raise the error; a test compares them with the code.
+
+TrainingError            cli.py: the command prints it as one line and exits with 1
+├── DataError            table/, diagnose/: the source, a column or a row can't be used
+├── ExecutionError       fit/: the device or compiler is missing, or another process has ended
+├── FitError             fit/, tune.py: the loss is not a finite number
+├── CheckpointError      fit/: a checkpoint is damaged or of another run, or the disk is full
+├── FoldError            fold/: a layer can't be folded
+└── ExportError          fold/: a layer has no ONNX form, or ONNX refuses the graph
+    └── ParityError      certify/: the folded model is not the same model
 """
 
 
