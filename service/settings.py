@@ -1,7 +1,7 @@
-"""Every setting, once: its default, its bounds, and where it comes from.
+"""Every setting, once: its default, its limits, its line of help, and the order of its sources.
 
-Flags, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. Nothing else in the
-service reads the environment, but the doctor NVIDIA's part of it.
+Flags come first, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. No other module
+of the service reads these variables. It does not know which part of the service uses a setting.
 """
 
 from __future__ import annotations
@@ -20,84 +20,93 @@ PREFIX = "FOLDSERVE_"
 
 
 def _split(value: object) -> object:
-    """Take apart what a flag or a variable separates by commas."""
+    """Split the comma-separated value of a flag or a variable."""
     return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
-    """What `foldserve serve` runs with. Each field's description is its line of `--help` and of the documentation."""
+    """The settings of `foldserve serve`. A field's description is its line in `--help` and in the documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    models: Annotated[Path, Field(description="folder of the models: <name>/<version>/")] = Path("models")
+    models: Annotated[Path, Field(description="folder of the models, as <name>/<version>/")] = Path("models")
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
+    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free port")] = 8000
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
-        Field(description="where models run; cuda means CUDA or a refusal to start, never the CPU in silence"),
+        Field(
+            description="device that runs the models; with cuda, the server refuses to start if CUDA does not answer"
+        ),
     ] = "auto"
-    workers: Annotated[int, Field(ge=1, le=256, description="processes that serve, each with every model")] = 1
+    workers: Annotated[int, Field(ge=1, le=256, description="processes that serve; each loads every model")] = 1
     threads: Annotated[
         int,
         Field(
             ge=0,
             le=1024,
-            description="threads of one run on the CPU; 0: one for a small model, else a worker's share of the cores",
+            description="threads of one run on the CPU; 0: 1 for a small model, else a worker's share of the cores",
         ),
     ] = 0
     precision: Annotated[
         Literal["fp32", "tf32", "fp16", "bf16"],
-        Field(description="of the matrix products on CUDA; fewer bits are proven again, within a wider tolerance"),
+        Field(
+            description="precision of matrix products on CUDA; below fp32, models are verified within a wider tolerance"
+        ),
     ] = "fp32"
     buckets: Annotated[
         tuple[Annotated[int, Field(ge=1, le=2**20)], ...],
         BeforeValidator(_split),
         AfterValidator(lambda sizes: tuple(sorted(set(sizes)))),
-        Field(max_length=16, description="batch sizes to capture as CUDA graphs, as in 1,8,64; empty for none"),
+        Field(max_length=16, description="batch sizes to capture as CUDA graphs, for example 1,8,64; empty for none"),
     ] = (1, 4, 16, 64, 256, 1024)
     crossover: Annotated[
         int,
-        Field(ge=0, description="with --device auto, fewer rows run on the CPU though CUDA answers"),
+        Field(ge=0, description="with --device auto, batches of fewer rows run on the CPU even if CUDA answers"),
     ] = 0
     gpu_memory: Annotated[
         int | None,
-        Field(ge=2**20, description="most bytes of the GPU's memory for one model; by default no limit"),
+        Field(ge=2**20, description="most bytes of GPU memory for one model; no limit by default"),
     ] = None
     default_model: Annotated[
-        str | None, Field(description="the model that /predict answers for; by default the only one")
+        str | None, Field(description="model that /predict answers for; the only model by default")
     ] = None
     max_head: Annotated[int, Field(ge=1024, description="largest request head, in bytes")] = 64 * 2**10
     max_body: Annotated[int, Field(ge=1, description="largest request body, in bytes, compressed or not")] = 64 * 2**20
     max_rows: Annotated[int, Field(ge=1, description="most rows in one request")] = 100_000
     max_batch: Annotated[
-        int, Field(ge=1, le=2**20, description="most rows in one run of a model; a larger request is run in pieces")
+        int, Field(ge=1, le=2**20, description="most rows in one run of a model; a larger request is split")
     ] = 1024
-    max_queue: Annotated[int, Field(ge=1, description="most rows that wait for one model; more get a 503")] = 65_536
+    max_queue: Annotated[
+        int, Field(ge=1, description="most rows that wait for one model; further requests get a 503")
+    ] = 65_536
     max_delay: Annotated[
-        float, Field(ge=0, le=10, description="seconds that the first of the waiting may wait for company")
+        float, Field(ge=0, le=10, description="seconds that the first request of a batch may wait for others")
     ] = 0.0
     timeout: Annotated[
-        float, Field(gt=0, description="seconds until a request must run, or gets a 504; a client may ask for less")
+        float,
+        Field(gt=0, description="seconds in which a request must run, or it gets a 504; a client may ask for less"),
     ] = 10.0
     request_timeout: Annotated[
-        float, Field(gt=0, description="seconds in which a request must have come in whole, or it gets a 408")
+        float, Field(gt=0, description="seconds in which a request must arrive completely, or it gets a 408")
     ] = 60.0
-    idle_timeout: Annotated[float, Field(gt=0, description="seconds until an unused connection is closed")] = 75.0
+    idle_timeout: Annotated[float, Field(gt=0, description="seconds after which an idle connection is closed")] = 75.0
     drain_timeout: Annotated[
-        int, Field(ge=0, description="seconds that accepted requests have to finish after SIGTERM")
+        int, Field(ge=0, description="seconds that accepted requests may take to finish after SIGTERM")
     ] = 20
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="least severe line to log")
+        Literal["debug", "info", "warning", "error"], Field(description="least severe level to log")
     ] = "info"
-    compression: Annotated[bool, Field(description="compress larger answers by gzip for clients that accept it")] = True
-    metrics: Annotated[bool, Field(description="keep Prometheus metrics, at /metrics")] = True
+    compression: Annotated[bool, Field(description="compress large responses with gzip for clients that accept it")] = (
+        True
+    )
+    metrics: Annotated[bool, Field(description="collect Prometheus metrics and serve them at /metrics")] = True
     access_log: Annotated[bool, Field(description="log a line for each request")] = False
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, config: Path | None = None) -> Settings:
-    """Merge the sources, the first named winning; `flags` holds only those that were given.
+    """Merge flags, environment and file; the first of them that has a setting wins. flags: only those that were given.
 
-    Raises `SettingsError`, naming the setting and where its value came from.
+    Raises `SettingsError` with the name of the setting and its source.
     """
     variables = {
         name.lower(): environment[PREFIX + name.upper()]
