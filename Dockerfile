@@ -1,29 +1,28 @@
-# The images: `service` (the last stage, so the default), on the CPU or with RUNTIME=gpu on CUDA; `trainer`, which makes
-# the bundles that a service serves. What is in them is locked in requirements/; what they keep out is in .dockerignore.
+# Two images: `service`, the last stage and so the default, serves on the CPU, or on CUDA with RUNTIME=gpu; `trainer`
+# writes the bundles that it serves. requirements/ locks their packages. .dockerignore lists the files that may enter them.
 
-# An exact version, which its makers rebuild now and then; `make image-pin` adds the digest of today's, where Docker Hub
-# can be reached.
+# The tag is exact, but the image behind it is rebuilt now and then. `make image-pin` adds its current digest.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
-# cpu or gpu: which ONNX Runtime the service has.
+# The ONNX Runtime of the service: cpu or gpu.
 ARG RUNTIME=cpu
 
 
 FROM ${PYTHON_IMAGE} AS base
-# The init passes signals on and buries orphans, whoever starts the image and however; `docker run --init` is not needed.
+# tini forwards signals and reaps orphaned processes, so the image does not need `docker run --init`.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini=0.19.* \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/apt /var/log/dpkg.log \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin foldserve \
     && install --directory --owner=foldserve --group=foldserve /models /work
-# No run writes bytecode: it is here already, and holds whatever time a file has, because an engine that copies one from
-# stage to stage may round that.
+# The image is compiled when it is built, so a run writes no bytecode. The bytecode is checked by the hash of its source,
+# not by the time, because copying a file between stages may round its time.
 ENV PATH=/opt/foldserve/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1
 STOPSIGNAL SIGTERM
 
 
-# foldserve itself, as a wheel.
+# The wheel of foldserve.
 FROM ${PYTHON_IMAGE} AS wheel
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
@@ -43,8 +42,8 @@ COPY requirements/train.txt requirements/torch.txt /requirements/
 RUN python -m venv --without-pip /opt/foldserve \
     && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --requirement /requirements/train.txt
-# PyTorch's own index has the builds for the CPU; PyPI's build brings gigabytes of CUDA. What is in torch for its own
-# tests is for newer Pythons too, and does not compile.
+# Only PyTorch's index has its CPU builds; the build on PyPI needs gigabytes of CUDA libraries. torch.testing._internal
+# is skipped because some of its files need a newer Python to compile.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --index-url "${TORCH_INDEX}" --requirement /requirements/torch.txt \
@@ -57,20 +56,20 @@ COPY --from=trainer-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
     && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/foldserve
-# The same as in the service: a new volume is filled by whichever of the two comes first.
+# The service has the same models, because Docker fills a new volume from whichever image starts first.
 COPY --chown=10001:10001 models /models
 ENV MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /work
 USER 10001:10001
 ENTRYPOINT ["tini", "-s", "--", "foldserve-train"]
 CMD ["--help"]
-# As pyproject.toml has it; the Makefile says which commit this is.
+# VERSION is the version in pyproject.toml, and a test holds it. The Makefile sets REVISION and CREATED.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown
 ARG PYTHON_IMAGE
 LABEL org.opencontainers.image.title="foldserve-train" \
-      org.opencontainers.image.description="Trains a batch-norm MLP on a table, folds it, proves it, writes the bundle." \
+      org.opencontainers.image.description="Trains a batch-norm MLP on a table, folds and certifies it, and writes the bundle." \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
@@ -93,7 +92,7 @@ COPY --from=service-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
     && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/foldserve
-# A volume over it replaces it.
+# A volume that is mounted here replaces these models.
 COPY --chown=10001:10001 models /models
 ENV FOLDSERVE_MODELS=/models \
     FOLDSERVE_HOST=0.0.0.0
@@ -103,7 +102,7 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["foldserve", "health"]
 ENTRYPOINT ["tini", "-s", "--", "foldserve"]
 CMD ["serve"]
-# As pyproject.toml has it; the Makefile says which commit this is.
+# VERSION is the version in pyproject.toml, and a test holds it. The Makefile sets REVISION and CREATED.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown

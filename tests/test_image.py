@@ -1,6 +1,6 @@
-"""What the images are made of, without building them: the lists in requirements/, and the Dockerfile.
+"""The contents of the images, without building them: the lists in requirements/ and the Dockerfile.
 
-`make image-check` builds and runs them; tests/image has it.
+`make image-check` builds and runs the images (tests/image).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tests.image.tool import only
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-# Which extras each list is for; torch has a list of its own, from an index of its own.
+# The extras of each list. torch has its own list, because it comes from its own index.
 LISTS = {"cpu": ("cpu",), "gpu": ("gpu",), "train": ("cpu", "train", "tune")}
-OF_THE_TRAINER = {"torch", "scikit-learn", "scipy", "matplotlib", "pyarrow", "optuna"}
+TRAINER_ONLY = {"torch", "scikit-learn", "scipy", "matplotlib", "pyarrow", "optuna"}
 
 
 def locked(name: str) -> dict[str, tuple[Version, list[str]]]:
-    """The packages of a list, each with its version and its hashes; whatever else the list has is an error."""
+    """The packages of a list, each with its version and hashes. Any other line is an error."""
     found: dict[str, tuple[Version, list[str]]] = {}
     package = ""
     for line in (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines():
@@ -61,7 +61,7 @@ def declared(name: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_a_list_has_what_pyproject_declares_in_a_version_that_it_allows(name: str) -> None:
+def test_a_list_has_an_allowed_version_of_each_declared_package(name: str) -> None:
     packages = locked(name)
     for requirement in declared(name):
         if requirement.name != "torch":
@@ -69,8 +69,8 @@ def test_a_list_has_what_pyproject_declares_in_a_version_that_it_allows(name: st
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_a_list_has_what_the_installed_packages_need(name: str) -> None:
-    """Packages that are not installed here, those of the other runtime, are not followed."""
+def test_a_list_has_every_package_that_its_packages_require(name: str) -> None:
+    """The requirements of packages that are not installed here, those of the other runtime, are not followed."""
     packages, reached = locked(name), set()
     waiting = [(requirement.name, frozenset(requirement.extras)) for requirement in declared(name)]
     while waiting:
@@ -93,33 +93,33 @@ def test_a_list_has_what_the_installed_packages_need(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*LISTS, "build", "torch"])
-def test_every_file_of_a_list_is_known_by_its_hash(name: str) -> None:
+def test_every_package_of_a_list_has_hashes(name: str) -> None:
     assert all(hashes for _, hashes in locked(name).values())
 
 
 @pytest.mark.parametrize("name", [*LISTS, "build"])
-def test_a_list_has_the_versions_that_everybody_installs(name: str) -> None:
+def test_a_list_has_the_versions_of_the_constraints(name: str) -> None:
     pins = pinned()
     for package, (number, _) in locked(name).items():
         assert number == pins.get(package, number), package
 
 
-def test_a_service_has_one_runtime_and_nothing_of_the_trainer() -> None:
+def test_a_service_has_one_runtime_and_no_package_of_the_trainer() -> None:
     cpu, gpu = set(locked("cpu")), set(locked("gpu"))
     assert ("onnxruntime" in cpu, "onnxruntime-gpu" in cpu) == (True, False)
     assert ("onnxruntime" in gpu, "onnxruntime-gpu" in gpu) == (False, True)
-    assert not (cpu | gpu) & OF_THE_TRAINER
+    assert not (cpu | gpu) & TRAINER_ONLY
     assert not any(package.startswith("nvidia-") for package in cpu | set(locked("train")))
     assert not any("cudnn" in package for package in gpu)
 
 
-def test_torch_is_the_build_for_the_cpu_in_the_version_that_everybody_installs() -> None:
+def test_torch_is_the_cpu_build_of_the_constrained_version() -> None:
     assert {package: number for package, (number, _) in locked("torch").items()} == {
         "torch": Version(f"{pinned()['torch']}+cpu")
     }
 
 
-def test_what_builds_the_wheel_is_what_pyproject_declares() -> None:
+def test_the_wheel_is_built_with_the_declared_packages() -> None:
     packages = locked("build")
     for requirement in map(Requirement, PROJECT["build-system"]["requires"]):
         assert packages[requirement.name][0] in requirement.specifier
@@ -128,7 +128,7 @@ def test_what_builds_the_wheel_is_what_pyproject_declares() -> None:
 # --- the Dockerfile --------------------------------------------------------------------------------------------------
 
 
-def test_the_base_is_one_image_by_an_exact_tag_with_the_python_of_the_lists() -> None:
+def test_the_base_image_has_an_exact_tag_and_the_python_of_the_lists() -> None:
     base = re.search(r"^ARG PYTHON_IMAGE=(\S+)$", DOCKERFILE, re.MULTILINE)[1]
     assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm(@sha256:[0-9a-f]{64})?", base)
     stages = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)
@@ -136,7 +136,7 @@ def test_the_base_is_one_image_by_an_exact_tag_with_the_python_of_the_lists() ->
     assert stages[-1] == ("base", "service")
 
 
-def test_what_is_copied_is_there_and_passes_the_allow_list() -> None:
+def test_every_copied_path_exists_and_is_on_the_allow_list() -> None:
     allowed = {
         line.removeprefix("!")
         for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
@@ -150,7 +150,7 @@ def test_what_is_copied_is_there_and_passes_the_allow_list() -> None:
         assert all((ROOT / runtime).exists() for runtime in runtimes)
 
 
-def test_the_stages_of_one_target_are_those_that_it_is_made_of() -> None:
+def test_a_target_is_reduced_to_the_stages_that_it_needs() -> None:
     def stages(target: str) -> list[str]:
         return re.findall(r"^FROM \S+ AS (\S+)$", only(DOCKERFILE, target), re.MULTILINE)
 
@@ -158,6 +158,6 @@ def test_the_stages_of_one_target_are_those_that_it_is_made_of() -> None:
     assert stages("trainer") == ["base", "wheel", "trainer-dependencies", "trainer"]
 
 
-def test_an_image_that_is_built_without_arguments_is_labelled_with_this_version() -> None:
+def test_an_image_built_without_arguments_has_the_label_of_this_version() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     assert set(re.findall(r"^ARG VERSION=(.*)$", text, re.M)) == {PROJECT["project"]["version"]}

@@ -1,7 +1,7 @@
-"""The server that every client asks, and what ONNX Runtime alone says to the same rows.
+"""The server that every client asks, and the outputs of ONNX Runtime alone for the same rows.
 
-`make test-clients` runs these tests in the clients' own environment, where there is no foldserve; SERVER_PYTHON is the
-one that has it. Elsewhere the clients are missing, and their tests say so.
+`make test-clients` runs these tests in the environment of the clients, which has no foldserve. SERVER_PYTHON is a Python
+that has it. Elsewhere the clients are missing, and their tests are skipped with that reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Proxies have no part in what happens on this machine.
+# Requests to this machine must not go through a proxy.
 os.environ["NO_PROXY"] = "127.0.0.1"
 
 
@@ -34,14 +34,14 @@ class Server:
         return self.url.removeprefix("http://")
 
     def expected(self, rows: np.ndarray, model: str = "digits", version: int = 1) -> np.ndarray:
-        """What ONNX Runtime gives for the same file, with nothing of foldserve in between."""
+        """The outputs of ONNX Runtime for the same file, without foldserve."""
         session = _session(self.models / model / str(version) / "model.onnx")
         return session.run(None, {"input": np.asarray(rows, np.float32)})[0]
 
     def assert_right(
         self, outputs: np.ndarray | None, rows: np.ndarray, model: str = "digits", version: int = 1
     ) -> None:
-        """The outputs are float32, and ONNX Runtime's but for the last bits, which depend on who shared the run."""
+        """The outputs are float32 and equal ONNX Runtime's. The last bits depend on the other rows of the batch."""
         assert outputs is not None
         assert outputs.dtype == np.float32
         np.testing.assert_allclose(outputs, self.expected(rows, model, version), rtol=1e-5, atol=1e-7)
@@ -68,5 +68,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
-    """Rows for digits: whole numbers of 0 to 16, which every datatype holds exactly."""
+    """Rows for digits: whole numbers from 0 to 16, which every datatype represents exactly."""
     return np.random.default_rng(seed).integers(0, 17, (count, 64)).astype(np.float32)

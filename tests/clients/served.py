@@ -1,6 +1,7 @@
-"""The server that the clients ask, started by foldserve's own Python: the clients' has no foldserve.
+"""The server that the clients ask. It runs in a Python with foldserve, which the clients' environment does not have.
 
-`python -m tests.clients.served FOLDER` fills FOLDER/models, serves it, prints where, and ends with its standard input.
+`python -m tests.clients.served FOLDER` fills FOLDER/models, serves it, prints the URL, and exits when its standard input
+closes.
 """
 
 import shutil
@@ -18,8 +19,11 @@ WIDE = 300
 
 
 def write_models(models: Path) -> None:
-    """digits/1 as it is shipped; roots/1, sqrt(a + b), and roots/2, 100 more; gaps, a + b where a may be missing; wide,
-    the sum of so many columns that random bytes hold a NaN."""
+    """Write the models of the tests.
+
+    digits/1: the shipped model. roots/1: sqrt(a + b). roots/2: the same plus 100. gaps: a + b, where a may be missing.
+    wide: the sum of so many columns that random bytes contain a NaN.
+    """
     shutil.copytree(ROOT / "models" / "digits", models / "digits")
     write_roots(models)
     axes = constant("axes", [1], np.int64)

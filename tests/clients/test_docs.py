@@ -1,7 +1,6 @@
-"""docs/clients.md does what it says, as far as what it needs is installed here.
+"""The examples of docs/clients.md work, as far as the programs that they need are installed here.
 
-Its Python is run, and what it prints is what its comments say; so are its commands, and what they show; perf_analyzer
-must end well.
+The tests run its Python and its commands, and compare the output with the page. perf_analyzer must exit with 0.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ PATIENCE = 120
 
 
 def here(code: str, server: Server) -> str:
-    """The same code for the server under test."""
+    """Return the code with the URL of the server under test."""
     return code.replace("http://127.0.0.1:8000", server.url).replace("127.0.0.1:8000", server.address)
 
 
 def packages(code: str) -> set[str]:
-    """What a block imports."""
+    """The packages that a block imports."""
     nodes = list(ast.walk(ast.parse(code)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -46,7 +45,7 @@ def name(code: str) -> str:
 
 
 def run(*command: str, given: str, folder: Path, path: Path | None = None) -> str:
-    """Run it, with `path` before PATH; its standard error must stay empty."""
+    """Run a command, with `path` before PATH. Its standard error must stay empty."""
     env = os.environ | ({"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"} if path else {})
     done = subprocess.run(
         command, input=given, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -56,13 +55,13 @@ def run(*command: str, given: str, folder: Path, path: Path | None = None) -> st
 
 
 def rounded(text: str) -> str:
-    """Numbers as they are on every machine, and spaces as one."""
+    """Round numbers to digits that are equal on every machine, and collapse spaces."""
     return " ".join(re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.4f}", text).split())
 
 
 @pytest.fixture(scope="module")
 def folder(server, tmp_path_factory) -> Path:
-    """Where the first block has written its files."""
+    """The folder with the files of the first block."""
     made = tmp_path_factory.mktemp("docs")
     run(sys.executable, "-W", "error", "-", given=here(PYTHON[0], server), folder=made)
     assert {file.name for file in made.iterdir()} == {"rows.json", "tensor.json", "rows.bin"}
@@ -70,7 +69,7 @@ def folder(server, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("code", PYTHON[1:], ids=map(name, PYTHON[1:]))
-def test_its_python_prints_what_it_says(server, folder, code):
+def test_its_python_prints_the_documented_output(server, folder, code):
     if missing := sorted(package for package in packages(code) if find_spec(package) is None):
         pytest.skip(f"not installed here: {', '.join(missing)}")
     printed = run(sys.executable, "-W", "error", "-", given=here(code, server), folder=folder)
@@ -78,11 +77,11 @@ def test_its_python_prints_what_it_says(server, folder, code):
 
 
 @pytest.mark.parametrize("code", CONSOLE, ids=["curl", "binary"])
-def test_its_commands_show_what_it_says(server, folder, code):
+def test_its_commands_print_the_documented_output(server, folder, code):
     for tool in ("bash", "curl", "jq"):
         if shutil.which(tool) is None:
             pytest.skip(f"not installed here: {tool}")
-    # A command goes on behind a backslash or a pipe; what follows it, to the next, is what it shows.
+    # A command continues after a backslash or a pipe. The lines from its end to the next command are its output.
     commands = re.findall(r"^\$ ((?:.*[\\|]\n)*.*\n)((?:(?!\$ ).*\n)*)", code, re.M)
     assert commands
     for command, shown in commands:
@@ -90,10 +89,10 @@ def test_its_commands_show_what_it_says(server, folder, code):
         assert rounded(printed) == rounded(shown), command
 
 
-@pytest.mark.skipif(PERF_ANALYZER is None, reason="no perf_analyzer runs here: make test-clients")
-def test_its_perf_analyzer_ends_well(server, tmp_path):
+@pytest.mark.skipif(PERF_ANALYZER is None, reason="perf_analyzer does not run here: make test-clients")
+def test_its_perf_analyzer_command_succeeds(server, tmp_path):
     (tmp_path / "perf_analyzer").symlink_to(str(PERF_ANALYZER))
     (command,) = SHELL
-    command = command.replace("-s 50", "-s 999")  # how steady a machine is, is not for a test to say
+    command = command.replace("-s 50", "-s 999")  # a test must not depend on a steady machine
     printed = run("bash", "-eu", given=here(command, server), folder=tmp_path, path=tmp_path)
     assert "Concurrency: 4, throughput: " in printed

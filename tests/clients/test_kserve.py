@@ -19,7 +19,7 @@ BINARY = pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"]
 
 
 def ask(protocol: str, question: Callable[[Any], Awaitable[Any]]) -> Any:
-    """Put one question to a client of its own: it belongs to one event loop."""
+    """Call `question` with a new client, because a client belongs to one event loop."""
 
     async def asked() -> Any:
         client = kserve.InferenceRESTClient(kserve.RESTConfig(protocol=protocol))
@@ -49,25 +49,25 @@ def test_a_model_is_ready_and_an_unknown_one_is_not(server, model, ready):
 
 @pytest.mark.parametrize("wanted", [None, "parameter", "output"])
 @BINARY
-def test_the_rows_are_binary_or_json_and_the_answer_either(server, binary, wanted):
+def test_binary_and_json_requests_get_binary_or_json_answers(server, binary, wanted):
     rows = pixels(1024)
     options = {
         None: {},
         "parameter": {"parameters": {"binary_data_output": True}},
         "output": {"request_outputs": [infer_type.RequestedOutput("probabilities", {"binary_data": True})]},
     }[wanted]
-    told: dict[str, str] = {}
+    received: dict[str, str] = {}
     answer = ask(
         "v2",
         lambda client: client.infer(
-            server.url, request(rows, binary=binary, request_id="7", **options), "digits", response_headers=told
+            server.url, request(rows, binary=binary, request_id="7", **options), "digits", response_headers=received
         ),
     )
     assert (answer.id, answer.model_name) == ("7", "digits")
     (output,) = answer.outputs
     assert list(output.shape) == [1024, 10]
     server.assert_right(output.as_numpy(), rows)
-    assert ("inference-header-content-length" in told) is (wanted is not None)
+    assert ("inference-header-content-length" in received) is (wanted is not None)
 
 
 def test_a_request_as_a_plain_dictionary_is_answered(server):
@@ -102,12 +102,12 @@ def test_a_refusal_is_an_exception_with_the_status_and_the_text(server, binary):
     assert caught.value.response.status_code == 404
 
 
-def test_its_first_protocol_finds_the_server_alive_and_the_model_ready(server):
+def test_protocol_1_reports_a_live_server_and_a_ready_model(server):
     assert ask("v1", lambda client: client.is_server_live(server.url)) is True
     assert ask("v1", lambda client: client.is_model_ready(server.url, "digits")) is True
 
 
-def test_its_first_protocol_predicts(server):
+def test_protocol_1_predicts(server):
     rows = pixels(3)
     asked = {"instances": rows.tolist()}
     answer = ask("v1", lambda client: client.infer(server.url, asked, model_name="digits"))
@@ -115,7 +115,7 @@ def test_its_first_protocol_predicts(server):
     assert answer["predictions"] == server.expected(rows).argmax(1).tolist()
 
 
-def test_a_refusal_of_its_first_protocol_says_which_row(server):
+def test_a_refusal_of_protocol_1_names_the_row(server):
     asked = {"instances": [[0] * 64, [0] * 63]}
     with pytest.raises(httpx.HTTPStatusError, match="row 1 has 63 values, expected 64"):
         ask("v1", lambda client: client.infer(server.url, asked, model_name="digits"))

@@ -1,6 +1,6 @@
-"""perf_analyzer against the real server. Its exit status is 0 only when every request was answered as it understands.
+"""perf_analyzer against the real server. It exits with 0 only if it understood every response.
 
-It is looked for in PERF_ANALYZER, beside this Python, and on PATH; tests/clients/install_perf_analyzer.sh gets one.
+The tests look for it in PERF_ANALYZER, next to this Python, and on PATH. install_perf_analyzer.sh installs it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import pytest
 from tests.clients.conftest import Server, pixels
 
 PATIENCE = 120
-# Windows of time, any three of which are steady enough: how steady is not for a test to say. --request-count would be
-# the plainer way, but a request that is answered before it begins to measure is one that it then waits for, for ever.
+# Windows of 300 ms with a tolerance so large that any three are stable: a test must not depend on a steady machine.
+# --request-count is simpler, but perf_analyzer hangs if a request is answered before it starts to count.
 WINDOWS = ("-p", "300", "-s", "999", "-r", "10")
 
 
 def found() -> str | None:
-    """A perf_analyzer that runs here. Of PyPI's, versions before 2.58 are empty."""
+    """Find a perf_analyzer that runs here. Versions before 2.58 on PyPI are empty."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     candidate = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer", path=path)
     if candidate is None:
         return None
-    told = subprocess.run([candidate, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=False)
-    return candidate if told.returncode == 0 and "Perf Analyzer" in told.stdout + told.stderr else None
+    done = subprocess.run([candidate, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return candidate if done.returncode == 0 and "Perf Analyzer" in done.stdout + done.stderr else None
 
 
 PERF_ANALYZER = found()
-pytestmark = pytest.mark.skipif(PERF_ANALYZER is None, reason="no perf_analyzer runs here: make test-clients")
+pytestmark = pytest.mark.skipif(PERF_ANALYZER is None, reason="perf_analyzer does not run here: make test-clients")
 FORMAT = pytest.mark.parametrize("form", ["binary", "json"])
 
 
@@ -47,20 +47,20 @@ def perf_analyzer(server: Server, model: str, *arguments: object) -> subprocess.
 
 
 def assert_measured(done: subprocess.CompletedProcess[str]) -> None:
-    """It ended well, and reports what it has measured, and what the server says of that."""
+    """It succeeded and reports its own measurements and the statistics of the server."""
     assert done.returncode == 0, done.stdout + done.stderr
     for figure in (r"  Request count: [1-9]", r"  Successful request count: [1-9]", r"throughput: [\d.]+ infer/sec"):
         assert re.search(figure, done.stdout), done.stdout
 
 
 def rows_served(server: Server, model: str) -> int:
-    told = httpx.get(f"{server.url}/v2/models/{model}/stats").raise_for_status().json()
-    return sum(stats["inference_count"] for stats in told["model_stats"])
+    answer = httpx.get(f"{server.url}/v2/models/{model}/stats").raise_for_status().json()
+    return sum(stats["inference_count"] for stats in answer["model_stats"])
 
 
 @FORMAT
 @pytest.mark.parametrize(("batch", "concurrency"), [(1, 1), (8, 1), (8, 4)])
-def test_it_measures_the_shipped_model_as_it_stands(server, batch, concurrency, form):
+def test_it_measures_the_shipped_model(server, batch, concurrency, form):
     before = rows_served(server, "digits")
     done = perf_analyzer(
         server, "digits", "-b", batch, "--concurrency-range", concurrency, "--input-tensor-format", form
@@ -89,7 +89,7 @@ def test_it_measures_a_named_version(server):
 
 
 def data_file(folder: Path, rows: np.ndarray, outputs: np.ndarray, output: str) -> Path:
-    """Rows, and what must come back for them, as perf_analyzer reads them: a float must look like one."""
+    """Write rows and their expected outputs for perf_analyzer, which requires a decimal point in a float."""
     content = {
         "data": [{"input": list(map(float, row))} for row in rows],
         "validation_data": [{output: list(map(float, row))} for row in outputs],
@@ -101,7 +101,7 @@ def data_file(folder: Path, rows: np.ndarray, outputs: np.ndarray, output: str) 
 
 @FORMAT
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_every_answer_is_the_expected_one_to_the_last_bit(server, tmp_path, concurrency, form):
+def test_every_answer_equals_the_expected_one_bit_for_bit(server, tmp_path, concurrency, form):
     rows = np.array([[1, 3], [4, 5], [0.25, 2], [1, 1]], np.float32)
     file = data_file(tmp_path, rows, server.expected(rows, "roots", 2), "value")
     done = perf_analyzer(
@@ -111,14 +111,14 @@ def test_every_answer_is_the_expected_one_to_the_last_bit(server, tmp_path, conc
 
 
 @FORMAT
-def test_digits_answers_as_onnx_runtime_does_with_a_row_alone(server, tmp_path, form):
+def test_a_single_row_of_digits_gets_the_answer_of_onnx_runtime(server, tmp_path, form):
     rows = pixels(5)
     alone = np.concatenate([server.expected(row[None]) for row in rows])
     file = data_file(tmp_path, rows, alone, "probabilities")
     assert_measured(perf_analyzer(server, "digits", "--input-data", file, "--input-tensor-format", form))
 
 
-def test_it_would_notice_a_wrong_answer(server, tmp_path):
+def test_it_reports_a_wrong_answer(server, tmp_path):
     rows = np.array([[1, 3], [4, 5]], np.float32)
     wrong = np.nextafter(server.expected(rows, "roots", 2), np.float32(0))
     done = perf_analyzer(server, "roots", "--input-data", data_file(tmp_path, rows, wrong, "value"))
@@ -127,18 +127,18 @@ def test_it_would_notice_a_wrong_answer(server, tmp_path):
 
 
 @FORMAT
-def test_its_random_bytes_are_huge_numbers_which_are_answered_like_others(server, form):
+def test_its_random_bytes_are_huge_numbers_and_are_answered(server, form):
     assert_measured(perf_analyzer(server, "gaps", "--input-tensor-format", form))
 
 
-def test_its_random_bytes_hold_a_nan_in_wide_rows_and_zeros_do_not(server):
+def test_its_random_bytes_contain_a_nan_in_wide_rows(server):
     done = perf_analyzer(server, "wide")
     assert done.returncode == 99
     assert "row 0, column 'c298' is NaN, and the feature has no missing values" in done.stdout + done.stderr
     assert_measured(perf_analyzer(server, "wide", "--input-data", "zero"))
 
 
-def test_it_says_which_model_there_is_not(server):
+def test_it_reports_an_unknown_model(server):
     done = perf_analyzer(server, "nobody")
     assert done.returncode == 99
     assert "failed to get model metadata: unknown model" in done.stdout + done.stderr

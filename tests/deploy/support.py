@@ -1,4 +1,4 @@
-"""Shared by the tests of the deployment: docker-compose.yml as it is read, the alerts, and waiting."""
+"""Shared by the tests of the deployment: the parsed docker-compose.yml, the alerts, and waiting."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
 def with_defaults(node: Any) -> Any:
-    """What compose makes of the file where the environment has none of its variables."""
+    """Replace each variable by its default, as compose does in an environment without them."""
     if isinstance(node, dict):
         return {key: with_defaults(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -38,7 +38,7 @@ RULES: list[dict[str, Any]] = [
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Ask again until it is so; asking is a request to another process, and paces itself."""
+    """Repeat `condition` until it is true. It asks another process, so it does not spin."""
     hung = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < hung, "it hangs"

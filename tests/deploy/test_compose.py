@@ -1,4 +1,4 @@
-"""docker-compose.yml, without an engine: against its schema, and each name in it against what exists."""
+"""docker-compose.yml without an engine: it matches its schema, and every name in it exists."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def mounts(service: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 # --- the specification -----------------------------------------------------------------------------------------------
 
 
-def test_it_is_what_the_specification_allows() -> None:
+def test_it_matches_the_specification() -> None:
     jsonschema.Draft202012Validator(SCHEMA).validate(COMPOSE)
     jsonschema.Draft202012Validator(SCHEMA).validate(yaml.safe_load(FILE.read_text()))
 
 
 @pytest.mark.parametrize("key", ["cap_dropp", "mem", "health_check"])
-def test_the_schema_finds_a_key_that_there_is_not(key: str) -> None:
+def test_the_schema_refuses_an_unknown_key(key: str) -> None:
     wrong = copy.deepcopy(COMPOSE)
     wrong["services"]["foldserve"][key] = []
     assert not jsonschema.Draft202012Validator(SCHEMA).is_valid(wrong)
 
 
-# --- what starts, and in which order ---------------------------------------------------------------------------------
+# --- start order -----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_profile_it_is_the_service_alone() -> None:
+def test_without_a_profile_only_the_service_starts() -> None:
     assert {name: service.get("profiles") for name, service in SERVICES.items()} == {
         "foldserve": None,
         "foldserve-gpu": ["gpu"],
@@ -74,33 +74,35 @@ def test_without_a_profile_it_is_the_service_alone() -> None:
 
 
 @each_service
-def test_who_it_waits_for_starts_with_it_and_says_when_it_is_healthy(service: dict[str, Any]) -> None:
+def test_a_dependency_starts_too_and_has_a_health_check(service: dict[str, Any]) -> None:
     for name, how in service.get("depends_on", {}).items():
         assert how == {"condition": "service_healthy"}
         assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
         assert not SERVICES[name].get("profiles") or SERVICES[name]["profiles"] == service["profiles"]
 
 
-def test_monitoring_starts_after_what_it_looks_at() -> None:
+def test_monitoring_starts_after_its_targets() -> None:
     assert list(SERVICES["prometheus"]["depends_on"]) == ["foldserve"]
     assert list(SERVICES["grafana"]["depends_on"]) == ["prometheus"]
 
 
 @each_server
-def test_a_server_that_is_stopped_has_the_time_to_drain(service: dict[str, Any]) -> None:
-    assert seconds(service["stop_grace_period"]) > Settings().drain_timeout + 5  # what several workers have besides
+def test_a_stopped_server_has_time_to_drain(service: dict[str, Any]) -> None:
+    assert (
+        seconds(service["stop_grace_period"]) > Settings().drain_timeout + 5
+    )  # the additional time of several workers
 
 
 @each_server
-def test_a_start_that_is_refused_is_not_repeated_for_ever(service: dict[str, Any]) -> None:
+def test_a_failed_start_is_repeated_a_limited_number_of_times(service: dict[str, Any]) -> None:
     assert re.fullmatch(r"on-failure:\d", service["restart"])
 
 
-# --- what each may do ------------------------------------------------------------------------------------------------
+# --- containment -----------------------------------------------------------------------------------------------------
 
 
 @each_service
-def test_each_is_contained(service: dict[str, Any]) -> None:
+def test_each_service_is_contained(service: dict[str, Any]) -> None:
     assert service["read_only"] is True
     assert service["tmpfs"] == ["/tmp"]  # noqa: S108
     assert service["cap_drop"] == ["ALL"]
@@ -111,17 +113,17 @@ def test_each_is_contained(service: dict[str, Any]) -> None:
 
 
 @each_service
-def test_what_is_published_is_published_on_this_machine_alone(service: dict[str, Any]) -> None:
+def test_ports_are_published_on_this_machine_only(service: dict[str, Any]) -> None:
     for port in service.get("ports", []):
         assert port.startswith("127.0.0.1:")
 
 
-def test_no_two_publish_the_same_port() -> None:
+def test_every_published_port_is_different() -> None:
     published = [port.split(":")[1] for service in SERVICES.values() for port in service.get("ports", [])]
     assert published == ["8000", "8001", "9090", "3000"]
 
 
-def test_a_gpu_is_reserved_where_cuda_is_asked_for_and_nowhere_else() -> None:
+def test_only_the_server_on_cuda_reserves_a_gpu() -> None:
     for name, service in SERVICES.items():
         reserved = service["deploy"]["resources"].get("reservations", {}).get("devices", [])
         device = service.get("environment", {}).get(f"{PREFIX}DEVICE")
@@ -130,7 +132,7 @@ def test_a_gpu_is_reserved_where_cuda_is_asked_for_and_nowhere_else() -> None:
     assert gpu == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
 
 
-def test_the_job_writes_where_the_servers_read() -> None:
+def test_the_job_writes_to_the_volume_that_the_servers_read() -> None:
     (_, target, mode), *others = mounts(SERVICES["train"])
     assert (target, mode, others) == ("/models", "rw", [])
     for server in SERVERS.values():
@@ -138,11 +140,11 @@ def test_the_job_writes_where_the_servers_read() -> None:
     assert SERVICES["train"]["restart"] == "no"
 
 
-# --- what it names ---------------------------------------------------------------------------------------------------
+# --- names -----------------------------------------------------------------------------------------------------------
 
 
 @each_service
-def test_every_file_and_volume_that_it_mounts_is_there(service: dict[str, Any]) -> None:
+def test_every_mounted_folder_and_volume_exists(service: dict[str, Any]) -> None:
     for source, target, mode in mounts(service):
         if source.startswith("./"):
             assert (ROOT / source).is_dir()
@@ -158,7 +160,7 @@ def test_every_volume_and_secret_is_used() -> None:
     assert {secret for service in SERVICES.values() for secret in service.get("secrets", [])} == set(COMPOSE["secrets"])
 
 
-def test_secrets_are_files_that_neither_git_nor_an_image_takes() -> None:
+def test_secrets_are_files_outside_git_and_images() -> None:
     environment = SERVICES["grafana"]["environment"]
     assert environment["GF_SECURITY_ADMIN_PASSWORD__FILE"] == "/run/secrets/grafana-admin-password"  # noqa: S105
     assert not [name for name in environment if "PASSWORD" in name and not name.endswith("__FILE")]
@@ -171,7 +173,7 @@ def test_secrets_are_files_that_neither_git_nor_an_image_takes() -> None:
     assert not [path for path in allowed if path.startswith(("deploy", ".env", "foldserve.env"))]
 
 
-def test_every_setting_that_it_gives_is_one() -> None:
+def test_every_setting_exists() -> None:
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
             if name.startswith(PREFIX):
@@ -188,18 +190,18 @@ def test_its_head_names_every_variable() -> None:
     }
 
 
-def test_images_of_others_have_an_exact_version() -> None:
+def test_third_party_images_have_an_exact_version() -> None:
     foreign = {service["image"] for service in SERVICES.values() if "build" not in service}
     assert len(foreign) == 2
     assert all(re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", image) for image in foreign)
 
 
-def test_ports_are_those_that_the_servers_listen_on() -> None:
+def test_published_ports_are_the_ports_of_the_servers() -> None:
     for name, port in {"foldserve": Settings().port, "foldserve-gpu": Settings().port, "prometheus": 9090}.items():
         assert [published.split(":")[2] for published in SERVICES[name]["ports"]] == [str(port)]
 
 
-def test_what_the_job_trains_is_what_the_server_serves(tmp_path: Path) -> None:
+def test_the_server_serves_the_model_that_the_job_trains(tmp_path: Path) -> None:
     volume = tmp_path / "models"
     volume.mkdir()
     command = [str(volume) if word == "/models" else word for word in SERVICES["train"]["command"]]
@@ -227,7 +229,7 @@ def variables(instructions: list[tuple[str, str]]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-def test_every_target_that_is_built_is_a_stage(instructions: list[tuple[str, str]]) -> None:
+def test_every_build_target_is_a_stage(instructions: list[tuple[str, str]]) -> None:
     stages = [
         match[1] for name, rest in instructions if name == "FROM" and (match := re.search(r" [Aa][Ss] (\S+)", rest))
     ]
@@ -236,7 +238,7 @@ def test_every_target_that_is_built_is_a_stage(instructions: list[tuple[str, str
     assert {argument for service in BUILT.values() for argument in service["build"].get("args", {})} <= arguments
 
 
-def test_the_image_listens_where_it_is_published_and_reads_where_it_is_mounted(variables: dict[str, str]) -> None:
+def test_the_image_uses_the_published_port_and_the_mounted_folder(variables: dict[str, str]) -> None:
     assert variables[f"{PREFIX}MODELS"] == "/models"
     assert variables[f"{PREFIX}HOST"] == "0.0.0.0"  # noqa: S104
     assert variables.get(f"{PREFIX}PORT", str(Settings().port)) == "8000"
@@ -245,7 +247,7 @@ def test_the_image_listens_where_it_is_published_and_reads_where_it_is_mounted(v
     )
 
 
-def test_the_image_checks_its_health_as_compose_does(
+def test_the_image_and_compose_have_the_same_health_check(
     instructions: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (check,) = {rest.partition("CMD ")[2] for name, rest in instructions if name == "HEALTHCHECK"}
@@ -257,7 +259,7 @@ def test_the_image_checks_its_health_as_compose_does(
     assert "health" in capsys.readouterr().out
 
 
-def test_the_programs_are_those_whose_commands_compose_gives(instructions: list[tuple[str, str]]) -> None:
+def test_the_entrypoints_accept_the_commands_of_compose(instructions: list[tuple[str, str]]) -> None:
     entrypoints = [json.loads(rest)[-1] for name, rest in instructions if name == "ENTRYPOINT"]
     assert sorted(entrypoints) == ["foldserve", "foldserve-train"]
     assert all("command" not in server for server in SERVERS.values())

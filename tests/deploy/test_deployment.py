@@ -1,4 +1,4 @@
-"""docs/deployment.md says what is so: its tables, its refusals, and the proxy that it names, before a real server."""
+"""docs/deployment.md is right: its tables, its error messages, and its proxy in front of a real server."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ NGINX = ROOT / "deploy" / "nginx" / "foldserve.conf"
 
 
 def table(first: str) -> list[list[str]]:
-    """The cells of the table whose first column is called `first`, without their backquotes."""
+    """The cells of the table whose first column is `first`, without backquotes."""
     _, _, behind = PAGE.partition(f"\n| {first} |")
     rows = behind.partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip().strip("`") for cell in row.strip("|").split(" |")] for row in rows]
 
 
-# --- what it says ----------------------------------------------------------------------------------------------------
+# --- tables and commands ---------------------------------------------------------------------------------------------
 
 
-def test_its_settings_are_those_that_there_are() -> None:
+def test_its_settings_are_the_settings_of_the_server() -> None:
     rows = table("flag")
     assert [flag for flag, *_ in rows] == [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
     given = {}
@@ -48,12 +48,12 @@ def test_its_settings_are_those_that_there_are() -> None:
         assert meaning.replace("\\", "") == Settings.model_fields[name].description
         if default:
             given[name] = default
-    # As a person would give them, they are what they are without: nothing else is a default.
+    # Given as flags, the defaults of the page change nothing.
     assert Settings.model_validate(given) == Settings()
     assert {name for name in Settings.model_fields if getattr(Settings(), name) is not None} == given.keys()
 
 
-def test_its_tables_are_written_anew_by_make_docs() -> None:
+def test_make_docs_writes_its_tables() -> None:
     program = [sys.executable, "docs/write_tables.py", "--check"]
     ours = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(program, cwd=ROOT, env=ours, capture_output=True, text=True, check=False)
@@ -63,7 +63,7 @@ def test_its_tables_are_written_anew_by_make_docs() -> None:
     )
 
 
-def test_its_sizes_are_figures_of_the_benchmark() -> None:
+def test_its_capacity_figures_are_those_of_the_benchmark() -> None:
     measured = (ROOT / "benchmarks" / "README.md").read_text()
     rows = table("load on one core")
     assert len(rows) == 4
@@ -72,7 +72,7 @@ def test_its_sizes_are_figures_of_the_benchmark() -> None:
         assert all(f" {figure} " in measured for figure in figures)
 
 
-def test_every_file_that_it_links_to_is_there_and_the_readme_links_to_it() -> None:
+def test_every_linked_file_exists_and_the_readme_links_to_the_page() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", PAGE)
     assert links
     assert all((ROOT / "docs" / link).exists() for link in links)
@@ -83,7 +83,7 @@ def test_its_alerts_are_those_of_the_rules() -> None:
     assert [name for name, _ in table("alert")] == [rule["alert"] for rule in RULES]
 
 
-def test_its_compose_commands_name_profiles_services_and_commands_that_there_are(
+def test_its_compose_commands_name_existing_profiles_services_and_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     commands = re.findall(r"docker compose ([^`\n#]+)", PAGE)
@@ -107,7 +107,7 @@ def test_its_compose_commands_name_profiles_services_and_commands_that_there_are
         assert variable in {name for name, _ in VARIABLE.findall(compose)}
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- errors at the start ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def flipped(models: Path) -> None:
         ("a flipped byte in its only bundle", flipped),
     ],
 )
-def test_models_that_can_not_be_served_are_one_line_and_that_of_the_page(
+def test_models_that_can_not_be_served_give_the_line_of_the_page(
     what: str, damage: Callable[[Path], object], models: Path
 ) -> None:
     damage(models)
@@ -145,7 +145,7 @@ def test_models_that_can_not_be_served_are_one_line_and_that_of_the_page(
     assert done.stderr.replace(str(models), "/models") == dict(table("what is wrong"))[what] + "\n"
 
 
-def test_a_port_in_use_is_one_line_and_that_of_the_page(models: Path) -> None:
+def test_a_port_in_use_gives_the_line_of_the_page(models: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:  # noqa: S104
         port = str(taken.getsockname()[1])
         address = {"FOLDSERVE_HOST": "0.0.0.0", "FOLDSERVE_PORT": port}  # noqa: S104
@@ -163,7 +163,7 @@ def nginx_number(directive: str) -> int:
     return int(number) * {"s": 1, "m": 2**20}[unit]
 
 
-def test_the_proxy_s_limits_fit_those_of_the_server() -> None:
+def test_the_limits_of_the_proxy_fit_those_of_the_server() -> None:
     settings = Settings()
     assert settings.max_body < nginx_number("client_max_body_size") < 1.1 * settings.max_body
     assert nginx_number("keepalive_timeout") < settings.idle_timeout
@@ -177,7 +177,7 @@ def test_the_proxy_s_limits_fit_those_of_the_server() -> None:
 
 @dataclass(frozen=True)
 class Proxied:
-    """A server, and a client that asks it by way of nginx."""
+    """A server, and a client that reaches it through nginx."""
 
     direct: str
     client: httpx.Client
@@ -187,7 +187,7 @@ class Proxied:
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if not (nginx and shutil.which("openssl")):
-        pytest.skip("there is no nginx and openssl here: apt-get install nginx-light openssl")
+        pytest.skip("nginx and openssl are not installed: apt-get install nginx-light openssl")
     folder = tmp_path_factory.mktemp("proxied")
     write_roots(folder)
     certificate, key = folder / "certificate.pem", folder / "key.pem"
@@ -208,7 +208,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
             text = text.replace(ours, here)
         (folder / "foldserve.conf").write_text(text)
         paths = "".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        user = "user root;" if os.getuid() == 0 else ""  # else its workers could not read the folder
+        user = "user root;" if os.getuid() == 0 else ""  # otherwise its workers can't read the folder
         (folder / "nginx.conf").write_text(
             f"{user} daemon off; pid {folder}/pid; error_log {folder}/error; events {{}}\n"
             f"http {{ access_log off; {paths} include {folder}/foldserve.conf; }}\n"
@@ -232,7 +232,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_behind_the_proxy_it_answers_over_tls_as_without(proxied: Proxied) -> None:
+def test_the_proxy_returns_the_same_answer_over_tls(proxied: Proxied) -> None:
     body = {"instances": [[1, 3], [4, 5]]}
     answer = proxied.client.post("/predict", json=body)
     assert answer.json() == httpx.post(f"{proxied.direct}/predict", json=body).json()
@@ -249,7 +249,7 @@ def test_behind_the_proxy_it_answers_over_tls_as_without(proxied: Proxied) -> No
         (json.dumps({"instances": [[1, 3]]}).encode(), {"X-Request-Timeout-Ms": "0"}, 504),
     ],
 )
-def test_behind_the_proxy_the_server_refuses_in_its_own_words(
+def test_behind_the_proxy_the_server_sends_its_own_errors(
     body: bytes, headers: dict[str, str], status: int, proxied: Proxied
 ) -> None:
     answer = proxied.client.post("/predict", content=body, headers=headers)
@@ -258,6 +258,6 @@ def test_behind_the_proxy_the_server_refuses_in_its_own_words(
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/v2/repository/index"])
-def test_what_is_for_the_inside_is_not_there_from_the_outside(path: str, proxied: Proxied) -> None:
+def test_internal_paths_are_not_reachable_through_the_proxy(path: str, proxied: Proxied) -> None:
     assert proxied.client.request("POST" if "index" in path else "GET", path).status_code == 404
     assert httpx.request("POST" if "index" in path else "GET", proxied.direct + path).status_code == 200

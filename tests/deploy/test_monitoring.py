@@ -1,4 +1,4 @@
-"""deploy/prometheus and deploy/grafana: checked by promtool, and run by the real Prometheus against a real service."""
+"""deploy/prometheus and deploy/grafana: promtool checks them, and a real Prometheus runs them on a real service."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DASHBOARD = json.loads((GRAFANA / "dashboards" / "foldserve.json").read_text())
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
-    reason="there is no prometheus and promtool here: apt-get install prometheus",
+    reason="prometheus and promtool are not installed: apt-get install prometheus",
 )
 
 
@@ -43,13 +43,13 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @needs_prometheus
 @pytest.mark.parametrize(("kind", "file"), [("config", "prometheus.yml"), ("rules", "rules.yml")])
-def test_promtool_takes_it(kind: str, file: str) -> None:
+def test_promtool_accepts_the_file(kind: str, file: str) -> None:
     done = promtool("check", kind, "--lint-fatal", PROMETHEUS / file)
     assert done.returncode == 0, done.stderr
 
 
 @needs_prometheus
-def test_each_alert_says_what_is_wrong_when_it_is_and_nothing_else() -> None:
+def test_each_alert_fires_with_its_text_when_it_should_and_only_then() -> None:
     cases = Path(__file__).parent / "alerts.test.yml"
     done = promtool("test", "rules", cases)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,7 +62,7 @@ def test_each_alert_says_what_is_wrong_when_it_is_and_nothing_else() -> None:
     assert fired == {rule["alert"] for rule in RULES}
 
 
-# --- what the files name ---------------------------------------------------------------------------------------------
+# --- names -----------------------------------------------------------------------------------------------------------
 
 
 def panels() -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def test_grafana_asks_prometheus_and_finds_the_dashboard() -> None:
     assert source["jsonData"]["timeInterval"] == CONFIG["global"]["scrape_interval"]
 
 
-def test_the_panels_do_not_overlap_and_have_an_id_each() -> None:
+def test_panels_do_not_overlap_and_have_unique_ids() -> None:
     taken = [
         (x, y)
         for position in (panel["gridPos"] for panel in panels())
@@ -122,7 +122,7 @@ def test_the_dashboard_shows_every_metric_but_a_few() -> None:
     }
 
 
-# --- the real thing --------------------------------------------------------------------------------------------------
+# --- a real Prometheus -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Prometheus:
         return answer.json()["data"]
 
     def values(self, query: str) -> list[float]:
-        """The value of each series that an instant query gives, as the dashboard asks when it shows everything."""
+        """The value of each series of an instant query, for all models and instances."""
         for name in ("model", "instance"):
             query = query.replace(f"${name}", ".*")
         found = self.ask("query", query=query.replace("$__rate_interval", "10s"))
@@ -146,7 +146,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """Run Prometheus with the files of deploy/, on a free port, with `target` for what a name server would tell."""
+    """Run Prometheus with the files of deploy/ on a free port. It scrapes `target` instead of asking a name server."""
     config = json.loads(json.dumps(CONFIG))
     config["global"] = dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "500ms")
     for job in config["scrape_configs"]:
@@ -172,7 +172,7 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
                     break
             else:
                 raise AssertionError("".join(lines))
-            # Nobody reads on: an unread pipe would fill and stop it.
+            # A full pipe would stop Prometheus, so read it to its end.
             threading.Thread(target=process.stderr.read, daemon=True).start()
             hung.cancel()
             with httpx.Client(base_url=f"http://{found[1]}", timeout=PATIENCE) as client:
@@ -185,7 +185,7 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """`roots`, which fails where its input is negative."""
+    """A server of `roots`, which fails for a negative input."""
     folder = tmp_path_factory.mktemp("monitored")
     (folder / "models").mkdir()
     write_roots(folder / "models")
@@ -201,7 +201,7 @@ def watching(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def send(server: Served) -> dict[str, int]:
-    """Ask what is answered and what is refused; how many of each status."""
+    """Send requests that succeed and requests that fail; return the count of each status."""
     good, negative = b'{"instances": [[1, 3], [4, 5]]}', b'{"instances": [[-1, 0]]}'
     for path, headers, body, status in (
         ("/predict", (), good, 200),
@@ -216,7 +216,7 @@ def send(server: Served) -> dict[str, int]:
 
 
 @needs_prometheus
-def test_it_counts_what_was_asked(served: Served, watching: Prometheus) -> None:
+def test_prometheus_counts_the_requests(served: Served, watching: Prometheus) -> None:
     def counted() -> dict[str, float]:
         found = watching.ask("query", query="sum by (status) (foldserve_requests_total)")["result"]
         return {series["metric"]["status"]: float(series["value"][1]) for series in found}
@@ -230,9 +230,9 @@ def test_it_counts_what_was_asked(served: Served, watching: Prometheus) -> None:
 
 @needs_prometheus
 @pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
-def test_each_query_of_the_dashboard_gets_numbers(query: str, served: Served, watching: Prometheus) -> None:
+def test_each_query_of_the_dashboard_returns_numbers(query: str, served: Served, watching: Prometheus) -> None:
     def numbers() -> bool:
-        send(served)  # a rate is one of what happens
+        send(served)  # a rate needs new requests
         values = watching.values(query)
         return bool(values) and all(map(math.isfinite, values))
 
@@ -240,7 +240,7 @@ def test_each_query_of_the_dashboard_gets_numbers(query: str, served: Served, wa
 
 
 @needs_prometheus
-def test_the_dashboard_shows_the_errors_that_there_are(served: Served, watching: Prometheus) -> None:
+def test_the_dashboard_shows_the_share_of_errors(served: Served, watching: Prometheus) -> None:
     (share,) = (target["expr"] for panel in panels() if panel["title"] == "Errors" for target in panel["targets"])
     # Two requests in five that reach the model: 500 and 504.
     until(lambda: send(served) and any(abs(value - 0.4) < 0.1 for value in watching.values(share)))
@@ -248,18 +248,20 @@ def test_the_dashboard_shows_the_errors_that_there_are(served: Served, watching:
 
 @needs_prometheus
 @pytest.mark.parametrize("variable", DASHBOARD["templating"]["list"], ids=lambda variable: variable["name"])
-def test_the_dashboard_can_be_narrowed(variable: dict[str, Any], served: Served, watching: Prometheus) -> None:
+def test_the_variables_of_the_dashboard_list_the_models_and_servers(
+    variable: dict[str, Any], served: Served, watching: Prometheus
+) -> None:
     series, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
     expected = {"model": ["roots"], "instance": [served.url.removeprefix("http://")]}
     until(lambda: watching.ask(f"label/{label}/values", **{"match[]": series}) == expected[variable["name"]])
 
 
 @needs_prometheus
-def test_the_queries_of_the_metrics_page_are_understood(served: Served, watching: Prometheus) -> None:
+def test_prometheus_accepts_the_queries_of_the_metrics_page(served: Served, watching: Prometheus) -> None:
     send(served)
     page = (ROOT / "docs" / "metrics.md").read_text()
     blocks = re.findall("```promql\n(.+?)```", page, re.DOTALL)
-    # A line that begins anew is a query of its own.
+    # A line without indentation starts a new query.
     queries = list(itertools.chain.from_iterable(re.split(r"\n(?=\S)", block.strip()) for block in blocks))
     assert len(queries) >= 5
     for query in queries:
@@ -267,7 +269,7 @@ def test_the_queries_of_the_metrics_page_are_understood(served: Served, watching
 
 
 @needs_prometheus
-def test_each_rule_is_evaluated_and_none_fires_while_all_is_well(watching: Prometheus) -> None:
+def test_each_rule_is_evaluated_and_does_not_fire_on_a_healthy_server(watching: Prometheus) -> None:
     def rules() -> list[dict[str, Any]]:
         return [rule for group in watching.ask("rules")["groups"] for rule in group["rules"]]
 
@@ -277,7 +279,7 @@ def test_each_rule_is_evaluated_and_none_fires_while_all_is_well(watching: Prome
 
 
 @needs_prometheus
-def test_a_server_that_is_gone_is_noticed(tmp_path: Path) -> None:
+def test_a_stopped_server_makes_the_alert_pending(tmp_path: Path) -> None:
     def state() -> str:
         rules = [rule for group in watcher.ask("rules")["groups"] for rule in group["rules"]]
         return next(rule["state"] for rule in rules if rule["name"] == "FoldserveNotReady")
@@ -294,6 +296,6 @@ def test_a_server_that_is_gone_is_noticed(tmp_path: Path) -> None:
 
 
 @needs_prometheus
-def test_the_health_commands_ask_for_pages_that_there_are(watching: Prometheus) -> None:
+def test_the_health_check_of_prometheus_asks_for_an_existing_page(watching: Prometheus) -> None:
     url = SERVICES["prometheus"]["healthcheck"]["test"][-1]
     assert watching.client.head(url.removeprefix("http://127.0.0.1:9090")).status_code == 200
