@@ -1,7 +1,7 @@
 """The server that every client asks, and the outputs of ONNX Runtime alone for the same rows.
 
-`make test-clients` runs these tests in the environment of the clients, which has no foldserve. SERVER_PYTHON is a Python
-that has it. Elsewhere the clients are missing, and their tests are skipped with that reason.
+`make test-clients` runs these tests in the environment of the clients, which has no foldserve. SERVER_PYTHON is a
+Python that has it. Elsewhere the clients are missing, and their tests are skipped with that reason.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Put perf_analyzer into the environment of the given Python: install_perf_analyzer.sh .venv-clients/bin/python
+# Install perf_analyzer into the environment of a Python: install_perf_analyzer.sh .venv-clients/bin/python
 #
-# Its wheels need glibc 2.38. On an older Debian or Ubuntu it is the last one that tritonclient's wheels have carried,
-# with the two libraries that it links besides. A wheel of this name before 2.58 is an empty placeholder.
+# Its wheels need glibc 2.38. An older Debian or Ubuntu gets the last perf_analyzer in a wheel of tritonclient, with the
+# two libraries that it links. Wheels of perf-analyzer before 2.58 are empty placeholders.
 set -euo pipefail
 python=$(realpath --no-symlinks "$1")
 environment=$(dirname "$(dirname "$python")")

@@ -1,7 +1,7 @@
 """The server that the clients ask. It runs in a Python with foldserve, which the clients' environment does not have.
 
-`python -m tests.clients.served FOLDER` fills FOLDER/models, serves it, prints the URL, and exits when its standard input
-closes.
+`python -m tests.clients.served FOLDER` fills FOLDER/models, serves it, prints the URL, and exits when its standard
+input closes.
 """
 
 import shutil

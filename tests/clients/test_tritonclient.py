@@ -48,7 +48,7 @@ def refused(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[
     return caught.value.status(), caught.value.message()
 
 
-# --- what the server tells of itself ---------------------------------------------------------------------------------
+# --- health and metadata ---------------------------------------------------------------------------------------------
 
 
 def test_the_server_is_live_and_ready(client):
@@ -63,31 +63,31 @@ def test_the_server_is_live_and_ready(client):
         *[("digits", "2", False), ("roots", "3", False), ("nobody", "", False), ("nobody", "1", False)],
     ],
 )
-def test_a_model_is_ready_and_an_unknown_one_or_version_is_not(client, model, version, ready):
+def test_only_a_known_model_and_version_is_ready(client, model, version, ready):
     assert client.is_model_ready(model, version) is ready
 
 
-def test_the_server_names_the_extensions_that_it_has(client):
-    told = client.get_server_metadata()
-    assert told["name"] == "foldserve"
-    assert told["version"]
-    assert {"binary_tensor_data", "model_configuration", "model_repository", "statistics"} == set(told["extensions"])
+def test_the_server_lists_its_extensions(client):
+    answer = client.get_server_metadata()
+    assert answer["name"] == "foldserve"
+    assert answer["version"]
+    assert {"binary_tensor_data", "model_configuration", "model_repository", "statistics"} == set(answer["extensions"])
 
 
-def test_a_model_tells_its_versions_and_tensors(client):
-    told = client.get_model_metadata("digits")
-    assert (told["name"], told["versions"]) == ("digits", ["1"])
-    assert told["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 64]}]
-    assert told["outputs"] == [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}]
+def test_the_metadata_has_versions_and_tensors(client):
+    answer = client.get_model_metadata("digits")
+    assert (answer["name"], answer["versions"]) == ("digits", ["1"])
+    assert answer["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 64]}]
+    assert answer["outputs"] == [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}]
     assert sorted(client.get_model_metadata("roots", "1")["versions"]) == ["1", "2"]
 
 
-def test_a_model_tells_its_configuration_with_dimensions_that_leave_out_the_batch(client):
-    told = client.get_model_config("digits", "1")
-    assert told["name"] == "digits"
-    assert told["max_batch_size"] >= 1024
-    assert told["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": [64]}]
-    assert told["output"] == [{"name": "probabilities", "data_type": "TYPE_FP32", "dims": [10]}]
+def test_the_configuration_has_dimensions_without_the_batch(client):
+    answer = client.get_model_config("digits", "1")
+    assert answer["name"] == "digits"
+    assert answer["max_batch_size"] >= 1024
+    assert answer["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": [64]}]
+    assert answer["output"] == [{"name": "probabilities", "data_type": "TYPE_FP32", "dims": [10]}]
 
 
 def test_the_repository_index_lists_every_version(client):
@@ -98,7 +98,7 @@ def test_the_repository_index_lists_every_version(client):
     }
 
 
-def test_the_statistics_grow_by_what_was_sent(client):
+def test_the_statistics_grow_by_the_sent_rows(client):
     def counts() -> list[int]:
         (stats,) = client.get_inference_statistics("digits", "1")["model_stats"]
         kinds = ("success", "queue", "compute_input", "compute_infer", "compute_output")
@@ -120,8 +120,8 @@ def test_the_statistics_count_what_was_refused_as_failed(client):
 
 
 def test_the_statistics_without_a_name_are_those_of_all_models(client):
-    told = {(stats["name"], stats["version"]) for stats in client.get_inference_statistics()["model_stats"]}
-    assert told == {("digits", "1"), ("roots", "1"), ("roots", "2"), ("gaps", "1"), ("wide", "1")}
+    listed = {(stats["name"], stats["version"]) for stats in client.get_inference_statistics()["model_stats"]}
+    assert listed == {("digits", "1"), ("roots", "1"), ("roots", "2"), ("gaps", "1"), ("wide", "1")}
 
 
 # --- infer -----------------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_the_id_comes_back_and_the_model_says_who_it_is(client):
     assert "id" not in client.infer("digits", [tensor(pixels(1))]).get_response()
 
 
-def test_the_newest_version_answers_and_each_by_its_number(client, server):
+def test_the_newest_version_answers_by_default_and_each_by_its_number(client, server):
     rows = np.array([[1, 3], [4, 5]], np.float32)
     for asked, version in (("", 2), ("1", 1), ("2", 2)):
         answer = client.infer("roots", [tensor(rows)], model_version=asked)
@@ -212,7 +212,7 @@ def test_a_large_answer_is_compressed_and_the_client_can_read_it(server):
     assert len(content) < result.as_numpy("probabilities").nbytes
 
 
-def test_rows_by_hand_are_answered_in_a_form_that_the_client_reads(server):
+def test_the_client_reads_the_answer_to_a_raw_request(server):
     rows = pixels(3)
     connection = http.client.HTTPConnection(server.address, timeout=60)
     connection.request("POST", "/v2/models/digits/infer", rows.tobytes(), {"Inference-Header-Content-Length": "0"})
@@ -223,7 +223,7 @@ def test_rows_by_hand_are_answered_in_a_form_that_the_client_reads(server):
     server.assert_right(result.as_numpy("probabilities"), rows)
 
 
-def test_a_timeout_that_is_long_enough_changes_nothing(client, server):
+def test_a_long_timeout_changes_nothing(client, server):
     rows = pixels(2)
     answer = client.infer("digits", [tensor(rows)], timeout=5_000_000)
     server.assert_right(answer.as_numpy("probabilities"), rows)
@@ -235,13 +235,13 @@ def test_a_timeout_that_has_passed_is_refused(client):
     assert "deadline" in text
 
 
-def test_parameters_of_the_clients_own_and_priorities_are_let_pass(client, server):
+def test_custom_parameters_and_priorities_are_accepted(client, server):
     rows = pixels(2)
     answer = client.infer("digits", [tensor(rows)], priority=1, parameters={"tenant": "a"}, query_params={"a": "b"})
     server.assert_right(answer.as_numpy("probabilities"), rows)
 
 
-def test_the_asynchronous_half_of_the_sync_client_gives_every_request_its_own_rows(server):
+def test_asynchronous_requests_of_the_sync_client_get_their_own_rows(server):
     batches = [pixels(1 + i % 3, seed=i) for i in range(40)]
     with triton.InferenceServerClient(server.address, concurrency=8) as client:
         pending = [client.async_infer("digits", [tensor(rows)]) for rows in batches]
@@ -287,20 +287,20 @@ def test_a_refusal_names_the_row_and_the_column(client):
     assert refused(client.infer, "roots", [tensor(rows)]) == ("400", text)
 
 
-def test_nan_in_json_is_no_json(client):
+def test_nan_in_json_is_refused(client):
     rows = np.array([[np.nan, 2]], np.float32)
     status, text = refused(client.infer, "gaps", [tensor(rows, binary=False)])
     assert status == "400"
     assert text.startswith("the body is not valid JSON")
 
 
-def test_text_is_no_number(client):
+def test_text_is_refused(client):
     words = np.full((1, 64), b"7", object)
     given = triton.InferInput("input", [1, 64], "BYTES").set_data_from_numpy(words)
     assert refused(client.infer, "digits", [given]) == ("400", "the datatype of 'input' is not numeric")
 
 
-def test_an_output_that_there_is_not_and_a_classification_are_refused(client):
+def test_an_unknown_output_and_a_classification_are_refused(client):
     status, text = refused(client.infer, "digits", [tensor(pixels(1))], outputs=[wanted("logits")])
     assert (status, text) == ("400", "\"outputs\" is not exactly the one tensor 'probabilities'")
     status, text = refused(client.infer, "digits", [tensor(pixels(1))], outputs=[wanted(class_count=3)])
@@ -308,13 +308,13 @@ def test_an_output_that_there_is_not_and_a_classification_are_refused(client):
     assert "classification" in text
 
 
-def test_a_model_that_gives_no_number_is_the_servers_failure(client):
+def test_a_non_finite_output_is_a_server_error(client):
     status, text = refused(client.infer, "roots", [tensor(np.array([[-1, -2]], np.float32))])
     assert status == "500"
     assert "finite" in text
 
 
-def test_whatever_is_compressed_in_another_way_or_broken_is_refused(client):
+def test_an_unknown_or_damaged_compression_is_refused(client):
     given = [tensor(pixels(1))]
     assert refused(client.infer, "digits", given, headers={"Content-Encoding": "br"})[0] == "415"
     assert refused(client.infer, "digits", given, headers={"Content-Encoding": "gzip"})[0] == "400"
@@ -328,14 +328,14 @@ def test_whatever_is_compressed_in_another_way_or_broken_is_refused(client):
         *[("get_trace_settings", []), ("get_log_settings", []), ("get_model_metadata", ["nobody"])],
     ],
 )
-def test_what_is_not_offered_is_an_exception_that_the_client_can_read(client, call, arguments):
+def test_an_unsupported_call_raises_an_exception(client, call, arguments):
     status, text = refused(getattr(client, call), *arguments)
     assert status == "404"
     assert text in ("Not Found", "unknown model")
 
 
 @pytest.mark.parametrize("call", ["load_model", "unload_model"])
-def test_who_would_load_or_unload_a_model_learns_why_not(client, call):
+def test_loading_and_unloading_a_model_is_refused_with_the_reason(client, call):
     status, text = refused(getattr(client, call), "digits")
     assert status == "400"
     assert text == "models are loaded only when the server starts"
@@ -350,10 +350,10 @@ def test_shared_memory_as_an_input_is_refused(client):
 
 
 # --- asyncio ---------------------------------------------------------------------------------------------------------
-# This client says Accept-Encoding: gzip, deflate, br with every request, and reads only infer's answers compressed.
+# This client sends Accept-Encoding: gzip, deflate, br with every request, but decompresses only responses of infer.
 
 
-def test_the_asyncio_client_reads_all_that_a_server_and_a_model_tell(server):
+def test_the_asyncio_client_reads_health_and_metadata(server):
     async def ask() -> None:
         async with aio.InferenceServerClient(server.address) as client:
             assert await client.is_server_live()

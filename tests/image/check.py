@@ -1,7 +1,7 @@
-"""Builds the images and proves what they promise: `make image-check IMAGE_TOOL=docker`.
+"""Builds, runs and tests the images: `make image-check IMAGE_TOOL=docker`.
 
-It knows the images from outside: their configuration, their files, HTTP, signals, exit statuses. A failed check ends it
-with status 1; every line that it prints is one that held.
+It sees the images from outside: configuration, files, HTTP, signals, exit statuses. It prints a line for each check
+that passed. The first check that fails ends it with status 1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST = {"cpu": 300 * 10**6, "gpu": 2 * 10**9}  # bytes of files above the base
 DRAIN = 20  # seconds: the default of the setting drain_timeout
 PATIENCE = 300  # turns a hang into a failure
 
-# Run in an image by its own Python, as its own user; prints JSON. What may be written to is looked for, not assumed.
+# The Python of an image runs this as the user of the image. It prints JSON. It looks for every writable folder.
 PROBE = """
 import importlib.util, json, os, shutil, sys
 from pathlib import Path
@@ -50,7 +50,7 @@ for source in Path(sys.prefix).rglob("*.py"):
     sources += 1
     try:
         head = Path(importlib.util.cache_from_source(str(source))).read_bytes()[:16]
-        # Not by the time of the source, but by its content (PEP 552).
+        # Bytecode is checked by the content of its source, not by its time (PEP 552).
         fresh = head[4] == 1 and head[8:] == importlib.util.source_hash(source.read_bytes())
     except OSError:
         fresh = False
@@ -66,7 +66,7 @@ print(json.dumps({
 }))
 """
 
-# Takes the port, then starts the service: no other way to have it taken is the same for every tool.
+# Binds the port, then starts the service in the same container, which works with every tool.
 TAKEN = """
 import os, socket, subprocess, sys
 taken = socket.create_server(("0.0.0.0", int(os.environ["FOLDSERVE_PORT"])))
@@ -74,20 +74,20 @@ sys.exit(subprocess.call(["foldserve", "serve"]))
 """
 
 
-class BrokenPromiseError(Exception):
-    """Something that an image promises doesn't hold."""
+class CheckFailedError(Exception):
+    """A check failed."""
 
 
 def held(condition: object, what: str, found: object = "") -> None:
-    """Say that `what` holds, or raise `BrokenPromiseError` with what was found."""
+    """Print that the check `what` passed, or raise `CheckFailedError` with `found`."""
     if not condition:
-        raise BrokenPromiseError(f"{what}: {found}" if found != "" else what)
+        raise CheckFailedError(f"{what}: {found}" if found != "" else what)
     print(f"  ok  {what}", flush=True)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a container that has ended left behind."""
+    """The exit status and the output of a container that has ended."""
 
     status: int
     stdout: str
@@ -96,39 +96,37 @@ class Ended:
 
 @dataclass(frozen=True)
 class Image:
-    """One image, and what runs it."""
+    """One image, and the tool that runs it."""
 
     tool: Tool
     tag: str
 
     def ran(self, *arguments: str, **how: Any) -> Ended:
-        """Run it to its end; a hang is a failure."""
+        """Run it until it exits; a hang is a failure."""
         with self.tool.start(self.tag, *arguments, **how) as process:
             try:
                 stdout, stderr = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 self.tool.stop(process)
-                raise BrokenPromiseError(
-                    f"{self.tag} {' '.join(arguments)} has not ended within {PATIENCE} s"
-                ) from None
+                raise CheckFailedError(f"{self.tag} {' '.join(arguments)} has not ended within {PATIENCE} s") from None
         return Ended(process.returncode, stdout, stderr)
 
     def probed(self) -> dict[str, Any]:
-        """What `PROBE` finds in it."""
+        """Run `PROBE` in it and return its JSON."""
         done = self.ran("-c", PROBE, program="python")
         held(done.status == 0, "its own Python runs in it", done.stderr)
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
     def healthy(self, service: Service) -> Ended:
-        """Run the image's HEALTHCHECK beside a service."""
+        """Run the HEALTHCHECK of the image in the network of a service."""
         kind, program, *arguments = self.tool.config(self.tag)["Healthcheck"]["Test"]
         held(kind == "CMD", "the health check needs no shell", kind)
         return self.ran(*arguments, program=program, env={"FOLDSERVE_PORT": str(service.port)}, beside=service.process)
 
     @contextmanager
     def serving(self, *arguments: str, **how: Any) -> Iterator[Service]:
-        """Start it, wait until it says that it serves, and stop it at the end."""
+        """Start it, wait until it serves, and stop it at the end."""
         port = free_port()
         env = {"FOLDSERVE_PORT": str(port), **how.pop("env", {})}
         with self.tool.start(self.tag, *arguments, env=env, port=port, **how) as process:
@@ -139,7 +137,7 @@ class Image:
                 line = process.stdout.readline()
                 hung.cancel()
                 if " serves " not in line:
-                    raise BrokenPromiseError(f"{self.tag} does not serve: {line}{process.communicate()[1]}")
+                    raise CheckFailedError(f"{self.tag} does not serve: {line}{process.communicate()[1]}")
                 yield Service(self.tool, process, port)
             finally:
                 hung.cancel()
@@ -149,14 +147,14 @@ class Image:
 
 @dataclass(frozen=True)
 class Service:
-    """A container that has said that it serves."""
+    """A container that serves."""
 
     tool: Tool
     process: subprocess.Popen[str]
     port: int
 
     def asked(self, path: str, body: object = None) -> tuple[int, Any]:
-        """Send one request; the status and the parsed JSON of the answer."""
+        """Send one request; return the status and the parsed JSON of the response."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
             None if body is None else json.dumps(body).encode(),
@@ -169,7 +167,7 @@ class Service:
             return error.code, json.load(error)
 
     def stopped(self) -> tuple[int, float, str]:
-        """Send SIGTERM: the exit status, the seconds until then, and the log."""
+        """Send SIGTERM; return the exit status, the seconds until the exit, and the log."""
         began = time.monotonic()
         self.tool.stop(self.process)
         _, stderr = self.process.communicate(timeout=PATIENCE)
@@ -182,7 +180,7 @@ def free_port() -> int:
 
 
 def one_line(done: Ended, *expected: str) -> bool:
-    """Whether it was refused in a line that says all that is expected, and left with 1."""
+    """Whether it exited with 1 and one line on standard error that contains every expected text."""
     lines = done.stderr.splitlines()
     return done.status == 1 and len(lines) == 1 and all(text in lines[0] for text in expected)
 
@@ -191,7 +189,7 @@ def one_line(done: Ended, *expected: str) -> bool:
 
 
 def build(tool: Tool, which: str, arguments: Mapping[str, str]) -> None:
-    """Build one of the images as the Makefile does."""
+    """Build one of the images in the same way as the Makefile."""
     runtime = {} if which == "trainer" else {"RUNTIME": which}
     tool.build(ROOT, "trainer" if which == "trainer" else "service", TAGS[which], {**arguments, **runtime})
 
@@ -200,7 +198,7 @@ def check_configuration(image: Image) -> None:
     config = image.tool.config(image.tag)
     held(config["User"] == f"{UID}:{UID}", f"its user is {UID}", config["User"])
     held(config["StopSignal"] == "SIGTERM", "it is stopped by SIGTERM", config.get("StopSignal"))
-    held(config["Entrypoint"][0].endswith("tini"), "an init stands before it", config["Entrypoint"])
+    held(config["Entrypoint"][0].endswith("tini"), "its entrypoint is tini", config["Entrypoint"])
     labels = config["Labels"]
     for name in ("version", "revision", "created", "licenses", "title", "base.name"):
         held(labels.get(f"org.opencontainers.image.{name}"), f"its label {name} is set", labels)
@@ -211,10 +209,10 @@ def check_files(image: Image, *, torch: bool) -> None:
     held((found["uid"], found["gid"]) == (UID, UID), f"it runs as {UID}:{UID}", found)
     held(found["tmp"] and not found["writable"], "with a read-only root only /tmp can be written to", found["writable"])
     held(found["sources"] and not found["stale"], f"{found['sources']} modules are compiled", found["stale"][:5])
-    held(not found["compilers"], "no compiler is in it", found["compilers"])
-    held(not found["caches"], "no cache is in it", found["caches"][:5])
-    held(not found["cudnn"], "no file of cuDNN is in it", found["cudnn"])
-    held(found["torch"] == torch, f"torch is {'' if torch else 'not '}in it")
+    held(not found["compilers"], "it has no compiler", found["compilers"])
+    held(not found["caches"], "it has no cache", found["caches"][:5])
+    held(not found["cudnn"], "it has no file of cuDNN", found["cudnn"])
+    held(found["torch"] == torch, f"it has {'' if torch else 'no '}torch")
 
 
 def check_size(image: Image, most: int | None) -> None:
@@ -224,7 +222,7 @@ def check_size(image: Image, most: int | None) -> None:
 
 
 def check_serves(image: Image, *arguments: str, **how: Any) -> None:
-    """The digits inside are served, healthily, and SIGTERM ends that."""
+    """The image serves its digits, is healthy, and ends at SIGTERM."""
     with image.serving(*arguments, **how) as service:
         zeros = {"instances": [[0.0] * 64]}
         status, answer = service.asked("/v1/models/digits:predict", zeros)
@@ -239,7 +237,7 @@ def check_serves(image: Image, *arguments: str, **how: Any) -> None:
 
 
 def check_drains(image: Image) -> None:
-    """What was accepted before SIGTERM is answered, while others ask as fast as they can."""
+    """A request that was accepted before SIGTERM is answered, under load."""
     with image.serving() as service:
         rows = {"instances": [[float(place % 17) for place in range(64)]] * 2_000}
         body = json.dumps(rows).encode()
@@ -256,7 +254,7 @@ def check_drains(image: Image) -> None:
                 while True:
                     others.add(service.asked("/predict", rows)[0])
                     sent.set()
-            except (OSError, http.client.HTTPException, ValueError):  # no longer accepted
+            except (OSError, http.client.HTTPException, ValueError):  # the server accepts no more connections
                 sent.set()
 
         threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
@@ -266,14 +264,18 @@ def check_drains(image: Image) -> None:
         ended: list[tuple[int, float, str]] = []
         stopping = threading.Thread(target=lambda: ended.append(service.stopped()), daemon=True)
         stopping.start()
-        for thread in threads:  # each ends when the server takes no more
+        for thread in threads:  # each ends when the server accepts no more
             thread.join(PATIENCE)
         accepted.send(body[len(body) // 2 :])
         answer = accepted.getresponse()
         whole = len(json.loads(answer.read()).get("predictions", ()))
         stopping.join(PATIENCE)
-    held((answer.status, whole) == (200, 2_000), "what was accepted before SIGTERM is answered in whole", answer.status)
-    held(others <= {200, 503}, "under load, others get their answers or a 503", others)
+    held(
+        (answer.status, whole) == (200, 2_000),
+        "a request that was accepted before SIGTERM gets its whole response",
+        answer.status,
+    )
+    held(others <= {200, 503}, "under load, other requests get a response or a 503", others)
     ((status, seconds, log),) = ended
     held(status == 0 and seconds < DRAIN, f"SIGTERM under load ends it with 0 after {seconds:.1f} s", (status, log))
 
@@ -318,7 +320,7 @@ def check_cpu(image: Image, scratch: Path) -> None:
 
 
 def check_gpu(image: Image, _: Path) -> None:
-    """Where there is no GPU, which is the case of every container that was not given one."""
+    """Check the image for CUDA in a container without a GPU."""
     check_configuration(image)
     check_files(image, torch=False)
     done = image.ran("serve", "--device", "cuda")
@@ -340,7 +342,7 @@ def check_gpu(image: Image, _: Path) -> None:
 
 
 def check_trainer(image: Image, scratch: Path) -> None:
-    """A table in a mounted folder becomes a bundle that the service's image serves."""
+    """The trainer makes a bundle from a mounted table, and the image of the service serves it."""
     check_configuration(image)
     check_files(image, torch=True)
     tables, models = folder(scratch / "tables"), folder(scratch / "models", mode=0o777)
@@ -353,7 +355,7 @@ def check_trainer(image: Image, scratch: Path) -> None:
     service_image = Image(image.tool, TAGS["cpu"])
     with service_image.serving(volumes={models: "/models"}) as service:
         _, answer = service.asked("/predict", {"instances": [{"width": 15, "height": 15}, {"width": 1, "height": 2}]})
-        held(answer.get("predictions") == ["big", "small"], "the service's image serves what it wrote", answer)
+        held(answer.get("predictions") == ["big", "small"], "the image of the service serves the new bundle", answer)
     readonly = folder(scratch / "shut")
     done = image.ran(*fit, volumes={tables: "/work", readonly: "/models"})
     held(one_line(done, "/models"), f"a read-only models folder: {done.stderr.strip()}", done)
@@ -374,9 +376,11 @@ CHECKS: Mapping[str, Callable[[Image, Path], None]] = {"cpu": check_cpu, "gpu": 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tool", default="docker", help="command that builds and runs images (default: docker)")
-    parser.add_argument("--build-arg", metavar="K=V", action="append", default=[], help="of every build")
-    parser.add_argument("--only", choices=CHECKS, action="append", help="this image alone; may be given again")
-    parser.add_argument("--no-build", action="store_true", help="check the images that are there")
+    parser.add_argument(
+        "--build-arg", metavar="K=V", action="append", default=[], help="a build argument of every image"
+    )
+    parser.add_argument("--only", choices=CHECKS, action="append", help="check this image; repeat it for several")
+    parser.add_argument("--no-build", action="store_true", help="check the existing images")
     options = parser.parse_args()
     tool = named(options.tool)
     chosen = [which for which in CHECKS if not options.only or which in options.only]
@@ -385,11 +389,11 @@ def main() -> int:
             build(tool, which, dict(argument.split("=", 1) for argument in options.build_arg))
         for which in chosen:
             print(TAGS[which], flush=True)
-            # What a container wrote is its user's, and only root may clear it away.
+            # Only root may remove the files that a container wrote as its own user.
             with tempfile.TemporaryDirectory(prefix="foldserve-image-", ignore_cleanup_errors=True) as scratch:
                 Path(scratch).chmod(0o755)
                 CHECKS[which](Image(tool, TAGS[which]), Path(scratch))
-    except BrokenPromiseError as failed:
+    except CheckFailedError as failed:
         print(f"FAIL  {failed}", file=sys.stderr)
         return 1
     except subprocess.CalledProcessError as error:
@@ -397,7 +401,8 @@ def main() -> int:
         return 1
     except FileNotFoundError as error:
         print(
-            f"image-check: error: {error.filename} is not there: IMAGE_TOOL names what builds images", file=sys.stderr
+            f"image-check: error: {error.filename} is not installed; set IMAGE_TOOL to a program that builds images",
+            file=sys.stderr,
         )
         return 1
     return 0

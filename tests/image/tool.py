@@ -1,8 +1,8 @@
-"""What builds and runs an image for the checks: Docker, or a stand-in for where there is no engine.
+"""Builds and runs images for the checks, with Docker or with another program. It does not know foldserve.
 
-A stand-in is a program with the commands `build [-f FILE] [--build-arg K=V]... TAG CONTEXT`, `run [--read-only]
-[-v HOST:PATH]... [-e K=V]... TAG [COMMAND...]`, where COMMAND replaces the entrypoint and the network is the host's,
-`config TAG`, which prints Docker's JSON, and `size TAG`, in bytes. It knows nothing of foldserve.
+Another program needs these commands: `build [-f FILE] [--build-arg K=V]... TAG CONTEXT`; `run [--read-only]
+[-v HOST:PATH]... [-e K=V]... TAG [COMMAND...]`, where COMMAND replaces the entrypoint and the network is the host's;
+`config TAG`, which prints Docker's JSON; `size TAG`, which prints bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 
 def only(dockerfile: str, target: str) -> str:
-    """Leave of a Dockerfile what its stage `target` is made of, for a tool that builds the last stage, and no other."""
+    """Reduce a Dockerfile to the stages that `target` needs, for a tool that builds the last stage."""
     head, *stages = re.split(r"^(?=FROM )", dockerfile, flags=re.MULTILINE)
     names = [re.match(r"FROM \S+ AS (\S+)", stage)[1] for stage in stages]
     needed, kept = {target}, []
@@ -53,10 +53,10 @@ class Docker:
         port: int | None = None,
         beside: subprocess.Popen[str] | None = None,
     ) -> subprocess.Popen[str]:
-        """Start the image's entrypoint, or `program`, with nothing to write to but /tmp and the volumes.
+        """Start the image's entrypoint, or `program`. It may write only to /tmp and the volumes; `stop` ends it.
 
-        Its `port` is the host's too; with `beside`, what 127.0.0.1 is to that one while it runs, it is to this one.
-        Without arguments and program it gets the image's own. `stop` ends it.
+        arguments: by default those of the image. port: is published on the host. beside: a running container whose
+        network this one shares.
         """
         flags = [flag for name, value in (env or {}).items() for flag in ("--env", f"{name}={value}")]
         flags += [flag for host, inside in (volumes or {}).items() for flag in ("--volume", f"{host}:{inside}")]
@@ -69,22 +69,22 @@ class Docker:
         return _started(command)
 
     def stop(self, process: subprocess.Popen[str]) -> None:
-        """Send SIGTERM to what was started."""
+        """Send SIGTERM to a started container."""
         process.terminate()
 
     def config(self, tag: str) -> dict[str, Any]:
-        """The image's configuration, as Docker names it."""
-        return json.loads(_said([self._program, "image", "inspect", "--format", "{{json .Config}}", tag]))
+        """The configuration of the image, in the form of Docker."""
+        return json.loads(_output([self._program, "image", "inspect", "--format", "{{json .Config}}", tag]))
 
     def size(self, tag: str) -> int:
-        """The bytes of the image's files."""
+        """The size of the files of the image, in bytes."""
         return int(
-            _said([self._program, "run", "--rm", "--user", "0", "--entrypoint", "du", tag, "-sbx", "/"]).split()[0]
+            _output([self._program, "run", "--rm", "--user", "0", "--entrypoint", "du", tag, "-sbx", "/"]).split()[0]
         )
 
 
-class StandIn:
-    """A program that builds and runs without an engine, and stands in for a base image by its tag alone."""
+class OtherTool:
+    """A program other than Docker. It knows base images by tag, not by digest."""
 
     def __init__(self, program: str) -> None:
         self._program = program
@@ -117,35 +117,34 @@ class StandIn:
         return _started([self._program, "run", "--read-only", *flags, tag, *replaced])
 
     def stop(self, process: subprocess.Popen[str]) -> None:
-        """Send SIGTERM to what was started.
+        """Send SIGTERM to the program in a started container.
 
-        To the program itself: a shell that stands before it, and is signalled, may give its own status for the
-        program's.
+        The program is a child of `process`. Signal it directly: a shell between them may exit with its own status.
         """
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
         for child in children:
             os.kill(int(child), signal.SIGTERM)
 
     def config(self, tag: str) -> dict[str, Any]:
-        """The image's configuration, as Docker names it."""
-        return json.loads(_said([self._program, "config", tag]))
+        """The configuration of the image, in the form of Docker."""
+        return json.loads(_output([self._program, "config", tag]))
 
     def size(self, tag: str) -> int:
-        """The bytes of the image's files."""
-        return int(_said([self._program, "size", tag]))
+        """The size of the files of the image, in bytes."""
+        return int(_output([self._program, "size", tag]))
 
 
-Tool = Docker | StandIn
+Tool = Docker | OtherTool
 
 
 def named(program: str) -> Tool:
-    """The tool whose command is `program`: Docker by that name, and else a stand-in."""
-    return Docker(program) if Path(program).name == "docker" else StandIn(program)
+    """Return the tool whose command is `program`."""
+    return Docker(program) if Path(program).name == "docker" else OtherTool(program)
 
 
 def _started(command: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def _said(command: Sequence[str]) -> str:
+def _output(command: Sequence[str]) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
