@@ -1,0 +1,63 @@
+"""The docs name files, modules, targets and layers that exist. Each page's own claims have their own tests."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), ROOT / "benchmarks/README.md"]
+)
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?://)([^)]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@each_page
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    named = re.findall(r"`((?:service|training|tests|docs|deploy|benchmarks|examples|requirements)/[\w./-]*)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@each_page
+def test_every_target_of_make_that_a_page_names_exists(page: Path) -> None:
+    named = set(re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8")))
+    assert {name for name in named if not re.search(rf"^{name}:", MAKEFILE, re.M)} == set()
+
+
+def test_the_hooks_of_pre_commit_run_targets_of_make() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    entries = [hook["entry"].removeprefix("make ") for hook in local["hooks"]]
+    assert entries == ["format", "lint"]
+    assert all(re.search(rf"^{target}: install", MAKEFILE, re.M) for target in entries)
+
+
+def test_make_help_lists_every_target_for_people() -> None:
+    (phony,) = re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)$", MAKEFILE, re.M)
+    assert set(phony.replace("\\", "").split()) == set(re.findall(r"^([a-z-]+):.* ## ", MAKEFILE, re.M))
+
+
+def test_the_editor_and_the_formatter_use_the_same_line_length() -> None:
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
+    assert f"max_line_length = {ruff['line-length']}\n" in (ROOT / ".editorconfig").read_text(encoding="utf-8")
