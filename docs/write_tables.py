@@ -1,7 +1,7 @@
-"""Writes the tables of docs/deployment.md that say again what stands elsewhere: `make docs`, and a test holds them.
+"""Writes the two generated tables of docs/deployment.md: `make docs`. A test checks that they are current.
 
-The settings are service/settings.py's, the sizes those that benchmarks/README.md has measured. It knows nothing else of
-the page than the two lines around each table.
+The settings come from service/settings.py, and the sizes from the measurements in benchmarks/README.md. Of the page, it
+knows only the two comments around each table.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ _LOADS = (
 
 
 def settings_table() -> str:
-    """One line a setting: flag, variable, default, what it means; Markdown."""
+    """Return the table of settings in Markdown: flag, variable, default, description."""
     lines = ["| flag | variable | default | |", "| --- | --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         value = field.default
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
         default = "" if value is None else f"`{text}`"
         lines.append(
-            f"| `--{name.replace('_', '-')}` | `{PREFIX}{name.upper()}` | {default} | {_plain(field.description)} |"
+            f"| `--{name.replace('_', '-')}` | `{PREFIX}{name.upper()}` | {default} | {_escape(field.description)} |"
         )
     return "\n".join(lines)
 
 
-def _plain(text: str | None) -> str:
-    """Escape what Markdown would take for its own."""
+def _escape(text: str | None) -> str:
+    """Escape the characters that have a meaning in Markdown."""
     return re.sub(r"([<|*_`])", r"\\\1", text or "")
 
 
 def sizes_table(measured: str) -> str:
-    """One line a load: what one core answers, from benchmarks/README.md, then its start and memory; Markdown.
+    """Return the table of loads that one core answers, and its start time and memory, in Markdown.
 
-    Raises `ValueError` when a figure of foldserve's is not there.
+    measured: the text of benchmarks/README.md. Raises `ValueError` if a figure of foldserve is missing there.
     """
     lines = ["| load on one core | rows/s | p50, ms | p99, ms |", "| --- | --- | --- | --- |"]
     for load, protocol in _LOADS:
@@ -55,34 +55,34 @@ def sizes_table(measured: str) -> str:
 
 
 def _measured(measured: str, table: str, protocol: str = "") -> list[str]:
-    """What stands behind foldserve's name, and the protocol, in the table under a heading."""
+    """Return the cells after foldserve's name, and after the protocol if given, in the table below a heading."""
     _, _, rest = measured.partition(f"\n{table}:\n\n")
     for line in rest.partition("\n\n")[0].splitlines():
         name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         if name == "foldserve" and (not protocol or cells[0] == protocol):
             return cells[1:] if protocol else cells
-    raise ValueError(f"benchmarks/README.md has no line of foldserve's under {table!r} {protocol}")
+    raise ValueError(f"benchmarks/README.md has no line for foldserve below {table!r} {protocol}")
 
 
 def written(page: str, measured: str) -> str:
-    """Give the page with its tables anew."""
+    """Return the page with its tables rewritten."""
     for name, table in (("settings", settings_table()), ("sizes", sizes_table(measured))):
         start, end = f"<!-- {name}: from here, by `make docs` -->", f"<!-- {name}: to here -->"
         before, _, rest = page.partition(start)
         _, found, after = rest.partition(end)
         if not found:
-            raise ValueError(f"{PAGE.name} has no place for {name}")
+            raise ValueError(f"{PAGE.name} has no comments around the table {name!r}")
         page = f"{before}{start}\n\n{table}\n\n{end}{after}"
     return page
 
 
 def main() -> int:
-    """Rewrite the page; with --check only say whether it is what it should be."""
+    """Rewrite the page. With --check, write nothing, and return 1 if the page is out of date."""
     page = PAGE.read_text(encoding="utf-8")
     new = written(page, (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
     if "--check" in sys.argv[1:]:
         if new != page:
-            sys.stderr.write(f"{PAGE.relative_to(ROOT)} is not what the settings and figures say: make docs\n")
+            sys.stderr.write(f"{PAGE.relative_to(ROOT)} is out of date: run make docs\n")
         return int(new != page)
     PAGE.write_text(new, encoding="utf-8")
     return 0

@@ -1,25 +1,27 @@
-"""`foldserve`: serve, health, verify, inspect, doctor, tune. Composes; nothing imports it.
+"""The command line of `foldserve`: its commands, their arguments, and the exit status.
 
-Exit status: 0 done, 1 refused with one line on standard error, or the doctor found something wrong, 2 a wrong command
-line.
+It parses, and calls the function that does the work; a command's code is imported when that command runs. Exit status:
+0 done; 1 refused, with one line on standard error, or the doctor found a problem; 2 a wrong command line.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
-from foldserve.service import bundle, settings
-from foldserve.service.bundle import Bundle
-from foldserve.service.errors import DeviceError, FoldserveError
+from foldserve.service import settings
+from foldserve.service.errors import FoldserveError
 from foldserve.service.settings import Settings
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_DEVICES = get_args(Settings.model_fields["device"].annotation)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FoldserveError as error:
         print(f"foldserve: error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `foldserve inspect ... | head`: nobody reads on, and the interpreter must not try again
+    except BrokenPipeError:  # `foldserve inspect ... | head`: the interpreter must not flush to the closed pipe at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
@@ -42,8 +44,37 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("foldserve", description="Serve folded, certified models over REST.")
     parser.add_argument("--version", action="version", version=f"foldserve {version('foldserve')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add(commands, "health", _health, "ask a running service whether it is ready")
+    for name, command, text in (
+        ("verify", _verify, "check a bundle again on this machine"),
+        ("inspect", _inspect, "show the contents of a bundle"),
+    ):
+        sub = _add(commands, name, command, text)
+        sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder <models>/<name>/<version>")
+    doctor = _add(commands, "doctor", _doctor, "find what is wrong with this machine")
+    _add_device(doctor)
+    doctor.add_argument("--json", action="store_true", help='print one object, {"ok": ..., "checks": [...]}')
+    _add_tune(commands)
+    return parser
 
-    serve = commands.add_parser("serve", help="serve every model of a folder", description=_serve.__doc__)
+
+def _add(
+    commands: Commands, name: str, command: Callable[[argparse.Namespace], int | None], text: str
+) -> argparse.ArgumentParser:
+    """Add a command. Its docstring is the description that `--help` shows."""
+    parser = commands.add_parser(name, help=text, description=command.__doc__)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=_DEVICES, default="auto", help="device that will serve (default: auto)")
+
+
+def _add_serve(commands: Commands) -> None:
+    """Add `serve`, with a flag for each setting. `Settings` validates every value, whichever source it comes from."""
+    serve = _add(commands, "serve", _serve, "serve every model of a folder")
     serve.add_argument("--config", type=Path, metavar="TOML", help="file with the settings below, names with _")
     for name, field in Settings.model_fields.items():
         flag = "--" + name.replace("_", "-")
@@ -52,29 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         if field.annotation is bool:
             serve.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
-            # Its value is checked with all the others, whichever source it comes from.
             metavar = "|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else name.upper()
             serve.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text)
-    serve.set_defaults(command=_serve)
 
-    health = commands.add_parser("health", help="ask a running service if it is ready", description=_health.__doc__)
-    health.set_defaults(command=_health)
 
-    for name, command, text in (
-        ("verify", _verify, "prove a bundle again on this machine"),
-        ("inspect", _inspect, "show what is in a bundle"),
-    ):
-        sub = commands.add_parser(name, help=text, description=command.__doc__)
-        sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder <models>/<name>/<version>")
-        sub.set_defaults(command=command)
-
-    doctor = commands.add_parser("doctor", help="say what is wrong with this machine", description=_doctor.__doc__)
-    devices = get_args(Settings.model_fields["device"].annotation)
-    doctor.add_argument("--device", choices=devices, default="auto", help="what is to serve (default: auto)")
-    doctor.add_argument("--json", action="store_true", help='print one object, {"ok": ..., "checks": [...]}')
-    doctor.set_defaults(command=_doctor)
-
-    tune = commands.add_parser("tune", help="find the settings that suit this machine", description=_tune.__doc__)
+def _add_tune(commands: Commands) -> None:
+    tune = _add(commands, "tune", _tune, "find the settings that suit this machine")
     tune.add_argument("model", type=Path, metavar="MODEL", help="folder <models>/<name>, or of one <version> in it")
     tune.add_argument(
         "-o",
@@ -82,15 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("foldserve.toml"),
         metavar="TOML",
-        help="file for `foldserve serve --config`; the picture goes beside it (default: foldserve.toml)",
+        help="file for `foldserve serve --config` (default: foldserve.toml)",
     )
-    tune.add_argument("--device", choices=devices, default="auto", help="what is to serve (default: auto)")
+    _add_device(tune)
     tune.add_argument(
         "--seconds", type=_seconds, default=20.0, metavar="S", help="about how long to measure (default: 20)"
     )
-    tune.add_argument("--json", action="store_true", help="print one object with all that was measured and chosen")
-    tune.set_defaults(command=_tune)
-    return parser
+    tune.add_argument("--json", action="store_true", help="print one object with every measurement and choice")
 
 
 def _seconds(text: str) -> float:
@@ -100,109 +112,57 @@ def _seconds(text: str) -> float:
     return value
 
 
+# --- the commands: a docstring is the text of `foldserve COMMAND --help` ---------------------------------------------
+
+
 def _serve(parsed: argparse.Namespace) -> None:
-    """Serve every model of a folder. Each setting is a flag, an environment variable or a line of --config; the
-    first that is given, in this order, wins."""
-    flags = {name: value for name, value in vars(parsed).items() if name in Settings.model_fields}
-    chosen = settings.load(flags, config=parsed.config)
-    # Imported late: the other commands need neither FastAPI nor its start-up time.
+    """Serve every model of a folder. Each setting is a flag, an environment variable or a line of the --config file. If
+    a setting is given more than once, the flag wins over the variable, and the variable over the file."""
     from foldserve.service.http.server import run
 
-    run(chosen)
+    flags = {name: value for name, value in vars(parsed).items() if name in Settings.model_fields}
+    run(settings.load(flags, config=parsed.config))
 
 
 def _health(_: argparse.Namespace) -> None:
-    """Ask the service at FOLDSERVE_HOST and FOLDSERVE_PORT (by default 127.0.0.1 and 8000) whether it is ready, every
-    model in it: the health check of a container. Exit status 1 when it is not, or nobody answers within 3 seconds."""
-    from foldserve.service.commands.health import ask
+    """Ask the service at FOLDSERVE_HOST and FOLDSERVE_PORT (by default 127.0.0.1 and 8000) whether all of its models
+    are ready. A container can use it as its health check. The exit status is 1 if a model is not ready, or if the
+    service does not answer within 3 seconds."""
+    from foldserve.service.commands import health
 
-    chosen = settings.load({})
-    print(f"ready: {ask(chosen.host, chosen.port, timeout=3)}")
+    loaded = settings.load({})
+    health.run(loaded.host, loaded.port)
 
 
 def _verify(parsed: argparse.Namespace) -> None:
-    """Prove a bundle again on this machine: the hash, the graph, its interface, and the golden rows on every
-    provider there is."""
-    from foldserve.service.runtime.golden import check_graph
-    from foldserve.service.runtime.load import load
-    from foldserve.service.runtime.session import Options
+    """Check a bundle again on this machine: its hash, its graph, its interface, and its golden rows on the CPU and, if
+    it answers, on CUDA."""
+    from foldserve.service.commands import verify
 
-    whole = bundle.read(parsed.bundle)
-    manifest = whole.manifest
-    _passed("hash", f"sha256 {manifest.model.sha256}, {manifest.model.size:,} bytes")
-    graph = check_graph(whole).graph
-    _passed("graph", f"{' '.join(node.op_type for node in graph.node)}, opset {manifest.model.opset}")
-    for options in (Options("cpu"), Options("cuda")):
-        try:
-            _, parity = load(whole, options)
-        except DeviceError as error:
-            if options.device == "cpu":
-                raise
-            print(f"none  {options.device:<12} {error}")
-            continue
-        _passed(
-            options.device,
-            f"{parity.rows} golden rows, alone, in pairs and together: off by {parity.max_absolute:.2g} at most, "
-            f"{parity.worst:.2%} of the tolerance",
-        )
-    print(f"{manifest.name}/{manifest.version} is the model that its manifest certifies")
-
-
-def _passed(check: str, what: str) -> None:
-    print(f"ok    {check:<12} {what}")
+    verify.run(parsed.bundle)
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
-    """Show what is in a bundle: what was folded where, sizes, metrics, certificate, provenance."""
-    from foldserve.service.commands.inspect import show
+    """Show the contents of a bundle: the model, its metrics, the folded layers, the certificate, the features, and the
+    provenance."""
+    from foldserve.service.commands import inspect
 
-    whole: Bundle = bundle.read(parsed.bundle)
-    show(whole)
+    inspect.run(parsed.bundle)
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
-    """Say what of this machine and environment is wrong, and the remedy: ONNX Runtime, driver, CUDA's libraries, GPUs,
-    processors and memory. Nothing about CUDA is wrong where it is not wanted: with --device cpu, and with auto unless
-    onnxruntime-gpu is installed. Exit status 1 when something is wrong."""
-    from foldserve.service.commands import doctor
+    """Find what is wrong with this machine and its packages, and print the remedy: ONNX Runtime, the driver, CUDA's
+    libraries, GPUs, processors and memory. A problem with CUDA counts only with --device cuda, and with --device auto
+    if onnxruntime-gpu is installed; otherwise it is a note. The exit status is 1 if something is wrong."""
+    from foldserve.service.commands.doctor.run import run
 
-    checks = []
-    for check in doctor.examine(parsed.device):
-        checks.append(check)
-        if not parsed.json:
-            print(f"{check.status:<5} {check.name:<20} {check.found}", flush=True)
-            if check.remedy:
-                print(f"{'':<5} {'':<20} remedy: {check.remedy}", flush=True)
-    ok = all(check.status != "wrong" for check in checks)
-    if parsed.json:
-        print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=2))
-    return 0 if ok else 1
+    return run(parsed.device, parsed.json)
 
 
 def _tune(parsed: argparse.Namespace) -> None:
-    """Measure a model on this machine: latency by batch on the CPU, by threads, and on CUDA, with graphs and without;
-    rows per second by processes. Every session is proven first. Write the settings that follow as the TOML that
-    `foldserve serve --config` reads, and a picture of the curves beside it."""
-    from foldserve.service.commands.tune import choose as tune
-    from foldserve.service.commands.tune import report as tuned
+    """Measure a model on this machine, and write the settings that suit it to a TOML file for `foldserve serve
+    --config`. It measures the latency by batch size, on the CPU by threads and on CUDA with and without graphs, and the
+    rows per second by number of processes. Every session must first reproduce the golden outputs of the bundle."""
+    from foldserve.service.commands.tune.run import run
 
-    tuned.require_place(parsed.output)
-    whole = tune.find(parsed.model)
-    name = f"{whole.manifest.name}/{whole.manifest.version}"
-
-    def begin() -> None:
-        if not parsed.json:
-            print(f"measuring {name} for about {parsed.seconds:g} s: latency by batch, median\n", flush=True)
-
-    found = tune.tune(whole, parsed.device, parsed.seconds, begin=begin)
-    drawn = tuned.write(found, parsed.output)
-    if parsed.json:
-        files = {"config": str(parsed.output), "picture": str(drawn)}
-        print(json.dumps(tuned.as_json(found) | files, indent=2))
-        return
-    print(tuned.table(found.latencies), end="\n\n")
-    for choice in found.choices:
-        print(f"{choice.setting} = {json.dumps(choice.value)}: {choice.why}")
-    for note in found.notes:
-        print(note)
-    print(f"\nwrote {parsed.output} and {drawn}; serve with it: foldserve serve --config {parsed.output}")
+    run(parsed.model, parsed.output, parsed.device, parsed.seconds, parsed.json)

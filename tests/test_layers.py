@@ -29,7 +29,7 @@ service.engine:           runtime runtime.session protocols metrics bundle machi
 service.compose:          engine metrics machine settings errors
 service.http:             compose engine protocols metrics bundle settings errors
 service.commands:         runtime runtime.session bundle machine settings arrays errors
-service.cli:              http commands runtime runtime.session bundle settings errors
+service.cli:              http commands settings errors
 service.__main__:         cli
 
 training.errors:

@@ -1,1 +1,4 @@
-"""The commands that do not serve: doctor, health, inspect, verify, tune. They do not import engine or http."""
+"""The commands that do not serve: health, verify, inspect, doctor, tune. Each prints its own output.
+
+They know neither the command line, nor HTTP servers, nor the engine.
+"""

@@ -1,6 +1,6 @@
-"""Asks a running service whether it is ready: the health check of a container that has no curl.
+"""`foldserve health`: asks a running service whether it is ready. A container needs no curl for its health check.
 
-It knows the address, one path of the Open Inference Protocol, and nothing of the server behind them.
+It knows an address and one path of the Open Inference Protocol, and nothing of the server behind them.
 """
 
 from __future__ import annotations
@@ -9,19 +9,25 @@ import http.client
 
 from foldserve.service.errors import NotReady
 
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (where to ask one that listens everywhere)
+# The address to ask where the service listens on all addresses.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+
+
+def run(host: str, port: int) -> None:
+    """Print the address of the service if it is ready. Raises `NotReady` if it is not."""
+    print(f"ready: {ask(host, port, timeout=3)}")
 
 
 def ask(host: str, port: int, timeout: float) -> str:
-    """Return the address that answers, as host:port, when every model is ready.
+    """Ask a service whether every model is ready, and return its address as host:port.
 
-    `host` and `port` are what the service listens on; `timeout` is in seconds, for each step of the exchange. Raises
-    `NotReady`, with the reason, whatever answers instead, or when nothing does.
+    host, port: the address that the service listens on. timeout: in seconds, for each step of the exchange.
+    Raises `NotReady` with the reason if it is not ready, does not answer, or is not an HTTP server.
     """
-    host = _ANY.get(host, host)
+    host = _LOOPBACK.get(host, host)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if not port:
-        raise NotReady("port 0 is a free one that nobody knows: set one")
+        raise NotReady("port 0 means any free port: set the port that the service listens on")
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request("GET", "/v2/health/ready")

@@ -1,29 +1,34 @@
-"""What is in a bundle, as tables for a terminal."""
+"""`foldserve inspect`: shows the contents of a bundle as tables for a terminal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from foldserve.service.bundle import Bundle, Manifest, Parity
+from foldserve.service.bundle import Bundle, Manifest, Parity, read
 from foldserve.service.runtime.golden import check_graph
 
 _FEATURES_SHOWN = 20
 
 
-def show(bundle: Bundle, console: Console | None = None) -> None:
-    """Print the bundle's model, metrics, folding, certificate, features and provenance."""
+def run(path: Path) -> None:
+    """Print the model, metrics, folded layers, certificate, features and provenance of the bundle in `path`.
+
+    Raises `BundleError` if the bundle is not whole.
+    """
+    bundle = read(path)
     manifest = bundle.manifest
-    out = console or Console(highlight=False)
+    out = Console(highlight=False)
     for table in (
         _table(f"{manifest.name}/{manifest.version}", ("", ""), _model(bundle)),
         _table("metrics", ("rows of", *_metric_names(manifest)), _metrics(manifest)),
         _table(
-            "what was folded where",
+            "folded layers",
             ("layer", "rule", "into"),
             ((f.layer, f.rule, f.into) for f in manifest.folded),
         ),
@@ -48,7 +53,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # a name in the bundle is no markup
+        table.add_row(*map(Text, row))  # rich would take [red] in a name for markup
     return table
 
 

@@ -49,7 +49,7 @@ def test_it_finds_cuda_and_names_the_driver_that_is_missing(device: str) -> None
         assert version(installed).startswith(number)
         assert Path(path).is_file()
     assert checks["cudnn"]["status"] == "ok"
-    assert checks["cudnn"]["found"].startswith("not needed, and ")
+    assert checks["cudnn"]["found"].startswith("not needed; ")
     for name in ("driver", "gpu", "cuda provider"):
         assert checks[name]["status"] == "wrong"
         assert "libcuda.so.1: cannot open shared object file" in checks[name]["found"]

@@ -53,7 +53,7 @@ def test_a_session_of_cuda_that_would_come_back_on_the_cpu_is_refused() -> None:
 def test_verify_says_that_cuda_does_not_answer() -> None:
     done = foldserve("verify", SHIPPED / "digits" / "1")
     assert done.returncode == 0
-    assert any(line.startswith("none  cuda") and "libcuda.so.1" in line for line in done.stdout.splitlines())
+    assert any(line.startswith("skip  cuda") and "libcuda.so.1" in line for line in done.stdout.splitlines())
 
 
 def test_a_provider_that_is_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

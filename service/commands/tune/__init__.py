@@ -1,1 +1,13 @@
-"""Measure a model on this machine, and choose settings for it."""
+"""`foldserve tune`: measures a model on this machine, and chooses the settings that suit it.
+
+    run          the command: find the bundle, measure, choose, write
+    workload     the parts that both measurements share: rows, batch sizes, opening a model
+    latency      seconds of one run, by batch size, device and threads
+    throughput   rows per second, by number of processes
+    choose       measurements -> settings, each with the figures that decided
+    report       the result as a table, as TOML and as JSON
+    host         the machine: its name, its load, the installed versions
+    wording      numbers as text
+
+It knows neither the HTTP server nor the engine: their share of the time does not depend on these settings.
+"""

@@ -1,34 +1,59 @@
-"""What a tuning found, for a person, for a program, and for a server: the table, the JSON, and the files.
+"""The result of `foldserve tune`, and its forms: a table for people, TOML for the server, JSON for programs.
 
-It knows what was measured and chosen, and neither how nor why. The two files are written whole or not at all.
+It does not know how anything was measured or chosen. The TOML file is written whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from foldserve.service import bundle
-from foldserve.service.commands.tune import curves
-from foldserve.service.commands.tune.choose import Tuned
-from foldserve.service.commands.tune.curves import duration
-from foldserve.service.commands.tune.measure import GRAPHS, PLAIN, Curve, Latencies, cpu_name
+from foldserve.service.bundle import Manifest, require_folder
+from foldserve.service.commands.tune.choose import Choice
+from foldserve.service.commands.tune.latency import Latencies
+from foldserve.service.commands.tune.throughput import Throughput
+from foldserve.service.commands.tune.wording import duration
 from foldserve.service.errors import SettingsError
 
+# The start of every file that `tune` writes; a file that starts otherwise is not overwritten.
 _FIRST_WORDS = "# foldserve tune"
 
 
-def named(timed: Latencies) -> dict[str, Curve]:
-    """Name each curve: the device, and how it was run there."""
-    found = {cpu_name(threads): curve for threads, curve in timed.cpu.items()}
-    return found | ({GRAPHS: timed.graphs, PLAIN: timed.plain} if timed.plain else {})
+@dataclass(frozen=True)
+class Tuning:
+    """The measurements of a model on a machine, and the settings chosen from them.
+
+    busy: a warning if other programs used the machine.
+    """
+
+    manifest: Manifest
+    machine: str
+    versions: str
+    when: datetime
+    busy: str | None
+    latencies: Latencies
+    throughput: Throughput
+    choices: tuple[Choice, ...]
+
+    @property
+    def model(self) -> str:
+        """The name and version of the model."""
+        return f"{self.manifest.name}/{self.manifest.version}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The limits of these figures: what was not measured and why, and a busy machine. One line each."""
+        skipped = self.latencies.skipped + self.throughput.skipped
+        return (*(f"not measured: {text}" for text in skipped), *([self.busy] if self.busy else []))
 
 
-def table(timed: Latencies) -> str:
-    """Write the median latency by batch, a column a curve."""
-    columns = named(timed)
+def table(latencies: Latencies) -> str:
+    """Write the median latency, a row for each batch size and a column for each variant."""
+    columns = latencies.by_name
     batches = sorted({batch for curve in columns.values() for batch in curve})
     lines = [
         ["rows", *columns],
@@ -41,87 +66,67 @@ def table(timed: Latencies) -> str:
     return "\n".join("   ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def toml(tuned: Tuned) -> str:
-    """Write the settings, each under the figures that decided, as `foldserve serve --config` reads them."""
+def toml(tuning: Tuning) -> str:
+    """Write the settings for `foldserve serve --config`, each below the figures that decided it."""
     head = (
-        f"{_FIRST_WORDS}, {tuned.when:%Y-%m-%d %H:%M} UTC: {tuned.model}, sha256 {tuned.manifest.model.sha256}",
-        f"# {tuned.machine}",
-        f"# {tuned.versions}",
-        *(f"# {note}" for note in tuned.notes),
+        f"{_FIRST_WORDS}, {tuning.when:%Y-%m-%d %H:%M} UTC: {tuning.model}, sha256 {tuning.manifest.model.sha256}",
+        f"# {tuning.machine}",
+        f"# {tuning.versions}",
+        *(f"# {note}" for note in tuning.notes),
     )
-    # A list of numbers and a text of plain letters are the same in JSON.
-    lines = (f"\n# {choice.why}\n{choice.setting} = {json.dumps(choice.value)}" for choice in tuned.choices)
+    # JSON writes a list of numbers and a plain word as TOML does.
+    lines = (f"\n# {choice.why}\n{choice.setting} = {json.dumps(choice.value)}" for choice in tuning.choices)
     return "\n".join([*map(_printable, head), *lines, ""])
 
 
-def picture(tuned: Tuned) -> str:
-    """Draw the curves, as SVG."""
-    return curves.draw(
-        f"Latency of {tuned.model} by batch",
-        f"{tuned.machine}, {tuned.when:%Y-%m-%d}",
-        "rows in a batch",
-        "time of one run, median",
-        named(tuned.latencies),
-    )
-
-
-def as_json(tuned: Tuned) -> dict[str, Any]:
-    """Give all of it as JSON has it; times in seconds, by the rows of a batch; rates in rows per second."""
+def as_json(tuning: Tuning) -> dict[str, Any]:
+    """Return the whole result for JSON: seconds by batch size, rows per second by number of processes."""
     return {
-        "model": tuned.model,
-        "sha256": tuned.manifest.model.sha256,
-        "when": tuned.when.isoformat(),
-        "machine": tuned.machine,
-        "versions": tuned.versions,
-        "latency": {name: dict(curve) for name, curve in named(tuned.latencies).items()},
-        "workers": dict(tuned.throughput.rates),
-        "chosen": {choice.setting: {"value": choice.value, "why": choice.why} for choice in tuned.choices},
-        "notes": list(tuned.notes),
+        "model": tuning.model,
+        "sha256": tuning.manifest.model.sha256,
+        "when": tuning.when.isoformat(),
+        "machine": tuning.machine,
+        "versions": tuning.versions,
+        "latency": {name: dict(curve) for name, curve in tuning.latencies.by_name.items()},
+        "workers": dict(tuning.throughput.rates),
+        "chosen": {choice.setting: {"value": choice.value, "why": choice.why} for choice in tuning.choices},
+        "notes": list(tuning.notes),
     }
 
 
-def require_place(output: Path) -> None:
-    """Raise unless `write` may write there: `BundleError` for no folder, `SettingsError` for what is in the way.
+def require_writable(output: Path) -> None:
+    """Check that `write` may write to `output`, so that a long measurement is not lost.
 
-    A file of settings that a person wrote is not written over.
+    Raises `BundleError` if its folder does not exist, and `SettingsError` if it can't be written, or if it is a file
+    that `tune` did not write.
     """
-    bundle.require_folder(output.parent)
-    if output.suffix == ".svg":
-        raise SettingsError(f"{output} is to be TOML; the picture goes beside it")
+    require_folder(output.parent)
     if not os.access(output.parent, os.W_OK):
         raise SettingsError(f"can't write in {output.parent}")
     try:
-        with output.open(encoding="utf-8", errors="replace") as there:
-            ours = there.read(len(_FIRST_WORDS)) == _FIRST_WORDS
+        with output.open(encoding="utf-8", errors="replace") as file:
+            ours = file.read(len(_FIRST_WORDS)) == _FIRST_WORDS
     except FileNotFoundError:
         return
     except OSError as error:
         raise SettingsError(f"can't write {output}: {error.strerror}") from error
     if not ours:
-        raise SettingsError(f"{output} is there, and not written by tune: name another file with -o")
+        raise SettingsError(f"{output} exists and was not written by tune: name another file with -o")
 
 
-def write(tuned: Tuned, output: Path) -> Path:
-    """Write the settings to `output` and the picture beside it, each whole or not at all, and give the picture's path.
-
-    Raises `SettingsError` when that can't be written.
-    """
-    drawn = output.with_suffix(".svg")
-    # Beside their places, so that the rename stays inside one file system.
-    partial = {file: file.with_name(f".partial-{os.getpid()}-{file.name}") for file in (drawn, output)}
+def write(tuning: Tuning, output: Path) -> None:
+    """Write the settings to `output`, whole or not at all. Raises `SettingsError` if that fails."""
+    # In the same folder, so that the rename stays within one file system.
+    partial = output.with_name(f".partial-{os.getpid()}-{output.name}")
     try:
-        for file, text in ((drawn, picture(tuned)), (output, toml(tuned))):
-            partial[file].write_text(text, encoding="utf-8")
-        for file, written in partial.items():
-            written.replace(file)
+        partial.write_text(toml(tuning), encoding="utf-8")
+        partial.replace(output)
     except OSError as error:
         raise SettingsError(f"can't write {output}: {error.strerror}") from error
     finally:
-        for written in partial.values():
-            written.unlink(missing_ok=True)
-    return drawn
+        partial.unlink(missing_ok=True)
 
 
 def _printable(text: str) -> str:
-    """Leave out what no line of a file of settings may hold."""
+    """Remove characters that a comment in TOML may not hold."""
     return "".join(filter(str.isprintable, text))

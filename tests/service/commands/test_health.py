@@ -1,4 +1,4 @@
-"""`foldserve health`, beside real services, others, and none."""
+"""`foldserve health` against a real service, other programs, and no program at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.service.test_imports import loaded_by
 
 @contextmanager
 def answering(status: int) -> Iterator[int]:
-    """Something that answers everything with `status`; its port."""
+    """Run a server that answers every request with `status`, and yield its port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -41,31 +41,31 @@ def answering(status: int) -> Iterator[int]:
 EVERYWHERE = "0.0.0.0"  # noqa: S104 (as in an image)
 
 
-def asked(port: int, host: str = EVERYWHERE) -> subprocess.CompletedProcess[str]:
+def ask(port: int, host: str = EVERYWHERE) -> subprocess.CompletedProcess[str]:
     return foldserve("health", env={"FOLDSERVE_HOST": host, "FOLDSERVE_PORT": str(port)})
 
 
 @pytest.mark.parametrize("host", [EVERYWHERE, "127.0.0.1", "localhost"])
-def test_a_service_that_serves_is_ready(models: Path, tmp_path: Path, host: str) -> None:
+def test_a_running_service_is_ready(models: Path, tmp_path: Path, host: str) -> None:
     with serving(models, tmp_path / "log", "--host", host) as server:
-        done = asked(server.port, host)
+        done = ask(server.port, host)
     shown = "127.0.0.1" if host == EVERYWHERE else host
     assert (done.returncode, done.stdout, done.stderr) == (0, f"ready: {shown}:{server.port}\n", "")
 
 
-def test_where_nobody_listens_it_is_not() -> None:
+def test_a_port_without_a_listener_is_not_ready() -> None:
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # and doesn't listen: nobody else does
-        done = asked(bound.getsockname()[1])
+        bound.bind(("127.0.0.1", 0))  # bound and not listening, so that no other program listens there
+        done = ask(bound.getsockname()[1])
     assert_refused_in_one_line(done, "does not answer: Connection refused")
 
 
-def test_a_service_that_drains_is_not() -> None:
+def test_a_draining_service_is_not_ready() -> None:
     with answering(503) as port:
-        assert_refused_in_one_line(asked(port), f"127.0.0.1:{port} is not ready: it answers 503")
+        assert_refused_in_one_line(ask(port), f"127.0.0.1:{port} is not ready: it answers 503")
 
 
-def test_a_port_that_speaks_no_http_is_not() -> None:
+def test_a_server_of_another_protocol_is_not_ready() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -75,13 +75,13 @@ def test_a_port_that_speaks_no_http_is_not() -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        assert_refused_in_one_line(asked(server.getsockname()[1]), "does not answer in HTTP")
+        assert_refused_in_one_line(ask(server.getsockname()[1]), "does not answer in HTTP")
         thread.join()
 
 
-def test_one_that_says_nothing_is_not_ready() -> None:
+def test_a_silent_server_is_not_ready() -> None:
     with (
-        socket.create_server(("127.0.0.1", 0)) as server,  # the kernel takes the connection, and nobody reads
+        socket.create_server(("127.0.0.1", 0)) as server,  # the kernel accepts the connection, and no program reads it
         pytest.raises(NotReady, match=r"has not answered within 0\.05 s"),
     ):
         health.ask("127.0.0.1", server.getsockname()[1], timeout=0.05)
@@ -90,17 +90,17 @@ def test_one_that_says_nothing_is_not_ready() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"FOLDSERVE_PORT": "0"}, "nobody knows"),
+        ({"FOLDSERVE_PORT": "0"}, "port 0 means any free port"),
         ({"FOLDSERVE_PORT": "many"}, "setting 'port' (environment)"),
         ({"FOLDSERVE_HOST": "no.such.host.invalid"}, "no.such.host.invalid:8000 does not answer"),
         ({"FOLDSERVE_HOST": "a" * 64}, "does not answer"),
     ],
 )
-def test_an_address_that_is_none_is_said_in_one_line(changes: dict[str, str], expected: str) -> None:
+def test_an_invalid_address_is_refused_in_one_line(changes: dict[str, str], expected: str) -> None:
     assert_refused_in_one_line(foldserve("health", env=changes), expected)
 
 
-def test_asking_loads_no_server_and_no_runtime() -> None:
+def test_the_command_imports_neither_a_server_nor_a_runtime() -> None:
     assert not loaded_by("foldserve.service.cli", "foldserve.service.commands.health", "foldserve.service.settings") & {
         *("fastapi", "starlette", "uvicorn", "onnxruntime", "onnx", "numpy"),
     }

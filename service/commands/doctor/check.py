@@ -1,0 +1,55 @@
+"""A check of the doctor, and its result. It does not know any particular check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["ok", "note", "wrong"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of one check, as `--json` prints it.
+
+    found: one line. remedy: one line, a command where possible; None unless the status is wrong.
+    """
+
+    name: str
+    status: Status
+    found: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    examine: returns a text where all is well, or a whole result; raises `ProblemError` or anything else where something
+    is wrong. remedy: for every problem that does not bring its own. cuda: whether it concerns only machines that serve
+    on CUDA.
+    """
+
+    name: str
+    examine: Callable[[], Result | str]
+    remedy: str
+    cuda: bool = False
+
+
+class ProblemError(Exception):
+    """A check found a problem. `remedy` replaces the check's own where it is given."""
+
+    def __init__(self, found: str, remedy: str | None = None) -> None:
+        super().__init__(found)
+        self.remedy = remedy
+
+
+def first_line(text: str) -> str:
+    """Return the first line of `text` that is not blank, or a text that says there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    """Write a version with dots: 13.0.1."""
+    return ".".join(map(str, version))

@@ -1,0 +1,86 @@
+"""Checks of CUDA that need no ONNX Runtime: the driver, the libraries, the GPUs, and NVIDIA's environment variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from foldserve.service.commands.doctor.check import ProblemError, Result, dotted
+from foldserve.service.errors import DeviceError
+from foldserve.service.machine import nvidia
+
+_GIB = 2**30
+# Bytes of free GPU memory. A context, cuBLAS's workspace and a model take about this much.
+_LITTLE_GPU_MEMORY = 2**30
+
+
+def check_driver() -> str:
+    """Find NVIDIA's driver. Raises `ProblemError` where it is too old, `DeviceError` where it does not load."""
+    driver = nvidia.driver()
+    version = f"{driver.version}, " if driver.version else ""
+    if driver.cuda < (nvidia.MAJOR,):
+        raise ProblemError(
+            f"{version}supports CUDA up to {dotted(driver.cuda)}; ONNX Runtime needs CUDA {nvidia.MAJOR}"
+        )
+    return f"{version}supports CUDA {dotted(driver.cuda)}, {driver.path}"
+
+
+def check_library(name: nvidia.Name) -> str:
+    """Load one of CUDA's libraries. Raises `DeviceError` where it does not load."""
+    library = nvidia.library(name)
+    return f"{dotted(library.version)}, {library.path}"
+
+
+def check_cudnn() -> str:
+    """Look for cuDNN, which no folded model needs."""
+    try:
+        return f"not needed; installed: {check_library('cudnn')}"
+    except DeviceError:
+        return "not needed; not installed"
+
+
+def check_gpus() -> Result | str:
+    """List the GPUs. Raises `ProblemError` where there is none, or where the first is too old."""
+    try:
+        gpus = nvidia.gpus()
+    except DeviceError as error:
+        raise ProblemError(f"no GPU answers: {error}") from error
+    text = "; ".join(
+        f"{gpu.name}, compute capability {dotted(gpu.capability)}, "
+        f"{gpu.free / _GIB:.1f} of {gpu.total / _GIB:.1f} GiB free"
+        for gpu in gpus
+    )
+    first = gpus[0]  # ONNX Runtime serves on this one
+    if first.capability < nvidia.OLDEST_GPU:
+        oldest = dotted(nvidia.OLDEST_GPU)
+        raise ProblemError(f"{text}: CUDA {nvidia.MAJOR} needs {oldest} or newer", "serve with --device cpu")
+    if first.free < _LITTLE_GPU_MEMORY:
+        return Result("gpu", "note", f"{text}: little is free; `nvidia-smi` lists the processes that use the rest")
+    return text
+
+
+def check_visible_devices() -> Result | str:
+    """Read CUDA_VISIBLE_DEVICES. Raises `ProblemError` where it hides every GPU."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return "not set: every GPU is visible"
+    # A list of numbers or names. CUDA stops at the first entry that is neither, so that -1 hides every GPU.
+    first = value.split(",")[0].strip()
+    present = len([file for file in Path("/dev").glob("nvidia*") if file.name.removeprefix("nvidia").isdecimal()])
+    is_number = first.isdecimal() and (present == 0 or int(first) < present)
+    if not is_number and not first.startswith(("GPU-", "MIG-")):
+        raise ProblemError(f"{value!r} hides every GPU")
+    listed = len(value.split(","))
+    if listed < present:
+        return Result("CUDA_VISIBLE_DEVICES", "note", f"{value!r} shows {listed} of {present} GPUs")
+    return f"{value!r}"
+
+
+def check_tf32() -> Result | str:
+    """Read NVIDIA_TF32_OVERRIDE. Raises `ProblemError` where it may turn TF32 on for every program."""
+    value = os.environ.get("NVIDIA_TF32_OVERRIDE", "")
+    if value == "":
+        return "NVIDIA_TF32_OVERRIDE is not set: --precision decides"
+    if value == "0":
+        return Result("TF32", "note", "NVIDIA_TF32_OVERRIDE=0 turns TF32 off, even for --precision tf32")
+    raise ProblemError(f"NVIDIA_TF32_OVERRIDE={value} may turn TF32 on where ONNX Runtime asks for float32")

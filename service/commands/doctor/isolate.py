@@ -1,0 +1,57 @@
+"""Runs one check in a child process: a damaged library may kill the process that loads it, and a driver may hang."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+from multiprocessing.connection import Connection
+
+from foldserve.service.commands.doctor.check import Check, ProblemError, Result, first_line
+from foldserve.service.errors import DeviceError
+
+_TIMEOUT = 60  # seconds; the first CUDA context takes several on a machine with many GPUs
+
+
+def run_isolated(check: Check) -> Result:
+    """Run a check in a forked process. A crash, a time-out or any exception becomes a result: nothing is raised."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_run_in_child, args=(check, sender), daemon=True)
+    try:
+        child.start()
+        sender.close()  # the child holds the only open end: if it dies, `recv` raises EOFError
+        if not receiver.poll(_TIMEOUT):
+            child.kill()
+            return Result(check.name, "wrong", f"no answer within {_TIMEOUT} s", check.remedy)
+        result: Result = receiver.recv()
+    except EOFError:
+        child.join()
+        code = child.exitcode or 0
+        end = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return Result(check.name, "wrong", f"the process of this check died: {end}", check.remedy)
+    except OSError as error:
+        return Result(check.name, "wrong", f"this check can't start: {error}", check.remedy)
+    finally:
+        receiver.close()
+    child.join()
+    return result
+
+
+def _run_in_child(check: Check, sender: Connection) -> None:
+    # Libraries print while they load; their text must not reach the report or the JSON.
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no core file behind
+    try:
+        found = check.examine()
+        result = found if isinstance(found, Result) else Result(check.name, "ok", found)
+    except ProblemError as problem:
+        result = Result(check.name, "wrong", str(problem), problem.remedy or check.remedy)
+    except DeviceError as error:
+        result = Result(check.name, "wrong", str(error), check.remedy)
+    except BaseException as error:  # noqa: BLE001 (a broken package may raise anything, SystemExit too)
+        result = Result(check.name, "wrong", f"{type(error).__name__}: {first_line(str(error))}", check.remedy)
+    sender.send(result)

@@ -1,0 +1,131 @@
+"""Checks of the packages that run models: onnx, the installed ONNX Runtime, and its execution providers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import metadata
+
+from foldserve.service.commands.doctor.check import ProblemError, first_line
+from foldserve.service.machine import nvidia
+
+INSTALL_DRIVER = "install NVIDIA's driver 580 or newer; for a container: on its host, and `docker run --gpus all`"
+
+
+def check_onnx() -> str:
+    """Import onnx and return its version."""
+    import onnx
+
+    return str(onnx.__version__)
+
+
+def check_wheel(wheels: list[str]) -> str:
+    """Require exactly one of the wheels that install ONNX Runtime. wheels: the names of the installed ones."""
+    if not wheels:
+        raise ProblemError("neither onnxruntime nor onnxruntime-gpu is installed")
+    found = " and ".join(f"{name} {metadata.version(name)}" for name in wheels)
+    if len(wheels) > 1:
+        raise ProblemError(f"{found} are both installed: they overwrite each other's module, onnxruntime")
+    return found
+
+
+def check_build(wheels: list[str]) -> str:
+    """Import ONNX Runtime, which must come from the one installed wheel."""
+    import onnxruntime as ort
+
+    # They differ where the other wheel was installed over this one, and then uninstalled.
+    if len(wheels) == 1 and wheels != [ort.package_name]:
+        raise ProblemError(f"{wheels[0]} is installed, but the module comes from {ort.package_name}")
+    built = f"built for CUDA {ort.cuda_version}" if ort.cuda_version else "built without CUDA"
+    providers = (name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
+    return f"{ort.__version__}, {built}; lists the providers {', '.join(providers)}"
+
+
+def check_cuda_provider() -> str:
+    """Run a matrix product on CUDA alone."""
+    import onnxruntime as ort
+
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise ProblemError("this ONNX Runtime is built without CUDA")
+    if ort.cuda_version.partition(".")[0] != str(nvidia.MAJOR):
+        raise ProblemError(
+            f"this ONNX Runtime is built for CUDA {ort.cuda_version}; foldserve[gpu] needs CUDA {nvidia.MAJOR}"
+        )
+    # It prints which libraries don't load; the session below reports the same.
+    ort.preload_dlls(cudnn=False)
+    return check_provider("CUDAExecutionProvider", {"use_tf32": "0"})
+
+
+def check_provider(name: str, options: dict[str, str] | None = None) -> str:
+    """Multiply two matrices on this execution provider and no other: ONNX Runtime lists providers that don't load."""
+    import numpy as np
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = 1
+    if name != "CPUExecutionProvider":
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    with _captured_stderr() as read_stderr:
+        try:
+            session = ort.InferenceSession(
+                _matrix_product(), settings, providers=[(name, options or {})], enable_fallback=False
+            )
+            (output,) = session.run(None, {"input": np.array([[5, 6]], np.float32)})
+        except Exception as error:
+            reason = _reason(str(error), read_stderr())
+            raise ProblemError(reason, INSTALL_DRIVER if "libcuda.so" in reason else None) from error
+    if session.get_providers()[0] != name:
+        raise ProblemError(f"the session runs on {session.get_providers()[0]} instead")
+    if output.tolist() != [[23, 34]]:  # small whole numbers are exact at every precision
+        raise ProblemError(f"a matrix product is wrong: {output.tolist()} instead of [[23, 34]]")
+    return "loads, and multiplies two matrices"
+
+
+def _matrix_product() -> bytes:
+    """Build a model of one Gemm: float32 `input` [batch, 2] to `output` [batch, 2], weights [[1, 2], [3, 4]]."""
+    from onnx import TensorProto, helper
+
+    tensor = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
+    weights = helper.make_tensor("weights", TensorProto.FLOAT, (2, 2), (1, 2, 3, 4))
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["input", "weights"], ["output"])],
+        "doctor",
+        [tensor("input", shape=("batch", 2))],
+        [tensor("output", shape=("batch", 2))],
+        [weights],
+    )
+    # The opset of a bundle, and a file format that every supported ONNX Runtime reads.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Capture what this process writes to standard error, C++ code too; yield a function that reads it."""
+    original = os.dup(2)
+    with os.fdopen(os.memfd_create("standard error"), "r+b") as file:
+        os.dup2(file.fileno(), 2)
+
+        def read() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield read
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+
+
+def _reason(raised: str, logged: str) -> str:
+    """Find ONNX Runtime's reason in its exception or its log.
+
+    Where a provider does not load, only the log has the reason: the exception says that a fallback to the CPU is
+    disabled.
+    """
+    found = re.search(r"with error: (.+)", logged) or re.search(r"(CU\w+ failure \d+: .+?)(?: ; |$)", raised, re.M)
+    # An exception begins with a code: "[ONNXRuntimeError] : 1 : FAIL : ".
+    return found[1].strip() if found else re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(raised))

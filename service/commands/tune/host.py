@@ -1,0 +1,59 @@
+"""The machine that the measurements belong to: its name, its load, and the installed versions, as text."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+from foldserve.service.commands.tune.wording import plural
+from foldserve.service.errors import DeviceError
+from foldserve.service.machine import cgroup, nvidia, wheels
+
+# Share of the host's processors. A higher load comes from other programs, and distorts the measurements.
+_BUSY = 0.2
+
+
+def describe(with_gpu: bool) -> str:
+    """Name the processor, the number of processors that this process may use, and the GPU if it was measured."""
+    return ", ".join([_cpu_model(), processors(), _gpu() if with_gpu else "no GPU"])
+
+
+def processors() -> str:
+    """Write the number of processors that this process may use."""
+    return plural(cgroup.threads(), "processor")
+
+
+def versions() -> str:
+    """Name the versions of foldserve, ONNX Runtime and Python."""
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("foldserve", *wheels.installed()))
+    return f"{packages}, Python {platform.python_version()}"
+
+
+def busy() -> str | None:
+    """Return a warning if other programs use the machine. Call it before the measurements, which are load too."""
+    try:
+        load, _, _ = os.getloadavg()  # of the whole host, over the last minute
+    except OSError:
+        return None
+    host = os.cpu_count() or 1
+    if load <= _BUSY * host:
+        return None
+    return f"the machine was busy: a load of {load:.1f} on {plural(host, 'processor')} at the start; measure again"
+
+
+def _cpu_model() -> str:
+    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return "".join(filter(str.isprintable, line.partition(":")[2].strip()))
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> str:
+    try:
+        return nvidia.gpus()[0].name  # ONNX Runtime serves on the first
+    except DeviceError:
+        return "a GPU"

@@ -1,0 +1,198 @@
+"""Measures the seconds of one run, by batch size: on the CPU by number of threads, and on CUDA.
+
+It knows a bundle and how to run it, and chooses nothing. The variants take turns, round after round, so that a
+disturbance from outside affects all of them alike; the result is a median over the rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+# By name: numpy.random is imported on first use otherwise, and that import loses a Ctrl-C.
+from numpy.random import Generator, default_rng
+
+from foldserve.service.bundle import Bundle, Manifest
+from foldserve.service.commands.tune.wording import plural
+from foldserve.service.commands.tune.workload import MAX_BATCH, Load, Rows, doublings, draw, reason, sigint_blocked
+from foldserve.service.errors import DeviceError, RuntimeFailure
+from foldserve.service.machine import cgroup
+from foldserve.service.runtime.load import load as load_bundle
+from foldserve.service.runtime.session import Device, Options
+
+Curve = Mapping[int, float]  # batch size -> median seconds of one run
+
+# Batches larger than `MAX_BATCH` show the trend; a server runs them in pieces.
+BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
+_GRAPHS, _PLAIN = "CUDA, graphs", "CUDA, plain runs"
+_MIN_ROUNDS = 3
+_TURN_SECONDS = 0.015  # how long one variant runs one batch size in one round
+_POOL_BYTES = 2**28  # most memory for the rows of one round
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Seconds of one run, by batch size.
+
+    cpu: by number of threads; one thread is always measured. graphs, plain: on CUDA, with a graph for each batch size
+    and without graphs; empty without CUDA. skipped: what was not measured and why, one line each.
+    """
+
+    cpu: Mapping[int, Curve]
+    graphs: Curve = field(default_factory=dict)
+    plain: Curve = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def by_name(self) -> dict[str, Curve]:
+        """The curves by the names of their variants, for people."""
+        curves = {_cpu_name(threads): curve for threads, curve in self.cpu.items()}
+        return curves | ({_GRAPHS: self.graphs, _PLAIN: self.plain} if self.plain else {})
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One way to run the model, and the largest batch to measure."""
+
+    name: str
+    run: Callable[[Rows], Rows]
+    max_batch: int
+
+
+def measure_latencies(
+    bundle: Bundle,
+    device: Device,
+    seconds: float,
+    load: Load = load_bundle,
+    batches: Sequence[int] = BATCHES,
+    on_open: Callable[[], object] = lambda: None,
+) -> Latencies:
+    """Measure the model on the CPU with 1, 2, 4, ... threads, and on CUDA if it answers and `device` is not cpu.
+
+    seconds: about how long to measure, once every session is open; a large model takes longer. batches: ascending.
+    on_open: called once every session is open.
+    Raises `BundleError` as `load` does, `DeviceError` if `device` is cuda and CUDA does not answer, and
+    `RuntimeFailure` if a run fails at a batch size that a server would use.
+    """
+    skipped: list[str] = []
+    with ExitStack() as stack:
+
+        def open_variant(name: str, options: Options, max_batch: int) -> _Variant:
+            runtime, _ = load(bundle, options)
+            stack.callback(runtime.close)
+            return _Variant(name, runtime.run, max_batch)
+
+        with sigint_blocked():  # sessions start threads
+            cpu = {
+                threads: open_variant(_cpu_name(threads), Options("cpu", threads=threads), max(batches))
+                for threads in doublings(cgroup.threads())
+            }
+            cuda = _open_cuda(open_variant, device, batches, skipped)
+        on_open()
+        curves = _measure_rounds([*cpu.values(), *cuda], bundle.manifest, batches, seconds, skipped)
+    graphs, plain = (curves[variant.name] for variant in cuda) if cuda else ({}, {})
+    return Latencies({threads: curves[variant.name] for threads, variant in cpu.items()}, graphs, plain, tuple(skipped))
+
+
+def _open_cuda(
+    open_variant: Callable[[str, Options, int], _Variant], device: Device, batches: Sequence[int], skipped: list[str]
+) -> list[_Variant]:
+    """Open the model on CUDA with graphs and without: both variants, or none."""
+    if device == "cpu":
+        skipped.append("CUDA: --device cpu")
+        return []
+    buckets = tuple(batch for batch in batches if batch <= MAX_BATCH)
+    try:
+        return [
+            open_variant(_GRAPHS, Options("cuda", buckets=buckets), MAX_BATCH),
+            open_variant(_PLAIN, Options("cuda", buckets=()), max(batches)),
+        ]
+    except DeviceError as refusal:
+        if device == "cuda":
+            raise
+        skipped.append(f"CUDA: {refusal}")
+        return []
+
+
+def _measure_rounds(
+    variants: Sequence[_Variant], manifest: Manifest, batches: Sequence[int], seconds: float, skipped: list[str]
+) -> dict[str, dict[int, float]]:
+    """Measure each variant at each of its batch sizes, in rounds, for `seconds`. Return the curves by name."""
+    generator = default_rng()
+    row_bytes = 4 * len(manifest.features)
+    # A pool has twice the rows of the largest batch, so that successive runs get different rows.
+    fitting = [batch for batch in batches if batch <= MAX_BATCH or 2 * batch * row_bytes <= _POOL_BYTES]
+    pool = draw(manifest, 2 * max(fitting), generator)
+    start = time.perf_counter()
+    plan = {
+        batch: [
+            variant
+            for variant in variants
+            if batch <= variant.max_batch and _is_measurable(variant, pool[:batch], seconds / 200, skipped)
+        ]
+        for batch in fitting
+    }
+    skipped += [
+        f"{batch:,} rows: {plural(len(manifest.features), 'column')} need too much memory"
+        for batch in batches
+        if batch not in fitting
+    ]
+    medians: dict[tuple[str, int], list[float]] = defaultdict(list)
+    turn = 0
+    while turn < _MIN_ROUNDS or time.perf_counter() - start < seconds:
+        for batch, measured in plan.items():
+            first = turn % max(1, len(measured))  # each round begins with another variant
+            for variant in measured[first:] + measured[:first]:
+                medians[variant.name, batch].append(_median_run(variant.run, pool, batch, generator))
+        pool = draw(manifest, len(pool), generator)
+        turn += 1
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
+    for (name, batch), found in medians.items():
+        curves[name][batch] = statistics.median(found)
+    return curves
+
+
+def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: list[str]) -> bool:
+    """Whether to measure this batch size: always if a server uses it, else if a run takes at most `max_seconds`."""
+    used = len(rows) <= MAX_BATCH
+    try:
+        variant.run(rows)  # the first run also prepares memory
+        start = time.perf_counter()
+        variant.run(rows)
+        seconds = time.perf_counter() - start
+    except Exception as error:
+        if used:
+            raise RuntimeFailure(
+                f"{variant.name}: a run of {plural(len(rows), 'row')} failed: {reason(error)}"
+            ) from error
+        skipped.append(f"{variant.name}, {len(rows):,} rows: {reason(error)}")
+        return False
+    if used or seconds <= max_seconds:
+        return True
+    skipped.append(f"{variant.name}, {len(rows):,} rows: a run takes {seconds * 1e3:.3g} ms; raise --seconds")
+    return False
+
+
+def _median_run(run: Callable[[Rows], Rows], pool: Rows, batch: int, generator: Generator) -> float:
+    """Run batches from random places of the pool for one turn. Return the median seconds of a run."""
+    times: list[float] = []
+    places = generator.integers(0, len(pool) - batch, 256, endpoint=True).tolist()
+    clock = time.perf_counter
+    end = clock() + _TURN_SECONDS
+    now = 0.0
+    while now < end:
+        place = places[len(times) % len(places)]
+        rows = pool[place : place + batch]
+        start = clock()
+        run(rows)
+        now = clock()
+        times.append(now - start)
+    return statistics.median(times)
+
+
+def _cpu_name(threads: int) -> str:
+    return f"CPU, {plural(threads, 'thread')}"

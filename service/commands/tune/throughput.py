@@ -1,0 +1,144 @@
+"""Measures the rows per second of several processes that run the model at the same time.
+
+It knows a bundle and how to run it, and chooses nothing. The counts of processes take turns; the result is a median.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from numpy.random import default_rng
+
+from foldserve.service.bundle import Bundle, read
+from foldserve.service.commands.tune.wording import plural
+from foldserve.service.commands.tune.workload import MAX_BATCH, Load, draw, reason, sigint_blocked
+from foldserve.service.errors import DeviceError, RuntimeFailure
+from foldserve.service.runtime.load import load as load_bundle
+from foldserve.service.runtime.session import Options
+
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Rows per second of several processes together; each of them runs batches of `MAX_BATCH` rows.
+
+    rates: by number of processes. skipped: why no more processes were measured, if there is a reason.
+    """
+
+    rates: Mapping[int, float] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+
+def measure_throughput(
+    bundle: Bundle, options: Options, counts: Sequence[int], seconds: float, load: Load = load_bundle
+) -> Throughput:
+    """Measure how many rows several processes run per second, each with `options` and batches of `MAX_BATCH` rows.
+
+    counts: the numbers of processes, ascending from 1. seconds: about how long to measure, once every process is ready.
+    Raises `DeviceError` if not even one process can run the model.
+    """
+    with _processes(max(counts), (bundle.path, options, load)) as connections:
+        ready, refusal = _wait_until_ready(connections)
+        if not ready:
+            raise DeviceError(f"no process can run the model: {refusal}")
+        measured = [count for count in counts if count <= len(ready)]
+        turn_seconds = seconds / (_ROUNDS * len(measured))
+        rates: dict[int, list[float]] = {count: [] for count in measured}
+        for turn in range(_ROUNDS):
+            for count in measured[:: 1 if turn % 2 else -1]:
+                rates[count].append(_run_together(ready[:count], turn_seconds))
+    skipped = (f"more than {plural(len(ready), 'process')} at once: {refusal}",) if refusal else ()
+    return Throughput({count: statistics.median(found) for count, found in rates.items()}, skipped)
+
+
+@contextmanager
+def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Connection]]:
+    """Start processes that run the model on request, and yield a connection to each. They end with this block."""
+    context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # otherwise the first start would start it, and unblock SIGINT
+    connections: list[Connection] = []
+    processes: list[Any] = []  # the class of the spawn context's processes is not public
+    try:
+        for _ in range(count):
+            with sigint_blocked():  # Ctrl-C is for this process, which ends the others
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve_requests, args=(*task, theirs), daemon=True)
+                process.start()
+                processes.append(process)
+                connections.append(ours)
+                theirs.close()
+        yield connections
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+        for connection in connections:
+            connection.close()
+
+
+def _serve_requests(folder: Path, options: Options, load: Load, connection: Connection) -> None:
+    """Run the model in a process of its own.
+
+    Send None when the model is open, or the reason why it is not. Then receive a number of seconds, run for so long,
+    send the rows per second, and repeat.
+    """
+    try:
+        bundle = read(folder)
+        runtime, _ = load(bundle, options)
+        pool = draw(bundle.manifest, 2 * MAX_BATCH, default_rng())
+        runtime.run(pool[:MAX_BATCH])
+    except Exception as error:  # noqa: BLE001 (the parent reports it)
+        connection.send(reason(error))
+        return
+    connection.send(None)
+    clock = time.perf_counter
+    while True:
+        try:
+            seconds: float = connection.recv()
+        except EOFError:
+            return
+        runs = 0
+        start = now = clock()
+        while now - start < seconds:
+            place = runs % MAX_BATCH
+            runtime.run(pool[place : place + MAX_BATCH])
+            runs += 1
+            now = clock()
+        connection.send(runs * MAX_BATCH / (now - start))
+
+
+def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connection], str | None]:
+    """Wait for every process. Return the ready ones, and the reason of the first that is not."""
+    ready, refusal = [], None
+    for connection in connections:
+        try:
+            found: str | None = connection.recv()
+        except EOFError:
+            found = "the process died"
+        if found is None:
+            ready.append(connection)
+        else:
+            refusal = refusal or found
+    return ready, refusal
+
+
+def _run_together(connections: Sequence[Connection], seconds: float) -> float:
+    """Let the processes run at the same time, and return the sum of their rows per second."""
+    for connection in connections:
+        connection.send(seconds)
+    try:
+        return math.fsum(connection.recv() for connection in connections)
+    except EOFError:
+        raise RuntimeFailure("a process that ran the model died") from None
