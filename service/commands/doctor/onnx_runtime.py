@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 
-from foldserve.service.commands.doctor.check import ProblemError, first_line
+from foldserve.service.commands.doctor.check import ProblemError
 from foldserve.service.machine import nvidia
 
 INSTALL_DRIVER = "install NVIDIA's driver 580 or newer; for a container: on its host, and `docker run --gpus all`"
@@ -54,31 +54,22 @@ def check_cuda_provider() -> str:
         raise ProblemError(
             f"this ONNX Runtime is built for CUDA {ort.cuda_version}; foldserve[gpu] needs CUDA {nvidia.MAJOR}"
         )
-    # It prints which libraries don't load; the session below reports the same.
-    ort.preload_dlls(cudnn=False)
     return check_provider("CUDAExecutionProvider", {"use_tf32": "0"})
 
 
 def check_provider(name: str, options: dict[str, str] | None = None) -> str:
     """Multiply two matrices on this execution provider and no other: ONNX Runtime lists providers that don't load."""
     import numpy as np
-    import onnxruntime as ort
 
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = 1
-    if name != "CPUExecutionProvider":
-        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    from foldserve.service.runtime.session import LOG_WARNINGS, one_line, open_session
+
     with _captured_stderr() as read_stderr:
         try:
-            session = ort.InferenceSession(
-                _matrix_product(), settings, providers=[(name, options or {})], enable_fallback=False
-            )
+            session = open_session(_matrix_product(), name, options, log_severity=LOG_WARNINGS)
             (output,) = session.run(None, {"input": np.array([[5, 6]], np.float32)})
         except Exception as error:
-            reason = _reason(str(error), read_stderr())
+            reason = _logged_reason(str(error), read_stderr()) or one_line(error)
             raise ProblemError(reason, INSTALL_DRIVER if "libcuda.so" in reason else None) from error
-    if session.get_providers()[0] != name:
-        raise ProblemError(f"the session runs on {session.get_providers()[0]} instead")
     if output.tolist() != [[23, 34]]:  # small whole numbers are exact at every precision
         raise ProblemError(f"a matrix product is wrong: {output.tolist()} instead of [[23, 34]]")
     return "loads, and multiplies two matrices"
@@ -120,12 +111,10 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
             os.close(original)
 
 
-def _reason(raised: str, logged: str) -> str:
-    """Find ONNX Runtime's reason in its exception or its log.
+def _logged_reason(raised: str, logged: str) -> str | None:
+    """Find the reason why a provider does not load, or an error code of CUDA.
 
-    Where a provider does not load, only the log has the reason: the exception says that a fallback to the CPU is
-    disabled.
+    ONNX Runtime writes the first to its log alone: its exception says that a fallback to the CPU is disabled.
     """
     found = re.search(r"with error: (.+)", logged) or re.search(r"(CU\w+ failure \d+: .+?)(?: ; |$)", raised, re.M)
-    # An exception begins with a code: "[ONNXRuntimeError] : 1 : FAIL : ".
-    return found[1].strip() if found else re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(raised))
+    return found[1].strip() if found else None

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import suppress
 from importlib import metadata
-from pathlib import Path
 
 from foldserve.service.commands.tune.wording import plural
 from foldserve.service.errors import DeviceError
-from foldserve.service.machine import cgroup, nvidia, wheels
+from foldserve.service.machine import cgroup, nvidia, processor, wheels
 
 # Share of the host's processors. A higher load comes from other programs, and distorts the measurements.
 _BUSY = 0.2
@@ -18,10 +16,10 @@ _BUSY = 0.2
 
 def describe(with_gpu: bool) -> str:
     """Name the processor, the number of processors that this process may use, and the GPU if it was measured."""
-    return ", ".join([_cpu_model(), processors(), _gpu() if with_gpu else "no GPU"])
+    return ", ".join([processor.model_name(), granted_processors(), _gpu() if with_gpu else "no GPU"])
 
 
-def processors() -> str:
+def granted_processors() -> str:
     """Write the number of processors that this process may use."""
     return plural(cgroup.threads(), "processor")
 
@@ -42,14 +40,6 @@ def busy() -> str | None:
     if load <= _BUSY * host:
         return None
     return f"the machine was busy: a load of {load:.1f} on {plural(host, 'processor')} at the start; measure again"
-
-
-def _cpu_model() -> str:
-    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return "".join(filter(str.isprintable, line.partition(":")[2].strip()))
-    return platform.processor() or platform.machine()
 
 
 def _gpu() -> str:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 # By name: numpy.random is imported on first use otherwise, and that import loses a Ctrl-C.
 from numpy.random import Generator, default_rng
 
+from foldserve.service.arrays import Rows, Run
 from foldserve.service.bundle import Bundle, Manifest
 from foldserve.service.commands.tune.wording import plural
-from foldserve.service.commands.tune.workload import MAX_BATCH, Load, Rows, doublings, draw, reason, sigint_blocked
+from foldserve.service.commands.tune.workload import MAX_BATCH, Load, doublings, draw, reason, sigint_blocked
 from foldserve.service.errors import DeviceError, RuntimeFailure
 from foldserve.service.machine import cgroup
 from foldserve.service.runtime.load import load as load_bundle
@@ -59,7 +60,7 @@ class _Variant:
     """One way to run the model, and the largest batch to measure."""
 
     name: str
-    run: Callable[[Rows], Rows]
+    run: Run
     max_batch: int
 
 
@@ -177,7 +178,7 @@ def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: l
     return False
 
 
-def _median_run(run: Callable[[Rows], Rows], pool: Rows, batch: int, generator: Generator) -> float:
+def _median_run(run: Run, pool: Rows, batch: int, generator: Generator) -> float:
     """Run batches from random places of the pool for one turn. Return the median seconds of a run."""
     times: list[float] = []
     places = generator.integers(0, len(pool) - batch, 256, endpoint=True).tolist()

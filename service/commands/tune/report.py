@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foldserve.service.bundle import Manifest, require_folder
+from foldserve.service.bundle.atomic import replace_file
 from foldserve.service.commands.tune.choose import Choice
 from foldserve.service.commands.tune.latency import Latencies
 from foldserve.service.commands.tune.throughput import Throughput
@@ -116,15 +117,10 @@ def require_writable(output: Path) -> None:
 
 def write(tuning: Tuning, output: Path) -> None:
     """Write the settings to `output`, whole or not at all. Raises `SettingsError` if that fails."""
-    # In the same folder, so that the rename stays within one file system.
-    partial = output.with_name(f".partial-{os.getpid()}-{output.name}")
     try:
-        partial.write_text(toml(tuning), encoding="utf-8")
-        partial.replace(output)
+        replace_file(output, toml(tuning).encode())
     except OSError as error:
         raise SettingsError(f"can't write {output}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _printable(text: str) -> str:

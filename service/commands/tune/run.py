@@ -96,6 +96,8 @@ def _measure_processes(bundle: Bundle, latencies: Latencies, device: Device, sec
     # While CUDA runs the batches, the threads of the CPU are idle.
     workers = cores if options.device == "cuda" else max(1, cores // options.threads)
     if workers == 1:
-        return Throughput(skipped=(f"workers: one process already uses all that is granted, {host.processors()}",))
+        return Throughput(
+            skipped=(f"workers: one process already uses all that is granted, {host.granted_processors()}",)
+        )
     counts = doublings(min(workers, _MAX_WORKERS[options.device]))
     return measure_throughput(bundle, options, counts, seconds, load)

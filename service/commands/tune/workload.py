@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 from numpy.random import Generator
 
-from foldserve.service.bundle import Bundle, Feature, Manifest, Parity
+from foldserve.service.arrays import Rows
+from foldserve.service.bundle import Bundle, Manifest, Parity
+from foldserve.service.bundle.sample import draw_column
 from foldserve.service.errors import FoldserveError
 from foldserve.service.runtime.load import Runtime
 from foldserve.service.runtime.session import Options, one_line
 from foldserve.service.settings import Settings
-
-Rows = npt.NDArray[np.float32]
 
 # Opens a model and checks it against its golden rows, as `runtime.load.load` does. A function of a module: other
 # processes import it by its name.
@@ -28,14 +27,7 @@ MAX_BATCH: int = Settings.model_fields["max_batch"].default
 
 def draw(manifest: Manifest, rows: int, generator: Generator) -> Rows:
     """Draw float32 [rows, features] within the training ranges, as a request may have them. No value is missing."""
-    return np.stack([_draw_column(feature, rows, generator) for feature in manifest.features], axis=1)
-
-
-def _draw_column(feature: Feature, rows: int, generator: Generator) -> Rows:
-    if feature.largest_code is not None:
-        return generator.integers(0, feature.largest_code, rows, endpoint=True).astype(np.float32)
-    low, high = feature.range or (0.0, 0.0)
-    return generator.uniform(low, high, rows).astype(np.float32)
+    return np.stack([draw_column(feature, rows, generator) for feature in manifest.features], axis=1)
 
 
 def doublings(largest: int) -> list[int]:
