@@ -34,15 +34,16 @@ service.__main__:         cli
 
 training.errors:
 training.text:
-training.plan:            errors
+training.activations:
+training.plan:            activations errors
 training.table:           text plan errors service.bundle
-training.network:         table plan errors
+training.network:         activations table plan errors
 training.fold:            network errors service.bundle service.runtime.session
 training.fit:             network table plan errors service.bundle
 training.progress:        fit plan
 training.certify:         fold fit network table plan errors service.bundle service.machine service.runtime.session
 training.report:          text fit table plan errors service.bundle
-training.diagnose:        report certify fold fit network table plan errors service.bundle service.runtime.session
+training.diagnose:        report fold fit network table plan text errors service.bundle service.runtime.session
 training.pipeline:        certify report fold fit network table plan errors service.bundle
 training.tune:            pipeline fit table plan errors
 training.cli:             text tune pipeline diagnose report progress fit table plan errors service.bundle

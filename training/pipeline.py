@@ -26,9 +26,9 @@ from foldserve.training.fit.loop import Epoch, EpochProgress, Examples, Fitted, 
 from foldserve.training.fold.export import INPUT, OPSET, OUTPUT, to_onnx
 from foldserve.training.fold.fold import Folded
 from foldserve.training.fold.merge import fold_mean
-from foldserve.training.network import encode
 from foldserve.training.network.layers import Affine, Mean
 from foldserve.training.network.mlp import build_mlp
+from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.plan import Execution, Plan
 from foldserve.training.report import report
 from foldserve.training.report.evaluate import metrics, permutation_importance
@@ -140,14 +140,10 @@ def prepare(plan: Plan, table: Table) -> Ready:
     """Split `table`, and encode the rows to learn from and to stop by, by those to learn from."""
     test = 0.0 if plan.data.test else plan.data.test_share
     split = split_rows(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
-    front = encode.fit_preprocessing(
-        table.columns, table.x[split.train], plan.architecture.bins, plan.architecture.binned
-    )
+    front = fit_preprocessing(table.columns, table.x[split.train], plan.architecture.bins, plan.architecture.binned)
     mean, spread = _target_scale(table, split)
     y = torch.from_numpy(table.y if table.labels else ((table.y - mean) / spread).astype(np.float32))
-    learn, stop = (
-        Examples(encode.transform(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation)
-    )
+    learn, stop = (Examples(transform(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation))
     return Ready(table, split, front, mean, spread, learn, stop)
 
 

@@ -10,8 +10,9 @@ from math import inf, log2
 from pathlib import Path
 from typing import Annotated, Literal
 
+from foldserve.training.activations import Activation
+
 Placement = Literal["pre", "post"]
-Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 Schedule = Literal["cosine", "onecycle"]
 Binned = Literal["tails", "all"]
 Precision = Literal["fp32", "bf16"]

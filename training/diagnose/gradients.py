@@ -11,6 +11,7 @@ import copy
 import math
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import Sample, Tick, descend
 from foldserve.training.fit.loop import Examples
 from foldserve.training.network.mlp import build_mlp
-from foldserve.training.plan import Activation, Architecture
+from foldserve.training.plan import Architecture
 
 PREDICTED_GROWTH = math.sqrt(math.pi / (math.pi - 1))
 """Of the norm, a layer towards the input, for Dense - BN - ReLU at initialisation: about 1.211."""
 
+Activation = Literal["sigmoid", "relu"]
 ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "relu")
 _WIDTH = 128
 _MEASURED_ROWS = 256

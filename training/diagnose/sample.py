@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from foldserve.training.errors import DataError
 from foldserve.training.fit.loop import Examples
-from foldserve.training.network import encode
+from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.table.schema import Table
 
 # More rows would take longer and show the same: no network here takes more than some thousand steps.
@@ -76,13 +76,13 @@ def draw(table: Table, seed: int) -> Sample:
     order = np.random.default_rng(seed).permutation(len(table.x))[:MAX_ROWS]
     held_out = min(max(round(_HELD_OUT_SHARE * len(order)), 2), _MAX_HELD_OUT)
     look, learn = order[:held_out], order[held_out:]
-    front = encode.fit_preprocessing(table.columns, table.x[learn], bins=0)
+    front = fit_preprocessing(table.columns, table.x[learn], bins=0)
     target, scale = (0.0, 1.0) if table.labels else (float(table.y[learn].mean()), float(table.y[learn].std()) or 1.0)
 
     def rows(chosen: npt.NDArray[np.int64]) -> Examples:
         y: npt.NDArray[Any] = table.y[chosen]
         y = y.astype(np.int64) if table.labels else ((y - target) / scale).astype(np.float32)
-        return Examples(encode.transform(front, table.x[chosen]), torch.from_numpy(y))
+        return Examples(transform(front, table.x[chosen]), torch.from_numpy(y))
 
     return Sample(table.source, bool(table.labels), table.outputs, rows(learn), rows(look), len(table.x))
 

@@ -182,7 +182,7 @@ class _Fitting:
         mine = world.share(of)
         if world.size > 1:
             for dropout in self._dropouts:
-                dropout.take(mine, of)
+                dropout.share_mask(mine, of)
             batch = batch[mine]
         x = train.x.index_select(0, batch)
         if recipe.input_noise:

@@ -11,8 +11,8 @@ and an affine map next to a Dense, y = W x + b with W [out, in], is part of it:
     backward   affine after the Dense     s * (W x + b) + t   = (diag(s) W) x + (s * b + t)
     forward    affine before the Dense    W (s * x + t) + b   = (W diag(s)) x + (b + W t)
 
-Neither rule looks at what else stands in the chain, so a BN behind an activation folds exactly into the Dense
-after it. Everything is computed in float64 and rounded to float32 once, at the end.
+Neither rule depends on the rest of the chain, so a BN after an activation folds exactly into the Dense after it.
+Everything is computed in float64 and rounded to float32 once, at the end.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from torch import Tensor, nn
 
 from foldserve.training.errors import FoldError
 from foldserve.training.network.encode import Encode
-from foldserve.training.network.layers import Affine, Shift
-from foldserve.training.network.mlp import ACTIVATIONS
+from foldserve.training.network.layers import Affine, Layer, Shift, is_activation
 
-# |mean / spread| of an input column from which its offset is subtracted in the graph instead of being folded into
-# the first bias. Folded, the column's part of the sum and the bias cancel with an error of 2^-24 * |mean / spread|
-# relative to what is left: at 100 that is 6e-6, a tenth of what a certificate allows, and it grows without bound (a
-# timestamp: 1e5).
+# |mean / std| of an input column from which its offset is subtracted in the graph instead of being folded into the
+# first bias. When it is folded, the column's part of the sum and the bias cancel, with an error of
+# 2^-24 * |mean / std| relative to the remainder: at 100 that is 6e-6, a tenth of a certificate's tolerance, and it
+# grows without bound (a timestamp: 1e5).
 MAX_FOLDED_OFFSET = 100.0
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -50,7 +49,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Folded:
-    """The folded chain (float32, eval mode, no tensor shared with the original) and what went where."""
+    """The folded chain (float32, eval mode, no tensor shared with the original), and the report on each layer."""
 
     network: nn.Sequential
     report: tuple[Fold, ...]
@@ -65,16 +64,17 @@ class _Dense:
 
 @dataclass(frozen=True)
 class _Scale:
-    """BNs and Affines in a row: x -> scale * (x - mean) + beta. far: |mean / spread| of the x they were made for.
+    """One or more BNs and Affines in a row: x -> scale * (x - mean) + beta.
 
-    Kept apart, mean and beta lose nothing to each other: scale * mean may be 10^18 times beta (a constant column).
+    distance: |mean / std| of the inputs that these layers were fitted to. mean and beta are kept apart because
+    beta - scale * mean may lose beta: in a constant column, scale * mean can be 10^18 times as large.
     """
 
     members: tuple[str, ...]
     scale: Tensor  # float64 [columns], as are the three below
     mean: Tensor
     beta: Tensor
-    far: Tensor
+    distance: Tensor
 
     @property
     def shift(self) -> Tensor:
@@ -88,7 +88,7 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Opaque:
-    """An activation, an Encode or a Shift: nothing is moved across it."""
+    """An activation or a layer with a form of its own: nothing is moved across it."""
 
     name: str
     module: nn.Module
@@ -100,41 +100,44 @@ _Step = _Dense | _Scale | _Opaque
 def fold(network: nn.Sequential) -> Folded:
     """Fold every affine layer of `network`, a chain in eval mode, into the Dense layers around it.
 
-    BNs and Affines in a row are composed. Directly after a Dense they go into it (backward), else into the Dense
-    directly after them (forward), and with no Dense beside them they stay as a scale and a shift. An offset of the
-    input that is too far from its spread is subtracted first. Dropout and Identity, which do nothing in eval mode,
-    are dropped.
+    BNs and Affines in a row are composed. Directly after a Dense they go into it (backward), otherwise into the Dense
+    directly after them (forward). Without a Dense on either side they stay, as a scale and a shift. An input offset
+    that is many standard deviations from zero is subtracted first. Dropout and Identity, which do nothing in eval
+    mode, are dropped.
 
     Raises `FoldError`, naming the layer: training mode, a BN without running statistics, statistics that are not
-    finite, var + eps that is not above 0, a layer that no rule covers, widths that don't fit, a result that
+    finite, var + eps that is not above 0, a layer that no rule covers, widths that don't match, a result that
     overflows float32.
     """
     report: list[Fold] = []
     done: list[_Step] = []
-    for step in _offset_first(_composed(_read(network, report)), network, report):
+    for step in _subtract_offsets(_compose_neighbours(_read_steps(network, report)), network, report):
         last = done[-1] if done else None
         if isinstance(step, _Scale) and isinstance(last, _Dense):
-            done[-1] = _backward(last, step)
-            report += _lines(step, "backward: W' = diag(s) W, b' = s*b + t", last.name)
+            done[-1] = _fold_backward(last, step)
+            report += _report(step, "backward: W' = diag(s) W, b' = s*b + t", last.name)
         elif isinstance(step, _Dense) and isinstance(last, _Scale):
-            done[-1] = _forward(last, step)
-            report += _lines(last, "forward: W' = W diag(s), b' = b + W t", step.name)
+            done[-1] = _fold_forward(last, step)
+            report += _report(last, "forward: W' = W diag(s), b' = b + W t", step.name)
         else:
             done.append(step)
     for step in done:
         if isinstance(step, _Scale):
-            report += _lines(step, "kept: no Dense beside it", step.name)
-    return Folded(nn.Sequential(OrderedDict((step.name, _module(step)) for step in done)).eval(), tuple(report))
+            report += _report(step, "kept: no Dense beside it", step.name)
+    return Folded(nn.Sequential(OrderedDict((step.name, _to_module(step)) for step in done)).eval(), tuple(report))
 
 
-def _lines(step: _Scale, rule: str, into: str) -> list[Fold]:
+def _report(step: _Scale, rule: str, into: str) -> list[Fold]:
     return [Fold(member, rule, into) for member in step.members]
 
 
-def _read(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
-    """Turn each layer into float64 arithmetic, checked."""
-    width: int | None = None
-    # One module may stand in the chain twice, an activation say; `named_children` would give it once.
+# --- Reading: layers -> steps in float64
+
+
+def _read_steps(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
+    """Turn each layer into a step in float64, and check it."""
+    columns: int | None = None
+    # One module may occur in the chain twice, an activation for example; `named_children` would return it once.
     for name, module in network.named_modules(remove_duplicate=False):
         if module is network:
             continue
@@ -143,12 +146,12 @@ def _read(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
         if isinstance(module, nn.Dropout | nn.Identity):
             report.append(Fold(name, "dropped: does nothing in eval mode", "-"))
             continue
-        step = _step(name, module)
-        width = _next_width(step, width)
+        step = _read_step(name, module)
+        columns = _output_columns(step, columns)
         yield step
 
 
-def _step(name: str, module: nn.Module) -> _Step:
+def _read_step(name: str, module: nn.Module) -> _Step:
     if module._forward_hooks or module._forward_pre_hooks:
         raise FoldError(name, "it has a forward hook, which could compute anything")
     # Exactly these types: a subclass may have a forward of its own.
@@ -158,21 +161,25 @@ def _step(name: str, module: nn.Module) -> _Step:
         _require_finite(name, weight, bias)
         return _Dense(name, weight, bias)
     if type(module) is nn.BatchNorm1d:
-        return _batch_norm(name, module)
+        return _read_batch_norm(name, module)
     if type(module) is Affine:
-        _require_finite(name, module.scale, module.shift)
-        # It standardises: the spread of what it was made for is 1 / scale, and its mean -shift / scale.
-        scale = module.scale.clone()
-        mean = (-module.shift / scale).nan_to_num(0.0, 0.0, 0.0)  # a scale of 0 knows none
-        return _Scale((name,), scale, mean, module.shift + scale * mean, module.shift.abs())
-    if type(module) is Encode:
-        return _Opaque(name, module)
-    if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
+        return _read_affine(name, module)
+    if not isinstance(module, Layer) and any(
+        True for _ in (*module.children(), *module.parameters(), *module.buffers())
+    ):
         raise FoldError(name, f"no rule covers {type(module).__name__}")
     return _Opaque(name, module)
 
 
-def _batch_norm(name: str, bn: nn.BatchNorm1d) -> _Scale:
+def _read_affine(name: str, module: Affine) -> _Scale:
+    _require_finite(name, module.scale, module.shift)
+    # A standardisation: the std of the data that it was fitted to is 1 / scale, and the mean is -shift / scale.
+    scale = module.scale.clone()
+    mean = (-module.shift / scale).nan_to_num(0.0, 0.0, 0.0)  # unknown where the scale is 0
+    return _Scale((name,), scale, mean, module.shift + scale * mean, module.shift.abs())
+
+
+def _read_batch_norm(name: str, bn: nn.BatchNorm1d) -> _Scale:
     if bn.running_mean is None or bn.running_var is None:
         raise FoldError(name, "it keeps no running statistics (track_running_stats=False)")
     mean, var = bn.running_mean.double(), bn.running_var.double()
@@ -181,12 +188,12 @@ def _batch_norm(name: str, bn: nn.BatchNorm1d) -> _Scale:
     if not bool((var + bn.eps > 0).all()):
         raise FoldError(name, "var + eps is not above 0")
     scale = (var + bn.eps).rsqrt()
-    far = mean.abs() * scale
+    distance = mean.abs() * scale
     if bn.weight is not None:
         scale = scale * bn.weight.detach().double()
     beta = torch.zeros_like(mean) if bn.bias is None else bn.bias.detach().double()
     _require_finite(name, scale, beta)
-    return _Scale((name,), scale, mean, beta, far)
+    return _Scale((name,), scale, mean, beta, distance)
 
 
 def _require_finite(name: str, *tensors: Tensor) -> None:
@@ -194,20 +201,26 @@ def _require_finite(name: str, *tensors: Tensor) -> None:
         raise FoldError(name, "it holds a value that is not finite")
 
 
-def _next_width(step: _Step, width: int | None) -> int | None:
-    """Check that `step` takes `width` columns, and give how many it makes; None is unknown."""
+def _output_columns(step: _Step, columns: int | None) -> int | None:
+    """Return the number of columns after `step`, given the number before it; None is unknown.
+
+    Raises `FoldError` if `step` takes another number of columns.
+    """
     if isinstance(step, _Opaque):
-        if isinstance(step.module, Encode):
-            return step.module.columns
-        return width if isinstance(step.module, tuple(ACTIVATIONS.values())) else None
-    takes, makes = step.weight.shape[::-1] if isinstance(step, _Dense) else (len(step.scale),) * 2
-    if width not in (None, takes):
-        raise FoldError(step.name, f"it takes {takes} columns, the layer before it gives {width}")
-    return makes
+        if isinstance(step.module, Layer):
+            return columns if step.module.columns is None else step.module.columns
+        return columns if is_activation(step.module) else None
+    inputs, outputs = step.weight.shape[::-1] if isinstance(step, _Dense) else (len(step.scale),) * 2
+    if columns not in (None, inputs):
+        raise FoldError(step.name, f"it takes {inputs} columns, the layer before it gives {columns}")
+    return outputs
 
 
-def _composed(steps: Iterator[_Step]) -> Iterator[_Step]:
-    """Make one _Scale of those that stand in a row."""
+# --- Composing: affine maps in a row -> one
+
+
+def _compose_neighbours(steps: Iterator[_Step]) -> Iterator[_Step]:
+    """Replace each run of _Scales by one."""
     waiting: _Scale | None = None
     for step in steps:
         if isinstance(step, _Scale):
@@ -221,51 +234,76 @@ def _composed(steps: Iterator[_Step]) -> Iterator[_Step]:
         yield waiting
 
 
+# The composition of two affine maps of one column.
+#
+#     first      y = s1 * (x - m1) + b1
+#     second     z = s2 * (y - m2) + b2
+#
+# Substitute y, and write x - m1 = (x - m) + d with m = m1 + d, for any number d:
+#
+#     z = s2 * (s1 * (x - m1) + b1 - m2) + b2
+#       = s2*s1 * (x - m)  +  s2 * (s1*d + b1 - m2) + b2
+#         \_____/               \________________________/
+#          scale                           beta
+#
+# Every d gives the same function. The choice matters for rounding alone, since `mean` is the offset that
+# `_subtract_offsets` may subtract from the input before anything else is computed:
+#
+#     d = 0                   m = m1: the offset of the data that the first map was fitted to.
+#     d = (m2 - b1) / s1      m is the x that the first map takes to m2: the offset of the data that the second map
+#                             was fitted to. Then s1*d + b1 - m2 = 0, and beta = b2.
+#
+# The second choice is taken where the second map's data lie further from zero, in standard deviations, than the first
+# map's: for example, the first map only changes the unit, and a BN after it subtracts the mean. Where s1 = 0 the
+# quotient is not finite; z is then constant, and d = 0.
 def _compose(first: _Scale, second: _Scale) -> _Scale:
-    # The mean is the first one's, unless the second was made for what lies further off: so much further.
-    more = torch.where(second.far > first.far, (second.mean - first.beta) / first.scale, 0.0).nan_to_num(0.0, 0.0, 0.0)
+    d = torch.where(second.distance > first.distance, (second.mean - first.beta) / first.scale, 0.0)
+    d = d.nan_to_num(0.0, 0.0, 0.0)
     return _Scale(
         first.members + second.members,
         second.scale * first.scale,
-        first.mean + more,
-        second.scale * (first.scale * more + first.beta - second.mean) + second.beta,
-        torch.maximum(first.far, second.far),
+        first.mean + d,
+        second.scale * (first.scale * d + first.beta - second.mean) + second.beta,
+        torch.maximum(first.distance, second.distance),
     )
 
 
-def _offset_first(steps: Iterator[_Step], network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
-    """Take out of a _Scale on the input, raw or encoded, the offsets that are too far (see `MAX_FOLDED_OFFSET`).
+def _subtract_offsets(steps: Iterator[_Step], network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
+    """Put a Shift before a _Scale on the input, raw or encoded, for the offsets above `MAX_FOLDED_OFFSET`.
 
-    Only the input has any: what comes out of a Dense lies about 0 before its own BN has seen it.
+    Only inputs have such offsets: the outputs of a Dense lie around 0 until its own BN has seen them.
     """
     on_input = True
     for step in steps:
         if on_input and isinstance(step, _Scale):
-            # s * (x - m) + b = s * ((x - o) - (m - o)) + b with m in float32 as o, so that the graph's own subtraction
-            # is what is compensated, rounding included.
+            # s * (x - m) + b = s * ((x - o) - (m - o)) + b. The offset o is m in float32, since ONNX Runtime
+            # subtracts in float32: m - o then compensates for the rounding of o.
             offset = step.mean.float()
-            offset = torch.where((step.far > MAX_FOLDED_OFFSET) & offset.isfinite(), offset, 0.0)
+            offset = torch.where((step.distance > MAX_FOLDED_OFFSET) & offset.isfinite(), offset, 0.0)
             if offset.any():
                 name = "offset"
                 while hasattr(network, name):
                     name += "_"
-                report += _lines(step, "offset subtracted first: x - mean", name)
+                report += _report(step, "offset subtracted first: x - mean", name)
                 yield _Opaque(name, Shift(offset))
                 step = replace(step, mean=step.mean - offset.double())
         on_input = on_input and isinstance(step, _Opaque) and isinstance(step.module, Encode)
         yield step
 
 
-def _backward(dense: _Dense, after: _Scale) -> _Dense:
+# --- Folding: an affine map into its neighbour
+
+
+def _fold_backward(dense: _Dense, after: _Scale) -> _Dense:
     weight = after.scale[:, None] * dense.weight
     return replace(dense, weight=weight, bias=after.scale * dense.bias + after.shift)
 
 
-def _forward(before: _Scale, dense: _Dense) -> _Dense:
+def _fold_forward(before: _Scale, dense: _Dense) -> _Dense:
     return replace(dense, weight=dense.weight * before.scale, bias=dense.bias + dense.weight @ before.shift)
 
 
-def _module(step: _Step) -> nn.Module:
+def _to_module(step: _Step) -> nn.Module:
     """Round to float32, once."""
     if isinstance(step, _Opaque):
         return copy.deepcopy(step.module)
@@ -274,12 +312,12 @@ def _module(step: _Step) -> nn.Module:
         raise FoldError(step.name, "its folded weights overflow float32")
     if isinstance(step, _Scale):
         return Affine(first.float(), second.float())
-    return dense_layer(first, second)
+    return make_dense(first, second)
 
 
-def dense_layer(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """Make a Dense of `weight` [out, in] and `bias` [out], rounded to float32, that no optimiser moves."""
-    # On no device, it is not initialised: that would draw from the caller's random state.
+def make_dense(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """Make a Dense of `weight` [out, in] and `bias` [out], rounded to float32, without gradients."""
+    # On the meta device it is not initialised: initialisation would draw from the caller's random state.
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     layer.bias = nn.Parameter(bias.float(), requires_grad=False)

@@ -1,1 +1,1 @@
-"""Networks: layers, the encoding of raw rows in front of them, and whole MLPs. It does not know how to train."""
+"""Networks: the layer types, the preprocessing of raw rows, and the MLP. It does not know how to train or fold."""

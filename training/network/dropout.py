@@ -1,7 +1,7 @@
-"""Dropout that draws one byte a unit.
+"""Dropout that draws one byte per unit.
 
-PyTorch's own draws one 32-bit number a unit and turns it into a Bernoulli variable: on one core, about 10 ns a unit, a
-third of a whole step of a small network. Here eight units share one 64-bit draw.
+PyTorch's own draws one 32-bit number per unit and makes a Bernoulli variable of it. On one core that takes about 10 ns
+per unit, a third of a training step of a small network. Here one 64-bit number serves eight units.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ from torch import Tensor, nn
 class Dropout(nn.Dropout):
     """Zero each element with probability k/256 and scale the others by 256/(256-k); k = round(256 p), from 1 to 255.
 
-    The expected value is exact; the probability is not quite what was asked for, 0.1 becomes 26/256 = 0.1016. p = 0
-    drops nothing.
-    Draws from the default generator of the input's device.
+    The expected value is exact; the probability is the nearest multiple of 1/256: 0.1 becomes 26/256 = 0.1016. With
+    p = 0 nothing is dropped. It draws from the default generator of the input's device.
     """
 
-    rows: slice | None = None
-    of: int = 0
+    _rows: slice | None = None
+    _batch_size: int = 0
 
-    def take(self, rows: slice, of: int) -> None:
-        """Draw the next masks for `of` rows and use those of `rows`: what one process of several has of a batch."""
-        self.rows, self.of = rows, of
+    def share_mask(self, rows: slice, batch_size: int) -> None:
+        """Draw the next masks for `batch_size` rows and use those of `rows`, this process's share of the batch."""
+        self._rows, self._batch_size = rows, batch_size
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, columns] to the same shape and dtype."""
         if not self.training or not self.p:
             return x
         dropped = min(max(round(256 * self.p), 1), 255)
-        shape = x.shape if self.rows is None else (self.of, *x.shape[1:])
+        shape = x.shape if self._rows is None else (self._batch_size, *x.shape[1:])
         units = torch.Size(shape).numel()
         words = torch.empty((units + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), None)
         kept = words.view(torch.uint8)[:units].view(shape) >= dropped
-        if self.rows is not None:
-            kept = kept[self.rows]
+        if self._rows is not None:
+            kept = kept[self._rows]
         return x * (kept * (256 / (256 - dropped))).to(x.dtype)

@@ -1,91 +1,62 @@
-"""Encoding: what of a raw row no affine map can use as it is, as a layer in front of the network.
+"""The encoding of a raw row: the layer in front of a network for values that no affine map can use.
 
-A category is an index, a missing value is NaN: neither can be multiplied by a weight. Which columns come out, and
-from what, is settled by the training rows; nothing here is learned. A table without categories and missing values has
-no such layer, unless an architecture asks for bins.
+A category is an index and a missing value is NaN; neither can be multiplied by a weight. It does not know how a layout
+is chosen. A table without categories, missing values and bins has no such layer.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from onnx import TensorProto
+from torch import Tensor
 
-from foldserve.training.network.layers import Affine
-from foldserve.training.plan import Binned
-from foldserve.training.table.schema import Column
+from foldserve.training.network.graph import Graph
+from foldserve.training.network.layers import Layer
 
-Rows = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
 
-_LEAST_WIDTH = 1e-30
-_CHUNK = 65_536  # rows
-
-# A normal column's range is 2.3 times as wide as where nine of ten of its values lie with 5,000 rows, 3 with a million.
-_TAILS = 4.0
-_FEW = 32
-
-
-def fit_preprocessing(columns: Sequence[Column], x: Rows, bins: int, binned: Binned = "all") -> nn.Sequential:
-    """Give what stands before a network: raw features [batch, features] to standardised columns.
-
-    x: float32 [rows, features], the training rows. bins, binned: see `choose_layout`.
-    """
-    plan = choose_layout(columns, x, bins, binned)
-    encode = OrderedDict[str, nn.Module](encode=Encode(plan)) if plan.is_needed else OrderedDict()
-    encoded = partial(_chunks, nn.Sequential(encode), x)
-    return nn.Sequential(encode | {"standardise": fit_standardisation(plan, encoded)})
-
-
-def transform(front: nn.Module, x: Rows) -> Tensor:
-    """Give what `front` makes of `x`, some rows at a time: float32 [rows, columns]."""
-    return torch.cat(list(_chunks(front, x)))
-
-
-@torch.no_grad()
-def _chunks(front: nn.Module, x: Rows) -> Iterator[Tensor]:
-    for start in range(0, len(x), _CHUNK):
-        yield front(torch.from_numpy(x[start : start + _CHUNK]))
+_UNIT = (("zero", 0.0), ("one", 1.0))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What `Encode` makes of [batch, features], its parts side by side; every array is as long as its part.
+    """The columns that `Encode` makes of [batch, features], in four groups, side by side and in this order.
 
-    numeric: int64, the features taken as numbers; fill: float32, what a missing one counts as, NaN where none may be.
-    binned: int64, positions among `numeric`; low, rate: float32, a bin's lower edge and 1 / its width.
-    categorical: int64, features; index: float32, the category that the column stands for.
-    missing: int64, the features whose absence is a column.
+    Numbers. numeric: int64, their features; fill: float32, the value in place of a missing one, NaN if none may be
+    missing. Bins. binned: int64, positions in `numeric`; low, rate: float32, a bin's lower edge and 1 / its width.
+    Categories. categorical: int64, their features; index: float32, the category whose presence the column shows.
+    Missing values. missing: int64, the features whose missing values the column shows.
+    The arrays of a group have one entry for each of its columns.
     """
 
-    numeric: npt.NDArray[np.int64]
-    fill: Rows
-    binned: npt.NDArray[np.int64]
-    low: Rows
-    rate: Rows
-    categorical: npt.NDArray[np.int64]
-    index: Rows
-    missing: npt.NDArray[np.int64]
+    numeric: Indices
+    fill: Floats
+    binned: Indices
+    low: Floats
+    rate: Floats
+    categorical: Indices
+    index: Floats
+    missing: Indices
 
     @property
     def is_needed(self) -> bool:
-        """Whether anything else comes out than goes in."""
-        parts = (self.binned, self.categorical, self.missing)
-        return any(len(part) for part in parts) or not np.isnan(self.fill).all()
+        """Whether the encoded columns differ from the raw ones."""
+        groups = (self.binned, self.categorical, self.missing)
+        return any(len(group) for group in groups) or not np.isnan(self.fill).all()
 
 
-class Encode(nn.Module):
-    """[batch, features], raw -> [batch, columns]: numbers, bins, categories and absences of a `Layout`, in this order.
+class Encode(Layer):
+    """[batch, features], raw -> [batch, columns], by a `Layout`: numbers, bins, categories, missing values.
 
-    A number that is missing counts as `fill`. A bin gives clamp((x - low) * rate, 0, 1): together a column's bins are
-    the piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556), here flat outside the training
-    range too, so that an outlier moves a prediction by its own column alone. A category gives 1 where the feature is
-    its index and 0 elsewhere: one that training has not seen, or that is missing, equals none.
+    A missing number becomes `fill`. A bin gives clamp((x - low) * rate, 0, 1). Together, a feature's bins are the
+    piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556), here flat outside the training range
+    too, so that only the number itself carries an outlier. A category's column is 1 where the feature has its index
+    and 0 elsewhere; for a missing category, and for one that training has not seen, every such column is 0.
     """
 
     numeric: Tensor
@@ -104,7 +75,7 @@ class Encode(nn.Module):
 
     @property
     def columns(self) -> int:
-        """How many columns come out."""
+        """The number of encoded columns."""
         return len(self.numeric) + len(self.binned) + len(self.categorical) + len(self.missing)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,89 +87,48 @@ class Encode(nn.Module):
         missing = x[:, self.missing].isnan()
         return torch.cat([numbers, bins, categories.to(x.dtype), missing.to(x.dtype)], 1)
 
+    def add_nodes(self, graph: Graph, name: str) -> None:
+        """Add one chain of nodes a group and a Concat.
 
-def choose_layout(columns: Sequence[Column], x: Rows, bins: int, binned: Binned = "all") -> Layout:
-    """Settle what becomes of each feature, by the training rows `x` [rows, features].
+        Each chain starts with a comparison or a replacement: NaN reaches neither arithmetic nor a cast.
+        """
+        raw = graph.value
+        groups = []
+        if len(self.numeric):
+            groups.append(self._add_numbers(graph, name))
+        if len(self.binned):  # the current value is that of the numbers
+            groups.append(self._add_bins(graph, name))
+        if len(self.categorical):
+            _gather(graph, raw, f"{name}.categorical", self.categorical)
+            index = graph.constant(f"{name}.categorical.index", self.index)
+            graph.node("Equal", f"{name}.categorical.equal", index)
+            groups.append(graph.node("Cast", f"{name}.categorical", to=TensorProto.FLOAT))
+        if len(self.missing):
+            _gather(graph, raw, f"{name}.missing", self.missing)
+            graph.node("IsNaN", f"{name}.missing.none")
+            groups.append(graph.node("Cast", f"{name}.missing", to=TensorProto.FLOAT))
+        graph.concatenate(name, groups)
 
-    bins: at most so many for a numeric feature, between quantiles; 0 for none. binned: which features get bins; of
-    `tails` those of many values whose range is four times as wide as where nine of ten rows lie, or wider: an affine
-    scale that fits the range leaves nothing to see of most rows there, and one that fits them lets the rest run away.
-    """
-    features = np.arange(len(columns))
-    is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
-    numeric, categorical = features[~is_category], features[is_category]
-    # A category that is not among the training rows has no column: its weights would stay at their random start.
-    seen = [_known(np.unique(x[:, feature])) for feature in categorical]
-    chosen = [columns[i].kind == "numeric" and (binned == "all" or _has_tails(x[:, i])) for i in numeric]
-    edges = [_edges(x[:, i], bins if has_bins else 0) for i, has_bins in zip(numeric, chosen, strict=True)]
-    widths = [np.diff(e) for e in edges]
-    return Layout(
-        numeric=numeric,
-        fill=np.array([_mean(x[:, i]) if columns[i].missing else np.nan for i in numeric], np.float32),
-        binned=np.repeat(np.arange(len(numeric)), [len(width) for width in widths]),
-        low=np.concatenate([*(e[:-1] for e in edges), np.empty(0)]).astype(np.float32),
-        rate=(1 / np.concatenate([*widths, np.empty(0)])).astype(np.float32),
-        categorical=np.repeat(categorical, [len(values) for values in seen]),
-        index=np.concatenate([*seen, np.empty(0, np.float32)]).astype(np.float32),
-        missing=features[np.isnan(x).any(0)],
-    )
+    def _add_numbers(self, graph: Graph, name: str) -> str:
+        if len(self.categorical):  # else every feature is a number
+            _gather(graph, graph.value, f"{name}.numeric", self.numeric)
+        if not self.fill.isnan().all():
+            numbers = graph.value
+            is_missing = graph.node("IsNaN", f"{name}.numeric.missing")
+            fill = graph.constant(f"{name}.numeric.fill", self.fill.nan_to_num())
+            graph.value = is_missing
+            graph.node("Where", f"{name}.numeric", fill, numbers)
+        return graph.value
 
-
-def _known(column: Rows) -> Rows:
-    return column[~np.isnan(column)]
-
-
-def _mean(column: Rows) -> float:
-    known = _known(column)
-    return float(known.mean(dtype=np.float64)) if len(known) else 0.0
-
-
-def _has_tails(column: Rows) -> bool:
-    known = _known(column)
-    if len(known) == 0 or len(np.unique(known)) <= _FEW:
-        return False
-    low, least, most, high = np.quantile(known.astype(np.float64), [0.0, 0.05, 0.95, 1.0])
-    return bool(high - low >= _TAILS * (most - least))
+    def _add_bins(self, graph: Graph, name: str) -> str:
+        _gather(graph, graph.value, f"{name}.binned", self.binned)
+        graph.node("Sub", f"{name}.binned.above", graph.constant(f"{name}.binned.low", self.low))
+        graph.node("Mul", f"{name}.binned.share", graph.constant(f"{name}.binned.rate", self.rate))
+        zero, one = (graph.constant(f"{name}.{text}", torch.tensor(number)) for text, number in _UNIT)
+        return graph.node("Clip", f"{name}.binned", zero, one)
 
 
-def _edges(column: Rows, bins: int) -> npt.NDArray[np.float64]:
-    """Give the edges of at most `bins` bins with about as many rows each; fewer than three are none.
-
-    An edge is a value of the column, and so a float32: between two values there is nothing to tell apart.
-    """
-    known = _known(column).astype(np.float64)
-    if not bins or not len(known):
-        return np.empty(0)
-    # The smallest value with k / bins of the rows at or below it, in whole numbers: a float k / bins may be a row off.
-    places = np.maximum(-(-np.arange(bins + 1) * len(known) // bins) - 1, 0)
-    edges = np.unique(np.partition(known, places)[places])
-    # What is nearer has a reciprocal that float32 can't hold.
-    edges = edges[np.append(True, np.diff(edges) > _LEAST_WIDTH)]
-    return edges if len(edges) > 2 else np.empty(0)  # one bin is the column itself
-
-
-def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) -> Affine:
-    """Standardise what `Encode` gives, (x - mean) / spread by the training rows, in float64.
-
-    chunks: gives the encoded training rows, [some, columns] at a time; asked twice.
-
-    Of a number the spread is the standard deviation, and at least a sixth of the range: else a value that is rare in
-    training (a corner pixel that is nearly always 0) would lie 30 deviations out and decide a prediction by itself.
-    The bins share one spread, the root mean square of theirs: apart they would make the rare ones loud. What is 0 or 1
-    is only centred. A column that is constant in training becomes 0 whatever it holds later: its weights would stay at
-    their random start, and decide by it all the same.
-    """
-    chunked = [
-        (chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()
-    ]
-    sums, least, most, counts = zip(*chunked, strict=True)
-    rows, span = sum(counts), torch.stack(most).amax(0) - torch.stack(least).amin(0)
-    mean = torch.stack(sums).sum(0) / rows
-    std = (torch.stack([(chunk.double() - mean).square().sum(0) for chunk in chunks()]).sum(0) / rows).sqrt()
-    numbers, binned = len(layout.numeric), len(layout.binned)
-    spread = torch.ones_like(std)
-    spread[:numbers] = torch.maximum(std, span / 6)[:numbers]
-    if binned:
-        spread[numbers : numbers + binned] = std[numbers : numbers + binned].square().mean().sqrt()
-    scale = torch.where(span > 0, 1 / torch.where(spread > 0, spread, 1.0), 0.0)
-    return Affine(scale, -mean * scale)
+def _gather(graph: Graph, source: str, name: str, columns: Tensor) -> None:
+    """Make `columns` of the tensor `source` the current value."""
+    graph.value = source
+    graph.node("Gather", f"{name}.raw", graph.constant(f"{name}.columns", columns), axis=1)

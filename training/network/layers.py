@@ -1,14 +1,38 @@
-"""The layers of this project's own: plain arithmetic on columns. It does not know how they are folded."""
+"""The layer types of this project: each one's arithmetic in PyTorch, its width, and its ONNX nodes.
+
+To add a layer type, subclass `Layer`: folding, merging and export learn everything from its methods. It does not know
+how a layer is trained or folded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from foldserve.training.activations import FORMS, Activation
+from foldserve.training.network.graph import Graph
 
-class Affine(nn.Module):
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {name: getattr(nn, form.module) for name, form in FORMS.items()}
+_ADD_NODES: dict[type[nn.Module], Callable[..., None]] = {ACTIVATIONS[name]: FORMS[name].add_nodes for name in FORMS}
+
+
+class Layer(nn.Module):
+    """A layer whose columns do not depend on other rows. Folding moves nothing across it, unless it is an `Affine`."""
+
+    @property
+    def columns(self) -> int | None:
+        """The number of output columns; None: as many as there are input columns."""
+        return None
+
+    def add_nodes(self, graph: Graph, name: str) -> None:
+        """Add this layer to `graph`: the nodes read its current value, and the last one is called `name`."""
+        raise NotImplementedError
+
+
+class Affine(Layer):
     """x * scale + shift, column by column: a standardisation before the network, or its inverse after it.
 
     scale, shift: float64 [columns]. Both are buffers: they are computed from the data, not learned.
@@ -26,8 +50,13 @@ class Affine(nn.Module):
         """Map [batch, columns] to the same shape and dtype."""
         return (x * self.scale + self.shift).to(x.dtype)
 
+    def add_nodes(self, graph: Graph, name: str) -> None:
+        """Add a Mul and an Add."""
+        graph.node("Mul", f"{name}.scaled", graph.constant(f"{name}.scale", self.scale))
+        graph.node("Add", name, graph.constant(f"{name}.shift", self.shift))
 
-class Shift(nn.Module):
+
+class Shift(Layer):
     """x - offset, column by column; offset: float32 [columns], subtracted exactly as ONNX Runtime subtracts it."""
 
     offset: Tensor
@@ -39,6 +68,36 @@ class Shift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, columns] to the same shape."""
         return x - self.offset
+
+    def add_nodes(self, graph: Graph, name: str) -> None:
+        """Add a Sub."""
+        graph.node("Sub", name, graph.constant(f"{name}.offset", self.offset))
+
+
+class Blocks(Layer):
+    """Dense layers side by side, each on its own columns: one Dense with a block-diagonal weight, without the zeros."""
+
+    def __init__(self, members: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, inputs of all members, in order] to [batch, outputs of all members, in order]."""
+        parts = zip(self.members, x.chunk(len(self.members), 1), strict=True)
+        return torch.cat([member(part) for member, part in parts], 1)
+
+    @property
+    def columns(self) -> int:
+        """The number of outputs of all members."""
+        return sum(cast(nn.Linear, member).out_features for member in self.members)
+
+    def add_nodes(self, graph: Graph, name: str) -> None:
+        """Add a Split, one Gemm a member, and a Concat."""
+        inputs = graph.split(f"{name}.of", len(self.members))
+        outputs = []
+        for part, (member, graph.value) in enumerate(zip(self.members, inputs, strict=True)):
+            outputs.append(graph.dense(f"{name}.{part}", cast(nn.Linear, member)))
+        graph.concatenate(name, outputs)
 
 
 class Mean(nn.Module):
@@ -53,14 +112,19 @@ class Mean(nn.Module):
         return torch.stack([member(x) for member in self.members]).mean(0)
 
 
-class Blocks(nn.Module):
-    """Dense layers side by side, each on its own columns: one Dense with a block-diagonal weight, without the zeros."""
+def is_activation(module: nn.Module) -> bool:
+    """Whether `module` is one of `ACTIVATIONS`, and so maps each number by itself."""
+    return type(module) in _ADD_NODES
 
-    def __init__(self, members: Sequence[nn.Linear]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, inputs of all members, in order] to [batch, outputs of all members, in order]."""
-        parts = zip(self.members, x.chunk(len(self.members), 1), strict=True)
-        return torch.cat([member(part) for member, part in parts], 1)
+def add_nodes(graph: Graph, name: str, module: nn.Module) -> bool:
+    """Add a Dense, an activation or a `Layer` to `graph`; return False for any other module."""
+    if type(module) is nn.Linear:
+        graph.dense(name, module)
+    elif is_activation(module):
+        _ADD_NODES[type(module)](graph, name, module)
+    elif isinstance(module, Layer):
+        module.add_nodes(graph, name)
+    else:
+        return False
+    return True

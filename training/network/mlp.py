@@ -1,7 +1,7 @@
-"""The batch-norm MLP: which layers stand in which order, and nothing about how they are trained or folded.
+"""The batch-norm MLP: which layers follow each other in which order. It does not know how they are trained or folded.
 
-A network is a flat `nn.Sequential` of named leaf layers. A chain is all that folding has to understand, and a
-layer's name is how every report and every error speaks of it.
+A network is a flat `nn.Sequential` of named leaf layers: folding works on such a chain, and reports and errors name
+its layers.
 """
 
 from __future__ import annotations
@@ -11,23 +11,16 @@ from collections import OrderedDict
 from torch import nn
 
 from foldserve.training.network.dropout import Dropout
-from foldserve.training.plan import Activation, Architecture
-
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
+from foldserve.training.network.layers import ACTIVATIONS
+from foldserve.training.plan import Architecture
 
 
 def build_mlp(features: int, outputs: int, architecture: Architecture) -> nn.Sequential:
     """Build [batch, features] -> [batch, outputs], ending in a Dense layer: logits or a value, no softmax.
 
     Layers are named `dense1`, `norm1`, `relu1`, `dropout1`, `dense2`, ...; a BN on the input is `norm0`. A Dense
-    that a BN follows directly has no bias, since the BN's mean would take it out again. `eps` and `momentum` are
-    PyTorch's: Keras's momentum of 0.99 is 0.01 here, and its default epsilon 1e-3.
+    directly before a BN has no bias, since the BN subtracts its mean, and the bias with it. `eps` and `momentum` are
+    PyTorch's: Keras's momentum of 0.99 is 0.01 here, and its default epsilon is 1e-3.
     """
     a = architecture
     layers: OrderedDict[str, nn.Module] = OrderedDict()

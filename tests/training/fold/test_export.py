@@ -10,8 +10,8 @@ from torch import nn
 from foldserve.training.errors import ExportError
 from foldserve.training.fold.export import IR_VERSION, OPSET, to_onnx
 from foldserve.training.fold.fold import fold
-from foldserve.training.network.layers import Affine
-from foldserve.training.network.mlp import ACTIVATIONS, build_mlp
+from foldserve.training.network.layers import ACTIVATIONS, Affine
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 
 

@@ -26,8 +26,8 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 from foldserve.training.errors import FoldError
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import Fold, fold
-from foldserve.training.network.layers import Affine, Shift
-from foldserve.training.network.mlp import ACTIVATIONS, build_mlp
+from foldserve.training.network.layers import ACTIVATIONS, Affine, Shift
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture, Placement
 
 CERTIFICATE = {"atol": 1e-5, "rtol": 1e-4}

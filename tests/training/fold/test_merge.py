@@ -15,9 +15,10 @@ from foldserve.training.errors import FoldError
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
 from foldserve.training.fold.merge import fold_mean
-from foldserve.training.network.encode import Encode, choose_layout
-from foldserve.training.network.layers import Affine, Blocks, Shift
-from foldserve.training.network.mlp import ACTIVATIONS, build_mlp
+from foldserve.training.network.encode import Encode
+from foldserve.training.network.layers import ACTIVATIONS, Affine, Blocks, Shift
+from foldserve.training.network.mlp import build_mlp
+from foldserve.training.network.preprocessing import choose_layout
 from foldserve.training.plan import Architecture
 from foldserve.training.table.schema import Column
 from tests.service.support import oracle

@@ -45,6 +45,6 @@ def test_the_parts_of_a_batch_make_up_the_whole():
     for rows in (slice(0, 3), slice(3, 7)):
         torch.manual_seed(3)
         dropout = Dropout(0.4)
-        dropout.take(rows, of=7)
+        dropout.share_mask(rows, batch_size=7)
         parts.append(dropout(x[rows]))
     assert torch.equal(torch.cat(parts), whole)

@@ -13,8 +13,9 @@ from torch import nn
 
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
-from foldserve.training.network.encode import Encode, choose_layout, fit_standardisation
+from foldserve.training.network.encode import Encode
 from foldserve.training.network.layers import Affine
+from foldserve.training.network.preprocessing import choose_layout, fit_standardisation
 from foldserve.training.table.schema import Column
 from tests.service.support import oracle
 

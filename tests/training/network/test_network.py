@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from foldserve.training.network.layers import Affine
-from foldserve.training.network.mlp import ACTIVATIONS, build_mlp
+from foldserve.training.network.layers import ACTIVATIONS, Affine
+from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 
 
