@@ -1,7 +1,8 @@
-"""The certificate: evidence, measured before anything is written, that the exported model is the trained network.
+"""The certificate: the evidence that the exported model computes the same function as the trained network.
 
-The reference is the *unfolded* network evaluated by PyTorch in float64. Held against it are the folded network in
-float32, and ONNX Runtime on every provider there is, running the very bytes that go into the bundle.
+The reference is the *unfolded* network, which PyTorch evaluates in float64. It is compared with the folded network in
+float32, and with ONNX Runtime on every available device, where sessions run the exact bytes that the bundle gets. The
+module measures; it does not write a bundle.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _MISSING_SHARE = 1 / 8  # of the drawn values of a feature that may be missing
 
 
 def reference(network: nn.Module, task: Task) -> Predict:
-    """Give the unfolded network as a function: float32 [rows, features] -> float64 [rows, outputs]."""
+    """Make a function of the unfolded network: float32 [rows, features] -> float64 [rows, outputs]."""
     return _torch(copy.deepcopy(network).double().eval(), task, torch.float64)
 
 
@@ -59,11 +60,11 @@ def certify(
     held_out: Rows,
     drawn: Rows,
 ) -> Certificate:
-    """Measure the folded network and its ONNX export against `network`, the unfolded one in eval mode.
+    """Compare the folded network and its ONNX export with `network`, which is unfolded and in eval mode.
 
-    held_out: rows that were not trained on; drawn: random ones; both float32 [rows, features].
-    Each runtime sees each set in batches of 1, of 2 and of the whole set.
-    Raises `ParityError` at the first output outside the tolerance, and at the first row whose clear argmax differs.
+    held_out: rows outside the training set; drawn: random rows; both float32 [rows, features].
+    Each runtime runs each set in batches of 1, of 2 and of the whole set.
+    Raises `ParityError` when an output is outside the tolerance, and when a clear argmax differs.
     """
     exact = reference(network, task)
     sets: tuple[tuple[RowKind, Rows, Outputs], ...]
@@ -92,7 +93,7 @@ def draw(features: Sequence[Feature], train: Rows, rows: int, seed: int) -> Rows
 
 
 def golden(network: nn.Module, task: Task, drawn: Rows) -> Golden:
-    """Pair the first drawn rows with what the reference gives for them."""
+    """Pair the first drawn rows with the reference's outputs for them."""
     rows = drawn[:GOLDEN_ROWS]
     inputs = tuple(tuple(None if value != value else value for value in row) for row in rows.astype(float).tolist())
     return Golden(inputs=inputs, outputs=reference(network, task)(rows).tolist())
@@ -107,7 +108,7 @@ def _measure(
     expected: Outputs,
 ) -> Iterator[Measurement]:
     for batch in (1, 2, len(rows)):
-        # A batch of 1 or 2 takes another path through a matrix library than a large one; a few hundred rows show it.
+        # Matrix libraries compute a batch of 1 or 2 by other kernels than a large one; a few hundred rows show it.
         few = rows if batch == len(rows) else rows[:SMALL_BATCH_ROWS]
         try:
             outputs = np.concatenate([predict(few[i : i + batch]) for i in range(0, len(few), batch)])
@@ -139,13 +140,13 @@ def onnx_runtime_cpu(model: bytes) -> Predict:
 
 
 def _onnx_runtimes(model: bytes) -> dict[str, Predict]:
-    """Open a session on the CPU, and one on CUDA where it answers."""
-    found = {"onnxruntime CPU": onnx_runtime_cpu(model)}
+    """Open a session on the CPU, and one on CUDA where that works."""
+    runtimes = {"onnxruntime CPU": onnx_runtime_cpu(model)}
     if CUDA in ort.get_available_providers():
-        # A listed provider need not load. The bundle is written without it: a server proves the device it uses.
+        # A listed provider may fail to load. Then the certificate leaves CUDA out: a server checks its own device.
         with contextlib.suppress(Exception):
-            found["onnxruntime CUDA"] = partial(_run, open_cuda(model, cuda_options(Options(buckets=()))))
-    return found
+            runtimes["onnxruntime CUDA"] = partial(_run, open_cuda(model, cuda_options(Options(buckets=()))))
+    return runtimes
 
 
 def _run(session: ort.InferenceSession, rows: Rows) -> Outputs:
