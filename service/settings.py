@@ -35,7 +35,7 @@ class Settings(BaseModel):
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Field(
-            description="device that runs the models; with cuda, the server refuses to start if CUDA does not answer"
+            description="device that runs the models; with cuda, the server refuses to start if CUDA is not available"
         ),
     ] = "auto"
     workers: Annotated[int, Field(ge=1, le=256, description="processes that serve; each loads every model")] = 1

@@ -14,8 +14,8 @@ from foldserve.service.runtime.session import Options
 def run(path: Path) -> None:
     """Check the bundle in the folder `path`, and print a line for each check that passes.
 
-    CUDA is skipped, with the reason, if it does not answer. Raises `BundleError` for the first check that fails, and
-    `DeviceError` if the CPU does not answer.
+    CUDA is skipped, with the reason, if it is not available. Raises `BundleError` for the first check that fails, and
+    `DeviceError` if ONNX Runtime is not installed.
     """
     bundle = read(path)
     manifest = bundle.manifest

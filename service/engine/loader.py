@@ -41,7 +41,7 @@ class Loader:
 
         A refused version is logged, and the others serve. Raises `StartError` if the folder is missing or holds no
         model, if no version of a model may be served, or if the default model is missing; `DeviceError` if the
-        requested device does not answer.
+        requested device is not available.
         """
         folder = self._settings.models
         try:
@@ -61,7 +61,7 @@ class Loader:
     def load_version(self, path: Path) -> Model | Refused:
         """Load the bundle in <models>/<name>/<version>.
 
-        Raises `DeviceError` if the requested device does not answer.
+        Raises `DeviceError` if the requested device is not available.
         """
         started = time.perf_counter()
         name, version = path.parent.name, path.name

@@ -54,7 +54,7 @@ class CudaRunner:
     """A session on CUDA, for one caller at a time, from any thread.
 
     connect, open_session: create the stream and the session; tests pass their own to simulate CUDA's failures.
-    Raises `DeviceError` when CUDA does not answer, or has no room for the model and its buffers.
+    Raises `DeviceError` when CUDA is not available, or has no room for the model and its buffers.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class CudaRunner:
             self._thread.end()
             if isinstance(error, FoldserveError) or not isinstance(error, Exception):
                 raise
-            raise DeviceError(f"CUDA answers, but can't serve this model: {one_line(error)}") from error
+            raise DeviceError(f"CUDA is available, but can't run this model: {one_line(error)}") from error
 
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch.

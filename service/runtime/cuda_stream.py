@@ -89,7 +89,7 @@ class Stream(Protocol):
 class CudaStream:
     """A stream on the first visible CUDA device. Use one object from one thread only.
 
-    Raises `DeviceError` when CUDA does not answer, and `CudaError` when a later call fails.
+    Raises `DeviceError` when CUDA is not available, and `CudaError` when a later call fails.
     """
 
     device = "cuda"
@@ -105,7 +105,7 @@ class CudaStream:
             self._call("cudaSetDevice", 0)
             self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), _NON_BLOCKING)
         except (CudaError, DeviceError) as error:
-            raise DeviceError(f"CUDA does not answer, `foldserve doctor` tells more: {error}") from error
+            raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {error}") from error
         self.address = stream.value or 0
         self._stream = stream
         self._releases: list[Callable[[], None]] = [lambda: self._call("cudaStreamDestroy", stream)]

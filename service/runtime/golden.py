@@ -102,8 +102,8 @@ def check_golden(
     worst = max(parities, key=lambda parity: (not parity.holds, parity.worst))
     if not worst.holds:
         raise BundleError(
-            f"on {provider} the golden rows are off by {worst.max_absolute:.3g}, "
-            f"{worst.worst:.3g} times what is allowed"
+            f"on {provider} the golden outputs differ by {worst.max_absolute:.3g}, "
+            f"{worst.worst:.3g} times the tolerance"
         )
     return worst
 

@@ -60,14 +60,14 @@ class Runtime:
 def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
     """Open and check the model of `bundle`; the parity is the worst of its golden rows.
 
-    Raises `DeviceError` when the device does not answer. Raises `BundleError` when the graph has external data, when
+    Raises `DeviceError` when the device is not available. Raises `BundleError` when the graph has external data, when
     ONNX Runtime can't run it, when its interface is not the manifest's, and when it misses the golden outputs.
     """
     try:
         graph = check_graph(bundle)
         cpu = CpuRunner(bundle.model, options.threads)
         check_interface(cpu.session, bundle.manifest)
-        why = "asked for"
+        why = "requested"
         if options.device != "cpu":
             try:
                 return _load_on_cuda(graph, cpu, bundle.manifest, options)
@@ -76,8 +76,8 @@ def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
                     raise
                 why = str(refusal)
         if options.precision != "fp32":
-            reason = "the CPU is asked for" if options.device == "cpu" else why
-            raise DeviceError(f"precision {options.precision} is for CUDA: {reason}")
+            reason = "the CPU is requested" if options.device == "cpu" else why
+            raise DeviceError(f"precision {options.precision} needs CUDA: {reason}")
         return Runtime(cpu, None, 0, why), _check_on_cpu(cpu, bundle.manifest)
     except BundleError as error:
         raise BundleError(error.reason, bundle.path) from error
@@ -101,7 +101,7 @@ def _load_on_cuda(
     except BaseException:
         cuda.close()
         raise
-    why = "asked for" if options.device == "cuda" else "CUDA answers"
+    why = "requested" if options.device == "cuda" else "CUDA is available"
     if options.precision != "fp32":
         why += f"; products in {options.precision}"
     if crossover:

@@ -34,7 +34,7 @@ LOG_WARNINGS, LOG_NOTHING = 2, 4  # ONNX Runtime's severities "warning" and "fat
 class Options:
     """How a model is run.
 
-    device: auto is CUDA where it answers, and else the CPU. threads: of one run on the CPU. precision: of the matrix
+    device: auto is CUDA if it is available, and else the CPU. threads: of one run on the CPU. precision: of the matrix
     products on CUDA. buckets: the batch sizes captured as CUDA graphs, in ascending order; empty for none.
     crossover: with auto on CUDA, batches of fewer rows run on the CPU. gpu_memory: the most bytes of device memory
     that ONNX Runtime takes for each model; None for no limit.
@@ -100,7 +100,7 @@ def open_cpu(model: bytes, threads: int = 1) -> ort.InferenceSession:
 def open_cuda(model: bytes, provider_options: Mapping[str, str]) -> ort.InferenceSession:
     """Open a session on CUDA; it never falls back to the CPU.
 
-    Raises `DeviceError` when CUDA does not answer, or can't run this model.
+    Raises `DeviceError` when CUDA is not available, or can't run this model.
     """
     try:
         return open_session(model, CUDA, provider_options)
@@ -108,7 +108,7 @@ def open_cuda(model: bytes, provider_options: Mapping[str, str]) -> ort.Inferenc
         raise
     except Exception as error:
         # A listed provider need not load: onnxruntime-gpu lists CUDA on a machine without a GPU.
-        raise DeviceError(f"CUDA does not answer, `foldserve doctor` tells more: {one_line(error)}") from error
+        raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {one_line(error)}") from error
 
 
 def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
@@ -136,7 +136,7 @@ def require_provider(provider: str) -> None:
     if provider not in ort.get_available_providers():
         if len(both := wheels.installed()) > 1:
             raise DeviceError(
-                f"{' and '.join(both)} are installed, over each other, and the one without CUDA is on top: "
+                f"{' and '.join(both)} are both installed, and the one without CUDA has overwritten the other: "
                 f"pip uninstall --yes {' '.join(both)} && pip install 'foldserve[gpu]'"
             )
         raise DeviceError("this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it")

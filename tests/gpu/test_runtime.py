@@ -82,7 +82,7 @@ def test_fewer_bits_are_within_their_tolerance(precision: Precision, digits: bun
 
 
 def test_a_memory_limit_that_is_too_small_is_refused(digits: bundle.Bundle) -> None:
-    with pytest.raises(DeviceError, match="CUDA answers, but can't serve this model"):
+    with pytest.raises(DeviceError, match="CUDA is available, but can't run this model"):
         runtime.load(digits, Options("cuda", gpu_memory=2**10, buckets=()))
 
 

@@ -34,7 +34,7 @@ def examined(device: str) -> tuple[int, dict[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("device", ["cuda", "auto"])
-def test_it_finds_cuda_and_names_the_driver_that_is_missing(device: str) -> None:
+def test_the_doctor_finds_the_cuda_libraries_and_reports_the_missing_driver(device: str) -> None:
     status, checks = examined(device)
     assert status == 1
     for name, installed in (
@@ -57,14 +57,14 @@ def test_it_finds_cuda_and_names_the_driver_that_is_missing(device: str) -> None
     assert checks["cuda provider"]["remedy"] == checks["driver"]["remedy"]
 
 
-def test_the_build_is_for_cuda_and_lists_what_does_not_load() -> None:
+def test_the_build_is_for_cuda_and_lists_a_provider_that_does_not_load() -> None:
     _, checks = examined("cuda")
     assert checks["wheel"]["found"] == f"onnxruntime-gpu {version('onnxruntime-gpu')}"
     assert re.search(r"built for CUDA 13\.\d+; lists the providers (?:\w+, )*CUDA,", checks["onnxruntime"]["found"])
     assert checks["cpu provider"]["status"] == "ok"
 
 
-def test_it_is_in_order_for_the_cpu() -> None:
+def test_the_doctor_finds_nothing_wrong_for_the_cpu() -> None:
     status, checks = examined("cpu")
     assert status == 0
     assert checks["driver"]["status"] == checks["cuda provider"]["status"] == "note"

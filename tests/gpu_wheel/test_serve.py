@@ -24,11 +24,11 @@ MODEL = onnx_model(
 )
 
 
-def test_cuda_asked_for_and_absent_is_refused_in_one_line() -> None:
+def test_a_request_for_cuda_is_refused_in_one_line_without_a_gpu() -> None:
     done = foldserve("serve", "--models", SHIPPED, "--port", "0", "--device", "cuda")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("foldserve: error: CUDA does not answer, `foldserve doctor` tells more: libcuda.so.1")
+    assert line.startswith("foldserve: error: CUDA is not available, `foldserve doctor` shows why: libcuda.so.1")
 
 
 def test_auto_serves_on_the_cpu_and_says_why() -> None:
@@ -37,26 +37,26 @@ def test_auto_serves_on_the_cpu_and_says_why() -> None:
     assert "libcuda.so.1" in session.why
 
 
-def test_a_precision_is_refused_rather_than_served_in_another() -> None:
+def test_a_precision_for_cuda_is_refused_rather_than_replaced() -> None:
     done = foldserve("serve", "--models", SHIPPED, "--port", "0", "--precision", "fp16")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "precision fp16 is for CUDA: CUDA does not answer" in line
+    assert "precision fp16 needs CUDA: CUDA is not available" in line
 
 
-def test_a_session_of_cuda_that_would_come_back_on_the_cpu_is_refused() -> None:
+def test_a_cuda_session_that_would_fall_back_to_the_cpu_is_refused() -> None:
     assert "CUDAExecutionProvider" in ort.get_available_providers()  # listed, with no GPU
-    with pytest.raises(DeviceError, match="CUDA does not answer"):
+    with pytest.raises(DeviceError, match="CUDA is not available"):
         open_cuda(MODEL, {"use_tf32": "0"})
 
 
-def test_verify_says_that_cuda_does_not_answer() -> None:
+def test_verify_reports_that_cuda_is_not_available() -> None:
     done = foldserve("verify", SHIPPED / "digits" / "1")
     assert done.returncode == 0
     assert any(line.startswith("skip  cuda") and "libcuda.so.1" in line for line in done.stdout.splitlines())
 
 
-def test_a_provider_that_is_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime's own session would open another one on the CPU, in silence, when its provider fails."""
     opened = []
 
@@ -85,7 +85,7 @@ def test_a_provider_that_is_lost_after_the_start_is_not_replaced_by_the_cpu(monk
     runner.close()
 
 
-def test_both_wheels_at_once_are_named(tmp_path: Path) -> None:
+def test_two_installed_wheels_are_named(tmp_path: Path) -> None:
     """pip knows both, and the module on top is the one without CUDA."""
     folder = tmp_path / "onnxruntime-1.32.0.dist-info"
     folder.mkdir()
@@ -105,5 +105,5 @@ def test_both_wheels_at_once_are_named(tmp_path: Path) -> None:
     done = foldserve("serve", "--models", SHIPPED, "--port", "0", "--device", "cuda", env={"PYTHONPATH": search})
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "onnxruntime and onnxruntime-gpu are installed, over each other" in line
+    assert "onnxruntime and onnxruntime-gpu are both installed" in line
     assert "pip uninstall --yes onnxruntime onnxruntime-gpu" in line

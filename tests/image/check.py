@@ -324,7 +324,7 @@ def check_gpu(image: Image, _: Path) -> None:
     check_configuration(image)
     check_files(image, torch=False)
     done = image.ran("serve", "--device", "cuda")
-    held(one_line(done, "CUDA does not answer", "foldserve doctor"), f"no GPU: {done.stderr.strip()}", done)
+    held(one_line(done, "CUDA is not available", "foldserve doctor"), f"no GPU: {done.stderr.strip()}", done)
     done = image.ran("doctor", "--device", "cuda", "--json")
     checks: Mapping[str, Any] = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     held(done.status == 1, "the doctor finds something wrong", done)

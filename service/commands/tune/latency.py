@@ -76,7 +76,7 @@ def measure_latencies(
 
     seconds: about how long to measure, once every session is open; a large model takes longer. batches: ascending.
     on_open: called once every session is open.
-    Raises `BundleError` as `load` does, `DeviceError` if `device` is cuda and CUDA does not answer, and
+    Raises `BundleError` as `load` does, `DeviceError` if `device` is cuda and CUDA is not available, and
     `RuntimeFailure` if a run fails at a batch size that a server would use.
     """
     skipped: list[str] = []

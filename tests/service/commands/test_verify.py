@@ -33,7 +33,7 @@ def test_the_checks_that_passed_are_printed_before_the_one_that_failed(digits_fo
     assert done.returncode == 1
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [["ok", "hash"], ["ok", "graph"]]
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"foldserve: error: {digits_folder}: on CPUExecutionProvider the golden rows are off by ")
+    assert line.startswith(f"foldserve: error: {digits_folder}: on CPUExecutionProvider the golden outputs differ by ")
 
 
 # --- damaged bundles, with both commands that read one ---------------------------------------------------------------

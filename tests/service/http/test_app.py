@@ -209,7 +209,7 @@ def test_the_status_of_a_model_is_that_of_each_version(client: httpx.Client, fol
     assert answer.status_code == 200
     first, second = answer.json()["versions"]
     assert (answer.json()["name"], answer.json()["ready"]) == ("digits", True)
-    assert first == {"version": 1, "state": "ready", "provider": "CPUExecutionProvider", "why": "asked for"}
+    assert first == {"version": 1, "state": "ready", "provider": "CPUExecutionProvider", "why": "requested"}
     assert (second["version"], second["state"]) == (2, "refused")
     assert second["why"] == "model.onnx is not the certified one: its sha256 is not the manifest's"
     assert str(folder) not in answer.text  # where it lies is the operator's business

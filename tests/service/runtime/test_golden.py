@@ -273,8 +273,8 @@ def test_wrong_golden_outputs_are_refused(row: int, off: float, models: Path) ->
 
     edit_manifest(models / "digits" / "1", move)
     text = refusal(bundle.read(models / "digits" / "1"))
-    assert text.startswith("on CPUExecutionProvider the golden rows are off by ")
-    assert text.endswith(" times what is allowed")
+    assert text.startswith("on CPUExecutionProvider the golden outputs differ by ")
+    assert text.endswith(" times the tolerance")
 
 
 def test_golden_outputs_within_the_tolerance_are_accepted(models: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_model_whose_output_depends_on_other_rows_is_refused() -> None:
         [constant("w", WEIGHTS), constant("axes", [0], np.int64)],
     )
     assert oracle(model)(np.array([[1, 0]], np.float32)).tolist() == [[2]]
-    assert "the golden rows are off by" in refusal(made(model, GOLDEN))
+    assert "the golden outputs differ by" in refusal(made(model, GOLDEN))
 
 
 def test_golden_rows_with_an_output_of_nan_are_refused() -> None:

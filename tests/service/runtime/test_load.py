@@ -52,7 +52,7 @@ def test_a_handmade_graph_runs_like_a_trained_one() -> None:
 
 def test_a_runtime_names_its_provider_and_the_reason(digits: bundle.Bundle) -> None:
     session, _ = runtime.load(digits, Options("cpu"))
-    assert (session.provider, session.why) == ("CPUExecutionProvider", "asked for")
+    assert (session.provider, session.why) == ("CPUExecutionProvider", "requested")
 
 
 no_cuda = pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is built in")
@@ -84,7 +84,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def test_auto_chooses_cuda_where_it_is_available(digits: bundle.Bundle, gpu: Machine) -> None:
     session, parity = runtime.load(digits, Options("auto"))
-    assert (session.provider, session.why) == ("CUDAExecutionProvider", "CUDA answers")
+    assert (session.provider, session.why) == ("CUDAExecutionProvider", "CUDA is available")
     assert parity.holds
     gpu.log.clear()
     drawn = np.random.default_rng(0).integers(0, 17, (3, 64)).astype(np.float32)
@@ -128,14 +128,14 @@ def test_a_device_with_wrong_outputs_is_refused_and_released(
         return model.SerializeToString()
 
     monkeypatch.setattr(runtime, "convert", other)
-    with pytest.raises(BundleError, match="on CUDAExecutionProvider the golden rows are off by"):
+    with pytest.raises(BundleError, match="on CUDAExecutionProvider the golden outputs differ by"):
         runtime.load(digits, Options("cuda"))
     assert gpu.log[-1] == "close"
 
 
 def test_a_request_for_cuda_runs_every_batch_there_whatever_the_crossover(digits: bundle.Bundle, gpu: Machine) -> None:
     session, _ = runtime.load(digits, Options("cuda", crossover=8))
-    assert (session.why, session.providers) == ("asked for", ("CUDAExecutionProvider",))
+    assert (session.why, session.providers) == ("requested", ("CUDAExecutionProvider",))
     gpu.log.clear()
     session.run(np.zeros((1, 64), np.float32))
     assert gpu.log[0] == "upload 1"
@@ -192,16 +192,16 @@ def test_a_reopened_session_with_wrong_outputs_is_a_lost_device(digits: bundle.B
 
 
 def test_auto_chooses_the_cpu_when_cuda_fails_and_says_why(digits: bundle.Bundle, gpu: Machine) -> None:
-    gpu.fails = lambda: DeviceError("CUDA does not answer: no driver")
+    gpu.fails = lambda: DeviceError("CUDA is not available: no driver")
     session, _ = runtime.load(digits, Options("auto"))
-    assert (session.provider, session.why) == ("CPUExecutionProvider", "CUDA does not answer: no driver")
+    assert (session.provider, session.why) == ("CPUExecutionProvider", "CUDA is not available: no driver")
     with pytest.raises(DeviceError, match="no driver"):
         runtime.load(digits, Options("cuda"))
 
 
 def test_the_reason_names_another_precision_than_fp32(digits: bundle.Bundle, gpu: Machine) -> None:
     session, parity = runtime.load(digits, Options("auto", precision="tf32"))
-    assert session.why == "CUDA answers; products in tf32"
+    assert session.why == "CUDA is available; products in tf32"
     assert parity.holds
     assert gpu.options[0]["use_tf32"] == "1"
     session.close()
@@ -210,7 +210,7 @@ def test_the_reason_names_another_precision_than_fp32(digits: bundle.Bundle, gpu
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_a_precision_for_cuda_is_refused_on_the_cpu(device: str, digits: bundle.Bundle, gpu: Machine) -> None:
     gpu.fails = lambda: DeviceError("no driver")
-    with pytest.raises(DeviceError, match=r"precision fp16 is for CUDA: (no driver|the CPU is asked for)"):
+    with pytest.raises(DeviceError, match=r"precision fp16 needs CUDA: (no driver|the CPU is requested)"):
         runtime.load(digits, Options(device, precision="fp16"))
 
 

@@ -93,7 +93,7 @@ def test_golden_outputs_are_within_the_tolerance_of_the_precision_and_not_of_flo
     certified = digits.manifest.certificate.tolerance
     parity = check_golden(run, "CUDA", digits.manifest, widen(certified, precision))
     assert 0.001 < parity.worst < 1
-    with pytest.raises(BundleError, match=r"on CUDA the golden rows are off by .* times what is allowed"):
+    with pytest.raises(BundleError, match=r"on CUDA the golden outputs differ by .* times the tolerance"):
         check_golden(run, "CUDA", digits.manifest, certified)
 
 
