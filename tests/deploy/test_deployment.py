@@ -131,9 +131,9 @@ def flipped(models: Path) -> None:
     ("what", "damage"),
     [
         ("the models' folder is missing", shutil.rmtree),
-        ("it is empty", empty),
-        ("its only bundle is of a newer schema", newer),
-        ("a flipped byte in its only bundle", flipped),
+        ("the folder is empty", empty),
+        ("the only bundle has a newer schema", newer),
+        ("the only bundle has a flipped byte", flipped),
     ],
 )
 def test_models_that_can_not_be_served_give_the_line_of_the_page(
@@ -151,7 +151,7 @@ def test_a_port_in_use_gives_the_line_of_the_page(models: Path) -> None:
         address = {"FOLDSERVE_HOST": "0.0.0.0", "FOLDSERVE_PORT": port}  # noqa: S104
         done = foldserve("serve", env={"FOLDSERVE_MODELS": str(models), **address})
     assert done.returncode == 1
-    said = dict(table("what is wrong"))["the port is in use, with the host's network"]
+    said = dict(table("what is wrong"))["the port is in use, on the network of the host"]
     assert done.stderr.replace(port, "8000") == said + "\n"
 
 
@@ -169,10 +169,10 @@ def test_the_limits_of_the_proxy_fit_those_of_the_server() -> None:
     assert nginx_number("keepalive_timeout") < settings.idle_timeout
     assert nginx_number("proxy_read_timeout") > settings.timeout
     assert nginx_number("client_body_timeout") == settings.request_timeout
-    said = dict(table("the proxy's"))
+    said = dict(table("the proxy"))
     assert f"largest body, {nginx_number('client_max_body_size') // 2**20} MiB" in said
-    assert f"wait for an answer, {nginx_number('proxy_read_timeout')} s" in said
-    assert f"unused connections to it, {nginx_number('keepalive_timeout')} s" in said
+    assert f"response timeout, {nginx_number('proxy_read_timeout')} s" in said
+    assert f"idle connections to the server, {nginx_number('keepalive_timeout')} s" in said
 
 
 @dataclass(frozen=True)
