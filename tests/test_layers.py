@@ -46,7 +46,9 @@ training.report:          text fit table plan errors service.bundle
 training.diagnose:        report fold fit network table plan text errors service.bundle service.runtime.session
 training.pipeline:        certify report fold fit network table plan errors service.bundle
 training.tune:            pipeline fit table plan errors
-training.cli:             text tune pipeline diagnose report progress fit table plan errors service.bundle
+training.flags:           plan errors service.bundle
+training.summary:         text table plan service.bundle
+training.cli:             flags summary text tune pipeline diagnose report progress fit table plan errors service.bundle
 training.__main__:        cli
 """
 

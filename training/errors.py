@@ -2,10 +2,10 @@
 
 Each line names the modules that raise the error; a test compares them with the code.
 
-TrainingError            cli.py: the command prints it as one line and exits with 1
+TrainingError            cli.py, flags.py: the command prints it as one line and exits with 1
 ├── DataError            table/, diagnose/: the source, a column or a row can't be used
 ├── ExecutionError       fit/: the device or compiler is missing, or another process has ended
-├── FitError             fit/, tune.py: the loss is not a finite number
+├── FitError             fit/, tune.py: the loss is not a finite number, or no trial finishes
 ├── CheckpointError      fit/: a checkpoint is damaged or of another run, or the disk is full
 ├── FoldError            fold/: a layer can't be folded
 └── ExportError          fold/: a layer has no ONNX form, or ONNX refuses the graph

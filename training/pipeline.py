@@ -1,17 +1,14 @@
-"""The whole way in one place: table -> split -> network -> fit -> fold -> ONNX -> certificate -> bundle.
+"""The way from a table to a bundle: table -> split -> network -> fit -> fold -> ONNX -> certificate -> bundle.
 
-Every stage is a function of the one before; nothing is written until the certificate holds.
+Each stage is a function of the stages before it. A bundle is written only after its certificate holds.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from hashlib import sha256
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,11 +16,14 @@ from torch import nn
 
 from foldserve.service import bundle
 from foldserve.training.certify import certificate, record
-from foldserve.training.fit import calibrate
+from foldserve.training.certify.manifest import Metrics, build_manifest, describe_features
+from foldserve.training.certify.tolerance import output_tolerance
+from foldserve.training.fit.calibrate import fit_temperature
 from foldserve.training.fit.checkpoint import Checkpoints
+from foldserve.training.fit.determinism import deterministic
 from foldserve.training.fit.distributed import World
 from foldserve.training.fit.loop import Epoch, EpochProgress, Examples, Fitted, fit
-from foldserve.training.fold.export import INPUT, OPSET, OUTPUT, to_onnx
+from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import Folded
 from foldserve.training.fold.merge import fold_mean
 from foldserve.training.network.layers import Affine, Mean
@@ -36,32 +36,35 @@ from foldserve.training.table.load import load, load_held_out
 from foldserve.training.table.schema import Split, Table
 from foldserve.training.table.split import split_rows
 
-# What the last layer of a chain is called: it undoes the target's scale, or divides by the temperature.
-_BACK: dict[bundle.Task, str] = {"classification": "temperature", "regression": "unstandardise"}
+# Rows that are evaluated at once. It bounds the memory.
+_CHUNK = 8192
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A table ready to be learned from.
+class Prepared:
+    """A table that is split and preprocessed.
 
-    front: what stands before every network, raw features to `learn.x`. mean, spread: of a regression's training
-    targets, which `learn.y` is in terms of; 0 and 1 for classification. learn, stop: the split's two parts, encoded.
+    preprocessing: the layers before every network: raw features [rows, features] to `train.x`. It is fitted to the
+    training rows. target_mean, target_std: of a regression's training rows, by which `y` of `train` and `validation`
+    is standardised; 0 and 1 for classification.
     """
 
     table: Table
     split: Split
-    front: nn.Sequential
-    mean: float
-    spread: float
-    learn: Examples
-    stop: Examples
+    preprocessing: nn.Sequential
+    target_mean: float
+    target_std: float
+    train: Examples
+    validation: Examples
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The stages' results. `network` is unfolded and takes raw rows, `folded` is the same function.
+    """A trained model, before its export.
 
-    tolerance: what the certificate allows, in the output's own units. fitted: one for each member of the ensemble.
+    tolerance: of the certificate, in the output's own units. fitted: one network for each member of the ensemble.
+    network: the unfolded model, raw features [rows, features] to logits or values [rows, outputs]. folded: the same
+    function with every affine step folded into the Dense weights.
     """
 
     table: Table
@@ -75,7 +78,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Written:
-    """A bundle, and what its report was made of."""
+    """A written bundle, and the evidence that its report shows."""
 
     bundle: bundle.Bundle
     evidence: report.Evidence
@@ -83,8 +86,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Context:
-    """What a run takes place in. Who watches: `on_epoch` and `on_progress`, the hooks of `fit`, whose epochs are
-    numbered through all members of an ensemble."""
+    """Where a run takes place and who observes it.
+
+    on_epoch, on_progress: the callbacks of `fit`; their epochs are numbered through all members of an ensemble.
+    """
 
     execution: Execution = field(default_factory=Execution)
     world: World = field(default_factory=World)
@@ -93,17 +98,17 @@ class Context:
 
 
 def run(plan: Plan, table: Table | None = None, context: Context | None = None) -> Written | None:
-    """Train, fold, certify and write the next version of `plan.name`; None in all processes but the first.
+    """Train, fold, certify, and write the next version of `plan.name`. Only the first process gets a result.
 
-    table: what `load(plan.data)` gave, for a caller that has it. Raises `TrainingError` or `BundleError`; no
-    bundle is written then.
+    table: the result of `load(plan.data)`, if the caller has it. Raises `TrainingError` or `BundleError`; then no
+    bundle is written.
     """
-    bundle.require_folder(plan.models)  # before the work, not after it
+    bundle.require_folder(plan.models)  # before the training, so that a wrong folder costs no time
     table, context = table or load(plan.data), context or Context()
     checkpoints = None
     if folder := context.execution.checkpoint:
-        run_identity = record.identity(plan, table.sha256(), context.world, context.execution)
-        checkpoints = Checkpoints(folder, run_identity, context.execution.resume)
+        identity = record.run_identity(plan, table.sha256(), context.world, context.execution)
+        checkpoints = Checkpoints(folder, identity, context.execution.resume)
     trained = train(plan, table, context, checkpoints)
     if not context.world.is_first:
         return None
@@ -119,156 +124,139 @@ def train(
     context: Context | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
-    """Load, unless `table` is given, split, encode, fit each member of the ensemble, calibrate and fold."""
-    ready, context = prepare(plan, table or load(plan.data)), context or Context()
+    """Prepare the table, fit each member of the ensemble, calibrate, and fold. Without `table` it is loaded first."""
+    prepared, context = prepare(plan, table or load(plan.data)), context or Context()
     members = range(plan.architecture.members)
-    fitted = tuple(fit_member(plan, ready, member, context, checkpoints) for member in members)
-    temperature = _temperature(plan, ready, fitted)
-    task, outputs = ready.table.task, torch.ones(ready.table.outputs, dtype=torch.float64)
-    scale, shift = (1 / temperature, 0.0) if task == "classification" else (ready.spread, ready.mean)
-    back = OrderedDict({_BACK[task]: Affine(scale * outputs, shift * outputs)})
-    front = list(ready.front.named_children())
-    chains = [
-        nn.Sequential(OrderedDict((*front, *each.network.named_children(), *back.items()))).eval() for each in fitted
-    ]
-    network = chains[0] if len(chains) == 1 else Mean(chains).eval()
-    tolerance = _tolerance(ready.mean, ready.spread)
-    return Trained(ready.table, ready.split, tolerance, fitted, temperature, network, fold_mean(chains))
+    fitted = tuple(fit_member(plan, prepared, member, context, checkpoints) for member in members)
+    temperature = _temperature(plan, prepared, fitted)
+    first, last = list(prepared.preprocessing.named_children()), _output_layer(prepared, temperature)
+    chains = [nn.Sequential(OrderedDict((*first, *m.network.named_children(), last))).eval() for m in fitted]
+    return Trained(
+        prepared.table,
+        prepared.split,
+        output_tolerance(prepared.target_mean, prepared.target_std),
+        fitted,
+        temperature,
+        network=chains[0] if len(chains) == 1 else Mean(chains).eval(),
+        folded=fold_mean(chains),
+    )
 
 
-def prepare(plan: Plan, table: Table) -> Ready:
-    """Split `table`, and encode the rows to learn from and to stop by, by those to learn from."""
+def prepare(plan: Plan, table: Table) -> Prepared:
+    """Split the table, and preprocess the training and validation rows. Only the training rows decide how."""
     test = 0.0 if plan.data.test else plan.data.test_share
     split = split_rows(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
-    front = fit_preprocessing(table.columns, table.x[split.train], plan.architecture.bins, plan.architecture.binned)
-    mean, spread = _target_scale(table, split)
-    y = torch.from_numpy(table.y if table.labels else ((table.y - mean) / spread).astype(np.float32))
-    learn, stop = (Examples(transform(front, table.x[rows]), y[rows]) for rows in (split.train, split.validation))
-    return Ready(table, split, front, mean, spread, learn, stop)
+    architecture = plan.architecture
+    layers = fit_preprocessing(table.columns, table.x[split.train], architecture.bins, architecture.binned)
+    mean, std = _target_scale(table, split)
+    y = torch.from_numpy(table.y if table.labels else ((table.y - mean) / std).astype(np.float32))
+    train, validation = (
+        Examples(transform(layers, table.x[rows]), y[rows]) for rows in (split.train, split.validation)
+    )
+    return Prepared(table, split, layers, mean, std, train, validation)
 
 
 def fit_member(
-    plan: Plan, ready: Ready, member: int, context: Context, checkpoints: Checkpoints | None = None
+    plan: Plan, prepared: Prepared, member: int, context: Context, checkpoints: Checkpoints | None = None
 ) -> Fitted:
-    """Fit network number `member` of the ensemble: its own initial weights, its own order of the rows."""
-    # Apart by more than anybody's next seed, so that the ensembles of two seeds share no member.
+    """Fit network `member`, from 0, of the ensemble. It has its own initial weights and its own order of the rows."""
+    # The members' seeds are far apart, so that the ensembles of two neighbouring seeds have no member in common.
     seed = (plan.seed + member * 0x9E3779B1) % 2**32
-    epochs = plan.recipe.resolved(len(ready.learn.x)).epochs or 0
-    before, in_all = member * epochs, plan.architecture.members * epochs
-    with _fixed_arithmetic(plan.threads):
+    epochs = plan.recipe.resolved(len(prepared.train)).epochs or 0
+    first, total = member * epochs, plan.architecture.members * epochs
+    with deterministic(plan.threads):
         torch.manual_seed(seed)  # the initial weights
         return fit(
-            build_mlp(ready.learn.x.shape[1], ready.table.outputs, plan.architecture),
-            ready.learn,
-            ready.stop,
+            build_mlp(prepared.train.x.shape[1], prepared.table.outputs, plan.architecture),
+            prepared.train,
+            prepared.validation,
             plan.recipe,
             seed=seed,
-            on_epoch=lambda epoch: context.on_epoch(replace(epoch, number=before + epoch.number, epochs=in_all)),
-            on_progress=lambda part: context.on_progress(replace(part, number=before + part.number, epochs=in_all)),
+            on_epoch=lambda epoch: context.on_epoch(replace(epoch, number=first + epoch.number, epochs=total)),
+            on_progress=lambda part: context.on_progress(replace(part, number=first + part.number, epochs=total)),
             world=context.world,
             compiled=context.execution.compile,
             checkpoint=checkpoints.for_member(member) if checkpoints else None,
         )
 
 
-def _temperature(plan: Plan, ready: Ready, fitted: Sequence[Fitted]) -> float:
-    if ready.table.task == "regression" or not plan.recipe.calibrate:
+def _temperature(plan: Plan, prepared: Prepared, fitted: Sequence[Fitted]) -> float:
+    if prepared.table.task == "regression" or not plan.recipe.calibrate:
         return 1.0
-    with _fixed_arithmetic(plan.threads), torch.no_grad():
-        mean = Mean([each.network for each in fitted])
-        logits = torch.cat([mean(chunk) for chunk in torch.split(ready.stop.x, 8192)])
-    return calibrate.fit_temperature(logits, ready.stop.y)
+    with deterministic(plan.threads), torch.no_grad():
+        mean = Mean([member.network for member in fitted])
+        logits = torch.cat([mean(chunk) for chunk in torch.split(prepared.validation.x, _CHUNK)])
+    return fit_temperature(logits, prepared.validation.y)
 
 
-def export(plan: Plan, trained: Trained) -> Written:
-    """Turn what was trained into ONNX, certify it and write it."""
-    table, split = trained.table, trained.split
-    task, held_out = table.task, load_held_out(plan.data, table, split)
-    model = to_onnx(trained.folded.network, table.x.shape[1], table.outputs, task)
-    seen = table.x[split.train]
-    features = tuple(record.feature(column, values) for column, values in zip(table.columns, seen.T, strict=True))
-    drawn = certificate.draw(features, seen, certificate.RANDOM_ROWS, plan.seed)
-    with _fixed_arithmetic(plan.threads):
-        evidence = certificate.certify(
-            trained.network, trained.folded.network, model, task, trained.tolerance, held_out=held_out.x, drawn=drawn
-        )
-        golden = certificate.golden(trained.network, task, drawn)
-    # The figures are the exported model's own, not those of the network that it came from.
-    predict = certificate.onnx_runtime_cpu(model)
-    stop, outputs = table.select(split.validation), predict(held_out.x)
-    scores: dict[Literal["validation", "test"], dict[str, float]]
-    scores = {"validation": metrics(task, stop.y, predict(stop.x)), "test": metrics(task, held_out.y, outputs)}
-
-    def manifest(number: int) -> bundle.Manifest:
-        return bundle.Manifest(
-            schema_version=bundle.SCHEMA_VERSION,
-            name=plan.name,
-            version=number,
-            created=datetime.now(UTC).replace(microsecond=0),
-            task=task,
-            model=bundle.ModelFile(size=len(model), sha256=sha256(model).hexdigest(), opset=OPSET),
-            input=bundle.Tensor(name=INPUT, shape=(-1, table.x.shape[1])),
-            output=bundle.Tensor(name=OUTPUT[task], shape=(-1, table.outputs)),
-            features=features,
-            labels=table.labels,
-            certificate=evidence,
-            golden=golden,
-            folded=tuple(bundle.Folding(**asdict(line)) for line in trained.folded.report),
-            metrics=scores,
-            provenance=record.provenance(
-                plan,
-                table.source,
-                table.sha256(),
-                {"train": len(split.train), "validation": len(split.validation), "test": len(held_out.y)},
-                best_epochs=tuple(each.best_epoch for each in trained.fitted),
-                temperature=trained.temperature,
-            ),
-        )
-
-    importances = permutation_importance(predict, held_out.x, held_out.y, task, plan.seed)
-
-    def evidence_of(manifest: bundle.Manifest) -> report.Evidence:
-        histories = tuple(each.history for each in trained.fitted)
-        return report.Evidence(manifest, histories, held_out.y, outputs, importances, table.notes)
-
-    written = bundle.write(plan.models, plan.name, model, manifest, lambda m: report.render(evidence_of(m)))
-    return Written(written, evidence_of(written.manifest))
+def _output_layer(prepared: Prepared, temperature: float) -> tuple[str, Affine]:
+    """Return the last layer and its name: it divides logits by the temperature, or undoes the scale of the target."""
+    outputs = torch.ones(prepared.table.outputs, dtype=torch.float64)
+    if prepared.table.task == "classification":
+        return "temperature", Affine(1 / temperature * outputs, 0.0 * outputs)
+    return "unstandardise", Affine(prepared.target_std * outputs, prepared.target_mean * outputs)
 
 
 def _target_scale(table: Table, split: Split) -> tuple[float, float]:
-    """Mean and spread of a regression's training targets; a classification's target has neither."""
+    """Return the mean and the standard deviation of a regression's training targets; 0 and 1 for classification."""
     if table.labels:
         return 0.0, 1.0
     y = table.y[split.train]
     return float(y.mean()), float(y.std()) or 1.0
 
 
-def _tolerance(mean: float, spread: float) -> bundle.Tolerance:
-    """1e-5 + 1e-4 |ref| for outputs around 1: probabilities, or a regression's value in spreads of its target.
+def export(plan: Plan, trained: Trained) -> Written:
+    """Export the model to ONNX, certify it, and write the bundle.
 
-    In the target's own units the absolute part is scaled by the spread, and the relative part is held to 1e-4
-    spreads at the mean: 1e-4 of a mean that is 10,000 spreads out would pass any model. Its floor is what float32 can
-    tell apart, 16 units in the last place.
+    Raises `ExportError`; `ParityError` if the certificate does not hold; `DataError` for a test file that can't be
+    read; `BundleError`.
     """
-    relative = 1e-4 * spread / abs(mean) if mean else 1e-4
-    return bundle.Tolerance(absolute=1e-5 * spread, relative=min(max(relative, 2.0**-20), 1e-4))
+    table, split, task = trained.table, trained.split, trained.table.task
+    test, train_rows = load_held_out(plan.data, table, split), table.x[split.train]
+    model = to_onnx(trained.folded.network, len(table.columns), table.outputs, task)
+    features = describe_features(table.columns, train_rows)
+    drawn = certificate.draw(features, train_rows, certificate.RANDOM_ROWS, plan.seed)
+    with deterministic(plan.threads):
+        certified = certificate.certify(
+            trained.network, trained.folded.network, model, task, trained.tolerance, held_out=test.x, drawn=drawn
+        )
+        golden = certificate.golden(trained.network, task, drawn)
+    # The metrics are those of the exported model, not of the network that it was made from.
+    predict = certificate.onnx_runtime_cpu(model)
+    validation, outputs = table.select(split.validation), predict(test.x)
+    scores: Metrics = {
+        "validation": metrics(task, validation.y, predict(validation.x)),
+        "test": metrics(task, test.y, outputs),
+    }
+    manifest = partial(
+        build_manifest,
+        name=plan.name,
+        model=model,
+        table=table,
+        features=features,
+        folded=trained.folded,
+        certificate=certified,
+        golden=golden,
+        metrics=scores,
+        provenance=_provenance(plan, trained, test),
+    )
+    importances = permutation_importance(predict, test.x, test.y, task, plan.seed)
+    histories = tuple(member.history for member in trained.fitted)
+
+    def evidence(manifest: bundle.Manifest) -> report.Evidence:
+        return report.Evidence(manifest, histories, test.y, outputs, importances, table.notes)
+
+    written = bundle.write(plan.models, plan.name, model, manifest, lambda m: report.render(evidence(m)))
+    return Written(written, evidence(written.manifest))
 
 
-@contextlib.contextmanager
-def _fixed_arithmetic(threads: int) -> Iterator[None]:
-    """Sums split over two threads round differently from one: a fixed, recorded number, and only stable kernels."""
-    before = torch.get_num_threads()
-    mode = torch.get_deterministic_debug_mode()
-    filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property of it
-    torch.set_num_threads(threads)
-    # `use_deterministic_algorithms` is the same, and imports the compiler first, which takes seconds.
-    torch.set_deterministic_debug_mode("error")
-    # Every tensor is written before it is read: filling each one first takes a quarter of a small step's time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
-            yield
-    finally:
-        torch.set_num_threads(before)
-        torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
-        torch.set_deterministic_debug_mode(mode)
+def _provenance(plan: Plan, trained: Trained, test: Table) -> bundle.Provenance:
+    table, split = trained.table, trained.split
+    return record.provenance(
+        plan,
+        table.source,
+        table.sha256(),
+        {"train": len(split.train), "validation": len(split.validation), "test": len(test.y)},
+        best_epochs=tuple(member.best_epoch for member in trained.fitted),
+        temperature=trained.temperature,
+    )

@@ -1,6 +1,6 @@
-"""Progress bars: reading a table, a fit with its losses, a command's stages; nothing where no terminal is.
+"""Progress bars on a terminal: reading a table, a fit with its losses, the stages of a command.
 
-It needs no torch, so that the first bar is seen at once.
+Without a terminal they show nothing. The module needs no torch, so that the first bar appears at once.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class _Bar:
-    """A context manager around rich's bar, which the first thing to show makes appear."""
+    """A context manager around rich's progress bar. The bar appears with the first update."""
 
     def __init__(self, console: Console, *columns: ProgressColumn, **options: Any) -> None:
-        # `is_terminal` believes FORCE_COLOR.
+        # Not `console.is_terminal`, which is true in a pipe if FORCE_COLOR is set.
         self._bar = Progress(*columns, console=console, disable=not console.file.isatty(), **options)
 
     def __enter__(self) -> Self:
@@ -42,7 +42,7 @@ class _Bar:
 
 
 class ReadProgress(_Bar):
-    """Its `update` is the hook that `load` calls with the share that is done."""
+    """The bar of `load`, which calls `update` with the share of the work that is done."""
 
     def __init__(self, source: str, console: Console) -> None:
         super().__init__(
@@ -51,24 +51,21 @@ class ReadProgress(_Bar):
             BarColumn(bar_width=20),
             TaskProgressColumn(),
             TimeRemainingColumn(),
-            transient=True,  # what was read is said in words then
+            transient=True,  # the description of the table follows
         )
         self._task = self._bar.add_task(source[-40:], total=1.0)
 
     def __enter__(self) -> Self:
-        self._bar.start()  # before anything is read
+        self._bar.start()  # before the first row is read
         return self
 
     def update(self, share: float) -> None:
-        """Show that `share` of the work is done, 0 to 1."""
+        """Show the share of the work that is done, 0 to 1."""
         self._bar.update(self._task, completed=share)
 
 
 class FitProgress(_Bar):
-    """The two hooks of `fit`: `update` after each epoch, `update_within_epoch` a few times a second.
-
-    The bar appears with the first call.
-    """
+    """The bar of `fit`, which calls `update` after each epoch and `update_within_epoch` a few times a second."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(
@@ -82,12 +79,12 @@ class FitProgress(_Bar):
         self._task = self._bar.add_task("fit", total=None, epoch="", loss="-", validation="-", rate="-")
 
     def update(self, epoch: Epoch) -> None:
-        """Show `epoch`, which is done."""
+        """Show a finished epoch."""
         self._show(epoch.number, epoch.epochs, epoch.number, epoch.rows_per_second)
         self._bar.update(self._task, loss=f"{epoch.loss:.4f}", validation=f"{epoch.validation_loss:.4f}")
 
     def update_within_epoch(self, part: EpochProgress) -> None:
-        """Show how far the current epoch is."""
+        """Show the progress of the current epoch."""
         self._show(part.number, part.epochs, part.number - 1 + part.rows_done / part.rows, part.rows_per_second)
 
     def _show(self, number: int, epochs: int, completed: float, rate: float) -> None:
@@ -97,7 +94,7 @@ class FitProgress(_Bar):
 
 
 class StageProgress(_Bar):
-    """Its `update` shows how far each named stage is, one line a stage."""
+    """A bar for each stage of a command."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(
@@ -109,9 +106,9 @@ class StageProgress(_Bar):
         )
         self._tasks: dict[str, TaskID] = {}
 
-    def update(self, stage: str, done: int, of: int) -> None:
-        """Show that `done` of `of` parts of `stage` are done."""
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of the `total` parts of `stage` are done."""
         self._bar.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage)
-        self._bar.update(self._tasks[stage], completed=done, total=of)
+        self._bar.update(self._tasks[stage], completed=done, total=total)

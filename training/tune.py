@@ -1,7 +1,7 @@
-"""Hyper-parameter search: Optuna's TPE over the choices that matter most, by the loss on the validation rows.
+"""Hyper-parameter search: Optuna's TPE over the settings that matter most, by the lowest validation loss.
 
-It settles an architecture and a recipe, one network a trial; how many networks then make the model stays as planned.
-The rows to report on are never looked at.
+It chooses an architecture and a recipe with one network a trial; the number of ensemble members stays as planned. It
+never sees the test rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import optuna
 
 from foldserve.training.errors import FitError
 from foldserve.training.fit.loop import Epoch
-from foldserve.training.pipeline import Context, Ready, fit_member, prepare
+from foldserve.training.pipeline import Context, Prepared, fit_member, prepare
 from foldserve.training.plan import Plan
 from foldserve.training.table.schema import Table
 
@@ -22,47 +22,57 @@ _WIDTHS = (32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Trial:
-    """One recipe that was tried: its lowest validation loss, None where it was given up, and the lowest of all."""
+    """One finished trial, `number` of `trials`, from 1.
+
+    loss: its lowest validation loss; None if it was stopped early or failed. best: the lowest loss of all trials so
+    far; infinite if there is none.
+    """
 
     number: int
-    of: int
+    trials: int
     loss: float | None
     best: float
 
 
 def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None] = lambda _: None) -> Plan:
-    """Give `plan` with the architecture and recipe of the lowest validation loss among `trials`, its own the first.
+    """Return `plan` with the architecture and the recipe of the trial with the lowest validation loss.
 
-    A trial that is behind the median of those before it is given up. The same plan and table give the same answer.
-    Raises `FitError` when no trial comes to an end.
+    The first trial is the plan itself. A trial whose loss is behind the median of the earlier trials is stopped. The
+    same plan and table give the same result. Raises `FitError` if no trial finishes.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # of a trial that failed it would show the traceback
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # at a lower level it prints the traceback of a failed trial
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=plan.seed),
         pruner=optuna.pruners.MedianPruner(
             n_startup_trials=4, n_warmup_steps=(plan.recipe.epochs or plan.recipe.most_epochs) // 4
         ),
     )
-    study.enqueue_trial(_as_planned(plan))
+    study.enqueue_trial(_planned_parameters(plan))
 
-    def told(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        # Of a trial that was given up, Optuna keeps the last epoch's loss.
+    def report_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        # Optuna gives a stopped trial the loss of its last epoch.
         loss = trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None
-        finished = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-        losses = [each.value for each in finished if each.value is not None]
+        losses = [finished.value for finished in _finished(study) if finished.value is not None]
         on_trial(Trial(trial.number + 1, trials, loss, min(losses, default=float("inf"))))
 
-    ready = prepare(plan, table)  # for all trials: nothing that is tried changes what the rows are encoded as
+    prepared = prepare(plan, table)  # once: no parameter of the search changes the preprocessing
     study.optimize(
-        lambda trial: _loss(trial, _chosen(trial, plan), ready), n_trials=trials, catch=(FitError,), callbacks=[told]
+        lambda trial: _objective(trial, _suggest(trial, plan), prepared),
+        n_trials=trials,
+        catch=(FitError,),
+        callbacks=[report_trial],
     )
-    if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
-        raise FitError(f"no trial of {trials} came to an end")
-    return _chosen(study.best_trial, plan)
+    if not _finished(study):
+        raise FitError(f"none of the {trials} trials finished")
+    return _suggest(study.best_trial, plan)
 
 
-def _as_planned(plan: Plan) -> dict[str, int | float]:
-    """What `_chosen` has to find for it to give the plan itself, as near as its choices allow."""
+def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+
+
+def _planned_parameters(plan: Plan) -> dict[str, int | float]:
+    """Return the parameters for which `_suggest` returns the plan itself, or the closest one in the search space."""
     return {
         "width": min(_WIDTHS, key=lambda width: abs(width - max(plan.architecture.hidden, default=64))),
         "depth": min(max(len(plan.architecture.hidden), 1), 4),
@@ -74,7 +84,8 @@ def _as_planned(plan: Plan) -> dict[str, int | float]:
     }
 
 
-def _chosen(trial: optuna.trial.BaseTrial, plan: Plan) -> Plan:
+def _suggest(trial: optuna.trial.BaseTrial, plan: Plan) -> Plan:
+    """Return the plan with the parameters of `trial`."""
     hidden = (trial.suggest_categorical("width", _WIDTHS),) * trial.suggest_int("depth", 1, 4)
     return replace(
         plan,
@@ -89,15 +100,16 @@ def _chosen(trial: optuna.trial.BaseTrial, plan: Plan) -> Plan:
     )
 
 
-def _loss(trial: optuna.Trial, plan: Plan, ready: Ready) -> float:
+def _objective(trial: optuna.Trial, plan: Plan, prepared: Prepared) -> float:
+    """Fit one network and return its lowest validation loss."""
     lowest = float("inf")
 
-    def look(epoch: Epoch) -> None:
+    def report_epoch(epoch: Epoch) -> None:
         nonlocal lowest
         lowest = min(lowest, epoch.validation_loss)
         trial.report(lowest, epoch.number)
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    fit_member(plan, ready, 0, Context(on_epoch=look))
+    fit_member(plan, prepared, 0, Context(on_epoch=report_epoch))
     return lowest

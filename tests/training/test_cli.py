@@ -182,6 +182,11 @@ def test_a_table_too_small_to_diagnose_is_refused(tmp_path, monkeypatch, capsys)
     assert "6 rows are too few to diagnose: at least 20 are needed" in capsys.readouterr().err
 
 
+def test_flags_of_diagnose_that_contradict_each_other_are_one_line(capsys):
+    assert main(["diagnose", "iris", "--numeric", "a", "--drop", "a"]) == 1
+    assert capsys.readouterr().err == "foldserve-train: error: column 'a' is declared twice\n"
+
+
 def test_lists_may_quote_a_comma(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text('"a,b",c,y\n' + "1,x,p\n2,x,q\n" * 2)

@@ -49,7 +49,7 @@ def test_the_same_plan_and_table_give_the_same_answer(iris):
     first, again = [], []
     assert tune(plan(), iris, 6, first.append) == tune(plan(), iris, 6, again.append)
     assert first == again
-    assert [(trial.number, trial.of) for trial in first] == [(number, 6) for number in range(1, 7)]
+    assert [(trial.number, trial.trials) for trial in first] == [(number, 6) for number in range(1, 7)]
     # Beyond its random start a search depends on its seed.
     another = []
     tune(plan(seed=1), iris, 3, another.append)
@@ -159,7 +159,7 @@ def test_that_every_trial_fails_is_said_in_one_line(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr == "foldserve-train: error: no trial of 2 came to an end\n"
+    assert done.stderr == "foldserve-train: error: none of the 2 trials finished\n"
     assert [path.name for path in tmp_path.iterdir()] == ["far.csv"]
 
 
@@ -169,7 +169,7 @@ def test_the_command_tries_recipes_first_and_says_what_it_took(tmp_path, capsys)
     printed = capsys.readouterr()
     assert printed.err == ""
     (line,) = (line for line in printed.out.splitlines() if line.startswith("tuned "))
-    assert line.endswith("(of 3 tried)")
+    assert line.endswith("(of 3 trials)")
     asked = replace(PRESETS["fast"].architecture, hidden=(32,)), replace(PRESETS["fast"].recipe, epochs=2)
     table = load(DataOptions("iris"))
     found = tune(plan(architecture=asked[0], recipe=asked[1]), table, 3)

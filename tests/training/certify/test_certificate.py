@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from foldserve.service.bundle import Tolerance
-from foldserve.training.certify import certificate, record
+from foldserve.training.certify import certificate
+from foldserve.training.certify.manifest import describe_features
 from foldserve.training.errors import ParityError
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
@@ -32,7 +33,7 @@ def networks():
 
 def draw(columns, train, rows, seed):
     """Draw rows for `columns`, whose training values are the columns of `train`."""
-    features = [record.feature(column, values) for column, values in zip(columns, train.T, strict=True)]
+    features = describe_features(columns, train)
     return certificate.draw(features, train, rows, seed)
 
 

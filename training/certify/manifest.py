@@ -1,0 +1,85 @@
+"""The manifest of a new bundle: its features as the training rows show them, and the parts of a training put together.
+
+It knows the schema of a manifest; it trains and measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.service import bundle
+from foldserve.training.fold.export import INPUT, OPSET, OUTPUT
+from foldserve.training.fold.fold import Folded
+from foldserve.training.table.schema import Column, Table
+
+_HISTOGRAM_BINS = 10
+
+Metrics = dict[Literal["validation", "test"], dict[str, float]]
+
+
+def describe_features(columns: Sequence[Column], train: npt.NDArray[np.float32]) -> tuple[bundle.Feature, ...]:
+    """Describe the features by their training rows. train: float32 [training rows, features], raw."""
+    return tuple(_describe(column, values) for column, values in zip(columns, train.T, strict=True))
+
+
+def _describe(column: Column, values: npt.NDArray[np.float32]) -> bundle.Feature:
+    present = values[~np.isnan(values)].astype(np.float64)
+    low, high = (float(present.min()), float(present.max())) if len(present) else (0.0, 0.0)
+    if column.kind == "categorical":
+        # An unknown category has the index after the last one. It has no bin, and must not fall into the last bin.
+        count = len(column.categories)
+        edges = np.arange(count + 1) - 0.5
+        counts = np.bincount(present.astype(np.int64), minlength=count)[:count]
+    else:
+        # NumPy widens a range of one value by 0.5 on both sides; a float64 beyond 2^53 would not change.
+        margin = max(0.5, 1e-3 * abs(low)) if low == high else 0.0
+        counts, edges = np.histogram(present, _HISTOGRAM_BINS, (low - margin, high + margin))
+    return bundle.Feature(
+        name=column.name,
+        kind=column.kind,
+        missing=column.missing,
+        categories=column.categories,
+        range=None if column.kind == "categorical" else (low, high),
+        histogram=bundle.Histogram(edges=edges.tolist(), counts=counts.tolist()),
+        missing_share=1 - len(present) / len(values),
+    )
+
+
+def build_manifest(
+    version: int,
+    *,
+    name: str,
+    model: bytes,
+    table: Table,
+    features: tuple[bundle.Feature, ...],
+    folded: Folded,
+    certificate: bundle.Certificate,
+    golden: bundle.Golden,
+    metrics: Metrics,
+    provenance: bundle.Provenance,
+) -> bundle.Manifest:
+    """Put the manifest of `model`, the content of an ONNX file, together. It is created now."""
+    return bundle.Manifest(
+        schema_version=bundle.SCHEMA_VERSION,
+        name=name,
+        version=version,
+        created=datetime.now(UTC).replace(microsecond=0),
+        task=table.task,
+        model=bundle.ModelFile(size=len(model), sha256=sha256(model).hexdigest(), opset=OPSET),
+        input=bundle.Tensor(name=INPUT, shape=(-1, len(features))),
+        output=bundle.Tensor(name=OUTPUT[table.task], shape=(-1, table.outputs)),
+        features=features,
+        labels=table.labels,
+        certificate=certificate,
+        golden=golden,
+        folded=tuple(bundle.Folding(**asdict(line)) for line in folded.report),
+        metrics=metrics,
+        provenance=provenance,
+    )

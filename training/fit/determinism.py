@@ -1,0 +1,31 @@
+"""Deterministic arithmetic: the same numbers of threads and the same kernels give the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def deterministic(threads: int) -> Iterator[None]:
+    """Run PyTorch on `threads` CPU threads with deterministic kernels, and restore the caller's settings.
+
+    A sum that is split over two threads rounds differently from one. The caller's random state stays as it is.
+    """
+    threads_before = torch.get_num_threads()
+    mode_before = torch.get_deterministic_debug_mode()
+    fill_before = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property
+    torch.set_num_threads(threads)
+    # `use_deterministic_algorithms` does the same, but it imports the compiler first, which takes seconds.
+    torch.set_deterministic_debug_mode("error")
+    # Every tensor is written before it is read, and filling each one takes a quarter of the time of a small step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads_before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill_before  # type: ignore[attr-defined]
+        torch.set_deterministic_debug_mode(mode_before)

@@ -1,0 +1,122 @@
+"""The flags of `foldserve-train`: one for each field of the plan's classes, and the plan that they make.
+
+It needs no torch, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from foldserve.service import bundle
+from foldserve.training.errors import TrainingError
+from foldserve.training.plan import PRESETS, Architecture, DataOptions, Execution, Plan, Recipe
+
+Options = type[DataOptions] | type[Architecture] | type[Recipe] | type[Execution]
+
+_NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters"
+
+
+def add_options(group: argparse._ArgumentGroup, owner: Options, without: Sequence[str] = ()) -> None:
+    """Add a flag for each annotated field of `owner`.
+
+    A flag that is not given is absent from the parsed arguments, so that the preset's value stays.
+    """
+    hints = get_type_hints(owner, include_extras=True)
+    for option in fields(owner):
+        if get_origin(hints[option.name]) is not Annotated or option.name in without:
+            continue  # SOURCE is an argument, not a flag
+        kind, text = get_args(hints[option.name])
+        default = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
+        if default not in (None, ""):
+            text += f" (default: {default})"
+        flag = "--" + option.name.replace("_", "-")
+        group.add_argument(flag, default=argparse.SUPPRESS, help=text, **_argument(kind))
+
+
+def _argument(kind: Any) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for a field of type `kind`."""
+    if isinstance(kind, UnionType):  # kind | None, where None means that the flag is not given
+        kind = get_args(kind)[0]
+    known: dict[Any, dict[str, Any]] = {
+        bool: {"action": argparse.BooleanOptionalAction},
+        str: {"metavar": "COL"},
+        Path: {"type": Path, "metavar": "FILE"},
+        tuple[str, ...]: {"type": _texts, "metavar": "A,B"},
+        tuple[int, ...]: {"type": _widths, "metavar": "N,N"},
+    }
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    return known.get(kind) or {"type": kind, "metavar": kind.__name__.upper()}
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    """Split the text like a row of a CSV, so that a value with a comma can be quoted."""
+    return tuple(next(csv.reader([text]), ()))
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(width) for width in text.split(",") if width)
+    except ValueError:
+        raise argparse.ArgumentTypeError("expected whole numbers separated by commas, as in 64,64") from None
+
+
+def model_name(text: str) -> str:
+    """Return `text` if it can be the name of a model."""
+    if not bundle.NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"a name consists of {_NAME_RULE}")
+    return text
+
+
+def trial_count(text: str) -> int:
+    """Return `text` as a number of trials."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("expected a whole number of at least 1")
+    return int(text)
+
+
+def read_data_options(parsed: argparse.Namespace) -> DataOptions:
+    """Return the options of the table. Raises `TrainingError` for options that contradict each other."""
+    try:
+        return DataOptions(**_given(parsed, DataOptions))
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
+def read_plan(parsed: argparse.Namespace) -> tuple[Plan, Execution]:
+    """Return the plan: the preset, changed by the flags that are given. Raises `TrainingError`."""
+    preset = PRESETS[parsed.preset]
+    data = read_data_options(parsed)
+    try:
+        plan = Plan(
+            data=data,
+            name=parsed.name or _default_name(parsed.source),
+            models=parsed.models,
+            preset=parsed.preset,
+            architecture=replace(preset.architecture, **_given(parsed, Architecture)),
+            recipe=replace(preset.recipe, **_given(parsed, Recipe)),
+            seed=parsed.seed,
+            threads=parsed.threads,
+        )
+        return plan, Execution(**_given(parsed, Execution))
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _given(parsed: argparse.Namespace, owner: Options) -> dict[str, Any]:
+    return {option.name: getattr(parsed, option.name) for option in fields(owner) if option.name in parsed}
+
+
+def _default_name(source: str) -> str:
+    """Name the model after its table: `houses` for data/houses.csv.gz, and for data/houses.train.csv too."""
+    name = re.sub(r"(\.train)?\.(csv|tsv|parquet|npz)(\.gz)?$", "", Path(source).name, flags=re.IGNORECASE)
+    if source and not bundle.NAME.fullmatch(name):
+        raise TrainingError(f"{name!r} can't be a model's name, which consists of {_NAME_RULE}: use --name")
+    return name

@@ -1,0 +1,69 @@
+"""The lines that `foldserve-train fit` prints: the table before the training, and the bundle after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from foldserve.training.text import join_some, printable
+
+if TYPE_CHECKING:
+    from foldserve.service.bundle import Bundle
+    from foldserve.training.plan import Plan
+    from foldserve.training.table.schema import Table
+
+_MOST_NAMES = 6
+
+
+def describe_table(table: Table) -> str:
+    """Return how the table was read: the kinds of its columns, its target and the notes."""
+    parts = []
+    for kind in ("numeric", "categorical", "boolean"):
+        columns = [column for column in table.columns if column.kind == kind]
+        sizes = [f"{column.name} {len(column.categories)}" for column in columns if column.categories]
+        if columns:
+            parts.append(f"{len(columns)} {kind}" + (f" ({join_some(sizes, _MOST_NAMES)})" if sizes else ""))
+    missing = [column.name for column in table.columns if column.missing]
+    columns_line = ", ".join(parts) + (f"; missing in {join_some(missing, _MOST_NAMES)}" if missing else "")
+    labels = f" ({join_some(table.labels, _MOST_NAMES)})" if table.labels else ""
+    lines = [("columns", columns_line), ("target", f"{table.target}: {_outcome(len(table.labels))}{labels}")]
+    lines += [("note", note) for note in table.notes]
+    return "\n".join(printable(_line(head, text)) for head, text in lines)
+
+
+def describe_search(plan: Plan, found: Plan, trials: int) -> str:
+    """Return what the search changed. found: the plan that it returned."""
+    before, after = ({**vars(each.architecture), **vars(each.recipe)} for each in (plan, found))
+    changes = [f"{name} {_setting(value)}" for name, value in after.items() if value != before[name]]
+    return _line("tuned", f"{', '.join(changes) or 'no change: the plan itself was the best'} (of {trials} trials)")
+
+
+def describe_bundle(bundle: Bundle, findings: str, seconds: float) -> str:
+    """Return the result of a training. findings: lines of the report; seconds: the duration of the whole command."""
+    manifest, models = bundle.manifest, bundle.path.parent.parent
+    rows = ", ".join(f"{count:,} {part}" for part, count in manifest.provenance.rows.items())
+    measured = [measurement.parity for measurement in manifest.certificate.measurements]
+    lines = [
+        ("table", f"{len(manifest.features)} features to {_outcome(len(manifest.labels))}; rows: {rows}"),
+        ("folded", ", ".join(f"{line.layer} -> {line.into}" for line in manifest.folded if line.into != "-")),
+        (
+            "certificate",
+            f"{len(measured)} measurements, off by {max(p.max_absolute for p in measured):.2g} at most, "
+            f"{max(p.worst for p in measured):.2%} of the tolerance",
+        ),
+    ]
+    for part, scores in manifest.metrics.items():
+        lines.append((part, ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())))
+    last = _line("wrote", f"{bundle.path} in {seconds:.1f} s; serve it: foldserve serve --models {models}")
+    return "\n".join([*(_line(head, text) for head, text in lines), findings, last])
+
+
+def _outcome(labels: int) -> str:
+    return f"{labels} classes" if labels else "a value"
+
+
+def _setting(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else ",".join(map(str, cast("tuple[int, ...]", value)))
+
+
+def _line(head: str, text: str) -> str:
+    return f"{head:<12} {text}"
