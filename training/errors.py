@@ -14,11 +14,11 @@ TrainingError            cli.py, flags.py: the command prints it as one line and
 
 
 class TrainingError(Exception):
-    """A reason not to write a bundle."""
+    """A reason to write no bundle."""
 
 
 class DataError(TrainingError):
-    """The source can't be trained on."""
+    """The source can't be used for training."""
 
 
 class FitError(TrainingError):
@@ -26,11 +26,11 @@ class FitError(TrainingError):
 
 
 class ExecutionError(TrainingError):
-    """It can't be carried out here: no such device, no compiler, a process that is gone."""
+    """The run is impossible here: no such device, no compiler, or another process has ended."""
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint can't be read, written or gone on from."""
+    """A checkpoint can't be read, written or continued."""
 
 
 class FoldError(TrainingError):
@@ -46,4 +46,4 @@ class ExportError(TrainingError):
 
 
 class ParityError(ExportError):
-    """The exported model and the unfolded network disagree by more than the tolerance."""
+    """The exported model and the unfolded network differ by more than the tolerance."""
