@@ -18,9 +18,9 @@ import numpy.typing as npt
 import orjson
 from nanoarrow.ipc import StreamWriter
 
+from foldserve.service.arrays import Outputs
 from foldserve.service.bundle import Label
 
-Rows = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 
 
@@ -30,7 +30,7 @@ class ArrowWriter:
     def __init__(self, labels: tuple[Label, ...]) -> None:
         self._labels = _column_of(labels) if labels else None
 
-    def write(self, outputs: Rows) -> bytes:
+    def write(self, outputs: Outputs) -> bytes:
         """Return the stream of float32 [rows, outputs]."""
         count, width = outputs.shape
         values = np.ascontiguousarray(outputs)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from foldserve.service.arrays import Outputs, Rows
 from foldserve.service.bundle import Category, Feature, Manifest
 from foldserve.service.errors import InvalidInput, UnsupportedMedia
 from foldserve.service.protocols.arrow import ArrowWriter
@@ -30,7 +31,6 @@ from foldserve.service.protocols.rows import (
     SMALL_BODY,
     Columns,
     DecodedRequest,
-    Rows,
     SlowBody,
     count_byte,
     has_more_brackets,
@@ -149,7 +149,7 @@ class FriendlyCodec:
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
-    def _json(self, outputs: Rows) -> Reply:
+    def _json(self, outputs: Outputs) -> Reply:
         # The texts of the labels are known, so only the numbers go through orjson.
         if self._labels:
             predictions = b",".join([self._labels[i] for i in outputs.argmax(1).tolist()])
@@ -160,10 +160,10 @@ class FriendlyCodec:
             rest = b',"predictions":%b}' % values
         return Reply(200, (JSON,), self._head + rest)
 
-    def _raw(self, outputs: Rows) -> Reply:
+    def _raw(self, outputs: Outputs) -> Reply:
         return Reply(200, ((b"content-type", RAW_TYPE),), outputs.astype("<f4", copy=False).tobytes())
 
-    def _arrow(self, outputs: Rows) -> Reply:
+    def _arrow(self, outputs: Outputs) -> Reply:
         return Reply(200, ((b"content-type", ARROW_TYPE),), self._arrow_writer.write(outputs))
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from foldserve.service.arrays import Outputs, Rows
 from foldserve.service.bundle import Manifest
 from foldserve.service.errors import InvalidInput, UnsupportedMedia
 from foldserve.service.protocols.categories import NUMBERS
@@ -37,7 +38,6 @@ from foldserve.service.protocols.rows import (
     SMALL_BODY,
     Columns,
     DecodedRequest,
-    Rows,
     SlowBody,
     count_byte,
     has_more_brackets,
@@ -236,15 +236,15 @@ class OipCodec:
         encode = partial(self._binary if binary else self._json, named)
         return DecodedRequest(rows, encode, timeout / 1e6 if timeout else None, self._columns.unseen(rows))
 
-    def _tensor(self, outputs: Rows) -> dict[str, Any]:
+    def _tensor(self, outputs: Outputs) -> dict[str, Any]:
         return {"name": self._output, "datatype": "FP32", "shape": outputs.shape}
 
-    def _json(self, named: dict[str, Any], outputs: Rows) -> Reply:
+    def _json(self, named: dict[str, Any], outputs: Outputs) -> Reply:
         tensor = {**self._tensor(outputs), "data": np.ascontiguousarray(outputs).ravel()}
         answer = {**named, "outputs": [tensor]}
         return Reply(200, (JSON,), orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
 
-    def _binary(self, named: dict[str, Any], outputs: Rows) -> Reply:
+    def _binary(self, named: dict[str, Any], outputs: Outputs) -> Reply:
         content = outputs.astype("<f4", copy=False).tobytes()
         tensor = {**self._tensor(outputs), "parameters": {"binary_data_size": len(content)}}
         head = orjson.dumps({**named, "outputs": [tensor]})

@@ -20,12 +20,11 @@ import numpy.typing as npt
 import orjson
 import simdjson
 
+from foldserve.service.arrays import Outputs, Rows
 from foldserve.service.bundle import Feature
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.categories import NUMBERS, CategoricalColumn
 from foldserve.service.protocols.reply import Reply
-
-Rows = npt.NDArray[np.float32]
 
 _NUMBERS_AND_NULL = NUMBERS | {type(None)}
 
@@ -59,7 +58,7 @@ class DecodedRequest:
     """
 
     rows: Rows
-    encode: Callable[[Rows], Reply]
+    encode: Callable[[Outputs], Reply]
     timeout: float | None = None
     unseen: Mapping[str, int] | None = None
 
