@@ -30,7 +30,7 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def loaded_by(*modules: str) -> set[str]:
-    """Name the packages that are loaded once `modules` are imported; of foldserve's own, service and training."""
+    """The packages that are loaded after an import of `modules`; those of the project as foldserve.<package>."""
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     names = [name.split(".") for name in fresh(code).stdout.split()]
     return {".".join(parts[:2] if parts[0] == "foldserve" else parts[:1]) for parts in names}
@@ -52,7 +52,7 @@ def test_the_service_loads_where_torch_and_scikit_learn_are_absent() -> None:
     fresh(absent + f"import {', '.join(MODULES)}")
 
 
-def test_the_contract_needs_only_the_standard_library_and_pydantic() -> None:
+def test_the_bundle_needs_only_the_standard_library_and_pydantic() -> None:
     assert not loaded_by("foldserve.service.bundle") & {
         *(
             "fastapi",
@@ -69,18 +69,18 @@ def test_the_contract_needs_only_the_standard_library_and_pydantic() -> None:
     }
 
 
-def test_the_command_line_alone_loads_no_server_and_no_runtime() -> None:
+def test_the_command_line_loads_no_server_and_no_runtime() -> None:
     assert not loaded_by("foldserve.service.cli") & {"fastapi", "uvicorn", "onnxruntime", "onnx", "numpy", "rich"}
 
 
-def test_the_batcher_knows_neither_http_nor_onnx() -> None:
+def test_the_batcher_loads_neither_http_nor_onnx_nor_prometheus() -> None:
     assert loaded_by("foldserve.service.engine.batcher") & {"numpy"}
     assert not loaded_by("foldserve.service.engine.batcher") & {
         *("fastapi", "starlette", "uvicorn", "httptools", "onnxruntime", "onnx", "orjson", "prometheus_client"),
     }
 
 
-def test_a_codec_knows_no_framework_and_no_runtime() -> None:
+def test_a_codec_loads_no_framework_and_no_runtime() -> None:
     assert not loaded_by("foldserve.service.protocols.friendly", "foldserve.service.protocols.oip") & {
         *("fastapi", "starlette", "uvicorn", "httptools", "onnxruntime", "onnx"),
     }

@@ -1,4 +1,4 @@
-"""What /metrics tells, over real HTTP, and docs/metrics.md, which says what it tells."""
+"""The metrics at /metrics of a real server, and docs/metrics.md, which documents them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 
 
 def rows(*totals: float) -> bytes:
-    """`roots` answers the square root of a row's sum."""
+    """A body for `roots`, which returns the square root of the sum of a row."""
     return json.dumps({"instances": [[total, 0] for total in totals]}).encode()
 
 
@@ -41,7 +41,7 @@ def tensor(*totals: float) -> bytes:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """roots/1 and roots/2, the same model, and roots/3, which is refused; mixed/1, which has categories."""
+    """roots/1 and roots/2, the same model; roots/3, which is refused; and mixed/1, which has categories."""
     folder = tmp_path_factory.mktemp("metrics") / "models"
     folder.mkdir()
     whole = write_roots(folder)
@@ -89,26 +89,26 @@ def post(server: Served, path: str, body: bytes, *headers: str) -> int:
 
 
 def documented(first: str) -> list[list[str]]:
-    """The cells of the table whose first column is called `first`."""
+    """The cells of the table whose first column has the heading `first`."""
     _, _, behind = DOCUMENT.read_text().partition(f"\n| {first} |")
     table, _, _ = behind.partition("\n\n")
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
 @pytest.fixture(scope="module")
-def told(served: Served) -> Mapping[str, Metric]:
-    """Everything that can be told: each metric has a sample."""
+def metrics(served: Served) -> Mapping[str, Metric]:
+    """All metrics, after requests that give each of them a sample."""
     assert post(served, FRIENDLY, rows(4)) == 200
     assert post(served, FRIENDLY, b"{") == 400
     return families(served)
 
 
-def test_the_document_names_each_metric_with_its_type_and_labels_and_no_other(told: Mapping[str, Metric]) -> None:
+def test_the_document_lists_exactly_the_metrics_with_type_and_labels(metrics: Mapping[str, Metric]) -> None:
     def described(family: Metric) -> tuple[str, str, frozenset[str]]:
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         return family.name + "_total" * (family.type == "counter"), family.type, frozenset(labels)
 
-    real = {described(family) for name, family in told.items() if not name.startswith("process_")}
+    real = {described(family) for name, family in metrics.items() if not name.startswith("process_")}
     in_document = {
         (name.strip("`"), kind, frozenset(re.findall("`(.+?)`", labels)))
         for name, kind, labels, _ in documented("metric")
@@ -116,23 +116,23 @@ def test_the_document_names_each_metric_with_its_type_and_labels_and_no_other(to
     assert in_document == real
 
 
-def test_the_document_names_each_reason_with_its_status_and_no_other() -> None:
+def test_the_document_lists_exactly_the_reasons_with_their_status() -> None:
     real = {
         (re.sub("(?<!^)(?=[A-Z])", "_", kind.__name__).lower(), str(status)) for kind, (status, _) in STATUS.items()
     }
     assert {(reason.strip("`"), status) for reason, status, _ in documented("reason")} == real
 
 
-def test_the_queries_of_the_document_ask_for_metrics_that_there_are(told: Mapping[str, Metric]) -> None:
-    real = {sample.name for family in told.values() for sample in family.samples}
+def test_the_queries_of_the_document_use_existing_metrics(metrics: Mapping[str, Metric]) -> None:
+    real = {sample.name for family in metrics.values() for sample in family.samples}
     queries = re.findall("```promql\n(.+?)```", DOCUMENT.read_text(), re.DOTALL)
     asked = {name for query in queries for name in re.findall(r"foldserve_\w+", query)}
     assert len(queries) >= 3
     assert asked <= real
 
 
-def test_names_follow_the_conventions(told: Mapping[str, Metric]) -> None:
-    for name, family in told.items():
+def test_names_follow_the_conventions_of_prometheus(metrics: Mapping[str, Metric]) -> None:
+    for name, family in metrics.items():
         assert re.fullmatch("(foldserve|process)(_[a-z]+)+", name)
         assert family.documentation
         assert not name.endswith(("_created", "_ms", "_milliseconds", "_us", "_count", "_sum", "_bucket"))
@@ -145,13 +145,13 @@ def test_names_follow_the_conventions(told: Mapping[str, Metric]) -> None:
             assert not name.endswith("_total")
 
 
-# --- what is counted -------------------------------------------------------------------------------------------------
+# --- counts ----------------------------------------------------------------------------------------------------------
 
 
 def test_requests_and_rows_are_counted_by_model_version_protocol_and_status(served: Served) -> None:
     before = samples(served)
     assert [post(served, FRIENDLY, rows(1, 4)) for _ in range(3)] == [200] * 3
-    assert post(served, "/%70redict", rows(9)) == 200  # which goes another way through the server
+    assert post(served, "/%70redict", rows(9)) == 200  # takes FastAPI's route
     assert post(served, FIRST, rows(1, 4, 9, 16)) == 200
     assert [post(served, INFER, tensor(1, 4, 9)) for _ in range(2)] == [200] * 2
     assert post(served, FRIENDLY, b"{") == 400
@@ -175,7 +175,7 @@ def test_requests_and_rows_are_counted_by_model_version_protocol_and_status(serv
     }
 
 
-def test_values_that_training_has_not_seen_are_counted_by_feature_once_they_are_answered(served: Served) -> None:
+def test_unseen_values_of_answered_requests_are_counted_by_feature(served: Served) -> None:
     def unseen(found: Mapping[Sample, float]) -> dict[str, float]:
         return {
             dict(labels)["feature"]: value
@@ -184,7 +184,7 @@ def test_values_that_training_has_not_seen_are_counted_by_feature_once_they_are_
         }
 
     before = samples(served)
-    assert unseen(before).keys() == {"town", "size", "children"}  # from the start: a rate needs what it grows from
+    assert unseen(before).keys() == {"town", "size", "children"}  # from the start: a rate needs a value to grow from
     first, second, third = (
         [1, town, True, None, size, None, "many"]
         for town, size in zip(("Oslo", "Rome", "é"), (1, None, 7), strict=True)
@@ -198,7 +198,7 @@ def test_values_that_training_has_not_seen_are_counted_by_feature_once_they_are_
     assert unseen(samples(served) - before) == {"town": 3, "size": 1, "children": 1}
 
 
-def test_histograms_count_and_sum_what_happened(served: Served) -> None:
+def test_histograms_have_the_count_and_the_sum_of_the_requests(served: Served) -> None:
     started, before = time.monotonic(), samples(served)
     for count in (1, 2, 5):
         assert post(served, FRIENDLY, rows(*[4] * count)) == 200
@@ -221,7 +221,7 @@ def test_histograms_count_and_sum_what_happened(served: Served) -> None:
         assert grown[sample("foldserve_batch_rows_bucket", **of(le=str(bound)))] == count
 
 
-def test_buckets_add_up(served: Served) -> None:
+def test_buckets_are_cumulative(served: Served) -> None:
     assert post(served, FRIENDLY, rows(4)) == 200
     for family in families(served).values():
         if family.type == "histogram":
@@ -240,7 +240,7 @@ def test_buckets_add_up(served: Served) -> None:
                 assert buckets[-1] == (float("inf"), counts[labels])
 
 
-def test_neither_a_scrape_nor_any_other_page_is_a_request_for_predictions(served: Served) -> None:
+def test_a_scrape_or_another_page_is_not_a_prediction_request(served: Served) -> None:
     before = samples(served)
     for path in ("/metrics", "/v2/health/ready", "/v2/models/roots", "/docs", "/nowhere"):
         served.send("GET", path)
@@ -248,7 +248,7 @@ def test_neither_a_scrape_nor_any_other_page_is_a_request_for_predictions(served
     assert not [name for name, _ in grown if name.startswith("foldserve_")]
 
 
-def test_what_a_model_took_and_who_runs_it_is_told(served: Served) -> None:
+def test_a_model_has_its_load_time_its_parity_and_its_provider(served: Served) -> None:
     began = time.time()
     assert post(served, FIRST, rows(1)) == 200
     found = samples(served)
@@ -261,11 +261,11 @@ def test_what_a_model_took_and_who_runs_it_is_told(served: Served) -> None:
         )
         assert error / (1e-5 + 1e-4 * 3) <= ratio <= error / 1e-5
         assert found[sample("foldserve_model_provider_info", **of(version, provider="CPUExecutionProvider"))] == 1
-    assert sample("foldserve_model_load_seconds", **of("3")) not in found  # it was refused
+    assert sample("foldserve_model_load_seconds", **of("3")) not in found  # refused
     assert began - 1 < found[sample("foldserve_last_request_timestamp_seconds", **of("1"))] < time.time() + 1
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused requests ------------------------------------------------------------------------------------------------
 
 REFUSED = {
     "invalid_http": b"POST /predict HTTP/1.1\r\n\r\n",
@@ -288,7 +288,7 @@ def rejected(server: Served) -> Counter[str]:
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_a_refusal_is_counted_once_by_its_reason(reason: str, served: Served) -> None:
+def test_a_refused_request_is_counted_once_with_its_reason(reason: str, served: Served) -> None:
     before = rejected(served)
     statuses = {text.strip("`"): int(status) for text, status, _ in documented("reason")}
     with served.connect() as connection:
@@ -299,13 +299,13 @@ def test_a_refusal_is_counted_once_by_its_reason(reason: str, served: Served) ->
 
 @pytest.mark.parametrize("path", ["/%70redict", "/v1/models/roots:predict", "/v2/models/roots/infer"])
 @pytest.mark.parametrize("reason", ["invalid_input", "too_large"])
-def test_whichever_way_it_came_it_is_counted_once(reason: str, path: str, served: Served) -> None:
+def test_a_refused_request_is_counted_once_on_every_route(reason: str, path: str, served: Served) -> None:
     before = rejected(served)
     assert post(served, path, b"{".ljust(5000 if reason == "too_large" else 10)) in {400, 413}
     assert rejected(served) - before == {reason: 1}
 
 
-def test_one_that_is_too_slow_is_counted(models: Path, tmp_path: Path) -> None:
+def test_a_request_that_is_too_slow_is_counted(models: Path, tmp_path: Path) -> None:
     with (
         serving(models, tmp_path / "log", *DEFAULT, "--request-timeout", 0.1) as server,
         server.connect() as connection,
@@ -315,18 +315,9 @@ def test_one_that_is_too_slow_is_counted(models: Path, tmp_path: Path) -> None:
         assert rejected(server) == {"too_slow": 1}
 
 
-def test_what_waits_shows_in_the_gauges_until_it_is_answered_and_a_full_queue_among_the_refused(
-    models: Path, tmp_path: Path
-) -> None:
-    flags = (
-        *DEFAULT,
-        "--max-delay",
-        10,
-        "--max-batch",
-        4,
-        "--max-queue",
-        4,
-    )  # who comes waits until there are four rows
+def test_the_gauges_show_waiting_requests_and_a_full_queue_is_counted(models: Path, tmp_path: Path) -> None:
+    # Requests wait until there are four rows.
+    flags = (*DEFAULT, "--max-delay", 10, "--max-batch", 4, "--max-queue", 4)
     queued, in_flight = sample("foldserve_queued_rows", **of()), sample("foldserve_requests_in_flight")
     with serving(models, tmp_path / "log", *flags) as server, server.connect() as waits:
         assert (samples(server)[queued], samples(server)[in_flight]) == (0, 0)
@@ -349,10 +340,10 @@ def test_what_waits_shows_in_the_gauges_until_it_is_answered_and_a_full_queue_am
         assert found[sample("foldserve_requests_total", **of(protocol="friendly", status="503"))] == 1
 
 
-# --- without them ----------------------------------------------------------------------------------------------------
+# --- without metrics -------------------------------------------------------------------------------------------------
 
 
-def test_without_metrics_there_is_no_page_and_predictions_are_answered(models: Path, tmp_path: Path) -> None:
+def test_without_metrics_the_page_is_not_found_and_predictions_are_answered(models: Path, tmp_path: Path) -> None:
     with serving(models, tmp_path / "log", "--no-metrics", *LIMITS) as server:
         assert server.send("GET", "/metrics").status == 404
         assert post(server, FRIENDLY, rows(4)) == 200

@@ -1,4 +1,4 @@
-"""Flags, then the environment, then a file, then the defaults; and what can't be used is named with its source."""
+"""The order of the sources, flag, environment, file, default; an invalid value is named with its source."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "foldserve.toml"
 
 
-def test_without_any_source_every_setting_is_its_default() -> None:
+def test_without_any_source_every_setting_has_its_default() -> None:
     assert load({}, {}) == Settings()
     assert Settings().host == "127.0.0.1"
 
 
-def test_a_flag_wins_over_the_environment_that_over_the_file_and_that_over_the_default(config: Path) -> None:
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(config: Path) -> None:
     config.write_text("port = 1\nmax_rows = 1\nmax_body = 1\n")
     environment = {"FOLDSERVE_PORT": "2", "FOLDSERVE_MAX_ROWS": "2"}
     found = load({"port": "3"}, environment, config)
     assert (found.port, found.max_rows, found.max_body) == (3, 2, 1)
     assert found.threads == Settings().threads
-    # Each source alone, so that no order of merging passes by luck.
+    # Each source alone, so that a wrong order can't pass by chance.
     assert load({}, environment, config).port == 2
     assert load({}, {}, config).port == 1
     assert load({"port": "3"}, {}).port == 3
@@ -78,15 +78,15 @@ def test_every_setting_is_described(name: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "sizes"), [("", ()), ("8", (8,)), ("64, 1,8,64", (1, 8, 64))])
-def test_buckets_are_put_in_order(text: str, sizes: tuple[int, ...]) -> None:
+def test_buckets_are_sorted_without_duplicates(text: str, sizes: tuple[int, ...]) -> None:
     assert load({"buckets": text}, {}).buckets == load({}, {"FOLDSERVE_BUCKETS": text}).buckets == sizes
 
 
-def test_what_is_not_ours_in_the_environment_is_left_alone() -> None:
+def test_other_variables_of_the_environment_are_ignored() -> None:
     assert load({}, {"PORT": "1", "foldserve_port": "2", "FOLDSERVE_UNHEARD_OF": "3"}) == Settings()
 
 
-def test_settings_do_not_change_once_loaded() -> None:
+def test_loaded_settings_can_not_be_changed() -> None:
     with pytest.raises(ValidationError):
         load({}, {}).port = 1  # type: ignore[misc]
 
@@ -134,28 +134,28 @@ BAD: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
-def test_a_value_that_can_not_be_used_is_named_with_where_it_came_from(name: str, value: str, config: Path) -> None:
+def test_an_invalid_value_is_named_with_its_source(name: str, value: str, config: Path) -> None:
     config.write_text(f'{name} = "{value}"\n')
     assert refusal({name: value}, {}).startswith(f"setting {name!r} (flag): ")
     assert refusal({}, {settings.PREFIX + name.upper(): value}).startswith(f"setting {name!r} (environment): ")
     assert refusal({}, {}, config).startswith(f"setting {name!r} (--config): ")
 
 
-def test_the_source_that_is_named_is_the_one_that_won(config: Path) -> None:
+def test_the_named_source_is_the_one_that_won(config: Path) -> None:
     config.write_text("port = 1\n")
     assert "(environment)" in refusal({}, {"FOLDSERVE_PORT": "abc"}, config)
     assert load({"port": "1"}, {"FOLDSERVE_PORT": "abc"}).port == 1
 
 
 @pytest.mark.parametrize("text", ["unheard_of = 1", "PORT = 1", "max-rows = 1", "[foldserve]\nport = 1"])
-def test_a_line_of_the_file_that_is_no_setting_is_refused(text: str, config: Path) -> None:
+def test_an_unknown_setting_in_the_file_is_refused(text: str, config: Path) -> None:
     config.write_text(text)
     (name,) = tomllib.loads(text)
     assert refusal({}, {}, config) == f"setting {name!r} (--config): Extra inputs are not permitted"
 
 
 @pytest.mark.parametrize("text", ["port = [1]", "[port]\nof = 1", "models = 1", "host = 1", "default_model = false"])
-def test_a_line_of_the_file_of_another_type_is_refused(text: str, config: Path) -> None:
+def test_a_value_of_the_wrong_type_in_the_file_is_refused(text: str, config: Path) -> None:
     config.write_text(text)
     (name,) = tomllib.loads(text)
     assert refusal({}, {}, config).startswith(f"setting {name!r} (--config): ")
@@ -172,7 +172,7 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
     assert refusal({}, {}, tmp_path) == f"can't read {tmp_path}: Is a directory"
 
 
-def test_the_devices_are_those_that_the_runtime_knows() -> None:
+def test_devices_and_precisions_are_those_of_the_runtime() -> None:
     from foldserve.service.runtime import session
 
     assert get_args(Settings.model_fields["device"].annotation) == get_args(session.Device)

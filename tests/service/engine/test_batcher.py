@@ -1,4 +1,4 @@
-"""Admission, coalescing, deadlines, scatter, drain: of a model made by hand, on an event loop whose clock is ours."""
+"""Admission, batches, deadlines, results and drain, with a model made by hand on an event loop with its own clock."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ T = TypeVar("T")
 FAR = math.inf
 PAST = -math.inf
 
-# What a row may do to the run that it is in: its last column.
+# The last column of a row decides what its run does.
 FINE, NAN, INFINITE, RAISES, TOO_FEW, NO_ROWS = range(6)
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose timers follow `now`, which the test moves."""
+    """An event loop whose timers follow `now`, which the test sets."""
 
     now = 0.0
 
@@ -40,7 +40,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Model:
-    """float32 [n, 3] -> [n, 2], each row by itself. Off the event loop its runs wait while the gate is closed."""
+    """float32 [n, 3] -> [n, 2], row by row. A run on a thread waits while the gate is closed."""
 
     def __init__(self) -> None:
         self.runs: list[Rows] = []
@@ -79,7 +79,7 @@ class Caller:
     answers: list[Rows | RequestError] = field(default_factory=list)
     entry: Entry | None = None
 
-    def leave(self) -> None:
+    def cancel(self) -> None:
         assert self.entry
         self.entry.cancel()
 
@@ -95,7 +95,7 @@ class Caller:
 
 
 class World:
-    """One batcher, one model and their event loop."""
+    """One batcher and one model on one event loop."""
 
     def __init__(self, *, max_batch: int = 8, max_queue: int = 100, max_delay: float = 0.0) -> None:
         self.loop = Loop()
@@ -116,7 +116,7 @@ class World:
         self.loop.close()
 
     def rows(self, count: int, kind: int = FINE, at: int = 0) -> Rows:
-        """Rows that no other caller has, one of them of another kind."""
+        """Rows that no other caller has; the row at `at` has another kind."""
         self._made += 1
         rows = np.zeros((count, 3), np.float32)
         rows[:, 0] = self._made
@@ -124,14 +124,14 @@ class World:
         rows[at, 2] = kind
         return rows
 
-    def submit(self, *callers: Caller, deadline: float = FAR, leaves: bool = False) -> tuple[Caller, ...]:
-        """All in one turn of the loop, which then turns no further than it must."""
+    def submit(self, *callers: Caller, deadline: float = FAR, cancel: bool = False) -> tuple[Caller, ...]:
+        """Submit all callers in one turn of the loop."""
 
         def act() -> None:
             for caller in callers:
                 caller.entry = self.batcher.submit(caller.rows, deadline, caller.answers.append)
-                if leaves:
-                    caller.leave()
+                if cancel:
+                    caller.cancel()
 
         self.on_loop(act)
         return callers
@@ -146,12 +146,12 @@ class World:
         return self.loop.run_until_complete(run())
 
     def turn(self) -> None:
-        """Let all happen that happens without a thread and without time going by."""
+        """Run all callbacks that need neither a thread nor the clock."""
         for _ in range(10):
             self.on_loop(lambda: None)
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Let the loop turn until it is so."""
+        """Run the loop until the condition holds."""
 
         async def run() -> None:
             hung = time.monotonic() + PATIENCE
@@ -166,7 +166,7 @@ class World:
         self.turn()
 
     def hold(self, count: int = 1) -> Caller:
-        """A caller whose run is under way, off the loop, until `let_go`."""
+        """A caller whose run stays on the thread until `let_go`."""
         assert not self.model.held.is_set()
         self.model.gate.clear()
         (caller,) = self.arrive(count)
@@ -181,11 +181,11 @@ class World:
         self.turn()
 
     def sizes(self) -> list[int]:
-        """How many rows each run had."""
+        """The number of rows of each run."""
         return [len(rows) for rows in self.model.runs]
 
     def times_run(self, caller: Caller) -> int:
-        """How many of the caller's rows have been run."""
+        """The number of the caller's rows that were run."""
         return sum(int((rows[:, 0] == caller.rows[0, 0]).sum()) for rows in self.model.runs)
 
 
@@ -210,22 +210,22 @@ def world(make: Callable[..., World]) -> World:
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_caller_gets_what_the_model_gives_for_its_rows(world: World) -> None:
+def test_a_caller_gets_the_outputs_for_its_rows(world: World) -> None:
     (caller,) = world.arrive(3)
-    assert not caller.answers  # later, never from within submit
+    assert not caller.answers  # the callback never runs within submit
     world.until_answered(caller)
     assert caller.got_its_own_rows()
     assert world.batcher.queued_rows == 0
 
 
-def test_what_one_turn_of_the_loop_delivers_is_one_run(world: World) -> None:
+def test_all_rows_of_one_turn_of_the_loop_are_one_run(world: World) -> None:
     callers = world.arrive(1, 2, 1, 3)
     world.until_answered(*callers)
     assert world.sizes() == [7]
     assert all(caller.got_its_own_rows() for caller in callers)
 
 
-def test_what_arrives_during_a_run_is_coalesced_in_order_of_arrival(world: World) -> None:
+def test_rows_that_arrive_during_a_run_are_batched_in_order_of_arrival(world: World) -> None:
     first = world.hold()
     callers = [caller for count in (3, 2, 4, 1) for caller in world.arrive(count)]
     assert world.batcher.queued_rows == 10
@@ -238,8 +238,8 @@ def test_what_arrives_during_a_run_is_coalesced_in_order_of_arrival(world: World
     assert all(caller.got_its_own_rows() for caller in callers)
 
 
-def test_a_run_that_is_known_to_be_quick_happens_on_the_loop_and_an_unknown_one_does_not(world: World) -> None:
-    # A machine that is interrupted for long may measure a few quick runs as long ones.
+def test_a_run_known_to_be_fast_happens_on_the_loop_and_an_unknown_one_on_the_thread(world: World) -> None:
+    # An interrupted machine may measure a few fast runs as long ones.
     for attempt in range(1000):
         (caller,) = world.arrive(2)
         if attempt:
@@ -248,15 +248,15 @@ def test_a_run_that_is_known_to_be_quick_happens_on_the_loop_and_an_unknown_one_
             break
         world.until_answered(caller)
     assert world.model.inline == [False] * attempt + [True]
-    # Of another size nothing is known yet.
+    # The time of another size is not known yet.
     world.until_answered(*world.arrive(7))
     assert not world.model.inline[-1]
 
 
-def test_a_run_that_is_known_to_be_long_leaves_the_loop_to_others(world: World) -> None:
+def test_a_run_known_to_be_long_does_not_block_the_loop(world: World) -> None:
     for _ in range(3):
         caller = world.hold()
-        world.turn()  # it turns
+        world.turn()
         assert not caller.answers
         held = time.monotonic()
         world.until(lambda held=held: time.monotonic() > held + 0.002)
@@ -265,14 +265,14 @@ def test_a_run_that_is_known_to_be_long_leaves_the_loop_to_others(world: World) 
     assert world.model.inline == [False] * 3
 
 
-def test_an_entry_larger_than_a_batch_is_split_and_has_one_answer(world: World) -> None:
+def test_an_entry_larger_than_a_batch_is_split_and_gets_one_result(world: World) -> None:
     (caller,) = world.arrive(29)
     world.until_answered(caller)
     assert world.sizes() == [8, 8, 8, 5]
     assert caller.got_its_own_rows()
 
 
-def test_small_entries_get_in_between_the_pieces_of_a_large_one(world: World) -> None:
+def test_small_entries_run_between_the_pieces_of_a_large_one(world: World) -> None:
     first = world.hold()
     large, one, two = (world.arrive(count)[0] for count in (20, 6, 1))
     world.let_go()
@@ -288,7 +288,7 @@ def test_two_large_entries_take_turns(world: World) -> None:
     assert all(caller.got_its_own_rows() for caller in callers)
 
 
-def test_the_observer_is_told_of_each_run_and_of_the_wait_of_each_entry_that_starts_in_it(world: World) -> None:
+def test_the_observer_gets_each_run_and_the_wait_of_each_entry_that_starts_in_it(world: World) -> None:
     began = time.monotonic()
     first = world.hold()
     callers = world.arrive(20, 6)
@@ -300,7 +300,7 @@ def test_the_observer_is_told_of_each_run_and_of_the_wait_of_each_entry_that_sta
     assert all(0 <= wait <= took for _, _, waited in world.observed for wait in waited)
 
 
-def test_a_batcher_without_an_observer_answers_too(world: World) -> None:
+def test_a_batcher_needs_no_observer(world: World) -> None:
     world.batcher = Batcher(Model.of, max_batch=8, max_queue=100)
     callers = world.arrive(3, 20)
     world.until_answered(*callers)
@@ -310,11 +310,11 @@ def test_a_batcher_without_an_observer_answers_too(world: World) -> None:
 # --- max_delay -------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_of_the_waiting_waits_max_delay_and_no_longer(make: Callable[..., World]) -> None:
+def test_the_first_entry_waits_max_delay_and_no_longer(make: Callable[..., World]) -> None:
     world = make(max_delay=5.0)
     (first,) = world.arrive(1)
     world.pass_time(4.9)
-    (second,) = world.arrive(1)  # starts no wait of its own
+    (second,) = world.arrive(1)  # does not start another wait
     world.turn()
     assert not world.model.runs
     world.pass_time(0.2)
@@ -333,7 +333,7 @@ def test_a_full_batch_does_not_wait_for_max_delay(make: Callable[..., World]) ->
     assert world.loop.now == 0
 
 
-def test_after_a_run_nobody_waits_for_max_delay_again(make: Callable[..., World]) -> None:
+def test_entries_that_arrived_during_a_run_do_not_wait_for_max_delay(make: Callable[..., World]) -> None:
     world = make(max_delay=5.0)
     world.model.gate.clear()
     (first,) = world.arrive(1)
@@ -345,7 +345,7 @@ def test_after_a_run_nobody_waits_for_max_delay_again(make: Callable[..., World]
     assert world.loop.now == 6
 
 
-def test_drain_ends_the_wait_for_company_that_will_not_come(make: Callable[..., World]) -> None:
+def test_drain_ends_the_wait_for_max_delay(make: Callable[..., World]) -> None:
     world = make(max_delay=5.0)
     (caller,) = world.arrive(1)
     world.on_loop(world.batcher.drain)
@@ -354,47 +354,47 @@ def test_drain_ends_the_wait_for_company_that_will_not_come(make: Callable[..., 
     assert world.loop.now == 0
 
 
-# --- who leaves, who comes too late ----------------------------------------------------------------------------------
+# --- cancellation and deadlines --------------------------------------------------------------------------------------
 
 
-def test_a_caller_that_leaves_while_queued_is_not_computed(world: World) -> None:
+def test_an_entry_cancelled_in_the_queue_is_not_run(world: World) -> None:
     first = world.hold()
-    gone, stays = world.arrive(2) + world.arrive(3)
-    gone.leave()
+    cancelled, stays = world.arrive(2) + world.arrive(3)
+    cancelled.cancel()
     world.let_go()
     world.until_answered(first, stays)
-    assert not gone.answers
-    assert world.times_run(gone) == 0
+    assert not cancelled.answers
+    assert world.times_run(cancelled) == 0
     assert stays.got_its_own_rows()
     assert world.batcher.queued_rows == 0
 
 
-def test_a_caller_that_leaves_in_the_turn_that_it_came_is_not_computed(world: World) -> None:
-    world.submit(Caller(world.rows(2)), leaves=True)
+def test_an_entry_cancelled_in_the_turn_of_its_arrival_is_not_run(world: World) -> None:
+    world.submit(Caller(world.rows(2)), cancel=True)
     world.turn()
     assert not world.model.runs
     assert world.batcher.queued_rows == 0
 
 
-def test_a_caller_that_leaves_during_its_run_leaves_its_neighbours_their_answers(world: World) -> None:
+def test_an_entry_cancelled_during_its_run_does_not_affect_its_batch(world: World) -> None:
     world.model.gate.clear()
-    left, gone, right = world.arrive(2, 1, 3)
+    left, cancelled, right = world.arrive(2, 1, 3)
     world.until(world.model.held.is_set)
-    gone.leave()
+    cancelled.cancel()
     world.let_go()
     world.until_answered(left, right)
     assert world.sizes() == [6]
-    assert not gone.answers
+    assert not cancelled.answers
     assert left.got_its_own_rows()
     assert right.got_its_own_rows()
 
 
-def test_a_large_entry_whose_caller_leaves_is_run_no_further(world: World) -> None:
+def test_the_rest_of_a_cancelled_large_entry_is_not_run(world: World) -> None:
     world.model.gate.clear()
     (large,) = world.arrive(20)
     world.until(world.model.held.is_set)
     (small,) = world.arrive(1)
-    large.leave()
+    large.cancel()
     world.let_go()
     world.until_answered(small)
     assert world.times_run(large) == 8
@@ -402,15 +402,15 @@ def test_a_large_entry_whose_caller_leaves_is_run_no_further(world: World) -> No
     assert world.batcher.queued_rows == 0
 
 
-def test_to_leave_after_the_answer_does_nothing(world: World) -> None:
+def test_cancelling_after_the_result_does_nothing(world: World) -> None:
     (caller,) = world.arrive(2)
     world.until_answered(caller)
-    caller.leave()
+    caller.cancel()
     world.turn()
     assert caller.got_its_own_rows()
 
 
-def test_a_deadline_that_has_passed_is_an_answer_and_no_run(world: World) -> None:
+def test_an_expired_entry_gets_an_error_and_is_not_run(world: World) -> None:
     for late in (time.monotonic(), time.monotonic() - 1, PAST):
         (caller,) = world.arrive(2, deadline=late)
         world.until_answered(caller)
@@ -419,10 +419,10 @@ def test_a_deadline_that_has_passed_is_an_answer_and_no_run(world: World) -> Non
     assert world.batcher.queued_rows == 0
 
 
-def test_a_deadline_that_passes_in_the_queue_is_told_while_a_long_run_is_still_under_way(world: World) -> None:
+def test_an_entry_that_expires_in_the_queue_gets_its_error_during_a_long_run(world: World) -> None:
     first = world.hold()
-    late, gone, stays = world.arrive(2, deadline=time.monotonic() + 0.01) + world.arrive(3) + world.arrive(1)
-    gone.leave()
+    late, cancelled, stays = world.arrive(2, deadline=time.monotonic() + 0.01) + world.arrive(3) + world.arrive(1)
+    cancelled.cancel()
 
     def answered() -> bool:
         world.loop.now += 0.01
@@ -432,16 +432,16 @@ def test_a_deadline_that_passes_in_the_queue_is_told_while_a_long_run_is_still_u
     assert isinstance(late.error(), DeadlinePassed)
     assert world.model.held.is_set()
     assert not first.answers
-    assert world.batcher.queued_rows == 1  # who left has made room too
+    assert world.batcher.queued_rows == 1  # the cancelled entry has left the queue too
     world.let_go()
     world.until_answered(first, stays)
     assert stays.got_its_own_rows()
-    assert world.times_run(late) == world.times_run(gone) == 0
+    assert world.times_run(late) == world.times_run(cancelled) == 0
 
 
-def test_a_large_entry_whose_deadline_passes_is_run_no_further(world: World) -> None:
+def test_the_rest_of_an_expired_large_entry_is_not_run(world: World) -> None:
     world.model.gate.clear()
-    # On a machine so slow that none of it is run in time, the answer is the same.
+    # A slow machine may run none of it in time; the result is the same.
     (large,) = world.arrive(20, deadline=time.monotonic() + 0.02)
 
     def answered() -> bool:
@@ -457,7 +457,7 @@ def test_a_large_entry_whose_deadline_passes_is_run_no_further(world: World) -> 
     assert len(large.answers) == 1
 
 
-def test_the_wall_clock_may_jump(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_the_wall_clock_has_no_effect(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     jumps = iter(range(10_000))
     monkeypatch.setattr(time, "time", lambda: (-1) ** next(jumps) * 1e9)
     first = world.hold()
@@ -472,24 +472,24 @@ def test_the_wall_clock_may_jump(world: World, monkeypatch: pytest.MonkeyPatch) 
     assert all(wait < 100 * PATIENCE for _, _, waited in world.observed for wait in waited)
 
 
-# --- what fails ------------------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [RAISES, TOO_FEW, NO_ROWS])
-def test_a_run_that_fails_is_the_failure_of_its_batch_and_of_no_other(kind: int, world: World) -> None:
+def test_a_failed_run_fails_only_its_own_batch(kind: int, world: World) -> None:
     callers = world.submit(*(Caller(world.rows(2, kind if number == 1 else FINE)) for number in range(3)))
     world.until_answered(*callers)
     assert world.sizes() == [6]
     found = [caller.error() for caller in callers]
     assert {type(error) for error in found} == {RuntimeFailure}
-    assert len(set(map(id, found))) == len(found)  # each may be raised elsewhere
+    assert len(set(map(id, found))) == len(found)  # each caller may raise its own
     assert all(isinstance(error.__cause__, ValueError | TypeError) for error in found)
     (following,) = world.arrive(2)
     world.until_answered(following)
     assert following.got_its_own_rows()
 
 
-def test_a_large_entry_one_of_whose_runs_fails_is_run_no_further(world: World) -> None:
+def test_the_rest_of_a_large_entry_is_not_run_after_a_failed_run(world: World) -> None:
     (large,) = world.submit(Caller(world.rows(40, RAISES, at=10)))
     world.until_answered(large)
     assert type(large.error()) is RuntimeFailure
@@ -498,7 +498,7 @@ def test_a_large_entry_one_of_whose_runs_fails_is_run_no_further(world: World) -
 
 
 @pytest.mark.parametrize("kind", [NAN, INFINITE])
-def test_a_value_that_is_not_finite_is_the_failure_of_its_caller_alone(kind: int, world: World) -> None:
+def test_an_output_that_is_not_finite_fails_only_its_own_caller(kind: int, world: World) -> None:
     left, bad, right = world.submit(Caller(world.rows(3)), Caller(world.rows(3, kind, at=1)), Caller(world.rows(2)))
     world.until_answered(left, bad, right)
     assert world.sizes() == [8]
@@ -507,7 +507,7 @@ def test_a_value_that_is_not_finite_is_the_failure_of_its_caller_alone(kind: int
     assert right.got_its_own_rows()
 
 
-def test_a_large_entry_with_a_value_that_is_not_finite_has_one_answer(world: World) -> None:
+def test_a_large_entry_with_an_output_that_is_not_finite_gets_one_error(world: World) -> None:
     large, small = world.submit(Caller(world.rows(40, NAN, at=10)), Caller(world.rows(2)))
     world.until_answered(large, small)
     assert type(large.error()) is NonFiniteOutput
@@ -516,21 +516,21 @@ def test_a_large_entry_with_a_value_that_is_not_finite_has_one_answer(world: Wor
 
 
 @pytest.mark.parametrize("value", [1e30, -3e38])
-def test_finite_values_whose_squares_are_too_large_for_float32_are_answers(value: float, world: World) -> None:
+def test_finite_outputs_with_squares_too_large_for_float32_are_results(value: float, world: World) -> None:
     huge, bad, small = Caller(world.rows(2)), Caller(world.rows(1, NAN)), Caller(world.rows(2))
     huge.rows[:, 0] = value
     world.submit(huge, small)
     world.until_answered(huge, small)
-    world.submit(anew := Caller(huge.rows), bad)
-    world.until_answered(anew, bad)
+    world.submit(again := Caller(huge.rows), bad)
+    world.until_answered(again, bad)
     assert world.sizes() == [4, 3]
-    assert all(caller.got_its_own_rows() for caller in (huge, anew, small))
+    assert all(caller.got_its_own_rows() for caller in (huge, again, small))
     assert type(bad.error()) is NonFiniteOutput
 
 
-def test_a_callback_that_raises_strands_nobody(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_raises_does_not_affect_other_callers(world: World, caplog: pytest.LogCaptureFixture) -> None:
     def raises(_: Rows | RequestError) -> None:
-        raise ValueError("a callback's own failure")
+        raise ValueError("an error of a callback")
 
     first = world.hold()
     left, right = world.arrive(1)[0], Caller(world.rows(1))
@@ -545,8 +545,8 @@ def test_a_callback_that_raises_strands_nobody(world: World, caplog: pytest.LogC
     assert world.batcher.queued_rows == 0
 
 
-@pytest.mark.parametrize("held", [True, False], ids=["in a sweep", "in a take"])
-def test_a_callback_may_submit_anew(held: bool, world: World) -> None:
+@pytest.mark.parametrize("held", [True, False], ids=["during a run", "before a run"])
+def test_a_callback_may_submit_another_entry(held: bool, world: World) -> None:
     first = world.hold() if held else None
     again, stays = Caller(world.rows(2)), Caller(world.rows(1))
     refused: list[Rows | RequestError] = []
@@ -574,7 +574,7 @@ def test_a_callback_may_submit_anew(held: bool, world: World) -> None:
 # --- admission -------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_queue_is_told_at_once_with_the_seconds_until_it_may_not_be(make: Callable[..., World]) -> None:
+def test_a_full_queue_refuses_at_once_with_the_seconds_to_wait(make: Callable[..., World]) -> None:
     world = make(max_queue=10)
     first = world.hold()
     waiting = world.arrive(4, 6)
@@ -590,7 +590,7 @@ def test_a_full_queue_is_told_at_once_with_the_seconds_until_it_may_not_be(make:
     assert later.got_its_own_rows()
 
 
-def test_an_entry_larger_than_the_queue_is_taken_when_nobody_waits(make: Callable[..., World]) -> None:
+def test_an_empty_queue_takes_an_entry_larger_than_itself(make: Callable[..., World]) -> None:
     world = make(max_queue=10)
     (large,) = world.arrive(30)
     with pytest.raises(QueueFull):
@@ -599,7 +599,7 @@ def test_an_entry_larger_than_the_queue_is_taken_when_nobody_waits(make: Callabl
     assert large.got_its_own_rows()
 
 
-def test_drain_refuses_what_is_new_and_finishes_what_is_old(world: World) -> None:
+def test_drain_refuses_new_entries_and_finishes_old_ones(world: World) -> None:
     first = world.hold()
     waiting = world.arrive(3, 20)
     world.on_loop(world.batcher.drain)
@@ -613,7 +613,7 @@ def test_drain_refuses_what_is_new_and_finishes_what_is_old(world: World) -> Non
         world.arrive(1)
 
 
-def test_nobody_waits_for_company_until_its_deadline() -> None:
+def test_an_entry_does_not_wait_for_max_delay_until_its_deadline() -> None:
     async def use() -> np.ndarray:
         answer = asyncio.get_running_loop().create_future()
         batcher = Batcher(lambda rows: rows + 1, max_batch=8, max_queue=8, max_delay=PATIENCE)
@@ -623,7 +623,7 @@ def test_nobody_waits_for_company_until_its_deadline() -> None:
     assert asyncio.run(use()).tolist() == [[1, 1]]
 
 
-def test_who_leaves_makes_room_for_others_though_nothing_has_run() -> None:
+def test_a_cancelled_entry_makes_room_in_the_queue_before_any_run() -> None:
     async def use() -> None:
         batcher = Batcher(lambda rows: rows, max_batch=8, max_queue=2, max_delay=PATIENCE)
         rows, never = np.zeros((2, 2), np.float32), time.monotonic() + 100 * PATIENCE
@@ -637,7 +637,7 @@ def test_who_leaves_makes_room_for_others_though_nothing_has_run() -> None:
     asyncio.run(use())
 
 
-# --- all of it together ----------------------------------------------------------------------------------------------
+# --- all together ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -646,7 +646,7 @@ class Arrival:
     kind: int
     at: int
     late: bool
-    leaves: bool
+    cancelled: bool
 
 
 ARRIVALS = strategies.lists(
@@ -656,7 +656,7 @@ ARRIVALS = strategies.lists(
         kind=strategies.sampled_from([*[FINE] * 8, NAN, INFINITE, RAISES, TOO_FEW, NO_ROWS]),
         at=strategies.integers(0, 29),
         late=strategies.sampled_from([False] * 4 + [True]),
-        leaves=strategies.sampled_from([False] * 6 + [True]),
+        cancelled=strategies.sampled_from([False] * 6 + [True]),
     ),
     min_size=1,
     max_size=6,
@@ -665,14 +665,14 @@ ARRIVALS = strategies.lists(
 
 @dataclass(eq=False)
 class Waiting:
-    """A caller as the rules say that it must fare."""
+    """A caller and the result that the rules require for it."""
 
     caller: Caller
     late: bool
-    gone: bool = False
+    cancelled: bool = False
     taken: int = 0
-    wanted: type[RequestError] | None = None  # None: its own rows
-    over: bool = False  # its answer is due
+    wanted: type[RequestError] | None = None  # None: the outputs of its rows
+    over: bool = False  # it must have its result, or is cancelled
 
     def end(self, wanted: type[RequestError] | None) -> None:
         if not self.over:
@@ -680,27 +680,27 @@ class Waiting:
 
 
 class Batching(RuleBasedStateMachine):
-    """Whatever comes, whoever leaves and whatever fails: who stays has one answer, its own, and rows are run in order.
+    """Each caller that is not cancelled gets exactly one result, its own, and rows are run in order.
 
-    After each rule the world stands still: all is answered, or one run is held at the gate.
+    After each rule the system is at rest: every caller has its result, or one run is held at the gate.
     """
 
     @initialize(max_batch=strategies.integers(1, 9), max_queue=strategies.integers(1, 60))
     def begin(self, max_batch: int, max_queue: int) -> None:
         self.max_batch, self.max_queue = max_batch, max_queue
         self.world = World(max_batch=max_batch, max_queue=max_queue)
-        self.everybody: list[Waiting] = []
+        self.callers: list[Waiting] = []
         self.queue: list[Waiting] = []
-        self.under_way: list[tuple[Waiting, int]] = []  # with the first of its rows in the run
+        self.in_run: list[tuple[Waiting, int]] = []  # each with the index of its first row in the run
         self.known_runs = self.known_ends = 0
         self.draining = False
 
-    # What happens.
+    # The rules.
 
     @rule(arrivals=ARRIVALS)
     def arrive(self, arrivals: list[Arrival]) -> None:
         self.world.on_loop(lambda: [self._submit(arrival) for arrival in arrivals])
-        self._stand_still()
+        self._settle()
 
     def _submit(self, arrival: Arrival) -> None:
         batcher = self.world.batcher
@@ -717,23 +717,23 @@ class Batching(RuleBasedStateMachine):
         caller.entry = batcher.submit(caller.rows, PAST if arrival.late else FAR, caller.answers.append)
         assert batcher.queued_rows == waits + arrival.count
         waiting = Waiting(caller, arrival.late)
-        self.everybody.append(waiting)
+        self.callers.append(waiting)
         self.queue.append(waiting)
-        if arrival.leaves:
-            self._leave(waiting)
+        if arrival.cancelled:
+            self._cancel(waiting)
 
-    # No rule has a precondition: whether a run is held depends on the machine, and what is drawn must not.
+    # Rules have no preconditions: a held run depends on the machine, and the examples must not depend on it.
 
     @rule(number=strategies.integers(1, 12))
-    def leave(self, number: int) -> None:
-        if self.everybody:
-            self._leave(self.everybody[-min(number, len(self.everybody))])
-            self._stand_still()
+    def cancel(self, number: int) -> None:
+        if self.callers:
+            self._cancel(self.callers[-min(number, len(self.callers))])
+            self._settle()
 
-    def _leave(self, waiting: Waiting) -> None:
-        waiting.caller.leave()
-        if not waiting.caller.answers:  # else it does nothing
-            waiting.gone = waiting.over = True
+    def _cancel(self, waiting: Waiting) -> None:
+        waiting.caller.cancel()
+        if not waiting.caller.answers:  # otherwise it does nothing
+            waiting.cancelled = waiting.over = True
 
     @rule()
     def hold_the_next_run_off_the_loop(self) -> None:
@@ -743,7 +743,7 @@ class Batching(RuleBasedStateMachine):
     @rule()
     def let_go(self) -> None:
         self.world.let_go()
-        self._stand_still()
+        self._settle()
 
     @rule()
     def let_time_pass(self) -> None:
@@ -753,21 +753,21 @@ class Batching(RuleBasedStateMachine):
 
     @rule()
     def drain(self) -> None:
-        if len(self.everybody) > 20:
+        if len(self.callers) > 20:
             self.world.on_loop(self.world.batcher.drain)
             self.draining = True
 
-    # What must come of it.
+    # The required results.
 
-    def _stand_still(self) -> None:
+    def _settle(self) -> None:
         model, batcher = self.world.model, self.world.batcher
 
-        def still() -> bool:
+        def at_rest() -> bool:
             held = model.held.is_set() and not model.gate.is_set()
-            all_over = all(waiting.gone or waiting.caller.answers for waiting in self.everybody)
+            all_over = all(waiting.cancelled or waiting.caller.answers for waiting in self.callers)
             return held or (all_over and batcher.queued_rows == 0 and len(self.world.observed) == len(model.runs))
 
-        self.world.until(still)
+        self.world.until(at_rest)
         while self.known_runs < len(model.runs):
             self._one_run_ends()
             self._one_run_begins()
@@ -777,7 +777,7 @@ class Batching(RuleBasedStateMachine):
         self._check()
 
     def _one_run_begins(self) -> None:
-        """In order of arrival, as many as fit; of what is too large for any batch a piece, and the rest goes last."""
+        """Take entries in order while they fit. A larger entry gives a piece, and its rest goes to the end."""
         rows: list[Rows] = []
         room = self.max_batch
         while self.queue and room:
@@ -793,7 +793,7 @@ class Batching(RuleBasedStateMachine):
             del self.queue[0]
             count = min(left, room)
             rows.append(waiting.caller.rows[waiting.taken : waiting.taken + count])
-            self.under_way.append((waiting, waiting.taken))
+            self.in_run.append((waiting, waiting.taken))
             waiting.taken += count
             room -= count
             if count < left:
@@ -808,10 +808,10 @@ class Batching(RuleBasedStateMachine):
         rows = self.world.model.runs[self.known_ends]
         assert count == len(rows) <= self.max_batch
         assert seconds >= 0
-        assert len(waited) == sum(start == 0 for _, start in self.under_way)
+        assert len(waited) == sum(start == 0 for _, start in self.in_run)
         assert all(wait >= 0 for wait in waited)
         failed = bool({RAISES, TOO_FEW, NO_ROWS} & set(rows[:, 2]))
-        for waiting, start in self.under_way:
+        for waiting, start in self.in_run:
             kinds = waiting.caller.rows[start : waiting.taken, 2]
             if failed:
                 waiting.end(RuntimeFailure)
@@ -819,7 +819,7 @@ class Batching(RuleBasedStateMachine):
                 waiting.end(NonFiniteOutput)
             elif waiting.taken == len(waiting.caller.rows):
                 waiting.end(None)
-        self.under_way.clear()
+        self.in_run.clear()
         self.known_ends += 1
 
     def _drop(self) -> None:
@@ -829,8 +829,8 @@ class Batching(RuleBasedStateMachine):
         self.queue = [waiting for waiting in self.queue if not waiting.over]
 
     def _check(self) -> None:
-        for waiting in self.everybody:
-            if waiting.gone or not waiting.over:
+        for waiting in self.callers:
+            if waiting.cancelled or not waiting.over:
                 assert not waiting.caller.answers
             elif waiting.wanted is None:
                 assert waiting.caller.got_its_own_rows()
@@ -841,12 +841,12 @@ class Batching(RuleBasedStateMachine):
         )
         if not self.world.model.held.is_set():
             assert not self.queue
-            assert all(waiting.over for waiting in self.everybody)
+            assert all(waiting.over for waiting in self.callers)
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
             self.world.let_go()
-            self._stand_still()
+            self._settle()
             self.world.close()
 
 

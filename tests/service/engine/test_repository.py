@@ -1,4 +1,4 @@
-"""A folder of bundles becomes live models: what is broken is refused with its reason, and the rest serves."""
+"""A folder of bundles becomes models that serve; a broken version is refused with its reason."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def test_every_model_of_the_folder_is_served(models: Path) -> None:
         assert list(repository.versions(name)) == [1]
 
 
-def test_the_newest_version_is_served_and_an_older_one_by_its_number(models: Path) -> None:
+def test_the_newest_version_serves_and_an_older_one_by_its_number(models: Path) -> None:
     for _ in range(10):
         add_version(models, "diabetes")
     repository = opened(models)
-    assert repository.find("diabetes").manifest.version == 11  # not 9, as it would be by the alphabet
+    assert repository.find("diabetes").manifest.version == 11  # not 9, which comes last in the alphabet
     assert repository.find("diabetes", 2).manifest.version == 2
     assert list(repository.versions("diabetes")) == list(range(11, 0, -1))
 
 
-def test_a_report_in_a_bundle_is_nothing_to_the_server(models: Path) -> None:
+def test_a_report_in_a_bundle_is_ignored(models: Path) -> None:
     (models / "digits" / "1" / "report.html").write_text("<p>for people</p>")
     assert isinstance(opened(models).versions("digits")[1], Model)
 
 
-def test_a_newer_version_that_is_broken_leaves_the_older_one_serving(models: Path) -> None:
+def test_an_older_version_serves_when_the_newer_one_is_broken(models: Path) -> None:
     break_(add_version(models, "digits"))
     repository = opened(models)
     assert repository.find("digits").manifest.version == 1
@@ -62,7 +62,7 @@ def test_a_newer_version_that_is_broken_leaves_the_older_one_serving(models: Pat
     assert isinstance(repository.versions("digits")[1], Model)
 
 
-def test_a_refused_version_asked_for_by_number_is_not_ready(models: Path) -> None:
+def test_a_refused_version_is_not_ready(models: Path) -> None:
     break_(add_version(models, "digits"))
     with pytest.raises(ModelNotReady):
         opened(models).find("digits", 2)
@@ -93,7 +93,7 @@ def test_a_refused_version_is_logged_with_its_folder(models: Path, caplog: pytes
         *("newer schema", "empty folder"),
     ],
 )
-def test_whatever_is_wrong_with_the_newest_version_the_older_one_serves(damage: Any, models: Path) -> None:
+def test_any_damage_to_the_newest_version_leaves_the_older_one_serving(damage: Any, models: Path) -> None:
     damage(add_version(models, "digits"))
     repository = opened(models)
     assert repository.find("digits").manifest.version == 1
@@ -101,20 +101,20 @@ def test_whatever_is_wrong_with_the_newest_version_the_older_one_serves(damage: 
 
 
 @pytest.mark.parametrize(("field", "value"), [("name", "other"), ("version", 7)])
-def test_a_manifest_of_another_folder_is_refused(field: str, value: object, models: Path) -> None:
+def test_a_manifest_with_another_name_or_version_is_refused(field: str, value: object, models: Path) -> None:
     edit_manifest(add_version(models, "digits"), lambda content: content.update({field: value}))
     refused = opened(models).versions("digits")[2]
     assert isinstance(refused, Refused)
     assert refused.reason == f"the manifest is of {'other/2' if field == 'name' else 'digits/7'}"
 
 
-def test_a_bundle_that_was_copied_under_another_name_is_refused(models: Path) -> None:
+def test_a_bundle_that_was_copied_to_another_name_is_refused(models: Path) -> None:
     shutil.copytree(models / "digits", models / "copied")
     with pytest.raises(StartError, match="no version of copied may be served: the manifest is of digits/1"):
         opened(models)
 
 
-def test_a_model_with_broken_versions_only_is_a_refusal_to_start(models: Path) -> None:
+def test_a_model_with_only_broken_versions_is_a_refusal_to_start(models: Path) -> None:
     break_(models / "digits" / "1")
     with pytest.raises(StartError, match=r"no version of digits may be served: model\.onnx is not the certified one"):
         opened(models)
@@ -141,7 +141,7 @@ def test_a_folder_without_models_is_a_refusal_to_start(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_what_is_no_model_beside_the_models_is_passed_over(models: Path) -> None:
+def test_other_files_and_folders_beside_the_models_are_ignored(models: Path) -> None:
     (models / "README.md").write_text("")
     (models / "empty").mkdir()
     (models / ".git").mkdir()
@@ -153,7 +153,7 @@ def test_what_is_no_model_beside_the_models_is_passed_over(models: Path) -> None
     assert list(repository.versions("digits")) == [1]
 
 
-# --- which model -----------------------------------------------------------------------------------------------------
+# --- lookup ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_only_model_is_the_default(models: Path) -> None:
@@ -161,16 +161,16 @@ def test_the_only_model_is_the_default(models: Path) -> None:
     assert opened(models).find().manifest.name == "diabetes"
 
 
-def test_of_several_models_the_default_is_the_one_that_was_set(models: Path) -> None:
+def test_the_default_of_several_models_is_the_one_that_was_set(models: Path) -> None:
     assert opened(models, default_model="digits").find().manifest.name == "digits"
 
 
-def test_of_several_models_none_is_the_default_by_itself(models: Path) -> None:
+def test_several_models_have_no_default_unless_one_is_set(models: Path) -> None:
     with pytest.raises(UnknownModel, match=r"there are several models: name one in the path"):
         opened(models).find()
 
 
-def test_a_default_that_is_no_model_is_a_refusal_to_start(models: Path) -> None:
+def test_a_default_that_does_not_exist_is_a_refusal_to_start(models: Path) -> None:
     with pytest.raises(StartError, match="the default model 'nope' is not among diabetes, digits"):
         opened(models, default_model="nope")
 
@@ -184,6 +184,6 @@ def test_a_name_is_a_key_and_never_a_path(name: str, models: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, 2, 10**17])
-def test_a_version_that_is_not_there_is_unknown(version: int, models: Path) -> None:
+def test_a_version_that_does_not_exist_is_unknown(version: int, models: Path) -> None:
     with pytest.raises(UnknownModel, match=r"^unknown version of this model$"):
         opened(models).find("digits", version)

@@ -1,4 +1,4 @@
-"""The REST surface, over real HTTP against the real process. test_refusals.py has the bodies that are refused."""
+"""The REST surface, over HTTP against the real server. test_refusals.py has the bodies that are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.service.support import (
 MAX_BODY = 4 * 2**20
 MAX_ROWS = 5000
 
-# Integers as the table holds them, float32 exactly.
+# Integers, as in the table; float32 holds them exactly.
 ROWS = load_digits().data[::30].astype(np.float32)
 PREDICT = "/v1/models/digits:predict"
 
@@ -69,7 +69,7 @@ def client(served: Served) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def expected(digits: bundle.Bundle) -> np.ndarray:
-    """What ONNX Runtime alone gives for `ROWS`."""
+    """The outputs of ONNX Runtime alone for `ROWS`."""
     return oracle(digits.model)(ROWS)
 
 
@@ -82,7 +82,7 @@ def the_next_good_request_gets_200(client: httpx.Client, expected: np.ndarray) -
 
 
 def error(answer: httpx.Response | Answer, status: int) -> str:
-    """The text of an answer that must be an error of the one shape, echoing nothing."""
+    """Check that an answer is an error of the one shape that does not repeat its input, and return its text."""
     found = answer.status_code if isinstance(answer, httpx.Response) else answer.status
     content = answer.json()
     assert found == status, content
@@ -102,7 +102,7 @@ def by_name(rows: np.ndarray, manifest: bundle.Manifest) -> list[dict[str, float
 
 
 @pytest.mark.parametrize("path", ["/predict", PREDICT, "/v1/models/digits/versions/1:predict"])
-def test_every_way_to_predict_gives_the_labels_and_probabilities_of_onnx_runtime(
+def test_every_prediction_path_returns_the_labels_and_probabilities_of_onnx_runtime(
     path: str, client: httpx.Client, digits: bundle.Bundle, expected: np.ndarray
 ) -> None:
     answer = client.post(path, json={"instances": ROWS.tolist()})
@@ -114,37 +114,37 @@ def test_every_way_to_predict_gives_the_labels_and_probabilities_of_onnx_runtime
     assert np.array(content["probabilities"]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_arrays_and_objects_get_the_same_answer_to_the_byte(client: httpx.Client, digits: bundle.Bundle) -> None:
+def test_arrays_and_objects_get_the_same_response_byte_for_byte(client: httpx.Client, digits: bundle.Bundle) -> None:
     by_array = client.post(PREDICT, json={"instances": ROWS.tolist()})
     named = [dict(sorted(row.items(), reverse=True)) for row in by_name(ROWS, digits.manifest)]
     assert client.post(PREDICT, json={"instances": named}).content == by_array.content
 
 
-def test_a_regression_answers_with_values_and_no_probabilities(client: httpx.Client, diabetes: bundle.Bundle) -> None:
+def test_a_regression_returns_values_and_no_probabilities(client: httpx.Client, diabetes: bundle.Bundle) -> None:
     rows = np.array(diabetes.manifest.golden.inputs, np.float32)
     content = client.post("/v1/models/diabetes:predict", json={"instances": rows.tolist()}).json()
     assert list(content) == ["model", "version", "predictions"]
     assert content["predictions"] == pytest.approx(oracle(diabetes.model)(rows)[:, 0].tolist(), rel=1e-4)
 
 
-def test_a_broken_newer_version_leaves_the_older_one_answering(client: httpx.Client) -> None:
+def test_an_older_version_answers_when_the_newer_one_is_broken(client: httpx.Client) -> None:
     assert client.post(PREDICT, json={"instances": ROWS.tolist()}).json()["version"] == 1
 
 
 @pytest.mark.parametrize("spelling", [None, "application/json", "application/json; charset=utf-8", "Application/JSON"])
-def test_json_may_be_named_as_such_or_not_at_all(spelling: str | None, client: httpx.Client) -> None:
+def test_the_content_type_of_json_is_optional(spelling: str | None, client: httpx.Client) -> None:
     headers = {"Content-Type": spelling} if spelling else {}
     body = json.dumps({"instances": ROWS[:1].tolist()}).encode()
     assert client.post(PREDICT, content=body, headers=headers).status_code == 200
 
 
-def test_a_chunked_body_is_read_as_any_other(client: httpx.Client, expected: np.ndarray) -> None:
+def test_a_chunked_body_is_read_like_any_other(client: httpx.Client, expected: np.ndarray) -> None:
     body = json.dumps({"instances": ROWS.tolist()}).encode()
     answer = client.post(PREDICT, content=(body[i : i + 100] for i in range(0, len(body), 100)))
     assert answer.json()["predictions"] == expected.argmax(1).tolist()
 
 
-def test_as_many_rows_as_allowed_are_answered_at_once(client: httpx.Client, digits: bundle.Bundle) -> None:
+def test_the_largest_number_of_rows_is_answered_in_one_request(client: httpx.Client, digits: bundle.Bundle) -> None:
     rows = np.random.default_rng(0).integers(0, 17, (MAX_ROWS, 64)).astype(np.float32)
     content = client.post(PREDICT, json={"instances": rows.astype(int).tolist()}).json()
     wanted = oracle(digits.model)(rows)
@@ -152,7 +152,7 @@ def test_as_many_rows_as_allowed_are_answered_at_once(client: httpx.Client, digi
     assert np.array(content["probabilities"]) == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
-def test_callers_at_the_same_time_each_get_their_own_answer(client: httpx.Client, digits: bundle.Bundle) -> None:
+def test_concurrent_requests_each_get_their_own_response(client: httpx.Client, digits: bundle.Bundle) -> None:
     callers, rounds = 32, 4
     together = threading.Barrier(callers, timeout=PATIENCE)
     run = oracle(digits.model)
@@ -171,7 +171,7 @@ def test_callers_at_the_same_time_each_get_their_own_answer(client: httpx.Client
 
 
 @pytest.mark.parametrize(("flags", "model"), [((), "diabetes"), (("--default-model", "digits"), "digits")])
-def test_the_example_that_the_server_prints_is_answered(
+def test_the_command_that_the_server_prints_works(
     flags: tuple[str, ...], model: str, trained: Path, tmp_path: Path
 ) -> None:
     with serving(trained, tmp_path / "log", *flags) as server:
@@ -204,7 +204,7 @@ def test_metadata_is_the_manifest(path: str, name: str, client: httpx.Client, fo
     assert answer.json() == json.loads((folder / name / "1" / "manifest.json").read_bytes())
 
 
-def test_the_status_of_a_model_is_that_of_each_version(client: httpx.Client, folder: Path) -> None:
+def test_the_status_of_a_model_lists_each_version(client: httpx.Client, folder: Path) -> None:
     answer = client.get("/v1/models/digits")
     assert answer.status_code == 200
     first, second = answer.json()["versions"]
@@ -212,7 +212,7 @@ def test_the_status_of_a_model_is_that_of_each_version(client: httpx.Client, fol
     assert first == {"version": 1, "state": "ready", "provider": "CPUExecutionProvider", "why": "requested"}
     assert (second["version"], second["state"]) == (2, "refused")
     assert second["why"] == "model.onnx is not the certified one: its sha256 is not the manifest's"
-    assert str(folder) not in answer.text  # where it lies is the operator's business
+    assert str(folder) not in answer.text  # the path is for the operator only
 
 
 def test_the_process_is_live_and_ready(client: httpx.Client) -> None:
@@ -221,9 +221,9 @@ def test_the_process_is_live_and_ready(client: httpx.Client) -> None:
         assert (answer.status_code, answer.json()) == (200, content)
 
 
-def test_nobody_is_answered_before_every_model_is_proven(models: Path, tmp_path: Path) -> None:
+def test_no_client_can_connect_before_every_model_is_verified(models: Path, tmp_path: Path) -> None:
     with socket.socket() as reserved:
-        # Bound and not listening: the server may take the port too, and the test knows it.
+        # Bound but not listening, so the server can bind the same port and the test knows its number.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         address = reserved.getsockname()
@@ -287,13 +287,13 @@ def test_openapi_documents_every_error_of_a_prediction_with_its_text(client: htt
             assert "requestBody" in operation
 
 
-def test_openapi_documents_that_a_model_may_not_be_ready_wherever_it_may_be_answered(client: httpx.Client) -> None:
+def test_openapi_documents_that_a_model_may_be_unknown_or_not_ready(client: httpx.Client) -> None:
     for (method, path), operation in operations(client).items():
         if path.endswith("/metadata") and method == "get":
             assert {"404", "503"} <= operation["responses"].keys(), path
 
 
-def test_openapi_knows_one_shape_of_error(client: httpx.Client) -> None:
+def test_openapi_has_one_shape_of_error(client: httpx.Client) -> None:
     for (_, path), operation in operations(client).items():
         for status, response in operation["responses"].items():
             if status != "200":
@@ -301,7 +301,7 @@ def test_openapi_knows_one_shape_of_error(client: httpx.Client) -> None:
                 assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (path, status)
 
 
-def test_openapi_refers_to_nothing_that_it_does_not_hold(client: httpx.Client) -> None:
+def test_every_reference_in_openapi_resolves(client: httpx.Client) -> None:
     answer = client.get("/openapi.json")
     for reference in re.findall(r'"\$ref":\s*"([^"]+)"', answer.text):
         found = answer.json()
@@ -310,7 +310,7 @@ def test_openapi_refers_to_nothing_that_it_does_not_hold(client: httpx.Client) -
 
 
 @pytest.mark.parametrize("path", ["/predict", "/v1/models/{model}:predict", "/v2/models/{model}/infer"])
-def test_the_documented_example_of_a_prediction_is_answered(path: str, client: httpx.Client) -> None:
+def test_the_documented_example_of_a_prediction_works(path: str, client: httpx.Client) -> None:
     example = operations(client)["post", path]["requestBody"]["content"]["application/json"]["example"]
     assert client.post(path.format(model="digits"), json=example).status_code == 200
 
@@ -329,34 +329,34 @@ def test_the_documentation_needs_no_other_host(client: httpx.Client) -> None:
     assert 'url: "openapi.json"' in page.text.replace("'", '"')
 
 
-def test_the_root_leads_a_browser_to_the_documentation(client: httpx.Client) -> None:
+def test_the_root_redirects_a_browser_to_the_documentation(client: httpx.Client) -> None:
     browser = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
     answer = client.get("/", headers=browser)
     assert answer.status_code in {302, 303, 307, 308}
-    # Relative, so that it holds behind a proxy that adds a prefix.
+    # A relative location works behind a proxy that adds a prefix.
     assert answer.headers["location"] == "docs"
     assert client.get("/", headers=browser, follow_redirects=True).url.path == "/docs"
 
 
-def test_the_root_tells_a_client_of_kserves_that_the_server_is_alive(client: httpx.Client) -> None:
+def test_the_root_tells_a_kserve_client_that_the_server_is_alive(client: httpx.Client) -> None:
     answer = client.get("/")
     assert (answer.status_code, answer.json()["status"]) == (200, "alive")
 
 
-# --- refusals: what is asked for -------------------------------------------------------------------------------------
+# --- refused paths and methods ---------------------------------------------------------------------------------------
 
 
-def test_the_table_of_statuses_has_a_row_for_every_error_of_a_request() -> None:
+def test_the_table_of_statuses_has_a_row_for_every_request_error() -> None:
     def concrete(kind: type[errors.FoldserveError]) -> set[type[errors.FoldserveError]]:
         below = kind.__subclasses__()
         return set().union(*map(concrete, below)) if below else {kind}
 
-    # It has a kind below it, and is raised itself too.
+    # RuntimeFailure has subclasses, and is raised itself too.
     assert concrete(errors.RequestError) | {errors.RuntimeFailure} == set(STATUS)
     assert all(400 <= status < 600 and text for status, text in STATUS.values())
 
 
-NO_NAMES = [
+UNKNOWN_NAMES = [
     *(
         MARKER,
         "Digits",
@@ -374,8 +374,8 @@ NO_NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NO_NAMES, ids=lambda name: name[:20])
-def test_nothing_is_told_of_a_name_that_is_no_models(name: str, served: Served) -> None:
+@pytest.mark.parametrize("name", UNKNOWN_NAMES, ids=lambda name: name[:20])
+def test_an_unknown_name_is_not_found(name: str, served: Served) -> None:
     for path in (f"/v1/models/{name}", f"/v1/models/{name}/metadata", f"/v1/models/{name}/versions/1/metadata"):
         error(served.send("GET", path), 404)
     for path in (f"/v2/models/{name}", f"/v2/models/{name}/versions/1"):
@@ -386,7 +386,7 @@ def test_nothing_is_told_of_a_name_that_is_no_models(name: str, served: Served) 
 @pytest.mark.parametrize(
     "version", ["3", "0", "01", "-1", "1.0", "+1", "1_0", "one", "%31%00", "%20", "1 ", "%d9%a1", "9" * 30]
 )
-def test_nothing_is_told_of_a_version_that_is_not_there(version: str, served: Served) -> None:
+def test_an_unknown_version_is_not_found(version: str, served: Served) -> None:
     version = version.replace(" ", "%20")
     text = "unknown version of this model"
     assert error(served.send("GET", f"/v1/models/digits/versions/{version}/metadata"), 404) == text
@@ -404,7 +404,7 @@ def test_nothing_is_told_of_a_version_that_is_not_there(version: str, served: Se
     ],
     ids=lambda path: path[:30],
 )
-def test_a_path_that_is_none_is_not_found(path: str, served: Served) -> None:
+def test_an_unknown_path_is_not_found(path: str, served: Served) -> None:
     assert error(served.send("GET", path), 404) == "Not Found"
 
 
@@ -429,7 +429,9 @@ def test_a_path_that_is_none_is_not_found(path: str, served: Served) -> None:
         ("POST", "/static/swagger-ui/swagger-ui.css", "GET"),
     ],
 )
-def test_a_wrong_method_is_refused_with_the_right_one(method: str, path: str, allowed: str, served: Served) -> None:
+def test_a_wrong_method_gets_a_405_that_names_the_right_one(
+    method: str, path: str, allowed: str, served: Served
+) -> None:
     answer = served.send(method, path)
     assert error(answer, 405) == "Method Not Allowed"
     assert allowed in answer.headers["allow"].split(", ")
@@ -443,7 +445,7 @@ def test_a_refused_version_is_not_ready(path: str, client: httpx.Client) -> None
     assert error(answer, 503) == "the model is not ready"
 
 
-# --- refusals: what is sent ------------------------------------------------------------------------------------------
+# --- refused bodies --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -451,7 +453,7 @@ def test_a_refused_version_is_not_ready(path: str, client: httpx.Client) -> None
     ["text/plain", "text/json", "application/jsonp", "application/x-ndjson", "multipart/form-data", "json", ""],
 )
 @pytest.mark.parametrize("path", [PREDICT, "/v2/models/digits/infer"])
-def test_another_media_type_is_refused(path: str, media: str, client: httpx.Client) -> None:
+def test_an_unsupported_media_type_is_refused(path: str, media: str, client: httpx.Client) -> None:
     body = json.dumps({"instances": ROWS[:1].tolist()}).encode()
     text = error(client.post(path, content=body, headers={"Content-Type": media}), 415)
     assert text == "the Content-Type is neither application/json nor application/octet-stream"
@@ -464,18 +466,18 @@ def test_a_form_is_refused(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "encodings", [["br"], ["zstd"], ["compress"], ["gzip, br"], ["identity", "br"], ["*"], [MARKER]], ids=repr
 )
-def test_a_body_that_is_compressed_in_another_way_is_refused(encodings: list[str], served: Served) -> None:
+def test_an_unsupported_content_encoding_is_refused(encodings: list[str], served: Served) -> None:
     body = gzip.compress(json.dumps({"instances": ROWS[:1].tolist()}).encode())
     error(served.send("POST", PREDICT, *(f"Content-Encoding: {encoding}" for encoding in encodings), body=body), 415)
 
 
-def test_a_body_that_says_it_is_larger_than_allowed_is_refused_unread(served: Served) -> None:
-    # Not one byte of it is sent: who answers has not waited for it.
+def test_a_content_length_above_the_limit_is_refused_before_the_body_is_read(served: Served) -> None:
+    # No byte of the body is sent, so the server can't have waited for it.
     answer = served.send("POST", PREDICT, f"Content-Length: {MAX_BODY + 1}")
     assert error(answer, 413) == f"the body is larger than {MAX_BODY} bytes"
 
 
-def test_a_chunked_body_is_refused_once_it_is_larger_than_allowed(served: Served) -> None:
+def test_a_chunked_body_is_refused_when_it_passes_the_limit(served: Served) -> None:
     chunk = b" " * 65536
     with served.connect() as connection:
         connection.sendall(request("POST", PREDICT, "Transfer-Encoding: chunked"))
@@ -485,13 +487,13 @@ def test_a_chunked_body_is_refused_once_it_is_larger_than_allowed(served: Served
         assert error(receive(connection), 413) == f"the body is larger than {MAX_BODY} bytes"
 
 
-def test_a_body_as_large_as_allowed_is_read(client: httpx.Client) -> None:
+def test_a_body_of_the_largest_size_is_read(client: httpx.Client) -> None:
     body = json.dumps({"instances": ROWS[:1].tolist()}).encode()
     assert client.post(PREDICT, content=body.ljust(MAX_BODY)).status_code == 200
     error(client.post(PREDICT, content=body.ljust(MAX_BODY + 1)), 413)
 
 
-def test_the_body_of_a_refused_request_is_never_read_as_a_request(served: Served) -> None:
+def test_the_body_of_a_refused_request_is_never_parsed_as_a_request(served: Served) -> None:
     smuggled = request("GET", "/v2/health/live")
     body = smuggled * (MAX_BODY // len(smuggled) + 1)
     with served.connect() as connection:
@@ -501,32 +503,32 @@ def test_the_body_of_a_refused_request_is_never_read_as_a_request(served: Served
             connection.sendall(body + request("GET", "/v2/health/ready"))
             answer = receive(connection)
         except ConnectionError:
-            return  # closed instead: as good
+            return  # the server may close the connection instead
         assert answer.json() == {"ready": True}
 
 
-def test_what_is_no_http_is_answered_with_400_and_closed(served: Served) -> None:
+def test_bytes_that_are_not_http_get_a_400_and_the_connection_is_closed(served: Served) -> None:
     with served.connect() as connection:
         connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
         assert receive(connection).status == 400
         assert connection.recv(1) == b""
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(served: Served) -> None:
+def test_a_client_that_disconnects_during_its_body_does_no_harm(served: Served) -> None:
     with served.connect() as connection:
         connection.sendall(request("POST", PREDICT, "Content-Length: 100", body=b'{"instances"'))
 
 
-def test_nothing_that_was_refused_left_a_traceback_in_the_log(served: Served) -> None:
-    # The last of the requests above: each was foreseen.
+def test_the_refusals_left_no_traceback_in_the_log(served: Served) -> None:
+    # Runs after the tests above, on the same server.
     assert "Traceback" not in served.log.read_text()
 
 
-# --- the end ---------------------------------------------------------------------------------------------------------
+# --- shutdown --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_process_in_order(number: signal.Signals, trained: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_the_process_with_status_0(number: signal.Signals, trained: Path, tmp_path: Path) -> None:
     with serving(trained, tmp_path / "log") as server:
         server.process.send_signal(number)
         assert server.process.wait(PATIENCE) == 0
@@ -534,7 +536,7 @@ def test_a_signal_ends_the_process_in_order(number: signal.Signals, trained: Pat
 
 
 def accepted(server: Served, body: bytes) -> Any:
-    """Open a request for diabetes that the server has begun to read: it answers 100 when it waits for the body."""
+    """Open a request for diabetes, and return once the server waits for the body, which it tells by a 100."""
     connection = server.connect()
     headers = ("Expect: 100-continue", f"Content-Length: {len(body)}")
     connection.sendall(request("POST", "/v1/models/diabetes:predict", *headers))
@@ -550,7 +552,7 @@ def test_a_request_that_was_accepted_before_sigterm_is_answered(
         idle.sendall(request("GET", "/v2/health/live"))
         assert receive(idle).status == 200
         server.process.terminate()
-        assert idle.recv(1) == b""  # the server has begun to end: it closes who waits for nothing
+        assert idle.recv(1) == b""  # the server drains: it closes idle connections
         busy.sendall(body)
         answer = receive(busy)
         assert answer.status == 200
@@ -558,7 +560,7 @@ def test_a_request_that_was_accepted_before_sigterm_is_answered(
         assert server.process.wait(PATIENCE) == 0
 
 
-def test_a_request_that_never_ends_does_not_keep_the_process_alive(trained: Path, tmp_path: Path) -> None:
+def test_an_unfinished_request_does_not_keep_the_process_alive(trained: Path, tmp_path: Path) -> None:
     flags = ("--drain-timeout", 0)
     with serving(trained, tmp_path / "log", *flags) as server, accepted(server, b"never sent"):
         server.process.terminate()

@@ -1,17 +1,17 @@
-"""What the server says that it has of the Open Inference Protocol's extensions, it has."""
+"""The extensions of the Open Inference Protocol that the server names are those that it serves."""
 
 import httpx
 
 from tests.service.support import serving, write_roots
 
 
-def test_the_statistics_of_all_models_are_no_model_named_stats(tmp_path):
+def test_the_statistics_of_all_models_are_not_a_model_named_stats(tmp_path):
     write_roots(tmp_path)
     write_roots(tmp_path)
     with serving(tmp_path, tmp_path / "log") as server:
         answer = httpx.get(f"{server.url}/v2/models/stats").raise_for_status().json()
-    told = [(stats["name"], stats["version"]) for stats in answer["model_stats"]]
-    assert sorted(told) == [("roots", "1"), ("roots", "2")]
+    found = [(stats["name"], stats["version"]) for stats in answer["model_stats"]]
+    assert sorted(found) == [("roots", "1"), ("roots", "2")]
 
 
 def test_without_metrics_the_server_does_not_name_the_statistics(tmp_path):

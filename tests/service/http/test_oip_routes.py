@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over the wire: what the server tells of itself, inference, compressed bodies."""
+"""The Open Inference Protocol over HTTP: metadata, repository index, inference, statistics, compressed bodies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_ROWS = 500
 LENGTH = "Inference-Header-Content-Length"
 MODEL = "/v2/models/digits"
 INFER = f"{MODEL}/infer"
-# Integers as the table holds them, float32 exactly; as many as make an answer that is worth compressing.
+# Integers, as in the table; float32 holds them exactly. Their response is large enough to be compressed.
 ROWS = np.random.default_rng(0).integers(0, 17, (40, 64)).astype(np.float32)
 
 
@@ -55,17 +55,17 @@ def client(served: Served) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def expected(digits: bundle.Bundle) -> np.ndarray:
-    """What ONNX Runtime alone gives for `ROWS`."""
+    """The outputs of ONNX Runtime alone for `ROWS`."""
     return oracle(digits.model)(ROWS)
 
 
-def asked(rows: np.ndarray = ROWS, **more: Any) -> dict[str, Any]:
+def infer_request(rows: np.ndarray = ROWS, **more: Any) -> dict[str, Any]:
     tensor = {"name": "input", "shape": list(rows.shape), "datatype": "FP32", "data": rows.ravel().tolist()}
     return {**more, "inputs": [tensor]}
 
 
-def asked_in_binary(rows: np.ndarray = ROWS) -> tuple[bytes, bytes]:
-    """The JSON, and the bytes after it; the answer is to be binary too."""
+def binary_request(rows: np.ndarray = ROWS) -> tuple[bytes, bytes]:
+    """The JSON of a request and the bytes that follow it; the request asks for a binary response."""
     content = rows.astype("<f4").tobytes()
     tensor = {"name": "input", "shape": list(rows.shape), "datatype": "FP32"}
     tensor["parameters"] = {"binary_data_size": len(content)}
@@ -78,7 +78,7 @@ def values_of(answer: dict[str, Any]) -> np.ndarray:
 
 
 def error(answer: httpx.Response | Answer, status: int) -> str:
-    """The text of an answer that must be an error of the one shape, echoing nothing."""
+    """Check that an answer is an error of the one shape that does not repeat its input, and return its text."""
     content = answer.json()
     assert (answer.status_code if isinstance(answer, httpx.Response) else answer.status) == status, content
     assert answer.headers["content-type"] == "application/json"
@@ -87,7 +87,7 @@ def error(answer: httpx.Response | Answer, status: int) -> str:
     return str(content["error"])
 
 
-# --- what it tells of itself -----------------------------------------------------------------------------------------
+# --- metadata and health ---------------------------------------------------------------------------------------------
 
 
 def test_the_server_names_itself_and_its_extensions(client: httpx.Client) -> None:
@@ -121,7 +121,7 @@ def test_metadata_of_a_regression_has_one_output(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", [MODEL, f"{MODEL}/versions/1"])
-def test_a_model_that_was_proven_is_ready(path: str, client: httpx.Client) -> None:
+def test_a_verified_model_is_ready(path: str, client: httpx.Client) -> None:
     answer = client.get(f"{path}/ready")
     assert (answer.status_code, answer.json()) == (200, {"name": "digits", "ready": True})
 
@@ -150,18 +150,18 @@ def test_the_index_has_every_version_and_its_state(body: bytes, client: httpx.Cl
     assert [bool(found["reason"]) for found in answer.json()] == [False, False, True]
 
 
-def test_the_index_of_what_is_ready_leaves_out_the_rest(client: httpx.Client) -> None:
+def test_the_index_of_ready_models_leaves_out_the_others(client: httpx.Client) -> None:
     found = client.post("/v2/repository/index", json={"ready": True}).json()
-    assert [(one["name"], one["version"]) for one in found] == [("diabetes", "1"), ("digits", "1")]
+    assert [(model["name"], model["version"]) for model in found] == [("diabetes", "1"), ("digits", "1")]
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"7", b'{"ready": 1}', b'{"ready": null}', b'{"ready": "true"}'])
-def test_an_index_of_something_else_is_refused(body: bytes, client: httpx.Client) -> None:
+def test_an_index_request_with_another_body_is_refused(body: bytes, client: httpx.Client) -> None:
     text = error(client.post("/v2/repository/index", content=body), 400)
     assert text == 'the body is not an object whose "ready" is true or false'
 
 
-def test_an_index_asked_for_with_no_json_or_with_too_much_is_refused(client: httpx.Client) -> None:
+def test_an_index_request_that_is_not_json_or_too_large_is_refused(client: httpx.Client) -> None:
     assert "not valid JSON" in error(client.post("/v2/repository/index", content=MARKER), 400)
     assert "larger than" in error(client.post("/v2/repository/index", content=b" " * (MAX_BODY // 2)), 413)
 
@@ -170,15 +170,17 @@ def test_an_index_asked_for_with_no_json_or_with_too_much_is_refused(client: htt
 
 
 @pytest.mark.parametrize("path", [INFER, f"{MODEL}/versions/1/infer"])
-def test_json_is_answered_with_what_onnx_runtime_gives(path: str, client: httpx.Client, expected: np.ndarray) -> None:
-    found = client.post(path, json=asked(id="x")).json()
+def test_a_json_request_returns_the_outputs_of_onnx_runtime(
+    path: str, client: httpx.Client, expected: np.ndarray
+) -> None:
+    found = client.post(path, json=infer_request(id="x")).json()
     assert (found["model_name"], found["model_version"], found["id"]) == ("digits", "1", "x")
     assert (found["outputs"][0]["name"], found["outputs"][0]["datatype"]) == ("probabilities", "FP32")
     assert values_of(found) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_bytes_are_answered_with_bytes(client: httpx.Client, expected: np.ndarray) -> None:
-    head, content = asked_in_binary()
+def test_a_binary_request_gets_a_binary_response(client: httpx.Client, expected: np.ndarray) -> None:
+    head, content = binary_request()
     answer = client.post(INFER, content=head + content, headers={LENGTH: str(len(head))})
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/octet-stream")
     end = int(answer.headers[LENGTH])
@@ -188,7 +190,7 @@ def test_bytes_are_answered_with_bytes(client: httpx.Client, expected: np.ndarra
     assert values == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_rows_without_json_are_answered_with_bytes(client: httpx.Client, expected: np.ndarray) -> None:
+def test_rows_without_json_get_a_binary_response(client: httpx.Client, expected: np.ndarray) -> None:
     headers = {LENGTH: "0", "Content-Type": "application/octet-stream"}
     answer = client.post(INFER, content=ROWS.astype("<f4").tobytes(), headers=headers)
     values = np.frombuffer(answer.content[int(answer.headers[LENGTH]) :], "<f4").reshape(expected.shape)
@@ -197,12 +199,14 @@ def test_rows_without_json_are_answered_with_bytes(client: httpx.Client, expecte
 
 def test_both_protocols_give_the_same_floats(client: httpx.Client) -> None:
     friendly = client.post("/v1/models/digits:predict", json={"instances": ROWS.tolist()}).json()["probabilities"]
-    assert values_of(client.post(INFER, json=asked()).json()).tolist() == np.array(friendly, np.float32).tolist()
+    assert (
+        values_of(client.post(INFER, json=infer_request()).json()).tolist() == np.array(friendly, np.float32).tolist()
+    )
 
 
 @pytest.mark.parametrize("length", ["99999999999", "-1", "ten", "+1", "1.0"])
-def test_a_length_of_the_json_that_is_none_is_refused_and_the_connection_lives_on(length: str, served: Served) -> None:
-    good = json.dumps(asked(ROWS[:1])).encode()
+def test_an_invalid_json_length_is_refused_and_the_connection_stays_usable(length: str, served: Served) -> None:
+    good = json.dumps(infer_request(ROWS[:1])).encode()
     with served.connect() as connection:
         connection.sendall(request("POST", INFER, f"{LENGTH}: {length}", body=good))
         assert "not a length within the body" in error(receive(connection), 400)
@@ -218,7 +222,7 @@ def statistics(client: httpx.Client, path: str = f"{MODEL}/stats") -> dict[str, 
     return dict(found)
 
 
-def test_statistics_count_a_request_before_its_answer_has_left(served: Served) -> None:
+def test_statistics_count_a_request_before_its_response_is_sent(served: Served) -> None:
     def ask(connection: Any, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
         connection.sendall(request(method, path, body=body))
         answer = receive(connection)
@@ -228,7 +232,7 @@ def test_statistics_count_a_request_before_its_answer_has_left(served: Served) -
     with served.connect() as connection:
         (before,) = ask(connection, "GET", f"{MODEL}/stats")["model_stats"]
         for count in range(1, 6):
-            ask(connection, "POST", INFER, json.dumps(asked(ROWS[:3])).encode())
+            ask(connection, "POST", INFER, json.dumps(infer_request(ROWS[:3])).encode())
             (after,) = ask(connection, "GET", f"{MODEL}/stats")["model_stats"]
             assert after["inference_count"] == before["inference_count"] + 3 * count
             assert after["execution_count"] == before["execution_count"] + count
@@ -236,8 +240,8 @@ def test_statistics_count_a_request_before_its_answer_has_left(served: Served) -
 
 
 @pytest.mark.parametrize("path", [f"{MODEL}/stats", f"{MODEL}/versions/1/stats"])
-def test_statistics_are_integers_under_the_names_of_the_protocol(path: str, client: httpx.Client) -> None:
-    client.post(INFER, json=asked())
+def test_statistics_are_integers_with_the_names_of_the_protocol(path: str, client: httpx.Client) -> None:
+    client.post(INFER, json=infer_request())
     found = statistics(client, path)
     assert (found["name"], found["version"]) == ("digits", "1")
     for name in ("last_inference", "inference_count", "execution_count"):
@@ -254,7 +258,7 @@ def test_statistics_are_integers_under_the_names_of_the_protocol(path: str, clie
     assert of["compute_infer"]["ns"] > 0
 
 
-def test_statistics_count_both_protocols_and_failures_apart(client: httpx.Client) -> None:
+def test_statistics_count_both_protocols_together_and_failures_apart(client: httpx.Client) -> None:
     before = statistics(client)
     client.post("/v1/models/digits:predict", json={"instances": ROWS[:2].tolist()})
     error(client.post(INFER, content=b"{}"), 400)
@@ -268,11 +272,11 @@ def test_statistics_count_both_protocols_and_failures_apart(client: httpx.Client
 def test_statistics_of_one_model_are_not_those_of_another(client: httpx.Client, diabetes: bundle.Bundle) -> None:
     before = statistics(client)
     golden = np.array(diabetes.manifest.golden.inputs, np.float32)
-    assert client.post("/v2/models/diabetes/infer", json=asked(golden)).status_code == 200
+    assert client.post("/v2/models/diabetes/infer", json=infer_request(golden)).status_code == 200
     assert statistics(client)["inference_count"] == before["inference_count"]
     found = client.get("/v2/models/stats").json()["model_stats"]
-    assert sorted((one["name"], one["version"]) for one in found) == [("diabetes", "1"), ("digits", "1")]
-    assert next(one for one in found if one["name"] == "diabetes")["inference_count"] >= len(golden)
+    assert sorted((model["name"], model["version"]) for model in found) == [("diabetes", "1"), ("digits", "1")]
+    assert next(model for model in found if model["name"] == "diabetes")["inference_count"] >= len(golden)
 
 
 # --- compressed bodies -----------------------------------------------------------------------------------------------
@@ -284,12 +288,12 @@ paths = pytest.mark.parametrize("path", [*PATHS, *(f"{path}?x=1" for path in PAT
 
 
 def good(path: str, rows: np.ndarray = ROWS) -> bytes:
-    return json.dumps({"instances": rows.tolist()} if "predict" in path else asked(rows)).encode()
+    return json.dumps({"instances": rows.tolist()} if "predict" in path else infer_request(rows)).encode()
 
 
 @encodings
 @paths
-def test_a_compressed_request_is_answered_as_any_other(path: str, encoding: str, served: Served) -> None:
+def test_a_compressed_request_gets_the_same_response(path: str, encoding: str, served: Served) -> None:
     body = good(path)
     plain = served.send("POST", path, body=body)
     assert plain.status == 200
@@ -333,10 +337,10 @@ def test_a_small_answer_is_not_compressed(path: str, served: Served) -> None:
 
 
 @encodings
-def test_the_length_of_the_json_is_that_before_compression_both_ways(
+def test_the_json_length_is_that_before_compression_in_request_and_response(
     encoding: str, served: Served, expected: np.ndarray
 ) -> None:
-    head, content = asked_in_binary()
+    head, content = binary_request()
     headers = (f"{LENGTH}: {len(head)}", f"Content-Encoding: {encoding}", "Accept-Encoding: gzip")
     answer = served.send("POST", INFER, *headers, body=ENCODINGS[encoding](head + content))
     assert (answer.status, answer.headers["content-encoding"]) == (200, "gzip")
@@ -348,7 +352,7 @@ def test_the_length_of_the_json_is_that_before_compression_both_ways(
 
 
 @paths
-def test_a_bomb_is_refused_before_it_has_gone_off(path: str, served: Served) -> None:
+def test_a_decompression_bomb_is_refused_at_the_limit(path: str, served: Served) -> None:
     zeros = bytes(16 * MAX_BODY)
     for encoding, body in (
         ("gzip", gzip.compress(zeros, 1)),
@@ -360,7 +364,7 @@ def test_a_bomb_is_refused_before_it_has_gone_off(path: str, served: Served) -> 
 
 
 @encodings
-def test_a_body_as_large_as_allowed_once_it_is_decompressed_is_read(encoding: str, served: Served) -> None:
+def test_a_body_of_the_largest_size_after_decompression_is_read(encoding: str, served: Served) -> None:
     body = good(INFER).ljust(MAX_BODY)
     headers = f"Content-Encoding: {encoding}"
     assert served.send("POST", INFER, headers, body=ENCODINGS[encoding](body)).status == 200
@@ -378,12 +382,12 @@ def test_a_body_that_is_not_in_its_encoding_is_refused(path: str, encoding: str,
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "*", "gzip, br", "br, gzip", "gzip;q=1", MARKER])
 @paths
-def test_another_content_encoding_is_refused(path: str, encoding: str, served: Served) -> None:
+def test_an_unsupported_content_encoding_is_refused(path: str, encoding: str, served: Served) -> None:
     answer = served.send("POST", path, f"Content-Encoding: {encoding}", body=gzip.compress(good(path)))
     assert error(answer, 415) == "the Content-Encoding is not gzip, deflate or identity"
 
 
-def test_nothing_of_this_left_a_traceback_or_a_warning_in_the_log(served: Served) -> None:
+def test_the_requests_left_no_traceback_and_no_warning_in_the_log(served: Served) -> None:
     log = served.log.read_text()
     assert "Traceback" not in log
     assert "Warning" not in log

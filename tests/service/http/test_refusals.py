@@ -1,7 +1,7 @@
-"""What no server should swallow, over the wire: each gets its one fixed text, and the connection lives on.
+"""Invalid requests over HTTP: each gets a fixed text, and the connection stays usable.
 
-Both protocols; and both ways to each: on the connection itself, and through FastAPI's route, which a query string or an
-encoded letter in the path leads to.
+Every request is sent in both protocols, and takes both ways through the server: the fast path of the connection, and
+FastAPI's route, which serves paths with a query string or a percent-encoded letter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ protocols = pytest.mark.parametrize("protocol", list(PATHS))
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """roots/1, the square root of a + b; and roots/2, which is not what its manifest certifies."""
+    """roots/1, the square root of a + b; and roots/2, whose model is not the one of its manifest."""
     folder = tmp_path_factory.mktemp("refusals")
     (folder / "models").mkdir()
     write_roots(folder / "models")
@@ -36,7 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def both_ways(served: Served, path: str, protocol: str, body: bytes) -> Answer:
-    """The answer to a body, the same in every way to the endpoint; a good request follows on each connection."""
+    """Send a body both ways; check that the responses are equal and that a good request works after each."""
     answers = []
     for spelling in (path, f"{path}?x={MARKER}", path.replace("/models/", "/m%6fdels/", 1)):
         with served.connect() as connection:
@@ -52,7 +52,7 @@ def both_ways(served: Served, path: str, protocol: str, body: bytes) -> Answer:
 
 
 def error(answer: Answer, status: int) -> str:
-    """The text of an answer that must be an error of the one shape, echoing nothing."""
+    """Check that an answer is an error of the one shape that does not repeat its input, and return its text."""
     assert answer.status == status, answer.body
     assert answer.headers["content-type"] == "application/json"
     (name, text) = next(iter(answer.json().items()))
@@ -63,7 +63,7 @@ def error(answer: Answer, status: int) -> str:
 
 
 @protocols
-def test_a_good_request_gets_the_same_answer_in_every_way(protocol: str, served: Served) -> None:
+def test_a_good_request_gets_the_same_response_both_ways(protocol: str, served: Served) -> None:
     answer = both_ways(served, PATHS[protocol].format("roots"), protocol, GOOD[protocol])
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/json"
@@ -71,11 +71,11 @@ def test_a_good_request_gets_the_same_answer_in_every_way(protocol: str, served:
     assert (found["predictions"] if protocol == "friendly" else found["outputs"][0]["data"]) == [2]
 
 
-# --- bodies that are no JSON -----------------------------------------------------------------------------------------
+# --- bodies that are not JSON ----------------------------------------------------------------------------------------
 
 
 def bodies(values: bytes, rows: int = 1, before: bytes = b"") -> dict[str, bytes]:
-    """`values` where the rows go, in either protocol."""
+    """Bodies with `values` in the place of the rows, by protocol."""
     tensor = b'{"name": "input", "shape": [%d, 2], "datatype": "FP32", "data": %s}' % (rows, values)
     return {
         "friendly": b'{%s"instances": %s}' % (before, values),
@@ -85,7 +85,7 @@ def bodies(values: bytes, rows: int = 1, before: bytes = b"") -> dict[str, bytes
 
 marked = b'"%s": 0, ' % MARKER.encode()
 ROW = b"[[1, 3]]"
-NO_JSON = {
+NOT_JSON = {
     "20 invalid UTF-8": bodies(b'[["%s\xff", 2]]' % MARKER.encode()),
     "20 a surrogate in UTF-8": bodies(b'[["%s\xed\xa0\x80", 2]]' % MARKER.encode()),
     "21 UTF-16": {name: body.decode().encode("utf-16") for name, body in bodies(ROW).items()},
@@ -111,20 +111,20 @@ NO_JSON = {
 }
 
 
-@pytest.mark.parametrize("case", list(NO_JSON))
+@pytest.mark.parametrize("case", list(NOT_JSON))
 @protocols
-def test_a_body_that_is_no_json_is_refused(protocol: str, case: str, served: Served) -> None:
-    answer = both_ways(served, PATHS[protocol].format("roots"), protocol, NO_JSON[case][protocol])
+def test_a_body_that_is_not_json_is_refused(protocol: str, case: str, served: Served) -> None:
+    answer = both_ways(served, PATHS[protocol].format("roots"), protocol, NOT_JSON[case][protocol])
     assert error(answer, 400).startswith("the body is not valid JSON, at character ")
 
 
-# --- JSON that is no rows --------------------------------------------------------------------------------------------
+# --- JSON that is not rows of the model ------------------------------------------------------------------------------
 
 NOT_A_NUMBER = "row 0, column 'a' is not a number"
 TOO_LARGE = "row 1, column 'b' is too large for float32"
 NULL = "row 0, column 'b' is null, and the feature has no missing values"
-NO_SHAPE = "the shape of 'input' is not [rows, 2] with at least one row"
-NO_ROWS = {
+WRONG_SHAPE = "the shape of 'input' is not [rows, 2] with at least one row"
+NOT_ROWS = {
     "27 true": (bodies(b"[[true, 2]]"), NOT_A_NUMBER, NOT_A_NUMBER),
     "27 a string": (bodies(b'[["1.5", 2]]'), NOT_A_NUMBER, NOT_A_NUMBER),
     "27 a text": (bodies(b'[["%s", 2]]' % MARKER.encode()), NOT_A_NUMBER, NOT_A_NUMBER),
@@ -159,7 +159,7 @@ NO_ROWS = {
         "row 0 has a feature that is unknown",
         "\"inputs\" is not exactly the one tensor 'input'",
     ),
-    "31 no rows": (bodies(b"[]", 0), '"instances" has no rows', NO_SHAPE),
+    "31 no rows": (bodies(b"[]", 0), '"instances" has no rows', WRONG_SHAPE),
     "31 an empty row": (
         bodies(b"[[]]"),
         "row 0 has 0 values, expected 2",
@@ -171,7 +171,7 @@ NO_ROWS = {
         "'input' has more rows than the 4 that are allowed",
     ),
     "33 null": (bodies(b"[[1, null]]"), NULL, NULL),
-    "no object": (
+    "not an object": (
         dict.fromkeys(PATHS, b"[1]"),
         'the body is not an object with an array "instances"',
         'the body is not an object with an array "inputs"',
@@ -184,17 +184,17 @@ NO_ROWS = {
 }
 
 
-@pytest.mark.parametrize("case", list(NO_ROWS))
+@pytest.mark.parametrize("case", list(NOT_ROWS))
 @protocols
-def test_a_body_that_is_no_rows_of_this_model_is_refused(protocol: str, case: str, served: Served) -> None:
-    body, friendly, oip = NO_ROWS[case]
+def test_a_body_that_is_not_rows_of_the_model_is_refused(protocol: str, case: str, served: Served) -> None:
+    body, friendly, oip = NOT_ROWS[case]
     for path in (PATHS[protocol].format("roots"), PATHS[protocol].format("roots/versions/1")):
         answer = both_ways(served, path, protocol, body[protocol])
         assert error(answer, 400) == {"friendly": friendly, "oip": oip}[protocol]
 
 
 @protocols
-def test_a_row_without_a_finite_answer_is_the_models_failure(protocol: str, served: Served) -> None:
+def test_an_output_that_is_not_finite_is_a_500(protocol: str, served: Served) -> None:
     answer = both_ways(served, PATHS[protocol].format("roots"), protocol, bodies(b"[[1, 3], [-1, 0]]", 2)[protocol])
     assert error(answer, 500) == "the model gave an output that is not finite"
 
@@ -211,7 +211,7 @@ def test_a_row_without_a_finite_answer_is_the_models_failure(protocol: str, serv
     ids=lambda name: name[:20],
 )
 @protocols
-def test_a_name_that_is_no_models_is_not_found(protocol: str, name: str, served: Served) -> None:
+def test_an_unknown_name_is_not_found(protocol: str, name: str, served: Served) -> None:
     for path in (PATHS[protocol].format(name), PATHS[protocol].format(f"{name}/versions/1")):
         error(both_ways(served, path, protocol, GOOD[protocol]), 404)
 
@@ -220,19 +220,19 @@ def test_a_name_that_is_no_models_is_not_found(protocol: str, name: str, served:
     "version", ["3", "0", "01", "-1", "1.0", "+1", "1_0", "one", "%31%00", "%20", "1%20", "%d9%a1", "%ff", "9" * 30]
 )
 @protocols
-def test_a_version_that_is_not_there_is_not_found(protocol: str, version: str, served: Served) -> None:
+def test_an_unknown_version_is_not_found(protocol: str, version: str, served: Served) -> None:
     path = PATHS[protocol].format(f"roots/versions/{version}")
     assert error(both_ways(served, path, protocol, GOOD[protocol]), 404) == "unknown version of this model"
 
 
 @protocols
-def test_a_version_that_was_refused_is_not_ready(protocol: str, served: Served) -> None:
+def test_a_refused_version_is_not_ready(protocol: str, served: Served) -> None:
     path = PATHS[protocol].format("roots/versions/2")
     assert error(both_ways(served, path, protocol, GOOD[protocol]), 503) == "the model is not ready"
 
 
-def test_nothing_that_was_refused_left_a_traceback_or_its_input_in_the_log(served: Served) -> None:
-    # The last of the requests above: each was foreseen.
+def test_the_refusals_left_no_traceback_and_no_input_in_the_log(served: Served) -> None:
+    # Runs after the tests above, on the same server.
     log = served.log.read_text()
     assert "Traceback" not in log
     assert "Warning" not in log

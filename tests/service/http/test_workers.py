@@ -1,4 +1,4 @@
-"""Several processes on one socket: the real ones, killed and stopped."""
+"""Several worker processes on one socket: their start, their stop, and the replacement of those that die."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def children(pid: int) -> dict[int, str]:
-    """The command lines of the processes below this one."""
+    """The command lines of the child processes of `pid`."""
     found = {}
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, file.read_text().split()):
@@ -73,7 +73,7 @@ def alive(pid: int) -> bool:
         _, _, behind = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return behind.split()[0] not in {"Z", "X"}  # as good as gone, until its parent has taken notice
+    return behind.split()[0] not in {"Z", "X"}  # a zombie is dead; its parent has not waited for it yet
 
 
 def kill(pid: int) -> None:
@@ -82,7 +82,7 @@ def kill(pid: int) -> None:
 
 
 def assert_it_predicts(server: Served, times: int = 1) -> None:
-    """Each on a connection of its own."""
+    """Predict `times` times, each on a new connection."""
     for _ in range(times):
         answer = server.send("POST", "/predict", "Connection: close", body=BODY)
         assert answer.status == 200
@@ -99,10 +99,10 @@ def counted(server: Served, name: str) -> float:
     )
 
 
-# --- the start -------------------------------------------------------------------------------------------------------
+# --- start -----------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_announced_once_when_all_are_ready(served: Served) -> None:
+def test_the_server_is_announced_once_when_all_workers_are_ready(served: Served) -> None:
     assert len(workers(served.process.pid)) == 2
     assert served.log.read_text().count("roots/1 ready on") == 2
     assert_it_predicts(served, 20)
@@ -114,21 +114,21 @@ def test_it_is_announced_once_when_all_are_ready(served: Served) -> None:
     assert served.process.wait(PATIENCE) == 0
 
 
-def test_a_start_that_every_worker_refuses_is_one_line(tmp_path: Path) -> None:
+def test_a_start_that_every_worker_refuses_prints_one_line(tmp_path: Path) -> None:
     assert_refused_in_one_line(foldserve("serve", "--models", tmp_path, "--port", 0, *TWO), "no models to serve")
 
 
-def test_a_port_that_is_taken_is_one_line(models: Path) -> None:
+def test_a_port_in_use_prints_one_line(models: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = foldserve("serve", "--models", models, "--port", port, *TWO)
     assert_refused_in_one_line(done, f"can't listen on 127.0.0.1 port {port}", "in use")
 
 
-def test_it_can_be_stopped_before_it_is_ready(models: Path) -> None:
+def test_the_server_can_be_stopped_before_it_is_ready(models: Path) -> None:
     pipe = models / "roots" / "1" / bundle.MANIFEST_FILE
     pipe.unlink()
-    os.mkfifo(pipe)  # who reads it waits
+    os.mkfifo(pipe)  # a reader waits for a writer
     command = [
         sys.executable,
         "-W",
@@ -158,11 +158,11 @@ def test_it_can_be_stopped_before_it_is_ready(models: Path) -> None:
     until(lambda: not any(map(alive, below)))
 
 
-# --- the end ---------------------------------------------------------------------------------------------------------
+# --- stop ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_all_of_them_in_order(number: signal.Signals, served: Served) -> None:
+def test_a_signal_stops_all_processes_with_status_0(number: signal.Signals, served: Served) -> None:
     assert_it_predicts(served)
     below = children(served.process.pid)
     assert len(below) >= 2
@@ -174,7 +174,7 @@ def test_a_signal_ends_all_of_them_in_order(number: signal.Signals, served: Serv
         served.connect()
 
 
-def test_workers_end_by_themselves_when_nobody_is_left_to_stop_them(served: Served) -> None:
+def test_workers_stop_when_their_supervisor_dies(served: Served) -> None:
     below = children(served.process.pid)
     kill(served.process.pid)
     until(lambda: not any(map(alive, below)))
@@ -182,10 +182,10 @@ def test_workers_end_by_themselves_when_nobody_is_left_to_stop_them(served: Serv
         served.connect()
 
 
-# --- death in between ------------------------------------------------------------------------------------------------
+# --- replacement -----------------------------------------------------------------------------------------------------
 
 
-def test_one_that_dies_is_replaced_and_new_connections_do_not_notice(served: Served) -> None:
+def test_a_worker_that_dies_is_replaced_while_new_connections_are_answered(served: Served) -> None:
     supervisor = served.process.pid
     first = workers(supervisor)
     one, other = first
@@ -194,7 +194,7 @@ def test_one_that_dies_is_replaced_and_new_connections_do_not_notice(served: Ser
     until(lambda: len(workers(supervisor)) == 2)
     assert one not in workers(supervisor)
     kill(other)
-    assert_it_predicts(served, 20)  # at the latest when a new one is ready
+    assert_it_predicts(served, 20)  # the new worker answers once it is ready
     until(lambda: len(workers(supervisor)) == 2)
     assert not first & workers(supervisor)
     log = served.log.read_text()
@@ -206,7 +206,7 @@ def test_one_that_dies_is_replaced_and_new_connections_do_not_notice(served: Ser
     until(lambda: not any(map(alive, below)))
 
 
-def test_one_that_cannot_come_back_is_told_of_and_the_others_serve(served: Served, models: Path) -> None:
+def test_a_worker_that_can_not_start_again_is_logged_while_the_others_serve(served: Served, models: Path) -> None:
     manifest = models / "roots" / "1" / bundle.MANIFEST_FILE
     whole = manifest.read_bytes()
     manifest.write_bytes(b"{}")
@@ -219,10 +219,10 @@ def test_one_that_cannot_come_back_is_told_of_and_the_others_serve(served: Serve
     assert_it_predicts(served, 10)
 
 
-# --- what they have counted ------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_tells_what_all_have_counted_and_what_a_dead_one_has_counted_stays(served: Served) -> None:
+def test_each_worker_reports_the_counts_of_all_workers_and_of_dead_ones(served: Served) -> None:
     assert_it_predicts(served, 40)
     for _ in range(10):
         assert served.send("POST", "/predict", body=json.dumps({}).encode()).status == 400
@@ -232,7 +232,7 @@ def test_each_tells_what_all_have_counted_and_what_a_dead_one_has_counted_stays(
     assert counted(served, "foldserve_rejected_total") == 10
     assert counted(served, "foldserve_requests_in_flight") == 0
     for dead, total in zip(workers(served.process.pid), (55, 60), strict=True):
-        kill(dead)  # its counts are written down every second: those of the last one are lost
+        kill(dead)  # a worker writes its counts each second: those of the last second may be lost
         assert_it_predicts(served, 5)
         until(lambda total=total: counted(served, "foldserve_requests_total") == total)
     assert counted(served, "foldserve_request_rows_total") == 50
@@ -241,7 +241,7 @@ def test_each_tells_what_all_have_counted_and_what_a_dead_one_has_counted_stays(
 
 
 @pytest.mark.parametrize("flags", [(), TWO], ids=["one", "two"])
-def test_the_models_gauges_are_told_once_however_many_workers(
+def test_the_gauges_of_a_model_do_not_depend_on_the_number_of_workers(
     flags: tuple[object, ...], models: Path, tmp_path: Path
 ) -> None:
     with serving(models, tmp_path / "log", *flags) as server:
