@@ -97,13 +97,13 @@ def test_a_terminal_gets_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
         (("data/houses.csv",), "data/houses.csv: no such file"),
         (("",), "unknown source ''"),
         (("iris", "--models", "nowhere"), "nowhere: no such folder"),
-        (("iris", "--eps", "inf"), "eps is above 0"),
+        (("iris", "--eps", "inf"), "eps must be above 0"),
         (("iris", "--hidden", "1000000000000"), "at most 65536"),
-        (("iris", "--threads", "100000000000"), "threads are at least 1, at most 1024"),
+        (("iris", "--threads", "100000000000"), "threads must be from 1 to 1024"),
         (("digits", "--learning-rate", "1e30", "--models", "."), "the loss is no longer finite in epoch 1"),
-        (("iris", "--dropout", "1"), "dropout is at least 0 and below 1"),
-        (("iris", "--seed", "-1"), "the seed is from 0"),
-        (("iris", "--test-share", "0.95"), "shares leave no rows"),
+        (("iris", "--dropout", "1"), "dropout must be at least 0 and below 1"),
+        (("iris", "--seed", "-1"), "the seed must be from 0"),
+        (("iris", "--test-share", "0.95"), "shares leave no training rows"),
     ],
 )
 def test_what_can_t_be_done_is_one_line_and_leaves_nothing(tmp_path, arguments, reason):
