@@ -132,3 +132,8 @@ def test_a_module_imports_only_what_the_table_allows(name: str) -> None:
 @pytest.mark.parametrize("file", ["__init__.py", "service/__init__.py", "training/__init__.py"])
 def test_a_package_imports_nothing_of_the_project(file: str) -> None:
     assert not [name for name in imported(PACKAGE / file) if name.split(".")[0] == "foldserve"]
+
+
+def test_the_documentation_has_the_same_table() -> None:
+    page = Path(__file__).parents[1] / "docs" / "architecture.md"
+    assert f"```{TABLE}```" in page.read_text(encoding="utf-8")
