@@ -12,7 +12,7 @@ import numpy as np
 from onnx import helper
 
 from foldserve.service import bundle
-from tests.service.support import constant, manifest, onnx_model, serving, tensor, write_roots
+from tests.service.support import constant, manifest, onnx_model, serving, tensor, write_square_root
 
 ROOT = Path(__file__).parents[2]
 WIDE = 300
@@ -25,7 +25,7 @@ def write_models(models: Path) -> None:
     wide: the sum of so many columns that random bytes contain a NaN.
     """
     shutil.copytree(ROOT / "models" / "digits", models / "digits")
-    write_roots(models)
+    write_square_root(models)
     axes = constant("axes", [1], np.int64)
     add = [helper.make_node("ReduceSum", ["input", "axes"], ["sum"], keepdims=1)]
     more = [helper.make_node("Sqrt", ["sum"], ["root"]), helper.make_node("Add", ["root", "hundred"], ["value"])]

@@ -22,7 +22,7 @@ import pytest
 from foldserve.service.cli import main as foldserve_main
 from foldserve.service.settings import PREFIX, Settings
 from tests.deploy.support import ROOT, RULES, SERVICES, VARIABLE, until
-from tests.service.support import PATIENCE, edit_manifest, flip_byte, foldserve, serving, write_roots
+from tests.service.support import PATIENCE, edit_manifest, flip_byte, foldserve, serving, write_square_root
 
 PAGE = (ROOT / "docs" / "deployment.md").read_text()
 NGINX = ROOT / "deploy" / "nginx" / "foldserve.conf"
@@ -189,7 +189,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
     if not (nginx and shutil.which("openssl")):
         pytest.skip("nginx and openssl are not installed: apt-get install nginx-light openssl")
     folder = tmp_path_factory.mktemp("proxied")
-    write_roots(folder)
+    write_square_root(folder)
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from tests.deploy.support import ROOT, RULES, SERVICES, until
-from tests.service.support import PATIENCE, Served, end, serving, write_roots
+from tests.service.support import PATIENCE, Served, serving, stop, write_square_root
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"
@@ -180,7 +180,7 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
                 yield Prometheus(client)
         finally:
             hung.cancel()
-            end(process)
+            stop(process)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server of `roots`, which fails for a negative input."""
     folder = tmp_path_factory.mktemp("monitored")
     (folder / "models").mkdir()
-    write_roots(folder / "models")
+    write_square_root(folder / "models")
     with serving(folder / "models", folder / "log") as server:
         yield server
 
@@ -285,7 +285,7 @@ def test_a_stopped_server_makes_the_alert_pending(tmp_path: Path) -> None:
         return next(rule["state"] for rule in rules if rule["name"] == "FoldserveNotReady")
 
     (tmp_path / "models").mkdir()
-    write_roots(tmp_path / "models")
+    write_square_root(tmp_path / "models")
     with (
         serving(tmp_path / "models", tmp_path / "log") as server,
         prometheus(tmp_path, server.url.removeprefix("http://")) as watcher,

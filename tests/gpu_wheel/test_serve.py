@@ -15,7 +15,7 @@ from foldserve.service.runtime import load as runtime
 from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.session import Options, open_cuda
 from tests.gpu_wheel.test_doctor import pytestmark as pytestmark
-from tests.service.cuda_on_the_cpu import HostStream
+from tests.service.simulated_cuda import HostStream
 from tests.service.support import constant, environment, foldserve, onnx_model
 
 SHIPPED = Path(__file__).parents[2] / "models"

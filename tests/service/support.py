@@ -1,4 +1,4 @@
-"""Shared by the tests of the service: hand-made bundles, damage to whole ones, and the real commands and server."""
+"""Shared by the tests of the service: handmade bundles, damage to whole ones, and the real commands and server."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from foldserve.service import bundle
 
-# Long enough for any machine: it turns a hang into a failure, and decides nothing else.
+# Seconds; long enough for any machine. It turns a hang into a failure, and no other result depends on it.
 PATIENCE = 60
 
-# In no field name, label or fixed text of the service: where it comes back, the input was echoed.
+# A text that the service never writes: if a response has it, the service repeated its input.
 MARKER = "Zq7xMarker"
 
 
@@ -46,11 +46,12 @@ def manifest(
     labels: Sequence[bundle.Label] = (),
     golden: bundle.Golden | None = None,
 ) -> bundle.Manifest:
-    """A manifest by hand: classification when there are labels, else regression.
+    """Make a manifest: of a classification if there are labels, else of a regression.
 
-    A feature is the name of a numeric one, or what there is to say of another.
+    features: each is the name of a numeric feature, or the fields of any feature.
     """
     task, output = ("classification", "probabilities") if labels else ("regression", "value")
+    named = [{"name": each, "missing": each in missing} if isinstance(each, str) else each for each in features]
     return bundle.Manifest.model_validate(
         {
             "schema_version": 1,
@@ -61,10 +62,7 @@ def manifest(
             "model": {"size": len(model), "sha256": sha256(model).hexdigest(), "opset": 20},
             "input": {"name": "input", "shape": (-1, len(features))},
             "output": {"name": output, "shape": (-1, len(labels) or 1)},
-            "features": tuple(
-                described({"name": feature, "missing": feature in missing} if isinstance(feature, str) else feature)
-                for feature in features
-            ),
+            "features": tuple(map(feature_fields, named)),
             "labels": tuple(labels),
             "certificate": {
                 "reference": "by hand",
@@ -96,8 +94,8 @@ def manifest(
     )
 
 
-def described(feature: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest says of a feature, where `feature` says what matters."""
+def feature_fields(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the fields of a feature in a manifest with a range or a histogram that fits."""
     if feature.get("kind") == "categorical":
         bins = len(feature["categories"])
         edges = tuple(place - 0.5 for place in range(bins + 1))
@@ -123,7 +121,7 @@ def onnx_model(
     ir_version: int = 10,
     functions: Sequence[onnx.FunctionProto] = (),
 ) -> bytes:
-    """A model by hand, by default float32 `input` [batch, 2] -> `value` [batch, 1]. Nothing is checked."""
+    """Serialise a model, by default float32 `input` [batch, 2] -> `value` [batch, 1], without any check."""
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(f.domain, 1) for f in functions)]
     model = helper.make_model(
         helper.make_graph(nodes, "made", inputs, outputs, initializers),
@@ -134,8 +132,8 @@ def onnx_model(
     return model.SerializeToString()
 
 
-def roots() -> tuple[bytes, bundle.Golden]:
-    """sqrt(a + b): certified where it is a number, NaN where a + b is negative."""
+def square_root() -> tuple[bytes, bundle.Golden]:
+    """Make sqrt(a + b), which is NaN where a + b is negative, and golden rows where it is a number."""
     model = onnx_model(
         [
             helper.make_node("ReduceSum", ["input", "axes"], ["sum"], keepdims=1),
@@ -146,18 +144,18 @@ def roots() -> tuple[bytes, bundle.Golden]:
     return model, bundle.Golden(inputs=((1.0, 3.0), (4.0, 5.0), (0.0, 0.0)), outputs=((2.0,), (3.0,), (0.0,)))
 
 
-def write_roots(models: Path) -> bundle.Bundle:
-    model, golden = roots()
+def write_square_root(models: Path) -> bundle.Bundle:
+    model, golden = square_root()
     return bundle.write(models, "roots", model, lambda n: manifest(model, name="roots", version=n, golden=golden))
 
 
-def made(model: bytes, golden: bundle.Golden, **changes: Any) -> bundle.Bundle:
-    """A bundle in memory whose manifest certifies `model`."""
+def bundle_in_memory(model: bytes, golden: bundle.Golden, **changes: Any) -> bundle.Bundle:
+    """Make a bundle without files, whose manifest certifies `model`."""
     return bundle.Bundle(Path("made/1"), manifest(model, golden=golden, **changes), model)
 
 
 def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest of the bundle in `folder` as parsed JSON, past every check."""
+    """Change the manifest of the bundle in `folder` as parsed JSON, without any check."""
     file = folder / bundle.MANIFEST_FILE
     content = json.loads(file.read_text())
     edit(content)
@@ -171,14 +169,14 @@ def flip_byte(file: Path, position: int) -> None:
 
 
 def write_damaged_second(models: Path, name: str) -> None:
-    """Write version 2 of a model, the same as version 1 but for a flipped byte."""
+    """Write version 2 of a model: version 1 with one flipped byte."""
     whole = bundle.read(models / name / "1")
     second = bundle.write(models, name, whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
     flip_byte(second.path / bundle.MODEL_FILE, 20_000)
 
 
 def oracle(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    """ONNX Runtime on the CPU, with nothing of this project in between."""
+    """Run `model` in ONNX Runtime on the CPU, without code of this project."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -186,10 +184,10 @@ def oracle(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @contextmanager
-def while_it_loads(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]:
-    """Run `act` once somebody reads the bundle in `folder`, and before that ends.
+def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]:
+    """Run `act` while a reader loads the bundle in `folder`.
 
-    The manifest becomes a pipe: opening it to write waits for a reader, and that one waits for what is written.
+    The manifest becomes a pipe: opening it for writing waits for a reader, and the reader waits for the content.
     """
     pipe = folder / bundle.MANIFEST_FILE
     content = pipe.read_bytes()
@@ -207,7 +205,7 @@ def while_it_loads(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]
         try:
             yield acted
         finally:
-            if not acted.done():  # nobody read it: let go of the writer
+            if not acted.done():  # without a reader, release the writer
                 os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
 
 
@@ -215,13 +213,13 @@ def while_it_loads(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]
 
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment, without the settings that a developer may have there."""
+    """Copy this process's environment without foldserve's settings, and with `changes`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
     return kept | {"COLUMNS": "240"} | dict(changes or {})
 
 
 def foldserve(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `foldserve`; a warning in it is an error."""
+    """Run `foldserve` with warnings as errors."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "foldserve.service", *map(str, arguments)],
         env=environment(env),
@@ -232,8 +230,8 @@ def foldserve(*arguments: object, env: Mapping[str, str] | None = None) -> subpr
     )
 
 
-def until_it_speaks(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `foldserve` until its first line on standard output, or its end."""
+def run_until_first_line(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `foldserve` until it writes a line to standard output, or ends."""
     command = [sys.executable, "-W", "error", "-m", "foldserve.service", *map(str, arguments)]
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -261,7 +259,7 @@ def assert_refused_in_one_line(done: subprocess.CompletedProcess[str], *expected
 
 @dataclass(frozen=True)
 class Served:
-    """A server in its own process, which has said that it is ready."""
+    """A server in its own process, which has announced that it is ready."""
 
     process: subprocess.Popen[str]
     host: str
@@ -277,14 +275,14 @@ class Served:
         return socket.create_connection((self.host, self.port), timeout=PATIENCE)
 
     def send(self, method: str, path: str, *headers: str, body: bytes = b"") -> Answer:
-        """Send one request byte for byte: a client library would put the path in order first."""
+        """Send one request byte for byte; a client library would normalise the path."""
         with self.connect() as connection:
             connection.sendall(request(method, path, *headers, body=body))
             return receive(connection)
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """Stop a program, and kill it where it doesn't stop."""
+def stop(process: subprocess.Popen[str]) -> None:
+    """Stop a program; kill it if it does not stop."""
     process.terminate()
     try:
         process.wait(PATIENCE)
@@ -301,9 +299,9 @@ def serving(
     port: int = 0,
     program: str = "foldserve.service",
 ) -> Iterator[Served]:
-    """Start `foldserve serve`, wait until it says that it is ready, and stop it at the end.
+    """Start `foldserve serve`, wait until it announces that it is ready, and stop it at the end.
 
-    program: the module that is the command.
+    program: the module that runs the command.
     """
     command = [sys.executable, "-W", "error", "-m", program, "serve", "--models", models, "--port", port, *flags]
     with (
@@ -323,7 +321,7 @@ def serving(
             yield Served(process, found[1], int(found[2]), announcement, log)
         finally:
             hung.cancel()
-            end(process)
+            stop(process)
 
 
 # --- HTTP, byte for byte ---------------------------------------------------------------------------------------------
@@ -347,7 +345,7 @@ def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
 
 
 def receive(connection: socket.socket) -> Answer:
-    """Read one answer. Raises `http.client.RemoteDisconnected` when the server has closed instead."""
+    """Read one response. Raises `http.client.RemoteDisconnected` if the server has closed the connection."""
     response = http.client.HTTPResponse(connection)
     response.begin()
     try:

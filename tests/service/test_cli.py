@@ -22,10 +22,10 @@ from tests.service.support import (
     environment,
     flip_byte,
     foldserve,
+    run_until_first_line,
     serving,
-    until_it_speaks,
-    while_it_loads,
-    write_roots,
+    while_loading,
+    write_square_root,
 )
 
 
@@ -90,8 +90,8 @@ def test_a_port_that_another_program_takes_during_loading_is_refused_in_one_line
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]
-        with while_it_loads(models / "diabetes" / "1", other.listen):
-            done = until_it_speaks("serve", "--models", models, "--port", port, "--log-level", "error")
+        with while_loading(models / "diabetes" / "1", other.listen):
+            done = run_until_first_line("serve", "--models", models, "--port", port, "--log-level", "error")
     assert_refused_in_one_line(done, f"can't listen on 127.0.0.1 port {port}")
 
 
@@ -158,7 +158,7 @@ def test_cuda_without_a_gpu_is_refused_in_one_line(trained: Path) -> None:
 
 
 def test_a_flag_wins_over_the_environment_and_the_environment_over_the_file(models: Path, tmp_path: Path) -> None:
-    write_roots(models)
+    write_square_root(models)
     config = tmp_path / "foldserve.toml"
     config.write_text('default_model = "digits"\nmax_rows = 1\nmax_body = 4096\nport = 1\n')
     environment = {"FOLDSERVE_DEFAULT_MODEL": "diabetes", "FOLDSERVE_MAX_ROWS": "2"}

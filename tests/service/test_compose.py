@@ -13,13 +13,13 @@ from foldserve.service.compose import Service, compose
 from foldserve.service.engine.lifecycle import Phase
 from foldserve.service.errors import StartError
 from foldserve.service.settings import Settings
-from tests.service.support import flip_byte, write_roots
+from tests.service.support import flip_byte, write_square_root
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     """roots/1 and roots/2; roots/3, which is refused; and pairs/1."""
-    whole = write_roots(tmp_path)
+    whole = write_square_root(tmp_path)
     for _ in range(2):
         last = bundle.write(tmp_path, "roots", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
     flip_byte(last.path / bundle.MODEL_FILE, 10)

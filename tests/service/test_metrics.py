@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from foldserve.service import bundle
 from foldserve.service.protocols.reply import STATUS
 from tests.service.mixed import write_mixed
-from tests.service.support import Served, flip_byte, receive, request, serving, write_roots
+from tests.service.support import Served, flip_byte, receive, request, serving, write_square_root
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """roots/1 and roots/2, the same model; roots/3, which is refused; and mixed/1, which has categories."""
     folder = tmp_path_factory.mktemp("metrics") / "models"
     folder.mkdir()
-    whole = write_roots(folder)
+    whole = write_square_root(folder)
     for _ in range(2):
         last = bundle.write(folder, "roots", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
     flip_byte(last.path / "model.onnx", 10)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from foldserve.service import bundle
 from foldserve.service.bundle import BundleError
-from tests.service.support import described, edit_manifest, manifest
+from tests.service.support import edit_manifest, feature_fields, manifest
 
 BAD_NAMES = ["", ".", "..", "../x", "a/b", "a\\b", ".hidden", "-flag", "_x", "a.", "a-", "a b", "a\n", "a\0b", "é"]
 
@@ -144,7 +144,7 @@ def test_two_features_with_the_same_name_are_refused(folder: Path) -> None:
 
 
 def feature(**changes: Any) -> bundle.Feature:
-    return bundle.Feature.model_validate(described({"name": "a", **changes}))
+    return bundle.Feature.model_validate(feature_fields({"name": "a", **changes}))
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from foldserve.service import bundle
-from tests.service.support import described
+from tests.service.support import feature_fields
 
 
 def draw(*, integers: bool = False, **feature: Any) -> np.ndarray:
-    described_feature = bundle.Feature.model_validate(described({"name": "a", **feature}))
+    described_feature = bundle.Feature.model_validate(feature_fields({"name": "a", **feature}))
     values = bundle.draw_column(described_feature, 500, np.random.default_rng(0), integers=integers)
     assert (values.dtype, values.shape) == (np.float32, (500,))
     assert all(map(described_feature.admits, values.tolist()))

@@ -32,9 +32,9 @@ from tests.service.support import (
     receive,
     request,
     serving,
-    while_it_loads,
+    while_loading,
     write_damaged_second,
-    write_roots,
+    write_square_root,
 )
 
 MAX_BODY = 4 * 2**20
@@ -50,7 +50,7 @@ def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """digits/1, a digits/2 with a flipped byte, diabetes/1 and roots/1."""
     models = Path(shutil.copytree(trained, tmp_path_factory.mktemp("app") / "models"))
     write_damaged_second(models, "digits")
-    write_roots(models)
+    write_square_root(models)
     return models
 
 
@@ -233,7 +233,7 @@ def test_no_client_can_connect_before_every_model_is_verified(models: Path, tmp_
                 socket.create_connection(address, timeout=PATIENCE)
 
         with (
-            while_it_loads(models / "digits" / "1", knock) as knocked,
+            while_loading(models / "digits" / "1", knock) as knocked,
             serving(models, tmp_path / "log", port=address[1]) as server,
         ):
             knocked.result()

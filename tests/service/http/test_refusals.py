@@ -11,7 +11,17 @@ from collections.abc import Iterator
 import pytest
 
 from foldserve.service import bundle
-from tests.service.support import MARKER, Answer, Served, flip_byte, receive, request, roots, serving, write_roots
+from tests.service.support import (
+    MARKER,
+    Answer,
+    Served,
+    flip_byte,
+    receive,
+    request,
+    serving,
+    square_root,
+    write_square_root,
+)
 
 MAX_ROWS = 4
 
@@ -28,9 +38,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """roots/1, the square root of a + b; and roots/2, whose model is not the one of its manifest."""
     folder = tmp_path_factory.mktemp("refusals")
     (folder / "models").mkdir()
-    write_roots(folder / "models")
-    second = write_roots(folder / "models")
-    flip_byte(second.path / bundle.MODEL_FILE, len(roots()[0]) // 2)
+    write_square_root(folder / "models")
+    second = write_square_root(folder / "models")
+    flip_byte(second.path / bundle.MODEL_FILE, len(square_root()[0]) // 2)
     with serving(folder / "models", folder / "log", "--max-rows", MAX_ROWS) as server:
         yield server
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings, strategies
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.service.support import PATIENCE, Answer, Served, request, serving, write_roots
+from tests.service.support import PATIENCE, Answer, Served, request, serving, write_square_root
 
 MAX_HEAD = 16 * 2**10
 MAX_BODY = 64 * 2**10
@@ -45,7 +45,7 @@ def rows(total: float, *headers: str, path: str = HOT, count: int = 1) -> bytes:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wire") / "models"
     folder.mkdir()
-    write_roots(folder)
+    write_square_root(folder)
     return folder
 
 

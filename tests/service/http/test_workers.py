@@ -24,7 +24,7 @@ from tests.service.support import (
     environment,
     foldserve,
     serving,
-    write_roots,
+    write_square_root,
 )
 
 BODY = b'{"instances": [[1, 3]]}'
@@ -35,7 +35,7 @@ TWO = ("--workers", 2)
 def models(tmp_path: Path) -> Path:
     folder = tmp_path / "models"
     folder.mkdir()
-    write_roots(folder)
+    write_square_root(folder)
     return folder
 
 

@@ -19,7 +19,7 @@ from foldserve.service.errors import BundleError, DeviceError, DeviceLost, Devic
 from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.cuda_stream import CudaError
 from foldserve.service.runtime.session import Options
-from tests.service.cuda_on_the_cpu import Machine
+from tests.service.simulated_cuda import SimulatedGpu
 from tests.service.support import constant, onnx_model
 
 GENERATOR = np.random.default_rng(0)
@@ -30,56 +30,56 @@ OPTIONS = Options("cuda", buckets=BUCKETS)
 
 
 @pytest.fixture
-def machine() -> Machine:
-    return Machine()
+def gpu() -> SimulatedGpu:
+    return SimulatedGpu()
 
 
 @pytest.fixture
-def runner(machine: Machine) -> Iterator[CudaRunner]:
-    made = opened(machine)
-    machine.log.clear()
+def runner(gpu: SimulatedGpu) -> Iterator[CudaRunner]:
+    made = opened(gpu)
+    gpu.log.clear()
     yield made
     made.close()
 
 
-def opened(machine: Machine, options: Options = OPTIONS) -> CudaRunner:
-    return CudaRunner(MODEL, options, machine.connect, machine.open_session)
+def opened(gpu: SimulatedGpu, options: Options = OPTIONS) -> CudaRunner:
+    return CudaRunner(MODEL, options, gpu.connect, gpu.open_session)
 
 
 def rows(count: int) -> np.ndarray:
     return GENERATOR.normal(size=(count, 2)).astype(np.float32)
 
 
-def test_each_size_runs_twice_without_a_graph_and_is_then_captured(machine: Machine) -> None:
-    opened(machine).close()
+def test_each_size_runs_twice_without_a_graph_and_is_then_captured(gpu: SimulatedGpu) -> None:
+    opened(gpu).close()
     plain_then_graph = [step for number in (1, 2, 3) for step in ("bound -1", "bound -1", f"bound {number}")]
-    assert machine.log == ["connect", "open", *plain_then_graph, "wait", "close"]
+    assert gpu.log == ["connect", "open", *plain_then_graph, "wait", "close"]
 
 
-def test_every_call_runs_on_one_thread_whoever_the_caller_is(machine: Machine) -> None:
-    runner = opened(machine)
+def test_every_call_runs_on_one_thread_whoever_the_caller_is(gpu: SimulatedGpu) -> None:
+    runner = opened(gpu)
     callers = [threading.Thread(target=runner.run, args=(rows(count),)) for count in (1, 3, 40)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
     runner.close()
-    assert len(machine.threads) == 1
-    assert threading.get_ident() not in machine.threads
+    assert len(gpu.threads) == 1
+    assert threading.get_ident() not in gpu.threads
 
 
 @pytest.mark.parametrize(("count", "graph"), [(1, 1), (2, 2), (4, 2), (5, 3), (16, 3), (17, -1), (1000, -1)])
 def test_a_batch_runs_on_the_smallest_graph_that_has_room(
-    count: int, graph: int, machine: Machine, runner: CudaRunner
+    count: int, graph: int, gpu: SimulatedGpu, runner: CudaRunner
 ) -> None:
     asked = rows(count)
     answered = runner.run(asked)
     np.testing.assert_allclose(answered, asked.astype(np.float64) @ WEIGHTS, rtol=1e-5, atol=1e-6)
-    assert machine.log == [f"upload {count}", f"bound {graph}", f"download {count}", "wait"]
+    assert gpu.log == [f"upload {count}", f"bound {graph}", f"download {count}", "wait"]
 
 
 def test_outputs_with_and_without_graphs_are_the_same_bits(runner: CudaRunner) -> None:
-    without = opened(Machine(), Options("cuda", buckets=()))
+    without = opened(SimulatedGpu(), Options("cuda", buckets=()))
     for size in BUCKETS:
         asked = rows(size)
         assert runner.run(asked).tobytes() == without.run(asked).tobytes()
@@ -113,10 +113,10 @@ def test_rows_of_another_width_fail_their_own_run_only(shape: tuple[int, int], r
     ],
     ids=["default", "tf32", "no graphs", "limited"],
 )
-def test_the_options_are_passed_to_the_provider(options: Options, expected: dict, machine: Machine) -> None:
-    opened(machine, options).close()
+def test_the_options_are_passed_to_the_provider(options: Options, expected: dict, gpu: SimulatedGpu) -> None:
+    opened(gpu, options).close()
     always = {"arena_extend_strategy": "kSameAsRequested", "user_compute_stream": "4711"}
-    assert machine.options == [expected | always]
+    assert gpu.options == [expected | always]
 
 
 # Texts of ONNX Runtime 1.31, from its BFCArena, CUDA_CALL and CUBLAS_CALL.
@@ -134,42 +134,42 @@ LOST = [
 ]
 
 
-def fail_once(machine: Machine, error: Exception) -> None:
+def fail_once(gpu: SimulatedGpu, error: Exception) -> None:
     errors = iter([error])
-    machine.fails = lambda: next(errors, None)
+    gpu.fails = lambda: next(errors, None)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("count", [3, 40], ids=["graph", "plain"])
 def test_after_out_of_memory_a_new_session_serves(
-    error: Exception, count: int, machine: Machine, runner: CudaRunner
+    error: Exception, count: int, gpu: SimulatedGpu, runner: CudaRunner
 ) -> None:
-    fail_once(machine, error)
+    fail_once(gpu, error)
     with pytest.raises(DeviceOutOfMemory) as refused:
         runner.run(rows(count))
     assert refused.value.retry_after == 1
-    assert machine.log.count("open") == machine.log.count("close") == 1
+    assert gpu.log.count("open") == gpu.log.count("close") == 1
     asked = rows(count)
     np.testing.assert_allclose(runner.run(asked), asked @ WEIGHTS, rtol=1e-5, atol=1e-6)
     assert not runner.lost
-    assert len(machine.threads) == 1
+    assert len(gpu.threads) == 1
 
 
-def test_the_session_without_memory_is_freed_before_the_next_one_opens(machine: Machine) -> None:
+def test_the_session_without_memory_is_freed_before_the_next_one_opens(gpu: SimulatedGpu) -> None:
     sessions: list[weakref.ref[object]] = []
     alive: list[bool] = []
 
     def open_session(model: bytes, options: dict[str, str]) -> object:
         alive.append(any(session() is not None for session in sessions))
-        made = machine.open_session(model, options)
+        made = gpu.open_session(model, options)
         sessions.append(weakref.ref(made))
         return made
 
-    runner = CudaRunner(MODEL, OPTIONS, machine.connect, open_session)
+    runner = CudaRunner(MODEL, OPTIONS, gpu.connect, open_session)
     gc.disable()  # a reference cycle would keep the GPU's memory until a collection
     try:
         for count in (1, 40, 3):
-            fail_once(machine, RuntimeError("CUDA failure 2: out of memory"))
+            fail_once(gpu, RuntimeError("CUDA failure 2: out of memory"))
             with pytest.raises(DeviceOutOfMemory):
                 runner.run(rows(count))
     finally:
@@ -178,11 +178,11 @@ def test_the_session_without_memory_is_freed_before_the_next_one_opens(machine: 
     runner.close()
 
 
-def test_a_closed_runner_runs_nothing_and_can_be_closed_again(machine: Machine) -> None:
-    runner = opened(machine)
+def test_a_closed_runner_runs_nothing_and_can_be_closed_again(gpu: SimulatedGpu) -> None:
+    runner = opened(gpu)
     runner.close()
     runner.close()
-    assert machine.log.count("close") == 1
+    assert gpu.log.count("close") == 1
     with pytest.raises(RuntimeError, match="closed"):
         runner.run(rows(1))
 
@@ -193,9 +193,9 @@ def test_larger_batches_share_one_buffer_that_grows(runner: CudaRunner) -> None:
         np.testing.assert_allclose(runner.run(asked), asked @ WEIGHTS, rtol=1e-5, atol=1e-6)
 
 
-def test_out_of_memory_in_the_new_session_too_is_a_lost_device(machine: Machine) -> None:
-    runner = opened(machine)
-    machine.fails = lambda: OUT_OF_MEMORY[0]
+def test_out_of_memory_in_the_new_session_too_is_a_lost_device(gpu: SimulatedGpu) -> None:
+    runner = opened(gpu)
+    gpu.fails = lambda: OUT_OF_MEMORY[0]
     with pytest.raises(DeviceLost):
         runner.run(rows(1))
     assert runner.lost
@@ -203,35 +203,35 @@ def test_out_of_memory_in_the_new_session_too_is_a_lost_device(machine: Machine)
 
 
 @pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
-def test_a_lost_device_is_never_called_again(error: Exception, machine: Machine) -> None:
-    runner = opened(machine)
-    fail_once(machine, error)
+def test_a_lost_device_is_never_called_again(error: Exception, gpu: SimulatedGpu) -> None:
+    runner = opened(gpu)
+    fail_once(gpu, error)
     with pytest.raises(DeviceLost):
         runner.run(rows(1))
     assert runner.lost
-    machine.log.clear()
+    gpu.log.clear()
     with pytest.raises(DeviceLost):
         runner.run(rows(1))
-    assert machine.log == []
+    assert gpu.log == []
     runner.close()
 
 
-def test_another_failure_fails_its_own_run_only(machine: Machine, runner: CudaRunner) -> None:
+def test_another_failure_fails_its_own_run_only(gpu: SimulatedGpu, runner: CudaRunner) -> None:
     error = ValueError("something else")
-    fail_once(machine, error)
+    fail_once(gpu, error)
     with pytest.raises(ValueError, match="something else"):
         runner.run(rows(1))
     assert not runner.lost
 
 
 @pytest.mark.parametrize("error", [DeviceError("no"), BundleError("no"), OUT_OF_MEMORY[1], LOST[2]], ids=repr)
-def test_a_failed_open_leaves_nothing_behind(error: Exception, machine: Machine) -> None:
-    fail_once(machine, error)
+def test_a_failed_open_leaves_nothing_behind(error: Exception, gpu: SimulatedGpu) -> None:
+    fail_once(gpu, error)
     before = threading.active_count()
     expected = type(error) if isinstance(error, FoldserveError) else DeviceError
     with pytest.raises(expected, match=str(error)):
-        opened(machine)
-    assert machine.log[-1] == "close"
+        opened(gpu)
+    assert gpu.log[-1] == "close"
     for thread in threading.enumerate():
         if thread.name == "cuda":
             thread.join(10)

@@ -10,7 +10,8 @@ import pytest
 from tests.service.http.test_workers import until
 from tests.service.support import PATIENCE, Served, serving
 
-FAILURE = "FAILURE"  # from served_on_cuda.py, whose import would change the runtime of this process
+PROGRAM = "tests.service.runtime.serve_on_simulated_cuda"
+FAILURE = "FAILURE"  # from serve_on_simulated_cuda.py, whose import would change the runtime of this process
 OUT_OF_MEMORY = "Failed to allocate memory for requested buffer of size 4096"
 LOST = "CUDA failure 700: an illegal memory access was encountered ; GPU=0"
 ROWS = {"instances": [[0.0] * 64]}
@@ -30,9 +31,7 @@ def ready(served: Served) -> bool:
 def test_a_lost_device_makes_the_server_unready_and_then_ends_it(workers: int, models: Path, tmp_path: Path) -> None:
     failing = tmp_path / "failure"
     flags = ("--default-model", "digits", "--device", "cuda", "--workers", workers)
-    with serving(
-        *(models, tmp_path / "log", *flags), env={FAILURE: str(failing)}, program="tests.service.runtime.served_on_cuda"
-    ) as served:
+    with serving(models, tmp_path / "log", *flags, env={FAILURE: str(failing)}, program=PROGRAM) as served:
         status = httpx.get(f"{served.url}/v1/models/digits").json()["versions"][0]
         assert status["provider"] == "CUDAExecutionProvider"
         assert httpx.post(f"{served.url}/predict", json=ROWS).status_code == 200
@@ -53,9 +52,7 @@ def test_a_lost_device_makes_the_server_unready_and_then_ends_it(workers: int, m
 def test_a_device_out_of_memory_is_a_503_and_the_next_request_is_answered(models: Path, tmp_path: Path) -> None:
     failing = tmp_path / "failure"
     flags = ("--default-model", "digits", "--device", "cuda")
-    with serving(
-        *(models, tmp_path / "log", *flags), env={FAILURE: str(failing)}, program="tests.service.runtime.served_on_cuda"
-    ) as served:
+    with serving(models, tmp_path / "log", *flags, env={FAILURE: str(failing)}, program=PROGRAM) as served:
         before = httpx.post(f"{served.url}/predict", json=ROWS)
         failing.write_text(OUT_OF_MEMORY, encoding="utf-8")
         answer = httpx.post(f"{served.url}/predict", json=ROWS)

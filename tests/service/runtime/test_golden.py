@@ -17,7 +17,7 @@ from foldserve.service.runtime import load as runtime
 from foldserve.service.runtime.session import Options
 from tests.service.mixed import NAMES, mixed_bundle
 from tests.service.runtime.linear import GOLDEN, MATMUL, WEIGHTS, linear
-from tests.service.support import constant, edit_manifest, made, onnx_model, oracle, roots, tensor
+from tests.service.support import bundle_in_memory, constant, edit_manifest, onnx_model, oracle, square_root, tensor
 
 
 def refusal(whole: bundle.Bundle) -> str:
@@ -37,7 +37,7 @@ def refusal(whole: bundle.Bundle) -> str:
     ids=["empty", "zero", "text", "ones", "zip", "noise"],
 )
 def test_garbage_is_refused(content: bytes) -> None:
-    assert "model.onnx" in refusal(made(content, GOLDEN))
+    assert "model.onnx" in refusal(bundle_in_memory(content, GOLDEN))
 
 
 @pytest.mark.parametrize("size", [10, 100, 0.5, 0.9, -1])
@@ -48,7 +48,7 @@ def test_a_truncated_model_is_refused_even_if_its_hash_fits(size: float, digits:
 
 
 def test_an_opset_too_new_is_refused() -> None:
-    found = made(linear(opset=999), GOLDEN)
+    found = bundle_in_memory(linear(opset=999), GOLDEN)
     assert refusal(found) == "model.onnx is of opset [999], the manifest says 20"
     content = found.manifest.model_dump()
     content["model"]["opset"] = 999
@@ -57,7 +57,7 @@ def test_an_opset_too_new_is_refused() -> None:
 
 
 def test_an_ir_version_too_new_is_refused() -> None:
-    assert "ONNX Runtime refuses model.onnx" in refusal(made(linear(ir_version=999), GOLDEN))
+    assert "ONNX Runtime refuses model.onnx" in refusal(bundle_in_memory(linear(ir_version=999), GOLDEN))
 
 
 def test_the_error_has_onnx_runtime_s_text_without_its_codes() -> None:
@@ -66,7 +66,7 @@ def test_the_error_has_onnx_runtime_s_text_without_its_codes() -> None:
         oracle(model)
     # "[ONNXRuntimeError] : 10 : INVALID_GRAPH : This is an invalid model. In Node, ... : ..."
     said = str(theirs.value).split(" : ", 3)[3]
-    assert refusal(made(model, GOLDEN)) == f"ONNX Runtime refuses model.onnx: {said}"
+    assert refusal(bundle_in_memory(model, GOLDEN)) == f"ONNX Runtime refuses model.onnx: {said}"
 
 
 def test_a_refusal_prints_and_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +74,7 @@ def test_a_refusal_prints_and_logs_nothing(capfd: pytest.CaptureFixture[str]) ->
     name = "Bad"
     not_text = onnx_model([helper.make_node("MatMul", ["input", name], ["value"])]).replace(b"Bad", b"B\xffd")
     for model in (linear(opset=999), not_text):
-        refusal(made(model, GOLDEN))
+        refusal(bundle_in_memory(model, GOLDEN))
     assert capfd.readouterr() == ("", "")
 
 
@@ -160,7 +160,8 @@ def test_a_tensor_in_another_file_is_refused_in_every_part_of_a_graph(
     monkeypatch.chdir(folder)
     if location == "ABSOLUTE":
         location = str(tmp_path / "weights.bin")
-    assert refusal(made(build(location), GOLDEN)) == "model.onnx keeps a tensor in another file (external data)"
+    reason = refusal(bundle_in_memory(build(location), GOLDEN))
+    assert reason == "model.onnx keeps a tensor in another file (external data)"
 
 
 # --- the interface ---------------------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ INPUT, OUTPUT = tensor("input", "batch", 2), tensor("value", "batch", 1)
     ],
 )
 def test_another_interface_than_the_manifest_s_is_refused(side: str, model: bytes) -> None:
-    assert refusal(made(model, GOLDEN)).startswith(f"the {side} of model.onnx is not the manifest's")
+    assert refusal(bundle_in_memory(model, GOLDEN)).startswith(f"the {side} of model.onnx is not the manifest's")
 
 
 def test_fewer_features_than_columns_of_the_input_are_refused(models: Path) -> None:
@@ -299,13 +300,13 @@ def test_a_model_whose_output_depends_on_other_rows_is_refused() -> None:
         [constant("w", WEIGHTS), constant("axes", [0], np.int64)],
     )
     assert oracle(model)(np.array([[1, 0]], np.float32)).tolist() == [[2]]
-    assert "the golden outputs differ by" in refusal(made(model, GOLDEN))
+    assert "the golden outputs differ by" in refusal(bundle_in_memory(model, GOLDEN))
 
 
 def test_golden_rows_with_an_output_of_nan_are_refused() -> None:
-    model, _ = roots()
+    model, _ = square_root()
     golden = Golden(inputs=((1.0, 3.0), (-1.0, 0.0)), outputs=((2.0,), (0.0,)))
-    assert refusal(made(model, golden)) == "the model gives an output that is not finite"
+    assert refusal(bundle_in_memory(model, golden)) == "the model gives an output that is not finite"
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ def test_golden_rows_with_an_output_of_nan_are_refused() -> None:
     ],
 )
 def test_golden_rows_of_another_shape_are_refused(golden: Golden) -> None:
-    refusal(made(linear(), golden))
+    refusal(bundle_in_memory(linear(), golden))
 
 
 @pytest.mark.parametrize(

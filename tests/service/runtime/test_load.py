@@ -17,9 +17,9 @@ from foldserve.service.errors import DeviceError, DeviceLost, DeviceOutOfMemory
 from foldserve.service.runtime import load as runtime
 from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.session import Options
-from tests.service.cuda_on_the_cpu import Machine
 from tests.service.runtime.linear import GOLDEN, linear
-from tests.service.support import made, oracle, roots
+from tests.service.simulated_cuda import SimulatedGpu
+from tests.service.support import bundle_in_memory, oracle, square_root
 
 # --- the CPU ---------------------------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def test_a_run_gives_the_outputs_of_onnx_runtime(rows: int, digits: bundle.Bundl
 
 
 def test_a_handmade_graph_runs_like_a_trained_one() -> None:
-    session, parity = runtime.load(made(linear(), GOLDEN), Options("cpu"))
+    session, parity = runtime.load(bundle_in_memory(linear(), GOLDEN), Options("cpu"))
     assert parity.max_absolute == 0
     assert session.run(np.array([[10, 1]], np.float32)).tolist() == [[23]]
 
@@ -75,14 +75,14 @@ def test_a_request_for_cuda_is_refused_without_cuda(digits: bundle.Bundle) -> No
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine()
-    on_it = partial(CudaRunner, connect=machine.connect, open_session=machine.open_session)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
+    simulated = SimulatedGpu()
+    on_it = partial(CudaRunner, connect=simulated.connect, open_session=simulated.open_session)
     monkeypatch.setattr(runtime, "CudaRunner", on_it)
-    return machine
+    return simulated
 
 
-def test_auto_chooses_cuda_where_it_is_available(digits: bundle.Bundle, gpu: Machine) -> None:
+def test_auto_chooses_cuda_where_it_is_available(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
     session, parity = runtime.load(digits, Options("auto"))
     assert (session.provider, session.why) == ("CUDAExecutionProvider", "CUDA is available")
     assert parity.holds
@@ -94,7 +94,7 @@ def test_auto_chooses_cuda_where_it_is_available(digits: bundle.Bundle, gpu: Mac
     assert gpu.log[-1] == "close"
 
 
-def test_every_captured_size_is_checked_on_the_golden_rows(digits: bundle.Bundle, gpu: Machine) -> None:
+def test_every_captured_size_is_checked_on_the_golden_rows(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
     session, _ = runtime.load(digits, Options("cuda", buckets=(2, 64, 500)))
     session.close()
     proving = gpu.log[gpu.log.index("wait") :]
@@ -104,7 +104,7 @@ def test_every_captured_size_is_checked_on_the_golden_rows(digits: bundle.Bundle
 
 @pytest.mark.parametrize("crossover", [1, 8])
 def test_fewer_rows_than_the_crossover_run_on_the_cpu_and_both_devices_are_checked(
-    crossover: int, digits: bundle.Bundle, gpu: Machine
+    crossover: int, digits: bundle.Bundle, gpu: SimulatedGpu
 ) -> None:
     session, _ = runtime.load(digits, Options("auto", crossover=crossover))
     assert f"fewer than {crossover} rows run on the CPU" in session.why
@@ -120,7 +120,7 @@ def test_fewer_rows_than_the_crossover_run_on_the_cpu_and_both_devices_are_check
 
 
 def test_a_device_with_wrong_outputs_is_refused_and_released(
-    digits: bundle.Bundle, gpu: Machine, monkeypatch: pytest.MonkeyPatch
+    digits: bundle.Bundle, gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def other(model: onnx.ModelProto, precision: str) -> bytes:  # noqa: ARG001
         for weights in model.graph.initializer:
@@ -133,7 +133,9 @@ def test_a_device_with_wrong_outputs_is_refused_and_released(
     assert gpu.log[-1] == "close"
 
 
-def test_a_request_for_cuda_runs_every_batch_there_whatever_the_crossover(digits: bundle.Bundle, gpu: Machine) -> None:
+def test_a_request_for_cuda_runs_every_batch_there_whatever_the_crossover(
+    digits: bundle.Bundle, gpu: SimulatedGpu
+) -> None:
     session, _ = runtime.load(digits, Options("cuda", crossover=8))
     assert (session.why, session.providers) == ("requested", ("CUDAExecutionProvider",))
     gpu.log.clear()
@@ -147,7 +149,7 @@ def test_a_request_for_cuda_runs_every_batch_there_whatever_the_crossover(digits
 )
 @pytest.mark.parametrize("call", [3, 30], ids=["while it is captured", "on the golden rows"])
 def test_a_device_that_fails_during_the_check_is_not_an_error_of_the_bundle(
-    call: int, text: str, digits: bundle.Bundle, gpu: Machine
+    call: int, text: str, digits: bundle.Bundle, gpu: SimulatedGpu
 ) -> None:
     calls = itertools.count()
     gpu.fails = lambda: RuntimeError(text) if next(calls) >= call else None
@@ -160,7 +162,7 @@ def test_a_device_that_fails_during_the_check_is_not_an_error_of_the_bundle(
     assert parity.holds
 
 
-def test_a_reopened_session_is_checked_before_it_serves(digits: bundle.Bundle, gpu: Machine) -> None:
+def test_a_reopened_session_is_checked_before_it_serves(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
     session, _ = runtime.load(digits, Options("cuda"))
     errors = iter([RuntimeError("CUDA failure 2: out of memory")])
     gpu.fails = lambda: next(errors, None)
@@ -172,7 +174,7 @@ def test_a_reopened_session_is_checked_before_it_serves(digits: bundle.Bundle, g
     session.close()
 
 
-def test_a_reopened_session_with_wrong_outputs_is_a_lost_device(digits: bundle.Bundle, gpu: Machine) -> None:
+def test_a_reopened_session_with_wrong_outputs_is_a_lost_device(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
     session, _ = runtime.load(digits, Options("cuda"))
     calls = itertools.count()
     opened = gpu.open_session
@@ -191,7 +193,7 @@ def test_a_reopened_session_with_wrong_outputs_is_a_lost_device(digits: bundle.B
     session.close()
 
 
-def test_auto_chooses_the_cpu_when_cuda_fails_and_says_why(digits: bundle.Bundle, gpu: Machine) -> None:
+def test_auto_chooses_the_cpu_when_cuda_fails_and_says_why(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
     gpu.fails = lambda: DeviceError("CUDA is not available: no driver")
     session, _ = runtime.load(digits, Options("auto"))
     assert (session.provider, session.why) == ("CPUExecutionProvider", "CUDA is not available: no driver")
@@ -199,7 +201,7 @@ def test_auto_chooses_the_cpu_when_cuda_fails_and_says_why(digits: bundle.Bundle
         runtime.load(digits, Options("cuda"))
 
 
-def test_the_reason_names_another_precision_than_fp32(digits: bundle.Bundle, gpu: Machine) -> None:
+def test_the_reason_names_another_precision_than_fp32(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
     session, parity = runtime.load(digits, Options("auto", precision="tf32"))
     assert session.why == "CUDA is available; products in tf32"
     assert parity.holds
@@ -208,7 +210,7 @@ def test_the_reason_names_another_precision_than_fp32(digits: bundle.Bundle, gpu
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
-def test_a_precision_for_cuda_is_refused_on_the_cpu(device: str, digits: bundle.Bundle, gpu: Machine) -> None:
+def test_a_precision_for_cuda_is_refused_on_the_cpu(device: str, digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
     gpu.fails = lambda: DeviceError("no driver")
     with pytest.raises(DeviceError, match=r"precision fp16 needs CUDA: (no driver|the CPU is requested)"):
         runtime.load(digits, Options(device, precision="fp16"))
@@ -220,8 +222,8 @@ def test_a_precision_for_cuda_is_refused_on_the_cpu(device: str, digits: bundle.
 @pytest.mark.parametrize("bad", [(-1.0, 0.0), (np.nan, 0.0), (np.inf, 0.0)])
 @pytest.mark.parametrize("rows", [2, 40], ids=["few", "many"])
 def test_a_row_without_a_finite_output_does_not_change_other_rows(bad: tuple[float, float], rows: int) -> None:
-    model, golden = roots()
-    session, _ = runtime.load(made(model, golden), Options("cpu"))
+    model, golden = square_root()
+    session, _ = runtime.load(bundle_in_memory(model, golden), Options("cpu"))
     mixed = np.array([(1.0, 3.0)] * (rows - 1) + [bad], np.float32)
     outputs = session.run(mixed)
     assert outputs.tobytes() == oracle(model)(mixed).tobytes()
@@ -231,7 +233,7 @@ def test_a_row_without_a_finite_output_does_not_change_other_rows(bad: tuple[flo
 
 
 def test_outputs_belong_to_the_caller_and_survive_the_next_run() -> None:
-    session, _ = runtime.load(made(linear(), GOLDEN), Options("cpu"))
+    session, _ = runtime.load(bundle_in_memory(linear(), GOLDEN), Options("cpu"))
     first = session.run(np.array([[1, 0]], np.float32))
     session.run(np.array([[0, 1]], np.float32))
     assert first.tolist() == [[2]]
@@ -239,7 +241,7 @@ def test_outputs_belong_to_the_caller_and_survive_the_next_run() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 1), (1, 1), (40, 3)], ids=str)
 def test_rows_of_another_width_fail_their_own_run_only(shape: tuple[int, int]) -> None:
-    session, _ = runtime.load(made(linear(), GOLDEN), Options("cpu"))
+    session, _ = runtime.load(bundle_in_memory(linear(), GOLDEN), Options("cpu"))
     with pytest.raises(Exception, match="invalid dimensions"):
         session.run(np.ones(shape, np.float32))
     assert session.run(np.array([[1, 0]], np.float32)).tolist() == [[2]]

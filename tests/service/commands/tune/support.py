@@ -11,7 +11,7 @@ from foldserve.service.runtime.cpu import CpuRunner
 from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.load import Runtime
 from foldserve.service.runtime.session import Options
-from tests.service.cuda_on_the_cpu import Machine
+from tests.service.simulated_cuda import SimulatedGpu
 
 BATCHES = (1, 4, 16, 64, 256, 1024)
 US = 1e-6
@@ -28,8 +28,8 @@ PLAIN = curve(90, 90, 90, 95, 110, 160)
 
 def load_on_fake_gpu(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
     """Load as on a machine with a GPU; the device is host memory."""
-    machine = Machine()
-    cuda = CudaRunner(bundle.model, options, machine.connect, machine.open_session) if options.device != "cpu" else None
+    gpu = SimulatedGpu()
+    cuda = CudaRunner(bundle.model, options, gpu.connect, gpu.open_session) if options.device != "cpu" else None
     return Runtime(CpuRunner(bundle.model, options.threads), cuda, options.crossover, "test"), _parity(bundle)
 
 

@@ -1,7 +1,7 @@
-"""What the runner for CUDA stands on, made of the host's memory and a real session on the CPU.
+"""A simulated GPU for the CUDA runner: its device memory is the host's, and its sessions run on the CPU.
 
-The session runs between the very buffers that are bound, so that what is copied late, or not at all, is seen. What
-only a GPU has, captured graphs, is kept by the ONNX Runtime's own names and only recorded.
+Sessions read and write the buffers that are bound, so a missing or late copy changes the outputs. Graphs are not
+simulated: their numbers are recorded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foldserve.service.runtime.session import open_cpu
 
 
 class HostStream:
-    """A stream whose device is the host; what was begun is done at once."""
+    """A stream whose device is the host; it does its work at once."""
 
     device = "cpu"
     address = 4711
@@ -50,8 +50,12 @@ class HostStream:
 
 
 @dataclass
-class Machine:
-    """A GPU as far as foldserve sees it: what was asked of it, and how it is to fail."""
+class SimulatedGpu:
+    """Records the calls to a GPU.
+
+    log: the calls in order. threads: the threads that called. options: of the provider, by session.
+    fails: gives the exception that the next call raises, or None.
+    """
 
     log: list[str] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
@@ -59,27 +63,27 @@ class Machine:
     fails: Callable[[], Exception | None] = lambda: None
 
     def connect(self) -> HostStream:
-        self._touched("connect")
+        self._record("connect")
         return HostStream(self.log)
 
     def open_session(self, model: bytes, options: dict[str, str]) -> Any:
-        self._touched("open")
+        self._record("open")
         self.options.append(options)
         if error := self.fails():
             raise error
-        return Session(open_cpu(model, 1), self)
+        return SimulatedSession(open_cpu(model, 1), self)
 
-    def _touched(self, what: str) -> None:
+    def _record(self, what: str) -> None:
         self.log.append(what)
         self.threads.add(threading.get_ident())
 
 
-class Session:
-    """A session's interface, over a real one on the CPU."""
+class SimulatedSession:
+    """A session on the CPU that records its runs."""
 
-    def __init__(self, real: ort.InferenceSession, machine: Machine) -> None:
+    def __init__(self, real: ort.InferenceSession, gpu: SimulatedGpu) -> None:
         self._real = real
-        self._machine = machine
+        self._gpu = gpu
 
     def get_inputs(self) -> Any:
         return self._real.get_inputs()
@@ -99,6 +103,6 @@ class Session:
         self._real.run_with_iobinding(binding, options)
 
     def _run(self, how: str, options: Any) -> None:
-        self._machine._touched(f"{how} {options.get_run_config_entry('gpu_graph_id')}")
-        if error := self._machine.fails():
+        self._gpu._record(f"{how} {options.get_run_config_entry('gpu_graph_id')}")
+        if error := self._gpu.fails():
             raise error

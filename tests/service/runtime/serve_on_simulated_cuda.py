@@ -10,7 +10,7 @@ from pathlib import Path
 from foldserve.service.cli import main
 from foldserve.service.runtime import load as runtime
 from foldserve.service.runtime.cuda import CudaRunner
-from tests.service.cuda_on_the_cpu import Machine
+from tests.service.simulated_cuda import SimulatedGpu
 
 FAILURE = "FAILURE"
 
@@ -26,9 +26,9 @@ def failure() -> Exception | None:
 
 
 # At import: each worker is a process of its own, which imports this module.
-machine = Machine(fails=failure)
+gpu = SimulatedGpu(fails=failure)
 runtime.CudaRunner = partial(  # type: ignore[assignment, misc]
-    CudaRunner, connect=machine.connect, open_session=machine.open_session
+    CudaRunner, connect=gpu.connect, open_session=gpu.open_session
 )
 
 if __name__ == "__main__":
