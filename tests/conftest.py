@@ -1,4 +1,4 @@
-"""What every test may ask for: two small bundles, trained once through the public pipeline, and copies to damage."""
+"""Fixtures for every test: two small bundles, trained once through the public pipeline, and copies to damage."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from foldserve.service import bundle
 from foldserve.training.pipeline import run
 from foldserve.training.plan import DataOptions, Plan, Recipe
 
-# The servers under test are on this machine: a developer's proxy has no part in that.
+# The servers under test are on this machine: requests must not use a developer's proxy.
 os.environ["NO_PROXY"] = "127.0.0.1"
 
-# A slow machine is no failure.
+# A slow machine is not a failure.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 

@@ -268,7 +268,7 @@ class Batcher:
             self._observe(count, seconds, waited)
             if not isinstance(outputs, Exception):
                 _resolve_all(batch, outputs)
-        except Exception as error:  # no caller may wait for ever
+        except Exception as error:  # every caller gets a result
             log.exception("internal error")
             outputs = error
         if isinstance(outputs, Exception):

@@ -101,7 +101,7 @@ async def _http_error(_: Request, error: HTTPException) -> Response:
 
 
 async def _client_disconnected(_: Request, __: ClientDisconnect) -> Response:
-    """Return a response that nobody gets: a client that disconnects during its body is not worth a line in the log."""
+    """Return an empty response: the client has disconnected during its body, which is not worth a line in the log."""
     return Response()
 
 

@@ -1,4 +1,4 @@
-"""Counts what the service does. `interface.py` has the calls that the service makes, `prometheus.py` the metrics."""
+"""Counts the work of the service. `interface.py` has the calls that count, `prometheus.py` every metric."""
 
 from foldserve.service.metrics.interface import BatchObserver, Metrics, RequestMetrics, Totals, ignore_batch
 

@@ -61,7 +61,7 @@ class Metrics:
         """Count a request that got an error instead of a prediction."""
 
     def flush(self) -> None:
-        """Add what was counted since the last call to the metrics."""
+        """Add the counts since the last call to the metrics."""
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ class PrometheusMetrics(Metrics):
         self.rejected.labels(_reason(type(error))).inc()
 
     def flush(self) -> None:
-        """Add what was counted since the last call to the metrics, and set the gauges."""
+        """Add the counts since the last call to the metrics, and set the gauges."""
         for requests in self._requests:
             requests.flush()
         for batches in self._batches:

@@ -536,7 +536,7 @@ def test_a_signal_stops_the_process_with_status_0(number: signal.Signals, traine
 
 
 def accepted(server: Served, body: bytes) -> Any:
-    """Open a request for diabetes, and return once the server waits for the body, which it tells by a 100."""
+    """Open a request for diabetes. The server answers 100 when it waits for the body."""
     connection = server.connect()
     headers = ("Expect: 100-continue", f"Content-Length: {len(body)}")
     connection.sendall(request("POST", "/v1/models/diabetes:predict", *headers))
