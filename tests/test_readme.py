@@ -75,6 +75,14 @@ def test_its_curl_gets_the_predictions_that_it_shows(story, tmp_path):
     assert answer.keys() == expected.keys()
 
 
+def test_the_page_on_training_shows_predictions_of_the_same_model(story, tmp_path):
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    body, shown = re.search(r"curl .*?-d '(.*?)'\n(\{.*?\})\n```", page, re.S).groups()
+    with serving(story.models, tmp_path / "log") as server:
+        answer = httpx.post(f"{server.url}/predict", json=json.loads(body)).raise_for_status().json()
+    assert answer["predictions"] == json.loads(shown)["predictions"]
+
+
 def test_its_refusal_is_the_servers(story, tmp_path):
     (shown,) = re.findall(r'`(\{"error": .*?\})`', README)
     body = json.loads(re.search(r"curl .*?-d '(.*?)'\n", README, re.S)[1])
