@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), ROOT / "benchmarks/README.md"]
 )
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -44,6 +45,25 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
 def test_every_target_of_make_that_a_page_names_exists(page: Path) -> None:
     named = set(re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8")))
     assert {name for name in named if not re.search(rf"^{name}:", MAKEFILE, re.M)} == set()
+
+
+@pytest.mark.parametrize("package", ["service", "training"])
+def test_the_architecture_lists_every_room_and_module(package: str) -> None:
+    (table,) = re.findall(rf"^\| room of `{package}/` .*\n\| ---.*\n((?:\|.*\n)+)", ARCHITECTURE, re.M)
+    rooms: dict[str, set[str]] = {}
+    for row in table.splitlines():
+        names, _, modules = re.split(r" \| ?", row.strip("| ") + " |", maxsplit=2)
+        for room in re.findall(r"`(\w+)`", names):
+            rooms[room] = set(re.findall(r"`(\w+)`", modules))
+    assert rooms == {
+        entry.stem: {
+            member.stem
+            for member in (entry.iterdir() if entry.is_dir() and entry.name != "web" else ())
+            if not member.name.startswith("__") and (member.is_dir() or member.suffix == ".py")
+        }
+        for entry in (ROOT / package).iterdir()
+        if not entry.name.startswith("__") and (entry.is_dir() or entry.suffix == ".py")
+    }, "update the tables of rooms in docs/architecture.md"
 
 
 def test_the_hooks_of_pre_commit_run_targets_of_make() -> None:
