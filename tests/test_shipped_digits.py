@@ -27,13 +27,13 @@ def fresh(tmp_path_factory):
     return bundle.read(models / "digits" / "1")
 
 
-def test_it_is_the_reference_topology_with_placement_pre(shipped):
+def test_the_shipped_model_is_the_reference_topology_with_placement_pre(shipped):
     hyperparameters = shipped.manifest.provenance.hyperparameters
     assert (hyperparameters["hidden"], hyperparameters["placement"]) == ((64, 64), "pre")
     assert shipped.manifest.provenance.threads == 1
 
 
-def test_its_provenance_is_that_of_a_fresh_training(shipped, fresh):
+def test_the_provenance_equals_that_of_a_fresh_training(shipped, fresh):
     assert shipped.manifest.labels == fresh.manifest.labels
     assert shipped.manifest.features == fresh.manifest.features
     assert shipped.manifest.folded == fresh.manifest.folded
@@ -45,14 +45,14 @@ def test_its_provenance_is_that_of_a_fresh_training(shipped, fresh):
     assert [getattr(theirs, name) for name in same] == [getattr(ours, name) for name in same]
 
 
-def test_where_versions_and_cpu_are_the_same_so_are_the_bytes(shipped, fresh):
+def test_equal_versions_and_cpu_give_equal_bytes(shipped, fresh):
     theirs, ours = shipped.manifest.provenance, fresh.manifest.provenance
     if (theirs.versions, theirs.cpu) != (ours.versions, ours.cpu):
         pytest.skip(f"made with {theirs.versions} on {theirs.cpu}; here are {ours.versions} on {ours.cpu}")
     assert shipped.model == fresh.model
 
 
-def test_its_predictions_are_those_of_a_fresh_training(shipped, fresh):
+def test_the_predictions_agree_with_a_fresh_training(shipped, fresh):
     table = load(DataOptions("digits"))
     held_out = split_rows(table, test=0.2, validation=0.1, seed=0).test
     theirs, ours = (oracle(found.model)(table.x[held_out]) for found in (shipped, fresh))
@@ -62,7 +62,7 @@ def test_its_predictions_are_those_of_a_fresh_training(shipped, fresh):
     assert np.abs(theirs - ours).mean() < 0.02
 
 
-def test_foldserve_verify_proves_it_here():
+def test_foldserve_verify_accepts_the_shipped_model():
     done = foldserve("verify", SHIPPED)
     assert done.returncode == 0, done.stderr
     assert "digits/1 is the model that its manifest certifies" in done.stdout

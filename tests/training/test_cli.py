@@ -22,7 +22,7 @@ def train(*arguments, **kwargs):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **kwargs)
 
 
-def test_fit_writes_a_bundle_and_says_what_it_did(tmp_path):
+def test_fit_writes_a_bundle_and_prints_its_results(tmp_path):
     done = train("fit", "iris", "--models", tmp_path, "--epochs", "3", "--name", "flowers")
     assert done.returncode == 0, done.stderr
     manifest = bundle.read(tmp_path / "flowers" / "1").manifest
@@ -64,7 +64,7 @@ def test_every_flag_reaches_the_bundle(tmp_path):
     assert {name: recorded[name] for name in flags} == flags
 
 
-def test_a_terminal_gets_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
+def test_a_terminal_shows_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
     reader, writer = pty.openpty()
     command = [sys.executable, "-m", "foldserve.training", "fit", "iris", "--models", str(tmp_path), "--epochs", "3"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
@@ -106,7 +106,7 @@ def test_a_terminal_gets_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
         (("iris", "--test-share", "0.95"), "shares leave no training rows"),
     ],
 )
-def test_what_can_t_be_done_is_one_line_and_leaves_nothing(tmp_path, arguments, reason):
+def test_an_error_is_one_line_and_leaves_no_files(tmp_path, arguments, reason):
     models = () if "--models" in arguments else ("--models", str(tmp_path))
     done = train("fit", *arguments, *models, cwd=tmp_path)
     assert done.returncode in (1, 2)
@@ -122,7 +122,7 @@ HOUSES = "price,rooms,city,garden\n" + "".join(
 )
 
 
-def test_what_was_read_as_what_is_said_before_training(tmp_path, capsys):
+def test_the_kinds_of_the_columns_are_printed_before_training(tmp_path, capsys):
     path = tmp_path / "houses.csv"
     path.write_text(HOUSES)
     # Two groups can't be three parts, so that it ends there.
@@ -133,7 +133,7 @@ def test_what_was_read_as_what_is_said_before_training(tmp_path, capsys):
     assert out[1] == "target       price: a value"
 
 
-def test_a_csv_of_numbers_becomes_a_model_of_its_stem(tmp_path):
+def test_a_csv_file_becomes_a_model_named_by_its_stem(tmp_path):
     rows = [f"{row % 7},{row * row % 11},{'big' if row % 7 > 3 else 'small'}" for row in range(80)]
     for name, part in (("sizes.train.csv", rows[:60]), ("sizes.test.csv", rows[60:])):
         (tmp_path / name).write_text("\n".join(["a,b,size", *part]))
@@ -157,7 +157,7 @@ def test_a_csv_of_numbers_becomes_a_model_of_its_stem(tmp_path):
         (("houses (1).csv",), "'houses (1)' can't be a model's name"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_one_line(tmp_path, monkeypatch, capsys, arguments, reason):
+def test_an_error_in_a_table_is_one_line(tmp_path, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "houses.csv").write_text(HOUSES)
     assert main(["fit", *arguments, "--models", "."]) == 1
@@ -166,7 +166,7 @@ def test_what_is_wrong_with_a_table_is_one_line(tmp_path, monkeypatch, capsys, a
     assert [path.name for path in tmp_path.iterdir()] == ["houses.csv"]
 
 
-def test_a_refusal_is_one_line_whatever_a_header_holds(tmp_path, monkeypatch, capsys):
+def test_control_characters_in_a_header_do_not_break_the_error_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("t.csv").write_text('"two\nlines","\x1b[31mred",y\n1,2,p\n', encoding="utf-8")
     assert main(["fit", "t.csv", "--target", "z", "--models", "."]) == 1
@@ -182,19 +182,19 @@ def test_a_table_too_small_to_diagnose_is_refused(tmp_path, monkeypatch, capsys)
     assert "6 rows are too few to diagnose: at least 20 are needed" in capsys.readouterr().err
 
 
-def test_flags_of_diagnose_that_contradict_each_other_are_one_line(capsys):
+def test_contradictory_flags_of_diagnose_are_one_line(capsys):
     assert main(["diagnose", "iris", "--numeric", "a", "--drop", "a"]) == 1
     assert capsys.readouterr().err == "foldserve-train: error: column 'a' is declared twice\n"
 
 
-def test_lists_may_quote_a_comma(tmp_path, monkeypatch, capsys):
+def test_a_list_flag_may_quote_a_comma(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text('"a,b",c,y\n' + "1,x,p\n2,x,q\n" * 2)
     assert main(["fit", "t.csv", "--drop", '"a,b",c', "--models", "."]) == 1
     assert "class 'p' has 2 rows" in capsys.readouterr().err
 
 
-def test_a_terminal_sees_that_a_table_is_read(tmp_path):
+def test_a_terminal_shows_the_progress_of_reading(tmp_path):
     (tmp_path / "houses.csv").write_text(HOUSES)
     reader, writer = pty.openpty()
     command = [sys.executable, "-m", "foldserve.training", "fit", "houses.csv", "--numeric", "city"]
@@ -230,7 +230,7 @@ def test_help_needs_no_torch():
     assert "--placement" in done.stdout
 
 
-def test_without_the_trainer_s_libraries_it_says_what_to_install(tmp_path):
+def test_a_missing_library_is_named_with_the_install_command(tmp_path):
     script = (
         "import sys; sys.modules['torch'] = None\n"
         "from foldserve.training.cli import main; sys.exit(main(['fit', 'iris']))"
@@ -242,7 +242,7 @@ def test_without_the_trainer_s_libraries_it_says_what_to_install(tmp_path):
     ]
 
 
-def test_an_interrupt_ends_it_without_a_bundle(tmp_path):
+def test_an_interrupt_stops_the_run_without_a_bundle(tmp_path):
     script = (
         "import sys; from pathlib import Path; from foldserve.training import pipeline\n"
         "from foldserve.training.plan import DataOptions, Plan, Recipe\n"
@@ -283,7 +283,7 @@ def test_ctrl_c_ends_the_command_with_130_and_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_network_that_can_t_be_compiled_is_one_line(tmp_path):
+def test_a_failed_compilation_is_one_line(tmp_path):
     environment = {**os.environ, "CXX": "no-such-compiler", "PATH": str(tmp_path)}
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
     done = train("fit", "iris", "--models", tmp_path, "--compile", "--device", "cpu", env=environment)
@@ -294,7 +294,7 @@ def test_a_network_that_can_t_be_compiled_is_one_line(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", [(), ("--resume",)])
-def test_a_run_with_a_checkpoint_gives_the_bytes_of_one_without(tmp_path, flag):
+def test_a_checkpoint_does_not_change_the_bytes_of_the_model(tmp_path, flag):
     shared = ("fit", "iris", "--models", tmp_path, "--epochs", "3")
     assert train(*shared).returncode == 0
     assert train(*shared, "--checkpoint", tmp_path / "state", *flag).returncode == 0

@@ -39,14 +39,14 @@ def written(tmp_path_factory):
     return pipeline.run(plan(tmp_path_factory.mktemp("models"))).bundle
 
 
-def test_a_bundle_is_written_whole_and_named_by_the_next_integer(tmp_path):
+def test_a_bundle_is_complete_and_its_version_is_the_next_integer(tmp_path):
     first, second = (pipeline.run(plan(tmp_path, "iris")).bundle for _ in range(2))
     assert [first.path, second.path] == [tmp_path / "iris" / "1", tmp_path / "iris" / "2"]
     assert {file.name for file in first.path.iterdir()} == {"manifest.json", "model.onnx", "report.html"}
     assert bundle.read(first.path) == first
 
 
-def test_the_manifest_says_what_was_done(written):
+def test_the_manifest_records_the_run(written):
     manifest = written.manifest
     provenance = manifest.provenance
     assert (manifest.name, manifest.version, manifest.task) == ("digits", 1, "classification")
@@ -61,7 +61,7 @@ def test_the_manifest_says_what_was_done(written):
     assert [f.layer for f in manifest.folded if f.into != "-"] == ["standardise", "norm1", "norm2", "temperature"]
 
 
-def test_ranges_and_histograms_are_of_the_training_rows(written, trained):
+def test_ranges_and_histograms_describe_the_training_rows(written, trained):
     seen = trained.table.x[trained.split.train]
     for feature, column in zip(written.manifest.features, seen.T, strict=True):
         assert feature.range == (column.min(), column.max())
@@ -69,7 +69,7 @@ def test_ranges_and_histograms_are_of_the_training_rows(written, trained):
         assert len(feature.histogram.edges) == len(feature.histogram.counts) + 1
 
 
-def test_golden_outputs_are_the_unfolded_network_s_in_float64(written, trained):
+def test_golden_outputs_come_from_the_unfolded_network_in_float64(written, trained):
     golden = written.manifest.golden
     rows = torch.tensor(golden.inputs, dtype=torch.float64)
     with torch.no_grad():
@@ -78,12 +78,12 @@ def test_golden_outputs_are_the_unfolded_network_s_in_float64(written, trained):
     assert all(value == int(value) for row in golden.inputs for value in row)
 
 
-def test_digits_needs_no_node_but_the_dense_layers_and_their_activations(written):
+def test_the_graph_of_digits_has_only_dense_layers_and_activations(written):
     graph = onnx.load_model_from_string(written.model).graph
     assert [node.op_type for node in graph.node] == ["Gemm", "Relu", "Gemm", "Relu", "Gemm", "Softmax"]
 
 
-def test_metrics_are_the_exported_model_s_own(written, trained):
+def test_the_metrics_are_those_of_the_exported_model(written, trained):
     session = ort.InferenceSession(written.model, providers=["CPUExecutionProvider"])
     rows = trained.split.test
     probabilities = session.run(None, {"input": trained.table.x[rows]})[0].astype(np.float64)
@@ -93,7 +93,7 @@ def test_metrics_are_the_exported_model_s_own(written, trained):
     assert written.manifest.metrics["test"]["log_loss"] == pytest.approx(log_loss, rel=1e-5)
 
 
-def test_a_regression_comes_back_in_the_target_s_own_units(tmp_path):
+def test_a_regression_gives_values_in_the_target_s_own_units(tmp_path):
     found = pipeline.run(plan(tmp_path, "diabetes", recipe=Recipe(epochs=20))).bundle
     table = pipeline.train(plan(None, "diabetes")).table
     values = ort.InferenceSession(found.model, providers=["CPUExecutionProvider"]).run(None, {"input": table.x})[0]
@@ -105,7 +105,7 @@ def test_a_regression_comes_back_in_the_target_s_own_units(tmp_path):
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
-def test_the_same_plan_gives_the_same_bytes_in_another_process_and_another_place(tmp_path, placement):
+def test_the_same_plan_gives_the_same_bytes_in_another_process_and_folder(tmp_path, placement):
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -125,7 +125,7 @@ def test_the_same_plan_gives_the_same_bytes_in_another_process_and_another_place
     assert bundle.read(elsewhere / "digits" / "1").model == here
 
 
-def test_the_callers_threads_and_determinism_are_given_back(tmp_path):
+def test_the_caller_s_threads_and_determinism_are_restored(tmp_path):
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     pipeline.run(plan(tmp_path, "iris", threads=2))
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
@@ -147,7 +147,7 @@ def test_a_model_that_fails_its_certificate_is_not_written(tmp_path, trained):
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_of_the_machine_is_in_the_bundle(written):
+def test_the_bundle_has_no_paths_of_the_machine(written):
     text = (written.path / "manifest.json").read_text()
     for place in (str(written.path.parent), str(Path.cwd()), sys.prefix):
         assert place not in text
@@ -155,7 +155,7 @@ def test_nothing_of_the_machine_is_in_the_bundle(written):
 
 
 @pytest.mark.slow
-def test_digits_is_learned_well_over_five_seeds():
+def test_the_accuracy_on_digits_is_high_for_five_seeds():
     """Mean held-out accuracy at least 0.98, with the recipe as shipped."""
     accuracies = []
     for seed in range(5):
@@ -167,13 +167,13 @@ def test_digits_is_learned_well_over_five_seeds():
     assert np.mean(accuracies) >= 0.98
 
 
-def test_no_golden_row_is_a_row_of_the_table(written, trained):
+def test_golden_rows_are_not_rows_of_the_table(written, trained):
     table = {tuple(row) for row in trained.table.x.tolist()}
     assert len(written.manifest.golden.inputs) == certificate.GOLDEN_ROWS
     assert not any(tuple(row) in table for row in written.manifest.golden.inputs)
 
 
-def test_a_regression_far_from_zero_is_not_certified_by_the_size_of_its_mean(tmp_path):
+def test_a_large_target_mean_does_not_widen_the_tolerance(tmp_path):
     table = load(DataOptions("diabetes"))
     far = replace(table, y=1.7e9 + 1e4 * (table.y - table.y.mean()) / table.y.std())
     trained = pipeline.train(plan(None, "diabetes"), far)
@@ -184,7 +184,7 @@ def test_a_regression_far_from_zero_is_not_certified_by_the_size_of_its_mean(tmp
         pipeline.export(plan(tmp_path, "diabetes"), trained)
 
 
-def test_training_leaves_the_callers_random_state_alone():
+def test_training_does_not_change_the_caller_s_random_state():
     before = torch.get_rng_state()
     pipeline.train(plan(None, "iris"))
     assert torch.equal(torch.get_rng_state(), before)

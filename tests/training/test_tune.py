@@ -45,7 +45,7 @@ def lowest(plan, table):
     return min(epoch.validation_loss for epoch in fitted.history)
 
 
-def test_the_same_plan_and_table_give_the_same_answer(iris):
+def test_the_same_plan_and_table_give_the_same_result(iris):
     first, again = [], []
     assert tune(plan(), iris, 6, first.append) == tune(plan(), iris, 6, again.append)
     assert first == again
@@ -57,7 +57,7 @@ def test_the_same_plan_and_table_give_the_same_answer(iris):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_answer_is_no_worse_than_the_plan_which_is_tried_first(iris, seed):
+def test_the_result_is_at_least_as_good_as_the_plan_which_is_the_first_trial(iris, seed):
     asked, trials = plan(seed=seed), []
     found = tune(asked, iris, 5, trials.append)
     finished = [trial.loss for trial in trials if trial.loss is not None]
@@ -70,7 +70,7 @@ def test_a_single_trial_is_the_plan_itself(iris):
     assert tune(plan(), iris, 1) == plan()
 
 
-def test_what_is_not_searched_for_stays(iris):
+def test_settings_outside_the_search_stay(iris):
     network = Architecture(hidden=(32,), placement="post", members=3, bins=4, binned="all", eps=1e-3)
     asked = plan(architecture=network, recipe=Recipe(epochs=2, schedule="cosine", class_weight="balanced"), seed=5)
     found = tune(asked, iris, 3)
@@ -80,7 +80,7 @@ def test_what_is_not_searched_for_stays(iris):
     assert replace(found, architecture=asked.architecture, recipe=asked.recipe) == asked
 
 
-def test_the_rows_to_report_on_are_not_looked_at(iris):
+def test_the_test_rows_are_not_used(iris):
     """Their labels in another order, their features replaced: the same trials."""
     asked, trials, blind = plan(), [], []
     rows = pipeline.prepare(asked, iris).split.test
@@ -102,7 +102,7 @@ def test_the_rows_to_report_on_are_not_looked_at(iris):
     assert trials == blind
 
 
-def test_a_trial_that_is_behind_is_given_up_and_no_answer(iris):
+def test_a_trial_behind_the_median_is_stopped(iris):
     trials = []
     tune(plan(recipe=Recipe(epochs=8)), iris, 16, trials.append)
     given_up = [trial for trial in trials if trial.loss is None]
@@ -124,7 +124,7 @@ def diabetes():
     return load(DataOptions("diabetes"))
 
 
-def test_a_trial_that_fails_is_survived(diabetes):
+def test_the_search_continues_after_a_failed_trial(diabetes):
     asked = plan(data=DataOptions("diabetes"), architecture=Architecture(hidden=(32,), bins=0), recipe=Recipe(epochs=1))
     # Far out a network is linear, and so its error grows with the square: between two trials' errors lies a value that
     # one of them takes and the other does not.
@@ -140,7 +140,7 @@ def test_a_trial_that_fails_is_survived(diabetes):
     assert lowest(found, table) == min(trial.loss for trial in trials if trial.loss is not None)
 
 
-def test_that_every_trial_fails_is_said_in_one_line(tmp_path):
+def test_one_line_says_that_every_trial_failed(tmp_path):
     # Split by time, the 70s are what a training stops by.
     rows = (f"{place},{'3e38' if 70 <= place < 80 else place % 7},{'ab'[place % 2]}\n" for place in range(100))
     (tmp_path / "far.csv").write_text("t,x,y\n" + "".join(rows))
@@ -163,7 +163,7 @@ def test_that_every_trial_fails_is_said_in_one_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["far.csv"]
 
 
-def test_the_command_tries_recipes_first_and_says_what_it_took(tmp_path, capsys):
+def test_the_command_searches_first_and_prints_the_changes(tmp_path, capsys):
     arguments = ["fit", "iris", "--models", str(tmp_path), "--tune", "3", "--epochs", "2", "--hidden", "32"]
     assert main(arguments) == 0
     printed = capsys.readouterr()
@@ -180,13 +180,13 @@ def test_the_command_tries_recipes_first_and_says_what_it_took(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("trials", ["0", "-1", "many"])
-def test_a_number_of_trials_is_at_least_1(trials, capsys):
+def test_the_number_of_trials_must_be_at_least_1(trials, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "iris", "--tune", trials])
     assert "--tune" in capsys.readouterr().err
 
 
-def test_without_optuna_it_says_what_to_install(tmp_path):
+def test_without_optuna_the_error_has_the_install_command(tmp_path):
     script = (
         "import sys; sys.modules['optuna'] = None; from foldserve.training.cli import main\n"
         "sys.exit(main(['fit', 'iris', '--models', '.', '--tune', '2']))"

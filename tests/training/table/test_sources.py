@@ -30,28 +30,28 @@ def cells(source, **options):
     return {name: found.take(name).to_pylist() for name in found.names}
 
 
-def test_every_cell_is_the_text_that_it_is_written_as(write):
+def test_every_cell_keeps_its_text(write):
     path = write('a,b\n007,NA\n"1,5",nan\n,"two\nlines"\n')
     assert cells(path) == {"a": ["007", "1,5", None], "b": ["NA", "nan", "two\nlines"]}
 
 
-def test_texts_that_mean_no_value_are_none(write):
+def test_missing_texts_are_read_as_none(write):
     assert cells(write("a,b\nNA,1\n?,NAN\n"), missing=("NA", "?")) == {"a": [None, None], "b": ["1", "NAN"]}
 
 
-def test_a_byte_order_mark_is_no_part_of_a_name(write):
+def test_a_byte_order_mark_is_not_part_of_a_name(write):
     assert cells(write(b"\xef\xbb\xbfa,b\n1,2\n")) == {"a": ["1"], "b": ["2"]}
 
 
-def test_blanks_around_a_name_and_line_ends_of_windows_are_nothing(write):
+def test_blanks_around_a_name_and_windows_line_ends_are_ignored(write):
     assert cells(write("a, b\r\n1,2\r\n")) == {"a": ["1"], "b": ["2"]}
 
 
-def test_gzip_and_tabs(write):
+def test_a_compressed_file_with_tabs_is_read(write):
     assert cells(write(gzip.compress(b"a\tb\n1,5\t2\n"), "t.tsv.gz")) == {"a": ["1,5"], "b": ["2"]}
 
 
-def test_the_share_that_was_read_ends_at_one(write):
+def test_the_reported_share_rises_to_one(write):
     seen = []
     sources.read(write("a,b\n" + "1,2\n" * 1000), on_read=seen.append)
     assert seen == sorted(seen)
@@ -65,7 +65,7 @@ def test_the_share_that_was_read_ends_at_one(write):
     ),
     packed=st.booleans(),
 )
-def test_what_python_s_csv_writes_is_read_as_it_was(write, rows, packed):
+def test_files_of_python_s_csv_writer_are_read_unchanged(write, rows, packed):
     out = io.StringIO()
     csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([("a", "b", "c"), *rows])
     content = out.getvalue().encode()
@@ -113,23 +113,23 @@ ZIP = b"PK\x03\x04" + b"\0" * 40
         (b"a,b\n1,2\n", "t.xlsx", "unknown source"),
     ],
 )
-def test_what_is_no_such_table_is_refused_in_one_line(write, content, name, reason):
+def test_a_damaged_or_wrong_file_is_refused_in_one_line(write, content, name, reason):
     with pytest.raises(DataError, match=reason) as refused:
         sources.read(write(content, name))
     assert "\n" not in str(refused.value)
 
 
-def test_a_byte_that_is_no_text_is_named_by_its_column_far_into_the_file(write):
+def test_a_bad_byte_far_into_the_file_is_refused_with_its_column(write):
     with pytest.raises(DataError, match="column 'b' contains bytes that are not UTF-8"):
         sources.read(write(b"a,b\n" + b"1234567,1234567\n" * 600_000 + b"1,\xff\n"))
 
 
-def test_a_quote_that_swallows_the_file_is_named(write):
+def test_an_open_quote_that_swallows_the_file_is_refused(write):
     with pytest.raises(DataError, match=r"more than 8 MiB: is a quote .* not closed"):
         sources.read(write(b'a,b\n1,"2\n' + b"1234567,1234567\n" * 1_200_000))
 
 
-def test_no_such_file_and_a_folder(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         sources.read(str(tmp_path / "t.csv"))
     (tmp_path / "d.csv").mkdir()
@@ -137,21 +137,21 @@ def test_no_such_file_and_a_folder(tmp_path):
         sources.read(str(tmp_path / "d.csv"))
 
 
-def test_parquet_keeps_its_types_but_not_pandas_index(tmp_path):
+def test_parquet_keeps_its_types_and_drops_the_pandas_index(tmp_path):
     table = pa.table({"a": [1.5, None], "b": [True, False], "y": ["p", "q"], "__index_level_0__": [7, 8]})
     pa.parquet.write_table(table, tmp_path / "t.parquet")
     assert cells(str(tmp_path / "t.parquet")) == {"a": [1.5, None], "b": [True, False], "y": ["p", "q"]}
     assert sources.header(str(tmp_path / "t.parquet")) == ("a", "b", "y")
 
 
-def test_parquet_may_not_have_two_columns_of_one_name(tmp_path):
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
     pa.parquet.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="two columns with the name 'a'"):
         sources.read(str(tmp_path / "t.parquet"))
 
 
 @pytest.mark.parametrize("names", [("x", "y"), ("inputs", "classes")])
-def test_npz_is_a_matrix_and_a_vector_of_any_name(tmp_path, names):
+def test_npz_has_a_matrix_and_a_vector_of_any_name(tmp_path, names):
     x, y = np.arange(6, dtype=np.float32).reshape(3, 2), np.array(["p", "q", "p"])
     np.savez(tmp_path / "t.npz", **dict(zip(names, (x, y), strict=True)), feature_names=np.array(["a", "b"]))
     assert cells(str(tmp_path / "t.npz")) == {"a": [0, 2, 4], "b": [1, 3, 5], "y": ["p", "q", "p"]}
@@ -167,7 +167,7 @@ def test_npz_is_a_matrix_and_a_vector_of_any_name(tmp_path, names):
         ({"x": np.zeros((3, 2)), "y": np.array([{}, 1, 2], dtype=object)}, "can't be read"),
     ],
 )
-def test_npz_that_is_no_table_is_refused(tmp_path, arrays, reason):
+def test_npz_without_a_matrix_and_a_vector_is_refused(tmp_path, arrays, reason):
     np.savez(tmp_path / "t.npz", **arrays)
     with pytest.raises(DataError, match=reason):
         sources.read(str(tmp_path / "t.npz"))

@@ -20,7 +20,7 @@ def table(y, labels=(), group=None, time=None):
 
 
 @pytest.mark.parametrize("source", ["digits", "diabetes"])
-def test_the_three_parts_are_disjoint_and_hold_every_row(source):
+def test_the_three_parts_are_disjoint_and_cover_all_rows(source):
     loaded = load(DataOptions(source))
     split = split_rows(loaded, test=0.2, validation=0.1, seed=0)
     together = np.concatenate([split.train, split.validation, split.test])
@@ -29,7 +29,7 @@ def test_the_three_parts_are_disjoint_and_hold_every_row(source):
     assert abs(len(split.validation) - 0.1 * len(loaded.x)) <= 1
 
 
-def test_each_part_holds_every_class_in_its_share():
+def test_each_part_has_every_class_in_its_share():
     loaded = load(DataOptions("digits"))
     split = split_rows(loaded, test=0.2, validation=0.1, seed=3)
     whole = np.bincount(loaded.y) / len(loaded.y)
@@ -38,7 +38,7 @@ def test_each_part_holds_every_class_in_its_share():
         np.testing.assert_allclose(share, whole, atol=0.01)
 
 
-def test_the_seed_decides_the_split():
+def test_the_seed_determines_the_split():
     made = table(np.arange(100.0))
     first, again, other = (split_rows(made, test=0.2, validation=0.1, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.test, again.test)
@@ -70,13 +70,13 @@ def test_a_regression_has_two_rows_in_every_part_or_is_refused():
         split_rows(table(np.arange(12.0), time=moments), test=0.2, validation=0.01, seed=0)
 
 
-def test_with_a_test_file_nothing_is_held_out():
+def test_with_a_test_file_the_table_has_no_test_rows():
     split = split_rows(table(np.arange(50.0)), test=0.0, validation=0.2, seed=0)
     assert (len(split.train), len(split.validation), len(split.test)) == (40, 10, 0)
 
 
 @given(groups=st.lists(st.integers(0, 8), min_size=20, max_size=80), seed=st.integers(0, 5))
-def test_no_group_is_on_two_sides(groups, seed):
+def test_no_group_is_in_two_parts(groups, seed):
     made = table(np.arange(float(len(groups))), group=groups)
     try:
         split = split_rows(made, test=0.2, validation=0.1, seed=seed)
@@ -89,7 +89,7 @@ def test_no_group_is_on_two_sides(groups, seed):
     assert sum(map(len, sides)) == len(set(groups))
 
 
-def test_groups_are_drawn_so_that_shares_and_classes_are_near():
+def test_groups_are_split_close_to_the_shares_and_the_classes():
     generator = np.random.default_rng(0)
     group = generator.integers(0, 200, 2000)
     y = (generator.random(2000) < 0.2).astype(int)
@@ -99,7 +99,7 @@ def test_groups_are_drawn_so_that_shares_and_classes_are_near():
     assert abs(y[split.test].mean() - 0.2) < 0.05
 
 
-def test_the_latest_rows_are_the_test_and_the_ones_before_them_the_validation():
+def test_the_latest_rows_are_the_test_set_and_the_rows_before_them_the_validation_set():
     time = np.random.default_rng(0).permutation(100)
     split = split_rows(table(np.arange(100.0), time=time), test=0.2, validation=0.1, seed=0)
     assert set(time[split.test]) == set(range(80, 100))
@@ -107,7 +107,7 @@ def test_the_latest_rows_are_the_test_and_the_ones_before_them_the_validation():
 
 
 @given(time=st.lists(st.integers(0, 6), min_size=10, max_size=60))
-def test_rows_of_one_time_stay_together(time):
+def test_rows_of_equal_time_stay_together(time):
     try:
         split = split_rows(table(np.arange(float(len(time))), time=time), test=0.2, validation=0.1, seed=0)
     except DataError:
@@ -118,12 +118,12 @@ def test_rows_of_one_time_stay_together(time):
 
 
 @pytest.mark.parametrize("kind", ["group", "time"])
-def test_two_groups_or_moments_can_t_be_three_parts(kind):
+def test_two_groups_or_times_are_too_few_for_three_parts(kind):
     with pytest.raises(DataError, match=f"the {kind} column has 2 different values"):
         split_rows(table(np.arange(20.0), **{kind: [0, 1] * 10}), test=0.2, validation=0.1, seed=0)
 
 
-def test_a_class_that_is_only_in_the_future_is_refused():
+def test_a_class_with_only_late_rows_is_refused():
     y = np.repeat([0, 1, 2], [40, 40, 20])
     with pytest.raises(DataError, match="class 'c' without a training row"):
         split_rows(table(y, ("a", "b", "c"), time=np.arange(100)), test=0.2, validation=0.1, seed=0)

@@ -196,7 +196,7 @@ def asked(name):
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_every_protocol_answers_what_the_graph_gives_in_float64(bundles, server, name):
+def test_every_protocol_agrees_with_the_graph_in_float64(bundles, server, name):
     manifest, model = bundles[name].manifest, bundles[name].model
     rows = asked(name)
     tensor = codes(manifest, rows)
@@ -222,7 +222,7 @@ def test_every_protocol_answers_what_the_graph_gives_in_float64(bundles, server,
 
 
 @pytest.mark.parametrize("name", ["fast", "best", "post", "prices"])
-def test_the_figures_of_a_test_file_are_those_of_the_server_s_answers_to_it(folder, bundles, server, name):
+def test_the_metrics_of_a_test_file_agree_with_the_server_s_answers(folder, bundles, server, name):
     manifest = bundles[name].manifest
     with (folder / ("prices.test.csv" if name == "prices" else "people.test.csv")).open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -243,7 +243,7 @@ def test_the_figures_of_a_test_file_are_those_of_the_server_s_answers_to_it(fold
         assert found["r2"] == pytest.approx(r2_score(values, answer["predictions"]), rel=1e-4)
 
 
-def test_the_schema_is_that_of_the_table(bundles):
+def test_the_manifest_has_the_schema_of_the_table(bundles):
     features = {feature.name: feature for feature in bundles["fast"].manifest.features}
     kinds = {name: (feature.kind, feature.missing) for name, feature in features.items()}
     assert kinds == {
@@ -262,7 +262,7 @@ def test_the_schema_is_that_of_the_table(bundles):
     assert bundles["prices"].manifest.labels == ()
 
 
-def test_an_unseen_category_and_a_missing_value_are_answered_and_a_missing_one_elsewhere_is_refused(bundles, server):
+def test_an_unseen_category_and_an_expected_missing_value_are_answered_an_unexpected_one_is_refused(bundles, server):
     person = asked("fast")[1] | {"town": "a town that nobody has heard of"}
     row = named(bundles["fast"].manifest, [person])[0]
     answer = ask(server, "fast", [row, row | {"town": "another"}, row | {"income": None, "smokes": None, "size": None}])
@@ -274,7 +274,7 @@ def test_an_unseen_category_and_a_missing_value_are_answered_and_a_missing_one_e
     assert "moment" in refused.json()["error"]
 
 
-def test_golden_rows_try_missing_values_and_unseen_categories(bundles):
+def test_golden_rows_have_missing_values_and_unseen_categories(bundles):
     names = [feature.name for feature in bundles["fast"].manifest.features]
     columns = dict(zip(names, zip(*bundles["fast"].manifest.golden.inputs, strict=True), strict=True))
     assert any(None in column for column in columns.values())
@@ -283,7 +283,7 @@ def test_golden_rows_try_missing_values_and_unseen_categories(bundles):
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_a_column_far_from_zero_is_subtracted_first_and_stays_well_within_the_certificate(bundles, name):
+def test_the_offset_of_a_column_far_from_zero_is_subtracted_first(bundles, name):
     certificate = bundles[name].manifest.certificate
     assert max(measured.parity.worst for measured in certificate.measurements) < 0.5
     assert any("subtracted" in line.rule for line in bundles[name].manifest.folded)
@@ -292,7 +292,7 @@ def test_a_column_far_from_zero_is_subtracted_first_and_stays_well_within_the_ce
     assert "BatchNormalization" not in operators
 
 
-def test_what_was_asked_for_is_in_the_provenance(bundles):
+def test_the_flags_are_in_the_provenance(bundles):
     chosen = {name: made.manifest.provenance.hyperparameters for name, made in bundles.items()}
     assert (chosen["fast"]["preset"], chosen["fast"]["members"]) == ("fast", 1)
     assert (chosen["best"]["preset"], chosen["best"]["members"]) == ("best", 3)
@@ -303,14 +303,14 @@ def test_what_was_asked_for_is_in_the_provenance(bundles):
     assert chosen["times"]["drop"] == ("age",)
 
 
-def test_neither_a_group_nor_a_date_nor_what_was_dropped_is_a_feature(bundles):
+def test_a_group_a_date_and_a_dropped_column_are_not_features(bundles):
     assert "who" not in {feature.name for feature in bundles["groups"].manifest.features}
     assert not {"day", "age"} & {feature.name for feature in bundles["times"].manifest.features}
     assert bundles["times"].manifest.provenance.rows == {"train": 182, "validation": 26, "test": 52}
 
 
 @pytest.mark.parametrize("name", ["fast", "best"])
-def test_the_same_command_gives_the_same_bytes_and_another_seed_others(folder, bundles, tmp_path, name):
+def test_the_same_command_gives_the_same_bytes_and_another_seed_different_ones(folder, bundles, tmp_path, name):
     with contextlib.chdir(folder):
         for seed in (0, 1):
             fit(*ARGUMENTS[name], "--name", name, "--models", tmp_path, "--seed", seed)
@@ -323,7 +323,7 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(folder, b
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_the_report_lies_in_the_bundle_and_names_every_column(bundles, name):
+def test_the_bundle_s_report_names_every_column(bundles, name):
     page = (bundles[name].path / "report.html").read_text("utf-8")
     for feature in bundles[name].manifest.features:
         assert html.escape(feature.name) in page or html.escape(feature.name).replace("&#x27;", "&#39;") in page
@@ -336,7 +336,7 @@ def test_a_constant_column_is_noted_once(printed):
         assert text.lower().count("useless") == 1, name
 
 
-def test_strong_imbalance_shows_in_figures_of_each_class_beside_the_majority_baseline(bundles, printed):
+def test_strong_imbalance_shows_in_the_scores_of_each_class(bundles, printed):
     manifest = bundles["rare"].manifest
     assert manifest.labels == (False, True)
     page = (bundles["rare"].path / "report.html").read_text("utf-8")
@@ -371,7 +371,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_table_that_can_t_be_learned_from_is_one_line_and_no_bundle(tmp_path, capsys, name):
+def test_an_unusable_table_gives_one_line_and_no_bundle(tmp_path, capsys, name):
     content, arguments, reason = REFUSED[name]
     table = tmp_path / "table.csv"
     table.write_bytes(content)
@@ -383,7 +383,7 @@ def test_a_table_that_can_t_be_learned_from_is_one_line_and_no_bundle(tmp_path, 
 
 
 @pytest.mark.parametrize("rows", [37, 38, 39])
-def test_a_byte_order_mark_a_class_of_three_rows_and_a_last_batch_of_one_are_fine(tmp_path, rows):
+def test_a_byte_order_mark_a_class_of_three_rows_and_a_last_batch_of_one_row_are_accepted(tmp_path, rows):
     table = tmp_path / "table.csv"
     labels = ["r"] * 3 + ["p", "q"] * 20
     lines = ["a,y", *(f"{place},{labels[place]}" for place in range(rows))]
