@@ -1,4 +1,4 @@
-"""From a CSV as people keep it to the answers of a server: kinds, missing values, far-off numbers, and the figures."""
+"""From a CSV file to the answers of a server: kinds, missing values, numbers far from zero, and the metrics."""
 
 import contextlib
 import csv
@@ -24,7 +24,7 @@ LABELS = ("maybe", "no", "yes")
 
 
 def people(rows, seed, towns=TOWNS):
-    """Rows of people's values, as a dictionary each; None is missing."""
+    """Return a dictionary and a score for each row; None is a missing value."""
     generator = np.random.default_rng(seed)
     made = []
     for _ in range(rows):
@@ -56,22 +56,22 @@ def write(path, rows):
         writer.writerows([cell(value) for value in row.values()] for row in rows)
 
 
-def answered(rows):
-    """Classes by the score."""
+def with_class(rows):
+    """Add a class by the score."""
     return [person | {"answer": LABELS[int(np.digitize(score, [-0.5, 1]))]} for person, score in rows]
 
 
-def priced(rows):
+def with_price(rows):
     return [person | {"price": round(250_000 + 40_000 * score, 2)} for person, score in rows]
 
 
-def rare(rows):
-    """One in fifty is a fraud, and nothing tells which."""
+def with_rare_class(rows):
+    """Add a class of one row in fifty, independent of the features."""
     return [person | {"fraud": place % 50 == 0} for place, (person, _) in enumerate(rows)]
 
 
 def fit(*arguments):
-    """Run `foldserve-train fit` here, where torch is loaded already, and give what it printed."""
+    """Run `foldserve-train fit` in this process, where torch is loaded, and return its output."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert main(["fit", *map(str, arguments)]) == 0
@@ -93,25 +93,25 @@ ARGUMENTS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The tables. Of the test rows every fourth has a town that the table has not."""
+    """The tables. Every fourth test row has a town that the training table does not have."""
     made = tmp_path_factory.mktemp("tables")
     some, others = people(260, 0), people(80, 1)
     for place, (person, _) in enumerate(others):
         person["town"] = "Reykjavík" if place % 4 == 0 else person["town"]
-    write(made / "people.csv", answered(some))
-    write(made / "people.test.csv", answered(others))
-    write(made / "prices.csv", priced(some))
-    write(made / "prices.test.csv", priced(others))
-    write(made / "groups.csv", [{"who": f"person {place % 26}"} | row for place, row in enumerate(priced(some))])
+    write(made / "people.csv", with_class(some))
+    write(made / "people.test.csv", with_class(others))
+    write(made / "prices.csv", with_price(some))
+    write(made / "prices.test.csv", with_price(others))
+    write(made / "groups.csv", [{"who": f"person {place % 26}"} | row for place, row in enumerate(with_price(some))])
     days = [f"2024-{1 + place // 28:02}-{1 + place % 28:02}" for place in range(260)]
-    write(made / "times.csv", [row | {"day": day} for row, day in zip(answered(some), days, strict=True)])
-    write(made / "rare.csv", rare(people(500, 2)))
+    write(made / "times.csv", [row | {"day": day} for row, day in zip(with_class(some), days, strict=True)])
+    write(made / "rare.csv", with_rare_class(people(500, 2)))
     return made
 
 
 @pytest.fixture(scope="module")
 def printed(folder):
-    """What each training printed; the bundles lie in models/."""
+    """The output of each training; the bundles are in models/."""
     models = folder / "models"
     models.mkdir()
     with contextlib.chdir(folder):
@@ -130,11 +130,11 @@ def server(folder, bundles, tmp_path_factory):
         yield served
 
 
-# --- independent of the project: a person's values to the tensor, and the graph in float64
+# --- independent of the project: the tensor of a row, and the graph in float64
 
 
 def codes(manifest: bundle.Manifest, rows):
-    """The tensor of a manifest for rows of people's values: an index, 0 or 1, NaN."""
+    """Return the input tensor for rows of values: a category is its index, a boolean 0 or 1, a missing value NaN."""
 
     def code(feature, value):
         if value is None:
@@ -147,7 +147,7 @@ def codes(manifest: bundle.Manifest, rows):
 
 
 def in_float64(model: bytes, rows):
-    """What the graph in `model` gives, computed in float64 by ONNX's own reference evaluator."""
+    """Evaluate the graph of `model` in float64 with ONNX's own reference evaluator."""
     proto = onnx.load_model_from_string(model)
     for tensor in proto.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
@@ -180,15 +180,15 @@ def infer(server: Served, name, head, content=b""):
     return np.array(output["data"]).reshape(output["shape"])
 
 
-def asked(name):
-    """Rows to ask about, as the table has them."""
+def request_rows(name):
+    """Return rows for a request, with the values of the table."""
     rows = people(60, 7)
     for place, (person, _) in enumerate(rows):
         if place % 5 == 0:
             person["town"] = "Nowhere"
         if place % 7 == 0:
             person |= {"income": None, "smokes": None, "size": None}
-    rows = priced(rows) if name in ("prices", "groups") else answered(rows)
+    rows = with_price(rows) if name in ("prices", "groups") else with_class(rows)
     return [row | {"day": "2024-01-01", "who": "nobody"} for row in rows]
 
 
@@ -198,7 +198,7 @@ def asked(name):
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_every_protocol_agrees_with_the_graph_in_float64(bundles, server, name):
     manifest, model = bundles[name].manifest, bundles[name].model
-    rows = asked(name)
+    rows = request_rows(name)
     tensor = codes(manifest, rows)
     expected = in_float64(model, tensor)
     answers = [
@@ -263,7 +263,7 @@ def test_the_manifest_has_the_schema_of_the_table(bundles):
 
 
 def test_an_unseen_category_and_an_expected_missing_value_are_answered_an_unexpected_one_is_refused(bundles, server):
-    person = asked("fast")[1] | {"town": "a town that nobody has heard of"}
+    person = request_rows("fast")[1] | {"town": "a town that nobody has heard of"}
     row = named(bundles["fast"].manifest, [person])[0]
     answer = ask(server, "fast", [row, row | {"town": "another"}, row | {"income": None, "smokes": None, "size": None}])
     first, second, without = answer["probabilities"]
@@ -347,7 +347,7 @@ def test_strong_imbalance_shows_in_the_scores_of_each_class(bundles, printed):
     assert "no better than an answer that looks at no feature" in page
 
 
-# --- what can't be learned from (bad-input rows of the section Training)
+# --- unusable tables
 
 HEAD = b"a,b,y\n"
 GOOD = b"1,x,p\n2,x,q\n3,z,p\n4,z,q\n5,x,p\n6,z,q\n"

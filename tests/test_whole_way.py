@@ -1,4 +1,4 @@
-"""Train, fold, certify, export, serve, ask: the labels over HTTP are the trained network's own."""
+"""Train, fold, certify, export, serve: the answers over HTTP agree with the trained network."""
 
 import httpx
 import numpy as np

@@ -1,4 +1,4 @@
-"""`foldserve-train`, as a process of its own."""
+"""The command `foldserve-train`, mostly in a process of its own."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ def test_fit_writes_a_bundle_and_prints_its_results(tmp_path):
     assert "norm1 -> dense1" in done.stdout
     assert re.search(r"certificate .*% of the tolerance", done.stdout)
     assert str(tmp_path / "flowers" / "1") in done.stdout
-    # No terminal: no progress bar, nothing that a log would have to strip.
+    # Without a terminal there is no progress bar and no escape sequence.
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
 
@@ -74,7 +74,7 @@ def test_a_terminal_shows_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
         while True:
             try:
                 chunk = os.read(reader, 4096)
-            except OSError:  # Linux ends a pseudo-terminal so
+            except OSError:  # on Linux, a closed pseudo-terminal raises it
                 break
             if not chunk:
                 break
@@ -125,7 +125,7 @@ HOUSES = "price,rooms,city,garden\n" + "".join(
 def test_the_kinds_of_the_columns_are_printed_before_training(tmp_path, capsys):
     path = tmp_path / "houses.csv"
     path.write_text(HOUSES)
-    # Two groups can't be three parts, so that it ends there.
+    # Two groups are too few for three parts, so the command ends before the training.
     flags = ["--target", "price", "--categorical", "rooms", "--group", "garden"]
     assert main(["fit", str(path), *flags, "--models", str(tmp_path)]) == 1
     out = capsys.readouterr().out.splitlines()
@@ -271,7 +271,7 @@ def test_ctrl_c_ends_the_command_with_130_and_one_line(tmp_path):
         while b"rows/s" not in shown:
             shown += os.read(reader, 4096)
         process.send_signal(signal.SIGINT)
-        with contextlib.suppress(OSError):  # Linux ends a pseudo-terminal so
+        with contextlib.suppress(OSError):  # on Linux, a closed pseudo-terminal raises it
             while chunk := os.read(reader, 4096):
                 shown += chunk
         stdout, _ = process.communicate()

@@ -1,4 +1,4 @@
-"""The search for a recipe: the same again, no worse than what was planned, blind to the rows to report on."""
+"""The search: reproducible, at least as good as the plan, and independent of the test rows."""
 
 import math
 import subprocess
@@ -15,12 +15,12 @@ from foldserve.training.plan import PRESETS, Architecture, DataOptions, Plan, Re
 from foldserve.training.table.load import load
 from foldserve.training.tune import tune
 
-# What the search settles; the rest of a plan stays.
+# The settings that the search chooses.
 SETTLED = {"hidden", "dropout", "learning_rate", "weight_decay", "input_noise", "label_smoothing"}
 
 
 def plan(**changes):
-    """A plan that the choices of a search hold as it is, so that the first trial is the plan itself."""
+    """Return a plan inside the search space, so that the first trial is the plan itself."""
     architecture = Architecture(hidden=(32,), dropout=0.1)
     return Plan(
         **{
@@ -40,7 +40,7 @@ def iris():
 
 
 def lowest(plan, table):
-    """The lowest validation loss of a fit of its own, outside any search."""
+    """Return the lowest validation loss of a fit outside the search."""
     fitted = pipeline.fit_member(plan, pipeline.prepare(plan, table), 0, pipeline.Context())
     return min(epoch.validation_loss for epoch in fitted.history)
 
@@ -50,7 +50,7 @@ def test_the_same_plan_and_table_give_the_same_result(iris):
     assert tune(plan(), iris, 6, first.append) == tune(plan(), iris, 6, again.append)
     assert first == again
     assert [(trial.number, trial.trials) for trial in first] == [(number, 6) for number in range(1, 7)]
-    # Beyond its random start a search depends on its seed.
+    # The trials after the first one depend on the seed.
     another = []
     tune(plan(seed=1), iris, 3, another.append)
     assert [trial.loss for trial in another] != [trial.loss for trial in first[:3]]
@@ -58,10 +58,10 @@ def test_the_same_plan_and_table_give_the_same_result(iris):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_result_is_at_least_as_good_as_the_plan_which_is_the_first_trial(iris, seed):
-    asked, trials = plan(seed=seed), []
-    found = tune(asked, iris, 5, trials.append)
+    planned, trials = plan(seed=seed), []
+    found = tune(planned, iris, 5, trials.append)
     finished = [trial.loss for trial in trials if trial.loss is not None]
-    assert trials[0].loss == lowest(asked, iris)
+    assert trials[0].loss == lowest(planned, iris)
     assert lowest(found, iris) == min(finished) == trials[-1].best <= trials[0].loss
     assert [trial.best for trial in trials] == sorted((trial.best for trial in trials), reverse=True)
 
@@ -72,34 +72,34 @@ def test_a_single_trial_is_the_plan_itself(iris):
 
 def test_settings_outside_the_search_stay(iris):
     network = Architecture(hidden=(32,), placement="post", members=3, bins=4, binned="all", eps=1e-3)
-    asked = plan(architecture=network, recipe=Recipe(epochs=2, schedule="cosine", class_weight="balanced"), seed=5)
-    found = tune(asked, iris, 3)
-    for before, after in ((asked.architecture, found.architecture), (asked.recipe, found.recipe)):
+    planned = plan(architecture=network, recipe=Recipe(epochs=2, schedule="cosine", class_weight="balanced"), seed=5)
+    found = tune(planned, iris, 3)
+    for before, after in ((planned.architecture, found.architecture), (planned.recipe, found.recipe)):
         changed = {name for name, value in vars(after).items() if value != vars(before)[name]}
         assert changed <= SETTLED
-    assert replace(found, architecture=asked.architecture, recipe=asked.recipe) == asked
+    assert replace(found, architecture=planned.architecture, recipe=planned.recipe) == planned
 
 
 def test_the_test_rows_are_not_used(iris):
-    """Their labels in another order, their features replaced: the same trials."""
-    asked, trials, blind = plan(), [], []
-    rows = pipeline.prepare(asked, iris).split.test
+    """Other features and other labels in the test rows give the same trials."""
+    planned, trials, others = plan(), [], []
+    rows = pipeline.prepare(planned, iris).split.test
     x, y = iris.x.copy(), iris.y.copy()
     x[rows] = -1e6
-    # Within the table each class keeps its rows, or the split would be another.
+    # The labels stay, since the split depends on them.
     changed = replace(iris, x=x)
-    assert np.array_equal(pipeline.prepare(asked, changed).split.test, rows)
-    assert tune(asked, iris, 5, trials.append) == tune(asked, changed, 5, blind.append)
-    assert trials == blind
+    assert np.array_equal(pipeline.prepare(planned, changed).split.test, rows)
+    assert tune(planned, iris, 5, trials.append) == tune(planned, changed, 5, others.append)
+    assert trials == others
 
-    # With a split that is by time the labels may move too.
+    # A split by time does not depend on the labels, so they can change too.
     moments = replace(iris, time=np.random.default_rng(0).permutation(len(y)))
-    rows = pipeline.prepare(asked, moments).split.test
+    rows = pipeline.prepare(planned, moments).split.test
     y[rows] = np.random.default_rng(1).permutation(y[rows])
     assert not np.array_equal(y, iris.y)
-    trials, blind = [], []
-    assert tune(asked, moments, 5, trials.append) == tune(asked, replace(moments, y=y), 5, blind.append)
-    assert trials == blind
+    trials, others = [], []
+    assert tune(planned, moments, 5, trials.append) == tune(planned, replace(moments, y=y), 5, others.append)
+    assert trials == others
 
 
 def test_a_trial_behind_the_median_is_stopped(iris):
@@ -107,15 +107,15 @@ def test_a_trial_behind_the_median_is_stopped(iris):
     tune(plan(recipe=Recipe(epochs=8)), iris, 16, trials.append)
     given_up = [trial for trial in trials if trial.loss is None]
     assert given_up
-    # The median needs some to be the median of.
+    # The pruner needs four finished trials for a median.
     assert min(trial.number for trial in given_up) > 4
     assert all(math.isfinite(trial.best) for trial in trials)
 
 
-def with_a_far_validation_row(table, asked, value):
-    """The squared error of what a network makes of that row may be more than float32 holds."""
+def with_extreme_validation_row(table, planned, value):
+    """Return the table with an extreme value in one validation row: its squared error may overflow float32."""
     x = table.x.copy()
-    x[pipeline.prepare(asked, table).split.validation[0], 0] = value
+    x[pipeline.prepare(planned, table).split.validation[0], 0] = value
     return replace(table, x=x)
 
 
@@ -125,23 +125,25 @@ def diabetes():
 
 
 def test_the_search_continues_after_a_failed_trial(diabetes):
-    asked = plan(data=DataOptions("diabetes"), architecture=Architecture(hidden=(32,), bins=0), recipe=Recipe(epochs=1))
-    # Far out a network is linear, and so its error grows with the square: between two trials' errors lies a value that
-    # one of them takes and the other does not.
+    planned = plan(
+        data=DataOptions("diabetes"), architecture=Architecture(hidden=(32,), bins=0), recipe=Recipe(epochs=1)
+    )
+    # Far from zero a network is linear, so its error grows with the square of the value. Choose a value for which the
+    # error overflows in some trials and not in the others.
     trials = []
-    tune(asked, with_a_far_validation_row(diabetes, asked, 1e10), 4, trials.append)
+    tune(planned, with_extreme_validation_row(diabetes, planned, 1e10), 4, trials.append)
     losses = np.array([trial.loss for trial in trials])
-    rows = len(pipeline.prepare(asked, diabetes).split.validation)
+    rows = len(pipeline.prepare(planned, diabetes).split.validation)
     middle = math.exp(np.log(np.sort(losses)[1:3]).mean()) * rows
-    table = with_a_far_validation_row(diabetes, asked, 1e10 * math.sqrt(np.finfo(np.float32).max / middle))
+    table = with_extreme_validation_row(diabetes, planned, 1e10 * math.sqrt(np.finfo(np.float32).max / middle))
     trials = []
-    found = tune(asked, table, 4, trials.append)
+    found = tune(planned, table, 4, trials.append)
     assert [trial.loss is None for trial in trials] == (losses > np.median(losses)).tolist()
     assert lowest(found, table) == min(trial.loss for trial in trials if trial.loss is not None)
 
 
 def test_one_line_says_that_every_trial_failed(tmp_path):
-    # Split by time, the 70s are what a training stops by.
+    # Split by time, the rows 70 to 79 are the validation set.
     rows = (f"{place},{'3e38' if 70 <= place < 80 else place % 7},{'ab'[place % 2]}\n" for place in range(100))
     (tmp_path / "far.csv").write_text("t,x,y\n" + "".join(rows))
     command = [
@@ -170,13 +172,13 @@ def test_the_command_searches_first_and_prints_the_changes(tmp_path, capsys):
     assert printed.err == ""
     (line,) = (line for line in printed.out.splitlines() if line.startswith("tuned "))
     assert line.endswith("(of 3 trials)")
-    asked = replace(PRESETS["fast"].architecture, hidden=(32,)), replace(PRESETS["fast"].recipe, epochs=2)
+    planned = replace(PRESETS["fast"].architecture, hidden=(32,)), replace(PRESETS["fast"].recipe, epochs=2)
     table = load(DataOptions("iris"))
-    found = tune(plan(architecture=asked[0], recipe=asked[1]), table, 3)
+    found = tune(plan(architecture=planned[0], recipe=planned[1]), table, 3)
     recorded = bundle.read(tmp_path / "iris" / "1").manifest.provenance.hyperparameters
     for name in SETTLED:
         assert recorded[name] == {**vars(found.architecture), **vars(found.recipe)}[name]
-        assert (f"{name} " in line) == (recorded[name] != {**vars(asked[0]), **vars(asked[1])}[name])
+        assert (f"{name} " in line) == (recorded[name] != {**vars(planned[0]), **vars(planned[1])}[name])
 
 
 @pytest.mark.parametrize("trials", ["0", "-1", "many"])

@@ -104,11 +104,11 @@ def test_decisions_of_the_reader_are_noted(write):
 
 def test_only_the_most_frequent_categories_are_kept(load_columns):
     names = [f"c{number:04}" for number in range(5000)]
-    column = names + names[900:]  # c0900 and later twice
+    column = names + names[900:]  # c0900 and later occur twice
     table = load_columns({"a": column, "y": ["p", "q"] * (len(column) // 2)}, categorical=("a",))
     (kept,) = table.columns
     assert len(kept.categories) == 4096
-    assert kept.categories == tuple(names[900:4996])  # of 4,100 that are there twice, the first by name
+    assert kept.categories == tuple(names[900:4996])  # the first 4,096 by name of the 4,100 that occur twice
     assert (table.x == 4096).sum() == len(column) - 2 * 4096
     assert "the 4,096 most frequent are kept" in table.notes[0]
 
@@ -210,7 +210,7 @@ CELL = st.one_of(
     )
 )
 def test_any_column_agrees_with_an_independent_reader(write, column):
-    """An oracle in plain Python: `csv` and `float`."""
+    """The independent reader uses only `csv` and `float`."""
     path = write({"a": column, "z": range(10), "y": Y})
     (rows,) = [list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))]
     cells = [row["a"] for row in rows]

@@ -1,4 +1,4 @@
-"""Files are read as what their names say, cell by cell, and every damage is named in one line."""
+"""Sources: every cell of a file, and one line for a file that can't be read."""
 
 import csv
 import gzip

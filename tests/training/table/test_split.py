@@ -1,4 +1,4 @@
-"""Splits: by class, by group, by time."""
+"""Splits by class, by group and by time."""
 
 import numpy as np
 import pytest
