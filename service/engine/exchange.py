@@ -1,7 +1,7 @@
 """One request from its body to its reply: decode, submit to the batcher, encode. It uses no task and no coroutine.
 
 It knows a codec, a batcher and a pool of threads, but no socket and no framework. Work that would block the event loop
-too long runs in the pool: large bodies, and every body to decompress or compress.
+too long runs in the pool: large bodies, compressed bodies, and the compression of large responses.
 
     start -> decode -> batcher -> encode -> compress -> on_reply
 """

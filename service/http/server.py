@@ -1,7 +1,7 @@
 """One listening socket and one uvicorn server on it: start, announce, drain, stop.
 
-It owns the process: its signals, its log, its exit. With several workers, each one runs `serve_in_worker`. It knows the
-parts of a service only by name.
+It owns the process: its signals, its log, its exit. With several workers, each one runs `serve_in_worker`. It does not
+know models or protocols.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # The objects that exist now stay. Without them, a collection takes less time away from requests.
+        # The objects that exist now stay until the end. Frozen, they cost no time at each garbage collection.
         gc.collect()
         gc.freeze()
         self._announce()

@@ -52,11 +52,11 @@ def error_responses(*kinds: type[errors.RequestError]) -> dict[int | str, dict[s
     }
 
 
-def prediction_docs(content: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+def prediction_docs(content: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
     """Describe a prediction route in OpenAPI: the media types of its body, its response, and every error."""
     return {
         "tags": ["predict"],
-        "responses": {200: answer, **error_responses(*STATUS)},
+        "responses": {200: response, **error_responses(*STATUS)},
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
     }
 
@@ -81,7 +81,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def predict(request: Request, endpoint: Endpoint) -> Response:
+async def answer(request: Request, endpoint: Endpoint) -> Response:
     """Return the endpoint's reply to a request. A client that disconnects cancels its prediction.
 
     Raises `ClientDisconnect`.

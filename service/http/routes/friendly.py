@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from foldserve.service import errors
 from foldserve.service.bundle import Manifest
 from foldserve.service.engine.repository import Model, Repository
-from foldserve.service.http.routes.common import error_responses, parse_version, predict, prediction_docs
+from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs
 from foldserve.service.protocols.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE, example
 
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
@@ -66,20 +66,20 @@ def _add_predict(routes: APIRouter, repository: Repository) -> None:
         },
         RAW_TYPE.decode(): _BYTES,
     }
-    answer = {"model": Predictions, "content": {RAW_TYPE.decode(): _BYTES, ARROW_TYPE.decode(): _BYTES}}
-    docs = prediction_docs(content, answer)
+    response = {"model": Predictions, "content": {RAW_TYPE.decode(): _BYTES, ARROW_TYPE.decode(): _BYTES}}
+    docs = prediction_docs(content, response)
 
     @routes.post("/predict", summary="Predict with the only, or the default, model", **docs)
-    async def predict_default(request: Request) -> Response:
-        return await predict(request, repository.find().friendly)
+    async def predict(request: Request) -> Response:
+        return await answer(request, repository.find().friendly)
 
     @routes.post("/v1/models/{model:name}:predict", summary="Predict with the newest version", **docs)
     async def predict_model(request: Request, model: str) -> Response:
-        return await predict(request, repository.find(model).friendly)
+        return await answer(request, repository.find(model).friendly)
 
     @routes.post("/v1/models/{model:name}/versions/{version}:predict", summary="Predict with one version", **docs)
     async def predict_version(request: Request, model: str, version: str) -> Response:
-        return await predict(request, repository.find(model, parse_version(version)).friendly)
+        return await answer(request, repository.find(model, parse_version(version)).friendly)
 
 
 def _add_models(routes: APIRouter, repository: Repository) -> None:

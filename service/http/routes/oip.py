@@ -16,7 +16,7 @@ from foldserve.service import errors
 from foldserve.service.compose import Service
 from foldserve.service.engine.lifecycle import Lifecycle
 from foldserve.service.engine.repository import Model, Repository
-from foldserve.service.http.routes.common import error_responses, parse_version, predict, prediction_docs, read_body
+from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs, read_body
 from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols import oip_documents
 from foldserve.service.protocols.rows import parse_json
@@ -59,11 +59,11 @@ def router(service: Service, server: tuple[str, str]) -> APIRouter:
     """Create the routes. server: its name and version."""
     routes = APIRouter()
     repository, metrics = service.repository, service.metrics
-    extensions: tuple[str, ...] = _EXTENSIONS
     if isinstance(metrics, PrometheusMetrics):  # statistics are read from the metrics
-        extensions += (_STATISTICS,)
+        _add_server(routes, service.lifecycle, server, (*_EXTENSIONS, _STATISTICS))
         _add_statistics(routes, repository, metrics)  # before the models, or /v2/models/stats would be a model
-    _add_server(routes, service.lifecycle, server, extensions)
+    else:
+        _add_server(routes, service.lifecycle, server, _EXTENSIONS)
     _add_models(routes, repository)
     _add_infer(routes, repository)
     _add_repository(routes, repository)
@@ -79,13 +79,13 @@ def _add_server(routes: APIRouter, lifecycle: Lifecycle, server: tuple[str, str]
 
     # A process that answers is live: the port opens after every model is verified.
     @routes.get("/v2/health/live", tags=["health"], summary="The process answers")
-    async def live() -> dict[str, bool]:
+    async def is_live() -> dict[str, bool]:
         return {"live": True}
 
     @routes.get("/v2/health/ready", tags=["health"], summary="Every model has reproduced its golden outputs")
-    async def ready() -> JSONResponse:
-        is_ready = lifecycle.ready
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+    async def is_ready() -> JSONResponse:
+        ready = lifecycle.ready
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
 
 
 def _add_models(routes: APIRouter, repository: Repository) -> None:
@@ -101,7 +101,7 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
         @routes.get(
             "/v2/models/{model:name}/versions/{version}" + path, tags=["models"], summary=summary, responses=refused
         )
-        async def numbered(model: str, version: str) -> dict[str, Any]:
+        async def named(model: str, version: str) -> dict[str, Any]:
             return describe(repository.find(model, parse_version(version)))
 
     def metadata(model: Model) -> dict[str, Any]:
@@ -132,11 +132,11 @@ def _add_infer(routes: APIRouter, repository: Repository) -> None:
 
     @routes.post("/v2/models/{model:name}/infer", summary="Infer with the newest version", **docs)
     async def infer(request: Request, model: str) -> Response:
-        return await predict(request, repository.find(model).oip)
+        return await answer(request, repository.find(model).oip)
 
     @routes.post("/v2/models/{model:name}/versions/{version}/infer", summary="Infer with one version", **docs)
     async def infer_version(request: Request, model: str, version: str) -> Response:
-        return await predict(request, repository.find(model, parse_version(version)).oip)
+        return await answer(request, repository.find(model, parse_version(version)).oip)
 
 
 def _add_repository(routes: APIRouter, repository: Repository) -> None:
@@ -171,7 +171,7 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Promethe
         return {"model_stats": [oip_documents.statistics(m.manifest, t) for m, t in zip(models, totals, strict=True)]}
 
     @routes.get("/v2/models/stats", tags=["models"], summary="The statistics of all models")
-    async def all_models() -> dict[str, Any]:
+    async def of_all() -> dict[str, Any]:
         return statistics(*repository.ready_models())
 
     @routes.get(
@@ -180,7 +180,7 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Promethe
         summary="The statistics of the newest version",
         responses=refused,
     )
-    async def newest(model: str) -> dict[str, Any]:
+    async def of_newest(model: str) -> dict[str, Any]:
         return statistics(repository.find(model))
 
     @routes.get(
@@ -189,5 +189,5 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Promethe
         summary="The statistics of one version",
         responses=refused,
     )
-    async def numbered(model: str, version: str) -> dict[str, Any]:
+    async def of_version(model: str, version: str) -> dict[str, Any]:
         return statistics(repository.find(model, parse_version(version)))
