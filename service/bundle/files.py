@@ -1,6 +1,6 @@
 """Bundles on disk: a read checks everything, and a write leaves a whole bundle or nothing.
 
-It knows the manifest and the hash of the model; it does not know what is in the model.
+It knows the manifest and the hash of the model; it does not know the contents of the model.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class CpuRunner:
         self._bindings: dict[tuple[int, ...], _Binding] = {}  # by the shape of the rows
 
     def run(self, rows: Rows) -> Outputs:
-        """Run the model on one batch. Raises whatever ONNX Runtime raises."""
+        """Run the model on one batch. Raises any exception of ONNX Runtime."""
         binding = self._bindings.get(rows.shape)
         if binding is None:
             if not self._can_bind or len(rows) > _MAX_BOUND_ROWS or rows.shape[1:] != (self._input.shape[1],):

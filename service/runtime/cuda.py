@@ -88,7 +88,7 @@ class CudaRunner:
         """Run the model on one batch.
 
         Raises `DeviceOutOfMemory`, after which the next call uses a new session; `DeviceLost`, after which every call
-        raises it; or whatever else ONNX Runtime raises.
+        raises it; or another exception of ONNX Runtime.
         """
         return self._thread.call(lambda: self._run_or_recover(rows))
 

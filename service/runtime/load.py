@@ -44,7 +44,7 @@ class Runtime:
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch.
 
-        Raises `DeviceOutOfMemory`, `DeviceLost`, or whatever else ONNX Runtime raises. Outputs that are not finite
+        Raises `DeviceOutOfMemory`, `DeviceLost`, or another exception of ONNX Runtime. Outputs that are not finite
         are returned as they are: only the caller knows whose rows they belong to.
         """
         if self._cuda is None or len(rows) < self._crossover:

@@ -63,7 +63,7 @@ def open_session(
     threads: of one run on the CPU. optimise: whether ONNX Runtime optimises the graph. optimised_file: where it
     writes the optimised graph. log_severity: of the messages that ONNX Runtime writes to standard error; by default
     none, since the exception repeats them.
-    Raises `DeviceError` without ONNX Runtime or this provider, and whatever ONNX Runtime raises.
+    Raises `DeviceError` without ONNX Runtime or this provider, and any exception of ONNX Runtime.
     """
     require_provider(provider)
     ort.set_default_logger_severity(log_severity)

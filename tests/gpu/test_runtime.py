@@ -29,56 +29,56 @@ def rows(count: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def graphs(digits: bundle.Bundle) -> Iterator[Runtime]:
-    made, _ = runtime.load(digits, Options("cuda"))
-    yield made
-    made.close()
+    loaded, _ = runtime.load(digits, Options("cuda"))
+    yield loaded
+    loaded.close()
 
 
 @pytest.fixture(scope="module")
 def plain(digits: bundle.Bundle) -> Iterator[Runtime]:
-    made, _ = runtime.load(digits, Options("cuda", buckets=()))
-    yield made
-    made.close()
+    loaded, _ = runtime.load(digits, Options("cuda", buckets=()))
+    yield loaded
+    loaded.close()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 63, 64, 65, 1024, 1025, 5000])
 def test_every_batch_is_within_the_certificate_s_tolerance_of_the_cpu(
     count: int, digits: bundle.Bundle, graphs: Runtime
 ) -> None:
-    asked = rows(count)
+    batch = rows(count)
     allowed = digits.manifest.certificate.tolerance
     for _ in range(3):
-        assert allowed.measure(oracle(digits.model)(asked).astype(np.float64), graphs.run(asked)).holds
+        assert allowed.measure(oracle(digits.model)(batch).astype(np.float64), graphs.run(batch)).holds
 
 
 @pytest.mark.parametrize("size", [1, 4, 16, 64, 256, 1024])
 def test_outputs_with_and_without_graphs_are_the_same_bits(size: int, graphs: Runtime, plain: Runtime) -> None:
     for _ in range(5):
-        asked = rows(size)
-        assert graphs.run(asked).tobytes() == plain.run(asked).tobytes()
+        batch = rows(size)
+        assert graphs.run(batch).tobytes() == plain.run(batch).tobytes()
 
 
 def test_rows_of_an_earlier_batch_do_not_change_the_outputs(graphs: Runtime) -> None:
-    asked = rows(5)
-    before = graphs.run(asked)
+    batch = rows(5)
+    before = graphs.run(batch)
     graphs.run(np.full((16, 64), np.nan, np.float32))
-    assert graphs.run(asked).tobytes() == before.tobytes()
+    assert graphs.run(batch).tobytes() == before.tobytes()
 
 
 def test_categories_and_missing_values_run_on_cuda_alone() -> None:
-    made, parity = runtime.load(mixed_bundle(), Options("cuda"))
+    loaded, parity = runtime.load(mixed_bundle(), Options("cuda"))
     assert parity.holds
-    made.close()
+    loaded.close()
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
 def test_fewer_bits_are_within_their_tolerance(precision: Precision, digits: bundle.Bundle) -> None:
-    made, parity = runtime.load(digits, Options("cuda", precision=precision))
+    loaded, parity = runtime.load(digits, Options("cuda", precision=precision))
     assert parity.holds
-    asked = rows(300)
+    batch = rows(300)
     allowed = widen(digits.manifest.certificate.tolerance, precision)
-    assert allowed.measure(oracle(digits.model)(asked).astype(np.float64), made.run(asked)).holds
-    made.close()
+    assert allowed.measure(oracle(digits.model)(batch).astype(np.float64), loaded.run(batch)).holds
+    loaded.close()
 
 
 def test_a_memory_limit_that_is_too_small_is_refused(digits: bundle.Bundle) -> None:
@@ -91,7 +91,7 @@ def test_a_session_loads_no_cudnn(digits: bundle.Bundle) -> None:
         "import sys; from pathlib import Path; from foldserve.service import bundle\n"
         "from foldserve.service.runtime.load import load\n"
         "from foldserve.service.runtime.session import Options\n"
-        "made, _ = load(bundle.read(Path(sys.argv[1])), Options('cuda'))\n"
+        "loaded, _ = load(bundle.read(Path(sys.argv[1])), Options('cuda'))\n"
         "print('cudnn' in Path('/proc/self/maps').read_text(), 'cublas' in Path('/proc/self/maps').read_text())"
     )
     done = subprocess.run(
@@ -104,9 +104,9 @@ def test_the_service_answers_on_cuda(models: Path, tmp_path: Path) -> None:
     with serving(models, tmp_path / "log", "--device", "cuda", "--default-model", "digits") as served:
         version = httpx.get(f"{served.url}/v1/models/digits").json()["versions"][0]
         assert version["provider"] == "CUDAExecutionProvider"
-        asked = rows(3)
-        answer = httpx.post(f"{served.url}/predict", json={"instances": asked.tolist()}).json()
-        expected = oracle(bundle.read(models / "digits" / "1").model)(asked)
+        batch = rows(3)
+        answer = httpx.post(f"{served.url}/predict", json={"instances": batch.tolist()}).json()
+        expected = oracle(bundle.read(models / "digits" / "1").model)(batch)
         np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""A table with every kind of column: its manifest, its graph made by hand, and the same model in NumPy.
+"""A table with every kind of column: its manifest, its handmade graph, and the same model in NumPy.
 
 The NumPy model takes a person's values; it does not know codes or tensors.
 """

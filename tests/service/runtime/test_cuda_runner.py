@@ -36,10 +36,10 @@ def gpu() -> SimulatedGpu:
 
 @pytest.fixture
 def runner(gpu: SimulatedGpu) -> Iterator[CudaRunner]:
-    made = opened(gpu)
+    runner = opened(gpu)
     gpu.log.clear()
-    yield made
-    made.close()
+    yield runner
+    runner.close()
 
 
 def opened(gpu: SimulatedGpu, options: Options = OPTIONS) -> CudaRunner:
@@ -72,27 +72,27 @@ def test_every_call_runs_on_one_thread_whoever_the_caller_is(gpu: SimulatedGpu) 
 def test_a_batch_runs_on_the_smallest_graph_that_has_room(
     count: int, graph: int, gpu: SimulatedGpu, runner: CudaRunner
 ) -> None:
-    asked = rows(count)
-    answered = runner.run(asked)
-    np.testing.assert_allclose(answered, asked.astype(np.float64) @ WEIGHTS, rtol=1e-5, atol=1e-6)
+    batch = rows(count)
+    outputs = runner.run(batch)
+    np.testing.assert_allclose(outputs, batch.astype(np.float64) @ WEIGHTS, rtol=1e-5, atol=1e-6)
     assert gpu.log == [f"upload {count}", f"bound {graph}", f"download {count}", "wait"]
 
 
 def test_outputs_with_and_without_graphs_are_the_same_bits(runner: CudaRunner) -> None:
     without = opened(SimulatedGpu(), Options("cuda", buckets=()))
     for size in BUCKETS:
-        asked = rows(size)
-        assert runner.run(asked).tobytes() == without.run(asked).tobytes()
+        batch = rows(size)
+        assert runner.run(batch).tobytes() == without.run(batch).tobytes()
     without.close()
 
 
 def test_rows_of_an_earlier_batch_do_not_change_the_outputs(runner: CudaRunner) -> None:
     runner.run(np.full((16, 2), np.nan, np.float32))
-    asked = rows(5)
-    answered = runner.run(asked)
-    assert np.isfinite(answered).all()
+    batch = rows(5)
+    outputs = runner.run(batch)
+    assert np.isfinite(outputs).all()
     runner.run(rows(16))
-    np.testing.assert_allclose(answered, asked @ WEIGHTS, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs, batch @ WEIGHTS, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (4, 1), (40, 3)], ids=str)
@@ -149,8 +149,8 @@ def test_after_out_of_memory_a_new_session_serves(
         runner.run(rows(count))
     assert refused.value.retry_after == 1
     assert gpu.log.count("open") == gpu.log.count("close") == 1
-    asked = rows(count)
-    np.testing.assert_allclose(runner.run(asked), asked @ WEIGHTS, rtol=1e-5, atol=1e-6)
+    batch = rows(count)
+    np.testing.assert_allclose(runner.run(batch), batch @ WEIGHTS, rtol=1e-5, atol=1e-6)
     assert not runner.lost
     assert len(gpu.threads) == 1
 
@@ -161,9 +161,9 @@ def test_the_session_without_memory_is_freed_before_the_next_one_opens(gpu: Simu
 
     def open_session(model: bytes, options: dict[str, str]) -> object:
         alive.append(any(session() is not None for session in sessions))
-        made = gpu.open_session(model, options)
-        sessions.append(weakref.ref(made))
-        return made
+        session = gpu.open_session(model, options)
+        sessions.append(weakref.ref(session))
+        return session
 
     runner = CudaRunner(MODEL, OPTIONS, gpu.connect, open_session)
     gc.disable()  # a reference cycle would keep the GPU's memory until a collection
@@ -189,8 +189,8 @@ def test_a_closed_runner_runs_nothing_and_can_be_closed_again(gpu: SimulatedGpu)
 
 def test_larger_batches_share_one_buffer_that_grows(runner: CudaRunner) -> None:
     for count in (17, 1000, 20, 40):
-        asked = rows(count)
-        np.testing.assert_allclose(runner.run(asked), asked @ WEIGHTS, rtol=1e-5, atol=1e-6)
+        batch = rows(count)
+        np.testing.assert_allclose(runner.run(batch), batch @ WEIGHTS, rtol=1e-5, atol=1e-6)
 
 
 def test_out_of_memory_in_the_new_session_too_is_a_lost_device(gpu: SimulatedGpu) -> None:

@@ -27,32 +27,32 @@ from tests.service.support import bundle_in_memory, oracle, square_root
 @pytest.mark.parametrize("name", ["digits", "diabetes"])
 def test_a_whole_bundle_gives_its_golden_outputs(name: str, trained: Path) -> None:
     whole = bundle.read(trained / name / "1")
-    session, parity = runtime.load(whole, Options("cpu"))
+    loaded, parity = runtime.load(whole, Options("cpu"))
     assert parity.holds
     assert parity.rows == len(whole.manifest.golden.inputs) > 0
     rows = np.array(whole.manifest.golden.inputs, np.float32)
-    assert session.run(rows) == pytest.approx(np.array(whole.manifest.golden.outputs), rel=1e-4, abs=1e-5)
+    assert loaded.run(rows) == pytest.approx(np.array(whole.manifest.golden.outputs), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 500])
 def test_a_run_gives_the_outputs_of_onnx_runtime(rows: int, digits: bundle.Bundle) -> None:
-    session, _ = runtime.load(digits, Options("cpu"))
+    loaded, _ = runtime.load(digits, Options("cpu"))
     drawn = np.random.default_rng(rows).integers(0, 17, (rows, 64)).astype(np.float32)
-    outputs = session.run(drawn)
+    outputs = loaded.run(drawn)
     assert outputs.dtype == np.float32
     assert outputs.shape == (rows, 10)
     assert np.array_equal(outputs, oracle(digits.model)(drawn))
 
 
 def test_a_handmade_graph_runs_like_a_trained_one() -> None:
-    session, parity = runtime.load(bundle_in_memory(linear(), GOLDEN), Options("cpu"))
+    loaded, parity = runtime.load(bundle_in_memory(linear(), GOLDEN), Options("cpu"))
     assert parity.max_absolute == 0
-    assert session.run(np.array([[10, 1]], np.float32)).tolist() == [[23]]
+    assert loaded.run(np.array([[10, 1]], np.float32)).tolist() == [[23]]
 
 
 def test_a_runtime_names_its_provider_and_the_reason(digits: bundle.Bundle) -> None:
-    session, _ = runtime.load(digits, Options("cpu"))
-    assert (session.provider, session.why) == ("CPUExecutionProvider", "requested")
+    loaded, _ = runtime.load(digits, Options("cpu"))
+    assert (loaded.provider, loaded.why) == ("CPUExecutionProvider", "requested")
 
 
 no_cuda = pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is built in")
@@ -60,9 +60,9 @@ no_cuda = pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_provid
 
 @no_cuda
 def test_auto_chooses_the_cpu_without_cuda_and_says_so(digits: bundle.Bundle) -> None:
-    session, _ = runtime.load(digits, Options("auto"))
-    assert session.provider == "CPUExecutionProvider"
-    assert "without CUDA" in session.why
+    loaded, _ = runtime.load(digits, Options("auto"))
+    assert loaded.provider == "CPUExecutionProvider"
+    assert "without CUDA" in loaded.why
 
 
 @no_cuda
@@ -83,20 +83,20 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
 
 
 def test_auto_chooses_cuda_where_it_is_available(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
-    session, parity = runtime.load(digits, Options("auto"))
-    assert (session.provider, session.why) == ("CUDAExecutionProvider", "CUDA is available")
+    loaded, parity = runtime.load(digits, Options("auto"))
+    assert (loaded.provider, loaded.why) == ("CUDAExecutionProvider", "CUDA is available")
     assert parity.holds
     gpu.log.clear()
     drawn = np.random.default_rng(0).integers(0, 17, (3, 64)).astype(np.float32)
-    assert np.array_equal(session.run(drawn), oracle(digits.model)(np.resize(drawn, (4, 64)))[:3])
+    assert np.array_equal(loaded.run(drawn), oracle(digits.model)(np.resize(drawn, (4, 64)))[:3])
     assert gpu.log == ["upload 3", "bound 2", "download 3", "wait"]
-    session.close()
+    loaded.close()
     assert gpu.log[-1] == "close"
 
 
 def test_every_captured_size_is_checked_on_the_golden_rows(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
-    session, _ = runtime.load(digits, Options("cuda", buckets=(2, 64, 500)))
-    session.close()
+    loaded, _ = runtime.load(digits, Options("cuda", buckets=(2, 64, 500)))
+    loaded.close()
     proving = gpu.log[gpu.log.index("wait") :]
     assert {"bound 1", "bound 2", "bound 3"} <= set(proving)
     assert "upload 500" in proving
@@ -106,17 +106,17 @@ def test_every_captured_size_is_checked_on_the_golden_rows(digits: bundle.Bundle
 def test_fewer_rows_than_the_crossover_run_on_the_cpu_and_both_devices_are_checked(
     crossover: int, digits: bundle.Bundle, gpu: SimulatedGpu
 ) -> None:
-    session, _ = runtime.load(digits, Options("auto", crossover=crossover))
-    assert f"fewer than {crossover} rows run on the CPU" in session.why
-    assert session.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    loaded, _ = runtime.load(digits, Options("auto", crossover=crossover))
+    assert f"fewer than {crossover} rows run on the CPU" in loaded.why
+    assert loaded.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
     gpu.log.clear()
     drawn = np.random.default_rng(0).integers(0, 17, (crossover, 64)).astype(np.float32)
     if crossover > 1:
-        session.run(drawn[1:])
+        loaded.run(drawn[1:])
     assert gpu.log == []
-    session.run(drawn)
+    loaded.run(drawn)
     assert gpu.log[0] == f"upload {crossover}"
-    session.close()
+    loaded.close()
 
 
 def test_a_device_with_wrong_outputs_is_refused_and_released(
@@ -136,12 +136,12 @@ def test_a_device_with_wrong_outputs_is_refused_and_released(
 def test_a_request_for_cuda_runs_every_batch_there_whatever_the_crossover(
     digits: bundle.Bundle, gpu: SimulatedGpu
 ) -> None:
-    session, _ = runtime.load(digits, Options("cuda", crossover=8))
-    assert (session.why, session.providers) == ("requested", ("CUDAExecutionProvider",))
+    loaded, _ = runtime.load(digits, Options("cuda", crossover=8))
+    assert (loaded.why, loaded.providers) == ("requested", ("CUDAExecutionProvider",))
     gpu.log.clear()
-    session.run(np.zeros((1, 64), np.float32))
+    loaded.run(np.zeros((1, 64), np.float32))
     assert gpu.log[0] == "upload 1"
-    session.close()
+    loaded.close()
 
 
 @pytest.mark.parametrize(
@@ -157,25 +157,25 @@ def test_a_device_that_fails_during_the_check_is_not_an_error_of_the_bundle(
         runtime.load(digits, Options("cuda"))
     assert gpu.log[-1] == "close"
     calls = itertools.count()
-    session, parity = runtime.load(digits, Options("auto"))
-    assert session.provider == "CPUExecutionProvider"
+    loaded, parity = runtime.load(digits, Options("auto"))
+    assert loaded.provider == "CPUExecutionProvider"
     assert parity.holds
 
 
 def test_a_reopened_session_is_checked_before_it_serves(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
-    session, _ = runtime.load(digits, Options("cuda"))
+    loaded, _ = runtime.load(digits, Options("cuda"))
     errors = iter([RuntimeError("CUDA failure 2: out of memory")])
     gpu.fails = lambda: next(errors, None)
     gpu.log.clear()
     with pytest.raises(DeviceOutOfMemory):
-        session.run(np.zeros((1, 64), np.float32))
+        loaded.run(np.zeros((1, 64), np.float32))
     assert "upload 16" in gpu.log[gpu.log.index("open") :]  # the golden rows
-    assert session.run(np.zeros((1, 64), np.float32)).shape == (1, 10)
-    session.close()
+    assert loaded.run(np.zeros((1, 64), np.float32)).shape == (1, 10)
+    loaded.close()
 
 
 def test_a_reopened_session_with_wrong_outputs_is_a_lost_device(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
-    session, _ = runtime.load(digits, Options("cuda"))
+    loaded, _ = runtime.load(digits, Options("cuda"))
     calls = itertools.count()
     opened = gpu.open_session
 
@@ -185,28 +185,28 @@ def test_a_reopened_session_with_wrong_outputs_is_a_lost_device(digits: bundle.B
             weights.raw_data = (onnx.numpy_helper.to_array(weights) * 1.01).astype(np.float32).tobytes()
         return opened(graph.SerializeToString(), options)
 
-    session._cuda._open_session = other
+    loaded._cuda._open_session = other
     gpu.fails = lambda: RuntimeError("CUDA failure 2: out of memory") if next(calls) == 0 else None
     with pytest.raises(DeviceLost):
-        session.run(np.zeros((1, 64), np.float32))
-    assert session.lost
-    session.close()
+        loaded.run(np.zeros((1, 64), np.float32))
+    assert loaded.lost
+    loaded.close()
 
 
 def test_auto_chooses_the_cpu_when_cuda_fails_and_says_why(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
     gpu.fails = lambda: DeviceError("CUDA is not available: no driver")
-    session, _ = runtime.load(digits, Options("auto"))
-    assert (session.provider, session.why) == ("CPUExecutionProvider", "CUDA is not available: no driver")
+    loaded, _ = runtime.load(digits, Options("auto"))
+    assert (loaded.provider, loaded.why) == ("CPUExecutionProvider", "CUDA is not available: no driver")
     with pytest.raises(DeviceError, match="no driver"):
         runtime.load(digits, Options("cuda"))
 
 
 def test_the_reason_names_another_precision_than_fp32(digits: bundle.Bundle, gpu: SimulatedGpu) -> None:
-    session, parity = runtime.load(digits, Options("auto", precision="tf32"))
-    assert session.why == "CUDA is available; products in tf32"
+    loaded, parity = runtime.load(digits, Options("auto", precision="tf32"))
+    assert loaded.why == "CUDA is available; products in tf32"
     assert parity.holds
     assert gpu.options[0]["use_tf32"] == "1"
-    session.close()
+    loaded.close()
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
@@ -223,25 +223,25 @@ def test_a_precision_for_cuda_is_refused_on_the_cpu(device: str, digits: bundle.
 @pytest.mark.parametrize("rows", [2, 40], ids=["few", "many"])
 def test_a_row_without_a_finite_output_does_not_change_other_rows(bad: tuple[float, float], rows: int) -> None:
     model, golden = square_root()
-    session, _ = runtime.load(bundle_in_memory(model, golden), Options("cpu"))
+    loaded, _ = runtime.load(bundle_in_memory(model, golden), Options("cpu"))
     mixed = np.array([(1.0, 3.0)] * (rows - 1) + [bad], np.float32)
-    outputs = session.run(mixed)
+    outputs = loaded.run(mixed)
     assert outputs.tobytes() == oracle(model)(mixed).tobytes()
     assert outputs[:-1].tolist() == [[2]] * (rows - 1)
     assert not np.isfinite(outputs[-1]).any()
-    assert session.run(np.array([(1.0, 3.0)], np.float32)).tolist() == [[2]]
+    assert loaded.run(np.array([(1.0, 3.0)], np.float32)).tolist() == [[2]]
 
 
 def test_outputs_belong_to_the_caller_and_survive_the_next_run() -> None:
-    session, _ = runtime.load(bundle_in_memory(linear(), GOLDEN), Options("cpu"))
-    first = session.run(np.array([[1, 0]], np.float32))
-    session.run(np.array([[0, 1]], np.float32))
+    loaded, _ = runtime.load(bundle_in_memory(linear(), GOLDEN), Options("cpu"))
+    first = loaded.run(np.array([[1, 0]], np.float32))
+    loaded.run(np.array([[0, 1]], np.float32))
     assert first.tolist() == [[2]]
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 1), (1, 1), (40, 3)], ids=str)
 def test_rows_of_another_width_fail_their_own_run_only(shape: tuple[int, int]) -> None:
-    session, _ = runtime.load(bundle_in_memory(linear(), GOLDEN), Options("cpu"))
+    loaded, _ = runtime.load(bundle_in_memory(linear(), GOLDEN), Options("cpu"))
     with pytest.raises(Exception, match="invalid dimensions"):
-        session.run(np.ones(shape, np.float32))
-    assert session.run(np.array([[1, 0]], np.float32)).tolist() == [[2]]
+        loaded.run(np.ones(shape, np.float32))
+    assert loaded.run(np.array([[1, 0]], np.float32)).tolist() == [[2]]
