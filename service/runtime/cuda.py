@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 import time
 import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,11 +32,10 @@ from foldserve.service.runtime.session import (
     require_provider,
     run_options,
 )
+from foldserve.service.runtime.worker_thread import WorkerThread
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-
-Result = TypeVar("Result")
 
 # The first runs of cuBLAS and of the arena allocate memory, which is not allowed during a capture.
 _RUNS_BEFORE_CAPTURE = 2
@@ -68,7 +65,7 @@ class CudaRunner:
         self._options = options
         self._connect = connect or _connect
         self._open_session = open_session
-        self._thread = _WorkerThread()
+        self._thread = WorkerThread("cuda")
         self.lost = False
         # Called with a new session's run function; raises unless the session reproduces the golden outputs.
         self.check_reopened: Callable[[Run], object] = lambda _: None
@@ -210,53 +207,3 @@ class _BoundBuffers:
 
 def _is_out_of_memory(error: Exception) -> bool:
     return error.out_of_memory if isinstance(error, CudaError) else bool(_OUT_OF_MEMORY.search(str(error)))
-
-
-class _WorkerThread:
-    """One thread that runs functions for callers, who wait for the result."""
-
-    def __init__(self) -> None:
-        # Two queues take 9 us for a call and its result; an executor of concurrent.futures takes 21.
-        self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
-        self._results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        self._one_caller = threading.Lock()
-        self._ended = False
-        threading.Thread(target=self._work, name="cuda", daemon=True).start()
-
-    def call(self, function: Callable[[], Result]) -> Result:
-        """Run `function` on the thread; return or raise what it does. Raises `RuntimeError` after the end."""
-        with self._one_caller:
-            if self._ended:
-                raise RuntimeError("this runner is closed")
-            return self._run(function)
-
-    def end(self, last: Callable[[], object] | None = None) -> None:
-        """Run `last`, and end the thread. A second call does nothing."""
-        with self._one_caller:
-            if self._ended:
-                return
-            self._ended = True
-            try:
-                if last is not None:
-                    self._run(last)
-            finally:
-                self._calls.put(None)
-
-    def _run(self, function: Callable[[], Result]) -> Result:
-        self._calls.put(function)
-        result: Result
-        result, error = self._results.get()
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # a reference cycle with its traceback would keep everything that its frames hold
-        return result
-
-    def _work(self) -> None:
-        while (function := self._calls.get()) is not None:
-            try:
-                self._results.put((function(), None))
-            except BaseException as error:  # noqa: BLE001 (the caller gets it)
-                self._results.put((None, error))
-            del function
