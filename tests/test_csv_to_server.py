@@ -5,7 +5,6 @@ import csv
 import html
 import io
 import json
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -345,59 +344,3 @@ def test_strong_imbalance_shows_in_the_scores_of_each_class(bundles, printed):
     assert "worst        True: 0.0% of 2 found" in printed["rare"]
     assert "Never predicted on the test rows, though some are of it: True." in page
     assert "no better than an answer that looks at no feature" in page
-
-
-# --- unusable tables
-
-HEAD = b"a,b,y\n"
-GOOD = b"1,x,p\n2,x,q\n3,z,p\n4,z,q\n5,x,p\n6,z,q\n"
-REFUSED = {
-    "no target column": (HEAD + GOOD, ("--target", "none"), "has no column 'none'"),
-    "two columns of one name": (b"a,a,y\n" + GOOD, (), "'a'"),
-    "a row too long": (HEAD + GOOD + b"1,x,p,9\n", (), "row 7"),
-    "a row too short": (HEAD + GOOD + b"1,x\n", (), "row 7"),
-    "UTF-16": ((HEAD + GOOD).decode().encode("utf-16"), (), "UTF-16"),
-    "large integers beside a blank": (b"a,b,y\n9007199254740993,x,p\n,x,q\n" + GOOD, (), "column 'a'"),
-    "a label that is not there": (HEAD + GOOD + b"1,x,\n", (), "row 7 has no value"),
-    "a label that is infinite": (b"a,y\n" + b"".join(b"%d,%d.5\n" % (i, i) for i in range(30)) + b"1,inf\n", (), "'y'"),
-    "text among numbers": (HEAD + GOOD * 5 + b"oops,x,p\n", (), "column 'a'"),
-    "text in a column declared numeric": (HEAD + GOOD, ("--numeric", "b"), "column 'b' must be numeric"),
-    "a class of one row": (HEAD + GOOD + b"1,x,r\n", (), "class 'r' has 1 row"),
-    "one class": (b"a,y\n1,p\n2,p\n3,p\n4,p\n5,p\n", (), "only one class"),
-    "a header and no rows": (HEAD, (), "no rows"),
-    "an empty file": (b"", (), "empty"),
-    "a zip that is called csv": (b"PK\x03\x04" + bytes(range(256)), (), "zip"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_an_unusable_table_gives_one_line_and_no_bundle(tmp_path, capsys, name):
-    content, arguments, reason = REFUSED[name]
-    table = tmp_path / "table.csv"
-    table.write_bytes(content)
-    assert main(["fit", str(table), *arguments, "--models", str(tmp_path)]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("foldserve-train: error: ")
-    assert reason in line
-    assert list(tmp_path.iterdir()) == [table]
-
-
-@pytest.mark.parametrize("rows", [37, 38, 39])
-def test_a_byte_order_mark_a_class_of_three_rows_and_a_last_batch_of_one_row_are_accepted(tmp_path, rows):
-    table = tmp_path / "table.csv"
-    labels = ["r"] * 3 + ["p", "q"] * 20
-    lines = ["a,y", *(f"{place},{labels[place]}" for place in range(rows))]
-    table.write_text("\n".join(lines), encoding="utf-8-sig")
-    fit(table, "--models", tmp_path, *QUICK, "--batch-size", 8)
-    manifest = bundle.read(tmp_path / "table" / "1").manifest
-    assert [feature.name for feature in manifest.features] == ["a"]
-    assert manifest.labels == ("p", "q", "r")
-
-
-def test_a_parquet_file_that_is_cut_short_is_refused(tmp_path, capsys):
-    table = tmp_path / "table.parquet"
-    table.write_bytes(b"PAR1" + bytes(100))
-    assert main(["fit", str(table), "--models", str(tmp_path)]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "table.parquet" in line
-    assert [path.name for path in Path(tmp_path).iterdir()] == ["table.parquet"]

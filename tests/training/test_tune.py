@@ -16,7 +16,7 @@ from foldserve.training.table.load import load
 from foldserve.training.tune import tune
 
 # The settings that the search chooses.
-SETTLED = {"hidden", "dropout", "learning_rate", "weight_decay", "input_noise", "label_smoothing"}
+SEARCHED = {"hidden", "dropout", "learning_rate", "weight_decay", "input_noise", "label_smoothing"}
 
 
 def plan(**changes):
@@ -76,7 +76,7 @@ def test_settings_outside_the_search_stay(iris):
     found = tune(planned, iris, 3)
     for before, after in ((planned.architecture, found.architecture), (planned.recipe, found.recipe)):
         changed = {name for name, value in vars(after).items() if value != vars(before)[name]}
-        assert changed <= SETTLED
+        assert changed <= SEARCHED
     assert replace(found, architecture=planned.architecture, recipe=planned.recipe) == planned
 
 
@@ -105,10 +105,10 @@ def test_the_test_rows_are_not_used(iris):
 def test_a_trial_behind_the_median_is_stopped(iris):
     trials = []
     tune(plan(recipe=Recipe(epochs=8)), iris, 16, trials.append)
-    given_up = [trial for trial in trials if trial.loss is None]
-    assert given_up
+    stopped = [trial for trial in trials if trial.loss is None]
+    assert stopped
     # The pruner needs four finished trials for a median.
-    assert min(trial.number for trial in given_up) > 4
+    assert min(trial.number for trial in stopped) > 4
     assert all(math.isfinite(trial.best) for trial in trials)
 
 
@@ -176,7 +176,7 @@ def test_the_command_searches_first_and_prints_the_changes(tmp_path, capsys):
     table = load(DataOptions("iris"))
     found = tune(plan(architecture=planned[0], recipe=planned[1]), table, 3)
     recorded = bundle.read(tmp_path / "iris" / "1").manifest.provenance.hyperparameters
-    for name in SETTLED:
+    for name in SEARCHED:
         assert recorded[name] == {**vars(found.architecture), **vars(found.recipe)}[name]
         assert (f"{name} " in line) == (recorded[name] != {**vars(planned[0]), **vars(planned[1])}[name])
 

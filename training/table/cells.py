@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Distinct:
         """The number of rows that have a value."""
         return int(self.counts.sum())
 
-    @property
+    @cached_property
     def used(self) -> list[Any]:
         """The values that some row has."""
         return [value for value, count in zip(self.values, self.counts, strict=True) if count]

@@ -25,7 +25,7 @@ _FLOAT32_EXACT = 2**24
 
 
 class FeatureBuilder:
-    """Encodes the columns one by one, so that memory holds the cells of only one column beside all numbers."""
+    """Encodes the columns one by one, so that memory holds the numbers of all columns but the cells of only one."""
 
     def __init__(self, options: DataOptions, rows: int, columns: int, *, typed: bool) -> None:
         """columns: an upper bound. typed: whether the source states the types of its cells."""

@@ -37,8 +37,8 @@ def read_as(kind: Kind, name: str, cells: pa.ChunkedArray) -> Values | Distinct:
 def infer(name: str, cells: pa.ChunkedArray, *, typed: bool) -> tuple[Kind, Values | Distinct]:
     """Return the kind of a column, and its numbers or its distinct values.
 
-    typed: whether the source states the types of its cells; then a text stays a text. Raises `DataError` for dates,
-    and for a column that is neither numbers nor texts but almost numeric.
+    typed: whether the source states the types of its cells; then a text stays a text. Raises `DataError` for dates and
+    times, and for a column of numbers in which some cells are texts.
     """
     if is_time(cells):
         raise DataError(

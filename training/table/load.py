@@ -3,7 +3,7 @@
     sources/ (file -> cells) -> missing.py, numbers.py, kinds.py, categories.py (cells -> values)
         -> target.py, features.py, split_keys.py -> schema.Table
 
-The training table alone decides the schema. This room knows no network.
+The training table alone decides the schema; a test file is read by it.
 """
 
 from __future__ import annotations

@@ -112,9 +112,9 @@ def test_rows_of_equal_time_stay_together(time):
         split = split_rows(table(np.arange(float(len(time))), time=time), test=0.2, validation=0.1, seed=0)
     except DataError:
         return
-    train, stop, held_out = ([time[row] for row in part] for part in (split.train, split.validation, split.test))
-    assert max(train) < min(stop)
-    assert max(stop) < min(held_out)
+    train, validation, test = ([time[row] for row in part] for part in (split.train, split.validation, split.test))
+    assert max(train) < min(validation)
+    assert max(validation) < min(test)
 
 
 @pytest.mark.parametrize("kind", ["group", "time"])
