@@ -40,7 +40,7 @@ _SOURCES = (
 )
 # torchrun sets this variable in each process that it starts.
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
-_LIBRARIES = ("pyarrow", "safetensors", "sklearn", "torch")
+_LIBRARIES = ("onnxruntime", "pyarrow", "safetensors", "sklearn", "torch")
 _SPLIT_OPTIONS = ("test", "test_share", "validation_share", "group", "time")
 
 

@@ -230,15 +230,17 @@ def test_help_needs_no_torch():
     assert "--placement" in done.stdout
 
 
-def test_a_missing_library_is_named_with_the_install_command(tmp_path):
+@pytest.mark.parametrize("library", ["torch", "onnxruntime"])
+def test_a_missing_library_is_named_with_the_install_command(library, tmp_path):
     script = (
-        "import sys; sys.modules['torch'] = None\n"
+        f"import sys; sys.modules[{library!r}] = None\n"
         "from foldserve.training.cli import main; sys.exit(main(['fit', 'iris']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "foldserve-train: error: torch is not installed: pip install 'foldserve[train,cpu]' or 'foldserve[train,gpu]'"
+        f"foldserve-train: error: {library} is not installed: "
+        "pip install 'foldserve[train,cpu]' or 'foldserve[train,gpu]'"
     ]
 
 
