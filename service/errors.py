@@ -9,11 +9,11 @@ FoldserveError               the command prints it as one line and exits with 1
 ├── StartError               engine/loader.py, http/server.py, http/workers.py: no models to serve, or no port
 ├── NotReady                 commands/health.py: no service answers at the address, or it is not ready
 └── RequestError             one request is refused or failed; the text is fixed and never repeats the input
-    ├── InvalidHttp          http/connection.py: the bytes are not HTTP, or this server does not support them
-    ├── UrlTooLong           http/connection.py: the URL passes its limit
-    ├── HeadTooLarge         http/connection.py: the headers pass their limit
+    ├── InvalidHttp          http/head.py, http/body.py: the bytes are not HTTP, or this server does not support them
+    ├── UrlTooLong           http/head.py: the URL passes its limit
+    ├── HeadTooLarge         http/head.py, http/body.py: the headers pass their limit
     ├── TooSlow              http/connection.py: the request was not whole in time
-    ├── TooLarge             http/connection.py, http/routes/common.py, protocols/content.py: the body passes its limit
+    ├── TooLarge             http/body.py, http/routes/common.py, protocols/content.py: the body passes its limit
     ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
     ├── InvalidInput         protocols/, engine/exchange.py, http/routes/oip.py: the request is not valid for this model
     ├── UnknownModel         engine/repository.py, http/routes/common.py: the name or version does not exist

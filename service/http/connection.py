@@ -1,418 +1,356 @@
-"""HTTP/1.1 on one connection: limits and deadlines for every request, and the hot ones answered right here.
+"""One HTTP/1.1 connection. It answers predictions itself and forwards every other request to an inner protocol.
 
-uvicorn's protocol parses and runs the app; this one comes before it. A POST whose path is an endpoint's never becomes
-a task, a scope and two ASGI messages: its body goes to the endpoint, and the endpoint's reply to the socket. All the
-rest, a path that needs decoding and a request that another one is in front of too, goes on to the app, which has the
-same endpoints.
+A request for an endpoint costs no task and no ASGI messages: its body goes to `Endpoint.start`, and the reply to the
+socket. The connection handles one request at a time. The bytes of the next one wait, and so do limits and refusals that
+they will meet. It knows neither the app nor uvicorn: any `asyncio.Protocol` may be the inner one.
 
-bytes -> head within its limits -> endpoint? -> body within its limit -> Endpoint.start -> reply -> bytes
+                    +--------------- a response, and the connection stays open ---------------+
+                    v                                                                         |
+    connected --> IDLE --first byte--> HEAD --blank line--+--> BODY -------last byte--> RESPONSE
+                                                          |    (an endpoint's path)           |
+                                                          +--> APP_BODY ---last byte--> APP_RESPONSE
+                                                               (any other)
+
+    HEAD, BODY, APP_BODY: the request must be complete within `request_timeout`.
+      invalid, too large or too slow  --> REFUSED   (an error response; whatever still comes is dropped)
+    IDLE, and every phase in which the client does not read its responses: limited by `idle_timeout`.
+    any phase: the client leaves, its time is over, or the response was the last  --> CLOSED
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Callable
+from enum import Enum
 
-import httptools
-from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.server import ServerState
-
-from foldserve.service import errors
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.exchange import Exchange
-from foldserve.service.protocols.reply import Headers, Reply, refusal
+from foldserve.service.errors import RequestError, TooSlow
+from foldserve.service.http.body import BodyReader
+from foldserve.service.http.context import ConnectionContext
+from foldserve.service.http.head import BLANK_LINE, Head, HeadReader
+from foldserve.service.http.inner import InnerConnection
+from foldserve.service.protocols.reply import Reply, refusal
 
-_MAX_URL = 8192
-# How long a client that was refused in the middle of its request may take to read that.
+# Seconds in which a client that was refused in the middle of its request may read the response.
 _LINGER_SECONDS = 2
-_LOG_SECONDS = 0.05
-# How long a connection that is idle when the server stops may still bring the request that its client has sent.
+# When the server stops, seconds in which an idle connection may still deliver a request that its client has sent.
 _LAST_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Bytes of the head and of the body; seconds for a whole request to come in, and for a connection to be idle."""
+class Phase(Enum):
+    """The state of a connection. The module's docstring shows the transitions."""
 
-    max_head: int
-    max_body: int
-    request_timeout: float
-    idle_timeout: float
-
-
-class AccessLog:
-    """A line a request, as uvicorn's own, and one write for all that have been answered in a twentieth of a second."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        atexit.register(self._write)  # what the end of the event loop has left
-
-    def __call__(self, client: tuple[str, int] | None, url: bytes, status: int) -> None:
-        """Note one answered request."""
-        if not self._lines:
-            asyncio.get_running_loop().call_later(_LOG_SECONDS, self._write)
-        who = f"{client[0]}:{client[1]}" if client else ""
-        self._lines.append(f'INFO uvicorn.access: {who} - "POST {url.decode()} HTTP/1.1" {status}\n')
-
-    def _write(self) -> None:
-        lines, self._lines = self._lines, []
-        if lines:
-            now = time.time()
-            stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f",{int(now % 1 * 1000):03d} "
-            sys.stderr.write(stamp + stamp.join(lines))
-            sys.stderr.flush()
+    IDLE = "between two requests"
+    HEAD = "a part of a head has come"
+    BODY = "reads the body of a request for an endpoint"
+    RESPONSE = "waits for the reply of an endpoint"
+    APP_BODY = "forwards the body of a request; the response may have begun"
+    APP_RESPONSE = "waits for the end of the inner protocol's response"
+    REFUSED = "has sent its last response; drops what comes until the client closes"
+    CLOSED = "closes once its last response is written"
 
 
-class _Arrived:
-    """Stands for `asyncio.Event` where uvicorn's protocol wakes whoever waits for a body: here nobody does."""
-
-    def set(self) -> None:
-        pass
-
-
-class _Hot:
-    """A request on its way to an endpoint; to uvicorn's protocol it looks like one of its own cycles."""
-
-    __slots__ = (
-        "body",
-        "disconnected",
-        "endpoint",
-        "exchange",
-        "headers",
-        "keep_alive",
-        "protocol",
-        "response_complete",
-        "url",
-    )
-
-    message_event = _Arrived()
-
-    def __init__(self, protocol: Protocol, endpoint: Endpoint, headers: Headers, *, keep_alive: bool) -> None:
-        self.protocol = protocol
-        self.endpoint = endpoint
-        self.headers = headers
-        self.url = protocol.url
-        self.keep_alive = keep_alive  # uvicorn takes it away when the server stops
-        self.body: bytes | bytearray = b""
-        self.exchange: Exchange | None = None
-        self.response_complete = False
-        self.disconnected = False
-
-    def start(self) -> None:
-        body, self.body = bytes(self.body), b""
-        exchange = self.endpoint.start(self.headers, body, self.reply)
-        if not self.response_complete:
-            self.exchange = exchange
-
-    def reply(self, reply: Reply) -> None:
-        self.response_complete = True
-        self.exchange = None  # this object stays until the connection's next request, what it has had need not
-        self.protocol.answer(self, reply)
-
-    def cancel(self) -> None:
-        if self.exchange is not None:
-            self.exchange.cancel()
+# Module variables: the attribute of an enum takes Python longer to find.
+IDLE, HEAD, BODY, RESPONSE, APP_BODY, APP_RESPONSE, REFUSED, CLOSED = Phase
+_RECEIVING = (HEAD, BODY, APP_BODY)
+_READING = (IDLE, *_RECEIVING)
 
 
-class _Flow(FlowControl):
-    """Reads on only when nothing waits, neither requests for their answers nor answers for their reader."""
+class Connection(asyncio.Protocol):
+    """A client's connection, over TCP, a Unix socket or TLS.
 
-    def __init__(self, protocol: Protocol) -> None:
-        super().__init__(protocol.transport)
-        self._protocol = protocol
+    create_inner: makes the protocol that answers one request, on a transport of its own.
+    connections: holds this object while the client is connected.
+    """
 
-    def resume_reading(self) -> None:
-        if not self.write_paused and not self._protocol.pipeline:
-            super().resume_reading()
-
-
-class Protocol(HttpToolsProtocol):
-    """One connection."""
+    _transport: asyncio.Transport
+    _loop: asyncio.AbstractEventLoop
+    _head: Head  # from BODY or APP_BODY on
+    _body: BodyReader  # in BODY, APP_BODY
 
     def __init__(
         self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        endpoints: Mapping[bytes, Endpoint],
-        limits: Limits,
-        access: AccessLog | None,
-        rejected: Callable[[errors.RequestError], None],
+        context: ConnectionContext,
+        create_inner: Callable[[], asyncio.Protocol],
+        connections: set[Connection],
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._endpoints = endpoints
-        self._limits = limits
-        self._access = access
-        self._rejected = rejected
-        self._hot: _Hot | None = None
-        self._is_hot = False  # what is being parsed, where `_hot` may be the one before it
-        self._in_app = 0  # requests that the app has not answered yet
-        self._in_head = True  # of what is being parsed: it has no cycle yet
-        self._head_size = 0  # bytes that have come since the head began, or since the last of the body, roughly
-        self._receiving = False  # a request has begun, and is not whole
-        self._since = 0.0  # when it began, or when the connection fell idle
-        self._error: errors.RequestError | None = None
-        self._last = False  # the server stops: no request after this one
-        self._refused = False
-        self._refusal: Reply | None = None  # it waits for the answers to the requests before
+        self._context = context
+        self._create_inner = create_inner
+        self._connections = connections
+        self._phase = IDLE
+        self._since = 0.0  # when the request began, the connection became idle, or the client stopped reading
+        self._last = False  # the server stops: the connection closes after the requests that have come
+        # Bytes that have come, and the offset of the first one that is not yet part of a request.
+        self._unread = b""
+        self._offset = 0
+        self._head_reader = HeadReader(context.heads)
+        self._endpoint: Endpoint | None = None  # in BODY; None in APP_BODY
+        self._exchange: Exchange | None = None  # in RESPONSE
+        self._inner: InnerConnection | None = None  # from the first forwarded request on
+        self._reading = True
+        self._write_paused = False
+        self._client: tuple[str, int] | None = None
 
-    # --- the connection ---------------------------------------------------------------------------------------------
+    # --- called by the event loop -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.flow = _Flow(self)
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
         self._since = time.monotonic()
+        self._connections.add(self)
+        if self._context.access_log is not None:
+            peer = transport.get_extra_info("peername")
+            self._client = peer[:2] if isinstance(peer, tuple) else None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._hot is not None:
-            self._hot.cancel()
-        super().connection_lost(exc)
+        self._connections.discard(self)
+        self._phase = CLOSED
+        if self._exchange is not None:
+            self._exchange.cancel()
+        if self._inner is not None:
+            self._inner.detach(exc)
 
-    def data_received(self, data: bytes) -> None:
-        if self._refused:  # what the client sends on is taken and dropped, or it would never read the refusal
-            return
-        self._unset_keepalive_if_required()
-        self._head_size += len(data)
-        self._parse(data)
-        if self._head_size > self._limits.max_head and (self._in_head or self._receiving) and not self._refused:
-            self._refuse(errors.HeadTooLarge(f"the headers are larger than {self._limits.max_head} bytes"))
-
-    def _parse(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._go_on_without_upgrade(data[offer.args[0] :])
-        except httptools.HttpParserError:
-            # Or what a callback has stopped the parser for.
-            self._refuse(self._error or errors.InvalidHttp("the bytes are no HTTP request"))
-
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Serve a request that would rather speak another protocol, as if it had not said so.
-
-        Java's client asks for HTTP/2 in this way. The parser takes the request for ended with its head, and what
-        follows for the other protocol.
-        """
-        line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
-        headers = (b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade")
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does, to answer before it
-        self._parse(b"".join((line, *headers, b"\r\n", rest)))
-
-    def check(self, now: float) -> None:
-        """Close the connection if its client has been too slow, or has left it unused. Call it every second or so."""
-        if self._refused:
-            if now - self._since > _LINGER_SECONDS and (self._refusal is None or self.flow.write_paused):
-                self._let_go()
-        elif self._receiving:
-            if now - self._since > self._limits.request_timeout:
-                self._refuse(errors.TooSlow(f"the request was not whole in {self._limits.request_timeout:g} s"))
-        elif now - self._since > self._limits.idle_timeout and (
-            self.cycle is None or self.cycle.response_complete or self.flow.write_paused
-        ):
-            self._let_go()
-
-    def _let_go(self) -> None:
-        """Close. What a client doesn't read would be kept for it until it does."""
-        self.transport.abort() if self.flow.write_paused or self.transport.is_closing() else self.transport.close()
-
-    def shutdown(self) -> None:
-        """Finish what is under way, at the server's end, and what is on its way to an idle connection."""
-        self._last = True
-        if self._refused:
-            if self._refusal is None:
-                self.transport.close()
-        elif self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(_LAST_SECONDS, self._close_if_idle)
-        else:
-            super().shutdown()
-
-    def _close_if_idle(self) -> None:
-        if not self._receiving and (self.cycle is None or self.cycle.response_complete):
-            self.transport.close()
+    def eof_received(self) -> None:
+        if self._inner is not None:
+            self._inner.protocol.eof_received()
 
     def pause_writing(self) -> None:
-        """Read no more from a client that doesn't read its answers."""
-        super().pause_writing()
-        self.flow.pause_reading()
+        self._write_paused = True
+        if self._phase not in _RECEIVING:
+            self._since = time.monotonic()
+        if self._inner is not None:
+            self._inner.protocol.pause_writing()
+        self._set_reading()
 
     def resume_writing(self) -> None:
-        """Read on."""
-        super().resume_writing()
-        self.flow.resume_reading()
-
-    # --- the parser's callbacks -------------------------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        self.url = b""
-        self.headers = []
-        self.expect_100_continue = False
-        self._receiving = True
-        self._since = time.monotonic()
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        if len(self.url) > _MAX_URL:
-            self._stop(errors.UrlTooLong(f"the URL is longer than {_MAX_URL} bytes"))
-
-    def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
-            if self.parser.get_method() == b"CONNECT":
-                self._stop(errors.InvalidHttp("this server is no proxy"))
-            return
-        headers = dict(self.headers)
-        version = self.parser.get_http_version()
-        if self._head_size > self._limits.max_head and self._head_bytes() > self._limits.max_head:
-            self._stop(errors.HeadTooLarge(f"the headers are larger than {self._limits.max_head} bytes"))
-        if version != "1.1":
-            if version != "1.0":
-                self._stop(errors.InvalidHttp("the version of HTTP is neither 1.1 nor 1.0"))
-        elif b"host" not in headers:
-            self._stop(errors.InvalidHttp("the Host header is missing"))
-        endpoint = self._endpoints.get(self.url)
-        if (
-            endpoint is None
-            or self.parser.get_method() != b"POST"
-            or not (self.cycle is None or self.cycle.response_complete)
-        ):
-            self._go_on_to_the_app()
-            return
-        # The parser has refused anything but digits.
-        if int(headers.get(b"content-length", 0)) > self._limits.max_body:
-            self._stop_too_large()
-        keep_alive = version != "1.0" and self.parser.should_keep_alive() and not self._last
-        self._hot = _Hot(self, endpoint, headers, keep_alive=keep_alive)
-        self._is_hot = True
-        self._in_head = False
-        self.cycle = self._hot  # type: ignore[assignment]
-        if self.expect_100_continue:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _go_on_to_the_app(self) -> None:
-        self._is_hot = False
-        url, headers, expect = self.url, self.headers, self.expect_100_continue
-        super().on_message_begin()  # makes the scope, and empties what the parser has told since
-        self.url, self.headers, self.expect_100_continue = url, headers, expect
-        self.scope["headers"] = headers
-        super().on_headers_complete()
-        if self._last:
-            self.cycle.keep_alive = False
-        self._in_head = False
-        self._in_app += 1
-        self.headers = []  # trailers are none of them
-
-    def on_body(self, body: bytes) -> None:
-        self._head_size = 0
-        hot = self._hot
-        if hot is None or not self._is_hot:
-            super().on_body(body)
-            return
-        if not hot.body:
-            hot.body = body
-        elif type(hot.body) is bytearray:
-            hot.body += body
-        else:
-            hot.body = bytearray(hot.body) + body
-        if len(hot.body) > self._limits.max_body:
-            self._stop_too_large()
-
-    def on_message_complete(self) -> None:
-        if self.parser.should_upgrade():
-            return
-        self._in_head, self._head_size = True, 0
-        self._receiving = False
-        hot = self._hot
-        if hot is None or not self._is_hot:
-            super().on_message_complete()
-        else:
-            hot.start()
-
-    # --- the answer -------------------------------------------------------------------------------------------------
-
-    def answer(self, hot: _Hot, reply: Reply) -> None:
-        """Write the reply, and go on with what has come behind the request."""
-        self._hot = None
-        if self.transport.is_closing():
-            return
-        if self._access is not None:
-            self._access(self.client, hot.url, reply.status)
-        self._write(reply, close=not hot.keep_alive)
-        if not hot.keep_alive:
-            self.transport.close()
-        self._since = time.monotonic()
-        if self.pipeline:
-            super().on_response_complete()
-        elif self._refusal is not None:
-            self._end(self._refusal)
-
-    def on_response_complete(self) -> None:
-        """Go on after an answer of the app."""
-        self._in_app -= 1
-        if not self._receiving:
+        self._write_paused = False
+        if self._phase not in _RECEIVING:
             self._since = time.monotonic()
-        super().on_response_complete()
-        if self._refusal is not None and not self._in_app:
-            self._end(self._refusal)
+        if self._inner is not None:
+            self._inner.protocol.resume_writing()
+        self._advance()
 
-    def _head_bytes(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-
-    def _stop(self, error: errors.RequestError) -> NoReturn:
-        """Leave the parser, which calls nothing more, for `_parse`."""
-        self._error = error
-        raise error
-
-    def _stop_too_large(self) -> NoReturn:
-        self._stop(errors.TooLarge(f"the body is larger than {self._limits.max_body} bytes"))
-
-    def _refuse(self, error: errors.RequestError) -> None:
-        """Take no more of this connection's requests; tell that once those before this one are answered."""
-        self._refused = True
-        if self.transport.is_closing():
+    def data_received(self, data: bytes) -> None:
+        if self._phase is IDLE and not self._unread and self._take_whole_request(data):
             return
-        self._rejected(error)
-        reply = None if self._let_go_of_the_app() else refusal(error)
-        hot_before = self._hot is not None and (self._in_head or not self._is_hot)
-        if self._in_app or hot_before:
-            self._refusal = reply
+        if self._phase not in (REFUSED, CLOSED):
+            self._unread = self._unread[self._offset :] + data
+            self._offset = 0
+            self._advance()
+
+    def _take_whole_request(self, data: bytes) -> bool:
+        """Start a request that is one packet, as nearly all predictions are: a quick way past all that follows."""
+        context = self._context
+        body_start = data.find(BLANK_LINE) + len(BLANK_LINE)
+        try:
+            head = context.heads[data[:body_start]]
+        except RequestError as error:
+            self._refuse(error)
+            return True
+        if (
+            head is not None
+            and head.method == b"POST"
+            and len(data) - body_start == head.content_length
+            and head.content_length <= context.limits.max_body
+            and (endpoint := context.endpoints.get(head.url)) is not None
+        ):
+            self._start(endpoint, head, data[body_start:])
+            return True
+        return False
+
+    # --- called by the server -----------------------------------------------------------------------------------------
+
+    def check_time(self, now: float) -> None:
+        """Refuse a request that is too slow and close a connection that is unused. Call this every second or so."""
+        waited = now - self._since
+        timeout = self._context.limits.request_timeout
+        if self._phase in _RECEIVING:
+            if waited > timeout:
+                self._refuse(TooSlow(f"the request was not whole in {timeout:g} s"))
+        elif self._phase is REFUSED:
+            if waited > _LINGER_SECONDS:
+                self._close()
+        elif waited > self._context.limits.idle_timeout and (self._phase in (IDLE, CLOSED) or self._write_paused):
+            self._close()
+
+    def shutdown(self) -> None:
+        """Close after the requests that have come, and those that are on their way."""
+        self._last = True
+        if self._phase is IDLE:
+            self._loop.call_later(_LAST_SECONDS, self._close_if_idle)
+        elif self._phase is REFUSED:
+            self._close()
+
+    def abort(self) -> None:
+        """Close at once, and drop what the client has not read."""
+        self._close(abort=True)
+
+    # --- a request ----------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Read the bytes that have come, until none are left or a response must be written first."""
+        while self._offset < len(self._unread) and self._phase in _READING and not self._write_paused:
+            try:
+                if self._phase in (IDLE, HEAD):
+                    self._read_head()
+                else:
+                    self._read_body()
+            except RequestError as error:
+                self._refuse(error)
+        if self._offset == len(self._unread):
+            self._unread, self._offset = b"", 0
+        self._set_reading()
+
+    def _read_head(self) -> None:
+        """Read until the head is complete or the bytes are used up."""
+        head, self._offset = self._head_reader.read(self._unread, self._offset)
+        if self._phase is IDLE and (head is not None or self._head_reader.begun):
+            self._phase = HEAD
+            self._since = time.monotonic()
+        if head is not None:
+            self._begin(head)
+
+    def _begin(self, head: Head) -> None:
+        """Choose the endpoint or the inner protocol, and begin to read the body."""
+        limits = self._context.limits
+        self._head = head
+        self._endpoint = self._context.endpoints.get(head.url) if head.method == b"POST" else None
+        if self._endpoint is None:
+            self._body = BodyReader(head, limits.max_head, None)
+            self._forward(head)
         else:
-            self._end(reply)
+            self._body = BodyReader(head, limits.max_head, limits.max_body)
+            self._phase = BODY
+            if head.headers.get(b"expect", b"").lower() == b"100-continue":
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._body.complete:
+            self._finish()
 
-    def _let_go_of_the_app(self) -> bool:
-        """Take what is being received away from the app, if it has it. True: an answer has begun, or is complete."""
-        cycle = self.cycle
-        if self._in_head or self._is_hot:
-            return False
-        if not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-            self._in_app -= 1
-            if self.pipeline:  # it is the last of them
-                self.pipeline.popleft()
-        return cycle.response_started
+    def _read_body(self) -> None:
+        """Read until the request is complete or the bytes are used up."""
+        start, self._offset = self._offset, self._body.read(self._unread, self._offset)
+        if self._phase is APP_BODY and self._inner is not None:
+            self._inner.protocol.data_received(self._unread[start : self._offset])
+        if self._body.complete:
+            self._finish()
 
-    def _end(self, reply: Reply | None) -> None:
-        """Close this side of the connection, and take what comes a little longer, or the client might never read it."""
-        self._refusal = None
+    def _finish(self) -> None:
+        """Begin to wait for the response to a complete request."""
+        if self._endpoint is not None:
+            self._start(self._endpoint, self._head, self._body.take())
+        else:
+            self._phase = APP_RESPONSE
+            self._inner_changed()
+
+    def _start(self, endpoint: Endpoint, head: Head, body: bytes) -> None:
+        self._phase = RESPONSE
+        self._head = head
+        exchange = endpoint.start(head.headers, body, self._reply)
+        if self._phase is RESPONSE:  # `_reply` may have been called already
+            self._exchange = exchange
+
+    def _reply(self, reply: Reply) -> None:
+        """Write the reply of an endpoint."""
+        self._exchange = None
+        close = not self._head.keep_alive or (self._last and not self._unread)
+        self._transport.write(self._context.encode(reply, close=close))
+        if self._context.access_log is not None:
+            self._context.access_log.add(self._client, self._head.url, reply.status)
+        self._become_idle(close=close)
+
+    def _become_idle(self, *, close: bool) -> None:
+        self._phase = IDLE
         self._since = time.monotonic()
-        if not self.transport.is_closing():
-            if reply is not None:
-                self._write(reply, close=True)
-            self.transport.write_eof()
-
-    def _write(self, reply: Reply, *, close: bool) -> None:
-        lines = [STATUS_LINE[reply.status]]
-        for name, value in (*self.server_state.default_headers, *reply.headers):
-            lines += (name, b": ", value, b"\r\n")
         if close:
-            lines.append(b"connection: close\r\n")
-        lines += (b"content-length: ", b"%d" % len(reply.body), b"\r\n\r\n", reply.body)
-        self.transport.write(b"".join(lines))
+            self._close()
+        elif self._unread:
+            # Not at once: this may be a call within `_advance`.
+            self._loop.call_soon(self._advance)
+
+    # --- the inner protocol -------------------------------------------------------------------------------------------
+
+    def _forward(self, head: Head) -> None:
+        """Let the inner protocol respond. Raises `InvalidHttp` for a URL without a path."""
+        head.check_path()
+        self._phase = APP_BODY
+        if self._inner is None:
+            self._inner = InnerConnection(
+                self._transport, self._create_inner(), self._inner_changed, self._inner_closed
+            )
+            if self._write_paused:
+                self._inner.protocol.pause_writing()
+        self._inner.begin(head.method)
+        self._inner.protocol.data_received(head.raw)
+
+    def _inner_changed(self) -> None:
+        if self._phase is APP_RESPONSE and self._inner is not None and self._inner.responded:
+            self._become_idle(close=self._last and not self._unread)
+        self._set_reading()
+
+    def _inner_closed(self) -> None:
+        """End the inner connection. Without a request of its own, that does not end this one."""
+        if self._phase in (APP_BODY, APP_RESPONSE):
+            self._close()
+        else:
+            self._detach_inner()
+
+    def _detach_inner(self) -> None:
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            inner.detach()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, error: RequestError) -> None:
+        """Respond with an error, and read no more requests.
+
+        The client may still be sending. If the connection closed now, the kernel would reset it, and the client might
+        never read the response. Therefore only this side closes at first.
+        """
+        reply: Reply | None = refusal(error)
+        if self._phase is APP_BODY and self._inner is not None and self._inner.responding:
+            reply = None
+        self._detach_inner()
+        self._unread, self._offset = b"", 0
+        self._phase = REFUSED
+        self._since = time.monotonic()
+        if self._transport.is_closing():
+            return
+        self._context.count_rejected(error)
+        if reply is not None:
+            self._transport.write(self._context.encode(reply, close=True))
+        if self._transport.can_write_eof():  # TLS can't close one side
+            self._transport.write_eof()
+
+    def _close_if_idle(self) -> None:
+        if self._phase is IDLE:
+            self._close()
+
+    def _close(self, *, abort: bool = False) -> None:
+        """Close after the last response is written. Drop it if the client does not read it."""
+        self._phase = CLOSED
+        self._unread, self._offset = b"", 0
+        if self._exchange is not None:
+            self._exchange.cancel()
+            self._exchange = None
+        if abort or self._write_paused or self._transport.is_closing():
+            self._transport.abort()
+        else:
+            self._since = time.monotonic()
+            self._transport.close()
+
+    def _set_reading(self) -> None:
+        """Read from the client unless something must happen first: its next bytes would only fill memory."""
+        reading = (
+            not self._write_paused
+            and (not self._unread or self._phase in _READING)
+            and (self._phase is not APP_BODY or self._inner is None or self._inner.is_reading())
+        )
+        if reading != self._reading and self._phase is not CLOSED:
+            self._reading = reading
+            if reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()

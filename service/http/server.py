@@ -19,12 +19,16 @@ from functools import partial
 from typing import Any, NoReturn, cast
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from foldserve.service.compose import Service, compose
 from foldserve.service.errors import DeviceError, StartError
+from foldserve.service.http.access_log import AccessLog
 from foldserve.service.http.announcement import announcement
 from foldserve.service.http.app import create_app
-from foldserve.service.http.connection import AccessLog, Limits, Protocol
+from foldserve.service.http.connection import Connection
+from foldserve.service.http.context import ConnectionContext, Limits
 from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
@@ -69,10 +73,11 @@ def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str]
     service.lifecycle.start()
     with _one_line_errors(settings.host, settings.port):
         listener.listen(_BACKLOG)
+    context = _connection_context(service, settings)
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=cast(Any, _protocol_factory(service, settings)),  # uvicorn calls this factory as if it were a class
+        http=cast(Any, partial(_create_connection, context)),  # uvicorn calls this function as if it were a class
         ws="none",
         lifespan="off",
         backlog=_BACKLOG,
@@ -84,28 +89,46 @@ def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str]
         timeout_graceful_shutdown=settings.drain_timeout,
     )
     host, port = listener.getsockname()[:2]
-    server = _Server(config, service, partial(announce, announcement(host, port, service.repository)))
+    server = _Server(config, service, context, partial(announce, announcement(host, port, service.repository)))
     server.run(sockets=[listener])
     if service.lifecycle.lost:  # a new process may be able to use the device: its supervisor decides
         raise DeviceError("the device was lost")
 
 
-def _protocol_factory(service: Service, settings: Settings) -> partial[Protocol]:
-    return partial(
-        Protocol,
-        endpoints=service.endpoints,
-        limits=Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
-        access=AccessLog() if settings.access_log else None,
-        rejected=service.metrics.count_rejected,
+def _connection_context(service: Service, settings: Settings) -> ConnectionContext:
+    return ConnectionContext(
+        service.endpoints,
+        Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
+        service.metrics.count_rejected,
+        AccessLog() if settings.access_log else None,
     )
+
+
+def _create_connection(
+    context: ConnectionContext,
+    config: uvicorn.Config,
+    server_state: ServerState,
+    app_state: dict[str, Any],
+    _loop: asyncio.AbstractEventLoop | None = None,
+) -> Connection:
+    """Create the protocol of one client. uvicorn's own protocol answers what is not a prediction."""
+    create_inner = partial(HttpToolsProtocol, config, server_state, app_state, _loop)
+    return Connection(context, create_inner, cast(set[Connection], server_state.connections))
 
 
 class _Server(uvicorn.Server):
     """A uvicorn server that announces itself, checks its connections and stops when a device is lost."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        context: ConnectionContext,
+        announce: Callable[[], object],
+    ) -> None:
         super().__init__(config)
         self._service = service
+        self._context = context
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -128,9 +151,10 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _run_periodic_tasks(self) -> None:
+        self._context.tick()
         now = time.monotonic()
-        for connection in tuple(self.server_state.connections):
-            cast(Protocol, connection).check(now)
+        for connection in self._connections():
+            connection.check_time(now)
         self._service.metrics.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -138,9 +162,13 @@ class _Server(uvicorn.Server):
         self._service.lifecycle.drain()
         await super().shutdown(sockets)
         self._service.repository.drain()
-        for connection in tuple(self.server_state.connections):
-            cast(Protocol, connection).transport.abort()
+        for connection in self._connections():
+            connection.abort()
         await asyncio.sleep(0)  # until the event loop has called connection_lost
+
+    def _connections(self) -> list[Connection]:
+        """List the clients' connections. uvicorn keeps the protocols inside them in the same set."""
+        return [found for found in tuple(self.server_state.connections) if isinstance(found, Connection)]
 
 
 def _log_to_stderr(settings: Settings) -> None:

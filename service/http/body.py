@@ -1,0 +1,90 @@
+"""Bodies of HTTP/1.1 requests, within their limits. It knows no socket, endpoint or response.
+
+A reader stops at the last byte of the body, so that the rest of a packet can wait for the response. httptools does not
+say where a chunked body ends. Therefore it never gets bytes past a blank line in one call: such a body ends with one.
+(It refuses a line that ends without CR.) A body with a Content-Length is counted here.
+"""
+
+from __future__ import annotations
+
+import httptools
+
+from foldserve.service.errors import HeadTooLarge, InvalidHttp, TooLarge
+from foldserve.service.http.head import Head, end_of_block
+
+
+class BodyReader:
+    """Reads the body that follows one head.
+
+    max_body: the limit of the body, which is collected; None to collect nothing.
+    max_head: the limit of the bytes that frame a chunked body, between two bytes of content.
+    complete: the last byte of the request has come.
+    """
+
+    __slots__ = ("_content", "_framing_size", "_left", "_max_body", "_max_head", "_parser", "_tail", "complete")
+
+    def __init__(self, head: Head, max_head: int, max_body: int | None) -> None:
+        self._max_head = max_head
+        self._max_body = max_body
+        self._left = head.content_length or 0
+        self.complete = head.content_length == 0
+        self._content: bytes | bytearray = b""
+        self._parser: httptools.HttpRequestParser | None = None
+        if head.content_length is None:
+            self._parser = httptools.HttpRequestParser(self)
+            self._parser.feed_data(head.raw)
+        self._framing_size = 0
+        self._tail = b""  # the last bytes, in which a blank line may have begun
+        self._check_size(self._left)
+
+    def read(self, data: bytes, start: int) -> int:
+        """Read from `data[start:]`. Return the offset of the first byte not read.
+
+        Raises `InvalidHttp`, `HeadTooLarge`, `TooLarge`. The constructor raises `TooLarge` for a Content-Length.
+        """
+        if self._parser is not None:
+            return self._read_chunks(self._parser, data, start)
+        end = min(len(data), start + self._left)
+        self._left -= end - start
+        self.complete = not self._left
+        self.on_body(data[start:end])
+        return end
+
+    def take(self) -> bytes:
+        """Return what has been collected, and keep it no longer."""
+        content, self._content = self._content, b""
+        return bytes(content)
+
+    def _read_chunks(self, parser: httptools.HttpRequestParser, data: bytes, start: int) -> int:
+        end = end_of_block(self._tail, data, start)
+        piece = data[start:end]
+        self._tail = (self._tail + piece[-3:])[-3:]
+        self._framing_size += len(piece)
+        try:
+            parser.feed_data(piece)
+        except httptools.HttpParserError:
+            raise InvalidHttp("the body is not in chunks") from None
+        self._check_size(len(self._content))
+        if self.complete:
+            self._parser = None  # the two refer to each other
+        elif self._framing_size > self._max_head:
+            raise HeadTooLarge(f"the headers are larger than {self._max_head} bytes")
+        return end
+
+    def _check_size(self, size: int) -> None:
+        if self._max_body is not None and size > self._max_body:
+            raise TooLarge(f"the body is larger than {self._max_body} bytes")
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_size = 0
+        if self._max_body is None:
+            return
+        if not self._content:
+            self._content = body
+        elif type(self._content) is bytearray:
+            self._content += body
+        else:
+            self._content = bytearray(self._content) + body
+
+    def on_message_complete(self) -> None:
+        self.complete = True

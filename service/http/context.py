@@ -1,0 +1,77 @@
+"""Everything that the connections of one process share. It knows no socket and no request of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+
+from foldserve.service.engine.endpoint import Endpoint
+from foldserve.service.errors import RequestError
+from foldserve.service.http.access_log import AccessLog
+from foldserve.service.http.head import Heads
+from foldserve.service.protocols.reply import Reply
+
+_MAX_CACHED = 256
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes of a head and of a body; seconds until a request must be complete, and until an idle connection closes."""
+
+    max_head: int
+    max_body: int
+    request_timeout: float
+    idle_timeout: float
+
+
+class ConnectionContext:
+    """What every connection needs: endpoints, limits, and texts that are prepared once.
+
+    endpoints: by the URL of a request, without percent-encoding. Each request looks its own up, so the mapping may
+    change at any time.
+    count_rejected: called with each error for which a connection refuses a request.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[bytes, Endpoint],
+        limits: Limits,
+        count_rejected: Callable[[RequestError], object],
+        access_log: AccessLog | None,
+    ) -> None:
+        self.endpoints = endpoints
+        self.limits = limits
+        self.count_rejected = count_rejected
+        self.access_log = access_log
+        self.heads = Heads(limits.max_head)
+        self._response_heads: dict[tuple[object, ...], bytes] = {}
+        self._date = _date()
+
+    def tick(self) -> None:
+        """Set the date of responses. Call this once a second."""
+        self._date = _date()
+        self._response_heads.clear()
+
+    def encode(self, reply: Reply, *, close: bool) -> bytes:
+        """Write out a response. close: announce that the connection closes after it."""
+        key = (reply.status, reply.headers, close)
+        start = self._response_heads.get(key)
+        if start is None:
+            start = self._response_head(reply, close=close)
+            if len(self._response_heads) < _MAX_CACHED:
+                self._response_heads[key] = start
+        return b"%b%d\r\n\r\n%b" % (start, len(reply.body), reply.body)
+
+    def _response_head(self, reply: Reply, *, close: bool) -> bytes:
+        lines = [b"HTTP/1.1 %d %b" % (reply.status, HTTPStatus(reply.status).phrase.encode())]
+        lines += [b"%b: %b" % header for header in ((b"date", self._date), *reply.headers)]
+        if close:
+            lines.append(b"connection: close")
+        return b"\r\n".join((*lines, b"content-length: "))
+
+
+def _date() -> bytes:
+    return formatdate(time.time(), usegmt=True).encode()

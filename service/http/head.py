@@ -1,0 +1,188 @@
+"""Heads of HTTP/1.1 requests: their bytes, their limits and their meaning. It knows no body, socket or response."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import httptools
+
+from foldserve.service.errors import HeadTooLarge, InvalidHttp, UrlTooLong
+from foldserve.service.protocols.reply import Headers
+
+BLANK_LINE = b"\r\n\r\n"
+_MAX_URL = 8192
+# llhttp has accepted the head, so a line that begins with the name is the header.
+_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
+_MAX_CACHED = 256
+_MAX_CACHED_BYTES = 2048
+
+
+@dataclass(slots=True)  # frozen would cost half a microsecond
+class Head:
+    """The request line and the headers. Requests share it: never change it.
+
+    raw: its bytes as they came, without an offer to change to another protocol.
+    headers: by name in lower case; the last of several headers of one name.
+    content_length: bytes of the body, or None if the body is chunked.
+    """
+
+    raw: bytes
+    method: bytes
+    url: bytes
+    headers: Headers
+    content_length: int | None
+    keep_alive: bool
+
+    def check_path(self) -> None:
+        """Raise `InvalidHttp` if the URL has no path."""
+        if not self.url.startswith(b"/"):
+            try:
+                path = httptools.parse_url(self.url).path
+            except httptools.HttpParserInvalidURLError:
+                path = None
+            if path is None:
+                raise InvalidHttp("the URL has no path")
+
+
+class Heads(dict[bytes, Head | None]):
+    """Heads by their bytes, up to the blank line. A missing one is parsed, or is None if it is not complete.
+
+    Most clients send the same bytes before each body, so most heads are parsed once.
+    Looking one up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`.
+    """
+
+    def __init__(self, max_head: int) -> None:
+        super().__init__()
+        self.max_head = max_head
+
+    def __missing__(self, raw: bytes) -> Head | None:
+        if not raw.endswith(BLANK_LINE) or raw.isspace():
+            return None
+        head = _Collector(raw).head(self.max_head)
+        if len(raw) <= _MAX_CACHED_BYTES:
+            if len(self) >= _MAX_CACHED:
+                self.clear()
+            self[raw] = head
+        return head
+
+
+class _Collector:
+    """Collects what httptools finds in the bytes of a complete head."""
+
+    __slots__ = ("_headers", "_keep_alive", "_parser", "_raw", "_url")
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._keep_alive = False
+
+    def head(self, max_head: int) -> Head:
+        parser = httptools.HttpRequestParser(self)
+        self._parser = parser
+        upgrades = False
+        try:
+            parser.feed_data(self._raw)
+        except httptools.HttpParserUpgrade:
+            upgrades = True
+        except httptools.HttpParserError:
+            raise InvalidHttp("the bytes are not an HTTP request") from None
+        finally:
+            del self._parser  # the two refer to each other
+        _check_size(self._url, self._raw, max_head)
+        method = parser.get_method()
+        if method == b"CONNECT":
+            raise InvalidHttp("this server is not a proxy")
+        headers = dict(self._headers)
+        version = parser.get_http_version()
+        if version == "1.1":
+            if b"host" not in headers:
+                raise InvalidHttp("the Host header is missing")
+        elif version != "1.0":
+            raise InvalidHttp("the version of HTTP is neither 1.1 nor 1.0")
+        return Head(
+            # Java's client offers HTTP/2 in this way. httptools and uvicorn would not read a body behind the offer.
+            _UPGRADE.sub(b"", self._raw) if upgrades else self._raw,
+            method,
+            self._url,
+            headers,
+            # httptools has refused anything but digits, and a length beside a Transfer-Encoding.
+            None if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0)),
+            self._keep_alive and version == "1.1",
+        )
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._keep_alive = self._parser.should_keep_alive()  # after the head, httptools knows it no more
+
+
+class HeadReader:
+    """Reads the head of one request after the other, however it is cut into packets."""
+
+    __slots__ = ("_heads", "_parser", "_raw", "_url")
+
+    def __init__(self, heads: Heads) -> None:
+        self._heads = heads
+        self._raw = b""
+        # Checks the first bytes of a head while the rest is on its way.
+        self._parser: httptools.HttpRequestParser | None = None
+        self._url = b""
+
+    @property
+    def begun(self) -> bool:
+        """A part of a head has come: more than empty lines."""
+        return bool(self._raw) and not self._raw.isspace()
+
+    def read(self, data: bytes, start: int) -> tuple[Head | None, int]:
+        """Read from `data[start:]`. Return the head, if it is complete, and the offset of the first byte not read.
+
+        Raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`.
+        """
+        end = end_of_block(self._raw[-3:], data, start)
+        piece = data[start:end]
+        self._raw += piece
+        head = self._heads[self._raw] if self._raw.endswith(BLANK_LINE) else None
+        if head is None:
+            self._check(piece)
+        else:
+            self._raw = self._url = b""
+            self._parser = None
+        return head, end
+
+    def _check(self, piece: bytes) -> None:
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
+        try:
+            self._parser.feed_data(piece)
+        except httptools.HttpParserError:
+            raise InvalidHttp("the bytes are not an HTTP request") from None
+        _check_size(self._url, self._raw, self._heads.max_head)
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+
+def _check_size(url: bytes, raw: bytes, max_head: int) -> None:
+    if len(url) > _MAX_URL:
+        raise UrlTooLong(f"the URL is longer than {_MAX_URL} bytes")
+    if len(raw) > max_head:
+        raise HeadTooLarge(f"the headers are larger than {max_head} bytes")
+
+
+def end_of_block(before: bytes, data: bytes, start: int) -> int:
+    """Find the offset after the first blank line of `data[start:]`, or the end of `data` if there is none.
+
+    before: at most the last three bytes that came before `start`; the blank line may have begun in them.
+    """
+    if before:
+        found = (before + data[start : start + 3]).find(BLANK_LINE)
+        if found >= 0:
+            return start + found + len(BLANK_LINE) - len(before)
+    found = data.find(BLANK_LINE, start)
+    return len(data) if found < 0 else found + len(BLANK_LINE)
