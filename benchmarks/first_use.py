@@ -1,7 +1,6 @@
-"""What a new user waits for, and gets: `python benchmarks/first_use.py [--runs N] [--seeds N]`.
+"""Measures a first use: training, accuracy, the start of the server: `python benchmarks/first_use.py`.
 
-Whole processes, from the command line to the last byte, imports included; medians over the runs. Prints the rows of
-the README's table.
+Each run is a whole process, imports included. It prints medians over the runs, as rows of the README's table.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 
 
 def fit(models: Path, seed: int) -> tuple[float, dict[str, float]]:
-    """Train digits; give the seconds that it took and the test metrics."""
+    """Train on digits. Return the seconds of the whole command, and the test metrics."""
     command = [
         sys.executable,
         "-m",
@@ -41,7 +40,7 @@ def fit(models: Path, seed: int) -> tuple[float, dict[str, float]]:
 
 @contextmanager
 def served(models: Path) -> Iterator[tuple[float, int]]:
-    """Serve `models`; give the seconds from the start to the line that says it is ready, and the process's id."""
+    """Serve `models`. Yield the seconds from the start to the line that announces readiness, and the process id."""
     command = [sys.executable, "-m", "foldserve.service", "serve", "--models", str(models), "--port", "0"]
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -54,30 +53,30 @@ def served(models: Path) -> Iterator[tuple[float, int]]:
 
 
 def resident_megabytes(process: int) -> float:
-    """Read the resident memory of a process, in 10^6 bytes."""
+    """Return the resident memory of a process, in 10^6 bytes."""
     line = next(x for x in Path(f"/proc/{process}/status").read_text().splitlines() if x.startswith("VmRSS"))
     return int(line.split()[1]) * 1024 / 1e6
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="starts of the server (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=5, help="trainings, one a seed (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings, one for each seed (default: %(default)s)")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder)
         fits = [fit(models, seed) for seed in range(chosen.seeds)]
         for version in list((models / "digits").iterdir()):
             if version.name != "1":
-                version.rename(models / f".{version.name}")  # serve one version, as after a first training
+                version.rename(models / f".{version.name}")  # leaves one version to serve, as after a first training
         starts, memory = [], []
         for _ in range(chosen.runs):
             with served(models) as (seconds, process):
                 starts.append(seconds)
                 memory.append(resident_megabytes(process))
     accuracies = [metrics["accuracy"] for _, metrics in fits]
-    print(f"| held-out accuracy, mean of {chosen.seeds} seeds | {statistics.mean(accuracies):.4f} |")
+    print(f"| mean test accuracy over {chosen.seeds} seeds | {statistics.mean(accuracies):.4f} |")
     print(f"| `foldserve-train fit digits`, median | {statistics.median(seconds for seconds, _ in fits):.1f} s |")
     print(f"| `foldserve serve`, start to ready, median | {statistics.median(starts):.2f} s |")
     print(f"| resident memory when ready, median | {statistics.median(memory):.0f} MB |")

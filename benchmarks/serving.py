@@ -1,8 +1,9 @@
-"""foldserve beside what people serve such a model with today: `python benchmarks/serving.py [--write]`.
+"""Compares foldserve with other servers for such a model: `python benchmarks/serving.py [--write]`.
 
-Each contender in turn has one core, wrk another; same model, same bodies, and every answer is checked before and after
-the load. Rounds interleave the contenders; ratios are taken within a round, and their median is told. A contender that
-is not this project is installed on first use, in `.bench/`, at the versions of `benchmarks/contenders/*.txt`.
+One contender at a time has one core, and wrk has another. All have the same model and the same bodies, and their
+responses are checked before and after the load. Rounds interleave the contenders; a ratio is taken within a round, and
+the tables show the median. Other servers are installed on first use, in `.bench/`, at the versions of
+`benchmarks/contenders/*.txt`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-from rig import table, wrk
+from rig import serving_report, wrk
 from rig.bodies import write_bodies
 from rig.cases import CONTENDERS, MODEL, NAMES
 from rig.environments import ROOT, StartError, pins
-from rig.report import keep, machine
+from rig.report import machine, write_section
 from rig.rounds import Bench, Round
 from rig.wrk import LoadError
 
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 def main() -> None:
-    """Measure, print, and with --write keep it."""
+    """Measure, print the tables, and with --write put them into the README."""
     chosen = _arguments()
     program = f"wrk {wrk.version().removeprefix('wrk ')}"
     cores = sorted(os.sched_getaffinity(0))
@@ -42,21 +43,25 @@ def main() -> None:
         folder = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()
-        os.sched_setaffinity(0, cores[-1:])  # this process as well stays out of the server's way
+        os.sched_setaffinity(0, cores[-1:])  # this process must not disturb the server
         bench = Bench(folder, chosen.seconds, cores[0], cores[-1], write_bodies(ROOT / MODEL, folder))
         rounds = _rounds(bench, chosen.contenders, chosen.repeats)
-        pairs, held = chosen.pairs, chosen.soak
-        telemetry = _tried("metrics and log", lambda: bench.telemetry(pairs)) if pairs else None
-        soak = _tried("soak", lambda: bench.soak(held)) if held else None
+        pairs, soak_seconds = chosen.pairs, chosen.soak
+        telemetry = _try("metrics and log", lambda: bench.telemetry(pairs)) if pairs else None
+        soak = _try("soak", lambda: bench.soak(soak_seconds)) if soak_seconds else None
         if chosen.keep:
             (folder / "rounds.json").write_text(json.dumps([asdict(x) for x in rounds], indent=1))
-    parts = [machine(_versions(program)), table.targets(rounds, telemetry, soak), table.everybody(rounds)]
-    said = bench.noted | bench.out
-    parts += ["\n".join(f"- {where}: {why}" for where, why in said.items())] if said else []
+    parts = [
+        machine(_versions(program)),
+        serving_report.targets(rounds, telemetry, soak),
+        serving_report.contenders(rounds),
+    ]
+    failures = bench.load_errors | bench.excluded
+    parts += ["\n".join(f"- {where}: {why}" for where, why in failures.items())] if failures else []
     text = "\n\n".join(parts)
     print(text)
     if chosen.write:
-        keep(text)
+        write_section(text)
 
 
 def _rounds(bench: Bench, names: Sequence[str], repeats: int) -> list[Round]:
@@ -65,12 +70,12 @@ def _rounds(bench: Bench, names: Sequence[str], repeats: int) -> list[Round]:
         for name in names:
             print(f"round {number} of {repeats}: {name}", file=sys.stderr)
             bench.measure(name, current)
-    for done in rounds:  # who answers wrongly in one round has no figures in any
-        done.figures = {key: one for key, one in done.figures.items() if key.rpartition("/")[0] not in bench.out}
+    for done in rounds:  # a wrong response in one round excludes the figures of every round
+        done.figures = {key: one for key, one in done.figures.items() if key.rpartition("/")[0] not in bench.excluded}
     return rounds
 
 
-def _tried(name: str, measure: Callable[[], T]) -> T | str:
+def _try(name: str, measure: Callable[[], T]) -> T | str:
     print(name, file=sys.stderr)
     try:
         return measure()
@@ -79,13 +84,13 @@ def _tried(name: str, measure: Callable[[], T]) -> T | str:
 
 
 def _versions(program: str) -> list[str]:
-    """Name what was measured with: the tool, this project and what it stands on, the contenders."""
+    """List the versions of the load generator, of foldserve and its main dependencies, and of the contenders."""
     packages = ("foldserve", "onnxruntime", "numpy", "uvicorn", "uvloop", "httptools")
-    return [program, *(f"{package} {version(package)}" for package in packages), *_rivals()]
+    return [program, *(f"{package} {version(package)}" for package in packages), *_contender_versions()]
 
 
-def _rivals() -> list[str]:
-    """Name the pinned version of each contender's own package."""
+def _contender_versions() -> list[str]:
+    """List the pinned version of each contender's own package."""
     names = dict.fromkeys(contender.requirements for contender in CONTENDERS if contender.requirements)
     return [f"contender {pin}" for name in names for pin in pins(name, name)]
 
@@ -93,7 +98,9 @@ def _rivals() -> list[str]:
 def _names(text: str) -> list[str]:
     names = text.split(",")
     if unknown := set(names) - set(NAMES):
-        raise argparse.ArgumentTypeError(f"no contender {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+        raise argparse.ArgumentTypeError(
+            f"unknown contender {', '.join(sorted(unknown))}; choose from {', '.join(NAMES)}"
+        )
     return names
 
 
@@ -102,9 +109,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--contenders", type=_names, default=NAMES, help=f"some of {','.join(NAMES)}; default: all")
     parser.add_argument("--seconds", type=float, default=5, help="length of each load (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=6, help="pairs of metrics and log on, off (default: %(default)s)")
-    parser.add_argument("--soak", type=float, metavar="SECONDS", help="also hold 64 connections for so long")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep bodies, servers' logs and each round's figures")
+    parser.add_argument(
+        "--pairs", type=int, default=6, help="pairs of loads with metrics and log on and off (default: %(default)s)"
+    )
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="also load 64 connections for SECONDS")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep the bodies, the servers' logs and the figures of each round in DIR",
+    )
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
     return parser.parse_args()
 

@@ -1,8 +1,8 @@
-"""foldserve's training beside what people train on a table with today: `python benchmarks/training.py --data DIR`.
+"""Compares foldserve's training with other libraries for tables: `python benchmarks/training.py --data DIR`.
 
-Three parts: what each reaches on tables with a fixed split, and in what time; rows a second of the training loop; and
-the memory that a large table takes. Whatever is measured has one core and one thread. What is not this project is
-installed on first use, in `.bench/`, at the versions of `benchmarks/contenders/training.txt`.
+It has three parts: metrics and time on tables with a fixed split, rows per second of the training loop, and the memory
+for a large table. Every program has one core and one thread. Other libraries are installed on first use, in `.bench/`,
+at the versions of `benchmarks/contenders/training.txt`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rig import accuracy, memory, speed
+from rig.arguments import count
 from rig.environments import StartError, pins
 from rig.processes import RunError
-from rig.report import keep, machine
+from rig.report import machine, write_section
 
 PACKAGES = ("foldserve", "torch", "scikit-learn", "numpy", "onnxruntime")
-RIVALS = ("pytabkit", "skorch", "scikit-learn", "torch")
+OTHER_PACKAGES = ("pytabkit", "skorch", "scikit-learn", "torch")
 
 
 def main() -> None:
-    """Measure, print, and with --write keep it."""
+    """Measure, print the tables, and with --write put them into the README."""
     chosen = _arguments()
     measure: dict[str, Callable[[argparse.Namespace, int], str]] = {
         "accuracy": _accuracy,
@@ -34,19 +35,19 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     parts = [machine(_versions())]
     if len(cores) > 1:
-        os.sched_setaffinity(0, cores[1:])  # this process as well stays out of the way
+        os.sched_setaffinity(0, cores[1:])  # this process must not disturb the measurement
     parts += [measure[part](chosen, cores[0]) for part in chosen.only]
     text = "\n\n".join(parts)
     print(text)
     if chosen.write:
-        keep(text)
+        write_section(text)
 
 
 def _accuracy(chosen: argparse.Namespace, core: int) -> str:
     tables = accuracy.find_tables(chosen.data, chosen.tables)
-    fits, out = accuracy.measure(tables, chosen.contenders, chosen.seeds, core)
-    said = "\n".join(f"- {where}: {why}" for where, why in out.items())
-    return "\n\n".join(filter(None, (accuracy.report(tables, chosen.contenders, fits), said)))
+    fits, failed = accuracy.measure(tables, chosen.contenders, chosen.seeds, core)
+    failures = "\n".join(f"- {where}: {why}" for where, why in failed.items())
+    return "\n\n".join(filter(None, (accuracy.report(tables, chosen.contenders, fits), failures)))
 
 
 def _speed(chosen: argparse.Namespace, core: int) -> str:
@@ -65,45 +66,45 @@ def _memory(chosen: argparse.Namespace, core: int) -> str:
 
 
 def _versions() -> list[str]:
-    """Name what was measured with."""
-    rivals = [f"contender {pin}" for package in RIVALS for pin in pins(accuracy.ENVIRONMENT, package)]
-    return [*(f"{package} {version(package)}" for package in PACKAGES), *rivals]
+    """List the versions of foldserve, its main dependencies, and the contenders."""
+    others = [f"contender {pin}" for package in OTHER_PACKAGES for pin in pins(accuracy.ENVIRONMENT, package)]
+    return [*(f"{package} {version(package)}" for package in PACKAGES), *others]
 
 
 def _some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         chosen = text.split(",")
         if unknown := set(chosen) - set(names):
-            raise argparse.ArgumentTypeError(f"no {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
         return chosen
 
     return parse
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError("a whole number, at least 1")
-    return int(text)
 
 
 def _arguments() -> argparse.Namespace:
     parts, names = ("accuracy", "speed", "memory"), tuple(accuracy.TITLES)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, action="append", metavar="DIR", help="has NAME.train.csv and NAME.test.csv; repeatable"
+        "--data",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder of NAME.train.csv and NAME.test.csv; repeatable",
     )
     parser.add_argument("--only", type=_some_of(parts), default=parts, help=f"some of {','.join(parts)}; default: all")
-    parser.add_argument("--tables", type=lambda text: text.split(","), help="some of DIR's; default: all")
+    parser.add_argument("--tables", type=lambda text: text.split(","), help="some of the tables; default: all")
     parser.add_argument(
         "--contenders", type=_some_of(names), default=names, help=f"some of {','.join(names)}; default: all"
     )
-    parser.add_argument("--seeds", type=_count, default=1, help="fits of each, from seed 0 (default: %(default)s)")
-    parser.add_argument("--pairs", type=_count, default=7, help="pairs of a speed's ratio (default: %(default)s)")
-    parser.add_argument("--rows", type=_count, default=memory.ROWS, help="of the large table (default: %(default)s)")
+    parser.add_argument("--seeds", type=count, default=1, help="seeds, from 0 on (default: %(default)s)")
+    parser.add_argument("--pairs", type=count, default=7, help="pairs of speed measurements (default: %(default)s)")
+    parser.add_argument(
+        "--rows", type=count, default=memory.ROWS, help="rows of the large table (default: %(default)s)"
+    )
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
     chosen = parser.parse_args()
     if "accuracy" in chosen.only and not chosen.data:
-        parser.error("accuracy is measured on tables: --data DIR, or --only speed,memory")
+        parser.error("accuracy needs tables: give --data DIR, or --only speed,memory")
     return chosen
 
 

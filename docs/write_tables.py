@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "deployment.md"
 
 _LOADS = (
-    ("1 row a request, 1 connection", "json"),
-    ("1 row a request, 32 connections", "json"),
-    ("1,024 rows a request, 4 connections", "json"),
-    ("1,024 rows a request, 4 connections", "binary"),
+    ("1 row per request, 1 connection", "json"),
+    ("1 row per request, 32 connections", "json"),
+    ("1,024 rows per request, 4 connections", "json"),
+    ("1,024 rows per request, 4 connections", "binary"),
 )
 
 

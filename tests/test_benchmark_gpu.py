@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py, as far as it goes without a GPU: nobody notices there when it breaks."""
+"""benchmarks/gpu.py without a GPU: its refusals, a dry run, and the parts that need no device."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def run(*arguments: str, expected: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def python(code: str) -> str:
-    """Run with `rig` on the path, and in a process of its own: benchmarks/training.py has the name of a package."""
+    """Run code with `rig` on the path, in its own process, and return its output."""
     start = "import sys; sys.path.insert(0, 'benchmarks'); "
     done = subprocess.run([sys.executable, "-c", start + code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     return done.stdout
 
 
-def test_a_dry_run_is_never_written_down() -> None:
+def test_a_dry_run_can_not_be_written_to_the_readme() -> None:
     assert "nothing to write" in run("--dry", "--write", expected=2).stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_measures_nothing() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_is_refused() -> None:
     done = run(expected=1)
     assert "torch sees none" in done.stderr
     assert not done.stdout
 
 
 @pytest.mark.slow
-def test_a_dry_run_goes_the_whole_way_and_says_that_it_is_no_measurement(tmp_path: Path) -> None:
+def test_a_dry_run_runs_every_part_and_claims_no_measurement(tmp_path: Path) -> None:
     done = run("--dry", "--out", str(tmp_path))
     assert done.stdout.startswith("DRY RUN")
     found = json.loads((tmp_path / "gpu.json").read_text())
@@ -50,11 +50,11 @@ def test_a_dry_run_goes_the_whole_way_and_says_that_it_is_no_measurement(tmp_pat
     assert len(measured) == 6  # two networks, three batch sizes
     assert {x["contender"] for x in found["figures"]} >= {"plain", "ort", "unfolded", "eager", "torch_graph"}
     assert {x["rows"] for x in found["served"]} == {1, 4, 24}
-    assert all(all(x["same"].values()) for x in found["sameness"])
+    assert all(all(x["same"].values()) for x in found["bit_comparisons"])
     assert not any(word in done.stdout for word in ("| met", "| missed"))
 
 
-def test_kernels_of_a_run_are_counted_once_and_their_time_is_not_added_where_they_overlap() -> None:
+def test_kernels_are_counted_per_run_and_overlapping_time_counts_once() -> None:
     code = """
 from rig.gpu.kernels import count
 def event(kind, start, length): return {"cat": kind, "ts": start, "dur": length}
@@ -65,8 +65,8 @@ print(count(events, 2))
     assert python(code).strip() == "(2.0, 10.0, 1.0, 2.0)"
 
 
-def test_the_networks_reference_and_both_of_their_files_agree(tmp_path: Path) -> None:
-    """The reference is NumPy's own; ONNX Runtime runs the files, the one in float16 too."""
+def test_the_reference_of_a_network_agrees_with_each_of_its_files(tmp_path: Path) -> None:
+    """NumPy computes the reference. ONNX Runtime runs the files, the one in float16 too."""
     code = f"""
 import numpy as np
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The floor: ONNX Runtime alone, one thread, no server. `python bare_session.py MODEL ROWS.npy SECONDS COUNT...`.
+"""ONNX Runtime alone, one thread, no server: `python bare_session.py MODEL ROWS.npy SECONDS COUNT...`.
 
-Prints a JSON object of rows a second for each COUNT of rows in a run.
+Prints a JSON object: rows per second for each COUNT, the number of rows in a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnxruntime
 
 
 def rows_per_second(session: onnxruntime.InferenceSession, rows: np.ndarray, seconds: float) -> float:
-    """Run over and over for `seconds`."""
+    """Run repeatedly for `seconds`."""
     for _ in range(100):
         session.run(None, {"input": rows})
     runs, started = 0, time.perf_counter()
@@ -26,7 +26,7 @@ def rows_per_second(session: onnxruntime.InferenceSession, rows: np.ndarray, sec
 
 
 def main() -> None:
-    """Measure each count and print."""
+    """Measure each count, and print the rates."""
     model, data, seconds = sys.argv[1:4]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -1,8 +1,8 @@
-"""One fit of another library: `python fit_table.py NAME TRAIN.csv TEST.csv TARGET SEED`, NAME of `CONTENDERS` below.
+"""Fits a model of another library: `python fit_table.py NAME TRAIN.csv TEST.csv TARGET SEED`, NAME from `CONTENDERS`.
 
-Prints a JSON object: `seconds` of processor time of the fit alone, without imports and reading, and what it reaches on
-the test rows: `accuracy` and `log_loss` (nats), or `rmse` and `r2`. Each contender has its defaults, behind the usual
-preparation: categories one-hot, and numbers imputed and standardised where the contender needs that.
+Prints a JSON object: `seconds`, the processor time of the fit alone, without imports and reading; and the metrics on
+the test rows, `accuracy` and `log_loss` (in nats) or `rmse` and `r2`. Each contender has its default settings, after
+the usual preparation: one-hot categories, and imputed and standardised numbers if the contender needs them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Classifies = bool
 
 
 def hist_gradient_boosting(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipeline:
-    """Build scikit-learn's boosted trees, which know missing values."""
+    """Build scikit-learn's boosted trees, which support missing values."""
     kind = HistGradientBoostingClassifier if classifies else HistGradientBoostingRegressor
     return make_pipeline(_prepared(table, "passthrough", _one_hot()), kind(random_state=seed))
 
 
 def sklearn_mlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipeline:
-    """Build scikit-learn's MLP, which wants numbers of like size, also for a target, and none missing."""
+    """Build scikit-learn's MLP, which needs standardised features and targets, and no missing values."""
     kind = MLPClassifier if classifies else MLPRegressor
     network = kind(hidden_layer_sizes=(256, 256), early_stopping=True, random_state=seed)
     if not classifies:
@@ -42,8 +42,8 @@ def sklearn_mlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipel
 
 
 def realmlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipeline:
-    """Build RealMLP-TD, which prepares its rows by itself, except that it takes no missing number."""
-    from pytabkit import RealMLP_TD_Classifier, RealMLP_TD_Regressor  # imported late: it brings torch along
+    """Build RealMLP-TD, which prepares its rows itself but does not support missing numbers."""
+    from pytabkit import RealMLP_TD_Classifier, RealMLP_TD_Regressor  # imported here, because it imports torch
 
     kind = RealMLP_TD_Classifier if classifies else RealMLP_TD_Regressor
     prepare = _prepared(table, SimpleImputer(), "passthrough").set_output(transform="pandas")
@@ -51,9 +51,9 @@ def realmlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipeline:
 
 
 def _prepared(table: pd.DataFrame, numbers: object, categories: object) -> ColumnTransformer:
-    named = [str(name) for name in table.select_dtypes("category").columns]
-    counted = [str(name) for name in table.columns if str(name) not in named]
-    return ColumnTransformer([("numbers", numbers, counted), ("categories", categories, named)])
+    categorical = [str(name) for name in table.select_dtypes("category").columns]
+    numeric = [str(name) for name in table.columns if str(name) not in categorical]
+    return ColumnTransformer([("numbers", numbers, numeric), ("categories", categories, categorical)])
 
 
 def _one_hot() -> OneHotEncoder:
@@ -68,9 +68,9 @@ CONTENDERS: dict[str, Callable[[int, pd.DataFrame, Classifies], Pipeline]] = {
 
 
 def read(train: str, test: str, target: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read both files: an empty cell is missing, everything else is what it says, a text column has categories.
+    """Read both files. An empty cell is a missing value, and a text column is categorical.
 
-    A class is a text; categories are those of the training rows.
+    Classes are text. The categories are those of the training rows.
     """
     kinds = {"label": str} if target == "label" else None
     tables = [pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""]) for path in (train, test)]
@@ -83,7 +83,7 @@ def read(train: str, test: str, target: str) -> tuple[pd.DataFrame, pd.DataFrame
 
 
 def scores(model: Pipeline, x: pd.DataFrame, y: pd.Series, classifies: Classifies) -> dict[str, float]:
-    """Compare with the test rows' own labels or values."""
+    """Return the metrics on the test rows."""
     if not classifies:
         values = np.ravel(model.predict(x))
         return {"rmse": root_mean_squared_error(y, values), "r2": r2_score(y, values)}
@@ -97,9 +97,9 @@ def scores(model: Pipeline, x: pd.DataFrame, y: pd.Series, classifies: Classifie
 
 
 def main() -> None:
-    """Fit, score and print."""
+    """Fit, score, and print the result."""
     name, train, test, target, seed = sys.argv[1:]
-    warnings.simplefilter("ignore")  # what a contender warns of is its own affair
+    warnings.simplefilter("ignore")  # a contender's warnings do not affect its figures
     fitted, held_out = read(train, test, target)
     x, y = fitted.drop(columns=target), fitted[target].to_numpy()
     classifies = target == "label"

@@ -1,7 +1,7 @@
-"""Posts one body over and over: `python post_binary.py PORT PATH BODY HEAD_LENGTH SECONDS CONNECTIONS`.
+"""Posts one body repeatedly: `python post_binary.py PORT PATH BODY HEAD_LENGTH SECONDS CONNECTIONS`.
 
-Keep-alive connections on plain sockets, one request in flight on each, standard library alone. Prints a JSON object:
-`seconds`, `latencies` (seconds, one a request, of those that began in time) and `errors`.
+It uses keep-alive connections on plain sockets, with one request in flight on each, and only the standard library.
+Prints a JSON object: `seconds`, `latencies` (in seconds, one for each request that began in time) and `errors`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,30 @@ _PIECE = 2**20
 
 @dataclass
 class Connection:
-    """One socket, and where it stands in its request and answer."""
+    """One socket, and the progress of its request and response.
+
+    sent: bytes of the request. received: the head of the response, and perhaps a part of the body. missing: bytes of
+    the body that have not arrived; None until the head is complete.
+    """
 
     socket: socket.socket
     sent: int = 0
     started: float = 0.0
     received: bytearray = field(default_factory=bytearray)
-    missing: int | None = None  # bytes of the body that are still to come; None before the head is whole
+    missing: int | None = None
 
 
 def post(port: int, request: bytes, seconds: float, connections: int) -> dict[str, object]:
-    """Post for so long, and wait for what is still on its way then."""
+    """Post for `seconds`, and wait for the responses that are outstanding at the end."""
     selector, latencies, errors, clock = selectors.DefaultSelector(), [], 0, time.perf_counter
-    begun = clock()
+    start = clock()
     for _ in range(connections):
         opened = socket.create_connection(("127.0.0.1", port))
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         opened.setblocking(False)
         one = Connection(opened, started=clock())
         selector.register(opened, selectors.EVENT_WRITE, one)
-    view, scratch, until = memoryview(request), bytearray(_PIECE), begun + seconds
+    view, scratch, until = memoryview(request), bytearray(_PIECE), start + seconds
     while selector.get_map():
         for key, mask in selector.select():
             one = key.data
@@ -58,14 +62,14 @@ def post(port: int, request: bytes, seconds: float, connections: int) -> dict[st
                 continue
             one.sent, one.missing, one.started = 0, None, clock()
             one.received.clear()
-            one.sent = one.socket.send(view[:_PIECE])  # empty buffers: most requests go at once, without a select
+            one.sent = one.socket.send(view[:_PIECE])  # the send buffer is empty, so that most requests need no select
             if one.sent < len(request):
                 selector.modify(one.socket, selectors.EVENT_WRITE, one)
-    return {"seconds": clock() - begun, "latencies": latencies, "errors": errors}
+    return {"seconds": clock() - start, "latencies": latencies, "errors": errors}
 
 
 def _receive(one: Connection, scratch: bytearray) -> str | None:
-    """Read what is there; gives the status once the answer is whole, `closed` when the other side has gone."""
+    """Read available bytes. Return the status once the response is complete, `closed` if the server has closed."""
     count = one.socket.recv_into(scratch)
     if not count:
         return "closed"
@@ -83,7 +87,7 @@ def _receive(one: Connection, scratch: bytearray) -> str | None:
 
 
 def main() -> None:
-    """Post and print."""
+    """Post, and print the result."""
     port, path, body, head_length, seconds, connections = sys.argv[1:]
     content = Path(body).read_bytes()
     head = (

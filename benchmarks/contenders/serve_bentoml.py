@@ -1,4 +1,4 @@
-"""BentoML: one worker, one adaptively batched API. `python serve_bentoml.py PORT MODEL`."""
+"""BentoML with one worker and adaptive batching: `python serve_bentoml.py PORT MODEL`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnxruntime
 
 @bentoml.service(workers=1, logging={"access": {"enabled": False}})
 class Digits:
-    """The model, in the one worker."""
+    """The model, in the only worker."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
@@ -21,16 +21,16 @@ class Digits:
         model = os.environ["BENCH_MODEL"]
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    # Room for four requests of 1,024 rows; a longer latency than any measured, since a request past it is refused.
+    # Room for four requests of 1,024 rows. BentoML refuses a request that takes longer than this latency: no load does.
     @bentoml.api(batchable=True, max_batch_size=4096, max_latency_ms=5000)
     def predict(self, instances: np.ndarray) -> np.ndarray:
-        """Rows to probabilities."""
+        """Map rows to probabilities."""
         (probabilities,) = self.session.run(None, {"input": instances.astype(np.float32)})
         return probabilities
 
 
 if __name__ == "__main__":
-    # BentoML imports the service anew, in processes of its own with arguments of their own.
+    # BentoML imports this file again, in its own processes with other arguments.
     os.environ |= {"BENCH_MODEL": str(Path(sys.argv[2]).resolve()), "BENTOML_DO_NOT_TRACK": "True"}
     program = [sys.executable, "-m", "bentoml", "serve", "serve_bentoml:Digits", "--host", "127.0.0.1"]
     program += ["--port", sys.argv[1], "--working-dir", str(Path(__file__).resolve().parent)]

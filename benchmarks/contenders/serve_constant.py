@@ -1,7 +1,7 @@
-"""The ceiling: uvicorn's constant answer. `python serve_constant.py PORT BYTES...`.
+"""uvicorn with a constant response: `python serve_constant.py PORT BYTES...`.
 
-It reads the same body and answers as many bytes as foldserve does, with foldserve's loop and parser: what is left for
-a framework, JSON and a model to spend. POST /0 answers the first of BYTES, /1 the second.
+It reads the same bodies and sends as many bytes as foldserve, with the same event loop and HTTP parser, but without a
+framework, JSON or a model. POST /0 gets a response of the first of BYTES, /1 of the second.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-ANSWERS = {f"/{i}": b"0" * int(size) for i, size in enumerate(sys.argv[2:])}
+RESPONSES = {f"/{i}": b"0" * int(size) for i, size in enumerate(sys.argv[2:])}
 
 
 async def app(
@@ -20,17 +20,17 @@ async def app(
     receive: Callable[[], Awaitable[dict[str, Any]]],
     send: Callable[[dict[str, Any]], Awaitable[None]],
 ) -> None:
-    """Read the whole body, answer the constant."""
-    body = bytearray()  # as foldserve gathers it
+    """Read the whole body, and send the constant."""
+    body = bytearray()  # collected as in foldserve
     more = True
     while more:
         message = await receive()
         body += message.get("body", b"")
         more = message.get("more_body", False)
-    answer = ANSWERS[scope["path"]]
-    headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", b"application/json")]
+    content = RESPONSES[scope["path"]]
+    headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": answer})
+    await send({"type": "http.response.body", "body": content})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Plain FastAPI: what a competent person writes in an hour. `python serve_fastapi.py PORT MODEL`.
+"""Plain FastAPI, as a competent developer writes it in an hour: `python serve_fastapi.py PORT MODEL`.
 
-A pydantic model of the body, one ONNX Runtime session, the probabilities as lists; uvicorn[standard], one worker.
+It has a pydantic model of the body, one ONNX Runtime session, and lists of probabilities, on uvicorn with one worker.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ app = FastAPI()
 
 
 class Instances(BaseModel):
-    """The body."""
+    """The body of a request."""
 
     instances: list[list[float]]
 
 
-# Not `def`: handing each row to a thread costs more than the model, and there is one core.
+# `async def`, because a thread for each request costs more than the model, and there is one core.
 @app.post("/predict")
 async def predict(body: Instances) -> dict[str, list[list[float]]]:
-    """Rows to probabilities."""
+    """Map rows to probabilities."""
     (probabilities,) = session.run(None, {"input": np.array(body.instances, dtype=np.float32)})
     return {"probabilities": probabilities.tolist()}
 
 
 @app.get("/health")
 async def health() -> dict[str, bool]:
-    """Answer once the model is loaded."""
+    """Report readiness: the model is loaded before the server starts."""
     return {"ready": True}
 
 

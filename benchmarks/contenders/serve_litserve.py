@@ -1,4 +1,4 @@
-"""LitServe: a LitAPI that runs what waits as one batch. `python serve_litserve.py PORT MODEL`."""
+"""LitServe with batching: `python serve_litserve.py PORT MODEL`."""
 
 import sys
 from typing import Any
@@ -13,21 +13,21 @@ Rows = npt.NDArray[np.float32]
 
 
 class Digits(litserve.LitAPI):
-    """Each request is an array of rows; a batch is a list of them."""
+    """A request is an array of rows, and a batch is a list of requests."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002  LitServe passes it by name
-        """Load the model, in the worker's process."""
+        """Open the model in the process of the worker."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
 
-    # LitServe reads the annotation: a `Request` means the parsed body. So no `from __future__ import annotations` here.
+    # LitServe reads the annotation: `Request` means the parsed body. Postponed annotations would break that.
     def decode_request(self, request: Request) -> Rows:
         """Read the rows."""
         return np.array(request["instances"], dtype=np.float32)
 
     def batch(self, inputs: list[Rows]) -> list[Rows]:
-        """Leave it to `predict`: requests differ in their number of rows."""
+        """Keep the list: requests differ in their number of rows, so that `predict` joins them."""
         return inputs
 
     def predict(self, x: list[Rows]) -> list[Rows]:
@@ -36,16 +36,16 @@ class Digits(litserve.LitAPI):
         return np.split(probabilities, np.cumsum([len(rows) for rows in x[:-1]]))
 
     def unbatch(self, output: list[Rows]) -> list[Rows]:
-        """Give each request its own."""
+        """Keep the list: each request has its own part."""
         return output
 
     def encode_response(self, output: Rows) -> dict[str, Any]:
-        """Write the answer."""
+        """Build the body of the response."""
         return {"probabilities": output.tolist()}
 
 
 if __name__ == "__main__":
-    # A wait of 1 ms fills the batches, which pays for itself at 32 connections; `fast_queue` is its ZeroMQ queue.
+    # Waiting 1 ms fills the batches, which gains more than it costs at 32 connections. `fast_queue` is a ZeroMQ queue.
     server = litserve.LitServer(
         Digits(max_batch_size=32, batch_timeout=0.001), accelerator="cpu", workers_per_device=1, fast_queue=True
     )

@@ -1,7 +1,7 @@
-"""MLServer: one process, its custom runtime, no adaptive batching. `python serve_mlserver.py PORT MODEL SPARE`.
+"""MLServer with one process, a custom runtime, and no adaptive batching: `python serve_mlserver.py PORT MODEL SPARE`.
 
-Batching gains nothing here at 32 connections, and doubles the time of a request that comes alone. The spare port is
-for gRPC, which it does not start without.
+Batching gains nothing here at 32 connections, and doubles the latency of a single connection. The spare port is for
+gRPC, which MLServer always starts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Digits(mlserver.MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Rows to probabilities."""
+        """Map rows to probabilities."""
         rows = NumpyCodec.decode_input(payload.inputs[0])
         (probabilities,) = self.session.run(None, {"input": rows.astype(np.float32, copy=False)})
         output = NumpyCodec.encode_output("probabilities", probabilities)
@@ -36,7 +36,7 @@ class Digits(mlserver.MLModel):
 
 
 async def serve() -> None:
-    """Serve until the signal."""
+    """Serve until a signal arrives."""
     port, _, grpc = sys.argv[1:4]
     settings = mlserver.Settings(
         host="127.0.0.1",

@@ -1,7 +1,7 @@
-"""mosec: one worker. `python serve_mosec.py PORT MODEL json|msgspec|single`.
+"""mosec with one worker: `python serve_mosec.py PORT MODEL json|msgspec|single`.
 
-`json` is mosec with its dynamic batching and its own JSON, as its documentation shows them. `msgspec` overrides the two
-methods that read and write, as that documentation allows, with a faster JSON. `single` is `json` without batching.
+`json` is mosec with dynamic batching and its own JSON, as in its documentation. `msgspec` overrides the two methods for
+serialisation with a faster JSON library, as the documentation allows. `single` is `json` without batching.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mosec import Server, Worker
 
 
 class Digits(Worker):
-    """A batch is a list of bodies."""
+    """A worker that gets a list of bodies as a batch."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
@@ -33,32 +33,32 @@ class Digits(Worker):
 
 
 class Single(Digits):
-    """One request at a time."""
+    """A worker that gets one body at a time."""
 
     def forward(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Run it."""
+        """Run one request."""
         return super().forward([data])[0]
 
 
 class FastJson(Digits):
-    """The same with msgspec's JSON."""
+    """A worker that reads and writes JSON with msgspec."""
 
     def deserialize(self, data: bytes) -> Any:
         """Read one body."""
         return msgspec.json.decode(data)
 
     def serialize(self, data: Any) -> bytes:
-        """Write one answer."""
+        """Write one response."""
         return msgspec.json.encode(data)
 
 
 if __name__ == "__main__":
-    # By the environment: mosec's worker processes import this file anew, with these arguments.
+    # Through the environment, because mosec's worker processes import this file again with the same arguments.
     os.environ |= {"MOSEC_ADDRESS": "127.0.0.1", "MOSEC_PORT": sys.argv[1], "MOSEC_LOG_LEVEL": "warning"}
     server = Server()
     if sys.argv[3] == "single":
         server.append_worker(Single)
     else:
-        # As many as there are connections; of waits of 0, 1 and 2 ms, 1 is best.
+        # A batch as large as the number of connections. Of the waits 0, 1 and 2 ms, 1 ms is the fastest.
         server.append_worker({"json": Digits, "msgspec": FastJson}[sys.argv[3]], max_batch_size=32, max_wait_time=1)
     server.run()

@@ -1,6 +1,6 @@
-"""Triton, as nvidia-pytriton carries it, with ONNX Runtime in a Python function. `python serve_triton.py PORT MODEL`.
+"""Triton from nvidia-pytriton, with ONNX Runtime in a Python function: `python serve_triton.py PORT MODEL`.
 
-That package has no ONNX Runtime backend of Triton's own, so this is no measure of Triton with one.
+The package does not contain Triton's own ONNX Runtime backend, which this comparison therefore does not measure.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pytriton.triton import Triton, TritonConfig
 
 
 def main() -> None:
-    """Serve until the signal."""
+    """Serve until a signal arrives."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
 
     @batch
-    def infer(input: np.ndarray) -> list[np.ndarray]:  # noqa: A002  named as the model's input is
+    def infer(input: np.ndarray) -> list[np.ndarray]:  # noqa: A002  (the name of the model's input)
         return session.run(None, {"input": input})
 
-    # Its backend links libpython and finds another one, of another patch release, where the system has it.
+    # Its backend links libpython, and would find the system's one, of another patch release.
     os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
     config = TritonConfig(
         http_address="127.0.0.1", http_port=int(sys.argv[1]), allow_grpc=False, allow_metrics=False, log_verbose=0

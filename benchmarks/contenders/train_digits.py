@@ -1,8 +1,8 @@
-"""Trains over and over: `python train_digits.py NAME WIDTHS BATCH EPOCHS norm|plain`, NAME of `CONTENDERS` below.
+"""Trains repeatedly: `python train_digits.py NAME WIDTHS BATCH EPOCHS norm|plain`, NAME from `CONTENDERS`.
 
-For each line on standard input it trains a new network of hidden WIDTHS, with or without batch norm, and answers with
-the rows that it went through in a second of processor time. The rows are scikit-learn's digits, eight times over:
-14,376 of 64 features in float32. One thread, cross-entropy, Adam with or without decay, and no validation to speak of.
+For each line on standard input, it trains a new network with hidden WIDTHS, with or without batch norm, and prints the
+training rows per second of processor time. The data is scikit-learn's digits, repeated eight times: 14,376 rows of 64
+features in float32. It uses one thread, cross-entropy, Adam with or without weight decay, and almost no validation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COPIES = 8
 
 @dataclass(frozen=True)
 class Task:
-    """What every contender does alike. x: float32 [rows, 64], from 0 to 1. y: int64 [rows]."""
+    """The task of every contender. x: float32 [rows, 64], from 0 to 1. y: int64 [rows]."""
 
     x: np.ndarray
     y: np.ndarray
@@ -35,7 +35,7 @@ Train = Callable[[], object]
 
 
 def foldserve(task: Task) -> Train:
-    """Use the loop as `foldserve-train fit` does, deterministic kernels and all."""
+    """Use the loop of `foldserve-train fit`, with deterministic kernels."""
     import torch
 
     from foldserve.training.fit.loop import Examples, fit
@@ -53,7 +53,7 @@ def foldserve(task: Task) -> Train:
 
 
 def skorch(task: Task) -> Train:
-    """Let skorch train the network that foldserve does; its own validation split is off."""
+    """Use skorch with the same network, without its validation split."""
     import torch
     from skorch import NeuralNetClassifier
     from torch import nn
@@ -81,7 +81,7 @@ def skorch(task: Task) -> Train:
 
 
 def sklearn(task: Task) -> Train:
-    """Use scikit-learn's MLP, which has no batch norm; it may not stop before its last epoch."""
+    """Use scikit-learn's MLP, which has no batch norm. Early stopping is off."""
     from sklearn.neural_network import MLPClassifier
 
     learner = MLPClassifier(
@@ -94,9 +94,9 @@ CONTENDERS: dict[str, Callable[[Task], Train]] = {"foldserve": foldserve, "skorc
 
 
 def main() -> None:
-    """Train once unmeasured, then once for each line."""
+    """Train once to warm up, then once for each line of standard input."""
     name, widths, batch, epochs, norm = sys.argv[1:]
-    warnings.simplefilter("ignore")  # scikit-learn's, that its last epoch was no minimum
+    warnings.simplefilter("ignore")  # scikit-learn warns that the last epoch was not a minimum
     x, y = load_digits(return_X_y=True)
     task = Task(
         np.tile((x / 16).astype(np.float32), (COPIES, 1)),

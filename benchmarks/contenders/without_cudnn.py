@@ -1,7 +1,7 @@
-"""Opens a model on CUDA and runs it, with no torch in the process: `python without_cudnn.py MODEL FEATURES OPTIONS`.
+"""Runs a model on CUDA in a process without torch: `python without_cudnn.py MODEL FEATURES OPTIONS`.
 
-OPTIONS: of the CUDA provider, a JSON object. Prints a JSON object: `why` it failed, or null, and whether a `cudnn` was
-loaded by then.
+OPTIONS is a JSON object of options for the CUDA provider. Prints a JSON object: `why`, the reason of a failure or null;
+and `cudnn`, whether a cuDNN was loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SILENT = 4
 
 
 def run(model: str, features: int, given: dict[str, str]) -> str | None:
-    """Give the reason why there is no finite answer, or None."""
+    """Run the model once. Return the reason of a failure, or None."""
     ort.set_default_logger_severity(_SILENT)
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls(cudnn=False)
@@ -28,17 +28,17 @@ def run(model: str, features: int, given: dict[str, str]) -> str | None:
             model, options, providers=[("CUDAExecutionProvider", given)], enable_fallback=False
         )
         if session.get_providers()[0] != "CUDAExecutionProvider":
-            return f"the session came back on {session.get_providers()[0]}"
+            return f"the session runs on {session.get_providers()[0]}"
         rows = np.random.default_rng(0).standard_normal((7, features), np.float32)
-        answers = session.run(None, {session.get_inputs()[0].name: rows})[0]
+        outputs = session.run(None, {session.get_inputs()[0].name: rows})[0]
     except Exception as error:  # noqa: BLE001
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return (lines or [type(error).__name__])[0][:300]
-    return None if np.isfinite(answers).all() else "its answers are not finite"
+    return None if np.isfinite(outputs).all() else "its outputs are not finite"
 
 
 def main() -> None:
-    """Run and print."""
+    """Run, and print the result."""
     model, features, given = sys.argv[1:]
     why = run(model, int(features), json.loads(given))
     print(json.dumps({"why": why, "cudnn": "libcudnn" in Path("/proc/self/maps").read_text()}))

@@ -1,1 +1,1 @@
-"""What `benchmarks/serving.py` is made of."""
+"""The parts that the benchmark scripts share."""

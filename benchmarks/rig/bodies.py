@@ -1,6 +1,6 @@
-"""The bodies that everybody is sent, and what their answers must say.
+"""The request bodies that every contender gets, and the check of their responses.
 
-Real rows of scikit-learn's digits, the same for every contender; the reference is ONNX Runtime on the model itself.
+The rows are real rows of scikit-learn's digits, the same for every contender. The reference is ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ COUNTS = (1, 1024)
 HEAD_LENGTH = "Inference-Header-Content-Length"
 
 
-class WrongAnswerError(Exception):
-    """What a contender answered, in one line, instead of the model's probabilities."""
+class WrongResponseError(Exception):
+    """A response is not the model's probabilities. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """A request's body: in memory for the check, in a file for wrk."""
+    """The body of a request: in memory for the check, in a file for wrk. expected: float32 [rows, classes]."""
 
     file: Path
     content: bytes
@@ -36,7 +36,7 @@ class Body:
 
 
 def write_bodies(model: Path, folder: Path) -> dict[tuple[str, int], Body]:
-    """Write each protocol's body of each count of rows; `rows.npy` is for the bare session."""
+    """Write the body of each protocol and number of rows, and `rows.npy` for the session without a server."""
     rows = load_digits().data[: max(COUNTS)].astype(np.float32)
     np.save(folder / "rows.npy", rows)
     options = onnxruntime.SessionOptions()
@@ -63,7 +63,7 @@ def _contents(rows: Array) -> dict[str, tuple[bytes, dict[str, str]]]:
 
 
 def binary(rows: Array) -> tuple[bytes, dict[str, str]]:
-    """Give the body and headers that ask for rows as a binary tensor, to be answered by one."""
+    """Return the body and headers of a request with a binary tensor, which also asks for one in the response."""
     raw = rows.astype("<f4").tobytes()
     head = _json(
         {
@@ -83,37 +83,40 @@ def _json(document: Any) -> bytes:
 
 
 def ask(port: int, path: str, body: Body) -> tuple[bytes, http.client.HTTPMessage]:
-    """Post it once. Raises `WrongAnswerError` when it is not answered with 200."""
+    """Post the body once. Raises `WrongResponseError` if the status is not 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request("POST", path, body.content, body.headers)
-        answer = connection.getresponse()
-        content = answer.read()
+        response = connection.getresponse()
+        content = response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise WrongAnswerError(f"no answer: {error!r}") from error
+        raise WrongResponseError(f"no response: {error!r}") from error
     finally:
         connection.close()
-    if answer.status != http.client.OK:
-        raise WrongAnswerError(f"{answer.status} {content[:100].decode(errors='replace')}")
-    return content, answer.headers
+    if response.status != http.client.OK:
+        raise WrongResponseError(f"{response.status} {content[:100].decode(errors='replace')}")
+    return content, response.headers
 
 
 def check(protocol: str, port: int, path: str, body: Body) -> None:
-    """Ask once, and compare with the model's own. Raises `WrongAnswerError`."""
+    """Post the body once, and compare the response with the reference. Raises `WrongResponseError`."""
     content, headers = ask(port, path, body)
     try:
-        answered = read(protocol, content, headers)
+        found = read(protocol, content, headers)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise WrongAnswerError(f"not an answer of {protocol}: {error!r}") from error
-    if answered.shape != body.expected.shape:
-        raise WrongAnswerError(f"the answer's shape is {answered.shape}, expected {body.expected.shape}")
-    off = np.abs(answered - body.expected) / (1e-5 + 1e-4 * np.abs(body.expected))
-    if not (off <= 1).all():
-        raise WrongAnswerError(f"off by {off.max():.3g} times the tolerance")
+        raise WrongResponseError(f"not a response of {protocol}: {error!r}") from error
+    if found.shape != body.expected.shape:
+        raise WrongResponseError(f"the shape of the response is {found.shape}, expected {body.expected.shape}")
+    used = np.abs(found - body.expected) / (1e-5 + 1e-4 * np.abs(body.expected))
+    if not (used <= 1).all():
+        raise WrongResponseError(f"the difference is {used.max():.3g} times the tolerance")
 
 
 def read(protocol: str, content: bytes, headers: http.client.HTTPMessage) -> npt.NDArray[np.float64]:
-    """Give the probabilities [rows, classes] of an answer. Raises what reading something else does."""
+    """Return the probabilities of a response, float64 [rows, classes].
+
+    Raises `ValueError`, `KeyError`, `TypeError` or `IndexError` for anything else.
+    """
     if protocol == "json":
         document = json.loads(content)
         return np.array(document["probabilities"] if isinstance(document, dict) else document, dtype=np.float64)

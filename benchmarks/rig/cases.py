@@ -1,4 +1,4 @@
-"""Who is compared, by which protocol, under which load, and what is asked of foldserve."""
+"""The comparison of servers: the contenders, their protocols, the loads, and the targets for foldserve."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MODEL = "models/digits/1/model.onnx"
 
 @dataclass(frozen=True)
 class Load:
-    """So many rows in each request, over so many connections."""
+    """A load: the rows of each request, and the number of connections."""
 
     name: str
     rows: int
@@ -18,95 +18,70 @@ class Load:
 
 
 ROW = Load("row", 1, 32)
-ALONE = Load("alone", 1, 1)
+SINGLE = Load("alone", 1, 1)
 TABLE = Load("table", 1024, 4)
-JSON_LOADS = (ROW, ALONE, TABLE)
+JSON_LOADS = (ROW, SINGLE, TABLE)
 
 
 @dataclass(frozen=True)
-class Door:
-    """One protocol of a contender. `{index}` in the path is that of the count of rows, in `bodies.COUNTS`."""
+class Endpoint:
+    """One protocol of a contender. In `path`, {index} is the index of the number of rows in `bodies.COUNTS`."""
 
     protocol: Literal["json", "oip", "binary"]
     path: str
     loads: tuple[Load, ...] = JSON_LOADS
-    answers: bool = True  # False: the ceiling, which knows no model
+    predicts: bool = True  # False: the upper bound, which has no model
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A server. In its command {python} is its own one's, {port} and {spare} are free ports."""
+    """A server. In `command`, {python} is the Python of its environment, and {port} and {spare} are free ports."""
 
     name: str
     title: str
     command: tuple[str, ...]
     ready: str
-    doors: tuple[Door, ...]
-    requirements: str | None = None  # None: runs in foldserve's own environment
+    endpoints: tuple[Endpoint, ...]
+    requirements: str | None = None  # None: the environment of foldserve
 
 
 OIP = "/v2/models/digits/infer"
-OIP_DOORS = (Door("oip", OIP), Door("binary", OIP, (TABLE,)))
+OIP_ENDPOINTS = (Endpoint("oip", OIP), Endpoint("binary", OIP, (TABLE,)))
+PREDICT = Endpoint("json", "/predict")
+INFERENCE = Endpoint("json", "/inference")
 FOLDSERVE = ("{python}", "-m", "foldserve.service", "serve", "--models", "models", "--port", "{port}")
+CONSTANT = ("{python}", "benchmarks/contenders/serve_constant.py", "{port}", "{sizes}")
 
 
-def _script(name: str, *more: str) -> tuple[str, ...]:
-    return ("{python}", f"benchmarks/contenders/serve_{name}.py", "{port}", MODEL, *more)
+def _other(name: str, title: str, ready: str, endpoints: tuple[Endpoint, ...], *arguments: str) -> Contender:
+    """Return a server of another project: contenders/serve_X.py, with X the name up to its first hyphen."""
+    project = name.partition("-")[0]
+    command = ("{python}", f"benchmarks/contenders/serve_{project}.py", "{port}", MODEL, *arguments)
+    return Contender(name, title, command, ready, endpoints, requirements=project)
 
 
 CONTENDERS = (
-    Contender("foldserve", "foldserve", FOLDSERVE, "/v2/health/ready", (Door("json", "/predict"), *OIP_DOORS)),
+    Contender("foldserve", "foldserve", FOLDSERVE, "/v2/health/ready", (PREDICT, *OIP_ENDPOINTS)),
     Contender(
-        "constant",
-        "uvicorn's constant answer",
-        ("{python}", "benchmarks/contenders/serve_constant.py", "{port}", "{sizes}"),
-        "/0",
-        (Door("json", "/{index}", answers=False),),
+        "constant", "uvicorn, constant response", CONSTANT, "/0", (Endpoint("json", "/{index}", predicts=False),)
     ),
-    Contender(
-        "fastapi", "plain FastAPI", _script("fastapi"), "/health", (Door("json", "/predict"),), requirements="fastapi"
-    ),
-    Contender(
-        "litserve", "LitServe", _script("litserve"), "/health", (Door("json", "/predict"),), requirements="litserve"
-    ),
-    Contender("mosec", "mosec", _script("mosec", "json"), "/", (Door("json", "/inference"),), requirements="mosec"),
-    Contender(
-        "mosec-single",
-        "mosec, no batching",
-        _script("mosec", "single"),
-        "/",
-        (Door("json", "/inference"),),
-        requirements="mosec",
-    ),
-    Contender(
-        "mosec-msgspec",
-        "mosec, JSON by msgspec",
-        _script("mosec", "msgspec"),
-        "/",
-        (Door("json", "/inference"),),
-        requirements="mosec",
-    ),
-    Contender("bentoml", "BentoML", _script("bentoml"), "/readyz", (Door("json", "/predict"),), requirements="bentoml"),
-    Contender(
-        "mlserver",
-        "MLServer",
-        _script("mlserver", "{spare}"),
-        "/v2/models/digits/ready",
-        (Door("oip", OIP),),
-        requirements="mlserver",
-    ),
-    Contender(
-        "triton", "Triton (pytriton)", _script("triton"), "/v2/models/digits/ready", OIP_DOORS, requirements="triton"
-    ),
+    _other("fastapi", "plain FastAPI", "/health", (PREDICT,)),
+    _other("litserve", "LitServe", "/health", (PREDICT,)),
+    _other("mosec", "mosec", "/", (INFERENCE,), "json"),
+    _other("mosec-single", "mosec, no batching", "/", (INFERENCE,), "single"),
+    _other("mosec-msgspec", "mosec, JSON with msgspec", "/", (INFERENCE,), "msgspec"),
+    _other("bentoml", "BentoML", "/readyz", (PREDICT,)),
+    _other("mlserver", "MLServer", "/v2/models/digits/ready", (Endpoint("oip", OIP),), "{spare}"),
+    _other("triton", "Triton (pytriton)", "/v2/models/digits/ready", OIP_ENDPOINTS),
 )
-BARE = "bare"  # the floor: no server, so no Contender
+BARE = "bare"  # a session without a server: not a Contender
 BARE_TITLE = "ONNX Runtime alone"
 NAMES = (*(contender.name for contender in CONTENDERS), BARE)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio of two cases' figures, and the bound that foldserve is to keep."""
+    """A ratio of one figure in two cases, and the bound for foldserve."""
 
     text: str
     ours: str
@@ -117,7 +92,7 @@ class Target:
 
 
 def case(contender: str, protocol: str, load: Load) -> str:
-    """Name one measured figure."""
+    """Return the name of one case."""
     return f"{contender}/{protocol}/{load.name}"
 
 
@@ -126,20 +101,20 @@ OURS_OIP = case("foldserve", "oip", TABLE)
 OURS_BINARY = case("foldserve", "binary", TABLE)
 
 TARGETS = (
-    Target("1 row, 32 connections: rows/s of uvicorn's constant", OURS[ROW], case("constant", "json", ROW), 0.5),
-    Target("1 row, 32 connections: rows/s of plain FastAPI", OURS[ROW], case("fastapi", "json", ROW), 5),
-    Target("1 row, 32 connections: rows/s of mosec", OURS[ROW], case("mosec", "json", ROW), 4),
-    Target("1 row, 32 connections: rows/s of LitServe", OURS[ROW], case("litserve", "json", ROW), 15),
+    Target("1 row, 32 connections: rows/s ÷ uvicorn, constant response", OURS[ROW], case("constant", "json", ROW), 0.5),
+    Target("1 row, 32 connections: rows/s ÷ plain FastAPI", OURS[ROW], case("fastapi", "json", ROW), 5),
+    Target("1 row, 32 connections: rows/s ÷ mosec", OURS[ROW], case("mosec", "json", ROW), 4),
+    Target("1 row, 32 connections: rows/s ÷ LitServe", OURS[ROW], case("litserve", "json", ROW), 15),
     Target(
-        "1 row, 1 connection: p50 of uvicorn's constant",
-        OURS[ALONE],
-        case("constant", "json", ALONE),
+        "1 row, 1 connection: p50 ÷ uvicorn, constant response",
+        OURS[SINGLE],
+        case("constant", "json", SINGLE),
         1.6,
         figure="p50_ms",
         at_least=False,
     ),
-    Target("1,024 rows of JSON: rows/s of plain FastAPI", OURS[TABLE], case("fastapi", "json", TABLE), 7),
-    Target("1,024 rows of JSON: rows/s of MLServer", OURS[TABLE], case("mlserver", "oip", TABLE), 2),
-    Target("1,024 rows, both by OIP: rows/s of MLServer", OURS_OIP, case("mlserver", "oip", TABLE), 2),
-    Target("1,024 rows, binary: rows/s of ONNX Runtime alone", OURS_BINARY, case(BARE, "none", TABLE), 1 / 3),
+    Target("1,024 rows of JSON: rows/s ÷ plain FastAPI", OURS[TABLE], case("fastapi", "json", TABLE), 7),
+    Target("1,024 rows of JSON: rows/s ÷ MLServer", OURS[TABLE], case("mlserver", "oip", TABLE), 2),
+    Target("1,024 rows, both with OIP: rows/s ÷ MLServer", OURS_OIP, case("mlserver", "oip", TABLE), 2),
+    Target("1,024 rows, binary: rows/s ÷ ONNX Runtime alone", OURS_BINARY, case(BARE, "none", TABLE), 1 / 3),
 )

@@ -1,4 +1,4 @@
-"""Installs a contender in an environment of its own, and says how whatever is measured is run: on one core."""
+"""Installs each contender in its own virtual environment, and makes commands that run on one core."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CONTENDERS = ROOT / "benchmarks" / "contenders"
 
-# One thread each, whatever library it is in: they share one core, and a pool would only contend for it.
+# One thread for every library: a program has one core, and more threads would compete for it.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class StartError(Exception):
-    """Why a contender can't be installed or started, in one line."""
+    """A contender can't be installed or started. The message is one line."""
 
 
 def environment(name: str) -> Path:
-    """Give the Python of a contender's own virtual environment, made when its requirements are new."""
+    """Return the Python of a contender's virtual environment. Creates it if the requirements have changed."""
     folder, wanted = ROOT / ".bench" / name, (CONTENDERS / f"{name}.txt").read_text()
     stamp, python = folder / "installed.txt", folder / "bin" / "python"
     if stamp.exists() and stamp.read_text() == wanted:
@@ -34,7 +34,7 @@ def environment(name: str) -> Path:
 
 
 def pins(name: str, package: str) -> list[str]:
-    """Give "package version" for each line of a contender's requirements that pins a package whose name ends so."""
+    """Return "package version" for each requirement of a contender that pins a package whose name ends in `package`."""
     text = (CONTENDERS / f"{name}.txt").read_text()
     return [found.replace("==", " ") for found in re.findall(rf"^.*{package}==.*$", text, re.MULTILINE)]
 
@@ -47,11 +47,11 @@ def _install(program: Sequence[str]) -> None:
 
 
 def pinned(core: int, program: Sequence[str]) -> list[str]:
-    """Give the command that runs a program, and all that it starts, on one core."""
+    """Return the command that runs a program and its child processes on one core."""
     return ["taskset", "--cpu-list", str(core), *program]
 
 
 def variables() -> dict[str, str]:
-    """Give the variables that every contender runs with; this shell's settings of foldserve don't count."""
+    """Return the environment variables of every contender, without the FOLDSERVE_* settings of this shell."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
     return kept | _ONE_THREAD

@@ -1,4 +1,4 @@
-"""A table of a million rows: how much memory training on it takes, and how soon there is something to see."""
+"""Training on a table of a million rows: the peak memory, and the time until the first output."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rig.processes import Ran, run
-from rig.report import markdown, verdict
+from rig.processes import Run, run
+from rig.report import figure_row, markdown
 
 ROWS = 1_000_000
 COLUMNS = 50
@@ -19,9 +19,10 @@ _CHUNK = 50_000
 
 
 def write_table(path: Path, rows: int, columns: int = COLUMNS, seed: int = 0) -> None:
-    """Write `columns` numbers from 0.0000 to 9.9999 and a `label`, one of three by which of three sums is largest.
+    """Write a CSV file of `columns` numbers from 0.0000 to 9.9999 and a `label`.
 
-    Each number has one digit, a point and four digits, so that the bytes can be made a chunk at a time, by arithmetic.
+    The label is the index of the largest of three weighted sums, as a letter. Every number has the same width, so that
+    NumPy can compute the bytes of a whole chunk.
     """
     generator = np.random.default_rng(seed)
     weights = generator.standard_normal((columns, CLASSES))
@@ -40,8 +41,8 @@ def write_table(path: Path, rows: int, columns: int = COLUMNS, seed: int = 0) ->
             file.write(line.tobytes())
 
 
-def measure(folder: Path, rows: int, core: int) -> Ran:
-    """Write the table and train on it. Raises `RunError`."""
+def measure(folder: Path, rows: int, core: int) -> Run:
+    """Write the table and train on it. Raises `RunError` if the training fails."""
     table = folder / "million.csv"
     print(f"memory: {rows:,} rows of {COLUMNS} columns", file=sys.stderr)
     write_table(table, rows)
@@ -49,14 +50,14 @@ def measure(folder: Path, rows: int, core: int) -> Ran:
     return run([*command, "--models", str(folder), "--name", "million"], core)
 
 
-def report(ran: Ran, rows: int) -> str:
-    """Hold it against the targets."""
+def report(done: Run, rows: int) -> str:
+    """Compare the run with the targets, as a table."""
     title = f"`foldserve-train fit`, {rows:,} rows of {COLUMNS} columns"
     return markdown(
         [
             (title, "measured", "target", ""),
-            verdict("peak memory, GiB", ran.peak_bytes / 2**30, "≤", PEAK_GIB, "{:.2f}"),
-            verdict("s until it shows something", ran.first_output_s, "≤", FIRST_OUTPUT_S, "{:.2f}"),
-            verdict("s in all", ran.wall_s, "≤", None, "{:.0f}"),
+            figure_row("peak memory, GiB", done.peak_bytes / 2**30, "≤", PEAK_GIB, "{:.2f}"),
+            figure_row("s until the first output", done.first_output_s, "≤", FIRST_OUTPUT_S, "{:.2f}"),
+            figure_row("s in total", done.wall_s, "≤", None, "{:.0f}"),
         ]
     )

@@ -1,4 +1,4 @@
--- wrk's script: posts one file over and over, and ends with one line of JSON that rig/wrk.py reads.
+-- A script for wrk: posts one file repeatedly, and prints one line of JSON at the end, for rig/wrk.py.
 -- Arguments: the file, then headers as "Name: value".
 
 function init(args)

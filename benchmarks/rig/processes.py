@@ -1,4 +1,4 @@
-"""Runs a program to its end on one core, and tells what that took: processor time, memory, when it first spoke."""
+"""Runs a program on one core until it ends, and measures its processor time, memory and first output."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rig.environments import ROOT, pinned, variables
 
 
 class RunError(Exception):
-    """Why a program came to no good end, in one line: the last that it said."""
+    """A program failed. The message is its last line of output."""
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What a run took.
+class Run:
+    """The measurements of one run.
 
-    processor_s: user and system time, of its children too. first_output_s: from its start until it first wrote to the
-    terminal. peak_bytes: the largest resident memory of any one of its processes. output: all that it wrote.
+    processor_s: user and system time, child processes included. first_output_s: from the start to the first output on
+    the terminal. peak_bytes: the largest resident memory of any one process. output: everything it printed.
     """
 
     processor_s: float
@@ -32,15 +32,18 @@ class Ran:
     output: str
 
     def last_line(self) -> str:
-        """Give the last line that says something."""
+        """Return the last line of output that is not blank."""
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
-        return (lines or ["it said nothing"])[-1]
+        return (lines or ["no output"])[-1]
 
 
-def run(program: Sequence[str], core: int) -> Ran:
-    """Run it in the repository's root, at a terminal, since progress is shown to people. Raises `RunError`."""
+def run(program: Sequence[str], core: int) -> Run:
+    """Run a program in the root of the repository, on a terminal, because it shows its progress only there.
+
+    Raises `RunError` if it fails.
+    """
     ours, theirs = pty.openpty()
-    started = time.perf_counter()
+    start = time.perf_counter()
     with subprocess.Popen(
         pinned(core, program),
         cwd=ROOT,
@@ -51,21 +54,21 @@ def run(program: Sequence[str], core: int) -> Ran:
     ) as process:
         os.close(theirs)
         first, output = None, bytearray()
-        with suppress(OSError):  # EIO: the last holder of the other end is gone
+        with suppress(OSError):  # EIO: every process has closed the other end
             while piece := os.read(ours, 65_536):
                 first = time.perf_counter() if first is None else first
                 output += piece
         os.close(ours)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    ended = time.perf_counter()
-    ran = Ran(
+    end = time.perf_counter()
+    done = Run(
         processor_s=used.ru_utime + used.ru_stime,
-        wall_s=ended - started,
-        first_output_s=(first or ended) - started,
+        wall_s=end - start,
+        first_output_s=(first or end) - start,
         peak_bytes=used.ru_maxrss * 1024,
         output=output.decode(errors="replace"),
     )
     if process.returncode:
-        raise RunError(ran.last_line()[:200])
-    return ran
+        raise RunError(done.last_line()[:200])
+    return done

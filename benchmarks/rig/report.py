@@ -1,4 +1,4 @@
-"""Lays out figures as text: tables, what was measured on which machine, and the part of a document that is made so."""
+"""Writes figures as text: tables, a description of the machine, and the generated part of a document."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import datetime
 import math
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from operator import ge, gt, le, lt
 from pathlib import Path
 from statistics import median
 
+from foldserve.service.machine import processor
 from rig.environments import ROOT
 
 NONE = "-"
@@ -25,20 +25,20 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {"≥": ge, ">": gt, "≤": 
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Lay out a table that reads well as text too; the first row is its head."""
+    """Write an aligned Markdown table. The first row is its header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *rest = ("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
     return "\n".join([head, "| " + " | ".join("-" * width for width in widths) + " |", *rest])
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median, and if there are several the lowest and highest."""
+def median_and_range(values: Sequence[float]) -> str:
+    """Write the median and, if there is more than one value, the lowest and the highest."""
     low, middle, high = (number(x) for x in (min(values), median(values), max(values)))
     return middle if len(values) == 1 else f"{middle} ({low} to {high})"
 
 
 def number(value: float) -> str:
-    """Three digits, thousands by commas."""
+    """Write a number with three digits, and commas between thousands."""
     if value == 0 or math.isnan(value):
         return NONE
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -46,19 +46,19 @@ def number(value: float) -> str:
 
 
 def target_row(text: str, values: list[float] | str, bound: float, *, at_least: bool) -> Row:
-    """Hold the median of a ratio or figure against its target; a text in place of figures says why there are none."""
-    aim = f"{'≥' if at_least else '≤'} {bound:.3g}"
+    """Compare the median with its target. `values` is a text if there are no figures: it gives the reason."""
+    target = f"{'≥' if at_least else '≤'} {bound:.3g}"
     if isinstance(values, str):
-        return (text, values, aim, NONE)
+        return (text, values, target, NONE)
     if not values:
-        return (text, "not measured", aim, NONE)
+        return (text, "not measured", target, NONE)
     middle = median(values)
     met = middle >= bound if at_least else middle <= bound
-    return (text, spread(values), aim, "met" if met else "missed")
+    return (text, median_and_range(values), target, "met" if met else "missed")
 
 
-def verdict(text: str, value: float | None, sign: str, bound: float | None, form: str = "{:.4f}") -> Row:
-    """Hold a figure against its target; sign: one of ≥, >, ≤ and <. Without either figure there is no verdict."""
+def figure_row(text: str, value: float | None, sign: str, bound: float | None, form: str = "{:.4f}") -> Row:
+    """Compare a figure with its target. sign: one of ≥, >, ≤ and <. There is no verdict if either is None."""
     if value is None:
         return (text, "not measured", NONE, NONE)
     if bound is None:
@@ -67,19 +67,18 @@ def verdict(text: str, value: float | None, sign: str, bound: float | None, form
 
 
 def machine(versions: Sequence[str]) -> str:
-    """Say which command measured, when, on what. A folder's place on this machine is nobody's business, its name is."""
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    given = [Path(text).name if Path(text).is_absolute() else text for text in sys.argv[1:]]
-    command = shlex.join(["python", f"benchmarks/{_script()}", *given])
+    """Describe the measurement: command, date, machine, versions. Paths are shortened to their last part."""
+    arguments = [Path(text).name if Path(text).is_absolute() else text for text in sys.argv[1:]]
+    command = shlex.join(["python", f"benchmarks/{_script()}", *arguments])
     return (
         f"`{command}`, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n\n"
-        f"{processor.group(1) if processor else platform.machine()}, {os.cpu_count()} cores; "
+        f"{processor.model_name()}, {os.cpu_count()} cores; "
         f"Python {platform.python_version()}; {', '.join(versions)}"
     )
 
 
-def keep(text: str, document: Path = README, markers: tuple[str, str] | None = None) -> None:
-    """Put what the running script found between its markers in a document, by default the README."""
+def write_section(text: str, document: Path = README, markers: tuple[str, str] | None = None) -> None:
+    """Write `text` between the markers of the running script in a document, by default benchmarks/README.md."""
     first, last = markers or (f"<!-- {_script()} --write: from here -->", f"<!-- {_script()} --write: to here -->")
     before, _, rest = document.read_text(encoding="utf-8").partition(first)
     _, found, after = rest.partition(last)

@@ -1,4 +1,4 @@
-"""Measures: one contender, one round; foldserve with and without metrics and a log; foldserve held under load."""
+"""Measures servers: one contender in one round, foldserve with and without metrics, and foldserve under a long load."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rig import bodies, environments, servers, wrk
-from rig.bodies import Body, WrongAnswerError
-from rig.cases import BARE, CONTENDERS, MODEL, ROW, TABLE, Contender, Door, Load, case
+from rig.bodies import Body, WrongResponseError
+from rig.cases import BARE, CONTENDERS, MODEL, ROW, TABLE, Contender, Endpoint, Load, case
 from rig.environments import StartError
 from rig.servers import Server
 from rig.wrk import Figures, LoadError
@@ -25,7 +25,7 @@ OFF = ("--no-metrics", "--no-access-log")
 
 @dataclass
 class Round:
-    """One pass over the contenders: figures by case, start and memory by contender."""
+    """The results of one pass over the contenders: figures by case, start time and memory by contender."""
 
     figures: dict[str, Figures] = field(default_factory=dict)
     ready_s: dict[str, float] = field(default_factory=dict)
@@ -34,20 +34,25 @@ class Round:
 
 @dataclass
 class Bench:
-    """What is the same for every measurement, and what is out: contenders, or doors of them, and why."""
+    """The conditions of every measurement, and the failures so far.
+
+    bodies: by protocol and number of rows. excluded: contenders that did not start, and endpoints with a wrong
+    response, each with the reason. load_errors: endpoints that met errors under load, in at least one round. sizes:
+    the lengths of foldserve's responses, in bytes.
+    """
 
     folder: Path
     seconds: float
     server_core: int
     load_core: int
-    sent: dict[tuple[str, int], Body]
-    out: dict[str, str] = field(default_factory=dict)
-    noted: dict[str, str] = field(default_factory=dict)  # met errors under load, in one round or more
+    bodies: dict[tuple[str, int], Body]
+    excluded: dict[str, str] = field(default_factory=dict)
+    load_errors: dict[str, str] = field(default_factory=dict)
     sizes: list[str] = field(default_factory=list)
 
     @contextmanager
     def serving(self, contender: Contender, *flags: str) -> Iterator[Server]:
-        """Run a contender. Raises `StartError`."""
+        """Run a contender until the block ends. Raises `StartError`."""
         python = str(environments.environment(contender.requirements) if contender.requirements else sys.executable)
         port, spare = servers.free_port(), servers.free_port()
         program = [
@@ -55,67 +60,67 @@ class Bench:
         ]
         program += self.sizes if "{sizes}" in contender.command else []
         log = self.folder / f"{'-'.join((contender.name, *flags))}.log"
-        with servers.started([*program, *flags], port, contender.ready, core=self.server_core, log=log) as server:
+        with servers.running([*program, *flags], port, contender.ready, core=self.server_core, log=log) as server:
             yield server
 
     def find_sizes(self) -> None:
-        """Learn how many bytes foldserve answers, which the ceiling has to answer too.
+        """Find the lengths of foldserve's responses, which the constant responses must have too.
 
-        Raises `StartError`, `WrongAnswerError`.
+        Raises `StartError`, `WrongResponseError`.
         """
         with self.serving(BY_NAME["foldserve"]) as server:
             self.sizes = [
-                str(len(bodies.ask(server.port, "/predict", self.sent["json", count])[0])) for count in bodies.COUNTS
+                str(len(bodies.ask(server.port, "/predict", self.bodies["json", count])[0])) for count in bodies.COUNTS
             ]
 
-    def measure(self, name: str, into: Round) -> None:
-        """Start a contender, check, load and check again each of its doors."""
-        if name in self.out:
+    def measure(self, name: str, results: Round) -> None:
+        """Start a contender; check, load and check again each of its endpoints. Failures are kept, not raised."""
+        if name in self.excluded:
             return
         if name == BARE:
-            into.figures |= self._bare()
+            results.figures |= self._bare()
             return
         contender = BY_NAME[name]
         try:
             if "{sizes}" in contender.command and not self.sizes:
                 self.find_sizes()
             with self.serving(contender) as server:
-                into.ready_s[name] = server.ready_s
-                for door in contender.doors:
-                    self._measure_door(contender, door, server, into)
-                into.resident_mb[name] = server.resident_mb()
-        except (StartError, WrongAnswerError) as error:
-            self.out[name] = str(error)
+                results.ready_s[name] = server.ready_s
+                for endpoint in contender.endpoints:
+                    self._measure_endpoint(contender, endpoint, server, results)
+                results.resident_mb[name] = server.resident_mb()
+        except (StartError, WrongResponseError) as error:
+            self.excluded[name] = str(error)
 
-    def _measure_door(self, contender: Contender, door: Door, server: Server, into: Round) -> None:
-        where = f"{contender.name}/{door.protocol}"
-        if where in self.out:
+    def _measure_endpoint(self, contender: Contender, endpoint: Endpoint, server: Server, results: Round) -> None:
+        where = f"{contender.name}/{endpoint.protocol}"
+        if where in self.excluded:
             return
         figures = {}
         try:
-            self._check(door, server)
-            for load in door.loads:
-                figures[case(contender.name, door.protocol, load)] = self.load(server, door, load, self.seconds)
-            self._check(door, server)
-        except WrongAnswerError as error:
-            self.out[where] = str(error)
+            self._check(endpoint, server)
+            for load in endpoint.loads:
+                figures[case(contender.name, endpoint.protocol, load)] = self.load(server, endpoint, load, self.seconds)
+            self._check(endpoint, server)
+        except WrongResponseError as error:
+            self.excluded[where] = str(error)
         except LoadError as error:
-            self.noted[where] = str(error)
+            self.load_errors[where] = str(error)
         else:
-            into.figures |= figures
+            results.figures |= figures
 
-    def _check(self, door: Door, server: Server) -> None:
-        for count in sorted({load.rows for load in door.loads}):
-            path, body = _path(door, count), self.sent[door.protocol, count]
-            if door.answers:
-                bodies.check(door.protocol, server.port, path, body)
+    def _check(self, endpoint: Endpoint, server: Server) -> None:
+        for count in sorted({load.rows for load in endpoint.loads}):
+            path, body = _path(endpoint, count), self.bodies[endpoint.protocol, count]
+            if endpoint.predicts:
+                bodies.check(endpoint.protocol, server.port, path, body)
             else:
                 bodies.ask(server.port, path, body)
 
-    def load(self, server: Server, door: Door, load: Load, seconds: float) -> Figures:
-        """Warm up, then measure. Raises `LoadError`."""
-        body = self.sent[door.protocol, load.rows]
-        url = f"http://127.0.0.1:{server.port}{_path(door, load.rows)}"
+    def load(self, server: Server, endpoint: Endpoint, load: Load, seconds: float) -> Figures:
+        """Load a server, first to warm it up, then to measure. Raises `LoadError`."""
+        body = self.bodies[endpoint.protocol, load.rows]
+        url = f"http://127.0.0.1:{server.port}{_path(endpoint, load.rows)}"
         figures = Figures(0)
         for length in (WARM_UP, seconds):
             figures = wrk.load(
@@ -140,33 +145,35 @@ class Bench:
         return {case(BARE, "none", load): Figures(rates[str(load.rows)]) for load in (ROW, TABLE)}
 
     def telemetry(self, pairs: int) -> list[float]:
-        """Measure rows/s with metrics and the access log as a part of rows/s without, in pairs of either order.
+        """Return the ratios of rows/s with metrics and access log to rows/s without, in pairs that alternate in order.
 
         Raises `StartError`, `LoadError`.
         """
-        door = BY_NAME["foldserve"].doors[0]
+        endpoint = BY_NAME["foldserve"].endpoints[0]
         with ExitStack() as stack:
             on, off = (stack.enter_context(self.serving(BY_NAME["foldserve"], *flags)) for flags in (ON, OFF))
             ratios = []
             for i in range(pairs):
                 order = (on, off) if i % 2 == 0 else (off, on)
-                rates = {server.port: self.load(server, door, ROW, self.seconds).rows_per_second for server in order}
+                rates = {
+                    server.port: self.load(server, endpoint, ROW, self.seconds).rows_per_second for server in order
+                }
                 ratios.append(rates[on.port] / rates[off.port])
         return ratios
 
     def soak(self, seconds: float) -> tuple[Figures, float, float]:
-        """Hold 64 connections; give the figures, and the resident memory before and after, in MB.
+        """Load 64 connections. Return the figures, and the resident memory before and after, in MB.
 
         Raises `StartError`, `LoadError`.
         """
         contender = BY_NAME["foldserve"]
         held = Load("soak", rows=1, connections=64)
         with self.serving(contender) as server:
-            self.load(server, contender.doors[0], held, 2 * WARM_UP)
+            self.load(server, contender.endpoints[0], held, 2 * WARM_UP)
             before = server.resident_mb()
-            figures = self.load(server, contender.doors[0], held, seconds)
+            figures = self.load(server, contender.endpoints[0], held, seconds)
             return figures, before, server.resident_mb()
 
 
-def _path(door: Door, count: int) -> str:
-    return door.path.format(index=bodies.COUNTS.index(count))
+def _path(endpoint: Endpoint, count: int) -> str:
+    return endpoint.path.format(index=bodies.COUNTS.index(count))

@@ -1,4 +1,4 @@
-"""Starts a contender, waits until it is ready, weighs it and stops it."""
+"""Starts a server, waits until it is ready, measures its memory, and stops it."""
 
 from __future__ import annotations
 
@@ -20,53 +20,54 @@ READY_TIMEOUT = 60
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is ready."""
+    """A running server. process: its id. ready_s: seconds from the start until it was ready."""
 
     process: int
     port: int
     ready_s: float
 
     def resident_mb(self) -> float:
-        """Add up VmRSS over all its processes, in 10^6 bytes; pages that they share count in each."""
+        """Return the resident memory of all its processes, in 10^6 bytes. A shared page counts in each of them."""
         total = 0
-        for member in _family(self.process):
-            with suppress(OSError):  # it has just ended
+        for member in _process_tree(self.process):
+            with suppress(OSError):  # the process has just ended
                 status = Path(f"/proc/{member}/status").read_text()
                 total += sum(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmRSS"))
         return total * 1024 / 1e6
 
 
 @contextmanager
-def started(program: Sequence[str], port: int, ready: str, *, core: int | None, log: Path) -> Iterator[Server]:
-    """Run a server until the block ends, on one core, or with None on all.
+def running(program: Sequence[str], port: int, ready: str, *, core: int | None, log: Path) -> Iterator[Server]:
+    """Run a server until the block ends.
 
-    Raises `StartError` when it is not ready in time, or ends before.
+    ready: the path that answers 200 once the server is ready. core: the only core to use; None for all of them.
+    Raises `StartError` if it is not ready in time, or ends before.
     """
-    placed = program if core is None else pinned(core, program)
+    command = program if core is None else pinned(core, program)
     with log.open("wb") as output:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         process = subprocess.Popen(
-            placed, cwd=ROOT, env=variables(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command, cwd=ROOT, env=variables(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
-        while not _answers(port, ready):
-            if process.poll() is not None or time.perf_counter() - begun > READY_TIMEOUT:
+        while not _is_ready(port, ready):
+            if process.poll() is not None or time.perf_counter() - start > READY_TIMEOUT:
                 raise StartError(f"did not start: {_last_line(log)}")
             time.sleep(0.005)
-        yield Server(process.pid, port, time.perf_counter() - begun)
+        yield Server(process.pid, port, time.perf_counter() - start)
     finally:
         _stop(process)
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
+    """Find a port without a listener."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
 
 
-def _answers(port: int, path: str) -> bool:
+def _is_ready(port: int, path: str) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
@@ -79,39 +80,39 @@ def _answers(port: int, path: str) -> bool:
 
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return (lines or ["it said nothing"])[-1][:200]
+    return (lines or ["no output"])[-1][:200]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    family = _family(process.pid)
+    members = _process_tree(process.pid)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(20)
     deadline = time.perf_counter() + 5
-    while any(_alive(member) for member in family[1:]) and time.perf_counter() < deadline:
+    while any(_is_alive(member) for member in members[1:]) and time.perf_counter() < deadline:
         time.sleep(0.05)
-    for member in family:
-        if _alive(member):
+    for member in members:
+        if _is_alive(member):
             with suppress(ProcessLookupError):
                 os.kill(member, signal.SIGKILL)
     process.wait()
 
 
-def _alive(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-def _family(process: int) -> list[int]:
-    """Find a process and all that descend from it, itself first."""
+def _process_tree(process: int) -> list[int]:
+    """List a process and all of its descendants, itself first."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(stat.parent.name))
-    family = [process]
-    for member in family:
-        family += children.get(member, [])
-    return family
+    members = [process]
+    for member in members:
+        members += children.get(member, [])
+    return members

@@ -1,4 +1,7 @@
-"""Rows a second of training: foldserve's loop and another's, same network, rows and batch, turn about on one core."""
+"""Compares the training loop of foldserve with another one: rows per second, on one core, in turns.
+
+Both train the same network on the same rows with the same batch size.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from rig.environments import CONTENDERS, ROOT, StartError, environment, pinned, variables
-from rig.report import Row, markdown, spread, target_row
+from rig.report import Row, markdown, median_and_range, target_row
 
 ENVIRONMENT = "training"
 EPOCHS = 4
@@ -19,7 +22,7 @@ TITLES = {"skorch": "skorch", "sklearn": "scikit-learn's MLPClassifier"}
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. bound: how many times the other's rate foldserve's must have."""
+    """One comparison. bound: the target for the ratio of foldserve's rate to the other's."""
 
     other: str
     widths: str
@@ -29,7 +32,7 @@ class Case:
 
     @property
     def text(self) -> str:
-        """Describe it."""
+        """The network and the batch size, as text."""
         return f"{self.widths.replace(',', '-')}{', BN' if self.norm else ', no BN'}, batch {self.batch}"
 
 
@@ -42,14 +45,14 @@ CASES = (
 
 @dataclass(frozen=True)
 class Pair:
-    """Rows a second of processor time, of both, one right after the other."""
+    """Rows per second of processor time, of both libraries, measured one right after the other."""
 
     ours: float
     theirs: float
 
 
 def measure(case: Case, pairs: int, core: int) -> list[Pair]:
-    """Take turns, first one first, then the other. Raises `StartError`."""
+    """Measure pairs, which alternate in order. Raises `StartError`."""
     found = []
     with ExitStack() as stack:
         ours = stack.enter_context(_training("foldserve", case, core))
@@ -63,15 +66,18 @@ def measure(case: Case, pairs: int, core: int) -> list[Pair]:
 
 
 def report(cases: Sequence[tuple[Case, list[Pair]]]) -> str:
-    """Foldserve against its targets, then the rates."""
-    aims: list[Row] = [("foldserve", "median (lowest to highest)", "target", "")]
-    rates: list[Row] = [("rows/s", "foldserve", "the other")]
+    """Write the table of targets, and the table of rates."""
+    targets: list[Row] = [("foldserve", "median (lowest to highest)", "target", "")]
+    rates: list[Row] = [("rows/s", "foldserve", "other library")]
     for case, pairs in cases:
-        text = f"{case.text}: rows/s of {TITLES[case.other]}"
-        aims.append(target_row(text, [pair.ours / pair.theirs for pair in pairs], case.bound, at_least=True))
-        ours, theirs = spread([pair.ours for pair in pairs]), spread([pair.theirs for pair in pairs])
+        text = f"{case.text}: rows/s ÷ {TITLES[case.other]}"
+        targets.append(target_row(text, [pair.ours / pair.theirs for pair in pairs], case.bound, at_least=True))
+        ours, theirs = (
+            median_and_range([pair.ours for pair in pairs]),
+            median_and_range([pair.theirs for pair in pairs]),
+        )
         rates.append((case.text, ours, f"{TITLES[case.other]}: {theirs}"))
-    return f"{markdown(aims)}\n\n{markdown(rates)}"
+    return f"{markdown(targets)}\n\n{markdown(rates)}"
 
 
 @contextmanager
@@ -79,7 +85,7 @@ def _training(name: str, case: Case, core: int) -> Iterator[subprocess.Popen[str
     python = sys.executable if name == "foldserve" else str(environment(ENVIRONMENT))
     command = [python, str(CONTENDERS / "train_digits.py"), name, case.widths, str(case.batch), str(EPOCHS)]
     command.append("norm" if case.norm else "plain")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # this checkout's `training`
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # the foldserve of this checkout
     with subprocess.Popen(
         pinned(core, command),
         env=variables() | {"PYTHONPATH": path},
@@ -88,7 +94,7 @@ def _training(name: str, case: Case, core: int) -> Iterator[subprocess.Popen[str
         text=True,
     ) as process:
         try:
-            _answer(process)
+            _read_line(process)
             yield process
         finally:
             process.terminate()
@@ -96,14 +102,14 @@ def _training(name: str, case: Case, core: int) -> Iterator[subprocess.Popen[str
 
 def _rate(process: subprocess.Popen[str]) -> float:
     if not process.stdin:
-        raise StartError("it listens to nobody")
-    process.stdin.write("again\n")
+        raise StartError("it has no standard input")
+    process.stdin.write("train\n")
     process.stdin.flush()
-    return float(_answer(process))
+    return float(_read_line(process))
 
 
-def _answer(process: subprocess.Popen[str]) -> str:
+def _read_line(process: subprocess.Popen[str]) -> str:
     line = process.stdout.readline() if process.stdout else ""
     if not line:
-        raise StartError("it ended while it was to train")
+        raise StartError("it ended during the training")
     return line

@@ -1,4 +1,4 @@
-"""Loads a server with wrk, from the core that the server does not have."""
+"""Loads a server with wrk, on another core than the server's."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ERRORS = ("not_2xx", "connect", "read", "write", "timeout")
 
 
 class LoadError(Exception):
-    """The load met errors, in one line: its figures mean nothing."""
+    """The load met errors, so its figures are invalid. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one load gave. A bare session has no latencies."""
+    """The result of one load. A session without a server has no latencies."""
 
     rows_per_second: float
     p50_ms: float = float("nan")
@@ -27,7 +27,7 @@ class Figures:
 
 
 def version() -> str:
-    """Name wrk's version. Exits when there is no wrk."""
+    """Return the version of wrk. Exits if wrk is not installed."""
     if not shutil.which("wrk") or not shutil.which("taskset"):
         raise SystemExit("serving.py needs wrk and taskset: apt-get install wrk util-linux")
     return subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split(" [")[0]  # noqa: S607
@@ -36,17 +36,17 @@ def version() -> str:
 def load(
     url: str, body: Path, headers: Mapping[str, str], *, connections: int, seconds: float, rows: int, core: int
 ) -> Figures:
-    """Post `body` for `seconds`. Raises `LoadError` when one answer was not a 2xx or one connection broke."""
+    """Post `body` for `seconds`. Raises `LoadError` for any response that is not 2xx, and for any broken connection."""
     program = ["taskset", "--cpu-list", str(core), "wrk", "--threads", "1", "--connections", str(connections)]
     program += ["--duration", f"{max(1, round(seconds))}s", "--timeout", "30s", "--latency", "--script", str(SCRIPT)]
-    given = [f"{name}: {value}" for name, value in headers.items()]
-    done = subprocess.run([*program, url, "--", str(body), *given], capture_output=True, text=True, check=False)
+    header_lines = [f"{name}: {value}" for name, value in headers.items()]
+    done = subprocess.run([*program, url, "--", str(body), *header_lines], capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines or not lines[-1].startswith("{"):
         raise LoadError(f"wrk: {(done.stderr.strip().splitlines() or ['no figures'])[-1]}")
     counts: dict[str, int] = json.loads(lines[-1])
-    met = [f"{counts[kind]} {kind}" for kind in ERRORS if counts[kind]]
-    if met or not counts["requests"]:
-        raise LoadError(f"wrk met errors: {', '.join(met) or 'no answer'}, in {counts['requests']} requests")
+    errors = [f"{counts[kind]} {kind}" for kind in ERRORS if counts[kind]]
+    if errors or not counts["requests"]:
+        raise LoadError(f"wrk met errors: {', '.join(errors) or 'no response'}, in {counts['requests']} requests")
     rate = counts["requests"] / counts["microseconds"] * 1e6
     return Figures(rate * rows, counts["p50"] / 1e3, counts["p99"] / 1e3)

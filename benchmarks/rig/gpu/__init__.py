@@ -1,8 +1,8 @@
-"""What benchmarks/gpu.py measures with: random networks, contenders, ceilings, kernels, the service, tables."""
+"""The parts of benchmarks/gpu.py: networks, contenders, hardware limits, kernels, the service, and tables."""
 
 import sys
 
 from rig.environments import ROOT
 
-# The script's own folder comes first on the path, and benchmarks/training.py there is not the package `training`.
+# On a machine with a GPU, foldserve need not be installed: it is imported from this checkout.
 sys.path.insert(0, str(ROOT))

@@ -1,6 +1,6 @@
-"""What a run does on the GPU: kernels and copies, and their time, as CUPTI records them through torch's profiler.
+"""Counts the kernels and copies of a run on the GPU, and their time, with CUPTI through torch's profiler.
 
-The profiler sees the whole process, so ONNX Runtime's kernels too, and those inside a CUDA graph one by one.
+The profiler records the whole process: ONNX Runtime's kernels too, and each kernel inside a CUDA graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from rig.gpu.contenders import Device
+from rig.gpu.contender import Device
 from rig.gpu.networks import Rows
 
 RUNS = 10
@@ -23,8 +23,8 @@ _COPIES = ("gpu_memcpy", "gpu_memset")
 
 
 @dataclass
-class Work:
-    """Of one run: kernels and copies, and the microseconds in which at least one of them ran."""
+class Profile:
+    """The kernels and copies of one run, and the microseconds in which at least one of them ran."""
 
     network: str
     precision: str
@@ -36,31 +36,31 @@ class Work:
     copy_us: float
 
 
-def record(run: Callable[[Rows], Any], sent: Sequence[Rows], device: Device) -> list[dict[str, Any]]:
-    """Run `RUNS` times; gives what the profiler says of them, as events of Chrome's trace format."""
-    run(sent[0])
+def record(run: Callable[[Rows], Any], batches: Sequence[Rows], device: Device) -> list[dict[str, Any]]:
+    """Run `RUNS` times. Return the profiler's events in Chrome's trace format."""
+    run(batches[0])
     activities = [ProfilerActivity.CUDA] if device == "cuda" else [ProfilerActivity.CPU]
     with tempfile.TemporaryDirectory() as folder:
-        with profile(activities=activities) as found:
+        with profile(activities=activities) as profiler:
             for i in range(RUNS):
-                run(sent[i % len(sent)])
+                run(batches[i % len(batches)])
             if device == "cuda":
                 torch.cuda.synchronize()
         trace = Path(folder) / "trace.json"
-        found.export_chrome_trace(str(trace))
+        profiler.export_chrome_trace(str(trace))
         events: list[dict[str, Any]] = json.loads(trace.read_text())["traceEvents"]
         return events
 
 
 def count(events: Sequence[dict[str, Any]], runs: int) -> tuple[float, float, float, float]:
-    """Give kernels, their microseconds, copies and their microseconds, of one of `runs` runs."""
+    """Return the kernels, their microseconds, the copies and their microseconds, per run."""
     kernels = [x for x in events if x.get("cat") == "kernel"]
-    moved = [x for x in events if x.get("cat") in _COPIES]
-    return len(kernels) / runs, _busy(kernels) / runs, len(moved) / runs, _busy(moved) / runs
+    copies = [x for x in events if x.get("cat") in _COPIES]
+    return len(kernels) / runs, _busy_time(kernels) / runs, len(copies) / runs, _busy_time(copies) / runs
 
 
-def _busy(events: Sequence[dict[str, Any]]) -> float:
-    """Add up the time in which at least one is running: they may overlap on two streams."""
+def _busy_time(events: Sequence[dict[str, Any]]) -> float:
+    """Return the time in which at least one event runs: events on two streams may overlap."""
     total, until = 0.0, float("-inf")
     for start, end in sorted((float(x["ts"]), float(x["ts"]) + float(x["dur"])) for x in events):
         total += max(0.0, end - max(start, until))

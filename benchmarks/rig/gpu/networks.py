@@ -1,7 +1,7 @@
-"""Random batch-norm networks: folded and unfolded, as ONNX, as a bundle, and as a float64 oracle in NumPy.
+"""Random batch-norm networks: folded and unfolded, as ONNX, as a bundle, and as a float64 reference in NumPy.
 
-They are as a training leaves them, with running statistics of their own rows, but nothing is trained: speed does not
-depend on what the weights say. It knows no device and no clock.
+Their running statistics are those of standard normal rows. Nothing is trained, because speed does not depend on the
+values of the weights. It knows neither devices nor clocks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from foldserve.service import bundle
+from foldserve.service.runtime.session import Precision
 from foldserve.training.certify.certificate import certify, golden
 from foldserve.training.diagnose.saving import unfolded_onnx
 from foldserve.training.fold.export import INPUT, OPSET, OUTPUT, to_onnx
@@ -31,12 +32,10 @@ from foldserve.training.plan import Architecture
 
 Rows = npt.NDArray[np.float32]
 Exact = npt.NDArray[np.float64]
-Precision = Literal["fp32", "tf32", "fp16", "bf16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-# |out - ref| <= absolute + relative * |ref|, of probabilities. fp32: what a certificate allows. TF32 and fp16 keep 10
-# bits of a factor, bf16 7: each layer adds an error of 2^-11 or 2^-8 of its values, and a softmax passes on a quarter
-# of a logit's error at most.
+# |out - ref| <= absolute + relative * |ref|, for probabilities. fp32: the tolerance of a certificate. TF32 and fp16
+# keep 10 bits of a factor, bf16 keeps 7. Each layer adds an error of 2^-11 or 2^-8 of its values, and a softmax passes
+# on at most a quarter of a logit's error.
 TOLERANCES: dict[Precision, bundle.Tolerance] = {
     "fp32": bundle.Tolerance(absolute=1e-5, relative=1e-4),
     "tf32": bundle.Tolerance(absolute=5e-3, relative=1e-2),
@@ -44,14 +43,17 @@ TOLERANCES: dict[Precision, bundle.Tolerance] = {
     "bf16": bundle.Tolerance(absolute=4e-2, relative=8e-2),
 }
 _CALIBRATION_ROWS = 4096
-_PROOF_ROWS = 256
-_ORACLE_ROWS = 8192  # at a time: float64 activations of all rows would take gigabytes
-_LOGITS = 4.0  # times the last layer's weights, so that probabilities are neither all alike nor all 0 and 1
+_CERTIFICATE_ROWS = 256
+_ORACLE_ROWS = 8192  # rows at a time: float64 activations of all rows would take gigabytes
+_LOGITS = 4.0  # factor of the last layer's weights, so that probabilities are neither all equal nor all 0 or 1
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network, in eval mode, with its ONNX files. widths: features, hidden Dense layers, outputs."""
+    """One network in eval mode, with its ONNX files.
+
+    widths: features, hidden Dense layers, outputs. oracle: float32 [rows, features] to float64 [rows, outputs].
+    """
 
     name: str
     widths: tuple[int, ...]
@@ -63,16 +65,16 @@ class Network:
 
     @property
     def title(self) -> str:
-        """Name the layers' widths."""
+        """The widths of the layers, as text."""
         return "-".join(map(str, self.widths))
 
     def flops(self, rows: int) -> int:
-        """Count a multiplication and an addition for each weight and row, and nothing else."""
+        """Count one multiplication and one addition for each weight and row."""
         return 2 * rows * sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
 
 
 def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
-    """Draw a network whose batch norms hold the statistics of standard normal rows."""
+    """Draw a network. Its batch norms have the statistics of standard normal rows."""
     features, *hidden, outputs = widths
     torch.manual_seed(seed)
     network = build_mlp(features, outputs, Architecture(hidden=tuple(hidden), dropout=0.0))
@@ -85,7 +87,7 @@ def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
         network.train()(torch.randn(_CALIBRATION_ROWS, features))
         last = network[-1]
         if not isinstance(last, nn.Linear):
-            raise TypeError("the last layer is no Dense")
+            raise TypeError("the last layer is not a Dense")
         last.weight.mul_(_LOGITS)
     folded = fold(network.eval()).network
     content = to_onnx(folded, features, outputs, "classification")
@@ -93,7 +95,7 @@ def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
 
 
 def _oracle(network: nn.Sequential) -> Callable[[Rows], Exact]:
-    """Give the unfolded network in NumPy's float64: float32 [rows, features] -> probabilities [rows, outputs]."""
+    """Return the unfolded network in NumPy's float64: float32 [rows, features] -> probabilities [rows, outputs]."""
     steps: list[Callable[[Exact], Exact]] = []
 
     def exact(tensor: torch.Tensor | None) -> Exact:
@@ -132,7 +134,7 @@ def _norm(mean: Exact, root: Exact, gamma: Exact, beta: Exact, x: Exact) -> Exac
 
 
 def half(content: bytes, precision: Literal["fp16", "bf16"]) -> bytes:
-    """Give a float32 ONNX file computing in `precision` from a Cast at the input to a float32 Softmax at the end."""
+    """Convert a float32 ONNX file to `precision`, with a Cast at the input and a float32 Softmax at the end."""
     model = onnx.load_model_from_string(content)
     graph = model.graph
     kind, dtype = {
@@ -160,11 +162,11 @@ def half(content: bytes, precision: Literal["fp16", "bf16"]) -> bytes:
 
 
 def write_bundle(network: Network, models: Path) -> bundle.Bundle:
-    """Write it as the next version of a model under `models`, certified as any other. Raises what `certify` does."""
+    """Write a network as the next version of a model in `models`, with a certificate. Raises what `certify` raises."""
     features, outputs = network.widths[0], network.widths[-1]
-    drawn = np.random.default_rng(0).standard_normal((2 * _PROOF_ROWS, features), np.float32)
-    rows, others = drawn[:_PROOF_ROWS], drawn[_PROOF_ROWS:]
-    proof = certify(
+    random_rows = np.random.default_rng(0).standard_normal((2 * _CERTIFICATE_ROWS, features), np.float32)
+    rows, others = random_rows[:_CERTIFICATE_ROWS], random_rows[_CERTIFICATE_ROWS:]
+    certificate = certify(
         network.unfolded,
         network.folded,
         network.folded_onnx,
@@ -191,12 +193,12 @@ def write_bundle(network: Network, models: Path) -> bundle.Bundle:
                 bundle.Feature(name=f"x{i}", range=(-1.0, 1.0), histogram=histogram) for i in range(features)
             ),
             labels=tuple(range(outputs)),
-            certificate=proof,
+            certificate=certificate,
             golden=golden(network.unfolded, "classification", others),
             folded=(),
             metrics={},
             provenance=bundle.Provenance(
-                source="drawn for a benchmark",
+                source="random, for a benchmark",
                 data_sha256="0" * 64,
                 rows={},
                 seed=0,
@@ -210,6 +212,6 @@ def write_bundle(network: Network, models: Path) -> bundle.Bundle:
     return bundle.write(models, network.name, network.folded_onnx, manifest)
 
 
-def distance(answers: Rows, expected: Exact) -> float:
-    """Give ||answers - expected|| / ||expected||."""
-    return float(np.linalg.norm(answers - expected)) / float(np.linalg.norm(expected))
+def distance(outputs: Rows, expected: Exact) -> float:
+    """Return ||outputs - expected|| / ||expected||."""
+    return float(np.linalg.norm(outputs - expected)) / float(np.linalg.norm(expected))

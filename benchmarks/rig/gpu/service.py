@@ -1,4 +1,4 @@
-"""The whole service over HTTP: `foldserve serve` in a process of its own, binary tensors, several connections."""
+"""Measures the service over HTTP: `foldserve serve` in its own process, binary tensors, several connections."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from foldserve.service.runtime.session import Precision
 from rig import servers
-from rig.bodies import HEAD_LENGTH, Body, WrongAnswerError, ask, binary, read
+from rig.bodies import HEAD_LENGTH, Body, WrongResponseError, ask, binary, read
 from rig.environments import CONTENDERS, ROOT
-from rig.gpu.networks import TOLERANCES, Network, Precision, distance
+from rig.gpu.networks import TOLERANCES, Network, distance
 from rig.gpu.timing import percentile
 from rig.servers import Server
 
@@ -34,12 +35,12 @@ NEEDS = (
     "nanoarrow",
     "pydantic",
 )
-_CLIENTS = 4  # processes that the connections are shared among: one is soon as slow as the server
+_CLIENTS = 4  # processes that share the connections; a single one would be as slow as the server
 
 
 @dataclass(frozen=True)
 class Load:
-    """So many rows in each request, over so many connections."""
+    """A load: the rows of each request, and the number of connections."""
 
     rows: int
     connections: int
@@ -59,7 +60,7 @@ LOADS = (
 
 @dataclass
 class Served:
-    """One network and precision under one load. Latencies in seconds, rates in rows a second, by round."""
+    """One network and precision under one load. Latencies in seconds and rates in rows per second, by round."""
 
     network: str
     precision: Precision
@@ -71,53 +72,53 @@ class Served:
 
     @property
     def medians(self) -> list[float]:
-        """Median seconds of an answer, by round."""
+        """Median latency in seconds, by round."""
         return [median(one) for one in self.latencies]
 
     def percentile(self, share: float) -> float:
-        """Give the seconds within which so many percent of all answers came."""
+        """Return the percentile `share` of all latencies, in seconds."""
         return percentile([x for one in self.latencies for x in one], share)
 
 
 def missing() -> list[str]:
-    """Name what the service needs and is not installed here."""
+    """List the packages that the service needs and that are not installed."""
     return [name for name in NEEDS if find_spec(name) is None]
 
 
 @dataclass
 class Service:
-    """What is the same for every load."""
+    """The conditions of every load."""
 
     folder: Path
     models: Path
     device: str
-    largest: int  # rows of a request
+    largest: int  # most rows of a request
     rounds: int
     seconds: float
     note: Callable[[str, str], None]
     generator: np.random.Generator
 
     def measure(self, network: Network, precision: Precision, loads: Sequence[Load]) -> list[Served]:
-        """Start the service on one network, then check, load in rounds and check again. Raises `StartError`."""
+        """Start the service with one network; check, load in rounds, and check again. Raises `StartError`."""
         found = [Served(network.title, precision, load.rows, load.connections) for load in loads]
-        wrong: set[int] = set()
+        failed: set[int] = set()
         with self._serving(network, precision) as server:
-            self._check(server, network, found, wrong)
+            self._check(server, network, found, failed)
             for number in range(self.rounds):
                 for one in found:
-                    if one.rows not in wrong:
+                    if one.rows not in failed:
                         print(
                             f"round {number + 1}: {network.title} {precision} over HTTP: {one.rows:,}", file=sys.stderr
                         )
-                        self._load(server, network, one, wrong)
-            self._check(server, network, found, wrong)
-        return [one for one in found if one.rows not in wrong and one.rates]
+                        self._load(server, network, one, failed)
+            self._check(server, network, found, failed)
+        return [one for one in found if one.rows not in failed and one.rates]
 
     @contextmanager
     def _serving(self, network: Network, precision: Precision) -> Iterator[Server]:
         port = servers.free_port()
         body = self.largest * network.widths[0] * 4 + 2**20
-        given: dict[str, object] = {
+        settings: dict[str, object] = {
             "device": self.device,
             "max_rows": self.largest,
             "max_batch": self.largest,
@@ -125,9 +126,9 @@ class Service:
             "max_body": body,
             "timeout": 60,
         }
-        if precision != "fp32":  # the default
-            given["precision"] = precision
-        flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        if precision != "fp32":  # fp32 is the default
+            settings["precision"] = precision
+        flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         program = [
             sys.executable,
             "-m",
@@ -140,20 +141,20 @@ class Service:
             *flags,
         ]
         log = self.folder / f"{network.name}-{precision}.log"
-        with servers.started(program, port, "/v2/health/ready", core=None, log=log) as server:
+        with servers.running(program, port, "/v2/health/ready", core=None, log=log) as server:
             yield server
 
-    def _check(self, server: Server, network: Network, found: Sequence[Served], wrong: set[int]) -> None:
-        """Ask for fresh rows of each number, and compare with the reference."""
+    def _check(self, server: Server, network: Network, found: Sequence[Served], failed: set[int]) -> None:
+        """Request new rows for each number of rows, and compare the responses with the reference."""
         for count in dict.fromkeys(one.rows for one in found):
-            alike = [one for one in found if one.rows == count]
+            same_rows = [one for one in found if one.rows == count]
             try:
-                error = self._error(server, network, alike[0].precision, count)
+                error = self._error(server, network, same_rows[0].precision, count)
             except Exception as failure:  # noqa: BLE001
-                self.note("foldserve serve", f"{network.title} {alike[0].precision}, {count:,} rows: {failure}")
-                wrong.add(count)
+                self.note("foldserve serve", f"{network.title} {same_rows[0].precision}, {count:,} rows: {failure}")
+                failed.add(count)
                 continue
-            for one in alike:
+            for one in same_rows:
                 one.error = max(one.error, error)
 
     def _error(self, server: Server, network: Network, precision: Precision, count: int) -> float:
@@ -161,12 +162,12 @@ class Service:
         content, headers = binary(rows)
         expected = network.oracle(rows)
         body = Body(Path(), content, headers, expected.astype(np.float32))
-        answers = read("binary", *ask(server.port, _path(network), body))
-        if TOLERANCES[precision].measure(expected, answers).worst > 1:
-            raise WrongAnswerError("its answers are outside the tolerance")
-        return distance(answers.astype(np.float32), expected)
+        outputs = read("binary", *ask(server.port, _path(network), body))
+        if TOLERANCES[precision].measure(expected, outputs).worst > 1:
+            raise WrongResponseError("the response is outside the tolerance")
+        return distance(outputs.astype(np.float32), expected)
 
-    def _load(self, server: Server, network: Network, one: Served, wrong: set[int]) -> None:
+    def _load(self, server: Server, network: Network, one: Served, failed: set[int]) -> None:
         rows = self.generator.standard_normal((one.rows, network.widths[0]), np.float32)
         content, headers = binary(rows)
         file = self.folder / "body"
@@ -178,17 +179,17 @@ class Service:
             arguments = (server.port, _path(network), file, headers[HEAD_LENGTH], self.seconds, connections)
             program = [sys.executable, script, *map(str, arguments)]
             done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
-            answer: dict[str, Any] = json.loads(done.stdout)
-            return answer
+            result: dict[str, Any] = json.loads(done.stdout)
+            return result
 
         with ThreadPoolExecutor(len(shares)) as pool:
-            answers = list(pool.map(client, shares))
-        if sum(answer["errors"] for answer in answers):
-            self.note("foldserve serve", f"{network.title} {one.precision}, {one.rows:,} rows: an answer was no 200")
-            wrong.add(one.rows)
+            results = list(pool.map(client, shares))
+        if sum(result["errors"] for result in results):
+            self.note("foldserve serve", f"{network.title} {one.precision}, {one.rows:,} rows: a response was not 200")
+            failed.add(one.rows)
             return
-        one.rates.append(sum(one.rows * len(answer["latencies"]) / answer["seconds"] for answer in answers))
-        one.latencies.append([x for answer in answers for x in answer["latencies"]])
+        one.rates.append(sum(one.rows * len(result["latencies"]) / result["seconds"] for result in results))
+        one.latencies.append([x for result in results for x in result["latencies"]])
 
 
 def _path(network: Network) -> str:

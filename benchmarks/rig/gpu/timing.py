@@ -1,7 +1,7 @@
-"""Rounds over contenders: everybody is checked, timed turn about, and checked again.
+"""Checks the contenders, times them in rounds, and checks them again.
 
-It knows contenders as what maps rows to answers, and gives figures. What somebody can't do is noted and leaves the
-others alone.
+A contender maps rows to outputs; this module knows nothing else about it. A failure of one contender is noted, and does
+not affect the others.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ import numpy as np
 import torch
 
 from foldserve.service.bundle import BundleError
-from rig.gpu.contenders import Contender, ContenderError, Device, OursGraphs, OursPlain, Setting
-from rig.gpu.networks import TOLERANCES, Precision, Rows, distance
+from foldserve.service.runtime.session import Precision
+from rig.gpu.contender import Contender, ContenderError, Device, Setting
+from rig.gpu.networks import TOLERANCES, Rows, distance
+from rig.gpu.onnx_contenders import OursGraphs, OursPlain
 
 T = TypeVar("T")
-_SETS = 3  # batches of rows that are sent in turn, so that none stays in a cache for being the only one
-_FEWEST = 3  # runs of a contender in a round, however slow
-_MOST = 4000
-_TAIL = 1.0  # of the samples, at least so many lie beyond a percentile that is told
+_BATCHES = 3  # batches of rows used in turn: a single one would stay in a cache
+_MIN_RUNS = 3  # of a contender in a round, even if it is slow
+_MAX_RUNS = 4000
+_MIN_TAIL = 1.0  # a percentile is reported if at least so many samples lie beyond it
 
 
 @dataclass
 class Figures:
-    """One contender on one network, precision and batch size.
+    """One contender with one network, precision and batch size.
 
     rounds: seconds from host memory to host memory, by round and run.
-    error: the largest ||answers - reference|| / ||reference|| of its checks.
-    device_s: seconds of the computation alone, by CUDA events, of those whose input can stay on the device.
+    error: the largest ||outputs - reference|| / ||reference|| of its checks.
+    device_s: seconds of the computation alone, from CUDA events; empty if its input can't stay on the device.
     """
 
     network: str
@@ -48,23 +50,23 @@ class Figures:
 
     @property
     def medians(self) -> list[float]:
-        """Median seconds of a run, by round."""
+        """Median seconds of one run, by round."""
         return [median(samples) for samples in self.rounds]
 
     @property
     def rates(self) -> list[float]:
-        """Rows a second, by round."""
+        """Rows per second, by round."""
         return [self.batch * len(samples) / sum(samples) for samples in self.rounds]
 
     def percentile(self, share: float) -> float:
-        """Give the seconds within which so many percent of all runs were done; NaN where there were too few runs."""
+        """Return the percentile `share` of all runs, in seconds; NaN for too few runs."""
         samples = [x for one in self.rounds for x in one]
         return percentile(samples, share)
 
 
 @dataclass
-class Sameness:
-    """Whether the answers with CUDA graphs are, bit by bit, those without: by batch size."""
+class BitComparison:
+    """Whether the outputs with and without CUDA graphs have the same bits, by batch size."""
 
     network: str
     precision: Precision
@@ -73,52 +75,58 @@ class Sameness:
 
 @dataclass
 class Block:
-    """One network in one precision: the contenders that opened, and why the others did not, or stopped."""
+    """One network in one precision, and the contenders that opened.
+
+    seconds: of one contender in one round. note: called with a contender's title and the reason of a failure. spent:
+    seconds of compiling so far, by contender. compiling: seconds after which nothing more is compiled for a contender.
+    """
 
     setting: Setting
     rounds: int
-    seconds: float  # of a contender in a round
+    seconds: float
     note: Callable[[str, str], None]
     generator: np.random.Generator
-    spent: dict[str, float]  # seconds in which a contender's kernels were compiled, in this block and before
-    compiling: float  # seconds after which nothing more is compiled for a contender
+    spent: dict[str, float]
+    compiling: float
     opened: list[Contender] = field(default_factory=list)
 
     @property
     def where(self) -> str:
-        """Name it."""
+        """The network and the precision, as text."""
         return f"{self.setting.network.title} {self.setting.precision}"
 
     def open(self, contenders: Sequence[type[Contender]]) -> None:
-        """Open who can be."""
+        """Open every contender that can be opened."""
         for kind in contenders:
             with self._guarded(kind.title, self.where):
                 self.opened.append(kind(self.setting))
 
     def close(self) -> None:
-        """Close everybody."""
+        """Close every contender."""
         for contender in self.opened:
-            with self._guarded(contender.title, f"{self.where}, when it was closed"):
+            with self._guarded(contender.title, f"{self.where}, while closing"):
                 contender.close()
         self.opened.clear()
         empty_cache(self.setting.device)
 
     @contextmanager
     def prepared(self, batch: int) -> Iterator[list[Contender]]:
-        """Make the contenders ready for a batch size; gives those that are."""
+        """Prepare the contenders for a batch size. Yield the prepared ones."""
         ready = []
         for contender in self.opened:
             if contender.batches and batch not in contender.batches:
                 continue
             spent = self.spent.get(contender.name, 0.0)
             if contender.compiles and spent > self.compiling:
-                self.note(contender.title, f"{self._at(batch)}: not compiled, which had taken {spent:.0f} s already")
+                self.note(
+                    contender.title, f"{self._at(batch)}: not compiled, since compiling had already taken {spent:.0f} s"
+                )
                 continue
-            started = time.perf_counter()
+            start = time.perf_counter()
             with self._guarded(contender.title, self._at(batch)):
                 contender.prepare(batch)
                 ready.append(contender)
-            self.spent[contender.name] = spent + time.perf_counter() - started
+            self.spent[contender.name] = spent + time.perf_counter() - start
         try:
             yield ready
         finally:
@@ -127,46 +135,46 @@ class Block:
             empty_cache(self.setting.device)
 
     def measure(self, batch: int) -> list[Figures]:
-        """Check, time in rounds, check again. Who fails has no figures for this batch size."""
+        """Check, time in rounds, and check again. A contender that fails has no figures for this batch size."""
         print(f"{self.where}: {batch:,}", file=sys.stderr, flush=True)
         setting = self.setting
         with self.prepared(batch) as running:
             figures = {x.name: Figures(setting.network.title, setting.precision, batch, x.name) for x in running}
             running = self._checked(running, batch, figures)
-            sent = [self.draw(batch) for _ in range(_SETS)]
+            batches = [self.draw(batch) for _ in range(_BATCHES)]
             for number in range(self.rounds):
                 turn = number % max(1, len(running))
                 for contender in [*running[turn:], *running[:turn]]:
                     with self._guarded(contender.title, self._at(batch)):
-                        figures[contender.name].rounds.append(timed(contender.run, sent, self.seconds))
+                        figures[contender.name].rounds.append(time_runs(contender.run, batches, self.seconds))
             for contender in running:
-                self._on_device(contender, figures[contender.name])
+                self._time_on_device(contender, figures[contender.name])
             running = self._checked(running, batch, figures)
             return [figures[x.name] for x in running if len(figures[x.name].rounds) == self.rounds]
 
-    def _on_device(self, contender: Contender, into: Figures) -> None:
-        with self._guarded(contender.title, f"{self._at(into.batch)}, on the device"):
+    def _time_on_device(self, contender: Contender, figures: Figures) -> None:
+        with self._guarded(contender.title, f"{self._at(figures.batch)}, on the device"):
             if work := contender.on_device():
-                into.device_s = stopwatch(work, self.setting.device, self.rounds, self.seconds)
+                figures.device_s = time_on_device(work, self.setting.device, self.rounds, self.seconds)
 
     def _checked(self, running: Sequence[Contender], batch: int, figures: dict[str, Figures]) -> list[Contender]:
-        """Give those that answer fresh rows rightly, whatever their buffers held before."""
+        """Return the contenders with the right outputs for new rows, after their buffers were overwritten."""
         rows = self.draw(batch)
         expected, right = self.setting.network.oracle(rows), []
         for contender in running:
             with self._guarded(contender.title, self._at(batch)):
                 contender.poison(batch)
-                answers = contender.run(rows)
-                parity = TOLERANCES[self.setting.precision].measure(expected, answers)
+                outputs = contender.run(rows)
+                parity = TOLERANCES[self.setting.precision].measure(expected, outputs)
                 if parity.worst > 1:
-                    raise ContenderError(f"its answers are off by {parity.worst:.3g} times the tolerance")
-                figures[contender.name].error = max(figures[contender.name].error, distance(answers, expected))
+                    raise ContenderError(f"the difference is {parity.worst:.3g} times the tolerance")
+                figures[contender.name].error = max(figures[contender.name].error, distance(outputs, expected))
                 right.append(contender)
         return right
 
-    def same_bits(self, batches: Sequence[int]) -> Sameness:
-        """Compare the answers with and without CUDA graphs, to fresh rows, bit by bit."""
-        found = Sameness(self.setting.network.title, self.setting.precision)
+    def compare_bits(self, batches: Sequence[int]) -> BitComparison:
+        """Compare the outputs with and without CUDA graphs bit by bit, on new rows."""
+        found = BitComparison(self.setting.network.title, self.setting.precision)
         both = [x for x in self.opened if x.name in (OursGraphs.name, OursPlain.name)]
         for batch in batches if len(both) == 2 else ():
             rows = self.draw(batch)
@@ -178,7 +186,7 @@ class Block:
         return found
 
     def draw(self, batch: int) -> Rows:
-        """Draw standard normal float32 rows [batch, features], never the same ones."""
+        """Draw new standard normal rows, float32 [batch, features]."""
         return self.generator.standard_normal((batch, self.setting.network.widths[0]), np.float32)
 
     def _at(self, batch: int) -> str:
@@ -186,13 +194,13 @@ class Block:
 
     @contextmanager
     def _guarded(self, who: str, where: str) -> Iterator[None]:
-        with noted(self.note, who, where):
+        with note_failure(self.note, who, where):
             yield
 
 
 @contextmanager
-def noted(note: Callable[[str, str], None], who: str, where: str) -> Iterator[None]:
-    """Note in one line what fails in the block, whatever it is, and go on: contenders fail in ways of their own."""
+def note_failure(note: Callable[[str, str], None], who: str, where: str) -> Iterator[None]:
+    """Note any failure in the block in one line, and continue: other libraries raise exceptions of many types."""
     try:
         yield
     except Exception as error:  # noqa: BLE001
@@ -202,68 +210,68 @@ def noted(note: Callable[[str, str], None], who: str, where: str) -> Iterator[No
 
 
 def one_line(error: Exception) -> str:
-    """Give the first two lines that an error has to say, as one."""
+    """Return the first two lines of an error as one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """Give what so many percent of the samples don't pass; NaN when too few are there to tell."""
-    told = len(samples) * (100 - share) / 100 >= _TAIL
-    return float(np.percentile(samples, share)) if told else float("nan")
+    """Return the percentile `share` of the samples; NaN for too few samples."""
+    enough = len(samples) * (100 - share) / 100 >= _MIN_TAIL
+    return float(np.percentile(samples, share)) if enough else float("nan")
 
 
-def timed(run: Callable[[Rows], Any], sent: Sequence[Rows], seconds: float) -> list[float]:
-    """Run for so long after a warm-up of a fifth of it; gives each run's seconds."""
-    _runs(run, sent, seconds / 5, 1)
+def time_runs(run: Callable[[Rows], Any], batches: Sequence[Rows], seconds: float) -> list[float]:
+    """Run for `seconds`, after a warm-up of a fifth of them. Return the seconds of each run."""
+    _run_repeatedly(run, batches, seconds / 5, 1)
     gc.disable()
     try:
-        return _runs(run, sent, seconds, _FEWEST)
+        return _run_repeatedly(run, batches, seconds, _MIN_RUNS)
     finally:
         gc.enable()
 
 
-def _runs(run: Callable[[Rows], Any], sent: Sequence[Rows], seconds: float, fewest: int) -> list[float]:
+def _run_repeatedly(run: Callable[[Rows], Any], batches: Sequence[Rows], seconds: float, at_least: int) -> list[float]:
     clock = time.perf_counter
     samples: list[float] = []
-    begun = clock()
-    while len(samples) < _MOST:
-        rows = sent[len(samples) % len(sent)]
-        started = clock()
+    first_start = clock()
+    while len(samples) < _MAX_RUNS:
+        rows = batches[len(samples) % len(batches)]
+        start = clock()
         run(rows)
-        ended = clock()
-        samples.append(ended - started)
-        if ended - begun > seconds and len(samples) >= fewest:
+        end = clock()
+        samples.append(end - start)
+        if end - first_start > seconds and len(samples) >= at_least:
             break
     return samples
 
 
-def stopwatch(work: Callable[[], Any], device: Device, rounds: int, seconds: float) -> list[float]:
-    """Queue `work` over and over; gives the seconds of one, by round, by CUDA events around many."""
+def time_on_device(work: Callable[[], Any], device: Device, rounds: int, seconds: float) -> list[float]:
+    """Queue `work` repeatedly. Return the seconds of one call, by round, from CUDA events around many calls."""
     work()
-    once = _lap(work, device, 1)
-    many = max(_FEWEST, min(_MOST, int(seconds / max(once, 1e-6))))
-    return [_lap(work, device, many) for _ in range(rounds)]
+    once = _time_calls(work, device, 1)
+    calls = max(_MIN_RUNS, min(_MAX_RUNS, int(seconds / max(once, 1e-6))))
+    return [_time_calls(work, device, calls) for _ in range(rounds)]
 
 
-def _lap(work: Callable[[], Any], device: Device, times: int) -> float:
+def _time_calls(work: Callable[[], Any], device: Device, calls: int) -> float:
     if device == "cpu":
-        started = time.perf_counter()
-        for _ in range(times):
+        start = time.perf_counter()
+        for _ in range(calls):
             work()
-        return (time.perf_counter() - started) / times
+        return (time.perf_counter() - start) / calls
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     begin.record()
-    for _ in range(times):
+    for _ in range(calls):
         work()
     end.record()
     end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3 / times
+    return float(begin.elapsed_time(end)) / 1e3 / calls
 
 
 def empty_cache(device: Device) -> None:
-    """Give torch's free memory back, for the others."""
+    """Free torch's cached memory for the other contenders."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

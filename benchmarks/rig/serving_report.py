@@ -1,4 +1,4 @@
-"""Turns rounds into the tables: foldserve against its targets, and everybody's figures."""
+"""Writes the tables of benchmarks/serving.py: foldserve and its targets, then every contender."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from collections.abc import Sequence
 from statistics import median
 
 from rig.cases import BARE, BARE_TITLE, CONTENDERS, JSON_LOADS, OURS, TARGETS, Load, Target, case
-from rig.report import NONE, Row, markdown, number, spread, target_row
+from rig.report import NONE, Row, markdown, median_and_range, number, target_row
 from rig.rounds import Round
 from rig.wrk import Figures
 
 _FIGURES = ("rows_per_second", "p50_ms", "p99_ms")
+# Targets.
 READY_S = 1.0
 RESIDENT_MB = 130
-TELEMETRY = 0.9
-P99_OF_P50 = 4
-GROWTH = 1.05
+TELEMETRY_RATIO = 0.9
+P99_TO_P50 = 4
+MEMORY_GROWTH = 1.05
 
 Soak = tuple[Figures, float, float]
 
 
 def targets(rounds: Sequence[Round], telemetry: list[float] | str | None, soak: Soak | str | None) -> str:
-    """Foldserve against every target. A string in place of figures says why there are none."""
+    """Write the table of targets. A text in place of figures is the reason why they are missing."""
     rows: list[Row] = [("foldserve", "median (lowest to highest)", "target", "")]
     rows += [_ratio_row(rounds, target) for target in TARGETS]
     if telemetry is not None:
-        text = "metrics and access log on: rows/s of off"
-        rows.append(target_row(text, telemetry, TELEMETRY, at_least=True))
+        text = "metrics and access log on: rows/s ÷ both off"
+        rows.append(target_row(text, telemetry, TELEMETRY_RATIO, at_least=True))
     if isinstance(soak, str):
-        rows.append(target_row("64 connections held", soak, P99_OF_P50, at_least=False))
+        rows.append(target_row("64 connections held", soak, P99_TO_P50, at_least=False))
     elif soak:
         figures, before, after = soak
         rows.append(
-            target_row("64 connections held: p99 of p50", [figures.p99_ms / figures.p50_ms], P99_OF_P50, at_least=False)
+            target_row("64 connections held: p99 ÷ p50", [figures.p99_ms / figures.p50_ms], P99_TO_P50, at_least=False)
         )
-        text = f"64 connections held: memory after ({after:.1f} MB) of before"
-        rows.append(target_row(text, [after / before], GROWTH, at_least=False))
+        text = f"64 connections held: memory after ({after:.1f} MB) ÷ before"
+        rows.append(target_row(text, [after / before], MEMORY_GROWTH, at_least=False))
     for text, values, bound in (
         ("start to ready, s", [x.ready_s["foldserve"] for x in rounds if "foldserve" in x.ready_s], READY_S),
         ("resident, MB", [x.resident_mb["foldserve"] for x in rounds if "foldserve" in x.resident_mb], RESIDENT_MB),
@@ -49,13 +50,13 @@ def _ratio_row(rounds: Sequence[Round], target: Target) -> Row:
 
 
 def ratios(rounds: Sequence[Round], target: Target) -> list[float]:
-    """One ratio for each round that has both figures."""
+    """Return the ratio of each round that has both figures."""
     both = [x.figures for x in _both(rounds, target.ours, target.theirs)]
     return [getattr(x[target.ours], target.figure) / getattr(x[target.theirs], target.figure) for x in both]
 
 
-def everybody(rounds: Sequence[Round]) -> str:
-    """Everybody's figures, a table for each load, and how foldserve's JSON compares; then starts and memory."""
+def contenders(rounds: Sequence[Round]) -> str:
+    """Write a table of every contender for each load, then a table of start times and memory."""
     parts = [f"{_title(load)}:\n\n{_load_table(rounds, load)}" for load in JSON_LOADS]
     rows: list[Row] = [("", "start to ready, s", "resident, MB")]
     for contender in CONTENDERS:
@@ -68,22 +69,27 @@ def everybody(rounds: Sequence[Round]) -> str:
 
 def _title(load: Load) -> str:
     rows, connections = ("s" if count > 1 else "" for count in (load.rows, load.connections))
-    return f"{load.rows:,} row{rows} a request, {load.connections} connection{connections}"
+    return f"{load.rows:,} row{rows} per request, {load.connections} connection{connections}"
 
 
 def _load_table(rounds: Sequence[Round], load: Load) -> str:
-    doors = [(x.title, x.name, door.protocol) for x in CONTENDERS for door in x.doors]
+    endpoints = [(x.title, x.name, endpoint.protocol) for x in CONTENDERS for endpoint in x.endpoints]
     found: list[tuple[float, Row]] = []
-    for title, name, protocol in [*doors, (BARE_TITLE, BARE, "none")]:
+    for title, name, protocol in [*endpoints, (BARE_TITLE, BARE, "none")]:
         key = case(name, protocol, load)
         figures = [x.figures[key] for x in rounds if key in x.figures]
         if figures:
             rate, p50, p99 = (median(getattr(x, figure) for x in figures) for figure in _FIGURES)
-            times = [
+            ratios_to_ours = [
                 x.figures[OURS[load]].rows_per_second / x.figures[key].rows_per_second
                 for x in _both(rounds, OURS[load], key)
             ]
-            cells = (number(rate), spread(times) if times and key != OURS[load] else NONE, number(p50), number(p99))
+            cells = (
+                number(rate),
+                median_and_range(ratios_to_ours) if ratios_to_ours and key != OURS[load] else NONE,
+                number(p50),
+                number(p99),
+            )
             found.append((rate, (title, protocol, *cells)))
     found.sort(key=lambda one: -one[0])
     return markdown(
