@@ -44,11 +44,11 @@ def threads(root: Path = Path("/")) -> int:
 def memory(root: Path = Path("/")) -> Memory | None:
     """Find the smallest memory limit; None without a limit. root: holds /proc and /sys."""
     limits = [
-        Memory(limit, _number(_text(folder / used)))
+        Memory(limit, _parse(_read(folder / used)))
         for folder, (file, used) in _groups(
             root, "memory", ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
         )
-        if (limit := _number(_text(folder / file))) is not None and limit < _UNLIMITED
+        if (limit := _parse(_read(folder / file))) is not None and limit < _UNLIMITED
     ]
     return min(limits, key=lambda found: found.limit, default=None)
 
@@ -56,9 +56,9 @@ def memory(root: Path = Path("/")) -> Memory | None:
 def _quotas(root: Path) -> Iterator[float]:
     for folder, files in _groups(root, "cpu", ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         # Version 2 has both numbers in one file: "150000 100000", or "max 100000".
-        words = " ".join(_text(folder / file) for file in files).split()
+        words = " ".join(_read(folder / file) for file in files).split()
         if len(words) == 2:
-            quota, period = map(_number, words)
+            quota, period = map(_parse, words)
             if quota and period:
                 yield quota / period
 
@@ -70,7 +70,7 @@ def _groups(
 
     The limit of every group applies. In a container, the path may be the host's; then only its root exists here.
     """
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in _read(root / "proc/self/cgroup").splitlines():
         parts = line.split(":", 2)
         if len(parts) != 3:
             continue
@@ -88,14 +88,14 @@ def _groups(
                 yield root / "sys/fs/cgroup" / mount / group.relative_to("/"), files
 
 
-def _text(file: Path) -> str:
+def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="ascii")
     except (OSError, ValueError):
         return ""
 
 
-def _number(text: str) -> int | None:
+def _parse(text: str) -> int | None:
     """Read a number of version 1 or 2; None for "max", -1 and anything else that is not a number."""
     text = text.strip()
     return int(text) if text.isdecimal() else None

@@ -64,12 +64,12 @@ def library(name: Name) -> Library:
     number = ctypes.c_int()
     if name == "cudart":
         _check(loaded.cudaRuntimeGetVersion(ctypes.byref(number)), "cudaRuntimeGetVersion")
-        return Library(_where(_FILES[name]), _cuda_version(number.value))
+        return Library(_mapped_file(_FILES[name]), _cuda_version(number.value))
     version = []
     for part in range(3):  # MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL of libraryPropertyType
         _check(loaded[f"{name}GetProperty"](part, ctypes.byref(number)), f"{name}GetProperty")
         version.append(number.value)
-    return Library(_where(_FILES[name]), tuple(version))
+    return Library(_mapped_file(_FILES[name]), tuple(version))
 
 
 def load(name: Name) -> ctypes.CDLL:
@@ -77,19 +77,19 @@ def load(name: Name) -> ctypes.CDLL:
 
     Raises `DeviceError` with the loader's reason.
     """
-    return _load([*(folder / _FILES[name] for folder in _folders()), Path(_FILES[name])])
+    return _load_first([*(folder / _FILES[name] for folder in _wheel_folders()), Path(_FILES[name])])
 
 
 def driver() -> Driver:
     """Load the driver's library. Raises `DeviceError` when it is missing or reports an error."""
-    loaded = _load([Path(_DRIVER)])
+    loaded = _load_first([Path(_DRIVER)])
     number = ctypes.c_int()
     _check(loaded.cuDriverGetVersion(ctypes.byref(number)), "cuDriverGetVersion", loaded)
     try:
         own = Path("/sys/module/nvidia/version").read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         own = None
-    return Driver(_where(_DRIVER), _cuda_version(number.value), own)
+    return Driver(_mapped_file(_DRIVER), _cuda_version(number.value), own)
 
 
 def gpus() -> list[Gpu]:
@@ -97,7 +97,7 @@ def gpus() -> list[Gpu]:
 
     Raises `DeviceError` without a driver, when the driver reports an error, and without a GPU.
     """
-    loaded = _load([Path(_DRIVER)])
+    loaded = _load_first([Path(_DRIVER)])
     count = ctypes.c_int()
     _check(loaded.cuInit(0), "cuInit", loaded)
     _check(loaded.cuDeviceGetCount(ctypes.byref(count)), "cuDeviceGetCount", loaded)
@@ -125,14 +125,14 @@ def _gpu(loaded: ctypes.CDLL, ordinal: int) -> Gpu:
     return Gpu(name.value.decode(errors="replace"), tuple(capability), free.value, total.value)
 
 
-def _folders() -> list[Path]:
+def _wheel_folders() -> list[Path]:
     """List the folders of the libraries in NVIDIA's wheels. `nvidia` is a namespace package: nothing is imported."""
     found = importlib.util.find_spec("nvidia")
     places = (found and found.submodule_search_locations) or []
     return [Path(place, package, "lib") for place in places for package in (f"cu{MAJOR}", "cudnn")]
 
 
-def _load(candidates: list[Path]) -> ctypes.CDLL:
+def _load_first(candidates: list[Path]) -> ctypes.CDLL:
     reasons = []
     for candidate in candidates:
         # The loader searches for a bare name: in LD_LIBRARY_PATH, its cache, and the system's folders.
@@ -146,7 +146,7 @@ def _load(candidates: list[Path]) -> ctypes.CDLL:
     raise DeviceError(reasons[0])
 
 
-def _where(file: str) -> Path:
+def _mapped_file(file: str) -> Path:
     """Find the file of a loaded library in this process's mappings, with its full name: libcudart.so.13.0.96."""
     stem = file.partition(".so")[0] + ".so"
     with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:

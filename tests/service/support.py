@@ -35,6 +35,20 @@ MARKER = "Zq7xMarker"
 
 # --- bundles ---------------------------------------------------------------------------------------------------------
 
+_PARITY = {
+    **{"rows": 1, "max_absolute": 0.0, "max_relative": 0.0, "worst": 0.0},
+    **{"argmax_rows": None, "argmax_agreement": None},
+}
+_CERTIFICATE = {
+    "reference": "by hand",
+    "tolerance": {"absolute": 1e-5, "relative": 1e-4},
+    "measurements": ({"runtime": "by hand", "rows": "random", "batch": 1, "parity": _PARITY},),
+}
+_PROVENANCE = {
+    **{"source": "by hand", "data_sha256": "0" * 64, "rows": {}, "seed": 0, "threads": 1, "cpu": "any"},
+    **{"hyperparameters": {}, "versions": {}},
+}
+
 
 def manifest(
     model: bytes = b"",
@@ -64,32 +78,11 @@ def manifest(
             "output": {"name": output, "shape": (-1, len(labels) or 1)},
             "features": tuple(map(feature_fields, named)),
             "labels": tuple(labels),
-            "certificate": {
-                "reference": "by hand",
-                "tolerance": {"absolute": 1e-5, "relative": 1e-4},
-                "measurements": (
-                    {
-                        **{"runtime": "by hand", "rows": "random", "batch": 1},
-                        "parity": {
-                            **{"rows": 1, "max_absolute": 0.0, "max_relative": 0.0, "worst": 0.0},
-                            **{"argmax_rows": None, "argmax_agreement": None},
-                        },
-                    },
-                ),
-            },
+            "certificate": _CERTIFICATE,
             "golden": golden or {"inputs": (), "outputs": ()},
             "folded": (),
             "metrics": {},
-            "provenance": {
-                "source": "by hand",
-                "data_sha256": "0" * 64,
-                "rows": {},
-                "seed": 0,
-                "threads": 1,
-                "cpu": "any",
-                "hyperparameters": {},
-                "versions": {},
-            },
+            "provenance": _PROVENANCE,
         }
     )
 

@@ -17,7 +17,7 @@ from foldserve.service.errors import DeviceError, DeviceLost, DeviceOutOfMemory
 from foldserve.service.runtime import load as runtime
 from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.session import Options
-from tests.service.runtime.linear import GOLDEN, linear
+from tests.service.runtime.handmade import GOLDEN, linear
 from tests.service.simulated_cuda import SimulatedGpu
 from tests.service.support import bundle_in_memory, oracle, square_root
 

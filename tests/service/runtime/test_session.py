@@ -15,7 +15,7 @@ from onnx import helper
 import foldserve
 from foldserve.service.errors import BundleError, DeviceError
 from foldserve.service.runtime.session import CPU, LOG_WARNINGS, Options, cuda_options, open_cpu, open_session
-from tests.service.runtime.linear import linear
+from tests.service.runtime.handmade import linear
 from tests.service.support import PATIENCE, constant, environment, onnx_model
 
 PACKAGE = Path(foldserve.__file__).parent
