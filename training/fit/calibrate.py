@@ -1,4 +1,4 @@
-"""Calibration: one temperature for all logits, so that a probability of 0.8 comes true four times out of five.
+"""Calibration: one temperature for all logits, so that of all answers with probability 0.8 about 80% are right.
 
 It is affine, and so folds into the last Dense.
 """
@@ -11,19 +11,21 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-# In nats. Few rows are no reason to trust a temperature far from 1: being off by a factor of e must save as much.
-_PRICE = 5.0
-_MOST = math.log(8.0)
+# The penalty on log(T)^2, in nats. On few rows a temperature far from 1 is likely noise: a factor of e must reduce the
+# total loss by at least this much.
+_PENALTY = 5.0
+_MAX_LOG_T = math.log(8.0)
 
 
 def fit_temperature(logits: Tensor, y: Tensor) -> float:
-    """Give the T for which softmax(logits / T) fits best: logits [rows, classes], y int64 [rows], not trained on.
+    """Return the T for which softmax(logits / T) fits best: logits [rows, classes], y int64 [rows], not trained on.
 
-    Temperature scaling of Guo and others, 2017 (arXiv:1706.04599), by the log loss, held to 1 by a price on log(T)^2.
+    Temperature scaling of Guo and others, 2017 (arXiv:1706.04599), by the log loss, with a penalty on log(T)^2.
     """
     exact = logits.double()
 
     def cost(log_t: float) -> float:
-        return float(functional.cross_entropy(exact / math.exp(log_t), y, reduction="sum")) + _PRICE * log_t**2
+        loss = functional.cross_entropy(exact / math.exp(log_t), y, reduction="sum")
+        return float(loss) + _PENALTY * log_t**2
 
-    return math.exp(float(minimize_scalar(cost, bounds=(-_MOST, _MOST), method="bounded").x))
+    return math.exp(float(minimize_scalar(cost, bounds=(-_MAX_LOG_T, _MAX_LOG_T), method="bounded").x))

@@ -1,7 +1,7 @@
-"""Checkpoints: the state of an unfinished run in a folder, written so that it is whole or the one before.
+"""Checkpoints: the state of an unfinished run, in a folder with one safetensors file per network of the run.
 
-One safetensors file for each network that the run trains; no pickle is read. It knows tensors and text, no network
-and no loop: what a state is made of is fit.py's.
+A file is replaced atomically: after a crash it holds the new state or the one before. No pickle is read. It knows
+tensors and text; loop.py decides which tensors make up a state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from foldserve.service.bundle.atomic import replace_file
 from foldserve.training.errors import CheckpointError
 
-# How often a state is written at most: what a killed run loses, against what writing costs.
+# Minimum seconds between two writes of a state. A killed run loses at most this much, and a slow disk costs little.
 SECONDS_BETWEEN = 5.0
 _SUFFIX, _UNFINISHED = ".safetensors", ".partial"
 _NAME = re.compile(r"member\d+")
@@ -31,7 +31,7 @@ _RUN, _NOTES = "run", "notes"
 
 @dataclass(frozen=True)
 class State:
-    """What a fit goes on from. tensors: of any shape and dtype. notes: JSON values."""
+    """The state that a fit resumes from. tensors: of any shape and dtype. notes: JSON values."""
 
     tensors: Mapping[str, Tensor]
     notes: Mapping[str, Any]
@@ -39,10 +39,10 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """A run's folder. run: what decides its result, by name; a checkpoint that differs there is another run's.
+    """The folder of one run. run: every setting that decides its result, by name; see `Checkpoint.load`.
 
-    Raises `CheckpointError` for a folder that can't be made, and for one that holds a checkpoint without `resume`,
-    rather than write over hours of work.
+    Raises `CheckpointError` for a folder that can't be made, and for one that holds a checkpoint if `resume` is False:
+    to overwrite it could lose hours of work.
     """
 
     folder: Path
@@ -60,15 +60,15 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} holds the checkpoint of an unfinished run: --resume, or remove it")
 
     def for_member(self, member: int) -> Checkpoint:
-        """Give the checkpoint of one network of the run, from 0."""
+        """Return the checkpoint of network number `member` of the run, from 0."""
         return Checkpoint(self.folder / f"member{member + 1}{_SUFFIX}", dict(self.run), self.seconds_between)
 
     def _files(self, suffix: str) -> list[Path]:
-        """List what a run has written: a folder may hold others' files of the same suffix."""
+        """List the files that a run has written. Other files of this suffix may be in the folder too."""
         return [file for file in self.folder.glob("*" + suffix) if _NAME.fullmatch(file.stem)]
 
     def remove(self) -> None:
-        """Remove its files, since the run is done, and the folder where nothing else is in it."""
+        """Remove the files of the finished run, and the folder if it is empty then."""
         try:
             for file in (*self._files(_SUFFIX), *self._files(_UNFINISHED)):
                 file.unlink()
@@ -80,28 +80,28 @@ class Checkpoints:
 
 @dataclass
 class Checkpoint:
-    """One network's file. The clock decides when a state is written, never what is trained."""
+    """The file of one network. The clock decides when a state is written, and never the result of the training."""
 
     path: Path
     run: Mapping[str, str]
     seconds_between: float = SECONDS_BETWEEN
     _written: float = field(default_factory=time.monotonic)
 
-    def due(self) -> bool:
-        """Say whether the last one is long enough ago."""
+    def is_due(self) -> bool:
+        """Whether the last write is long enough ago."""
         return time.monotonic() - self._written >= self.seconds_between
 
     def load(self) -> State | None:
-        """Read the state, on the CPU; None where there is none yet.
+        """Read the state, on the CPU; None if there is no file yet.
 
-        Raises `CheckpointError` for a file that is damaged, and for one of another run, naming what differs.
+        Raises `CheckpointError` for a damaged file, and for a file of another run, naming the setting that differs.
         """
         if not self.path.exists():
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
                 texts = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
             run, notes = json.loads(texts[_RUN]), json.loads(texts[_NOTES])
             if not (isinstance(run, dict) and isinstance(notes, dict)):
                 raise TypeError
@@ -120,9 +120,9 @@ class Checkpoint:
                 )
 
     def save(self, state: State) -> None:
-        """Write `state` in place of the one before: after a crash or a full disk the folder has one or the other.
+        """Replace the file by `state`. After a crash or on a full disk the file holds this state or the one before.
 
-        Raises `CheckpointError`.
+        Raises `CheckpointError` when it can't be written.
         """
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.tensors.items()}
         content = save(tensors, {_RUN: json.dumps(self.run), _NOTES: json.dumps(state.notes)})

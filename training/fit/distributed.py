@@ -1,7 +1,7 @@
-"""Where a fit runs: its device, and the processes that share each batch when torchrun has started several.
+"""The place of a fit: its device, and the processes that share each batch if torchrun has started several.
 
-It knows tensors and layers, no table and no loop. Every process has all rows and draws the same random numbers; of
-each batch it computes its own share, and gradients, statistics and losses are those of the whole batch.
+Every process has all rows and draws the same random numbers. Of each batch it computes its own share; gradients,
+statistics and losses are those of the whole batch. It knows tensors and layers, no table and no loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: its rank among `size`, and the device that it computes on."""
+    """This process's place: its rank among `size` processes, and its device."""
 
     device: torch.device = _CPU
     rank: int = 0
@@ -34,45 +34,46 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is this process that reports and writes."""
+        """Whether this process reports progress and writes files."""
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """Give this process's part of `rows` rows: the parts are disjoint, differ by one row at most, may be empty."""
+        """Return this process's part of `rows` rows. The parts are disjoint and differ by at most one row."""
         return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
-    def total(self, x: Tensor) -> Tensor:
+    def sum(self, x: Tensor) -> Tensor:
         """Sum `x` over the processes, in place; each gets the same bits. No gradient flows through it."""
         if self.size > 1:
             distributed.all_reduce(x)
         return x
 
-    def spread(self, network: nn.Sequential) -> nn.Module:
-        """Wrap `network` for training: its parameters and buffers stay its own, and stay equal in all processes.
 
-        A BN's statistics become those of the whole batch, and a gradient the processes' mean.
-        """
-        if self.size == 1:
-            return network
+def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
+    """Wrap `network` for training by all processes; alone, return it as it is.
+
+    Its parameters and buffers are trained in place, and stay equal in all processes. A BN's statistics become those of
+    the whole batch, and a gradient the mean over the processes.
+    """
+    if world.size == 1:
+        return network
+    # The conversion changes the module that it is given: a shell around the same layers.
+    layers = nn.Sequential(OrderedDict(network.named_children()))
+    if world.device.type == "cuda":
+        layers = nn.SyncBatchNorm.convert_sync_batchnorm(layers)  # type: ignore[no-untyped-call]
+    else:
         layers = nn.Sequential(
-            OrderedDict(network.named_children())
-        )  # a shell: the conversion changes what it is given
-        if self.device.type == "cuda":
-            layers = nn.SyncBatchNorm.convert_sync_batchnorm(layers)  # type: ignore[no-untyped-call]
-        else:
-            layers = nn.Sequential(
-                OrderedDict(
-                    (name, BatchNormOfAll(module) if isinstance(module, nn.BatchNorm1d) else module)
-                    for name, module in layers.named_children()
-                )
+            OrderedDict(
+                (name, CpuSyncBatchNorm(module) if isinstance(module, nn.BatchNorm1d) else module)
+                for name, module in layers.named_children()
             )
-        return DistributedDataParallel(layers, gradient_as_bucket_view=True)
+        )
+    return DistributedDataParallel(layers, gradient_as_bucket_view=True)
 
 
-class BatchNormOfAll(nn.Module):
-    """Batch norm with the statistics of all processes' rows: what `nn.SyncBatchNorm` is, for CPUs, which it refuses.
+class CpuSyncBatchNorm(nn.Module):
+    """Batch norm with the statistics of all processes' rows: `nn.SyncBatchNorm` for CPUs, which that one refuses.
 
-    It trains `norm`'s own parameters and buffers. A process may have no rows, all together have at least two.
+    It trains the parameters and buffers of `norm`. A process may have no rows; all together have at least two.
     """
 
     def __init__(self, norm: nn.BatchNorm1d) -> None:
@@ -98,7 +99,7 @@ class BatchNormOfAll(nn.Module):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """All processes' sum; its gradient is the sum of all processes' gradients, since each loss depends on each term."""
+    """The sum over all processes. Each process's loss depends on every term, so the gradients are summed too."""
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:
@@ -120,13 +121,13 @@ def _sum_over_processes(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def join_processes(device: Device) -> Iterator[World]:
-    """Join the processes that torchrun has started, on `device`; alone where it has started none.
+    """Join the processes that torchrun has started, on `device`; without torchrun, be a world of one.
 
-    Raises `ExecutionError` where CUDA is asked for and absent. When one process fails the others are ended by torchrun;
-    the first to fail raises its own error, one that fails after it raises `SystemExit`, so that a reason is said once.
+    Raises `ExecutionError` where CUDA is asked for and absent. When one process fails, torchrun ends the others. The
+    first to fail raises its own error and the others `SystemExit`, so that the reason is printed once.
     """
     local = int(os.environ["LOCAL_RANK"]) if distributed.is_torchelastic_launched() else 0
-    chosen = _device(device, local)
+    chosen = _choose_device(device, local)
     if not distributed.is_torchelastic_launched():
         yield World(chosen)
         return
@@ -136,7 +137,7 @@ def join_processes(device: Device) -> Iterator[World]:
     try:
         yield World(chosen, rank, size)
     except BaseException as error:
-        with contextlib.suppress(RuntimeError):  # the store has ended with torchrun, whose own message says why
+        with contextlib.suppress(RuntimeError):  # the store ended with torchrun, whose own message has the reason
             if store.add("failed", 1) > 1:
                 raise SystemExit(1) from error
         if "gloo" in str(error) or isinstance(error, distributed.DistError):
@@ -146,14 +147,14 @@ def join_processes(device: Device) -> Iterator[World]:
         distributed.destroy_process_group()
 
 
-def _device(device: Device, local: int) -> torch.device:
+def _choose_device(device: Device, local: int) -> torch.device:
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return _CPU
     if not torch.cuda.is_available():
-        raise ExecutionError("--device cuda: this PyTorch finds no CUDA device; --device cpu trains without")
+        raise ExecutionError("--device cuda: this PyTorch finds no CUDA device; --device cpu trains without one")
     if local >= torch.cuda.device_count():
-        raise ExecutionError(f"process {local + 1} has no GPU of its own: there are {torch.cuda.device_count()}")
-    # cuBLAS adds up in a fixed order only with a workspace of fixed size, and reads this once, when it starts.
+        raise ExecutionError(f"process {local + 1} has no GPU of its own: the machine has {torch.cuda.device_count()}")
+    # cuBLAS adds up in a fixed order only with a workspace of fixed size. It reads this variable once, at its start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)

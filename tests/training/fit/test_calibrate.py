@@ -13,10 +13,10 @@ from foldserve.training.fit.calibrate import fit_temperature
 
 
 def drawn(rows, classes, known, seed=0):
-    """Logits that are `known` times as far apart as the classes' own log-probabilities, and classes drawn by these."""
+    """Draw classes from log-probabilities; return these, multiplied by `known`, as logits, and the classes."""
     generator = np.random.default_rng(seed)
     z = generator.normal(0, 1.5, (rows, classes))
-    y = (z + generator.gumbel(size=z.shape)).argmax(1)  # Gumbel's trick: the class is drawn from softmax(z)
+    y = (z + generator.gumbel(size=z.shape)).argmax(1)  # the Gumbel-max trick draws the class from softmax(z)
     return torch.from_numpy(known * z).float(), torch.from_numpy(y)
 
 
@@ -26,28 +26,28 @@ def test_a_known_temperature_is_recovered_from_many_rows(classes, known):
     assert fit_temperature(*drawn(20_000, classes, known)) == pytest.approx(known, rel=0.04)
 
 
-def test_of_two_classes_it_is_the_slope_of_a_logistic_regression():
+def test_for_two_classes_it_is_the_inverse_slope_of_a_logistic_regression():
     logits, y = drawn(20_000, 2, 2.0)
     odds = (logits[:, 1] - logits[:, 0]).double().numpy()[:, None]
     slope = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8).fit(odds, y.numpy()).coef_.item()
     assert fit_temperature(logits, y) == pytest.approx(1 / slope, rel=2e-3)
 
 
-def test_a_few_rows_move_it_little_even_if_each_is_sure_and_right_or_sure_and_wrong():
+def test_a_few_confident_rows_change_it_little_whether_right_or_wrong():
     sure = torch.eye(2).repeat(2, 1) * 4
     right = torch.tensor([0, 1, 0, 1])
     assert 0.9 < fit_temperature(sure, right) < 1
     assert 1 < fit_temperature(sure[:1], right[1:2]) < 2
 
 
-def test_more_rows_of_the_same_move_it_further():
+def test_more_rows_of_the_same_kind_change_it_more():
     found = [fit_temperature(*drawn(rows, 3, 4.0)) for rows in (5, 50, 5000)]
     assert 1 < found[0] < found[1] < found[2] < 4.2
 
 
 @settings(max_examples=40)
 @given(st.integers(2, 30), st.integers(2, 6), st.floats(1e-3, 1e4), st.integers(0, 1000))
-def test_it_is_bounded_and_changes_no_answer(rows, classes, known, seed):
+def test_it_is_bounded_and_changes_no_argmax(rows, classes, known, seed):
     logits, y = drawn(rows, classes, known, seed)
     found = fit_temperature(logits, y)
     assert 1 / 8 <= found <= 8

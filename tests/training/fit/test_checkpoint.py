@@ -1,4 +1,4 @@
-"""Checkpoints: what is resumed is what was interrupted, and nothing else is taken for it."""
+"""Checkpoints: a resumed run continues the interrupted one exactly, and any other file is refused."""
 
 import signal
 import subprocess
@@ -56,7 +56,7 @@ def fitted(path, **kwargs):
     return fit(build_mlp(4, 2, Architecture(hidden=(8,))), rows, rows, recipe, seed=0, checkpoint=Checkpoint(path, RUN))
 
 
-def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
+def test_a_fit_that_is_killed_and_resumed_ends_in_the_same_bytes(tmp_path):
     command = [sys.executable, "-c", FIT]
     undisturbed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     path = tmp_path / "member.safetensors"
@@ -67,7 +67,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
             process.send_signal(signal.SIGKILL)
             rest = process.communicate()[0].splitlines()
         assert process.returncode == -signal.SIGKILL
-        # What was reported was written before, and a line or more may have followed before the signal came.
+        # An epoch is written before it is reported, and more lines may follow before the signal arrives.
         reported += rest
     resumed = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True).stdout.splitlines()
     assert resumed[-1] == undisturbed[-1]
@@ -76,7 +76,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
     assert 0 < len(resumed) < len(undisturbed) - 10
 
 
-def test_a_fit_that_had_ended_is_not_trained_again(tmp_path):
+def test_a_finished_fit_is_not_trained_again(tmp_path):
     path = tmp_path / "member.safetensors"
     first = fitted(path)
     written = path.stat().st_ino, path.stat().st_mtime_ns
@@ -87,7 +87,7 @@ def test_a_fit_that_had_ended_is_not_trained_again(tmp_path):
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == written
 
 
-def test_tensors_and_notes_come_back_as_they_were(tmp_path):
+def test_tensors_and_notes_are_restored_unchanged(tmp_path):
     checkpoint = Checkpoint(tmp_path / "a.safetensors", RUN)
     assert checkpoint.load() is None
     checkpoint.save(state())
@@ -98,7 +98,7 @@ def test_tensors_and_notes_come_back_as_they_were(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_another_run_s_checkpoint_is_refused_and_what_differs_is_named(tmp_path):
+def test_a_checkpoint_of_another_run_is_refused_and_the_difference_is_named(tmp_path):
     Checkpoint(tmp_path / "a.safetensors", RUN).save(state())
     with pytest.raises(CheckpointError, match="epochs is 8 there and 9 here"):
         Checkpoint(tmp_path / "a.safetensors", RUN | {"epochs": "9"}).load()
@@ -107,7 +107,7 @@ def test_another_run_s_checkpoint_is_refused_and_what_differs_is_named(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", b"\xff" * 100, "half", "other tensors", "no numbers"])
-def test_a_damaged_one_is_refused_in_one_line(tmp_path, damage):
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
     path = tmp_path / "a.safetensors"
     fitted(path)
     if damage == "half":
@@ -123,8 +123,8 @@ def test_a_damaged_one_is_refused_in_one_line(tmp_path, damage):
         fitted(path)
 
 
-def test_a_full_disk_leaves_the_one_before(tmp_path):
-    """The limit on the size of a file stands for the disk: the write fails half way in the same manner."""
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    """A limit on the file size replaces the full disk: the write fails half way in the same manner."""
     path = tmp_path / "a.safetensors"
     script = textwrap.dedent("""
         import resource, sys
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_the_one_before(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_what_a_killed_write_leaves_is_in_nobody_s_way(tmp_path):
+def test_a_half_written_file_does_not_disturb_the_next_write(tmp_path):
     checkpoint = Checkpoints(tmp_path, RUN, resume=False).for_member(0)
     checkpoint.save(state(1.0))
     (tmp_path / "member1.partial").write_bytes(b"half")
@@ -154,7 +154,7 @@ def test_what_a_killed_write_leaves_is_in_nobody_s_way(tmp_path):
     assert not tmp_path.exists()
 
 
-def test_what_else_is_in_the_folder_is_left_alone(tmp_path):
+def test_other_files_in_the_folder_are_left_alone(tmp_path):
     others = {"llama.safetensors", "film.partial", "member.txt"}
     for name in others:
         (tmp_path / name).write_bytes(b"somebody's")
@@ -164,7 +164,7 @@ def test_what_else_is_in_the_folder_is_left_alone(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == others
 
 
-def test_an_unfinished_run_is_not_overwritten_unasked(tmp_path):
+def test_an_unfinished_run_is_overwritten_only_on_request(tmp_path):
     Checkpoints(tmp_path, RUN, resume=False).for_member(0).save(state())
     with pytest.raises(CheckpointError, match="--resume, or remove it"):
         Checkpoints(tmp_path, RUN, resume=False)
@@ -181,7 +181,7 @@ def test_an_unfinished_run_is_not_overwritten_unasked(tmp_path):
         (("--checkpoint", "other"), "holds the checkpoint of an unfinished run"),
     ],
 )
-def test_the_command_says_in_one_line_why_it_can_t_go_on(tmp_path, arguments, reason):
+def test_the_command_says_in_one_line_why_it_can_t_resume(tmp_path, arguments, reason):
     (tmp_path / "garbage").mkdir()
     (tmp_path / "garbage" / "member1.safetensors").write_bytes(b"garbage")
     Checkpoints(tmp_path / "other", {}, resume=False).for_member(0).save(state())
@@ -192,7 +192,7 @@ def test_the_command_says_in_one_line_why_it_can_t_go_on(tmp_path, arguments, re
     assert reason in line
 
 
-def test_a_finished_run_s_checkpoint_is_gone(tmp_path):
+def test_a_finished_run_removes_its_checkpoint(tmp_path):
     command = [sys.executable, "-m", "foldserve.training", "fit", "iris", "--models", ".", "--epochs", "2"]
     command += ["--checkpoint", "state", "--resume"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)

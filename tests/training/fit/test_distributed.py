@@ -1,4 +1,4 @@
-"""Several processes under torchrun: the same training as one, and one line when something is wrong."""
+"""Several processes under torchrun train as one process does, and print one line when something is wrong."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ FIT = textwrap.dedent("""
             Recipe(epochs=6, patience=3, batch_size=32, input_noise=0.2), seed=1, world=world,
             on_epoch=lambda epoch: print("epoch", epoch.number, flush=True),
         )
-        # Not the weights: a shift that the next BN takes out again is moved by rounding alone.
+        # Outputs instead of weights: the next BN subtracts a shift of a bias, so only rounding determines it.
         outputs = fitted.network(x).tolist()
         losses = [[epoch.loss, epoch.validation_loss] for epoch in fitted.history]
         with open(f"{out}.{world.rank}", "w") as file:
@@ -51,13 +51,13 @@ def torchrun(count, *arguments, cwd):
     ("count", "placement", "rows", "relative"),
     [
         (2, "pre", 203, 1e-3),  # a last batch of 11: shares of 5 and 6; rounding grows from step to step
-        # A last batch of 2, fewer than the processes. The BN of so few rows, some of them equal after dropout, divides
-        # rounding by the root of epsilon: the two trainings part by more than rounding.
+        # A last batch of 2, fewer than the processes. Some of so few rows are equal after dropout, and a BN then
+        # divides rounding errors by the root of epsilon: the two trainings differ by more than rounding.
         pytest.param(3, "post", 194, 1e-2, marks=pytest.mark.slow),
     ],
 )
-def test_several_processes_train_what_one_does(tmp_path, count, placement, rows, relative):
-    """With dropout and noise: the losses of each epoch agree, and so does what was learned."""
+def test_several_processes_train_the_same_network_as_one(tmp_path, count, placement, rows, relative):
+    """With dropout and noise: the losses of each epoch agree, and so do the outputs."""
     script = tmp_path / "script.py"
     script.write_text(FIT)
     alone = subprocess.run(
@@ -73,7 +73,7 @@ def test_several_processes_train_what_one_does(tmp_path, count, placement, rows,
     np.testing.assert_allclose(first["outputs"], expected["outputs"], rtol=20 * relative, atol=20 * relative)
 
 
-def test_the_command_writes_and_says_everything_once(tmp_path):
+def test_the_command_writes_and_prints_everything_once(tmp_path):
     done = torchrun(2, "-m", "foldserve.training", "fit", "iris", "--models", tmp_path, "--epochs", "2", cwd=None)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("certificate") == 1
@@ -82,7 +82,7 @@ def test_the_command_writes_and_says_everything_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_ensemble_of_several_processes_scores_as_that_of_one(tmp_path):
+def test_an_ensemble_of_several_processes_scores_like_that_of_one(tmp_path):
     generator = np.random.default_rng(0)
     x = generator.normal(size=(240, 3))
     names = np.where(x[:, 0] + x[:, 1] * x[:, 2] + generator.normal(0, 0.3, 240) > 0, "up", "down")
@@ -105,7 +105,7 @@ def test_an_ensemble_of_several_processes_scores_as_that_of_one(tmp_path):
     assert second.provenance.hyperparameters["best_epochs"] == first.provenance.hyperparameters["best_epochs"]
 
 
-def test_a_refusal_is_said_once(tmp_path):
+def test_a_refusal_is_printed_once(tmp_path):
     done = torchrun(2, "-m", "foldserve.training", "fit", "nothing", "--models", tmp_path, cwd=None)
     assert done.returncode != 0
     assert done.stderr.count("foldserve-train: error: ") == 1
@@ -113,13 +113,13 @@ def test_a_refusal_is_said_once(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 @pytest.mark.parametrize("rows", [0, 1, 2, 31, 64])
-def test_the_shares_are_the_rows_in_order(size, rows):
+def test_the_shares_cover_the_rows_in_order(size, rows):
     shares = [list(range(rows))[World(rank=rank, size=size).share(rows)] for rank in range(size)]
     assert [row for share in shares for row in share] == list(range(rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_cuda_that_is_asked_for_and_absent_is_refused():
+def test_cuda_is_refused_where_it_is_absent():
     with pytest.raises(ExecutionError, match="no CUDA device"), join_processes("cuda"):
         pass

@@ -1,4 +1,4 @@
-"""Dropout by the byte: what it drops, and that the mean stays."""
+"""Dropout by the byte: the dropped share is the documented one, and the mean stays."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from foldserve.training.network.dropout import Dropout
 
 
 @pytest.mark.parametrize(("p", "used"), [(0.15, 38 / 256), (0.5, 0.5), (0.001, 1 / 256), (0.999, 255 / 256)])
-def test_it_drops_the_share_it_says_and_keeps_the_mean(p, used):
+def test_it_drops_the_documented_share_and_keeps_the_mean(p, used):
     torch.manual_seed(0)
-    count = 4_000_001  # no multiple of 8
+    count = 4_000_001  # not a multiple of 8
     y = Dropout(p)(torch.ones(count, 1))
     deviation = (used * (1 - used) / count) ** 0.5
     assert float((y == 0).double().mean()) == pytest.approx(used, abs=5 * deviation)
@@ -23,7 +23,7 @@ def test_neighbours_are_dropped_independently():
     assert float(correlation.abs().max()) < 0.02
 
 
-def test_the_gradient_goes_where_the_value_went():
+def test_the_gradient_uses_the_same_mask_as_the_value():
     torch.manual_seed(0)
     x = torch.randn(8, 5, requires_grad=True)
     y = Dropout(0.5)(x)
@@ -31,13 +31,13 @@ def test_the_gradient_goes_where_the_value_went():
     torch.testing.assert_close(x.grad * x.detach(), y.detach())
 
 
-def test_in_use_and_at_probability_0_it_is_the_identity():
+def test_in_eval_mode_and_with_p_0_it_is_the_identity():
     x = torch.randn(8, 5)
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0)(x) is x
 
 
-def test_the_parts_of_a_batch_make_up_the_whole():
+def test_the_masks_of_the_shares_make_up_the_mask_of_the_batch():
     x = torch.randn(7, 5)
     torch.manual_seed(3)
     whole = Dropout(0.4)(x)

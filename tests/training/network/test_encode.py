@@ -1,4 +1,4 @@
-"""What stands before the network, held to NumPy; and its ONNX form, held to the layer in float64."""
+"""Encoding and standardisation, compared with NumPy; the ONNX nodes, compared with the layers in float64."""
 
 from collections import OrderedDict
 from itertools import pairwise
@@ -20,8 +20,8 @@ from foldserve.training.table.schema import Column
 from tests.service.support import oracle
 
 NAN = np.nan
-# What ONNX Runtime's docs/OperatorKernels.md lists for its CUDA provider at this opset, and no other: a node that is
-# not there would run on the CPU, with a copy there and back for each request.
+# Operators that ONNX Runtime's docs/OperatorKernels.md lists for its CUDA provider at this opset. Any other node would
+# run on the CPU, with a copy from and to the GPU in every request.
 ON_CUDA = {"Cast", "Clip", "Concat", "Equal", "Gather", "Gemm", "IsNaN", "Mul", "Relu", "Softmax", "Sub", "Where"}
 
 VALUES = {
@@ -33,12 +33,12 @@ VALUES = {
     "boolean": st.sampled_from([0.0, 1.0]),
     "categorical": st.integers(0, 4).map(float),
 }
-CATEGORIES = ("a", "b", "c", "d")  # index 4 is the category that the table has not
+CATEGORIES = ("a", "b", "c", "d")  # index 4 is a category that is not in the table
 
 
 @st.composite
 def tables(draw):
-    """Columns, their training rows and other rows: outliers, categories not seen, values missing where they may be."""
+    """Draw columns, training rows, and other rows with outliers, unseen categories and missing values."""
     styles = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
     rows = draw(st.integers(2, 25))
     columns, seen, others = [], [], []
@@ -61,13 +61,13 @@ def edges_of(column, bins):
     values = known(column)
     if not bins or not len(values):
         return np.empty(0)
-    # The smallest value that has a share of the values at or below it.
+    # The smallest value with the share k / bins of the values at or below it.
     ranked = list(enumerate(np.sort(values), start=1))
     return np.unique([next(v for i, v in ranked if i * bins >= k * len(ranked)) for k in range(bins + 1)])
 
 
 def by_numpy(columns, seen, rows, bins):
-    """The encoded rows in float64, and how far the float32 of a bin's width may take each of them."""
+    """Encode the rows in float64; return them and the error that a bin's width in float32 may cause in each column."""
     numbers, binned, categories, missing, off = [], [], [], [], []
     for column, before, values in zip(columns, seen.T, rows.T.astype(np.float64), strict=True):
         if column.kind == "categorical":
@@ -89,7 +89,7 @@ def by_numpy(columns, seen, rows, bins):
 
 
 @given(tables(), st.sampled_from([0, 1, 2, 5, 16]))
-def test_any_table_is_encoded_as_numpy_does(table, bins):
+def test_any_table_is_encoded_as_by_numpy(table, bins):
     columns, seen, rows = table
     encode = Encode(choose_layout(columns, seen, bins))
     for x in (seen, rows):
@@ -103,7 +103,7 @@ def test_any_table_is_encoded_as_numpy_does(table, bins):
 
 
 @given(tables(), st.sampled_from([0, 8]))
-def test_it_is_needed_exactly_when_it_changes_something(table, bins):
+def test_a_layout_is_needed_exactly_when_it_changes_a_value(table, bins):
     columns, seen, _ = table
     made = choose_layout(columns, seen, bins)
     plain = all(column.kind != "categorical" and not column.missing for column in columns)
@@ -114,14 +114,14 @@ def test_it_is_needed_exactly_when_it_changes_something(table, bins):
         assert torch.equal(Encode(made)(torch.from_numpy(seen)), torch.from_numpy(seen))
 
 
-def test_a_categorical_column_without_a_value_in_the_training_rows_needs_it_too():
+def test_a_categorical_column_without_training_values_needs_encoding_too():
     columns = [Column("a", "numeric"), Column("b", "categorical", ("x",), missing=True)]
     made = choose_layout(columns, np.array([[1, NAN], [2, NAN]], np.float32), 0)
     assert made.is_needed
     assert Encode(made)(torch.tensor([[3.0, NAN], [4.0, 0.0]])).tolist() == [[3.0, 1.0], [4.0, 0.0]]
 
 
-def test_a_bin_is_flat_outside_its_edges_and_an_edge_belongs_to_both():
+def test_a_bin_is_flat_outside_its_edges_and_neighbours_share_an_edge():
     seen = np.array([[0], [1], [3]], np.float32)
     encode = Encode(choose_layout([Column("a", "numeric")], seen, 2))
     rows = torch.tensor([[-1e30], [0.0], [0.5], [1.0], [2.0], [3.0], [1e30]])
@@ -133,23 +133,23 @@ def test_a_bin_is_flat_outside_its_edges_and_an_edge_belongs_to_both():
     ("values", "bins", "expected"),
     [
         ([5, 5, 5, 5], 8, 0),  # constant
-        ([0, 1, 0, 1], 8, 0),  # two values: one bin would be the column itself
+        ([0, 1, 0, 1], 8, 0),  # two values: a single bin would repeat the column
         ([0, 0, 0, 0, 0, 0, 0, 1, 2], 2, 0),  # the median is the minimum
         ([0, 1, 2], 2, 2),
         ([0, 1, 2], 0, 0),
-        ([0, 1e-38, 1e-37, 1], 4, 0),  # edges that are nearer to each other than a reciprocal in float32 can say
+        ([0, 1e-38, 1e-37, 1], 4, 0),  # too narrow: float32 can't hold the reciprocal of the width
         ([NAN, 0, 1, 2], 2, 2),
         (range(1000), 256, 256),
     ],
 )
-def test_how_many_bins_a_column_gets(values, bins, expected):
+def test_the_number_of_bins_of_a_column(values, bins, expected):
     seen = np.array(values, np.float32)[:, None]
     made = choose_layout([Column("a", "numeric", missing=True)], seen, bins)
     assert len(made.binned) == len(made.low) == len(made.rate) == expected
     assert np.isfinite(made.rate).all()
 
 
-def test_about_as_many_rows_fall_into_each_bin():
+def test_each_bin_holds_about_the_same_number_of_rows():
     seen = np.random.default_rng(0).lognormal(0, 2, (4000, 1)).astype(np.float32)
     made = choose_layout([Column("a", "numeric")], seen, 16)
     counts, _ = np.histogram(seen, [*made.low, np.inf])
@@ -181,7 +181,7 @@ SHARES = GENERATOR.random(5000)
         ("categorical", np.minimum(LOGNORMAL, 3) // 1, False),
     ],
 )
-def test_of_tails_a_column_has_bins_where_its_range_is_far_wider_than_where_most_rows_are(kind, values, has_bins):
+def test_tails_gives_bins_to_columns_whose_range_is_far_wider_than_most_of_their_values(kind, values, has_bins):
     names = ("a", "b", "c", "d") if kind == "categorical" else ()
     columns = [Column("plain", "numeric"), Column("it", kind, names, missing=True)]
     seen = np.stack([np.linspace(0, 1, len(values)), values], 1).astype(np.float32)
@@ -193,7 +193,7 @@ def test_of_tails_a_column_has_bins_where_its_range_is_far_wider_than_where_most
 
 
 def mixed():
-    """Columns of every kind, 500 rows of them, and rows that try what may come."""
+    """Return columns of every kind, 500 training rows, and rows with unusual values."""
     generator = np.random.default_rng(1)
     columns = [
         Column("town", "categorical", ("a", "b", "c", "d"), missing=True),
@@ -217,7 +217,7 @@ def mixed():
     for place in (0, 1, 3):
         seen[generator.random(500) < 0.2, place] = NAN
     rows = seen[:200].copy()
-    rows[0] = NAN, NAN, 1.7e9, NAN, 2, 0.1  # all missing that may be, and a size that nobody has seen
+    rows[0] = NAN, NAN, 1.7e9, NAN, 2, 0.1  # every optional value missing, and an unseen size
     rows[1] = 3, -0.0, 1.7e9, -0.0, -0.0, 0.1
     rows[2] = 4, 1e6, 1.8e9, 1, 1, 0.1
     rows[3] = -0.0, -1e6, 0, 0, 0, -5
@@ -232,20 +232,20 @@ def standardised(columns, seen, bins, chunk=10_000):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 10_000])
-def test_the_standardisation_is_numpy_s_in_chunks_of_any_size(chunk):
+def test_the_standardisation_matches_numpy_in_chunks_of_any_size(chunk):
     columns, seen, _ = mixed()
     made, encode, affine = standardised(columns, seen, 8, chunk)
     x = encode(torch.from_numpy(seen)).double().numpy()
     numbers, binned = len(made.numeric), len(made.binned)
     expected = x - x.mean(0)
-    spread = np.maximum(x.std(0), np.ptp(x, axis=0) / 6)[:numbers]
-    expected[:, :numbers] /= np.where(spread > 0, spread, 1)
+    std = np.maximum(x.std(0), np.ptp(x, axis=0) / 6)[:numbers]
+    expected[:, :numbers] /= np.where(std > 0, std, 1)
     expected[:, np.ptp(x, axis=0) == 0] = 0
     expected[:, numbers : numbers + binned] /= np.sqrt(np.square(x.std(0)[numbers : numbers + binned]).mean())
     np.testing.assert_allclose(affine(torch.from_numpy(x)), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_value_that_is_rare_in_training_is_six_spreads_out_at_most():
+def test_a_value_that_is_rare_in_training_is_at_most_six_standard_deviations_out():
     seen = np.zeros((1000, 1), np.float32)
     seen[0] = 16
     _, _, affine = standardised([Column("pixel", "numeric")], seen, 0)
@@ -263,7 +263,7 @@ def test_a_value_that_is_rare_in_training_is_six_spreads_out_at_most():
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_what_is_constant_in_training_decides_nothing_whatever_it_holds_later(column, usual, later):
+def test_a_column_that_is_constant_in_training_changes_no_output_later(column, usual, later):
     _, encode, affine = standardised([column], np.full((50, 1), usual, np.float32), 8)
     usual, later = (affine(encode(torch.tensor([[value]]))) for value in (usual, later))
     assert usual.tolist() == later.tolist()
@@ -287,7 +287,7 @@ def chain_of(columns, seen, bins, outputs=3):
         )
     )
     with torch.no_grad():
-        network(torch.from_numpy(seen))  # statistics that are not 0 and 1
+        network(torch.from_numpy(seen))  # running statistics other than 0 and 1
     return network.eval()
 
 
@@ -309,20 +309,20 @@ def kinds(columns, seen, rows, *wanted):
         ("moment", "size"),
     ],
 )
-def test_the_onnx_graph_gives_what_the_unfolded_network_gives_in_float64(wanted, bins):
+def test_the_onnx_graph_matches_the_unfolded_network_in_float64(wanted, bins):
     columns, seen, rows = kinds(*mixed(), *wanted)
     network = chain_of(columns, seen, bins)
     model = to_onnx(fold(network).network, len(columns), 3, "regression")
     with torch.no_grad():
         expected = network.double()(torch.from_numpy(rows).double()).numpy()
     found = oracle(model)(rows)
-    # A row with an outlier has values as large: what is lost is relative to the largest.
+    # A row with an outlier has large values; the rounding error is relative to the largest.
     scale = np.maximum(np.abs(expected).max(1, keepdims=True), 1)
     assert (np.abs(found - expected) <= (1e-5 + 1e-4 * np.abs(expected)) * scale).all()
     assert {node.op_type for node in onnx.load_model_from_string(model).graph.node} <= ON_CUDA
 
 
-def test_a_row_alone_gives_what_it_gives_among_others():
+def test_a_row_has_the_same_output_alone_as_in_a_batch():
     columns, seen, rows = mixed()
     run = oracle(to_onnx(fold(chain_of(columns, seen, 4)).network, 6, 3, "classification"))
     together = run(rows)
@@ -331,14 +331,14 @@ def test_a_row_alone_gives_what_it_gives_among_others():
     assert np.isfinite(together).all()
 
 
-def test_an_index_that_is_none_equals_no_category():
+def test_a_number_that_is_not_an_index_matches_no_category():
     columns, seen, _ = kinds(*mixed(), "size")
     run = oracle(to_onnx(fold(chain_of(columns, seen, 0)).network, 1, 3, "regression"))
     rows = np.array([[2], [-1], [0.5], [1e9]], np.float32)
     assert len(np.unique(run(rows), axis=0)) == 1
 
 
-def test_a_table_of_plain_numbers_costs_no_node():
+def test_a_table_of_plain_numbers_needs_no_extra_node():
     columns, seen, _ = kinds(*mixed(), "constant")
     assert not choose_layout(columns, seen, 0).is_needed
     dense = nn.Linear(1, 2)

@@ -1,4 +1,4 @@
-"""The loop: what it learns, what it leaves alone, when it stops."""
+"""The loop: it learns, leaves its arguments alone, and stops early."""
 
 import copy
 import time
@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 
 from foldserve.training.errors import FitError
-from foldserve.training.fit.loop import Examples, fit, learning_rate, recompute_statistics
+from foldserve.training.fit.loop import Examples, fit
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture, Recipe
 
@@ -37,7 +37,7 @@ def weights(module):
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
-def test_it_learns_better_than_the_majority():
+def test_it_learns_to_beat_the_majority_class():
     x, y = make_classification(500, 8, n_informative=6, n_classes=3, class_sep=2.0, random_state=1)
     x = torch.from_numpy(x.astype(np.float32))
     y = torch.from_numpy(y)
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     assert not torch.equal(weights(first.network), weights(other.network))
 
 
-def test_the_network_handed_in_is_left_as_it_was():
+def test_the_given_network_is_left_as_it_was():
     before = network()
     kept = copy.deepcopy(before.state_dict())
     fit(before, TRAIN, VALIDATION, Recipe(epochs=2), seed=0)
@@ -61,11 +61,11 @@ def test_the_network_handed_in_is_left_as_it_was():
 
 
 def test_it_stops_when_the_validation_loss_no_longer_improves_and_restores_the_best_weights():
-    # Targets drawn at random: what is learned from the training rows is wrong for the others.
+    # Random targets: anything learned from the training rows is wrong for other rows.
     noise = Examples(TRAIN.x, torch.randint(3, (300,), generator=torch.Generator().manual_seed(0)))
     recipe = Recipe(epochs=200, patience=5, input_noise=0, label_smoothing=0)
     seen = []
-    # No BN: its statistics are recomputed after the best epoch, and would move the loss.
+    # Without BN: recomputing its statistics after the best epoch would change the loss.
     fitted = fit(network(dropout=0, batch_norm=False), noise, VALIDATION, recipe, seed=0, on_epoch=seen.append)
     losses = [epoch.validation_loss for epoch in seen]
     assert len(seen) == fitted.best_epoch + 5 < 200
@@ -77,14 +77,14 @@ def test_it_stops_when_the_validation_loss_no_longer_improves_and_restores_the_b
 
 
 @pytest.mark.parametrize("left_over", [1, 2, 31])
-def test_a_last_batch_of_any_size_trains_one_row_included(left_over):
+def test_a_last_batch_of_any_size_trains_even_one_row(left_over):
     count = 64 + left_over
     few = Examples(TRAIN.x[:count], TRAIN.y[:count])
     fitted = fit(network(), few, VALIDATION, Recipe(epochs=2, batch_size=32), seed=0)
     assert len(fitted.history) == 2
 
 
-def test_every_row_is_drawn_once_an_epoch():
+def test_every_row_is_used_once_per_epoch():
     drawn = []
 
     class Recorder(nn.Module):
@@ -106,23 +106,6 @@ def test_both_schedules_train(schedule):
     assert fitted.history[-1].loss < fitted.history[0].loss
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
-def test_the_rate_of_each_step_is_that_of_pytorch_s_scheduler(schedule, steps):
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.02)
-    oracle = (
-        torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        if schedule == "cosine"
-        else torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.02, steps, cycle_momentum=False)
-    )
-    recipe = Recipe(learning_rate=0.02, schedule=schedule)
-    for step in range(steps):
-        assert learning_rate(recipe, step, steps) == pytest.approx(oracle.get_last_lr()[0], rel=1e-9, abs=1e-12)
-        optimiser.step()
-        if step < steps - 1:
-            oracle.step()
-
-
 @pytest.mark.parametrize(
     ("count", "batch_size", "epochs"),
     [
@@ -135,15 +118,15 @@ def test_the_rate_of_each_step_is_that_of_pytorch_s_scheduler(schedule, steps):
         (10**6, 1024, 5),
     ],
 )
-def test_batches_and_epochs_follow_the_number_of_rows_unless_they_are_given(count, batch_size, epochs):
+def test_batch_size_and_epochs_depend_on_the_rows_unless_given(count, batch_size, epochs):
     resolved = Recipe().resolved(count)
     assert (resolved.batch_size, resolved.epochs) == (batch_size, epochs)
     assert Recipe(batch_size=7, epochs=9).resolved(count) == Recipe(batch_size=7, epochs=9)
     assert resolved.resolved(10 * count) == resolved
 
 
-def test_a_long_epoch_is_reported_on_while_it_lasts():
-    """An epoch that takes as long as it likes: each batch waits until the clock has moved far enough."""
+def test_a_long_epoch_reports_its_progress():
+    """Each batch waits until the clock has advanced far enough, however fast the machine is."""
     seen = []
 
     class Slow(nn.Module):
@@ -162,7 +145,7 @@ def test_a_long_epoch_is_reported_on_while_it_lasts():
     assert all(0 < part.rows_per_second < 500 for part in seen)
 
 
-def test_bf16_trains_a_float32_network_that_differs_by_its_rounding():
+def test_bf16_trains_a_float32_network_that_differs_by_rounding():
     exact, rounded = (
         fit(network(), TRAIN, VALIDATION, Recipe(epochs=10, precision=precision), seed=0)
         for precision in ("fp32", "bf16")
@@ -173,13 +156,13 @@ def test_bf16_trains_a_float32_network_that_differs_by_its_rounding():
 
 
 def imbalanced(count, seed):
-    """One row in twenty is of the rare class, and lies among others of the frequent one."""
+    """One row in twenty has the rare class, and its features overlap with those of the frequent class."""
     generator = torch.Generator().manual_seed(seed)
     y = (torch.arange(count) % 20 == 0).long()
     return Examples(torch.randn(count, 8, generator=generator) + 0.5 * y[:, None], y)
 
 
-def test_balanced_finds_more_of_a_rare_class():
+def test_balanced_weights_find_more_rows_of_a_rare_class():
     train, validation, test = imbalanced(1000, 0), imbalanced(400, 1), imbalanced(2000, 2)
     recall = {}
     for weight in ("none", "balanced"):
@@ -191,9 +174,9 @@ def test_balanced_finds_more_of_a_rare_class():
     assert recall["balanced"] > recall["none"] + 0.3
 
 
-def test_balanced_weighs_rows_as_scikit_learn_does():
+def test_balanced_weights_are_scikit_learn_s():
     train, validation = imbalanced(200, 0), imbalanced(100, 1)
-    validation = Examples(validation.x, validation.y.roll(1) | validation.y)  # other shares than the training rows have
+    validation = Examples(validation.x, validation.y.roll(1) | validation.y)  # other shares than in training
     plain = build_mlp(8, 2, Architecture(hidden=(16,), batch_norm=False))
     fitted = fit(plain, train, validation, Recipe(epochs=1, class_weight="balanced"), seed=0)
     weight_of = dict(zip(train.y.tolist(), compute_sample_weight("balanced", train.y), strict=True))
@@ -203,7 +186,7 @@ def test_balanced_weighs_rows_as_scikit_learn_does():
     assert fitted.history[0].validation_loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_regression_has_no_classes_to_weigh():
+def test_class_weights_do_not_change_a_regression():
     values = Examples(TRAIN.x, TRAIN.x[:, 0].clone())
     torch.manual_seed(0)
     one_output = build_mlp(8, 1, Architecture(hidden=(16,)))
@@ -215,7 +198,7 @@ def test_a_regression_has_no_classes_to_weigh():
     assert torch.equal(weights(first.network), weights(second.network))
 
 
-def test_the_noise_on_a_column_is_in_its_own_spreads():
+def test_input_noise_is_in_standard_deviations_of_each_column():
     seen = []
 
     class Recorder(nn.Module):
@@ -225,18 +208,18 @@ def test_the_noise_on_a_column_is_in_its_own_spreads():
             return x
 
     count = 20_000
-    spread = torch.tensor([1.0, 1e-3, 50.0, 0.0, 1.0, 1.0, 1.0, 1.0])
-    x = torch.randn(count, 8, generator=torch.Generator().manual_seed(0)) * spread + 3.0
+    std = torch.tensor([1.0, 1e-3, 50.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    x = torch.randn(count, 8, generator=torch.Generator().manual_seed(0)) * std + 3.0
     train = Examples(x, torch.zeros(count, dtype=torch.int64))
     recipe = Recipe(epochs=1, batch_size=1000, input_noise=1.5)
     fit(nn.Sequential(Recorder(), nn.Linear(8, 3)), train, VALIDATION, recipe, seed=0)
     noisy = torch.cat(seen)
-    # Variances of what is independent add up; a constant column stays what it is.
-    np.testing.assert_allclose(noisy.var(0) / (1 + 1.5**2), spread.square(), rtol=0.05, atol=0)
+    # Variances of independent variables add up; a constant column stays constant.
+    np.testing.assert_allclose(noisy.var(0) / (1 + 1.5**2), std.square(), rtol=0.05, atol=0)
     assert (noisy[:, 3] == 3.0).all()
-    np.testing.assert_allclose(noisy.mean(0), 3.0, atol=0.05 * max(spread))
-    # A noise that is one for all columns would tie them together.
-    varied = noisy[:, spread > 0]
+    np.testing.assert_allclose(noisy.mean(0), 3.0, atol=0.05 * max(std))
+    # Noise that is shared by all columns would correlate them.
+    varied = noisy[:, std > 0]
     np.testing.assert_allclose(np.corrcoef(varied.T), np.eye(varied.shape[1]), atol=0.05)
 
 
@@ -256,20 +239,6 @@ def test_a_float_target_is_fitted_by_squared_error():
     assert float(residual.square().mean() / y[300:].var()) < 0.05
 
 
-def test_a_loss_that_is_no_longer_finite_stops_and_names_the_epoch():
+def test_a_loss_that_is_not_finite_stops_the_fit_and_names_the_epoch():
     with pytest.raises(FitError, match="epoch 1"):
         fit(network(batch_norm=False), TRAIN, VALIDATION, Recipe(learning_rate=1e30), seed=0)
-
-
-@pytest.mark.parametrize("placement", ["pre", "post"])
-def test_recomputed_statistics_are_those_of_the_layer_s_input_over_all_rows(placement):
-    trained = network(placement=placement, input_norm=True, dropout=0.5)
-    recompute_statistics(trained, TRAIN.x, chunk=64)
-    assert not trained.training
-    exact = copy.deepcopy(trained).double()
-    x = TRAIN.x.double()
-    for layer, float64 in zip(trained, exact, strict=True):
-        if isinstance(layer, nn.BatchNorm1d):
-            np.testing.assert_allclose(layer.running_mean, x.detach().numpy().mean(0), rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(layer.running_var, x.detach().numpy().var(0), rtol=1e-4, atol=1e-5)
-        x = float64(x)

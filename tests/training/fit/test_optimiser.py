@@ -18,7 +18,7 @@ def backward(network, step):
     network(x).square().mean().backward()
 
 
-def test_its_steps_are_pytorch_s_with_decay_on_the_matrices_alone():
+def test_steps_match_torch_adamw_with_decay_on_matrices_only():
     flat = chain()
     reference = copy.deepcopy(flat)
     optimiser = FlatAdamW(flat.parameters(), weight_decay=0.3)
@@ -39,7 +39,7 @@ def test_its_steps_are_pytorch_s_with_decay_on_the_matrices_alone():
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_a_frozen_parameter_stays():
+def test_a_frozen_parameter_does_not_change():
     network = chain()
     network[0].weight.requires_grad_(False)
     before = network[0].weight.clone()

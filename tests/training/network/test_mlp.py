@@ -33,19 +33,19 @@ def test_any_number_of_hidden_widths_maps_features_to_outputs(hidden):
     assert [layer.out_features for layer in network if isinstance(layer, nn.Linear)] == [*hidden, 4]
 
 
-def test_a_dense_that_a_norm_follows_directly_has_no_bias():
+def test_a_dense_directly_before_a_norm_has_no_bias():
     for placement, without in (("pre", [True, True, False]), ("post", [False, False, False])):
         network = build_mlp(4, 2, Architecture(hidden=(3, 3), placement=placement))
         assert [layer.bias is None for layer in network if isinstance(layer, nn.Linear)] == without
 
 
-def test_batch_norm_off_leaves_none_and_gives_every_dense_its_bias():
+def test_without_batch_norm_every_dense_has_a_bias():
     network = build_mlp(4, 2, Architecture(batch_norm=False, input_norm=True))
     assert nn.BatchNorm1d not in kinds(network)
     assert all(layer.bias is not None for layer in network if isinstance(layer, nn.Linear))
 
 
-def test_input_norm_stands_first_and_eps_and_momentum_reach_every_norm():
+def test_input_norm_is_first_and_eps_and_momentum_apply_to_every_norm():
     network = build_mlp(4, 2, Architecture(input_norm=True, eps=1e-3, momentum=0.01))
     norms = [layer for layer in network if isinstance(layer, nn.BatchNorm1d)]
     assert network[0] is norms[0]
@@ -71,6 +71,6 @@ def test_affine_computes_in_float64_and_keeps_the_dtype_of_its_input():
 
 
 @pytest.mark.parametrize("wrong", [{"hidden": (0,)}, {"dropout": 1.0}, {"eps": 0.0}, {"momentum": 0.0}])
-def test_what_can_t_be_built_is_refused(wrong):
+def test_an_architecture_that_can_t_be_built_is_refused(wrong):
     with pytest.raises(ValueError, match=r"above|at least"):
         Architecture(**wrong)

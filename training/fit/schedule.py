@@ -1,0 +1,27 @@
+"""Learning-rate schedules, as a function of the step. It does not know the optimiser."""
+
+from __future__ import annotations
+
+import math
+
+from foldserve.training.plan import Recipe
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the rate of `step`, from 0, of `steps`, as PyTorch's schedulers of the same names do.
+
+    cosine: half a cosine from the highest rate to 0 (Loshchilov and Hutter, 2017, arXiv:1608.03983). onecycle: up from
+    1/25 of the highest over the first 30% of the steps, then down to 4e-6 of it (Smith and Topin, 2018,
+    arXiv:1708.07120), both along half a cosine.
+    """
+    highest = recipe.learning_rate
+    if recipe.schedule == "cosine":
+        return _half_cosine(highest, 0.0, step / steps)
+    top = 0.3 * steps - 1
+    if step <= top:
+        return _half_cosine(highest / 25, highest, step / top)
+    return _half_cosine(highest, highest / 25 / 1e4, (step - top) / (steps - 1 - top))
+
+
+def _half_cosine(start: float, stop: float, share: float) -> float:
+    return stop + (start - stop) / 2 * (1 + math.cos(math.pi * share))
