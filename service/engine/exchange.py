@@ -24,7 +24,7 @@ from foldserve.service.errors import DeadlinePassed, InvalidInput, QueueFull, Re
 from foldserve.service.metrics import Metrics, RequestMetrics
 from foldserve.service.protocols import content
 from foldserve.service.protocols.reply import Headers, Reply, failure, refusal
-from foldserve.service.protocols.rows import DecodedRequest, SlowBody
+from foldserve.service.protocols.request import DecodedRequest, SlowBody
 
 log = logging.getLogger("foldserve")
 

@@ -48,15 +48,21 @@ class CategoricalColumn:
         self.reserved = math.nan if boolean else float(largest)
         self.no_code = "is neither 0 nor 1" if boolean else f"is not an index from 0 to {largest}"
 
-    def code(self, value: Any) -> float | None:
-        """Return the code of one value. It is in row 0. Raises `InvalidInput` for a value of another type."""
+    def code(self, value: Any, row: int) -> float | None:
+        """Return the code of one value. row: its row, for the message.
+
+        Raises `InvalidInput` for a value of another type.
+        """
         if type(value) not in self._types:
-            raise InvalidInput(f"row 0, column {self.name!r} {self._misfit}")
+            raise InvalidInput(f"row {row}, column {self.name!r} {self._misfit}")
         return self._codes.get(value, self.reserved)
 
-    def codes(self, values: Sequence[Any]) -> list[float | None]:
-        """Return the codes of values, one for each row. Raises `InvalidInput` for a value of another type."""
+    def codes(self, values: Sequence[Any], first_row: int) -> list[float | None]:
+        """Return the codes of values, one for each row. first_row: the row of the first value, for the message.
+
+        Raises `InvalidInput` for a value of another type.
+        """
         if not self._types.issuperset(map(type, values)):
-            row = next(row for row, value in enumerate(values) if type(value) not in self._types)
+            row = next(row for row, value in enumerate(values, first_row) if type(value) not in self._types)
             raise InvalidInput(f"row {row}, column {self.name!r} {self._misfit}")
         return list(map(self._codes.get, values, repeat(self.reserved)))

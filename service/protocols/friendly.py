@@ -25,18 +25,21 @@ from foldserve.service.bundle import Category, Feature, Manifest
 from foldserve.service.errors import InvalidInput, UnsupportedMedia
 from foldserve.service.protocols.arrow import ArrowWriter
 from foldserve.service.protocols.content import media_type, preferred
-from foldserve.service.protocols.reply import JSON, Headers, Reply
-from foldserve.service.protocols.rows import (
-    SIMDJSON_ERRORS,
-    SMALL_BODY,
-    Columns,
-    DecodedRequest,
-    SlowBody,
-    count_byte,
-    has_more_brackets,
+from foldserve.service.protocols.json_text import (
+    MAX_ELEMENT_BYTES,
+    PIECE_BYTES,
+    SMALL,
+    LongArray,
+    Piece,
+    cut,
+    is_cut,
     parse_json,
-    proxies,
+    parse_piece,
 )
+from foldserve.service.protocols.reply import JSON, Headers, Reply
+from foldserve.service.protocols.request import DecodedRequest, SlowBody
+from foldserve.service.protocols.rows import Columns, RowsBuffer
+from foldserve.service.protocols.simdjson_numbers import read_numbers
 
 JSON_TYPE = b"application/json"
 RAW_TYPE = b"application/octet-stream"
@@ -46,7 +49,7 @@ ARROW_TYPE = b"application/vnd.apache.arrow.stream"
 class FriendlyCodec:
     """Decodes the requests of one model, and encodes its answers."""
 
-    def __init__(self, manifest: Manifest, max_rows: int) -> None:
+    def __init__(self, manifest: Manifest, max_rows: int, piece_bytes: int = PIECE_BYTES) -> None:
         self._head = orjson.dumps({"model": manifest.name, "version": manifest.version})[:-1]
         self._labels = [orjson.dumps(label) for label in manifest.labels]
         self._columns = Columns(manifest.features)
@@ -57,11 +60,8 @@ class FriendlyCodec:
         self._max_rows = max_rows
         self._arrow_writer = ArrowWriter(manifest.labels)
         self._answers = {JSON_TYPE: self._json, RAW_TYPE: self._raw, ARROW_TYPE: self._arrow}
-        # A right body has one bracket for each row, and those inside names and categories. The rest leaves room for
-        # small mistakes, which get a clearer message.
-        in_names = sum(map(_brackets_in, self._columns.names))
-        in_values = sum(max(map(_brackets_in, feature.categories), default=0) for feature in manifest.features)
-        self._max_brackets = 2 * max_rows * (1 + in_names + in_values) + 200_000
+        row_bytes = max(MAX_ELEMENT_BYTES, 1024 * self._columns.width)
+        self._array = LongArray(("instances",), "rows", max_rows, row_bytes, piece_bytes)
 
     def decode(self, headers: Headers, body: bytes, *, fast_only: bool = False) -> DecodedRequest:
         """Decode one request: JSON or raw rows.
@@ -81,50 +81,58 @@ class FriendlyCodec:
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     def _json_rows(self, body: bytes, *, fast_only: bool) -> Rows:
-        if has_more_brackets(body, self._max_brackets):
-            raise InvalidInput(
-                f'"instances" has too many rows, or rows inside rows; at most {self._max_rows} are allowed'
-            )
-        # A number may be a category here, and simdjson's array would take it for a code.
-        rows = self._plain_rows(body) if len(body) > SMALL_BODY and not self._columns.coded else None
-        if rows is None and fast_only:
-            raise SlowBody
-        return self._checked_rows(body) if rows is None else rows
+        if len(body) <= SMALL:
+            instances = self._instances(parse_json(body))
+            if len(instances) > self._max_rows:
+                raise InvalidInput(f'"instances" has more rows than the {self._max_rows} that are allowed')
+            return self._checked_rows(instances, 0, by_name=type(instances[0]) is dict)
+        document = cut(body, self._array)
+        if not is_cut(self._instances(document.around)):
+            raise InvalidInput('"instances" is in the body more than once')
+        if not document.pieces:
+            raise InvalidInput('"instances" has no rows')
+        return self._rows_of_pieces(body, document.pieces, fast_only=fast_only)
 
-    def _plain_rows(self, body: bytes) -> Rows | None:
-        """Read the usual large body, rows of numbers. Returns None for a body that `_checked_rows` must judge."""
-        try:
-            instances = proxies(body)["instances"]
-            rows = count_byte(body, b"[") - 1
-            if 0 < rows <= self._max_rows:
-                return self._columns.from_simdjson(instances, rows)
-        except SIMDJSON_ERRORS:
-            pass
-        return None
+    def _rows_of_pieces(self, body: bytes, pieces: list[Piece], *, fast_only: bool) -> Rows:
+        columns = self._columns
+        rows = RowsBuffer(columns.width)
+        by_name = None
+        # A number may be a category, and is not yet a code then.
+        fast = not columns.coded
+        for piece in pieces:
+            numbers = read_numbers(body, piece, columns.width) if fast and piece.brackets else None
+            some = None if numbers is None else columns.from_doubles(numbers)
+            if some is None:
+                if fast_only:
+                    raise SlowBody
+                fast = False  # the other pieces hardly differ
+                instances = parse_piece(body, piece)
+                if by_name is None:
+                    by_name = not rows.count and type(instances[0]) is dict
+                some = self._checked_rows(instances, rows.count, by_name=by_name)
+            rows.append(some)
+        return rows.rows()
 
-    def _checked_rows(self, body: bytes) -> Rows:
-        instances = self._instances(body)
-        if isinstance(instances[0], dict):
-            instances = [self._by_name(i, row) for i, row in enumerate(instances)]
-        width = self._columns.width
-        for i, row in enumerate(instances):
-            if type(row) is not list:
-                raise InvalidInput(f"row {i} is not an array of {width} values")
-            if len(row) != width:
-                raise InvalidInput(f"row {i} has {len(row)} values, expected {width}")
-        values = instances[0] if len(instances) == 1 else list(chain.from_iterable(instances))
-        return self._columns.from_json_values(values)
-
-    def _instances(self, body: bytes) -> list[Any]:
-        parsed = parse_json(body)
+    def _instances(self, parsed: Any) -> list[Any]:
         instances = parsed.get("instances") if type(parsed) is dict else None
         if type(instances) is not list:
             raise InvalidInput('the body is not an object with an array "instances"')
         if not instances:
             raise InvalidInput('"instances" has no rows')
-        if len(instances) > self._max_rows:
-            raise InvalidInput(f'"instances" has {len(instances)} rows, at most {self._max_rows} are allowed')
         return instances
+
+    def _checked_rows(self, instances: list[Any], first_row: int, *, by_name: bool) -> Rows:
+        """Read whole rows. first_row: the index of the first of them in the request."""
+        if by_name:
+            instances = [self._by_name(i, row) for i, row in enumerate(instances, first_row)]
+        width = self._columns.width
+        for i, row in enumerate(instances, first_row):
+            if type(row) is not list:
+                raise InvalidInput(f"row {i} is not an array of {width} values")
+            if len(row) != width:
+                raise InvalidInput(f"row {i} has {len(row)} values, expected {width}")
+        values = instances[0] if len(instances) == 1 else list(chain.from_iterable(instances))
+        return self._columns.from_json_values(values, first_row)
 
     def _by_name(self, i: int, row: Any) -> list[Any]:
         if type(row) is not dict:
@@ -181,7 +189,3 @@ def _json_value(feature: Feature, value: float | None) -> Category | bool | None
     if value is None or feature.kind == "numeric":
         return value
     return bool(value) if feature.kind == "boolean" else (*feature.categories, feature.categories[-1])[int(value)]
-
-
-def _brackets_in(text: Category) -> int:
-    return str(text).count("[") + str(text).count("{")

@@ -167,7 +167,7 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_file(mode
         answer = httpx.post(f"{served.url}/predict", json={"instances": [[1, 3], [4, 5]]})
         assert answer.json() == {"model": "roots", "version": 1, "predictions": [2, 3]}  # from the flag
         answer = httpx.post(f"{served.url}/predict", json={"instances": [[1, 3]] * 3})
-        assert "at most 2 are allowed" in answer.json()["error"]  # from the environment
+        assert "more rows than the 2 that are allowed" in answer.json()["error"]  # from the environment
         answer = httpx.post(f"{served.url}/predict", content=b" " * 4097)
         assert answer.json() == {"error": "the body is larger than 4096 bytes"}  # from the file
 

@@ -19,7 +19,7 @@ from foldserve.service.engine.repository import Model, Repository
 from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs, read_body
 from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols import oip_documents
-from foldserve.service.protocols.rows import parse_json
+from foldserve.service.protocols.json_text import parse_json
 
 _MAX_INDEX_BODY = 2**16  # bytes
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.friendly import FriendlyCodec
+from foldserve.service.protocols.json_text import SMALL
 from foldserve.service.protocols.oip import OipCodec
 from foldserve.service.protocols.reply import Reply
-from foldserve.service.protocols.rows import SMALL_BODY, DecodedRequest
+from foldserve.service.protocols.request import DecodedRequest
 from foldserve.service.runtime import load as runtime
 from foldserve.service.runtime.session import Options
 from tests.service.mixed import (
@@ -65,7 +66,7 @@ def as_json(rows: np.ndarray, datatype: str = "FP32") -> DecodedRequest:
 
 def as_large_json(rows: np.ndarray) -> DecodedRequest:
     data = [[None if math.isnan(value) else value for value in row] for row in rows.tolist()]
-    return OIP.decode({}, tensor(rows, data=data) + b" " * SMALL_BODY)
+    return OIP.decode({}, tensor(rows, data=data) + b" " * SMALL)
 
 
 def as_binary(rows: np.ndarray, datatype: str = "FP32") -> DecodedRequest:
@@ -184,7 +185,7 @@ def test_codes_may_be_of_any_numeric_datatype(datatype: str) -> None:
 def test_a_table_of_one_category_is_read_by_name_and_by_array() -> None:
     codec = FriendlyCodec(manifest(features=[{"name": "x", "kind": "categorical", "categories": [7, 8]}]), MAX_ROWS)
     assert codec.decode({}, b'{"instances": [{"x": 8}, {"x": 7}, {"x": 0}]}').rows.tolist() == [[1], [0], [2]]
-    large = b'{"instances": [[8], [7], [0]]}' + b" " * SMALL_BODY  # only numbers, but not codes
+    large = b'{"instances": [[8], [7], [0]]}' + b" " * SMALL  # only numbers, but not codes
     assert codec.decode({}, large).rows.tolist() == [[1], [0], [2]]
 
 

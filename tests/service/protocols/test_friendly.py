@@ -118,9 +118,7 @@ def test_a_feature_may_have_any_name() -> None:
         f'{{"{MARKER}": [[1, 2, 3]]}}'.encode("utf-16"),
         f'{{"{MARKER}": [[1, 2, 3]]}}'.encode("utf-16-le"),
         f'{{"{MARKER}": [[1, 2, 3]]}}'.encode("utf-32"),
-        b"[" * 100_000,
         b'{"instances": ' + b"[" * 100_000 + MARKER.encode() + b"]" * 100_000 + b"}",
-        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
         b'{"instances": [[%s, 2, 3]]}' % (b"1" * 5000),
         b'{"instances": [[-%s, 2, 3]]}' % (b"1" * 5000),
         b'{"%s": 0, "instances": [[NaN, 2, 3]]}' % MARKER.encode(),
@@ -146,7 +144,7 @@ def test_a_feature_may_have_any_name() -> None:
     ],
     ids=[
         *("empty", "blank", "text", "invalid UTF-8", "surrogate in UTF-8", "UTF-16", "UTF-16 without a mark", "UTF-32"),
-        *("nested", "nested rows", "nested objects", "5000 digits", "-5000 digits"),
+        *("nested rows", "5000 digits", "-5000 digits"),
         *("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "trailing bytes", "two documents", "trailing zero byte"),
         *("cut", "trailing comma", "lone surrogate", "reversed surrogates", "lone surrogate in a name"),
         *("quotes", "leading zero", "plus", "bare point", "hexadecimal", "underscore", "comment"),
@@ -154,6 +152,11 @@ def test_a_feature_may_have_any_name() -> None:
 )
 def test_text_that_is_not_json_is_refused_with_its_place(content: bytes) -> None:
     assert refusal(content).startswith("the body is not valid JSON, at character ")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000])
+def test_a_deeply_nested_document_is_refused(content: bytes) -> None:
+    assert refusal(content) == 'the JSON has no array "instances" in its first 65536 bytes'
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ def test_no_rows_are_refused() -> None:
     "row", [[1, 2, 3], {"age": 1, "weight": 2, "height": 3}, MARKER], ids=["array", "name", "text"]
 )
 def test_more_rows_than_allowed_are_refused(row: object) -> None:
-    assert refusal(body([row] * (MAX_ROWS + 1))) == '"instances" has 5 rows, at most 4 are allowed'
+    assert refusal(body([row] * (MAX_ROWS + 1))) == '"instances" has more rows than the 4 that are allowed'
 
 
 @pytest.mark.parametrize("value", [True, False, "1.5", "", MARKER, {}, {MARKER: 1}, [], [1], [MARKER]], ids=repr)
@@ -331,5 +334,5 @@ def test_values_parse_back_to_the_exact_float32_and_have_no_probabilities(output
 def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes) -> None:
     # The last bracket is missing: a message about JSON would mean that the body was parsed to its end.
     flood = b'{"instances": [' + b",".join([row] * 2_000_000)
-    with pytest.raises(InvalidInput, match="too many rows"):
+    with pytest.raises(InvalidInput, match="has more rows than the 4 that are allowed"):
         FriendlyCodec(manifest(features=FEATURES), MAX_ROWS).decode({}, flood)

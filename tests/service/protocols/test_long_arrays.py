@@ -1,4 +1,4 @@
-"""Arrays longer than simdjson can count, in every place of a request: the server answers and continues."""
+"""Arrays longer than simdjson can count, in every place of a request: they are refused, and the server continues."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ PLACE = "the long array"
 
 TENSOR = {"name": "input", "shape": [1, 64], "datatype": "FP32", "data": [0.0] * 64}
 
-# The place of the long array, and the status of the answer.
-PLACES: dict[str, tuple[dict[str, Any], int]] = {
-    "shape": ({"inputs": [{**TENSOR, "shape": PLACE}]}, 400),
-    "a tensor's parameters": ({"inputs": [{**TENSOR, "parameters": {"a": PLACE}}]}, 200),
-    "an unknown member of a tensor": ({"inputs": [{**TENSOR, "unknown": {"a": [PLACE]}}]}, 200),
-    "inputs": ({"inputs": PLACE}, 400),
-    "data": ({"inputs": [{**TENSOR, "data": PLACE}]}, 400),
-    "id": ({"id": PLACE, "inputs": [TENSOR]}, 400),
-    "parameters": ({"parameters": {"a": PLACE}, "inputs": [TENSOR]}, 200),
-    "outputs": ({"outputs": PLACE, "inputs": [TENSOR]}, 400),
-    "an output's parameters": (
-        {"outputs": [{"name": "probabilities", "parameters": {"a": PLACE}}], "inputs": [TENSOR]},
-        200,
-    ),
-    "an unknown member": ({"unknown": PLACE, "inputs": [TENSOR]}, 200),
+# The place of the long array.
+PLACES: dict[str, dict[str, Any]] = {
+    "shape": {"inputs": [{**TENSOR, "shape": PLACE}]},
+    "a tensor's parameters": {"inputs": [{**TENSOR, "parameters": {"a": PLACE}}]},
+    "an unknown member of a tensor": {"inputs": [{**TENSOR, "unknown": {"a": [PLACE]}}]},
+    "inputs": {"inputs": PLACE},
+    "data": {"inputs": [{**TENSOR, "data": PLACE}]},
+    "id": {"id": PLACE, "inputs": [TENSOR]},
+    "parameters": {"parameters": {"a": PLACE}, "inputs": [TENSOR]},
+    "outputs": {"outputs": PLACE, "inputs": [TENSOR]},
+    "an output's parameters": {
+        "outputs": [{"name": "probabilities", "parameters": {"a": PLACE}}],
+        "inputs": [TENSOR],
+    },
+    "an unknown member": {"unknown": PLACE, "inputs": [TENSOR]},
 }
 
 
@@ -49,14 +49,14 @@ def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
-@pytest.mark.parametrize(("request_body", "status"), PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("request_body", PLACES.values(), ids=PLACES)
 def test_an_array_longer_than_simdjson_counts_does_not_end_the_server(
-    request_body: dict[str, Any], status: int, compressed: bool, served: Served
+    request_body: dict[str, Any], compressed: bool, served: Served
 ) -> None:
     body = json.dumps(request_body).encode().replace(json.dumps(PLACE).encode(), LONG)
     headers = ("Content-Encoding: gzip",) if compressed else ()
     answer = served.send("POST", INFER, *headers, body=gzip.compress(body, 1) if compressed else body)
-    assert answer.status == status
+    assert answer.status == 400
     assert served.send("POST", INFER, body=json.dumps({"inputs": [TENSOR]}).encode()).status == 200
     assert served.process.poll() is None
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.oip import OipCodec
-from foldserve.service.protocols.rows import DecodedRequest
+from foldserve.service.protocols.request import DecodedRequest
 from tests.service.support import MARKER, manifest
 
 CODEC = OipCodec(manifest(features=("a", "b"), missing=["b"]), 4)

@@ -1,13 +1,13 @@
-"""A body that goes through simdjson gets the answer of the thorough path: the same bits, or the same message.
+"""A large body, which is cut into pieces, gets the same answer as a small one, which is parsed at once.
 
-Only large bodies go through simdjson. Spaces after these bodies make them large. test_friendly.py and test_oip.py test
-the thorough path. The bodies are text: no JSON library writes most of the cases in which the two paths could differ.
+Spaces after a body make it large, and the pieces are so small that a body has several. The bodies are text: no JSON
+library writes most of the cases in which the two ways could differ. test_json_text.py tests the cutting itself, and
+test_friendly.py and test_oip.py test small bodies.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,38 +17,45 @@ from hypothesis import strategies as st
 
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.friendly import FriendlyCodec
+from foldserve.service.protocols.json_text import SMALL
 from foldserve.service.protocols.oip import OipCodec
-from foldserve.service.protocols.rows import SMALL_BODY, DecodedRequest, parse_json
+from foldserve.service.protocols.request import SlowBody
 from tests.service.support import manifest
 
 MAX_ROWS = 3
 MANIFEST = manifest(features=("a", "b"), missing=["b"])
-FRIENDLY = FriendlyCodec(MANIFEST, MAX_ROWS)
-OIP = OipCodec(MANIFEST, MAX_ROWS)
+SIZES = (1, 16, 2**16)
 OUTPUTS = np.array([[0.5]], np.float32)
 
+Codec = FriendlyCodec | OipCodec
+FRIENDLY = [FriendlyCodec(MANIFEST, MAX_ROWS, size) for size in SIZES]
+OIP = [OipCodec(MANIFEST, MAX_ROWS, size) for size in SIZES]
 
-def outcome(decode: Callable[[], DecodedRequest]) -> tuple[Any, ...]:
+
+def outcome(codec: Codec, body: bytes, **options: bool) -> tuple[Any, ...]:
     """All that a caller sees: the bits of the rows, the answer and the timeout, or the message of the refusal."""
     try:
-        call = decode()
+        request = codec.decode({}, body, **options)
     except InvalidInput as refused:
         return ("refused", str(refused))
-    rows = call.rows
-    return ("read", str(rows.dtype), rows.shape, rows.tobytes(), call.encode(OUTPUTS), call.timeout)
+    rows = request.rows
+    return ("read", str(rows.dtype), rows.shape, rows.tobytes(), request.encode(OUTPUTS), request.timeout)
 
 
-def assert_same_on_both_paths(codec: FriendlyCodec | OipCodec, body: bytes) -> None:
-    def thorough() -> DecodedRequest:
-        if isinstance(codec, OipCodec):
-            return codec._thorough(parse_json(large), None)
-        return DecodedRequest(codec._checked_rows(large), codec._json)
+def assert_same_small_and_large(codecs: list[Any], body: bytes) -> None:
+    small = outcome(codecs[0], body)
+    for codec in codecs:
+        large = outcome(codec, body + b" " * SMALL)
+        assert large[0] == small[0] or "more than once" in large[1]
+        # A body may have several faults. A large one is refused for that of its document, then for that of the first
+        # piece. The number of values is counted before they are parsed.
+        if small[0] == "read":
+            assert large == small or "more than once" in large[1]
 
-    large = body + b" " * SMALL_BODY
-    found = outcome(lambda: codec.decode({}, large))
-    assert found == outcome(thorough)
-    if found[0] == "read":
-        assert outcome(lambda: codec.decode({}, body)) == found
+
+def assert_same_message(codecs: list[Any], body: bytes) -> None:
+    for codec in codecs:
+        assert outcome(codec, body + b" " * SMALL) == outcome(codec, body)
 
 
 # --- bodies, as text -------------------------------------------------------------------------------------------------
@@ -137,17 +144,30 @@ def shuffled(
     return st.tuples(own, asides).flatmap(lambda both: st.permutations([*both[0], *both[1]])).map(members)
 
 
-# --- the fast path is taken ------------------------------------------------------------------------------------------
+# --- the fast path ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [1, MAX_ROWS])
-def test_the_usual_large_body_takes_the_fast_path(rows: int) -> None:
+@pytest.mark.parametrize("size", range(len(SIZES)))
+def test_the_usual_large_body_takes_the_fast_path(rows: int, size: int) -> None:
     values = [[0.5, -2.0]] * rows
-    assert FRIENDLY._plain_rows(json.dumps({"instances": values}).encode()) is not None
+    body = json.dumps({"instances": values}).encode().ljust(SMALL + 1)
+    assert len(FRIENDLY[size].decode({}, body, fast_only=True).rows) == rows
     for data in (values, [0.5, -2.0] * rows):
         tensor = {"name": "input", "shape": [rows, 2], "datatype": "FP32", "data": data}
         for more in ({}, {"id": "x", "parameters": {"timeout": 5}}, {"outputs": [{"name": "value"}]}):
-            assert OIP._plain(json.dumps({**more, "inputs": [tensor]}).encode()) is not None
+            body = json.dumps({**more, "inputs": [tensor]}).encode().ljust(SMALL + 1)
+            assert OIP[size].decode({}, body, fast_only=True).rows.tolist() == values
+
+
+@pytest.mark.parametrize("value", [None, 1e300, "x", True])
+def test_a_large_body_that_needs_checks_is_left_to_a_thread(value: object) -> None:
+    body = json.dumps({"instances": [[1, 2], [3, value]]}).encode().ljust(SMALL + 1)
+    with pytest.raises(SlowBody):
+        FRIENDLY[0].decode({}, body, fast_only=True)
+    tensor = {"name": "input", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, value]}
+    with pytest.raises(SlowBody):
+        OIP[0].decode({}, json.dumps({"inputs": [tensor]}).encode().ljust(SMALL + 1), fast_only=True)
 
 
 def test_a_large_tensor_of_codes_takes_the_fast_path_unless_one_is_not_a_code() -> None:
@@ -155,8 +175,80 @@ def test_a_large_tensor_of_codes_takes_the_fast_path_unless_one_is_not_a_code() 
     for values in ([0.5, 1], [0.5, 2], [0.5, 0.5]):
         tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": values}
         body = json.dumps({"inputs": [tensor]}).encode()
-        assert (codec._plain(body) is not None) == (values == [0.5, 1])
-        assert_same_on_both_paths(codec, body)
+        try:
+            codec.decode({}, body.ljust(SMALL + 1), fast_only=True)
+        except SlowBody:
+            assert values != [0.5, 1]
+        assert_same_message([codec], body)
+
+
+# --- rows in several pieces ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[1, 2], [3, None], [5, 6]],
+        [[1, 2], [3, 4], [None, 6]],
+        [[1, 2], [3, 4], [5, "x"]],
+        [[1, 2], [3, 4], [5, 1e300]],
+        [[1, 2], [3, 4], [5]],
+        [[1, 2], [3, 4], 5],
+        [[1, 2], [3, 4], {"a": 1, "b": 2}],
+        [{"a": 1, "b": 2}, {"b": 3, "a": None}, {"a": 5, "b": 6}],
+        [{"a": 1, "b": 2}, {"b": None, "a": 3}, {"a": 5, "b": 6}],
+        [{"a": 1, "b": 2}, {"a": 3, "b": 4}, {"a": 5}],
+        [{"a": 1, "b": 2}, {"a": 3, "b": 4}, {"a": 5, "b": 6, "c": 7}],
+        [{"a": 1, "b": 2}, {"a": 3, "b": 4}, [5, 6]],
+        [[1, 2]] * (MAX_ROWS + 1),
+        [],
+    ],
+    ids=repr,
+)
+def test_a_message_names_the_row_of_the_whole_request(rows: list[Any]) -> None:
+    assert_same_message(FRIENDLY, json.dumps({"instances": rows}).encode())
+    if all(isinstance(row, list) for row in rows) and len(rows) <= MAX_ROWS:
+        for data in (rows, [value for row in rows for value in row]):
+            for datatype in ("FP32", "FP64"):
+                tensor = {"name": "input", "shape": [3, 2], "datatype": datatype, "data": data}
+                assert_same_message(OIP, json.dumps({"inputs": [tensor]}).encode())
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT64", "FP16", "BF16", "FP32", "FP64"])
+@pytest.mark.parametrize("value", [0, 1, True, 2, -1, 0.5, 300, 1e30, 1e39, None, "x", [1], {}])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_datatype_is_checked_in_every_piece(datatype: str, value: object, nested: bool) -> None:
+    data = [[0, 1], [1, 0], [1, value]] if nested else [0, 1, 1, 0, 1, value]
+    tensor = {"name": "input", "shape": [3, 2], "datatype": datatype, "data": data}
+    assert_same_message(OIP, json.dumps({"inputs": [tensor]}).encode())
+
+
+@pytest.mark.parametrize("values", [0, 1, 5, 7, 8])
+def test_data_that_does_not_fill_the_shape_is_refused(values: int) -> None:
+    tensor = {"name": "input", "shape": [3, 2], "datatype": "FP32", "data": [1] * values}
+    for codec in OIP:
+        kind, text = outcome(codec, json.dumps({"inputs": [tensor]}).encode().ljust(SMALL + 1))
+        assert kind == "refused"
+        assert text in (
+            f"the \"data\" of 'input' has {values} values, its shape 6",
+            '"data" has more values than the 6 that are allowed',
+        )
+
+
+def test_data_that_mixes_values_and_rows_is_refused() -> None:
+    for data in ([1, [2, 3], 4, 5, 6], [[1, 2], 3, 4, [5, 6]], [1, 2, 3, 4, 5, [6]], [[1, 2], [3, 4], 5, 6]):
+        tensor = {"name": "input", "shape": [3, 2], "datatype": "FP32", "data": data}
+        assert_same_small_and_large(OIP, json.dumps({"inputs": [tensor]}).encode())
+
+
+def test_rows_that_come_twice_are_refused() -> None:
+    for codec in FRIENDLY:
+        found = outcome(codec, b'{"instances": [[1, 2]], "instances": [[1, 2]]}'.ljust(SMALL + 1))
+        assert found == ("refused", '"instances" is in the body more than once')
+    tensor = b'{"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [1, 2], "data": [1, 2]}'
+    for codec in OIP:
+        found = outcome(codec, (b'{"inputs": [%b]}' % tensor).ljust(SMALL + 1))
+        assert found == ("refused", "'input' has \"data\" more than once")
 
 
 # --- both paths ------------------------------------------------------------------------------------------------------
@@ -178,21 +270,21 @@ instances = st.sampled_from(["instances", "instances", "instances", "\\u0069nsta
 @example(b'{"instances":[[1,2]],"\\u0069nstances":7}')
 @example(b'{"instances":7,"instances":[[1,2]]}')
 @example(b"[2147483648]")
-def test_rows_are_read_as_the_thorough_path_reads_them(body: bytes) -> None:
-    assert_same_on_both_paths(FRIENDLY, body)
+def test_large_rows_are_read_as_small_ones(body: bytes) -> None:
+    assert_same_small_and_large(FRIENDLY, body)
 
 
 @given(st.binary(max_size=12), st.integers(0, 40))
-def test_a_damaged_body_is_judged_as_the_thorough_path_judges_it(noise: bytes, at: int) -> None:
+def test_a_damaged_body_is_judged_alike(noise: bytes, at: int) -> None:
     body = b'{"instances": [[1.5, -2], [3e0, 4]], "x": ""}'
-    assert_same_on_both_paths(FRIENDLY, body[:at] + noise + body[at + len(noise) :])
+    assert_same_small_and_large(FRIENDLY, body[:at] + noise + body[at + len(noise) :])
 
 
 @pytest.mark.parametrize("depth", [1, 100, 1020, *range(1021, 1027), 100_000])
-def test_nesting_is_judged_as_the_thorough_path_judges_it(depth: int) -> None:
+def test_nesting_is_judged_alike(depth: int) -> None:
     for deep in (b"[" * depth + b"]" * depth, b'{"x":' * depth + b"1" + b"}" * depth):
         for body in (b'{"instances":[[1,2]],"x":%s}' % deep, b'{"instances":%s}' % deep):
-            assert_same_on_both_paths(FRIENDLY, body)
+            assert_same_small_and_large(FRIENDLY, body)
 
 
 shapes = st.sampled_from(["[1,2]", "[2,2]", "[3,2]"]) | st.sampled_from(
@@ -270,5 +362,5 @@ settings_of_it = st.lists(
 @example(b'{"inputs":[{"name":"input","shape":[1,2],"datatype":"FP32","data":[1,2],"data":7}]}')
 @example(b'{"inputs":[{"name":"input","shape":[1,2],"datatype":"FP32","data":[1,1e300]}]}')
 @example(b'{"inputs":[[2147483648]]}')
-def test_a_tensor_is_read_as_the_thorough_path_reads_it(body: bytes) -> None:
-    assert_same_on_both_paths(OIP, body)
+def test_a_large_tensor_is_read_as_a_small_one(body: bytes) -> None:
+    assert_same_small_and_large(OIP, body)

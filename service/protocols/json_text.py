@@ -1,0 +1,308 @@
+"""JSON text: parse it, and cut one long array out of a document, in pieces.
+
+A JSON parser holds the interpreter for a whole document and makes an object of each value. So a large body is not
+parsed at once. A scan finds the elements of its long array; the document around them is parsed without them; and the
+elements are parsed a piece at a time. This bounds the memory and the time of each step.
+
+This module knows no rows and no protocol.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from foldserve.service.errors import InvalidInput
+
+# A smaller text, in bytes, is parsed at once: cutting it takes longer. Measured.
+SMALL = 2**12
+# Bytes of a piece. A larger piece is not faster, and holds the interpreter longer than a millisecond or two.
+PIECE_BYTES = 2**16
+# Most bytes before the elements of the array, and after them.
+MAX_AROUND = 2**16
+# Most bytes of one element, unless a codec needs more.
+MAX_ELEMENT_BYTES = 2**20
+
+_NOT_SPACE = re.compile(rb"[^ \t\n\r]")
+# A string, or a character between values. The quantifiers are possessive, so that no text makes them backtrack.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}:,]', re.DOTALL)
+# Takes the place of the elements while the document around them is parsed. A client cannot guess it.
+_MARK = secrets.token_hex(16)
+_MARK_TEXT = orjson.dumps(_MARK)
+
+_QUOTE, _COMMA, _BACKSLASH = b'",\\'
+# The change of depth at each bracket.
+_STEPS = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
+
+
+class Piece(NamedTuple):
+    """`body[start:end]` is one or more whole elements of the array, with the commas between them.
+
+    elements: the number of arrays and objects among them; if there are none, the number of all. brackets: the number of
+    brackets and braces outside strings.
+    """
+
+    start: int
+    end: int
+    elements: int
+    brackets: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutDocument:
+    """A document whose long array was cut out.
+
+    around: the parsed document; `is_cut` recognises the array in it. elements: the sum over all pieces.
+    """
+
+    around: Any
+    pieces: list[Piece]
+    elements: int
+
+
+def is_cut(value: Any) -> bool:
+    """Return whether a value of `around` is the array that was cut out."""
+    return bool(value == [_MARK])
+
+
+def parse_json(text: bytes | bytearray | memoryview) -> Any:
+    """Parse JSON.
+
+    Raises `InvalidInput`, also for NaN, infinities, numbers past a double, invalid UTF-8, lone surrogates and deep
+    nesting.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        # Unchained: the error holds the whole document, and no log may write it.
+        raise _invalid_at(error.pos) from None
+
+
+def parse_piece(body: bytes | bytearray, piece: Piece) -> list[Any]:
+    """Parse the elements of a piece, at least one. Raises `InvalidInput`, as `parse_json`."""
+    try:
+        elements: list[Any] = orjson.loads(in_brackets(body, piece))
+    except orjson.JSONDecodeError as error:
+        raise _invalid_at(_characters(body, 0, piece.start) + error.pos - 1) from None
+    if not elements:
+        raise _invalid_at(_characters(body, 0, piece.end))
+    return elements
+
+
+def in_brackets(body: bytes | bytearray, piece: Piece) -> bytes:
+    """Return a piece as the text of an array."""
+    return b"".join((b"[", memoryview(body)[piece.start : piece.end], b"]"))
+
+
+@dataclass(frozen=True, slots=True)
+class LongArray:
+    """The array to cut out of a document.
+
+    path: for example ("inputs", 0, "data"). max_elements: the most elements, called `noun` in messages. max_bytes: the
+    most bytes of one element. piece_bytes: the bytes of a piece; a piece is larger only where one element is.
+    """
+
+    path: tuple[str | int, ...]
+    noun: str
+    max_elements: int
+    max_bytes: int = MAX_ELEMENT_BYTES
+    piece_bytes: int = PIECE_BYTES
+
+
+def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
+    """Cut an array out of a document.
+
+    The pieces are not parsed yet. If `is_cut` finds the array and `parse_piece` accepts every piece, then the body is
+    valid JSON and the pieces hold the elements of that array. For the mark in `around` shows that an array is at this
+    place, and JSON allows any elements there, with commas between them.
+
+    Raises `InvalidInput` for a long array that is not closed, or has too many or too large elements; and for a document
+    around it that is too large or not JSON.
+    """
+    end = _without_space(body)
+    name = array.path[-1]
+    start = _find(body, array.path, min(end, MAX_AROUND))
+    if start is None:
+        if end > MAX_AROUND:
+            raise InvalidInput(f'the JSON has no array "{name}" in its first {MAX_AROUND} bytes')
+        return CutDocument(parse_json(memoryview(body)[:end]), [], 0)
+    pieces: list[Piece] = []
+    elements, place = 0, start
+    while True:
+        piece, after = _next_piece(body, place, end, array)
+        if piece is None:
+            raise InvalidInput(f'"{name}" has an element of more than {array.max_bytes} bytes, at index {elements}')
+        if piece.elements:
+            pieces.append(piece)
+            elements += piece.elements
+            if elements > array.max_elements:
+                raise InvalidInput(f'"{name}" has more {array.noun} than the {array.max_elements} that are allowed')
+        elif pieces:
+            raise _invalid_at(_characters(body, 0, piece.end))  # there is a comma after the last element
+        if body[after] != _COMMA:
+            return CutDocument(_parse_around(body, start, after, end), pieces, elements)
+        place = after + 1
+
+
+def _parse_around(body: bytes | bytearray, start: int, stop: int, end: int) -> Any:
+    """Parse the document around the elements, which are `body[start:stop]`."""
+    if end - stop > MAX_AROUND:
+        raise InvalidInput(f"the JSON has more than {MAX_AROUND} bytes after its rows")
+    try:
+        return orjson.loads(b"".join((body[:start], _MARK_TEXT, body[stop:end])))
+    except orjson.JSONDecodeError as error:
+        before = _characters(body, 0, start)
+        moved = _characters(body, start, stop) - len(_MARK_TEXT) if error.pos > before else 0
+        raise _invalid_at(error.pos + moved) from None
+
+
+def _find(body: bytes | bytearray, path: tuple[str | int, ...], end: int) -> int | None:
+    """Return the place after the `[` of the array at `path`, or None. The text need not be JSON."""
+    here: list[str | int] = []  # the name or the index of the value that comes next, at each level
+    name_follows = False
+    for token in _TOKEN.finditer(body, 0, end):
+        text = token[0]
+        if text == b"[" or text == b"{":
+            if text == b"[" and here == list(path):
+                return token.end()
+            here.append(0 if text == b"[" else "")
+            name_follows = text == b"{"
+        elif text == b"]" or text == b"}":
+            if here:
+                here.pop()
+            name_follows = False
+        elif text == b",":
+            if here and isinstance(here[-1], int):
+                here[-1] += 1
+            else:
+                name_follows = True
+        elif name_follows and here and text != b":":
+            here[-1] = _name(text)
+            name_follows = False
+    return None
+
+
+def _name(text: bytes) -> str:
+    try:
+        name: str = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return ""
+    return name
+
+
+# --- the elements of an array ----------------------------------------------------------------------------------------
+
+
+def _next_piece(body: bytes | bytearray, start: int, end: int, array: LongArray) -> tuple[Piece | None, int]:
+    """Return the piece that begins at `start`, and the place of the comma or of the `]` after it.
+
+    The piece is None if its first element is too large. Raises `InvalidInput` if the array is not closed.
+    """
+    size = array.piece_bytes
+    while True:
+        stop = min(start + size, end)
+        found = _scan(body, start, stop)
+        if found is not None:
+            piece, after = found
+            following = _NOT_SPACE.search(body, after, min(after + array.max_bytes, end))
+            if following is not None:
+                if following[0] in b",]":
+                    return piece, following.start()
+                _refuse_at(body, following.start())
+        if stop == end:
+            _refuse_at(body, end)
+        if size >= array.max_bytes:
+            return None, stop
+        size = min(2 * size, array.max_bytes)
+
+
+def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] | None:
+    """Find the last element that ends in `body[start:stop]`. An element begins at `start`.
+
+    Returns the piece up to it, and the place at which to look for the comma or the `]` after it; None if no element
+    ends there.
+    """
+    text = np.frombuffer(body, np.uint8, stop - start, start)
+    quotes = _quotes(text) if body.find(b'"', start, stop) >= 0 else None
+    # The four brackets are 0x5B, 0x5D, 0x7B and 0x7D. The mask finds them and four others, which are Y, _, y and DEL.
+    places = np.flatnonzero((text & 0xD9) == 0x59)
+    if quotes is not None:
+        places = places[~_inside(quotes, places)]
+    depth = brackets = elements = after = piece_brackets = 0
+    for place, byte in zip(places.tolist(), text[places].tolist(), strict=True):
+        step = _STEPS.get(byte)
+        if step is None:
+            continue
+        depth += step
+        brackets += 1
+        if depth == 0:
+            elements, after, piece_brackets = elements + 1, place + 1, brackets
+        elif depth < 0:  # the `]` of the array itself
+            if not elements and _NOT_SPACE.search(body, start, start + place):
+                elements = 1 + _commas(text[:place], quotes).size
+            return Piece(start, start + place, elements, piece_brackets), start + place
+    if elements:
+        return Piece(start, start + after, elements, piece_brackets), start + after
+    commas = _commas(text, quotes)
+    if brackets or not commas.size:  # the first element is longer
+        return None
+    after = start + int(commas[-1])
+    return Piece(start, after, commas.size, 0), after
+
+
+def _quotes(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
+    """Return the places of the quotes that begin or end a string."""
+    quotes = np.flatnonzero(text == _QUOTE)
+    if (text == _BACKSLASH).any():
+        # A quote after an odd number of backslashes belongs to the string.
+        indices = np.arange(text.size)
+        last_other = np.maximum.accumulate(np.where(text == _BACKSLASH, -1, indices))
+        quotes = quotes[(quotes - 1 - np.where(quotes > 0, last_other[quotes - 1], -1)) % 2 == 0]
+    return quotes
+
+
+def _inside(quotes: npt.NDArray[np.intp], places: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+    """Return which places are inside a string: those after an odd number of quotes."""
+    inside: npt.NDArray[np.bool_] = np.searchsorted(quotes, places) % 2 == 1
+    return inside
+
+
+def _commas(text: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp] | None) -> npt.NDArray[np.intp]:
+    """Return the places of the commas outside strings."""
+    commas = np.flatnonzero(text == _COMMA)
+    return commas if quotes is None else commas[~_inside(quotes, commas)]
+
+
+def _without_space(body: bytes | bytearray) -> int:
+    """Return the length of the body without the white space after the document."""
+    end = len(body)
+    while end:
+        start = max(0, end - PIECE_BYTES)
+        if text := body[start:end].rstrip(b" \t\n\r"):
+            return start + len(text)
+        end = start
+    return 0
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def _refuse_at(body: bytes | bytearray, place: int) -> NoReturn:
+    raise _invalid_at(_characters(body, 0, place))
+
+
+def _invalid_at(character: int) -> InvalidInput:
+    return InvalidInput(f"the body is not valid JSON, at character {character}")
+
+
+def _characters(body: bytes | bytearray, start: int, stop: int) -> int:
+    """Count the characters of UTF-8 in `body[start:stop]`: the bytes that do not continue one."""
+    blocks = range(start, stop, PIECE_BYTES)
+    view = np.frombuffer(body, np.uint8)
+    return sum(int(np.count_nonzero((view[block : min(block + PIECE_BYTES, stop)] & 0xC0) != 0x80)) for block in blocks)

@@ -1,0 +1,68 @@
+"""The numbers of a piece of JSON, read by simdjson into an array without a Python object for each.
+
+docs/json.md has the measurements that justify this module. It knows neither features nor protocols.
+
+simdjson never sees a whole request. It counts the elements of an array up to 2**24 - 1, and pysimdjson's `as_list`,
+`as_dict`, `items`, `values` and slices write past the end of a list when an array is longer. So this module uses none
+of them, only `parse`, `len`, iteration and `as_buffer`; and it refuses text that is long enough for such an array.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import simdjson
+
+from foldserve.service.protocols.json_text import Piece, in_brackets
+
+# An array of 2**24 elements has 2**24 - 1 commas, and as many digits at least.
+_MAX_TEXT = 2**24
+# A parser keeps many times the bytes of its longest text.
+_MAX_REUSED = 2**18
+
+# simdjson and its proxies raise these for text that is not JSON, and for a value of another type.
+_ERRORS = (ValueError, TypeError, RuntimeError)
+
+
+class _Parsers(threading.local):
+    """One parser for each thread. A new parser is slow: it allocates many times the bytes of its text."""
+
+    def __init__(self) -> None:
+        self.reused = simdjson.Parser()
+
+
+_parsers = _Parsers()
+
+
+def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArray[np.float64] | None:
+    """Read a piece of numbers, or of arrays of `width` numbers each, as float64 [values].
+
+    Returns None for a piece of anything else, which `parse_piece` must judge. The numbers are finite.
+    """
+    nested = piece.brackets != 0
+    if piece.end - piece.start >= _MAX_TEXT or (nested and piece.brackets != 2 * piece.elements):
+        return None
+    text = in_brackets(body, piece)
+    parser = _parsers.reused if len(text) <= _MAX_REUSED else simdjson.Parser()
+    try:
+        return _flatten(parser.parse(text), piece.elements, width if nested else None)
+    except _ERRORS:
+        return None
+
+
+def _flatten(array: Any, elements: int, width: int | None) -> npt.NDArray[np.float64] | None:
+    """Flatten an array of `elements` numbers; with a width, of `elements` arrays of so many numbers.
+
+    `as_buffer` raises unless every leaf is a number, and flattens arrays in arrays. So the shape is checked by
+    counting. `len(array)` is the number of elements, and the length of each is `width`: `len` raises for a number. The
+    piece has one `[` and one `]` for each element, so no element of an element is an array, and all are numbers.
+    """
+    numbers = np.frombuffer(array.as_buffer(of_type="d"))
+    if len(array) != elements or numbers.size != elements * (1 if width is None else width):
+        return None
+    if width is not None and set(map(len, array)) != {width}:
+        return None
+    return numbers
