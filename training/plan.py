@@ -1,6 +1,6 @@
 """The plan of a training run: every setting that decides its result, and where it runs.
 
-The annotation of a field is its line in `foldserve-train fit --help`. The module needs no torch, so that this is quick.
+The annotation of a field is its line in `foldserve-train fit --help`. The module imports no torch, so that is quick.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The manifest of a new bundle: its features as the training rows show them, and the parts of a training put together.
+"""The manifest of a new bundle: it describes the features by their training rows, and puts all parts together.
 
-It knows the schema of a manifest; it trains and measures nothing.
+It knows the schema of a manifest. It trains and measures nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Deterministic arithmetic: the same numbers of threads and the same kernels give the same bits."""
+"""Deterministic arithmetic: the same number of threads and the same kernels give the same bits."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class FeatureBuilder:
         return tuple(self._columns), np.ascontiguousarray(self._x[:, : len(self._columns)]), self._notes
 
     def _is_free_text(self, name: str, found: Distinct) -> bool:
-        """Whether most rows have a text of their own: a new row would have another one. Such a column is noted."""
+        """Whether most rows have a text of their own, so that a new row would have another one. If so, note it."""
         different = len(found.used)
         if different <= _MAX_FREE_TEXTS or different * 2 <= found.present:
             return False

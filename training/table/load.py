@@ -28,7 +28,7 @@ from foldserve.training.text import join_some
 
 
 def load(options: DataOptions, on_read: OnRead = lambda _: None) -> Table:
-    """Read the table that `options` describes, and infer everything that they leave open.
+    """Read the table that `options` describes, and infer the other settings.
 
     on_read: called with the share of the work that is done, from 0 to 1. A test file's column names are checked, but
     its rows are not read. Raises `DataError`, in one line that names the column or row.

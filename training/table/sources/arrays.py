@@ -61,7 +61,7 @@ def _source(name: str, features: Sequence[str], x: npt.NDArray[Any], target: str
         cells = y if column == target else x[:, positions[column]]
         try:
             if cells.dtype.kind == "f":
-                cells = cells.astype("f8")  # Arrow has no longer floats
+                cells = cells.astype("f8")  # Arrow has no float128
             return pa.chunked_array([pa.array(cells)])
         except (pa.ArrowException, TypeError):
             raise DataError(f"{name}: column {column!r} has the type {cells.dtype}, which can't be read") from None
