@@ -211,10 +211,15 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return kept | {"COLUMNS": "240"} | dict(changes or {})
 
 
+def command_line(*arguments: object, program: str = "foldserve.service") -> list[str]:
+    """The command line of `foldserve`, with warnings as errors. program: the module that is the command."""
+    return [sys.executable, "-W", "error", "-m", program, *map(str, arguments)]
+
+
 def foldserve(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run `foldserve` with warnings as errors."""
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "foldserve.service", *map(str, arguments)],
+        command_line(*arguments),
         env=environment(env),
         capture_output=True,
         text=True,
@@ -225,7 +230,7 @@ def foldserve(*arguments: object, env: Mapping[str, str] | None = None) -> subpr
 
 def run_until_first_line(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `foldserve` until it writes a line to standard output, or ends."""
-    command = [sys.executable, "-W", "error", "-m", "foldserve.service", *map(str, arguments)]
+    command = command_line(*arguments)
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -296,12 +301,10 @@ def serving(
 
     program: the module that runs the command.
     """
-    command = [sys.executable, "-W", "error", "-m", program, "serve", "--models", models, "--port", port, *flags]
+    command = command_line("serve", "--models", models, "--port", port, *flags, program=program)
     with (
         log.open("w") as stderr,
-        subprocess.Popen(
-            list(map(str, command)), env=environment(env), stdout=subprocess.PIPE, stderr=stderr, text=True
-        ) as process,
+        subprocess.Popen(command, env=environment(env), stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
     ):
         assert process.stdout
         hung = threading.Timer(PATIENCE, process.kill)

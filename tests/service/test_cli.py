@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from importlib.metadata import entry_points, version
@@ -19,6 +18,7 @@ from foldserve.service.settings import Settings
 from tests.service.support import (
     PATIENCE,
     assert_refused_in_one_line,
+    command_line,
     environment,
     flip_byte,
     foldserve,
@@ -176,18 +176,7 @@ def test_a_full_disk_under_its_output_does_not_stop_the_server(trained: Path) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "foldserve.service",
-        "serve",
-        "--models",
-        str(trained),
-        "--port",
-        str(port),
-    ]
+    command = command_line("serve", "--models", trained, "--port", port)
     with (
         Path("/dev/full").open("w") as full,
         subprocess.Popen(command, env=environment(), stdout=full, stderr=full) as server,

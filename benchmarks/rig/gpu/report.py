@@ -49,9 +49,9 @@ class Results:
     notes: list[tuple[str, str]] = field(default_factory=list)
     dry: bool = False
 
-    def note(self, who: str, why: str) -> None:
+    def note(self, subject: str, reason: str) -> None:
         """Keep the reason why a contender has no figures."""
-        self.notes.append((who, why))
+        self.notes.append((subject, reason))
 
     def blocks(self) -> list[tuple[str, str]]:
         """List each network and precision that was measured, in order."""
@@ -321,7 +321,7 @@ def _served(results: Results) -> str:
 
 
 def _notes(results: Results) -> str:
-    lines = dict.fromkeys(f"- {who}: {why}" for who, why in results.notes)
+    lines = dict.fromkeys(f"- {subject}: {reason}" for subject, reason in results.notes)
     return "Not measured:\n\n" + "\n".join(lines) if lines else ""
 
 

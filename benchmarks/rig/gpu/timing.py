@@ -193,20 +193,20 @@ class Block:
         return f"{self.where}, {batch:,} row{'s' * (batch > 1)}"
 
     @contextmanager
-    def _guarded(self, who: str, where: str) -> Iterator[None]:
-        with note_failure(self.note, who, where):
+    def _guarded(self, subject: str, where: str) -> Iterator[None]:
+        with note_failure(self.note, subject, where):
             yield
 
 
 @contextmanager
-def note_failure(note: Callable[[str, str], None], who: str, where: str) -> Iterator[None]:
+def note_failure(note: Callable[[str, str], None], subject: str, where: str) -> Iterator[None]:
     """Note any failure in the block in one line, and continue: other libraries raise exceptions of many types."""
     try:
         yield
     except Exception as error:  # noqa: BLE001
         reason = error.reason if isinstance(error, BundleError) else one_line(error)
-        print(f"{who}: {where}: {reason}", file=sys.stderr, flush=True)
-        note(who, f"{where}: {reason}")
+        print(f"{subject}: {where}: {reason}", file=sys.stderr, flush=True)
+        note(subject, f"{where}: {reason}")
 
 
 def one_line(error: Exception) -> str:

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.service.support import (
     PATIENCE,
     Served,
     assert_refused_in_one_line,
+    command_line,
     environment,
     foldserve,
     serving,
@@ -129,20 +129,8 @@ def test_the_server_can_be_stopped_before_it_is_ready(models: Path) -> None:
     pipe = models / "roots" / "1" / bundle.MANIFEST_FILE
     pipe.unlink()
     os.mkfifo(pipe)  # a reader waits for a writer
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "foldserve.service",
-        "serve",
-        "--models",
-        str(models),
-        "--port",
-        "0",
-    ]
     with subprocess.Popen(
-        [*command, "--workers", "2"],
+        command_line("serve", "--models", models, "--port", 0, *TWO),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -26,6 +25,7 @@ from tests.service.commands.tune.support import BATCHES, load_on_fake_gpu
 from tests.service.support import (
     PATIENCE,
     assert_refused_in_one_line,
+    command_line,
     environment,
     foldserve,
     serving,
@@ -121,9 +121,8 @@ def test_an_invalid_duration_is_a_usage_error(seconds: str) -> None:
 
 
 def test_ctrl_c_ends_the_command_and_leaves_no_file(trained: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", "-m", "foldserve.service", "tune", trained / "digits"]
     with subprocess.Popen(
-        [*map(str, command), "--seconds", "3600", "-o", str(tmp_path / "foldserve.toml")],
+        command_line("tune", trained / "digits", "--seconds", 3600, "-o", tmp_path / "foldserve.toml"),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
