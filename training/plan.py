@@ -87,7 +87,7 @@ class Architecture:
     def __post_init__(self) -> None:
         _require(
             all(1 <= width <= 65_536 for width in self.hidden),
-            "a hidden layer must have 1 unit or more, at most 65536",
+            "a hidden layer must have at least 1 unit, at most 65536",
         )
         _require(1 <= self.members <= 64, "members must be from 1 to 64")
         _require(0 <= self.bins <= 256, "bins must be from 0 to 256")
