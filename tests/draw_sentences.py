@@ -28,16 +28,17 @@ Block = tuple[int, str]  # the line where it begins, from 1, and its text
 
 
 def comments(text: str) -> Iterator[Block]:
-    """Join the comment lines of Python that follow each other."""
+    """Join the comment lines of Python that follow each other. A comment after code is a block of its own."""
     begins, lines, last = 0, [], -1
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type != tokenize.COMMENT:
             continue
         line, content = token.start[0], token.string.lstrip("#").strip()
-        if line != last + 1:
+        after_code = bool(token.line[: token.start[1]].strip())
+        if line != last + 1 or after_code:
             yield begins, " ".join(lines)
             begins, lines = line, []
-        last = line
+        last = -1 if after_code else line
         if not NOT_PROSE.search(content):
             lines.append(content)
     yield begins, " ".join(lines)
