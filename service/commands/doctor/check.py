@@ -26,9 +26,9 @@ class Result:
 class Check:
     """One check.
 
-    examine: returns a text where all is well, or a whole result; raises `ProblemError` or anything else where something
-    is wrong. remedy: for every problem that does not bring its own. cuda: whether it concerns only machines that serve
-    on CUDA.
+    examine: returns a text if all is well, or a complete result; raises `ProblemError`, or any other exception, if
+    something is wrong. remedy: for every problem that does not bring its own. cuda: whether it concerns only machines
+    that serve on CUDA.
     """
 
     name: str

@@ -15,7 +15,7 @@ _LITTLE_GPU_MEMORY = 2**30
 
 
 def check_driver() -> str:
-    """Find NVIDIA's driver. Raises `ProblemError` where it is too old, `DeviceError` where it does not load."""
+    """Find NVIDIA's driver. Raises `ProblemError` if it is too old, `DeviceError` if it does not load."""
     driver = nvidia.driver()
     version = f"{driver.version}, " if driver.version else ""
     if driver.cuda < (nvidia.MAJOR,):
@@ -26,7 +26,7 @@ def check_driver() -> str:
 
 
 def check_library(name: nvidia.Name) -> str:
-    """Load one of CUDA's libraries. Raises `DeviceError` where it does not load."""
+    """Load one of CUDA's libraries. Raises `DeviceError` if it does not load."""
     library = nvidia.library(name)
     return f"{dotted(library.version)}, {library.path}"
 
@@ -40,7 +40,7 @@ def check_cudnn() -> str:
 
 
 def check_gpus() -> Result | str:
-    """List the GPUs. Raises `ProblemError` where there is none, or where the first is too old."""
+    """List the GPUs. Raises `ProblemError` if there is none, or if the first is too old."""
     try:
         gpus = nvidia.gpus()
     except DeviceError as error:
@@ -60,7 +60,7 @@ def check_gpus() -> Result | str:
 
 
 def check_visible_devices() -> Result | str:
-    """Read CUDA_VISIBLE_DEVICES. Raises `ProblemError` where it hides every GPU."""
+    """Read CUDA_VISIBLE_DEVICES. Raises `ProblemError` if it hides every GPU."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return "not set: every GPU is visible"
@@ -77,7 +77,7 @@ def check_visible_devices() -> Result | str:
 
 
 def check_tf32() -> Result | str:
-    """Read NVIDIA_TF32_OVERRIDE. Raises `ProblemError` where it may turn TF32 on for every program."""
+    """Read NVIDIA_TF32_OVERRIDE. Raises `ProblemError` if it may turn TF32 on for every program."""
     value = os.environ.get("NVIDIA_TF32_OVERRIDE", "")
     if value == "":
         return "NVIDIA_TF32_OVERRIDE is not set: --precision decides"

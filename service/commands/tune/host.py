@@ -16,7 +16,7 @@ _BUSY = 0.2
 
 def describe(with_gpu: bool) -> str:
     """Name the processor, the number of processors that this process may use, and the GPU if it was measured."""
-    return ", ".join([processor.model_name(), granted_processors(), _gpu() if with_gpu else "no GPU"])
+    return ", ".join([processor.model_name(), granted_processors(), _gpu() if with_gpu else "CPU only"])
 
 
 def granted_processors() -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-# By name: numpy.random is imported on first use otherwise, and that import loses a Ctrl-C.
+# Imported here: otherwise NumPy imports numpy.random on first use, and that import can lose a Ctrl-C.
 from numpy.random import Generator, default_rng
 
 from foldserve.service.arrays import Rows, Run
@@ -40,7 +40,7 @@ class Latencies:
     """Seconds of one run, by batch size.
 
     cpu: by number of threads; one thread is always measured. graphs, plain: on CUDA, with a graph for each batch size
-    and without graphs; empty without CUDA. skipped: what was not measured and why, one line each.
+    and without graphs; empty without CUDA. skipped: the omitted measurements, each with its reason, one line each.
     """
 
     cpu: Mapping[int, Curve]

@@ -47,7 +47,7 @@ class Tuning:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The limits of these figures: what was not measured and why, and a busy machine. One line each."""
+        """The limits of these figures: omitted measurements with their reasons, and a busy machine. One line each."""
         skipped = self.latencies.skipped + self.throughput.skipped
         return (*(f"not measured: {text}" for text in skipped), *([self.busy] if self.busy else []))
 

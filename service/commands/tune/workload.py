@@ -42,7 +42,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def sigint_blocked() -> Iterator[None]:
-    """Block SIGINT until the block ends. Threads and processes that are started inside inherit that for good.
+    """Block SIGINT until the block ends. Threads and processes that start inside keep it blocked.
 
     Ctrl-C then reaches this process's main thread alone, where Python raises KeyboardInterrupt.
     """
