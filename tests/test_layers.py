@@ -23,7 +23,7 @@ service.machine:          errors
 service.bundle:           errors
 service.metrics:          bundle errors
 service.protocols:        metrics bundle arrays errors
-service.runtime.session:  machine bundle errors
+service.runtime.session:  machine errors
 service.runtime:          runtime.session machine bundle arrays errors
 service.engine:           runtime runtime.session protocols metrics bundle machine settings arrays errors
 service.compose:          engine metrics machine settings errors
@@ -35,16 +35,16 @@ service.__main__:         cli
 training.errors:
 training.text:
 training.activations:
-training.plan:            activations errors
+training.plan:            activations
 training.table:           text plan errors service.bundle
-training.network:         activations table plan errors
-training.fold:            network errors service.bundle service.runtime.session
-training.fit:             network table plan errors service.bundle
-training.progress:        fit plan
-training.certify:         fold fit network table plan errors service.bundle service.machine service.runtime.session
-training.report:          text fit table plan errors service.bundle
-training.diagnose:        report fold fit network table plan text errors service.bundle service.runtime.session
-training.pipeline:        certify report fold fit network table plan errors service.bundle
+training.network:         activations table plan
+training.fold:            network errors service.bundle
+training.fit:             network plan errors service.bundle
+training.progress:        fit
+training.certify:         fold fit table plan errors service.bundle service.machine service.runtime.session
+training.report:          text fit service.bundle
+training.diagnose:        fold fit network table plan errors service.bundle service.runtime.session
+training.pipeline:        certify report fold fit network table plan service.bundle
 training.tune:            pipeline fit table plan errors
 training.flags:           plan errors service.bundle
 training.summary:         text table plan service.bundle
@@ -127,6 +127,14 @@ def test_a_module_imports_only_what_the_table_allows(name: str) -> None:
         elif top in CONFINED:
             allowed_here = CONFINED[top].split()
             assert any(f"{name}.".startswith(f"{place}.") for place in allowed_here), f"{name} imports {target}"
+
+
+def test_the_table_allows_only_imports_that_exist() -> None:
+    used: dict[str | None, set[str | None]] = {name: set() for name in LAYERS}
+    for name, file in MODULES.items():
+        used[layer(name)] |= {layer(target.partition(".")[2]) for target in imported(file) if "foldserve." in target}
+    unused = {name: allowed - used[name] for name, allowed in LAYERS.items() if allowed - used[name]}
+    assert not unused, "remove them from the table"
 
 
 @pytest.mark.parametrize("file", ["__init__.py", "service/__init__.py", "training/__init__.py"])
