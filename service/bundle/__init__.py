@@ -31,6 +31,7 @@ from foldserve.service.bundle.manifest import (
     Measurement,
     ModelFile,
     Provenance,
+    Target,
     Task,
     Tensor,
 )
@@ -38,6 +39,7 @@ from foldserve.service.bundle.parity import (
     Parity,
     Tolerance,
 )
+from foldserve.service.bundle.reading import Reading
 from foldserve.service.bundle.sample import draw_column
 from foldserve.service.errors import BundleError
 
@@ -61,6 +63,8 @@ __all__ = [
     "ModelFile",
     "Parity",
     "Provenance",
+    "Reading",
+    "Target",
     "Task",
     "Tensor",
     "Tolerance",

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from foldserve.service.bundle.parity import FrozenModel, Parity, Tolerance
+from foldserve.service.bundle.reading import Reading
 
 SCHEMA_VERSION = 1
 
@@ -71,6 +72,7 @@ class Feature(FrozenModel):
     range: minimum and maximum of the training rows that have a value; None for a categorical feature.
     histogram: of the same rows; a categorical feature has one bin for each category, with the edges -0.5, 0.5, ...
     missing_share: the share of training rows without a value.
+    reading: how a text in a request becomes a value; None if the training table had no texts in the column.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Feature(FrozenModel):
     range: tuple[float, float] | None = None
     histogram: Histogram
     missing_share: float = Field(default=0.0, ge=0, le=1)
+    reading: Reading | None = None
 
     @property
     def largest_code(self) -> int | None:
@@ -168,8 +171,15 @@ class Provenance(FrozenModel):
     versions: dict[str, str]
 
 
+class Target(FrozenModel):
+    """The column that the model predicts. reading: of a regression's target that the training table had as texts."""
+
+    name: str
+    reading: Reading | None = None
+
+
 class Manifest(FrozenModel):
-    """The contents of `manifest.json`."""
+    """The contents of `manifest.json`. target: None in a bundle that records none."""
 
     schema_version: Annotated[StrictInt, Field(ge=1, le=SCHEMA_VERSION)]
     name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
@@ -181,6 +191,7 @@ class Manifest(FrozenModel):
     output: Tensor
     features: tuple[Feature, ...]
     labels: tuple[Label, ...]
+    target: Target | None = None
     certificate: Certificate
     golden: Golden
     folded: tuple[Folding, ...]

@@ -1,16 +1,16 @@
 """Boolean and categorical columns: the values of JSON become codes.
 
-The code of a boolean is 0 or 1, that of a category its index. This module knows one column, and no row.
+The code of a boolean is 0 or 1, that of a category its index. If the training table had texts in the column, a text is
+read as training read it. This module knows one column, and no row.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import repeat
 from typing import Any
 
-from foldserve.service.bundle import Feature
+from foldserve.service.bundle import Feature, Reading
 from foldserve.service.errors import InvalidInput
 
 # Compare exact types: to Python a bool is an int, to a client it is not a number.
@@ -22,6 +22,19 @@ _MISFITS: dict[frozenset[type], str] = {
     NUMBERS: "is not a number, as its categories are",
     NUMBERS | {str}: "is neither a string nor a number",
 }
+
+
+class _Codes(dict[Any, float | None]):
+    """The codes of the known values. Any other value has the code of an unseen category, unless it means missing."""
+
+    def __init__(self, known: dict[Any, float | None], reading: Reading | None, unseen: float) -> None:
+        super().__init__(known)
+        self._is_missing = reading.is_missing if reading else lambda _: False
+        self._missing = known[None]
+        self._unseen = unseen
+
+    def __missing__(self, value: Any) -> float | None:
+        return self._missing if type(value) is str and self._is_missing(value) else self._unseen
 
 
 class CategoricalColumn:
@@ -36,16 +49,22 @@ class CategoricalColumn:
         self.name = feature.name
         self.largest = largest
         values: tuple[Any, ...] = feature.categories or (False, True)
-        self._codes: dict[Any, float | None] = {value: float(code) for code, value in enumerate(values)}
-        # Where no value may be missing, null stays null, and the check of the whole rows refuses it.
-        self._codes[None] = math.nan if feature.missing else None
+        boolean, reading = feature.kind == "boolean", feature.reading
+        self.reserved = math.nan if boolean else float(largest)
         types = frozenset[type](map(type, values))
         if types & NUMBERS:
             types |= NUMBERS  # 1 is written 1.0 as well
         self._types = types | {type(None)}
         self._misfit = _MISFITS[types]
-        boolean = feature.kind == "boolean"
-        self.reserved = math.nan if boolean else float(largest)
+        known: dict[Any, float | None] = {value: float(code) for code, value in enumerate(values)}
+        # Where no value may be missing, null stays null, and the check of the whole rows refuses it.
+        known[None] = math.nan if feature.missing else None
+        # A boolean has no unseen value: the texts that it does not know are refused one by one.
+        self._read_boolean = reading.boolean if boolean and reading else None
+        if reading and not boolean:
+            known = dict.fromkeys(reading.missing_numbers, known[None]) | {str(v): known[v] for v in values} | known
+            self._types |= {str}
+        self._codes = _Codes(known, reading, self.reserved)
         self.no_code = "is neither 0 nor 1" if boolean else f"is not an index from 0 to {largest}"
 
     def code(self, value: Any, row: int) -> float | None:
@@ -54,8 +73,8 @@ class CategoricalColumn:
         Raises `InvalidInput` for a value of another type.
         """
         if type(value) not in self._types:
-            raise InvalidInput(f"row {row}, column {self.name!r} {self._misfit}")
-        return self._codes.get(value, self.reserved)
+            return self._code_of_text(value, row)
+        return self._codes[value]
 
     def codes(self, values: Sequence[Any], first_row: int) -> list[float | None]:
         """Return the codes of values, one for each row. first_row: the row of the first value, for the message.
@@ -63,6 +82,14 @@ class CategoricalColumn:
         Raises `InvalidInput` for a value of another type.
         """
         if not self._types.issuperset(map(type, values)):
-            row = next(row for row, value in enumerate(values, first_row) if type(value) not in self._types)
-            raise InvalidInput(f"row {row}, column {self.name!r} {self._misfit}")
-        return list(map(self._codes.get, values, repeat(self.reserved)))
+            return [self.code(value, row) for row, value in enumerate(values, first_row)]
+        return list(map(self._codes.__getitem__, values))
+
+    def _code_of_text(self, value: Any, row: int) -> float | None:
+        """Return the code of a boolean's spelling. Raises `InvalidInput` for anything else."""
+        if self._read_boolean is not None and type(value) is str:
+            try:
+                return self._codes[self._read_boolean(value)]
+            except ValueError:
+                pass
+        raise InvalidInput(f"row {row}, column {self.name!r} {self._misfit}")

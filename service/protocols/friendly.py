@@ -3,7 +3,8 @@
     {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
-A category is its own string or number, a boolean true or false, a missing value null.
+A category is its own string or number, a boolean true or false, a missing value null. A text in another column is read
+as training read the texts of the table, if it had any there.
 
 For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`).
 There a category is its index, a boolean 0 or 1, a missing value NaN. The answer may be raw as well, or an Arrow stream.
@@ -97,8 +98,8 @@ class FriendlyCodec:
         columns = self._columns
         rows = RowsBuffer(columns.width)
         by_name = None
-        # A number may be a category, and is not yet a code then.
-        fast = not columns.coded
+        # A number may be a category, and is not yet a code then; or it may mean a missing value.
+        fast = columns.are_plain
         for piece in pieces:
             numbers = read_numbers(body, piece, columns.width) if fast and piece.brackets else None
             some = None if numbers is None else columns.from_doubles(numbers)

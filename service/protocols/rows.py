@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foldserve.service.arrays import Rows
-from foldserve.service.bundle import Feature
+from foldserve.service.bundle import Feature, Reading
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.categories import NUMBERS, CategoricalColumn
 
@@ -38,12 +38,24 @@ class Columns:
         self._places = np.array([column.place for column in self.coded], np.intp)
         self._largest = np.array([column.largest for column in self.coded], np.float32)
         self._reserved = np.array([column.reserved for column in self.coded], np.float32)
+        # The numeric columns whose texts are numbers, and those in which some numbers mean a missing value.
+        self._readings = [None if feature.largest_code is not None else feature.reading for feature in features]
+        self._missing_numbers = tuple(
+            (place, reading.missing_numbers)
+            for place, reading in enumerate(self._readings)
+            if reading and reading.missing_numbers
+        )
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether each number of JSON is the model's input as it stands: it is no category and no missing value."""
+        return not self.coded and not self._missing_numbers
 
     def from_json_values(self, values: list[Any], first_row: int = 0) -> Rows:
         """Read the values of whole rows, one row after the other, as float32 [rows, features].
 
-        A boolean is true or false, a category its own string or number, a missing value None. first_row: the index of
-        the first of them in the request. Raises `InvalidInput`.
+        A boolean is true or false, a category its own string or number, a missing value None. A text is read as
+        training read it. first_row: the index of the first of them in the request. Raises `InvalidInput`.
         """
         if len(values) == self.width:  # one row, the usual request: slices would be most of its cost
             for column in self.coded:
@@ -51,7 +63,9 @@ class Columns:
         else:
             for column in self.coded:
                 values[column.place :: self.width] = column.codes(values[column.place :: self.width], first_row)
-        return self._from_json_numbers(values, first_row)
+        if self._missing_numbers:
+            self._remove_missing(values)
+        return self._from_json_numbers(values, first_row, self._readings)
 
     def from_json_numbers(self, values: list[Any], first_row: int = 0) -> Rows:
         """Read the numbers of whole rows, one row after the other, as float32 [rows, features].
@@ -71,8 +85,34 @@ class Columns:
             return None
         return rows
 
-    def _from_json_numbers(self, values: list[Any], first_row: int) -> Rows:
+    def _remove_missing(self, values: list[Any]) -> None:
+        """Put None in place of the numbers that mean a missing value."""
+        for place, missing in self._missing_numbers:
+            for i in range(place, len(values), self.width):
+                if type(values[i]) in NUMBERS and values[i] in missing:
+                    values[i] = None
+
+    def _read_texts(self, values: list[Any], first_row: int, readings: Sequence[Reading | None]) -> None:
+        """Put its number in place of each text in a column that has a reading. Raises `InvalidInput`."""
+        for i, value in enumerate(values):
+            reading = readings[i % self.width] if type(value) is str else None
+            if reading is not None:
+                try:
+                    values[i] = reading.number(value)
+                except ValueError:
+                    row, column = divmod(i, self.width)
+                    raise InvalidInput(
+                        f"row {first_row + row}, column {self.names[column]!r} is not a number in the notation of the "
+                        "training table"
+                    ) from None
+
+    def _from_json_numbers(
+        self, values: list[Any], first_row: int, readings: Sequence[Reading | None] | None = None
+    ) -> Rows:
         types = set(map(type, values))
+        if str in types and readings is not None:
+            self._read_texts(values, first_row, readings)
+            types = set(map(type, values))
         if types <= NUMBERS:
             if len(values) <= _SMALL_COUNT:
                 try:
