@@ -24,7 +24,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo test test-slow test-clients test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
+.PHONY: help demo test test-slow test-clients test-uvicorn test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
 	bench-training bench-ablation image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
@@ -79,6 +79,18 @@ test-slow: install ## Run the slow tests: interrupted, distributed and repeated 
 # The clients have an environment of their own, because their pins exclude those of constraints.txt.
 test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient, KServe's client and perf_analyzer
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients tests/clients
+
+# Both versions come before the installed ones on Python's path.
+test-uvicorn: install ## Test the server with the oldest and the newest uvicorn and httptools that pyproject.toml allows
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(PIP) --quiet --no-deps --target "$$folder/oldest" \
+		$$(sed -nE 's/^ *"(uvicorn|httptools)>=([0-9.]+),<.*/\1==\2/p' pyproject.toml); \
+	$(PIP) --quiet --no-deps --target "$$folder/newest" $$(sed -nE 's/^ *"((uvicorn|httptools)>=[^"]+)",.*/\1/p' pyproject.toml); \
+	for version in oldest newest; do \
+		export PYTHONPATH="$$folder/$$version"; \
+		$(BIN)/python -c 'import httptools, uvicorn; print("uvicorn", uvicorn.__version__, "httptools", httptools.__version__)'; \
+		$(BIN)/python -m pytest tests/service/http; \
+	done
 
 # onnxruntime-gpu and onnxruntime install the same module, so each needs its own environment.
 test-gpu-wheel: $(GPU)/installed ## Test the refusals of the real onnxruntime-gpu on a machine without a GPU

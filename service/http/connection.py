@@ -66,7 +66,6 @@ class Connection(asyncio.Protocol):
     """
 
     _transport: asyncio.Transport
-    _loop: asyncio.AbstractEventLoop
     _head: Head  # from BODY or APP_BODY on
     _body: BodyReader  # in BODY, APP_BODY
 
@@ -97,7 +96,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
-        self._loop = asyncio.get_running_loop()
         self._since = time.monotonic()
         self._connections.add(self)
         if self._context.access_log is not None:
@@ -136,8 +134,7 @@ class Connection(asyncio.Protocol):
         if self._phase is IDLE and not self._unread and self._take_whole_request(data):
             return
         if self._phase not in (REFUSED, CLOSED):
-            self._unread = self._unread[self._offset :] + data
-            self._offset = 0
+            self._unread, self._offset = self._unread[self._offset :] + data, 0
             self._advance()
 
     def _take_whole_request(self, data: bytes) -> bool:
@@ -179,7 +176,7 @@ class Connection(asyncio.Protocol):
         """Close after the requests that have come, and those that are on their way."""
         self._last = True
         if self._phase is IDLE:
-            self._loop.call_later(_LAST_SECONDS, self._close_if_idle)
+            asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
         elif self._phase is REFUSED:
             self._close()
 
@@ -267,7 +264,7 @@ class Connection(asyncio.Protocol):
             self._close()
         elif self._unread:
             # Not at once: this may be a call within `_advance`.
-            self._loop.call_soon(self._advance)
+            asyncio.get_running_loop().call_soon(self._advance)
 
     # --- the inner protocol -------------------------------------------------------------------------------------------
 
@@ -286,7 +283,7 @@ class Connection(asyncio.Protocol):
 
     def _inner_changed(self) -> None:
         if self._phase is APP_RESPONSE and self._inner is not None and self._inner.responded:
-            self._become_idle(close=self._last and not self._unread)
+            self._become_idle(close=self._inner.closes or (self._last and not self._unread))
         self._set_reading()
 
     def _inner_closed(self) -> None:
@@ -350,7 +347,4 @@ class Connection(asyncio.Protocol):
         )
         if reading != self._reading and self._phase is not CLOSED:
             self._reading = reading
-            if reading:
-                self._transport.resume_reading()
-            else:
-                self._transport.pause_reading()
+            self._transport.resume_reading() if reading else self._transport.pause_reading()

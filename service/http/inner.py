@@ -18,6 +18,7 @@ class InnerConnection(asyncio.Transport):
     """The transport that the inner protocol sees.
 
     responding, responded: a byte of the response to the current request, or all of it, has been written.
+    closes: no other response may follow this one.
     on_change: called after `is_reading` or `responded` has changed.
     on_close: called when the inner protocol closes its transport.
     """
@@ -30,7 +31,7 @@ class InnerConnection(asyncio.Transport):
         on_close: Callable[[], object],
     ) -> None:
         super().__init__()
-        self.responding = self.responded = False
+        self.responding = self.responded = self.closes = False
         self._transport = transport
         self._protocol: asyncio.BaseProtocol = protocol
         self._on_change = on_change
@@ -121,6 +122,8 @@ class InnerConnection(asyncio.Transport):
             self.responding = True
             if self._method == b"HEAD":
                 self._end()
+            else:
+                self.closes = not self._parser.should_keep_alive()
 
     def on_message_complete(self) -> None:
         if self.responding:

@@ -1,4 +1,4 @@
-"""HTTP byte for byte against the real process: limits, deadlines, pipelining, and clients that misbehave."""
+"""Connections of the real server, byte for byte: limits, deadlines, pipelining and clients that misbehave."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MAX_HEAD = 16 * 2**10
 MAX_BODY = 64 * 2**10
 MAX_URL = 8192
 
-# `roots` answers the square root of a row's sum.
+# The model `roots` predicts the square root of a row's sum.
 BODY = b'{"instances": [[1, 3]]}'
 GOOD = request("POST", "/predict", body=BODY)
 LIVE = request("GET", "/v2/health/live")
 
-# Answered on the connection itself; through the app, for it needs decoding; and by a route with a limit of its own.
+# The path of an endpoint; the same path, which must be decoded first, so the app responds; a route with its own limit.
 HOT, APP, INDEX = "/predict", "/%70redict", "/v2/repository/index"
 
 
@@ -51,7 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(models: Path) -> Iterator[Served]:
-    """It has small limits, and all the time in the world."""
+    """A server with small limits of size and long limits of time."""
     limits = ("--max-head", MAX_HEAD, "--max-body", MAX_BODY, "--request-timeout", 600, "--idle-timeout", 600)
     with serving(models, models.parent / "served.log", *limits) as server:
         yield server
@@ -59,18 +59,18 @@ def served(models: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def hasty(models: Path) -> Iterator[Served]:
-    """It waits for nobody."""
+    """A server with short limits of time."""
     limits = ("--request-timeout", 0.5, "--idle-timeout", 0.5)
     with serving(models, models.parent / "hasty.log", *limits) as server:
         yield server
 
 
-# A request waits here until four rows do.
+# Requests wait until four rows have come.
 LAZY = ("--max-delay", 10, "--max-batch", 4)
 
 
 @pytest.fixture(autouse=True)
-def the_next_good_request_gets_200(request: pytest.FixtureRequest) -> Iterator[None]:
+def a_valid_request_still_gets_200(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     for name in {"served", "hasty"} & set(request.fixturenames):
         server: Served = request.getfixturevalue(name)
@@ -80,7 +80,7 @@ def the_next_good_request_gets_200(request: pytest.FixtureRequest) -> Iterator[N
 
 
 class Talk:
-    """One connection: what is sent, and one answer after the other."""
+    """One connection: sends bytes and reads one response after the other."""
 
     def __init__(self, server: Served) -> None:
         self.socket = server.connect()
@@ -100,7 +100,7 @@ class Talk:
         return self
 
     def has_news(self) -> bool:
-        """There is something to read, or the end."""
+        """Return whether there are bytes to read, or the end of the stream."""
         return bool(select.select([self.socket], [], [], 0)[0])
 
     def answer(self) -> Answer:
@@ -133,7 +133,7 @@ class Talk:
         return self._stream.read(1) == b""
 
     def reset(self) -> None:
-        """Leave without a word: what comes now is answered by a reset."""
+        """Close without reading: the kernel resets the connection."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.__exit__()
 
@@ -145,7 +145,7 @@ def talk(served: Served) -> Iterator[Talk]:
 
 
 def metric(server: Served, name: str, **labels: str) -> float:
-    """The sum of the samples of a metric that have these labels."""
+    """Sum the samples of a metric that have these labels."""
     text = server.send("GET", "/metrics", "Connection: close").body.decode()
     return math.fsum(
         sample.value
@@ -164,28 +164,28 @@ def until_queued(server: Served, count: int) -> None:
 
 
 @pytest.mark.parametrize("path", [HOT, APP, INDEX])
-def test_a_content_length_over_the_cap_is_refused_unread(path: str, talk: Talk) -> None:
-    # Not one byte of the body is sent: who answers has not waited for it.
+def test_a_content_length_over_the_limit_is_refused_before_the_body(path: str, talk: Talk) -> None:
+    # The body is never sent, so the server has not waited for it.
     talk.send(request("POST", path, f"Content-Length: {MAX_BODY + 1}"))
     assert talk.refusal(413, closes=path == HOT) == f"the body is larger than {MAX_BODY} bytes"
 
 
 @pytest.mark.parametrize("length", [2**31, 2**32, 2**63 - 1])
-def test_an_enormous_content_length_is_refused_unread(length: int, talk: Talk) -> None:
+def test_an_enormous_content_length_is_refused_before_the_body(length: int, talk: Talk) -> None:
     talk.send(request("POST", HOT, f"Content-Length: {length}"))
     talk.refusal(413)
 
 
 @pytest.mark.parametrize("path", [HOT, APP, INDEX])
 @pytest.mark.parametrize("size", [1, 1000, MAX_BODY + 1])
-def test_a_chunked_body_over_the_cap_is_refused_before_its_end(size: int, path: str, talk: Talk) -> None:
+def test_a_chunked_body_over_the_limit_is_refused_before_its_end(size: int, path: str, talk: Talk) -> None:
     chunk = b"%x\r\n%s\r\n" % (size, b" " * size)
     talk.send(request("POST", path, "Transfer-Encoding: chunked"), chunk * (MAX_BODY // size + 1))
     assert talk.refusal(413, closes=path == HOT) == f"the body is larger than {MAX_BODY} bytes"
 
 
 @pytest.mark.parametrize("path", [HOT, APP])
-def test_a_body_as_large_as_the_cap_is_read(path: str, talk: Talk) -> None:
+def test_a_body_of_exactly_the_limit_is_read(path: str, talk: Talk) -> None:
     chunks = [b"1\r\n%c\r\n" % byte for byte in BODY.ljust(MAX_BODY)]
     talk.send(rows(9, path=path), request("POST", path, body=BODY.ljust(MAX_BODY)))
     talk.send(request("POST", path, "Transfer-Encoding: chunked"), b"".join(chunks), b"0\r\n\r\n")
@@ -202,7 +202,7 @@ def test_a_body_as_large_as_the_cap_is_read(path: str, talk: Talk) -> None:
     ],
     ids=["large", "chunked", "malformed", "head"],
 )
-def test_a_client_that_sends_on_can_still_read_that_it_was_refused(refused: bytes, talk: Talk) -> None:
+def test_a_refused_client_that_goes_on_sending_can_read_the_response(refused: bytes, talk: Talk) -> None:
     talk.send(refused, *[b" " * 2**16] * 64)
     assert talk.answer().headers["connection"] == "close"
     assert talk.is_over()
@@ -230,7 +230,7 @@ def test_a_body_may_come_byte_by_byte(framing: str, path: str, talk: Talk) -> No
 @pytest.mark.parametrize(
     "piece", [b"A: %s\r\n" % (b"b" * 100), b"b" * 100], ids=["many trailers", "a trailer without an end"]
 )
-def test_what_comes_behind_a_chunked_body_has_the_limit_of_a_head(piece: bytes, path: str, talk: Talk) -> None:
+def test_trailers_have_the_limit_of_a_head(piece: bytes, path: str, talk: Talk) -> None:
     talk.send(request("POST", path, "Transfer-Encoding: chunked"), b"1\r\n{\r\n0\r\nA: b")
     if path == "/nowhere":
         assert talk.answer().status == 404
@@ -239,12 +239,12 @@ def test_what_comes_behind_a_chunked_body_has_the_limit_of_a_head(piece: bytes, 
             break
         talk.send(piece)
     if path == "/nowhere":
-        assert talk.is_over()  # it has had its answer
+        assert talk.is_over()  # it has had its response
     else:
         talk.refusal(431)
 
 
-def test_an_extension_of_a_chunk_has_the_limit_of_a_head(talk: Talk) -> None:
+def test_a_chunk_extension_has_the_limit_of_a_head(talk: Talk) -> None:
     talk.send(request("POST", HOT, "Transfer-Encoding: chunked"), b"1;a=")
     for _ in range(10 * MAX_HEAD // 100):
         if talk.has_news():
@@ -264,14 +264,14 @@ BIG_HEADS = {
 
 @pytest.mark.parametrize("head", BIG_HEADS.values(), ids=BIG_HEADS)
 @pytest.mark.parametrize("path", [HOT, APP, "/v2/health/live"])
-def test_a_head_over_the_cap_is_refused(path: str, head: bytes, talk: Talk) -> None:
+def test_a_head_over_the_limit_is_refused(path: str, head: bytes, talk: Talk) -> None:
     method = b"GET" if "health" in path else b"POST"
     talk.send(b"%s %s HTTP/1.1\r\nHost: test\r\n%s\r\n\r\n" % (method, path.encode(), head))
     assert talk.refusal(431) == f"the headers are larger than {MAX_HEAD} bytes"
 
 
 @pytest.mark.parametrize("head", BIG_HEADS.values(), ids=BIG_HEADS)
-def test_a_head_over_the_cap_is_refused_before_its_end(head: bytes, talk: Talk) -> None:
+def test_a_head_over_the_limit_is_refused_before_its_end(head: bytes, talk: Talk) -> None:
     talk.send(b"POST /predict HTTP/1.1\r\nHost: test\r\n")
     for start in range(0, len(head), 100):
         if talk.has_news():
@@ -282,13 +282,13 @@ def test_a_head_over_the_cap_is_refused_before_its_end(head: bytes, talk: Talk) 
     talk.refusal(431)
 
 
-def test_a_head_near_the_cap_is_read_with_any_body_behind_it(talk: Talk) -> None:
+def test_a_head_near_the_limit_may_have_a_large_body(talk: Talk) -> None:
     body = BODY.ljust(MAX_BODY)
     talk.send(request("POST", HOT, f"X: {'x' * (MAX_HEAD - 200)}", body=body) * 2)
     assert [talk.prediction(), talk.prediction()] == [2, 2]
 
 
-def test_nothing_but_line_ends_is_no_request_and_has_a_limit_too(talk: Talk) -> None:
+def test_empty_lines_before_a_request_are_skipped_up_to_a_limit(talk: Talk) -> None:
     talk.send(b"\r\n\r\n", GOOD)
     assert talk.prediction() == 2
     for _ in range(10 * MAX_HEAD // 100):
@@ -322,7 +322,7 @@ MALFORMED = {
     "a negative Content-Length": request("POST", HOT, "Content-Length: -1"),
     "a Content-Length with a sign": request("POST", HOT, "Content-Length: +23", body=BODY),
     "a hexadecimal Content-Length": request("POST", HOT, "Content-Length: 0x17", body=BODY),
-    "a Content-Length that is none": request("POST", HOT, "Content-Length: x", body=BODY),
+    "a Content-Length of letters": request("POST", HOT, "Content-Length: x", body=BODY),
     "an empty Content-Length": request("POST", HOT, "Content-Length:", body=BODY),
     "a Content-Length past 64 bits": request("POST", HOT, f"Content-Length: {2**64}"),
     "an unknown Transfer-Encoding": request("POST", HOT, "Transfer-Encoding: gzip", body=BODY),
@@ -337,16 +337,23 @@ MALFORMED = {
     "a folded header": request("GET", "/v2/health/live", "X: a\r\n b"),
     "a zero byte in a header": request("GET", "/v2/health/live", "X: a\0b"),
     "a header without a colon": request("GET", "/v2/health/live", "X"),
-    "a line end that is none": request("POST", HOT, "X: a\rContent-Length: 23", body=BODY),
+    "a CR without LF": request("POST", HOT, "X: a\rContent-Length: 23", body=BODY),
+    "LF without CR in the request line": b"GET /v2/health/live HTTP/1.1\nHost: test\r\n\r\n",
+    "LF without CR after a header": b"GET /v2/health/live HTTP/1.1\r\nHost: test\n\r\n",
+    "LF without CR after the head": b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\n",
+    "LF without CR after a chunk": request("POST", HOT, "Transfer-Encoding: chunked", body=b"1\r\n{\r\n0\r\n\n"),
+    "LF without CR after a trailer": request(
+        "POST", HOT, "Transfer-Encoding: chunked", body=b"1\r\n{\r\n0\r\nA: b\r\n\n"
+    ),
     "no version": b"GET /v2/health/live\r\nHost: test\r\n\r\n",
-    "a method that is a proxy's": b"CONNECT test:80 HTTP/1.1\r\nHost: test\r\n\r\n",
-    "a proxy's method and a path": b"CONNECT /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n",
+    "a method for a proxy": b"CONNECT test:80 HTTP/1.1\r\nHost: test\r\n\r\n",
+    "a method for a proxy and a path": b"CONNECT /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n",
     "version 2": b"POST /predict HTTP/2.0\r\nHost: test\r\n\r\n",
     "another version": b"GET /v2/health/live HTTP/3.0\r\nHost: test\r\n\r\n",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "no method": b" /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n",
     "an unknown method": b"BREW /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n",
-    "a URL that is none": b"GET http://[ HTTP/1.1\r\nHost: test\r\n\r\n",
+    "a malformed URL": b"GET http://[ HTTP/1.1\r\nHost: test\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
     "SSH": b"SSH-2.0-OpenSSH_9.7\r\n",
     "zeros": bytes(100),
@@ -354,13 +361,13 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
-def test_what_is_no_http_or_may_be_read_in_two_ways_is_refused(sent: bytes, talk: Talk) -> None:
+def test_a_malformed_or_ambiguous_request_is_refused(sent: bytes, talk: Talk) -> None:
     talk.send(sent)
     talk.refusal(400)
 
 
 @pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
-def test_what_is_refused_behind_other_requests_is_refused_after_they_are_answered(sent: bytes, talk: Talk) -> None:
+def test_a_malformed_request_behind_others_is_refused_after_their_responses(sent: bytes, talk: Talk) -> None:
     talk.send(rows(16) + LIVE + rows(25) + sent)
     assert talk.prediction() == 4
     assert talk.answer().json() == {"live": True}
@@ -368,7 +375,7 @@ def test_what_is_refused_behind_other_requests_is_refused_after_they_are_answere
     talk.refusal(400)
 
 
-def test_a_tls_client_is_turned_away(served: Served) -> None:
+def test_a_tls_client_is_disconnected(served: Served) -> None:
     context = ssl.create_default_context()
     with served.connect() as plain, pytest.raises((ssl.SSLError, ConnectionError)):
         context.wrap_socket(plain, server_hostname="test")
@@ -377,7 +384,7 @@ def test_a_tls_client_is_turned_away(served: Served) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"), [("GET", HOT, "POST"), ("PUT", HOT, "POST"), ("POST", "/v2/health/live", "GET")]
 )
-def test_a_wrong_method_is_refused_with_the_right_one(method: str, path: str, allowed: str, talk: Talk) -> None:
+def test_a_wrong_method_is_refused_and_the_right_one_is_named(method: str, path: str, allowed: str, talk: Talk) -> None:
     talk.send(request(method, path, body=BODY) + GOOD)
     answer = talk.answer()
     assert answer.status == 405
@@ -386,9 +393,9 @@ def test_a_wrong_method_is_refused_with_the_right_one(method: str, path: str, al
     assert talk.prediction() == 2
 
 
-# --- one request after the other -------------------------------------------------------------------------------------
+# --- several requests ------------------------------------------------------------------------------------------------
 
-# What may be sent, and the status and a part of the body that it must get.
+# Requests, each with the status and a part of the body of its response.
 MENU = [
     *((rows(n * n), 200, b'"predictions":[%d.0]' % n) for n in (1, 2, 3)),
     (rows(4, "Expect: nothing", "Connection: keep-alive"), 200, b"[2.0]"),
@@ -413,7 +420,7 @@ MENU = [
     orders=strategies.lists(strategies.sampled_from(MENU), min_size=1, max_size=12),
     cuts=strategies.lists(strategies.floats(0, 1), max_size=6),
 )
-def test_requests_are_answered_in_order_however_they_are_cut_into_packets(
+def test_responses_keep_the_order_of_requests_that_are_cut_into_any_packets(
     orders: Sequence[tuple[bytes, int, bytes]], cuts: Sequence[float], served: Served
 ) -> None:
     sent = b"".join(order for order, _, _ in orders)
@@ -429,7 +436,7 @@ def test_requests_are_answered_in_order_however_they_are_cut_into_packets(
         assert talk.is_over()
 
 
-def test_many_requests_in_one_packet_are_all_answered(talk: Talk) -> None:
+def test_each_of_many_requests_in_one_packet_gets_its_response(talk: Talk) -> None:
     talk.send(b"".join(rows(n * n) + (LIVE if n % 7 == 0 else b"") for n in range(500)))
     for n in range(500):
         assert talk.prediction() == n
@@ -439,7 +446,7 @@ def test_many_requests_in_one_packet_are_all_answered(talk: Talk) -> None:
 
 @pytest.mark.parametrize("path", [HOT, APP])
 @pytest.mark.parametrize("body", [BODY, b"{"], ids=["good", "bad"])
-def test_connection_close_ends_the_connection_after_the_answer(body: bytes, path: str, talk: Talk) -> None:
+def test_connection_close_ends_the_connection_after_the_response(body: bytes, path: str, talk: Talk) -> None:
     talk.send(GOOD + request("POST", path, "Connection: close", body=body) + GOOD + LIVE)
     assert talk.prediction() == 2
     answer = talk.answer()
@@ -449,14 +456,14 @@ def test_connection_close_ends_the_connection_after_the_answer(body: bytes, path
 
 
 @pytest.mark.parametrize("path", [HOT, APP])
-def test_http_1_0_needs_no_host_and_ends_with_its_answer(path: str, talk: Talk) -> None:
+def test_http_1_0_needs_no_host_and_ends_after_the_response(path: str, talk: Talk) -> None:
     talk.send(b"POST %s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(BODY), BODY))
     assert talk.prediction() == 2
     assert talk.is_over()
 
 
 @pytest.mark.parametrize("path", [HOT, APP])
-def test_who_expects_100_is_told_to_go_on_and_then_answered(path: str, talk: Talk) -> None:
+def test_a_client_that_expects_100_gets_it_before_the_response(path: str, talk: Talk) -> None:
     for _ in range(2):
         talk.send(request("POST", path, "Expect: 100-continue", f"Content-Length: {len(BODY)}"))
         assert talk.answer().status == 100
@@ -464,20 +471,20 @@ def test_who_expects_100_is_told_to_go_on_and_then_answered(path: str, talk: Tal
 
 
 @pytest.mark.parametrize("path", [HOT, APP])
-def test_who_expects_100_for_too_much_is_refused_instead(path: str, talk: Talk) -> None:
+def test_a_client_that_expects_100_for_a_large_body_is_refused_instead(path: str, talk: Talk) -> None:
     talk.send(request("POST", path, "Expect: 100-continue", f"Content-Length: {MAX_BODY + 1}"))
     talk.refusal(413, closes=path == HOT)
 
 
 @pytest.mark.parametrize("path", [HOT, APP])
-def test_an_upgrade_is_not_taken_up(path: str, talk: Talk) -> None:
+def test_an_offered_upgrade_is_ignored(path: str, talk: Talk) -> None:
     # As curl --http2 asks.
     offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
     assert talk.send(rows(16, *offer, path=path)).prediction() == 4
     assert talk.send(GOOD).prediction() == 2
 
 
-def test_what_was_answered_before_its_body_was_whole_is_answered_once(talk: Talk) -> None:
+def test_a_request_that_has_its_response_before_its_body_gets_no_second_one(talk: Talk) -> None:
     talk.send(request("POST", "/nowhere", "Transfer-Encoding: chunked"))
     talk.refusal(404, closes=False)
     talk.send(b"zz\r\n")
@@ -499,7 +506,7 @@ def test_what_was_answered_before_its_body_was_whole_is_answered_once(talk: Talk
         LIVE + LIVE[:-1],
     ],
 )
-def test_a_request_that_stays_unfinished_is_refused_at_its_deadline(begun: bytes, hasty: Served) -> None:
+def test_an_incomplete_request_is_refused_at_its_deadline(begun: bytes, hasty: Served) -> None:
     with Talk(hasty) as talk:
         talk.send(begun)
         if begun.startswith((GOOD, LIVE)):
@@ -508,7 +515,7 @@ def test_a_request_that_stays_unfinished_is_refused_at_its_deadline(begun: bytes
 
 
 @pytest.mark.parametrize("path", [HOT, APP])
-def test_a_trickle_does_not_put_off_the_deadline(path: str, hasty: Served) -> None:
+def test_a_trickled_body_does_not_extend_the_deadline(path: str, hasty: Served) -> None:
     with Talk(hasty) as talk:
         talk.send(request("POST", path, "Content-Length: 50000000"))
         while not talk.has_news():
@@ -516,7 +523,7 @@ def test_a_trickle_does_not_put_off_the_deadline(path: str, hasty: Served) -> No
         assert talk.refusal(408) == "the request was not whole in 0.5 s"
 
 
-def test_a_trickled_head_does_not_put_off_the_deadline(models: Path, tmp_path: Path) -> None:
+def test_a_trickled_head_does_not_extend_the_deadline(models: Path, tmp_path: Path) -> None:
     flags = ("--request-timeout", 0.5, "--max-head", 2**30)
     with serving(models, tmp_path / "log", *flags) as server, Talk(server) as talk:
         talk.send(b"POST /predict HTTP/1.1\r\nX: ")
@@ -525,7 +532,7 @@ def test_a_trickled_head_does_not_put_off_the_deadline(models: Path, tmp_path: P
         talk.refusal(408)
 
 
-def test_hundreds_of_idle_connections_are_closed_and_nobody_else_suffers(hasty: Served) -> None:
+def test_hundreds_of_idle_connections_are_closed_and_delay_no_other(hasty: Served) -> None:
     with contextlib.ExitStack() as stack:
         talks = [stack.enter_context(Talk(hasty)) for _ in range(300)]
         for number, talk in enumerate(talks):
@@ -538,18 +545,18 @@ def test_hundreds_of_idle_connections_are_closed_and_nobody_else_suffers(hasty: 
         assert all(talk.is_over() for talk in talks)
 
 
-# --- clients that leave, and clients that don't read -----------------------------------------------------------------
+# --- clients that disconnect, and clients that do not read -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [HOT, APP])
-def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(path: str, served: Served) -> None:
+def test_a_client_that_disconnects_within_its_body_harms_no_other(path: str, served: Served) -> None:
     for how in (Talk.reset, Talk.__exit__):
         talk = Talk(served)
         talk.send(request("POST", path, "Content-Length: 100", body=BODY))
         how(talk)
 
 
-def test_a_client_that_leaves_while_queued_is_not_computed(models: Path, tmp_path: Path) -> None:
+def test_the_rows_of_a_client_that_disconnects_in_the_queue_are_not_run(models: Path, tmp_path: Path) -> None:
     with serving(models, tmp_path / "log", *LAZY) as server:
         gone = Talk(server).send(rows(1))
         until_queued(server, 1)
@@ -564,7 +571,7 @@ def test_a_client_that_leaves_while_queued_is_not_computed(models: Path, tmp_pat
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_client_that_leaves_while_the_app_waits_for_it_leaves_its_neighbours_their_answers(
+def test_a_client_that_disconnects_from_the_app_leaves_the_rest_of_its_batch_intact(
     models: Path, tmp_path: Path
 ) -> None:
     with serving(models, tmp_path / "log", *LAZY) as server, Talk(server) as stays:
@@ -580,13 +587,13 @@ def test_a_client_that_leaves_while_the_app_waits_for_it_leaves_its_neighbours_t
 
 
 def memory(server: Served) -> int:
-    """Bytes resident."""
+    """Return the resident bytes of the server."""
     (kilobytes,) = re.findall(r"VmRSS:\s*(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
     return int(kilobytes) * 1024
 
 
 @pytest.mark.parametrize("sent", [GOOD, request("GET", "/static/swagger-ui/swagger-ui-bundle.js")], ids=["hot", "app"])
-def test_a_client_that_does_not_read_fills_no_memory_and_is_closed_in_time(sent: bytes, hasty: Served) -> None:
+def test_a_client_that_does_not_read_fills_no_memory_and_is_disconnected(sent: bytes, hasty: Served) -> None:
     block = sent * (2**16 // len(sent))
     before, most, hung = memory(hasty), 0, time.monotonic() + PATIENCE
     with Talk(hasty) as talk, contextlib.suppress(ConnectionError):
@@ -601,7 +608,7 @@ def test_a_client_that_does_not_read_fills_no_memory_and_is_closed_in_time(sent:
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_answered_request_is_a_line_of_the_access_log(models: Path, tmp_path: Path) -> None:
+def test_the_access_log_has_a_line_for_each_response(models: Path, tmp_path: Path) -> None:
     with serving(models, tmp_path / "log", "--access-log") as server, Talk(server) as talk:
         client = "{}:{}".format(*talk.socket.getsockname())
         talk.send(GOOD + LIVE + request("POST", "/v2/models/roots/infer", body=b"{") + GOOD)
@@ -621,17 +628,17 @@ def test_each_answered_request_is_a_line_of_the_access_log(models: Path, tmp_pat
     )
 
 
-def test_nobody_is_in_the_log_who_did_not_ask_for_the_access_log(served: Served) -> None:
-    # The last of those that use it: nothing above was unforeseen either.
+def test_without_the_flag_there_is_no_access_log(served: Served) -> None:
+    # Runs after the tests above, on the same server, so it sees their errors too.
     assert "uvicorn.access" not in served.log.read_text()
     assert "Traceback" not in served.log.read_text()
 
 
-# --- the end ---------------------------------------------------------------------------------------------------------
+# --- shutdown --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_has_begun_is_answered_at_the_end_and_nobody_new_is_let_in(
+def test_a_stopping_server_responds_to_the_requests_it_has_and_accepts_no_connection(
     number: signal.Signals, models: Path, tmp_path: Path
 ) -> None:
     half, rest = (whole := rows(36, count=2))[:-10], whole[-10:]
@@ -642,12 +649,12 @@ def test_what_has_begun_is_answered_at_the_end_and_nobody_new_is_let_in(
         app.send(rows(25, path=APP))
         until_queued(server, 2)
         late.send(half)
-        assert server.send("GET", "/v2/health/live").status == 200  # so half of it has come
+        assert server.send("GET", "/v2/health/live").status == 200  # so the half of `late` has come
         server.process.send_signal(number)
-        assert idle.is_over()  # the end has begun
+        assert idle.is_over()  # the server has begun to stop
         with pytest.raises(ConnectionError):
             server.connect()
-        late.send(rest)  # with these there are four rows
+        late.send(rest)  # now four rows have come
         assert late.answer().json()["predictions"] == [6, 6]
         assert hot.prediction() == 4
         unready = hot.answer()
@@ -659,9 +666,7 @@ def test_what_has_begun_is_answered_at_the_end_and_nobody_new_is_let_in(
 
 
 @pytest.mark.parametrize("drain", [0, 1])
-def test_connections_that_stay_half_open_do_not_keep_the_process_alive(
-    drain: int, models: Path, tmp_path: Path
-) -> None:
+def test_incomplete_requests_do_not_keep_a_stopping_server_alive(drain: int, models: Path, tmp_path: Path) -> None:
     flags = ("--drain-timeout", drain)
     with serving(models, tmp_path / "log", *flags) as server, contextlib.ExitStack() as stack:
         for begun in (b"", b"POST /pre", GOOD[:-1], request("POST", APP, "Content-Length: 9"), GOOD + GOOD[:-1]):
