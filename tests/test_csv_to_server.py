@@ -342,5 +342,5 @@ def test_strong_imbalance_shows_in_the_scores_of_each_class(bundles, printed):
     assert manifest.metrics["test"]["accuracy"] == pytest.approx(0.98, abs=0.02)
     assert "accuracy 0.9800" in next(line for line in printed["rare"].splitlines() if line.startswith("baseline"))
     assert "worst        True: 0.0% of 2 found" in printed["rare"]
-    assert "Never predicted on the test rows, though some are of it: True." in page
+    assert "Classes of the test rows that the model never predicts: True." in page
     assert "no better than an answer that looks at no feature" in page

@@ -43,7 +43,7 @@ training.fit:             network plan errors service.bundle
 training.progress:        fit
 training.certify:         fold fit table plan errors service.bundle service.machine service.runtime.session
 training.report:          text fit service.bundle
-training.diagnose:        fold fit network table plan errors service.bundle service.runtime.session
+training.diagnose:        report text fold fit network table plan errors service.bundle service.runtime.session
 training.pipeline:        certify report fold fit network table plan service.bundle
 training.tune:            pipeline fit table plan errors
 training.flags:           plan errors service.bundle

@@ -131,13 +131,13 @@ def _fit(parsed: argparse.Namespace) -> None:
             plan = _search(plan, table, parsed.tune, world)
         from foldserve.training.pipeline import Context, run
         from foldserve.training.progress import FitProgress
-        from foldserve.training.report import report
+        from foldserve.training.report.sentences import summarise
 
         with FitProgress(Console(stderr=True)) as progress:
             written = run(plan, table, Context(execution, world, progress.update, progress.update_within_epoch))
     if written:
         seconds = time.perf_counter() - started
-        print(describe_bundle(written.bundle, report.summarise(written.evidence), seconds))
+        print(describe_bundle(written.bundle, summarise(written.evidence), seconds))
 
 
 def _require(library: str) -> None:
@@ -191,20 +191,21 @@ def _diagnose(parsed: argparse.Namespace) -> None:
             raise TrainingError(f"{path}: not a file in an existing folder")
     for library in _LIBRARIES:
         _require(library)
-    from foldserve.training.diagnose import run as diagnosis
+    from foldserve.training.diagnose.run import diagnose, to_json
+    from foldserve.training.diagnose.sections import build_sections, describe_rows, render
     from foldserve.training.progress import StageProgress
 
     table = _read(options)
     with StageProgress(Console(stderr=True)) as progress:
-        measured = diagnosis.diagnose(table, plan, progress.update)
-    sections = diagnosis.sections(measured)
+        measured = diagnose(table, plan, progress.update)
+    sections = build_sections(measured)
     try:
-        parsed.output.write_text(diagnosis.html(measured, sections), encoding="utf-8")
+        parsed.output.write_text(render(measured, sections), encoding="utf-8")
         if parsed.json is not None:
-            parsed.json.write_text(diagnosis.raw(measured), encoding="utf-8")
+            parsed.json.write_text(to_json(measured), encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{error.filename}: {error.strerror}") from error
-    print(f"{table.source}: {diagnosis.rows_used(measured.sample)}")
+    print(f"{table.source}: {describe_rows(measured.sample)}")
     for section in sections:
         print(f"\n{section.title}")
         for finding in section.findings:

@@ -30,8 +30,9 @@ from foldserve.training.network.layers import Affine, Mean
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.plan import Execution, Plan
-from foldserve.training.report import report
-from foldserve.training.report.evaluate import metrics, permutation_importance
+from foldserve.training.report.evaluate import permutation_importance, score
+from foldserve.training.report.evidence import Evidence
+from foldserve.training.report.report import render
 from foldserve.training.table.load import load, load_held_out
 from foldserve.training.table.schema import Split, Table
 from foldserve.training.table.split import split_rows
@@ -81,7 +82,7 @@ class Written:
     """A written bundle, and the evidence that its report shows."""
 
     bundle: bundle.Bundle
-    evidence: report.Evidence
+    evidence: Evidence
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,8 @@ def export(plan: Plan, trained: Trained) -> Written:
     predict = certificate.onnx_runtime_cpu(model)
     validation, outputs = table.select(split.validation), predict(test.x)
     scores: Metrics = {
-        "validation": metrics(task, validation.y, predict(validation.x)),
-        "test": metrics(task, test.y, outputs),
+        "validation": score(task, validation.y, predict(validation.x)),
+        "test": score(task, test.y, outputs),
     }
     manifest = partial(
         build_manifest,
@@ -243,10 +244,10 @@ def export(plan: Plan, trained: Trained) -> Written:
     importances = permutation_importance(predict, test.x, test.y, task, plan.seed)
     histories = tuple(member.history for member in trained.fitted)
 
-    def evidence(manifest: bundle.Manifest) -> report.Evidence:
-        return report.Evidence(manifest, histories, test.y, outputs, importances, table.notes)
+    def evidence(manifest: bundle.Manifest) -> Evidence:
+        return Evidence(manifest, histories, test.y, outputs, importances, table.notes)
 
-    written = bundle.write(plan.models, plan.name, model, manifest, lambda m: report.render(evidence(m)))
+    written = bundle.write(plan.models, plan.name, model, manifest, lambda m: render(evidence(m)))
     return Written(written, evidence(written.manifest))
 
 

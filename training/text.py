@@ -55,3 +55,8 @@ def count_of(number: int, noun: str) -> str:
 def flag_value(text: str) -> str:
     """Quote `text` as one value of a flag that takes a list: its commas as in a CSV, then the whole for a shell."""
     return shlex.quote('"' + text.replace('"', '""') + '"' if "," in text or text.startswith('"') else text)
+
+
+def format_count(count: int) -> str:
+    """Write a count with commas: 1,000."""
+    return f"{count:,}"

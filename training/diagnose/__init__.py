@@ -1,14 +1,14 @@
-"""What batch norm does on a table at hand: the usual claims, each measured with and without it, as an HTML report.
+"""The evidence on batch norm for a table: the usual claims, each measured with and without it, as an HTML report.
 
-    plan.py          what decides what is measured
+    plan.py          the choices of a diagnosis
     sample.py        a table -> standardised rows, a loss, a score; plain SGD
-    convergence.py   three sigmoid layers: score against steps, what the sigmoids see meanwhile
-    gradients.py     gradient norm by layer and depth, before and after training
-    modes.py         batch size against the gap between training and evaluation mode
-    saving.py        what folding takes off the ONNX graph: nodes, parameters, latency, memory
-    plots.py         a measurement -> SVG
-    page.py          plots and sentences -> one HTML file
+    convergence.py   three sigmoid layers: the score by steps, and the inputs of the sigmoids
+    gradients.py     the gradient norm by layer and depth, before and after training
+    modes.py         the gap between training and evaluation mode by batch size
+    saving.py        nodes, parameters, latency and memory of the ONNX graph before and after folding
+    plots.py         measurements -> SVG
+    sections.py      measurements -> sentences, plots and tables, as one HTML page
     run.py           all of the above, in this order
 
-A measurement's file also has the sentence that says what the figures show, for the claim or against it.
+The module of a measurement also words its result, for the claim or against it.
 """

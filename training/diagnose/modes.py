@@ -1,7 +1,7 @@
 """Batch size against the gap between training mode, with the batch's own statistics, and evaluation mode.
 
-One network, the reference topology, in both modes on the same held-out rows: what differs is the statistics alone. It
-knows no plot.
+The same network, the reference topology, is scored in both modes on the same held-out rows: only the statistics of
+its BNs differ. It knows no plot.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import torch
 from torch import nn
 
 from foldserve.training.diagnose.plan import DiagnosisPlan
-from foldserve.training.diagnose.sample import Sample, Tick, descend
+from foldserve.training.diagnose.sample import OnProgress, Sample, train_sgd
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 
 _RATE = 0.1
-_DRAWS = 5  # how often the held-out rows are cut into batches anew
+# The number of times that the held-out rows are cut into random batches.
+_DRAWS = 5
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A network trained with batches of `batch` rows, then scored on held-out rows in both modes.
+    """The losses and scores of a network that was trained with batches of `batch` rows, in both modes.
 
-    Losses are log loss in nats, or squared error of the standardised target. NaN when it diverged.
+    Of the held-out rows: log loss in nats, or squared error of the standardised target. NaN if training diverged.
     """
 
     batch: int
@@ -38,35 +39,35 @@ class Gap:
 
     @property
     def loss(self) -> float:
-        """How much higher the loss is in evaluation mode than in training mode."""
+        """The loss in evaluation mode minus the loss in training mode."""
         return self.evaluation_loss - self.training_loss
 
     @property
     def score(self) -> float:
-        """How much higher the score is in evaluation mode than in training mode."""
+        """The score in evaluation mode minus the score in training mode."""
         return self.evaluation_score - self.training_score
 
 
-def measure(sample: Sample, plan: DiagnosisPlan, tick: Tick) -> tuple[Gap, ...]:
-    """Train once for each batch size that the table has the rows for, all for the same number of steps."""
+def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tuple[Gap, ...]:
+    """Train once with each batch size that the table has enough rows for, always for the same number of steps."""
     sizes = [n for n in plan.batch_sizes if n <= min(len(sample.train), len(sample.held_out))]
     gaps = []
     for i, batch in enumerate(sizes):
-        tick("batch sizes", i, len(sizes))
+        on_progress("batch sizes", i, len(sizes))
         torch.manual_seed(plan.seed)
         network = build_mlp(sample.features, sample.outputs, Architecture(dropout=0))
-        for _ in descend(network, sample, batch=batch, rate=_RATE, steps=plan.mode_steps, seed=plan.seed):
+        for _ in train_sgd(network, sample, batch=batch, rate=_RATE, steps=plan.mode_steps, seed=plan.seed):
             pass
-        gaps.append(gap(network, sample, batch, plan.seed))
-    tick("batch sizes", len(sizes), len(sizes))
+        gaps.append(measure_gap(network, sample, batch, plan.seed))
+    on_progress("batch sizes", len(sizes), len(sizes))
     return tuple(gaps)
 
 
 @torch.no_grad()
-def gap(network: nn.Sequential, sample: Sample, batch: int, seed: int) -> Gap:
+def measure_gap(network: nn.Sequential, sample: Sample, batch: int, seed: int) -> Gap:
     """Score `network` on the held-out rows in both modes; in training mode in random batches of `batch` rows.
 
-    What is left of a permutation is left out there. `network`'s running statistics stay as they are.
+    There the remainder of a permutation is left out. The running statistics of `network` stay as they are.
     """
     generator = torch.Generator().manual_seed(seed)
     rows, training = sample.held_out, copy.deepcopy(network).train()
@@ -87,23 +88,23 @@ def gap(network: nn.Sequential, sample: Sample, batch: int, seed: int) -> Gap:
     )
 
 
-def about(gaps: tuple[Gap, ...], score_name: str) -> str:
+def describe_gap(gaps: tuple[Gap, ...], score_name: str) -> str:
     """Say whether the gap closes as batches grow."""
     known = [g for g in gaps if math.isfinite(g.loss)]
-    lost = [str(g.batch) for g in gaps if not math.isfinite(g.loss)]
-    also = f"; training diverged with batches of {', '.join(lost)}" if lost else ""
+    diverged = [str(g.batch) for g in gaps if not math.isfinite(g.loss)]
+    also = f"; training diverged with batches of {', '.join(diverged)}" if diverged else ""
     if len(known) < 2:
         return f"Fewer than two batch sizes gave a figure, so there is nothing to compare{also}."
     small, large = known[0], known[-1]
     closes = abs(large.loss) < abs(small.loss) / 2
     return (
-        f"With batches of {small.batch} rows the loss is {_than(small.loss)} in evaluation mode than in training mode "
-        f"and the {score_name} {_than(small.score)}, with batches of {large.batch} rows {_than(large.loss)} and "
-        f"{_than(large.score)}: the gap "
+        f"With batches of {small.batch} rows the loss is {_compare(small.loss)} in evaluation mode than in training "
+        f"mode and the {score_name} {_compare(small.score)}, with batches of {large.batch} rows {_compare(large.loss)} "
+        f"and {_compare(large.score)}: the gap "
         + ("closes as batches grow" if closes else "does not close as batches grow")
         + f"{also}."
     )
 
 
-def _than(difference: float) -> str:
+def _compare(difference: float) -> str:
     return f"{abs(difference):.3f} {'lower' if difference < 0 else 'higher'}"

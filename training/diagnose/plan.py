@@ -1,4 +1,4 @@
-"""Everything that decides what a diagnosis measures. Needs no torch, so `--help` is quick."""
+"""The choices of a diagnosis. Needs no torch, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DiagnosisPlan:
-    """Same plan, table, versions and kind of CPU: the same figures, latencies apart.
+    """The same plan, table, versions and kind of CPU give the same figures, except for latencies.
 
-    steps: of each training of the three sigmoid layers. rates: the learning rates that these are trained with; the
-    middle one is looked into. depths: hidden layers of the networks whose gradients are measured; gradient_steps: of
-    their training. batch_sizes: to compare the two modes at, after mode_steps of training. rounds: timed runs of each
-    model, latency being their median. Raises `ValueError` for what can't work.
+    steps: of each training of three sigmoid layers. rates: their learning rates; the inputs of the sigmoids are
+    measured at the middle one. depths: the numbers of hidden layers of the networks whose gradients are measured;
+    gradient_steps: of their training. batch_sizes: at which the two modes are compared, after mode_steps of training.
+    rounds: timed runs of each model; the latency is their median. Raises `ValueError` for values that can't work.
     """
 
     seed: int = 0
@@ -33,7 +33,7 @@ class DiagnosisPlan:
 
     @property
     def rate(self) -> float:
-        """The learning rate whose runs are looked into."""
+        """The learning rate at which the inputs of the sigmoids are measured."""
         return self.rates[len(self.rates) // 2]
 
 

@@ -1,4 +1,4 @@
-"""The rows that a diagnosis learns from and looks at, standardised, and plain SGD on them. It knows no network."""
+"""The rows of a diagnosis, standardised and split, and plain SGD on them. It knows no experiment."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from foldserve.training.fit.loop import Examples
 from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.table.schema import Table
 
-# More rows would take longer and show the same: no network here takes more than some thousand steps.
+# More rows would take longer and show the same: each network here is trained for a few thousand steps at most.
 MAX_ROWS = 20_000
 _MIN_ROWS = 20
 _HELD_OUT_SHARE = 0.25
-# The score is taken some hundred times, and what a BN sees in training mode is taken from these rows as one batch.
+# Each network is scored on the held-out rows up to a hundred times, and they also serve as one batch in training mode.
 _MAX_HELD_OUT = 1_000
 
-Tick = Callable[[str, int, int], None]
-"""Called with what is being measured, how much of it is done, and how much there is."""
+OnProgress = Callable[[str, int, int], None]
+"""Called with the name of the experiment, the number of its parts that are done, and the number of its parts."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to learn from and rows to look at, disjoint; `total` is how many the table has."""
+    """Training rows and held-out rows of a table, disjoint. total: the rows of the table."""
 
     source: str
     classification: bool
@@ -42,22 +42,22 @@ class Sample:
 
     @property
     def features(self) -> int:
-        """How many columns x has."""
+        """The number of columns of x."""
         return self.train.x.shape[1]
 
     @property
     def score_name(self) -> str:
-        """What `score` gives."""
+        """The name of `score`."""
         return "accuracy" if self.classification else "R2"
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        """Mean log loss in nats of logits [rows, classes], or mean squared error of a value [rows, 1]."""
+        """Compute the mean log loss in nats of logits [rows, classes], or mean squared error of values [rows, 1]."""
         if self.classification:
             return functional.cross_entropy(output, y)
         return functional.mse_loss(output.squeeze(1), y)
 
     def score(self, output: Tensor, y: Tensor) -> float:
-        """Share of rows whose class is the likeliest, or R2; NaN when an output is not finite."""
+        """Compute the accuracy, or R2; NaN if an output is not finite."""
         if not bool(output.isfinite().all()):
             return math.nan
         if self.classification:
@@ -66,35 +66,35 @@ class Sample:
         return float(1 - residual / y.double().var(correction=0).clamp(min=1e-12))
 
 
-def draw(table: Table, seed: int) -> Sample:
-    """Take at most `MAX_ROWS` rows at random, a quarter of them held out, encoded and standardised by the others.
+def draw_sample(table: Table, seed: int) -> Sample:
+    """Draw at most `MAX_ROWS` rows at random, hold out a quarter of them, and standardise all by the training rows.
 
-    Raises `DataError` for a table of fewer rows than show anything.
+    Raises `DataError` for a table of fewer than 20 rows.
     """
     if len(table.x) < _MIN_ROWS:
         raise DataError(f"{len(table.x)} rows are too few to diagnose: at least {_MIN_ROWS} are needed")
     order = np.random.default_rng(seed).permutation(len(table.x))[:MAX_ROWS]
-    held_out = min(max(round(_HELD_OUT_SHARE * len(order)), 2), _MAX_HELD_OUT)
-    look, learn = order[:held_out], order[held_out:]
-    front = fit_preprocessing(table.columns, table.x[learn], bins=0)
-    target, scale = (0.0, 1.0) if table.labels else (float(table.y[learn].mean()), float(table.y[learn].std()) or 1.0)
+    count = min(max(round(_HELD_OUT_SHARE * len(order)), 2), _MAX_HELD_OUT)
+    held_out, train = order[:count], order[count:]
+    preprocessing = fit_preprocessing(table.columns, table.x[train], bins=0)
+    mean, std = (0.0, 1.0) if table.labels else (float(table.y[train].mean()), float(table.y[train].std()) or 1.0)
 
-    def rows(chosen: npt.NDArray[np.int64]) -> Examples:
-        y: npt.NDArray[Any] = table.y[chosen]
-        y = y.astype(np.int64) if table.labels else ((y - target) / scale).astype(np.float32)
-        return Examples(transform(front, table.x[chosen]), torch.from_numpy(y))
+    def examples(rows: npt.NDArray[np.int64]) -> Examples:
+        y: npt.NDArray[Any] = table.y[rows]
+        y = y.astype(np.int64) if table.labels else ((y - mean) / std).astype(np.float32)
+        return Examples(transform(preprocessing, table.x[rows]), torch.from_numpy(y))
 
-    return Sample(table.source, bool(table.labels), table.outputs, rows(learn), rows(look), len(table.x))
+    return Sample(table.source, bool(table.labels), table.outputs, examples(train), examples(held_out), len(table.x))
 
 
-def descend(
+def train_sgd(
     network: nn.Module, sample: Sample, *, batch: int, rate: float, steps: int, seed: int
 ) -> Iterator[tuple[int, float]]:
-    """Train `network` in place with plain SGD, no momentum, and yield each step's number, from 1, and loss.
+    """Train `network` in place with plain SGD, without momentum; yield each step's number, from 1, and loss.
 
-    Batches are cut from one permutation of the training rows after the other; what is left of one is left out, so
-    that every batch has `batch` rows, or all of a table with fewer. Ends with the first loss that is not finite.
-    The network is in training mode at each step, whatever the caller did between two.
+    Batches are cut from one permutation of the training rows after the other. The remainder of a permutation is left
+    out, so every batch has `batch` rows, or all rows of a smaller table. The last loss is the first that is not
+    finite. Each step puts the network into training mode: the caller may change the mode between two steps.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = list(network.parameters())

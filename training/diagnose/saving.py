@@ -1,6 +1,6 @@
-"""What folding takes off the reference topology in ONNX Runtime on the CPU: nodes, parameters, latency, memory.
+"""The saving by folding the reference topology, in ONNX Runtime on the CPU: nodes, parameters, latency, memory.
 
-It knows no plot. The unfolded graph is node for node what PyTorch's exporter writes with `optimize=False`.
+It knows no plot.
 """
 
 from __future__ import annotations
@@ -17,35 +17,38 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
-from onnx import helper, numpy_helper
-from torch import nn
 
 from foldserve.service.bundle import Task
 from foldserve.service.runtime.session import CPU, open_cpu, open_session
 from foldserve.training.diagnose.plan import DiagnosisPlan
-from foldserve.training.diagnose.sample import Sample, Tick, descend
+from foldserve.training.diagnose.sample import OnProgress, Sample, train_sgd
 from foldserve.training.errors import FoldError
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture, Placement
+from foldserve.training.text import count_of
 
 PLACEMENTS: tuple[Placement, ...] = ("pre", "post")
 _RATE = 0.1
 _BATCH = 60
-_STEPS = 200  # enough for running statistics that are nobody's initial values
-_FLOAT = 4  # bytes
-_SAME = 0.03  # of a latency: less is noise
+_STEPS = 200  # enough to move the running statistics away from their initial values
+_FLOAT_BYTES = 4
+# A relative difference of two latencies up to this is noise.
+_NOISE = 0.03
+
+# Placement, and whether the model is folded.
+_Key = tuple[Placement, bool]
 
 
 @dataclass(frozen=True)
 class Model:
-    """One graph. parameters: numbers in initialisers. size: of the file, in bytes.
+    """One graph. parameters: the numbers in its initialisers. size: of the file, in bytes.
 
-    nodes: as written. run: the operators that ONNX Runtime runs once it has optimised the graph, Softmax included.
-    written: bytes of intermediate results and output that these operators write for each row. peak: the most bytes a
-    row that one of them holds at a time, reading and writing, when no buffer is used in place. latency: median
-    seconds, by whether graph optimisations are on and by rows.
+    nodes: of the file. run: the operators that ONNX Runtime runs after it has optimised the graph, Softmax included.
+    written: the bytes per row that these operators write, output included. peak: the largest number of bytes per row
+    that one of them reads and writes, if no operator overwrites its input. latency: median seconds, by whether graph
+    optimisations are on and by the number of rows.
     """
 
     placement: Placement
@@ -61,80 +64,43 @@ class Model:
 
 @dataclass(frozen=True)
 class Saving:
-    """Each placement unfolded and folded; `apart` is how far their outputs are apart at most, on the held-out rows."""
+    """Each placement unfolded and folded. apart: the largest difference of their outputs on the held-out rows."""
 
     models: tuple[Model, ...]
     apart: float
 
     def pair(self, placement: Placement) -> tuple[Model, Model]:
-        """Give this placement's models: unfolded, folded."""
+        """Return the models of this placement: unfolded, folded."""
         unfolded, folded = (
             next(m for m in self.models if m.placement == placement and m.folded == f) for f in (False, True)
         )
         return unfolded, folded
 
 
-def measure(sample: Sample, plan: DiagnosisPlan, tick: Tick) -> Saving | None:
-    """Train the reference topology shortly in both placements, fold it, and measure it; None if that diverged."""
-    contents: dict[tuple[Placement, bool], bytes] = {}
+def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> Saving | None:
+    """Train the reference topology briefly in both placements, fold it, and measure it; None if training diverged."""
+    contents: dict[_Key, bytes] = {}
     for placement in PLACEMENTS:
-        tick("folding", 0, plan.rounds)
+        on_progress("folding", 0, plan.rounds)
         torch.manual_seed(plan.seed)
         network = build_mlp(sample.features, sample.outputs, Architecture(placement=placement, dropout=0))
-        for _ in descend(network, sample, batch=_BATCH, rate=_RATE, steps=_STEPS, seed=plan.seed):
+        for _ in train_sgd(network, sample, batch=_BATCH, rate=_RATE, steps=_STEPS, seed=plan.seed):
             pass
         task: Task = "classification" if sample.classification else "regression"
         try:
-            folded = to_onnx(fold(network.eval()).network, sample.features, sample.outputs, task)
-        except FoldError:  # its weights are no longer finite
+            folded = fold(network.eval()).network
+        except FoldError:  # a weight is not finite
             return None
-        contents[placement, False], contents[placement, True] = unfolded_onnx(network, folded), folded
+        for chain in (network, folded):
+            content = to_onnx(chain, sample.features, sample.outputs, task, unfolded=chain is network)
+            contents[placement, chain is folded] = content
     rows = sample.held_out.x.numpy()
     with tempfile.TemporaryDirectory() as folder:
-        optimised = {key: _optimised(content, Path(folder) / "model.onnx") for key, content in contents.items()}
+        optimised = {key: _optimise(content, Path(folder) / "model.onnx") for key, content in contents.items()}
     apart = max(float(np.abs(_run(contents[p, False], rows) - _run(contents[p, True], rows)).max()) for p in PLACEMENTS)
-    latency = _latency(contents, rows, plan, tick)
-    models = tuple(
-        _model(placement, content, optimised[placement, folded], latency[placement, folded], folded=folded)
-        for (placement, folded), content in contents.items()
-    )
+    latency = _measure_latency(contents, rows, plan, on_progress)
+    models = tuple(_describe_model(key, contents[key], optimised[key], latency[key]) for key in contents)
     return Saving(models, apart)
-
-
-def unfolded_onnx(network: nn.Sequential, folded: bytes) -> bytes:
-    """Write `network`, a chain of Dense, ReLU and batch norm in eval mode, as ONNX, one node a layer.
-
-    folded: the same network, folded and exported, from which input, output, versions and last node are taken.
-    """
-    model = onnx.load_model_from_string(folded)
-    graph = model.graph
-    softmax = any(node.op_type == "Softmax" for node in graph.node)
-    value, output = graph.input[0].name, graph.output[0].name
-    del graph.node[:], graph.initializer[:]
-    for name, layer in network.named_children():
-        inputs = [value]
-        if isinstance(layer, nn.BatchNorm1d):
-            tensors = {"scale": layer.weight, "B": layer.bias, "mean": layer.running_mean, "var": layer.running_var}
-        else:
-            tensors = dict(layer.named_parameters())
-        for part, tensor in tensors.items():
-            if tensor is not None:
-                graph.initializer.append(numpy_helper.from_array(tensor.detach().numpy(), f"{name}.{part}"))
-                inputs.append(f"{name}.{part}")
-        if isinstance(layer, nn.Linear):
-            graph.node.append(helper.make_node("Gemm", inputs, [name], name, transB=1))
-        elif isinstance(layer, nn.BatchNorm1d):
-            graph.node.append(helper.make_node("BatchNormalization", inputs, [name], name, epsilon=layer.eps))
-        else:
-            graph.node.append(helper.make_node("Relu", inputs, [name], name))
-        value = name
-    if softmax:
-        graph.node.append(helper.make_node("Softmax", [value], [output], output, axis=1))
-    else:
-        graph.node[-1].output[0] = output
-    onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
 
 
 def _run(content: bytes, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -143,44 +109,39 @@ def _run(content: bytes, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float3
     return output
 
 
-def _optimised(content: bytes, path: Path) -> onnx.ModelProto:
+def _optimise(content: bytes, path: Path) -> onnx.ModelProto:
     open_session(content, CPU, optimised_file=path)
     return onnx.load_model(path)
 
 
-def _latency(
-    contents: dict[tuple[Placement, bool], bytes], rows: npt.NDArray[np.float32], plan: DiagnosisPlan, tick: Tick
-) -> dict[tuple[Placement, bool], dict[bool, dict[int, float]]]:
-    """Time every model in turn, round after round, so that what else the machine does meets all of them alike."""
-    sessions: dict[tuple[tuple[Placement, bool], bool], ort.InferenceSession] = {
+def _measure_latency(
+    contents: dict[_Key, bytes], rows: npt.NDArray[np.float32], plan: DiagnosisPlan, on_progress: OnProgress
+) -> dict[_Key, dict[bool, dict[int, float]]]:
+    """Time the models in turn, round after round, so that other work on the machine affects all of them alike."""
+    sessions: dict[tuple[_Key, bool], ort.InferenceSession] = {
         (key, optimise): open_session(content, CPU, optimise=optimise)
         for key, content in contents.items()
         for optimise in (False, True)
     }
     batches = {n: np.resize(rows, (n, rows.shape[1])) for n in plan.latency_batches}
-    seconds: dict[tuple[tuple[Placement, bool], bool, int], list[float]] = {}
+    seconds: dict[tuple[_Key, bool, int], list[float]] = {}
     for i in range(plan.rounds):
-        tick("folding", i, plan.rounds)
+        on_progress("folding", i, plan.rounds)
         for (key, optimise), session in sessions.items():
             for n, batch in batches.items():
                 feed = {session.get_inputs()[0].name: batch}
                 started = time.perf_counter()
                 session.run(None, feed)
                 seconds.setdefault((key, optimise, n), []).append(time.perf_counter() - started)
-    tick("folding", plan.rounds, plan.rounds)
+    on_progress("folding", plan.rounds, plan.rounds)
     return {
         key: {optimise: {n: median(seconds[key, optimise, n]) for n in batches} for optimise in (False, True)}
         for key in contents
     }
 
 
-def _model(
-    placement: Placement,
-    content: bytes,
-    optimised: onnx.ModelProto,
-    latency: dict[bool, dict[int, float]],
-    *,
-    folded: bool,
+def _describe_model(
+    key: _Key, content: bytes, optimised: onnx.ModelProto, latency: dict[bool, dict[int, float]]
 ) -> Model:
     graph = onnx.load_model_from_string(content).graph
     width = _widths(graph)
@@ -189,20 +150,19 @@ def _model(
         for node in optimised.graph.node
     ]
     return Model(
-        placement,
-        folded,
+        *key,
         nodes=len(graph.node),
         run=tuple(node.op_type for node in optimised.graph.node),
         parameters=sum(prod(tensor.dims) for tensor in graph.initializer),
         size=len(content),
-        written=_FLOAT * sum(writes for _, writes in reads_writes),
-        peak=_FLOAT * max(reads + writes for reads, writes in reads_writes),
+        written=_FLOAT_BYTES * sum(writes for _, writes in reads_writes),
+        peak=_FLOAT_BYTES * max(reads + writes for reads, writes in reads_writes),
         latency=latency,
     )
 
 
 def _widths(graph: onnx.GraphProto) -> dict[str, int]:
-    """How many columns each [batch, columns] value has. A fused operator's output keeps the name of its last part's."""
+    """Return the number of columns of each [batch, columns] value. A fused operator keeps the name of its output."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     width = {graph.input[0].name: graph.input[0].type.tensor_type.shape.dim[1].dim_value}
     for node in graph.node:
@@ -210,59 +170,56 @@ def _widths(graph: onnx.GraphProto) -> dict[str, int]:
     return width
 
 
-def about_size(saving: Saving | None) -> str:
-    """Say what folding takes off the graph and its memory."""
+def describe_size(saving: Saving | None) -> str:
+    """Say how much smaller folding makes the graph and its memory."""
     if saving is None:
         return "Training diverged, so there was nothing to fold."
     unfolded, folded = saving.pair("pre")
     shares = (
         ("parameters", unfolded.parameters, folded.parameters),
         ("size of the file", unfolded.size, folded.size),
-        ("bytes written a row", unfolded.written, folded.written),
-        ("bytes that one operator holds at most", unfolded.peak, folded.peak),
+        ("bytes written per row", unfolded.written, folded.written),
+        ("largest memory of one operator", unfolded.peak, folded.peak),
     )
     return (
-        f"In placement pre folding takes {unfolded.nodes} nodes to {folded.nodes}, and what ONNX Runtime runs after "
-        f"its own optimisation {_from_to(len(unfolded.run), len(folded.run))}; "
-        + ", ".join(f"{name} {_share(before, after)}" for name, before, after in shares)
-        + f"; the outputs are {saving.apart:.1e} apart at most."
+        f"In placement pre, folding reduces {unfolded.nodes} nodes to {folded.nodes}. The number of operators that "
+        f"ONNX Runtime runs after its own optimisation {_from_to(len(unfolded.run), len(folded.run))}; "
+        + ", ".join(f"{name} {_change_of_size(before, after)}" for name, before, after in shares)
+        + f". The outputs differ by at most {saving.apart:.1e}."
     )
 
 
 def _from_to(before: int, after: int) -> str:
-    return f"stays at {before} operators" if before == after else f"goes from {before} operators to {after}"
+    return f"stays at {before}" if before == after else f"falls from {before} to {after}"
 
 
-def _share(before: int, after: int) -> str:
+def _change_of_size(before: int, after: int) -> str:
     return "unchanged" if before == after else f"{after / before - 1:+.1%}"
 
 
-def about_latency(saving: Saving | None) -> str:
-    """Say how much faster the folded models answer, where ONNX Runtime's optimisations are on."""
+def describe_latency(saving: Saving | None) -> str:
+    """Say how much faster the folded models are with ONNX Runtime's optimisations on."""
     if saving is None:
         return "Training diverged, so there was nothing to time."
     parts = []
     for placement in PLACEMENTS:
         unfolded, folded = (model.latency[True] for model in saving.pair(placement))
-        parts.append(f"{placement} " + ", ".join(f"{_rows(n)} {_change(unfolded[n], folded[n])}" for n in folded))
-    changes = [
+        changes = (f"{count_of(n, 'row')} {_change_of_latency(unfolded[n], folded[n])}" for n in folded)
+        parts.append(f"{placement} {', '.join(changes)}")
+    ratios = [
         folded.latency[True][n] / unfolded.latency[True][n] - 1
         for unfolded, folded in map(saving.pair, PLACEMENTS)
         for n in folded.latency[True]
     ]
-    if max(changes) < -_SAME:
+    if max(ratios) < -_NOISE:
         verdict = "folding makes every one of these faster"
-    elif min(changes) < -_SAME:
+    elif min(ratios) < -_NOISE:
         verdict = "folding makes some of these faster, not all"
     else:
         verdict = "folding makes none of these faster"
     return f"With ONNX Runtime's optimisations on, {verdict}: {'; '.join(parts)}."
 
 
-def _rows(n: int) -> str:
-    return f"{n:,} row{'s' * (n != 1)}"
-
-
-def _change(before: float, after: float) -> str:
+def _change_of_latency(before: float, after: float) -> str:
     change = f"{before * 1e6:.0f} to {after * 1e6:.0f} µs"
-    return f"{change} (no difference)" if abs(after / before - 1) <= _SAME else f"{change} ({after / before - 1:+.0%})"
+    return f"{change} (no difference)" if abs(after / before - 1) <= _NOISE else f"{change} ({after / before - 1:+.0%})"

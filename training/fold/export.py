@@ -25,24 +25,20 @@ INPUT = "input"
 OUTPUT: dict[Task, str] = {"classification": "probabilities", "regression": "value"}
 
 
-def to_onnx(network: nn.Sequential, features: int, outputs: int, task: Task) -> bytes:
+def to_onnx(network: nn.Sequential, features: int, outputs: int, task: Task, *, unfolded: bool = False) -> bytes:
     """Write a folded chain as ONNX: float32 `input` [batch, features] -> the task's output [batch, outputs].
 
     Classification ends in a Softmax. One file, no external data, no metadata, nodes named after the layers.
+    unfolded: write a chain in eval mode with its batch norms, as PyTorch's exporter does with `optimize=False`. Such a
+    graph is for comparisons only.
     Raises `ExportError` for a layer that has no ONNX form here, and when `onnx.checker` refuses the graph.
     """
     graph = Graph(INPUT)
     for name, layer in network.named_children():
-        if not add_nodes(graph, name, layer):
+        if unfolded and isinstance(layer, nn.BatchNorm1d):
+            graph.batch_norm(name, layer)
+        elif not add_nodes(graph, name, layer):
             raise ExportError(f"layer {name!r} has no ONNX form: {type(layer).__name__}")
-    return write_model(graph, features, outputs, task)
-
-
-def write_model(graph: Graph, features: int, outputs: int, task: Task) -> bytes:
-    """Add the task's output to `graph`, and write it as the bytes of an ONNX file.
-
-    Raises `ExportError` when `onnx.checker` refuses the graph.
-    """
     if task == "classification":
         graph.node("Softmax", OUTPUT[task], axis=1)
     else:

@@ -38,6 +38,12 @@ class Graph:
             inputs.append(self.constant(f"{name}.bias", layer.bias))
         return self.node("Gemm", name, *inputs, transB=1)
 
+    def batch_norm(self, name: str, layer: nn.BatchNorm1d) -> str:
+        """Add a BatchNormalization with the parameters and the running statistics of `layer`."""
+        tensors = {"scale": layer.weight, "B": layer.bias, "mean": layer.running_mean, "var": layer.running_var}
+        inputs = [self.constant(f"{name}.{part}", tensor) for part, tensor in tensors.items() if tensor is not None]
+        return self.node("BatchNormalization", name, *inputs, epsilon=layer.eps)
+
     def split(self, name: str, parts: int) -> list[str]:
         """Cut the current value into `parts` equal groups of columns, and return their names."""
         outputs = [f"{name}.{part}" for part in range(parts)]

@@ -1,1 +1,1 @@
-"""The report of a training: metrics, charts, and the HTML page."""
+"""The report of a training: scores, charts, sentences, and the HTML page. The other pages use its base and charts."""

@@ -24,7 +24,6 @@ from torch import nn
 from foldserve.service import bundle
 from foldserve.service.runtime.session import Precision
 from foldserve.training.certify.certificate import certify, golden
-from foldserve.training.diagnose.saving import unfolded_onnx
 from foldserve.training.fold.export import INPUT, OPSET, OUTPUT, to_onnx
 from foldserve.training.fold.fold import fold
 from foldserve.training.network.mlp import build_mlp
@@ -90,8 +89,10 @@ def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
             raise TypeError("the last layer is not a Dense")
         last.weight.mul_(_LOGITS)
     folded = fold(network.eval()).network
-    content = to_onnx(folded, features, outputs, "classification")
-    return Network(name, widths, network, folded, content, unfolded_onnx(network, content), _oracle(network))
+    content, unfolded = (
+        to_onnx(chain, features, outputs, "classification", unfolded=chain is network) for chain in (folded, network)
+    )
+    return Network(name, widths, network, folded, content, unfolded, _oracle(network))
 
 
 def _oracle(network: nn.Sequential) -> Callable[[Rows], Exact]:

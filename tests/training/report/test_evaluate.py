@@ -1,4 +1,4 @@
-"""Figures on arrays, each held to scikit-learn's or to the definition written out."""
+"""Scores of arrays, each compared with scikit-learn's or with the written-out definition."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,13 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.inspection import permutation_importance as scikit_learn_importance
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
-from foldserve.training.report.evaluate import baseline, calibration, metrics, per_class, permutation_importance
+from foldserve.training.report.evaluate import (
+    measure_calibration,
+    permutation_importance,
+    score,
+    score_baseline,
+    score_classes,
+)
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(400, 3)).astype(np.float32)
@@ -15,20 +21,20 @@ CLASSES = np.digitize(VALUES, [-2, 2])
 
 
 @pytest.mark.parametrize(("task", "y"), [("classification", CLASSES), ("regression", VALUES)])
-def test_the_baseline_is_what_a_model_that_learns_from_the_test_rows_alone_gets(task, y):
+def test_the_baseline_is_the_score_of_a_dummy_model_fitted_to_the_test_rows(task, y):
     if task == "classification":
         outputs = DummyClassifier(strategy="prior").fit(X, y).predict_proba(X)
     else:
         outputs = DummyRegressor().fit(X, y).predict(X)[:, None]
-    assert baseline(task, y, outputs.shape[1]) == pytest.approx(metrics(task, y, outputs), abs=1e-12)
+    assert score_baseline(task, y, outputs.shape[1]) == pytest.approx(score(task, y, outputs), abs=1e-12)
 
 
-def test_a_baseline_without_rows_of_a_class_is_a_number():
-    assert baseline("classification", np.array([0, 0, 3]), 5)["accuracy"] == pytest.approx(2 / 3)
+def test_a_baseline_without_rows_of_a_class_is_defined():
+    assert score_baseline("classification", np.array([0, 0, 3]), 5)["accuracy"] == pytest.approx(2 / 3)
 
 
-def test_a_class_without_rows_and_predictions_has_no_figures():
-    absent, never, taken = (per_class(np.array([1, 1, 1]), np.array([2, 2, 2]), 4)[i] for i in (0, 1, 2))
+def test_a_class_without_rows_and_predictions_has_no_scores():
+    absent, never, taken = (score_classes(np.array([1, 1, 1]), np.array([2, 2, 2]), 4)[i] for i in (0, 1, 2))
     assert (absent.rows, absent.predicted) == (0, 0)
     assert np.isnan([absent.precision, absent.recall, absent.f1, absent.baseline_f1]).all()
     assert np.isnan(never.precision)
@@ -37,11 +43,11 @@ def test_a_class_without_rows_and_predictions_has_no_figures():
     assert (taken.precision, taken.f1) == (0, 0)
 
 
-def test_the_calibration_error_is_the_definition_s():
+def test_the_calibration_error_follows_its_definition():
     confidence = GENERATOR.uniform(0.5, 1, 1000)
     outputs = np.stack([confidence, 1 - confidence], axis=1).astype(np.float32)
     y = (GENERATOR.uniform(size=1000) > 0.8).astype(np.int64)
-    found = calibration(y, outputs)
+    found = measure_calibration(y, outputs)
     largest, right = outputs.max(1).astype(float), outputs.argmax(1) == y
     expected = 0.0
     for low, high in zip(found.edges[:-1], found.edges[1:], strict=True):
@@ -53,13 +59,13 @@ def test_the_calibration_error_is_the_definition_s():
     assert np.isnan(found.confidence[found.share == 0]).all()
 
 
-def test_a_model_that_is_always_right_and_sure_of_it_is_calibrated():
-    found = calibration(np.array([0, 1, 2]), np.eye(3, dtype=np.float32))
+def test_a_model_that_is_always_right_and_confident_is_calibrated():
+    found = measure_calibration(np.array([0, 1, 2]), np.eye(3, dtype=np.float32))
     assert found.error == 0
     assert found.share[-1] == 1
 
 
-def test_importance_agrees_with_scikit_learn_s():
+def test_importance_agrees_with_scikit_learn():
     model = LogisticRegression().fit(X, CLASSES)
     found = permutation_importance(model.predict_proba, X, CLASSES, "classification", seed=1, repeats=30)
     expected = scikit_learn_importance(model, X, CLASSES, scoring="neg_log_loss", n_repeats=30, random_state=0)
@@ -80,7 +86,7 @@ def test_importance_of_a_regression_is_in_the_target_s_units():
     np.testing.assert_allclose(found.mean, expected.importances_mean, rtol=0.05, atol=0.01)
 
 
-def test_importance_leaves_the_rows_alone_and_depends_on_the_seed_alone():
+def test_importance_leaves_the_rows_unchanged_and_depends_only_on_the_seed():
     before = X.copy()
     first, again, other = (
         permutation_importance(lambda rows: rows[:, :1], X, VALUES, "regression", seed) for seed in (1, 1, 2)
@@ -88,19 +94,19 @@ def test_importance_leaves_the_rows_alone_and_depends_on_the_seed_alone():
     assert np.array_equal(X, before)
     assert np.array_equal(first.mean, again.mean)
     assert not np.array_equal(first.mean, other.mean)
-    assert first.mean[1:].tolist() == first.std[1:].tolist() == [0, 0]  # what the model does not read
+    assert first.mean[1:].tolist() == first.std[1:].tolist() == [0, 0]  # features that the model does not read
 
 
 @pytest.mark.parametrize(("features", "rows"), [(1, 10_000), (50, 10_000), (2000, 10_000), (3, 5)])
-def test_importance_puts_a_bounded_number_of_rows_through_the_model(features, rows):
-    put = []
+def test_importance_predicts_a_bounded_number_of_rows(features, rows):
+    predicted = []
 
     def predict(batch):
-        put.append(len(batch))
+        predicted.append(len(batch))
         return batch[:, :1]
 
     x = np.zeros((rows, features), np.float32)
     found = permutation_importance(predict, x, np.zeros(rows), "regression", seed=0)
-    assert sum(put) == found.rows * (1 + found.repeats * features)
+    assert sum(predicted) == found.rows * (1 + found.repeats * features)
     assert found.rows <= min(rows, 2000)
-    assert sum(put) <= max(202_000, 64 * (1 + 2 * features))
+    assert sum(predicted) <= max(202_000, 64 * (1 + 2 * features))

@@ -1,4 +1,4 @@
-"""The page, read by a parser as a browser would; every figure held to scikit-learn's or to plain arithmetic."""
+"""The page, parsed like in a browser; every figure is compared with scikit-learn's or with plain arithmetic."""
 
 import re
 from dataclasses import replace
@@ -10,16 +10,16 @@ from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_scor
 
 from foldserve.service import bundle
 from foldserve.training.fit.loop import Epoch
-from foldserve.training.report.evaluate import Importances, metrics
+from foldserve.training.report.evaluate import Importances, score
+from foldserve.training.report.evidence import Evidence
 from foldserve.training.report.report import (
     MAX_CLASSES,
     MAX_FEATURES,
     MAX_MATRIX_CLASSES,
     MAX_PAIRS,
-    Evidence,
     render,
-    summarise,
 )
+from foldserve.training.report.sentences import summarise
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -50,7 +50,7 @@ def manifest(task, y, outputs, names, labels, **changes):
             },
             "golden": {"inputs": (), "outputs": ()},
             "folded": [{"layer": "norm1", "rule": "W' = diag(s) W", "into": "dense1"}],
-            "metrics": {name: metrics(task, y, outputs) for name in ("validation", "test")},
+            "metrics": {name: score(task, y, outputs) for name in ("validation", "test")},
             "provenance": {
                 "source": "table.csv",
                 "data_sha256": "b" * 64,
@@ -106,7 +106,7 @@ def pages():
 
 
 class Page(HTMLParser):
-    """What a browser would see: elements with their attributes, tables as cells of text, and whether tags match."""
+    """The page as a browser sees it: elements with attributes, tables as cells of text. Every tag must be closed."""
 
     VOID = frozenset({"meta", "br", "link", "img", "path", "use"})
 
@@ -152,7 +152,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def test_metrics_stand_beside_what_no_feature_at_all_would_give():
+def test_metrics_are_shown_beside_the_best_constant_answer():
     evidence = classification()
     rows = {row[0]: row[2:] for row in Page(render(evidence)).table("rows", "count")}
     shares = np.bincount(evidence.y) / len(evidence.y)
@@ -161,7 +161,7 @@ def test_metrics_stand_beside_what_no_feature_at_all_would_give():
     assert rows["test, baseline"] == [f"{shares.max():.4f}", f"{entropy:.4f}"]
 
 
-def test_a_regression_stands_beside_its_mean():
+def test_a_regression_is_shown_beside_the_mean():
     evidence = regression()
     page = Page(render(evidence))
     rows = {row[0]: row[2:] for row in page.table("rows", "count")}
@@ -171,7 +171,7 @@ def test_a_regression_stands_beside_its_mean():
     assert len(page.named("svg")) == 4 + 2  # scores, losses, predictions, residuals, and a histogram a feature
 
 
-def test_class_figures_are_scikit_learn_s():
+def test_class_scores_are_scikit_learn_s():
     evidence = classification()
     predicted = evidence.outputs.argmax(1)
     rows = Page(render(evidence)).table("class")
@@ -194,11 +194,11 @@ def test_the_confusion_matrix_is_scikit_learn_s():
     assert [[int(cell) for cell in row[1:]] for row in rows] == expected.tolist()
 
 
-def test_many_classes_get_the_pairs_most_often_mistaken_and_the_worst_classes():
+def test_many_classes_get_the_most_frequent_confusions_and_the_worst_classes():
     evidence = classification(classes=MAX_MATRIX_CLASSES + 30, rows=3000)
     page = Page(render(evidence))
     assert not any(row[:2] == ["true", "class 0"] for rows in page.tables for row in rows[:1])
-    pairs = page.table("true", "taken for")
+    pairs = page.table("true", "predicted")
     wrong = confusion_matrix(evidence.y, evidence.outputs.argmax(1))
     np.fill_diagonal(wrong, 0)
     assert [int(row[2]) for row in pairs] == np.sort(wrong, axis=None)[::-1][:MAX_PAIRS].tolist()
@@ -210,7 +210,7 @@ def test_many_classes_get_the_pairs_most_often_mistaken_and_the_worst_classes():
     assert f"The {MAX_CLASSES} of 60 classes with the lowest F1" in page.text
 
 
-def test_features_come_by_importance_with_what_the_manifest_says_of_them():
+def test_features_are_sorted_by_importance_and_described_by_the_manifest():
     evidence = classification(features=5)
     kinds = [
         {"kind": "categorical", "categories": ("NA", HOSTILE, "c"), "range": None},
@@ -234,7 +234,7 @@ def test_features_come_by_importance_with_what_the_manifest_says_of_them():
     assert by_name["column 4"][1] == "-0.25 to 1e+09"
 
 
-def test_folding_certificate_and_provenance_are_the_manifest_s():
+def test_folding_certificate_and_provenance_are_those_of_the_manifest():
     page = Page(render(classification()))
     assert page.table("layer") == [["norm1", "W' = diag(s) W", "dense1"]]
     assert page.table("runtime")[0] == [
@@ -247,7 +247,7 @@ def test_folding_certificate_and_provenance_are_the_manifest_s():
     assert "trained 2026-01-02 03:04:05 UTC on table.csv, preset best" in page.text
 
 
-def test_the_page_needs_nothing_but_itself(pages):
+def test_the_page_loads_nothing(pages):
     for text in pages:
         page = Page(text)
         tags = {tag for tag, _ in page.elements}
@@ -259,7 +259,7 @@ def test_the_page_needs_nothing_but_itself(pages):
         assert not re.search(r"://|@import|url\((?!#)", text)
 
 
-def test_every_reference_inside_the_page_leads_to_one_element(pages):
+def test_every_reference_inside_the_page_has_one_target(pages):
     for text in pages:
         page = Page(text)
         ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -267,7 +267,7 @@ def test_every_reference_inside_the_page_leads_to_one_element(pages):
         assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
 
 
-def test_charts_are_described_and_tables_have_headers(pages):
+def test_charts_have_descriptions_and_tables_have_headers(pages):
     for page in map(Page, pages):
         assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.named("svg"))
         assert all(head.get("scope") in ("row", "col") for head in page.named("th"))
@@ -275,7 +275,7 @@ def test_charts_are_described_and_tables_have_headers(pages):
 
 
 def contrast(first, second):
-    """Of two colours, #rgb or #rrggbb (WCAG 2.2)."""
+    """Compute the contrast ratio of two colours, #rgb or #rrggbb (WCAG 2.2)."""
 
     def luminance(colour):
         digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
@@ -286,7 +286,7 @@ def contrast(first, second):
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_text_can_be_read_in_the_light_and_in_the_dark(pages):
+def test_text_has_enough_contrast_in_light_and_dark_mode(pages):
     light, dark = (
         dict(re.findall(r"--([\w-]+): (#\w+);", block))
         for block in re.findall(r":root \{(.*?)\}", Page(pages[0]).css, re.DOTALL)
@@ -297,13 +297,13 @@ def test_text_can_be_read_in_the_light_and_in_the_dark(pages):
         assert min(contrast(colours[name], colours["page"]) for name in ("bar", "chart-first", "chart-second")) >= 3
 
 
-def test_the_same_evidence_gives_the_same_bytes_and_other_evidence_others(pages):
+def test_only_the_evidence_decides_the_bytes(pages):
     assert pages == (render(classification()), render(regression()))
     assert render(regression()) != render(regression(rows=151))
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "{{ 7 * 7 }}", "$\\frac$", "&lt;", "x" * 10_000, "\x1b[2J\u202e\ud800\x00"])
-def test_a_name_from_the_table_is_text_and_nothing_else(name):
+def test_a_name_from_the_table_is_only_text(name):
     evidence = classification(names=[name, "b", "c"], labels=(name, "b", "c", "d"))
     evidence = replace(evidence, importances=replace(evidence.importances, mean=np.array([3.0, 2.0, 1.0])))
     page, lines = render(evidence), summarise(evidence)
@@ -319,22 +319,22 @@ def test_a_name_from_the_table_is_text_and_nothing_else(name):
     assert not parsed.named("script")
 
 
-def test_a_note_on_the_table_is_on_the_page_as_it_is_and_not_said_again_after_the_training():
+def test_a_note_on_the_table_is_on_the_page_but_not_in_the_summary():
     evidence = replace(classification(), notes=(f"Dropped {HOSTILE}.",))
     assert f"Dropped {HOSTILE}." in Page(render(evidence)).text
     assert "Dropped" not in summarise(evidence)
 
 
-def test_a_class_that_is_never_predicted_is_said_and_its_precision_undefined():
+def test_a_class_that_is_never_predicted_is_named_and_its_precision_is_undefined():
     evidence = classification(never=2)
     page = Page(render(evidence))
     row = page.table("class")[2]
     assert row[2:6] == ["0", "\N{EN DASH}", "0.0000", "0.0000"]
-    assert "Never predicted on the test rows, though some are of it: class 2." in page.text
+    assert "Classes of the test rows that the model never predicts: class 2." in page.text
     assert summarise(evidence).splitlines()[1].startswith("worst        class 2: 0.0% of")
 
 
-def test_a_model_that_is_worth_nothing_is_told_so():
+def test_a_useless_model_is_called_useless():
     evidence = classification()
     constant = np.tile(np.float32([0.4, 0.3, 0.2, 0.1]), (len(evidence.y), 1))
     made = manifest("classification", evidence.y, constant, ["a", "b", "c"], evidence.manifest.labels)
@@ -343,34 +343,34 @@ def test_a_model_that_is_worth_nothing_is_told_so():
     assert "no better than an answer that looks at no feature" not in Page(render(evidence)).text
 
 
-def test_probabilities_that_are_worth_nothing_are_told_apart_from_answers_that_are():
+def test_useless_probabilities_of_useful_answers_are_reported():
     assert "its probabilities are not: see log_loss" in summarise(classification(never=2))
     assert "probabilities are not" not in summarise(classification())
 
 
 @pytest.mark.parametrize("classes", [2, 1000])
-def test_any_number_of_classes_makes_a_page_of_sensible_size(classes):
+def test_the_page_stays_small_for_any_number_of_classes(classes):
     page = render(classification(classes=classes, rows=2000))
     Page(page)
     assert len(page) < 300_000
 
 
 @pytest.mark.parametrize("features", [1, 2000])
-def test_any_number_of_features_makes_a_page_of_sensible_size(features):
+def test_the_page_stays_small_for_any_number_of_features(features):
     page = render(classification(features=features))
     assert len(Page(page).table("feature")) == min(features, MAX_FEATURES)
     assert (f"The {MAX_FEATURES} most important of 2,000 features" in page) == (features == 2000)
     assert len(page) < 300_000
 
 
-def test_many_rows_do_not_make_a_large_page():
+def test_the_page_stays_small_for_many_rows():
     page = render(regression(rows=50_000))
     assert "1,000 of 50,000 test rows" in page
     assert len(page) < 300_000
 
 
 @pytest.mark.parametrize("histories", [(), ((),), (history(1),), (history(), (), history(3)), 40 * (history(),)])
-def test_histories_may_be_missing_short_or_many(histories):
+def test_histories_can_be_missing_short_or_many(histories):
     page = Page(render(replace(classification(), histories=histories)))
     kept = [found for found in histories if found]
     if not kept:
@@ -381,20 +381,20 @@ def test_histories_may_be_missing_short_or_many(histories):
         assert "Lowest validation loss, 1.0400, after epoch 1 of 1." in page.text
 
 
-def test_the_best_epoch_is_that_of_the_lowest_validation_loss():
+def test_the_best_epoch_has_the_lowest_validation_loss():
     lowest = min(history(20), key=lambda epoch: epoch.validation_loss)
     text = Page(render(replace(classification(), histories=(history(20),)))).text
     assert f"Lowest validation loss, {lowest.validation_loss:.4f}, after epoch {lowest.number} of 20." in text
 
 
-def test_targets_and_outputs_that_never_change_are_drawn():
+def test_constant_targets_and_outputs_can_be_drawn():
     y = np.full(10, 3.0)
     outputs = np.full((10, 1), 3.0, np.float32)
     made = manifest("regression", y, outputs, ["a"], ())
     Page(render(Evidence(made, (), y, outputs, Importances("rmse", 10, 5, np.zeros(1), np.zeros(1)))))
 
 
-def test_the_summary_says_baseline_worst_classes_and_best_features():
+def test_the_summary_has_the_baseline_the_worst_classes_and_the_best_features():
     evidence = classification()
     lines = summarise(evidence).splitlines()
     assert len(lines) == 5
@@ -407,7 +407,7 @@ def test_the_summary_says_baseline_worst_classes_and_best_features():
     assert lines[4].startswith(f"features     column {best} +{evidence.importances.mean[best]:.4f}, ")
 
 
-def test_the_summary_of_a_regression_says_how_far_it_is_off():
+def test_the_summary_of_a_regression_has_the_size_of_its_errors():
     evidence = regression()
     off = np.quantile(abs(evidence.outputs[:, 0] - evidence.y), [0.5, 0.9])
     assert f"residuals    half within {off[0]:.4f}, 90% within {off[1]:.4f}" in summarise(evidence).splitlines()

@@ -1,0 +1,60 @@
+"""The evidence of one training, as arrays and scores: everything that the report shows. It knows no wording."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.service.bundle import Manifest
+from foldserve.training.fit.loop import Epoch
+from foldserve.training.report.evaluate import ClassScores, Importances, score_baseline, score_classes
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The contents of a report. Of the table it has the targets of the test rows, and no other value of a row.
+
+    histories: the epochs of each member of the model, () for a member without a history. y: of the test rows,
+    int64 [rows] (indices into `manifest.labels`) or float64 [rows] (the target's units). outputs: the exported model's
+    for the same rows, [rows, outputs]. importances: one entry per feature of the manifest. notes: further sentences
+    for the reader.
+    """
+
+    manifest: Manifest
+    histories: tuple[tuple[Epoch, ...], ...]
+    y: npt.NDArray[Any]
+    outputs: npt.NDArray[np.floating[Any]]
+    importances: Importances
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def baseline(self) -> dict[str, float]:
+        """The metrics of the best constant answer."""
+        return score_baseline(self.manifest.task, self.y, self.outputs.shape[1])
+
+    @cached_property
+    def classes(self) -> tuple[ClassScores, ...]:
+        """One entry per label; () for regression."""
+        predicted = self.outputs.argmax(1)
+        return score_classes(self.y, predicted, len(self.manifest.labels)) if self.manifest.labels else ()
+
+    @property
+    def worst_classes(self) -> list[int]:
+        """The indices of the classes, by F1 from the lowest; classes without an F1 are last."""
+        return sorted(range(len(self.classes)), key=lambda i: (math.isnan(self.classes[i].f1), self.classes[i].f1))
+
+    @cached_property
+    def residual(self) -> npt.NDArray[np.float64]:
+        """Predicted minus true, [rows]; for regression only."""
+        residual: npt.NDArray[np.float64] = self.outputs[:, 0].astype(np.float64) - self.y
+        return residual
+
+    @property
+    def ranking(self) -> npt.NDArray[np.int64]:
+        """The features' indices, the most important first."""
+        return np.argsort(-self.importances.mean, kind="stable")

@@ -1,0 +1,39 @@
+"""The one Jinja environment: templates of `training/` -> HTML pages that need no script, no network and no font.
+
+It owns the filters and the escaping. report/base.html.jinja owns the style of every page.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from foldserve.training.report.svg import COLOURS
+from foldserve.training.text import format_count, format_figure, format_name, format_percent, printable
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("foldserve.training", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["colours"] = COLOURS
+    environment.filters |= {
+        "figure": format_figure,
+        "name": format_name,
+        "percent": format_percent,
+        "printable": printable,
+        "thousands": format_count,
+    }
+    return environment
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Render `template`, by its path below `training/`, as one HTML page, to be encoded in UTF-8."""
+    return _environment().get_template(template).render(values)

@@ -1,0 +1,82 @@
+"""The sentences about a training: a headline, findings, and the lines for the terminal. It knows no page."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foldserve.training.report.evidence import Evidence
+from foldserve.training.text import format_figure, format_name, format_percent, join_some, printable
+
+_MOST_NAMES = 5
+_MOST_LINES = 3
+
+
+def headline(evidence: Evidence) -> str:
+    """Compare the model with the best constant answer, in one sentence."""
+    manifest, constant, test = evidence.manifest, evidence.baseline, evidence.manifest.metrics["test"]
+    if not manifest.labels:
+        return (
+            f"Off by {format_figure(test['rmse'])} (root mean square) on rows it never saw; always answering their "
+            f"mean would be off by {format_figure(constant['rmse'])}."
+        )
+    majority = format_name(manifest.labels[int(np.bincount(evidence.y).argmax())])
+    return (
+        f"Right on {format_percent(test['accuracy'])} of the rows it never saw; always answering {majority} would be "
+        f"right on {format_percent(constant['accuracy'])}."
+    )
+
+
+def findings(evidence: Evidence) -> list[str]:
+    """List the weaknesses that the scores show, a sentence each."""
+    sentences, test = list[str](), evidence.manifest.metrics["test"]
+    if test["accuracy"] <= evidence.baseline["accuracy"] if evidence.manifest.labels else test["r2"] <= 0:
+        sentences.append("The model is no better than an answer that looks at no feature.")
+    elif evidence.manifest.labels and test["log_loss"] >= evidence.baseline["log_loss"]:
+        sentences.append(
+            "Its answers are better than one that looks at no feature, its probabilities are not: see log_loss."
+        )
+    labelled = zip(evidence.manifest.labels, evidence.classes, strict=True)
+    never = [format_name(label) for label, scores in labelled if scores.rows and not scores.predicted]
+    if never:
+        sentences.append(f"Classes of the test rows that the model never predicts: {join_some(never, _MOST_NAMES)}.")
+    return sentences
+
+
+def summarise(evidence: Evidence) -> str:
+    """Return the lines for the terminal: the baseline, the worst classes or the residuals, the best features, findings.
+
+    The notes of the evidence are left out: the command has printed them when it read the table.
+    """
+    manifest = evidence.manifest
+    constant = "the most frequent class" if manifest.labels else "the mean"
+    figures = ", ".join(f"{metric} {format_figure(value)}" for metric, value in evidence.baseline.items())
+    lines = [("baseline", f"{figures}, by always answering {constant}")]
+    lines += _worst_classes(evidence) if manifest.labels else [_residuals(evidence)]
+    lines.append(("features", _best_features(evidence)))
+    lines += [("note", printable(finding)) for finding in findings(evidence)]
+    return "\n".join(f"{head:<12} {text}" for head, text in lines)
+
+
+def _worst_classes(evidence: Evidence) -> list[tuple[str, str]]:
+    worst = [i for i in evidence.worst_classes if evidence.classes[i].rows][:_MOST_LINES]
+    lines = []
+    for place, i in enumerate(worst):
+        scores = evidence.classes[i]
+        recall = f"{format_percent(scores.recall)} of {scores.rows:,} found"
+        label = format_name(evidence.manifest.labels[i])
+        lines.append(("" if place else "worst", f"{label}: {recall}, F1 {scores.f1:.4f}"))
+    return lines
+
+
+def _residuals(evidence: Evidence) -> tuple[str, str]:
+    half, most = np.quantile(abs(evidence.residual), [0.5, 0.9]).tolist()
+    return "residuals", f"half within {format_figure(half)}, 90% within {format_figure(most)}"
+
+
+def _best_features(evidence: Evidence) -> str:
+    mean, features = evidence.importances.mean, evidence.manifest.features
+    best = [i for i in evidence.ranking[:_MOST_LINES] if mean[i] > 0]
+    if not best:
+        return f"shuffling any one of them does not increase the {evidence.importances.metric}"
+    named = ", ".join(f"{format_name(features[i].name)} +{format_figure(mean[i])}" for i in best)
+    return f"{named} {evidence.importances.metric} when shuffled"

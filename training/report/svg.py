@@ -1,0 +1,100 @@
+"""SVG by matplotlib, for an HTML page: in the colours of the page, and the same bytes for the same numbers.
+
+It owns matplotlib's style and how an SVG becomes part of a page. It does not know any chart. A page sets the colours
+as the custom properties of `COLOURS`, and may change them with the reader's colour scheme.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# The CSS custom property of each colour, and its value on a page that does not set it.
+COLOURS = {"chart-text": "#33383f", "chart-grid": "#d5d9df", "chart-first": "#0b5cad", "chart-second": "#b3500b"}
+TEXT, GRID, FIRST, SECOND = COLOURS.values()
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": TEXT,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": TEXT,
+    "axes.titlesize": 9.5,
+    "figure.facecolor": "none",
+    "font.family": "DejaVu Sans",  # matplotlib brings it, so the layout is the same on every machine
+    "font.size": 9,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.labelcolor": TEXT,
+    "lines.linewidth": 1.4,
+    "svg.fonttype": "none",  # text stays text: smaller, and a reader can search it
+    "text.color": TEXT,
+    "text.parse_math": False,
+    "xtick.color": GRID,
+    "xtick.labelcolor": TEXT,
+    "ytick.color": GRID,
+    "ytick.labelcolor": TEXT,
+}
+
+
+def draw_svg(name: str, alt: str, draw: Callable[[Axes], None], size: tuple[float, float] = (4.6, 2.9)) -> str:
+    """Draw one chart and return it as an `<svg>` element. See `draw_grid`."""
+    return draw_grid(name, alt, (1, 1), size, lambda axes: draw(axes[0, 0]))
+
+
+def draw_grid(
+    name: str, alt: str, shape: tuple[int, int], size: tuple[float, float], draw: Callable[[Any], None], **axes: Any
+) -> str:
+    """Draw a grid of axes [rows, columns] and return it as one `<svg>` element that refers to nothing outside.
+
+    name: unique on the page, so that the ids of two charts differ. alt: the description for a reader who can't see it.
+    size: in inches; the page scales the width. axes: as for `Figure.subplots`.
+    """
+    with style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots(*shape, squeeze=False, **axes))
+        content = io.StringIO()
+        figure.savefig(content, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return _to_inline(content.getvalue(), alt)
+
+
+def _to_inline(svg: str, alt: str) -> str:
+    """Turn matplotlib's SVG file into an element of a page."""
+    root = re.compile(r'.*?<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
+    svg = root.sub(rf'<svg class="chart" viewBox="\1" role="img" aria-label="{escape(alt)}">', svg, count=1)
+    # These would apply to the whole page: a style of every element, and ids that two charts have in common.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    for variable, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable}, {colour})")
+    return re.sub(r"\s*\n\s*", "\n", svg)
+
+
+def format_power_of_ten(value: float, _position: float = 0) -> str:
+    """Write the tick of a logarithmic axis, as 10⁻³: texts are not parsed as TeX, which matplotlib would use here."""
+    exponent = round(math.log10(value))
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
+
+
+def legend_below(axes: Axes) -> None:
+    """Put one legend for the whole figure below it, where it covers nothing. axes: any that has all its entries."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure = axes.get_figure(root=True)
+    if figure is not None:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
