@@ -48,10 +48,15 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "health", _health, "ask a running service whether it is ready")
     for name, command, text in (
         ("verify", _verify, "check a bundle again on this machine"),
+        ("reseal", _reseal, "seal a bundle of an older schema"),
         ("inspect", _inspect, "show the contents of a bundle"),
     ):
         sub = _add(commands, name, command, text)
         sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder <models>/<name>/<version>")
+    copy = _add(commands, "copy", _copy, "write a bundle under another name")
+    copy.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle; it may have any name")
+    copy.add_argument("name", metavar="NAME", help="name of the copy; it becomes the next version of this model")
+    copy.add_argument("--models", type=Path, metavar="DIR", help="folder of the models (default: two above BUNDLE)")
     doctor = _add(commands, "doctor", _doctor, "find what is wrong with this machine")
     _add_device(doctor)
     doctor.add_argument("--json", action="store_true", help='print one object, {"ok": ..., "checks": [...]}')
@@ -135,11 +140,27 @@ def _health(_: argparse.Namespace) -> None:
 
 
 def _verify(parsed: argparse.Namespace) -> None:
-    """Check a bundle again on this machine: its hash, its graph, its interface, and its golden rows on the CPU and, if
-    it answers, on CUDA."""
+    """Check a bundle again on this machine: its hash, its seal, its name, its graph, its interface, and its golden rows
+    on the CPU and, if it answers, on CUDA."""
     from foldserve.service.commands import verify
 
     verify.run(parsed.bundle)
+
+
+def _reseal(parsed: argparse.Namespace) -> None:
+    """Seal a bundle of an older schema: check it as `verify` does, then write its manifest again with a digest of
+    every field. The file is replaced whole or not at all. A manifest that differs from its seal is refused."""
+    from foldserve.service.commands import reseal
+
+    reseal.run(parsed.bundle)
+
+
+def _copy(parsed: argparse.Namespace) -> None:
+    """Write a bundle under another name, as the next version of that model. A server refuses a folder that was merely
+    renamed, because its manifest has another name. The copy is checked as `verify` does, and has a new seal."""
+    from foldserve.service.commands import copy
+
+    copy.run(parsed.bundle, parsed.name, parsed.models)
 
 
 def _inspect(parsed: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from foldserve.service.settings import Settings
 class Service:
     """The parts of one serving process.
 
+    strict_readiness: whether the server is ready only if every model is.
     endpoints: by the path of a prediction request, without percent-encoding. Look each path up when its request
     arrives: the mapping may change while the server runs.
     """
@@ -32,6 +33,12 @@ class Service:
     endpoints: Mapping[bytes, Endpoint]
     metrics: Metrics
     lifecycle: Lifecycle
+    strict_readiness: bool
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server is ready: it takes new work, and every model serves if readiness is strict."""
+        return self.lifecycle.ready and (self.repository.all_ready or not self.strict_readiness)
 
 
 def compose(settings: Settings) -> Service:
@@ -43,6 +50,7 @@ def compose(settings: Settings) -> Service:
         endpoints=endpoints_by_path(repository),
         metrics=metrics,
         lifecycle=Lifecycle(device_lost=lambda: repository.device_lost),
+        strict_readiness=settings.strict_readiness,
     )
 
 
@@ -58,6 +66,6 @@ def endpoints_by_path(repository: Repository) -> dict[bytes, Endpoint]:
             versioned = f"{name}/versions/{number}" if number else name
             endpoints[f"/v1/models/{versioned}:predict".encode()] = model.friendly
             endpoints[f"/v2/models/{versioned}/infer".encode()] = model.oip
-    if repository.default is not None:
+    if repository.default is not None and repository.is_ready(repository.default):
         endpoints[b"/predict"] = repository.find().friendly
     return endpoints

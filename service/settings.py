@@ -6,7 +6,9 @@ of the service reads these variables. It does not know which part of the service
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from foldserve.service.errors import SettingsError
 
 PREFIX = "FOLDSERVE_"
+
+# Kubernetes gives every container these variables for each service of its namespace, named after the service, and so
+# does a link of Docker: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_LINK_NAME = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
+_LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
 
 
 def _split(value: object) -> object:
@@ -93,6 +100,12 @@ class Settings(BaseModel):
     drain_timeout: Annotated[
         int, Field(ge=0, description="seconds that accepted requests may take to finish after SIGTERM")
     ] = 20
+    strict_readiness: Annotated[
+        bool,
+        Field(
+            description="/v2/health/ready is 200 only if every model is ready; otherwise, if the server takes requests"
+        ),
+    ] = True
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="least severe level to log")
     ] = "info"
@@ -106,12 +119,14 @@ class Settings(BaseModel):
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, config: Path | None = None) -> Settings:
     """Merge flags, environment and file; the first of them that has a setting wins. flags: only those that were given.
 
+    A variable that a Kubernetes service named `foldserve` sets is ignored.
     Raises `SettingsError` with the name of the setting and its source.
     """
     variables = {
         name.lower(): environment[PREFIX + name.upper()]
         for name in Settings.model_fields
         if PREFIX + name.upper() in environment
+        and not _is_service_link(PREFIX + name.upper(), environment[PREFIX + name.upper()])
     }
     sources = {"--config": _read(config), "environment": variables, "flag": dict(flags)}
     merged: dict[str, Any] = {}
@@ -125,6 +140,31 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, 
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         raise SettingsError(f"setting {name!r} ({origin.get(name, 'default')}): {first['msg']}") from error
+
+
+def unused_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Say which `FOLDSERVE_*` variables are ignored, a sentence for each: for the log of the server.
+
+    The variables of a service link are expected, unless one of them has the name of a setting.
+    """
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    sentences = []
+    for name in sorted(name for name in environment if name.startswith(PREFIX)):
+        if _is_service_link(name, environment[name]):
+            if name in known:
+                sentences.append(f"ignored {name}: a Kubernetes service link has set it to {environment[name]!r}")
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            sentences.append(f"ignored {name}: there is no such setting{hint}")
+    return sentences
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether a variable is one that Kubernetes sets for a service: `FOLDSERVE_PORT` is then `tcp://10.99.0.217:80`."""
+    if _LINK_NAME.fullmatch(name.removeprefix(PREFIX)):
+        return True
+    return name.endswith("PORT") and bool(_LINK_VALUE.fullmatch(value))
 
 
 def _read(config: Path | None) -> dict[str, Any]:

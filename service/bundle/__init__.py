@@ -9,11 +9,16 @@ It needs only the standard library and pydantic, so any tool can read a bundle. 
 
 from foldserve.service.bundle.files import (
     MANIFEST_FILE,
+    MAX_MANIFEST,
+    MAX_MODEL,
     MODEL_FILE,
     REPORT_FILE,
     Bundle,
     read,
+    read_report,
     require_folder,
+    require_place,
+    reseal,
     versions,
     write,
 )
@@ -45,6 +50,8 @@ from foldserve.service.errors import BundleError
 
 __all__ = [
     "MANIFEST_FILE",
+    "MAX_MANIFEST",
+    "MAX_MODEL",
     "MODEL_FILE",
     "NAME",
     "REPORT_FILE",
@@ -70,7 +77,10 @@ __all__ = [
     "Tolerance",
     "draw_column",
     "read",
+    "read_report",
     "require_folder",
+    "require_place",
+    "reseal",
     "versions",
     "write",
 ]

@@ -1,53 +1,111 @@
 """Bundles on disk: a read checks everything, and a write leaves a whole bundle or nothing.
 
-It knows the manifest and the hash of the model; it does not know the contents of the model.
+It knows the manifest, its seal and the hash of the model; it does not know the contents of the model.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
-from foldserve.service.bundle.atomic import sync_folder, write_synced
-from foldserve.service.bundle.manifest import NAME, SCHEMA_VERSION, Manifest
+from foldserve.service.bundle import seal
+from foldserve.service.bundle.atomic import replace_file, sync_folder, write_synced
+from foldserve.service.bundle.manifest import NAME, SCHEMA_VERSION, UNSEALED_SCHEMA, Manifest
 from foldserve.service.errors import BundleError
+
+log = logging.getLogger("foldserve")
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.html"
 
+# The largest files that are read, in bytes. A parsed manifest needs about ten times its size in memory. One protobuf
+# message, so one ONNX file without external data, has at most 2 GiB.
+MAX_MANIFEST = 64 * 2**20
+MAX_MODEL = 2**31 - 1
+
+_PARTIAL = ".partial-"  # the dot hides a folder from every reader
+_ABANDONED = 24 * 3600  # seconds since the last change; a write takes seconds
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """A manifest and the bytes that it certifies."""
+    """A manifest and the bytes that it certifies.
+
+    digest: of the manifest, from its seal; None for a bundle of schema 1, which has no seal.
+    """
 
     path: Path
     manifest: Manifest
     model: bytes
+    digest: str | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence about a bundle without a seal; None for a sealed one."""
+        if self.digest is not None:
+            return None
+        return (
+            f"the manifest has no seal (schema {self.manifest.schema_version}), so a changed label, feature or "
+            f"tolerance would not be found; check and seal it with: foldserve reseal {self.path}"
+        )
 
 
 def read(path: Path) -> Bundle:
     """Read the bundle in the folder `path`; the model's bytes are those whose hash was checked.
 
-    Raises `BundleError` for a missing file, a manifest of another schema, and a size or hash that is not the
-    manifest's.
+    Raises `BundleError` for a file that is missing, too large or not regular, a manifest of another schema, a manifest
+    that differs from its seal, and a size or hash that is not the manifest's.
     """
     require_folder(path, "no such bundle")
-    manifest = _read_manifest(path)
-    model = _read_bytes(path / MODEL_FILE)
-    if len(model) != manifest.model.size:
-        raise BundleError(f"{MODEL_FILE} has {len(model)} bytes, the manifest says {manifest.model.size}", path)
+    manifest, digest = _read_manifest(path)
+    with _open_regular(path / MODEL_FILE, MAX_MODEL) as (stream, size):
+        if size != manifest.model.size:
+            raise BundleError(f"{MODEL_FILE} has {size} bytes, the manifest says {manifest.model.size}", path)
+        model = stream.read(size)
     if hashlib.sha256(model).hexdigest() != manifest.model.sha256:
         raise BundleError(f"{MODEL_FILE} is not the certified one: its sha256 is not the manifest's", path)
-    return Bundle(path, manifest, model)
+    return Bundle(path, manifest, model, digest)
+
+
+def require_place(bundle: Bundle) -> None:
+    """Raise `BundleError` unless the bundle is in the folder <name>/<version> of its manifest."""
+    manifest, path = bundle.manifest, Path(os.path.abspath(bundle.path))  # noqa: PTH100 (keeps links, unlike resolve)
+    if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
+        raise BundleError(
+            f"the manifest is of {manifest.name}/{manifest.version}, the folder is {path.parent.name}/{path.name}; "
+            "`foldserve copy` gives a bundle another name",
+            bundle.path,
+        )
+
+
+def read_report(path: Path) -> str | None:
+    """Read the HTML report of the bundle in the folder `path`; None if it has none.
+
+    Raises `BundleError` if the file can't be read as text.
+    """
+    if not (path / REPORT_FILE).exists():
+        return None
+    with _open_regular(path / REPORT_FILE, MAX_MODEL) as (stream, size):
+        content = stream.read(size)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{REPORT_FILE} is not UTF-8", path) from error
 
 
 def require_folder(path: Path, reason: str = "no such folder; make it first") -> None:
@@ -59,29 +117,79 @@ def require_folder(path: Path, reason: str = "no such folder; make it first") ->
         raise BundleError(f"can't be read: {error.strerror}", path) from error
 
 
-def _read_bytes(file: Path) -> bytes:
+@contextmanager
+def _open_regular(file: Path, most: int) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file of at most `most` bytes, and give it with its size. A link to such a file is fine."""
     try:
-        return file.read_bytes()
+        # Without O_NONBLOCK, to open a FIFO waits for its writer.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError(f"{file.name} is not a regular file", file.parent)
+            if status.st_size > most:
+                raise BundleError(f"{file.name} has {status.st_size} bytes; the limit is {most}", file.parent)
+            with open(descriptor, "rb", closefd=False) as stream:
+                yield stream, status.st_size
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise BundleError(f"can't read {file.name}: {error.strerror}", file.parent) from error
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path) -> tuple[Manifest, str | None]:
+    """Read the manifest of a bundle, and give it with its digest. The digest is None for a manifest without a seal."""
+    with _open_regular(path / MANIFEST_FILE, MAX_MANIFEST) as (stream, size):
+        text = stream.read(size)
     try:
-        content = from_json(_read_bytes(path / MANIFEST_FILE), allow_inf_nan=False)
+        content = from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise BundleError(f"{MANIFEST_FILE} is not JSON", path) from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if type(version) is int and SCHEMA_VERSION < version < 2**63:
-        raise BundleError(
-            f"made by a newer foldserve: manifest schema {version}, this one reads {SCHEMA_VERSION}", path
-        )
+    digest = None
+    if isinstance(content, dict):
+        version = content.get("schema_version")
+        if type(version) is int and SCHEMA_VERSION < version < 2**63:
+            raise BundleError(
+                f"made by a newer foldserve: manifest schema {version}, this one reads {SCHEMA_VERSION}", path
+            )
+        if type(version) is not int or version != UNSEALED_SCHEMA:
+            digest = _unseal(content, path)
     try:
-        return Manifest.model_validate(content)
+        return Manifest.model_validate(content), digest
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"])) or "the whole"
         raise BundleError(f"{MANIFEST_FILE} is not a valid manifest: {field}: {first['msg']}", path) from error
+
+
+def _unseal(content: dict[str, Any], path: Path) -> str:
+    """Remove the seal from a parsed manifest, and return its digest, after a check of everything else against it."""
+    if seal.FIELD not in content:
+        raise BundleError(f"{MANIFEST_FILE} is not a valid manifest: {seal.FIELD}: Field required", path)
+    if changed := seal.find_changes(content):
+        reason = f"{MANIFEST_FILE} was changed after it was written: it differs from its seal in {changed}"
+        raise BundleError(reason, path)
+    return str(content.pop(seal.FIELD)["digest"])
+
+
+def _encode(manifest: Manifest, *, only_set: bool = False) -> bytes:
+    """Write a manifest as JSON of the current schema, with its seal. only_set: without the fields that it left out."""
+    current = manifest.model_copy(update={"schema_version": SCHEMA_VERSION})
+    content = from_json(current.model_dump_json(exclude_unset=only_set))
+    return to_json(content | {seal.FIELD: seal.compute(content)}, indent=2) + b"\n"
+
+
+def reseal(bundle: Bundle) -> Bundle:
+    """Replace the manifest of `bundle` by the same one in the current schema, with a seal; read the bundle again.
+
+    The caller has proved the bundle. Raises `BundleError` if the file can't be written; then it is as before.
+    """
+    try:
+        file = bundle.path / MANIFEST_FILE
+        replace_file(file, _encode(bundle.manifest, only_set=True), file.with_name(f"{_PARTIAL}{MANIFEST_FILE}"))
+    except OSError as error:
+        raise BundleError(f"can't write {MANIFEST_FILE}: {error.strerror}", bundle.path) from error
+    return read(bundle.path)
 
 
 def versions(model: Path) -> list[int]:
@@ -105,15 +213,17 @@ def write(
     manifest_for: gives the manifest for a version; called again with another one if another process takes it first.
     report_for: gives the HTML report for that manifest.
     Raises `BundleError` when `models` is not a folder or can't be written to, when `name` is not a valid name, and
-    when the manifest describes another model. Nothing is left behind then.
+    when the manifest describes another model. Nothing is left behind then. Removes the folders that writers left which
+    were killed more than a day ago.
     """
     if not NAME.fullmatch(name):
         raise BundleError(f"{name!r} is not a valid name for a model")
     require_folder(models)
+    _remove_abandoned(models)
     folder = models / name
     try:
-        # In the same file system, so that a rename moves it. The dot hides it from every reader.
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=models))
+        # In the same file system, so that a rename moves it.
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=models))
     except OSError as error:
         raise BundleError(f"can't write there: {error.strerror}", models) from error
     try:
@@ -124,6 +234,16 @@ def write(
         raise BundleError(f"can't write there: {error.strerror}", folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_abandoned(models: Path) -> None:
+    """Remove the partial folders that nothing has changed for a day."""
+    with suppress(OSError):  # another writer may remove the same folder
+        for partial in models.glob(f"{_PARTIAL}*"):
+            status = partial.lstat()
+            if stat.S_ISDIR(status.st_mode) and time.time() - status.st_mtime > _ABANDONED:
+                log.info("removing %s, which a writer that was killed has left", partial)
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _publish(
@@ -140,7 +260,7 @@ def _publish(
         manifest = manifest_for(version)
         if (manifest.name, manifest.version) != (folder.name, version):
             raise BundleError(f"the manifest is of {manifest.name}/{manifest.version}", folder / str(version))
-        write_synced(partial / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
+        write_synced(partial / MANIFEST_FILE, _encode(manifest))
         if report_for:
             write_synced(partial / REPORT_FILE, report_for(manifest).encode())
         read(partial)

@@ -11,7 +11,9 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt,
 from foldserve.service.bundle.parity import FrozenModel, Parity, Tolerance
 from foldserve.service.bundle.reading import Reading
 
-SCHEMA_VERSION = 1
+# A file of schema 2 has a seal beside these fields (seal.py). A field that bundles of schema 1 lack has a default.
+SCHEMA_VERSION = 2
+UNSEALED_SCHEMA = 1
 
 # A name is the name of a folder and a segment of a URL; neither needs escapes for these characters.
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def run(path: Path) -> None:
     bundle = read(path)
     manifest = bundle.manifest
     out = Console(highlight=False)
+    if bundle.warning:
+        print(f"warning: {bundle.warning}", file=sys.stderr)
     for table in (
         _table(f"{manifest.name}/{manifest.version}", ("", ""), _model(bundle)),
         _table("metrics", ("rows of", *_metric_names(manifest)), _metrics(manifest)),
@@ -69,6 +72,7 @@ def _model(bundle: Bundle) -> Iterable[tuple[str, str]]:
     yield "graph", f"{' '.join(node.op_type for node in graph.node)}, opset {manifest.model.opset}"
     yield "size", f"{parameters:,} parameters, {manifest.model.size:,} bytes"
     yield "sha256", manifest.model.sha256
+    yield "seal", f"sha256 {bundle.digest} of the manifest" if bundle.digest else "none"
 
 
 def _metric_names(manifest: Manifest) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from foldserve.service import bundle
@@ -27,6 +28,8 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
+_MOST_REASONS = 3  # models in the line of a start that fails
+
 
 class Loader:
     """Loads models with one process's settings. All of them share `pool` and `metrics`."""
@@ -39,9 +42,9 @@ class Loader:
     def load_repository(self) -> Repository:
         """Load every version of every model in the settings' folder.
 
-        A refused version is logged, and the others serve. Raises `StartError` if the folder is missing or holds no
-        model, if no version of a model may be served, or if the default model is missing; `DeviceError` if the
-        requested device is not available.
+        Refused versions are logged, and the others serve; a model without any other is not ready. Raises `StartError`
+        if the folder is missing or holds no model, if no version of any model may be served, or if the default model
+        is missing; `DeviceError` if the requested device is not available.
         """
         folder = self._settings.models
         try:
@@ -49,14 +52,17 @@ class Loader:
         except OSError as error:
             raise StartError(f"can't read {error.filename}: {error.strerror}") from error
         if not models:
-            raise StartError(f"no models to serve: {folder} holds no <name>/<version>/")
+            raise StartError(_nothing_to_serve(folder))
+        repository = Repository(models, self._default(list(models)))
+        if not any(map(repository.is_ready, models)):
+            raise StartError(_nothing_serves(models))
         for name, versions in models.items():
-            refused = {number: found for number, found in versions.items() if isinstance(found, Refused)}
-            if len(refused) == len(versions):
-                raise StartError(f"no version of {name} may be served: {next(iter(refused.values())).reason}")
-            for number, found in refused.items():
-                log.error("refused %s: %s", folder / name / str(number), found.reason)
-        return Repository(models, self._default(list(models)))
+            for number, found in versions.items():
+                if isinstance(found, Refused):
+                    log.error("refused %s: %s", folder / name / str(number), found.reason)
+            if not repository.is_ready(name):
+                log.error("%s is not ready: none of its versions may be served", name)
+        return repository
 
     def load_version(self, path: Path) -> Model | Refused:
         """Load the bundle in <models>/<name>/<version>.
@@ -67,12 +73,13 @@ class Loader:
         name, version = path.parent.name, path.name
         try:
             contents = bundle.read(path)
+            bundle.require_place(contents)
             manifest = contents.manifest
-            if (manifest.name, str(manifest.version)) != (name, version):
-                raise BundleError(f"the manifest is of {manifest.name}/{manifest.version}", path)
             runtime, parity = load(contents, self._options(manifest))
         except BundleError as error:
             return Refused(error.reason)
+        if contents.warning:
+            log.warning("%s/%s: %s", name, version, contents.warning)
         log.info(
             "%s/%s ready on %s: %s; the golden rows use %.2g of the tolerance",
             *(name, version, runtime.provider, runtime.why, parity.worst),
@@ -85,11 +92,19 @@ class Loader:
     def _load_folder(self, folder: Path) -> dict[str, dict[int, Model | Refused]]:
         if not folder.is_dir():
             raise StartError(f"no models to serve: {folder} is not a directory")
-        return {
-            entry.name: {number: self.load_version(entry / str(number)) for number in reversed(numbers)}
-            for entry in sorted(folder.iterdir())
-            if bundle.NAME.fullmatch(entry.name) and entry.is_dir() and (numbers := bundle.versions(entry))
-        }
+        models: dict[str, dict[int, Model | Refused]] = {}
+        for entry in sorted(folder.iterdir()):
+            if not bundle.NAME.fullmatch(entry.name) or not entry.is_dir():
+                continue
+            try:
+                numbers = bundle.versions(entry)
+            except OSError as error:
+                log.error("can't read %s: %s", entry, error.strerror)
+                models[entry.name] = {}
+                continue
+            if numbers:
+                models[entry.name] = {number: self.load_version(entry / str(number)) for number in reversed(numbers)}
+        return models
 
     def _default(self, names: list[str]) -> str | None:
         default = self._settings.default_model
@@ -136,3 +151,27 @@ class Loader:
             oip=endpoint("oip", OipCodec(manifest, settings.max_rows)),
             max_rows=settings.max_rows,
         )
+
+
+def _nothing_to_serve(folder: Path) -> str:
+    """Say why `folder` has no models, and what to do."""
+    text = f"no models to serve: {folder} holds no <name>/<version>/"
+    if any(folder.iterdir()):
+        return text
+    return (
+        f"{text}; it is empty: train into it with `foldserve-train fit`, or mount the folder of your bundles "
+        "(Docker makes a missing one, empty and owned by root)"
+    )
+
+
+def _nothing_serves(models: Mapping[str, Mapping[int, Model | Refused]]) -> str:
+    """Say why no model serves: for some of the models, the reason of the newest version."""
+    reasons = [
+        f"no version of {name} may be served: {found.reason}"
+        for name, versions in models.items()
+        for found in list(versions.values())[:1]
+        if isinstance(found, Refused)
+    ]
+    reasons += [f"the folder of {name} can't be read" for name, versions in models.items() if not versions]
+    more = f"; and {len(reasons) - _MOST_REASONS} more models" if len(reasons) > _MOST_REASONS else ""
+    return "; ".join(reasons[:_MOST_REASONS]) + more

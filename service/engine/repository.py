@@ -64,6 +64,21 @@ class Repository:
         for versions in self._models.values():
             yield from (version for version in versions.values() if isinstance(version, Model))
 
+    def is_ready(self, name: str) -> bool:
+        """Whether a version of `name` serves. Raises `UnknownModel`."""
+        return any(isinstance(version, Model) for version in self.versions(name).values())
+
+    @property
+    def all_ready(self) -> bool:
+        """Whether a version of every model serves."""
+        return all(map(self.is_ready, self._models))
+
+    @property
+    def shown(self) -> Model:
+        """A model for the examples of documentation: the default one if it serves, otherwise the first that does."""
+        models = tuple(self.ready_models())
+        return next((model for model in models if model.manifest.name == self.default), models[0])
+
     @property
     def device_lost(self) -> bool:
         """Whether the device of a model has failed, and only a new process can use it again."""

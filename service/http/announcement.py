@@ -13,17 +13,18 @@ from foldserve.service.protocols.friendly import example
 def announcement(host: str, port: int, repository: Repository) -> str:
     """Return the lines to print. The command works without changes."""
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    names = repository.names()
-    name = repository.default or names[0]
-    path = "/predict" if repository.default else f"/v1/models/{name}:predict"
-    manifest = repository.find(name).manifest
+    names = [name for name in repository.names() if repository.is_ready(name)]
+    not_ready = [name for name in repository.names() if name not in names]
+    manifest = repository.shown.manifest
+    path = "/predict" if manifest.name == repository.default else f"/v1/models/{manifest.name}:predict"
     values = ", ".join(
         f"{value:.6g}" if feature.kind == "numeric" and value is not None else json.dumps(value)
         for feature, value in zip(manifest.features, example(manifest), strict=True)
     )
+    unready = f"not ready: {', '.join(not_ready)}; the log has the reasons\n" if not_ready else ""
     body = shlex.quote(f'{{"instances": [[{values}]]}}')
     return (
         f"foldserve {version('foldserve')} serves {', '.join(names)} on {url}, documentation on {url}/docs\n"
-        "try:\n"
+        f"{unready}try:\n"
         f"  curl -s {url}{path} -H 'Content-Type: application/json' -d {body}"
     )

@@ -29,7 +29,7 @@ from foldserve.service.http.announcement import announcement
 from foldserve.service.http.app import create_app
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.context import ConnectionContext, Limits
-from foldserve.service.settings import Settings
+from foldserve.service.settings import Settings, unused_variables
 
 log = logging.getLogger("foldserve")
 
@@ -43,6 +43,8 @@ def run(settings: Settings) -> None:
     """
     _exit_on_signals()
     _log_to_stderr(settings)
+    for sentence in unused_variables():
+        log.warning("%s", sentence)
     with _bind(settings.host, settings.port) as listener:
         if settings.workers == 1:
             _serve(settings, listener, _print)

@@ -116,7 +116,7 @@ def models(tmp_path: Path) -> Path:
 
 
 def newer(models: Path) -> None:
-    edit_manifest(models / "digits" / "1", lambda manifest: manifest.update(schema_version=2))
+    edit_manifest(models / "digits" / "1", lambda manifest: manifest.update(schema_version=3))
 
 
 def empty(models: Path) -> None:

@@ -25,6 +25,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from foldserve.service import bundle
+from foldserve.service.bundle import seal
 
 # Seconds; long enough for any machine. It turns a hang into a failure, and no other result depends on it.
 PATIENCE = 60
@@ -147,11 +148,16 @@ def bundle_in_memory(model: bytes, golden: bundle.Golden, **changes: Any) -> bun
     return bundle.Bundle(Path("made/1"), manifest(model, golden=golden, **changes), model)
 
 
-def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest of the bundle in `folder` as parsed JSON, without any check."""
+def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object], *, keep_seal: bool = False) -> None:
+    """Change the manifest of the bundle in `folder` as parsed JSON, without any check, and seal it again.
+
+    keep_seal: leave the seal as it was, so that it finds the change.
+    """
     file = folder / bundle.MANIFEST_FILE
     content = json.loads(file.read_text())
     edit(content)
+    if not keep_seal:
+        content[seal.FIELD] = seal.compute(content)
     file.write_text(json.dumps(content))
 
 
@@ -176,22 +182,32 @@ def oracle(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return lambda rows: session.run(None, {session.get_inputs()[0].name: np.asarray(rows, np.float32)})[0]
 
 
+# `foldserve` that waits at a gate before it reads one manifest.
+GATED = "tests.service.serve_at_gate"
+
+
+def _gate(folder: Path) -> Path:
+    """Give the pipe that opens the way to the bundle in `folder`."""
+    return folder / "gate"
+
+
+def through(folder: Path) -> dict[str, str]:
+    """Give the environment in which `GATED` waits before it reads the bundle in `folder`."""
+    return {"MANIFEST": str(folder / bundle.MANIFEST_FILE), "GATE": str(_gate(folder))}
+
+
 @contextmanager
 def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]:
-    """Run `act` while a reader loads the bundle in `folder`.
+    """Run `act` while `GATED` loads the bundle in `folder`, with `through(folder)` in its environment.
 
-    The manifest becomes a pipe: opening it for writing waits for a reader, and the reader waits for the content.
+    Opening a pipe for writing waits for its reader, and the reader waits until it is closed.
     """
-    pipe = folder / bundle.MANIFEST_FILE
-    content = pipe.read_bytes()
-    pipe.unlink()
+    pipe = _gate(folder)
     os.mkfifo(pipe)
 
     def feed() -> Any:
-        with pipe.open("wb") as stream:
-            result = act()
-            stream.write(content)
-        return result
+        with pipe.open("wb"):
+            return act()
 
     with ThreadPoolExecutor(1) as pool:
         acted = pool.submit(feed)
@@ -228,11 +244,13 @@ def foldserve(*arguments: object, env: Mapping[str, str] | None = None) -> subpr
     )
 
 
-def run_until_first_line(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `foldserve` until it writes a line to standard output, or ends."""
-    command = command_line(*arguments)
+def run_until_first_line(
+    *arguments: object, env: Mapping[str, str] | None = None, program: str = "foldserve.service"
+) -> subprocess.CompletedProcess[str]:
+    """Run `foldserve` until it writes a line to standard output, or ends. program: the module that runs the command."""
+    command = command_line(*arguments, program=program)
     with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         hung = threading.Timer(PATIENCE, process.kill)

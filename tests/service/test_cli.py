@@ -16,6 +16,7 @@ import pytest
 
 from foldserve.service.settings import Settings
 from tests.service.support import (
+    GATED,
     PATIENCE,
     assert_refused_in_one_line,
     command_line,
@@ -24,6 +25,7 @@ from tests.service.support import (
     foldserve,
     run_until_first_line,
     serving,
+    through,
     while_loading,
     write_square_root,
 )
@@ -90,8 +92,10 @@ def test_a_port_that_another_program_takes_during_loading_is_refused_in_one_line
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]
-        with while_loading(models / "diabetes" / "1", other.listen):
-            done = run_until_first_line("serve", "--models", models, "--port", port, "--log-level", "error")
+        gated = models / "diabetes" / "1"
+        serve = ("serve", "--models", models, "--port", port, "--log-level", "error")
+        with while_loading(gated, other.listen):
+            done = run_until_first_line(*serve, env=through(gated), program=GATED)
     assert_refused_in_one_line(done, f"can't listen on 127.0.0.1 port {port}")
 
 

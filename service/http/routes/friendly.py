@@ -58,7 +58,7 @@ def router(repository: Repository) -> APIRouter:
 
 
 def _add_predict(routes: APIRouter, repository: Repository) -> None:
-    shown = repository.find(repository.default or repository.names()[0]).manifest
+    shown = repository.shown.manifest
     content = {
         JSON_TYPE.decode(): {
             "schema": Instances.model_json_schema(),

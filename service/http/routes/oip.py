@@ -14,7 +14,6 @@ from pydantic import BaseModel
 
 from foldserve.service import errors
 from foldserve.service.compose import Service
-from foldserve.service.engine.lifecycle import Lifecycle
 from foldserve.service.engine.repository import Model, Repository
 from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs, read_body
 from foldserve.service.metrics.prometheus import PrometheusMetrics
@@ -60,17 +59,17 @@ def router(service: Service, server: tuple[str, str]) -> APIRouter:
     routes = APIRouter()
     repository, metrics = service.repository, service.metrics
     if isinstance(metrics, PrometheusMetrics):  # statistics are read from the metrics
-        _add_server(routes, service.lifecycle, server, (*_EXTENSIONS, _STATISTICS))
+        _add_server(routes, service, server, (*_EXTENSIONS, _STATISTICS))
         _add_statistics(routes, repository, metrics)  # before the models, or /v2/models/stats would be a model
     else:
-        _add_server(routes, service.lifecycle, server, _EXTENSIONS)
+        _add_server(routes, service, server, _EXTENSIONS)
     _add_models(routes, repository)
     _add_infer(routes, repository)
     _add_repository(routes, repository)
     return routes
 
 
-def _add_server(routes: APIRouter, lifecycle: Lifecycle, server: tuple[str, str], extensions: tuple[str, ...]) -> None:
+def _add_server(routes: APIRouter, service: Service, server: tuple[str, str], extensions: tuple[str, ...]) -> None:
     name, version = server
 
     @routes.get("/v2", tags=["server"], summary="The name and version of the server, and its protocol extensions")
@@ -84,7 +83,7 @@ def _add_server(routes: APIRouter, lifecycle: Lifecycle, server: tuple[str, str]
 
     @routes.get("/v2/health/ready", tags=["health"], summary="Every model has reproduced its golden outputs")
     async def is_ready() -> JSONResponse:
-        ready = lifecycle.ready
+        ready = service.ready
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
 
@@ -120,7 +119,7 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
 
 
 def _add_infer(routes: APIRouter, repository: Repository) -> None:
-    row = repository.find(repository.default or repository.names()[0]).manifest
+    row = repository.shown.manifest
     tensor = {"name": row.input.name, "shape": [1, len(row.features)], "datatype": "FP32", "data": row.golden.inputs[0]}
     schema = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     del schema["$defs"]  # InferTensor is a component already, through InferResponse
@@ -147,7 +146,12 @@ def _add_repository(routes: APIRouter, repository: Repository) -> None:
         only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
         if type(only_ready) is not bool:
             raise errors.InvalidInput('the body is not an object whose "ready" is true or false')
-        return [
+        unreadable = [
+            {"name": name, "state": "UNAVAILABLE", "reason": "the folder of the model can't be read"}
+            for name in repository.names()
+            if not repository.versions(name) and not only_ready
+        ]
+        return unreadable + [
             {"name": name, "version": str(version), "state": "READY", "reason": ""}
             if isinstance(found, Model)
             else {"name": name, "version": str(version), "state": "UNAVAILABLE", "reason": found.reason}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -43,7 +45,7 @@ def test_a_written_bundle_is_read_back(digits: bundle.Bundle, empty: Path) -> No
 
 def test_the_manifest_on_disk_is_json_with_the_hash_and_size_of_the_model(digits: bundle.Bundle) -> None:
     content = json.loads((digits.path / "manifest.json").read_bytes(), parse_constant=pytest.fail)
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     assert content["model"]["size"] == len(digits.model)
     assert content["model"]["sha256"] == sha256(digits.model).hexdigest()
 
@@ -297,6 +299,79 @@ def test_a_manifest_that_is_not_json_is_refused(content: bytes, folder: Path) ->
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"manifest\.json is not JSON"):
         bundle.read(folder)
+
+
+# --- files that are no file ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json"])
+def test_a_fifo_is_refused_at_once(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(BundleError, match=f"{name} is not a regular file"):
+        bundle.read(folder)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "."])
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json"])
+def test_a_link_to_a_device_or_a_folder_is_refused(name: str, target: str, folder: Path) -> None:
+    (folder / name).unlink()
+    (folder / name).symlink_to(target)
+    with pytest.raises(BundleError, match=f"{name} is not a regular file"):
+        bundle.read(folder)
+
+
+def test_links_to_regular_files_are_read_as_kubernetes_mounts_them(folder: Path, diabetes: bundle.Bundle) -> None:
+    data = folder / "..2026_01_01"
+    data.mkdir()
+    (folder / "..data").symlink_to(data.name)
+    for name in ("model.onnx", "manifest.json"):
+        (folder / name).rename(data / name)
+        (folder / name).symlink_to(f"..data/{name}")
+    assert bundle.read(folder).model == diabetes.model
+
+
+def test_a_link_that_leads_nowhere_is_refused(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").symlink_to("model.onnx")
+    with pytest.raises(BundleError, match=r"can't read model\.onnx: Too many levels of symbolic links"):
+        bundle.read(folder)
+
+
+def test_a_manifest_above_the_limit_is_refused_without_a_read(folder: Path) -> None:
+    os.truncate(folder / "manifest.json", 300 * 2**20)
+    with pytest.raises(BundleError, match=f"manifest.json has {300 * 2**20} bytes; the limit is {64 * 2**20}"):
+        bundle.read(folder)
+
+
+def test_a_model_above_the_limit_is_refused_without_a_read(folder: Path) -> None:
+    os.truncate(folder / "model.onnx", 2**40)
+    with pytest.raises(BundleError, match=f"model.onnx has {2**40} bytes; the limit is {2**31 - 1}"):
+        bundle.read(folder)
+
+
+# --- writers that were killed ----------------------------------------------------------------------------------------
+
+
+def test_the_next_write_removes_partial_folders_that_are_older_than_a_day(
+    diabetes: bundle.Bundle, empty: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "foldserve")
+    now = time.time()
+    for name, age in ((".partial-old", 90_000), (".partial-new", 80_000), (".hidden", 90_000)):
+        (empty / name).mkdir()
+        (empty / name / "model.onnx").write_bytes(b"part")
+        os.utime(empty / name, (now - age, now - age))
+    (empty / ".partial-file").write_bytes(b"")
+    (empty / ".partial-link").symlink_to(".hidden")
+    os.utime(empty / ".partial-file", (now - 90_000, now - 90_000))
+    bundle.write(empty, "diabetes", diabetes.model, numbered(diabetes))
+    assert sorted(file.name for file in empty.iterdir()) == [
+        *(".hidden", ".partial-file", ".partial-link", ".partial-new", "diabetes")
+    ]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"removing {empty / '.partial-old'}, which a writer that was killed has left"
+    ]
 
 
 KILLED = textwrap.dedent("""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,8 @@ def test_json_of_another_structure_is_refused(content: str, folder: Path) -> Non
 
 
 def test_a_manifest_of_a_newer_schema_is_refused_as_newer_whatever_its_fields(folder: Path) -> None:
-    edit_manifest(folder, lambda content: content.update(schema_version=2, invented_later=[]))
-    with pytest.raises(BundleError, match="made by a newer foldserve: manifest schema 2, this one reads 1"):
+    edit_manifest(folder, lambda content: content.update(schema_version=3, invented_later=[]))
+    with pytest.raises(BundleError, match="made by a newer foldserve: manifest schema 3, this one reads 2"):
         bundle.read(folder)
 
 
@@ -109,9 +110,10 @@ def test_a_number_outside_json_is_refused(place: tuple[Any, ...], value: float, 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
 def test_a_number_beyond_float64_is_refused_in_a_field_of_any_type(number: str, folder: Path) -> None:
-    edit_manifest(folder, lambda content: content["provenance"]["hyperparameters"].update(extra="HERE"))
+    value = float(number)  # the seal holds, so that only the number is wrong
+    edit_manifest(folder, lambda content: content["provenance"]["hyperparameters"].update(extra=value))
     manifest_file = folder / "manifest.json"
-    manifest_file.write_text(manifest_file.read_text().replace('"HERE"', number))
+    manifest_file.write_text(manifest_file.read_text().replace(f'"extra": {json.dumps(value)}', f'"extra": {number}'))
     with pytest.raises(BundleError, match=r"manifest\.json is"):
         bundle.read(folder)
 

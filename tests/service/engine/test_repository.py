@@ -85,7 +85,7 @@ def test_a_refused_version_is_logged_with_its_folder(models: Path, caplog: pytes
         lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
         lambda folder: edit_manifest(folder, lambda content: content["golden"]["outputs"][0].__setitem__(0, 0.5)),
         lambda folder: edit_manifest(folder, lambda content: content["golden"]["inputs"][0].pop()),
-        lambda folder: edit_manifest(folder, lambda content: content.update(schema_version=2)),
+        lambda folder: edit_manifest(folder, lambda content: content.update(schema_version=3)),
         lambda folder: [file.unlink() for file in folder.iterdir()],
     ],
     ids=[

@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 from foldserve.service import bundle, errors
 from foldserve.service.protocols.reply import STATUS
 from tests.service.support import (
+    GATED,
     MARKER,
     PATIENCE,
     Answer,
@@ -32,6 +33,7 @@ from tests.service.support import (
     receive,
     request,
     serving,
+    through,
     while_loading,
     write_damaged_second,
     write_square_root,
@@ -232,9 +234,10 @@ def test_no_client_can_connect_before_every_model_is_verified(models: Path, tmp_
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(address, timeout=PATIENCE)
 
+        gated = models / "digits" / "1"
         with (
-            while_loading(models / "digits" / "1", knock) as knocked,
-            serving(models, tmp_path / "log", port=address[1]) as server,
+            while_loading(gated, knock) as knocked,
+            serving(models, tmp_path / "log", env=through(gated), port=address[1], program=GATED) as server,
         ):
             knocked.result()
             assert server.send("GET", "/v2/health/ready").json() == {"ready": True}

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from foldserve.service import bundle
 from tests.service.support import (
+    GATED,
     PATIENCE,
     Served,
     assert_refused_in_one_line,
@@ -24,6 +25,7 @@ from tests.service.support import (
     environment,
     foldserve,
     serving,
+    through,
     write_square_root,
 )
 
@@ -126,12 +128,11 @@ def test_a_port_in_use_prints_one_line(models: Path) -> None:
 
 
 def test_the_server_can_be_stopped_before_it_is_ready(models: Path) -> None:
-    pipe = models / "roots" / "1" / bundle.MANIFEST_FILE
-    pipe.unlink()
-    os.mkfifo(pipe)  # a reader waits for a writer
+    gate = through(models / "roots" / "1")
+    os.mkfifo(gate["GATE"])  # a reader waits for a writer
     with subprocess.Popen(
-        command_line("serve", "--models", models, "--port", 0, *TWO),
-        env=environment(),
+        command_line("serve", "--models", models, "--port", 0, *TWO, program=GATED),
+        env=environment(gate),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

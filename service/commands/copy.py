@@ -1,0 +1,32 @@
+"""`foldserve copy`: writes a bundle under another name, as its next version, after every check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foldserve.service.bundle import Manifest, read, read_report, write
+from foldserve.service.commands.verify import print_check, prove
+
+
+def run(path: Path, name: str, models: Path | None) -> None:
+    """Copy the bundle in the folder `path` to <models>/<name>/<next version>, with a new seal.
+
+    models: by default the folder two levels above `path`. The folder of the source may have any name. The report is
+    copied as it is. Raises `BundleError` if a check fails or the copy can't be written; nothing is left behind then.
+    """
+    bundle = read(path)
+    if bundle.warning:
+        print_check("warn", "seal", bundle.warning)
+    prove(bundle)
+
+    def renamed(version: int) -> Manifest:
+        return bundle.manifest.model_copy(update={"name": name, "version": version})
+
+    report = read_report(path)
+    folder = models or path.absolute().parent.parent
+    copied = write(folder, name, bundle.model, renamed, None if report is None else lambda _: report)
+    source = f"{bundle.manifest.name}/{bundle.manifest.version}"
+    if report is not None:
+        print_check("ok", "report", f"copied as it is: it is the report of {source}")
+    print_check("ok", "seal", f"sha256 {copied.digest} of the manifest")
+    print(f"wrote {copied.path}, the model of {source}")
