@@ -154,8 +154,8 @@ def unused_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
             if name in known:
                 sentences.append(f"ignored {name}: a Kubernetes service link has set it to {environment[name]!r}")
         elif name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), Settings.model_fields, n=1)
+            hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
             sentences.append(f"ignored {name}: there is no such setting{hint}")
     return sentences
 

@@ -64,6 +64,25 @@ def test_a_service_starts_and_can_not_be_changed(metrics: bool, models: Path) ->
         service.endpoints = {}  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_refused_model_has_no_path_and_decides_a_strict_readiness(strict: bool, models: Path) -> None:
+    flip_byte(models / "pairs" / "1" / bundle.MODEL_FILE, 10)
+    service = composed(models, strict_readiness=strict, default_model="pairs")
+    assert not service.ready
+    service.lifecycle.start()
+    assert service.ready is not strict
+    assert b"/predict" not in service.endpoints
+    assert not [path for path in service.endpoints if b"pairs" in path]
+    service.lifecycle.drain()
+    assert not service.ready
+
+
+def test_a_refused_version_of_a_model_that_serves_does_not_decide_readiness(models: Path) -> None:
+    service = composed(models)
+    service.lifecycle.start()
+    assert service.ready
+
+
 def test_a_service_without_models_is_a_refusal_to_start(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="no models to serve"):
         composed(tmp_path)

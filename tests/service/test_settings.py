@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from foldserve.service import settings
 from foldserve.service.errors import SettingsError
-from foldserve.service.settings import Settings, load
+from foldserve.service.settings import Settings, load, unused_variables
 
 
 def refusal(*sources: Any) -> str:
@@ -54,6 +54,7 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
         "max_head": 4096,
         "log_level": "debug",
         "compression": False,
+        "strict_readiness": False,
         "metrics": False,
         "access_log": True,
         "precision": "bf16",
@@ -84,6 +85,53 @@ def test_buckets_are_sorted_without_duplicates(text: str, sizes: tuple[int, ...]
 
 def test_other_variables_of_the_environment_are_ignored() -> None:
     assert load({}, {"PORT": "1", "foldserve_port": "2", "FOLDSERVE_UNHEARD_OF": "3"}) == Settings()
+
+
+# The variables that Kubernetes sets for a service named foldserve with the ports http and metrics.
+LINK = {
+    "FOLDSERVE_SERVICE_HOST": "10.99.0.217",
+    "FOLDSERVE_SERVICE_PORT": "80",
+    "FOLDSERVE_SERVICE_PORT_HTTP": "80",
+    "FOLDSERVE_PORT": "tcp://10.99.0.217:80",
+    "FOLDSERVE_PORT_80_TCP": "tcp://10.99.0.217:80",
+    "FOLDSERVE_PORT_80_TCP_PROTO": "tcp",
+    "FOLDSERVE_PORT_80_TCP_PORT": "80",
+    "FOLDSERVE_PORT_80_TCP_ADDR": "10.99.0.217",
+}
+
+
+def test_a_service_link_sets_no_port() -> None:
+    assert load({}, LINK) == Settings()
+    assert load({}, LINK | {"FOLDSERVE_HOST": "::1"}).host == "::1"
+    assert load({}, LINK | {"FOLDSERVE_PORT": "9000"}).port == 9000
+    assert load({}, {"FOLDSERVE_PORT": "tcp://[fd00::1]:80"}) == Settings()
+
+
+def test_only_the_variable_of_a_setting_is_worth_a_line_of_a_service_link() -> None:
+    assert unused_variables(LINK) == [
+        "ignored FOLDSERVE_PORT: a Kubernetes service link has set it to 'tcp://10.99.0.217:80'"
+    ]
+    others = {"FOLDSERVE_METRICS_SERVICE_HOST": "10.0.0.1", "FOLDSERVE_METRICS_PORT": "udp://10.0.0.1:9090"}
+    assert unused_variables(others) == []
+
+
+@pytest.mark.parametrize("value", ["tcp://", "http://10.0.0.1:80", "tcp://10.0.0.1", "80/tcp", "tcp:80"])
+def test_any_other_text_is_an_invalid_port(value: str) -> None:
+    assert "setting 'port' (environment)" in refusal({}, {"FOLDSERVE_PORT": value})
+
+
+def test_a_misspelt_variable_is_named_with_its_neighbour_and_without_its_value() -> None:
+    environment = {"FOLDSERVE_PROT": "secret", "FOLDSERVE_MAX_QUEUES": "1", "FOLDSERVE_ZZ": "2", "FOLDSERVE_HOST": "::"}
+    assert unused_variables(environment | {"PORT": "1", "foldserve_port": "2"}) == [
+        "ignored FOLDSERVE_MAX_QUEUES: there is no such setting; did you mean FOLDSERVE_MAX_QUEUE?",
+        "ignored FOLDSERVE_PROT: there is no such setting; did you mean FOLDSERVE_PORT?",
+        "ignored FOLDSERVE_ZZ: there is no such setting",
+    ]
+
+
+def test_no_setting_has_a_name_of_a_service_link() -> None:
+    given = {settings.PREFIX + name.upper(): "1" for name in Settings.model_fields}
+    assert unused_variables(given) == []
 
 
 def test_loaded_settings_can_not_be_changed() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from foldserve.service.compose import compose
 from foldserve.service.engine.repository import Model, Refused, Repository
 from foldserve.service.errors import ModelNotReady, StartError, UnknownModel
 from foldserve.service.settings import Settings
+from tests.service.bundle.changes import OLD
 from tests.service.support import edit_manifest, flip_byte
 
 
@@ -105,19 +110,98 @@ def test_a_manifest_with_another_name_or_version_is_refused(field: str, value: o
     edit_manifest(add_version(models, "digits"), lambda content: content.update({field: value}))
     refused = opened(models).versions("digits")[2]
     assert isinstance(refused, Refused)
-    assert refused.reason == f"the manifest is of {'other/2' if field == 'name' else 'digits/7'}"
+    named = "other/2" if field == "name" else "digits/7"
+    assert refused.reason.startswith(f"the manifest is of {named}, the folder is digits/2; ")
 
 
 def test_a_bundle_that_was_copied_to_another_name_is_refused(models: Path) -> None:
     shutil.copytree(models / "digits", models / "copied")
-    with pytest.raises(StartError, match="no version of copied may be served: the manifest is of digits/1"):
-        opened(models)
+    (refused,) = opened(models).versions("copied").values()
+    assert isinstance(refused, Refused)
+    assert refused.reason == (
+        "the manifest is of digits/1, the folder is copied/1; `foldserve copy` gives a bundle another name"
+    )
 
 
-def test_a_model_with_only_broken_versions_is_a_refusal_to_start(models: Path) -> None:
+def test_a_model_with_only_broken_versions_is_not_ready_and_the_others_serve(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     break_(models / "digits" / "1")
-    with pytest.raises(StartError, match=r"no version of digits may be served: model\.onnx is not the certified one"):
+    repository = opened(models)
+    assert repository.names() == ("diabetes", "digits")
+    assert [repository.is_ready(name) for name in repository.names()] == [True, False]
+    assert not repository.all_ready
+    assert repository.shown.manifest.name == "diabetes"
+    with pytest.raises(ModelNotReady):
+        repository.find("digits")
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == [
+        f"refused {models / 'digits' / '1'}: model.onnx is not the certified one: its sha256 is not the manifest's",
+        "digits is not ready: none of its versions may be served",
+    ]
+
+
+def test_a_broken_model_does_not_make_the_other_one_the_default(models: Path) -> None:
+    break_(models / "digits" / "1")
+    with pytest.raises(UnknownModel, match="there are several models"):
+        opened(models).find()
+    with pytest.raises(ModelNotReady):
+        opened(models, default_model="digits").find()
+
+
+def test_a_folder_of_only_broken_models_is_a_refusal_to_start(models: Path) -> None:
+    break_(models / "digits" / "1")
+    (models / "diabetes" / "1" / "manifest.json").unlink()
+    with pytest.raises(StartError) as refused:
         opened(models)
+    assert str(refused.value) == (
+        "no version of diabetes may be served: can't read manifest.json: No such file or directory; "
+        "no version of digits may be served: model.onnx is not the certified one: its sha256 is not the manifest's"
+    )
+
+
+def test_the_line_of_a_refusal_to_start_names_three_models(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d", "e"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    with pytest.raises(StartError, match=r"no version of c may be served: [^;]*; and 2 more models$"):
+        opened(tmp_path)
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Run as a user who may not read every folder."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_model_folder_without_access_is_not_ready_and_the_others_serve(
+    trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TemporaryDirectory() as folder:  # unlike pytest's folders, it can be opened to all users
+        models = Path(shutil.copytree(trained, Path(folder) / "models"))
+        for found in (Path(folder), *Path(folder).rglob("*")):
+            found.chmod(0o755)
+        (models / "digits").chmod(0)
+        with without_privileges():
+            repository = opened(models)
+        (models / "digits").chmod(0o755)
+        assert f"can't read {models / 'digits'}: Permission denied" in caplog.text
+    assert repository.is_ready("diabetes")
+    assert not repository.is_ready("digits")
+    assert repository.versions("digits") == {}
+
+
+def test_a_bundle_of_schema_1_serves_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(OLD, tmp_path / "models")
+    assert opened(tmp_path / "models").is_ready("roots")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("roots/1: the manifest has no seal (schema 1)")
+    assert warning.endswith(f"foldserve reseal {tmp_path / 'models' / 'roots' / '1'}")
 
 
 def test_a_missing_folder_is_a_refusal_to_start(tmp_path: Path) -> None:
@@ -137,7 +221,12 @@ def test_a_folder_without_models_is_a_refusal_to_start(tmp_path: Path) -> None:
     (tmp_path / ".hidden" / "1").mkdir(parents=True)
     (tmp_path / "no name" / "1").mkdir(parents=True)
     (tmp_path / "being-written" / ".partial-x").mkdir(parents=True)
-    with pytest.raises(StartError, match="holds no <name>/<version>/"):
+    with pytest.raises(StartError, match=r"holds no <name>/<version>/$"):
+        opened(tmp_path)
+
+
+def test_an_empty_folder_is_a_refusal_to_start_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"it is empty: train into it with .*, or mount .*Docker makes a missing one"):
         opened(tmp_path)
 
 
