@@ -4,7 +4,7 @@ Each line names the modules that raise the error; a test compares them with the 
 
 FoldserveError               the command prints it as one line and exits with 1
 ├── SettingsError            settings.py, commands/tune/: a flag, variable or file has a value that can't be used
-├── BundleError              bundle/, runtime/, engine/loader.py, commands/tune/: a bundle is not whole or not certified
+├── BundleError              bundle/, runtime/, commands/tune/: a bundle is not whole or not certified
 ├── DeviceError              machine/, runtime/, commands/tune/, http/server.py: a device is not available or lost
 ├── StartError               engine/loader.py, http/server.py, http/workers.py: no models to serve, or no port
 ├── NotReady                 commands/health.py: no service answers at the address, or it is not ready

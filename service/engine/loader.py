@@ -159,7 +159,7 @@ def _nothing_to_serve(folder: Path) -> str:
     if any(folder.iterdir()):
         return text
     return (
-        f"{text}; it is empty: train into it with `foldserve-train fit`, or mount the folder of your bundles "
+        f"{text}; it is empty: train into it with foldserve-train fit, or mount the folder of your bundles "
         "(Docker makes a missing one, empty and owned by root)"
     )
 
