@@ -29,7 +29,7 @@ def settings_table() -> str:
     for name, field in Settings.model_fields.items():
         value = field.default
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
-        default = "" if value is None else f"`{text}`"
+        default = "" if value in (None, ()) else f"`{text}`"
         lines.append(
             f"| `--{name.replace('_', '-')}` | `{PREFIX}{name.upper()}` | {default} | {_escape(field.description)} |"
         )

@@ -12,6 +12,8 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── InvalidHttp          http/head.py, http/body.py: the bytes are not HTTP, or this server does not support them
     ├── UrlTooLong           http/head.py: the URL passes its limit
     ├── HeadTooLarge         http/head.py, http/body.py: the headers pass their limit
+    ├── UnknownHost          access/hosts.py: the Host header has a name that is not this server's
+    ├── ForbiddenOrigin      access/hosts.py: a web page of another site sent the request
     ├── TooSlow              http/connection.py: the request was not whole in time
     ├── TooLarge             http/body.py, http/routes/common.py, protocols/content.py: the body passes its limit
     ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
@@ -78,6 +80,14 @@ class UrlTooLong(RequestError):  # noqa: N818
 
 class HeadTooLarge(RequestError):  # noqa: N818
     """The headers pass their limit."""
+
+
+class UnknownHost(RequestError):  # noqa: N818
+    """The Host header has a name that is not this server's."""
+
+
+class ForbiddenOrigin(RequestError):  # noqa: N818
+    """A web page of another site sent the request."""
 
 
 class TooSlow(RequestError):  # noqa: N818

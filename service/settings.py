@@ -26,9 +26,13 @@ _LINK_NAME = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d
 _LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
 
 
+_HOST = r"^(\*|\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]+)?$"
+_ORIGIN = r"^(\*|[a-z][a-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]+)?)$"
+
+
 def _split(value: object) -> object:
     """Split the comma-separated value of a flag or a variable."""
-    return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -39,6 +43,21 @@ class Settings(BaseModel):
     models: Annotated[Path, Field(description="folder of the models, as <name>/<version>/")] = Path("models")
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free port")] = 8000
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, Field(pattern=_HOST)], ...],
+        BeforeValidator(_split),
+        Field(
+            description="names that a Host header may have besides localhost and --host; * for any, the default where "
+            "--host is not loopback"
+        ),
+    ] = ()
+    cors_origins: Annotated[
+        tuple[Annotated[str, Field(pattern=_ORIGIN)], ...],
+        BeforeValidator(_split),
+        Field(
+            description="origins of other sites whose pages may send requests, such as https://app.example; * for any"
+        ),
+    ] = ()
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Field(

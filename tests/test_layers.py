@@ -21,13 +21,14 @@ service.arrays:
 service.settings:         errors
 service.machine:          errors
 service.bundle:           errors
+service.access:           errors
 service.metrics:          bundle errors
 service.protocols:        metrics bundle arrays errors
 service.runtime.session:  machine errors
 service.runtime:          runtime.session machine bundle arrays errors
 service.engine:           runtime runtime.session protocols metrics bundle machine settings arrays errors
 service.compose:          engine metrics machine settings errors
-service.http:             compose engine protocols metrics bundle settings errors
+service.http:             compose access engine protocols metrics bundle settings errors
 service.commands:         runtime runtime.session bundle machine settings arrays errors
 service.cli:              http commands settings errors
 service.__main__:         cli

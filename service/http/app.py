@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -21,6 +20,7 @@ from foldserve.service.compose import Service
 from foldserve.service.errors import RequestError
 from foldserve.service.http.routes import friendly, oip
 from foldserve.service.http.routes.common import ErrorBody, register_name_convertor, to_response
+from foldserve.service.http.security import PAGE_HEADERS
 from foldserve.service.metrics import Metrics
 from foldserve.service.metrics.prometheus import CONTENT_TYPE, PrometheusMetrics
 from foldserve.service.protocols.reply import failure, refusal
@@ -74,15 +74,9 @@ def _add_pages(app: FastAPI) -> None:
         return JSONResponse({"status": "alive", "docs": "/docs"})
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
+    async def docs() -> FileResponse:
         # The page's files come from this server: a server often cannot reach a content delivery network.
-        return get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title="foldserve",
-            swagger_js_url="static/swagger-ui/swagger-ui-bundle.js",
-            swagger_css_url="static/swagger-ui/swagger-ui.css",
-            swagger_favicon_url="static/swagger-ui/favicon-32x32.png",
-        )
+        return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
 
 
 def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError], Coroutine[Any, Any, Response]]:

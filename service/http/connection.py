@@ -218,8 +218,8 @@ class Connection(asyncio.Protocol):
             self._body = BodyReader(head, limits.max_head, None)
             self._forward(head)
         else:
-            self._body = BodyReader(head, limits.max_head, limits.max_body)
             self._phase = BODY
+            self._body = BodyReader(head, limits.max_head, limits.max_body)
             if head.headers.get(b"expect", b"").lower() == b"100-continue":
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if self._body.complete:
@@ -252,7 +252,7 @@ class Connection(asyncio.Protocol):
         """Write the reply of an endpoint."""
         self._exchange = None
         close = not self._head.keep_alive or (self._last and not self._unread)
-        self._transport.write(self._context.encode(reply, close=close))
+        self._transport.write(self._context.encode(reply, close=close, head=self._head))
         if self._context.access_log is not None:
             self._context.access_log.add(self._client, self._head.url, reply.status)
         self._become_idle(close=close)
@@ -307,6 +307,7 @@ class Connection(asyncio.Protocol):
         never read the response. Therefore only this side closes at first.
         """
         reply: Reply | None = refusal(error)
+        head = self._head if self._phase is BODY else None
         if self._phase is APP_BODY and self._inner is not None and self._inner.responding:
             reply = None
         self._detach_inner()
@@ -317,7 +318,7 @@ class Connection(asyncio.Protocol):
             return
         self._context.count_rejected(error)
         if reply is not None:
-            self._transport.write(self._context.encode(reply, close=True))
+            self._transport.write(self._context.encode(reply, close=True, head=head))
         if self._transport.can_write_eof():  # TLS can't close one side
             self._transport.write_eof()
 

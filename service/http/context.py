@@ -11,8 +11,9 @@ from http import HTTPStatus
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.errors import RequestError
 from foldserve.service.http.access_log import AccessLog
-from foldserve.service.http.head import Heads
-from foldserve.service.protocols.reply import Reply
+from foldserve.service.http.head import Head, Heads
+from foldserve.service.http.security import EXPOSED_HEADERS, NO_SNIFF
+from foldserve.service.protocols.reply import Headers, Reply
 
 _MAX_CACHED = 256
 
@@ -33,6 +34,8 @@ class ConnectionContext:
     endpoints: by the URL of a request, without percent-encoding. Each request looks its own up, so the mapping may
     change at any time.
     count_rejected: called with each error for which a connection refuses a request.
+    check_head: called with the headers of a request; it raises to refuse it.
+    cors: responses let the pages of other origins read them.
     """
 
     def __init__(
@@ -41,12 +44,16 @@ class ConnectionContext:
         limits: Limits,
         count_rejected: Callable[[RequestError], object],
         access_log: AccessLog | None,
+        *,
+        check_head: Callable[[Headers], object] = lambda _: None,
+        cors: bool = False,
     ) -> None:
         self.endpoints = endpoints
         self.limits = limits
         self.count_rejected = count_rejected
         self.access_log = access_log
-        self.heads = Heads(limits.max_head)
+        self.heads = Heads(limits.max_head, check_head)
+        self.cors = cors
         self._response_heads: dict[tuple[object, ...], bytes] = {}
         self._date = _date()
 
@@ -55,8 +62,11 @@ class ConnectionContext:
         self._date = _date()
         self._response_heads.clear()
 
-    def encode(self, reply: Reply, *, close: bool) -> bytes:
-        """Write out a response. close: announce that the connection closes after it."""
+    def encode(self, reply: Reply, *, close: bool, head: Head | None = None) -> bytes:
+        """Write out a response. close: announce that the connection closes after it. head: of the request, if known."""
+        if self.cors and head is not None and (origin := head.headers.get(b"origin")) is not None:
+            headers = (b"access-control-allow-origin", origin), EXPOSED_HEADERS, (b"vary", b"origin")
+            reply = Reply(reply.status, reply.headers + headers, reply.body)
         key = (reply.status, reply.headers, close)
         start = self._response_heads.get(key)
         if start is None:
@@ -67,7 +77,7 @@ class ConnectionContext:
 
     def _response_head(self, reply: Reply, *, close: bool) -> bytes:
         lines = [b"HTTP/1.1 %d %b" % (reply.status, HTTPStatus(reply.status).phrase.encode())]
-        lines += [b"%b: %b" % header for header in ((b"date", self._date), *reply.headers)]
+        lines += [b"%b: %b" % header for header in ((b"date", self._date), NO_SNIFF, *reply.headers)]
         if close:
             lines.append(b"connection: close")
         return b"\r\n".join((*lines, b"content-length: "))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httptools
@@ -14,6 +15,8 @@ BLANK_LINE = b"\r\n\r\n"
 _MAX_URL = 8192
 # llhttp has accepted the head, so a line that begins with the name is the header.
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
+# The host of RFC 3986, 3.2.2, and a port. It may be empty.
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(?::[0-9]*)?")
 _MAX_CACHED = 256
 _MAX_CACHED_BYTES = 2048
 
@@ -49,17 +52,20 @@ class Heads(dict[bytes, Head | None]):
     """Heads by their bytes, up to the blank line. A missing one is parsed, or is None if it is not complete.
 
     Most clients send the same bytes before each body, so most heads are parsed once.
-    Looking one up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`.
+    check: called with the headers of each head that is parsed; it raises to refuse the request.
+    Looking one up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
     """
 
-    def __init__(self, max_head: int) -> None:
+    def __init__(self, max_head: int, check: Callable[[Headers], object] = lambda _: None) -> None:
         super().__init__()
         self.max_head = max_head
+        self._check = check
 
     def __missing__(self, raw: bytes) -> Head | None:
         if not raw.endswith(BLANK_LINE) or raw.isspace():
             return None
         head = _Collector(raw).head(self.max_head)
+        self._check(head.headers)
         if len(raw) <= _MAX_CACHED_BYTES:
             if len(self) >= _MAX_CACHED:
                 self.clear()
@@ -95,6 +101,9 @@ class _Collector:
         if method == b"CONNECT":
             raise InvalidHttp("this server is not a proxy")
         headers = dict(self._headers)
+        hosts = [value for name, value in self._headers if name == b"host"]
+        if len(hosts) > 1 or not all(map(_HOST.fullmatch, hosts)):
+            raise InvalidHttp("the Host header must be there once, and be a host")
         version = parser.get_http_version()
         if version == "1.1":
             if b"host" not in headers:

@@ -22,6 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from foldserve.service.access.hosts import HostCheck
 from foldserve.service.compose import Service, compose
 from foldserve.service.errors import DeviceError, StartError
 from foldserve.service.http.access_log import AccessLog
@@ -29,6 +30,7 @@ from foldserve.service.http.announcement import announcement
 from foldserve.service.http.app import create_app
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.context import ConnectionContext, Limits
+from foldserve.service.http.security import secured
 from foldserve.service.settings import Settings, unused_variables
 
 log = logging.getLogger("foldserve")
@@ -75,9 +77,10 @@ def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str]
     service.lifecycle.start()
     with _one_line_errors(settings.host, settings.port):
         listener.listen(_BACKLOG)
-    context = _connection_context(service, settings)
+    host, port = listener.getsockname()[:2]
+    context = _connection_context(service, settings, host)
     config = uvicorn.Config(
-        app,
+        secured(app, settings.cors_origins),
         loop="uvloop",
         http=cast(Any, partial(_create_connection, context)),  # uvicorn calls this function as if it were a class
         ws="none",
@@ -90,19 +93,20 @@ def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str]
         timeout_keep_alive=max(1, round(settings.idle_timeout)),
         timeout_graceful_shutdown=settings.drain_timeout,
     )
-    host, port = listener.getsockname()[:2]
     server = _Server(config, service, context, partial(announce, announcement(host, port, service.repository)))
     server.run(sockets=[listener])
     if service.lifecycle.lost:  # a new process may be able to use the device: its supervisor decides
         raise DeviceError("the device was lost")
 
 
-def _connection_context(service: Service, settings: Settings) -> ConnectionContext:
+def _connection_context(service: Service, settings: Settings, address: str) -> ConnectionContext:
     return ConnectionContext(
         service.endpoints,
         Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
         service.metrics.count_rejected,
         AccessLog() if settings.access_log else None,
+        check_head=HostCheck(settings.allowed_hosts, settings.host, address, settings.cors_origins).check,
+        cors=bool(settings.cors_origins),
     )
 
 

@@ -25,11 +25,13 @@ JSON = (b"content-type", b"application/json")
 STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.InvalidHttp: (400, "The request is not HTTP that this server accepts."),
     errors.InvalidInput: (400, "The body is not rows of this model."),
+    errors.ForbiddenOrigin: (403, "A web page of another site sent the request."),
     errors.UnknownModel: (404, "There is no such model or version."),
     errors.TooSlow: (408, "The whole request did not arrive in time."),
     errors.TooLarge: (413, "The body is larger than `max_body`."),
     errors.UrlTooLong: (414, "The URL is too long."),
     errors.UnsupportedMedia: (415, "The server does not read this media type or content encoding."),
+    errors.UnknownHost: (421, "The Host header has a name that is not this server's."),
     errors.HeadTooLarge: (431, "The headers are larger than `max_head`."),
     errors.RuntimeFailure: (500, "The model did not run."),
     errors.DeviceLost: (500, "The device has failed; the server stops."),

@@ -224,7 +224,7 @@ def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """Copy this process's environment without foldserve's settings, and with `changes`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
-    return kept | {"COLUMNS": "240"} | dict(changes or {})
+    return kept | {"COLUMNS": "240", "FOLDSERVE_ALLOWED_HOSTS": "test"} | dict(changes or {})
 
 
 def command_line(*arguments: object, program: str = "foldserve.service") -> list[str]:

@@ -49,6 +49,8 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
     values: dict[str, Any] = {
         "models": "/srv/models",
         "host": "0.0.0.0",  # noqa: S104
+        "allowed_hosts": "foldserve.example",
+        "cors_origins": "https://app.example",
         "device": "cpu",
         "default_model": "digits",
         "max_head": 4096,
@@ -146,6 +148,10 @@ BAD: list[tuple[str, Any]] = [
     ("port", "65536"),
     ("port", "1.5"),
     ("port", "1" * 5000),
+    ("allowed_hosts", "a b"),
+    ("allowed_hosts", "https://a.example"),
+    ("cors_origins", "a.example"),
+    ("cors_origins", "https://a.example/"),
     ("threads", "-1"),
     ("precision", "int8"),
     ("buckets", "0"),

@@ -1,0 +1,64 @@
+"""The Host and Origin headers of a request: they show that a web page of another site has sent it.
+
+A browser sends requests of any page to a server on localhost. It names the page's site in Origin. A page can make its
+own name resolve to 127.0.0.1 (DNS rebinding), and is then of the same origin: only Host still has its name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+
+from foldserve.service.errors import ForbiddenOrigin, UnknownHost
+
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_PORT = re.compile(rb":[0-9]*\Z")
+_DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether only this machine reaches `address`, the IP address of a listener."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+class HostCheck:
+    """Refuses the requests of web pages that may not use this server.
+
+    names: hosts that a Host header may have besides localhost and `host`. Without names, a server on loopback accepts
+    only these two, and any other server accepts every Host; `*` accepts every Host.
+    host: the address that the server was told to listen on. address: the IP address that it listens on.
+    origins: origins of other sites whose pages may use this server, such as `https://app.example`; `*` allows all.
+    """
+
+    def __init__(self, names: Iterable[str], host: str, address: str, origins: Iterable[str] = ()) -> None:
+        given = {_without_port(name.lower().encode()) for name in names}
+        own = {name.encode() for name in (*_LOOPBACK_NAMES, f"[{host}]".lower() if ":" in host else host.lower())}
+        any_host = b"*" in given or not (given or is_loopback(address))
+        self._hosts = None if any_host else given | own
+        self._origins = {origin.lower().encode() for origin in origins}
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raise `UnknownHost` or `ForbiddenOrigin`. headers: their names in lower case."""
+        host = headers.get(b"host")
+        if self._hosts is not None and host is not None and _without_port(host.lower()).rstrip(b".") not in self._hosts:
+            raise UnknownHost("this server does not answer for this Host; --allowed-hosts can add it")
+        origin = headers.get(b"origin")
+        if origin is not None and not self._allows(origin.lower(), host):
+            raise ForbiddenOrigin("pages of this Origin may not use this server; --cors-origins can add it")
+
+    def _allows(self, origin: bytes, host: bytes | None) -> bool:
+        if b"*" in self._origins or origin in self._origins:
+            return True
+        # Behind a proxy with TLS the scheme of the page is not the scheme of this connection, so it does not count.
+        scheme, separator, authority = origin.partition(b"://")
+        default = _DEFAULT_PORTS.get(scheme, b"")
+        same = host is not None and authority.removesuffix(default) == host.lower().removesuffix(default)
+        return bool(separator) and same
+
+
+def _without_port(host: bytes) -> bytes:
+    return _PORT.sub(b"", host)

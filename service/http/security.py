@@ -1,0 +1,46 @@
+"""The headers by which browsers protect users: on each response of the app, on its pages, and for pages of other sites.
+
+It knows ASGI, and no route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# On every response: a browser must not take JSON for a page.
+NO_SNIFF = (b"x-content-type-options", b"nosniff")
+_EXPOSED = ("Content-Encoding", "Inference-Header-Content-Length", "Retry-After", "WWW-Authenticate")
+EXPOSED_HEADERS = (b"access-control-expose-headers", ", ".join(_EXPOSED).encode())
+
+# Headers of pages: only files of this server, no frame around them, and no address of this server to other sites.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def secured(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Wrap the app. origins: of other sites whose pages may use it; `*` allows all."""
+    if origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_EXPOSED,
+        )
+
+    async def with_headers(scope: Scope, receive: Receive, send: Send) -> None:
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], NO_SNIFF]
+            await send(message)
+
+        await app(scope, receive, add)
+
+    return with_headers
