@@ -30,12 +30,12 @@ def run(model, rows):
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
-def test_the_reference_model_is_nothing_but_gemm_relu_and_softmax(placement):
+def test_the_reference_model_has_only_gemm_relu_and_softmax(placement):
     model = to_onnx(folded(placement=placement), 64, 10, "classification")
     assert operators(model) == ["Gemm", "Relu", "Gemm", "Relu", "Gemm", "Softmax"]
 
 
-def test_the_interface_is_the_contract_s_with_a_dynamic_batch():
+def test_the_interface_follows_the_contract_with_a_dynamic_batch():
     for task, name in (("classification", "probabilities"), ("regression", "value")):
         session = ort.InferenceSession(to_onnx(folded(), 64, 10, task), providers=["CPUExecutionProvider"])
         (source,), (out,) = session.get_inputs(), session.get_outputs()
@@ -43,7 +43,7 @@ def test_the_interface_is_the_contract_s_with_a_dynamic_batch():
         assert (out.name, out.type, out.shape) == (name, "tensor(float)", ["batch", 10])
 
 
-def test_opset_and_ir_are_fixed_and_nothing_of_the_machine_is_in_the_file():
+def test_opset_and_ir_are_fixed_and_the_file_has_no_trace_of_the_machine():
     proto = onnx.load_model_from_string(to_onnx(folded(), 64, 10, "classification"))
     assert [(o.domain, o.version) for o in proto.opset_import] == [("", OPSET)]
     assert proto.ir_version == IR_VERSION
@@ -57,13 +57,13 @@ def test_opset_and_ir_are_fixed_and_nothing_of_the_machine_is_in_the_file():
         assert not tensor.metadata_props
 
 
-def test_the_bytes_depend_on_the_network_alone():
+def test_the_bytes_depend_only_on_the_network():
     assert to_onnx(folded(), 64, 10, "classification") == to_onnx(folded(), 64, 10, "classification")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("rows", [1, 2, 33])
-def test_every_activation_gives_torch_s_values_at_every_batch(activation, rows):
+def test_every_activation_matches_torch_at_every_batch_size(activation, rows):
     network = folded(features=5, outputs=3, hidden=(8, 8), activation=activation)
     x = np.random.default_rng(0).normal(0, 3, (rows, 5)).astype(np.float32)
     with torch.no_grad():
@@ -82,6 +82,26 @@ def test_a_kept_scale_and_shift_and_a_subtracted_offset_have_nodes():
     with torch.no_grad():
         expected = chain.double()(torch.from_numpy(x).double()).numpy()
     np.testing.assert_allclose(run(model, x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_the_unfolded_graph_is_the_network(placement, task):
+    torch.manual_seed(0)
+    network = build_mlp(3, 3, Architecture(hidden=(4, 5), placement=placement, dropout=0)).eval()
+    for layer in network:
+        if isinstance(layer, nn.BatchNorm1d):
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.1, 3)
+    model = to_onnx(network, 3, 3, task, unfolded=True)
+    assert operators(model).count("BatchNormalization") == 2
+    x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = network.double()(torch.from_numpy(x).double())
+    expected = expected.softmax(1) if task == "classification" else expected
+    np.testing.assert_allclose(run(model, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_without_an_onnx_form_is_refused_by_name():

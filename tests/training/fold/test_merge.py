@@ -1,4 +1,4 @@
-"""A merged ensemble, held to the plain mean of its unfolded members in float64."""
+"""A merged ensemble, compared with the mean of its unfolded members in float64."""
 
 import copy
 from collections import Counter, OrderedDict
@@ -27,7 +27,7 @@ FEATURES = 4
 
 
 def preprocessing(*, encoded, far):
-    """What stands before each member, and rows for it: column 1 is a category, column 2 may be missing."""
+    """Build the layers in front of each member, and rows: column 1 is a category, column 2 may be missing."""
     generator = np.random.default_rng(0)
     mean = np.array([1e6 if far else 0.5, 0, -1, 0])
     rows = (mean + generator.normal(0, 1, (60, FEATURES))).astype(np.float32)
@@ -39,13 +39,13 @@ def preprocessing(*, encoded, far):
         columns[1] = Column("b", "categorical", ("x", "y", "z"))
         layers["encode"] = Encode(choose_layout(columns, rows[:40], 4))
     x = nn.Sequential(layers)(torch.from_numpy(rows)).double()
-    spread = x.std(0).clamp(min=1e-3)
-    layers["standardise"] = Affine(1 / spread, -x.mean(0) / spread)
+    std = x.std(0).clamp(min=1e-3)
+    layers["standardise"] = Affine(1 / std, -x.mean(0) / std)
     return layers, rows, x.shape[1]
 
 
 def member(seed, layers, width, outputs, architecture):
-    """A network of its own weights and statistics behind the front that all share, its output scaled back."""
+    """Build a network of its own weights and statistics behind the common layers, with a scaled output."""
     torch.manual_seed(seed)
     network = build_mlp(width, outputs, architecture)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_the_merged_chain_is_the_mean_of_its_members(count, outputs, encoded, fa
     assert_near(outputs_of(merged, rows), expected)
     task = "regression"
     assert_near(oracle(to_onnx(merged, FEATURES, outputs, task))(rows), expected)
-    # Pure: what was merged is left as it was, and shares nothing with the result.
+    # Pure: the members are left as they were, and share nothing with the result.
     for network, state in zip(members, before, strict=True):
         for name, value in network.state_dict().items():
             torch.testing.assert_close(value, state[name], rtol=0, atol=0, equal_nan=True)
@@ -109,7 +109,7 @@ def test_the_merged_chain_is_the_mean_of_its_members(count, outputs, encoded, fa
     assert not theirs & {p.data_ptr() for p in merged.parameters()}
 
 
-def test_the_first_and_the_last_dense_are_one_and_those_between_are_side_by_side():
+def test_first_and_last_dense_are_merged_and_the_others_are_side_by_side():
     members, _ = ensemble(3, hidden=(5, 6, 7))
     folded = fold_mean(members)
     layers = dict(folded.network.named_children())
@@ -130,7 +130,7 @@ def test_the_first_and_the_last_dense_are_one_and_those_between_are_side_by_side
         ((8, 8), {"Gemm": 1 + 3 + 1, "Relu": 2, "Split": 1, "Concat": 1}),
     ],
 )
-def test_an_ensemble_costs_a_wider_gemm_and_no_more_nodes_than_its_hidden_layers_need(hidden, expected):
+def test_an_ensemble_has_a_wider_gemm_and_only_the_nodes_that_its_hidden_layers_need(hidden, expected):
     members, _ = ensemble(3, hidden=hidden)
     graph = onnx.load_model_from_string(to_onnx(fold_mean(members).network, FEATURES, 3, "classification")).graph
     assert Counter(node.op_type for node in graph.node) == expected | {"Softmax": 1}
@@ -144,14 +144,14 @@ def test_one_member_is_folded_as_it_is():
         assert torch.equal(merged.network.state_dict()[name], value)
 
 
-def test_a_far_offset_is_subtracted_once_for_all():
+def test_a_far_offset_is_subtracted_once_for_all_members():
     members, _ = ensemble(3, far=True)
     assert sum(isinstance(layer, Shift) for layer in fold_mean(members).network) == 1
 
 
-def test_a_norm_on_the_input_that_each_member_learned_for_itself_keeps_the_offset_that_all_share():
+def test_different_input_norms_keep_the_offset_that_all_members_share():
     members, rows = ensemble(3, far=True, input_norm=True)
-    rows[:, 3] = 1e17  # constant: centred by its standardisation, and blown up by the BN behind it
+    rows[:, 3] = 1e17  # constant: centred by its standardisation, and scaled up by the BN after it
     with torch.no_grad():
         for seed, network in enumerate(members):
             torch.manual_seed(seed)
@@ -163,14 +163,14 @@ def test_a_norm_on_the_input_that_each_member_learned_for_itself_keeps_the_offse
     assert_near(outputs_of(merged, rows), mean_in_float64(members, rows))
 
 
-def test_merging_leaves_the_random_state_alone():
+def test_merging_leaves_the_random_state_unchanged():
     members, _ = ensemble(2)
     before = torch.get_rng_state()
     fold_mean(members)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_can_t_be_merged_is_refused_by_name():
+def test_networks_that_can_t_be_merged_are_refused_by_name():
     (one, other), _ = ensemble(2)
     with pytest.raises(FoldError, match="training mode"):
         fold_mean([one, copy.deepcopy(other).train()])

@@ -1,0 +1,117 @@
+"""The inputs of the sigmoids, compared with NumPy; the sentences, tried on figures for and against the claims."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from foldserve.training.diagnose import convergence, gradients, modes
+from foldserve.training.diagnose.convergence import Run
+from foldserve.training.network.mlp import build_mlp
+from foldserve.training.plan import Architecture
+from tests.training.diagnose.support import NAN, TINY, forward, nothing
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_percentiles_means_and_variances_are_numpy_s(digits, batch_norm):
+    plan = replace(TINY, steps=1, rates=(0.5,))
+    measured = convergence.select_pair(convergence.measure(digits, plan, nothing), 0.5)[batch_norm]
+    torch.manual_seed(plan.seed)
+    architecture = Architecture(hidden=(100,) * 3, activation="sigmoid", batch_norm=batch_norm, dropout=0)
+    network = build_mlp(64, 10, architecture)
+    seen = forward(network, digits.held_out.x.double().numpy(), training=True)
+    inputs = [x for layer, x in zip(network, seen, strict=False) if isinstance(layer, nn.Sigmoid)]
+    np.testing.assert_allclose(measured.means[0], [x.mean() for x in inputs], atol=1e-6)
+    np.testing.assert_allclose(measured.variances[0], [x.var(0).mean() for x in inputs], rtol=1e-4)
+    of_units = np.percentile(inputs[-1], (15, 50, 85), axis=0).T
+    assert np.abs(of_units - measured.percentiles[0]).max(1).min() < 1e-5
+    assert measured.steps == (0, 1)
+
+
+def test_measurements_leave_the_running_statistics_unchanged(digits):
+    network = build_mlp(64, 10, Architecture(hidden=(5, 5, 5), activation="sigmoid", dropout=0))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    convergence.sigmoid_inputs(network, digits.held_out.x)
+    modes.measure_gap(network, digits, 16, 0)
+    gradients.gradient_norms(network, digits, digits.train)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_batch_norm_learns_digits_before_a_plain_network_does(digits):
+    plan = replace(TINY, steps=100, rates=(0.1,))
+    without, with_bn = convergence.select_pair(convergence.measure(digits, plan, nothing), 0.1)
+    assert with_bn.scores[-1] > 0.9
+    assert without.scores[-1] < 0.3
+
+
+def made(batch_norm, scores, rate=1.0, medians=(0.0, 0.0), means=(0.0, 0.0), variances=(1.0, 1.0), diverged=None):
+    steps = tuple(range(0, 10 * len(scores), 10))
+    return Run(
+        batch_norm,
+        rate,
+        steps,
+        scores,
+        tuple((m - 1, m, m + 1) for m in medians),
+        tuple((m,) * 3 for m in means),
+        tuple((v,) * 3 for v in variances),
+        diverged,
+    )
+
+
+def test_the_sentence_on_speed_follows_the_figures():
+    slow, fast, never = (0.1, 0.2, 0.4, 0.9), (0.1, 0.9, 0.9, 0.9), (0.1, 0.1, 0.1, 0.1)
+
+    def said(without, with_bn):
+        return convergence.describe_speed((made(False, without), made(True, with_bn)), 1.0, "accuracy")
+
+    assert "takes 10 steps with BN and 30 steps without" in said(slow, fast)
+    assert "supports the claim" in said(slow, fast)
+    assert "(3.0 times as fast, in steps)" in said(slow, fast)
+    assert "does not support the claim" in said(fast, slow)
+    assert "does not support the claim" in said(fast, fast)
+    assert "more than 30 steps without" in said(never, fast)
+    assert "that supports" in said(never, fast)
+    assert "does not support" in said(fast, never)
+    assert "shows nothing" in said((-1.0, -2.0), (-3.0, -4.0))
+    lost = made(False, (0.1, NAN), rate=9.0, diverged=3)
+    runs = (made(False, slow), made(True, fast), lost, made(True, fast, rate=9.0))
+    assert "diverged at 9 without BN" in convergence.describe_speed(runs, 1.0, "accuracy")
+
+
+def test_the_best_rates_are_compared_too():
+    """At one rate only BN learns; at its own best rate the plain network is as fast."""
+    never, fast = (0.1, 0.1), (0.1, 0.9)
+    runs = (made(False, never), made(True, fast), made(False, fast, rate=2.0), made(True, never, rate=2.0))
+    sentence = convergence.describe_speed(runs, 1.0, "accuracy")
+    assert "10 steps with BN and more than 10 steps without" in sentence
+    assert "does not support" in sentence
+
+
+def test_the_sentences_on_sigmoid_inputs_follow_the_figures():
+    still, moved = made(True, (0.1, 0.9)), made(False, (0.1, 0.9), medians=(0, 3), means=(0, 2), variances=(1, 4))
+    assert "does not" not in convergence.describe_percentiles(moved, still)
+    assert "range of 0.00 with BN and of 3.00 without" in convergence.describe_percentiles(moved, still)
+    assert "does not support" in convergence.describe_percentiles(still, moved)
+    assert "keeps them constant" in convergence.describe_moments(moved, still)
+    drifting = made(True, (0.1, 0.9), means=(0, 1), variances=(1, 2))
+    assert "steadier, but not constant" in convergence.describe_moments(moved, drifting)
+    mixed = made(True, (0.1, 0.9), means=(0, 1), variances=(1, 9))
+    assert "one of the two steadier" in convergence.describe_moments(moved, mixed)
+    assert "neither steadier" in convergence.describe_moments(still, drifting)
+    lost = made(False, (0.1, NAN), medians=(0, NAN), means=(0, NAN), variances=(1, NAN), diverged=7)
+    for about in (convergence.describe_percentiles, convergence.describe_moments):
+        assert "diverged without BN (step 7)" in about(lost, still)
+
+
+def test_a_divergence_is_a_result(digits):
+    plan = replace(TINY, rates=(1e38,))
+    for measured in convergence.measure(digits, plan, nothing):
+        assert measured.diverged
+        assert measured.steps[-1] == measured.diverged
+        assert math.isnan(measured.scores[-1])
+        assert all(map(math.isnan, measured.movement))

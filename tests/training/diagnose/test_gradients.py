@@ -1,0 +1,94 @@
+"""Gradient norms, compared with finite differences and with theory; the sentences, tried on figures for and against."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from foldserve.training.diagnose import gradients
+from foldserve.training.diagnose.gradients import Depth
+from foldserve.training.network.mlp import build_mlp
+from foldserve.training.plan import Architecture
+from tests.training.diagnose.support import NAN, TINY, forward, log_loss, nothing, small_sample
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_gradient_norms_are_those_of_finite_differences(activation, batch_norm):
+    torch.manual_seed(3)
+    sample = small_sample()
+    network = build_mlp(
+        3, 3, Architecture(hidden=(4, 4), activation=activation, batch_norm=batch_norm, dropout=0)
+    ).double()
+    x, y = sample.train.x.double().numpy(), sample.train.y.numpy()
+
+    def loss():
+        return log_loss(forward(network, x, training=True)[-1], y)
+
+    expected = []
+    for layer in [layer for layer in network if isinstance(layer, nn.Linear)][:-1]:
+        squares = 0.0
+        for value in layer.weight.detach().view(-1).split(1):
+            was, step = value.item(), 1e-6
+            value.fill_(was + step)
+            above = loss()
+            value.fill_(was - step)
+            squares += ((above - loss()) / (2 * step)) ** 2
+            value.fill_(was)
+        expected.append(math.sqrt(squares))
+    np.testing.assert_allclose(gradients.gradient_norms(network, sample, sample.train), expected, rtol=1e-5)
+
+
+def test_growth_is_the_ratio_of_a_geometric_sequence():
+    assert gradients.growth((999.0, 27.0, 9.0, 3.0, 1.0)) == pytest.approx(3)
+    assert gradients.growth((999.0, 1.0, 2.0, 4.0)) == pytest.approx(0.5)
+    for norms in ((1.0,), (1.0, 2.0), (1.0, 2.0, 0.0), (1.0, 2.0, NAN), (1.0, math.inf, 2.0)):
+        assert math.isnan(gradients.growth(norms))
+
+
+def test_digits_show_the_predicted_growth(digits):
+    """1.467 in squared norm with BN (Yang and others, 2019); none without BN, by He's initialisation."""
+    measured = gradients.measure(digits, replace(TINY, depths=(48,), gradient_steps=1), nothing)
+    growth = {(m.activation, m.batch_norm): gradients.growth(m.initial) for m in measured}
+    assert growth["relu", True] ** 2 == pytest.approx(1.467, rel=0.06)
+    assert growth["relu", False] == pytest.approx(1, abs=0.06)
+    assert growth["sigmoid", False] < 0.2  # the sigmoid's steepest slope, a quarter, times the weights' share
+    assert growth["sigmoid", True] == pytest.approx(1, abs=0.06)
+    assert pytest.approx(1.467, rel=1e-3) == gradients.PREDICTED_GROWTH**2
+
+
+def depths(sigmoid, sigmoid_bn, relu, relu_bn, trained_bn=1.0, diverged=None):
+    def norms(rate, deep=16):
+        return tuple(rate**-layer for layer in range(deep))
+
+    return (
+        Depth("sigmoid", False, 16, norms(sigmoid), norms(sigmoid), 0.1, None),
+        Depth("sigmoid", True, 16, norms(sigmoid_bn), norms(sigmoid_bn), 0.9, None),
+        Depth("relu", False, 16, norms(relu), (NAN,) * 16, NAN, 5),
+        Depth("relu", True, 16, norms(relu_bn), norms(trained_bn), 0.8, diverged),
+    )
+
+
+def test_the_sentence_on_initial_gradients_follows_the_figures():
+    usual = gradients.describe_initial(depths(0.2, 1.02, 1.0, 1.2))
+    assert "sigmoid network vanishes (x 0.200 per layer) without BN and stays about the same (x 1.020" in usual
+    assert "explodes (x 1.200 per layer) with it, which agrees with the predicted 1.211" in usual
+    other = gradients.describe_initial(depths(1.5, 0.5, 0.7, 0.9))
+    assert "sigmoid network explodes (x 1.500 per layer) without BN and vanishes (x 0.500 per layer) with it" in other
+    assert "does not agree with the predicted 1.211 (-25.7%)" in other
+    assert "can't be followed" in gradients.describe_initial(depths(0.2, 1.0, 1.0, NAN))
+
+
+def test_the_sentence_on_trained_gradients_follows_the_figures():
+    levelled = gradients.describe_trained(depths(0.2, 1, 1, 1.2, trained_bn=1.01), 7, "accuracy")
+    assert levelled.startswith("After 7 steps")
+    assert "x 1.010 per layer, from 1.200: training has levelled it" in levelled
+    assert "relu without BN 16: diverged" in levelled
+    assert "has not levelled it" in gradients.describe_trained(depths(0.2, 1, 1, 1.2, trained_bn=1.19), 7, "accuracy")
+    assert "can't be followed" in gradients.describe_trained(depths(0.2, 1, 1, 1.2, trained_bn=NAN), 7, "accuracy")
+    assert "diverged at step 3" in gradients.describe_trained(depths(0.2, 1, 1, 1.2, diverged=3), 7, "accuracy")

@@ -1,0 +1,55 @@
+"""The graphs before and after folding, compared with arithmetic; the sentences, tried on figures for and against."""
+
+import pytest
+
+from foldserve.training.diagnose import saving
+from foldserve.training.diagnose.saving import Model, Saving
+from tests.training.diagnose.support import TINY, nothing
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(("placement", "unfolded"), [("pre", 9_354), ("post", 9_482)])
+def test_the_graphs_of_the_reference_topology_have_the_expected_nodes_and_parameters(digits, placement, unfolded):
+    """64*64, 64*64 and 64*10 weights and 138 biases; a BN has 4*64 numbers and, in pre, replaces 64 biases."""
+    measured = saving.measure(digits, TINY, nothing)
+    before, after = measured.pair(placement)
+    assert (before.nodes, before.parameters) == (8, unfolded)
+    assert (after.nodes, after.parameters) == (6, 8_970)
+    assert "BatchNormalization" in before.run
+    assert "BatchNormalization" not in after.run
+    assert 0 < after.size < before.size
+    # Each node writes a hidden layer's 64 columns, 10 logits or 10 probabilities in float32.
+    assert after.written == 4 * (64 + 64 + 10 + 10)
+    assert after.written < before.written <= 4 * (6 * 64 + 20)
+    assert after.peak == 4 * 128
+    assert set(before.latency) == {False, True}
+    assert all(set(by_rows) == {1, 8} and min(by_rows.values()) > 0 for by_rows in before.latency.values())
+    assert 0 <= measured.apart < 1e-5
+
+
+def timed(unfolded, folded):
+    def model(placement, seconds, *, is_folded):
+        latency = {on: {1: seconds} for on in (False, True)}
+        return Model(placement, is_folded, 8 - 2 * is_folded, ("Gemm",), 100 - is_folded, 10, 8, 8, latency)
+
+    pairs = zip(saving.PLACEMENTS, unfolded, folded, strict=True)
+    models = [m for p, u, f in pairs for m in (model(p, u, is_folded=False), model(p, f, is_folded=True))]
+    return Saving(tuple(models), 1e-7)
+
+
+def test_the_sentences_on_folding_follow_the_figures():
+    assert "every one of these faster" in saving.describe_latency(timed((2e-5, 2e-5), (1e-5, 1e-5)))
+    assert "20 to 10 µs (-50%)" in saving.describe_latency(timed((2e-5, 2e-5), (1e-5, 1e-5)))
+    assert "some of these faster" in saving.describe_latency(timed((2e-5, 2e-5), (1e-5, 3e-5)))
+    slower = saving.describe_latency(timed((2e-5, 2e-5), (2e-5, 3e-5)))
+    assert "none of these faster" in slower
+    assert "(no difference)" in slower
+    assert "(+50%)" in slower
+    size = saving.describe_size(timed((1, 1), (1, 1)))
+    assert "8 nodes to 6" in size
+    assert "stays at 1" in size
+    assert "parameters -1.0%" in size
+    assert "size of the file unchanged" in size
+    for about in (saving.describe_size, saving.describe_latency):
+        assert "diverged" in about(None)

@@ -1,0 +1,86 @@
+"""The page of a diagnosis: complete, escaped, the same for the same seed, and there even if everything diverged."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from foldserve.training.diagnose import run
+from foldserve.training.diagnose.modes import Gap
+from foldserve.training.diagnose.sections import (
+    Finding,
+    Section,
+    build_sections,
+    render,
+    render_sections,
+)
+from foldserve.training.plan import DataOptions
+from foldserve.training.table.load import load
+from tests.training.diagnose.support import NAN, TINY, Reader, assert_complete
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_report_is_one_small_file_with_a_sentence_for_each_picture(tiny):
+    sections = build_sections(tiny)
+    text = render(tiny, sections)
+    assert_complete(text)
+    assert len(text) < 1_000_000
+    findings = [finding for section in sections for finding in section.findings]
+    assert all(finding.svg or finding.table for finding in findings)
+    assert all(re.fullmatch(r"[A-Z].*\.", finding.sentence) for finding in findings)
+    assert "All 150 rows" in text
+
+
+def test_the_same_seed_gives_the_same_figures_except_latencies(tiny):
+    def figures(diagnosis):
+        found = json.loads(run.to_json(diagnosis))
+        for model in found["saving"]["models"]:
+            del model["latency"]
+        return found
+
+    again = run.diagnose(load(DataOptions("iris")), TINY)
+    assert figures(again) == figures(tiny)
+    first, second = build_sections(tiny)[0], build_sections(again)[0]
+    assert first == second  # with their pictures
+    other = run.diagnose(load(DataOptions("iris")), replace(TINY, seed=1))
+    assert figures(other) != figures(tiny)
+
+
+def test_a_diagnosis_in_which_everything_diverged_has_a_report(tiny):
+    def lost(r):
+        return replace(
+            r,
+            scores=(NAN,) * len(r.steps),
+            percentiles=((NAN,) * 3,) * len(r.steps),
+            means=((NAN,) * 3,) * len(r.steps),
+            variances=((NAN,) * 3,) * len(r.steps),
+            diverged=1,
+        )
+
+    broken = replace(
+        tiny,
+        convergence=tuple(map(lost, tiny.convergence)),
+        gradients=tuple(
+            replace(d, initial=(0.0,) * d.depth, trained=(NAN,) * d.depth, score=NAN, diverged=1)
+            for d in tiny.gradients
+        ),
+        modes=tuple(Gap(g.batch, NAN, NAN, NAN, NAN) for g in tiny.modes),
+        saving=None,
+    )
+    text = render(broken, build_sections(broken))
+    assert_complete(text)
+    assert "diverged" in text
+    assert json.loads(run.to_json(broken))["gradients"][0]["trained"] == [None] * 4
+
+
+def test_a_regression_is_scored_by_r2():
+    text = render(measured := run.diagnose(load(DataOptions("diabetes")), TINY), build_sections(measured))
+    assert "R2" in text
+    assert "accuracy" not in text
+
+
+def test_text_from_the_table_is_escaped():
+    text = render_sections("<b>", ["<i>"], [Section("<u>", "&", (Finding("<s>", "<em>", table=(("<a>",), ("<q>",))),))])
+    assert not {"b", "i", "u", "s", "em", "a", "q"} & {tag for tag, _ in Reader(text).tags}
