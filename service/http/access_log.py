@@ -1,4 +1,4 @@
-"""The access log of the requests that a connection answers itself. uvicorn writes the lines of all others."""
+"""The access log of predictions. uvicorn logs all other requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WRITE_SECONDS = 0.05
 
 
 class AccessLog:
-    """Writes one line for each request, in uvicorn's form, many lines at once."""
+    """Writes one line for each request, in the format of uvicorn, and many lines at a time."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []

@@ -1,8 +1,9 @@
-"""Bodies of HTTP/1.1 requests, within their limits. It knows no socket, endpoint or response.
+"""The bodies of HTTP/1.1 requests: framing and limits. This module does not know sockets or endpoints.
 
-A reader stops at the last byte of the body, so that the rest of a packet can wait for the response. httptools does not
-say where a chunked body ends. Therefore it never gets bytes past a blank line in one call: such a body ends with one.
-(It refuses a line that ends without CR.) A body with a Content-Length is counted here.
+A reader stops after the last byte of the body, because the next request in the packet must wait for the response.
+httptools does not tell the offset at which a chunked body ends. But such a body ends with a blank line, and httptools
+refuses a line without CR. So each call passes it the bytes up to the next blank line at most. For a body with a
+Content-Length, the reader counts the bytes itself.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from foldserve.service.http.head import Head, end_of_block
 
 
 class BodyReader:
-    """Reads the body that follows one head.
+    """Reads the body after one head. Raises `TooLarge` if its Content-Length passes the limit.
 
-    max_body: the limit of the body, which is collected; None to collect nothing.
-    max_head: the limit of the bytes that frame a chunked body, between two bytes of content.
-    complete: the last byte of the request has come.
+    max_head: the limit in bytes of trailers and of the framing between two chunks.
+    max_body: the limit in bytes of the body, which is collected; None if it is not to be collected.
+    complete: whether the last byte of the request has been read.
     """
 
     __slots__ = ("_content", "_framing_size", "_left", "_max_body", "_max_head", "_parser", "_tail", "complete")
@@ -34,13 +35,13 @@ class BodyReader:
             self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(head.raw)
         self._framing_size = 0
-        self._tail = b""  # the last bytes, in which a blank line may have begun
+        self._tail = b""  # the last bytes that were read: a blank line may begin in them
         self._check_size(self._left)
 
     def read(self, data: bytes, start: int) -> int:
-        """Read from `data[start:]`. Return the offset of the first byte not read.
+        """Read from `data[start:]`. Return the offset of the first unread byte.
 
-        Raises `InvalidHttp`, `HeadTooLarge`, `TooLarge`. The constructor raises `TooLarge` for a Content-Length.
+        Raises `InvalidHttp`, `HeadTooLarge`, `TooLarge`.
         """
         if self._parser is not None:
             return self._read_chunks(self._parser, data, start)
@@ -51,7 +52,7 @@ class BodyReader:
         return end
 
     def take(self) -> bytes:
-        """Return what has been collected, and keep it no longer."""
+        """Return the collected body, and drop it here."""
         content, self._content = self._content, b""
         return bytes(content)
 
@@ -66,7 +67,7 @@ class BodyReader:
             raise InvalidHttp("the body is not in chunks") from None
         self._check_size(len(self._content))
         if self.complete:
-            self._parser = None  # the two refer to each other
+            self._parser = None  # breaks a reference cycle
         elif self._framing_size > self._max_head:
             raise HeadTooLarge(f"the headers are larger than {self._max_head} bytes")
         return end

@@ -1,20 +1,21 @@
 """One HTTP/1.1 connection. It answers predictions itself and forwards every other request to an inner protocol.
 
-A request for an endpoint costs no task and no ASGI messages: its body goes to `Endpoint.start`, and the reply to the
-socket. The connection handles one request at a time. The bytes of the next one wait, and so do limits and refusals that
-they will meet. It knows neither the app nor uvicorn: any `asyncio.Protocol` may be the inner one.
+A prediction needs no task and no ASGI messages: its body goes to `Endpoint.start`, and the reply goes to the socket.
+The connection handles one request at a time, so the bytes of later requests wait. It does not know the app or uvicorn:
+any `asyncio.Protocol` can be the inner one.
 
-                    +--------------- a response, and the connection stays open ---------------+
-                    v                                                                         |
-    connected --> IDLE --first byte--> HEAD --blank line--+--> BODY -------last byte--> RESPONSE
-                                                          |    (an endpoint's path)           |
-                                                          +--> APP_BODY ---last byte--> APP_RESPONSE
-                                                               (any other)
+                    +------------ the response is complete; the connection stays open ------------+
+                    v                                                                             |
+    connected --> IDLE --first byte--> HEAD --blank line--+--> BODY --------last byte---> RESPONSE
+                                                          |    (path of an endpoint)              |
+                                                          +--> APP_BODY ----last byte---> APP_RESPONSE
+                                                               (any other request)
 
-    HEAD, BODY, APP_BODY: the request must be complete within `request_timeout`.
-      invalid, too large or too slow  --> REFUSED   (an error response; whatever still comes is dropped)
-    IDLE, and every phase in which the client does not read its responses: limited by `idle_timeout`.
-    any phase: the client leaves, its time is over, or the response was the last  --> CLOSED
+    HEAD, BODY, APP_BODY --invalid, too large, or not complete within request_timeout--> REFUSED
+    REFUSED --the client had time to read the error response--> CLOSED
+    IDLE, or the client does not read its responses --idle_timeout--> CLOSED
+    RESPONSE, APP_RESPONSE --no other response may follow--> CLOSED
+    any phase --the client disconnects--> CLOSED
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from foldserve.service.http.head import BLANK_LINE, Head, HeadReader
 from foldserve.service.http.inner import InnerConnection
 from foldserve.service.protocols.reply import Reply, refusal
 
-# Seconds in which a client that was refused in the middle of its request may read the response.
+# Seconds that a client has to read the error response, although it may still be sending its request.
 _LINGER_SECONDS = 2
-# When the server stops, seconds in which an idle connection may still deliver a request that its client has sent.
+# Seconds that an idle connection stays open when the server stops: a request may already be on its way.
 _LAST_SECONDS = 0.1
 
 
@@ -43,16 +44,16 @@ class Phase(Enum):
     """The state of a connection. The module's docstring shows the transitions."""
 
     IDLE = "between two requests"
-    HEAD = "a part of a head has come"
+    HEAD = "reads a head"
     BODY = "reads the body of a request for an endpoint"
     RESPONSE = "waits for the reply of an endpoint"
     APP_BODY = "forwards the body of a request; the response may have begun"
     APP_RESPONSE = "waits for the end of the inner protocol's response"
-    REFUSED = "has sent its last response; drops what comes until the client closes"
-    CLOSED = "closes once its last response is written"
+    REFUSED = "has sent an error response; drops all further bytes"
+    CLOSED = "closes after the last response is written"
 
 
-# Module variables: the attribute of an enum takes Python longer to find.
+# Module variables, because Python takes longer to look up an attribute of an enum.
 IDLE, HEAD, BODY, RESPONSE, APP_BODY, APP_RESPONSE, REFUSED, CLOSED = Phase
 _RECEIVING = (HEAD, BODY, APP_BODY)
 _READING = (IDLE, *_RECEIVING)
@@ -61,8 +62,8 @@ _READING = (IDLE, *_RECEIVING)
 class Connection(asyncio.Protocol):
     """A client's connection, over TCP, a Unix socket or TLS.
 
-    create_inner: makes the protocol that answers one request, on a transport of its own.
-    connections: holds this object while the client is connected.
+    create_inner: creates the inner protocol, at the first request that is forwarded.
+    connections: contains this object while the client is connected.
     """
 
     _transport: asyncio.Transport
@@ -80,16 +81,15 @@ class Connection(asyncio.Protocol):
         self._connections = connections
         self._phase = IDLE
         self._since = 0.0  # when the request began, the connection became idle, or the client stopped reading
-        self._last = False  # the server stops: the connection closes after the requests that have come
-        # Bytes that have come, and the offset of the first one that is not yet part of a request.
+        self._last = False  # the server is stopping: close after the requests that have arrived
+        # Received bytes, and the offset of the first one that has not been read.
         self._unread = b""
         self._offset = 0
         self._head_reader = HeadReader(context.heads)
         self._endpoint: Endpoint | None = None  # in BODY; None in APP_BODY
         self._exchange: Exchange | None = None  # in RESPONSE
         self._inner: InnerConnection | None = None  # from the first forwarded request on
-        self._reading = True
-        self._write_paused = False
+        self._reading, self._write_paused = True, False
         self._client: tuple[str, int] | None = None
 
     # --- called by the event loop -------------------------------------------------------------------------------------
@@ -107,8 +107,7 @@ class Connection(asyncio.Protocol):
         self._phase = CLOSED
         if self._exchange is not None:
             self._exchange.cancel()
-        if self._inner is not None:
-            self._inner.detach(exc)
+        self._detach_inner(exc)
 
     def eof_received(self) -> None:
         if self._inner is not None:
@@ -138,20 +137,18 @@ class Connection(asyncio.Protocol):
             self._advance()
 
     def _take_whole_request(self, data: bytes) -> bool:
-        """Start a request that is one packet, as nearly all predictions are: a quick way past all that follows."""
-        context = self._context
+        """Start a prediction if it is the whole of `data`. Nearly all are, and this takes the least time."""
         body_start = data.find(BLANK_LINE) + len(BLANK_LINE)
         try:
-            head = context.heads[data[:body_start]]
+            head = self._context.heads[data[:body_start]]
         except RequestError as error:
             self._refuse(error)
             return True
         if (
             head is not None
-            and head.method == b"POST"
             and len(data) - body_start == head.content_length
-            and head.content_length <= context.limits.max_body
-            and (endpoint := context.endpoints.get(head.url)) is not None
+            and head.content_length <= self._context.limits.max_body
+            and (endpoint := self._context.find_endpoint(head)) is not None
         ):
             self._start(endpoint, head, data[body_start:])
             return True
@@ -160,7 +157,7 @@ class Connection(asyncio.Protocol):
     # --- called by the server -----------------------------------------------------------------------------------------
 
     def check_time(self, now: float) -> None:
-        """Refuse a request that is too slow and close a connection that is unused. Call this every second or so."""
+        """Refuse a request that is too slow, or close an unused connection. Call this about once a second."""
         waited = now - self._since
         timeout = self._context.limits.request_timeout
         if self._phase in _RECEIVING:
@@ -173,7 +170,7 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def shutdown(self) -> None:
-        """Close after the requests that have come, and those that are on their way."""
+        """Respond to the requests that have arrived or are on their way, then close."""
         self._last = True
         if self._phase is IDLE:
             asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
@@ -181,13 +178,13 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def abort(self) -> None:
-        """Close at once, and drop what the client has not read."""
+        """Close at once, and drop responses that the client has not read."""
         self._close(abort=True)
 
     # --- a request ----------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Read the bytes that have come, until none are left or a response must be written first."""
+        """Read the received bytes until none are left or a response must be written first."""
         while self._offset < len(self._unread) and self._phase in _READING and not self._write_paused:
             try:
                 if self._phase in (IDLE, HEAD):
@@ -201,7 +198,7 @@ class Connection(asyncio.Protocol):
         self._set_reading()
 
     def _read_head(self) -> None:
-        """Read until the head is complete or the bytes are used up."""
+        """Read until the head is complete or no bytes are left."""
         head, self._offset = self._head_reader.read(self._unread, self._offset)
         if self._phase is IDLE and (head is not None or self._head_reader.begun):
             self._phase = HEAD
@@ -210,10 +207,10 @@ class Connection(asyncio.Protocol):
             self._begin(head)
 
     def _begin(self, head: Head) -> None:
-        """Choose the endpoint or the inner protocol, and begin to read the body."""
+        """Choose the endpoint or the inner protocol, then prepare to read the body."""
         limits = self._context.limits
         self._head = head
-        self._endpoint = self._context.endpoints.get(head.url) if head.method == b"POST" else None
+        self._endpoint = self._context.find_endpoint(head)
         if self._endpoint is None:
             self._body = BodyReader(head, limits.max_head, None)
             self._forward(head)
@@ -226,7 +223,7 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def _read_body(self) -> None:
-        """Read until the request is complete or the bytes are used up."""
+        """Read until the request is complete or no bytes are left."""
         start, self._offset = self._offset, self._body.read(self._unread, self._offset)
         if self._phase is APP_BODY and self._inner is not None:
             self._inner.protocol.data_received(self._unread[start : self._offset])
@@ -234,7 +231,7 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def _finish(self) -> None:
-        """Begin to wait for the response to a complete request."""
+        """Wait for the response to a complete request."""
         if self._endpoint is not None:
             self._start(self._endpoint, self._head, self._body.take())
         else:
@@ -263,7 +260,7 @@ class Connection(asyncio.Protocol):
         if close:
             self._close()
         elif self._unread:
-            # Not at once: this may be a call within `_advance`.
+            # `_advance` may be running, so it can't be called here.
             asyncio.get_running_loop().call_soon(self._advance)
 
     # --- the inner protocol -------------------------------------------------------------------------------------------
@@ -287,24 +284,24 @@ class Connection(asyncio.Protocol):
         self._set_reading()
 
     def _inner_closed(self) -> None:
-        """End the inner connection. Without a request of its own, that does not end this one."""
+        """Close the connection, unless the inner protocol closed between two of its requests."""
         if self._phase in (APP_BODY, APP_RESPONSE):
             self._close()
         else:
             self._detach_inner()
 
-    def _detach_inner(self) -> None:
+    def _detach_inner(self, exc: Exception | None = None) -> None:
         inner, self._inner = self._inner, None
         if inner is not None:
-            inner.detach()
+            inner.detach(exc)
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- closing ------------------------------------------------------------------------------------------------------
 
     def _refuse(self, error: RequestError) -> None:
-        """Respond with an error, and read no more requests.
+        """Write an error response, and read no more requests.
 
-        The client may still be sending. If the connection closed now, the kernel would reset it, and the client might
-        never read the response. Therefore only this side closes at first.
+        The client may still be sending its request. If the connection closed now, the kernel would reset it, and the
+        client might never read the response. Therefore only this side closes at first.
         """
         reply: Reply | None = refusal(error)
         head = self._head if self._phase is BODY else None
@@ -319,7 +316,7 @@ class Connection(asyncio.Protocol):
         self._context.count_rejected(error)
         if reply is not None:
             self._transport.write(self._context.encode(reply, close=True, head=head))
-        if self._transport.can_write_eof():  # TLS can't close one side
+        if self._transport.can_write_eof():  # TLS can't close one side alone
             self._transport.write_eof()
 
     def _close_if_idle(self) -> None:
@@ -327,7 +324,7 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def _close(self, *, abort: bool = False) -> None:
-        """Close after the last response is written. Drop it if the client does not read it."""
+        """Close after the last response is written, or at once if the client does not read it."""
         self._phase = CLOSED
         self._unread, self._offset = b"", 0
         if self._exchange is not None:
@@ -340,7 +337,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _set_reading(self) -> None:
-        """Read from the client unless something must happen first: its next bytes would only fill memory."""
+        """Pause or resume reading from the socket, so that unread bytes do not fill the memory."""
         reading = (
             not self._write_paused
             and (not self._unread or self._phase in _READING)

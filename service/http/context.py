@@ -1,4 +1,4 @@
-"""Everything that the connections of one process share. It knows no socket and no request of its own."""
+"""The objects that all connections of one process share. This module does not know sockets or single requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ _MAX_CACHED = 256
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of a head and of a body; seconds until a request must be complete, and until an idle connection closes."""
+    """Limits of one connection.
+
+    max_head, max_body: bytes. request_timeout: seconds from the first byte of a request to the last.
+    idle_timeout: seconds until a connection closes that has no request, or whose client does not read.
+    """
 
     max_head: int
     max_body: int
@@ -29,13 +33,13 @@ class Limits:
 
 
 class ConnectionContext:
-    """What every connection needs: endpoints, limits, and texts that are prepared once.
+    """The collaborators of every connection.
 
-    endpoints: by the URL of a request, without percent-encoding. Each request looks its own up, so the mapping may
+    endpoints: by the path of a request, without percent-encoding. Each request looks up its path, so the mapping may
     change at any time.
-    count_rejected: called with each error for which a connection refuses a request.
-    check_head: called with the headers of a request; it raises to refuse it.
-    cors: responses let the pages of other origins read them.
+    count_rejected: called with the error of each request that a connection refuses.
+    check_head: called with the headers of a request; it raises to refuse the request.
+    cors: whether pages of other origins may read the responses.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class ConnectionContext:
         check_head: Callable[[Headers], object] = lambda _: None,
         cors: bool = False,
     ) -> None:
-        self.endpoints = endpoints
+        self._endpoints = endpoints
         self.limits = limits
         self.count_rejected = count_rejected
         self.access_log = access_log
@@ -62,8 +66,12 @@ class ConnectionContext:
         self._date = _date()
         self._response_heads.clear()
 
+    def find_endpoint(self, head: Head) -> Endpoint | None:
+        """Return the endpoint of a request, or None if the app must respond to it."""
+        return self._endpoints.get(head.url) if head.method == b"POST" else None
+
     def encode(self, reply: Reply, *, close: bool, head: Head | None = None) -> bytes:
-        """Write out a response. close: announce that the connection closes after it. head: of the request, if known."""
+        """Return the bytes of a response. close: whether it says that the connection closes. head: of the request."""
         if self.cors and head is not None and (origin := head.headers.get(b"origin")) is not None:
             headers = (b"access-control-allow-origin", origin), EXPOSED_HEADERS, (b"vary", b"origin")
             reply = Reply(reply.status, reply.headers + headers, reply.body)

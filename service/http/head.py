@@ -1,4 +1,4 @@
-"""Heads of HTTP/1.1 requests: their bytes, their limits and their meaning. It knows no body, socket or response."""
+"""The heads of HTTP/1.1 requests: parsing, limits and a cache. This module does not know bodies or sockets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foldserve.service.protocols.reply import Headers
 
 BLANK_LINE = b"\r\n\r\n"
 _MAX_URL = 8192
-# llhttp has accepted the head, so a line that begins with the name is the header.
+# Only for heads that httptools has accepted: each line after the first is one header.
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
 # The host of RFC 3986, 3.2.2, and a port. It may be empty.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(?::[0-9]*)?")
@@ -21,12 +21,12 @@ _MAX_CACHED = 256
 _MAX_CACHED_BYTES = 2048
 
 
-@dataclass(slots=True)  # frozen would cost half a microsecond
+@dataclass(slots=True)  # not frozen: that makes __init__ three times as slow
 class Head:
-    """The request line and the headers. Requests share it: never change it.
+    """The request line and the headers. Requests share this object, so nothing may change it.
 
-    raw: its bytes as they came, without an offer to change to another protocol.
-    headers: by name in lower case; the last of several headers of one name.
+    raw: the bytes of the head, without an offer to upgrade to another protocol.
+    headers: by name in lower case. Of several headers of one name, the last one counts.
     content_length: bytes of the body, or None if the body is chunked.
     """
 
@@ -49,11 +49,11 @@ class Head:
 
 
 class Heads(dict[bytes, Head | None]):
-    """Heads by their bytes, up to the blank line. A missing one is parsed, or is None if it is not complete.
+    """A cache of heads by their bytes, blank line included. Most clients send the same head before each body.
 
-    Most clients send the same bytes before each body, so most heads are parsed once.
     check: called with the headers of each head that is parsed; it raises to refuse the request.
-    Looking one up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
+    Looking up a head that is not in the cache parses it. The value is None for bytes that are not a complete head.
+    Raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
     """
 
     def __init__(self, max_head: int, check: Callable[[Headers], object] = lambda _: None) -> None:
@@ -74,7 +74,7 @@ class Heads(dict[bytes, Head | None]):
 
 
 class _Collector:
-    """Collects what httptools finds in the bytes of a complete head."""
+    """Receives the callbacks of httptools for one complete head."""
 
     __slots__ = ("_headers", "_keep_alive", "_parser", "_raw", "_url")
 
@@ -95,7 +95,7 @@ class _Collector:
         except httptools.HttpParserError:
             raise InvalidHttp("the bytes are not an HTTP request") from None
         finally:
-            del self._parser  # the two refer to each other
+            del self._parser  # breaks a reference cycle
         _check_size(self._url, self._raw, max_head)
         method = parser.get_method()
         if method == b"CONNECT":
@@ -111,12 +111,12 @@ class _Collector:
         elif version != "1.0":
             raise InvalidHttp("the version of HTTP is neither 1.1 nor 1.0")
         return Head(
-            # Java's client offers HTTP/2 in this way. httptools and uvicorn would not read a body behind the offer.
+            # Java's client offers HTTP/2 in this way. After an offer, httptools and uvicorn would not read the body.
             _UPGRADE.sub(b"", self._raw) if upgrades else self._raw,
             method,
             self._url,
             headers,
-            # httptools has refused anything but digits, and a length beside a Transfer-Encoding.
+            # httptools refuses a length that is not digits, and a length together with a Transfer-Encoding.
             None if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0)),
             self._keep_alive and version == "1.1",
         )
@@ -128,28 +128,28 @@ class _Collector:
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._keep_alive = self._parser.should_keep_alive()  # after the head, httptools knows it no more
+        self._keep_alive = self._parser.should_keep_alive()  # httptools forgets it after a request without body
 
 
 class HeadReader:
-    """Reads the head of one request after the other, however it is cut into packets."""
+    """Reads the heads of one connection from packets of any size."""
 
     __slots__ = ("_heads", "_parser", "_raw", "_url")
 
     def __init__(self, heads: Heads) -> None:
         self._heads = heads
         self._raw = b""
-        # Checks the first bytes of a head while the rest is on its way.
+        # Checks an incomplete head, so that an invalid one is refused before its end.
         self._parser: httptools.HttpRequestParser | None = None
         self._url = b""
 
     @property
     def begun(self) -> bool:
-        """A part of a head has come: more than empty lines."""
+        """Whether a head has begun. Empty lines before it do not count."""
         return bool(self._raw) and not self._raw.isspace()
 
     def read(self, data: bytes, start: int) -> tuple[Head | None, int]:
-        """Read from `data[start:]`. Return the head, if it is complete, and the offset of the first byte not read.
+        """Read from `data[start:]`. Return the head if it is complete, and the offset of the first unread byte.
 
         Raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`.
         """
@@ -187,7 +187,7 @@ def _check_size(url: bytes, raw: bytes, max_head: int) -> None:
 def end_of_block(before: bytes, data: bytes, start: int) -> int:
     """Find the offset after the first blank line of `data[start:]`, or the end of `data` if there is none.
 
-    before: at most the last three bytes that came before `start`; the blank line may have begun in them.
+    before: the last bytes before `start`, at most three; the blank line may begin in them.
     """
     if before:
         found = (before + data[start : start + 3]).find(BLANK_LINE)

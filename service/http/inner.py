@@ -1,8 +1,8 @@
-"""An inner connection: it runs another protocol, such as uvicorn's with the FastAPI app behind it, within a connection.
+"""A connection inside a connection. It runs another protocol, such as uvicorn's protocol with the FastAPI app.
 
-Both sides know only asyncio's interfaces. The inner protocol gets the bytes of the forwarded requests, one after the
-other and as they came, and a transport of its own. That transport passes the responses on, and reads along to find
-where each one ends.
+Both sides know only the interfaces of asyncio. The inner protocol gets the bytes of the forwarded requests, unchanged
+and one request at a time, and a transport of its own. That transport writes the responses to the real one, and parses
+them to find the end of each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import httptools
 
 
 class InnerConnection(asyncio.Transport):
-    """The transport that the inner protocol sees.
+    """The transport of the inner protocol.
 
     responding, responded: a byte of the response to the current request, or all of it, has been written.
     closes: no other response may follow this one.
@@ -46,20 +46,20 @@ class InnerConnection(asyncio.Transport):
 
     @property
     def protocol(self) -> asyncio.Protocol:
-        """The inner protocol. It gets what the event loop tells the connection."""
+        """The inner protocol, whose callbacks the connection calls as an event loop does."""
         return self._protocol  # type: ignore[return-value]  # uvicorn would set another one for websockets
 
     def begin(self, method: bytes) -> None:
         """Expect the response to a request."""
-        if self._method == b"HEAD":  # the parser still waits for the body of that response
+        if self._method == b"HEAD":  # the parser still expects the body of that response
             self._parser = httptools.HttpResponseParser(self)
         self._method = method
         self.responding = self.responded = False
 
     def detach(self, exc: Exception | None = None) -> None:
-        """End the inner connection, as `connection_lost` does, and leave the real one as it is."""
+        """Disconnect the inner protocol. The real transport stays open."""
         self._attached = False
-        del self._parser  # the two refer to each other
+        del self._parser  # breaks a reference cycle
         self._protocol.connection_lost(exc)
 
     # --- for the inner protocol ---------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class InnerConnection(asyncio.Transport):
     # --- called by httptools, which reads the responses ---------------------------------------------------------------
 
     def on_headers_complete(self) -> None:
-        if self._parser.get_status_code() >= 200:  # 100 Continue is not the response
+        if self._parser.get_status_code() >= 200:  # 100 Continue comes before the response
             self.responding = True
             if self._method == b"HEAD":
                 self._end()
@@ -132,5 +132,5 @@ class InnerConnection(asyncio.Transport):
     def _end(self) -> None:
         if not self.responded:
             self.responded = True
-            # Not at once: the inner protocol has yet to note that its last bytes are written.
+            # Later, because the inner protocol has not returned from its last write.
             asyncio.get_running_loop().call_soon(self._on_change)
