@@ -1,4 +1,4 @@
-"""How names and numbers are written, on a page and on a terminal alike. Needs only the standard library."""
+"""The spelling of names, numbers and lists, the same on a page and on a terminal. Needs only the standard library."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def format_figure(value: float) -> str:
     if math.isnan(value):
         return _UNDEFINED
     return f"{value:.4f}" if _SMALL <= abs(value) < _LARGE or abs(value) < _ZERO else f"{value:.4g}"
+
+
+def format_difference(value: float) -> str:
+    """Write a difference or a tolerance with two digits: 3.2e-07."""
+    return f"{value:.2g}"
 
 
 def format_value(value: float) -> str:

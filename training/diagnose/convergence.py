@@ -29,8 +29,8 @@ PERCENTILES = (15, 50, 85)
 
 # The goal of the race between the networks, as a share of the highest score of all runs.
 _GOAL = 0.95
-# The largest movements that count as constant, of a mean in units of the sigmoid's input, and of a variance as the
-# ratio of its extremes: smaller ones are invisible in a plot.
+# Up to these movements a mean and a variance count as constant: a plot would not show them. A mean moves in units of
+# the sigmoid's input, a variance by its max / min.
 _CONSTANT_MEAN = 0.1
 _CONSTANT_RATIO = 1.1
 

@@ -1,4 +1,4 @@
-"""The saving by folding the reference topology, in ONNX Runtime on the CPU: nodes, parameters, latency, memory.
+"""The effect of folding the reference topology in ONNX Runtime on the CPU: nodes, parameters, latency, memory.
 
 It knows no plot.
 """

@@ -116,7 +116,7 @@ class Checkpoint:
         for name in sorted({*self.run, *run}):
             if self.run.get(name) != run.get(name):
                 raise CheckpointError(
-                    f"{self.path} is another run's: {name} is {run.get(name)} there and {self.run.get(name)} here"
+                    f"{self.path} belongs to another run: {name} is {run.get(name)} there and {self.run.get(name)} here"
                 )
 
     def save(self, state: State) -> None:

@@ -1,4 +1,4 @@
-"""The place of a fit: its device, and the processes that share each batch if torchrun has started several.
+"""The device of a fit, and the processes that share each batch if torchrun has started several.
 
 Every process has all rows and draws the same random numbers. Of each batch it computes its own share; gradients,
 statistics and losses are those of the whole batch. It knows tensors and layers, no table and no loop.
@@ -71,7 +71,7 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
 
 
 class CpuSyncBatchNorm(nn.Module):
-    """Batch norm with the statistics of all processes' rows: `nn.SyncBatchNorm` for CPUs, which that one refuses.
+    """Batch norm with the statistics of all processes' rows. `nn.SyncBatchNorm` does the same, but refuses CPUs.
 
     It trains the parameters and buffers of `norm`. A process may have no rows; all together have at least two.
     """
@@ -121,7 +121,7 @@ def _sum_over_processes(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def join_processes(device: Device) -> Iterator[World]:
-    """Join the processes that torchrun has started, on `device`; without torchrun, be a world of one.
+    """Join the processes that torchrun has started, on `device`. Without torchrun, use this process alone.
 
     Raises `ExecutionError` where CUDA is asked for and absent. When one process fails, torchrun ends the others. The
     first to fail raises its own error and the others `SystemExit`, so that the reason is printed once.

@@ -1,8 +1,8 @@
 """The loop: minibatch gradient descent on tensors in memory, early stopping, and exact batch-norm statistics.
 
 It knows no file format, no terminal and no ONNX; a hook receives the progress. On the CPU the result depends only on
-the seed, the library versions, the kind of CPU, and the numbers of threads and processes. Checkpoints, and resuming
-from one, do not change it.
+the seed, the library versions, the kind of CPU, and the numbers of threads and processes. Writing checkpoints and
+resuming from them do not change it.
 """
 
 from __future__ import annotations

@@ -271,7 +271,7 @@ def _compose(first: _Scale, second: _Scale) -> _Scale:
 def _subtract_offsets(steps: Iterator[_Step], network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
     """Put a Shift before a _Scale on the input, raw or encoded, for the offsets above `MAX_FOLDED_OFFSET`.
 
-    Only inputs have such offsets: the outputs of a Dense lie around 0 until its own BN has seen them.
+    Only inputs have such offsets: the outputs of a Dense are close to 0, compared with their std.
     """
     on_input = True
     for step in steps:

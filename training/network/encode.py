@@ -88,7 +88,7 @@ class Encode(Layer):
         return torch.cat([numbers, bins, categories.to(x.dtype), missing.to(x.dtype)], 1)
 
     def add_nodes(self, graph: Graph, name: str) -> None:
-        """Add one chain of nodes a group and a Concat.
+        """Add one chain of nodes per group, and a Concat.
 
         Each chain starts with a comparison or a replacement: NaN reaches neither arithmetic nor a cast.
         """

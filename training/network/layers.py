@@ -92,7 +92,7 @@ class Blocks(Layer):
         return sum(cast(nn.Linear, member).out_features for member in self.members)
 
     def add_nodes(self, graph: Graph, name: str) -> None:
-        """Add a Split, one Gemm a member, and a Concat."""
+        """Add a Split, one Gemm per member, and a Concat."""
         inputs = graph.split(f"{name}.of", len(self.members))
         outputs = []
         for part, (member, graph.value) in enumerate(zip(self.members, inputs, strict=True)):

@@ -56,7 +56,7 @@ def _transform_chunks(preprocessing: nn.Module, x: Floats) -> Iterator[Tensor]:
 def choose_layout(columns: Sequence[Column], x: Floats, bins: int, binned: Binned = "all") -> Layout:
     """Choose the encoded columns of each feature by the training rows, float32 `x` [rows, features].
 
-    bins: the most bins of a numeric feature, between quantiles; 0 for none. binned: the numeric features that get
+    bins: the largest number of bins of a numeric feature, between quantiles. binned: the numeric features that get
     bins, `all` or those with `tails`: many different values, in a range at least four times as wide as the middle nine
     tenths of them. An affine scale that fits such a range hides the differences between most rows; one that fits most
     rows lets the others grow without bound.

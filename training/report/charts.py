@@ -15,7 +15,7 @@ from foldserve.training.report.svg import FIRST, GRID, SECOND, TEXT, draw_svg, l
 # More points would look the same and only make the file larger.
 MAX_POINTS = 1_000
 _MAX_LINES = 20
-# The max / min of a loss from which its axis is logarithmic: on a linear one its late epochs would be a flat line.
+# A loss whose max / min is above this gets a logarithmic axis: on a linear one its late epochs would be a flat line.
 _LOGARITHMIC = 30
 
 Values = npt.NDArray[np.floating[Any]]

@@ -120,8 +120,8 @@ class Importances:
     std: npt.NDArray[np.float64]
 
 
-# The most rows that the model predicts in all, about the work of an epoch over a third as many. A limit on the time
-# instead would change the figures from run to run. A wide table gets fewer rows and fewer shuffles.
+# The largest number of rows that the model predicts, about the work of a training epoch over 20,000 rows. A limit on
+# the time instead would change the figures from run to run. A wide table gets fewer rows and fewer shuffles.
 _MAX_PREDICTIONS = 60_000
 _MIN_ROWS, _MAX_ROWS = 64, 2_000
 

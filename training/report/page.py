@@ -11,7 +11,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from foldserve.training.report.svg import COLOURS
-from foldserve.training.text import format_count, format_figure, format_name, format_percent, printable
+from foldserve.training.text import (
+    format_count,
+    format_difference,
+    format_figure,
+    format_name,
+    format_percent,
+    printable,
+)
 
 
 @cache
@@ -25,6 +32,7 @@ def _environment() -> Environment:
     )
     environment.globals["colours"] = COLOURS
     environment.filters |= {
+        "difference": format_difference,
         "figure": format_figure,
         "name": format_name,
         "percent": format_percent,

@@ -1,4 +1,4 @@
-"""The temperature: found where it is known, held to 1 where the rows don't tell, and no answer's business."""
+"""The temperature is recovered from many rows, stays near 1 on few rows, and changes no predicted class."""
 
 import math
 

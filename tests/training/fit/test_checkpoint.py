@@ -177,7 +177,7 @@ def test_an_unfinished_run_is_overwritten_only_on_request(tmp_path):
         (("--resume",), "--resume needs --checkpoint"),
         (("--checkpoint", "no/where"), "no/where: No such file or directory"),
         (("--checkpoint", "garbage", "--resume"), "is damaged"),
-        (("--checkpoint", "other", "--resume"), "is another run's: activation is None there and relu here"),
+        (("--checkpoint", "other", "--resume"), "belongs to another run: activation is None there and relu here"),
         (("--checkpoint", "other"), "holds the checkpoint of an unfinished run"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The batch-norm MLP: which layers, in which order."""
+"""The layers of the batch-norm MLP, and their order."""
 
 import pytest
 import torch

@@ -33,7 +33,7 @@ def test_a_regression_is_shown_beside_the_mean():
     assert rows["test, baseline"] == [f"{evidence.y.std():.4f}", "0.0000"]
     assert rows["test"][1] == f"{r2_score(evidence.y, evidence.outputs):.4f}"
     assert f"50% below {np.median(evidence.outputs[:, 0] - evidence.y):.4g}" in page.text
-    assert len(page.named("svg")) == 4 + 2  # scores, losses, predictions, residuals, and a histogram a feature
+    assert len(page.named("svg")) == 4 + 2  # scores, losses, predictions, residuals, and one histogram per feature
 
 
 def test_class_scores_are_scikit_learn_s():
