@@ -19,6 +19,8 @@ Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["fast", "best"]
 ClassWeight = Literal["none", "balanced"]
+Decimal = Literal[".", ","]
+Thousands = Literal["", ",", ".", " ", "'"]
 TaskOption = Literal["auto", "classification", "regression"]
 
 _MIN_EPOCHS = 5
@@ -48,6 +50,8 @@ class DataOptions:
     boolean: Annotated[tuple[str, ...], "columns of true and false, or 1 and 0"] = ()
     drop: Annotated[tuple[str, ...], "columns to leave out"] = ()
     missing: Annotated[tuple[str, ...], "texts that mean a missing value, like an empty cell; for example NA,?"] = ()
+    decimal: Annotated[Decimal | None, "decimal mark of numbers (default: each column decides)"] = None
+    thousands: Annotated[Thousands | None, "thousands separator of numbers (default: each column decides)"] = None
     group: Annotated[str | None, "column of groups: a group stays in one part of the split; not a feature"] = None
     time: Annotated[str | None, "column of times: the latest rows are the test set; a feature if numeric"] = None
     test_share: Annotated[float, "share of the rows in the test set"] = 0.2
@@ -58,6 +62,7 @@ class DataOptions:
         _require(self.test_share > 0 and self.validation_share > 0, "test and validation shares must be above 0")
         _require(held_out + self.validation_share < 1, "test and validation shares leave no training rows")
         _require(not (self.group and self.time), "split by a group or by time, not by both")
+        _require(self.decimal is None or self.decimal != self.thousands, "--decimal and --thousands must differ")
         declared = [*self.categorical, *self.numeric, *self.boolean, *self.drop]
         twice = sorted({name for name in declared if declared.count(name) > 1})
         _require(not twice, f"column {twice and twice[0]!r} is declared twice")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 from foldserve.training.text import join_some, printable
 
 if TYPE_CHECKING:
-    from foldserve.service.bundle import Bundle
+    from foldserve.service.bundle import Bundle, Reading
     from foldserve.training.plan import Plan
-    from foldserve.training.table.schema import Table
+    from foldserve.training.table.schema import Column, Table
 
 _MOST_NAMES = 6
 
@@ -19,13 +19,15 @@ def describe_table(table: Table) -> str:
     parts = []
     for kind in ("numeric", "categorical", "boolean"):
         columns = [column for column in table.columns if column.kind == kind]
-        sizes = [f"{column.name} {len(column.categories)}" for column in columns if column.categories]
+        details = [f"{column.name} {text}" for column in columns if (text := _detail(column))]
         if columns:
-            parts.append(f"{len(columns)} {kind}" + (f" ({join_some(sizes, _MOST_NAMES)})" if sizes else ""))
+            parts.append(f"{len(columns)} {kind}" + (f" ({join_some(details, _MOST_NAMES)})" if details else ""))
     missing = [column.name for column in table.columns if column.missing]
     columns_line = ", ".join(parts) + (f"; missing in {join_some(missing, _MOST_NAMES)}" if missing else "")
     labels = f" ({join_some(table.labels, _MOST_NAMES)})" if table.labels else ""
-    lines = [("columns", columns_line), ("target", f"{table.target}: {_outcome(len(table.labels))}{labels}")]
+    reading = table.target_reading
+    read_as = f", read as {describe_notation(reading)}" if reading and not reading.is_plain else ""
+    lines = [("columns", columns_line), ("target", f"{table.target}: {_outcome(len(table.labels))}{labels}{read_as}")]
     lines += [("note", note) for note in table.notes]
     return "\n".join(printable(_line(head, text)) for head, text in lines)
 
@@ -55,6 +57,25 @@ def describe_bundle(bundle: Bundle, findings: str, seconds: float) -> str:
         lines.append((part, ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())))
     last = _line("wrote", f"{bundle.path} in {seconds:.1f} s; serve it: foldserve serve --models {models}")
     return "\n".join([*(_line(head, text) for head, text in lines), findings, last])
+
+
+def _detail(column: Column) -> str:
+    """Return the number of categories of a column, or an example of the notation of its numbers."""
+    if column.categories:
+        return str(len(column.categories))
+    plain = column.reading is None or column.kind != "numeric" or column.reading.is_plain
+    return "" if plain or column.reading is None else f"as {describe_notation(column.reading)}"
+
+
+def describe_notation(reading: Reading) -> str:
+    """Write an example of a notation: `$1,234.5`, `1234,5`, `12.5%`."""
+    whole = f"1{reading.thousands}234" if reading.thousands else "1234"
+    number = f"{whole}{reading.decimal}5"
+    if reading.unit == "%":
+        number = f"12{reading.decimal}5%"
+    elif reading.unit:
+        number = f"{reading.unit}{number}" if len(reading.unit) == 1 else f"{number} {reading.unit}"
+    return f"{number} or ({number})" if reading.accounting else number
 
 
 def _outcome(labels: int) -> str:

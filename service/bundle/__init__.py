@@ -44,11 +44,12 @@ from foldserve.service.bundle.parity import (
     Parity,
     Tolerance,
 )
-from foldserve.service.bundle.reading import Reading
+from foldserve.service.bundle.reading import FALSE, TRUE, Reading
 from foldserve.service.bundle.sample import draw_column
 from foldserve.service.errors import BundleError
 
 __all__ = [
+    "FALSE",
     "MANIFEST_FILE",
     "MAX_MANIFEST",
     "MAX_MODEL",
@@ -56,6 +57,7 @@ __all__ = [
     "NAME",
     "REPORT_FILE",
     "SCHEMA_VERSION",
+    "TRUE",
     "Bundle",
     "BundleError",
     "Category",

@@ -56,15 +56,19 @@ class Reading(FrozenModel):
         """Return the number that `text` writes; None for a missing value. Raises `ValueError` for any other text."""
         if self.is_missing(text):
             return None
-        plain = text.strip()
-        if not self._number.fullmatch(plain):
+        if not self._number.fullmatch(text.strip()):
             raise ValueError("not a number")
-        for pattern, replacement in self._compiled_rewrites:
-            plain = pattern.sub(replacement, plain)
-        value = float(plain)
+        value = float(self.plain_number(text))
         if math.isinf(value):
             raise ValueError("infinite")
         return self.known_number(value)
+
+    def plain_number(self, text: str) -> str:
+        """Return a number of this notation as Python writes it."""
+        plain = text.strip()
+        for pattern, replacement in self._compiled_rewrites:
+            plain = pattern.sub(replacement, plain)
+        return plain
 
     def known_number(self, value: float) -> float | None:
         """Return `value`, or None if it is NaN or a number that means a missing value."""

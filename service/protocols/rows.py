@@ -102,8 +102,7 @@ class Columns:
                 except ValueError:
                     row, column = divmod(i, self.width)
                     raise InvalidInput(
-                        f"row {first_row + row}, column {self.names[column]!r} is not a number in the notation of the "
-                        "training table"
+                        f"row {first_row + row}, column {self.names[column]!r} is not a number"
                     ) from None
 
     def _from_json_numbers(

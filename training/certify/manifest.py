@@ -49,6 +49,7 @@ def _describe(column: Column, values: npt.NDArray[np.float32]) -> bundle.Feature
         range=None if column.kind == "categorical" else (low, high),
         histogram=bundle.Histogram(edges=edges.tolist(), counts=counts.tolist()),
         missing_share=1 - len(present) / len(values),
+        reading=column.reading,
     )
 
 
@@ -77,6 +78,7 @@ def build_manifest(
         output=bundle.Tensor(name=OUTPUT[table.task], shape=(-1, table.outputs)),
         features=features,
         labels=table.labels,
+        target=bundle.Target(name=table.target, reading=table.target_reading),
         certificate=certificate,
         golden=golden,
         folded=tuple(bundle.Folding(**asdict(line)) for line in folded.report),

@@ -12,8 +12,9 @@ from foldserve.training.errors import DataError
 from foldserve.training.plan import DataOptions
 from foldserve.training.table.categories import MAX_CATEGORIES, are_dates, category_indices, choose_categories
 from foldserve.training.table.cells import Distinct
-from foldserve.training.table.kinds import infer, read_as
+from foldserve.training.table.kinds import infer, read_as, read_declared
 from foldserve.training.table.missing import first_missing, is_empty
+from foldserve.training.table.notation import Marks
 from foldserve.training.table.numbers import Values
 from foldserve.training.table.schema import Category, Column, Kind
 from foldserve.training.text import flag_value, join_some
@@ -32,6 +33,7 @@ class FeatureBuilder:
         declared: dict[Kind, tuple[str, ...]]
         declared = {"numeric": options.numeric, "boolean": options.boolean, "categorical": options.categorical}
         self._declared = {name: kind for kind, names in declared.items() for name in names}
+        self._marks = Marks.of(options)
         self._typed = typed
         self._columns: list[Column] = []
         self._x = np.empty((rows, columns), np.float32)
@@ -45,7 +47,11 @@ class FeatureBuilder:
             self._empty.append(name)
             return
         declared = self._declared.get(name)
-        kind, found = (declared, read_as(declared, name, cells)) if declared else infer(name, cells, typed=self._typed)
+        kind, found, reading = (
+            read_declared(declared, name, cells, self._marks)
+            if declared
+            else infer(name, cells, self._marks, typed=self._typed)
+        )
         categories: tuple[Category, ...] = ()
         if isinstance(found, Distinct):
             if declared is None and self._is_free_text(name, found):
@@ -59,7 +65,7 @@ class FeatureBuilder:
             self._empty.append(name)
             return
         self._x[:, len(self._columns)] = values
-        self._columns.append(Column(name, kind, categories, missing=bool(missing.any())))
+        self._columns.append(Column(name, kind, categories, missing=bool(missing.any()), reading=reading))
         self._note_precision(name, kind, values[~missing])
 
     def note(self, text: str) -> None:
@@ -114,7 +120,7 @@ def encode(column: Column, cells: pa.ChunkedArray) -> Values:
 
     Raises `DataError` for a cell that does not fit, and for a missing value if the training table has none there.
     """
-    found = read_as(column.kind, column.name, cells)
+    found = read_as(column.kind, column.name, cells, column.reading)
     values = category_indices(found, column.categories) if isinstance(found, Distinct) else found
     if not column.missing and (row := first_missing(values)):
         raise DataError(f"column {column.name!r}: row {row} has no value, but every row of the training table has one")

@@ -1,4 +1,4 @@
-"""Kinds: whether a column is numeric, boolean or categorical, and its numbers or distinct values."""
+"""Kinds: whether a column is numeric, boolean or categorical, and how its cells are read."""
 
 from __future__ import annotations
 
@@ -7,38 +7,45 @@ import shlex
 import numpy as np
 import pyarrow as pa
 
+from foldserve.service.bundle import FALSE, TRUE, Reading
 from foldserve.training.errors import DataError
-from foldserve.training.table.cells import Distinct, cell_text, distinct, is_text, is_time
-from foldserve.training.table.numbers import (
-    Values,
-    almost_numeric,
-    check_numbers,
-    not_numeric,
-    number_column,
-    read_numbers,
-)
+from foldserve.training.table.cells import Distinct, as_text, cell_text, distinct, is_text, is_time
+from foldserve.training.table.notation import Marks, read_notation
+from foldserve.training.table.numbers import PLAIN, Values, almost_numeric, check_numbers, not_numeric, read_numbers
 from foldserve.training.table.schema import Kind
 from foldserve.training.text import flag_value
 
-_BOOLEANS = {"false": 0.0, "true": 1.0}
-_DECLARED_BOOLEANS = _BOOLEANS | {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
+Decision = tuple[Kind, Values | Distinct, Reading | None]
+"""The kind of a column, its numbers or its distinct values, and the reading of its texts, if it has any."""
+
+# A column of these texts alone is boolean. Other spellings make a column boolean only if it is declared.
+_BOOLEANS = {"false", "true"}
+_SPELLINGS = dict.fromkeys(FALSE, 0.0) | dict.fromkeys(TRUE, 1.0)
 
 
-def read_as(kind: Kind, name: str, cells: pa.ChunkedArray) -> Values | Distinct:
-    """Return the numbers or the distinct values of a column of a given kind.
+def read_as(kind: Kind, name: str, cells: pa.ChunkedArray, reading: Reading | None) -> Values | Distinct:
+    """Return the numbers or the distinct values of a column of a given kind and reading.
 
-    Raises `DataError` if a cell does not fit that kind.
+    Raises `DataError` if a cell does not fit.
     """
     if kind == "numeric":
-        return read_numbers(name, cells)
+        return read_numbers(name, cells, reading or PLAIN)
     return read_booleans(name, cells) if kind == "boolean" else distinct(cells)
 
 
-def infer(name: str, cells: pa.ChunkedArray, *, typed: bool) -> tuple[Kind, Values | Distinct]:
-    """Return the kind of a column, and its numbers or its distinct values.
+def read_declared(kind: Kind, name: str, cells: pa.ChunkedArray, marks: Marks) -> Decision:
+    """Read a column of a declared kind. Raises `DataError` if a cell does not fit."""
+    if kind != "numeric":
+        return kind, read_as(kind, name, cells, None), _reading(kind, cells, marks)
+    values, reading = _read_numbers(name, cells, marks)
+    return kind, values, reading
+
+
+def infer(name: str, cells: pa.ChunkedArray, marks: Marks, *, typed: bool) -> Decision:
+    """Infer the kind of a column, and read it.
 
     typed: whether the source states the types of its cells; then a text stays a text. Raises `DataError` for dates and
-    times, and for a column of numbers in which some cells are texts.
+    times, for a column of numbers in which some cells are texts, and for numbers that can be read in two ways.
     """
     if is_time(cells):
         raise DataError(
@@ -46,29 +53,49 @@ def infer(name: str, cells: pa.ChunkedArray, *, typed: bool) -> tuple[Kind, Valu
             f"{shlex.quote(name)} to split by it, or --drop {flag_value(name)}"
         )
     if pa.types.is_boolean(cells.type):
-        return "boolean", read_booleans(name, cells)
-    values = number_column(cells) if not (typed and is_text(cells)) else None
-    if values is not None:
-        check_numbers(name, cells, values)
-        return "numeric", values
+        return "boolean", read_booleans(name, cells), _reading("boolean", cells, marks)
+    numbers = read_notation(name, cells, marks) if not (typed and is_text(cells)) else None
+    if numbers is not None:
+        values, reading = numbers
+        check_numbers(name, cells, values, reading)
+        return "numeric", values, _if_texts(reading, cells)
     found = distinct(cells)
     if not typed and found.used and all(value.strip().lower() in _BOOLEANS for value in found.used):
-        return "boolean", read_booleans(name, cells)
-    if not typed and almost_numeric(found):
+        return "boolean", read_booleans(name, cells), _reading("boolean", cells, marks)
+    if not typed and almost_numeric(found, allow_plain=marks.allow_point):
         raise not_numeric(name, "looks numeric", found)
-    return "categorical", found
+    return "categorical", found, _reading("categorical", cells, marks)
+
+
+def _read_numbers(name: str, cells: pa.ChunkedArray, marks: Marks) -> tuple[Values, Reading | None]:
+    numbers = read_notation(name, cells, marks)
+    if numbers is None:
+        raise not_numeric(name, "must be numeric", distinct(as_text(cells)))
+    values, reading = numbers
+    check_numbers(name, cells, values, reading)
+    return values, _if_texts(reading, cells)
+
+
+def _reading(kind: Kind, cells: pa.ChunkedArray, marks: Marks) -> Reading | None:
+    true, false = (TRUE, FALSE) if kind == "boolean" else ((), ())
+    return _if_texts(Reading(missing=marks.missing, true=true, false=false), cells)
+
+
+def _if_texts(reading: Reading, cells: pa.ChunkedArray) -> Reading | None:
+    """Return the reading of a column with texts, or with numbers that mean a missing value."""
+    return reading if is_text(cells) or reading.missing else None
 
 
 def read_booleans(name: str, cells: pa.ChunkedArray) -> Values:
-    """Return 0 or 1, NaN for a missing value, of a column of true, false, 1 and 0. Raises `DataError`."""
+    """Return 0 or 1, NaN for a missing value, of a column of booleans. Raises `DataError`."""
     found = distinct(cells)
-    numbers = [_DECLARED_BOOLEANS.get(str(value).strip().lower(), np.inf) for value in found.values]
+    numbers = [_SPELLINGS.get(str(value).strip().lower(), np.inf) for value in found.values]
     values = np.array([*numbers, np.nan])[found.codes]
     if np.isinf(values).any():
         row = int(np.isinf(values).argmax())
         raise DataError(
             f"column {name!r} must be boolean, but row {row + 1} is {cell_text(cells, row)[:40]!r}: expected true, "
-            "false, 1 or 0"
+            "yes, 1, false, no or 0"
         )
     return values
 

@@ -1,6 +1,6 @@
 """Load a table: from a source to features, a target and a schema, by which a test file can be read too.
 
-    sources/ (file -> cells) -> missing.py, numbers.py, kinds.py, categories.py (cells -> values)
+    sources/ (file -> cells) -> missing.py, numbers.py, notation.py, kinds.py, categories.py (cells -> values)
         -> target.py, features.py, split_keys.py -> schema.Table
 
 The training table alone decides the schema; a test file is read by it.
@@ -37,14 +37,14 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None) -> Table:
     target = options.target or source.names[-1]
     _check_flags(options, source, target)
     notes = [*source.notes, *_check_test_file(options, source.names, target)]
-    task, y, labels = read_target(target, _take(source, target, options), options, typed=source.typed)
-    check_class_sizes(y, labels, 2 if options.test else 3)
+    read = read_target(target, _take(source, target, options), options, typed=source.typed)
+    check_class_sizes(read.y, read.labels, 2 if options.test else 3)
     group = None if options.group is None else read_group(options.group, _take(source, options.group, options))
     time_cells = None if options.time is None else _take(source, options.time, options)
     time = None if options.time is None else read_time(options.time, time_cells)
     dropped = {target, options.group, *options.drop}
     names = [name for name in source.names if name not in dropped]
-    builder = FeatureBuilder(options, len(y), len(names), typed=source.typed)
+    builder = FeatureBuilder(options, len(read.y), len(names), typed=source.typed)
     for position, name in enumerate(names, start=1):
         cells = time_cells if name == options.time else _take(source, name, options)
         if name == options.time and number_column(cells) is None:
@@ -55,7 +55,11 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None) -> Table:
     columns, x, noted = builder.finish()
     if not columns:
         raise DataError(f"{source.name} has no feature besides the target, {target!r}")
-    return Table(source.name, task, target, columns, x, y, labels, group, time, (*notes, *noted))
+    return Table(
+        *(source.name, read.task, target, columns, x, read.y, read.labels, group, time),
+        notes=(*notes, *noted),
+        target_reading=read.reading,
+    )
 
 
 def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: None) -> Table:

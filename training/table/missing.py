@@ -10,23 +10,27 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from foldserve.service.bundle import Reading
 from foldserve.training.errors import DataError
 from foldserve.training.table.cells import is_text
-from foldserve.training.table.numbers import is_number
 
 
 def remove_missing(cells: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
-    """Return `cells` with null in place of each value in `missing`: an equal text, or a number of equal value."""
+    """Return `cells` with null in place of each value in `missing`: an equal text, or a number of equal value.
+
+    Blanks around a text are ignored.
+    """
+    if not missing:
+        return cells
     if is_text(cells):
         unwanted = pa.array(missing, pa.string()).cast(cells.type)
+        found = pc.or_(pc.is_in(cells, unwanted), pc.is_in(pc.utf8_trim_whitespace(cells), unwanted))
     elif pa.types.is_integer(cells.type) or pa.types.is_floating(cells.type):
-        cells = cells.cast(pa.float64(), safe=False) if pa.types.is_floating(cells.type) else cells
-        numbers = [float(text) for text in missing if is_number(text)]
-        integers = pa.types.is_integer(cells.type)
-        unwanted = pa.array([int(n) if integers else n for n in numbers if not integers or n.is_integer()], cells.type)
+        numbers = Reading(missing=tuple(missing)).missing_numbers
+        found = pc.is_in(cells.cast(pa.float64(), safe=False), pa.array(numbers, pa.float64()))
     else:
         return cells
-    return pc.if_else(pc.is_in(cells, unwanted), pa.scalar(None, cells.type), cells) if len(unwanted) else cells
+    return pc.if_else(found, pa.scalar(None, cells.type), cells)
 
 
 def is_empty(cells: pa.ChunkedArray) -> bool:

@@ -1,7 +1,7 @@
-"""Numbers: from cells to float64, and the messages that refuse a cell.
+"""Numbers: from cells to float64 by a `Reading`, and the messages that refuse a cell.
 
-A text is a number if it is written like one, with or without an exponent; blanks around it are ignored. The text
-`nan`, in any case, is a missing value in a column of numbers and an ordinary text in any other column.
+Blanks around a number are ignored. The text `nan`, in any case, is a missing value in a column of numbers and an
+ordinary text in any other column.
 """
 
 from __future__ import annotations
@@ -14,11 +14,27 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from foldserve.service.bundle import Reading
 from foldserve.training.errors import DataError
 from foldserve.training.table.cells import Distinct, as_text, cell_text, distinct, is_text, is_time
 from foldserve.training.text import flag_value
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE | re.ASCII)
+PLAIN = Reading()
+
+# A currency sign or code, or a percent sign.
+_UNIT = "[%$\u00a2-\u00a5\u20a0-\u20c0]|USD|EUR|GBP|JPY|CNY|CHF|INR|AUD|CAD|SEK|NOK|DKK|PLN|BRL|MXN|ZAR|KRW|RUB|kr"
+UNIT = re.compile(_UNIT)
+_DIGITS = (
+    "(?:[1-9]\\d{0,2}(?:[.,'\u2019 \u00a0\u2007\u2009\u202f]\\d{3})+(?:[.,]\\d*)?|\\d+(?:[.,]\\d*)?|[.,]\\d+)"
+    "(?:e[+-]?\\d+)?"
+)
+_AROUND = f"\\s*(?:{_UNIT})?\\s*"
+NUMBER_IN_ANY_NOTATION = re.compile(
+    f"[+\u2212-]?{_AROUND}[+\u2212-]?{_DIGITS}{_AROUND}|{_AROUND}[(]{_AROUND}{_DIGITS}{_AROUND}[)]{_AROUND}"
+    "|[+-]?(?:nan|inf|infinity)",
+    re.IGNORECASE | re.ASCII,
+)
+_PLAIN_NUMBER = re.compile(PLAIN.number_pattern)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 # Texts that often mean a missing value. In a column of texts, such a text is an ordinary value.
 _MISSING_MARKERS = {"na", "n/a", "#n/a", "null", "none", "nil", "missing", "?", "-", "--", "."}
@@ -27,11 +43,6 @@ MAX_EXACT_INTEGER = 2**53
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 Values = npt.NDArray[np.float64]
-
-
-def is_number(text: str) -> bool:
-    """Whether all of `text` is a number, without blanks around it."""
-    return bool(_NUMBER.fullmatch(text))
 
 
 def integer_value(value: Any) -> int | None:
@@ -43,19 +54,42 @@ def integer_value(value: Any) -> int | None:
     return int(number) if number.is_integer() else None
 
 
-def number_column(cells: pa.ChunkedArray) -> Values | None:
-    """Return float64 [rows], NaN for a missing value; None if a cell is not a number. Infinities are kept."""
+def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | None:
+    """Return float64 [rows], NaN for a missing value; None if a cell is not a number. Infinities are kept.
+
+    reading: the notation of texts. A number that means a missing value is NaN, in texts and in numbers.
+    """
     if not is_text(cells):
-        return _to_numpy(cells) if not (pa.types.is_boolean(cells.type) or is_time(cells)) else None
-    try:
-        return _to_numpy(cells.cast(pa.float64()))
-    except pa.ArrowInvalid:
-        pass
-    found = distinct(cells)
-    if not all(is_number(value.strip()) for value in found.used):
+        if pa.types.is_boolean(cells.type) or is_time(cells):
+            return None
+        return _without(reading.missing_numbers, _to_numpy(cells))
+    if reading.is_plain:
+        try:
+            return _without(reading.missing_numbers, _to_numpy(cells.cast(pa.float64())))
+        except pa.ArrowInvalid:
+            pass
+    texts = without_blanks(cells)
+    # Most columns of texts show it in their first rows.
+    if not all(matches(part, reading.number_pattern) for part in (texts.slice(0, 64), texts)):
         return None
-    numbers = [float(value) if count else np.nan for value, count in zip(found.values, found.counts, strict=True)]
-    return np.array([*numbers, np.nan])[found.codes]
+    for pattern, replacement in reading.number_rewrites:
+        texts = pc.replace_substring_regex(texts, pattern, replacement)
+    return _without(reading.missing_numbers, _to_numpy(texts.cast(pa.float64())))
+
+
+def without_blanks(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Remove the blanks around each text, and put null in place of an empty one."""
+    texts = pc.utf8_trim_whitespace(texts)
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
+
+
+def matches(texts: pa.ChunkedArray, pattern: str) -> bool:
+    """Whether every text is a match of all of `pattern`; null is ignored."""
+    return bool(pc.all(pc.match_substring_regex(texts, f"^(?:{pattern})$"), min_count=0).as_py())
+
+
+def _without(missing: tuple[float, ...], values: Values) -> Values:
+    return np.where(np.isin(values, missing), np.nan, values) if missing else values
 
 
 def _to_numpy(cells: pa.ChunkedArray) -> Values:
@@ -65,16 +99,16 @@ def _to_numpy(cells: pa.ChunkedArray) -> Values:
     return values.astype(np.float64, copy=False)
 
 
-def read_numbers(name: str, cells: pa.ChunkedArray) -> Values:
+def read_numbers(name: str, cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values:
     """Return the column as float64 [rows], NaN for a missing value. Raises `DataError` if a cell is not a number."""
-    values = number_column(cells)
+    values = number_column(cells, reading)
     if values is None:
         raise not_numeric(name, "must be numeric", distinct(as_text(cells)))
-    check_numbers(name, cells, values)
+    check_numbers(name, cells, values, reading)
     return values
 
 
-def check_numbers(name: str, cells: pa.ChunkedArray, values: Values) -> None:
+def check_numbers(name: str, cells: pa.ChunkedArray, values: Values, reading: Reading = PLAIN) -> None:
     """Raise `DataError` for the first number that is infinite, too large for float32, or an integer past 2^53."""
     too_large = np.abs(values) > _MAX_FLOAT32  # False for NaN
     if too_large.any():
@@ -89,7 +123,7 @@ def check_numbers(name: str, cells: pa.ChunkedArray, values: Values) -> None:
         return
     large = np.flatnonzero(np.abs(values) >= MAX_EXACT_INTEGER)
     for row, cell in zip(large.tolist(), cells.take(pa.array(large)).to_pylist(), strict=True):
-        text = str(cell).strip()
+        text = reading.plain_number(str(cell))
         if _INTEGER.fullmatch(text) and abs(int(text)) > MAX_EXACT_INTEGER:
             raise DataError(
                 f"column {name!r}: row {row + 1} is {text}, an integer past 2^53 that would be rounded: use --drop "
@@ -97,40 +131,60 @@ def check_numbers(name: str, cells: pa.ChunkedArray, values: Values) -> None:
             )
 
 
-def almost_numeric(found: Distinct) -> str | None:
-    """Describe the cells that are not numbers in a column that looks numeric; None for numbers, and for texts.
+def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
+    """Describe the cells that are not numbers in a column that looks numeric; None for other columns of texts.
 
-    A column looks numeric if at least half of its cells are numbers, or if every other cell is a common text for a
-    missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor as texts.
+    A column looks numeric if at least half of its cells are numbers in some notation, or if every other cell is a
+    common text for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor as texts. A
+    column of numbers alone is described too if its numbers have no notation in common. allow_plain: whether numbers
+    with a decimal point are a notation in common.
     """
+    if allow_plain and all(_PLAIN_NUMBER.fullmatch(str(value).strip()) for value in found.used):
+        return None
     number = _which_are_numbers(found)
     has_digit = number & np.array([any(letter.isdigit() for letter in str(value)) for value in found.values], bool)
     others = {str(value).strip().lower() for value, n in zip(found.values, found.counts * ~number, strict=True) if n}
     numbers = int(found.counts[has_digit].sum())
-    looks_numeric = numbers * 2 >= found.present or (numbers and others <= _MISSING_MARKERS)
-    return _describe_others(found)[0] if others and looks_numeric else None
+    looks_numeric = numbers and (numbers * 2 >= found.present or others <= _MISSING_MARKERS)
+    return _describe_others(found)[0] if looks_numeric else None
 
 
 def not_numeric(name: str, claim: str, found: Distinct) -> DataError:
     """Return the error for a column that `claim`, as in `must be numeric`, and has cells that are not numbers."""
     description, first = _describe_others(found)
+    missing = f"--missing {flag_value(first)}, " if first else ""
     return DataError(
-        f"column {name!r} {claim}, but {description}; use --missing {flag_value(first)}, --categorical "
-        f"{flag_value(name)} or --drop {flag_value(name)}"
+        f"column {name!r} {claim}, but {description}; use {missing}--categorical {flag_value(name)} or --drop "
+        f"{flag_value(name)}"
     )
 
 
 def _which_are_numbers(found: Distinct) -> npt.NDArray[np.bool_]:
-    return np.array([is_number(str(value).strip()) for value in found.values], bool)
+    return np.array([bool(NUMBER_IN_ANY_NOTATION.fullmatch(str(value).strip())) for value in found.values], bool)
 
 
-def _describe_others(found: Distinct) -> tuple[str, str]:
+def _describe_others(found: Distinct) -> tuple[str, str | None]:
     """Describe the cells that are not numbers, and return the text of the first one."""
     number = _which_are_numbers(found)
+    if number[found.counts > 0].all():
+        return _describe_notations([str(value).strip() for value in found.used]), None
     row = int((~np.append(number, True))[found.codes].argmax())
     text = str(found.values[found.codes[row]])
     count = f"{found.counts[~number].sum():,} of {found.present:,} cells are not numbers"
     return f"{count}, the first in row {row + 1}: {text[:40]!r}", text
+
+
+def _describe_notations(texts: list[str]) -> str:
+    """Describe numbers that have no notation in common, or not the one that the flags demand."""
+    first = texts[0]
+    other = next((text for text in texts if _marks(text) != _marks(first)), None)
+    if other is None:
+        return f"{first[:40]!r} has another notation than --decimal and --thousands demand"
+    return f"its numbers have no notation in common, as {first[:40]!r} and {other[:40]!r}"
+
+
+def _marks(text: str) -> list[str]:
+    return [*UNIT.findall(text), *re.findall("[.,]", text)]
 
 
 def has_leading_zeros(cells: pa.ChunkedArray) -> bool:

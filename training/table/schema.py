@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from foldserve.service.bundle import Label, Task
+from foldserve.service.bundle import Label, Reading, Task
 
 Kind = Literal["numeric", "boolean", "categorical"]
 Category = str | int | float
@@ -24,12 +24,14 @@ class Column:
     categories: the values of index 0, 1, ..., sorted. They are texts, or numbers if every cell is a number; () for
     another kind.
     missing: whether the column has a missing value in some row of the table.
+    reading: how a text becomes a value; None if the table has no texts in the column.
     """
 
     name: str
     kind: Kind
     categories: tuple[Category, ...] = ()
     missing: bool = False
+    reading: Reading | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Table:
     group: int64 [rows], equal for rows that the split keeps together; None without a group column.
     time: float64 or int64 [rows], larger is later; None without a time column.
     notes: facts about the reading that the user should know, one sentence each.
+    target_reading: of the texts of a regression's target; None if it has numbers.
     """
 
     source: str
@@ -55,6 +58,7 @@ class Table:
     group: npt.NDArray[np.int64] | None = None
     time: npt.NDArray[Any] | None = None
     notes: tuple[str, ...] = field(default=())
+    target_reading: Reading | None = None
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from foldserve.service.bundle import Label, Task
+from foldserve.service.bundle import Label, Reading, Task
 from foldserve.training.errors import DataError
 from foldserve.training.plan import DataOptions, TaskOption
-from foldserve.training.table.cells import Distinct, distinct, is_text
+from foldserve.training.table.cells import Distinct, as_text, distinct, is_text
 from foldserve.training.table.kinds import booleans
 from foldserve.training.table.missing import first_missing, require_values
+from foldserve.training.table.notation import Marks, read_notation
 from foldserve.training.table.numbers import (
+    PLAIN,
     Values,
     almost_numeric,
+    check_numbers,
     has_leading_zeros,
     integer_value,
+    not_numeric,
     number_column,
     read_numbers,
 )
@@ -30,18 +35,32 @@ MAX_CLASSES = 4_096
 _MAX_INTEGER_CLASSES = 20
 
 
-def read_target(
-    name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool
-) -> tuple[Task, npt.NDArray[Any], tuple[Label, ...]]:
-    """Return the task, `y` and the labels, as `Table` has them.
+@dataclass(frozen=True)
+class Target:
+    """The target of a table: the task, `y` and the labels, as `Table` has them, and the reading of its texts."""
+
+    task: Task
+    y: npt.NDArray[Any]
+    labels: tuple[Label, ...] = ()
+    reading: Reading | None = None
+
+
+def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> Target:
+    """Read the target.
 
     typed: whether the source states the types of its cells; then a text stays a text. Raises `DataError` for a
-    missing or infinite value, for too many classes, and for a single class or value.
+    missing or infinite value, for too many classes, for a single class or value, and for numbers that can be read in
+    two ways.
     """
-    numbers = _numbers(cells, options, typed=typed)
+    numbers, reading = _numbers(name, cells, options, typed=typed)
     found = distinct(cells) if numbers is None else None
-    if _task(name, options.task, numbers, found) == "regression":
-        return "regression", _read_values(name, cells), ()
+    if _task(name, options.task, numbers, found, reading) == "regression":
+        if numbers is None:
+            raise not_numeric(name, "must be numeric", distinct(as_text(cells)))
+        _check_values(name, cells, numbers, reading)
+        return Target("regression", numbers, reading=reading if is_text(cells) else None)
+    if not reading.is_plain:  # its texts are names
+        numbers = None
     found = found or distinct(cells)
     if numbers is not None:
         require_values(name, "the target", numbers)  # a text of NaN is a missing value, not a class
@@ -58,7 +77,7 @@ def read_target(
     if len(labels) < 2:
         raise DataError(f"column {name!r}, the target, has only one class, {labels[0]!r}")
     indices = {label: index for index, label in enumerate(labels)}
-    return "classification", np.array([indices[label] for label in label_of], np.int64)[found.codes], labels
+    return Target("classification", np.array([indices[label] for label in label_of], np.int64)[found.codes], labels)
 
 
 def read_test_target(cells: pa.ChunkedArray, table: Table) -> npt.NDArray[Any]:
@@ -68,7 +87,7 @@ def read_test_target(cells: pa.ChunkedArray, table: Table) -> npt.NDArray[Any]:
     """
     name = table.target
     if table.task == "regression":
-        values = read_numbers(name, cells)
+        values = read_numbers(name, cells, table.target_reading or PLAIN)
         require_values(name, "the target", values)
         return values
     found = distinct(cells)
@@ -96,22 +115,23 @@ def check_class_sizes(y: npt.NDArray[Any], labels: tuple[Label, ...], least: int
             )
 
 
-def _read_values(name: str, cells: pa.ChunkedArray) -> Values:
-    values = read_numbers(name, cells)
+def _check_values(name: str, cells: pa.ChunkedArray, values: Values, reading: Reading) -> None:
+    check_numbers(name, cells, values, reading)
     require_values(name, "the target", values)
     if (values == values[0]).all():
         raise DataError(f"column {name!r}, the target, has only one value, {values[0]:g}")
-    return values
 
 
-def _numbers(cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> Values | None:
+def _numbers(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> tuple[Values | None, Reading]:
     """Return the target as numbers; None for texts, for texts in a typed source, and for codes with leading zeros."""
     if options.task != "regression" and ((typed and is_text(cells)) or has_leading_zeros(cells)):
-        return None
-    return number_column(cells)
+        return None, PLAIN
+    if options.task == "classification":
+        return number_column(cells), PLAIN
+    return read_notation(name, cells, Marks.of(options)) or (None, PLAIN)
 
 
-def _task(name: str, option: TaskOption, numbers: Values | None, found: Distinct | None) -> Task:
+def _task(name: str, option: TaskOption, numbers: Values | None, found: Distinct | None, reading: Reading) -> Task:
     if option != "auto":
         return option
     if numbers is None:
@@ -121,6 +141,8 @@ def _task(name: str, option: TaskOption, numbers: Values | None, found: Distinct
                 "--task classification"
             )
         return "classification"
+    if not reading.is_plain:
+        return "regression"
     values = numbers[np.isfinite(numbers)]
     classes = len(np.unique(values)) <= _MAX_INTEGER_CLASSES and bool((values == np.rint(values)).all())
     return "classification" if classes else "regression"

@@ -1,0 +1,136 @@
+"""The cells of a training row, posted as texts, become the very numbers that training read from them."""
+
+import csv
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foldserve.service.errors import InvalidInput
+from foldserve.service.protocols.friendly import FriendlyCodec
+from foldserve.training.certify.manifest import describe_features
+from foldserve.training.plan import DataOptions
+from foldserve.training.table.load import load
+from tests.service.support import manifest
+
+JSON = {b"content-type": b"application/json"}
+
+
+def codec(table):
+    features = [feature.model_dump() for feature in describe_features(table.columns, table.x)]
+    return FriendlyCodec(manifest(features=features), max_rows=10_000)
+
+
+def decode(reader, rows):
+    return reader.decode(JSON, orjson.dumps({"instances": rows})).rows
+
+
+def grouped(decimal, thousands, pattern):
+    """Texts of numbers that show their notation: two digits after the mark."""
+    marks = str.maketrans({".": decimal, ",": thousands})
+    return st.integers(-(10**8), 10**8).map(lambda n: pattern.format(f"{n / 100:,.2f}".translate(marks)))
+
+
+COLUMNS = (
+    grouped(".", ",", "{}"),
+    grouped(",", ".", "{}"),
+    grouped(",", "\u202f", "{} €"),
+    grouped(".", ",", "$ {}"),
+    grouped(".", "'", "{}%"),
+    st.floats(-1e30, 1e30, allow_subnormal=False).map(repr),
+    st.integers(0, 99).map("({})".format) | st.just("7"),
+    st.sampled_from(["true", " False", "TRUE"]),
+    st.sampled_from(["a", " a", "b,c", "é", "\u00a0x"]),
+)
+BLANK = st.sampled_from(["", "  ", "?", " ?", "-1"])
+
+
+@st.composite
+def tables(draw):
+    kinds = draw(st.lists(st.sampled_from(range(9)), min_size=1, max_size=4))
+    strategies = [COLUMNS[kind] for kind in kinds]
+    columns = [draw(st.lists(strategy, min_size=8, max_size=8)) for strategy in strategies]
+    for column in columns:
+        for place in draw(st.lists(st.integers(0, 7), max_size=2)):
+            column[place] = draw(BLANK)
+    return list(zip(*columns, strict=True))
+
+
+@given(tables())
+def test_a_training_row_posted_as_its_cells_is_read_as_in_training(rows):
+    out = io.StringIO()
+    names = [f"c{place}" for place in range(len(rows[0]))]
+    csv.writer(out).writerows([[*names, "n", "y"], *([*row, i, i % 2] for i, row in enumerate(rows))])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "t.csv")
+        path.write_text(out.getvalue(), encoding="utf-8", newline="")
+        table = load(DataOptions(str(path), missing=("?", "-1")))
+    used = [(*names, "n").index(column.name) for column in table.columns]
+    cells = [[(*row, str(i))[place] for place in used] for i, row in enumerate(rows)]
+    reader = codec(table)
+    np.testing.assert_array_equal(decode(reader, cells), table.x)
+    named = [dict(zip(table.features, row, strict=True)) for row in cells]
+    np.testing.assert_array_equal(decode(reader, named), table.x)
+    np.testing.assert_array_equal(np.vstack([decode(reader, [row]) for row in cells]), table.x)
+
+
+@pytest.fixture
+def townspeople(tmp_path):
+    """A table whose numbers, categories and booleans have missing texts of their own."""
+    rows = [("Oslo", "1", "true", "7"), ("?", "2", "?", "-9"), ("Rome", "3", "false", "8")] * 4
+    path = tmp_path / "t.csv"
+    path.write_text("town,size,member,n,y\n" + "".join(f"{','.join(row)},{i % 2}\n" for i, row in enumerate(rows)))
+    return load(DataOptions(str(path), categorical=("size",), missing=("?", "-9")))
+
+
+@pytest.mark.parametrize("missing", ["?", " ? ", "", " ", None])
+def test_a_missing_text_is_read_as_null(townspeople, missing):
+    reader = codec(townspeople)
+    assert np.isnan(decode(reader, [[missing, "1", missing, missing]])[0]).tolist() == [True, False, True, True]
+
+
+def test_a_number_that_means_missing_is_read_as_null(townspeople):
+    assert np.isnan(decode(codec(townspeople), [["Oslo", 1, True, -9]])[0, 3])
+    large = [["Oslo", 1, True, -9.0], ["Oslo", 1, True, 7]] * 200
+    assert np.isnan(decode(codec(townspeople), large)[:, 3]).tolist() == [True, False] * 200
+
+
+def test_numbers_alone_that_mean_missing_are_found_in_a_large_body(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,y\n" + "".join(f"{i % 4 - 1},{i},{i % 2}\n" for i in range(12)))
+    reader = codec(load(DataOptions(str(path), missing=("-1",))))
+    read = decode(reader, [[-1, 5], [3, 4]] * 1000)
+    assert np.isnan(read).tolist() == [[True, False], [False, False]] * 1000
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (["Oslo", "1", "maybe", "7"], "row 0, column 'member' is neither true nor false"),
+        (["Oslo", "1", "true", "seven"], "row 0, column 'n' is not a number"),
+        (["Oslo", "1", "true", "1,5"], "row 0, column 'n' is not a number"),
+        (["Oslo", "1", "true", "1e400"], "row 0, column 'n' is not a number"),
+        (["Oslo", "?", "true", "7"], "row 0, column 'size' is null, and the feature has no missing values"),
+    ],
+)
+def test_a_text_that_training_would_refuse_is_refused(townspeople, row, reason):
+    with pytest.raises(InvalidInput, match=reason):
+        decode(codec(townspeople), [row])
+    with pytest.raises(InvalidInput, match=reason.replace("row 0", "row 1")):
+        decode(codec(townspeople), [["Oslo", "1", "true", "7"], row])
+
+
+def test_a_typed_table_accepts_no_texts_as_numbers(tmp_path):
+    table = pa.table({"n": range(10), "b": [True, False] * 5, "y": ["p", "q"] * 5})
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    reader = codec(load(DataOptions(str(tmp_path / "t.parquet"))))
+    for row in (["1", True], [1, "true"]):
+        with pytest.raises(InvalidInput):
+            decode(reader, [row])

@@ -1,0 +1,120 @@
+"""Notation: the marks, units and parentheses of a column of numbers, which all of its cells decide together.
+
+It chooses a `Reading` and reads no value itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from foldserve.service.bundle import Reading
+from foldserve.training.errors import DataError
+from foldserve.training.plan import DataOptions
+from foldserve.training.table.cells import is_text
+from foldserve.training.table.numbers import (
+    NUMBER_IN_ANY_NOTATION,
+    UNIT,
+    Values,
+    matches,
+    number_column,
+    without_blanks,
+)
+from foldserve.training.text import flag_value
+
+_DECIMALS = (".", ",")
+# The first that fits is taken, so that a separator that no cell has is not recorded.
+_THOUSANDS = ("", ",", ".", " ", "'")
+# Distinct cells that are looked at before the whole column is.
+_HEAD = 50
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the user says about all columns: the missing texts, and the marks of numbers; None where the cells decide.
+
+    missing: texts that mean a missing value, like a blank cell.
+    """
+
+    missing: tuple[str, ...] = ()
+    decimal: str | None = None
+    thousands: str | None = None
+
+    @classmethod
+    def of(cls, options: DataOptions) -> Marks:
+        """Return the marks that the flags give."""
+        return cls(options.missing, options.decimal, options.thousands)
+
+    @property
+    def plain(self) -> Reading:
+        """The reading of a column without numbers in another notation."""
+        return Reading(missing=self.missing)
+
+    @property
+    def allow_point(self) -> bool:
+        """Whether a point may be a decimal mark."""
+        return self.decimal != "," and self.thousands != "."
+
+
+def read_notation(name: str, cells: pa.ChunkedArray, marks: Marks) -> tuple[Values, Reading] | None:
+    """Return the numbers of a column, float64 [rows], NaN for a missing value, and their reading.
+
+    Returns None if a cell is not a number, or the cells have no notation in common. Raises `DataError` if the column
+    can be read in two ways.
+    """
+    if marks.allow_point or not is_text(cells):
+        values = number_column(cells, marks.plain)
+        if values is not None:
+            return values, marks.plain
+    reading = _find(name, cells, marks) if is_text(cells) else None
+    values = None if reading is None else number_column(cells, reading)
+    return None if reading is None or values is None else (values, reading)
+
+
+def _find(name: str, cells: pa.ChunkedArray, marks: Marks) -> Reading | None:
+    texts = pc.drop_null(without_blanks(pc.unique(cells)))
+    head = texts.slice(0, _HEAD).to_pylist()
+    if not head or not all(NUMBER_IN_ANY_NOTATION.fullmatch(text) for text in head):
+        return None
+    unit = next((match[0] for text in head if (match := UNIT.search(text))), "")
+    if unit and not matches(pc.if_else(pc.match_substring(texts, unit), None, texts), "[+-]?0*[.,]?0+|[nN][aA][nN]"):
+        return None  # some cells have the unit, and others have none
+    accounting = bool(pc.any(pc.match_substring(texts, "(")).as_py())
+    found: dict[str, Reading] = {}
+    for decimal, thousands in _candidates(marks):
+        reading = Reading.model_validate(
+            {
+                "missing": marks.missing,
+                "decimal": decimal,
+                "thousands": thousands,
+                "unit": unit,
+                "accounting": accounting,
+            }
+        )
+        if decimal not in found and matches(texts, reading.number_pattern):
+            found[decimal] = reading
+    if len(found) == 2 and (marked := pc.match_substring_regex(texts, "[.,]")).true_count:
+        raise _ambiguous(name, str(texts.filter(marked)[0]), found)
+    return next(iter(found.values()), None)
+
+
+def _candidates(marks: Marks) -> Iterator[tuple[str, str]]:
+    for decimal in _DECIMALS:
+        for thousands in _THOUSANDS:
+            fits = marks.decimal in (None, decimal) and (not thousands or marks.thousands in (None, thousands))
+            if fits and decimal not in (thousands, marks.thousands):
+                yield decimal, thousands
+
+
+def _ambiguous(name: str, text: str, found: dict[str, Reading]) -> DataError:
+    point, comma = (f"{found[decimal].number(text):.10g}" for decimal in _DECIMALS)
+    ways = f"{comma} with --decimal , or {point} with --thousands ,"
+    if "," not in text:
+        ways = f"{point} with --decimal . or {comma} with --thousands ."
+    return DataError(
+        f"column {name!r} can be read in two ways: {text[:40]!r} is {ways}; say which, or use --categorical "
+        f"{flag_value(name)}"
+    )
