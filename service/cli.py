@@ -57,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle; it may have any name")
     copy.add_argument("name", metavar="NAME", help="name of the copy; it becomes the next version of this model")
     copy.add_argument("--models", type=Path, metavar="DIR", help="folder of the models (default: two above BUNDLE)")
+    key = _add(commands, "key", _key, "make an API key")
+    key.add_argument("name", metavar="NAME", help="name of the client, in the metrics and the log")
+    key.add_argument(
+        "--scope",
+        action="append",
+        choices=("predict", "metrics", "admin"),
+        help="part of the service that the key is for; may be repeated (default: predict)",
+    )
+    key.add_argument("--rate", type=float, metavar="R", help="requests a second that it may send (default: any number)")
+    key.add_argument("--append", type=Path, metavar="FILE", help="append the line to FILE, and print the key only")
     doctor = _add(commands, "doctor", _doctor, "find what is wrong with this machine")
     _add_device(doctor)
     doctor.add_argument("--json", action="store_true", help='print one object, {"ok": ..., "checks": [...]}')
@@ -169,6 +179,14 @@ def _inspect(parsed: argparse.Namespace) -> None:
     from foldserve.service.commands import inspect
 
     inspect.run(parsed.bundle)
+
+
+def _key(parsed: argparse.Namespace) -> None:
+    """Make an API key, and print it with its line for a file of `foldserve serve --keys`. The line has only a hash of
+    the key, so the key can't be printed again. A running server reads a changed file within a second or two."""
+    from foldserve.service.commands import key
+
+    key.run(parsed.name, parsed.scope or ["predict"], parsed.rate, parsed.append)
 
 
 def _doctor(parsed: argparse.Namespace) -> int:

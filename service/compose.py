@@ -5,9 +5,13 @@ It knows how to create each part. It does not know HTTP's framework, sockets or 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from foldserve.service.access.guard import Guard
+from foldserve.service.access.keys import Keyring
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.lifecycle import Lifecycle
 from foldserve.service.engine.loader import Loader
@@ -25,6 +29,7 @@ class Service:
     """The parts of one serving process.
 
     strict_readiness: whether the server is ready only if every model is.
+    guard: checks the API keys; None if every client may send requests.
     endpoints: by the path of a prediction request, without percent-encoding. Look each path up when its request
     arrives: the mapping may change while the server runs.
     """
@@ -33,6 +38,7 @@ class Service:
     endpoints: Mapping[bytes, Endpoint]
     metrics: Metrics
     lifecycle: Lifecycle
+    guard: Guard | None
     strict_readiness: bool
 
     @property
@@ -44,14 +50,26 @@ class Service:
 def compose(settings: Settings) -> Service:
     """Load every model and create the service. Raises `StartError` and `DeviceError`, as `Loader.load_repository`."""
     metrics = PrometheusMetrics() if settings.metrics else Metrics()
+    guard = _guard(settings, metrics)
     repository = Loader(settings, Pool(cgroup.threads()), metrics).load_repository()
     return Service(
         repository=repository,
         endpoints=endpoints_by_path(repository),
         metrics=metrics,
         lifecycle=Lifecycle(device_lost=lambda: repository.device_lost),
+        guard=guard,
         strict_readiness=settings.strict_readiness,
     )
+
+
+def _guard(settings: Settings, metrics: Metrics) -> Guard | None:
+    if not settings.keys:
+        return None
+    # Workers share the folder of their metrics, and so the rates of the keys.
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    guard = Guard(Keyring(settings.keys, Path(folder) if folder else None))
+    metrics.for_keys(guard.take_counts)
+    return guard
 
 
 def endpoints_by_path(repository: Repository) -> dict[bytes, Endpoint]:

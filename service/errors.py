@@ -3,7 +3,7 @@
 Each line names the modules that raise the error; a test compares them with the code.
 
 FoldserveError               the command prints it as one line and exits with 1
-├── SettingsError            settings.py, commands/tune/: a flag, variable or file has a value that can't be used
+├── SettingsError            settings.py, access/keys.py, commands/: a flag, variable or file can't be used
 ├── BundleError              bundle/, runtime/, commands/tune/: a bundle is not whole or not certified
 ├── DeviceError              machine/, runtime/, commands/tune/, http/server.py: a device is not available or lost
 ├── StartError               engine/loader.py, http/server.py, http/workers.py: no models to serve, or no port
@@ -12,6 +12,8 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── InvalidHttp          http/head.py, http/body.py: the bytes are not HTTP, or this server does not support them
     ├── UrlTooLong           http/head.py: the URL passes its limit
     ├── HeadTooLarge         http/head.py, http/body.py: the headers pass their limit
+    ├── MissingKey           access/guard.py: the request has no API key, or not one that is valid
+    ├── MissingScope         access/guard.py: the API key is not for this part of the service
     ├── UnknownHost          access/hosts.py: the Host header has a name that is not this server's
     ├── ForbiddenOrigin      access/hosts.py: a web page of another site sent the request
     ├── TooSlow              http/connection.py: the request was not whole in time
@@ -22,6 +24,7 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── ModelNotReady        engine/repository.py, http/routes/oip.py: the model exists and does not serve
     ├── Overloaded           there is no room now; it has the seconds until the client should try again
     │   ├── QueueFull        engine/batcher.py, engine/pool.py: too many rows or bodies wait already
+    │   ├── RateExceeded     access/guard.py: the API key has reached its rate
     │   ├── Draining         engine/batcher.py: the server is stopping
     │   └── DeviceOutOfMemory  runtime/cuda.py: the device had no room for a run; the session is new
     ├── DeadlinePassed       engine/batcher.py, engine/exchange.py: the deadline passed before the model could run
@@ -82,6 +85,22 @@ class HeadTooLarge(RequestError):  # noqa: N818
     """The headers pass their limit."""
 
 
+class MissingKey(RequestError):  # noqa: N818
+    """The request has no API key, or not one that is valid. given: it has one."""
+
+    def __init__(self, text: str, *, given: bool) -> None:
+        super().__init__(text)
+        self.challenge = 'Bearer realm="foldserve"' + (', error="invalid_token"' if given else "")
+
+
+class MissingScope(RequestError):  # noqa: N818
+    """The API key is not for this part of the service."""
+
+    def __init__(self, text: str, scope: str) -> None:
+        super().__init__(text)
+        self.challenge = f'Bearer realm="foldserve", error="insufficient_scope", scope="{scope}"'
+
+
 class UnknownHost(RequestError):  # noqa: N818
     """The Host header has a name that is not this server's."""
 
@@ -127,6 +146,10 @@ class Overloaded(RequestError):  # noqa: N818
 
 class QueueFull(Overloaded):
     """Too many rows or large bodies wait already."""
+
+
+class RateExceeded(Overloaded):
+    """The API key has reached its rate."""
 
 
 class Draining(Overloaded):

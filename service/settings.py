@@ -51,6 +51,11 @@ class Settings(BaseModel):
             "--host is not loopback"
         ),
     ] = ()
+    keys: Annotated[
+        tuple[Path, ...],
+        BeforeValidator(_split),
+        Field(description="files of API keys, made by `foldserve key`; without them every client may send requests"),
+    ] = ()
     cors_origins: Annotated[
         tuple[Annotated[str, Field(pattern=_ORIGIN)], ...],
         BeforeValidator(_split),

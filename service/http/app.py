@@ -16,10 +16,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from foldserve.service.access.keys import Scope
 from foldserve.service.compose import Service
 from foldserve.service.errors import RequestError
+from foldserve.service.http.guarded import describe_keys
 from foldserve.service.http.routes import friendly, oip
-from foldserve.service.http.routes.common import ErrorBody, register_name_convertor, to_response
+from foldserve.service.http.routes.common import ErrorBody, register_name_convertor, requires, to_response
 from foldserve.service.http.security import PAGE_HEADERS
 from foldserve.service.metrics import Metrics
 from foldserve.service.metrics.prometheus import CONTENT_TYPE, PrometheusMetrics
@@ -36,6 +38,7 @@ def create_app(service: Service) -> FastAPI:
         title="foldserve",
         version=version,
         description="Batch-norm MLPs, folded and certified. `GET /v1/models/{model}/metadata` names the features.",
+        openapi_url=None,  # `_add_pages` has its route, with its scope
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -53,20 +56,22 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(oip.router(service, ("foldserve", version)))
     if isinstance(service.metrics, PrometheusMetrics):
         _add_metrics(app, service.metrics)
-    _add_pages(app)
+    _add_pages(app, keys=service.guard is not None)
     return app
 
 
 def _add_metrics(app: FastAPI, metrics: PrometheusMetrics) -> None:
     @app.get("/metrics", tags=["health"], summary="Metrics in Prometheus's text format", response_class=Response)
+    @requires(Scope.METRICS)
     async def scrape() -> Response:
         return Response(metrics.scrape(), media_type=CONTENT_TYPE.decode())
 
 
-def _add_pages(app: FastAPI) -> None:
-    app.mount("/static", StaticFiles(directory=WEB), name="static")
+def _add_pages(app: FastAPI, *, keys: bool) -> None:
+    app.mount("/static", requires(Scope.OPEN)(StaticFiles(directory=WEB)), name="static")
 
     @app.get("/", include_in_schema=False)
+    @requires(Scope.OPEN)
     async def root(request: Request) -> Response:
         # A browser gets the documentation; KServe's clients ask here whether the server is alive.
         if "text/html" in request.headers.get("accept", ""):
@@ -74,9 +79,15 @@ def _add_pages(app: FastAPI) -> None:
         return JSONResponse({"status": "alive", "docs": "/docs"})
 
     @app.get("/docs", include_in_schema=False)
+    @requires(Scope.OPEN)
     async def docs() -> FileResponse:
         # The page's files come from this server: a server often cannot reach a content delivery network.
         return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    @requires(Scope.PREDICT)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(describe_keys(app.openapi(), app) if keys else app.openapi())
 
 
 def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError], Coroutine[Any, Any, Response]]:

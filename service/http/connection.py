@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from foldserve.service.access.guard import Guard
+from foldserve.service.access.keys import Scope
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.exchange import Exchange
 from foldserve.service.errors import RequestError, TooSlow
@@ -150,9 +152,22 @@ class Connection(asyncio.Protocol):
             and head.content_length <= self._context.limits.max_body
             and (endpoint := self._context.find_endpoint(head)) is not None
         ):
-            self._start(endpoint, head, data[body_start:])
+            if (guard := self._context.guard) is None or self._admit(guard, head):
+                self._start(endpoint, head, data[body_start:])
             return True
         return False
+
+    def _admit(self, guard: Guard, head: Head) -> bool:
+        """Check the API key of a whole request for an endpoint. Respond if it is refused."""
+        try:
+            guard.check(head.headers, Scope.PREDICT)
+        except RequestError as error:
+            self._phase = RESPONSE
+            self._head = head
+            self._context.count_rejected(error)
+            self._reply(refusal(error))
+            return False
+        return True
 
     # --- called by the server -----------------------------------------------------------------------------------------
 
@@ -216,6 +231,8 @@ class Connection(asyncio.Protocol):
             self._forward(head)
         else:
             self._phase = BODY
+            if (guard := self._context.guard) is not None:
+                guard.check(head.headers, Scope.PREDICT)
             self._body = BodyReader(head, limits.max_head, limits.max_body)
             if head.headers.get(b"expect", b"").lower() == b"100-continue":
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 
+from foldserve.service.access.guard import Guard
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.errors import RequestError
 from foldserve.service.http.access_log import AccessLog
@@ -38,6 +39,7 @@ class ConnectionContext:
     endpoints: by the path of a request, without percent-encoding. Each request looks up its path, so the mapping may
     change at any time.
     count_rejected: called with the error of each request that a connection refuses.
+    guard: checks the API key of each request for an endpoint; None if none is needed.
     check_head: called with the headers of a request; it raises to refuse the request.
     cors: whether pages of other origins may read the responses.
     """
@@ -49,6 +51,7 @@ class ConnectionContext:
         count_rejected: Callable[[RequestError], object],
         access_log: AccessLog | None,
         *,
+        guard: Guard | None = None,
         check_head: Callable[[Headers], object] = lambda _: None,
         cors: bool = False,
     ) -> None:
@@ -57,6 +60,7 @@ class ConnectionContext:
         self.count_rejected = count_rejected
         self.access_log = access_log
         self.heads = Heads(limits.max_head, check_head)
+        self.guard = guard
         self.cors = cors
         self._response_heads: dict[tuple[object, ...], bytes] = {}
         self._date = _date()

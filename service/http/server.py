@@ -30,6 +30,7 @@ from foldserve.service.http.announcement import announcement
 from foldserve.service.http.app import create_app
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.context import ConnectionContext, Limits
+from foldserve.service.http.guarded import GuardedApp
 from foldserve.service.http.security import secured
 from foldserve.service.settings import Settings, unused_variables
 
@@ -80,7 +81,7 @@ def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str]
     host, port = listener.getsockname()[:2]
     context = _connection_context(service, settings, host)
     config = uvicorn.Config(
-        secured(app, settings.cors_origins),
+        secured(GuardedApp(app, service), settings.cors_origins),
         loop="uvloop",
         http=cast(Any, partial(_create_connection, context)),  # uvicorn calls this function as if it were a class
         ws="none",
@@ -105,6 +106,7 @@ def _connection_context(service: Service, settings: Settings, address: str) -> C
         Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
         service.metrics.count_rejected,
         AccessLog() if settings.access_log else None,
+        guard=service.guard,
         check_head=HostCheck(settings.allowed_hosts, settings.host, address, settings.cors_origins).check,
         cors=bool(settings.cors_origins),
     )
@@ -158,6 +160,8 @@ class _Server(uvicorn.Server):
 
     def _run_periodic_tasks(self) -> None:
         self._context.tick()
+        if self._service.guard is not None:
+            self._service.guard.refresh()
         now = time.monotonic()
         for connection in self._connections():
             connection.check_time(now)

@@ -5,7 +5,7 @@ It does not know Prometheus, so the code that counts does not load it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from foldserve.service.bundle import Parity
@@ -18,6 +18,10 @@ BatchObserver = Callable[[int, float, list[float]], None]
 
 def ignore_batch(rows: int, seconds: float, waited: list[float]) -> None:
     """Observe a run and do nothing."""
+
+
+# The outcomes of a request with a valid API key: it passed, its key lacks the scope, its key has reached its rate.
+KEY_OUTCOMES = ("accepted", "forbidden", "limited")
 
 
 class RequestMetrics:
@@ -45,6 +49,12 @@ class Metrics:
     def for_batcher(self, model: str, version: str, queued_rows: Callable[[], int]) -> BatchObserver:
         """Create the observer of one batcher. queued_rows: returns the number of rows in its queue."""
         return ignore_batch
+
+    def for_keys(self, take_counts: Callable[[], Mapping[str, Sequence[int]]]) -> None:
+        """Count the requests of each API key.
+
+        take_counts: returns the counts since its last call by the name of the key, in the order of `KEY_OUTCOMES`.
+        """
 
     def record_load(
         self,

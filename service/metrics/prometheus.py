@@ -31,7 +31,7 @@ from prometheus_client.samples import Sample
 
 from foldserve.service.bundle import Parity
 from foldserve.service.errors import RequestError
-from foldserve.service.metrics.interface import BatchObserver, Metrics, RequestMetrics, Totals
+from foldserve.service.metrics.interface import KEY_OUTCOMES, BatchObserver, Metrics, RequestMetrics, Totals
 
 # Without this call each series has a second one with its time of creation; several workers have none.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -126,6 +126,7 @@ class PrometheusMetrics(Metrics):
         self._requests: list[_RequestMetrics] = []
         self._batches: list[_BatchMetrics] = []
         self._queues: list[tuple[tuple[str, str], Callable[[], int]]] = []
+        self._take_key_counts: Callable[[], Mapping[str, Sequence[int]]] = dict
         # A scrape reads this process, or the files of all workers.
         self._scraped = self.registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
@@ -165,6 +166,9 @@ class PrometheusMetrics(Metrics):
         )
         self.rejected = Counter(
             "foldserve_rejected", "Requests that got an error instead of a prediction.", ("reason",), registry=registry
+        )
+        self.key_requests = Counter(
+            "foldserve_key_requests", "Requests with a valid API key.", ("key", "outcome"), registry=registry
         )
 
     def _define_batch_metrics(self, registry: CollectorRegistry) -> None:
@@ -226,6 +230,10 @@ class PrometheusMetrics(Metrics):
         self._batches.append(created)
         return created
 
+    def for_keys(self, take_counts: Callable[[], Mapping[str, Sequence[int]]]) -> None:
+        """Count the requests of each API key. take_counts: as in `Metrics.for_keys`."""
+        self._take_key_counts = take_counts
+
     def record_load(
         self,
         model: str,
@@ -257,6 +265,9 @@ class PrometheusMetrics(Metrics):
         self.in_flight.set(sum(requests.in_flight for requests in self._requests))
         for labels, queued_rows in self._queues:
             self.queued_rows.labels(*labels).set(queued_rows())
+        for key, counts in self._take_key_counts().items():
+            for outcome, count in zip(KEY_OUTCOMES, counts, strict=True):
+                self.key_requests.labels(key, outcome).inc(count)
 
     def scrape(self) -> bytes:
         """Return all metrics in Prometheus's text format."""

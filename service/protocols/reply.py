@@ -25,6 +25,8 @@ JSON = (b"content-type", b"application/json")
 STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.InvalidHttp: (400, "The request is not HTTP that this server accepts."),
     errors.InvalidInput: (400, "The body is not rows of this model."),
+    errors.MissingKey: (401, "The request needs an API key, or its key is not valid."),
+    errors.MissingScope: (403, "The API key is not for this part of the service."),
     errors.ForbiddenOrigin: (403, "A web page of another site sent the request."),
     errors.UnknownModel: (404, "There is no such model or version."),
     errors.TooSlow: (408, "The whole request did not arrive in time."),
@@ -32,6 +34,7 @@ STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.UrlTooLong: (414, "The URL is too long."),
     errors.UnsupportedMedia: (415, "The server does not read this media type or content encoding."),
     errors.UnknownHost: (421, "The Host header has a name that is not this server's."),
+    errors.RateExceeded: (429, "The API key has reached its rate; retry after Retry-After seconds."),
     errors.HeadTooLarge: (431, "The headers are larger than `max_head`."),
     errors.RuntimeFailure: (500, "The model did not run."),
     errors.DeviceLost: (500, "The device has failed; the server stops."),
@@ -57,7 +60,10 @@ def refusal(error: errors.RequestError) -> Reply:
     """Return the answer to a refused request; log the cause where the client is not to blame."""
     if isinstance(error, errors.RuntimeFailure):
         log.error("%s; cause: %r", error, error.__cause__)
-    return failure(STATUS[type(error)][0], str(error), getattr(error, "retry_after", None))
+    reply = failure(STATUS[type(error)][0], str(error), getattr(error, "retry_after", None))
+    if challenge := getattr(error, "challenge", None):
+        reply.headers = (*reply.headers, (b"www-authenticate", challenge.encode()))
+    return reply
 
 
 def failure(status: int, text: str, retry_after: int | None = None) -> Reply:

@@ -52,7 +52,7 @@ def test_the_version_is_the_installed_one() -> None:
 def test_help_names_every_command() -> None:
     done = foldserve("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("serve", "health", "verify", "inspect", "doctor", "tune"):
+    for command in ("serve", "health", "verify", "inspect", "key", "doctor", "tune"):
         assert f"\n    {command} " in done.stdout
 
 

@@ -14,6 +14,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from foldserve.service import bundle
+from foldserve.service.access.keys import Scope, create_key
 from foldserve.service.protocols.reply import STATUS
 from tests.service.mixed import write_mixed
 from tests.service.support import Served, flip_byte, receive, request, serving, write_square_root
@@ -58,8 +59,8 @@ def served(models: Path) -> Iterator[Served]:
         yield server
 
 
-def families(server: Served) -> dict[str, Metric]:
-    answer = server.send("GET", "/metrics", "Connection: close")
+def families(server: Served, *headers: str) -> dict[str, Metric]:
+    answer = server.send("GET", "/metrics", "Connection: close", *headers)
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     return {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
@@ -96,11 +97,16 @@ def documented(first: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def metrics(served: Served) -> Mapping[str, Metric]:
-    """All metrics, after requests that give each of them a sample."""
+def metrics(served: Served, models: Path) -> Mapping[str, Metric]:
+    """All metrics, after requests that give each of them a sample. Those of API keys are of a server with keys."""
     assert post(served, FRIENDLY, rows(4)) == 200
     assert post(served, FRIENDLY, b"{") == 400
-    return families(served)
+    key, line = create_key("prometheus", [Scope.METRICS], None)
+    file = models.parent / "keys"
+    file.write_text(line)
+    with serving(models, models.parent / "log-keys", *DEFAULT, "--keys", file) as guarded:
+        name = "foldserve_key_requests"
+        return families(served) | {name: families(guarded, f"X-API-Key: {key}")[name]}
 
 
 def test_the_document_lists_exactly_the_metrics_with_type_and_labels(metrics: Mapping[str, Metric]) -> None:

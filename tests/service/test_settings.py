@@ -50,6 +50,7 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
         "models": "/srv/models",
         "host": "0.0.0.0",  # noqa: S104
         "allowed_hosts": "foldserve.example",
+        "keys": "/run/secrets/keys",
         "cors_origins": "https://app.example",
         "device": "cpu",
         "default_model": "digits",

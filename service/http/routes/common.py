@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel
@@ -12,8 +13,11 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 
 from foldserve.service import errors
+from foldserve.service.access.keys import Scope
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.protocols.reply import STATUS, Reply
+
+_Handler = TypeVar("_Handler")
 
 
 class ErrorBody(BaseModel):
@@ -31,6 +35,16 @@ class _NameConvertor(StringConvertor):
 def register_name_convertor() -> None:
     """Let paths contain {model:name}."""
     register_url_convertor("name", _NameConvertor())
+
+
+def requires(scope: Scope) -> Callable[[_Handler], _Handler]:
+    """Declare the scope of a route by its handler, or of a mounted app."""
+
+    def declare(handler: _Handler) -> _Handler:
+        handler.required_scope = scope  # type: ignore[attr-defined]
+        return handler
+
+    return declare
 
 
 def parse_version(text: str) -> int:

@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from foldserve.service import errors
+from foldserve.service.access.keys import Scope
 from foldserve.service.bundle import Manifest
 from foldserve.service.engine.repository import Model, Repository
-from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs
+from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs, requires
 from foldserve.service.protocols.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE, example
 
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
@@ -70,14 +71,17 @@ def _add_predict(routes: APIRouter, repository: Repository) -> None:
     docs = prediction_docs(content, response)
 
     @routes.post("/predict", summary="Predict with the only, or the default, model", **docs)
+    @requires(Scope.PREDICT)
     async def predict(request: Request) -> Response:
         return await answer(request, repository.find().friendly)
 
     @routes.post("/v1/models/{model:name}:predict", summary="Predict with the newest version", **docs)
+    @requires(Scope.PREDICT)
     async def predict_model(request: Request, model: str) -> Response:
         return await answer(request, repository.find(model).friendly)
 
     @routes.post("/v1/models/{model:name}/versions/{version}:predict", summary="Predict with one version", **docs)
+    @requires(Scope.PREDICT)
     async def predict_version(request: Request, model: str, version: str) -> Response:
         return await answer(request, repository.find(model, parse_version(version)).friendly)
 
@@ -92,6 +96,7 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
         summary="A model's versions and their states",
         responses=not_found,
     )
+    @requires(Scope.PREDICT)
     async def status(model: str) -> ModelStatus:
         versions = [
             VersionStatus(version=number, state="ready", provider=found.runtime.provider, why=found.runtime.why)
@@ -102,6 +107,7 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
         return ModelStatus(name=model, ready=any(v.state == "ready" for v in versions), versions=versions)
 
     @routes.get("/v1/models/{model:name}/metadata", tags=["models"], summary="The manifest", responses=not_ready)
+    @requires(Scope.PREDICT)
     async def metadata(model: str) -> Manifest:
         return repository.find(model).manifest
 
@@ -111,5 +117,6 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
         summary="One version's manifest",
         responses=not_ready,
     )
+    @requires(Scope.PREDICT)
     async def version_metadata(model: str, version: str) -> Manifest:
         return repository.find(model, parse_version(version)).manifest

@@ -13,9 +13,17 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from foldserve.service import errors
+from foldserve.service.access.keys import Scope
 from foldserve.service.compose import Service
 from foldserve.service.engine.repository import Model, Repository
-from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs, read_body
+from foldserve.service.http.routes.common import (
+    answer,
+    error_responses,
+    parse_version,
+    prediction_docs,
+    read_body,
+    requires,
+)
 from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols import oip_documents
 from foldserve.service.protocols.json_text import parse_json
@@ -73,15 +81,18 @@ def _add_server(routes: APIRouter, service: Service, server: tuple[str, str], ex
     name, version = server
 
     @routes.get("/v2", tags=["server"], summary="The name and version of the server, and its protocol extensions")
+    @requires(Scope.PREDICT)
     async def metadata() -> dict[str, Any]:
         return {"name": name, "version": version, "extensions": list(extensions)}
 
     # A process that answers is live: the port opens after every model is verified.
     @routes.get("/v2/health/live", tags=["health"], summary="The process answers")
+    @requires(Scope.OPEN)
     async def is_live() -> dict[str, bool]:
         return {"live": True}
 
     @routes.get("/v2/health/ready", tags=["health"], summary="Every model has reproduced its golden outputs")
+    @requires(Scope.OPEN)
     async def is_ready() -> JSONResponse:
         ready = service.ready
         return JSONResponse({"ready": ready}, 200 if ready else 503)
@@ -94,12 +105,14 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
         """Add a GET at `path` for the newest version of a model, and for a version by its number."""
 
         @routes.get("/v2/models/{model:name}" + path, tags=["models"], summary=summary, responses=refused)
+        @requires(Scope.PREDICT)
         async def newest(model: str) -> dict[str, Any]:
             return describe(repository.find(model))
 
         @routes.get(
             "/v2/models/{model:name}/versions/{version}" + path, tags=["models"], summary=summary, responses=refused
         )
+        @requires(Scope.PREDICT)
         async def named(model: str, version: str) -> dict[str, Any]:
             return describe(repository.find(model, parse_version(version)))
 
@@ -130,16 +143,19 @@ def _add_infer(routes: APIRouter, repository: Repository) -> None:
     docs = prediction_docs(content, {"model": InferResponse})
 
     @routes.post("/v2/models/{model:name}/infer", summary="Infer with the newest version", **docs)
+    @requires(Scope.PREDICT)
     async def infer(request: Request, model: str) -> Response:
         return await answer(request, repository.find(model).oip)
 
     @routes.post("/v2/models/{model:name}/versions/{version}/infer", summary="Infer with one version", **docs)
+    @requires(Scope.PREDICT)
     async def infer_version(request: Request, model: str, version: str) -> Response:
         return await answer(request, repository.find(model, parse_version(version)).oip)
 
 
 def _add_repository(routes: APIRouter, repository: Repository) -> None:
     @routes.post("/v2/repository/index", tags=["models"], summary="The state of every version of every model")
+    @requires(Scope.ADMIN)
     async def index(request: Request) -> list[dict[str, str]]:
         body = await read_body(request, _MAX_INDEX_BODY)
         wanted = parse_json(body) if body else {}
@@ -162,6 +178,7 @@ def _add_repository(routes: APIRouter, repository: Repository) -> None:
 
     @routes.post("/v2/repository/models/{model:name}/load", include_in_schema=False)
     @routes.post("/v2/repository/models/{model:name}/unload", include_in_schema=False)
+    @requires(Scope.ADMIN)
     async def control(model: str) -> None:
         repository.versions(model)
         raise errors.InvalidInput("models are loaded only when the server starts")
@@ -175,6 +192,7 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Promethe
         return {"model_stats": [oip_documents.statistics(m.manifest, t) for m, t in zip(models, totals, strict=True)]}
 
     @routes.get("/v2/models/stats", tags=["models"], summary="The statistics of all models")
+    @requires(Scope.METRICS)
     async def of_all() -> dict[str, Any]:
         return statistics(*repository.ready_models())
 
@@ -184,6 +202,7 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Promethe
         summary="The statistics of the newest version",
         responses=refused,
     )
+    @requires(Scope.METRICS)
     async def of_newest(model: str) -> dict[str, Any]:
         return statistics(repository.find(model))
 
@@ -193,5 +212,6 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Promethe
         summary="The statistics of one version",
         responses=refused,
     )
+    @requires(Scope.METRICS)
     async def of_version(model: str, version: str) -> dict[str, Any]:
         return statistics(repository.find(model, parse_version(version)))

@@ -1,0 +1,56 @@
+"""The one check of a request against the API keys: its key, the scope of its route, its rate. It knows no socket."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+from foldserve.service.access.keys import Keyring, Scope
+from foldserve.service.errors import MissingKey, MissingScope, RateExceeded
+
+# Places in `Caller.counts`.
+_ACCEPTED, _FORBIDDEN, _LIMITED = range(3)
+
+
+class Guard:
+    """Lets a request pass if its key has the scope of its route."""
+
+    def __init__(self, keys: Keyring) -> None:
+        self._keys = keys
+
+    def check(self, headers: Mapping[bytes, bytes], scope: Scope | None) -> None:
+        """Raise `MissingKey`, `MissingScope` or `RateExceeded`.
+
+        headers: their names in lower case. scope: of the route; None if there is no such route, which any key may see.
+        """
+        if scope is Scope.OPEN:
+            return
+        key = _key(headers)
+        caller = None if key is None else self._keys.find(key)
+        if caller is None:
+            raise MissingKey("this needs an API key, as Authorization: Bearer or X-API-Key", given=key is not None)
+        if scope is not None and scope not in caller.scopes:
+            caller.counts[_FORBIDDEN] += 1
+            raise MissingScope(f"this API key lacks the scope {scope.value}", scope.value)
+        if caller.bucket is not None and (wait := caller.bucket.take(time.monotonic())):
+            caller.counts[_LIMITED] += 1
+            raise RateExceeded("this API key has reached its rate", math.ceil(wait))
+        caller.counts[_ACCEPTED] += 1
+
+    def refresh(self) -> None:
+        """Read the keys again if their files have changed."""
+        self._keys.refresh()
+
+    def take_counts(self) -> Mapping[str, Sequence[int]]:
+        """Return the counts of requests since the last call by the name of the key: accepted, forbidden, limited."""
+        return self._keys.take_counts()
+
+
+def _key(headers: Mapping[bytes, bytes]) -> bytes | None:
+    key = headers.get(b"x-api-key")
+    if key is None:
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+    return key.strip()

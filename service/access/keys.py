@@ -1,0 +1,184 @@
+"""API keys: how one is made, the files that hold their hashes, and a ring of them that follows changes of the files.
+
+A key has 256 random bits, so its SHA-256 can't be reversed by guessing: a slow hash would only slow the server. The
+ring looks a key up by its hash. The time of that depends on the hash only, which says nothing about the key. The hashes
+are then compared in constant time.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from foldserve.service.access.rate import Bucket, bucket_state
+from foldserve.service.errors import SettingsError
+
+log = logging.getLogger("foldserve")
+
+_PREFIX = "fs_"  # scanners of leaked secrets can look for it
+_SECRET_BYTES = 32
+_MAX_KEYS = 10_000
+
+
+class Scope(Enum):
+    """The part of the service that a route belongs to. `OPEN` needs no key."""
+
+    OPEN = "open"
+    PREDICT = "predict"
+    METRICS = "metrics"
+    ADMIN = "admin"
+
+
+class KeyLine(BaseModel):
+    """One line of a file of keys. rate: requests a second, None for no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] = (Scope.PREDICT,)
+    rate: Annotated[float | None, Field(gt=0)] = None
+
+
+class Caller:
+    """One key while the server runs.
+
+    counts: requests that were accepted, that lacked the scope, and that were above the rate, since they were taken.
+    """
+
+    __slots__ = ("bucket", "counts", "digest", "name", "scopes")
+
+    def __init__(self, line: KeyLine, bucket: Bucket | None, counts: list[int]) -> None:
+        self.name = line.name
+        self.digest = bytes.fromhex(line.sha256)
+        self.scopes = frozenset(line.scopes)
+        self.bucket = bucket
+        self.counts = counts
+
+
+def create_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[str, str]:
+    """Make a key. Returns the key and its line for a file. Raises `SettingsError` if the name or rate is not valid."""
+    key = _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+    fields = {
+        "name": name,
+        "sha256": sha256(key.encode()).hexdigest(),
+        "scopes": [scope.value for scope in scopes],
+        **({} if rate is None else {"rate": rate}),
+    }
+    try:
+        KeyLine.model_validate(fields)
+    except ValidationError as error:
+        raise SettingsError(_first(error)) from None
+    return key, json.dumps(fields)
+
+
+class Keyring:
+    """All keys of some files.
+
+    folder: where workers share the buckets of their rates; None if there is one process.
+    """
+
+    def __init__(self, files: Sequence[Path], folder: Path | None) -> None:
+        self._files = files
+        self._folder = folder
+        self._states: dict[str, list[float] | memoryview[float]] = {}
+        self._callers: dict[bytes, Caller] = {}
+        self._counts: dict[str, list[int]] = {}
+        self._seen = self._stamp()
+        self._load()
+
+    def find(self, key: bytes) -> Caller | None:
+        """Return the caller that has this key."""
+        digest = sha256(key).digest()
+        caller = self._callers.get(digest)
+        return caller if caller is not None and hmac.compare_digest(caller.digest, digest) else None
+
+    def refresh(self) -> None:
+        """Read the files again if one has changed. If that fails, the keys stay as they were, and the log says why."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self._load()
+        except SettingsError as error:
+            log.error("the API keys stay as they were: %s", error)
+
+    def take_counts(self) -> Mapping[str, Sequence[int]]:
+        """Return the counts by the name of the key since the last call, as in `Caller.counts`."""
+        taken = {name: tuple(counts) for name, counts in self._counts.items()}
+        for counts in self._counts.values():
+            counts[:] = (0, 0, 0)
+        return taken
+
+    def _load(self) -> None:
+        lines = [line for file in self._files for line in read_keys(file)]
+        for field in ("name", "sha256"):
+            values = [getattr(line, field) for line in lines]
+            if len(set(values)) < len(values):
+                double = next(line.name for line, value in zip(lines, values, strict=True) if values.count(value) > 1)
+                raise SettingsError(f"two API keys have the {field} of {double}")
+        self._callers = {bytes.fromhex(line.sha256): self._caller(line) for line in lines}
+        log.log(
+            logging.INFO if lines else logging.WARNING,
+            "%d API keys: %s",
+            len(lines),
+            ", ".join(line.name for line in lines) or "only the open routes answer",
+        )
+
+    def _caller(self, line: KeyLine) -> Caller:
+        bucket = None
+        if line.rate is not None:
+            if line.sha256 not in self._states:
+                file = None if self._folder is None else self._folder / f"{line.sha256}.rate"
+                self._states[line.sha256] = bucket_state(file)
+            bucket = Bucket(line.rate, self._states[line.sha256])
+        return Caller(line, bucket, self._counts.setdefault(line.name, [0, 0, 0]))
+
+    def _stamp(self) -> list[tuple[int, ...] | None]:
+        """Return what changes when a file does. A secret of Kubernetes is a link, and its target changes."""
+        stamp: list[tuple[int, ...] | None] = []
+        for file in self._files:
+            try:
+                found = file.stat()
+            except OSError:
+                stamp.append(None)
+            else:
+                stamp.append((found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev))
+        return stamp
+
+
+def read_keys(file: Path) -> list[KeyLine]:
+    """Read the lines of a file of keys. A line that is empty or begins with # has none. Raises `SettingsError`."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"can't read the API keys in {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"the API keys in {file} are not UTF-8") from error
+    lines = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                lines.append(KeyLine.model_validate_json(line))
+            except ValidationError as error:
+                raise SettingsError(f"{file}, line {number}, is not an API key: {_first(error)}") from None
+    if len(lines) > _MAX_KEYS:
+        raise SettingsError(f"{file} has more than {_MAX_KEYS} API keys")
+    return lines
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first problem, without the value: the file may have a key in place of its hash."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = ".".join(map(str, first["loc"]))
+    return f"{name}: {first['msg']}" if name else first["msg"]

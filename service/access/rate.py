@@ -1,0 +1,48 @@
+"""A token bucket as one number, for the rate of one key: the time at which the bucket is full again.
+
+This is the generic cell rate algorithm of ITU-T I.371. A number in a file that all workers map is a bucket that they
+share. Two workers that take a token in the same microsecond may take the same one; no lock prevents that.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+_ROUNDING = 1e-6  # seconds; the error of a sum of floats is no reason to refuse
+
+
+class Bucket:
+    """Lets `rate` requests a second pass, and a second's worth of them at once.
+
+    state: one element, the time in seconds at which the bucket is full.
+    """
+
+    __slots__ = ("_interval", "_state", "_tolerance")
+
+    def __init__(self, rate: float, state: list[float] | memoryview[float]) -> None:
+        self._interval = 1 / rate
+        self._tolerance = max(0.0, 1 - self._interval)
+        self._state = state
+
+    def take(self, now: float) -> float:
+        """Take a token, and return 0; or return the seconds until the next one. now: of a monotonic clock."""
+        full = max(now, self._state[0])
+        wait = full - self._tolerance - now
+        if wait > _ROUNDING:
+            return wait
+        self._state[0] = full + self._interval
+        return 0.0
+
+
+def bucket_state(file: Path | None) -> list[float] | memoryview[float]:
+    """Create the state of a bucket, in `file` if it is shared. Processes of one machine share a monotonic clock."""
+    if file is None:
+        return [0.0]
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, 8)
+        return memoryview(mmap.mmap(descriptor, 8)).cast("d")
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,30 @@
+"""`foldserve key`: makes an API key, and the line by which a server knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from foldserve.service.access.keys import Scope, create_key, read_keys
+from foldserve.service.errors import SettingsError
+
+
+def run(name: str, scopes: Sequence[str], rate: float | None, file: Path | None) -> None:
+    """Print a new key and its line; or append the line to `file`, and print the key only.
+
+    Raises `SettingsError` if the name or rate is not valid, or if the file has the name, has no keys, or can't be
+    written.
+    """
+    key, line = create_key(name, [Scope(scope) for scope in dict.fromkeys(scopes)], rate)
+    if file is None:
+        print(f"key   {key}\nline  {line}")
+        return
+    try:
+        existing = file.read_bytes() if file.exists() else b""
+        if name in (other.name for other in (read_keys(file) if existing else ())):
+            raise SettingsError(f"{file} has a key {name} already")
+        with file.open("ab") as stream:
+            stream.write(b"\n" * (existing[-1:] not in (b"", b"\n")) + line.encode() + b"\n")
+    except OSError as error:
+        raise SettingsError(f"can't write {file}: {error.strerror}") from error
+    print(key)

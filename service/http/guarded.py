@@ -1,0 +1,86 @@
+"""The scope that each route of the app declares, and the check of a request against it before the app sees it.
+
+A route without a scope does not exist for any client. Connections check the requests that they answer themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.routing import Match
+from starlette.types import Receive, Send
+from starlette.types import Scope as Connection
+
+from foldserve.service.access.keys import Scope
+from foldserve.service.compose import Service
+from foldserve.service.errors import RequestError
+from foldserve.service.http.routes.common import to_response
+from foldserve.service.protocols.reply import Reply, failure, refusal
+
+
+def declared_scope(route: RouteContext) -> Scope | None:
+    """Return the scope that a route has declared."""
+    handler = route.endpoint or getattr(route, "app", None)
+    return getattr(handler, "required_scope", None)
+
+
+def describe_keys(document: dict[str, Any], app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document with the API key that each route of the app needs."""
+    document = copy.deepcopy(document)
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for route in iter_route_contexts(app.routes):
+        operations = document["paths"].get(route.path_format, {})
+        if declared_scope(route) is not Scope.OPEN:
+            for method in map(str.lower, route.methods or ()):
+                if method in operations:
+                    operations[method]["security"] = [{"bearer": []}, {"header": []}]
+    return document
+
+
+class GuardedApp:
+    """The app behind the guard of a service, for one listener.
+
+    scopes: of the routes that this listener has. For its clients, the other routes do not exist.
+    """
+
+    def __init__(self, app: FastAPI, service: Service, scopes: Collection[Scope] = tuple(Scope)) -> None:
+        self._app = app
+        self._guard = service.guard
+        self._count_rejected = service.metrics.count_rejected
+        self._scopes = scopes
+        self._routes = [(route, declared_scope(route)) for route in iter_route_contexts(app.routes)]
+
+    async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
+        """Answer one request. connection: ASGI's scope."""
+        reply = self._refusal(connection) if connection["type"] == "http" else None
+        await (self._app if reply is None else to_response(reply))(connection, receive, send)
+
+    def _refusal(self, connection: Connection) -> Reply | None:
+        exists, scope = self._find(connection)
+        if exists and scope not in self._scopes:
+            return failure(404, "Not Found")
+        if self._guard is not None:
+            try:
+                self._guard.check(dict(connection["headers"]), scope)
+            except RequestError as error:
+                self._count_rejected(error)
+                return refusal(error)
+        return None
+
+    def _find(self, connection: Connection) -> tuple[bool, Scope | None]:
+        """Find the route as the app's router does: the first that fits, or the first that fits but for the method."""
+        found: tuple[bool, Scope | None] = (False, None)
+        for route, scope in self._routes:
+            match, _ = route.matches(connection)
+            if match is Match.FULL:
+                return True, scope
+            if match is Match.PARTIAL and not found[0]:
+                found = (True, scope)
+        return found
