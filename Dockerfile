@@ -99,7 +99,8 @@ ENV FOLDSERVE_MODELS=/models \
 WORKDIR /work
 USER 10001:10001
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["foldserve", "health"]
+# Until the first success, Docker asks every --start-interval. A server on CUDA may need most of the start period.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=1s --retries=3 CMD ["foldserve", "health"]
 ENTRYPOINT ["tini", "-s", "--", "foldserve"]
 CMD ["serve"]
 # VERSION is the version in pyproject.toml, and a test holds it. The Makefile sets REVISION and CREATED.

@@ -6,7 +6,6 @@ VENV ?= .venv
 CLIENTS ?= .venv-clients
 GPU ?= .venv-gpu
 LOCK ?= .venv-lock
-IMAGE_TOOL ?= docker
 PORT ?= 8000
 SEED ?= 0
 COMMA := ,
@@ -38,8 +37,6 @@ help: ## Show this list
 	@echo "                      libraries (https://pytorch.org/get-started/locally/ has its address)"
 	@echo "  ARGS='--help'       arguments of the benchmarks and of make image-check"
 	@echo "  SEED=1              the draw of make sentences (default: 0)"
-	@echo "  IMAGE_TOOL=docker   the program that builds and runs images in make image-check; tests/image/tool.py describes"
-	@echo "                      the commands that a program other than docker needs"
 
 ##@ Start here
 
@@ -127,8 +124,8 @@ image-gpu: ## Build foldserve:gpu, the same on CUDA: docker run --gpus all -p 80
 image-trainer: ## Build foldserve:trainer, which runs foldserve-train
 	$(IMAGE_BUILD) --target trainer --tag foldserve:trainer .
 
-image-check: ## Build, run and test the three images
-	@$(PYTHON) -m tests.image.check --tool $(IMAGE_TOOL) $(IMAGE_ARGUMENTS) $(ARGS)
+image-check: ## Build, run and test the three images and docker-compose.yml
+	@$(PYTHON) -m tests.image.check $(IMAGE_ARGUMENTS) $(ARGS)
 
 image-pin: ## Write the current digest of the base image into the Dockerfile
 	@image=$$(sed -n 's/^ARG PYTHON_IMAGE=\([^@]*\).*/\1/p' Dockerfile); \

@@ -15,8 +15,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.image.tool import only
-
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -148,14 +146,6 @@ def test_every_copied_path_exists_and_is_on_the_allow_list() -> None:
     for source in sources:
         runtimes = [source.replace("${RUNTIME}", runtime) for runtime in ("cpu", "gpu")]
         assert all((ROOT / runtime).exists() for runtime in runtimes)
-
-
-def test_a_target_is_reduced_to_the_stages_that_it_needs() -> None:
-    def stages(target: str) -> list[str]:
-        return re.findall(r"^FROM \S+ AS (\S+)$", only(DOCKERFILE, target), re.MULTILINE)
-
-    assert stages("service") == ["base", "wheel", "service-dependencies", "service"]
-    assert stages("trainer") == ["base", "wheel", "trainer-dependencies", "trainer"]
 
 
 def test_an_image_built_without_arguments_has_the_label_of_this_version() -> None:
