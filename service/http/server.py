@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -25,6 +25,7 @@ from uvicorn.server import ServerState
 from foldserve.service.access.hosts import HostCheck
 from foldserve.service.compose import Service, compose
 from foldserve.service.errors import DeviceError, StartError
+from foldserve.service.http.acceptor import Acceptor
 from foldserve.service.http.access_log import AccessLog
 from foldserve.service.http.announcement import announcement
 from foldserve.service.http.app import create_app
@@ -83,7 +84,7 @@ def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str]
     config = uvicorn.Config(
         secured(GuardedApp(app, service), settings.cors_origins),
         loop="uvloop",
-        http=cast(Any, partial(_create_connection, context)),  # uvicorn calls this function as if it were a class
+        http="httptools",
         ws="none",
         lifespan="off",
         backlog=_BACKLOG,
@@ -112,16 +113,10 @@ def _connection_context(service: Service, settings: Settings, address: str) -> C
     )
 
 
-def _create_connection(
-    context: ConnectionContext,
-    config: uvicorn.Config,
-    server_state: ServerState,
-    app_state: dict[str, Any],
-    _loop: asyncio.AbstractEventLoop | None = None,
-) -> Connection:
+def _create_connection(context: ConnectionContext, config: uvicorn.Config, state: ServerState) -> Connection:
     """Create the protocol of one client. uvicorn's own protocol answers what is not a prediction."""
-    create_inner = partial(HttpToolsProtocol, config, server_state, app_state, _loop)
-    return Connection(context, create_inner, cast(set[Connection], server_state.connections))
+    create_inner = partial(HttpToolsProtocol, config, state, {})
+    return Connection(context, create_inner, cast(set[Connection], state.connections))
 
 
 class _Server(uvicorn.Server):
@@ -138,9 +133,14 @@ class _Server(uvicorn.Server):
         self._service = service
         self._context = context
         self._announce = announce
+        self._acceptors: list[Acceptor] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])  # uvicorn would accept one connection in each turn of the event loop
+        create_protocol = partial(_create_connection, self._context, self.config, self.server_state)
+        self._acceptors = [Acceptor(listener, create_protocol, self.config.ssl) for listener in sockets or ()]
+        for acceptor in self._acceptors:
+            acceptor.start()
         # The objects that exist now stay until the end. Frozen, they cost no time at each garbage collection.
         gc.collect()
         gc.freeze()
@@ -170,6 +170,8 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Become unready, let uvicorn wait for the requests that have begun, then cut off the rest."""
         self._service.lifecycle.drain()
+        for acceptor in self._acceptors:
+            await acceptor.stop()
         await super().shutdown(sockets)
         self._service.repository.drain()
         for connection in self._connections():

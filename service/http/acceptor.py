@@ -1,0 +1,107 @@
+"""Accepts the clients of one listening socket. It knows asyncio's protocols and TLS, but nothing of HTTP.
+
+Event loops accept one connection per turn, so a turn that answers hundreds of busy connections delays each new one, and
+health checks among them. This class accepts all that wait, in each turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+
+log = logging.getLogger("foldserve")
+
+# Connections that are accepted before the others have their turn, and before another worker may take the rest.
+_MAX_PER_TURN = 64
+# Seconds until the next try when the process or the machine has no descriptor or memory for a connection.
+_RETRY_SECONDS = 0.5
+# Connections that are accepted at the end: as many as the kernel queues.
+_MAX_AT_STOP = 2048
+# Seconds in which a client may finish its TLS handshake when the server stops.
+_HANDSHAKE_SECONDS = 1.0
+
+
+class Acceptor:
+    """Accepts connections, and gives each one a protocol.
+
+    listener: a socket that listens. The caller closes it, after `stop`.
+    tls: None for plain connections.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        create_protocol: Callable[[], asyncio.BaseProtocol],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._listener = listener
+        self._create_protocol = create_protocol
+        self._tls = tls
+        self._opening: set[asyncio.Task[None]] = set()  # connections that have no protocol yet; TLS shakes hands first
+        self._retry: asyncio.TimerHandle | None = None
+        self._failing = False  # the last try to accept has failed, and the log says so
+
+    def start(self) -> None:
+        """Accept from now on. Must be called on the event loop."""
+        self._retry = None
+        self._listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    async def stop(self) -> None:
+        """Accept the connections that the kernel has queued, then no more.
+
+        If the listener closed before that, the kernel would reset them, although their clients may have sent requests.
+        """
+        for _ in range(_MAX_AT_STOP):
+            if not self._accept_one():
+                break
+        asyncio.get_running_loop().remove_reader(self._listener)
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._opening:
+            await asyncio.wait(self._opening, timeout=_HANDSHAKE_SECONDS)
+
+    def _accept(self) -> None:
+        for _ in range(_MAX_PER_TURN):
+            if not self._accept_one():
+                break
+
+    def _accept_one(self) -> bool:
+        """Accept one connection. Returns whether another one may wait."""
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except ConnectionError:  # the client has left already
+            return True
+        except OSError as error:
+            self._pause(error)
+            return False
+        self._failing = False
+        connection.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self._open(connection))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        return True
+
+    async def _open(self, connection: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._create_protocol, connection, ssl=self._tls)
+        except OSError:  # not TLS, or the client has left
+            connection.close()
+        except Exception:
+            log.exception("internal error")
+            connection.close()
+
+    def _pause(self, error: OSError) -> None:
+        """Stop for a moment: the socket stays readable, and the loop would do nothing but try."""
+        if not self._failing:
+            log.error("can't accept connections: %s", error.strerror)
+        self._failing = True
+        loop = asyncio.get_running_loop()
+        if self._retry is None:
+            loop.remove_reader(self._listener)
+            self._retry = loop.call_later(_RETRY_SECONDS, self.start)
