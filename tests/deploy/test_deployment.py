@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import shutil
 import socket
-import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 
 from foldserve.service.cli import main as foldserve_main
 from foldserve.service.settings import PREFIX, Settings
-from tests.deploy.support import ROOT, RULES, SERVICES, VARIABLE, until
-from tests.service.support import PATIENCE, edit_manifest, flip_byte, foldserve, serving, write_square_root
+from tests.deploy.support import ROOT, RULES, SERVICES, VARIABLE
+from tests.service.support import edit_manifest, flip_byte, foldserve
 
 PAGE = (ROOT / "docs" / "deployment.md").read_text()
 NGINX = ROOT / "deploy" / "nginx" / "foldserve.conf"
@@ -173,97 +168,6 @@ def test_the_limits_of_the_proxy_fit_those_of_the_server() -> None:
     assert f"largest body, {nginx_number('client_max_body_size') // 2**20} MiB" in said
     assert f"response timeout, {nginx_number('proxy_read_timeout')} s" in said
     assert f"idle connections to the server, {nginx_number('keepalive_timeout')} s" in said
-
-
-@dataclass(frozen=True)
-class Proxied:
-    """A server, and a client that reaches it through nginx."""
-
-    direct: str
-    client: httpx.Client
-
-
-@pytest.fixture(scope="module")
-def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if not (nginx and shutil.which("openssl")):
-        pytest.skip("nginx and openssl are not installed: apt-get install nginx-light openssl")
-    folder = tmp_path_factory.mktemp("proxied")
-    write_square_root(folder)
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    with serving(folder, folder / "log", "--max-body", 2**20, "--allowed-hosts", "foldserve.example") as server:
-        text = NGINX.read_text()
-        for ours, here in (
-            ("server 127.0.0.1:8000;", f"server 127.0.0.1:{server.port};"),
-            ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
-            ("/etc/ssl/foldserve/certificate.pem", str(certificate)),
-            ("/etc/ssl/foldserve/key.pem", str(key)),
-        ):
-            assert text.count(ours) == 1
-            text = text.replace(ours, here)
-        (folder / "foldserve.conf").write_text(text)
-        paths = "".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        user = "user root;" if os.getuid() == 0 else ""  # otherwise its workers can't read the folder
-        (folder / "nginx.conf").write_text(
-            f"{user} daemon off; pid {folder}/pid; error_log {folder}/error; events {{}}\n"
-            f"http {{ access_log off; {paths} include {folder}/foldserve.conf; }}\n"
-        )
-        trusted = ssl.create_default_context(cafile=certificate)
-        with (
-            subprocess.Popen([nginx, "-c", folder / "nginx.conf", "-e", folder / "error"]) as process,
-            httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trusted, timeout=PATIENCE) as client,
-        ):
-            try:
-                until(lambda: process.poll() is not None or listens(port))
-                assert process.poll() is None, (folder / "error").read_text()
-                yield Proxied(server.url, client)
-            finally:
-                process.terminate()
-                process.wait(PATIENCE)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def test_the_proxy_returns_the_same_answer_over_tls(proxied: Proxied) -> None:
-    body = {"instances": [[1, 3], [4, 5]]}
-    answer = proxied.client.post("/predict", json=body)
-    assert answer.json() == httpx.post(f"{proxied.direct}/predict", json=body).json()
-    assert answer.json()["predictions"] == [2, 3]
-    assert proxied.client.get("/v2/health/ready").status_code == 200
-
-
-def test_the_server_knows_the_name_of_the_proxy(proxied: Proxied) -> None:
-    page = {"Host": "foldserve.example", "Origin": "https://foldserve.example"}
-    assert proxied.client.post("/predict", json={"instances": [[1, 3]]}, headers=page).status_code == 200
-    assert proxied.client.get("/v2/health/ready", headers={"Host": "other.example"}).status_code == 421
-
-
-@pytest.mark.parametrize(
-    ("body", "headers", "status"),
-    [
-        (b"{", {}, 400),
-        (b" " * (2**20 + 1), {}, 413),
-        (b"{}", {"Content-Type": "text/plain"}, 415),
-        (json.dumps({"instances": [[1, 3]]}).encode(), {"X-Request-Timeout-Ms": "0"}, 504),
-    ],
-)
-def test_behind_the_proxy_the_server_sends_its_own_errors(
-    body: bytes, headers: dict[str, str], status: int, proxied: Proxied
-) -> None:
-    answer = proxied.client.post("/predict", content=body, headers=headers)
-    assert answer.status_code == status
-    assert answer.json().keys() == {"error"}
-
-
-@pytest.mark.parametrize("path", ["/metrics", "/v2/repository/index"])
-def test_internal_paths_are_not_reachable_through_the_proxy(path: str, proxied: Proxied) -> None:
-    assert proxied.client.request("POST" if "index" in path else "GET", path).status_code == 404
-    assert httpx.request("POST" if "index" in path else "GET", proxied.direct + path).status_code == 200
+    (rate,) = re.findall(r"rate=(\d+)r/s", NGINX.read_text())
+    (at_once,) = re.findall(r"limit_conn \w+ (\d+);", NGINX.read_text())
+    assert f"one address, {rate} requests a second and {at_once} at once" in said
