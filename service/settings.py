@@ -108,8 +108,16 @@ class Settings(BaseModel):
         int, Field(ge=1, le=2**20, description="most rows in one run of a model; a larger request is split")
     ] = 1024
     max_queue: Annotated[
-        int, Field(ge=1, description="most rows that wait for one model; further requests get a 503")
+        int, Field(ge=1, description="most rows that wait for one model; further requests get a 503, and the last tenth is for requests with X-Request-Priority: high")
     ] = 65_536
+    max_wait: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="seconds that a request may be expected to wait; more get a 503 at once, and the last tenth is"
+            " for requests with X-Request-Priority: high",
+        ),
+    ] = 0.05
     max_delay: Annotated[
         float, Field(ge=0, le=10, description="seconds that the first request of a batch may wait for others")
     ] = 0.0

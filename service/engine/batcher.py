@@ -25,6 +25,7 @@ from functools import partial
 import numpy as np
 
 from foldserve.service.arrays import Outputs, Rows, Run
+from foldserve.service.engine.admission import RESERVE
 from foldserve.service.errors import DeadlinePassed, Draining, NonFiniteOutput, QueueFull, RequestError, RuntimeFailure
 from foldserve.service.metrics import BatchObserver, ignore_batch
 
@@ -83,8 +84,11 @@ class Batcher:
     """Batches rows for `run`, which maps float32 [n, features] to float32 [n, outputs].
 
     All methods belong to one event loop. max_batch and max_queue: in rows. max_delay: seconds that the first entry of a
-    batch may wait for others. observe: called after each run. All times are those of `time.monotonic`, so a change of
-    the wall clock has no effect.
+    batch may wait for others. max_wait: seconds that an entry may be expected to wait behind whole batches. The last
+    tenth of max_queue and of max_wait is for entries of high priority. observe: called after each run. All times are
+    those of `time.monotonic`, so a change of the wall clock has no effect.
+
+    running: whether a run is on the thread.
     """
 
     def __init__(
@@ -94,18 +98,21 @@ class Batcher:
         max_batch: int,
         max_queue: int,
         max_delay: float = 0.0,
+        max_wait: float = math.inf,
         observe: BatchObserver = ignore_batch,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._max_delay = max_delay
+        self._max_wait = max_wait
         self._observe = observe
         self._queue: deque[Entry] = deque()
         self._queued_rows = 0
         self._scheduled: asyncio.Handle | None = None  # the next call of `_run_next`
         self._due = math.inf  # the time of that call, if it waits for max_delay
-        self._running = False  # on the thread
+        self.running = False
+        self._run_ends = 0.0  # the expected end of the run on the thread
         self._sweeper: asyncio.TimerHandle | None = None
         self._draining = False
         self._thread = ThreadPoolExecutor(1, "batcher")
@@ -117,8 +124,27 @@ class Batcher:
         """The number of rows in the queue."""
         return self._queued_rows
 
-    def submit(self, rows: Rows, deadline: float, on_result: OnResult) -> Entry:
-        """Queue float32 [n, features], n >= 1, for a run before `deadline`.
+    @property
+    def filled(self) -> bool:
+        """Whether the next turn of the event loop has a full batch to run before more rows should be queued."""
+        return self._queued_rows >= min(self._max_batch, self._max_queue / 2) and not self.running
+
+    def check_wait(self, patience: float, *, high: bool = False) -> None:
+        """Raise `QueueFull` if a further entry will probably wait longer than `patience` seconds, or than max_wait.
+
+        An entry that the next batch has room for may wait longer than max_wait: for the end of the run.
+        """
+        if not self.running:
+            return
+        # A large entry is run in pieces, so it delays another by one batch at most.
+        batches = min(self._queued_rows, len(self._queue) * self._max_batch) // self._max_batch
+        wait = max(0.0, self._run_ends - time.monotonic()) + batches * self._max_batch * self._seconds_per_row()
+        allowed = self._max_wait if high else self._max_wait * (1 - RESERVE)
+        if wait >= patience or (batches and wait > allowed):
+            raise QueueFull("too many rows wait for this model", self._retry_after())
+
+    def submit(self, rows: Rows, deadline: float, on_result: OnResult, *, high: bool = False) -> Entry:
+        """Queue float32 [n, features], n >= 1, for a run before `deadline`. high: the priority.
 
         on_result: called once, later and on this event loop, with float32 [n, outputs] or with an error. The error is
         `DeadlinePassed`, `NonFiniteOutput`, the `RequestError` that the run raises, or `RuntimeFailure` for any other
@@ -126,12 +152,13 @@ class Batcher:
         """
         if self._draining:
             raise Draining("the server is stopping", self._retry_after())
-        if self._queued_rows and self._queued_rows + len(rows) > self._max_queue:
+        limit = self._max_queue if high else self._max_queue - int(self._max_queue * RESERVE)
+        if self._queued_rows and self._queued_rows + len(rows) > limit:
             raise QueueFull("too many rows wait for this model", self._retry_after())
         entry = Entry(self, rows, deadline, on_result)
         self._queue.append(entry)
         self._queued_rows += len(rows)
-        if self._running:
+        if self.running:
             pass  # the end of the run starts the next one
         elif not self._max_delay:
             if self._scheduled is None:
@@ -170,36 +197,54 @@ class Batcher:
 
     def _retry_after(self) -> int:
         """Estimate the whole seconds until the rows in the queue have been run."""
+        return max(1, math.ceil(self._queued_rows * self._seconds_per_row()))
+
+    def _seconds_per_row(self) -> float:
+        """Return the seconds for one row of the largest batch that was run; 0 before the first run."""
         bits, seconds = max(((b, s) for b, s in enumerate(self._run_seconds) if s < math.inf), default=(0, 0.0))
-        return max(1, math.ceil(self._queued_rows * seconds / (1 << bits)))
+        return seconds / (1 << bits)
 
     def _run_next(self) -> None:
-        """Run one batch: on the event loop if that is fast, otherwise on the thread."""
+        """Run the queue: on the event loop while that is fast, otherwise one batch on the thread.
+
+        The loop goes on before the rest of a large entry: it may take long.
+        """
         self._scheduled = None
-        batch = self._take_batch()
-        if not batch:
-            return
-        count = sum([len(rows) for _, rows in batch])
-        if self._run_seconds[count.bit_length()] <= _MAX_INLINE_SECONDS:
+        while batch := self._take_batch():
+            count = sum([len(rows) for _, rows in batch])
+            if self._run_seconds[count.bit_length()] > _MAX_INLINE_SECONDS:
+                self._run_on_thread(batch, count)
+                return
             self._finish(batch, count, *self._run_batch(batch, count))
-        else:
-            loop = asyncio.get_running_loop()
-            self._running = True
-            future = loop.run_in_executor(self._thread, self._run_batch, batch, count)
-            future.add_done_callback(partial(self._thread_finished, batch, count))
-            if self._sweeper is None:
-                self._sweeper = loop.call_later(_SWEEP_SECONDS, self._drop_expired)
+            if self._queue and self._queue[0].taken:
+                break
+        self._run_rest_soon()
+
+    def _run_on_thread(self, batch: list[tuple[Entry, Rows]], count: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.running = True
+        expected = self._run_seconds[count.bit_length()]
+        self._run_ends = time.monotonic() + (expected if expected < math.inf else 0.0)
+        future = loop.run_in_executor(self._thread, self._run_batch, batch, count)
+        future.add_done_callback(partial(self._thread_finished, batch, count))
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(_SWEEP_SECONDS, self._drop_expired)
+
+    def _run_rest_soon(self) -> None:
+        if self._queue and self._scheduled is None:
+            self._scheduled = asyncio.get_running_loop().call_soon(self._run_next)
 
     def _thread_finished(
         self, batch: list[tuple[Entry, Rows]], count: int, future: asyncio.Future[tuple[Outputs | Exception, float]]
     ) -> None:
-        self._running = False
+        self.running = False
         self._finish(batch, count, *future.result())
+        self._run_rest_soon()
 
     def _drop_expired(self) -> None:
         """Drop cancelled and expired entries from the queue while a run is on the thread."""
         self._sweeper = None
-        if self._running:
+        if self.running:
             now = time.monotonic()
             queue, self._queue = self._queue, deque()  # a callback may submit a new entry
             kept = [entry for entry in queue if not self._drop_if_over(entry, now)]
@@ -274,8 +319,6 @@ class Batcher:
         if isinstance(outputs, Exception):
             for entry, _ in batch:
                 entry.resolve(_failure(outputs))
-        if self._queue and self._scheduled is None:
-            self._scheduled = asyncio.get_running_loop().call_soon(self._run_next)
 
 
 def _failure(cause: Exception) -> RequestError:

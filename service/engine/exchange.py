@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from foldserve.service.arrays import Outputs
+from foldserve.service.engine.admission import Admission
 from foldserve.service.engine.batcher import Batcher, Entry
 from foldserve.service.engine.pool import Pool
 from foldserve.service.errors import DeadlinePassed, InvalidInput, QueueFull, RequestError
@@ -31,6 +33,7 @@ log = logging.getLogger("foldserve")
 OnReply = Callable[[Reply], None]
 
 _TIMEOUT_HEADER = b"x-request-timeout-ms"
+_PRIORITY_HEADER = b"x-request-priority"
 # A larger body, in bytes, takes longer to read than other requests should wait.
 _LARGE_BODY = 2**20
 # A larger body is read on the event loop only if the codec has a fast path for it.
@@ -39,6 +42,14 @@ _MEDIUM_BODY = 2**15
 _LARGE_RESPONSE = 2**16
 # The status that proxies log for a client that disconnected before the response.
 _CLIENT_DISCONNECTED = 499
+
+
+_TOO_MANY = QueueFull("the server has more requests than it can answer in time", 1)
+
+
+@cache
+def _too_many(retry_after: int) -> Reply:
+    return refusal(QueueFull(str(_TOO_MANY), retry_after))
 
 
 class Codec(Protocol):
@@ -65,6 +76,7 @@ class Resources:
     """The collaborators that all exchanges of one endpoint share."""
 
     codec: Codec
+    admission: Admission
     batcher: Batcher
     limits: RequestLimits
     pool: Pool
@@ -78,32 +90,63 @@ class Exchange:
     on_reply: called once with the reply, unless the exchange is cancelled before.
     """
 
-    __slots__ = ("_arrived", "_headers", "_on_reply", "_open", "_pending", "_request", "_resources")
+    __slots__ = ("_arrived", "_body", "_headers", "_high", "_on_reply", "_open", "_pending", "_request", "_resources")
 
     def __init__(self, resources: Resources, headers: Headers, on_reply: OnReply) -> None:
         self._resources = resources
         self._headers = headers
         self._on_reply = on_reply
         self._arrived = time.monotonic()
+        self._body = b""  # while the exchange waits to begin
+        self._high = False  # the priority
         self._request: DecodedRequest | None = None
         self._pending: Entry | asyncio.Future[Any] | None = None  # the step that the exchange waits for
         self._open = True
         resources.requests.in_flight += 1
 
     def start(self, body: bytes) -> None:
-        """Decode the body here, or in the pool if that takes long."""
+        """Begin now, or later if the process has much to do. Reply with a 503 if it has too much."""
+        resources = self._resources
+        admission, batcher = resources.admission, resources.batcher
         try:
-            if len(body) <= _LARGE_BODY and b"content-encoding" not in self._headers:
-                try:
-                    request = self._resources.codec.decode(self._headers, body, fast_only=len(body) > _MEDIUM_BODY)
-                except SlowBody:
-                    pass
-                else:
-                    self._submit(request)
-                    return
-            self._run_in_pool(self._decode, body, then=self._submit)
+            if _PRIORITY_HEADER in self._headers:
+                self._high = self._priority()
+            if batcher.running:
+                batcher.check_wait(self._timeout(None), high=self._high)
+            if admission.begins_now(self._arrived) and not batcher.filled:
+                self._decode_here(body)
+            elif wait := admission.wait(
+                self, len(body), self._arrived, patience=self._timeout(None), high=self._high
+            ):
+                resources.metrics.count_rejected(_TOO_MANY)
+                self._finish(_too_many(wait))
+            else:
+                self._body = body
         except Exception as error:  # noqa: BLE001 (the client gets a response to any error)
             self._fail(error)
+
+    def begin(self) -> bool:
+        """Begin after the wait for admission. Returns whether others may begin in this turn of the event loop."""
+        body, self._body = self._body, b""
+        if self._open:
+            try:
+                self._check_deadline()
+                self._decode_here(body)
+            except Exception as error:  # noqa: BLE001
+                self._fail(error)
+        return not self._resources.batcher.filled
+
+    def _decode_here(self, body: bytes) -> None:
+        """Decode the body on the event loop, or in the pool if that takes long."""
+        if len(body) <= _LARGE_BODY and b"content-encoding" not in self._headers:
+            try:
+                request = self._resources.codec.decode(self._headers, body, fast_only=len(body) > _MEDIUM_BODY)
+            except SlowBody:
+                pass
+            else:
+                self._submit(request)
+                return
+        self._run_in_pool(self._decode, body, then=self._submit)
 
     def cancel(self) -> None:
         """Drop the request: its client has disconnected. After the reply this does nothing."""
@@ -113,15 +156,25 @@ class Exchange:
                 self._pending.cancel()
 
     def _decode(self, body: bytes) -> DecodedRequest:
-        if time.monotonic() >= self._arrived + self._timeout(None):
-            raise DeadlinePassed("the deadline passed before the request could be read")
+        self._check_deadline()
         body = content.inflated(self._headers, body, self._resources.limits.max_body)
         return self._resources.codec.decode(self._headers, body)
 
     def _submit(self, request: DecodedRequest) -> None:
         deadline = self._arrived + self._timeout(request.timeout)
         self._request = request
-        self._pending = self._resources.batcher.submit(request.rows, deadline, self._encode)
+        self._pending = self._resources.batcher.submit(request.rows, deadline, self._encode, high=self._high)
+
+    def _check_deadline(self) -> None:
+        if time.monotonic() >= self._arrived + self._timeout(None):
+            raise DeadlinePassed("the deadline passed before the request could be read")
+
+    def _priority(self) -> bool:
+        """Return whether the client asks for a high priority."""
+        value = self._headers[_PRIORITY_HEADER].strip().lower()
+        if value not in (b"high", b"normal"):
+            raise InvalidInput("X-Request-Priority is neither high nor normal")
+        return value == b"high"
 
     def _timeout(self, requested: float | None) -> float:
         """Return the seconds until the deadline: the smallest of the limit, the header and `requested`."""

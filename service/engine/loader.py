@@ -12,6 +12,7 @@ from pathlib import Path
 
 from foldserve.service import bundle
 from foldserve.service.bundle import Manifest, Parity
+from foldserve.service.engine.admission import Admission
 from foldserve.service.engine.batcher import Batcher
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.exchange import Codec, RequestLimits, Resources
@@ -32,10 +33,11 @@ _MOST_REASONS = 3  # models in the line of a start that fails
 
 
 class Loader:
-    """Loads models with one process's settings. All of them share `pool` and `metrics`."""
+    """Loads models with one process's settings. All of them share `pool`, `metrics` and one admission."""
 
     def __init__(self, settings: Settings, pool: Pool, metrics: Metrics) -> None:
         self._settings = settings
+        self._admission = Admission(settings.max_wait)
         self._pool = pool
         self._metrics = metrics
 
@@ -134,13 +136,14 @@ class Loader:
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             max_delay=settings.max_delay,
+            max_wait=settings.max_wait,
             observe=metrics.for_batcher(*labels, lambda: batcher.queued_rows),
         )
         limits = RequestLimits(settings.max_body, settings.timeout, settings.compression)
 
         def endpoint(protocol: str, codec: Codec) -> Endpoint:
             requests = metrics.for_endpoint(*labels, protocol)
-            return Endpoint(Resources(codec, batcher, limits, self._pool, metrics, requests))
+            return Endpoint(Resources(codec, self._admission, batcher, limits, self._pool, metrics, requests))
 
         return Model(
             manifest,

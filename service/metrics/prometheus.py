@@ -125,6 +125,7 @@ class PrometheusMetrics(Metrics):
         self._define_model_metrics(self.registry)
         self._requests: list[_RequestMetrics] = []
         self._batches: list[_BatchMetrics] = []
+        self._rejected: Tally[type[RequestError]] = Tally()
         self._queues: list[tuple[tuple[str, str], Callable[[], int]]] = []
         self._take_key_counts: Callable[[], Mapping[str, Sequence[int]]] = dict
         # A scrape reads this process, or the files of all workers.
@@ -254,7 +255,7 @@ class PrometheusMetrics(Metrics):
 
     def count_rejected(self, error: RequestError) -> None:
         """Count a request that got an error instead of a prediction."""
-        self.rejected.labels(_reason(type(error))).inc()
+        self._rejected[type(error)] += 1
 
     def flush(self) -> None:
         """Add the counts since the last call to the metrics, and set the gauges."""
@@ -262,6 +263,9 @@ class PrometheusMetrics(Metrics):
             requests.flush()
         for batches in self._batches:
             batches.flush()
+        for kind, count in self._rejected.items():
+            self.rejected.labels(_reason(kind)).inc(count)
+        self._rejected.clear()
         self.in_flight.set(sum(requests.in_flight for requests in self._requests))
         for labels, queued_rows in self._queues:
             self.queued_rows.labels(*labels).set(queued_rows())

@@ -1,0 +1,170 @@
+"""Measures foldserve under more load than it can answer: `python benchmarks/overload.py`.
+
+The server has one core, and the load another. The rounds: the peak of a closed loop; an unloaded server; an open loop
+at a multiple of the peak; and the recovery after it. The table compares the figures with their targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rig.environments import ROOT
+from rig.open_loop import Load, Outcome
+from rig.servers import Server, free_port, running
+from sklearn.datasets import load_digits
+
+# The load on a server that counts as unloaded, as a share of the peak.
+_UNLOADED = 0.2
+_RECOVERY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The rounds of one measurement. peak_s, overload_s: processor seconds of the server in these rounds."""
+
+    peak: Outcome
+    unloaded: Outcome
+    overload: Outcome
+    recovery: Outcome
+    peak_s: float
+    overload_s: float
+    broken: int
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    chosen = _arguments()
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("overload.py needs two cores: one for the server, one for the load")
+    os.sched_setaffinity(0, cores[-1:])
+    port = free_port()
+    program = [sys.executable, "-m", "foldserve.service", "serve", "--models", chosen.models, "--port", str(port)]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with running([*program, *chosen.flags], port, "/v2/health/ready", core=cores[0], log=log) as server:
+            figures = _measure(chosen, server)
+        sys.stderr.write(log.read_text())
+    print(_table(chosen, figures))
+
+
+def _measure(chosen: argparse.Namespace, server: Server) -> Figures:
+    request = _request(chosen.rows, chosen.header)
+    load = Load(server.port, chosen.connections)
+    load.closed_loop(request, 1.0, chosen.peak_connections)  # the server learns the cost of a request
+    before = _processor_seconds(server.process)
+    peak = load.closed_loop(request, chosen.peak_seconds, chosen.peak_connections)
+    peak_s = _processor_seconds(server.process) - before
+    rate = peak.count(200) / peak.span()
+
+    def offer(seconds: float, factor: float) -> Outcome:
+        return load.open_loop(request, seconds, rate * factor, poisson=not chosen.constant, seed=chosen.seed)
+
+    unloaded = offer(chosen.peak_seconds, _UNLOADED)
+    before = _processor_seconds(server.process)
+    overload = offer(chosen.seconds, chosen.factor)
+    overload_s = _processor_seconds(server.process) - before
+    recovery = offer(_RECOVERY_SECONDS, _UNLOADED)
+    broken = load.broken
+    load.close()
+    return Figures(peak, unloaded, overload, recovery, peak_s, overload_s, broken)
+
+
+def _request(rows: int, headers: list[str]) -> bytes:
+    body = json.dumps({"instances": load_digits().data[:rows].tolist()}).encode()
+    lines = ["POST /predict HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def _processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _table(chosen: argparse.Namespace, figures: Figures) -> str:
+    peak = figures.peak.count(200) / figures.peak.span()
+    overload = figures.overload
+    unloaded_p99 = _percentile(figures.unloaded, 200, 99)
+    goodput = overload.count(200) / overload.span()
+    total = len(overload.status)
+    late = np.percentile(np.array(overload.sent) - np.array(overload.scheduled), 99)
+    lines = [
+        ("closed-loop peak, requests/s", f"{peak:,.0f}", ""),
+        ("unloaded p50 / p99, ms", f"{_percentile(figures.unloaded, 200, 50):.2f} / {unloaded_p99:.2f}", ""),
+        ("offered, requests/s", f"{total / (max(overload.scheduled) - overload.started):,.0f}", f"{chosen.factor:g} x the peak"),
+        ("the driver's own delay p99, ms", f"{late * 1e3:.2f}", ""),
+        ("accepted p50 / p99, ms", _pair(overload, 200), f"p99 at most {2 * unloaded_p99:.2f} and one batch"),
+        ("503, share", f"{overload.count(503) / total:.1%}", ""),
+        ("time to 503, p50 / p99, ms", _pair(overload, 503), "at most 50"),
+        ("Retry-After, least and most", _retry_after(overload), ""),
+        ("goodput, requests/s", f"{goodput:,.0f} ({goodput / peak:.1%} of the peak)", "at least 85%"),
+        ("the same per second of the server's processor", _per_processor_second(figures), "at least 85%"),
+        ("recovery, s", f"{_recovery(figures.recovery, 2 * unloaded_p99):.2f}", "at most 2"),
+        ("other responses / broken connections", f"{_others(overload)} / {figures.broken}", "0 / 0"),
+    ]
+    width = max(len(name) for name, _, _ in lines)
+    return "\n".join(f"{name:{width}}  {value:24} {target}" for name, value, target in lines)
+
+
+def _percentile(outcome: Outcome, status: int, percent: float) -> float:
+    """Return a percentile of the latencies, in milliseconds."""
+    found = outcome.latencies(status)
+    return float(np.percentile(found, percent)) * 1e3 if len(found) else float("nan")
+
+
+def _pair(outcome: Outcome, status: int) -> str:
+    return f"{_percentile(outcome, status, 50):.2f} / {_percentile(outcome, status, 99):.2f}"
+
+
+def _retry_after(outcome: Outcome) -> str:
+    given = [seconds for seconds, status in zip(outcome.retry_after, outcome.status, strict=True) if status == 503]
+    return f"{min(given)} / {max(given)}" if given else "-"
+
+
+def _per_processor_second(figures: Figures) -> str:
+    """Compare the goodput without the time that other programs of the machine took from the server."""
+    peak = figures.peak.count(200) / figures.peak_s
+    goodput = figures.overload.count(200) / figures.overload_s
+    return f"{goodput:,.0f} ({goodput / peak:.1%} of the peak)"
+
+
+def _others(outcome: Outcome) -> int:
+    return len(outcome.status) - outcome.count(200) - outcome.count(503)
+
+
+def _recovery(outcome: Outcome, limit_ms: float) -> float:
+    """Return the seconds after which, over any half second, 99% of the requests are accepted within the limit."""
+    arrived = np.array(outcome.scheduled) - outcome.started
+    good = (np.array(outcome.status) == 200) & ((np.array(outcome.answered) - np.array(outcome.scheduled)) * 1e3 <= limit_ms)
+    for start in np.arange(0.0, _RECOVERY_SECONDS - 0.5, 0.05):
+        inside = (arrived >= start) & (arrived < start + 0.5)
+        if inside.any() and good[inside].mean() >= 0.98:
+            return float(start)
+    return float("inf")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=str(ROOT / "models"), help="folder of the models (default: models)")
+    parser.add_argument("--seconds", type=float, default=60, help="length of the overload (default: %(default)s)")
+    parser.add_argument("--factor", type=float, default=3, help="offered load, as a multiple of the peak (default: 3)")
+    parser.add_argument("--connections", type=int, default=1000, help="kept connections (default: %(default)s)")
+    parser.add_argument("--peak-connections", type=int, default=32, help="connections of the peak (default: 32)")
+    parser.add_argument("--peak-seconds", type=float, default=5, help="length of the other rounds (default: 5)")
+    parser.add_argument("--rows", type=int, default=1, help="rows of a request (default: 1)")
+    parser.add_argument("--header", action="append", default=[], help="a header of each request, as 'Name: value'")
+    parser.add_argument("--constant", action="store_true", help="constant intervals instead of random ones (Poisson)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the arrivals (default: 0)")
+    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="flags of the server, after --")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

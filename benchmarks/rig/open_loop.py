@@ -1,0 +1,166 @@
+"""Loads a server from one process: a closed loop, or an open loop with arrivals that do not wait for responses.
+
+In an open loop, the latency of a request starts at its scheduled arrival, so a slow server or a late driver can't hide
+a wait. A request that finds no idle connection waits for one. Plain sockets and epoll: an event loop of callbacks would
+cost more than the server's own work.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+_PATIENCE_SECONDS = 30.0
+_RECEIVE_BYTES = 2**18
+
+
+@dataclass
+class Outcome:
+    """The responses of one load: a list has one item for each, in their order.
+
+    scheduled, sent, answered: seconds of `time.perf_counter`. status: 0 if the connection broke.
+    """
+
+    started: float
+    scheduled: list[float] = field(default_factory=list)
+    sent: list[float] = field(default_factory=list)
+    answered: list[float] = field(default_factory=list)
+    status: list[int] = field(default_factory=list)
+    retry_after: list[int] = field(default_factory=list)
+
+    def latencies(self, status: int) -> Array:
+        """Return the seconds from the scheduled arrival to the response, of the responses with `status`."""
+        seconds = np.array(self.answered) - np.array(self.scheduled)
+        return seconds[np.array(self.status, int) == status]
+
+    def count(self, status: int) -> int:
+        """Return the number of responses with `status`."""
+        return self.status.count(status)
+
+    def span(self) -> float:
+        """Return the seconds from the start to the last response."""
+        return max(self.answered, default=self.started) - self.started
+
+
+class _Client:
+    """One kept connection with at most one request at a time."""
+
+    __slots__ = ("connection", "received", "scheduled", "sent")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.received = b""
+        self.scheduled = self.sent = 0.0
+
+
+class Load:
+    """Kept connections to one server on this machine, and the requests on them.
+
+    broken: connections that the server has closed.
+    """
+
+    def __init__(self, port: int, connections: int) -> None:
+        self._poll = select.epoll()
+        self._clients: dict[int, _Client] = {}
+        self._idle: deque[_Client] = deque()
+        self._busy = 0
+        self.broken = 0
+        for _ in range(connections):
+            connection = socket.create_connection(("127.0.0.1", port))
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client = _Client(connection)
+            self._clients[connection.fileno()] = client
+            self._poll.register(connection.fileno(), select.EPOLLIN)
+            self._idle.append(client)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients.values():
+            client.connection.close()
+        self._poll.close()
+
+    def closed_loop(self, request: bytes, seconds: float, connections: int) -> Outcome:
+        """Send on `connections` connections; after each response, send the next request on the same one."""
+        outcome = Outcome(time.perf_counter())
+        end = outcome.started + seconds
+        for _ in range(connections):
+            self._send(self._idle.popleft(), request, time.perf_counter())
+        while self._busy and time.perf_counter() < end + _PATIENCE_SECONDS:
+            self._receive(outcome, 0.1)
+            while self._idle and self._busy < connections and (now := time.perf_counter()) < end:
+                self._send(self._idle.pop(), request, now)
+        return outcome
+
+    def open_loop(self, request: bytes, seconds: float, rate: float, *, poisson: bool, seed: int) -> Outcome:
+        """Send `rate` requests a second, at random (Poisson) or constant intervals."""
+        count = max(1, int(seconds * rate))
+        gaps = np.random.default_rng(seed).exponential(1 / rate, count) if poisson else np.full(count, 1 / rate)
+        outcome = Outcome(time.perf_counter())
+        due = deque((outcome.started + np.cumsum(gaps)).tolist())
+        end = due[-1]
+        while (due or self._busy) and (now := time.perf_counter()) < end + _PATIENCE_SECONDS:
+            while due and due[0] <= now and self._idle:
+                self._send(self._idle.popleft(), request, due.popleft())
+            self._receive(outcome, min(0.1, max(0.0, due[0] - time.perf_counter())) if due and self._idle else 0.1)
+        return outcome
+
+    def _send(self, client: _Client, request: bytes, scheduled: float) -> None:
+        self._busy += 1
+        client.scheduled = scheduled
+        client.sent = time.perf_counter()
+        try:
+            if client.connection.send(request) < len(request):
+                raise RuntimeError("the kernel's buffer is too small for the request")
+        except ConnectionError:
+            pass  # `_receive` finds the connection closed
+
+    def _receive(self, outcome: Outcome, timeout: float) -> None:
+        for number, _ in self._poll.poll(timeout):
+            client = self._clients[number]
+            try:
+                data = client.connection.recv(_RECEIVE_BYTES)
+            except ConnectionError:
+                data = b""
+            if data:
+                self._read(outcome, client, client.received + data if client.received else data)
+            else:
+                self._lose(outcome, client, number)
+
+    def _read(self, outcome: Outcome, client: _Client, data: bytes) -> None:
+        start = data.find(b"content-length: ")
+        end = data.find(b"\r\n\r\n", start)
+        if start < 0 or end < 0 or len(data) < end + 4 + int(data[start + 16 : end].split(b"\r\n", 1)[0]):
+            client.received = data
+            return
+        client.received = b""
+        retry = data.find(b"retry-after: ", 0, end)
+        seconds = int(data[retry + 13 : end].split(b"\r\n", 1)[0]) if retry >= 0 else 0
+        self._record(outcome, client, int(data[9:12]), seconds)
+        self._idle.append(client)
+
+    def _lose(self, outcome: Outcome, client: _Client, number: int) -> None:
+        self.broken += 1
+        self._poll.unregister(number)
+        del self._clients[number]
+        client.connection.close()
+        if client in self._idle:
+            self._idle.remove(client)
+        else:
+            self._record(outcome, client, 0, 0)
+
+    def _record(self, outcome: Outcome, client: _Client, status: int, retry_after: int) -> None:
+        outcome.scheduled.append(client.scheduled)
+        outcome.sent.append(client.sent)
+        outcome.answered.append(time.perf_counter())
+        outcome.status.append(status)
+        outcome.retry_after.append(retry_after)
+        self._busy -= 1

@@ -1,0 +1,152 @@
+"""Decides when a request may begin, so that an overloaded process answers what it accepts soon and refuses the rest.
+
+For small models the event loop is the bottleneck: reading and writing requests takes longer than the runs. Without a
+limit, requests would wait unseen in the kernel's buffers while one turn of the loop works on thousands of others.
+Therefore a turn begins requests for a few milliseconds only. The others wait in a queue here. Each further turn begins
+some of them, and in between the loop reads, refuses, and answers health checks.
+
+A request is refused if its expected wait is too long: the size of the queue, in bytes of bodies and an amount for each
+request, times the measured seconds per byte. That measurement has all the work of the loop in it. This module knows no
+HTTP and no model; a batcher has its own queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+# The least and the most time for which one turn of the event loop begins requests. More than the least only if refusals
+# take long: this many times longer than them, so that they don't leave the event loop without time for other work.
+_TURN_SECONDS, _LONG_TURN_SECONDS = 0.005, 0.02
+_WORK_PER_REFUSALS = 3
+# A request without a body takes as long as this number of bytes of JSON; measured.
+_REQUEST_BYTES = 2048
+# The weight of all earlier turns in the measured speed, at each turn.
+_OLD_WEIGHT = 0.9
+# The share of the expected wait, and of any queue, that only requests of high priority may use.
+RESERVE = 0.1
+# The largest Retry-After, in seconds.
+_MAX_RETRY_AFTER = 60
+
+
+class Waiting(Protocol):
+    """A request that waits."""
+
+    def begin(self) -> bool:
+        """Begin the request, unless it is cancelled. Never raises. Returns whether others may begin in this turn."""
+
+
+class Admission:
+    """The queue of the requests that have not begun, for one process. All methods belong to one event loop.
+
+    max_wait: the largest expected wait in seconds. Requests of high priority may use all of it, others 90%, and they
+    begin first. clock: `time.monotonic`, or one like it.
+    """
+
+    def __init__(self, max_wait: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_wait = max_wait
+        self._clock = clock
+        self._turn_began: float | None = None
+        self._high: deque[tuple[Waiting, int]] = deque()
+        self._normal: deque[tuple[Waiting, int]] = deque()
+        self._high_bytes = self._normal_bytes = 0
+        # The measurement of the latest turns: bytes, the seconds of `begin`, and those of all that the event loop did.
+        # `_measured`: its last end, if there is a queue.
+        self._bytes, self._begin_seconds, self._all_seconds = 0.0, 0.0, 0.0
+        self._measured: float | None = None
+        # The first and the last arrival since a turn began requests.
+        self._first_arrival: float | None = None
+        self._last_arrival = 0.0
+        self._refused_bytes = 0
+        self._refused_since = -math.inf
+
+    def begins_now(self, now: float) -> bool:
+        """Return whether a request that has just come may begin at once; otherwise call `wait`."""
+        if self._measured is not None:
+            return False
+        if self._turn_began is None:
+            self._turn_began = now
+            asyncio.get_running_loop().call_soon(self._end_turn)
+            return True
+        return now - self._turn_began < _TURN_SECONDS
+
+    def wait(self, request: Waiting, size: int, now: float, *, patience: float, high: bool) -> int:
+        """Queue a request with a body of `size` bytes, which has `patience` seconds until its deadline.
+
+        Returns 0, or the Retry-After of a request that is refused: its expected wait is longer than its patience, or
+        than `max_wait`. But the next turn always gets enough requests for its time: refusals alone would be no work.
+        """
+        if self._first_arrival is None:
+            self._first_arrival = now
+        self._last_arrival = now
+        size += _REQUEST_BYTES
+        ahead = self._high_bytes if high else self._high_bytes + self._normal_bytes
+        allowed = self._max_wait if high else self._max_wait * (1 - RESERVE)
+        expected = ahead * self._all_seconds
+        if expected > patience * self._bytes or (
+            expected > allowed * self._bytes and ahead * self._begin_seconds > self._turn_seconds() * self._bytes
+        ):
+            return self._retry_after(size, now)
+        if high:
+            self._high.append((request, size))
+            self._high_bytes += size
+        else:
+            self._normal.append((request, size))
+            self._normal_bytes += size
+        return 0
+
+    def _end_turn(self) -> None:
+        """End a turn without a queue before it. If it has left one, begin to work on it after the runs of this turn."""
+        self._turn_began = None
+        if self._high or self._normal:
+            self._measured = self._clock()
+            asyncio.get_running_loop().call_soon(self._begin_some)
+
+    def _begin_some(self) -> None:
+        """Begin requests for the time of one turn."""
+        began = now = self._clock()
+        end = began + self._turn_seconds()
+        self._first_arrival = None
+        done = 0
+        while now < end:
+            if self._high:
+                request, size = self._high.popleft()
+                self._high_bytes -= size
+            elif self._normal:
+                request, size = self._normal.popleft()
+                self._normal_bytes -= size
+            else:
+                break
+            more = request.begin()
+            done += size
+            now = self._clock()
+            if not more:
+                break
+        self._measure(done, now - began, now - (began if self._measured is None else self._measured))
+        if self._high or self._normal:
+            self._measured = now
+            asyncio.get_running_loop().call_soon(self._begin_some)
+        else:
+            self._measured = None
+
+    def _turn_seconds(self) -> float:
+        """Return the time that the next turn begins requests."""
+        arrivals = 0.0 if self._first_arrival is None else self._last_arrival - self._first_arrival
+        return min(max(_TURN_SECONDS, _WORK_PER_REFUSALS * arrivals), _LONG_TURN_SECONDS)
+
+    def _measure(self, done: int, begin_seconds: float, all_seconds: float) -> None:
+        self._bytes = self._bytes * _OLD_WEIGHT + done
+        self._begin_seconds = self._begin_seconds * _OLD_WEIGHT + begin_seconds
+        self._all_seconds = self._all_seconds * _OLD_WEIGHT + all_seconds
+
+    def _retry_after(self, size: int, now: float) -> int:
+        """Return the seconds in which the server could do the work that it has refused in the last second."""
+        if now - self._refused_since > 1:
+            self._refused_since, self._refused_bytes = now, 0
+        self._refused_bytes += size
+        seconds = self._refused_bytes * self._all_seconds / self._bytes
+        return min(_MAX_RETRY_AFTER, 1 + int(seconds))
