@@ -23,7 +23,7 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── UnknownModel         engine/repository.py, http/routes/common.py: the name or version does not exist
     ├── ModelNotReady        engine/repository.py, http/routes/oip.py: the model exists and does not serve
     ├── Overloaded           there is no room now; it has the seconds until the client should try again
-    │   ├── QueueFull        engine/batcher.py, engine/exchange.py, engine/pool.py: too many rows or requests wait already
+    │   ├── QueueFull        engine/batcher.py, engine/exchange.py, engine/pool.py: too much waits already
     │   ├── RateExceeded     access/guard.py: the API key has reached its rate
     │   ├── Draining         engine/batcher.py: the server is stopping
     │   └── DeviceOutOfMemory  runtime/cuda.py: the device had no room for a run; the session is new

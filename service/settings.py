@@ -108,7 +108,12 @@ class Settings(BaseModel):
         int, Field(ge=1, le=2**20, description="most rows in one run of a model; a larger request is split")
     ] = 1024
     max_queue: Annotated[
-        int, Field(ge=1, description="most rows that wait for one model; further requests get a 503, and the last tenth is for requests with X-Request-Priority: high")
+        int,
+        Field(
+            ge=1,
+            description="most rows that wait for one model; more get a 503, and the last tenth is for requests with"
+            " X-Request-Priority: high",
+        ),
     ] = 65_536
     max_wait: Annotated[
         float,

@@ -130,12 +130,10 @@ class Batcher:
         return self._queued_rows >= min(self._max_batch, self._max_queue / 2) and not self.running
 
     def check_wait(self, patience: float, *, high: bool = False) -> None:
-        """Raise `QueueFull` if a further entry will probably wait longer than `patience` seconds, or than max_wait.
+        """While a run is on the thread, raise `QueueFull` if a further entry will probably wait longer than `patience` seconds, or than max_wait.
 
-        An entry that the next batch has room for may wait longer than max_wait: for the end of the run.
+        An entry that fits into the next batch may wait longer than max_wait: for the end of the run.
         """
-        if not self.running:
-            return
         # A large entry is run in pieces, so it delays another by one batch at most.
         batches = min(self._queued_rows, len(self._queue) * self._max_batch) // self._max_batch
         wait = max(0.0, self._run_ends - time.monotonic()) + batches * self._max_batch * self._seconds_per_row()
@@ -195,6 +193,10 @@ class Batcher:
             self._scheduled.cancel()
         self._scheduled = asyncio.get_running_loop().call_soon(self._run_next)
 
+    def _run_rest(self) -> None:
+        if self._queue and self._scheduled is None:
+            self._run_soon()
+
     def _retry_after(self) -> int:
         """Estimate the whole seconds until the rows in the queue have been run."""
         return max(1, math.ceil(self._queued_rows * self._seconds_per_row()))
@@ -218,7 +220,7 @@ class Batcher:
             self._finish(batch, count, *self._run_batch(batch, count))
             if self._queue and self._queue[0].taken:
                 break
-        self._run_rest_soon()
+        self._run_rest()
 
     def _run_on_thread(self, batch: list[tuple[Entry, Rows]], count: int) -> None:
         loop = asyncio.get_running_loop()
@@ -230,16 +232,12 @@ class Batcher:
         if self._sweeper is None:
             self._sweeper = loop.call_later(_SWEEP_SECONDS, self._drop_expired)
 
-    def _run_rest_soon(self) -> None:
-        if self._queue and self._scheduled is None:
-            self._scheduled = asyncio.get_running_loop().call_soon(self._run_next)
-
     def _thread_finished(
         self, batch: list[tuple[Entry, Rows]], count: int, future: asyncio.Future[tuple[Outputs | Exception, float]]
     ) -> None:
         self.running = False
         self._finish(batch, count, *future.result())
-        self._run_rest_soon()
+        self._run_rest()
 
     def _drop_expired(self) -> None:
         """Drop cancelled and expired entries from the queue while a run is on the thread."""

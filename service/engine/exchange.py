@@ -115,9 +115,7 @@ class Exchange:
                 batcher.check_wait(self._timeout(None), high=self._high)
             if admission.begins_now(self._arrived) and not batcher.filled:
                 self._decode_here(body)
-            elif wait := admission.wait(
-                self, len(body), self._arrived, patience=self._timeout(None), high=self._high
-            ):
+            elif wait := admission.wait(self, len(body), self._arrived, patience=self._timeout(None), high=self._high):
                 resources.metrics.count_rejected(_TOO_MANY)
                 self._finish(_too_many(wait))
             else:

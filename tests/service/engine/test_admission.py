@@ -1,4 +1,4 @@
-"""Admission under simulated loads: an event loop whose clock moves only by the cost of its work, so figures are exact."""
+"""Admission under simulated loads: the clock moves only by the cost of the work, so the figures are exact."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class Simulation:
         self.waiting = 0
         self.normal, self.high = Seconds(), Seconds()
 
-    def run(self, arrivals: Iterable[tuple[float, bool]], *, stall_at: float = np.inf, patience: float = PATIENCE) -> None:
+    def run(
+        self, arrivals: Iterable[tuple[float, bool]], *, stall_at: float = np.inf, patience: float = PATIENCE
+    ) -> None:
         """arrivals: the time of each request, in order, and whether its priority is high."""
         asyncio.run(self._serve(deque(arrivals), stall_at, patience))
 
