@@ -24,7 +24,7 @@ UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
 .PHONY: help demo test test-slow test-clients test-uvicorn test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
-	bench-training bench-ablation image image-gpu image-trainer image-check image-pin lock clean
+	bench-training bench-overload bench-ablation image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
@@ -109,6 +109,9 @@ bench-gpu: ## Compare foldserve with ONNX Runtime and PyTorch on a GPU, with the
 
 bench-training: install ## Compare training with other libraries; needs ARGS='--data DIR'
 	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/python benchmarks/training.py $(ARGS)
+
+bench-overload: install ## Load foldserve with three times the requests that it can answer
+	$(BIN)/python benchmarks/overload.py $(ARGS)
 
 bench-ablation: install ## Measure each part of the preset best; needs ARGS='--data DIR'
 	$(BIN)/python benchmarks/ablation.py $(ARGS)

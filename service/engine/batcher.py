@@ -130,9 +130,9 @@ class Batcher:
         return self._queued_rows >= min(self._max_batch, self._max_queue / 2) and not self.running
 
     def check_wait(self, patience: float, *, high: bool = False) -> None:
-        """While a run is on the thread, raise `QueueFull` if a further entry will probably wait longer than `patience` seconds, or than max_wait.
+        """While a run is on the thread, refuse an entry that would wait longer than `patience`, or than max_wait.
 
-        An entry that fits into the next batch may wait longer than max_wait: for the end of the run.
+        An entry that fits into the next batch may wait longer than max_wait: for the end of the run. Raises `QueueFull`.
         """
         # A large entry is run in pieces, so it delays another by one batch at most.
         batches = min(self._queued_rows, len(self._queue) * self._max_batch) // self._max_batch
