@@ -132,7 +132,7 @@ class Batcher:
     def check_wait(self, patience: float, *, high: bool = False) -> None:
         """While a run is on the thread, refuse an entry that would wait longer than `patience`, or than max_wait.
 
-        An entry that fits into the next batch may wait longer than max_wait: for the end of the run. Raises `QueueFull`.
+        An entry that fits into the next batch may wait longer than max_wait for the end of the run. Raises `QueueFull`.
         """
         # A large entry is run in pieces, so it delays another by one batch at most.
         batches = min(self._queued_rows, len(self._queue) * self._max_batch) // self._max_batch
