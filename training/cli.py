@@ -122,7 +122,7 @@ def _fit(parsed: argparse.Namespace) -> None:
         # Under torchrun, the processes join before anything can fail, so that an error is printed once. A process
         # alone reads the table first, because importing torch takes seconds.
         world = _join(stack, execution.device) if _TORCHRUN in os.environ else None
-        bundle.require_folder(plan.models)  # before the training, so that a wrong folder costs no time
+        bundle.require_writable(plan.models)  # before the training, so that a wrong folder costs no time
         table = _read(plan.data)
         if world is None or world.is_first:
             print(describe_table(table), flush=True)
@@ -137,7 +137,7 @@ def _fit(parsed: argparse.Namespace) -> None:
             written = run(plan, table, Context(execution, world, progress.update, progress.update_within_epoch))
     if written:
         seconds = time.perf_counter() - started
-        print(describe_bundle(written.bundle, summarise(written.evidence), seconds))
+        print(describe_bundle(written.bundle, written.notes, summarise(written.evidence), seconds))
 
 
 def _require(library: str) -> None:

@@ -79,10 +79,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Written:
-    """A written bundle, and the evidence that its report shows."""
+    """A written bundle, the evidence that its report shows, and notes on the test rows."""
 
     bundle: bundle.Bundle
     evidence: Evidence
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def run(plan: Plan, table: Table | None = None, context: Context | None = None) 
     table: the result of `load(plan.data)`, if the caller has it. Raises `TrainingError` or `BundleError`; then no
     bundle is written.
     """
-    bundle.require_folder(plan.models)  # before the training, so that a wrong folder costs no time
+    bundle.require_writable(plan.models)  # before the training, so that a wrong folder costs no time
     table, context = table or load(plan.data), context or Context()
     checkpoints = None
     if folder := context.execution.checkpoint:
@@ -245,10 +246,10 @@ def export(plan: Plan, trained: Trained) -> Written:
     histories = tuple(member.history for member in trained.fitted)
 
     def evidence(manifest: bundle.Manifest) -> Evidence:
-        return Evidence(manifest, histories, test.y, outputs, importances, table.notes)
+        return Evidence(manifest, histories, test.y, outputs, importances, (*table.notes, *test.notes))
 
     written = bundle.write(plan.models, plan.name, model, manifest, lambda m: render(evidence(m)))
-    return Written(written, evidence(written.manifest))
+    return Written(written, evidence(written.manifest), test.notes)
 
 
 def _provenance(plan: Plan, trained: Trained, test: Table) -> bundle.Provenance:

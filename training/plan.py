@@ -20,6 +20,7 @@ Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["fast", "best"]
 ClassWeight = Literal["none", "balanced"]
 Decimal = Literal[".", ","]
+Rare = Literal["refuse", "drop", "merge"]
 Thousands = Literal["", ",", ".", " ", "'"]
 TaskOption = Literal["auto", "classification", "regression"]
 
@@ -49,6 +50,8 @@ class DataOptions:
     numeric: Annotated[tuple[str, ...], "columns that must be numeric"] = ()
     boolean: Annotated[tuple[str, ...], "columns of true and false, or 1 and 0"] = ()
     drop: Annotated[tuple[str, ...], "columns to leave out"] = ()
+    rare: Annotated[Rare, "classes too small for the split: refuse, drop their rows, or merge them"] = "refuse"
+    keep_duplicates: Annotated[bool, "keep test rows that are equal to a training row"] = False
     missing: Annotated[tuple[str, ...], "texts that mean a missing value, like an empty cell; for example NA,?"] = ()
     decimal: Annotated[Decimal | None, "decimal mark of numbers (default: each column decides)"] = None
     thousands: Annotated[Thousands | None, "thousands separator of numbers (default: each column decides)"] = None

@@ -39,8 +39,11 @@ def describe_search(plan: Plan, found: Plan, trials: int) -> str:
     return _line("tuned", f"{', '.join(changes) or 'no change: the plan itself was the best'} (of {trials} trials)")
 
 
-def describe_bundle(bundle: Bundle, findings: str, seconds: float) -> str:
-    """Return the result of a training. findings: lines of the report; seconds: the duration of the whole command."""
+def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, seconds: float) -> str:
+    """Return the result of a training.
+
+    notes: on the test rows. findings: lines of the report. seconds: the duration of the whole command.
+    """
     manifest, models = bundle.manifest, bundle.path.parent.parent
     rows = ", ".join(f"{count:,} {part}" for part, count in manifest.provenance.rows.items())
     measured = [measurement.parity for measurement in manifest.certificate.measurements]
@@ -55,6 +58,7 @@ def describe_bundle(bundle: Bundle, findings: str, seconds: float) -> str:
     ]
     for part, scores in manifest.metrics.items():
         lines.append((part, ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())))
+    lines += [("note", printable(note)) for note in notes]
     last = _line("wrote", f"{bundle.path} in {seconds:.1f} s; serve it: foldserve serve --models {models}")
     return "\n".join([*(_line(head, text) for head, text in lines), findings, last])
 

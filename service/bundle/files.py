@@ -117,6 +117,18 @@ def require_folder(path: Path, reason: str = "no such folder; make it first") ->
         raise BundleError(f"can't be read: {error.strerror}", path) from error
 
 
+def require_writable(path: Path) -> None:
+    """Raise `BundleError` unless `path` is a folder that can be written to, or can be made."""
+    try:
+        existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        if not existing.is_dir():
+            raise BundleError("not a folder", existing)
+    except OSError as error:
+        raise BundleError(f"can't be read: {error.strerror}", path) from error
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BundleError("can't write there: Permission denied", existing)
+
+
 @contextmanager
 def _open_regular(file: Path, most: int) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file of at most `most` bytes, and give it with its size. A link to such a file is fine."""
@@ -208,17 +220,21 @@ def write(
     manifest_for: Callable[[int], Manifest],
     report_for: Callable[[Manifest], str] | None = None,
 ) -> Bundle:
-    """Write the next version of `name` under `models`, and read it back.
+    """Write the next version of `name` under `models`, and read it back. The folder `models` is made if it is missing.
 
     manifest_for: gives the manifest for a version; called again with another one if another process takes it first.
     report_for: gives the HTML report for that manifest.
-    Raises `BundleError` when `models` is not a folder or can't be written to, when `name` is not a valid name, and
-    when the manifest describes another model. Nothing is left behind then. Removes the folders that writers left which
-    were killed more than a day ago.
+    Raises `BundleError` when `models` is not a folder, can't be made or can't be written to, when `name` is not a valid
+    name, and when the manifest describes another model. Nothing is left behind then. Removes the folders that writers
+    left which were killed more than a day ago.
     """
     if not NAME.fullmatch(name):
         raise BundleError(f"{name!r} is not a valid name for a model")
-    require_folder(models)
+    require_writable(models)
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"can't be made: {error.strerror}", models) from error
     _remove_abandoned(models)
     folder = models / name
     try:

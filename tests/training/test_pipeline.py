@@ -131,10 +131,11 @@ def test_the_caller_s_threads_and_determinism_are_restored(tmp_path):
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
 
 
-def test_a_missing_models_folder_is_refused_before_any_training(tmp_path):
+def test_a_file_in_place_of_the_models_folder_is_refused_before_any_training(tmp_path):
     seen = []
-    with pytest.raises(bundle.BundleError, match="no such folder"):
-        pipeline.run(plan(tmp_path / "nowhere"), context=pipeline.Context(on_epoch=seen.append))
+    (tmp_path / "file").touch()
+    with pytest.raises(bundle.BundleError, match="not a folder"):
+        pipeline.run(plan(tmp_path / "file"), context=pipeline.Context(on_epoch=seen.append))
     assert not seen
 
 

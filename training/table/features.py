@@ -17,6 +17,7 @@ from foldserve.training.table.missing import first_missing, is_empty
 from foldserve.training.table.notation import Marks
 from foldserve.training.table.numbers import Values
 from foldserve.training.table.schema import Category, Column, Kind
+from foldserve.training.table.suspects import identifier_note
 from foldserve.training.text import flag_value, join_some
 
 # A column of texts is dropped if it has more different texts than this, and most rows have a text of their own.
@@ -35,6 +36,7 @@ class FeatureBuilder:
         self._declared = {name: kind for kind, names in declared.items() for name in names}
         self._marks = Marks.of(options)
         self._typed = typed
+        self._time = options.time
         self._columns: list[Column] = []
         self._x = np.empty((rows, columns), np.float32)
         self._notes: list[str] = []
@@ -67,6 +69,8 @@ class FeatureBuilder:
         self._x[:, len(self._columns)] = values
         self._columns.append(Column(name, kind, categories, missing=bool(missing.any()), reading=reading))
         self._note_precision(name, kind, values[~missing])
+        if kind == "numeric" and name != self._time and (note := identifier_note(name, values)):
+            self.note(note)
 
     def note(self, text: str) -> None:
         """Add a note between those of the columns."""

@@ -17,13 +17,15 @@ from foldserve.training.errors import DataError
 from foldserve.training.plan import DataOptions
 from foldserve.training.table import sources
 from foldserve.training.table.cells import simplify
+from foldserve.training.table.duplicates import leave_out_duplicates
 from foldserve.training.table.features import FeatureBuilder, encode
 from foldserve.training.table.missing import remove_missing
 from foldserve.training.table.numbers import number_column
 from foldserve.training.table.schema import Split, Table
 from foldserve.training.table.sources import OnRead, Source
 from foldserve.training.table.split_keys import read_group, read_time
-from foldserve.training.table.target import check_class_sizes, read_target, read_test_target
+from foldserve.training.table.suspects import leak_notes
+from foldserve.training.table.target import read_target, read_test_target, settle_rare_classes
 from foldserve.training.text import join_some
 
 
@@ -38,7 +40,9 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None) -> Table:
     _check_flags(options, source, target)
     notes = [*source.notes, *_check_test_file(options, source.names, target)]
     read = read_target(target, _take(source, target, options), options, typed=source.typed)
-    check_class_sizes(read.y, read.labels, 2 if options.test else 3)
+    read, rows, rare_notes = settle_rare_classes(target, read, 2 if options.test else 3, options.rare)
+    source = source if rows is None else source.select(rows)
+    notes += rare_notes
     group = None if options.group is None else read_group(options.group, _take(source, options.group, options))
     time_cells = None if options.time is None else _take(source, options.time, options)
     time = None if options.time is None else read_time(options.time, time_cells)
@@ -55,11 +59,13 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None) -> Table:
     columns, x, noted = builder.finish()
     if not columns:
         raise DataError(f"{source.name} has no feature besides the target, {target!r}")
-    return Table(
+    table = Table(
         *(source.name, read.task, target, columns, x, read.y, read.labels, group, time),
         notes=(*notes, *noted),
         target_reading=read.reading,
+        rare=read.rare,
     )
+    return replace(table, notes=(*table.notes, *leak_notes(table)))
 
 
 def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: None) -> Table:
@@ -72,7 +78,8 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
     _check_test_file(options, (*table.features, table.target), table.target)
     x = np.empty((source.rows, len(table.columns)), np.float32)
     try:
-        y = read_test_target(_take(source, table.target, options), table)
+        y, rows = read_test_target(_take(source, table.target, options), table, options.rare)
+        source, x = (source, x) if rows is None else (source.select(rows), x[: len(rows)])
         for index, column in enumerate(table.columns):
             x[:, index] = encode(column, _take(source, column.name, options))
             on_read(0.5 + (index + 1) / len(table.columns) / 2)
@@ -84,8 +91,13 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
 
 
 def load_held_out(options: DataOptions, table: Table, split: Split, on_read: OnRead = lambda _: None) -> Table:
-    """Return the test rows: those of the test file, which is read only now, or those of `table`."""
-    return load_test(options, table, on_read) if options.test else table.select(split.test)
+    """Return the test rows: those of the test file, which is read only now, or those of `table`.
+
+    Rows that are equal to a training or validation row are left out, unless the options keep them; a note says so.
+    """
+    test = load_test(options, table, on_read) if options.test else table.select(split.test)
+    seen = table if options.test else table.select(np.concatenate([split.train, split.validation]))
+    return leave_out_duplicates(test, seen, keep=options.keep_duplicates)
 
 
 def _take(source: Source, name: str, options: DataOptions) -> pa.ChunkedArray:

@@ -46,6 +46,7 @@ class Table:
     time: float64 or int64 [rows], larger is later; None without a time column.
     notes: facts about the reading that the user should know, one sentence each.
     target_reading: of the texts of a regression's target; None if it has numbers.
+    rare: labels of classes that were too small and have no rows of their own.
     """
 
     source: str
@@ -59,6 +60,7 @@ class Table:
     time: npt.NDArray[Any] | None = None
     notes: tuple[str, ...] = field(default=())
     target_reading: Reading | None = None
+    rare: tuple[Label, ...] = ()
 
     @property
     def features(self) -> tuple[str, ...]:

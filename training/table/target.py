@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from foldserve.service.bundle import Label, Reading, Task
 from foldserve.training.errors import DataError
-from foldserve.training.plan import DataOptions, TaskOption
+from foldserve.training.plan import DataOptions, Rare, TaskOption
 from foldserve.training.table.cells import Distinct, as_text, distinct, is_text
 from foldserve.training.table.kinds import booleans
 from foldserve.training.table.missing import first_missing, require_values
@@ -28,21 +28,26 @@ from foldserve.training.table.numbers import (
     read_numbers,
 )
 from foldserve.training.table.schema import Table
-from foldserve.training.text import count_of
+from foldserve.training.text import count_of, join_some
 
 MAX_CLASSES = 4_096
+# The class that --rare merge makes of all rare classes.
+OTHER = "other"
+# The code of a row of a test file whose class was dropped.
+_RARE = np.iinfo(np.int64).max
 # Numbers are classes if they are integers and have at most this many different values.
 _MAX_INTEGER_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Target:
-    """The target of a table: the task, `y` and the labels, as `Table` has them, and the reading of its texts."""
+    """The target of a table: the task, `y`, the labels, the reading of its texts and the rare labels, as in `Table`."""
 
     task: Task
     y: npt.NDArray[Any]
     labels: tuple[Label, ...] = ()
     reading: Reading | None = None
+    rare: tuple[Label, ...] = ()
 
 
 def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> Target:
@@ -80,39 +85,85 @@ def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, type
     return Target("classification", np.array([indices[label] for label in label_of], np.int64)[found.codes], labels)
 
 
-def read_test_target(cells: pa.ChunkedArray, table: Table) -> npt.NDArray[Any]:
-    """Return `y` of a test file, by the labels of `table`.
+def read_test_target(
+    cells: pa.ChunkedArray, table: Table, option: Rare = "refuse"
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None]:
+    """Return `y` of a test file, by the labels of `table`, and the rows that have a label, None for all.
 
-    Raises `DataError` for a missing value and for an unknown class.
+    option: how the rare classes of `table` were settled. Raises `DataError` for a missing value and for an unknown
+    class.
     """
     name = table.target
     if table.task == "regression":
         values = read_numbers(name, cells, table.target_reading or PLAIN)
         require_values(name, "the target", values)
-        return values
+        return values, None
     found = distinct(cells)
     require_values(name, "the target", found.codes)
     # 1 and 1.0 are one class and need one key. True is another class, but Python holds True == 1.
     indices = {(type(label) is bool, label): index for index, label in enumerate(table.labels)}
+    # Texts, even if the rare classes were numbers: a merge makes every label a text.
+    rare = {str(label) for label in table.rare}
+    merged = table.labels.index(OTHER) if rare and option == "merge" else _RARE
     if isinstance(table.labels[0], str):
         label_of: list[Any] = list(map(str, found.values))
     else:
         numeric = not isinstance(table.labels[0], bool) and number_column(cells) is not None
         label_of = _labels(found, numeric=numeric)
-    y = np.array([indices.get((type(label) is bool, label), -1) for label in label_of], np.int64)[found.codes]
+    code_of = [merged if str(label) in rare else indices.get((type(label) is bool, label), -1) for label in label_of]
+    y = np.array(code_of, np.int64)[found.codes]
+    if (y == _RARE).any():
+        rows = np.flatnonzero(y != _RARE)
+        y, found = y[rows], replace(found, codes=found.codes[rows])
+    else:
+        rows = None
     if row := first_missing(y):
         label = found.values[found.codes[row - 1]]
         raise DataError(f"column {name!r}, the target: row {row} is {label!r}, not a class of the training table")
-    return y
+    return y, rows
 
 
-def check_class_sizes(y: npt.NDArray[Any], labels: tuple[Label, ...], least: int) -> None:
-    """Raise `DataError` for the first class that has fewer than `least` rows."""
-    for label, rows in zip(labels, np.bincount(y, minlength=len(labels)) if labels else (), strict=True):
-        if rows < least:
-            raise DataError(
-                f"class {label!r} has {count_of(rows, 'row')}: it needs {least}, one in each part of the split"
-            )
+def settle_rare_classes(
+    name: str, target: Target, least: int, option: Rare
+) -> tuple[Target, npt.NDArray[np.int64] | None, list[str]]:
+    """Drop or merge the classes of fewer than `least` rows, or refuse them.
+
+    Returns the target, the rows that are left, None for all, and notes. Raises `DataError` for a class that is too
+    small, also after a merge, and if fewer than two classes are left.
+    """
+    counts = np.bincount(target.y, minlength=len(target.labels)) if target.labels else np.empty(0, np.int64)
+    small = [index for index, rows in enumerate(counts) if rows < least]
+    if not small:
+        return target, None, []
+    rare = tuple(target.labels[index] for index in small)
+    need = f"it needs {least}, one in each part of the split"
+    if option == "refuse":
+        raise DataError(
+            f"class {rare[0]!r} has {count_of(counts[small[0]], 'row')}: {need}; use --rare drop to leave out the rows "
+            f"of such classes, or --rare merge to make them one class, {OTHER!r}"
+        )
+    listed = f"{count_of(len(rare), 'class').replace('classs', 'classes')} with fewer than {least} rows"
+    if option == "drop":
+        rows = np.flatnonzero(~np.isin(target.y, small))
+        labels = tuple(label for label in target.labels if label not in rare)
+        if len(labels) < 2:
+            raise DataError(f"column {name!r}, the target, has too few classes of at least {least} rows")
+        y = np.searchsorted(np.setdiff1d(np.arange(len(counts)), small), target.y[rows])
+        note = f"{listed}, dropped with {count_of(int(counts[small].sum()), 'row')}: {join_some(rare, 10)}"
+        return replace(target, y=y, labels=labels, rare=rare), rows, [note]
+    if counts[small].sum() < least:
+        rows_text = count_of(int(counts[small].sum()), "row")
+        raise DataError(f"the rare classes have {rows_text} together: {need}; use --rare drop")
+    # A label of its own type beside a text would be of another JSON type.
+    label_of = [OTHER if index in small else str(label) for index, label in enumerate(target.labels)]
+    if OTHER in (str(label) for label in target.labels):
+        raise DataError(f"column {name!r}, the target, has a class {OTHER!r} already: use --rare drop")
+    labels = tuple(sorted(set(label_of)))
+    if len(labels) < 2:
+        raise DataError(f"column {name!r}, the target, has no class of at least {least} rows")
+    y = np.array([labels.index(label) for label in label_of], np.int64)[target.y]
+    note = f"{listed}, merged into the class {OTHER!r}: {join_some(rare, 10)}"
+    return replace(target, y=y, labels=labels, rare=rare), None, [note]
 
 
 def _check_values(name: str, cells: pa.ChunkedArray, values: Values, reading: Reading) -> None:

@@ -185,10 +185,9 @@ def test_a_manifest_of_another_model_is_not_written(diabetes: bundle.Bundle, emp
     assert everything_in(empty) == []
 
 
-def test_a_missing_models_folder_is_refused(diabetes: bundle.Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no such folder"):
-        bundle.write(tmp_path / "none", "diabetes", diabetes.model, numbered(diabetes))
-    assert everything_in(tmp_path) == []
+def test_a_missing_models_folder_is_made(diabetes: bundle.Bundle, tmp_path: Path) -> None:
+    written = bundle.write(tmp_path / "new" / "models", "diabetes", diabetes.model, numbered(diabetes))
+    assert written.path == tmp_path / "new" / "models" / "diabetes" / "1"
 
 
 @pytest.mark.parametrize("name", ["models", "models/diabetes"])

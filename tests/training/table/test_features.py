@@ -96,6 +96,8 @@ def test_decisions_of_the_reader_are_noted(write):
         "column 'id' was dropped: most of its values are different (50 texts in 50 rows); use --categorical id to "
         "keep it",
         "column 'seconds' is rounded to float32, by up to 64 at 1.70000005e+09",
+        "column 'seconds' looks like an identifier: it rises or falls with every row; if a new row would not have it, "
+        "use --drop seconds",
         "dropped, because no row has a value: none",
         "constant, and so useless: same",
     )

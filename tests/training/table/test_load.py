@@ -31,7 +31,7 @@ def test_an_unknown_source_is_refused_with_the_known_ones():
 
 def test_a_test_file_is_encoded_by_the_table_s_schema(write):
     train = write({"n": range(10), "c": [*"aabbaabba", ""], "y": Y}, "train.csv")
-    test = write({"y": ["q", "p", "q"], "extra": [1, 2, 3], "c": ["zebra", "", "b"], "n": [1.5, 2, 3]}, "test.csv")
+    test = write({"y": ["q", "p", "q"], "extra": [1, 2, 3], "c": ["zebra", "", "b"], "n": [1.5, 2, 3.5]}, "test.csv")
     options = DataOptions(str(train), test=test)
     table = load(options)
     assert table.notes == ("columns of test.csv that are not in the table: extra",)
@@ -39,7 +39,7 @@ def test_a_test_file_is_encoded_by_the_table_s_schema(write):
     held_out = load_held_out(options, table, parts)
     assert (held_out.columns, held_out.labels) == (table.columns, table.labels)
     np.testing.assert_array_equal(held_out.y, [1, 0, 1])
-    np.testing.assert_array_equal(held_out.x, np.array([[1.5, 2], [2, np.nan], [3, 1]], "f4"))
+    np.testing.assert_array_equal(held_out.x, np.array([[1.5, 2], [2, np.nan], [3.5, 1]], "f4"))
 
 
 @pytest.mark.parametrize(

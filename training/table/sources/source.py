@@ -7,9 +7,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from foldserve.training.errors import DataError
@@ -37,6 +39,10 @@ class Source:
     typed: bool
     take: Callable[[str], pa.ChunkedArray]
     notes: tuple[str, ...] = field(default=())
+
+    def select(self, rows: npt.NDArray[np.int64]) -> Source:
+        """Return the source with some of its rows, in the order of `rows`."""
+        return replace(self, rows=len(rows), take=lambda name: self.take(name).take(pa.array(rows)))
 
 
 def check_names(source: str, names: Sequence[str]) -> tuple[str, ...]:

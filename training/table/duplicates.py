@@ -1,0 +1,58 @@
+"""Duplicates: test rows that the model has seen in training, which would make its test figures too good.
+
+It compares whole rows, features and target. It decides no split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.training.table.schema import Table
+
+# Rows that are hashed at a time, which bounds the memory.
+_CHUNK = 65_536
+
+
+def leave_out_duplicates(test: Table, seen: Table, *, keep: bool) -> Table:
+    """Return the test rows that do not occur among the rows `seen` in training, with a note if there are others.
+
+    keep: only count them. They are kept too if fewer than half of the rows would be left: then equal rows are common
+    in the table, as with a few categories, and they are no copies.
+    """
+    known = np.isin(_hash_rows(test), _hash_rows(seen))
+    count, rows = int(known.sum()), len(known)
+    if not count:
+        return replace(test, notes=())
+    note = f"{count:,} of {rows:,} test rows are equal to a row that the model was trained with"
+    if keep or count * 2 > rows or rows - count < 2:
+        return replace(test, notes=(f"{note}; they are part of the test figures",))
+    left_out = f"{note}, and are left out of the test; use --keep-duplicates to keep them"
+    return replace(test.select(np.flatnonzero(~known)), notes=(left_out,))
+
+
+def _hash_rows(table: Table) -> npt.NDArray[np.uint64]:
+    """Hash each row, uint64 [rows]. Equal rows have equal hashes; -0 is 0."""
+    # A random odd factor for each column: the chance of a collision of two rows is about 2^-63.
+    factors = np.random.default_rng(0).integers(0, 2**63, table.x.shape[1] + 1, np.uint64) * np.uint64(2) + np.uint64(1)
+    hashes: npt.NDArray[np.uint64] = _mix(_bits(table.y.astype(np.float64))) * factors[-1]
+    for start in range(0, len(hashes), _CHUNK):
+        part = table.x[start : start + _CHUNK]
+        hashes[start : start + _CHUNK] += (_mix(_bits(part)) * factors[:-1]).sum(1, dtype=np.uint64)
+    return hashes
+
+
+def _bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    whole = values + values.dtype.type(0)  # -0 becomes 0
+    bits: npt.NDArray[Any] = whole.view(np.uint32 if whole.dtype == np.float32 else np.uint64)
+    return bits.astype(np.uint64)
+
+
+def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Scramble 64 bits (the finaliser of SplitMix64, Steele and others, 2014): nearby numbers become unrelated."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

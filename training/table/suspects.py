@@ -1,0 +1,128 @@
+"""Suspects: columns that look like an identifier or a leak of the target. It words notes and leaves nothing out.
+
+A column is looked at alone. A leak needs no network to show: half of the rows predict the other half.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.training.table.schema import Column, Table
+from foldserve.training.text import flag_value
+
+# Fewer rows show neither.
+_MIN_ROWS = 40
+# Rows that are looked at for a leak.
+_SAMPLE = 10_000
+# A column predicts near perfectly if it leaves this share of the baseline's errors, or of the target's variance.
+_LEFT = 0.01
+
+Values = npt.NDArray[Any]
+
+
+def identifier_note(name: str, values: Values) -> str | None:
+    """Return a note on a numeric column that numbers its rows. values: float64 [rows], NaN for a missing value."""
+    if len(values) < _MIN_ROWS:
+        return None
+    head = values[:_MIN_ROWS]
+    whole = bool((head == np.rint(head)).all())
+    if (not whole and not _is_monotone(head)) or len(np.unique(head)) < len(head):
+        return None
+    reason = None
+    if _is_monotone(values):
+        reason = "it rises or falls with every row"
+    elif whole and bool((values == np.rint(values)).all()) and len(np.unique(values)) == len(values):
+        reason = "its whole numbers are all different"
+    return None if reason is None else f"column {name!r} looks like an identifier: {reason}; {_advice(name)}"
+
+
+def leak_notes(table: Table) -> list[str]:
+    """Return a note on each column that is equal to the target, or predicts it near perfectly alone."""
+    rows = len(table.y)
+    if rows < _MIN_ROWS:
+        return []
+    chosen = np.random.default_rng(0).permutation(rows)[:_SAMPLE]
+    x, y = table.x[chosen], table.y[chosen]
+    notes = []
+    for place, column in enumerate(table.columns):
+        cells = x[:, place].astype(np.float64)
+        if _is_copy(column, cells, y, table):
+            notes.append(f"column {column.name!r} is equal to the target, {table.target!r}; {_advice(column.name)}")
+        elif _predicts(column, cells, y, len(table.labels)):
+            notes.append(
+                f"column {column.name!r} alone predicts the target near perfectly, as a leak would; "
+                f"{_advice(column.name)}"
+            )
+    return notes
+
+
+def _advice(name: str) -> str:
+    return f"if a new row would not have it, use --drop {flag_value(name)}"
+
+
+def _is_monotone(values: Values) -> bool:
+    steps = np.diff(values)
+    return bool((steps > 0).all() or (steps < 0).all())
+
+
+def _is_copy(column: Column, cells: Values, y: Values, table: Table) -> bool:
+    if not table.labels:
+        return column.kind == "numeric" and bool((cells == y.astype(np.float32)).all())
+    names = column.categories if column.kind == "categorical" else ()
+    if names:
+        found = np.array([*map(str, names), ""])[np.nan_to_num(cells, nan=len(names)).astype(np.int64)]
+        return bool((found == np.array([*map(str, table.labels)])[y]).all())
+    if isinstance(table.labels[0], str):
+        return False
+    return bool((cells == np.array(table.labels, np.float64)[y].astype(np.float32)).all())
+
+
+def _predicts(column: Column, cells: Values, y: Values, classes: int) -> bool:
+    """Whether one half of the rows predicts the other half by this column alone."""
+    half = len(y) // 2
+    if column.kind == "numeric":
+        highest = np.nanmax(cells, initial=0.0)
+        cells = np.nan_to_num(cells, nan=2 * abs(highest) + 1)  # far from every value
+        predicted = y[:half][_nearest(cells[:half], cells[half:])]
+    else:
+        found = np.nan_to_num(cells, nan=len(column.categories) + 2).astype(np.int64)
+        if len(np.unique(found)) > half // 4:  # a category of a few rows says nothing
+            return False
+        predicted = _typical(found[:half], y[:half], classes)[found[half:]]
+    if classes:
+        majority = int(np.bincount(y[:half]).argmax())
+        baseline = int((y[half:] != majority).sum())
+        return baseline >= _MIN_ROWS // 8 and int((predicted != y[half:]).sum()) <= _LEFT * baseline
+    left = float(((y[half:] - predicted) ** 2).sum())
+    if column.kind == "numeric" and np.ptp(cells[:half]) > 0:
+        origin = cells[:half].mean()
+        slope, offset = np.polyfit(cells[:half] - origin, y[:half], 1)
+        left = min(left, float(((y[half:] - slope * (cells[half:] - origin) - offset) ** 2).sum()))
+    return left <= _LEFT * float(((y[half:] - y[:half].mean()) ** 2).sum())
+
+
+def _nearest(known: Values, asked: Values) -> npt.NDArray[np.int64]:
+    """Return the index of the value of `known` that is nearest to each value of `asked`, int64 [asked]."""
+    order = np.argsort(known, kind="stable")
+    ordered = known[order]
+    right = np.searchsorted(ordered, asked).clip(1, len(known) - 1)
+    left_is_nearer = asked - ordered[right - 1] <= ordered[right] - asked
+    nearest: npt.NDArray[np.int64] = order[np.where(left_is_nearer, right - 1, right)]
+    return nearest
+
+
+def _typical(found: npt.NDArray[np.int64], y: Values, classes: int) -> Values:
+    """Return the most frequent class, or the mean, of each category: [categories]."""
+    count = int(found.max()) + 3
+    if not classes:
+        rows = np.bincount(found, minlength=count)
+        means = np.bincount(found, y, minlength=count) / np.maximum(rows, 1)
+        return np.where(rows > 0, means, y.mean())
+    pairs, rows = np.unique(found * classes + y, return_counts=True)
+    order = np.argsort(rows, kind="stable")
+    typical = np.full(count, int(np.bincount(y).argmax()))
+    typical[pairs[order] // classes] = pairs[order] % classes  # the last write is the most frequent class
+    return typical
