@@ -6,6 +6,7 @@ VENV ?= .venv
 CLIENTS ?= .venv-clients
 GPU ?= .venv-gpu
 LOCK ?= .venv-lock
+AUDIT ?= .venv-audit
 PORT ?= 8000
 SEED ?= 0
 COMMA := ,
@@ -23,7 +24,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo test test-slow test-clients test-uvicorn test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
+.PHONY: help demo check audit sbom test test-slow test-clients test-uvicorn test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
 	bench-training bench-overload bench-ablation image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
@@ -63,6 +64,17 @@ lint: install ## Check style, types and the Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+
+check: lint audit ## Run make lint and make audit
+
+# git lists the files, so that no ignored file is read. A manifest has the checksum of its model. Ruff has bandit's B104
+# as S104, with its exceptions.
+audit: $(AUDIT)/installed ## Look for unsafe code, secrets, and packages with a security advisory
+	$(AUDIT)/bin/bandit --quiet --recursive --skip B104 service training
+	@if git rev-parse --git-dir >/dev/null 2>&1; then echo "detect-secrets: all files of git"; \
+	git ls-files -z | xargs -0 $(AUDIT)/bin/detect-secrets-hook --exclude-files '/manifest\.json$$'; \
+	else echo "detect-secrets: skipped: this is no checkout of git"; fi
+	$(AUDIT)/bin/python requirements/audit.py
 
 docs: install ## Update the generated tables in docs/deployment.md
 	$(BIN)/python docs/write_tables.py
@@ -138,6 +150,9 @@ image-pin: ## Write the current digest of the base image into the Dockerfile
 
 ##@ Other
 
+sbom: $(AUDIT)/installed ## Write CycloneDX bills of materials of the requirements and the images into dist/sbom
+	$(AUDIT)/bin/python requirements/sbom.py
+
 # Only PyTorch's own index has the CPU build of torch and its hashes.
 lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constraints.txt
 	$(UV) --extra cpu --output-file requirements/cpu.txt pyproject.toml
@@ -177,6 +192,12 @@ $(LOCK)/installed: constraints.txt
 	$(LOCK)/bin/python -m pip --disable-pip-version-check install --progress-bar on --constraint constraints.txt uv
 	@touch $@
 
+$(AUDIT)/installed: constraints.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip --disable-pip-version-check install --progress-bar on --constraint constraints.txt \
+		bandit cyclonedx-bom detect-secrets pip-audit
+	@touch $@
+
 $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_analyzer.sh
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
@@ -184,4 +205,4 @@ $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_
 	@touch $@
 
 clean: ## Remove the environments, caches and models that these targets made
-	rm -rf $(VENV) $(CLIENTS) $(GPU) $(LOCK) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -32,7 +32,6 @@ from tests.image.support import (
     until,
 )
 
-SECRET = "grafana-admin-password"  # noqa: S105 (the name of the secret)
 PROFILES = ("gpu", "train", "monitoring")
 ZEROS = {"instances": [[0.0] * 64]}
 PORTS = ("PORT", "GPU_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
@@ -288,8 +287,9 @@ def present(image: str) -> bool:
 def check_monitoring(compose: Project) -> None:
     """Prometheus finds the server by its name and fires an alert when it stops; Grafana reads its secret."""
     secrets = folder(compose.folder / "deploy" / "secrets", mode=0o700)
-    (secrets / SECRET).write_text("not-a-real-password", encoding="utf-8")
-    (secrets / SECRET).chmod(0o644)
+    file = secrets / "grafana-admin-password"
+    file.write_text("not-a-real-password", encoding="utf-8")
+    file.chmod(0o644)
 
     def asked(path: str, **query: str) -> Any:
         _, answer = ask(int(compose.env["PROMETHEUS_PORT"]), f"/api/v1/{path}?{urllib.parse.urlencode(query)}")
@@ -305,7 +305,7 @@ def check_monitoring(compose: Project) -> None:
 
     done = compose.ran("--profile", "monitoring", "up", "--wait", "--no-build")
     held(done.status == 0, "--profile monitoring starts Prometheus and Grafana", done)
-    read = ("exec", "-T", "grafana", "cat", f"/run/secrets/{SECRET}")
+    read = ("exec", "-T", "grafana", "cat", f"/run/secrets/{file.name}")
     held(compose.output(*read) == "not-a-real-password", "Grafana's user can read its secret")
     listed = compose.output("exec", "-T", "grafana", "ls", "/etc/grafana/dashboards").split()
     held(listed == ["foldserve.json"], "Grafana has the dashboard", listed)

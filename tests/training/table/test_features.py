@@ -66,7 +66,7 @@ def test_missing_texts_make_a_column_numeric(load_columns):
             r"column 'a' looks numeric, but 2 of 10 cells are not numbers, the first in row 8: 'n/a'; "
             r"use --missing n/a, --categorical a or --drop a",
         ),
-        ([*"12345bcdef"], {}, "looks numeric, but 5 of 10 cells"),
+        ([*"12345bcdef"], {}, "looks numeric, but 5 of 10 cells"),  # pragma: allowlist secret
         ([*"bcdefghij1"], {"numeric": ("a",)}, "column 'a' must be numeric, but 9 of 10 .* row 1: 'b'"),
         ([*"010101010", "x"], {"boolean": ("a",)}, "column 'a' must be boolean, but row 10 is 'x'"),
         ([*"12345678", "9007199254740993", ""], {}, r"column 'a': row 9 is 9007199254740993, .* past 2\^53"),
