@@ -28,8 +28,8 @@ FoldserveError               the command prints it as one line and exits with 1
     │   ├── Draining         engine/batcher.py: the server is stopping
     │   └── DeviceOutOfMemory  runtime/cuda.py: the device had no room for a run; the session is new
     ├── DeadlinePassed       engine/batcher.py, engine/exchange.py: the deadline passed before the model could run
+    ├── NonFiniteOutput      engine/batcher.py: the model gives a value that is not finite for a row, which is too large
     └── RuntimeFailure       engine/batcher.py, commands/tune/: the model did not run
-        ├── NonFiniteOutput  engine/batcher.py: the model gave a value that is not finite
         └── DeviceLost       runtime/cuda.py: the device has failed; the server stops
 """
 
@@ -168,8 +168,8 @@ class RuntimeFailure(RequestError):  # noqa: N818
     """The model did not run."""
 
 
-class NonFiniteOutput(RuntimeFailure):
-    """The model gave a value that is not finite."""
+class NonFiniteOutput(RequestError):  # noqa: N818
+    """The model gives a value that is not finite for a row: its numbers are far outside the model's range."""
 
 
 class DeviceLost(RuntimeFailure):

@@ -334,7 +334,8 @@ def _resolve_all(batch: list[tuple[Entry, Rows]], outputs: Outputs) -> None:
         own = outputs if len(rows) == len(outputs) else outputs[start : start + len(rows)]
         start += len(rows)
         if not all_finite and not _finite(own):
-            entry.resolve(NonFiniteOutput("the model gave an output that is not finite"))
+            row = sum(map(len, entry.outputs)) + int(np.isfinite(own).all(axis=1).argmin())
+            entry.resolve(NonFiniteOutput(f"the model gives an output that is not finite for row {row}"))
         elif len(own) == len(entry.rows):
             entry.resolve(own)
         else:

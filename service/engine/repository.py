@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.engine.batcher import Batcher
@@ -29,6 +30,11 @@ class Model:
     friendly: Endpoint
     oip: Endpoint
     max_rows: int
+
+    @cached_property
+    def manifest_json(self) -> bytes:
+        """The manifest as JSON, encoded once."""
+        return self.manifest.model_dump_json().encode()
 
 
 @dataclass(frozen=True)

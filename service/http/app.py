@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import cache
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from foldserve.service.access.keys import Scope
 from foldserve.service.compose import Service
@@ -60,6 +64,17 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
+def answering_head(app: ASGIApp) -> ASGIApp:
+    """Wrap an app so that it answers HEAD as GET. The server leaves out the body, for it knows the method."""
+
+    async def with_get(scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)
+
+    return with_get
+
+
 def _add_metrics(app: FastAPI, metrics: PrometheusMetrics) -> None:
     @app.get("/metrics", tags=["health"], summary="Metrics in Prometheus's text format", response_class=Response)
     @requires(Scope.METRICS)
@@ -84,10 +99,14 @@ def _add_pages(app: FastAPI, *, keys: bool) -> None:
         # The page's files come from this server: a server often cannot reach a content delivery network.
         return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
 
+    @cache  # it costs much more than a prediction, and never changes
+    def document() -> bytes:
+        return orjson.dumps(describe_keys(app.openapi(), app) if keys else app.openapi())
+
     @app.get("/openapi.json", include_in_schema=False)
     @requires(Scope.PREDICT)
-    async def openapi() -> JSONResponse:
-        return JSONResponse(describe_keys(app.openapi(), app) if keys else app.openapi())
+    async def openapi() -> Response:
+        return Response(document(), media_type="application/json")
 
 
 def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError], Coroutine[Any, Any, Response]]:

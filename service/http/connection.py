@@ -40,6 +40,8 @@ from foldserve.service.protocols.reply import Reply, refusal
 _LINGER_SECONDS = 2
 # Seconds that an idle connection stays open when the server stops: a request may already be on its way.
 _LAST_SECONDS = 0.1
+# Seconds in which a client that has closed its side of the connection gets the responses that are due.
+_HALF_CLOSED_SECONDS = 1.0
 
 
 class Phase(Enum):
@@ -83,7 +85,8 @@ class Connection(asyncio.Protocol):
         self._connections = connections
         self._phase = IDLE
         self._since = 0.0  # when the request began, the connection became idle, or the client stopped reading
-        self._last = False  # the server is stopping: close after the requests that have arrived
+        self._last = False  # no request follows: the connection closes after those that have come
+        self._half_closed = False
         # Received bytes, and the offset of the first one that has not been read.
         self._unread = b""
         self._offset = 0
@@ -111,9 +114,17 @@ class Connection(asyncio.Protocol):
             self._exchange.cancel()
         self._detach_inner(exc)
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
+        """Keep the connection open if a response is due: the client may have closed its own side only."""
         if self._inner is not None:
             self._inner.protocol.eof_received()
+        # A client that has left altogether looks the same. Its rows must not wait for long.
+        waits = self._phase in (RESPONSE, APP_RESPONSE) or bool(self._unread)
+        due = waits and self._transport.can_write_eof()  # not with TLS
+        if due and not self._half_closed:
+            asyncio.get_running_loop().call_later(_HALF_CLOSED_SECONDS, self._close_half_closed)
+            self._last = self._half_closed = True
+        return due
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -335,6 +346,15 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._context.encode(reply, close=True, head=head))
         if self._transport.can_write_eof():  # TLS can't close one side alone
             self._transport.write_eof()
+
+    def _close_half_closed(self) -> None:
+        """Close, unless a response is being written."""
+        if self._phase is CLOSED:
+            return
+        if self._write_paused or (self._phase is APP_RESPONSE and self._inner is not None and self._inner.responding):
+            asyncio.get_running_loop().call_later(_HALF_CLOSED_SECONDS, self._close_half_closed)
+        else:
+            self._close()
 
     def _close_if_idle(self) -> None:
         if self._phase is IDLE:

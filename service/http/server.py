@@ -28,7 +28,7 @@ from foldserve.service.errors import DeviceError, StartError
 from foldserve.service.http.acceptor import Acceptor
 from foldserve.service.http.access_log import AccessLog
 from foldserve.service.http.announcement import announcement
-from foldserve.service.http.app import create_app
+from foldserve.service.http.app import answering_head, create_app
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.context import ConnectionContext, Limits
 from foldserve.service.http.guarded import GuardedApp
@@ -82,7 +82,7 @@ def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str]
     host, port = listener.getsockname()[:2]
     context = _connection_context(service, settings, host)
     config = uvicorn.Config(
-        secured(GuardedApp(app, service), settings.cors_origins),
+        secured(answering_head(GuardedApp(app, service)), settings.cors_origins),
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -172,11 +172,17 @@ class _Server(uvicorn.Server):
         self._service.lifecycle.drain()
         for acceptor in self._acceptors:
             await acceptor.stop()
+        # uvicorn would cancel the tasks of clients that do not read, each with a traceback in the log.
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.config.timeout_graceful_shutdown or 0, self._abort_connections)
         await super().shutdown(sockets)
         self._service.repository.drain()
+        self._abort_connections()
+        await asyncio.sleep(0)  # until the event loop has called connection_lost
+
+    def _abort_connections(self) -> None:
         for connection in self._connections():
             connection.abort()
-        await asyncio.sleep(0)  # until the event loop has called connection_lost
 
     def _connections(self) -> list[Connection]:
         """List the clients' connections. uvicorn keeps the protocols inside them in the same set."""

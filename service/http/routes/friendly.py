@@ -88,7 +88,7 @@ def _add_predict(routes: APIRouter, repository: Repository) -> None:
 
 def _add_models(routes: APIRouter, repository: Repository) -> None:
     not_found = error_responses(errors.UnknownModel)
-    not_ready = error_responses(errors.UnknownModel, errors.ModelNotReady)
+    described = {200: {"model": Manifest}, **error_responses(errors.UnknownModel, errors.ModelNotReady)}
 
     @routes.get(
         "/v1/models/{model:name}",
@@ -106,17 +106,21 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
         ]
         return ModelStatus(name=model, ready=any(v.state == "ready" for v in versions), versions=versions)
 
-    @routes.get("/v1/models/{model:name}/metadata", tags=["models"], summary="The manifest", responses=not_ready)
+    @routes.get("/v1/models/{model:name}/metadata", tags=["models"], summary="The manifest", responses=described)
     @requires(Scope.PREDICT)
-    async def metadata(model: str) -> Manifest:
-        return repository.find(model).manifest
+    async def metadata(model: str) -> Response:
+        return _manifest(repository.find(model))
 
     @routes.get(
         "/v1/models/{model:name}/versions/{version}/metadata",
         tags=["models"],
         summary="One version's manifest",
-        responses=not_ready,
+        responses=described,
     )
     @requires(Scope.PREDICT)
-    async def version_metadata(model: str, version: str) -> Manifest:
-        return repository.find(model, parse_version(version)).manifest
+    async def version_metadata(model: str, version: str) -> Response:
+        return _manifest(repository.find(model, parse_version(version)))
+
+
+def _manifest(model: Model) -> Response:
+    return Response(model.manifest_json, media_type="application/json")

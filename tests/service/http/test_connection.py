@@ -103,12 +103,14 @@ class Talk:
         """Return whether there are bytes to read, or the end of the stream."""
         return bool(select.select([self.socket], [], [], 0)[0])
 
-    def answer(self) -> Answer:
+    def answer(self, *, body: bool = True) -> Answer:
+        """Read one response. body: it has one, unlike the response to HEAD."""
         line = self._stream.readline()
         found = re.fullmatch(rb"HTTP/1\.1 (\d{3}) [A-Za-z -]+\r\n", line)
         assert found, line
         headers = {name.lower(): value for name, value in parse_headers(self._stream).items()}
-        return Answer(int(found[1]), headers, self._stream.read(int(headers.get("content-length", 0))))
+        length = int(headers.get("content-length", 0)) if body else 0
+        return Answer(int(found[1]), headers, self._stream.read(length))
 
     def prediction(self) -> float:
         answer = self.answer()
@@ -404,7 +406,7 @@ MENU = [
     (rows(25, path="/v1/models/roots:predict"), 200, b"[5.0]"),
     (rows(36, path=APP), 200, b"[6.0]"),
     (request("POST", HOT, body=b"{"), 400, b"error"),
-    (rows(-1), 500, b"not finite"),
+    (rows(-1), 422, b"not finite"),
     (rows(49, "X-Request-Timeout-Ms: 0"), 504, b"deadline"),
     (request("POST", "/v1/models/other:predict", body=BODY), 404, b"unknown model"),
     (request("GET", HOT), 405, b"Method Not Allowed"),
@@ -584,6 +586,68 @@ def test_a_client_that_disconnects_from_the_app_leaves_the_rest_of_its_batch_int
             assert last.answer().json()["predictions"] == [3, 3, 3, 3]
         assert stays.prediction() == 2
     assert "Traceback" not in server.log.read_text()
+
+
+STATIC = request("GET", "/static/swagger-ui/swagger-ui-bundle.js")
+LARGE = rows(4, count=2000)
+
+
+@pytest.mark.parametrize(
+    "sent", [GOOD, rows(4, path=APP), LIVE, STATIC, LARGE], ids=["hot", "app", "get", "file", "large"]
+)
+def test_a_client_that_closes_its_side_gets_its_responses(sent: bytes, served: Served) -> None:
+    for count in (1, 1, 1, 3):
+        with Talk(served) as talk:
+            talk.send(sent * count)
+            talk.socket.shutdown(socket.SHUT_WR)
+            assert [talk.answer().status for _ in range(count)] == [200] * count
+            assert talk.is_over()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET", GOOD[:-1], rows(4, path=APP)[:-1]], ids=["none", "head", "hot", "app"])
+def test_a_client_that_closes_its_side_too_early_is_disconnected(sent: bytes, served: Served) -> None:
+    with Talk(served) as talk:
+        talk.send(sent)
+        talk.socket.shutdown(socket.SHUT_WR)
+        assert talk.is_over()
+
+
+def test_the_rows_of_a_client_that_closes_its_side_are_not_queued_for_ever(models: Path, tmp_path: Path) -> None:
+    with serving(models, tmp_path / "log", *LAZY) as server, Talk(server) as gone:
+        gone.send(rows(1))
+        until_queued(server, 1)
+        gone.socket.shutdown(socket.SHUT_WR)
+        assert gone.is_over()
+        assert metric(server, "foldserve_requests_total", status="499") == 1
+
+
+def test_clients_that_never_read_leave_no_traceback_when_the_server_stops(models: Path, tmp_path: Path) -> None:
+    with serving(models, tmp_path / "log", "--drain-timeout", 1) as server, contextlib.ExitStack() as stack:
+        for sent in (STATIC * 50, LIVE * 500, GOOD * 500, rows(4, path=APP) * 500):
+            stack.enter_context(Talk(server)).send(sent)
+        assert server.send("GET", "/v2/health/live").status == 200
+        server.process.terminate()
+        assert server.process.wait(PATIENCE) == 0
+    assert "Traceback" not in server.log.read_text()
+    assert "Cancel" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/docs", "/openapi.json", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/roots"),
+        *("/v1/models/roots", "/v1/models/roots/metadata", "/static/swagger-ui/swagger-ui.css", "/nowhere", HOT),
+    ],
+)
+def test_head_gets_the_head_of_the_response_to_get(path: str, talk: Talk) -> None:
+    talk.send(request("GET", path), request("HEAD", path), LIVE)
+    whole = talk.answer()
+    head = talk.answer(body=False)
+    assert head.status == whole.status
+    for name in ("content-type", "content-length", "allow"):
+        if path != "/metrics" or name != "content-length":
+            assert head.headers.get(name) == whole.headers.get(name)
+    assert talk.answer().json() == {"live": True}
 
 
 def memory(server: Served) -> int:

@@ -207,9 +207,9 @@ def test_a_body_that_is_not_rows_of_the_model_is_refused(protocol: str, case: st
 
 
 @protocols
-def test_an_output_that_is_not_finite_is_a_500(protocol: str, served: Served) -> None:
+def test_a_row_whose_output_is_not_finite_is_a_422(protocol: str, served: Served) -> None:
     answer = both_ways(served, PATHS[protocol].format("roots"), protocol, bodies(b"[[1, 3], [-1, 0]]", 2)[protocol])
-    assert error(answer, 500) == "the model gave an output that is not finite"
+    assert error(answer, 422) == "the model gives an output that is not finite for row 1"
 
 
 # --- names and versions ----------------------------------------------------------------------------------------------
