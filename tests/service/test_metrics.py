@@ -163,7 +163,7 @@ def test_requests_and_rows_are_counted_by_model_version_protocol_and_status(serv
     assert post(served, FRIENDLY, b"{") == 400
     assert post(served, INFER, b"{}") == 400
     assert post(served, FRIENDLY, rows(1), "X-Request-Timeout-Ms: 0") == 504
-    assert post(served, FRIENDLY, rows(1, -1)) == 500
+    assert post(served, FRIENDLY, rows(1, -1)) == 422
     grown = samples(served) - before
     assert {key: value for key, value in grown.items() if key[0] == "foldserve_requests_total"} == {
         sample("foldserve_requests_total", **of(protocol="friendly", status="200")): 4,
@@ -172,7 +172,7 @@ def test_requests_and_rows_are_counted_by_model_version_protocol_and_status(serv
         sample("foldserve_requests_total", **of(protocol="friendly", status="400")): 1,
         sample("foldserve_requests_total", **of(protocol="oip", status="400")): 1,
         sample("foldserve_requests_total", **of(protocol="friendly", status="504")): 1,
-        sample("foldserve_requests_total", **of(protocol="friendly", status="500")): 1,
+        sample("foldserve_requests_total", **of(protocol="friendly", status="422")): 1,
     }
     assert {key: value for key, value in grown.items() if key[0] == "foldserve_request_rows_total"} == {
         sample("foldserve_request_rows_total", **of(protocol="friendly")): 7,
