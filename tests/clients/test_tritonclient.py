@@ -308,9 +308,9 @@ def test_an_unknown_output_and_a_classification_are_refused(client):
     assert "classification" in text
 
 
-def test_a_non_finite_output_is_a_server_error(client):
+def test_a_row_whose_output_is_not_finite_is_refused(client):
     status, text = refused(client.infer, "roots", [tensor(np.array([[-1, -2]], np.float32))])
-    assert status == "500"
+    assert status == "422"
     assert "finite" in text
 
 
