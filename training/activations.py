@@ -1,6 +1,6 @@
-"""The activations: each one's name, PyTorch module and ONNX nodes. To add an activation, add it here.
+"""The activations: the name, the PyTorch module and the ONNX nodes of each. To add an activation, add it here.
 
-Needs neither torch nor onnx, so that `--help` is quick.
+This module imports neither torch nor onnx, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Form:
 
 
 def _operator(operator: str, *options: str) -> Callable[[Graph, str, Any], None]:
-    """One node of `operator`, with those `options` of the module that the operator calls by the same name."""
+    """One node of `operator`. options: the attributes that module and operator have under the same name."""
 
     def add_nodes(graph: Graph, name: str, module: Any) -> None:
         graph.node(operator, name, **{option: getattr(module, option) for option in options})

@@ -1,7 +1,7 @@
 """`foldserve-train`: `fit` makes a bundle from a table, and `diagnose` measures what batch norm does on a table.
 
-It puts the parts together, and no other module imports it. Exit status: 0 after success; 1 after an error, with one
-line on standard error; 2 for a wrong command line; 130 after an interrupt.
+It puts the parts together, and no other module imports it. The exit status is 0 after success, and 1 after an error,
+with one line on standard error. It is 2 for a wrong command line, and 130 after an interrupt.
 """
 
 from __future__ import annotations
@@ -119,8 +119,9 @@ def _fit(parsed: argparse.Namespace) -> None:
     for library in _LIBRARIES:
         _require(library)
     with ExitStack() as stack:
-        # Under torchrun, the processes join before anything can fail, so that an error is printed once. A process
-        # alone reads the table first, because importing torch takes seconds.
+        # Under torchrun, the processes join before anything can fail, so that an error is printed once. Without
+        # torchrun, the process reads the table first: importing torch takes seconds, and an error in the table should
+        # come sooner.
         world = _join(stack, execution.device) if _TORCHRUN in os.environ else None
         bundle.require_writable(plan.models)  # before the training, so that a wrong folder costs no time
         table = _read(plan.data)

@@ -1,6 +1,6 @@
-"""Every error that the trainer raises on purpose, each tied to one step. It does not know the command line.
+"""Every error that the trainer raises on purpose, each tied to one step. The module does not know the command line.
 
-Each line names the modules that raise the error; a test compares them with the code.
+Each line of the tree below names the modules that raise the error; a test compares them with the code.
 
 TrainingError            cli.py, flags.py: the command prints it as one line and exits with 1
 ├── DataError            table/, diagnose/: the source, a column or a row can't be used

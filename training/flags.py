@@ -1,6 +1,6 @@
-"""The flags of `foldserve-train`: one for each field of the plan's classes, and the plan that they make.
+"""The flags of `foldserve-train`: one for each field of the plan's classes. Also builds the plan from the given flags.
 
-It needs no torch, so that `--help` is quick.
+The module imports no torch, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def trial_count(text: str) -> int:
 
 
 def read_data_options(parsed: argparse.Namespace) -> DataOptions:
-    """Return the options of the table. Raises `TrainingError` for options that contradict each other."""
+    """Return the data options: how to read the table. Raises `TrainingError` for options that contradict each other."""
     try:
         return DataOptions(**_given(parsed, DataOptions))
     except ValueError as error:
@@ -115,7 +115,7 @@ def _given(parsed: argparse.Namespace, owner: Options) -> dict[str, Any]:
 
 
 def _default_name(source: str) -> str:
-    """Name the model after its table: `houses` for data/houses.csv.gz, and for data/houses.train.csv too."""
+    """Name the model after its table: `houses` for data/houses.csv.gz and for data/houses.train.csv."""
     name = re.sub(r"(\.train)?\.(csv|tsv|parquet|npz)(\.gz)?$", "", Path(source).name, flags=re.IGNORECASE)
     if source and not bundle.NAME.fullmatch(name):
         raise TrainingError(f"{name!r} can't be a model's name, which consists of {_NAME_RULE}: use --name")

@@ -1,6 +1,7 @@
 """The plan of a training run: every setting that decides its result, and where it runs.
 
-The annotation of a field is its line in `foldserve-train fit --help`. The module imports no torch, so that is quick.
+The annotation of a field is its line in `foldserve-train fit --help`. The module imports no torch, so that `--help` is
+quick.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def _require(condition: bool, text: str) -> None:
 class DataOptions:
     """The table, and how its columns are read and its rows are split.
 
-    source: the name of a built-in table, or the path of a file. test_share, validation_share: of the table's rows; if
-    `test` names a file, test_share has no effect. Raises `ValueError` for options that contradict each other.
+    source: the name of a built-in table, or the path of a file. test_share, validation_share: shares of the rows of the
+    table; if `test` names a file, test_share has no effect. Raises `ValueError` for options that contradict each other.
     """
 
     source: str
@@ -76,8 +77,8 @@ class DataOptions:
 class Architecture:
     """The layers of the network, for any table. Raises `ValueError` for a value out of range.
 
-    `eps` and `momentum` are PyTorch's. The momentum of Keras is the weight of the past, not of the newest batch: its
-    0.99 is 0.01 here. Keras's default `epsilon` is 1e-3, PyTorch's is 1e-5.
+    `eps` and `momentum` are PyTorch's. The momentum of Keras is the weight of the past, not of the newest batch: 0.99
+    in Keras is 0.01 here. Keras's default `epsilon` is 1e-3, PyTorch's is 1e-5.
     """
 
     hidden: Annotated[tuple[int, ...], "widths of the hidden Dense layers"] = (64, 64)
@@ -142,9 +143,9 @@ class Recipe:
     def resolved(self, rows: int) -> Recipe:
         """Return the recipe with the batch size and the epochs for a number of training rows. Given values stay.
 
-        The batch size is a power of two. It gives about `steps` steps an epoch within 32 to 256 rows; on a large
-        table it gives about 1024 steps an epoch, with at most 1024 rows. The epochs are `most_epochs`, fewer if that
-        would be more than 3 million rows in all, and at least 5.
+        The batch size is a power of two. With 32 to 256 rows, it gives about `steps` steps an epoch. On a large table
+        it gives about 1024 steps an epoch, with at most 1024 rows. The number of epochs is `most_epochs`. If the epochs
+        together would have more than 3 million rows, the number is smaller, but at least 5.
         """
         small, large = min(max(rows // self.steps, 32), 256), min(rows // 1024, 1024)
         size = 2 ** round(log2(max(small, large)))
@@ -199,9 +200,9 @@ PRESETS: dict[PresetName, Preset] = {
 class Plan:
     """A whole run. The same plan, data, library versions and kind of CPU give the same `model.onnx`, byte for byte.
 
-    preset: the preset that architecture and recipe started from. seed: of the split and of the fit. threads: CPU
-    threads of the fit; a sum that is split over two threads rounds differently from one. Raises `ValueError` for a
-    value out of range.
+    preset: the preset that architecture and recipe started from. seed: the seed of the split and of the fit. threads:
+    the CPU threads of the fit; a sum that two threads share rounds differently from a sum in one thread. Raises
+    `ValueError` for a value out of range.
     """
 
     data: DataOptions

@@ -1,6 +1,6 @@
-"""Progress bars on a terminal: reading a table, a fit with its losses, the stages of a command.
+"""Progress bars on a terminal: for reading a table, for a fit with its losses, for the stages of a command.
 
-Without a terminal they show nothing. The module needs no torch, so that the first bar appears at once.
+Without a terminal the bars show nothing. The module imports no torch, so that the first bar appears at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Bar:
     """A context manager around rich's progress bar. The bar appears with the first update."""
 
     def __init__(self, console: Console, *columns: ProgressColumn, **options: Any) -> None:
-        # Not `console.is_terminal`, which is true in a pipe if FORCE_COLOR is set.
+        # This does not use `console.is_terminal`, which is true in a pipe if FORCE_COLOR is set.
         self._bar = Progress(*columns, console=console, disable=not console.file.isatty(), **options)
 
     def __enter__(self) -> Self:
@@ -107,7 +107,7 @@ class StageProgress(_Bar):
         self._tasks: dict[str, TaskID] = {}
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of the `total` parts of `stage` are done."""
+        """Show that `done` of `total` parts of the stage are complete."""
         self._bar.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage)

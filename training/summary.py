@@ -15,7 +15,7 @@ _MOST_NAMES = 6
 
 
 def describe_table(table: Table) -> str:
-    """Return how the table was read: the kinds of its columns, its target and the notes."""
+    """Return the lines about the table: the kinds of its columns, its target and the notes."""
     parts = []
     for kind in ("numeric", "categorical", "boolean"):
         columns = [column for column in table.columns if column.kind == kind]
@@ -33,14 +33,14 @@ def describe_table(table: Table) -> str:
 
 
 def describe_search(plan: Plan, found: Plan, trials: int) -> str:
-    """Return what the search changed. found: the plan that it returned."""
+    """Return the lines that list the changes of the search. found: the plan that the search returned."""
     before, after = ({**vars(each.architecture), **vars(each.recipe)} for each in (plan, found))
     changes = [f"{name} {_setting(value)}" for name, value in after.items() if value != before[name]]
     return _line("tuned", f"{', '.join(changes) or 'no change: the plan itself was the best'} (of {trials} trials)")
 
 
 def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, seconds: float) -> str:
-    """Return the result of a training.
+    """Return the lines about the result of a training.
 
     notes: on the test rows. findings: lines of the report. seconds: the duration of the whole command.
     """

@@ -1,4 +1,4 @@
-"""The spelling of names, numbers and lists, the same on a page and on a terminal. Needs only the standard library."""
+"""The spelling of names, numbers and lists on pages and terminals. The module needs only the standard library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 MAX_NAME = 60
 _UNDEFINED = "\N{EN DASH}"
-# Below this, only rounding is left, as in the R2 of a mean.
+# An absolute value below this is written as 0: it is only a rounding error, such as the R2 of a constant answer.
 _ZERO = 1e-12
 _SMALL, _LARGE, _WHOLE = 1e-2, 1e3, 1e7
 
@@ -58,7 +58,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def flag_value(text: str) -> str:
-    """Quote `text` as one value of a flag that takes a list: its commas as in a CSV, then the whole for a shell."""
+    """Quote `text` as one value of a flag that takes a list: first commas as in a CSV, then all of it for a shell."""
     return shlex.quote('"' + text.replace('"', '""') + '"' if "," in text or text.startswith('"') else text)
 
 

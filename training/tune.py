@@ -1,7 +1,7 @@
 """Hyper-parameter search: Optuna's TPE over the settings that matter most, by the lowest validation loss.
 
-It chooses an architecture and a recipe with one network a trial; the number of ensemble members stays as planned. It
-never sees the test rows.
+The search chooses an architecture and a recipe. Each trial trains one network; the number of ensemble members does not
+change. The search never sees the test rows.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _WIDTHS = (32, 64, 128, 256)
 class Trial:
     """One finished trial, `number` of `trials`, from 1.
 
-    loss: its lowest validation loss; None if it was stopped early or failed. best: the lowest loss of all trials so
-    far; infinite if there is none.
+    loss: the lowest validation loss of the trial; None if the trial was stopped early or failed. best: the lowest loss
+    of all trials so far; infinite if no trial has a loss.
     """
 
     number: int
@@ -40,7 +40,7 @@ def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None
     The first trial is the plan itself. A trial whose loss is behind the median of the earlier trials is stopped. The
     same plan and table give the same result. Raises `FitError` if no trial finishes.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # at a lower level it prints the traceback of a failed trial
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # at a lower level Optuna prints the traceback of a failed trial
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=plan.seed),
         pruner=optuna.pruners.MedianPruner(
@@ -55,7 +55,7 @@ def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None
         losses = [finished.value for finished in _finished(study) if finished.value is not None]
         on_trial(Trial(trial.number + 1, trials, loss, min(losses, default=float("inf"))))
 
-    prepared = prepare(plan, table)  # once: no parameter of the search changes the preprocessing
+    prepared = prepare(plan, table)  # only once, because no parameter of the search changes the preprocessing
     study.optimize(
         lambda trial: _objective(trial, _suggest(trial, plan), prepared),
         n_trials=trials,

@@ -1,8 +1,8 @@
 """The certificate: the evidence that the exported model computes the same function as the trained network.
 
-The reference is the *unfolded* network, which PyTorch evaluates in float64. It is compared with the folded network in
-float32, and with ONNX Runtime on every available device, where sessions run the exact bytes that the bundle gets. The
-module measures; it does not write a bundle.
+The reference is the *unfolded* network, which PyTorch evaluates in float64. The folded network in float32 is compared
+with this reference. The exported model is compared with it too, in ONNX Runtime on every available device. There,
+sessions run exactly the bytes that the bundle will contain. The module measures; it does not write a bundle.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RowKind = Literal["held-out", "random"]
 RANDOM_ROWS = 4096
 SMALL_BATCH_ROWS = 256
 GOLDEN_ROWS = 16
-_MISSING_SHARE = 1 / 8  # of the drawn values of a feature that may be missing
+_MISSING_SHARE = 1 / 8  # share of NaN among the drawn values of a feature that may be missing
 
 
 def reference(network: nn.Module, task: Task) -> Predict:
@@ -64,7 +64,8 @@ def certify(
 
     held_out: rows outside the training set; drawn: random rows; both float32 [rows, features].
     Each runtime runs each set in batches of 1, of 2 and of the whole set.
-    Raises `ParityError` when an output is outside the tolerance, and when a clear argmax differs.
+    Raises `ParityError` when an output is outside the tolerance, or when the predicted class differs although the two
+    largest outputs are further apart than the tolerance.
     """
     exact = reference(network, task)
     sets: tuple[tuple[RowKind, Rows, Outputs], ...]
@@ -77,10 +78,10 @@ def certify(
 
 
 def draw(features: Sequence[Feature], train: Rows, rows: int, seed: int) -> Rows:
-    """Draw float32 [rows, features], as a request may hold them.
+    """Draw random rows such as a request may have: float32 [rows, features].
 
-    train: float32 [training rows, features]; a column whose values are all whole numbers gets whole numbers. One in
-    eight values of a feature that may be missing is NaN.
+    train: float32 [training rows, features]. If all values of a column in `train` are whole numbers, the drawn values
+    are whole numbers too. One in eight values of a feature that may be missing is NaN.
     """
     generator = np.random.default_rng(seed)
     drawn = np.empty((rows, len(features)), np.float32)
@@ -108,7 +109,8 @@ def _measure(
     expected: Outputs,
 ) -> Iterator[Measurement]:
     for batch in (1, 2, len(rows)):
-        # Matrix libraries compute a batch of 1 or 2 by other kernels than a large one; a few hundred rows show it.
+        # Matrix libraries use other kernels for a batch of 1 or 2 rows than for a large batch. A few hundred rows are
+        # enough to show a difference between the kernels.
         few = rows if batch == len(rows) else rows[:SMALL_BATCH_ROWS]
         try:
             outputs = np.concatenate([predict(few[i : i + batch]) for i in range(0, len(few), batch)])
@@ -143,7 +145,8 @@ def _onnx_runtimes(model: bytes) -> dict[str, Predict]:
     """Open a session on the CPU, and one on CUDA where that works."""
     runtimes = {"onnxruntime CPU": onnx_runtime_cpu(model)}
     if CUDA in ort.get_available_providers():
-        # A listed provider may fail to load. Then the certificate leaves CUDA out: a server checks its own device.
+        # ONNX Runtime may list a provider that fails to load. Then the certificate leaves CUDA out; a server checks the
+        # device that it uses.
         with contextlib.suppress(Exception):
             runtimes["onnxruntime CUDA"] = partial(_run, open_cuda(model, cuda_options(Options(buckets=()))))
     return runtimes

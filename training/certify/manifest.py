@@ -1,4 +1,4 @@
-"""The manifest of a new bundle: it describes the features by their training rows, and puts all parts together.
+"""The manifest of a new bundle. The module describes the features by their training rows, and puts all parts together.
 
 It knows the schema of a manifest. It trains and measures nothing.
 """
@@ -33,12 +33,14 @@ def _describe(column: Column, values: npt.NDArray[np.float32]) -> bundle.Feature
     present = values[~np.isnan(values)].astype(np.float64)
     low, high = (float(present.min()), float(present.max())) if len(present) else (0.0, 0.0)
     if column.kind == "categorical":
-        # An unknown category has the index after the last one. It has no bin, and must not fall into the last bin.
+        # An unknown category has the index after the last category. This index has no bin, and must not be counted in
+        # the last bin.
         count = len(column.categories)
         edges = np.arange(count + 1) - 0.5
         counts = np.bincount(present.astype(np.int64), minlength=count)[:count]
     else:
-        # NumPy widens a range of one value by 0.5 on both sides; a float64 beyond 2^53 would not change.
+        # NumPy widens a range that is a single value by 0.5 on both sides. Beyond 2^53, a float64 does not change when
+        # 0.5 is added.
         margin = max(0.5, 1e-3 * abs(low)) if low == high else 0.0
         counts, edges = np.histogram(present, _HISTOGRAM_BINS, (low - margin, high + margin))
     return bundle.Feature(
@@ -66,7 +68,7 @@ def build_manifest(
     metrics: Metrics,
     provenance: bundle.Provenance,
 ) -> bundle.Manifest:
-    """Put the manifest of `model`, the content of an ONNX file, together. It is created now."""
+    """Build the manifest of `model`, the content of an ONNX file. Its creation time is now."""
     return bundle.Manifest(
         schema_version=bundle.SCHEMA_VERSION,
         name=name,

@@ -1,6 +1,7 @@
 """The record of a run: the choices, versions and machine that decide its result.
 
-A manifest keeps it as provenance. A checkpoint keeps it too, and is continued only by a run with an equal record.
+A manifest keeps the record as provenance. A checkpoint keeps it too: only a run with an equal record may continue from
+the checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def provenance(
     rows: dict[Literal["train", "validation", "test"], int],
     **outcomes: Setting,
 ) -> bundle.Provenance:
-    """Record every choice of `plan` and the environment. outcomes: settings that the run itself has found."""
+    """Record every choice of `plan`, and the environment. outcomes: the settings that the run itself has chosen."""
     return bundle.Provenance(
         source=source,
         data_sha256=data_sha256,
@@ -72,7 +73,7 @@ def _versions() -> dict[str, str]:
     return {
         "python": python_version(),
         **{name: version(name) for name in _LIBRARIES},
-        "torch": torch.__version__,  # names its build, as in 2.13.0+cu130; the installed metadata may not
+        "torch": torch.__version__,  # includes the build, as in 2.13.0+cu130; the installed metadata may lack it
         "onnxruntime": onnxruntime.__version__,
     }
 
@@ -84,5 +85,5 @@ def _given(options: DataOptions) -> dict[str, Setting]:
 
 
 def _cpu() -> str:
-    """Return the kind of CPU: matrix libraries choose their kernels by it, and so the last bits of a result."""
+    """Return the kind of CPU. Matrix libraries choose kernels by it, and kernels decide the last bits of a result."""
     return f"{processor.model_name()}, {torch.backends.cpu.get_cpu_capability()}"

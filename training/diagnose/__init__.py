@@ -10,5 +10,5 @@
     sections.py      measurements -> sentences, plots and tables, as one HTML page
     run.py           all of the above, in this order
 
-The module of a measurement also words its result, for the claim or against it.
+The module of a measurement also writes the sentence that says whether the result supports the claim.
 """

@@ -1,7 +1,8 @@
 """Three layers of 100 sigmoids, with and without batch norm: the speed of training, and the inputs of the sigmoids.
 
-The experiment of figure 1 in Ioffe and Szegedy (2015, arXiv:1502.03167): batches of 60, plain SGD. The paper gives no
-learning rate. Here the experiment runs at several, since a network may just need another rate. It knows no plot.
+This is the experiment of figure 1 in Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain SGD.
+The paper gives no learning rate. Here the experiment runs at several learning rates, because the two networks may need
+different rates. The module knows no plot.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ PERCENTILES = (15, 50, 85)
 
 # The goal of the race between the networks, as a share of the highest score of all runs.
 _GOAL = 0.95
-# Up to these movements a mean and a variance count as constant: a plot would not show them. A mean moves in units of
-# the sigmoid's input, a variance by its max / min.
+# A mean and a variance that move less than this count as constant, because a plot would not show the movement. The
+# movement of a mean is in units of the sigmoid's input. The movement of a variance is its max / min.
 _CONSTANT_MEAN = 0.1
 _CONSTANT_RATIO = 1.1
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, measured after each of `steps` steps; every sequence has one entry per measurement.
+    """One training, measured after each step number in `steps`. Every sequence has one entry per measurement.
 
-    scores: on the held-out rows in evaluation mode. percentiles: the 15th, 50th and 85th of the inputs to one sigmoid
-    of the last hidden layer, the one whose median moves a typical distance. means, variances: of the inputs to each
-    layer's sigmoids, the variance over rows, both averaged over units. All inputs are those of the held-out rows as
-    one batch in training mode, as the sigmoids get them during training. After a divergence all are NaN.
+    scores: on the held-out rows in evaluation mode. percentiles: the 15th, 50th and 85th percentile of the inputs to
+    one sigmoid of the last hidden layer. This is the sigmoid whose median moves a typical distance. means, variances:
+    of the inputs to the sigmoids of each layer, over the rows; then averaged over the units of the layer. The inputs
+    are computed with the held-out rows as one batch in training mode, because this is the mode during training. After a
+    divergence all figures are NaN.
     diverged: the step whose loss was not finite, or None.
     """
 
@@ -56,13 +58,16 @@ class Run:
     diverged: int | None
 
     def steps_to(self, score: float) -> int | None:
-        """Return the number of steps after which the score was first reached; None if it never was."""
+        """Return the number of steps after which the score was first reached; None if no measurement reached it."""
         return next((step for step, s in zip(self.steps, self.scores, strict=True) if s >= score), None)
 
     @property
     def movement(self) -> tuple[float, float, float]:
-        """The range of the one sigmoid's median input; the largest range of a layer's mean; the largest factor between
-        two variances of a layer. NaN if the run diverged."""
+        """How much the inputs of sigmoids move during the training; NaN if the run diverged.
+
+        Returns the range of the measured sigmoid's median input, the largest range of a layer's mean, and the largest
+        factor between two variances of a layer.
+        """
         medians, means, variances = (np.array(v) for v in (self.percentiles, self.means, self.variances))
         smallest = np.maximum(variances.min(0), np.finfo(np.float64).tiny)
         return (
@@ -85,7 +90,7 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 
 
 def select_pair(runs: tuple[Run, ...], rate: float) -> tuple[Run, Run]:
-    """Return the runs at this rate: without batch norm, with."""
+    """Return the two runs at this rate: without batch norm, and with batch norm."""
     without, with_bn = (next(r for r in runs if r.rate == rate and r.batch_norm == bn) for bn in (False, True))
     return without, with_bn
 
@@ -133,7 +138,7 @@ def _score(network: nn.Sequential, sample: Sample) -> float:
 def sigmoid_inputs(network: nn.Sequential, x: Tensor) -> Tensor:
     """Compute the inputs of each layer's sigmoids, [layers, rows, units], for x [rows, features].
 
-    x is one batch in training mode. The running statistics of `network` stay as they are.
+    x is one batch in training mode. The running statistics of `network` do not change.
     """
     inputs = []
     for layer in copy.deepcopy(network).train():
@@ -144,7 +149,7 @@ def sigmoid_inputs(network: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def describe_speed(runs: tuple[Run, ...], rate: float, score_name: str) -> str:
-    """Say which network reaches the goal first: at the same rate, and each at its best rate."""
+    """Say which network reaches the goal first, at the same rate and with each network at its best rate."""
     highest = max((s for run in runs for s in run.scores if math.isfinite(s)), default=0.0)
     goal, limit = _GOAL * highest, max(run.steps[-1] for run in runs)
     if goal <= 0:

@@ -1,8 +1,9 @@
 """The norm of the gradient, layer by layer, in networks of growing depth: does it vanish, or explode?
 
-Batch norm keeps the gradients of sigmoids from vanishing. It also makes gradients explode with depth at
-initialisation, which is less well known: for Dense - BN - ReLU, wide layers and large batches, the squared norm grows
-by a factor of pi / (pi - 1) per layer towards the input (Yang and others, 2019, arXiv:1902.08129). It knows no plot.
+Batch norm keeps the gradients of sigmoids from vanishing. It is less well known that batch norm also makes gradients
+explode with depth at initialisation. For Dense - BN - ReLU with wide layers and large batches, the squared norm grows
+by a factor of pi / (pi - 1) from each layer to the layer before it (Yang and others, 2019, arXiv:1902.08129). The
+module knows no plot.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ _WIDTH = 128
 _MEASURED_ROWS = 256
 _BATCH = 60
 _RATE = 0.1
-# The relative error up to which a growth agrees with the prediction, which is for layers of infinite width.
+# The relative error up to which a measured growth agrees with the prediction. The prediction is for layers of infinite
+# width.
 _AGREES = 0.05
-# A growth this close to 1 counts as neither vanishing nor exploding. Over 64 layers it is a factor of 23 at most.
+# A growth per layer that differs from 1 by at most this much counts as neither vanishing nor exploding. Over 64 layers
+# such a growth is a factor of 23 at most.
 _STEADY = 0.05
 
 
@@ -43,10 +46,10 @@ _STEADY = 0.05
 class Depth:
     """The measurements of one network of `depth` hidden layers.
 
-    initial, trained: the Frobenius norm of the loss's gradient with respect to the weights of each hidden Dense, the
-    layer next to the input first, over the same 256 training rows (or all, if fewer) as one batch in training mode.
-    score: on these rows in that mode, after training. diverged: the step whose loss was not finite, or None; after a
-    divergence `trained` and `score` are NaN.
+    initial, trained: for each hidden Dense, starting next to the input, the Frobenius norm of the gradient of the loss
+    with respect to the weights of this Dense. Both are measured in training mode on one batch, which is the same 256
+    training rows, or all training rows if there are fewer. score: on this batch in training mode, after training.
+    diverged: the step whose loss was not finite, or None; after a divergence `trained` and `score` are NaN.
     """
 
     activation: Activation
@@ -72,10 +75,11 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 
 
 def growth(norms: tuple[float, ...]) -> float:
-    """Fit the factor by which the norm changes per layer towards the input: the slope of its logarithm.
+    """Fit the factor by which the norm grows from each layer to the layer before it.
 
-    norms: of each hidden Dense, the layer next to the input first. That layer is left out, since the table decides its
-    width. NaN if fewer than two are left, or one is 0 or not finite.
+    The factor comes from the slope of the logarithm of the norm. norms: one for each hidden Dense, starting next to the
+    input. This first layer is left out, because the table decides its width. Returns NaN if fewer than two layers are
+    left, or if a norm is 0 or not finite.
     """
     rest = np.array(norms[1:])
     if len(rest) < 2 or not np.isfinite(rest).all() or (rest <= 0).any():
@@ -86,8 +90,8 @@ def growth(norms: tuple[float, ...]) -> float:
 def gradient_norms(network: nn.Sequential, sample: Sample, rows: Examples) -> tuple[float, ...]:
     """Compute the Frobenius norm of the loss's gradient for the weights of each hidden Dense.
 
-    rows: one batch in training mode. In float64: over 64 sigmoid layers a gradient falls below the smallest float32.
-    `network` stays as it is.
+    rows: one batch in training mode. The computation is in float64, because over 64 sigmoid layers a gradient falls
+    below the smallest float32. `network` does not change.
     """
     network = copy.deepcopy(network).double().train()
     y = rows.y.double() if rows.y.is_floating_point() else rows.y

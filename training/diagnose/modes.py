@@ -1,7 +1,7 @@
-"""Batch size against the gap between training mode, with the batch's own statistics, and evaluation mode.
+"""The gap between training mode, which uses the statistics of a batch, and evaluation mode, by batch size.
 
-The same network, the reference topology, is scored in both modes on the same held-out rows: only the statistics of
-its BNs differ. It knows no plot.
+The same network (the reference topology) is scored in both modes on the same held-out rows. Only the statistics in its
+BNs differ between the modes. The module knows no plot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _DRAWS = 5
 class Gap:
     """The losses and scores of a network that was trained with batches of `batch` rows, in both modes.
 
-    Of the held-out rows: log loss in nats, or squared error of the standardised target. NaN if training diverged.
+    The losses are those of the held-out rows: log loss in nats, or squared error of the standardised target. All
+    figures are NaN if training diverged.
     """
 
     batch: int
@@ -67,7 +68,8 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 def measure_gap(network: nn.Sequential, sample: Sample, batch: int, seed: int) -> Gap:
     """Score `network` on the held-out rows in both modes; in training mode in random batches of `batch` rows.
 
-    There the remainder of a permutation is left out. The running statistics of `network` stay as they are.
+    In training mode, rows that do not fill the last batch of a permutation are left out. The running statistics of
+    `network` do not change.
     """
     generator = torch.Generator().manual_seed(seed)
     rows, training = sample.held_out, copy.deepcopy(network).train()

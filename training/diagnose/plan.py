@@ -1,4 +1,4 @@
-"""The choices of a diagnosis. Needs no torch, so `--help` is quick."""
+"""The choices of a diagnosis. The module imports no torch, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 class DiagnosisPlan:
     """The same plan, table, versions and kind of CPU give the same figures, except for latencies.
 
-    steps: of each training of three sigmoid layers. rates: their learning rates; the inputs of the sigmoids are
-    measured at the middle one. depths: the numbers of hidden layers of the networks whose gradients are measured;
-    gradient_steps: of their training. batch_sizes: at which the two modes are compared, after mode_steps of training.
-    rounds: timed runs of each model; the latency is their median. Raises `ValueError` for values that can't work.
+    steps: the number of steps for which three sigmoid layers are trained. rates: the learning rates of these trainings;
+    the inputs of the sigmoids are measured at the middle rate. depths: the numbers of hidden layers of the networks
+    whose gradients are measured. gradient_steps: the number of steps for which these networks are trained. batch_sizes,
+    mode_steps: the two modes are compared at these batch sizes, after so many steps of training. rounds: the number of
+    timed runs of each model; the latency is the median of these runs. Raises `ValueError` for values that can't work.
     """
 
     seed: int = 0

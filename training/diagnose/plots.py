@@ -1,6 +1,6 @@
 """The plots of a diagnosis: measurements -> SVG. It knows neither sentences nor pages.
 
-Throughout, one colour is for networks with batch norm and the other for networks without.
+In every plot, one colour is for networks with batch norm, and the other colour for networks without.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def draw_moments(without: Run, with_bn: Run) -> str:
 
 
 def _set_log_scale(ax: Axes, values: Sequence[float]) -> None:
-    """Make y logarithmic, over at least two decades, unless every value is 0 or not finite."""
+    """Make the y axis logarithmic, over at least two decades, unless every value is 0 or not finite."""
     shown = np.array([value for value in values if np.isfinite(value) and value > 0])
     if not len(shown):
         return
@@ -110,9 +110,9 @@ def _set_log_scale(ax: Axes, values: Sequence[float]) -> None:
 
 
 def draw_gradients(measured: Sequence[Depth], *, trained: bool) -> str:
-    """Draw the gradient norm by layer, the deeper the network the stronger the line.
+    """Draw the gradient norm by layer. Deeper networks have stronger lines.
 
-    One panel for each activation, without and with batch norm.
+    There is one panel for each activation without batch norm, and one for each activation with batch norm.
     """
     depths = sorted({m.depth for m in measured})
     strengths = dict(zip(depths, np.linspace(0.35, 1.0, len(depths)) if len(depths) > 1 else [1.0], strict=True))
@@ -179,7 +179,7 @@ def draw_gaps(measured: Sequence[Gap], score_name: str) -> str:
 
 
 def draw_latency(saving: Saving) -> str:
-    """Draw the median latency, unfolded beside folded: one panel per number of rows."""
+    """Draw the median latencies of the unfolded and folded models, side by side, in one panel per number of rows."""
     rows = sorted(saving.models[0].latency[True])
     groups = list(product(PLACEMENTS, (False, True)))
 

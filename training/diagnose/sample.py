@@ -18,11 +18,13 @@ from foldserve.training.fit.loop import Examples
 from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.table.schema import Table
 
-# More rows would take longer and show the same: each network here is trained for a few thousand steps at most.
+# More rows would take longer and give the same result, because each network of a diagnosis is trained for a few
+# thousand steps at most.
 MAX_ROWS = 20_000
 _MIN_ROWS = 20
 _HELD_OUT_SHARE = 0.25
-# Each network is scored on the held-out rows up to a hundred times, and they also serve as one batch in training mode.
+# Each network is scored on the held-out rows up to a hundred times. The held-out rows are also one batch in training
+# mode.
 _MAX_HELD_OUT = 1_000
 
 OnProgress = Callable[[str, int, int], None]
@@ -90,11 +92,12 @@ def draw_sample(table: Table, seed: int) -> Sample:
 def train_sgd(
     network: nn.Module, sample: Sample, *, batch: int, rate: float, steps: int, seed: int
 ) -> Iterator[tuple[int, float]]:
-    """Train `network` in place with plain SGD, without momentum; yield each step's number, from 1, and loss.
+    """Train `network` in place with plain SGD, without momentum. Yield the number and the loss of each step.
 
-    Batches are cut from one permutation of the training rows after the other. The remainder of a permutation is left
-    out, so every batch has `batch` rows, or all rows of a smaller table. The last loss is the first that is not
-    finite. Each step puts the network into training mode: the caller may change the mode between two steps.
+    The first step has number 1. Each pass over the training rows has a new random order, which is cut into batches of
+    `batch` rows. Rows that do not fill a last batch are left out. If the table has fewer than `batch` rows, each batch
+    has all of them. The training ends after a loss that is not finite. Each step puts the network into training mode:
+    the caller may change the mode between two steps.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = list(network.parameters())

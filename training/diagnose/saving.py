@@ -34,7 +34,7 @@ _RATE = 0.1
 _BATCH = 60
 _STEPS = 200  # enough to move the running statistics away from their initial values
 _FLOAT_BYTES = 4
-# A relative difference of two latencies up to this is noise.
+# Two latencies whose relative difference is at most this count as equal: the difference is noise.
 _NOISE = 0.03
 
 # Placement, and whether the model is folded.
@@ -45,10 +45,10 @@ _Key = tuple[Placement, bool]
 class Model:
     """One graph. parameters: the numbers in its initialisers. size: of the file, in bytes.
 
-    nodes: of the file. run: the operators that ONNX Runtime runs after it has optimised the graph, Softmax included.
-    written: the bytes per row that these operators write, output included. peak: the largest number of bytes per row
-    that one of them reads and writes, if no operator overwrites its input. latency: median seconds, by whether graph
-    optimisations are on and by the number of rows.
+    nodes: the nodes in the file. run: the operators that ONNX Runtime runs after it has optimised the graph, Softmax
+    included. written: the bytes per row that these operators write, including the output of the model. peak: the
+    largest number of bytes per row that a single operator reads and writes, if no operator overwrites its input.
+    latency: the median in seconds, for graph optimisations on and off and for each number of rows.
     """
 
     placement: Placement
@@ -64,7 +64,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Saving:
-    """Each placement unfolded and folded. apart: the largest difference of their outputs on the held-out rows."""
+    """The unfolded and the folded model of each placement.
+
+    apart: the largest difference of their outputs on the held-out rows.
+    """
 
     models: tuple[Model, ...]
     apart: float

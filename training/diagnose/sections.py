@@ -1,4 +1,4 @@
-"""Measurements -> sections of sentences, plots and tables, and the HTML page that shows them. It measures nothing."""
+"""Turns measurements into sections of sentences, plots and tables, and into one HTML page. It measures nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from foldserve.training.text import format_count
 class Finding:
     """One result: a sentence, and the <svg> or the table that shows its figures.
 
-    table: rows of cells, the titles first. Texts need no escaping; the svg is used as it is.
+    table: rows of cells; the first row has the titles. Texts are escaped later; the svg is inserted without escaping.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Section:
 
 
 def build_sections(diagnosis: Diagnosis) -> tuple[Section, ...]:
-    """Draw every plot and word every result."""
+    """Draw every plot, and write the sentence for every result."""
     return (
         _convergence_section(diagnosis),
         _gradients_section(diagnosis),
@@ -144,7 +144,7 @@ def describe_rows(sample: Sample) -> str:
 
 
 def render(diagnosis: Diagnosis, sections: Sequence[Section]) -> str:
-    """Render `sections`, those of `diagnosis`, as one HTML page, to be encoded in UTF-8."""
+    """Render the sections of `diagnosis` as one HTML page. Its text must be encoded in UTF-8."""
     sample, rows = diagnosis.sample, describe_rows(diagnosis.sample)
     return render_sections(
         f"Batch norm on {sample.source}",

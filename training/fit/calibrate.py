@@ -1,6 +1,6 @@
-"""Calibration: one temperature for all logits, so that of all answers with probability 0.8 about 80% are right.
+"""Calibration: one temperature for all logits, so that about 80% of the answers with probability 0.8 are right.
 
-It is affine, and so folds into the last Dense.
+Dividing by a temperature is an affine map, so it folds into the last Dense.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-# The penalty on log(T)^2, in nats. On few rows a temperature far from 1 is likely noise: a factor of e must reduce the
-# total loss by at least this much.
+# The penalty on log(T)^2, in nats. On few rows, a temperature far from 1 is likely noise. With this penalty, a
+# temperature of e must reduce the total loss by at least this much.
 _PENALTY = 5.0
 _MAX_LOG_T = math.log(8.0)
 
 
 def fit_temperature(logits: Tensor, y: Tensor) -> float:
-    """Return the T for which softmax(logits / T) fits best: logits [rows, classes], y int64 [rows], not trained on.
+    """Return the T for which softmax(logits / T) fits best.
 
-    Temperature scaling of Guo and others, 2017 (arXiv:1706.04599), by the log loss, with a penalty on log(T)^2.
+    logits: [rows, classes]; y: int64 [rows]. The network must not be trained on these rows. This is the temperature
+    scaling of Guo and others, 2017 (arXiv:1706.04599), by the log loss, with a penalty on log(T)^2.
     """
     exact = logits.double()
 

@@ -1,7 +1,7 @@
 """Checkpoints: the state of an unfinished run, in a folder with one safetensors file per network of the run.
 
-A file is replaced atomically: after a crash it holds the new state or the one before. No pickle is read. It knows
-tensors and text; loop.py decides which tensors make up a state.
+A file is replaced atomically: after a crash it holds the new state or the previous state. No pickle is read. The module
+knows tensors and text; loop.py decides which tensors a state consists of.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder of one run. run: every setting that decides its result, by name; see `Checkpoint.load`.
+    """The folder of one run. run: every setting that decides the result of the run, by name; see `Checkpoint.load`.
 
-    Raises `CheckpointError` for a folder that can't be made, and for one that holds a checkpoint if `resume` is False:
-    to overwrite it could lose hours of work.
+    Raises `CheckpointError` for a folder that can't be made. If `resume` is False, it is also raised for a folder that
+    holds a checkpoint, because overwriting the checkpoint could lose hours of work.
     """
 
     folder: Path
@@ -64,11 +64,11 @@ class Checkpoints:
         return Checkpoint(self.folder / f"member{member + 1}{_SUFFIX}", dict(self.run), self.seconds_between)
 
     def _files(self, suffix: str) -> list[Path]:
-        """List the files that a run has written. Other files of this suffix may be in the folder too."""
+        """List the files that a run has written. The folder may have other files with the same suffix."""
         return [file for file in self.folder.glob("*" + suffix) if _NAME.fullmatch(file.stem)]
 
     def remove(self) -> None:
-        """Remove the files of the finished run, and the folder if it is empty then."""
+        """Remove the files of the finished run. Then remove the folder if it is empty."""
         try:
             for file in (*self._files(_SUFFIX), *self._files(_UNFINISHED)):
                 file.unlink()
@@ -94,7 +94,8 @@ class Checkpoint:
     def load(self) -> State | None:
         """Read the state, on the CPU; None if there is no file yet.
 
-        Raises `CheckpointError` for a damaged file, and for a file of another run, naming the setting that differs.
+        Raises `CheckpointError` for a damaged file and for a file of another run. The message names the setting that
+        differs.
         """
         if not self.path.exists():
             return None
@@ -120,9 +121,10 @@ class Checkpoint:
                 )
 
     def save(self, state: State) -> None:
-        """Replace the file by `state`. After a crash or on a full disk the file holds this state or the one before.
+        """Replace the file by `state`.
 
-        Raises `CheckpointError` when it can't be written.
+        After a crash or on a full disk the file holds this state or the previous state. Raises `CheckpointError` when
+        the file can't be written.
         """
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.tensors.items()}
         content = save(tensors, {_RUN: json.dumps(self.run), _NOTES: json.dumps(state.notes)})

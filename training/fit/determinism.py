@@ -12,15 +12,16 @@ import torch
 def deterministic(threads: int) -> Iterator[None]:
     """Run PyTorch on `threads` CPU threads with deterministic kernels, and restore the caller's settings.
 
-    A sum that is split over two threads rounds differently from one. The caller's random state stays as it is.
+    A sum that two threads share rounds differently from a sum in one thread. The caller's random state does not change.
     """
     threads_before = torch.get_num_threads()
     mode_before = torch.get_deterministic_debug_mode()
     fill_before = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property
     torch.set_num_threads(threads)
-    # `use_deterministic_algorithms` does the same, but it imports the compiler first, which takes seconds.
+    # `use_deterministic_algorithms` does the same, but first it imports the compiler, which takes seconds.
     torch.set_deterministic_debug_mode("error")
-    # Every tensor is written before it is read, and filling each one takes a quarter of the time of a small step.
+    # Every tensor is written before it is read, so it need not be filled. Filling all new tensors takes a quarter of
+    # the time of a small step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         with torch.random.fork_rng(devices=[]):

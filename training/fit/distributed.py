@@ -1,7 +1,7 @@
 """The device of a fit, and the processes that share each batch if torchrun has started several.
 
-Every process has all rows and draws the same random numbers. Of each batch it computes its own share; gradients,
-statistics and losses are those of the whole batch. It knows tensors and layers, no table and no loop.
+Every process has all rows and draws the same random numbers. Each process computes its share of each batch. Gradients,
+statistics and losses are those of the whole batch. The module knows tensors and layers, no table and no loop.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class World:
 
 
 def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
-    """Wrap `network` for training by all processes; alone, return it as it is.
+    """Wrap `network` for training by all processes. With one process, return `network` itself.
 
-    Its parameters and buffers are trained in place, and stay equal in all processes. A BN's statistics become those of
-    the whole batch, and a gradient the mean over the processes.
+    The parameters and buffers of `network` are trained in place, and stay equal in all processes. The statistics of a
+    BN become those of the whole batch. A gradient becomes the mean of the gradients of all processes.
     """
     if world.size == 1:
         return network
-    # The conversion changes the module that it is given: a shell around the same layers.
+    # The conversion changes the module that it gets. So it gets a new `Sequential` of the same layers.
     layers = nn.Sequential(OrderedDict(network.named_children()))
     if world.device.type == "cuda":
         layers = nn.SyncBatchNorm.convert_sync_batchnorm(layers)  # type: ignore[no-untyped-call]
@@ -73,7 +73,8 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
 class CpuSyncBatchNorm(nn.Module):
     """Batch norm with the statistics of all processes' rows. `nn.SyncBatchNorm` does the same, but refuses CPUs.
 
-    It trains the parameters and buffers of `norm`. A process may have no rows; all together have at least two.
+    The layer trains the parameters and buffers of `norm`. A process may have no rows, but all processes together have
+    at least two.
     """
 
     def __init__(self, norm: nn.BatchNorm1d) -> None:
@@ -86,7 +87,8 @@ class CpuSyncBatchNorm(nn.Module):
         sums = _sum_over_processes(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
         rows = sums[-1].detach()
         mean = sums[:-1] / rows
-        # In two passes, as the one-process kernel: a mean of squares loses digits where the mean is far from 0.
+        # The variance takes two passes, as in the kernel for one process: a mean of squares loses digits where the mean
+        # is far from 0.
         variance = _sum_over_processes((x - mean).square().sum(0)) / rows
         if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
             weight = 1 / (int(norm.num_batches_tracked) + 1) if norm.momentum is None else norm.momentum
@@ -123,8 +125,9 @@ def _sum_over_processes(x: Tensor) -> Tensor:
 def join_processes(device: Device) -> Iterator[World]:
     """Join the processes that torchrun has started, on `device`. Without torchrun, use this process alone.
 
-    Raises `ExecutionError` where CUDA is asked for and absent. When one process fails, torchrun ends the others. The
-    first to fail raises its own error and the others `SystemExit`, so that the reason is printed once.
+    Raises `ExecutionError` if CUDA is requested and missing. When one process fails, torchrun ends the others. The
+    process that fails first raises its own error, and the other processes raise `SystemExit`. So the reason is printed
+    once.
     """
     local = int(os.environ["LOCAL_RANK"]) if distributed.is_torchelastic_launched() else 0
     chosen = _choose_device(device, local)
@@ -154,7 +157,8 @@ def _choose_device(device: Device, local: int) -> torch.device:
         raise ExecutionError("--device cuda: this PyTorch finds no CUDA device; --device cpu trains without one")
     if local >= torch.cuda.device_count():
         raise ExecutionError(f"process {local + 1} has no GPU of its own: the machine has {torch.cuda.device_count()}")
-    # cuBLAS adds up in a fixed order only with a workspace of fixed size. It reads this variable once, at its start.
+    # cuBLAS adds numbers in a fixed order only if its workspace has a fixed size. cuBLAS reads this variable once, when
+    # it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)

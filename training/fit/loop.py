@@ -1,8 +1,8 @@
 """The loop: minibatch gradient descent on tensors in memory, early stopping, and exact batch-norm statistics.
 
-It knows no file format, no terminal and no ONNX; a hook receives the progress. On the CPU the result depends only on
-the seed, the library versions, the kind of CPU, and the numbers of threads and processes. Writing checkpoints and
-resuming from them do not change it.
+The module knows no file format, no terminal and no ONNX; a hook receives the progress. On the CPU the result depends
+only on the seed, the library versions, the kind of CPU, and the numbers of threads and processes. Checkpoints do not
+change the result, and a resumed run has the same result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from foldserve.training.plan import Recipe
 
 # Minimum seconds between two progress reports within an epoch.
 SECONDS_BETWEEN_REPORTS = 0.2
-# Rows that are evaluated at a time, which bounds the memory.
+# The number of rows that are evaluated at a time. It bounds the memory.
 _CHUNK = 8192
 
 
@@ -77,7 +77,7 @@ class EpochProgress:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The network of the best epoch, on the CPU, in eval mode, its statistics recomputed over the training rows."""
+    """The network of the best epoch, on the CPU, in eval mode. Its BN statistics are those of all training rows."""
 
     network: nn.Sequential
     best_epoch: int
@@ -97,13 +97,12 @@ def fit(
     compiled: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Fitted:
-    """Train a copy of `network`, a chain on the CPU; the original is left as it was.
+    """Train a copy of `network`, a chain on the CPU. `network` itself does not change.
 
-    Several processes all call it with the same arguments and get the same result; only the first calls the hooks. With
-    a checkpoint, the fit resumes from the state in it, and leaves its last state there.
-
-    Raises `FitError` when the loss is no longer finite, naming the epoch; `CheckpointError`; `ExecutionError` when the
-    network can't be compiled.
+    If there are several processes, all of them call this function with the same arguments and get the same result. Only
+    the first process calls the hooks. With a checkpoint, the fit resumes from the state in the checkpoint, and leaves
+    its last state there. Raises `FitError`, which names the epoch, when the loss is not finite; `CheckpointError`; and
+    `ExecutionError` when the network can't be compiled.
     """
     recipe = recipe.resolved(len(train.x))
     train, validation = train.to(world.device), validation.to(world.device)
@@ -150,7 +149,8 @@ class _Training:
         self._forward = torch.compile(wrapped, dynamic=False) if compiled else wrapped
         self._dropouts = [module for module in self._network.modules() if isinstance(module, Dropout)]
         self._class_weight = _balanced_weights(train.y) if recipe.class_weight == "balanced" else None
-        # The noise is scaled column by column: the same noise would drown a column of small variance.
+        # The noise is scaled by column. Noise of one scale would be larger than the values of a column with a small
+        # variance.
         self._column_std = train.x.std(0, correction=0)
         self.history: list[Epoch] = []
         self.best_epoch = 0
@@ -190,8 +190,8 @@ class _Training:
             batch = batch[share]
         x = train.x.index_select(0, batch)
         if recipe.input_noise:
-            # To first order, a penalty on the gradient with respect to the input (Bishop, 1995). It is drawn for the
-            # whole batch, so that a row's noise does not depend on the number of processes.
+            # To first order, noise is a penalty on the gradient with respect to the input (Bishop, 1995). The noise is
+            # drawn for the whole batch, so that the noise of a row does not depend on the number of processes.
             noise = torch.randn(batch_size, *x.shape[1:], device=x.device)
             x.addcmul_(noise if world.size == 1 else noise[share], self._column_std, value=recipe.input_noise)
         try:
@@ -210,7 +210,7 @@ class _Training:
 
     @torch.no_grad()
     def validate(self, validation: Examples) -> tuple[float, float]:
-        """Compute the mean loss, without smoothing, and the score, in float32, each process on its share."""
+        """Compute the mean loss, without label smoothing, and the score, in float32; each process for its share."""
         self._network.eval()
         share = self._world.share(len(validation.x))
         total = torch.zeros(2, dtype=torch.float64, device=validation.x.device)
@@ -250,7 +250,7 @@ class _Training:
         return State(tensors, {"best_epoch": self.best_epoch})
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that are trained with, themselves: to restore one, copy into it."""
+        """Return the tensors that the training uses, not copies. To restore a tensor, copy the saved values into it."""
         return {
             **{f"network.{name}": tensor for name, tensor in self._network.state_dict().items()},
             **{f"best.{name}": tensor for name, tensor in self.best.items()},
@@ -293,7 +293,7 @@ def _r2(squared_error: float, y: Tensor) -> float:
 
 
 def _balanced_weights(y: Tensor) -> Tensor | None:
-    """Weigh the classes so that each has the same total weight: float32 [classes], 1 on average over the rows."""
+    """Return weights, float32 [classes], that give all classes the same total weight; the mean over the rows is 1."""
     if y.is_floating_point():
         return None
     counts = torch.bincount(y)
@@ -301,7 +301,7 @@ def _balanced_weights(y: Tensor) -> Tensor | None:
 
 
 def _cut_batches(order: Tensor, size: int) -> Iterator[Tensor]:
-    """Cut `order` into batches of `size`; a last batch of one row, which BN can't train on, joins the one before."""
+    """Cut `order` into batches of `size`. BN can't train on one row, so a last single row joins the batch before it."""
     last = len(order) - 1 if len(order) % size == 1 else len(order)
     for start in range(0, last, size):
         stop = start + size

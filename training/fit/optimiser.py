@@ -1,9 +1,9 @@
 """AdamW on one flat tensor: PyTorch's fused kernel without the bookkeeping around it.
 
 For a network of a few thousand weights, a step of `torch.optim.AdamW(fused=True)` is 10 microseconds of arithmetic and
-140 of bookkeeping. Its weights are the same, bit for bit, but the whole command `fit` takes 17% more CPU time with it
-on digits, and 22% more on a mixed table of 1,000 rows (medians of 7 pairs). It knows no schedule: the caller gives each
-step its rate.
+140 of bookkeeping. With `torch.optim.AdamW` the weights are the same, bit for bit, but the whole command `fit` takes
+17% more CPU time on digits, and 22% more on a mixed table of 1,000 rows (medians of 7 pairs). The module knows no
+schedule: the caller passes the learning rate of each step.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 class FlatAdamW:
     """Decoupled weight decay and bias-corrected moments (Loshchilov and Hutter, 2019, arXiv:1711.05101).
 
-    Only weight matrices decay: decay of a gamma or a bias would work against the statistics that it corrects. The
-    constructor makes the parameters views of one tensor, so no one else may replace their storage.
+    Only weight matrices decay. A gamma or a bias corrects statistics, and decay would work against that correction. The
+    constructor makes the parameters views of one tensor, so no other code may replace their storage.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
-        # Matrices first: the decaying weights are then one slice.
+        # The matrices come first, so that all decaying weights are one slice.
         self._parameters = sorted((p for p in parameters if p.requires_grad), key=lambda p: p.ndim <= 1)
         self._weight_decay = weight_decay
         self._weights = torch.cat([p.detach().flatten() for p in self._parameters])
@@ -42,7 +42,7 @@ class FlatAdamW:
     def step(self, rate: float) -> None:
         """Move the weights by their gradients at learning rate `rate`, and drop the gradients.
 
-        Every parameter must have one.
+        Every parameter must have a gradient.
         """
         torch.cat([p.grad.flatten() for p in self._parameters if p.grad is not None], out=self._gradient)
         self._decaying.mul_(1 - rate * self._weight_decay)
@@ -67,5 +67,5 @@ class FlatAdamW:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that decide its next step besides the weights: its own, not copies."""
+        """Return the tensors that decide the next step together with the weights. They are not copies."""
         return {"mean": self._mean, "square": self._square, "steps": self._steps}

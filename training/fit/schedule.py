@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as a function of the step. It does not know the optimiser."""
+"""Learning-rate schedules, as functions of the step. The module does not know the optimiser."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from foldserve.training.plan import Recipe
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """Return the rate of `step`, from 0, of `steps`, as PyTorch's schedulers of the same names do.
 
-    cosine: half a cosine from the highest rate to 0 (Loshchilov and Hutter, 2017, arXiv:1608.03983). onecycle: up from
-    1/25 of the highest over the first 30% of the steps, then down to 4e-6 of it (Smith and Topin, 2018,
-    arXiv:1708.07120), both along half a cosine.
+    cosine: the rate falls along half a cosine from the highest rate to 0 (Loshchilov and Hutter, 2017,
+    arXiv:1608.03983). onecycle: over the first 30% of the steps, the rate rises from 1/25 of the highest rate; then it
+    falls to 4e-6 of the highest rate (Smith and Topin, 2018, arXiv:1708.07120). Both parts are half a cosine.
     """
     highest = recipe.learning_rate
     if recipe.schedule == "cosine":

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = 8192) -> None:
     """Set every BN's running statistics to those of `x` [rows, features] under the final weights, in place.
 
-    The moving average of training mixes in the statistics of earlier weights. This is PreciseBN (Wu and Johnson, 2021,
-    arXiv:2105.07576), with dropout off, as the network is used from now on (Li and others, 2019, arXiv:1801.05134).
-    The BNs are set one after the other, so that each gets the inputs that it will get in eval mode. Two passes and
-    float64 sums give the exact variance instead of a mean of batch variances. chunk: rows at a time.
+    This is PreciseBN (Wu and Johnson, 2021, arXiv:2105.07576): the moving average of the training contains statistics
+    of earlier weights. Dropout is off, as in every later use of the network (Li and others, 2019, arXiv:1801.05134).
+    The BNs are set one after the other, so that each BN is measured on the inputs that it will get in eval mode. Two
+    passes and float64 sums give the exact variance instead of a mean of batch variances. chunk: the number of rows at a
+    time.
     """
     network.eval()
     chunks = list(torch.split(x, chunk))

@@ -1,7 +1,7 @@
 """Export: a folded chain -> one ONNX file whose bytes depend on the network alone.
 
 The few nodes are built by hand: an exporter's graph carries stack traces with local paths, and changes with its
-version. Each layer type knows its own nodes. This module knows no data and no bundle.
+version. Each layer type knows its nodes. This module knows no data and no bundle.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ OUTPUT: dict[Task, str] = {"classification": "probabilities", "regression": "val
 def to_onnx(network: nn.Sequential, features: int, outputs: int, task: Task, *, unfolded: bool = False) -> bytes:
     """Write a folded chain as ONNX: float32 `input` [batch, features] -> the task's output [batch, outputs].
 
-    Classification ends in a Softmax. One file, no external data, no metadata, nodes named after the layers.
-    unfolded: write a chain in eval mode with its batch norms, as PyTorch's exporter does with `optimize=False`. Such a
-    graph is for comparisons only.
-    Raises `ExportError` for a layer that has no ONNX form here, and when `onnx.checker` refuses the graph.
+    For classification, the graph ends in a Softmax. The model is one file without external data and metadata. Nodes are
+    named after the layers. unfolded: write a chain in eval mode with its batch norms, as PyTorch's exporter does with
+    `optimize=False`. Such a graph is for comparisons only. Raises `ExportError` for a layer that has no ONNX form here,
+    and when `onnx.checker` refuses the graph.
     """
     graph = Graph(INPUT)
     for name, layer in network.named_children():

@@ -1,6 +1,6 @@
-"""Folding: a chain of Dense, batch norm and activations -> the same function with every affine step in a Dense.
+"""Folding: turns a chain of Dense, batch norm and activations into the same function with every affine step in a Dense.
 
-Pure: the network that comes in is left as it was. It knows layers and arithmetic, no data and no file.
+Folding never changes its input network. The module knows layers and arithmetic, no data and no file.
 
 In eval mode a batch norm is an affine map of each column, BN(x) = s * x + t with
 
@@ -29,10 +29,10 @@ from foldserve.training.errors import FoldError
 from foldserve.training.network.encode import Encode
 from foldserve.training.network.layers import Affine, Layer, Shift, is_activation
 
-# |mean / std| of an input column from which its offset is subtracted in the graph instead of being folded into the
-# first bias. When it is folded, the column's part of the sum and the bias cancel, with an error of
-# 2^-24 * |mean / std| relative to the remainder: at 100 that is 6e-6, a tenth of a certificate's tolerance, and it
-# grows without bound (a timestamp: 1e5).
+# The largest |mean / std| of an input column whose offset is folded into the first bias. A larger offset is subtracted
+# in the graph instead. When an offset is folded, the part of the column in the sum and the bias cancel. The remainder
+# then has a relative error of 2^-24 * |mean / std|. At 100 this error is 6e-6, a tenth of the tolerance of a
+# certificate. It grows without bound: |mean / std| of a timestamp can be 1e5.
 MAX_FOLDED_OFFSET = 100.0
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -40,7 +40,7 @@ _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class Fold:
-    """One line of the report: `layer` went `into` another one by `rule`."""
+    """One line of the report: `layer` was folded into the layer `into` by `rule`."""
 
     layer: str
     rule: str
@@ -49,7 +49,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Folded:
-    """The folded chain (float32, eval mode, no tensor shared with the original), and the report on each layer."""
+    """The folded chain and the report. The chain is float32, in eval mode, and shares no tensor with the original."""
 
     network: nn.Sequential
     report: tuple[Fold, ...]
@@ -66,12 +66,12 @@ class _Dense:
 class _Scale:
     """One or more BNs and Affines in a row: x -> scale * (x - mean) + beta.
 
-    distance: |mean / std| of the inputs that these layers were fitted to. mean and beta are kept apart because
-    beta - scale * mean may lose beta: in a constant column, scale * mean can be 10^18 times as large.
+    distance: |mean / std| of the inputs that these layers were fitted to. mean and beta are kept as two numbers because
+    the single number beta - scale * mean may lose beta: in a constant column, scale * mean can be 10^18 times as large.
     """
 
     members: tuple[str, ...]
-    scale: Tensor  # float64 [columns], as are the three below
+    scale: Tensor  # float64 [columns], like the next three
     mean: Tensor
     beta: Tensor
     distance: Tensor
@@ -88,7 +88,7 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Opaque:
-    """An activation or a layer with a form of its own: nothing is moved across it."""
+    """An activation, or another layer that is not affine. Nothing is moved across it."""
 
     name: str
     module: nn.Module
@@ -100,9 +100,10 @@ _Step = _Dense | _Scale | _Opaque
 def fold(network: nn.Sequential) -> Folded:
     """Fold every affine layer of `network`, a chain in eval mode, into the Dense layers around it.
 
-    BNs and Affines in a row are composed. Directly after a Dense they go into it (backward), otherwise into the Dense
-    directly after them (forward). Without a Dense on either side they stay, as a scale and a shift. An input offset
-    that is many standard deviations from zero is subtracted first. Dropout and Identity, which do nothing in eval
+    Consecutive BNs and Affines are composed into one affine map. If this map directly follows a Dense, it folds into
+    that Dense (backward). Otherwise it folds into the Dense directly after it (forward). Without a Dense on either
+    side, the map stays in the chain as a scale and a shift. An input offset that is many standard deviations from zero
+    is subtracted first. Dropout and Identity, which do nothing in eval
     mode, are dropped.
 
     Raises `FoldError`, naming the layer: training mode, a BN without running statistics, statistics that are not
@@ -131,13 +132,13 @@ def _report(step: _Scale, rule: str, into: str) -> list[Fold]:
     return [Fold(member, rule, into) for member in step.members]
 
 
-# --- Reading: layers -> steps in float64
+# # --- Reading: layers -> steps in float64
 
 
 def _read_steps(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
     """Turn each layer into a step in float64, and check it."""
     columns: int | None = None
-    # One module may occur in the chain twice, an activation for example; `named_children` would return it once.
+    # A chain may contain one module twice, for example an activation; `named_children` would return it once.
     for name, module in network.named_modules(remove_duplicate=False):
         if module is network:
             continue
@@ -154,7 +155,7 @@ def _read_steps(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
 def _read_step(name: str, module: nn.Module) -> _Step:
     if module._forward_hooks or module._forward_pre_hooks:
         raise FoldError(name, "it has a forward hook, which could compute anything")
-    # Exactly these types: a subclass may have a forward of its own.
+    # The type must be exactly one of these, because a subclass may override `forward`.
     if type(module) is nn.Linear:
         weight = module.weight.detach().double().clone()
         bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double().clone()
@@ -173,7 +174,7 @@ def _read_step(name: str, module: nn.Module) -> _Step:
 
 def _read_affine(name: str, module: Affine) -> _Scale:
     _require_finite(name, module.scale, module.shift)
-    # A standardisation: the std of the data that it was fitted to is 1 / scale, and the mean is -shift / scale.
+    # A standardisation was fitted to data with the std 1 / scale and the mean -shift / scale.
     scale = module.scale.clone()
     mean = (-module.shift / scale).nan_to_num(0.0, 0.0, 0.0)  # unknown where the scale is 0
     return _Scale((name,), scale, mean, module.shift + scale * mean, module.shift.abs())
@@ -202,7 +203,7 @@ def _require_finite(name: str, *tensors: Tensor) -> None:
 
 
 def _output_columns(step: _Step, columns: int | None) -> int | None:
-    """Return the number of columns after `step`, given the number before it; None is unknown.
+    """Return the number of columns after `step`, given the number before `step`; None means unknown.
 
     Raises `FoldError` if `step` takes another number of columns.
     """
@@ -239,23 +240,23 @@ def _compose_neighbours(steps: Iterator[_Step]) -> Iterator[_Step]:
 #     first      y = s1 * (x - m1) + b1
 #     second     z = s2 * (y - m2) + b2
 #
-# Substitute y, and write x - m1 = (x - m) + d with m = m1 + d, for any number d:
+# Substitute y. Choose any number d, set m = m1 + d, and write x - m1 = (x - m) + d:
 #
 #     z = s2 * (s1 * (x - m1) + b1 - m2) + b2
 #       = s2*s1 * (x - m)  +  s2 * (s1*d + b1 - m2) + b2
 #         \_____/               \________________________/
 #          scale                           beta
 #
-# Every d gives the same function. The choice matters for rounding alone, since `mean` is the offset that
-# `_subtract_offsets` may subtract from the input before anything else is computed:
+# Every d gives the same function. The choice of d only changes the rounding: the graph may first subtract `mean` from
+# the input (see `_subtract_offsets`). There are two choices:
 #
 #     d = 0                   m = m1: the offset of the data that the first map was fitted to.
 #     d = (m2 - b1) / s1      m is the x that the first map takes to m2: the offset of the data that the second map
 #                             was fitted to. Then s1*d + b1 - m2 = 0, and beta = b2.
 #
-# The second choice is taken where the second map's data lie further from zero, in standard deviations, than the first
-# map's: for example, the first map only changes the unit, and a BN after it subtracts the mean. Where s1 = 0 the
-# quotient is not finite; z is then constant, and d = 0.
+# The second choice is taken for a column if the data of the second map are further from zero, in standard deviations,
+# than the data of the first map. For example, the first map only changes the unit, and a BN after it subtracts the
+# mean. If s1 = 0, the quotient is not finite and z is constant; then d = 0.
 def _compose(first: _Scale, second: _Scale) -> _Scale:
     d = torch.where(second.distance > first.distance, (second.mean - first.beta) / first.scale, 0.0)
     d = d.nan_to_num(0.0, 0.0, 0.0)
@@ -269,15 +270,15 @@ def _compose(first: _Scale, second: _Scale) -> _Scale:
 
 
 def _subtract_offsets(steps: Iterator[_Step], network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
-    """Put a Shift before a _Scale on the input, raw or encoded, for the offsets above `MAX_FOLDED_OFFSET`.
+    """Put a Shift in front of a _Scale on the raw or encoded input, for the offsets above `MAX_FOLDED_OFFSET`.
 
-    Only inputs have such offsets: the outputs of a Dense are close to 0, compared with their std.
+    Only inputs have such offsets. The outputs of a Dense are close to 0, compared with their std.
     """
     on_input = True
     for step in steps:
         if on_input and isinstance(step, _Scale):
-            # s * (x - m) + b = s * ((x - o) - (m - o)) + b. The offset o is m in float32, since ONNX Runtime
-            # subtracts in float32: m - o then compensates for the rounding of o.
+            # s * (x - m) + b = s * ((x - o) - (m - o)) + b. The offset o is m rounded to float32, because ONNX Runtime
+            # subtracts in float32. m - o is the rounding error of o, and corrects it.
             offset = step.mean.float()
             offset = torch.where((step.distance > MAX_FOLDED_OFFSET) & offset.isfinite(), offset, 0.0)
             if offset.any():
@@ -317,7 +318,7 @@ def _to_module(step: _Step) -> nn.Module:
 
 def make_dense(weight: Tensor, bias: Tensor) -> nn.Linear:
     """Make a Dense of `weight` [out, in] and `bias` [out], rounded to float32, without gradients."""
-    # On the meta device it is not initialised: initialisation would draw from the caller's random state.
+    # On the meta device the layer is not initialised: initialisation would draw from the caller's random state.
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     layer.bias = nn.Parameter(bias.float(), requires_grad=False)

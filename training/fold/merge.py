@@ -1,8 +1,8 @@
-"""Merging: the folded members of an ensemble -> one chain that computes the mean of their outputs.
+"""Merging: turns the folded members of an ensemble into one chain that computes the mean of their outputs.
 
 A mean is affine, so it folds too. The members' first Dense layers read the same input, and are stacked into one. Their
-last Dense layers become one whose product is already the mean. The Dense layers between stay separate, side by side.
-Pure, as folding is.
+last Dense layers become one Dense that computes the mean directly. The Dense layers between the first and the last stay
+separate, side by side. Merging never changes its input networks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fold_mean(networks: Sequence[nn.Sequential]) -> Folded:
             continue
         merged[name], rule = _merge_dense(layers, first=name == dense[0], last=name == dense[-1])
         report.append(Fold(f"{name} of {len(networks)} members", rule, name))
-    # All members have the same layers, so one member's report is everyone's.
+    # All members have the same layers, so the report of one member is the report of all.
     return Folded(nn.Sequential(merged).eval(), (*folded[0].report, *report))
 
 
@@ -61,7 +61,10 @@ def _merge_dense(layers: Sequence[nn.Module], *, first: bool, last: bool) -> tup
 
 
 def _share(name: str, layers: Sequence[nn.Module], *, on_input: bool) -> nn.Module:
-    """Return one layer in place of all: an activation, or a layer on the input that has the same values in each."""
+    """Return one layer in place of the members' layers.
+
+    It is an activation, or a layer on the input that has the same values in all members.
+    """
     states = [layer.state_dict() for layer in layers]
     same = all(
         torch.allclose(value, state[key], rtol=0, atol=0, equal_nan=True)

@@ -1,1 +1,1 @@
-"""Networks: the layer types, the preprocessing of raw rows, and the MLP. It does not know how to train or fold."""
+"""Networks: the layer types, the preprocessing of raw rows, and the MLP. The package does not train or fold."""

@@ -1,7 +1,7 @@
 """Dropout that draws one byte per unit.
 
-PyTorch's own draws one 32-bit number per unit and makes a Bernoulli variable of it. On one core that takes about 10 ns
-per unit, a third of a training step of a small network. Here one 64-bit number serves eight units.
+PyTorch's dropout draws one 32-bit number per unit and makes a Bernoulli variable of it. On one core that takes about 10
+ns per unit, or a third of a training step of a small network. Here one 64-bit number is enough for eight units.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class Dropout(nn.Dropout):
     """Zero each element with probability k/256 and scale the others by 256/(256-k); k = round(256 p), from 1 to 255.
 
-    The expected value is exact; the probability is the nearest multiple of 1/256: 0.1 becomes 26/256 = 0.1016. With
-    p = 0 nothing is dropped. It draws from the default generator of the input's device.
+    The expected value is exact. The probability is rounded to the nearest multiple of 1/256, so 0.1 becomes 26/256 =
+    0.1016. With p = 0 nothing is dropped. The random numbers come from the default generator of the input's device.
     """
 
     _rows: slice | None = None

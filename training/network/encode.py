@@ -1,7 +1,7 @@
-"""The encoding of a raw row: the layer in front of a network for values that no affine map can use.
+"""The encoding of a raw row: the first layer, which turns categories and missing values into numbers.
 
-A category is an index and a missing value is NaN; neither can be multiplied by a weight. It does not know how a layout
-is chosen. A table without categories, missing values and bins has no such layer.
+In a raw row, a category is an index and a missing value is NaN; multiplying them by a weight has no meaning. The module
+does not know how a layout is chosen. A table without categories, missing values and bins has no such layer.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ _UNIT = (("zero", 0.0), ("one", 1.0))
 class Layout:
     """The columns that `Encode` makes of [batch, features], in four groups, side by side and in this order.
 
-    Numbers. numeric: int64, their features; fill: float32, the value in place of a missing one, NaN if none may be
-    missing. Bins. binned: int64, positions in `numeric`; low, rate: float32, a bin's lower edge and 1 / its width.
-    Categories. categorical: int64, their features; index: float32, the category whose presence the column shows.
-    Missing values. missing: int64, the features whose missing values the column shows.
+    Numbers. numeric: int64, the indices of their features; fill: float32, the value that replaces a missing number, or
+    NaN if the feature has no missing values. Bins. binned: int64, positions in `numeric`; low, rate: float32, a bin's
+    lower edge and 1 / its width. Categories. categorical: int64, the indices of their features; index: float32, the
+    category for which the column is 1. Missing values. missing: int64, the indices of the features; the column is 1
+    where the feature is missing.
     The arrays of a group have one entry for each of its columns.
     """
 
@@ -53,10 +54,11 @@ class Layout:
 class Encode(Layer):
     """[batch, features], raw -> [batch, columns], by a `Layout`: numbers, bins, categories, missing values.
 
-    A missing number becomes `fill`. A bin gives clamp((x - low) * rate, 0, 1). Together, a feature's bins are the
-    piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556), here flat outside the training range
-    too, so that only the number itself carries an outlier. A category's column is 1 where the feature has its index
-    and 0 elsewhere; for a missing category, and for one that training has not seen, every such column is 0.
+    A missing number becomes `fill`. The column of a bin is clamp((x - low) * rate, 0, 1). The bins of a feature
+    together are the piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556). Unlike in the paper,
+    the outer bins are flat outside the training range, so that an outlier changes only the column of the number itself.
+    The column of a category is 1 where the feature has the index of this category, and 0 elsewhere. If the category is
+    missing, or if training has not seen it, all category columns of the feature are 0.
     """
 
     numeric: Tensor
@@ -90,7 +92,7 @@ class Encode(Layer):
     def add_nodes(self, graph: Graph, name: str) -> None:
         """Add one chain of nodes per group, and a Concat.
 
-        Each chain starts with a comparison or a replacement: NaN reaches neither arithmetic nor a cast.
+        Each chain starts with a comparison or a replacement, so NaN never reaches arithmetic or a cast.
         """
         raw = graph.value
         groups = []

@@ -1,4 +1,4 @@
-"""An ONNX graph under construction, one node after the other. It knows no layer."""
+"""An ONNX graph under construction, one node after the other. The module knows no layer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Graph:
         return outputs
 
     def concatenate(self, name: str, parts: Sequence[str]) -> None:
-        """Put the columns of `parts` side by side; a single part becomes the current value as it is."""
+        """Put the columns of `parts` side by side. A single part becomes the current value without a node."""
         self.value = parts[0]
         if len(parts) > 1:
             self.node("Concat", name, *parts[1:], axis=1)

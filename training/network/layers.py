@@ -1,7 +1,7 @@
-"""The layer types of this project: each one's arithmetic in PyTorch, its width, and its ONNX nodes.
+"""The layer types of this project: the arithmetic in PyTorch, the width and the ONNX nodes of each.
 
-To add a layer type, subclass `Layer`: folding, merging and export learn everything from its methods. It does not know
-how a layer is trained or folded.
+To add a layer type, subclass `Layer`: folding, merging and export use only the methods of `Layer`. The module does not
+know how a layer is trained or folded.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ _ADD_NODES: dict[type[nn.Module], Callable[..., None]] = {ACTIVATIONS[name]: FOR
 
 
 class Layer(nn.Module):
-    """A layer whose columns do not depend on other rows. Folding moves nothing across it, unless it is an `Affine`."""
+    """A layer whose output for a row does not depend on other rows.
+
+    Folding moves an affine map only across an `Affine`, and not across any other layer.
+    """
 
     @property
     def columns(self) -> int | None:
-        """The number of output columns; None: as many as there are input columns."""
+        """The number of output columns; None if it equals the number of input columns."""
         return None
 
     def add_nodes(self, graph: Graph, name: str) -> None:
@@ -33,7 +36,7 @@ class Layer(nn.Module):
 
 
 class Affine(Layer):
-    """x * scale + shift, column by column: a standardisation before the network, or its inverse after it.
+    """x * scale + shift for each column: a standardisation in front of the network, or its inverse after the network.
 
     scale, shift: float64 [columns]. Both are buffers: they are computed from the data, not learned.
     """
@@ -57,7 +60,7 @@ class Affine(Layer):
 
 
 class Shift(Layer):
-    """x - offset, column by column; offset: float32 [columns], subtracted exactly as ONNX Runtime subtracts it."""
+    """x - offset for each column. offset: float32 [columns]; the subtraction is in float32, as in ONNX Runtime."""
 
     offset: Tensor
 
@@ -75,7 +78,7 @@ class Shift(Layer):
 
 
 class Blocks(Layer):
-    """Dense layers side by side, each on its own columns: one Dense with a block-diagonal weight, without the zeros."""
+    """Dense layers side by side, each with its own columns: a Dense with a block-diagonal weight, without the zeros."""
 
     def __init__(self, members: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -101,7 +104,7 @@ class Blocks(Layer):
 
 
 class Mean(nn.Module):
-    """The mean of the outputs of several networks for the same input: an ensemble's logits, or its value."""
+    """The mean of the outputs of several networks for the same input: the logits or the value of an ensemble."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -113,7 +116,7 @@ class Mean(nn.Module):
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether `module` is one of `ACTIVATIONS`, and so maps each number by itself."""
+    """Whether `module` is one of `ACTIVATIONS`. An activation maps each number separately."""
     return type(module) in _ADD_NODES
 
 

@@ -1,6 +1,6 @@
 """Preprocessing: the encoding and the standardisation in front of a network, fitted to the training rows.
 
-It settles the encoded columns, their bins, means and scales. Nothing here is learned by gradient descent.
+The module decides the encoded columns, their bins, means and scales. Gradient descent learns none of these.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from foldserve.training.network.layers import Affine
 from foldserve.training.plan import Binned
 from foldserve.training.table.schema import Column
 
-# The narrowest bin: float32 can't hold the reciprocal of a much smaller width.
+# The smallest width of a bin. float32 can't hold the reciprocal of a much smaller width.
 _MIN_BIN_WIDTH = 1e-30
-# Rows that are transformed at a time, which bounds the memory.
+# The number of rows that are transformed at a time. It bounds the memory.
 _CHUNK = 65_536
 
-# A feature has tails if its range is at least this many times as wide as the middle nine tenths of its values. The
-# factor of a normal distribution is 2.3 for 5,000 rows and 3 for a million.
+# A feature has tails if its range is at least this many times as wide as the interval with the middle 90% of its
+# values. For a normal distribution, the range is 2.3 times as wide with 5,000 rows, and 3 times as wide with a million.
 _TAILS = 4.0
-# A feature of at most so many different values has no tails.
+# A feature with at most this many different values has no tails.
 _FEW_VALUES = 32
 
 
 def fit_preprocessing(columns: Sequence[Column], x: Floats, bins: int, binned: Binned = "all") -> nn.Sequential:
-    """Fit the layers in front of a network: [batch, features], raw -> [batch, columns], standardised.
+    """Fit the layers in front of a network: raw [batch, features] -> standardised [batch, columns].
 
     x: float32 [rows, features], the training rows. bins, binned: see `choose_layout`.
     """
@@ -57,14 +57,15 @@ def choose_layout(columns: Sequence[Column], x: Floats, bins: int, binned: Binne
     """Choose the encoded columns of each feature by the training rows, float32 `x` [rows, features].
 
     bins: the largest number of bins of a numeric feature, between quantiles. binned: the numeric features that get
-    bins, `all` or those with `tails`: many different values, in a range at least four times as wide as the middle nine
-    tenths of them. An affine scale that fits such a range hides the differences between most rows; one that fits most
-    rows lets the others grow without bound.
+    bins: `all`, or those with `tails`. A feature with tails has many different values, and its range is at least four
+    times as wide as the interval with the middle 90% of them. If an affine scale fits such a range, it hides the
+    differences between most rows. If it fits most rows, the other rows get values without a bound.
     """
     features = np.arange(len(columns))
     is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
     numeric, categorical = features[~is_category], features[is_category]
-    # A category that no training row has gets no column: the column's weights would stay at their random start.
+    # A category that no training row has gets no column, because the weights of the column would stay at their random
+    # start.
     seen = [_known(np.unique(x[:, feature])) for feature in categorical]
     gets_bins = [columns[i].kind == "numeric" and (binned == "all" or _has_tails(x[:, i])) for i in numeric]
     edges = [_bin_edges(x[:, i], bins if wanted else 0) for i, wanted in zip(numeric, gets_bins, strict=True)]
@@ -99,15 +100,15 @@ def _has_tails(column: Floats) -> bool:
 
 
 def _bin_edges(column: Floats, bins: int) -> npt.NDArray[np.float64]:
-    """Choose the edges of at most `bins` bins with about as many rows each; empty for fewer than two bins.
+    """Choose the edges of at most `bins` bins with about equal numbers of rows; empty for fewer than two bins.
 
-    Each edge is a value of the column, and so a float32: no row lies between two neighbouring values.
+    Each edge is a value of the column. So it is exactly a float32.
     """
     known = _known(column).astype(np.float64)
     if not bins or not len(known):
         return np.empty(0)
-    # Edge k is the smallest value with k / bins of the rows at or below it. Integers, since rounding k / bins could
-    # move the edge by a row.
+    # Edge k is the smallest value for which at least k / bins of the rows are at or below the value. The computation
+    # uses integers, because the rounding of k / bins could move the edge by a row.
     positions = np.maximum(-(-np.arange(bins + 1) * len(known) // bins) - 1, 0)
     edges = np.unique(np.partition(known, positions)[positions])
     edges = edges[np.append(True, np.diff(edges) > _MIN_BIN_WIDTH)]
@@ -115,15 +116,15 @@ def _bin_edges(column: Floats, bins: int) -> npt.NDArray[np.float64]:
 
 
 def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) -> Affine:
-    """Fit (x - mean) / std to the encoded training rows, in float64, with a std that suits each group of columns.
+    """Fit (x - mean) / std to the encoded training rows, in float64. Each group of columns has its own rule for std.
 
     chunks: returns the encoded training rows, [any, columns] at a time; called twice.
 
-    The std of a number is at least a sixth of its range. Otherwise a value that is rare in training (a corner pixel
-    that is nearly always 0) would lie 30 standard deviations out, and decide a prediction alone. The bins share one
-    std, the root mean square of their own, which keeps the rare ones from dominating. Columns of 0 and 1 are only
-    centred. A column that is constant in training becomes 0 for every value: its weights stay at their random start,
-    and must not decide a prediction.
+    The std of a number is at least a sixth of its range. Otherwise a value that is rare in training could be 30
+    standard deviations from the mean, and decide a prediction alone. For example, a pixel in a corner is nearly always
+    0. All bins share one std, the root mean square of the stds of the bins, so that rare bins do not dominate. Columns
+    of 0 and 1 are only centred. A column that is constant in training becomes 0 for every value: its weights stay at
+    their random start, and must not influence a prediction.
     """
     sums, lowest, highest, counts = zip(
         *((chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()),

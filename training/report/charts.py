@@ -1,4 +1,4 @@
-"""The charts of the report: arrays -> SVG. It knows neither manifest nor page."""
+"""The charts of the report: arrays -> SVG. The module knows neither manifest nor page."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from foldserve.training.report.svg import FIRST, GRID, SECOND, TEXT, draw_svg, l
 # More points would look the same and only make the file larger.
 MAX_POINTS = 1_000
 _MAX_LINES = 20
-# A loss whose max / min is above this gets a logarithmic axis: on a linear one its late epochs would be a flat line.
+# A loss whose max / min is above this gets a logarithmic axis. On a linear axis, the late epochs would be a flat line.
 _LOGARITHMIC = 30
 
 Values = npt.NDArray[np.floating[Any]]
 
 
 def draw_losses(histories: Sequence[tuple[Values, Values]], alt: str) -> str:
-    """Draw training and validation loss by epoch, one pair of lines per history, its lowest validation loss marked.
+    """Draw the training and validation loss by epoch, and mark the lowest validation loss of each history.
 
-    histories: (training, validation), each [epochs], epochs above 0; the first 20 are drawn.
+    histories: pairs of training losses [epochs] and validation losses [epochs], with at least one epoch. The first 20
+    histories are drawn, each as a pair of lines.
     """
 
     def draw(axes: Axes) -> None:
@@ -49,7 +50,7 @@ def draw_losses(histories: Sequence[tuple[Values, Values]], alt: str) -> str:
 
 
 def draw_scores(histories: Sequence[Values], name: str, alt: str) -> str:
-    """Draw a score of the validation rows by epoch, one line per history: each [epochs]; the first 20 are drawn."""
+    """Draw a score of the validation rows by epoch. histories: each [epochs]; the first 20 are drawn, one line each."""
 
     def draw(axes: Axes) -> None:
         for score in histories[:_MAX_LINES]:
@@ -68,7 +69,7 @@ def _label_epochs(axes: Axes, ylabel: str) -> None:
 
 
 def draw_reliability(edges: Values, confidence: Values, accuracy: Values, share: Values, alt: str) -> str:
-    """Draw the accuracy by confidence, and the share of the rows in each bin as bars.
+    """Draw the accuracy by confidence as a line, and the share of the rows in each bin as bars.
 
     edges: [bins + 1]; confidence, accuracy: [bins], NaN for an empty bin; share: [bins].
     """
@@ -85,7 +86,7 @@ def draw_reliability(edges: Values, confidence: Values, accuracy: Values, share:
 
 
 def draw_predictions(y: Values, values: Values, alt: str) -> str:
-    """Draw predicted against true values, both [rows], at most `MAX_POINTS` of them, evenly spaced."""
+    """Draw predicted against true values, both [rows]. At most `MAX_POINTS` rows are drawn, evenly spaced."""
     taken = np.unique(np.linspace(0, len(y) - 1, MAX_POINTS).round().astype(int))
 
     def draw(axes: Axes) -> None:

@@ -1,6 +1,6 @@
 """The quality of a model on rows with known targets: metrics, a baseline, classes, calibration, feature importance.
 
-It knows arrays alone: no network, no bundle, no page.
+The module knows only arrays: no network, no bundle, no page.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def score(task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) ->
     if task == "regression":
         values = outputs[:, 0].astype(np.float64)
         return {"rmse": float(root_mean_squared_error(y, values)), "r2": float(r2_score(y, values))}
-    # float32 rows sum to 1 only within 1e-7, and scikit-learn expects the precision of float64.
+    # The probabilities of a float32 row sum to 1 only within 1e-7. scikit-learn expects the precision of float64.
     probabilities = outputs.astype(np.float64)
     probabilities /= probabilities.sum(1, keepdims=True)
     classes = np.arange(outputs.shape[1])
@@ -42,10 +42,12 @@ def score(task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) ->
 
 
 def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int) -> dict[str, float]:
-    """Score the best constant answer, as `score` does: a model that is not better has learned nothing from features.
+    """Score the best constant answer, as `score` does.
 
-    The answer is the class shares or the mean of `y` [rows] itself: no constant does better on these rows.
-    outputs: the number of the model's outputs.
+    A model that is not better has learned nothing from the features.
+
+    The answer is the shares of the classes in `y` [rows], or the mean of `y`. No other constant is better on these
+    rows. outputs: the number of outputs of the model.
     """
     constant = np.full(1, y.mean()) if task == "regression" else np.bincount(y, minlength=outputs) / len(y)
     return score(task, y, np.tile(constant, (len(y), 1)))
@@ -53,10 +55,11 @@ def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int) -> dict[str, f
 
 @dataclass(frozen=True)
 class ClassScores:
-    """The scores of one class. rows: those of this class. predicted: the rows that were predicted as this class.
+    """The scores of one class.
 
-    NaN is undefined: the precision without predicted rows, the recall without rows, the F1 without both.
-    baseline_f1: the F1 of always answering the most frequent class.
+    rows: the number of rows of this class. predicted: the number of rows that were predicted as this class. NaN means
+    undefined: the precision if there are no predicted rows, the recall if there are no rows, the F1 if there are
+    neither. baseline_f1: the F1 of the baseline that always answers the most frequent class.
     """
 
     rows: int
@@ -80,11 +83,12 @@ def score_classes(y: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], cl
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether a confidence, the largest probability of a row, is the probability of a right answer.
+    """Calibration: whether a confidence (the largest probability of a row) is the probability of a right answer.
 
-    edges: [bins + 1], of bins of equal width. share, confidence, accuracy: [bins], of each bin the share of the rows,
-    the mean confidence and the accuracy, the latter two NaN for an empty bin. error: the expected calibration error,
-    the mean of |accuracy - confidence| over the rows, by bins (Guo and others, 2017, arXiv:1706.04599).
+    edges: [bins + 1], the edges of bins of equal width. share: [bins], the share of the rows in each bin. confidence,
+    accuracy: [bins], the mean confidence and the accuracy in each bin; NaN for an empty bin. error: the expected
+    calibration error, which is the mean of |accuracy - confidence| over the bins, weighted by share (Guo and others,
+    2017, arXiv:1706.04599).
     """
 
     edges: npt.NDArray[np.float64]
@@ -108,9 +112,9 @@ def measure_calibration(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floati
 
 @dataclass(frozen=True)
 class Importances:
-    """How much worse `metric` becomes on `rows` rows when the values of one feature are shuffled among them.
+    """How much worse `metric` becomes when the values of one feature are shuffled among `rows` rows.
 
-    mean, std: [features], over `repeats` shuffles, in the metric's units.
+    mean, std: [features], over `repeats` shuffles, in the units of the metric.
     """
 
     metric: Literal["log_loss", "rmse"]
@@ -120,8 +124,9 @@ class Importances:
     std: npt.NDArray[np.float64]
 
 
-# The largest number of rows that the model predicts, about the work of a training epoch over 20,000 rows. A limit on
-# the time instead would change the figures from run to run. A wide table gets fewer rows and fewer shuffles.
+# The largest number of rows that the model predicts for the importances. This is about the work of a training epoch
+# over 20,000 rows. A limit on the time would give other figures in every run. A wide table gets fewer rows and fewer
+# shuffles.
 _MAX_PREDICTIONS = 60_000
 _MIN_ROWS, _MAX_ROWS = 64, 2_000
 
@@ -138,7 +143,7 @@ def permutation_importance(
 
     predict: float32 [any rows, features] -> [rows, outputs]. x: [rows, features]; y: [rows]. At most 2,000 rows are
     used, drawn with `seed`. A wide table gets fewer rows and fewer `repeats`, but at least 64 rows and 2 repeats. Two
-    features with the same information hide each other: without one, the model still has the other.
+    features with the same information hide each other: when one of them is shuffled, the model still has the other.
     """
     # scikit-learn's own function needs an estimator and calls it once per shuffle. For a small network, one batch of
     # all shuffles is several times as fast.
@@ -163,6 +168,6 @@ def permutation_importance(
 def _loss(task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) -> float:
     if task == "regression":
         return float(root_mean_squared_error(y, outputs[:, 0].astype(np.float64)))
-    # Not scikit-learn's log_loss: its checks of the whole matrix take longer than the network.
+    # This does not use scikit-learn's log_loss, because its checks of the whole matrix take longer than the network.
     of_true_class = np.take_along_axis(outputs, y[:, None], axis=1).astype(np.float64)
     return float(-np.log(of_true_class.clip(np.finfo(np.float32).eps, 1)).mean())

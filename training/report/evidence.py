@@ -1,4 +1,4 @@
-"""The evidence of one training, as arrays and scores: everything that the report shows. It knows no wording."""
+"""The evidence of one training, as arrays and scores: everything that the report shows. The module has no sentences."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from foldserve.training.report.evaluate import ClassScores, Importances, score_b
 
 @dataclass(frozen=True)
 class Evidence:
-    """The contents of a report. Of the table it has the targets of the test rows, and no other value of a row.
+    """The contents of a report. From the rows of the table, it has only the targets of the test rows.
 
-    histories: the epochs of each member of the model, () for a member without a history. y: of the test rows,
-    int64 [rows] (indices into `manifest.labels`) or float64 [rows] (the target's units). outputs: the exported model's
-    for the same rows, [rows, outputs]. importances: one entry per feature of the manifest. notes: further sentences
+    histories: the epochs of each member of the model; () for a member without a history. y: the targets of the test
+    rows, int64 [rows] (indices into `manifest.labels`) or float64 [rows] (in the units of the target). outputs: the
+    outputs of the exported model for the same rows, [rows, outputs]. importances: one entry per feature of the
+    manifest. notes: further sentences
     for the reader.
     """
 
@@ -39,18 +40,18 @@ class Evidence:
 
     @cached_property
     def classes(self) -> tuple[ClassScores, ...]:
-        """One entry per label; () for regression."""
+        """The scores of each class, one entry per label; () for regression."""
         predicted = self.outputs.argmax(1)
         return score_classes(self.y, predicted, len(self.manifest.labels)) if self.manifest.labels else ()
 
     @property
     def worst_classes(self) -> list[int]:
-        """The indices of the classes, by F1 from the lowest; classes without an F1 are last."""
+        """The indices of the classes, sorted by F1, lowest first; classes without an F1 are last."""
         return sorted(range(len(self.classes)), key=lambda i: (math.isnan(self.classes[i].f1), self.classes[i].f1))
 
     @cached_property
     def residual(self) -> npt.NDArray[np.float64]:
-        """Predicted minus true, [rows]; for regression only."""
+        """The predicted minus the true values, [rows]; for regression only."""
         residual: npt.NDArray[np.float64] = self.outputs[:, 0].astype(np.float64) - self.y
         return residual
 

@@ -1,6 +1,6 @@
-"""The one Jinja environment: templates of `training/` -> HTML pages that need no script, no network and no font.
+"""The only Jinja environment. It renders templates of `training/` as HTML pages without scripts, links and fonts.
 
-It owns the filters and the escaping. report/base.html.jinja owns the style of every page.
+The module owns the filters and the escaping. report/base.html.jinja owns the style of every page.
 """
 
 from __future__ import annotations
@@ -43,5 +43,5 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Render `template`, by its path below `training/`, as one HTML page, to be encoded in UTF-8."""
+    """Render a template as one HTML page, to be encoded in UTF-8. template: its path below `training/`."""
     return _environment().get_template(template).render(values)

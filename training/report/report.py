@@ -1,7 +1,7 @@
 """The report: the evidence of one training -> one HTML page for people.
 
-It computes the contents of each section. sentences.py words them, charts.py draws, and report.html.jinja arranges. The
-same evidence gives the same bytes.
+The module computes the contents of each section. sentences.py writes the sentences, charts.py draws the charts, and
+report.html.jinja arranges both. The same evidence gives the same bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_BARS = 40
 _MOST_NAMES = 5
 # A longer label is written upwards above its column of the confusion matrix.
 _SHORT_LABEL = 3
-# An importance below this is 0 but for rounding.
+# An importance below this differs from 0 only by rounding.
 _ZERO = 1e-12
 
 
@@ -52,7 +52,7 @@ def render(evidence: Evidence) -> str:
 
 
 def _curves(histories: Sequence[tuple[Epoch, ...]], score: str) -> dict[str, str]:
-    """Return `losses`, `scores` and `caption`; {} if no member has a history."""
+    """Return `losses`, `scores` and `caption` for the template; {} if no member has a history."""
     kept = [history for history in histories if history]
     if not kept:
         return {}
@@ -141,7 +141,7 @@ def _features(evidence: Evidence) -> list[dict[str, Any]]:
     """Return one entry per line of the table, the most important feature first."""
     mean, std = evidence.importances.mean, evidence.importances.std
     largest = max(float(mean.max()), 0.0)
-    # The same number of decimals in the whole column: three digits of the largest.
+    # All numbers of the column have the same number of decimals, so that the largest number has three digits.
     places = max(2 - math.floor(math.log10(largest)), 0) if largest > _ZERO else 4
     return [
         {

@@ -1,4 +1,4 @@
-"""The sentences about a training: a headline, findings, and the lines for the terminal. It knows no page."""
+"""The sentences about a training: a headline, findings, and the lines for the terminal. The module knows no page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def headline(evidence: Evidence) -> str:
 
 
 def findings(evidence: Evidence) -> list[str]:
-    """List the weaknesses that the scores show, a sentence each."""
+    """List the weaknesses that the scores show, one sentence for each."""
     sentences, test = list[str](), evidence.manifest.metrics["test"]
     if test["accuracy"] <= evidence.baseline["accuracy"] if evidence.manifest.labels else test["r2"] <= 0:
         sentences.append("The model is no better than an answer that looks at no feature.")

@@ -1,6 +1,7 @@
-"""SVG by matplotlib, for an HTML page: in the colours of the page, and the same bytes for the same numbers.
+"""Draws charts with matplotlib as SVG for an HTML page. The same numbers give the same bytes.
 
-It owns matplotlib's style and how an SVG becomes part of a page. It does not know any chart. A page sets the colours
+The module owns the style of matplotlib, and the conversion of an SVG file into a part of a page. It does not know any
+chart. A page sets the colours
 as the custom properties of `COLOURS`, and may change them with the reader's colour scheme.
 """
 
@@ -42,7 +43,7 @@ _STYLE = {
     "legend.frameon": False,
     "legend.labelcolor": TEXT,
     "lines.linewidth": 1.4,
-    "svg.fonttype": "none",  # text stays text: smaller, and a reader can search it
+    "svg.fonttype": "none",  # text stays text: the file is smaller, and a reader can search it
     "text.color": TEXT,
     "text.parse_math": False,
     "xtick.color": GRID,
@@ -77,7 +78,8 @@ def _to_inline(svg: str, alt: str) -> str:
     """Turn matplotlib's SVG file into an element of a page."""
     root = re.compile(r'.*?<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
     svg = root.sub(rf'<svg class="chart" viewBox="\1" role="img" aria-label="{escape(alt)}">', svg, count=1)
-    # These would apply to the whole page: a style of every element, and ids that two charts have in common.
+    # The style and the ids of the SVG file would apply to the whole page: the style to every element, and two charts
+    # have the same ids.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
@@ -87,13 +89,13 @@ def _to_inline(svg: str, alt: str) -> str:
 
 
 def format_power_of_ten(value: float, _position: float = 0) -> str:
-    """Write the tick of a logarithmic axis, as 10⁻³: texts are not parsed as TeX, which matplotlib would use here."""
+    """Write the label of a tick on a logarithmic axis, such as 10⁻³. matplotlib would write TeX, which stays text."""
     exponent = round(math.log10(value))
     return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
 def legend_below(axes: Axes) -> None:
-    """Put one legend for the whole figure below it, where it covers nothing. axes: any that has all its entries."""
+    """Put one legend for the whole figure below the figure. axes: any axes that has all entries of the legend."""
     handles, labels = axes.get_legend_handles_labels()
     figure = axes.get_figure(root=True)
     if figure is not None:
