@@ -5,6 +5,7 @@ It knows processes and signals, and only the one function that each worker runs.
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -39,7 +40,7 @@ Serve = Callable[[Settings, socket.socket, Callable[[str], object]], None]
 class _Worker:
     """One worker process.
 
-    messages: receives ("ready", announcement) or ("refused", reason); its other end closes when the worker dies.
+    messages: receives JSON, ["ready", announcement] or ["refused", reason]; its other end closes when the worker dies.
     """
 
     process: Any  # a Process of the spawn context, whose class has no public name
@@ -130,7 +131,7 @@ class _Supervisor:
         Raises `StartError` if the worker was refused before all workers were ready for the first time.
         """
         try:
-            kind, text = worker.messages.recv()
+            kind, text = json.loads(worker.messages.recv_bytes())
         except (EOFError, ConnectionResetError):
             return False
         if kind == "ready":
@@ -172,15 +173,19 @@ def _run_worker(serve: Serve, settings: Settings, listener: socket.socket, pipe:
     """Serve in this process, and report to the supervisor through `pipe`."""
     threading.Thread(target=_stop_without_supervisor, args=(pipe,), daemon=True).start()
     try:
-        serve(settings, listener, lambda text: pipe.send(("ready", text)))
+        serve(settings, listener, lambda text: _send(pipe, "ready", text))
     except FoldserveError as error:
-        pipe.send(("refused", str(error)))
+        _send(pipe, "refused", str(error))
         raise SystemExit(1) from None
+
+
+def _send(pipe: Connection, kind: str, text: str) -> None:
+    pipe.send_bytes(json.dumps([kind, text]).encode())  # `send` would pickle it, and a pickle may run code
 
 
 def _stop_without_supervisor(pipe: Connection) -> None:
     """Stop this process when its supervisor dies: no one else would."""
     try:
-        pipe.recv()
+        pipe.recv_bytes()
     except (EOFError, OSError):
         os.kill(os.getpid(), signal.SIGTERM)

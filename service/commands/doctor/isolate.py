@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
 import signal
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 
 from foldserve.service.commands.doctor.check import Check, ProblemError, Result, first_line
@@ -25,7 +27,7 @@ def run_isolated(check: Check) -> Result:
         if not receiver.poll(_TIMEOUT):
             child.kill()
             return Result(check.name, "wrong", f"no answer within {_TIMEOUT} s", check.remedy)
-        result: Result = receiver.recv()
+        result = Result(**json.loads(receiver.recv_bytes()))
     except EOFError:
         child.join()
         code = child.exitcode or 0
@@ -54,4 +56,4 @@ def _run_in_child(check: Check, sender: Connection) -> None:
         result = Result(check.name, "wrong", str(error), check.remedy)
     except BaseException as error:  # noqa: BLE001 (a broken package may raise anything, SystemExit too)
         result = Result(check.name, "wrong", f"{type(error).__name__}: {first_line(str(error))}", check.remedy)
-    sender.send(result)
+    sender.send_bytes(json.dumps(asdict(result)).encode())  # `send` would pickle it

@@ -5,6 +5,7 @@ It knows a bundle and how to run it, and chooses nothing. The counts of processe
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import statistics
@@ -100,13 +101,13 @@ def _serve_requests(folder: Path, options: Options, load: Load, connection: Conn
         pool = draw(bundle.manifest, 2 * MAX_BATCH, default_rng())
         runtime.run(pool[:MAX_BATCH])
     except Exception as error:  # noqa: BLE001 (the parent reports it)
-        connection.send(reason(error))
+        _send(connection, reason(error))
         return
-    connection.send(None)
+    _send(connection, None)
     clock = time.perf_counter
     while True:
         try:
-            seconds: float = connection.recv()
+            seconds: float = _receive(connection)
         except EOFError:
             return
         runs = 0
@@ -116,7 +117,16 @@ def _serve_requests(folder: Path, options: Options, load: Load, connection: Conn
             runtime.run(pool[place : place + MAX_BATCH])
             runs += 1
             now = clock()
-        connection.send(runs * MAX_BATCH / (now - start))
+        _send(connection, runs * MAX_BATCH / (now - start))
+
+
+def _send(connection: Connection, value: object) -> None:
+    connection.send_bytes(json.dumps(value).encode())  # `send` would pickle it, and a pickle may run code
+
+
+def _receive(connection: Connection) -> Any:
+    """Return the next value. Raises `EOFError` if the other process has ended."""
+    return json.loads(connection.recv_bytes())
 
 
 def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connection], str | None]:
@@ -124,7 +134,7 @@ def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connectio
     ready, refusal = [], None
     for connection in connections:
         try:
-            found: str | None = connection.recv()
+            found: str | None = _receive(connection)
         except EOFError:
             found = "the process died"
         if found is None:
@@ -137,8 +147,8 @@ def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connectio
 def _run_together(connections: Sequence[Connection], seconds: float) -> float:
     """Let the processes run at the same time, and return the sum of their rows per second."""
     for connection in connections:
-        connection.send(seconds)
+        _send(connection, seconds)
     try:
-        return math.fsum(connection.recv() for connection in connections)
+        return math.fsum(_receive(connection) for connection in connections)
     except EOFError:
         raise RuntimeFailure("a process that ran the model died") from None
