@@ -22,7 +22,7 @@ from foldserve.service.arrays import Outputs
 from foldserve.service.engine.admission import Admission
 from foldserve.service.engine.batcher import Batcher, Entry
 from foldserve.service.engine.pool import Pool
-from foldserve.service.errors import DeadlinePassed, InvalidInput, QueueFull, RequestError
+from foldserve.service.errors import DeadlinePassed, InvalidInput, QueueFull, RequestError, TooLarge
 from foldserve.service.metrics import Metrics, RequestMetrics
 from foldserve.service.protocols import content
 from foldserve.service.protocols.reply import Headers, Reply, failure, refusal
@@ -50,6 +50,10 @@ _TOO_MANY = QueueFull("the server has more requests than it can answer in time",
 @cache
 def _too_many(retry_after: int) -> Reply:
     return refusal(QueueFull(str(_TOO_MANY), retry_after))
+
+
+class _LargeBody(Exception):  # noqa: N818
+    """The body is too large for the event loop."""
 
 
 class Codec(Protocol):
@@ -135,16 +139,29 @@ class Exchange:
         return not self._resources.batcher.filled
 
     def _decode_here(self, body: bytes) -> None:
-        """Decode the body on the event loop, or in the pool if that takes long."""
-        if len(body) <= _LARGE_BODY and b"content-encoding" not in self._headers:
-            try:
-                request = self._resources.codec.decode(self._headers, body, fast_only=len(body) > _MEDIUM_BODY)
-            except SlowBody:
-                pass
-            else:
-                self._submit(request)
-                return
+        """Decode the body on the event loop, or in the pool if that takes long.
+
+        A compressed body that stays small does not wait in the pool behind those that become large.
+        """
+        with suppress(SlowBody, _LargeBody):
+            plain = body
+            if b"content-encoding" in self._headers:
+                plain = self._inflate_here(body)
+            elif len(body) > _LARGE_BODY:
+                raise _LargeBody
+            request = self._resources.codec.decode(self._headers, plain, fast_only=len(plain) > _MEDIUM_BODY)
+            self._submit(request)
+            return
         self._run_in_pool(self._decode, body, then=self._submit)
+
+    def _inflate_here(self, body: bytes) -> bytes:
+        """Undo the content encoding of a body. Raises `_LargeBody` before it has become large."""
+        if len(body) > _MEDIUM_BODY:
+            raise _LargeBody
+        try:
+            return content.inflated(self._headers, body, min(_MEDIUM_BODY, self._resources.limits.max_body))
+        except TooLarge:
+            raise _LargeBody from None
 
     def cancel(self) -> None:
         """Drop the request: its client has disconnected. After the reply this does nothing."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from foldserve.service import errors
 from foldserve.service.access.keys import Scope
@@ -15,13 +17,19 @@ from foldserve.service.protocols.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 
+Value = float | bool | str | None
+
+
 class Instances(BaseModel):
     """The body of /predict: rows as arrays in the order of the features, or as objects by feature name.
 
     A category is written as its own string or number, a boolean as true or false, a missing value as null.
     """
 
-    instances: list[list[float | bool | str | None]] | list[dict[str, float | bool | str | None]]
+    instances: (
+        Annotated[list[Annotated[list[Value], Field(min_length=1)]], Field(min_length=1)]
+        | Annotated[list[Annotated[dict[str, Value], Field(min_length=1)]], Field(min_length=1)]
+    )
 
 
 class Predictions(BaseModel):

@@ -6,11 +6,11 @@ It knows the protocol's paths and JSON shapes, and computes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from foldserve.service import errors
 from foldserve.service.access.keys import Scope
@@ -49,7 +49,7 @@ class InferRequest(BaseModel):
 
     id: str | None = None
     parameters: dict[str, Any] | None = None
-    inputs: list[InferTensor]
+    inputs: Annotated[list[InferTensor], Field(min_length=1, max_length=1)]
     outputs: list[dict[str, Any]] | None = None
 
 

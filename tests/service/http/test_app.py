@@ -297,6 +297,18 @@ def test_openapi_documents_that_a_model_may_be_unknown_or_not_ready(client: http
             assert {"404", "503"} <= operation["responses"].keys(), path
 
 
+def test_openapi_says_that_rows_and_tensors_are_not_empty(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+
+    def schema(path: str) -> Any:
+        return paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+
+    choices = schema("/predict")["instances"]["anyOf"]
+    assert [choice["minItems"] for choice in choices] == [1, 1]
+    inputs = schema("/v2/models/{model}/infer")["inputs"]
+    assert inputs["minItems"] == inputs["maxItems"] == 1
+
+
 def test_openapi_has_one_shape_of_error(client: httpx.Client) -> None:
     for (_, path), operation in operations(client).items():
         for status, response in operation["responses"].items():

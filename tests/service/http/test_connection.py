@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import math
 import re
@@ -648,6 +649,17 @@ def test_head_gets_the_head_of_the_response_to_get(path: str, talk: Talk) -> Non
         if path != "/metrics" or name != "content-length":
             assert head.headers.get(name) == whole.headers.get(name)
     assert talk.answer().json() == {"live": True}
+
+
+def test_a_small_compressed_request_does_not_wait_behind_large_ones(models: Path, tmp_path: Path) -> None:
+    small = request("POST", HOT, "Content-Encoding: gzip", body=gzip.compress(BODY))
+    large = request("POST", HOT, "Content-Encoding: gzip", body=gzip.compress(BODY.ljust(2**25)))
+    with serving(models, tmp_path / "log") as server, contextlib.ExitStack() as stack, Talk(server) as quick:
+        for _ in range(100):
+            stack.enter_context(Talk(server)).send(large)
+        for _ in range(50):
+            assert quick.send(small).prediction() == 2
+    assert "Traceback" not in server.log.read_text()
 
 
 def memory(server: Served) -> int:
