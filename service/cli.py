@@ -141,12 +141,11 @@ def _serve(parsed: argparse.Namespace) -> None:
 
 def _health(_: argparse.Namespace) -> None:
     """Ask the service at FOLDSERVE_HOST and FOLDSERVE_PORT (by default 127.0.0.1 and 8000) whether all of its models
-    are ready. A container can use it as its health check. The exit status is 1 if a model is not ready, or if the
-    service does not answer within 3 seconds."""
+    are ready. It uses TLS if FOLDSERVE_TLS_CERT is set. A container can use it as its health check. The exit status is
+    1 if a model is not ready, or if the service does not answer within 3 seconds."""
     from foldserve.service.commands import health
 
-    loaded = settings.load({})
-    health.run(loaded.host, loaded.port)
+    health.run(settings.load({}))
 
 
 def _verify(parsed: argparse.Namespace) -> None:

@@ -43,6 +43,20 @@ class Settings(BaseModel):
     models: Annotated[Path, Field(description="folder of the models, as <name>/<version>/")] = Path("models")
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free port")] = 8000
+    admin_port: Annotated[
+        int | None,
+        Field(ge=0, le=65535, description="port of metrics, statistics and administration; --port by default"),
+    ] = None
+    admin_host: Annotated[str, Field(description="address to listen on with --admin-port")] = "127.0.0.1"
+    tls_cert: Annotated[
+        Path | None, Field(description="PEM file of the certificate; with it the server speaks TLS, without it not")
+    ] = None
+    tls_key: Annotated[
+        Path | None, Field(description="PEM file of the certificate's private key, if --tls-cert does not have it")
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None, Field(description="PEM file of the authorities of clients, which then need a certificate")
+    ] = None
     allowed_hosts: Annotated[
         tuple[Annotated[str, Field(pattern=_HOST)], ...],
         BeforeValidator(_split),

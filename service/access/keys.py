@@ -19,6 +19,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from foldserve.service.access.files import stamp
 from foldserve.service.access.rate import Bucket, bucket_state
 from foldserve.service.errors import SettingsError
 
@@ -93,7 +94,7 @@ class Keyring:
         self._states: dict[str, list[float] | memoryview[float]] = {}
         self._callers: dict[bytes, Caller] = {}
         self._counts: dict[str, list[int]] = {}
-        self._seen = self._stamp()
+        self._seen = stamp(self._files)
         self._load()
 
     def find(self, key: bytes) -> Caller | None:
@@ -104,10 +105,10 @@ class Keyring:
 
     def refresh(self) -> None:
         """Read the files again if one has changed. If that fails, the keys stay as they were, and the log says why."""
-        stamp = self._stamp()
-        if stamp == self._seen:
+        seen = stamp(self._files)
+        if seen == self._seen:
             return
-        self._seen = stamp
+        self._seen = seen
         try:
             self._load()
         except SettingsError as error:
@@ -143,18 +144,6 @@ class Keyring:
                 self._states[line.sha256] = bucket_state(file)
             bucket = Bucket(line.rate, self._states[line.sha256])
         return Caller(line, bucket, self._counts.setdefault(line.name, [0, 0, 0]))
-
-    def _stamp(self) -> list[tuple[int, ...] | None]:
-        """Return what changes when a file does. A secret of Kubernetes is a link, and its target changes."""
-        stamp: list[tuple[int, ...] | None] = []
-        for file in self._files:
-            try:
-                found = file.stat()
-            except OSError:
-                stamp.append(None)
-            else:
-                stamp.append((found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev))
-        return stamp
 
 
 def read_keys(file: Path) -> list[KeyLine]:

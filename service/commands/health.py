@@ -6,29 +6,57 @@ It knows an address and one path of the Open Inference Protocol, and nothing of 
 from __future__ import annotations
 
 import http.client
+import ssl
 
 from foldserve.service.errors import NotReady
+from foldserve.service.settings import Settings
 
 # The address to ask where the service listens on all addresses.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
-def run(host: str, port: int) -> None:
-    """Print the address of the service if it is ready. Raises `NotReady` if it is not."""
-    print(f"ready: {ask(host, port, timeout=3)}")
+def run(settings: Settings) -> None:
+    """Print the address of the service with these settings if it is ready. Raises `NotReady` if it is not."""
+    host, port = settings.host, settings.port
+    if settings.tls_client_ca is not None and settings.admin_port is not None:
+        host, port = settings.admin_host, settings.admin_port  # on loopback it asks for no client's certificate
+    print(f"ready: {ask(host, port, timeout=3, tls=_tls(settings))}")
 
 
-def ask(host: str, port: int, timeout: float) -> str:
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """Create the context of a client that trusts any certificate: it sends no secret, and the server is this machine.
+
+    Where clients need a certificate, this one has the server's own.
+    """
+    if settings.tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if settings.tls_client_ca is not None:
+        try:
+            context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")  # never a prompt
+        except OSError as error:
+            raise NotReady(f"can't use the TLS certificate {settings.tls_cert}: {error.strerror}") from error
+    return context
+
+
+def ask(host: str, port: int, timeout: float, tls: ssl.SSLContext | None = None) -> str:
     """Ask a service whether every model is ready, and return its address as host:port.
 
     host, port: the address that the service listens on. timeout: in seconds, for each step of the exchange.
+    tls: the context of a client of TLS; None without TLS.
     Raises `NotReady` with the reason if it is not ready, does not answer, or is not an HTTP server.
     """
     host = _LOOPBACK.get(host, host)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if not port:
         raise NotReady("port 0 means any free port: set the port that the service listens on")
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    connection = (
+        http.client.HTTPConnection(host, port, timeout=timeout)
+        if tls is None
+        else http.client.HTTPSConnection(host, port, timeout=timeout, context=tls)
+    )
     try:
         connection.request("GET", "/v2/health/ready")
         status = connection.getresponse().status

@@ -28,18 +28,18 @@ class Acceptor:
     """Accepts connections, and gives each one a protocol.
 
     listener: a socket that listens. The caller closes it, after `stop`.
-    tls: None for plain connections.
+    current_tls: returns the context of the next handshake; None for plain connections.
     """
 
     def __init__(
         self,
         listener: socket.socket,
         create_protocol: Callable[[], asyncio.BaseProtocol],
-        tls: ssl.SSLContext | None = None,
+        current_tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     ) -> None:
         self._listener = listener
         self._create_protocol = create_protocol
-        self._tls = tls
+        self._current_tls = current_tls
         self._opening: set[asyncio.Task[None]] = set()  # connections that have no protocol yet; TLS shakes hands first
         self._retry: asyncio.TimerHandle | None = None
         self._failing = False  # the last try to accept has failed, and the log says so
@@ -89,7 +89,8 @@ class Acceptor:
 
     async def _open(self, connection: socket.socket) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(self._create_protocol, connection, ssl=self._tls)
+            tls = self._current_tls()
+            await asyncio.get_running_loop().connect_accepted_socket(self._create_protocol, connection, ssl=tls)
         except OSError:  # not TLS, or the client has left
             connection.close()
         except Exception:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from importlib.metadata import version
 
-from foldserve.service.engine.repository import Repository
+from foldserve.service.compose import Service
 from foldserve.service.protocols.friendly import example
 
 
-def announcement(host: str, port: int, repository: Repository) -> str:
-    """Return the lines to print. The command works without changes."""
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def announcement(urls: Sequence[str], service: Service) -> str:
+    """Return the lines to print. The command works without changes; with keys, it takes one from the variable KEY.
+
+    urls: where predictions are, and where metrics and administration are if they are elsewhere.
+    """
+    url = urls[0]
+    repository = service.repository
     names = [name for name in repository.names() if repository.is_ready(name)]
     not_ready = [name for name in repository.names() if name not in names]
     manifest = repository.shown.manifest
@@ -22,9 +27,12 @@ def announcement(host: str, port: int, repository: Repository) -> str:
         for feature, value in zip(manifest.features, example(manifest), strict=True)
     )
     unready = f"not ready: {', '.join(not_ready)}; the log has the reasons\n" if not_ready else ""
+    elsewhere = "".join(f"metrics and administration are on {other}\n" for other in urls[1:])
+    insecure = "k" if url.startswith("https:") else ""  # its certificate may be for another name
+    key = "" if service.guard is None else '-H "X-API-Key: $KEY" '
     body = shlex.quote(f'{{"instances": [[{values}]]}}')
     return (
         f"foldserve {version('foldserve')} serves {', '.join(names)} on {url}, documentation on {url}/docs\n"
-        f"{unready}try:\n"
-        f"  curl -s {url}{path} -H 'Content-Type: application/json' -d {body}"
+        f"{elsewhere}{unready}try:\n"
+        f"  curl -s{insecure} {url}{path} {key}-H 'Content-Type: application/json' -d {body}"
     )

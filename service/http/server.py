@@ -13,31 +13,23 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import NoReturn, cast
+from typing import NoReturn
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
-from foldserve.service.access.hosts import HostCheck
 from foldserve.service.compose import Service, compose
-from foldserve.service.errors import DeviceError, StartError
+from foldserve.service.errors import DeviceError
 from foldserve.service.http.acceptor import Acceptor
-from foldserve.service.http.access_log import AccessLog
 from foldserve.service.http.announcement import announcement
-from foldserve.service.http.app import answering_head, create_app
 from foldserve.service.http.connection import Connection
-from foldserve.service.http.context import ConnectionContext, Limits
-from foldserve.service.http.guarded import GuardedApp
-from foldserve.service.http.security import secured
+from foldserve.service.http.doors import Door, create_doors, load_tls
+from foldserve.service.http.listeners import Listeners, bind
 from foldserve.service.settings import Settings, unused_variables
 
 log = logging.getLogger("foldserve")
-
-_BACKLOG = 2048  # connections that the kernel queues for accept; uvicorn's default
 
 
 def run(settings: Settings) -> None:
@@ -49,21 +41,21 @@ def run(settings: Settings) -> None:
     _log_to_stderr(settings)
     for sentence in unused_variables():
         log.warning("%s", sentence)
-    with _bind(settings.host, settings.port) as listener:
+    with bind(settings) as listeners:
         if settings.workers == 1:
-            _serve(settings, listener, _print)
+            _serve(settings, listeners, _print)
         else:
             # Imported late: prometheus_client's multiprocess mode is only for several workers.
             from foldserve.service.http.workers import supervise
 
-            supervise(serve_in_worker, settings, listener, _print)
+            supervise(serve_in_worker, settings, listeners, _print)
 
 
-def serve_in_worker(settings: Settings, listener: socket.socket, announce: Callable[[str], object]) -> None:
+def serve_in_worker(settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
     """Serve in one of several processes. Their supervisor logs that the server has stopped."""
     _exit_on_signals(quietly=True)
     _log_to_stderr(settings)
-    _serve(settings, listener, announce)
+    _serve(settings, listeners, announce)
 
 
 def _print(text: str) -> None:
@@ -71,74 +63,33 @@ def _print(text: str) -> None:
         print(text, flush=True)
 
 
-def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str], object]) -> None:
-    """Serve on `listener`, a bound socket, in this process. announce: called with the lines to print when ready."""
+def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
+    """Serve on bound sockets in this process. announce: called with the lines to print when ready."""
+    tls = load_tls(settings, listeners)  # first: a wrong file must not wait for the models
     service = compose(settings)
-    app = create_app(service)
+    doors = create_doors(settings, service, listeners, tls)
     # No client can connect before this: every model is verified by now.
     service.lifecycle.start()
-    with _one_line_errors(settings.host, settings.port):
-        listener.listen(_BACKLOG)
-    host, port = listener.getsockname()[:2]
-    context = _connection_context(service, settings, host)
-    config = uvicorn.Config(
-        secured(answering_head(GuardedApp(app, service)), settings.cors_origins),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        backlog=_BACKLOG,
-        log_config=None,
-        access_log=settings.access_log,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=max(1, round(settings.idle_timeout)),
-        timeout_graceful_shutdown=settings.drain_timeout,
-    )
-    server = _Server(config, service, context, partial(announce, announcement(host, port, service.repository)))
-    server.run(sockets=[listener])
+    listeners.listen()
+    server = _Server(doors, service, partial(announce, announcement([door.url for door in doors], service)))
+    server.run(sockets=list(listeners.all))
     if service.lifecycle.lost:  # a new process may be able to use the device: its supervisor decides
         raise DeviceError("the device was lost")
-
-
-def _connection_context(service: Service, settings: Settings, address: str) -> ConnectionContext:
-    return ConnectionContext(
-        service.endpoints,
-        Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
-        service.metrics.count_rejected,
-        AccessLog() if settings.access_log else None,
-        guard=service.guard,
-        check_head=HostCheck(settings.allowed_hosts, settings.host, address, settings.cors_origins).check,
-        cors=bool(settings.cors_origins),
-    )
-
-
-def _create_connection(context: ConnectionContext, config: uvicorn.Config, state: ServerState) -> Connection:
-    """Create the protocol of one client. uvicorn's own protocol answers what is not a prediction."""
-    create_inner = partial(HttpToolsProtocol, config, state, {})
-    return Connection(context, create_inner, cast(set[Connection], state.connections))
 
 
 class _Server(uvicorn.Server):
     """A uvicorn server that announces itself, checks its connections and stops when a device is lost."""
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        service: Service,
-        context: ConnectionContext,
-        announce: Callable[[], object],
-    ) -> None:
-        super().__init__(config)
+    def __init__(self, doors: Sequence[Door], service: Service, announce: Callable[[], object]) -> None:
+        super().__init__(doors[0].config)
+        self._doors = doors
         self._service = service
-        self._context = context
         self._announce = announce
         self._acceptors: list[Acceptor] = []
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (each door has its own)
         await super().startup([])  # uvicorn would accept one connection in each turn of the event loop
-        create_protocol = partial(_create_connection, self._context, self.config, self.server_state)
-        self._acceptors = [Acceptor(listener, create_protocol, self.config.ssl) for listener in sockets or ()]
+        self._acceptors = [door.acceptor(self.server_state) for door in self._doors]
         for acceptor in self._acceptors:
             acceptor.start()
         # The objects that exist now stay until the end. Frozen, they cost no time at each garbage collection.
@@ -159,7 +110,8 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _run_periodic_tasks(self) -> None:
-        self._context.tick()
+        for door in self._doors:
+            door.tick()
         if self._service.guard is not None:
             self._service.guard.refresh()
         now = time.monotonic()
@@ -213,26 +165,3 @@ def _exit_on_signals(*, quietly: bool = False) -> None:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
-
-
-@contextmanager
-def _bind(host: str, port: int) -> Iterator[socket.socket]:
-    """Bind the port before the models are loaded, without listening."""
-    with _one_line_errors(host, port):
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as listener:
-        with _one_line_errors(host, port):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        yield listener
-
-
-@contextmanager
-def _one_line_errors(host: str, port: int) -> Iterator[None]:
-    """Turn an error of the socket into a `StartError`."""
-    try:
-        yield
-    except UnicodeError as error:
-        raise StartError(f"can't listen on {host} port {port}: no such host") from error
-    except OSError as error:
-        raise StartError(f"can't listen on {host} port {port}: {error.strerror}") from error

@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -23,6 +22,7 @@ from typing import Any
 from prometheus_client.multiprocess import mark_process_dead
 
 from foldserve.service.errors import FoldserveError, StartError
+from foldserve.service.http.listeners import Listeners
 from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
@@ -33,7 +33,7 @@ _SECONDS_BETWEEN_STARTS = 1.0
 _GRACE_SECONDS = 5.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-Serve = Callable[[Settings, socket.socket, Callable[[str], object]], None]
+Serve = Callable[[Settings, Listeners, Callable[[str], object]], None]
 
 
 @dataclass(eq=False)
@@ -49,7 +49,7 @@ class _Worker:
     ready: bool = False
 
 
-def supervise(serve: Serve, settings: Settings, listener: socket.socket, announce: Callable[[str], object]) -> None:
+def supervise(serve: Serve, settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
     """Run `serve` in `settings.workers` processes until SIGTERM or SIGINT.
 
     announce: called once, when all workers are ready. Raises `StartError` if a worker is refused before that.
@@ -61,7 +61,7 @@ def supervise(serve: Serve, settings: Settings, listener: socket.socket, announc
     with counts as folder:
         # prometheus_client keeps the counts of each worker there. It reads the variable when it is imported.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        supervisor = _Supervisor(serve, settings, listener)
+        supervisor = _Supervisor(serve, settings, listeners)
         try:
             supervisor.start()
             announce(supervisor.announcement)
@@ -71,10 +71,10 @@ def supervise(serve: Serve, settings: Settings, listener: socket.socket, announc
 
 
 class _Supervisor:
-    def __init__(self, serve: Serve, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, serve: Serve, settings: Settings, listeners: Listeners) -> None:
         self._serve = serve
         self._settings = settings
-        self._listener = listener
+        self._listeners = listeners
         # A fork would copy locks that other threads hold, without those threads.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -101,7 +101,7 @@ class _Supervisor:
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         # The workers close the socket too, so the kernel refuses new connections from here on.
-        self._listener.close()
+        self._listeners.close()
         for worker in self._workers:
             worker.process.terminate() if worker.ready else worker.process.kill()
         deadline = time.monotonic() + self._settings.drain_timeout + _GRACE_SECONDS
@@ -114,7 +114,7 @@ class _Supervisor:
         with _deferred_stop_signals():
             messages, pipe = self._context.Pipe(duplex=True)
             process = self._context.Process(
-                target=_run_worker, args=(self._serve, self._settings, self._listener, pipe)
+                target=_run_worker, args=(self._serve, self._settings, self._listeners, pipe)
             )
             process.start()
             pipe.close()
@@ -169,11 +169,11 @@ def _deferred_stop_signals() -> Iterator[None]:
             signal.raise_signal(received_number)
 
 
-def _run_worker(serve: Serve, settings: Settings, listener: socket.socket, pipe: Connection) -> None:
+def _run_worker(serve: Serve, settings: Settings, listeners: Listeners, pipe: Connection) -> None:
     """Serve in this process, and report to the supervisor through `pipe`."""
     threading.Thread(target=_stop_without_supervisor, args=(pipe,), daemon=True).start()
     try:
-        serve(settings, listener, lambda text: _send(pipe, "ready", text))
+        serve(settings, listeners, lambda text: _send(pipe, "ready", text))
     except FoldserveError as error:
         _send(pipe, "refused", str(error))
         raise SystemExit(1) from None

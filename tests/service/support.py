@@ -330,7 +330,7 @@ def serving(
         try:
             announcement = process.stdout.readline()
             hung.cancel()
-            found = re.search(r" on http://([\d.]+):(\d+),", announcement)
+            found = re.search(r" on https?://([\d.]+):(\d+),", announcement)
             assert found, f"not ready: {announcement!r}\n{log.read_text()}"
             yield Served(process, found[1], int(found[2]), announcement, log)
         finally:

@@ -49,6 +49,7 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
     values: dict[str, Any] = {
         "models": "/srv/models",
         "host": "0.0.0.0",  # noqa: S104
+        "admin_host": "0.0.0.0",  # noqa: S104
         "allowed_hosts": "foldserve.example",
         "keys": "/run/secrets/keys",
         "cors_origins": "https://app.example",
@@ -63,6 +64,8 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
         "precision": "bf16",
     }
     value = values.get(name, 7)
+    if name.startswith("tls_"):
+        value = f"/etc/foldserve/{name}.pem"
     if name in ("buckets", "gpu_memory"):
         value = (7, 70) if name == "buckets" else 2**30
     text = str(value).lower() if type(value) is bool else str(value).strip("()")

@@ -1,0 +1,134 @@
+"""The doors of a server: each has one listener, its TLS, and the part of the service behind it.
+
+It creates the connections of clients, and knows neither signals nor the life of the server.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from foldserve.service.access.hosts import HostCheck
+from foldserve.service.access.keys import Scope
+from foldserve.service.compose import Service
+from foldserve.service.engine.endpoint import Endpoint
+from foldserve.service.errors import StartError
+from foldserve.service.http.acceptor import Acceptor
+from foldserve.service.http.access_log import AccessLog
+from foldserve.service.http.app import answering_head, create_app
+from foldserve.service.http.connection import Connection
+from foldserve.service.http.context import ConnectionContext, Limits
+from foldserve.service.http.guarded import GuardedApp
+from foldserve.service.http.listeners import Listeners, is_on_loopback
+from foldserve.service.http.security import secured
+from foldserve.service.http.tls import Tls
+from foldserve.service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Door:
+    """One listener. config: of the app behind it. context: of its connections. tls: None for plain connections."""
+
+    listener: socket.socket
+    config: uvicorn.Config
+    context: ConnectionContext
+    tls: Tls | None
+
+    @property
+    def url(self) -> str:
+        """The address of the listener as a URL without a path."""
+        host, port = self.listener.getsockname()[:2]
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    def acceptor(self, state: ServerState) -> Acceptor:
+        """Create the acceptor of the listener's clients. state: of the uvicorn server that they belong to."""
+        tls = self.tls
+        create_protocol = partial(_create_connection, self.context, self.config, state)
+        return Acceptor(self.listener, create_protocol, lambda: None if tls is None else tls.context)
+
+    def tick(self) -> None:
+        """Run the tasks of each second."""
+        self.context.tick()
+        if self.tls is not None:
+            self.tls.refresh()
+
+
+def load_tls(settings: Settings, listeners: Listeners) -> Sequence[Tls | None]:
+    """Load the certificates of each listener. Raises `StartError`."""
+    certificate, key, client_ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
+    if certificate is None:
+        if key is not None or client_ca is not None:
+            raise StartError("TLS needs --tls-cert")
+        return [None for _ in listeners.all]
+    return [
+        # On loopback, probes and scrapers need no client's certificate at the port of administration.
+        Tls(certificate, key, None if listener is listeners.admin and is_on_loopback(listener) else client_ca)
+        for listener in listeners.all
+    ]
+
+
+def create_doors(
+    settings: Settings, service: Service, listeners: Listeners, tls: Sequence[Tls | None]
+) -> Sequence[Door]:
+    """Create a door for each listener, the main one first. tls: as `load_tls` returns it."""
+    app = create_app(service)
+    door = partial(_create_door, settings, service)
+    if listeners.admin is None:
+        return [door(GuardedApp(app, service), listeners.main, settings.host, service.endpoints, tls[0])]
+    main = GuardedApp(app, service, (Scope.OPEN, Scope.PREDICT))
+    admin = GuardedApp(app, service, (Scope.OPEN, Scope.METRICS, Scope.ADMIN))
+    return [
+        door(main, listeners.main, settings.host, service.endpoints, tls[0]),
+        door(admin, listeners.admin, settings.admin_host, {}, tls[1]),
+    ]
+
+
+def _create_door(
+    settings: Settings,
+    service: Service,
+    app: GuardedApp,
+    listener: socket.socket,
+    host: str,
+    endpoints: Mapping[bytes, Endpoint],
+    tls: Tls | None,
+) -> Door:
+    """Create one door. host: as it was set. endpoints: those that its connections answer themselves."""
+    address = listener.getsockname()[0]
+    context = ConnectionContext(
+        endpoints,
+        Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
+        service.metrics.count_rejected,
+        AccessLog() if settings.access_log else None,
+        guard=service.guard,
+        check_head=HostCheck(settings.allowed_hosts, host, address, settings.cors_origins).check,
+        cors=bool(settings.cors_origins),
+    )
+    config = uvicorn.Config(
+        secured(answering_head(app), settings.cors_origins),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=settings.access_log,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=max(1, round(settings.idle_timeout)),
+        timeout_graceful_shutdown=settings.drain_timeout,
+    )
+    config.load()
+    return Door(listener, config, context, tls)
+
+
+def _create_connection(context: ConnectionContext, config: uvicorn.Config, state: ServerState) -> Connection:
+    """Create the protocol of one client. uvicorn's own protocol answers what is not a prediction."""
+    create_inner = partial(HttpToolsProtocol, config, state, {})
+    return Connection(context, create_inner, cast(set[Connection], state.connections))

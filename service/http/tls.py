@@ -1,0 +1,74 @@
+"""TLS: the certificate of the server, the authorities of its clients, and new ones when their files change.
+
+It knows files and OpenSSL, and no socket.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from pathlib import Path
+
+from foldserve.service.access.files import stamp
+from foldserve.service.errors import StartError
+
+log = logging.getLogger("foldserve")
+
+
+class Tls:
+    """The context of the next handshake, with the files as they were at the last `refresh`.
+
+    certificate: a PEM file, the server's certificate first, then those of its issuers. key: its private key; None if it
+    is in the same file. client_ca: certificates of the authorities of clients; None to ask clients for no certificate.
+    """
+
+    def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._client_ca = client_ca
+        self._files = [file for file in (certificate, key, client_ca) if file is not None]
+        self._seen = stamp(self._files)
+        self.context = self._load()
+
+    def refresh(self) -> None:
+        """Load the files again if one has changed. If that fails, the old ones stay, and the log says why."""
+        seen = stamp(self._files)
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self.context = self._load()
+            except StartError as error:
+                log.error("the TLS certificate stays as it was: %s", error)
+            else:
+                log.info("loaded the TLS certificate %s", self._certificate)
+
+    def _load(self) -> ssl.SSLContext:
+        """Raises `StartError`."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(self._certificate, self._key, password=_no_password)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise StartError(f"can't use the TLS certificate {self._certificate}: {_reason(error)}") from error
+        if self._client_ca is not None:
+            try:
+                context.load_verify_locations(self._client_ca)
+            except (OSError, ValueError) as error:
+                raise StartError(f"can't use the authorities in {self._client_ca}: {_reason(error)}") from error
+            context.verify_mode = ssl.CERT_REQUIRED
+            # A resumed session would skip the check against the authorities of today.
+            context.num_tickets = 0
+            context.options |= ssl.OP_NO_TICKET
+        return context
+
+
+def _no_password() -> str:
+    """Refuse an encrypted key: OpenSSL would ask for the password on the terminal."""
+    raise ValueError("its key is encrypted")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "not PEM").replace("_", " ").lower()
+    return (isinstance(error, OSError) and error.strerror) or str(error)
