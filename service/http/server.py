@@ -1,4 +1,4 @@
-"""One listening socket and one uvicorn server on it: start, announce, drain, stop.
+"""The listeners and one uvicorn server on them: start, announce, drain, stop.
 
 It owns the process: its signals, its log, its exit. With several workers, each one runs `serve_in_worker`. It does not
 know models or protocols.
