@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from foldserve.training.table.schema import Table
 
 _SOURCES = (
-    "a .csv or .tsv file (also .gz), a .parquet or .npz file (x, y, feature_names), "
-    "or digits, iris, wine, breast_cancer, diabetes"
+    "a .csv, .tsv, .txt or .jsonl file (also .gz), a .xlsx, .parquet, .feather or .npz file (x, y, feature_names), a "
+    "folder of .parquet files, - for the standard input, or digits, iris, wine, breast_cancer, diabetes"
 )
+_MORE = "further files with the same columns; their rows follow"
 # torchrun sets this variable in each process that it starts.
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
 _LIBRARIES = ("onnxruntime", "pyarrow", "safetensors", "sklearn", "torch")
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     fit = commands.add_parser("fit", help="train on a table and write a bundle", description=_fit.__doc__)
     fit.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    fit.add_argument("more", metavar="FILE", nargs="*", help=_MORE)
     fit.add_argument("--name", type=model_name, help="name of the model (default: of the source, or the file's stem)")
     fit.add_argument("--models", type=Path, default=Path("models"), help="folder to write to (default: %(default)s)")
     fit.add_argument("--seed", type=int, default=Plan.seed, help="seed of all random numbers (default: %(default)s)")

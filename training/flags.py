@@ -20,6 +20,8 @@ from foldserve.training.plan import PRESETS, Architecture, DataOptions, Executio
 
 Options = type[DataOptions] | type[Architecture] | type[Recipe] | type[Execution]
 
+_METAVARS = {"sep": "CHAR", "encoding": "NAME", "sheet": "NAME"}
+_SUFFIXES = "csv|tsv|txt|parquet|xlsx|jsonl|ndjson|arrow|feather|ipc|npz"
 _NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters"
 
 
@@ -37,7 +39,10 @@ def add_options(group: argparse._ArgumentGroup, owner: Options, without: Sequenc
         if default not in (None, ""):
             text += f" (default: {default})"
         flag = "--" + option.name.replace("_", "-")
-        group.add_argument(flag, default=argparse.SUPPRESS, help=text, **_argument(kind))
+        argument = _argument(kind)
+        if option.name in _METAVARS:
+            argument["metavar"] = _METAVARS[option.name]
+        group.add_argument(flag, default=argparse.SUPPRESS, help=text, **argument)
 
 
 def _argument(kind: Any) -> dict[str, Any]:
@@ -111,12 +116,13 @@ def read_plan(parsed: argparse.Namespace) -> tuple[Plan, Execution]:
 
 
 def _given(parsed: argparse.Namespace, owner: Options) -> dict[str, Any]:
-    return {option.name: getattr(parsed, option.name) for option in fields(owner) if option.name in parsed}
+    given = {option.name: getattr(parsed, option.name) for option in fields(owner) if option.name in parsed}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def _default_name(source: str) -> str:
     """Name the model after its table: `houses` for data/houses.csv.gz and for data/houses.train.csv."""
-    name = re.sub(r"(\.train)?\.(csv|tsv|parquet|npz)(\.gz)?$", "", Path(source).name, flags=re.IGNORECASE)
+    name = re.sub(rf"(\.train)?\.({_SUFFIXES})(\.gz)?$", "", Path(source).name, flags=re.IGNORECASE)
     if source and not bundle.NAME.fullmatch(name):
         raise TrainingError(f"{name!r} can't be a model's name, which consists of {_NAME_RULE}: use --name")
     return name

@@ -39,11 +39,13 @@ def _require(condition: bool, text: str) -> None:
 class DataOptions:
     """The table, and how its columns are read and its rows are split.
 
-    source: the name of a built-in table, or the path of a file. test_share, validation_share: shares of the rows of the
-    table; if `test` names a file, test_share has no effect. Raises `ValueError` for options that contradict each other.
+    source: the name of a built-in table, the path of a file or of a folder of Parquet files, or - for the standard
+    input. more: further files, whose rows follow. test_share, validation_share: shares of the rows of the table; if
+    `test` names a file, test_share has no effect. Raises `ValueError` for options that contradict each other.
     """
 
     source: str
+    more: tuple[str, ...] = ()
     target: Annotated[str | None, "column to predict (default: the last)"] = None
     test: Annotated[Path | None, "file with the test rows, read only for the final scores"] = None
     task: Annotated[TaskOption, "auto: classification for texts, booleans and up to 20 different integers"] = "auto"
@@ -54,6 +56,9 @@ class DataOptions:
     rare: Annotated[Rare, "classes too small for the split: refuse, drop their rows, or merge them"] = "refuse"
     keep_duplicates: Annotated[bool, "keep test rows that are equal to a training row"] = False
     missing: Annotated[tuple[str, ...], "texts that mean a missing value, like an empty cell; for example NA,?"] = ()
+    sep: Annotated[str | None, "separator of the cells of a text file; \\t or tab for a tab (default: found)"] = None
+    encoding: Annotated[str | None, "encoding of a text file (default: UTF-8, UTF-16 with its mark, or cp1252)"] = None
+    sheet: Annotated[str | None, "sheet of a spreadsheet (default: the only one)"] = None
     decimal: Annotated[Decimal | None, "decimal mark of numbers (default: each column decides)"] = None
     thousands: Annotated[Thousands | None, "thousands separator of numbers (default: each column decides)"] = None
     group: Annotated[str | None, "column of groups: a group stays in one part of the split; not a feature"] = None
@@ -66,6 +71,8 @@ class DataOptions:
         _require(self.test_share > 0 and self.validation_share > 0, "test and validation shares must be above 0")
         _require(held_out + self.validation_share < 1, "test and validation shares leave no training rows")
         _require(not (self.group and self.time), "split by a group or by time, not by both")
+        one_letter = self.sep is None or (len(self.sep) == 1 and self.sep not in '"\r\n') or self.sep in ("\\t", "tab")
+        _require(one_letter, "--sep must be one character, or tab")
         _require(self.decimal is None or self.decimal != self.thousands, "--decimal and --thousands must differ")
         declared = [*self.categorical, *self.numeric, *self.boolean, *self.drop]
         twice = sorted({name for name in declared if declared.count(name) > 1})

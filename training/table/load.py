@@ -22,7 +22,7 @@ from foldserve.training.table.features import FeatureBuilder, encode
 from foldserve.training.table.missing import remove_missing
 from foldserve.training.table.numbers import number_column
 from foldserve.training.table.schema import Split, Table
-from foldserve.training.table.sources import OnRead, Source
+from foldserve.training.table.sources import OnRead, ReadOptions, Source
 from foldserve.training.table.split_keys import read_group, read_time
 from foldserve.training.table.suspects import leak_notes
 from foldserve.training.table.target import read_target, read_test_target, settle_rare_classes
@@ -35,7 +35,7 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None) -> Table:
     on_read: called with the share of the work that is done, from 0 to 1. A test file's column names are checked, but
     its rows are not read. Raises `DataError`, in one line that names the column or row.
     """
-    source = sources.read(options.source, options.missing, lambda share: on_read(share / 2))
+    source = sources.read(options.source, _read_options(options), lambda share: on_read(share / 2), options.more)
     target = options.target or source.names[-1]
     _check_flags(options, source, target)
     notes = [*source.notes, *_check_test_file(options, source.names, target)]
@@ -74,7 +74,7 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
     Columns are found by name; an unknown category gets the reserved index. Raises `DataError` for a missing column,
     an unknown label, a bad cell, and a missing value in a column that has none in `table`.
     """
-    source = sources.read(str(options.test), options.missing, lambda share: on_read(share / 2))
+    source = sources.read(str(options.test), _read_options(options), lambda share: on_read(share / 2))
     _check_test_file(options, (*table.features, table.target), table.target)
     x = np.empty((source.rows, len(table.columns)), np.float32)
     try:
@@ -98,6 +98,10 @@ def load_held_out(options: DataOptions, table: Table, split: Split, on_read: OnR
     test = load_test(options, table, on_read) if options.test else table.select(split.test)
     seen = table if options.test else table.select(np.concatenate([split.train, split.validation]))
     return leave_out_duplicates(test, seen, keep=options.keep_duplicates)
+
+
+def _read_options(options: DataOptions) -> ReadOptions:
+    return ReadOptions(options.missing, options.sep, options.encoding, options.sheet)
 
 
 def _take(source: Source, name: str, options: DataOptions) -> pa.ChunkedArray:
@@ -124,7 +128,7 @@ def _check_test_file(options: DataOptions, names: tuple[str, ...], target: str) 
     """
     if options.test is None:
         return []
-    found = sources.header(str(options.test))
+    found = sources.header(str(options.test), _read_options(options))
     optional = {*options.drop, options.group}
     if lacking := [name for name in names if name not in found and name not in optional]:
         role = "the target" if lacking[0] == target else "a column of the training table"

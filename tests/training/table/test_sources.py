@@ -1,4 +1,4 @@
-"""Sources: every cell of a file, and one line for a file that can't be read."""
+"""Sources by format: every cell of a file, and one line for a file that can't be read."""
 
 import csv
 import gzip
@@ -25,8 +25,8 @@ def write(tmp_path):
     return to
 
 
-def cells(source, **options):
-    found = sources.read(source, **options)
+def cells(source, more=(), **options):
+    found = sources.read(source, sources.ReadOptions(**options), more=more)
     return {name: found.take(name).to_pylist() for name in found.names}
 
 
@@ -77,6 +77,10 @@ def test_files_of_python_s_csv_writer_are_read_unchanged(write, rows, packed):
 PARQUET = io.BytesIO()
 pa.parquet.write_table(pa.table({"a": [1, 2], "y": ["p", "q"]}), PARQUET)
 PARQUET = PARQUET.getvalue()
+ARROW = io.BytesIO()
+with pa.ipc.new_file(ARROW, pa.schema({"a": pa.int64()})) as writer:
+    writer.write_table(pa.table({"a": [1, 2]}))
+ARROW = ARROW.getvalue()
 ZIP = b"PK\x03\x04" + b"\0" * 40
 
 
@@ -91,11 +95,8 @@ ZIP = b"PK\x03\x04" + b"\0" * 40
         (b'a,b\n1,"x\ny"\n3,4,5\n', "t.csv", "row 2 has 3 cells, but the header has 2"),
         (b"a,b,a\n1,2,3\n", "t.csv", "two columns with the name 'a'"),
         (b"a,,b\n1,2,3\n", "t.csv", "column 2 has no name"),
-        (b"a;b\n1;2\n", "t.csv", "separate its cells by commas"),
-        (b"a\xff,b\n1,2\n", "t.csv", "line 1 contains the byte 0xff"),
-        (b"a,b\n1,2\n3,\xff\n", "t.csv", "line 3 contains the byte 0xff"),
-        ("a,b\n1,2\n".encode("utf-16"), "t.csv", "UTF-16 text: save it as UTF-8"),
-        ("a,b\n1,2\n".encode("utf-16-le"), "t.csv", "zero bytes"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "t.csv", "zero bytes: .*, use --encoding utf-16-le"),
+        ("a,b\n1,2\n".encode("utf-16")[:-1], "t.csv", "is not utf-16 text|row 1 has"),
         (b'a,b\n1,2\n3,"4\n5,6\n', "t.csv", "is not closed"),
         (b'a,b\n1,2\n3,"4', "t.csv", "is not closed"),
         (b'"a,b\n1,2\n', "t.csv", "the header can't be read"),
@@ -110,7 +111,17 @@ ZIP = b"PK\x03\x04" + b"\0" * 40
         (ZIP, "t.parquet", "is not a .parquet file but a zip archive"),
         (ZIP, "t.npz", "damaged or cut short"),
         (b"a,b\n1,2\n", "t.npz", "is not a .npz file"),
-        (b"a,b\n1,2\n", "t.xlsx", "unknown source"),
+        (b"a,b\n1,2\n", "t.xlsx", "is not a .xlsx file"),
+        (ZIP, "t.xlsx", "t.xlsx can't be read: "),
+        (b"a,b\n1,2\n", "t.doc", "unknown source"),
+        (b"a,b\n1,2\n", "t.feather", "is not a .feather file"),
+        (ARROW[:-9], "t.arrow", "can't be read"),
+        (ARROW, "t.parquet", "not a .parquet file but an Arrow file"),
+        (b'{"a": 1}\n{"a": "x"}\n', "t.jsonl", "t.jsonl can't be read: .*changed from number to string in row 1"),
+        (b'{"a": 1}\n{"a": ', "t.jsonl", "can't be read"),
+        (b"[1, 2]\n", "t.jsonl", "can't be read"),
+        (gzip.compress(b'{"a": 1}\n')[:-4], "t.jsonl.gz", "damaged or cut short"),
+        (b"a,b\n1,2\n", "t.jsonl", "can't be read"),
     ],
 )
 def test_a_damaged_or_wrong_file_is_refused_in_one_line(write, content, name, reason):
@@ -133,7 +144,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         sources.read(str(tmp_path / "t.csv"))
     (tmp_path / "d.csv").mkdir()
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(DataError, match=r"is a folder without a \.parquet file"):
         sources.read(str(tmp_path / "d.csv"))
 
 

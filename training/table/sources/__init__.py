@@ -1,9 +1,15 @@
 """Sources: from a file, or the name of a built-in table, to columns of cells in the order of the table.
 
     read.py         chooses the reader by the file's name and checks the file's first bytes
-    delimited.py    .csv and .tsv, also with .gz: every cell is a text; an empty cell is a missing value
+    delimited.py    .csv, .tsv and .txt, also with .gz: every cell is a text; an empty cell is a missing value
+    dialect.py      the encoding and the separator of such a file
+    spreadsheet.py  .xlsx: one sheet
     parquet.py      .parquet: each column has its own type
+    arrow.py        .arrow, .feather and .ipc: the same
+    json_lines.py   .jsonl and .ndjson, also with .gz: the same
+    pandas_index.py the index that pandas stores beside the columns
     arrays.py       .npz: two arrays, [rows, features] and [rows]; scikit-learn's own tables
+    join.py         several files as one source
     source.py       what every reader returns, and the checks that all share
 
 The sources know no target and no kinds of columns. In every message the first row below a header is row 1.
@@ -11,6 +17,6 @@ The sources know no target and no kinds of columns. In every message the first r
 
 from foldserve.training.table.sources.arrays import BUILT_IN
 from foldserve.training.table.sources.read import header, read
-from foldserve.training.table.sources.source import OnRead, Source
+from foldserve.training.table.sources.source import OnRead, ReadOptions, Source
 
-__all__ = ["BUILT_IN", "OnRead", "Source", "header", "read"]
+__all__ = ["BUILT_IN", "OnRead", "ReadOptions", "Source", "header", "read"]

@@ -1,4 +1,4 @@
-"""Delimited text files, .csv and .tsv, also compressed by gzip.
+"""Delimited text files, .csv, .tsv and .txt, also compressed by gzip, in any dialect.
 
 Every cell stays the text in the file: NA is a text, and 007 is not a number here. An empty cell is a missing value.
 """
@@ -19,47 +19,45 @@ import pyarrow as pa
 import pyarrow.csv
 
 from foldserve.training.errors import DataError
+from foldserve.training.table.sources.dialect import Dialect, find_dialect
 from foldserve.training.table.sources.signature import check_signature
-from foldserve.training.table.sources.source import OnRead, Source, check_names, one_line
+from foldserve.training.table.sources.source import OnRead, ReadOptions, Source, check_names, one_line
 
 # A row must fit into one block. At this size a block is parsed while it is still in the CPU's cache.
 _BLOCK = 8 << 20
 _TAIL = 1 << 16
-_DELIMITER_NAMES = {",": "commas", "\t": "tabs"}
 
 
-def read(path: Path, delimiter: str, missing: Sequence[str], on_read: OnRead) -> Source:
-    """Read every cell as a text. missing: texts that are read as a missing value. Raises `DataError`."""
-    names = header(path, delimiter)
-    table = _parse(path, delimiter, names, missing, on_read)
+def read(path: Path, usual: str, options: ReadOptions, on_read: OnRead) -> Source:
+    """Read every cell as a text. usual: the delimiter of files with this suffix. Raises `DataError`."""
+    names, dialect = _read_header(path, usual, options)
+    table = _parse(path, dialect, names, options.missing, on_read)
     columns = {name: table.column(position) for position, name in enumerate(names)}
-    return Source(path.name, names, len(table), typed=False, take=columns.pop)
+    return Source(path.name, names, len(table), typed=False, take=columns.pop, notes=dialect.notes)
 
 
-def header(path: Path, delimiter: str) -> tuple[str, ...]:
-    """Read the column names. Raises `DataError` for a file that is not UTF-8 text or has another delimiter."""
+def header(path: Path, usual: str, options: ReadOptions) -> tuple[str, ...]:
+    """Read the column names. Raises `DataError` for a file that can't be decoded or has another delimiter."""
+    return _read_header(path, usual, options)[0]
+
+
+def _read_header(path: Path, usual: str, options: ReadOptions) -> tuple[tuple[str, ...], Dialect]:
     name = path.name
-    with _open_text(path) as (text, _):
+    with _open_text(path, "utf-8") as (text, _):
         head = text.read(_BLOCK)
     check_signature(name, ".csv", head[:8])
-    if b"\0" in head:
-        raise DataError(f"{name} contains zero bytes: it is not UTF-8 text")
+    dialect, lines = find_dialect(name, head, usual, options)
     try:
-        lines = io.StringIO(codecs.getincrementaldecoder("utf-8-sig")().decode(head), newline="")
-        row = next((row for row in csv.reader(lines, delimiter=delimiter, strict=True) if row), None)
-    except UnicodeDecodeError as error:
-        line = head[: error.start].count(b"\n") + 1
-        raise DataError(f"{name} is not UTF-8 text: line {line} contains the byte 0x{head[error.start]:02x}") from None
+        rows = csv.reader(io.StringIO(lines, newline=""), delimiter=dialect.delimiter, strict=True)
+        row = next((row for row in rows if row), None)
     except csv.Error as error:
         raise DataError(f"{name}: the header can't be read: {error}") from None
     if row is None:
         raise DataError(f"{name} is empty")
     names = [cell.strip() for cell in row]
-    if len(names) == 1 and re.search(r"[;\t,|]", names[0]):
-        raise DataError(
-            f"{name} has one column, {names[0][:80]!r}: separate its cells by {_DELIMITER_NAMES[delimiter]}"
-        )
-    return check_names(name, names)
+    if len(names) == 1 and options.sep is not None and re.search(r"[;\t,|]", names[0]):
+        raise DataError(f"{name} has one column, {names[0][:80]!r}: --sep is another separator than the file's")
+    return check_names(name, names), dialect
 
 
 class _TailStream(io.RawIOBase):
@@ -80,23 +78,27 @@ class _TailStream(io.RawIOBase):
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[tuple[_TailStream, Callable[[], float]]]:
-    """Open the uncompressed text of a file. The second value returns the share of the file that was read."""
+def _open_text(path: Path, encoding: str) -> Iterator[tuple[_TailStream, Callable[[], float]]]:
+    """Open the uncompressed text of a file as UTF-8. The second value returns the share of the file that was read."""
     with path.open("rb") as raw:
         size = path.stat().st_size
-        stream = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+        stream: Any = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+        if codecs.lookup(encoding).name != "utf-8":
+            stream = pa.transcoding_input_stream(pa.PythonFile(stream, "r"), encoding, "utf-8")
         yield _TailStream(stream), lambda: min(raw.tell() / size, 1.0)
 
 
-def _parse(path: Path, delimiter: str, names: Sequence[str], missing: Sequence[str], on_read: OnRead) -> pa.Table:
+def _parse(path: Path, dialect: Dialect, names: Sequence[str], missing: Sequence[str], on_read: OnRead) -> pa.Table:
     batches = []
-    with _open_text(path) as (text, share):
+    with _open_text(path, dialect.encoding) as (text, share):
         try:
-            for batch in _batches(text, delimiter, names, missing, threads=True):
+            for batch in _batches(text, dialect.delimiter, names, missing, threads=True):
                 batches.append(batch)
                 on_read(share())
         except pa.ArrowInvalid as error:
-            raise DataError(_explain(path, delimiter, names, one_line(error))) from None
+            raise DataError(_explain(path, dialect, names, one_line(error))) from None
+        except UnicodeError as error:
+            raise DataError(f"{path.name} is not {dialect.encoding} text: {one_line(error)}") from None
         table = pa.Table.from_batches(batches).slice(1)
         if len(table) and _quote_is_open(table.column(len(names) - 1)[-1].as_py(), text.last):
             raise DataError(f'{path.name} ends inside a quoted cell: a quote (") is not closed')
@@ -128,12 +130,13 @@ def _batches(
     )
 
 
-def _explain(path: Path, delimiter: str, names: Sequence[str], error: str) -> str:
+def _explain(path: Path, dialect: Dialect, names: Sequence[str], error: str) -> str:
     """Explain pyarrow's error. It gives the number of a wrong row only if it reads in one thread, so read again."""
     if "straddling" in error:
         return f'{path.name} has a row of more than {_BLOCK >> 20} MiB: is a quote (") not closed?'
     if match := re.search(r"column #(\d+): .*UTF8", error):
-        return f"{path.name}: column {names[int(match[1])]!r} contains bytes that are not UTF-8"
+        name = names[int(match[1])]
+        return f"{path.name}: column {name!r} contains bytes that are not UTF-8; use --encoding, for example latin-1"
     if "Expected" not in error:
         return f"{path.name} can't be read: {error}"
     refused: list[Any] = []
@@ -142,9 +145,9 @@ def _explain(path: Path, delimiter: str, names: Sequence[str], error: str) -> st
         refused.append(row)
         return "error"
 
-    with _open_text(path) as (text, _):
+    with _open_text(path, dialect.encoding) as (text, _):
         try:
-            for _batch in _batches(text, delimiter, names, (), threads=False, on_invalid=keep):
+            for _batch in _batches(text, dialect.delimiter, names, (), threads=False, on_invalid=keep):
                 pass
         except pa.ArrowInvalid:
             row = refused[0]

@@ -3,51 +3,107 @@
 from __future__ import annotations
 
 import io
+import shutil
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from foldserve.training.errors import DataError
-from foldserve.training.table.sources import arrays, delimited, parquet
-from foldserve.training.table.sources.signature import check_signature
-from foldserve.training.table.sources.source import OnRead, Source, reading
+from foldserve.training.table.sources import arrays, arrow, delimited, json_lines, parquet, spreadsheet
+from foldserve.training.table.sources.join import join
+from foldserve.training.table.sources.signature import check_signature, guess_suffix
+from foldserve.training.table.sources.source import OnRead, ReadOptions, Source, reading
 
-_DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
-_SUFFIXES = (*_DELIMITERS, ".parquet", ".npz")
+_DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t", ".txt": ",", ".txt.gz": ","}
+_JSON = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+_ARROW = (".arrow", ".feather", ".ipc")
+_SUFFIXES = (*_DELIMITERS, ".parquet", ".xlsx", *_JSON, *_ARROW, ".npz")
+_PLAIN = ReadOptions()
+
+STANDARD_INPUT = "-"
 
 
-def read(source: str, missing: Sequence[str] = (), on_read: OnRead = lambda _: None) -> Source:
-    """Open the built-in table or the file that `source` names.
+def read(
+    source: str, options: ReadOptions = _PLAIN, on_read: OnRead = lambda _: None, more: Sequence[str] = ()
+) -> Source:
+    """Open the built-in table, the file, the folder of Parquet files or the standard input that `source` names.
 
-    missing: texts that mean a missing value in a delimited file, besides the empty cell. on_read: called with the
-    share of the file that was read. Raises `DataError` with the column or row if the source is not a table.
+    on_read: called with the share of the source that was read. more: further files, whose rows follow. Raises
+    `DataError` with the column or row if the source is not a table.
     """
+    names = [*_files(source), *(file for each in more for file in _files(each))]
+    if len(names) == 1:
+        found = _read_one(names[0], options, on_read)
+    else:
+        parts = [
+            _read_one(name, options, lambda share, done=place: on_read((done + share) / len(names)))  # type: ignore[misc]
+            for place, name in enumerate(names)
+        ]
+        folder = not more
+        found = join(parts, Path(source).name if folder else f"{parts[0].name} and {len(parts) - 1} more")
+    if found.rows == 0:
+        raise DataError(f"{found.name} has columns but no rows")
+    return found
+
+
+def header(source: str, options: ReadOptions = _PLAIN) -> tuple[str, ...]:
+    """Return the column names of a source without reading the rows of a delimited or Parquet file.
+
+    Raises `DataError`.
+    """
+    first = _files(source)[0]
+    suffix = _suffix(first)
+    path = Path(first)
+    if suffix is None or suffix in (".npz", *_JSON):
+        return read(first, options).names
+    with reading(path):
+        if suffix in _DELIMITERS:
+            return delimited.header(path, _DELIMITERS[suffix], options)
+        return spreadsheet.header(path, options.sheet) if suffix == ".xlsx" else _open_typed(path, suffix).names
+
+
+def _files(source: str) -> list[str]:
+    """Return the Parquet files of a folder, in the order of their names, or the source itself. Raises `DataError`."""
+    path = Path(source)
+    if source in arrays.BUILT_IN or not path.is_dir():
+        return [source]
+    files = sorted(str(file) for file in path.rglob("*.parquet") if not file.name.startswith(("_", ".")))
+    if not files:
+        raise DataError(f"{source} is a folder without a .parquet file")
+    return files
+
+
+def _read_one(source: str, options: ReadOptions, on_read: OnRead) -> Source:
+    if source == STANDARD_INPUT:
+        return _read_standard_input(options, on_read)
     suffix = _suffix(source)
     if suffix is None:
         return arrays.built_in(source)
     path = Path(source)
     with reading(path):
-        if suffix == ".parquet":
-            found = parquet.read(path)
-        elif suffix == ".npz":
-            found = arrays.read(path)
-        else:
-            found = delimited.read(path, _DELIMITERS[suffix], missing, on_read)
-    if found.rows == 0:
-        raise DataError(f"{path.name} has columns but no rows")
-    return found
+        if suffix in _DELIMITERS:
+            return delimited.read(path, _DELIMITERS[suffix], options, on_read)
+        return spreadsheet.read(path, options.sheet) if suffix == ".xlsx" else _open_typed(path, suffix)
 
 
-def header(source: str) -> tuple[str, ...]:
-    """Return the column names of a source without reading the rows of a delimited or Parquet file.
+def _open_typed(path: Path, suffix: str) -> Source:
+    if suffix == ".parquet":
+        return parquet.read(path)
+    if suffix == ".npz":
+        return arrays.read(path)
+    return json_lines.read(path) if suffix in _JSON else arrow.read(path)
 
-    Raises `DataError`.
-    """
-    suffix = _suffix(source)
-    path = Path(source)
-    if suffix is None or suffix == ".npz":
-        return read(source).names
-    with reading(path):
-        return parquet.read(path).names if suffix == ".parquet" else delimited.header(path, _DELIMITERS[suffix])
+
+def _read_standard_input(options: ReadOptions, on_read: OnRead) -> Source:
+    """Read the standard input, whose first bytes give the format. The readers need a file, so it is copied into one."""
+    head = sys.stdin.buffer.read(8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"stdin{guess_suffix(head)}")
+        with path.open("wb") as file:
+            file.write(head)
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        return _read_one(str(path), options, on_read)  # an open file can be read after its name is gone
 
 
 def _suffix(source: str) -> str | None:
@@ -58,11 +114,9 @@ def _suffix(source: str) -> str | None:
     path = Path(source)
     if suffix is None:
         raise DataError(
-            f"unknown source {source!r}: expected a file ({', '.join(_SUFFIXES)}) or one of "
-            f"{', '.join(arrays.BUILT_IN)}"
+            f"unknown source {source!r}: expected a file ({', '.join(_SUFFIXES)}), a folder of .parquet files, - for "
+            f"the standard input, or one of {', '.join(arrays.BUILT_IN)}"
         )
-    if path.is_dir():
-        raise DataError(f"{source} is a folder, not a file")
     with reading(path), path.open("rb") as file:
         check_signature(path.name, suffix, file.read(8))
         if suffix == ".parquet":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from foldserve.training.errors import DataError
 
-_EXPECTED = {".parquet": b"PAR1", ".npz": b"PK\x03\x04"}
+_EXPECTED = {".parquet": b"PAR1", ".npz": b"PK\x03\x04", ".xlsx": b"PK\x03\x04"}
+# Formats that begin with bytes that no text has, and the suffix of a file of each.
+_SUFFIXES = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"ARROW1": ".arrow", b"\x1f\x8b": ".csv.gz", b"{": ".jsonl"}
 _KNOWN = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
     b"\xd0\xcf\x11\xe0": "an old spreadsheet",
@@ -12,8 +14,7 @@ _KNOWN = {
     b"\x1f\x8b": "a gzip file",
     b"\x93NUMPY": "a single NumPy array",
     b"\x89HDF": "an HDF5 file",
-    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"ARROW1": "an Arrow file",
 }
 
 
@@ -24,6 +25,15 @@ def check_signature(name: str, suffix: str, first: bytes) -> None:
     expected = b"\x1f\x8b" if suffix.endswith(".gz") else _EXPECTED.get(suffix, b"")
     if expected and first.startswith(expected):
         return
+    if suffix in (".arrow", ".feather", ".ipc"):
+        if first.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+            return
+        expected = b"ARROW1"
     found = next((kind for signature, kind in _KNOWN.items() if first.startswith(signature)), None)
     if found or expected:
         raise DataError(f"{name} is not a {suffix} file" + (f" but {found}" if found else ""))
+
+
+def guess_suffix(first: bytes) -> str:
+    """Return the suffix of a file that begins with the bytes `first`: .csv if they are of no other format."""
+    return next((suffix for signature, suffix in _SUFFIXES.items() if first.startswith(signature)), ".csv")

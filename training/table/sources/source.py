@@ -23,6 +23,20 @@ OnRead = Callable[[float], None]
 
 
 @dataclass(frozen=True)
+class ReadOptions:
+    """How a file is read; None where the file decides.
+
+    missing: texts that mean a missing value in a delimited file, besides the empty cell. sep: its separator.
+    encoding: of a delimited file. sheet: of a spreadsheet.
+    """
+
+    missing: tuple[str, ...] = ()
+    sep: str | None = None
+    encoding: str | None = None
+    sheet: str | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """Columns of cells, of equal length.
 

@@ -1,0 +1,25 @@
+"""Arrow files, also called Feather, and Arrow streams: each column keeps its own type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from foldserve.training.table.sources.pandas_index import without_index
+from foldserve.training.table.sources.source import Source, check_names
+
+# The first bytes of a file; a stream has none of its own.
+FILE_SIGNATURE = b"ARROW1"
+
+
+def read(path: Path) -> Source:
+    """Map a file into memory, or a stream; the index that pandas stored is not a column."""
+    mapped = pa.memory_map(str(path))
+    is_file = mapped.read(len(FILE_SIGNATURE)) == FILE_SIGNATURE
+    mapped.seek(0)
+    table = (pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)).read_all()
+    names, notes = without_index(table.schema)
+    check_names(path.name, names)
+    return Source(path.name, names, len(table), typed=True, take=table.column, notes=notes)
