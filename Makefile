@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
+FUZZ ?= .venv-fuzz
+FUZZ_SECONDS ?= 60
 GPU ?= .venv-gpu
 LOCK ?= .venv-lock
 AUDIT ?= .venv-audit
@@ -24,7 +26,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo check audit sbom test test-slow test-clients test-uvicorn test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
+.PHONY: help demo check audit sbom test test-slow test-clients fuzz test-uvicorn test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
 	bench-training bench-overload bench-ablation image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
@@ -37,6 +39,7 @@ help: ## Show this list
 	@echo "  TORCH_INDEX=URL     an index to install torch from besides PyPI; PyTorch's CPU index saves gigabytes of CUDA"
 	@echo "                      libraries (https://pytorch.org/get-started/locally/ has its address)"
 	@echo "  ARGS='--help'       arguments of the benchmarks and of make image-check"
+	@echo "  FUZZ_SECONDS=60     seconds for each part of make fuzz"
 	@echo "  SEED=1              the draw of make sentences (default: 0)"
 
 ##@ Start here
@@ -88,6 +91,14 @@ test-slow: install ## Run the slow tests: interrupted, distributed and repeated 
 # The clients have an environment of their own, because their pins exclude those of constraints.txt.
 test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient, KServe's client and perf_analyzer
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients tests/clients
+
+# Atheris runs the code of this project with its packages. It saves the inputs that it finds in .fuzz, for the next run.
+fuzz: install $(FUZZ)/installed ## Fuzz the routes, the tensor codec and the reader of heads, FUZZ_SECONDS each
+	SERVER_PYTHON=$(abspath $(BIN)/python) FUZZ_SECONDS=$(FUZZ_SECONDS) $(FUZZ)/bin/python tests/fuzz/openapi.py
+	@set -e; packages=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
+	for target in binary_tensors heads; do mkdir -p .fuzz/$$target; \
+	PYTHONPATH="$(CURDIR):$$packages" $(FUZZ)/bin/python tests/fuzz/$$target.py .fuzz/$$target tests/fuzz/corpus/$$target \
+		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=.fuzz/ -print_final_stats=1; done
 
 # Both versions come before the installed ones on Python's path.
 test-uvicorn: install ## Test the server with the oldest and the newest uvicorn and httptools that pyproject.toml allows
@@ -204,5 +215,10 @@ $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_
 	tests/clients/install_perf_analyzer.sh $(CLIENTS)/bin/python || echo "perf_analyzer does not run here: its tests are skipped"
 	@touch $@
 
+$(FUZZ)/installed: tests/fuzz/requirements.txt
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
+	@touch $@
+
 clean: ## Remove the environments, caches and models that these targets made
-	rm -rf $(VENV) $(CLIENTS) $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(FUZZ) .fuzz $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

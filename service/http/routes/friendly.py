@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from foldserve.service import errors
 from foldserve.service.access.keys import Scope
-from foldserve.service.bundle import Manifest
+from foldserve.service.bundle import Feature, Manifest
 from foldserve.service.engine.repository import Model, Repository
 from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs, requires
 from foldserve.service.protocols.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE, example
 
+# Features of the widest model whose rows OpenAPI describes one by one.
+_MAX_DESCRIBED = 256
+_MAX_FLOAT32 = 3.4028234663852886e38
+_JSON_TYPE = {str: "string", bool: "boolean", int: "number", float: "number"}
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -66,11 +70,40 @@ def router(repository: Repository) -> APIRouter:
     return routes
 
 
+def _instances_schema(repository: Repository) -> dict[str, Any]:
+    """Describe the body of /predict: exactly the rows of the model if there is only one, and it is not too wide."""
+    schema = Instances.model_json_schema()
+    models = list(repository.ready_models())
+    features = models[0].manifest.features
+    if len(models) == 1 and len(features) <= _MAX_DESCRIBED:
+        values = [_value_schema(feature) for feature in features]
+        same = {"items": values[0]} if all(value == values[0] for value in values) else {"prefixItems": values}
+        names = [feature.name for feature in features]
+        arrays = {"type": "array", "minItems": len(names), "maxItems": len(names), **same}
+        objects = {"type": "object", "properties": dict(zip(names, values, strict=True)), "required": names}
+        bounds = {"type": "array", "minItems": 1, "maxItems": models[0].max_rows}
+        schema["properties"]["instances"] = {
+            "anyOf": [{**bounds, "items": arrays}, {**bounds, "items": {**objects, "additionalProperties": False}}]
+        }
+    return schema
+
+
+def _value_schema(feature: Feature) -> dict[str, Any]:
+    """Describe the values of one feature."""
+    if feature.reading is not None:  # texts in its notation too
+        return {"type": ["number", "string", "boolean", "null"]}
+    kinds = (
+        {"boolean"} if feature.kind == "boolean" else {_JSON_TYPE[type(value)] for value in feature.categories or (0,)}
+    )
+    bounds = {"minimum": -_MAX_FLOAT32, "maximum": _MAX_FLOAT32} if feature.kind == "numeric" else {}
+    return {"type": sorted(kinds | {"null"} if feature.missing else kinds), **bounds}
+
+
 def _add_predict(routes: APIRouter, repository: Repository) -> None:
     shown = repository.shown.manifest
     content = {
         JSON_TYPE.decode(): {
-            "schema": Instances.model_json_schema(),
+            "schema": _instances_schema(repository),
             "example": {"instances": [example(shown)]},  # makes "Try it out" work without changes
         },
         RAW_TYPE.decode(): _BYTES,
