@@ -50,7 +50,8 @@ class Guard:
 def _key(headers: Mapping[bytes, bytes]) -> bytes | None:
     key = headers.get(b"x-api-key")
     if key is None:
-        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer":
+        value = headers.get(b"authorization", b"")
+        if value[:7].lower() != b"bearer ":
             return None
+        key = value[7:]
     return key.strip()

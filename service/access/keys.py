@@ -2,7 +2,8 @@
 
 A key has 256 random bits, so its SHA-256 can't be reversed by guessing: a slow hash would only slow the server. The
 ring looks a key up by its hash. The time of that depends on the hash only, which says nothing about the key. The hashes
-are then compared in constant time.
+are then compared in constant time. Keys that were found are remembered in a dictionary, whose own hashes have a random
+secret of the process, so the time of a look-up there says nothing either.
 """
 
 from __future__ import annotations
@@ -93,15 +94,21 @@ class Keyring:
         self._folder = folder
         self._states: dict[str, list[float] | memoryview[float]] = {}
         self._callers: dict[bytes, Caller] = {}
+        self._verified: dict[bytes, Caller] = {}  # the callers that were found, by their keys
         self._counts: dict[str, list[int]] = {}
         self._seen = stamp(self._files)
         self._load()
 
     def find(self, key: bytes) -> Caller | None:
         """Return the caller that has this key."""
-        digest = sha256(key).digest()
-        caller = self._callers.get(digest)
-        return caller if caller is not None and hmac.compare_digest(caller.digest, digest) else None
+        caller = self._verified.get(key)
+        if caller is None:
+            digest = sha256(key).digest()
+            caller = self._callers.get(digest)
+            if caller is None or not hmac.compare_digest(caller.digest, digest):
+                return None
+            self._verified[key] = caller
+        return caller
 
     def refresh(self) -> None:
         """Read the files again if one has changed. If that fails, the keys stay as they were, and the log says why."""
@@ -129,6 +136,7 @@ class Keyring:
                 double = next(line.name for line, value in zip(lines, values, strict=True) if values.count(value) > 1)
                 raise SettingsError(f"two API keys have the {field} of {double}")
         self._callers = {bytes.fromhex(line.sha256): self._caller(line) for line in lines}
+        self._verified.clear()
         log.log(
             logging.INFO if lines else logging.WARNING,
             "%d API keys: %s",

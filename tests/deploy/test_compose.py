@@ -173,6 +173,16 @@ def test_secrets_are_files_outside_git_and_images() -> None:
     assert not [path for path in allowed if path.startswith(("deploy", ".env", "foldserve.env"))]
 
 
+def test_the_file_for_keys_changes_only_the_servers() -> None:
+    override = yaml.safe_load((ROOT / "deploy" / "keys.yml").read_text())
+    jsonschema.Draft202012Validator(SCHEMA).validate(override)
+    assert override["services"].keys() == {"foldserve", "foldserve-gpu"} <= SERVICES.keys()
+    ((name, secret),) = override["secrets"].items()
+    assert secret["file"] == f"./deploy/secrets/{name}"
+    for service in override["services"].values():
+        assert service == {"environment": {f"{PREFIX}KEYS": f"/run/secrets/{name}"}, "secrets": [name]}
+
+
 def test_every_setting_exists() -> None:
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():

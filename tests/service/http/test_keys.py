@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from foldserve.service.access.keys import Scope, create_key
+from foldserve.service.access.keys import KeyLine, Scope, create_key
 from foldserve.service.compose import Service, compose
 from foldserve.service.http.app import create_app
 from foldserve.service.http.guarded import declared_scope
@@ -97,6 +97,18 @@ def test_every_route_has_declared_a_scope(service: Service) -> None:
         ("GET", "/v2/health/live"),
         ("GET", "/v2/health/ready"),
     }
+
+
+def test_the_page_about_access_names_the_scopes_and_a_line_of_a_file(service: Service) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "security.md").read_text()
+    table = dict(re.findall(r"^\| (?:`(\w+)`|none needed) \| (.*) \|$", page, re.M))
+    assert table.keys() == {"", *(scope.value for scope in SCOPES)}
+    open_paths = {
+        path.replace("swagger-ui/swagger-ui.css", "...") for _, path, scope in routes(service) if scope is Scope.OPEN
+    }
+    assert set(re.findall("`(.+?)`", table[""])) == open_paths
+    (line,) = re.findall(r'^\{"name".*$', page, re.M)
+    assert KeyLine.model_validate_json(line).scopes == (Scope.PREDICT,)
 
 
 def test_no_route_answers_without_a_key(service: Service, server: Served) -> None:
