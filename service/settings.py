@@ -148,8 +148,13 @@ class Settings(BaseModel):
         float, Field(gt=0, description="seconds in which a request must arrive completely, or it gets a 408")
     ] = 60.0
     idle_timeout: Annotated[float, Field(gt=0, description="seconds after which an idle connection is closed")] = 75.0
+    drain_delay: Annotated[
+        float,
+        Field(ge=0, description="seconds after SIGTERM in which the server is unready and still accepts every request"),
+    ] = 0.0
     drain_timeout: Annotated[
-        int, Field(ge=0, description="seconds that accepted requests may take to finish after SIGTERM")
+        int,
+        Field(ge=0, description="seconds that accepted requests may take to finish after SIGTERM and --drain-delay"),
     ] = 20
     strict_readiness: Annotated[
         bool,

@@ -21,7 +21,10 @@ any `asyncio.Protocol` can be the inner one.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import termios
 import time
+from array import array
 from collections.abc import Callable
 from enum import Enum
 
@@ -38,8 +41,9 @@ from foldserve.service.protocols.reply import Reply, refusal
 
 # Seconds that a client has to read the error response, although it may still be sending its request.
 _LINGER_SECONDS = 2
-# Seconds that an idle connection stays open when the server stops: a request may already be on its way.
-_LAST_SECONDS = 0.1
+# Seconds that an idle connection stays open when the server stops: a request may already be on its way. That is likely
+# if the client was active within the last second.
+_LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
 # Seconds in which a client that has closed its side of the connection gets the responses that are due.
 _HALF_CLOSED_SECONDS = 1.0
 
@@ -199,7 +203,8 @@ class Connection(asyncio.Protocol):
         """Respond to the requests that have arrived or are on their way, then close."""
         self._last = True
         if self._phase is IDLE:
-            asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
+            active = self._since + _ACTIVE_SECONDS - time.monotonic()
+            asyncio.get_running_loop().call_later(max(_LAST_SECONDS, active), self._close_if_idle)
         elif self._phase is REFUSED:
             self._close()
 
@@ -357,8 +362,12 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def _close_if_idle(self) -> None:
+        """Close, unless the kernel has bytes of a request that the event loop has not read yet."""
         if self._phase is IDLE:
-            self._close()
+            if _has_bytes(self._transport):
+                asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
+            else:
+                self._close()
 
     def _close(self, *, abort: bool = False) -> None:
         """Close after the last response is written, or at once if the client does not read it."""
@@ -383,3 +392,13 @@ class Connection(asyncio.Protocol):
         if reading != self._reading and self._phase is not CLOSED:
             self._reading = reading
             self._transport.resume_reading() if reading else self._transport.pause_reading()
+
+
+def _has_bytes(transport: asyncio.Transport) -> bool:
+    """Return whether the kernel has received bytes that were not read."""
+    count = array("i", [0])
+    try:
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+    except OSError:  # the connection is closed
+        return False
+    return count[0] > 0

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NoReturn
 
 import uvicorn
 
@@ -27,6 +26,7 @@ from foldserve.service.http.announcement import announcement
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.doors import Door, create_doors, load_tls
 from foldserve.service.http.listeners import Listeners, bind
+from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, exit_on_signals, refuse_handshakes
 from foldserve.service.settings import Settings, unused_variables
 
 log = logging.getLogger("foldserve")
@@ -37,7 +37,7 @@ def run(settings: Settings) -> None:
 
     Raises `StartError` if the port is not available, `DeviceError` if a device is lost, and the errors of `compose`.
     """
-    _exit_on_signals()
+    exit_on_signals()
     _log_to_stderr(settings)
     for sentence in unused_variables():
         log.warning("%s", sentence)
@@ -53,7 +53,7 @@ def run(settings: Settings) -> None:
 
 def serve_in_worker(settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
     """Serve in one of several processes. Their supervisor logs that the server has stopped."""
-    _exit_on_signals(quietly=True)
+    exit_on_signals(quietly=True)
     _log_to_stderr(settings)
     _serve(settings, listeners, announce)
 
@@ -70,8 +70,10 @@ def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], o
     doors = create_doors(settings, service, listeners, tls)
     # No client can connect before this: every model is verified by now.
     service.lifecycle.start()
+    signal.signal(UNREADY_SIGNAL, lambda *_: service.lifecycle.drain())
     listeners.listen()
-    server = _Server(doors, service, partial(announce, announcement([door.url for door in doors], service)))
+    lines = announcement([door.url for door in doors], service)
+    server = _Server(settings, doors, service, partial(announce, lines))
     server.run(sockets=list(listeners.all))
     if service.lifecycle.lost:  # a new process may be able to use the device: its supervisor decides
         raise DeviceError("the device was lost")
@@ -80,8 +82,11 @@ def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], o
 class _Server(uvicorn.Server):
     """A uvicorn server that announces itself, checks its connections and stops when a device is lost."""
 
-    def __init__(self, doors: Sequence[Door], service: Service, announce: Callable[[], object]) -> None:
+    def __init__(
+        self, settings: Settings, doors: Sequence[Door], service: Service, announce: Callable[[], object]
+    ) -> None:
         super().__init__(doors[0].config)
+        self._settings = settings
         self._doors = doors
         self._service = service
         self._announce = announce
@@ -121,7 +126,11 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Become unready, let uvicorn wait for the requests that have begun, then cut off the rest."""
-        self._service.lifecycle.drain()
+        await self._wait_for_balancers()
+        if self._settings.workers == 1:  # otherwise the supervisor decides: other workers may go on
+            for listener in sockets or ():
+                refuse_handshakes(listener)
+            await asyncio.sleep(HANDSHAKE_SECONDS)
         for acceptor in self._acceptors:
             await acceptor.stop()
         # uvicorn would cancel the tasks of clients that do not read, each with a traceback in the log.
@@ -136,6 +145,20 @@ class _Server(uvicorn.Server):
         for connection in self._connections():
             connection.abort()
 
+    async def _wait_for_balancers(self) -> None:
+        """Become unready, and serve on for `drain_delay`: balancers send requests until they have noticed.
+
+        A supervisor makes its workers unready first, and waits itself.
+        """
+        lifecycle = self._service.lifecycle
+        end = time.monotonic() + (self._settings.drain_delay if lifecycle.ready else 0)
+        lifecycle.drain()
+        counter = 0
+        while time.monotonic() < end and not self.force_exit and not lifecycle.lost:
+            counter += 1
+            await self.on_tick(counter)
+            await asyncio.sleep(0.1)
+
     def _connections(self) -> list[Connection]:
         """List the clients' connections. uvicorn keeps the protocols inside them in the same set."""
         return [found for found in tuple(self.server_state.connections) if isinstance(found, Connection)]
@@ -149,19 +172,3 @@ def _log_to_stderr(settings: Settings) -> None:
     )
     # This module logs the same events as uvicorn.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
-
-
-def _exit_on_signals(*, quietly: bool = False) -> None:
-    """Raise `SystemExit(0)` on SIGTERM and SIGINT.
-
-    Process 1 of a container has no default handlers, so it would ignore these signals. uvicorn drains first, then
-    raises the signal again for the handler that was installed before its own.
-    """
-
-    def handle(_: int, __: object) -> NoReturn:
-        if not quietly:
-            log.info("stopped")
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -23,6 +23,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from foldserve.service.errors import FoldserveError, StartError
 from foldserve.service.http.listeners import Listeners
+from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, refuse_handshakes
 from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
@@ -78,6 +79,11 @@ class _Supervisor:
         # A fork would copy locks that other threads hold, without those threads.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
+        # Python calls a signal's handler in the main thread, but the kernel may deliver the signal to another thread,
+        # and then the main thread would not wake up without this pipe.
+        self._signalled, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         self.announcement = ""
 
     def start(self) -> None:
@@ -100,7 +106,15 @@ class _Supervisor:
         """Stop all workers. A ready worker drains; it is killed if that takes too long. Others are killed at once."""
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        # The workers close the socket too, so the kernel refuses new connections from here on.
+        ready = [worker for worker in self._workers if worker.ready]
+        if ready and self._settings.drain_delay:
+            for worker in ready:
+                os.kill(worker.process.pid, UNREADY_SIGNAL)
+            time.sleep(self._settings.drain_delay)
+        # From here on the kernel takes no new connection. The workers accept those that wait, then close the socket.
+        for listener in self._listeners.all:
+            refuse_handshakes(listener)
+        time.sleep(HANDSHAKE_SECONDS if ready else 0)
         self._listeners.close()
         for worker in self._workers:
             worker.process.terminate() if worker.ready else worker.process.kill()
@@ -122,7 +136,9 @@ class _Supervisor:
 
     def _wait_for_message(self, workers: list[_Worker]) -> list[_Worker]:
         """Return the workers that have sent a message or died; wait for the first of them."""
-        ready = wait([worker.messages for worker in workers])
+        ready = wait([self._signalled, *(worker.messages for worker in workers)])
+        if self._signalled in ready:
+            os.read(self._signalled, 4096)
         return [worker for worker in workers if worker.messages in ready]
 
     def _receive(self, worker: _Worker) -> bool:
@@ -180,7 +196,8 @@ def _run_worker(serve: Serve, settings: Settings, listeners: Listeners, pipe: Co
 
 
 def _send(pipe: Connection, kind: str, text: str) -> None:
-    pipe.send_bytes(json.dumps([kind, text]).encode())  # `send` would pickle it, and a pickle may run code
+    with suppress(OSError):  # the supervisor has died: the thread stops this process
+        pipe.send_bytes(json.dumps([kind, text]).encode())  # `send` would pickle it, and a pickle may run code
 
 
 def _stop_without_supervisor(pipe: Connection) -> None:

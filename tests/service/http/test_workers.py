@@ -171,6 +171,28 @@ def test_workers_stop_when_their_supervisor_dies(served: Served) -> None:
         served.connect()
 
 
+@pytest.mark.parametrize("seconds", [0.2, 0.8, 1.6])
+def test_a_supervisor_that_is_killed_during_the_start_leaves_no_worker_and_no_traceback(
+    seconds: float, models: Path
+) -> None:
+    """The time decides how far the start has come; the result must be the same at any point."""
+    with subprocess.Popen(
+        command_line("serve", "--models", models, "--port", 0, *TWO),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until(lambda: workers(process.pid))
+        started = time.monotonic()
+        until(lambda: time.monotonic() > started + seconds)
+        below = children(process.pid)
+        process.kill()
+        _, stderr = process.communicate(timeout=PATIENCE)  # returns when the last process has closed the pipe
+    until(lambda: not any(map(alive, below)))
+    assert "Traceback" not in stderr, stderr
+
+
 # --- replacement -----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,64 @@
+"""The steps of a stop that the processes of a server share: signals, and the end of new connections.
+
+It knows signals and sockets, but no worker and no request.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+import socket
+import struct
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+log = logging.getLogger("foldserve")
+
+# A supervisor sends it to its workers: become unready, and serve on.
+UNREADY_SIGNAL = signal.SIGUSR1
+# Seconds in which handshakes that have begun may finish.
+HANDSHAKE_SECONDS = 0.1
+_SO_ATTACH_FILTER = 26  # of <asm-generic/socket.h>; the module socket has no name for it
+
+
+def exit_on_signals(*, quietly: bool = False) -> None:
+    """Raise `SystemExit(0)` on SIGTERM and SIGINT, and treat SIGHUP as SIGTERM.
+
+    Process 1 of a container has no default handlers, so it would ignore these signals. uvicorn drains first, then
+    raises the signal again for the handler that was installed before its own.
+    """
+
+    def handle(_: int, __: object) -> NoReturn:
+        if not quietly:
+            log.info("stopped")
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if quietly else _hang_up)
+
+
+def _hang_up(_: int, __: object) -> None:
+    log.warning("SIGHUP: nothing is reloaded; stopping as for SIGTERM")
+    signal.raise_signal(signal.SIGTERM)
+
+
+def refuse_handshakes(listener: socket.socket) -> None:
+    """Let the kernel ignore each new connection from now on, for all processes that share the listener.
+
+    Otherwise a connection that the kernel completes after the last `accept`, and before the listener closes, would be
+    reset although its client may have sent a request. An ignored client tries again after a second, and then finds the
+    port closed or the next server. Only Linux has such a filter; elsewhere this does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    # A classic BPF program over the TCP header: drop a packet whose byte 13, the flags, has no ACK. Of a handshake,
+    # that is only the first packet, so handshakes that have begun can finish.
+    instructions = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x10), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
+    filter_program = struct.pack("HL", len(instructions), ctypes.addressof(program))
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
