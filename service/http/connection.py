@@ -21,10 +21,7 @@ any `asyncio.Protocol` can be the inner one.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import termios
 import time
-from array import array
 from collections.abc import Callable
 from enum import Enum
 
@@ -37,6 +34,7 @@ from foldserve.service.http.body import BodyReader
 from foldserve.service.http.context import ConnectionContext
 from foldserve.service.http.head import BLANK_LINE, Head, HeadReader
 from foldserve.service.http.inner import InnerConnection
+from foldserve.service.http.stopping import has_bytes
 from foldserve.service.protocols.reply import Reply, refusal
 
 # Seconds that a client has to read the error response, although it may still be sending its request.
@@ -364,7 +362,7 @@ class Connection(asyncio.Protocol):
     def _close_if_idle(self) -> None:
         """Close, unless the kernel has bytes of a request that the event loop has not read yet."""
         if self._phase is IDLE:
-            if _has_bytes(self._transport):
+            if has_bytes(self._transport):
                 asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
             else:
                 self._close()
@@ -392,13 +390,3 @@ class Connection(asyncio.Protocol):
         if reading != self._reading and self._phase is not CLOSED:
             self._reading = reading
             self._transport.resume_reading() if reading else self._transport.pause_reading()
-
-
-def _has_bytes(transport: asyncio.Transport) -> bool:
-    """Return whether the kernel has received bytes that were not read."""
-    count = array("i", [0])
-    try:
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
-    except OSError:  # the connection is closed
-        return False
-    return count[0] > 0

@@ -5,12 +5,16 @@ It knows signals and sockets, but no worker and no request.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import fcntl
 import logging
 import signal
 import socket
 import struct
 import sys
+import termios
+from array import array
 from contextlib import suppress
 from typing import NoReturn
 
@@ -62,3 +66,13 @@ def refuse_handshakes(listener: socket.socket) -> None:
     filter_program = struct.pack("HL", len(instructions), ctypes.addressof(program))
     with suppress(OSError):
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
+
+
+def has_bytes(transport: asyncio.Transport) -> bool:
+    """Return whether the kernel has received bytes that were not read."""
+    count = array("i", [0])
+    try:
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+    except OSError:  # the connection is closed
+        return False
+    return count[0] > 0
