@@ -1,8 +1,7 @@
 """Measures the effect of each part of the preset `best` by leaving it out: `python benchmarks/ablation.py --data DIR`.
 
-Each run is a whole `foldserve-train fit` on the training file of a table, which the command splits itself, by seed. The
-test files are never read, so that a decision made from these figures does not use them. A run has one core and one
-thread.
+Each run is a whole `foldserve-train fit` on the training file of a table, which the command splits by seed. The test
+files are never read, so that decisions by these figures do not depend on test rows. A run has one core and one thread.
 """
 
 from __future__ import annotations
@@ -57,7 +56,9 @@ def main() -> None:
 
 
 def _measure(tables: Sequence[Table], seeds: int, core: int) -> tuple[Fits, dict[str, str]]:
-    """Fit every variant in turn. If one fails, its table and seed are left out of all, so that the means compare."""
+    """Fit every variant in turn. If a variant fails, its table and seed are left out for all variants, so that the
+    means are comparable.
+    """
     fits: Fits = {}
     failed: dict[str, str] = {}
     for seed in range(seeds):

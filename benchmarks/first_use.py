@@ -40,7 +40,7 @@ def fit(models: Path, seed: int) -> tuple[float, dict[str, float]]:
 
 @contextmanager
 def served(models: Path) -> Iterator[tuple[float, int]]:
-    """Serve `models`. Yield the seconds from the start to the line that announces readiness, and the process id."""
+    """Serve `models`. Yield the seconds from the start until the server prints that it is ready, and the process id."""
     command = [sys.executable, "-m", "foldserve.service", "serve", "--models", str(models), "--port", "0"]
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

@@ -1,8 +1,9 @@
 """Compares foldserve on a GPU with ONNX Runtime and PyTorch: `python benchmarks/gpu.py`.
 
-One run measures the limits of the hardware, with a matrix product and copies between host and device; the contenders
-from host memory to host memory, checked, timed in turns and checked again; the savings by folding in kernels and time;
-and the service over HTTP. `--dry` runs everything on the CPU with tiny sizes, as a test: it measures nothing.
+One run has four parts. It measures the limits of the hardware, with matrix products and with copies between host and
+device. It checks the contenders, times them in turns from host memory to host memory, and checks them again. It
+measures the kernels and the time that folding saves, and the service over HTTP. `--dry` runs everything on the CPU with
+tiny sizes, as a test: it measures nothing.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Bench:
         return Block(setting, plan.rounds, plan.seconds, self.results.note, self.generator, self.spent, plan.compiling)
 
     def has_time(self, what: str, reserve: float) -> bool:
-        """Whether a measurement may begin, with `reserve` seconds for later ones; if not, notes that it is skipped."""
+        """Whether a measurement may begin if later ones need `reserve` seconds; if not, notes that it is skipped."""
         if time.perf_counter() + reserve < self.until:
             return True
         self.results.note("time", f"{what}: skipped, since the time was over")
@@ -126,13 +127,13 @@ def _bench(plan: Plan, device: Device, folder: Path, chosen: argparse.Namespace)
 
 
 def _ceilings_and_contenders(bench: Bench) -> None:
-    """Measure the contenders in each precision, and its matrix products right before and after them."""
+    """Measure the contenders in each precision, and the matrix products of the precision right before and after them."""
     plan, results = bench.plan, bench.results
     small, wide = bench.nets
     with note_failure(results.note, "copies", "host and device"):
         ceilings.peak(
             "fp32", (plan.square,) * 3, bench.device, 1, 20 * plan.seconds
-        )  # warm-up: the clock of an idle GPU is low
+        )  # a warm-up, because an idle GPU has a low clock rate
         results.copies += ceilings.copies(plan.copied, bench.device, plan.rounds, plan.seconds)
     for network, precision in [(small, "fp32"), *((wide, precision) for precision in plan.precisions)]:
         if not bench.has_time(f"{network.title} {precision}", _KERNELS_S + _SERVICE_S):

@@ -1,7 +1,8 @@
 """Measures foldserve under more load than it can answer: `python benchmarks/overload.py`.
 
-The server has one core, and the load another. The rounds: the peak of a closed loop; an unloaded server; an open loop
-at a multiple of the peak; and the recovery after it. The table compares the figures with their targets.
+The server has one core, and the load has another core. There are four rounds: a closed loop, which gives the peak rate;
+a small load; an open loop at a multiple of the peak rate; and the recovery after the overload. The table compares the
+figures with their targets.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Compares foldserve with other servers for such a model: `python benchmarks/serving.py [--write]`.
 
-One contender at a time has one core, and wrk has another. All have the same model and the same bodies, and their
-responses are checked before and after the load. Rounds interleave the contenders; a ratio is taken within a round, and
-the tables show the median. Other servers are installed on first use, in `.bench/`, at the versions of
-`benchmarks/contenders/*.txt`.
+Only one contender runs at a time. It has one core, and wrk has another core. All contenders have the same model and the
+same bodies, and their responses are checked before and after the load. Rounds interleave the contenders; a ratio is
+taken within a round, and the tables show the median. Other servers are installed on first use, in `.bench/`, at the
+versions of `benchmarks/contenders/*.txt`.
 """
 
 from __future__ import annotations

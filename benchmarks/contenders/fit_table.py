@@ -1,7 +1,7 @@
 """Fits a model of another library: `python fit_table.py NAME TRAIN.csv TEST.csv TARGET SEED`, NAME from `CONTENDERS`.
 
-Prints a JSON object: `seconds`, the processor time of the fit alone, without imports and reading; and the metrics on
-the test rows, `accuracy` and `log_loss` (in nats) or `rmse` and `r2`. Each contender has its default settings, after
+Prints a JSON object. `seconds` is the processor time of the fit alone, without imports and reading. The metrics on the
+test rows are `accuracy` and `log_loss` (in nats), or `rmse` and `r2`. Each contender has its default settings, after
 the usual preparation: one-hot categories, and imputed and standardised numbers if the contender needs them.
 """
 

@@ -19,7 +19,7 @@ _PIECE = 2**20
 
 @dataclass
 class Connection:
-    """One socket, and the progress of its request and response.
+    """One socket, and the progress of the request and the response on it.
 
     sent: bytes of the request. received: the head of the response, and perhaps a part of the body. missing: bytes of
     the body that have not arrived; None until the head is complete.
@@ -62,8 +62,8 @@ def post(port: int, request: bytes, seconds: float, connections: int) -> dict[st
                 continue
             one.sent, one.missing, one.started = 0, None, clock()
             one.received.clear()
-            one.sent = one.socket.send(view[:_PIECE])  # the send buffer is empty, so that most requests need no select
-            if one.sent < len(request):
+            one.sent = one.socket.send(view[:_PIECE]) # the send buffer is empty, so most requests need no wait for the
+            socket if one.sent < len(request):
                 selector.modify(one.socket, selectors.EVENT_WRITE, one)
     return {"seconds": clock() - start, "latencies": latencies, "errors": errors}
 

@@ -21,7 +21,8 @@ class Digits:
         model = os.environ["BENCH_MODEL"]
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    # Room for four requests of 1,024 rows. BentoML refuses a request that takes longer than this latency: no load does.
+    # A batch has room for four requests of 1,024 rows. BentoML refuses a request that takes longer than this latency,
+    # but no request of this benchmark takes so long.
     @bentoml.api(batchable=True, max_batch_size=4096, max_latency_ms=5000)
     def predict(self, instances: np.ndarray) -> np.ndarray:
         """Map rows to probabilities."""

@@ -21,7 +21,7 @@ async def app(
     send: Callable[[dict[str, Any]], Awaitable[None]],
 ) -> None:
     """Read the whole body, and send the constant."""
-    body = bytearray()  # collected as in foldserve
+    body = bytearray()  # the garbage is collected as in foldserve
     more = True
     while more:
         message = await receive()

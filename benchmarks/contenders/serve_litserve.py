@@ -27,7 +27,7 @@ class Digits(litserve.LitAPI):
         return np.array(request["instances"], dtype=np.float32)
 
     def batch(self, inputs: list[Rows]) -> list[Rows]:
-        """Keep the list: requests differ in their number of rows, so that `predict` joins them."""
+        """Keep the list. Requests have different numbers of rows, so `predict` joins them."""
         return inputs
 
     def predict(self, x: list[Rows]) -> list[Rows]:
@@ -36,7 +36,7 @@ class Digits(litserve.LitAPI):
         return np.split(probabilities, np.cumsum([len(rows) for rows in x[:-1]]))
 
     def unbatch(self, output: list[Rows]) -> list[Rows]:
-        """Keep the list: each request has its own part."""
+        """Keep the list: it already has one item for each request."""
         return output
 
     def encode_response(self, output: Rows) -> dict[str, Any]:

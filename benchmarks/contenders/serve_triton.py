@@ -26,7 +26,8 @@ def main() -> None:
     def infer(input: np.ndarray) -> list[np.ndarray]:  # noqa: A002  (the name of the model's input)
         return session.run(None, {"input": input})
 
-    # Its backend links libpython, and would find the system's one, of another patch release.
+    # The Python backend of Triton links libpython. Without this path, it would find the libpython of the system, which
+    # has another patch release.
     os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
     config = TritonConfig(
         http_address="127.0.0.1", http_port=int(sys.argv[1]), allow_grpc=False, allow_metrics=False, log_verbose=0

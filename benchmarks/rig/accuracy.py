@@ -23,14 +23,14 @@ REFERENCES = {"hgb": "HistGradientBoosting", "mlp": "scikit-learn's MLP", "realm
 TITLES = PRESETS | REFERENCES
 ENVIRONMENT = "training"
 
-FAST_SECONDS = 10.0  # target for `fast`, on a table of at most FAST_ROWS training rows
+FAST_SECONDS = 10.0  # target in seconds for `fast`, on a table of at most FAST_ROWS training rows
 FAST_ROWS = 10_000
-BEST_SHARE = 1 / 3  # target for `best`, as a share of RealMLP's time
+BEST_SHARE = 1 / 3  # target for the time of `best`, as a share of RealMLP's time
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table. rows: of the training file. target: the name of the target column."""
+    """One table. rows: the number of rows of the training file. target: the name of the target column."""
 
     name: str
     train: Path
@@ -70,7 +70,7 @@ def find_tables(folders: Iterable[Path], wanted: Sequence[str] | None) -> list[T
 
 
 def measure(tables: Sequence[Table], names: Sequence[str], seeds: int, core: int) -> tuple[Fits, dict[str, str]]:
-    """Fit every contender on every table, seed by seed. Return the fits, and the reasons of those that failed."""
+    """Fit every contender on every table, seed by seed. Return the fits, and the reasons of the failures."""
     fits: Fits = {}
     failed: dict[str, str] = {}
     for seed in range(seeds):
@@ -104,7 +104,8 @@ def fit_other(table: Table, name: str, seed: int, core: int) -> Fit:
 
 
 def fit_foldserve(table: Table, flags: Sequence[str], seed: int, core: int) -> Fit:
-    """Run `foldserve-train fit` on the training file, and measure the whole command. The metrics are its manifest's.
+    """Run `foldserve-train fit` on the training file, and measure the whole command. The metrics come from the manifest
+    of the bundle.
 
     Raises `RunError`.
     """

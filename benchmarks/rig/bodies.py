@@ -63,7 +63,7 @@ def _contents(rows: Array) -> dict[str, tuple[bytes, dict[str, str]]]:
 
 
 def binary(rows: Array) -> tuple[bytes, dict[str, str]]:
-    """Return the body and headers of a request with a binary tensor, which also asks for one in the response."""
+    """Return the body and headers of a request with a binary tensor, which asks for a binary tensor in the response."""
     raw = rows.astype("<f4").tobytes()
     head = _json(
         {

@@ -74,14 +74,14 @@ CONTENDERS = (
     _other("mlserver", "MLServer", "/v2/models/digits/ready", (Endpoint("oip", OIP),), "{spare}"),
     _other("triton", "Triton (pytriton)", "/v2/models/digits/ready", OIP_ENDPOINTS),
 )
-BARE = "bare"  # a session without a server: not a Contender
+BARE = "bare"  # a session without a server, which is not a Contender
 BARE_TITLE = "ONNX Runtime alone"
 NAMES = (*(contender.name for contender in CONTENDERS), BARE)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio of one figure in two cases, and the bound for foldserve."""
+    """The ratio of one figure in two cases, and the target for this ratio."""
 
     text: str
     ours: str

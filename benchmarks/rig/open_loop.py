@@ -1,8 +1,8 @@
 """Loads a server from one process: a closed loop, or an open loop with arrivals that do not wait for responses.
 
 In an open loop, the latency of a request starts at its scheduled arrival, so a slow server or a late driver can't hide
-a wait. A request that finds no idle connection waits for one. Plain sockets and epoll: an event loop of callbacks would
-cost more than the server's own work.
+a wait. A request that finds no idle connection waits for one. The module uses plain sockets and epoll, because an event
+loop with callbacks would cost more than the work of the server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RECEIVE_BYTES = 2**18
 
 @dataclass
 class Outcome:
-    """The responses of one load: a list has one item for each, in their order.
+    """The responses of one load. Each list has one item for each response, in the order of the responses.
 
     scheduled, sent, answered: seconds of `time.perf_counter`. status: 0 if the connection broke.
     """
@@ -37,7 +37,7 @@ class Outcome:
     retry_after: list[int] = field(default_factory=list)
 
     def latencies(self, status: int) -> Array:
-        """Return the seconds from the scheduled arrival to the response, of the responses with `status`."""
+        """Return, for the responses with `status`, the seconds from the scheduled arrival to the response."""
         seconds = np.array(self.answered) - np.array(self.scheduled)
         return seconds[np.array(self.status, int) == status]
 

@@ -21,8 +21,8 @@ class RunError(Exception):
 class Run:
     """The measurements of one run.
 
-    processor_s: user and system time, child processes included. first_output_s: from the start to the first output on
-    the terminal. peak_bytes: the largest resident memory of any one process. output: everything it printed.
+    processor_s: user and system time, including child processes. first_output_s: the seconds from the start to the
+    first output on the terminal. peak_bytes: the largest resident memory of a single process. output: all printed text.
     """
 
     processor_s: float

@@ -46,7 +46,7 @@ def number(value: float) -> str:
 
 
 def target_row(text: str, values: list[float] | str, bound: float, *, at_least: bool) -> Row:
-    """Compare the median with its target. `values` is a text if there are no figures: it gives the reason."""
+    """Compare the median with its target. If there are no figures, `values` is a text with the reason."""
     target = f"{'≥' if at_least else '≤'} {bound:.3g}"
     if isinstance(values, str):
         return (text, values, target, NONE)
@@ -58,7 +58,9 @@ def target_row(text: str, values: list[float] | str, bound: float, *, at_least: 
 
 
 def figure_row(text: str, value: float | None, sign: str, bound: float | None, form: str = "{:.4f}") -> Row:
-    """Compare a figure with its target. sign: one of ≥, >, ≤ and <. There is no verdict if either is None."""
+    """Compare a figure with its target. sign: one of ≥, >, ≤ and <. There is no verdict if the figure or the target is
+    None.
+    """
     if value is None:
         return (text, "not measured", NONE, NONE)
     if bound is None:

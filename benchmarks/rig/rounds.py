@@ -36,9 +36,9 @@ class Round:
 class Bench:
     """The conditions of every measurement, and the failures so far.
 
-    bodies: by protocol and number of rows. excluded: contenders that did not start, and endpoints with a wrong
-    response, each with the reason. load_errors: endpoints that met errors under load, in at least one round. sizes:
-    the lengths of foldserve's responses, in bytes.
+    bodies: the request bodies, by protocol and number of rows. excluded: contenders that did not start, and endpoints
+    with a wrong response, each with the reason. load_errors: endpoints that had errors under load in at least one
+    round. sizes: the lengths of foldserve's responses, in bytes.
     """
 
     folder: Path
@@ -74,7 +74,9 @@ class Bench:
             ]
 
     def measure(self, name: str, results: Round) -> None:
-        """Start a contender; check, load and check again each of its endpoints. Failures are kept, not raised."""
+        """Start a contender. Check each of its endpoints, load it, and check it again. Failures are recorded, not
+        raised.
+        """
         if name in self.excluded:
             return
         if name == BARE:

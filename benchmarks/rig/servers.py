@@ -20,7 +20,7 @@ READY_TIMEOUT = 60
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. process: its id. ready_s: seconds from the start until it was ready."""
+    """A running server. process: its process id. ready_s: the seconds from the start until the server was ready."""
 
     process: int
     port: int
@@ -40,8 +40,8 @@ class Server:
 def running(program: Sequence[str], port: int, ready: str, *, core: int | None, log: Path) -> Iterator[Server]:
     """Run a server until the block ends.
 
-    ready: the path that answers 200 once the server is ready. core: the only core to use; None for all of them.
-    Raises `StartError` if it is not ready in time, or ends before.
+    ready: the path that answers 200 once the server is ready. core: the only core that the server may use; None for all
+    cores. Raises `StartError` if the server is not ready in time, or ends before it is ready.
     """
     command = program if core is None else pinned(core, program)
     with log.open("wb") as output:

@@ -1,4 +1,4 @@
-"""Compares the training loop of foldserve with another one: rows per second, on one core, in turns.
+"""Compares the training loops of foldserve and of another library: rows per second, on one core, in turns.
 
 Both train the same network on the same rows with the same batch size.
 """

@@ -1,4 +1,4 @@
-"""Loads a server with wrk, on another core than the server's."""
+"""Loads a server with wrk. wrk and the server run on different cores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ERRORS = ("not_2xx", "connect", "read", "write", "timeout")
 
 
 class LoadError(Exception):
-    """The load met errors, so its figures are invalid. The message is one line."""
+    """The load had errors, so its figures are invalid. The message is one line."""
 
 
 @dataclass(frozen=True)

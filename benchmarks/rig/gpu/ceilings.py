@@ -16,7 +16,7 @@ from rig.gpu.contender import Device
 from rig.gpu.timing import time_on_device
 from rig.gpu.torch_contenders import DTYPES
 
-_SETS = 2  # sets of operands, used in turn
+_SETS = 2  # the number of sets of operands, which are used in turn
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The interface of a contender: it maps a float32 batch in ordinary host memory to float32 probabilities there.
 
-A contender knows its network, device and precision; it knows neither clocks nor the right outputs.
+A contender knows its network, its device and its precision. It knows neither clocks nor the expected outputs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Contender(ABC):
     """One way to run the network.
 
     `prepare` is called before the runs of a batch size, `release` after them, and `close` at the end.
-    batches: the only batch sizes that it is measured with; empty for all. compiles: whether `prepare` may take long.
+    batches: the only batch sizes for which the contender is measured; empty for all. compiles: whether `prepare` may
+    take long.
     """
 
     name: ClassVar[str]
@@ -62,11 +63,11 @@ class Contender(ABC):
         """Prepare for batches of one size."""
 
     def poison(self, batch: int) -> None:
-        """Overwrite the buffers of a run of this size, by default with a run of rows of NaN."""
+        """Overwrite the buffers of a run of this size. By default this is a run with rows of NaN."""
         self.run(np.full((batch, self.setting.network.widths[0]), np.nan, np.float32))
 
     def on_device(self) -> Callable[[], Any] | None:
-        """Return a call that queues only the computation, with its input on the device; None if it has none."""
+        """Return a call that queues only the computation, with the input on the device; None if this is not possible."""
         return None
 
     def release(self) -> None:  # noqa: B027

@@ -1,6 +1,6 @@
 """Counts the kernels and copies of a run on the GPU, and their time, with CUPTI through torch's profiler.
 
-The profiler records the whole process: ONNX Runtime's kernels too, and each kernel inside a CUDA graph.
+The profiler records all kernels of the process, including ONNX Runtime's kernels and those inside a CUDA graph.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Random batch-norm networks: folded and unfolded, as ONNX, as a bundle, and as a float64 reference in NumPy.
 
 Their running statistics are those of standard normal rows. Nothing is trained, because speed does not depend on the
-values of the weights. It knows neither devices nor clocks.
+values of the weights. The module knows neither devices nor clocks.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from foldserve.training.plan import Architecture
 Rows = npt.NDArray[np.float32]
 Exact = npt.NDArray[np.float64]
 
-# |out - ref| <= absolute + relative * |ref|, for probabilities. fp32: the tolerance of a certificate. TF32 and fp16
-# keep 10 bits of a factor, bf16 keeps 7. Each layer adds an error of 2^-11 or 2^-8 of its values, and a softmax passes
-# on at most a quarter of a logit's error.
+# |out - ref| <= absolute + relative * |ref|, for probabilities. fp32: the tolerance of a certificate. In a product,
+# TF32 and fp16 keep 10 bits of each factor, and bf16 keeps 7. So each layer adds a relative error of 2^-11 or 2^-8. The
+# error of a probability is at most a quarter of the error of a logit.
 TOLERANCES: dict[Precision, bundle.Tolerance] = {
     "fp32": bundle.Tolerance(absolute=1e-5, relative=1e-4),
     "tf32": bundle.Tolerance(absolute=5e-3, relative=1e-2),
@@ -43,8 +43,8 @@ TOLERANCES: dict[Precision, bundle.Tolerance] = {
 }
 _CALIBRATION_ROWS = 4096
 _CERTIFICATE_ROWS = 256
-_ORACLE_ROWS = 8192  # rows at a time: float64 activations of all rows would take gigabytes
-_LOGITS = 4.0  # factor of the last layer's weights, so that probabilities are neither all equal nor all 0 or 1
+_ORACLE_ROWS = 8192  # rows at a time, because float64 activations of all rows would take gigabytes
+_LOGITS = 4.0  # scales the last layer's weights, so that probabilities are neither all equal nor all 0 or 1
 
 
 @dataclass(frozen=True)

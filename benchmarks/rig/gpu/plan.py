@@ -12,9 +12,10 @@ from rig.gpu.service import LOADS, Load
 class Plan:
     """The sizes and the durations of all measurements.
 
-    precisions: of the wide network; the small one is measured in float32 only. between: batch sizes without a bucket,
-    for the comparison of bits. seconds: of one contender in one round. copied: in bytes. served: precisions of the wide
-    network over HTTP. compiling: seconds for each contender that compiles.
+    precisions: the precisions of the wide network; the small network is measured in float32 only. between: batch sizes
+    between the buckets, for the comparison of bits. seconds: the time of one contender in one round. copied: the sizes
+    of copies, in bytes. served: the precisions in which the wide network is measured over HTTP. compiling: the seconds
+    for each contender that compiles.
     """
 
     small: tuple[int, ...]

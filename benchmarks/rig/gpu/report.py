@@ -28,11 +28,11 @@ TITLES = {kind.name: kind.title for kind in CONTENDERS}
 
 @dataclass
 class Results:
-    """All results. `notes` has the reasons for missing ones, as pairs of a contender and a reason.
+    """All results. `notes` has the reasons for missing figures, as pairs of a contender and a reason.
 
-    wide: the title of the network that is compared with the hardware limits; flops_per_row and bytes_per_row (of the
-    input) are its own. largest: rows of the largest batch. dry: a dry run, which measures nothing, so that no target is
-    met or missed.
+    wide: the title of the network that is compared with the hardware limits. flops_per_row: the operations of this
+    network for each row. bytes_per_row: the bytes of its input for each row. largest: the rows of the largest batch.
+    dry: whether this is a dry run, which measures nothing and so has no verdicts.
     """
 
     wide: str

@@ -35,7 +35,7 @@ NEEDS = (
     "nanoarrow",
     "pydantic",
 )
-_CLIENTS = 4  # processes that share the connections; a single one would be as slow as the server
+_CLIENTS = 4  # client processes that share the connections; a single process would be as slow as the server
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Checks the contenders, times them in rounds, and checks them again.
 
-A contender maps rows to outputs; this module knows nothing else about it. A failure of one contender is noted, and does
-not affect the others.
+This module knows only that a contender maps rows to outputs. If one contender fails, the failure is noted and does not
+affect the others.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rig.gpu.networks import TOLERANCES, Rows, distance
 from rig.gpu.onnx_contenders import OursGraphs, OursPlain
 
 T = TypeVar("T")
-_BATCHES = 3  # batches of rows used in turn: a single one would stay in a cache
-_MIN_RUNS = 3  # of a contender in a round, even if it is slow
+_BATCHES = 3  # the number of batches, used in turn: a single batch would stay in a cache
+_MIN_RUNS = 3  # minimum runs of a contender in a round, even if it is slow
 _MAX_RUNS = 4000
 _MIN_TAIL = 1.0  # a percentile is reported if at least so many samples lie beyond it
 
@@ -35,9 +35,9 @@ _MIN_TAIL = 1.0  # a percentile is reported if at least so many samples lie beyo
 class Figures:
     """One contender with one network, precision and batch size.
 
-    rounds: seconds from host memory to host memory, by round and run.
-    error: the largest ||outputs - reference|| / ||reference|| of its checks.
-    device_s: seconds of the computation alone, from CUDA events; empty if its input can't stay on the device.
+    rounds: the seconds from host memory to host memory, by round and run. error: the largest ||outputs - reference|| /
+    ||reference|| of all checks. device_s: the seconds of the computation alone, from CUDA events; empty if the input
+    can't stay on the device.
     """
 
     network: str
@@ -77,8 +77,9 @@ class BitComparison:
 class Block:
     """One network in one precision, and the contenders that opened.
 
-    seconds: of one contender in one round. note: called with a contender's title and the reason of a failure. spent:
-    seconds of compiling so far, by contender. compiling: seconds after which nothing more is compiled for a contender.
+    seconds: the time of one contender in one round. note: called with a contender's title and the reason of a failure.
+    spent: seconds of compiling so far, by contender. compiling: seconds after which nothing more is compiled for a
+    contender.
     """
 
     setting: Setting

@@ -18,12 +18,12 @@ DTYPES: dict[Precision, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-_WARM_UPS = 3  # before a capture, so that handles, workspaces and kernels exist
+_WARM_UPS = 3  # runs before a capture, so that handles, workspaces and kernels exist
 _LARGE_COPY = 2**20  # bytes from which torch's copy, with several threads, is faster than NumPy's
 
 
 class _Torch(Contender):
-    """PyTorch with the folded network, which is faster, so that folding does not affect this comparison."""
+    """PyTorch with the folded network. It is the faster network, and so folding does not affect this comparison."""
 
     def open(self) -> None:
         dtype = DTYPES[self.setting.precision]
@@ -97,7 +97,7 @@ class _Compiled(_Staged):
         self._plain = self._compute
 
     def prepare(self, batch: int) -> None:
-        # For this size only: code that is compiled for any size has no CUDA graph.
+        # The code is compiled for this size only, because code for any size has no CUDA graph.
         self._compute = torch.compile(self._plain, mode=self.mode, dynamic=False, fullgraph=True)
         super().prepare(batch)
         for _ in range(_WARM_UPS):  # the second run captures its CUDA graph
@@ -116,7 +116,7 @@ class CompiledGraphs(_Compiled):
 
 
 class CompiledTuned(_Compiled):
-    """The same, with matrix products chosen by measurement."""
+    """The same as the class above, with matrix products that Inductor chooses by measurement."""
 
     name, title, mode = "autotuned", "torch.compile, max-autotune", "max-autotune"
     batches = (1, 65536)
@@ -170,7 +170,7 @@ class Graphed(_Staged):
 
 
 class GraphedAround(Graphed):
-    """The same, with the copies queued before and after the graph."""
+    """The same as the class above, but the copies are queued before and after the graph."""
 
     name, title = "torch_around", "PyTorch, CUDA graph, copies outside"
 
