@@ -56,8 +56,9 @@ def main() -> None:
 
 
 def _measure(tables: Sequence[Table], seeds: int, core: int) -> tuple[Fits, dict[str, str]]:
-    """Fit every variant in turn. If a variant fails, its table and seed are left out for all variants, so that the
-    means are comparable.
+    """Fit every variant in turn.
+
+    If a variant fails, its table and seed are left out for all variants, so that the means are comparable.
     """
     fits: Fits = {}
     failed: dict[str, str] = {}

@@ -127,7 +127,7 @@ def _bench(plan: Plan, device: Device, folder: Path, chosen: argparse.Namespace)
 
 
 def _ceilings_and_contenders(bench: Bench) -> None:
-    """Measure the contenders in each precision, and the matrix products of the precision right before and after them."""
+    """Measure the contenders in each precision, and matrix products of the precision right before and after them."""
     plan, results = bench.plan, bench.results
     small, wide = bench.nets
     with note_failure(results.note, "copies", "host and device"):

@@ -62,8 +62,8 @@ def post(port: int, request: bytes, seconds: float, connections: int) -> dict[st
                 continue
             one.sent, one.missing, one.started = 0, None, clock()
             one.received.clear()
-            one.sent = one.socket.send(view[:_PIECE]) # the send buffer is empty, so most requests need no wait for the
-            socket if one.sent < len(request):
+            one.sent = one.socket.send(view[:_PIECE])  # the send buffer is empty, so most requests need no select
+            if one.sent < len(request):
                 selector.modify(one.socket, selectors.EVENT_WRITE, one)
     return {"seconds": clock() - start, "latencies": latencies, "errors": errors}
 

@@ -104,8 +104,9 @@ def fit_other(table: Table, name: str, seed: int, core: int) -> Fit:
 
 
 def fit_foldserve(table: Table, flags: Sequence[str], seed: int, core: int) -> Fit:
-    """Run `foldserve-train fit` on the training file, and measure the whole command. The metrics come from the manifest
-    of the bundle.
+    """Run `foldserve-train fit` on the training file, and measure the whole command.
+
+    The metrics come from the manifest of the bundle.
 
     Raises `RunError`.
     """

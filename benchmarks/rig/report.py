@@ -58,8 +58,9 @@ def target_row(text: str, values: list[float] | str, bound: float, *, at_least: 
 
 
 def figure_row(text: str, value: float | None, sign: str, bound: float | None, form: str = "{:.4f}") -> Row:
-    """Compare a figure with its target. sign: one of ≥, >, ≤ and <. There is no verdict if the figure or the target is
-    None.
+    """Compare a figure with its target. There is no verdict if the figure or the target is None.
+
+    sign: one of ≥, >, ≤ and <.
     """
     if value is None:
         return (text, "not measured", NONE, NONE)

@@ -74,8 +74,9 @@ class Bench:
             ]
 
     def measure(self, name: str, results: Round) -> None:
-        """Start a contender. Check each of its endpoints, load it, and check it again. Failures are recorded, not
-        raised.
+        """Start a contender. Check, load and check again each of its endpoints.
+
+        Failures are recorded, not raised.
         """
         if name in self.excluded:
             return

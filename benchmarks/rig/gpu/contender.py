@@ -67,7 +67,7 @@ class Contender(ABC):
         self.run(np.full((batch, self.setting.network.widths[0]), np.nan, np.float32))
 
     def on_device(self) -> Callable[[], Any] | None:
-        """Return a call that queues only the computation, with the input on the device; None if this is not possible."""
+        """Return a call that queues only the computation, with the input on the device; None if that is impossible."""
         return None
 
     def release(self) -> None:  # noqa: B027
