@@ -1,5 +1,6 @@
-# Two images: `service`, the last stage and so the default, serves on the CPU, or on CUDA with RUNTIME=gpu; `trainer`
-# writes the bundles that it serves. requirements/ locks their packages. .dockerignore lists the files that may enter them.
+# This file builds two images. `service` is the last stage and so the default: it serves on the CPU, or on CUDA with
+# RUNTIME=gpu. `trainer` writes the bundles that `service` serves. requirements/ locks the packages of both images.
+# .dockerignore lists the files that the images may contain.
 
 # The tag is exact, but the image behind it is rebuilt now and then. `make image-pin` adds its current digest.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
@@ -14,8 +15,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/apt /var/log/dpkg.log \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin foldserve \
     && install --directory --owner=foldserve --group=foldserve /models /work
-# The image is compiled when it is built, so a run writes no bytecode. The bytecode is checked by the hash of its source,
-# not by the time, because copying a file between stages may round its time.
+# The image is compiled when it is built, so a run writes no bytecode. The bytecode is checked by the hash of its
+# source. The time of the source is not reliable, because copying a file between stages may round it.
 ENV PATH=/opt/foldserve/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1
@@ -42,8 +43,8 @@ COPY requirements/train.txt requirements/torch.txt /requirements/
 RUN python -m venv --without-pip /opt/foldserve \
     && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --requirement /requirements/train.txt
-# Only PyTorch's index has its CPU builds; the build on PyPI needs gigabytes of CUDA libraries. torch.testing._internal
-# is skipped because some of its files need a newer Python to compile.
+# Only PyTorch's index has the CPU builds of torch; the build on PyPI needs gigabytes of CUDA libraries.
+# torch.testing._internal is skipped because some of its files need a newer Python to compile.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --index-url "${TORCH_INDEX}" --requirement /requirements/torch.txt \
@@ -56,7 +57,7 @@ COPY --from=trainer-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
     && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/foldserve
-# The service has the same models, because Docker fills a new volume from whichever image starts first.
+# The image `service` has the same models, because Docker fills a new volume from the image that starts first.
 COPY --chown=10001:10001 models /models
 ENV MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /work
@@ -99,7 +100,8 @@ ENV FOLDSERVE_MODELS=/models \
 WORKDIR /work
 USER 10001:10001
 EXPOSE 8000
-# Until the first success, Docker asks every --start-interval. A server on CUDA may need most of the start period.
+# Until the first success, Docker runs the health check every --start-interval. A server on CUDA may need most of the
+# start period.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=1s --retries=3 CMD ["foldserve", "health"]
 ENTRYPOINT ["tini", "-s", "--", "foldserve"]
 CMD ["serve"]

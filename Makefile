@@ -1,5 +1,5 @@
-# The commands that people and CI run. `make demo` and `make test` need Python 3.11 or newer and make, nothing else.
-# A comment after `##` is the target's line in `make help`.
+# The commands that people and CI run. `make demo` and `make test` only need make and Python 3.11 or newer. The text
+# after `##` is the line of the target in `make help`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,13 +16,13 @@ DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-# The labels of an image, and the index of its torch.
+# The build arguments of an image: its labels, and the package index that has its torch.
 IMAGE_ARGUMENTS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 	--build-arg REVISION=$(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown) \
 	--build-arg CREATED=$(shell git log -1 --format=%cI 2>/dev/null || echo unknown) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
-# PyPI by name: the images are made of public packages, whichever index this machine prefers.
+# This names PyPI, because the images are made of public packages even if this machine has another default index.
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
@@ -100,7 +100,7 @@ fuzz: install $(FUZZ)/installed ## Fuzz the routes, the tensor codec and the rea
 	PYTHONPATH="$(CURDIR):$$packages" $(FUZZ)/bin/python tests/fuzz/$$target.py .fuzz/$$target tests/fuzz/corpus/$$target \
 		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=.fuzz/ -print_final_stats=1; done
 
-# Both versions come before the installed ones on Python's path.
+# The oldest and the newest versions come before the installed versions on Python's path.
 test-uvicorn: install ## Test the server with the oldest and the newest uvicorn and httptools that pyproject.toml allows
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(PIP) --quiet --no-deps --target "$$folder/oldest" \
@@ -126,7 +126,8 @@ test-gpu: $(GPU)/installed ## Test serving and training on a GPU
 bench: install ## Compare foldserve with other model servers; needs wrk
 	$(BIN)/python benchmarks/serving.py $(ARGS)
 
-# This uses the packages of PYTHON: `make install` has the CPU build of ONNX Runtime, which excludes the GPU build.
+# This target uses the packages of PYTHON. It can't use those of `make install`, because the CPU build of ONNX Runtime
+# there excludes the GPU build.
 bench-gpu: ## Compare foldserve with ONNX Runtime and PyTorch on a GPU, with the packages of PYTHON
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
@@ -164,7 +165,7 @@ image-pin: ## Write the current digest of the base image into the Dockerfile
 sbom: $(AUDIT)/installed ## Write CycloneDX bills of materials of the requirements and the images into dist/sbom
 	$(AUDIT)/bin/python requirements/sbom.py
 
-# Only PyTorch's own index has the CPU build of torch and its hashes.
+# Only the index of PyTorch has the CPU build of torch and the hashes of this build.
 lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constraints.txt
 	$(UV) --extra cpu --output-file requirements/cpu.txt pyproject.toml
 	$(UV) --extra gpu --output-file requirements/gpu.txt pyproject.toml
@@ -176,7 +177,7 @@ lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constrai
 		--custom-compile-command 'make lock TORCH_INDEX=URL' --default-index $(TORCH_INDEX) --output-file requirements/torch.txt -,\
 	grep -q "^$$torch" requirements/torch.txt || sed -i.bak "s/^torch==.*/$$torch/; /^ *--hash/d" requirements/torch.txt; rm -f requirements/torch.txt.bak)
 
-# Create the environment: $(1) are pip's flags, $(2) the extras. The stamp file of a rule comes last: an interrupted
+# Create the environment: $(1) are pip's flags, $(2) the extras. A rule writes its stamp file last, so an interrupted
 # installation starts again.
 define INSTALL
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "foldserve needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
