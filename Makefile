@@ -222,4 +222,4 @@ $(FUZZ)/installed: tests/fuzz/requirements.txt
 	@touch $@
 
 clean: ## Remove the environments, caches and models that these targets made
-	rm -rf $(VENV) $(CLIENTS) $(FUZZ) .fuzz $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -16,7 +16,8 @@ from foldserve.service.protocols.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE
 
 # Features of the widest model whose rows OpenAPI describes one by one.
 _MAX_DESCRIBED = 256
-_MAX_FLOAT32 = 3.4028234663852886e38
+# Half a step past the largest float32: smaller numbers are rounded to a finite one.
+_OVERFLOW = float(2**128 - 2**103)
 _JSON_TYPE = {str: "string", bool: "boolean", int: "number", float: "number"}
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
@@ -95,7 +96,7 @@ def _value_schema(feature: Feature) -> dict[str, Any]:
     kinds = (
         {"boolean"} if feature.kind == "boolean" else {_JSON_TYPE[type(value)] for value in feature.categories or (0,)}
     )
-    bounds = {"minimum": -_MAX_FLOAT32, "maximum": _MAX_FLOAT32} if feature.kind == "numeric" else {}
+    bounds = {"exclusiveMinimum": -_OVERFLOW, "exclusiveMaximum": _OVERFLOW} if feature.kind == "numeric" else {}
     return {"type": sorted(kinds | {"null"} if feature.missing else kinds), **bounds}
 
 
