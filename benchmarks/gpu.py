@@ -171,7 +171,7 @@ def _contenders(bench: Bench, block: Block) -> None:
 
 
 def _kernels(bench: Bench) -> None:
-    """Profile after all timings: a profiler may slow later runs."""
+    """The profiling comes after all timings, because a profiler may slow down later runs."""
     plan, results = bench.plan, bench.results
     small, wide = bench.nets
     some = sorted({plan.batches[0], plan.batches[len(plan.batches) // 2], plan.batches[-1]})

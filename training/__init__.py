@@ -1,4 +1,4 @@
-"""Offline: data -> network -> fit -> fold -> export -> bundle. Needs the extra `train`."""
+"""Offline: data -> network -> fit -> fold -> export -> bundle. The package needs the extra `train`."""
 
 import sys
 

@@ -37,8 +37,8 @@ class Trial:
 def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None] = lambda _: None) -> Plan:
     """Return `plan` with the architecture and the recipe of the trial with the lowest validation loss.
 
-    The first trial is the plan itself. A trial whose loss is behind the median of the earlier trials is stopped. The
-    same plan and table give the same result. Raises `FitError` if no trial finishes.
+    The first trial is the plan itself. A trial is stopped when its loss is worse than the median loss of the earlier
+    trials. The same plan and table give the same result. Raises `FitError` if no trial finishes.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # at a lower level Optuna prints the traceback of a failed trial
     study = optuna.create_study(

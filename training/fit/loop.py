@@ -101,8 +101,8 @@ def fit(
 
     If there are several processes, all of them call this function with the same arguments and get the same result. Only
     the first process calls the hooks. With a checkpoint, the fit resumes from the state in the checkpoint, and leaves
-    its last state there. Raises `FitError`, which names the epoch, when the loss is not finite; `CheckpointError`; and
-    `ExecutionError` when the network can't be compiled.
+    its last state there. Raises `FitError` with the number of the epoch when the loss is not finite, `ExecutionError`
+    when the network can't be compiled, and `CheckpointError`.
     """
     recipe = recipe.resolved(len(train.x))
     train, validation = train.to(world.device), validation.to(world.device)

@@ -141,9 +141,10 @@ def permutation_importance(
 ) -> Importances:
     """Shuffle one feature after the other, and measure the model's loss (Breiman, 2001; Fisher and others, 2019).
 
-    predict: float32 [any rows, features] -> [rows, outputs]. x: [rows, features]; y: [rows]. At most 2,000 rows are
-    used, drawn with `seed`. A wide table gets fewer rows and fewer `repeats`, but at least 64 rows and 2 repeats. Two
-    features with the same information hide each other: when one of them is shuffled, the model still has the other.
+    predict: a function float32 [n, features] -> [n, outputs] for any n. x: [rows, features]; y: [rows]. At most 2,000
+    rows are used, drawn with `seed`. A wide table gets fewer rows and fewer `repeats`, but at least 64 rows and 2
+    repeats. Two features with the same information hide each other: when one of them is shuffled, the model still has
+    the other.
     """
     # scikit-learn's own function needs an estimator and calls it once per shuffle. For a small network, one batch of
     # all shuffles is several times as fast.

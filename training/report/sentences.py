@@ -45,7 +45,7 @@ def findings(evidence: Evidence) -> list[str]:
 def summarise(evidence: Evidence) -> str:
     """Return the lines for the terminal: the baseline, the worst classes or the residuals, the best features, findings.
 
-    The notes of the evidence are left out: the command has printed them when it read the table.
+    The notes of the evidence are left out, because the command printed them when it read the table.
     """
     manifest = evidence.manifest
     constant = "the most frequent class" if manifest.labels else "the mean"

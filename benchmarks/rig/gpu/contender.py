@@ -53,7 +53,7 @@ class Contender(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Open it. Raises an exception of the library that refuses."""
+        """Open it. Raises the exception of the library if the library refuses the model."""
 
     @abstractmethod
     def run(self, rows: Rows) -> Rows:
