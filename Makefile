@@ -26,7 +26,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo check audit sbom test test-slow test-clients fuzz test-uvicorn test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
+.PHONY: help demo check audit sbom test test-slow test-soak test-clients fuzz test-uvicorn test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
 	bench-training bench-overload bench-ablation image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
@@ -85,8 +85,11 @@ docs: install ## Update the generated tables in docs/deployment.md
 sentences: ## Print 60 random sentences of the code and docs, for a review of the language
 	$(PYTHON) -m tests.draw_sentences --seed $(SEED)
 
-test-slow: install ## Run the slow tests: interrupted, distributed and repeated trainings
+test-slow: install ## Run the slow tests: interrupted, distributed and repeated trainings, 50 stops under load
 	$(BIN)/python -m pytest -m slow
+
+test-soak: install ## Load a server for SOAK_SECONDS, by default ten minutes, and watch memory, descriptors and threads
+	$(BIN)/python -m pytest -m soak -rP tests/soak
 
 # The clients have an environment of their own, because their pins exclude those of constraints.txt.
 test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient, KServe's client and perf_analyzer

@@ -28,8 +28,8 @@ FoldserveError               the command prints it as one line and exits with 1
     │   ├── Draining         engine/batcher.py: the server is stopping
     │   └── DeviceOutOfMemory  runtime/cuda.py: the device had no room for a run; the session is new
     ├── DeadlinePassed       engine/batcher.py, engine/exchange.py: the deadline passed before the model could run
-    ├── NonFiniteOutput      engine/batcher.py: the model gives a value that is not finite for a row, which is too large
-    └── RuntimeFailure       engine/batcher.py, commands/tune/: the model did not run
+    ├── NonFiniteOutput      engine/entry.py: the model gives a value that is not finite for a row, which is too large
+    └── RuntimeFailure       engine/batcher.py, engine/entry.py, commands/tune/: the model did not run
         └── DeviceLost       runtime/cuda.py: the device has failed; the server stops
 """
 

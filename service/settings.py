@@ -144,6 +144,10 @@ class Settings(BaseModel):
         float,
         Field(gt=0, description="seconds in which a request must run, or it gets a 504; a client may ask for less"),
     ] = 10.0
+    run_timeout: Annotated[
+        float,
+        Field(gt=0, description="seconds that one run of a model may take; after that the server exits with status 1"),
+    ] = 60.0
     request_timeout: Annotated[
         float, Field(gt=0, description="seconds in which a request must arrive completely, or it gets a 408")
     ] = 60.0

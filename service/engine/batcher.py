@@ -1,7 +1,7 @@
 """Collects the rows of many callers into batches, runs the model on each batch, and gives each caller its own rows.
 
-It owns the queue of one model: admission, deadlines, batches, the split of the outputs, and the drain. It knows rows
-and one function that maps them, but no HTTP and no ONNX.
+It owns the queue of one model: its limits, deadlines, batches, and the drain. It knows rows and one function that maps
+them, but no HTTP and no ONNX.
 
 A run starts as soon as the model is idle; rows that arrive during a run wait and form the next batch. If a run is known
 to take microseconds, it happens on the event loop, with all rows that one turn of the loop has delivered. A longer run
@@ -17,67 +17,25 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from functools import partial
 
 import numpy as np
 
 from foldserve.service.arrays import Outputs, Rows, Run
 from foldserve.service.engine.admission import RESERVE
-from foldserve.service.errors import DeadlinePassed, Draining, NonFiniteOutput, QueueFull, RequestError, RuntimeFailure
+from foldserve.service.engine.entry import Entry, OnResult, failure, resolve_all
+from foldserve.service.errors import DeadlinePassed, Draining, QueueFull, RuntimeFailure
 from foldserve.service.metrics import BatchObserver, ignore_batch
 
 log = logging.getLogger("foldserve")
-
-# Called once with the rows or with the error. A plain call is faster than a future, whose callbacks wait for another
-# turn of the event loop.
-OnResult = Callable[[Outputs | RequestError], None]
 
 # A longer run would block the event loop, and every connection with it.
 _MAX_INLINE_SECONDS = 1e-3
 # The time between two checks of the deadlines in the queue during a long run.
 _SWEEP_SECONDS = 0.05
-# Up to this count, Python checks numbers faster than NumPy; measured.
-_FEW_NUMBERS = 512
 # The weight of a new measurement in the running estimate of a run's seconds.
 _NEW_WEIGHT = 0.2
-
-
-class Entry:
-    """The rows of one caller in the queue. An entry larger than a batch is run in pieces.
-
-    taken: rows that have been taken for a run. queued: rows that count in the queue. outputs: those of the pieces that
-    were run.
-    """
-
-    __slots__ = ("arrived", "batcher", "deadline", "on_result", "outputs", "queued", "rows", "taken")
-
-    def __init__(self, batcher: Batcher, rows: Rows, deadline: float, on_result: OnResult) -> None:
-        self.batcher = batcher
-        self.rows = rows
-        self.deadline = deadline
-        self.arrived = time.monotonic()
-        self.on_result: OnResult | None = on_result  # None once the entry is resolved or cancelled
-        self.taken = 0
-        self.queued = len(rows)
-        self.outputs: list[Outputs] = []
-
-    def cancel(self) -> None:
-        """Drop the entry: rows that are still queued are not run. After the result this does nothing."""
-        if self.on_result is not None:
-            self.on_result = None
-            self.batcher.release(self)
-
-    def resolve(self, result: Outputs | RequestError) -> None:
-        """Call back with the result, unless the entry is cancelled or resolved."""
-        on_result, self.on_result = self.on_result, None
-        if on_result is not None:
-            try:
-                on_result(result)
-            except Exception:  # one callback must not prevent the others
-                log.exception("internal error")
 
 
 class Batcher:
@@ -88,7 +46,8 @@ class Batcher:
     tenth of max_queue and of max_wait is for entries of high priority. observe: called after each run. All times are
     those of `time.monotonic`, so a change of the wall clock has no effect.
 
-    running: whether a run is on the thread.
+    running: whether a run is on the thread. run_began: the time at which the current run began, on either thread; None
+    between two runs. hung: set by the watchdog, if the current run will not end.
     """
 
     def __init__(
@@ -112,6 +71,9 @@ class Batcher:
         self._scheduled: asyncio.Handle | None = None  # the next call of `_run_next`
         self._due = math.inf  # the time of that call, if it waits for max_delay
         self.running = False
+        self.run_began: float | None = None
+        self.hung = False
+        self._on_thread: list[tuple[Entry, Rows]] = []
         self._run_ends = 0.0  # the expected end of the run on the thread
         self._sweeper: asyncio.TimerHandle | None = None
         self._draining = False
@@ -173,6 +135,16 @@ class Batcher:
         if self._scheduled is not None:
             self._run_soon()
 
+    def abandon(self) -> None:
+        """Fail every entry, in the run on the thread and in the queue: that run will not end."""
+        self._draining = True
+        entries = [entry for entry, _ in self._on_thread] + list(self._queue)
+        self._queue.clear()
+        self._queued_rows = 0
+        for entry in entries:
+            entry.queued = 0
+            entry.resolve(RuntimeFailure("the model did not answer in time"))
+
     def release(self, entry: Entry) -> None:
         """Subtract the rows of `entry` from the queue: they will not be run."""
         self._queued_rows -= entry.queued
@@ -225,6 +197,7 @@ class Batcher:
     def _run_on_thread(self, batch: list[tuple[Entry, Rows]], count: int) -> None:
         loop = asyncio.get_running_loop()
         self.running = True
+        self._on_thread = batch
         expected = self._run_seconds[count.bit_length()]
         self._run_ends = time.monotonic() + (expected if expected < math.inf else 0.0)
         future = loop.run_in_executor(self._thread, self._run_batch, batch, count)
@@ -290,12 +263,15 @@ class Batcher:
     def _run_batch(self, batch: list[tuple[Entry, Rows]], count: int) -> tuple[Outputs | Exception, float]:
         """Return the outputs of the batch, or the error, and the seconds of the run."""
         started = time.perf_counter()
+        self.run_began = time.monotonic()
         try:
             outputs = self._run(batch[0][1] if len(batch) == 1 else np.concatenate([rows for _, rows in batch]))
             if len(outputs) != count:
                 return ValueError(f"{len(outputs)} rows came back for {count}"), time.perf_counter() - started
         except Exception as error:  # noqa: BLE001 (the callers get any error, and the event loop goes on)
             return error, time.perf_counter() - started
+        finally:
+            self.run_began = None
         return outputs, time.perf_counter() - started
 
     def _finish(
@@ -310,41 +286,10 @@ class Batcher:
             waited = [began - entry.arrived for entry, rows in batch if entry.taken == len(rows)]
             self._observe(count, seconds, waited)
             if not isinstance(outputs, Exception):
-                _resolve_all(batch, outputs)
+                resolve_all(batch, outputs)
         except Exception as error:  # every caller gets a result
             log.exception("internal error")
             outputs = error
         if isinstance(outputs, Exception):
             for entry, _ in batch:
-                entry.resolve(_failure(outputs))
-
-
-def _failure(cause: Exception) -> RequestError:
-    """Create the error of one caller. Each caller gets its own object, since each may raise it."""
-    failure = copy(cause) if isinstance(cause, RequestError) else RuntimeFailure("the model failed to run")
-    failure.__cause__ = cause
-    return failure
-
-
-def _resolve_all(batch: list[tuple[Entry, Rows]], outputs: Outputs) -> None:
-    """Give each entry its rows of float32 [batch, outputs], or an error if one of its own is not finite."""
-    all_finite = _finite(outputs)
-    start = 0
-    for entry, rows in batch:
-        own = outputs if len(rows) == len(outputs) else outputs[start : start + len(rows)]
-        start += len(rows)
-        if not all_finite and not _finite(own):
-            row = sum(map(len, entry.outputs)) + int(np.isfinite(own).all(axis=1).argmin())
-            entry.resolve(NonFiniteOutput(f"the model gives an output that is not finite for row {row}"))
-        elif len(own) == len(entry.rows):
-            entry.resolve(own)
-        else:
-            entry.outputs.append(own)
-            if entry.taken == len(entry.rows):
-                entry.resolve(np.concatenate(entry.outputs))
-
-
-def _finite(outputs: Outputs) -> bool:
-    if outputs.size <= _FEW_NUMBERS:  # a sum in float64 can't overflow for float32 values
-        return math.isfinite(sum(outputs.ravel().tolist()))
-    return bool(np.isfinite(outputs).all())
+                entry.resolve(failure(outputs))

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 
 from foldserve.service.arrays import Outputs
 from foldserve.service.engine.admission import Admission
-from foldserve.service.engine.batcher import Batcher, Entry
+from foldserve.service.engine.batcher import Batcher
+from foldserve.service.engine.entry import Entry
 from foldserve.service.engine.pool import Pool
 from foldserve.service.errors import DeadlinePassed, InvalidInput, QueueFull, RequestError, TooLarge
 from foldserve.service.metrics import Metrics, RequestMetrics

@@ -1,7 +1,7 @@
 """The phase of one serving process: starting, ready, draining or lost. It does not know HTTP or signals.
 
     STARTING -> READY -> DRAINING
-        each of them -> LOST, when a device fails; nothing leaves LOST but a new process
+        each of them -> LOST, when a device fails or a run hangs; nothing leaves LOST but a new process
 
 Readiness and the exit status follow from the phase alone.
 """
@@ -24,12 +24,14 @@ class Phase(Enum):
 class Lifecycle:
     """Owns the phase of one process.
 
+    loss: why the process is lost, in words.
     device_lost: whether the device of a model has failed for this process. It is called at each look at the phase.
     """
 
     def __init__(self, device_lost: Callable[[], bool]) -> None:
         self._device_lost = device_lost
         self._phase = Phase.STARTING
+        self.loss = "the device was lost"
 
     @property
     def phase(self) -> Phase:
@@ -45,7 +47,7 @@ class Lifecycle:
 
     @property
     def lost(self) -> bool:
-        """Whether a device has failed, and only a new process can use it again."""
+        """Whether a device has failed or a run hangs, and only a new process can serve again."""
         return self.phase is Phase.LOST
 
     def start(self) -> None:
@@ -57,3 +59,8 @@ class Lifecycle:
         """Become unready: only requests that have begun are answered."""
         if self._phase is not Phase.LOST:
             self._phase = Phase.DRAINING
+
+    def lose(self, loss: str) -> None:
+        """Become lost, for a reason other than a device. May be called on any thread."""
+        self.loss = loss
+        self._phase = Phase.LOST

@@ -95,6 +95,12 @@ class Repository:
         for model in self.ready_models():
             model.batcher.drain()
 
+    def abandon_hung(self) -> None:
+        """Fail the requests of each model whose run hangs."""
+        for model in self.ready_models():
+            if model.batcher.hung:
+                model.batcher.abandon()
+
     def find(self, name: str | None = None, version: int | None = None) -> Model:
         """Return the model to run: the newest version that serves of the default model, unless asked otherwise.
 

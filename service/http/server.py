@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
 import uvicorn
 
 from foldserve.service.compose import Service, compose
+from foldserve.service.engine.batcher import Batcher
+from foldserve.service.engine.watchdog import Watchdog
 from foldserve.service.errors import DeviceError
 from foldserve.service.http.acceptor import Acceptor
 from foldserve.service.http.announcement import announcement
@@ -30,6 +34,9 @@ from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, e
 from foldserve.service.settings import Settings, unused_variables
 
 log = logging.getLogger("foldserve")
+
+# Seconds that a server whose run hangs may take to stop beyond drain_timeout, and then to report the error.
+_GRACE_SECONDS, _REPORT_SECONDS = 5.0, 1.0
 
 
 def run(settings: Settings) -> None:
@@ -74,9 +81,33 @@ def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], o
     listeners.listen()
     lines = announcement([door.url for door in doors], service)
     server = _Server(settings, doors, service, partial(announce, lines))
+    stopped = threading.Event()
+    _start_watchdog(settings, service, stopped)
     server.run(sockets=list(listeners.all))
+    stopped.set()
     if service.lifecycle.lost:  # a new process may be able to use the device: its supervisor decides
-        raise DeviceError("the device was lost")
+        raise DeviceError(service.lifecycle.loss)
+
+
+def _start_watchdog(settings: Settings, service: Service, stopped: threading.Event) -> None:
+    """End the process if a run hangs. stopped: set when the server has stopped."""
+
+    def end(name: str, blocks_loop: bool) -> None:
+        service.lifecycle.lose(f"a run of {name} has taken more than {settings.run_timeout:g} s")
+        if blocks_loop:  # then nothing else can log it
+            log.error("%s; stopping", service.lifecycle.loss)
+        else:
+            stopped.wait(settings.drain_timeout + _GRACE_SECONDS)
+            time.sleep(_REPORT_SECONDS)
+        # At an exit by other means, the interpreter would wait for the thread of the run.
+        sys.stderr.flush()
+        os._exit(1)
+
+    def batchers() -> Iterator[tuple[str, Batcher]]:
+        for model in service.repository.ready_models():
+            yield f"{model.manifest.name}/{model.manifest.version}", model.batcher
+
+    Watchdog(settings.run_timeout, batchers, end).start()
 
 
 class _Server(uvicorn.Server):
@@ -105,7 +136,8 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Stop if a device is lost, and run the tasks of each second. uvicorn calls this ten times a second."""
         if self._service.lifecycle.lost:
-            log.error("the device was lost; stopping")
+            log.error("%s; stopping", self._service.lifecycle.loss)
+            self._service.repository.abandon_hung()
             self.should_exit = True
         if counter % 10 == 0:
             try:

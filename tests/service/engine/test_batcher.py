@@ -17,7 +17,8 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from foldserve.service.arrays import Rows
-from foldserve.service.engine.batcher import Batcher, Entry
+from foldserve.service.engine.batcher import Batcher
+from foldserve.service.engine.entry import Entry
 from foldserve.service.errors import DeadlinePassed, Draining, NonFiniteOutput, QueueFull, RequestError, RuntimeFailure
 from tests.service.support import PATIENCE
 

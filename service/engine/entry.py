@@ -1,0 +1,100 @@
+"""The rows of one caller in a queue, and how each caller gets its own outputs or its own error.
+
+It knows rows and callbacks, but neither the order of a queue nor the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from copy import copy
+from typing import Protocol
+
+import numpy as np
+
+from foldserve.service.arrays import Outputs, Rows
+from foldserve.service.errors import NonFiniteOutput, RequestError, RuntimeFailure
+
+log = logging.getLogger("foldserve")
+
+# Called once with the rows or with the error. A plain call is faster than a future, whose callbacks wait for another
+# turn of the event loop.
+OnResult = Callable[[Outputs | RequestError], None]
+
+# Up to this count, Python checks numbers faster than NumPy; measured.
+_FEW_NUMBERS = 512
+
+
+class Queue(Protocol):
+    """The queue that an entry waits in."""
+
+    def release(self, entry: Entry) -> None:
+        """Subtract the rows of `entry` from the queue: they will not be run."""
+
+
+class Entry:
+    """The rows of one caller in the queue. An entry larger than a batch is run in pieces.
+
+    taken: rows that have been taken for a run. queued: rows that count in the queue. outputs: those of the pieces that
+    were run.
+    """
+
+    __slots__ = ("_queue", "arrived", "deadline", "on_result", "outputs", "queued", "rows", "taken")
+
+    def __init__(self, queue: Queue, rows: Rows, deadline: float, on_result: OnResult) -> None:
+        self._queue = queue
+        self.rows = rows
+        self.deadline = deadline
+        self.arrived = time.monotonic()
+        self.on_result: OnResult | None = on_result  # None once the entry is resolved or cancelled
+        self.taken = 0
+        self.queued = len(rows)
+        self.outputs: list[Outputs] = []
+
+    def cancel(self) -> None:
+        """Drop the entry: rows that are still queued are not run. After the result this does nothing."""
+        if self.on_result is not None:
+            self.on_result = None
+            self._queue.release(self)
+
+    def resolve(self, result: Outputs | RequestError) -> None:
+        """Call back with the result, unless the entry is cancelled or resolved."""
+        on_result, self.on_result = self.on_result, None
+        if on_result is not None:
+            try:
+                on_result(result)
+            except Exception:  # one callback must not prevent the others
+                log.exception("internal error")
+
+
+def failure(cause: Exception) -> RequestError:
+    """Create the error of one caller. Each caller gets its own object, since each may raise it."""
+    error = copy(cause) if isinstance(cause, RequestError) else RuntimeFailure("the model failed to run")
+    error.__cause__ = cause
+    return error
+
+
+def resolve_all(batch: list[tuple[Entry, Rows]], outputs: Outputs) -> None:
+    """Give each entry its rows of float32 [batch, outputs], or an error if one of its own is not finite."""
+    all_finite = _finite(outputs)
+    start = 0
+    for entry, rows in batch:
+        own = outputs if len(rows) == len(outputs) else outputs[start : start + len(rows)]
+        start += len(rows)
+        if not all_finite and not _finite(own):
+            row = sum(map(len, entry.outputs)) + int(np.isfinite(own).all(axis=1).argmin())
+            entry.resolve(NonFiniteOutput(f"the model gives an output that is not finite for row {row}"))
+        elif len(own) == len(entry.rows):
+            entry.resolve(own)
+        else:
+            entry.outputs.append(own)
+            if entry.taken == len(entry.rows):
+                entry.resolve(np.concatenate(entry.outputs))
+
+
+def _finite(outputs: Outputs) -> bool:
+    if outputs.size <= _FEW_NUMBERS:  # a sum in float64 can't overflow for float32 values
+        return math.isfinite(sum(outputs.ravel().tolist()))
+    return bool(np.isfinite(outputs).all())

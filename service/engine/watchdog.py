@@ -1,0 +1,53 @@
+"""Finds a run that hangs. It knows batchers, and no process: the caller decides what follows.
+
+A hung call of a runtime can't be stopped in its process. Only a new process can serve the model again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from foldserve.service.engine.batcher import Batcher
+
+# Checks in the time that a run may take, and their largest distance in seconds.
+_CHECKS, _MAX_SECONDS = 10, 1.0
+
+
+class Watchdog:
+    """A thread that looks for a run of more than `limit` seconds.
+
+    batchers: the batchers to watch, by name; called at each check. on_hang: called once, on the thread, with the name
+    of a batcher whose run hangs and with whether that run blocks the event loop.
+    """
+
+    def __init__(
+        self,
+        limit: float,
+        batchers: Callable[[], Iterable[tuple[str, Batcher]]],
+        on_hang: Callable[[str, bool], object],
+    ) -> None:
+        self._limit = limit
+        self._batchers = batchers
+        self._on_hang = on_hang
+
+    def start(self) -> None:
+        """Start the thread. It ends with the process, or after it has found a run that hangs."""
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def _watch(self) -> None:
+        late: set[tuple[str, float]] = set()
+        while True:
+            time.sleep(min(self._limit / _CHECKS, _MAX_SECONDS))
+            now = time.monotonic()
+            before, late = late, set()
+            for name, batcher in self._batchers():
+                began = batcher.run_began
+                if began is None or now - began <= self._limit:
+                    continue
+                if (name, began) in before:  # not only the first check after the whole process was stopped
+                    batcher.hung = True
+                    self._on_hang(name, not batcher.running)
+                    return
+                late.add((name, began))
