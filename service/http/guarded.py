@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,6 +21,8 @@ from foldserve.service.compose import Service
 from foldserve.service.errors import RequestError
 from foldserve.service.http.routes.common import to_response
 from foldserve.service.protocols.reply import Reply, failure, refusal
+
+_MAX_CACHED = 1024  # routes that were found, by method and path
 
 
 def declared_scope(route: RouteContext) -> Scope | None:
@@ -56,6 +59,7 @@ class GuardedApp:
         self._count_rejected = service.metrics.count_rejected
         self._scopes = scopes
         self._routes = [(route, declared_scope(route)) for route in iter_route_contexts(app.routes)]
+        self._find_cached = lru_cache(_MAX_CACHED)(self._find)
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
         """Answer one request. connection: ASGI's scope."""
@@ -63,7 +67,7 @@ class GuardedApp:
         await (self._app if reply is None else to_response(reply))(connection, receive, send)
 
     def _refusal(self, connection: Connection) -> Reply | None:
-        exists, scope = self._find(connection)
+        exists, scope = self._find_cached(connection["method"], connection["path"])
         if exists and scope not in self._scopes:
             return failure(404, "Not Found")
         if self._guard is not None:
@@ -74,8 +78,12 @@ class GuardedApp:
                 return refusal(error)
         return None
 
-    def _find(self, connection: Connection) -> tuple[bool, Scope | None]:
-        """Find the route as the app's router does: the first that fits, or the first that fits but for the method."""
+    def _find(self, method: str, path: str) -> tuple[bool, Scope | None]:
+        """Find the route as the app's router does: the first that fits, or the first that fits but for the method.
+
+        Returns whether there is one, and its scope.
+        """
+        connection: Connection = {"type": "http", "method": method, "path": path, "root_path": ""}
         found: tuple[bool, Scope | None] = (False, None)
         for route, scope in self._routes:
             match, _ = route.matches(connection)
