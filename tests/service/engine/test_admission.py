@@ -19,7 +19,7 @@ MILLISECOND = 1e-3
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one request: to read it from the socket or refuse it, to decode it, and to write its response."""
+    """The seconds that each step of one request takes. `read` is also the time of a refusal."""
 
     read: float = 10e-6
     decode: float = 150e-6
@@ -41,7 +41,7 @@ class Seconds:
 
 
 class Simulation:
-    """One server: a turn writes the responses of the last turn, then reads all requests that have come."""
+    """One server. A turn writes the responses of the last turn, then reads all requests that have arrived."""
 
     def __init__(self, cost: Cost) -> None:
         self.cost = cost
@@ -54,7 +54,7 @@ class Simulation:
     def run(
         self, arrivals: Iterable[tuple[float, bool]], *, stall_at: float = np.inf, patience: float = PATIENCE
     ) -> None:
-        """arrivals: the time of each request, in order, and whether its priority is high."""
+        """Serve all requests. arrivals: for each request, in order, its time and whether its priority is high."""
         asyncio.run(self._serve(deque(arrivals), stall_at, patience))
 
     async def _serve(self, arrivals: deque[tuple[float, bool]], stall_at: float, patience: float) -> None:
@@ -83,7 +83,7 @@ class Simulation:
             request.seconds.retry_after.append(retry_after)
 
     def goodput(self) -> float:
-        """The share of the capacity that was used for accepted requests."""
+        """Compute the share of the capacity that accepted requests used."""
         return len(self.normal.accepted + self.high.accepted) / self.now / self.cost.capacity
 
 
@@ -101,7 +101,7 @@ class Request:
 
 
 def poisson(cost: Cost, factor: float, seconds: float = 3.0, high: float = 0.0) -> list[tuple[float, bool]]:
-    """Arrivals at `factor` times the capacity. high: the share of requests of high priority."""
+    """Draw arrivals at `factor` times the capacity. high: the share of requests of high priority."""
     rng = np.random.default_rng(0)
     rate = factor * cost.capacity
     times = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
@@ -131,7 +131,8 @@ def test_refusals_that_take_a_sixth_of_a_request_leave_time_for_accepted_ones() 
     cost = Cost(decode=25e-6, encode=25e-6, size=4000)
     simulation = Simulation(cost)
     simulation.run(poisson(cost, 3))
-    # Of each second, 3 arrivals a request's time: g + (3 - g) / 6 = 1.
+    # The load is 3 times the capacity, and a refusal costs a sixth of a request. So the goodput g solves g + (3 - g) /
+    # 6 = 1.
     assert simulation.goodput() == pytest.approx(0.6, abs=0.03)
     assert p99(simulation.normal.refused) < 50 * MILLISECOND
     assert p99(simulation.normal.accepted) < 200 * MILLISECOND
@@ -163,7 +164,7 @@ def test_a_stall_of_half_a_second_is_forgotten() -> None:
 
 def test_a_request_of_high_priority_gets_through_an_overload_and_goes_first() -> None:
     simulation = Simulation(Cost())
-    simulation.run(poisson(simulation.cost, 3, high=0.03))  # 9% of the capacity
+    simulation.run(poisson(simulation.cost, 3, high=0.03))  # these requests need 9% of the capacity
     assert not simulation.high.refused
     assert simulation.normal.refused
     assert p99(simulation.high.accepted) < MAX_WAIT / 2

@@ -1,4 +1,4 @@
-"""Admission, batches, deadlines, results and drain, with a model made by hand on an event loop with its own clock."""
+"""Admission, batches, deadlines, results and drain. The model is handmade, and the tests set the event loop's clock."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 FAR = math.inf
 PAST = -math.inf
 
-# The last column of a row decides what its run does.
+# The last column of a row has one of these values. It decides how the run of that row behaves.
 FINE, NAN, INFINITE, RAISES, TOO_FEW, NO_ROWS = range(6)
 
 
@@ -41,7 +41,10 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Model:
-    """float32 [n, 3] -> [n, 2], row by row. A run on a thread waits while the gate is closed."""
+    """A model that maps each row by itself: float32 [n, 3] -> [n, 2].
+
+    A run on a thread waits while the gate is closed.
+    """
 
     def __init__(self) -> None:
         self.runs: list[Rows] = []
@@ -117,7 +120,7 @@ class World:
         self.loop.close()
 
     def rows(self, count: int, kind: int = FINE, at: int = 0) -> Rows:
-        """Rows that no other caller has; the row at `at` has another kind."""
+        """Make rows that no other caller has. Only the row at index `at` has the given kind."""
         self._made += 1
         rows = np.zeros((count, 3), np.float32)
         rows[:, 0] = self._made
@@ -147,7 +150,7 @@ class World:
         return self.loop.run_until_complete(run())
 
     def turn(self) -> None:
-        """Run all callbacks that need neither a thread nor the clock."""
+        """Run all callbacks that wait for neither a thread nor the clock."""
         for _ in range(10):
             self.on_loop(lambda: None)
 
@@ -167,7 +170,7 @@ class World:
         self.turn()
 
     def hold(self, count: int = 1) -> Caller:
-        """A caller whose run stays on the thread until `let_go`."""
+        """Return a caller whose run stays on the thread until `let_go`."""
         assert not self.model.held.is_set()
         self.model.gate.clear()
         (caller,) = self.arrive(count)
@@ -182,11 +185,11 @@ class World:
         self.turn()
 
     def sizes(self) -> list[int]:
-        """The number of rows of each run."""
+        """Return the number of rows of each run."""
         return [len(rows) for rows in self.model.runs]
 
     def times_run(self, caller: Caller) -> int:
-        """The number of the caller's rows that were run."""
+        """Return the number of the caller's rows that were run."""
         return sum(int((rows[:, 0] == caller.rows[0, 0]).sum()) for rows in self.model.runs)
 
 
@@ -232,7 +235,7 @@ def test_rows_that_arrive_during_a_run_are_batched_in_order_of_arrival(world: Wo
     assert world.batcher.queued_rows == 10
     world.let_go()
     world.until_answered(first, *callers)
-    assert world.sizes() == [1, 5, 5]  # 4 more don't fit into 8, and 1 doesn't overtake them
+    assert world.sizes() == [1, 5, 5]  # 5 + 4 rows exceed the limit of 8, and the last row doesn't overtake the 4
     assert [*world.model.runs[1][:, 0], *world.model.runs[2][:, 0]] == sorted(
         row for caller in callers for row in caller.rows[:, 0]
     )
@@ -240,7 +243,7 @@ def test_rows_that_arrive_during_a_run_are_batched_in_order_of_arrival(world: Wo
 
 
 def test_a_run_known_to_be_fast_happens_on_the_loop_and_an_unknown_one_on_the_thread(world: World) -> None:
-    # An interrupted machine may measure a few fast runs as long ones.
+    # If the machine is interrupted, a few fast runs may be measured as long runs.
     for attempt in range(1000):
         (caller,) = world.arrive(2)
         if attempt:
@@ -249,7 +252,7 @@ def test_a_run_known_to_be_fast_happens_on_the_loop_and_an_unknown_one_on_the_th
             break
         world.until_answered(caller)
     assert world.model.inline == [False] * attempt + [True]
-    # The time of another size is not known yet.
+    # The time of a run with 7 rows is not known yet.
     world.until_answered(*world.arrive(7))
     assert not world.model.inline[-1]
 
@@ -315,7 +318,7 @@ def test_the_first_entry_waits_max_delay_and_no_longer(make: Callable[..., World
     world = make(max_delay=5.0)
     (first,) = world.arrive(1)
     world.pass_time(4.9)
-    (second,) = world.arrive(1)  # does not start another wait
+    (second,) = world.arrive(1)  # this entry does not restart the wait
     world.turn()
     assert not world.model.runs
     world.pass_time(0.2)
@@ -442,7 +445,7 @@ def test_an_entry_that_expires_in_the_queue_gets_its_error_during_a_long_run(wor
 
 def test_the_rest_of_an_expired_large_entry_is_not_run(world: World) -> None:
     world.model.gate.clear()
-    # A slow machine may run none of it in time; the result is the same.
+    # A slow machine may run no row of the entry in time; the result is the same.
     (large,) = world.arrive(20, deadline=time.monotonic() + 0.02)
 
     def answered() -> bool:
@@ -483,7 +486,7 @@ def test_a_failed_run_fails_only_its_own_batch(kind: int, world: World) -> None:
     assert world.sizes() == [6]
     found = [caller.error() for caller in callers]
     assert {type(error) for error in found} == {RuntimeFailure}
-    assert len(set(map(id, found))) == len(found)  # each caller may raise its own
+    assert len(set(map(id, found))) == len(found)  # each caller may raise its error
     assert all(isinstance(error.__cause__, ValueError | TypeError) for error in found)
     (following,) = world.arrive(2)
     world.until_answered(following)
@@ -672,8 +675,8 @@ class Waiting:
     late: bool
     cancelled: bool = False
     taken: int = 0
-    wanted: type[RequestError] | None = None  # None: the outputs of its rows
-    over: bool = False  # it must have its result, or is cancelled
+    wanted: type[RequestError] | None = None  # None: the caller must get the outputs of its rows
+    over: bool = False  # the caller must have its result, or is cancelled
 
     def end(self, wanted: type[RequestError] | None) -> None:
         if not self.over:
@@ -681,7 +684,7 @@ class Waiting:
 
 
 class Batching(RuleBasedStateMachine):
-    """Each caller that is not cancelled gets exactly one result, its own, and rows are run in order.
+    """Each caller that is not cancelled gets exactly one result, for its rows. Rows are run in order.
 
     After each rule the system is at rest: every caller has its result, or one run is held at the gate.
     """
@@ -692,7 +695,7 @@ class Batching(RuleBasedStateMachine):
         self.world = World(max_batch=max_batch, max_queue=max_queue)
         self.callers: list[Waiting] = []
         self.queue: list[Waiting] = []
-        self.in_run: list[tuple[Waiting, int]] = []  # each with the index of its first row in the run
+        self.in_run: list[tuple[Waiting, int]] = []  # each caller with the index of its first row in the run
         self.known_runs = self.known_ends = 0
         self.draining = False
 
@@ -723,7 +726,7 @@ class Batching(RuleBasedStateMachine):
         if arrival.cancelled:
             self._cancel(waiting)
 
-    # Rules have no preconditions: a held run depends on the machine, and the examples must not depend on it.
+    # Rules have no preconditions. The machine decides whether a run is held, and the examples must not depend on that.
 
     @rule(number=strategies.integers(1, 12))
     def cancel(self, number: int) -> None:
@@ -733,7 +736,7 @@ class Batching(RuleBasedStateMachine):
 
     def _cancel(self, waiting: Waiting) -> None:
         waiting.caller.cancel()
-        if not waiting.caller.answers:  # otherwise it does nothing
+        if not waiting.caller.answers:  # cancelling has no effect after the result
             waiting.cancelled = waiting.over = True
 
     @rule()
@@ -778,7 +781,10 @@ class Batching(RuleBasedStateMachine):
         self._check()
 
     def _one_run_begins(self) -> None:
-        """Take entries in order while they fit. A larger entry gives a piece, and its rest goes to the end."""
+        """Take entries in order while they fit.
+
+        Of a larger entry only a piece is taken, and its rest goes to the end.
+        """
         rows: list[Rows] = []
         room = self.max_batch
         while self.queue and room:

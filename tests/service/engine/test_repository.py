@@ -46,7 +46,7 @@ def test_the_newest_version_serves_and_an_older_one_by_its_number(models: Path) 
     for _ in range(10):
         add_version(models, "diabetes")
     repository = opened(models)
-    assert repository.find("diabetes").manifest.version == 11  # not 9, which comes last in the alphabet
+    assert repository.find("diabetes").manifest.version == 11  # an alphabetical order would choose 9
     assert repository.find("diabetes", 2).manifest.version == 2
     assert list(repository.versions("diabetes")) == list(range(11, 0, -1))
 
@@ -182,7 +182,7 @@ def without_privileges() -> Iterator[None]:
 def test_a_model_folder_without_access_is_not_ready_and_the_others_serve(
     trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with TemporaryDirectory() as folder:  # unlike pytest's folders, it can be opened to all users
+    with TemporaryDirectory() as folder:  # all users can be given access to it, unlike to pytest's folders
         models = Path(shutil.copytree(trained, Path(folder) / "models"))
         for found in (Path(folder), *Path(folder).rglob("*")):
             found.chmod(0o755)

@@ -1,4 +1,4 @@
-"""New connections of the real server: under load, without descriptors, and when it stops."""
+"""New connections to the real server: under load, without free descriptors, and while the server stops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tests.service.support import PATIENCE, Served, receive, request, serving, write_square_root
 
 GOOD = request("POST", "/predict", body=b'{"instances": [[1, 3]]}')
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
+RESET = struct.pack("ii", 1, 0)  # a value of SO_LINGER that makes close() reset the connection
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def server(tmp_path: Path) -> Iterator[Served]:
 
 
 def test_one_turn_accepts_many_connections(server: Served) -> None:
-    """While the process is stopped the kernel queues them; then all of them get their answers."""
+    """While the process is stopped, the kernel queues the connections. Later every connection gets its answer."""
     server.process.send_signal(signal.SIGSTOP)
     try:
         clients = [server.connect() for _ in range(200)]
@@ -52,7 +52,7 @@ def test_clients_that_leave_before_they_are_accepted_do_no_harm(server: Served) 
 
 
 def test_requests_in_the_backlog_are_answered_when_the_server_stops(server: Served) -> None:
-    """The signal arrives before the server can accept them."""
+    """The signal arrives before the server can accept the connections."""
     server.process.send_signal(signal.SIGSTOP)
     try:
         clients = [server.connect() for _ in range(200)]
@@ -78,7 +78,7 @@ def test_without_descriptors_the_server_waits_and_then_accepts(server: Served) -
     with server.connect() as waiting, kept:
         waiting.sendall(GOOD)
         while "can't accept connections: Too many open files" not in server.log.read_text():
-            kept.sendall(GOOD)  # those who are connected are served
+            kept.sendall(GOOD)  # clients that are already connected are served
             assert receive(kept).status == 200
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
         assert receive(waiting).status == 200

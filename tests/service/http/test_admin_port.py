@@ -1,4 +1,4 @@
-"""Metrics and administration on a port of their own, and the warning of a server that is open to all."""
+"""Metrics and administration on a separate port, and the warning of a server that all machines can reach."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def both(
     request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Served, Served]]:
-    """A server with two ports, with one worker and with two: its main port and the other."""
+    """The main port and the admin port of a server, once with one worker and once with two."""
     log = tmp_path_factory.mktemp("log") / "log"
     with serving(folder, log, "--device", "cpu", "--admin-port", 0, "--workers", request.param) as served:
         assert served.process.stdout
@@ -80,7 +80,7 @@ def test_the_metrics_count_the_requests_of_the_main_port(both: tuple[Served, Ser
     before = count()
     for _ in range(5):
         assert ask(main, "POST /predict").status == 200
-    while count() < before + 5:  # each worker adds its own once a second
+    while count() < before + 5:  # each worker adds its counts once a second
         assert admin.process.poll() is None
     assert count() == before + 5
 
@@ -98,7 +98,7 @@ def test_keys_guard_the_second_port_too(folder: Path, tmp_path: Path) -> None:
         assert ask(admin, "/metrics", f"X-API-Key: {keys[Scope.METRICS][0]}").status == 200
         assert ask(admin, "/metrics", f"X-API-Key: {keys[Scope.PREDICT][0]}").status == 403
         assert ask(served, "/metrics", f"X-API-Key: {keys[Scope.METRICS][0]}").status == 404
-        assert ask(admin, "/metrics", "Host: evil.example").status == 400  # beside the Host of the request
+        assert ask(admin, "/metrics", "Host: evil.example").status == 400  # the request then has two Host headers
 
 
 def test_both_ports_stop_together(folder: Path, tmp_path: Path) -> None:

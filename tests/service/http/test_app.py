@@ -1,4 +1,4 @@
-"""The REST surface, over HTTP against the real server. test_refusals.py has the bodies that are refused."""
+"""The REST surface of the real server, over HTTP. test_refusals.py tests the bodies that are refused."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def the_next_good_request_gets_200(client: httpx.Client, expected: np.ndarray) -
 
 
 def error(answer: httpx.Response | Answer, status: int) -> str:
-    """Check that an answer is an error of the one shape that does not repeat its input, and return its text."""
+    """Check that an answer is an error in the common form and does not repeat the input. Return the error's text."""
     found = answer.status_code if isinstance(answer, httpx.Response) else answer.status
     content = answer.json()
     assert found == status, content
@@ -215,7 +215,7 @@ def test_the_status_of_a_model_lists_each_version(client: httpx.Client, folder: 
     assert first == {"version": 1, "state": "ready", "provider": "CPUExecutionProvider", "why": "requested"}
     assert (second["version"], second["state"]) == (2, "refused")
     assert second["why"] == "model.onnx is not the certified one: its sha256 is not the manifest's"
-    assert str(folder) not in answer.text  # the path is for the operator only
+    assert str(folder) not in answer.text  # only the operator may see the path
 
 
 def test_the_process_is_live_and_ready(client: httpx.Client) -> None:
@@ -226,7 +226,7 @@ def test_the_process_is_live_and_ready(client: httpx.Client) -> None:
 
 def test_no_client_can_connect_before_every_model_is_verified(models: Path, tmp_path: Path) -> None:
     with socket.socket() as reserved:
-        # Bound but not listening, so the server can bind the same port and the test knows its number.
+        # Bind a port without listening: the test knows the port's number, and the server can bind the port too.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         address = reserved.getsockname()
@@ -367,7 +367,7 @@ def test_the_table_of_statuses_has_a_row_for_every_request_error() -> None:
         below = kind.__subclasses__()
         return set().union(*map(concrete, below)) if below else {kind}
 
-    # RuntimeFailure has subclasses, and is raised itself too.
+    # RuntimeFailure has subclasses, but the code also raises RuntimeFailure directly.
     assert concrete(errors.RequestError) | {errors.RuntimeFailure} == set(STATUS)
     assert all(400 <= status < 600 and text for status, text in STATUS.values())
 
@@ -519,7 +519,7 @@ def test_the_body_of_a_refused_request_is_never_parsed_as_a_request(served: Serv
             connection.sendall(body + request("GET", "/v2/health/ready"))
             answer = receive(connection)
         except ConnectionError:
-            return  # the server may close the connection instead
+            return  # the server may close the connection instead of answering
         assert answer.json() == {"ready": True}
 
 
@@ -536,7 +536,7 @@ def test_a_client_that_disconnects_during_its_body_does_no_harm(served: Served) 
 
 
 def test_the_refusals_left_no_traceback_in_the_log(served: Served) -> None:
-    # Runs after the tests above, on the same server.
+    # This test runs after the tests above, on the same server.
     assert "Traceback" not in served.log.read_text()
 
 
@@ -552,7 +552,7 @@ def test_a_signal_stops_the_process_with_status_0(number: signal.Signals, traine
 
 
 def accepted(server: Served, body: bytes) -> Any:
-    """Open a request for diabetes. The server answers 100 when it waits for the body."""
+    """Send the head of a prediction request for diabetes. The server answers 100 when it waits for the body."""
     connection = server.connect()
     headers = ("Expect: 100-continue", f"Content-Length: {len(body)}")
     connection.sendall(request("POST", "/v1/models/diabetes:predict", *headers))
@@ -568,7 +568,7 @@ def test_a_request_that_was_accepted_before_sigterm_is_answered(
         idle.sendall(request("GET", "/v2/health/live"))
         assert receive(idle).status == 200
         server.process.terminate()
-        assert idle.recv(1) == b""  # the server drains: it closes idle connections
+        assert idle.recv(1) == b""  # the server closes idle connections, so it drains
         busy.sendall(body)
         answer = receive(busy)
         assert answer.status == 200

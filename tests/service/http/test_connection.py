@@ -34,7 +34,7 @@ BODY = b'{"instances": [[1, 3]]}'
 GOOD = request("POST", "/predict", body=BODY)
 LIVE = request("GET", "/v2/health/live")
 
-# The path of an endpoint; the same path, which must be decoded first, so the app responds; a route with its own limit.
+# HOT is the path of an endpoint. APP is the same path, percent-encoded, so the app responds. INDEX has its own limit.
 HOT, APP, INDEX = "/predict", "/%70redict", "/v2/repository/index"
 
 
@@ -52,7 +52,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(models: Path) -> Iterator[Served]:
-    """A server with small limits of size and long limits of time."""
+    """A server with small size limits and long time limits."""
     limits = ("--max-head", MAX_HEAD, "--max-body", MAX_BODY, "--request-timeout", 600, "--idle-timeout", 600)
     with serving(models, models.parent / "served.log", *limits) as server:
         yield server
@@ -60,13 +60,13 @@ def served(models: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def hasty(models: Path) -> Iterator[Served]:
-    """A server with short limits of time."""
+    """A server with short time limits."""
     limits = ("--request-timeout", 0.5, "--idle-timeout", 0.5)
     with serving(models, models.parent / "hasty.log", *limits) as server:
         yield server
 
 
-# Requests wait until four rows have come.
+# With these flags, requests wait until four rows have arrived.
 LAZY = ("--max-delay", 10, "--max-batch", 4)
 
 
@@ -81,7 +81,7 @@ def a_valid_request_still_gets_200(request: pytest.FixtureRequest) -> Iterator[N
 
 
 class Talk:
-    """One connection: sends bytes and reads one response after the other."""
+    """A connection that sends bytes and reads one response after the other."""
 
     def __init__(self, server: Served) -> None:
         self.socket = server.connect()
@@ -101,11 +101,11 @@ class Talk:
         return self
 
     def has_news(self) -> bool:
-        """Return whether there are bytes to read, or the end of the stream."""
+        """Return whether there are bytes to read or the stream has ended."""
         return bool(select.select([self.socket], [], [], 0)[0])
 
     def answer(self, *, body: bool = True) -> Answer:
-        """Read one response. body: it has one, unlike the response to HEAD."""
+        """Read one response. body: whether the response has a body; a response to HEAD has none."""
         line = self._stream.readline()
         found = re.fullmatch(rb"HTTP/1\.1 (\d{3}) [A-Za-z -]+\r\n", line)
         assert found, line
@@ -136,7 +136,7 @@ class Talk:
         return self._stream.read(1) == b""
 
     def reset(self) -> None:
-        """Close without reading: the kernel resets the connection."""
+        """Close without reading, so that the kernel resets the connection."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.__exit__()
 
@@ -242,7 +242,7 @@ def test_trailers_have_the_limit_of_a_head(piece: bytes, path: str, talk: Talk) 
             break
         talk.send(piece)
     if path == "/nowhere":
-        assert talk.is_over()  # it has had its response
+        assert talk.is_over()  # the response was sent before
     else:
         talk.refusal(431)
 
@@ -398,7 +398,7 @@ def test_a_wrong_method_is_refused_and_the_right_one_is_named(method: str, path:
 
 # --- several requests ------------------------------------------------------------------------------------------------
 
-# Requests, each with the status and a part of the body of its response.
+# Each request is followed by the status of its response and by a part of the response's body.
 MENU = [
     *((rows(n * n), 200, b'"predictions":[%d.0]' % n) for n in (1, 2, 3)),
     (rows(4, "Expect: nothing", "Connection: keep-alive"), 200, b"[2.0]"),
@@ -481,7 +481,7 @@ def test_a_client_that_expects_100_for_a_large_body_is_refused_instead(path: str
 
 @pytest.mark.parametrize("path", [HOT, APP])
 def test_an_offered_upgrade_is_ignored(path: str, talk: Talk) -> None:
-    # As curl --http2 asks.
+    # `curl --http2` sends these headers.
     offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
     assert talk.send(rows(16, *offer, path=path)).prediction() == 4
     assert talk.send(GOOD).prediction() == 2
@@ -705,7 +705,7 @@ def test_the_access_log_has_a_line_for_each_response(models: Path, tmp_path: Pat
 
 
 def test_without_the_flag_there_is_no_access_log(served: Served) -> None:
-    # Runs after the tests above, on the same server, so it sees their errors too.
+    # This test runs after the tests above, on the same server, so the log has their errors too.
     assert "uvicorn.access" not in served.log.read_text()
     assert "Traceback" not in served.log.read_text()
 
@@ -725,12 +725,12 @@ def test_a_stopping_server_responds_to_the_requests_it_has_and_accepts_no_connec
         app.send(rows(25, path=APP))
         until_queued(server, 2)
         late.send(half)
-        assert server.send("GET", "/v2/health/live").status == 200  # so the half of `late` has come
+        assert server.send("GET", "/v2/health/live").status == 200  # so the server has the half of `late`
         server.process.send_signal(number)
         assert idle.is_over()  # the server has begun to stop
         with pytest.raises(ConnectionError):
             server.connect()
-        late.send(rest)  # now four rows have come
+        late.send(rest)  # now the server has four rows
         assert late.answer().json()["predictions"] == [6, 6]
         assert hot.prediction() == 4
         unready = hot.answer()

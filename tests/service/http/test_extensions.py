@@ -1,4 +1,4 @@
-"""The extensions of the Open Inference Protocol that the server names are those that it serves."""
+"""The server names exactly those extensions of the Open Inference Protocol that it serves."""
 
 import httpx
 

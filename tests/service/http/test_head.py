@@ -1,4 +1,4 @@
-"""Heads and bodies from bytes, cut into any packets, without a socket."""
+"""Heads and bodies are read from bytes, which are cut into any packets. No socket is needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ contents = strategies.lists(strategies.sampled_from([b"\r\n", b"\r\n\r\n", b"0",
 
 @strategies.composite
 def requests(draw: strategies.DrawFn) -> tuple[bytes, bytes]:
-    """A request as bytes, and its body."""
+    """Draw a request as bytes, and its body."""
     method = draw(strategies.sampled_from([b"POST", b"PUT", b"GET"]))
     headers = [
         b"Host: test",
@@ -49,7 +49,7 @@ def requests(draw: strategies.DrawFn) -> tuple[bytes, bytes]:
 
 
 def read(packets: Sequence[bytes], heads: Heads) -> list[tuple[bytes, bytes]]:
-    """The bytes and the body of each request."""
+    """Return the bytes and the body of each request."""
     reader, body, raw = HeadReader(heads), None, b""
     found = []
     for packet in packets:
@@ -80,7 +80,7 @@ def test_requests_are_read_alike_however_they_are_cut_into_packets(
     places = [0, *sorted(int(cut * len(stream)) for cut in cuts), len(stream)]
     heads = Heads(LIMIT)
     for packets in ([stream], [stream[start:end] for start, end in pairwise(places)]):
-        # The second time, some heads come from the cache.
+        # In the second round, some heads come from the cache.
         assert read(packets, heads) == sent
 
 

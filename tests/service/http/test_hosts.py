@@ -33,14 +33,14 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def shared(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that pages of one other site may use."""
+    """A server that web pages of one other site may use."""
     flags = ("--allowed-hosts", "Models.example:8443,[fd00::1]", "--cors-origins", "https://app.example")
     with serving(folder, tmp_path_factory.mktemp("log") / "log", "--device", "cpu", *flags) as served:
         yield served
 
 
 def ask(server: Served, line: str, *headers: str) -> Answer:
-    """Send one request with exactly these headers. `{port}` in them is the server's port."""
+    """Send one request with exactly these headers. `{port}` in a header becomes the server's port."""
     body = BODY if line.startswith("POST") else b""
     lines = [f"{line} HTTP/1.1", *(header.format(port=server.port) for header in headers)]
     lines += [f"Content-Length: {len(body)}"] if body else []
@@ -63,7 +63,10 @@ def test_on_loopback_its_own_names_are_accepted(server: Served, line: str, host:
     "host", [f"{MARKER}.example", f"{MARKER}.example:{{port}}", "localhost.evil.example", "127.0.0.1.evil.example", ""]
 )
 def test_on_loopback_another_host_is_refused(server: Served, line: str, host: str) -> None:
-    """A page whose name resolves to 127.0.0.1 is of the same origin as its requests: only Host gives it away."""
+    """An attacker's name may resolve to 127.0.0.1.
+
+    Its page and requests then have one origin, so only Host shows the attack.
+    """
     answer = ask(server, line, f"Host: {host}", f"Origin: http://{host}")
     assert answer.status == 421
     assert "--allowed-hosts" in answer.json()["error"]
@@ -113,7 +116,7 @@ def test_a_page_of_another_origin_is_refused(server: Served, line: str, origin: 
         ("localhost:{port}", "http://localhost:{port}"),
         ("LocalHost:{port}", "http://localhost:{port}"),
         ("localhost", "http://localhost:80"),
-        ("localhost:443", "https://localhost"),  # a proxy has ended TLS
+        ("localhost:443", "https://localhost"),  # a proxy in front of the server ends TLS
     ],
 )
 def test_the_pages_of_the_server_itself_are_accepted(server: Served, line: str, host: str, origin: str) -> None:

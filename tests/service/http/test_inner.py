@@ -1,4 +1,4 @@
-"""Connections with other inner protocols than uvicorn's, over TCP, a Unix socket and TLS, in this process."""
+"""Connections whose inner protocol is not uvicorn's, over TCP, a Unix socket and TLS, in this process."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 class Cancelled:
-    """An exchange that is complete."""
+    """A complete exchange, which can't be cancelled."""
 
     def cancel(self) -> None:
         pass
 
 
 class Echo:
-    """An endpoint whose reply is the body of the request."""
+    """An endpoint that replies with the body of the request."""
 
     def start(self, _: Headers, body: bytes, on_reply: Callable[[Reply], None]) -> Cancelled:
         on_reply(Reply(200, (JSON,), body))
@@ -43,7 +43,7 @@ class Echo:
 
 
 class Inner(asyncio.Protocol):
-    """Receives exactly the next request of a script, then writes the parts of its response."""
+    """A protocol with a script. It receives exactly the next request, then writes the parts of its response."""
 
     def __init__(self, script: list[tuple[bytes, list[bytes]]]) -> None:
         self.script = script
@@ -139,7 +139,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[None]], 
 
 Run = Callable[[Awaitable[None]], None]
 
-# Requests that are forwarded, the parts of their responses, and the bytes that the client gets.
+# Forwarded requests, each with the parts of its response, which the inner protocol writes.
 FORWARDED: Mapping[str, tuple[bytes, list[bytes]]] = {
     "no body": (request("GET", "/a"), [OK]),
     "counted": (request("POST", "/b", body=b"\r\n\r\n" * 9), [OK[:20], OK[20:]]),
@@ -335,7 +335,7 @@ def test_a_unix_socket_serves_endpoints_and_the_inner_protocol(run: Run, tmp_pat
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The contexts of a server and of a client that trusts it."""
+    """The TLS contexts of a server and of a client that trusts the server."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     folder = tmp_path_factory.mktemp("tls")
@@ -374,7 +374,7 @@ def test_tls_serves_endpoints_and_the_inner_protocol_and_shows_refusals(
             await client.send(b"no request\r\n")
             assert (await client.response())[0] == 400
             (connection,) = server.connections
-            connection.check_time(float("inf"))  # the client has not closed in time
+            connection.check_time(float("inf"))  # as if the client had not closed in time
             assert await client.reader.read() == b""
 
     run(test())

@@ -1,4 +1,4 @@
-"""API keys at a real server: every route and every path of a prediction, without a key and with each scope."""
+"""API keys at a real server. Every route and prediction path is tried without a key and with each scope."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def service(folder: Path) -> Service:
 
 @pytest.fixture(scope="module")
 def keys() -> dict[str, tuple[str, str]]:
-    """A key for each scope, named after it; `all` has every scope, and `slow` may send a request in 1000 s."""
+    """A key for each scope, named after the scope. `all` has every scope; `slow` may send one request in 1000 s."""
     made = {scope.value: create_key(scope.value, [scope], None) for scope in SCOPES}
     return made | {"all": create_key("all", SCOPES, None), "slow": create_key("slow", SCOPES, 0.001)}
 
@@ -252,7 +252,7 @@ def test_a_running_server_reads_changed_keys(workers: int, folder: Path, tmp_pat
         (tmp_path / "next").replace(file)
         deadline = time.monotonic() + PATIENCE
         row = 0
-        while row < 20 and time.monotonic() < deadline:  # every worker has read it
+        while row < 20 and time.monotonic() < deadline:  # until every worker has read the file
             row = row + 1 if send(served, "POST", "/predict", bearer(old)).status == 401 else 0
         assert row == 20
         assert send(served, "POST", "/predict", bearer(new)).status == 200

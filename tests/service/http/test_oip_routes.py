@@ -65,7 +65,7 @@ def infer_request(rows: np.ndarray = ROWS, **more: Any) -> dict[str, Any]:
 
 
 def binary_request(rows: np.ndarray = ROWS) -> tuple[bytes, bytes]:
-    """The JSON of a request and the bytes that follow it; the request asks for a binary response."""
+    """Return a request's JSON and the bytes that follow the JSON. The request asks for a binary response."""
     content = rows.astype("<f4").tobytes()
     tensor = {"name": "input", "shape": list(rows.shape), "datatype": "FP32"}
     tensor["parameters"] = {"binary_data_size": len(content)}
@@ -78,7 +78,7 @@ def values_of(answer: dict[str, Any]) -> np.ndarray:
 
 
 def error(answer: httpx.Response | Answer, status: int) -> str:
-    """Check that an answer is an error of the one shape that does not repeat its input, and return its text."""
+    """Check that an answer is an error in the common form and does not repeat the input. Return the error's text."""
     content = answer.json()
     assert (answer.status_code if isinstance(answer, httpx.Response) else answer.status) == status, content
     assert answer.headers["content-type"] == "application/json"

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from tests.service.support import Served, serving, write_square_root
 
-PAST = float(2**128 - 2**103)  # rounds past the largest float32
+PAST = float(2**128 - 2**103)  # this number rounds to infinity in float32
 
 
 @pytest.fixture(scope="module")

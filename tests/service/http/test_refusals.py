@@ -1,6 +1,6 @@
 """Invalid requests over HTTP: each gets a fixed text, and the connection stays usable.
 
-Every request is sent in both protocols, and takes both ways through the server: the fast path of the connection, and
+Every request is sent in both protocols and in both ways. One way is the fast path of the connection. The other is
 FastAPI's route, which serves paths with a query string or a percent-encoded letter.
 """
 
@@ -35,7 +35,7 @@ protocols = pytest.mark.parametrize("protocol", list(PATHS))
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """roots/1, the square root of a + b; and roots/2, whose model is not the one of its manifest."""
+    """Serve roots/1, the square root of a + b, and roots/2, whose model does not match its manifest."""
     folder = tmp_path_factory.mktemp("refusals")
     (folder / "models").mkdir()
     write_square_root(folder / "models")
@@ -46,7 +46,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def both_ways(served: Served, path: str, protocol: str, body: bytes) -> Answer:
-    """Send a body both ways; check that the responses are equal and that a good request works after each."""
+    """Send a body in both ways. Check that the responses are equal and that a good request succeeds after each."""
     answers = []
     for spelling in (path, f"{path}?x={MARKER}", path.replace("/models/", "/m%6fdels/", 1)):
         with served.connect() as connection:
@@ -62,7 +62,7 @@ def both_ways(served: Served, path: str, protocol: str, body: bytes) -> Answer:
 
 
 def error(answer: Answer, status: int) -> str:
-    """Check that an answer is an error of the one shape that does not repeat its input, and return its text."""
+    """Check that an answer is an error in the common form and does not repeat the input. Return the error's text."""
     assert answer.status == status, answer.body
     assert answer.headers["content-type"] == "application/json"
     (name, text) = next(iter(answer.json().items()))
@@ -85,7 +85,7 @@ def test_a_good_request_gets_the_same_response_both_ways(protocol: str, served: 
 
 
 def bodies(values: bytes, rows: int = 1, before: bytes = b"") -> dict[str, bytes]:
-    """Bodies with `values` in the place of the rows, by protocol."""
+    """Return a body for each protocol, with `values` in the place of the rows."""
     tensor = b'{"name": "input", "shape": [%d, 2], "datatype": "FP32", "data": %s}' % (rows, values)
     return {
         "friendly": b'{%s"instances": %s}' % (before, values),
@@ -125,7 +125,7 @@ NOT_JSON = {
 @protocols
 def test_a_body_that_is_not_json_is_refused(protocol: str, case: str, served: Served) -> None:
     answer = both_ways(served, PATHS[protocol].format("roots"), protocol, NOT_JSON[case][protocol])
-    # A body that is large is not parsed at once: the rows are missing where they are expected.
+    # A large body is cut before it is parsed. The cutting may fail first, since it finds no array of rows.
     large = "22 nested" in case
     allowed = ("the body is not valid JSON, at character ", *(["the JSON has no array "] if large else []))
     assert error(answer, 400).startswith(allowed)
@@ -245,7 +245,7 @@ def test_a_refused_version_is_not_ready(protocol: str, served: Served) -> None:
 
 
 def test_the_refusals_left_no_traceback_and_no_input_in_the_log(served: Served) -> None:
-    # Runs after the tests above, on the same server.
+    # This test runs after the tests above, on the same server.
     log = served.log.read_text()
     assert "Traceback" not in log
     assert "Warning" not in log

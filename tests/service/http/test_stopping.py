@@ -1,4 +1,4 @@
-"""A server that stops under load: unready, then no new work, and a response to every request that it accepted."""
+"""A server that stops under load becomes unready, then refuses new work, and answers every request that it accepted."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.service.support import PATIENCE, Served, receive, request, serving, w
 BODY = b'{"instances": [[1, 3]]}'
 REQUEST = request("POST", "/predict", body=BODY)
 CLIENTS = 24
-# The server keeps an idle connection open for this many seconds after the signal, so a request that is sent before
-# that must be answered. A later one may cross the end of the connection, as in every HTTP/1.1.
+# The server keeps an idle connection open for this many seconds after the signal. A request that is sent in this time
+# must be answered. A later request may be sent while the server closes the connection, as always in HTTP/1.1.
 GRACE = 0.1
 BOTH = pytest.mark.parametrize("workers", [1, 2])
 
@@ -34,7 +34,10 @@ def models(tmp_path: Path) -> Path:
 
 
 class Load:
-    """Clients that send predictions until the server refuses connections; half of them keep their connections."""
+    """Clients that send predictions until the server refuses connections.
+
+    Half of the clients keep their connections.
+    """
 
     def __init__(self, server: Served) -> None:
         self._server = server
@@ -130,7 +133,7 @@ def test_during_the_drain_delay_the_server_is_unready_and_accepts_requests(
 
 @BOTH
 def test_a_request_that_waits_in_the_backlog_is_answered(workers: int, models: Path, tmp_path: Path) -> None:
-    """A stopped process can't accept, so the kernel completes the handshakes for it."""
+    """The stopped process can't accept connections, so the kernel completes their handshakes and queues them."""
     with serving(models, tmp_path / "log", "--workers", workers) as server:
         pids = [server.process.pid, *children(server.process.pid)]
         for pid in pids:

@@ -1,4 +1,4 @@
-"""TLS at a real server: certificates, clients with one and without, changed files, workers, and the health check."""
+"""TLS at a real server: certificates of servers and clients, changed files, workers, and the health check."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is 
 
 
 class Authority:
-    """A certificate authority, made by OpenSSL's own program. Each certificate has its key in the same file."""
+    """A certificate authority that OpenSSL's program makes. Each certificate has its key in the same file."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
@@ -136,7 +136,7 @@ def test_both_paths_of_a_request_answer_over_tls(
         with connect(served.port, authority) as connection:
             assert name(connection) == "server"
             assert connection.version() in {"TLSv1.2", "TLSv1.3"}
-            for _ in range(3):  # one connection, both paths, a body in one packet and in two
+            for _ in range(3):  # both paths on one connection; a body comes in one packet or in two
                 connection.sendall(request("POST", "/predict", body=BODY))
                 assert receive(connection).json()["predictions"] == [2]
                 connection.sendall(request("GET", "/v2/models/roots"))
@@ -180,7 +180,7 @@ def test_with_client_authorities_only_their_clients_get_in(
         assert refused(served.port, authority)
         assert refused(served.port, authority, stranger)
         settings = {"tls_cert": certificate, "tls_client_ca": authority.certificate}
-        assert health(served, **settings).returncode == 0  # the server's certificate is of the same authority
+        assert health(served, **settings).returncode == 0  # this authority has also signed the server's certificate
         assert_refused_in_one_line(health(served, tls_cert=certificate), "does not answer")
 
 
@@ -217,11 +217,11 @@ def test_changed_files_are_used_for_new_connections(
             shutil.copy(source, tmp_path / "next")
             (tmp_path / "next").replace(target)
         deadline, row = time.monotonic() + PATIENCE, 0
-        while row < 10 and time.monotonic() < deadline:  # every worker has loaded them
+        while row < 10 and time.monotonic() < deadline:  # until every worker has loaded the files
             row = row + 1 if not refused(served.port, second, newcomer) else 0
         assert row == 10
         assert predict(served.port, second, newcomer) == "renewed"
-        assert refused(served.port, second, client)  # its authority is no longer trusted
+        assert refused(served.port, second, client)  # the client's authority is no longer trusted
         assert refused(served.port, second)
         kept.sendall(request("POST", "/predict", body=BODY))
         assert receive(kept).status == 200
@@ -246,7 +246,7 @@ def test_files_that_can_not_be_used_are_a_refusal_to_start(
     for flags, reason in (
         (("--tls-cert", tmp_path / "none"), "No such file"),
         (("--tls-cert", nonsense), "can't use the TLS certificate"),
-        (("--tls-cert", authority.certificate), "can't use the TLS certificate"),  # it has no key
+        (("--tls-cert", authority.certificate), "can't use the TLS certificate"),  # this file has no key
         (("--tls-cert", certificate, "--tls-key", other), "key values mismatch"),
         (("--tls-cert", certificate, "--tls-key", encrypted), "its key is encrypted"),
         (("--tls-cert", certificate, "--tls-client-ca", nonsense), "can't use the authorities"),

@@ -1,4 +1,4 @@
-"""Several worker processes on one socket: their start, their stop, and the replacement of those that die."""
+"""Several worker processes on one socket: their start, their stop, and the replacement of a dead worker."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def children(pid: int) -> dict[int, str]:
-    """The command lines of the child processes of `pid`."""
+    """Return the command lines of the child processes of `pid`."""
     found = {}
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, file.read_text().split()):
@@ -75,7 +75,7 @@ def alive(pid: int) -> bool:
         _, _, behind = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return behind.split()[0] not in {"Z", "X"}  # a zombie is dead; its parent has not waited for it yet
+    return behind.split()[0] not in {"Z", "X"}  # a zombie is a dead process whose parent has not waited for it yet
 
 
 def kill(pid: int) -> None:
@@ -129,7 +129,7 @@ def test_a_port_in_use_prints_one_line(models: Path) -> None:
 
 def test_the_server_can_be_stopped_before_it_is_ready(models: Path) -> None:
     gate = through(models / "roots" / "1")
-    os.mkfifo(gate["GATE"])  # a reader waits for a writer
+    os.mkfifo(gate["GATE"])  # a worker that opens this pipe for reading waits for a writer
     with subprocess.Popen(
         command_line("serve", "--models", models, "--port", 0, *TWO, program=GATED),
         env=environment(gate),
@@ -175,7 +175,7 @@ def test_workers_stop_when_their_supervisor_dies(served: Served) -> None:
 def test_a_supervisor_that_is_killed_during_the_start_leaves_no_worker_and_no_traceback(
     seconds: float, models: Path
 ) -> None:
-    """The time decides how far the start has come; the result must be the same at any point."""
+    """`seconds` decides how far the start has come. The result must be the same at any point of the start."""
     with subprocess.Popen(
         command_line("serve", "--models", models, "--port", 0, *TWO),
         env=environment(),
@@ -188,7 +188,7 @@ def test_a_supervisor_that_is_killed_during_the_start_leaves_no_worker_and_no_tr
         until(lambda: time.monotonic() > started + seconds)
         below = children(process.pid)
         process.kill()
-        _, stderr = process.communicate(timeout=PATIENCE)  # returns when the last process has closed the pipe
+        _, stderr = process.communicate(timeout=PATIENCE)  # this call returns when the last process has closed the pipe
     until(lambda: not any(map(alive, below)))
     assert "Traceback" not in stderr, stderr
 
@@ -205,7 +205,7 @@ def test_a_worker_that_dies_is_replaced_while_new_connections_are_answered(serve
     until(lambda: len(workers(supervisor)) == 2)
     assert one not in workers(supervisor)
     kill(other)
-    assert_it_predicts(served, 20)  # the new worker answers once it is ready
+    assert_it_predicts(served, 20)  # only the new worker is left, and it answers once it is ready
     until(lambda: len(workers(supervisor)) == 2)
     assert not first & workers(supervisor)
     log = served.log.read_text()
@@ -243,7 +243,7 @@ def test_each_worker_reports_the_counts_of_all_workers_and_of_dead_ones(served: 
     assert counted(served, "foldserve_rejected_total") == 10
     assert counted(served, "foldserve_requests_in_flight") == 0
     for dead, total in zip(workers(served.process.pid), (55, 60), strict=True):
-        kill(dead)  # a worker writes its counts each second: those of the last second may be lost
+        kill(dead)  # a worker writes its counts each second, so the counts of its last second may be lost
         assert_it_predicts(served, 5)
         until(lambda total=total: counted(served, "foldserve_requests_total") == total)
     assert counted(served, "foldserve_request_rows_total") == 50
