@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import httptools
 
@@ -101,9 +102,7 @@ class _Collector:
         if method == b"CONNECT":
             raise InvalidHttp("this server is not a proxy")
         headers = dict(self._headers)
-        hosts = [value for name, value in self._headers if name == b"host"]
-        if len(hosts) > 1 or not all(map(_HOST.fullmatch, hosts)):
-            raise InvalidHttp("the Host header must be there once, and be a host")
+        self._check_host(headers)
         version = parser.get_http_version()
         if version == "1.1":
             if b"host" not in headers:
@@ -120,6 +119,11 @@ class _Collector:
             None if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0)),
             self._keep_alive and version == "1.1",
         )
+
+    def _check_host(self, headers: Headers) -> None:
+        repeated = len(headers) < len(self._headers) and [name for name, _ in self._headers].count(b"host") > 1
+        if repeated or not _is_host(headers.get(b"host", b"")):
+            raise InvalidHttp("the Host header must be there once, and be a host")
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -175,6 +179,11 @@ class HeadReader:
 
     def on_url(self, url: bytes) -> None:
         self._url += url
+
+
+@lru_cache(_MAX_CACHED)
+def _is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value) is not None
 
 
 def _check_size(url: bytes, raw: bytes, max_head: int) -> None:
