@@ -1,21 +1,8 @@
 """One HTTP/1.1 connection. It answers predictions itself and forwards every other request to an inner protocol.
 
 A prediction needs no task and no ASGI messages: its body goes to `Endpoint.start`, and the reply goes to the socket.
-The connection handles one request at a time, so the bytes of later requests wait. It does not know the app or uvicorn:
-any `asyncio.Protocol` can be the inner one.
-
-                    +------------ the response is complete; the connection stays open ------------+
-                    v                                                                             |
-    connected --> IDLE --first byte--> HEAD --blank line--+--> BODY --------last byte---> RESPONSE
-                                                          |    (path of an endpoint)              |
-                                                          +--> APP_BODY ----last byte---> APP_RESPONSE
-                                                               (any other request)
-
-    HEAD, BODY, APP_BODY --invalid, too large, or not complete within request_timeout--> REFUSED
-    REFUSED --the client had time to read the error response--> CLOSED
-    IDLE, or the client does not read its responses --idle_timeout--> CLOSED
-    RESPONSE, APP_RESPONSE --no other response may follow--> CLOSED
-    any phase --the client disconnects--> CLOSED
+The connection handles one request at a time, so the bytes of later requests wait. phase.py draws its phases. It does
+not know the app or uvicorn: any `asyncio.Protocol` can be the inner one.
 """
 
 from __future__ import annotations
@@ -23,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from enum import Enum
 
 from foldserve.service.access.guard import Guard
 from foldserve.service.access.keys import Scope
@@ -33,7 +19,19 @@ from foldserve.service.errors import RequestError, TooSlow
 from foldserve.service.http.body import BodyReader
 from foldserve.service.http.context import ConnectionContext
 from foldserve.service.http.head import BLANK_LINE, Head, HeadReader
-from foldserve.service.http.inner import InnerConnection
+from foldserve.service.http.inner import Inner
+from foldserve.service.http.phase import (
+    APP_BODY,
+    APP_RESPONSE,
+    BODY,
+    CLOSED,
+    HEAD,
+    IDLE,
+    READING,
+    RECEIVING,
+    REFUSED,
+    RESPONSE,
+)
 from foldserve.service.http.stopping import has_bytes
 from foldserve.service.protocols.reply import Reply, refusal
 
@@ -46,25 +44,6 @@ _LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
 _HALF_CLOSED_SECONDS = 1.0
 
 
-class Phase(Enum):
-    """The state of a connection. The module's docstring shows the transitions."""
-
-    IDLE = "between two requests"
-    HEAD = "reads a head"
-    BODY = "reads the body of a request for an endpoint"
-    RESPONSE = "waits for the reply of an endpoint"
-    APP_BODY = "forwards the body of a request; the response may have begun"
-    APP_RESPONSE = "waits for the end of the inner protocol's response"
-    REFUSED = "has sent an error response; drops all further bytes"
-    CLOSED = "closes after the last response is written"
-
-
-# Module variables, because Python takes longer to look up an attribute of an enum.
-IDLE, HEAD, BODY, RESPONSE, APP_BODY, APP_RESPONSE, REFUSED, CLOSED = Phase
-_RECEIVING = (HEAD, BODY, APP_BODY)
-_READING = (IDLE, *_RECEIVING)
-
-
 class Connection(asyncio.Protocol):
     """A client's connection, over TCP, a Unix socket or TLS.
 
@@ -73,6 +52,7 @@ class Connection(asyncio.Protocol):
     """
 
     _transport: asyncio.Transport
+    _inner: Inner
     _head: Head  # from BODY or APP_BODY on
     _body: BodyReader  # in BODY, APP_BODY
 
@@ -88,14 +68,11 @@ class Connection(asyncio.Protocol):
         self._phase = IDLE
         self._since = 0.0  # when the request began, the connection became idle, or the client stopped reading
         self._last = False  # no request follows: the connection closes after those that have come
-        self._half_closed = False
         # Received bytes, and the offset of the first one that has not been read.
-        self._unread = b""
-        self._offset = 0
+        self._unread, self._offset = b"", 0
         self._head_reader = HeadReader(context.heads)
         self._endpoint: Endpoint | None = None  # in BODY; None in APP_BODY
         self._exchange: Exchange | None = None  # in RESPONSE
-        self._inner: InnerConnection | None = None  # from the first forwarded request on
         self._reading, self._write_paused = True, False
         self._client: tuple[str, int] | None = None
 
@@ -103,6 +80,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
+        self._inner = Inner(transport, self._create_inner, self._inner_changed, self._inner_closed)
         self._since = time.monotonic()
         self._connections.add(self)
         if self._context.access_log is not None:
@@ -114,34 +92,31 @@ class Connection(asyncio.Protocol):
         self._phase = CLOSED
         if self._exchange is not None:
             self._exchange.cancel()
-        self._detach_inner(exc)
+        self._inner.disconnect(exc)
 
     def eof_received(self) -> bool:
         """Keep the connection open if a response is due: the client may have closed its own side only."""
-        if self._inner is not None:
-            self._inner.protocol.eof_received()
+        self._inner.eof_received()
         # A client that has left altogether looks the same. Its rows must not wait for long.
         waits = self._phase in (RESPONSE, APP_RESPONSE) or bool(self._unread)
         due = waits and self._transport.can_write_eof()  # not with TLS
-        if due and not self._half_closed:
+        if due and not self._last:
             asyncio.get_running_loop().call_later(_HALF_CLOSED_SECONDS, self._close_half_closed)
-            self._last = self._half_closed = True
+            self._last = True
         return due
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        if self._phase not in _RECEIVING:
+        if self._phase not in RECEIVING:
             self._since = time.monotonic()
-        if self._inner is not None:
-            self._inner.protocol.pause_writing()
+        self._inner.pause_writing()
         self._set_reading()
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        if self._phase not in _RECEIVING:
+        if self._phase not in RECEIVING:
             self._since = time.monotonic()
-        if self._inner is not None:
-            self._inner.protocol.resume_writing()
+        self._inner.resume_writing()
         self._advance()
 
     def data_received(self, data: bytes) -> None:
@@ -175,8 +150,7 @@ class Connection(asyncio.Protocol):
         try:
             guard.check(head.headers, Scope.PREDICT)
         except RequestError as error:
-            self._phase = RESPONSE
-            self._head = head
+            self._phase, self._head = RESPONSE, head
             self._context.count_rejected(error)
             self._reply(refusal(error))
             return False
@@ -188,7 +162,7 @@ class Connection(asyncio.Protocol):
         """Refuse a request that is too slow, or close an unused connection. Call this about once a second."""
         waited = now - self._since
         timeout = self._context.limits.request_timeout
-        if self._phase in _RECEIVING:
+        if self._phase in RECEIVING:
             if waited > timeout:
                 self._refuse(TooSlow(f"the request was not whole in {timeout:g} s"))
         elif self._phase is REFUSED:
@@ -214,12 +188,9 @@ class Connection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Read the received bytes until none are left or a response must be written first."""
-        while self._offset < len(self._unread) and self._phase in _READING and not self._write_paused:
+        while self._offset < len(self._unread) and self._phase in READING and not self._write_paused:
             try:
-                if self._phase in (IDLE, HEAD):
-                    self._read_head()
-                else:
-                    self._read_body()
+                self._read_head() if self._phase in (IDLE, HEAD) else self._read_body()
             except RequestError as error:
                 self._refuse(error)
         if self._offset == len(self._unread):
@@ -238,8 +209,7 @@ class Connection(asyncio.Protocol):
     def _begin(self, head: Head) -> None:
         """Choose the endpoint or the inner protocol, then prepare to read the body."""
         limits = self._context.limits
-        self._head = head
-        self._endpoint = self._context.find_endpoint(head)
+        self._head, self._endpoint = head, self._context.find_endpoint(head)
         if self._endpoint is None:
             self._body = BodyReader(head, limits.max_head, None)
             self._forward(head)
@@ -256,8 +226,8 @@ class Connection(asyncio.Protocol):
     def _read_body(self) -> None:
         """Read until the request is complete or no bytes are left."""
         start, self._offset = self._offset, self._body.read(self._unread, self._offset)
-        if self._phase is APP_BODY and self._inner is not None:
-            self._inner.protocol.data_received(self._unread[start : self._offset])
+        if self._phase is APP_BODY:
+            self._inner.data_received(self._unread[start : self._offset])
         if self._body.complete:
             self._finish()
 
@@ -270,8 +240,7 @@ class Connection(asyncio.Protocol):
             self._inner_changed()
 
     def _start(self, endpoint: Endpoint, head: Head, body: bytes) -> None:
-        self._phase = RESPONSE
-        self._head = head
+        self._phase, self._head = RESPONSE, head
         exchange = endpoint.start(head.headers, body, self._reply)
         if self._phase is RESPONSE:  # `_reply` may have been called already
             self._exchange = exchange
@@ -300,17 +269,10 @@ class Connection(asyncio.Protocol):
         """Let the inner protocol respond. Raises `InvalidHttp` for a URL without a path."""
         head.check_path()
         self._phase = APP_BODY
-        if self._inner is None:
-            self._inner = InnerConnection(
-                self._transport, self._create_inner(), self._inner_changed, self._inner_closed
-            )
-            if self._write_paused:
-                self._inner.protocol.pause_writing()
-        self._inner.begin(head.method)
-        self._inner.protocol.data_received(head.raw)
+        self._inner.begin(head, write_paused=self._write_paused)
 
     def _inner_changed(self) -> None:
-        if self._phase is APP_RESPONSE and self._inner is not None and self._inner.responded:
+        if self._phase is APP_RESPONSE and self._inner.responded:
             self._become_idle(close=self._inner.closes or (self._last and not self._unread))
         self._set_reading()
 
@@ -319,12 +281,7 @@ class Connection(asyncio.Protocol):
         if self._phase in (APP_BODY, APP_RESPONSE):
             self._close()
         else:
-            self._detach_inner()
-
-    def _detach_inner(self, exc: Exception | None = None) -> None:
-        inner, self._inner = self._inner, None
-        if inner is not None:
-            inner.detach(exc)
+            self._inner.disconnect()
 
     # --- closing ------------------------------------------------------------------------------------------------------
 
@@ -336,9 +293,9 @@ class Connection(asyncio.Protocol):
         """
         reply: Reply | None = refusal(error)
         head = self._head if self._phase is BODY else None
-        if self._phase is APP_BODY and self._inner is not None and self._inner.responding:
+        if self._phase is APP_BODY and self._inner.responding:
             reply = None
-        self._detach_inner()
+        self._inner.disconnect()
         self._unread, self._offset = b"", 0
         self._phase = REFUSED
         self._since = time.monotonic()
@@ -354,18 +311,17 @@ class Connection(asyncio.Protocol):
         """Close, unless a response is being written."""
         if self._phase is CLOSED:
             return
-        if self._write_paused or (self._phase is APP_RESPONSE and self._inner is not None and self._inner.responding):
+        if self._write_paused or (self._phase is APP_RESPONSE and self._inner.responding):
             asyncio.get_running_loop().call_later(_HALF_CLOSED_SECONDS, self._close_half_closed)
         else:
             self._close()
 
     def _close_if_idle(self) -> None:
         """Close, unless the kernel has bytes of a request that the event loop has not read yet."""
-        if self._phase is IDLE:
-            if has_bytes(self._transport):
-                asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
-            else:
-                self._close()
+        if self._phase is IDLE and has_bytes(self._transport):
+            asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
+        elif self._phase is IDLE:
+            self._close()
 
     def _close(self, *, abort: bool = False) -> None:
         """Close after the last response is written, or at once if the client does not read it."""
@@ -384,8 +340,8 @@ class Connection(asyncio.Protocol):
         """Pause or resume reading from the socket, so that unread bytes do not fill the memory."""
         reading = (
             not self._write_paused
-            and (not self._unread or self._phase in _READING)
-            and (self._phase is not APP_BODY or self._inner is None or self._inner.is_reading())
+            and (not self._unread or self._phase in READING)
+            and (self._phase is not APP_BODY or self._inner.is_reading)
         )
         if reading != self._reading and self._phase is not CLOSED:
             self._reading = reading

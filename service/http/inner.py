@@ -13,15 +13,86 @@ from typing import Any
 
 import httptools
 
+from foldserve.service.http.head import Head
 
-class InnerConnection(asyncio.Transport):
-    """The transport of the inner protocol.
 
-    responding, responded: a byte of the response to the current request, or all of it, has been written.
-    closes: no other response may follow this one.
+class Inner:
+    """The inner protocol of one connection, which is created at the first request that is forwarded.
+
     on_change: called after `is_reading` or `responded` has changed.
     on_close: called when the inner protocol closes its transport.
     """
+
+    __slots__ = ("_create_protocol", "_inner", "_on_change", "_on_close", "_transport")
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        create_protocol: Callable[[], asyncio.Protocol],
+        on_change: Callable[[], object],
+        on_close: Callable[[], object],
+    ) -> None:
+        self._transport = transport
+        self._create_protocol = create_protocol
+        self._on_change = on_change
+        self._on_close = on_close
+        self._inner: InnerTransport | None = None
+
+    @property
+    def responding(self) -> bool:
+        """Whether a byte of the response to the current request has been written."""
+        return self._inner is not None and self._inner.responding
+
+    @property
+    def responded(self) -> bool:
+        """Whether all bytes of the response to the current request have been written."""
+        return self._inner is not None and self._inner.responded
+
+    @property
+    def closes(self) -> bool:
+        """Whether the connection must close after the response to the current request."""
+        return self._inner is not None and self._inner.closes
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the inner protocol accepts more bytes of the current request."""
+        return self._inner is None or self._inner.is_reading()
+
+    def begin(self, head: Head, *, write_paused: bool) -> None:
+        """Forward the head of a request. write_paused: whether the real transport has called `pause_writing`."""
+        if self._inner is None:
+            self._inner = InnerTransport(self._transport, self._create_protocol(), self._on_change, self._on_close)
+            if write_paused:
+                self._inner.protocol.pause_writing()
+        self._inner.begin(head.method)
+        self._inner.protocol.data_received(head.raw)
+
+    def data_received(self, data: bytes) -> None:
+        """Forward bytes of the body."""
+        if self._inner is not None:
+            self._inner.protocol.data_received(data)
+
+    def eof_received(self) -> None:
+        if self._inner is not None:
+            self._inner.protocol.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.protocol.resume_writing()
+
+    def disconnect(self, exc: Exception | None = None) -> None:
+        """End the inner connection. The next request begins a new one."""
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            inner.detach(exc)
+
+
+class InnerTransport(asyncio.Transport):
+    """The transport of one inner protocol. `Inner` describes its attributes and arguments."""
 
     def __init__(
         self,
@@ -42,11 +113,11 @@ class InnerConnection(asyncio.Transport):
         self._attached = True
         protocol.connection_made(self)
 
-    # --- for the connection -------------------------------------------------------------------------------------------
+    # --- for `Inner` --------------------------------------------------------------------------------------------------
 
     @property
     def protocol(self) -> asyncio.Protocol:
-        """The inner protocol, whose callbacks the connection calls as an event loop does."""
+        """The inner protocol, whose callbacks `Inner` calls as an event loop does."""
         return self._protocol  # type: ignore[return-value]  # uvicorn would set another one for websockets
 
     def begin(self, method: bytes) -> None:
