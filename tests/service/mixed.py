@@ -1,6 +1,6 @@
-"""A table with every kind of column: its manifest, its handmade graph, and the same model in NumPy.
+"""A table with every kind of column: its manifest, a handmade graph, and the same model in NumPy.
 
-The NumPy model takes a person's values; it does not know codes or tensors.
+The NumPy model takes values as a person writes them. It does not know codes or tensors.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ FEATURES: tuple[dict[str, Any], ...] = (
 NAMES = tuple(feature["name"] for feature in FEATURES)
 LABELS = ("no", "maybe", "yes")
 
-# Columns of a feature: one for each category and one for an unseen one, or one for the value and one for "missing".
+# The number of encoded columns of each feature. A categorical feature has a column for each category and one for unseen
+# categories. Any other feature has a column for the value and one for "missing".
 WIDTHS = [len(feature.get("categories", " ")) + 1 for feature in FEATURES]
 WEIGHTS = np.random.default_rng(5).normal(size=(sum(WIDTHS), len(LABELS))).astype(np.float32)
 FILLED = -1.5
 
 
 def probabilities(rows: Sequence[Sequence[Any]]) -> np.ndarray:
-    """Compute the model's probabilities for rows of people's values, float64 [rows, labels]."""
+    """Compute the model's probabilities for rows of plain values, float64 [rows, labels]."""
     inputs = []
     for row in rows:
         values: list[float] = []
@@ -57,7 +58,7 @@ def probabilities(rows: Sequence[Sequence[Any]]) -> np.ndarray:
 
 
 def codes(rows: Sequence[Sequence[Any]]) -> np.ndarray:
-    """Encode rows of people's values as the model's input, float32 [rows, features]."""
+    """Encode rows of plain values as the model's input, float32 [rows, features]."""
 
     def code(feature: dict[str, Any], value: Any) -> float:
         if value is None:
@@ -71,7 +72,7 @@ def codes(rows: Sequence[Sequence[Any]]) -> np.ndarray:
 
 
 def graph() -> bytes:
-    """Write the same model in ONNX; a missing value is NaN, and a category its index."""
+    """Write the same model in ONNX. A missing value is NaN, and a category is its index."""
     nodes, constants = [], [constant("weights", WEIGHTS), constant("filled", [FILLED])]
     parts = []
     for place, feature in enumerate(FEATURES):
@@ -95,7 +96,7 @@ def graph() -> bytes:
     return onnx_model(nodes, constants, inputs=[inputs], outputs=[outputs])
 
 
-# The first has an unseen town, which examples replace by the last town: its quote is special to a shell.
+# The first row has an unseen town. Examples replace it by the last town, whose quote is special to a shell.
 GOLDEN = (
     (0.5, "Oslo", True, 2.5, 3, False, -7),
     (1.0, "l'eau", False, None, 2.5, True, "many"),

@@ -1,4 +1,7 @@
-"""`foldserve`, which waits before it reads the file MANIFEST until the pipe GATE has had a writer and lost it."""
+"""`foldserve` with a pause before it reads the file MANIFEST.
+
+It waits until a writer has opened and closed the pipe GATE.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ def wait_at_gate(event: str, arguments: tuple[Any, ...]) -> None:
         Path(os.environ["GATE"]).read_bytes()
 
 
-# At import: each worker is a process of its own, which imports this module.
+# This runs at import, because each worker is a separate process that imports this module.
 sys.addaudithook(wait_at_gate)
 
 if __name__ == "__main__":

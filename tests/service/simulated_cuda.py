@@ -1,7 +1,7 @@
-"""A simulated GPU for the CUDA runner: its device memory is the host's, and its sessions run on the CPU.
+"""A simulated GPU for the CUDA runner. It uses host memory as device memory, and its sessions run on the CPU.
 
-Sessions read and write the buffers that are bound, so a missing or late copy changes the outputs. Graphs are not
-simulated: their numbers are recorded.
+Sessions read and write the bound buffers, so a missing or late copy changes the outputs. CUDA graphs are not simulated,
+but the number of each graph is recorded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foldserve.service.runtime.session import open_cpu
 
 
 class HostStream:
-    """A stream whose device is the host; it does its work at once."""
+    """A stream on host memory, which does its work at once."""
 
     device = "cpu"
     address = 4711
@@ -51,10 +51,10 @@ class HostStream:
 
 @dataclass
 class SimulatedGpu:
-    """Records the calls to a GPU.
+    """A GPU that records the calls to it.
 
-    log: the calls in order. threads: the threads that called. options: of the provider, by session.
-    fails: gives the exception that the next call raises, or None.
+    log: the calls in order. threads: the threads that made the calls. options: the provider's options for each session.
+    fails: returns the exception that the next call raises, or None.
     """
 
     log: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Shared by the tests of the service: handmade bundles, damage to whole ones, and the real commands and server."""
+"""Helpers for the tests of the service: handmade and damaged bundles, the real commands, and the real server."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from onnx import TensorProto, helper, numpy_helper
 from foldserve.service import bundle
 from foldserve.service.bundle import seal
 
-# Seconds; long enough for any machine. It turns a hang into a failure, and no other result depends on it.
+# A time limit in seconds that is long enough for any machine. It turns a hang into a failure. No other result depends
+# on it.
 PATIENCE = 60
 
-# A text that the service never writes: if a response has it, the service repeated its input.
+# A text that the service never writes by itself. If a response contains this text, the service repeated its input.
 MARKER = "Zq7xMarker"
 
 
@@ -61,9 +62,9 @@ def manifest(
     labels: Sequence[bundle.Label] = (),
     golden: bundle.Golden | None = None,
 ) -> bundle.Manifest:
-    """Make a manifest: of a classification if there are labels, else of a regression.
+    """Make the manifest of a classification if there are labels, else of a regression.
 
-    features: each is the name of a numeric feature, or the fields of any feature.
+    features: the name of a numeric feature, or the fields of any feature, for each feature.
     """
     task, output = ("classification", "probabilities") if labels else ("regression", "value")
     named = [{"name": each, "missing": each in missing} if isinstance(each, str) else each for each in features]
@@ -89,7 +90,7 @@ def manifest(
 
 
 def feature_fields(feature: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the fields of a feature in a manifest with a range or a histogram that fits."""
+    """Add a suitable range and histogram to the fields of a feature in a manifest."""
     if feature.get("kind") == "categorical":
         bins = len(feature["categories"])
         edges = tuple(place - 0.5 for place in range(bins + 1))
@@ -115,7 +116,10 @@ def onnx_model(
     ir_version: int = 10,
     functions: Sequence[onnx.FunctionProto] = (),
 ) -> bytes:
-    """Serialise a model, by default float32 `input` [batch, 2] -> `value` [batch, 1], without any check."""
+    """Serialise a model without any check.
+
+    The default interface is float32 `input` [batch, 2] -> `value` [batch, 1].
+    """
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(f.domain, 1) for f in functions)]
     model = helper.make_model(
         helper.make_graph(nodes, "made", inputs, outputs, initializers),
@@ -127,7 +131,10 @@ def onnx_model(
 
 
 def square_root() -> tuple[bytes, bundle.Golden]:
-    """Make sqrt(a + b), which is NaN where a + b is negative, and golden rows where it is a number."""
+    """Make the model sqrt(a + b), and golden rows with a + b >= 0.
+
+    Where a + b is negative, the model's output is NaN.
+    """
     model = onnx_model(
         [
             helper.make_node("ReduceSum", ["input", "axes"], ["sum"], keepdims=1),
@@ -144,14 +151,15 @@ def write_square_root(models: Path) -> bundle.Bundle:
 
 
 def bundle_in_memory(model: bytes, golden: bundle.Golden, **changes: Any) -> bundle.Bundle:
-    """Make a bundle without files, whose manifest certifies `model`."""
+    """Make a bundle in memory, without files. The bundle's manifest certifies `model`."""
     return bundle.Bundle(Path("made/1"), manifest(model, golden=golden, **changes), model)
 
 
 def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object], *, keep_seal: bool = False) -> None:
-    """Change the manifest of the bundle in `folder` as parsed JSON, without any check, and seal it again.
+    """Change the manifest of the bundle in `folder`, and renew the seal. `edit` gets the parsed JSON; nothing checks
+    the result.
 
-    keep_seal: leave the seal as it was, so that it finds the change.
+    keep_seal: leave the old seal, which then does not match the changed manifest.
     """
     file = folder / bundle.MANIFEST_FILE
     content = json.loads(file.read_text())
@@ -168,39 +176,39 @@ def flip_byte(file: Path, position: int) -> None:
 
 
 def write_damaged_second(models: Path, name: str) -> None:
-    """Write version 2 of a model: version 1 with one flipped byte."""
+    """Write version 2 of a model, a copy of version 1 with one flipped byte."""
     whole = bundle.read(models / name / "1")
     second = bundle.write(models, name, whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
     flip_byte(second.path / bundle.MODEL_FILE, 20_000)
 
 
 def oracle(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    """Run `model` in ONNX Runtime on the CPU, without code of this project."""
+    """Return a function that runs `model` in ONNX Runtime on the CPU, without code of this project."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda rows: session.run(None, {session.get_inputs()[0].name: np.asarray(rows, np.float32)})[0]
 
 
-# `foldserve` that waits at a gate before it reads one manifest.
+# A program that runs `foldserve` and waits at a gate, a pipe, before it reads a certain manifest.
 GATED = "tests.service.serve_at_gate"
 
 
 def _gate(folder: Path) -> Path:
-    """Give the pipe that opens the way to the bundle in `folder`."""
+    """Return the path of the pipe that is the gate for the bundle in `folder`."""
     return folder / "gate"
 
 
 def through(folder: Path) -> dict[str, str]:
-    """Give the environment in which `GATED` waits before it reads the bundle in `folder`."""
+    """Return the environment in which `GATED` waits before it reads the bundle in `folder`."""
     return {"MANIFEST": str(folder / bundle.MANIFEST_FILE), "GATE": str(_gate(folder))}
 
 
 @contextmanager
 def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]:
-    """Run `act` while `GATED` loads the bundle in `folder`, with `through(folder)` in its environment.
+    """Run `act` while `GATED` loads the bundle in `folder`. `GATED` must have `through(folder)` in its environment.
 
-    Opening a pipe for writing waits for its reader, and the reader waits until it is closed.
+    Opening the pipe for writing waits for the reader, `GATED`. The reader waits until the writer closes the pipe.
     """
     pipe = _gate(folder)
     os.mkfifo(pipe)
@@ -214,7 +222,7 @@ def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]
         try:
             yield acted
         finally:
-            if not acted.done():  # without a reader, release the writer
+            if not acted.done():  # if no reader has come, release the writer
                 os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
 
 
@@ -222,13 +230,13 @@ def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]
 
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Copy this process's environment without foldserve's settings, and with `changes`."""
+    """Copy this process's environment, remove foldserve's settings, and apply `changes`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
     return kept | {"COLUMNS": "240", "FOLDSERVE_ALLOWED_HOSTS": "test"} | dict(changes or {})
 
 
 def command_line(*arguments: object, program: str = "foldserve.service") -> list[str]:
-    """The command line of `foldserve`, with warnings as errors. program: the module that is the command."""
+    """Return the command line of `foldserve`, with warnings as errors. program: the module that Python runs."""
     return [sys.executable, "-W", "error", "-m", program, *map(str, arguments)]
 
 
@@ -247,7 +255,7 @@ def foldserve(*arguments: object, env: Mapping[str, str] | None = None) -> subpr
 def run_until_first_line(
     *arguments: object, env: Mapping[str, str] | None = None, program: str = "foldserve.service"
 ) -> subprocess.CompletedProcess[str]:
-    """Run `foldserve` until it writes a line to standard output, or ends. program: the module that runs the command."""
+    """Run `foldserve` until it writes a line to standard output, or ends. program: the module that Python runs."""
     command = command_line(*arguments, program=program)
     with subprocess.Popen(
         command, env=environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -275,7 +283,7 @@ def assert_refused_in_one_line(done: subprocess.CompletedProcess[str], *expected
 
 @dataclass(frozen=True)
 class Served:
-    """A server in its own process, which has announced that it is ready."""
+    """A server in a separate process. The server has announced that it is ready."""
 
     process: subprocess.Popen[str]
     host: str
@@ -317,7 +325,7 @@ def serving(
 ) -> Iterator[Served]:
     """Start `foldserve serve`, wait until it announces that it is ready, and stop it at the end.
 
-    program: the module that runs the command.
+    program: the module that Python runs.
     """
     command = command_line("serve", "--models", models, "--port", port, *flags, program=program)
     with (

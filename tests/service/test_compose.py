@@ -1,4 +1,4 @@
-"""Settings become one service: its models, the endpoint of each path, its metrics and its lifecycle."""
+"""One service is composed from the settings: models, the endpoint of each path, metrics and lifecycle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.service.support import flip_byte, write_square_root
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """roots/1 and roots/2; roots/3, which is refused; and pairs/1."""
+    """The models roots/1, roots/2 and pairs/1, and roots/3, which is refused."""
     whole = write_square_root(tmp_path)
     for _ in range(2):
         last = bundle.write(tmp_path, "roots", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))

@@ -1,4 +1,4 @@
-"""The libraries that an import loads, seen in fresh processes. tests/test_layers.py holds the table of layers."""
+"""Each import loads only certain libraries; fresh processes show it. tests/test_layers.py has the table of layers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def loaded_by(*modules: str) -> set[str]:
-    """The packages that are loaded after an import of `modules`; those of the project as foldserve.<package>."""
+    """Return the packages that are loaded after an import of `modules`.
+
+    A package of the project is foldserve.<package>.
+    """
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     names = [name.split(".") for name in fresh(code).stdout.split()]
     return {".".join(parts[:2] if parts[0] == "foldserve" else parts[:1]) for parts in names}

@@ -42,7 +42,7 @@ def tensor(*totals: float) -> bytes:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """roots/1 and roots/2, the same model; roots/3, which is refused; and mixed/1, which has categories."""
+    """Models: roots/1 and roots/2 are the same, roots/3 is refused, and mixed/1 has categories."""
     folder = tmp_path_factory.mktemp("metrics") / "models"
     folder.mkdir()
     whole = write_square_root(folder)
@@ -90,7 +90,7 @@ def post(server: Served, path: str, body: bytes, *headers: str) -> int:
 
 
 def documented(first: str) -> list[list[str]]:
-    """The cells of the table whose first column has the heading `first`."""
+    """Return the cells of the table whose first column has the heading `first`."""
     _, _, behind = DOCUMENT.read_text().partition(f"\n| {first} |")
     table, _, _ = behind.partition("\n\n")
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
@@ -98,7 +98,7 @@ def documented(first: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def metrics(served: Served, models: Path) -> Mapping[str, Metric]:
-    """All metrics, after requests that give each of them a sample. Those of API keys are of a server with keys."""
+    """All metrics, after requests that give each metric a sample. The metrics of API keys come from a second server."""
     assert post(served, FRIENDLY, rows(4)) == 200
     assert post(served, FRIENDLY, b"{") == 400
     key, line = create_key("prometheus", [Scope.METRICS], None)
@@ -190,7 +190,7 @@ def test_unseen_values_of_answered_requests_are_counted_by_feature(served: Serve
         }
 
     before = samples(served)
-    assert unseen(before).keys() == {"town", "size", "children"}  # from the start: a rate needs a value to grow from
+    assert unseen(before).keys() == {"town", "size", "children"}  # there at the start: a rate needs a first value
     first, second, third = (
         [1, town, True, None, size, None, "many"]
         for town, size in zip(("Oslo", "Rome", "é"), (1, None, 7), strict=True)
@@ -222,7 +222,7 @@ def test_histograms_have_the_count_and_the_sum_of_the_requests(served: Served) -
         ("runtime_seconds", {}),
     ):
         assert 0 < grown[sample(f"foldserve_{name}_sum", **of(**labels))] < took
-    # 1 is at most 1, 2 is at most 4, 5 is at most 16.
+    # The batches have 1, 2 and 5 rows. The buckets are cumulative: 1 <= 1, 2 <= 4, 5 <= 16.
     for bound, count in ((1.0, 1), (4.0, 2), (16.0, 3)):
         assert grown[sample("foldserve_batch_rows_bucket", **of(le=str(bound)))] == count
 
@@ -261,7 +261,7 @@ def test_a_model_has_its_load_time_its_parity_and_its_provider(served: Served) -
     for version in ("1", "2"):
         assert found[sample("foldserve_model_load_seconds", **of(version))] > 0
         assert 0 <= found[sample("foldserve_model_parity_error", **of(version))] < 1e-5
-        # The golden rows' references are at least 0: their tolerance is at least its absolute part, 1e-5.
+        # The references of the golden rows are not negative, so the tolerance is at least its absolute part, 1e-5.
         error, ratio = (
             found[sample(f"foldserve_model_parity_{name}", **of(version))] for name in ("error", "tolerance_ratio")
         )
@@ -322,7 +322,7 @@ def test_a_request_that_is_too_slow_is_counted(models: Path, tmp_path: Path) -> 
 
 
 def test_the_gauges_show_waiting_requests_and_a_full_queue_is_counted(models: Path, tmp_path: Path) -> None:
-    # Requests wait until there are four rows.
+    # With these flags, requests wait until there are four rows.
     flags = (*DEFAULT, "--max-delay", 10, "--max-batch", 4, "--max-queue", 4)
     queued, in_flight = sample("foldserve_queued_rows", **of()), sample("foldserve_requests_in_flight")
     with serving(models, tmp_path / "log", *flags) as server, server.connect() as waits:

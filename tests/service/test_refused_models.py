@@ -1,4 +1,4 @@
-"""A real server with models that it refuses: the others serve, and every interface says which model does not."""
+"""A real server refuses broken models. The other models serve, and every interface names the refused models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GOOD = b'{"instances": [[1, 3]]}'
 
 
 def add_copy(models: Path, name: str) -> Path:
-    """Write roots/1 again, under another name."""
+    """Write the bundle roots/1 once more, under another name."""
     whole = bundle.read(models / "roots" / "1")
     update = {"name": name}
     return bundle.write(
@@ -36,7 +36,7 @@ def add_copy(models: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """roots/1 is whole; each other model is broken in its own way."""
+    """roots/1 is intact. Each other model is broken in a different way."""
     folder = tmp_path_factory.mktemp("models")
     write_square_root(folder)
     flip_byte(add_copy(folder, "flipped") / "model.onnx", 20)

@@ -1,4 +1,7 @@
-"""The order of the sources, flag, environment, file, default; an invalid value is named with its source."""
+"""Settings come from flags, environment, file and defaults, in this order.
+
+An error names the invalid value's source.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(config:
     found = load({"port": "3"}, environment, config)
     assert (found.port, found.max_rows, found.max_body) == (3, 2, 1)
     assert found.threads == Settings().threads
-    # Each source alone, so that a wrong order can't pass by chance.
+    # Each source is also read without the stronger sources, so that a wrong order can't pass by chance.
     assert load({}, environment, config).port == 2
     assert load({}, {}, config).port == 1
     assert load({"port": "3"}, {}).port == 3
@@ -93,7 +96,7 @@ def test_other_variables_of_the_environment_are_ignored() -> None:
     assert load({}, {"PORT": "1", "foldserve_port": "2", "FOLDSERVE_UNHEARD_OF": "3"}) == Settings()
 
 
-# The variables that Kubernetes sets for a service named foldserve with the ports http and metrics.
+# Kubernetes sets these variables for a service named foldserve that has the ports http and metrics.
 LINK = {
     "FOLDSERVE_SERVICE_HOST": "10.99.0.217",
     "FOLDSERVE_SERVICE_PORT": "80",

@@ -1,4 +1,4 @@
-"""API keys: making one, the files of their hashes, and what is refused in such a file."""
+"""API keys: how a key is made, the files of key hashes, and the entries that such a file may not have."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_command_prints_a_key_and_a_line_with_its_hash() -> None:
 def test_the_command_appends_a_line_and_prints_the_key_only(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     printed = [foldserve("key", name, "--append", file).stdout.strip() for name in ("alice", "bob")]
-    file.write_text(file.read_text().removesuffix("\n"))  # as an editor may leave it
+    file.write_text(file.read_text().removesuffix("\n"))  # an editor may leave out the last newline
     printed.append(foldserve("key", "carol", "--append", file).stdout.strip())
     ring = Keyring([file], None)
     found = [ring.find(key.encode()) for key in printed]
@@ -129,7 +129,7 @@ def test_a_changed_file_is_read_again_and_counts_go_on(tmp_path: Path, caplog: p
     assert found
     found.counts[0] += 2
     ring.refresh()
-    assert ring.find(old.encode()) is found  # an unchanged file is not read
+    assert ring.find(old.encode()) is found  # an unchanged file is not read again
 
     replacement = tmp_path / "replacement"
     replacement.write_text(f"{old_line}\n{new_line}\n")

@@ -1,4 +1,4 @@
-"""The token bucket: its rate and burst against a simulation, its waits, and a bucket that processes share."""
+"""The token bucket: rate and burst, compared with a simulation; waiting times; a bucket that processes share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.service.support import PATIENCE, environment
 
 
 class Reference:
-    """A bucket of tokens as a textbook describes it."""
+    """A token bucket as a textbook describes it."""
 
     def __init__(self, rate: float, now: float) -> None:
         self.rate, self.size = rate, max(1.0, rate)

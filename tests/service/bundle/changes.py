@@ -1,4 +1,4 @@
-"""Changes of a manifest that its schema allows and that change its meaning, each with the fields that differ."""
+"""Changes to a manifest that keep it valid and change its meaning. Each change comes with the fields that differ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# roots/1, as the last version with schema 1 wrote it.
+# The bundle roots/1, written by the last version of foldserve that used schema 1.
 OLD = Path(__file__).parent / "schema_1"
 
 Content = dict[str, Any]
@@ -14,7 +14,7 @@ Change = Callable[[Content], object]
 
 
 def swap(*path: Any, first: Any = 0, second: Any = 1) -> Change:
-    """Swap two members of the object or array at `path`."""
+    """Return a change that swaps two members of the object or array at `path`."""
 
     def change(content: Any) -> None:
         for step in path:
@@ -25,7 +25,7 @@ def swap(*path: Any, first: Any = 0, second: Any = 1) -> Change:
 
 
 def put(*path: Any, value: Any) -> Change:
-    """Replace the value at `path`."""
+    """Return a change that replaces the value at `path`."""
 
     def change(content: Any) -> None:
         *way, last = path

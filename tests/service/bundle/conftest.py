@@ -17,5 +17,5 @@ def empty(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(models: Path) -> Path:
-    """The folder of a whole bundle, which a test may damage."""
+    """The folder of an intact bundle, which a test may damage."""
     return models / "diabetes" / "1"

@@ -1,4 +1,4 @@
-"""A file is replaced as a whole: it has the old content or the new, and nothing else stays in the folder."""
+"""A file is replaced as a whole: it has the old or the new content, and no other file stays in the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A bundle is written whole or not at all, and read back with every check; a damaged one is refused with the reason."""
+"""A bundle is written completely or not at all.
+
+Reading makes every check and refuses a damaged bundle with the reason.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from tests.service.support import PATIENCE, flip_byte, manifest
 
 
 def numbered(whole: bundle.Bundle, name: str | None = None) -> Callable[[int], Manifest]:
-    """Give the manifest of `whole` with any version, and another name if `name` is set."""
+    """Return a function that makes `whole`'s manifest for a version. name: replaces the manifest's name."""
     changes = {"name": name} if name else {}
     return lambda version: whole.manifest.model_copy(update={"version": version, **changes})
 
@@ -89,7 +92,7 @@ def test_a_file_with_the_name_of_a_version_does_not_hang_the_writer(models: Path
     asked: list[int] = []
 
     def once(version: int) -> Manifest:
-        # After a lost race the writer asks for another version; the same one twice means an endless loop.
+        # After a lost race the writer must ask for another version. The same version twice would be an endless loop.
         assert version not in asked
         asked.append(version)
         return numbered(diabetes)(version)
@@ -238,7 +241,7 @@ def test_the_error_names_the_folder_and_the_reason_does_not(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def copied(diabetes: bundle.Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle whose model every example replaces."""
+    """An intact bundle. Every example replaces the bundle's model."""
     return Path(shutil.copytree(diabetes.path, tmp_path_factory.mktemp("copied") / "1"))
 
 
@@ -418,6 +421,6 @@ def test_a_write_killed_at_any_step_leaves_a_whole_bundle_or_nothing(digits, tmp
     assert done.returncode == 0, done.stderr
     *killed, last = done.stdout.splitlines()
     assert last == "ended 1"
-    # The bundle appears at one step, and stays from then on.
+    # The bundle appears at one step of the writing, and stays in all later steps.
     assert killed == sorted(killed)
     assert {"killed 0", "killed 1"} == set(killed)

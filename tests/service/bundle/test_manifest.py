@@ -1,4 +1,4 @@
-"""The manifest keeps its values and their JSON types; one that contradicts itself is refused."""
+"""The manifest keeps its values and their JSON types. A manifest that contradicts itself is refused."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_number_outside_json_is_refused(place: tuple[Any, ...], value: float, 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
 def test_a_number_beyond_float64_is_refused_in_a_field_of_any_type(number: str, folder: Path) -> None:
-    value = float(number)  # the seal holds, so that only the number is wrong
+    value = float(number)  # edit_manifest renews the seal, so only the number is wrong
     edit_manifest(folder, lambda content: content["provenance"]["hyperparameters"].update(extra=value))
     manifest_file = folder / "manifest.json"
     manifest_file.write_text(manifest_file.read_text().replace(f'"extra": {json.dumps(value)}', f'"extra": {number}'))

@@ -1,4 +1,4 @@
-"""The reading of a cell's text: numbers in each notation, booleans, missing values, and texts that are refused."""
+"""How a cell's text is read: numbers in each notation, booleans, missing values, and refused texts."""
 
 import pytest
 from hypothesis import given

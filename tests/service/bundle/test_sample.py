@@ -1,4 +1,4 @@
-"""A drawn value is one that the feature admits, and every kind of value is drawn."""
+"""The feature admits every value that is drawn for it, and every kind of value is drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seal finds every change of a manifest and names the field; bundles without one are read with a warning."""
+"""The seal finds every change of a manifest and names the field. A bundle without a seal is read with a warning."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_600_random_flips_change_no_meaning(digits: bundle.Bundle, models: Path)
             refused += 1
             continue
         assert (found.manifest, found.digest) == (digits.manifest, digits.digest)
-    assert refused > 400  # of the others, most are spaces that became other spaces
+    assert refused > 400  # most of the other flips turn a space into other white space
 
 
 def test_a_flip_in_the_seal_is_refused(folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_many_changed_fields_and_odd_names_fit_into_the_line(folder: Path) -> No
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy of a bundle that was written with schema 1."""
+    """A copy of a bundle with schema 1."""
     return Path(shutil.copytree(OLD, tmp_path / "old")) / "roots" / "1"
 
 

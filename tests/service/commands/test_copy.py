@@ -1,4 +1,4 @@
-"""`foldserve copy` writes a whole, sealed bundle under another name, which verifies and serves."""
+"""`foldserve copy` writes a complete, sealed bundle under another name. The copy passes `verify` and can be served."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_copy_is_the_same_model_under_another_name(models: Path, tmp_path: Pat
     assert foldserve("verify", copied.path).returncode == 0
     with serving(models, tmp_path / "log") as served:
         assert served.send("GET", "/v1/models/numbers").json()["ready"] is True
-    # A second copy is the next version, and the source stays.
+    # A second copy becomes the next version, and the source stays unchanged.
     assert foldserve("copy", copied.path, "numbers").returncode == 0
     assert names(models / "numbers") == ["1", "2"]
     assert bundle.read(source.path) == source

@@ -45,9 +45,9 @@ def write_package(folder: Path, name: str, code: str) -> None:
 
 
 def run_doctor(*flags: str, env: Mapping[str, str] | None = None) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Run with --json, and return the exit status and the checks by name.
+    """Run the doctor with --json; return the exit status and the checks by name.
 
-    The properties of every answer are checked here.
+    This function also checks the properties that every answer must have.
     """
     clean = {"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_TF32_OVERRIDE": ""} | dict(env or {})
     done = foldserve("doctor", "--json", *flags, env=clean)
@@ -95,7 +95,7 @@ def test_requested_cuda_that_is_missing_is_wrong_with_a_remedy() -> None:
     status, checks = run_doctor("--device", "cuda")
     assert status == 1
     assert checks["cuda provider"]["status"] == "wrong"
-    # Two wheels at once would be the next problem, so that the remedy removes the first.
+    # Both wheels at once would be another problem, so the remedy removes the CPU wheel.
     assert checks["cuda provider"]["remedy"] == "pip uninstall --yes onnxruntime && pip install 'foldserve[gpu]'"
 
 
@@ -146,7 +146,7 @@ def test_two_wheels_at_once_are_wrong_for_every_device(tmp_path: Path) -> None:
         assert f"{other} 1.31.1" in checks["wheel"]["found"]
         remedy = f"pip uninstall --yes onnxruntime onnxruntime-gpu && pip install 'foldserve[{extra}]'"
         assert checks["wheel"]["remedy"] == remedy
-    # With auto, the name of the installed wheel decides whether CUDA is wanted.
+    # With --device auto, the name of the installed wheel decides whether the user wants CUDA.
     _, checks = run_doctor(env=import_first(tmp_path) | {"NVIDIA_TF32_OVERRIDE": "1"})
     assert checks["TF32"]["status"] == "wrong"
 
@@ -233,7 +233,7 @@ def test_a_variable_that_hides_every_gpu_is_wrong(value: str, expected: str) -> 
 
 # --- drivers ---------------------------------------------------------------------------------------------------------
 
-# The functions of NVIDIA's driver that the doctor calls. Macros give their answers.
+# The functions of NVIDIA's driver that the doctor calls. Macros set the values that they return.
 DRIVER = """
 #include <stddef.h>
 #include <stdlib.h>
@@ -267,7 +267,7 @@ ANSWERS = {
 
 @pytest.fixture
 def check_with_driver(tmp_path: Path) -> Any:
-    """Return a function that runs the doctor with a driver that gives these answers."""
+    """Return a function that sets a driver's answers and runs the doctor with this driver."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler is installed: apt-get install gcc")
@@ -330,7 +330,7 @@ def test_a_driver_that_kills_its_process_is_reported(check_with_driver: Any) -> 
 
 @pytest.mark.parametrize("size", [0, 5_000])
 def test_a_truncated_library_is_reported(size: int, tmp_path: Path) -> None:
-    """Loading the longer one is a bus error, which Python can't catch."""
+    """Loading the library of 5,000 bytes causes a bus error, which Python can't catch."""
     maps = Path("/proc/self/maps").read_text()
     library = Path(re.search(r"/\S*/libc\.so\.6", maps)[0])  # type: ignore[index]
     (tmp_path / "libcuda.so.1").write_bytes(library.read_bytes()[:size])

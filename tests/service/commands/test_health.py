@@ -81,7 +81,7 @@ def test_a_server_of_another_protocol_is_not_ready() -> None:
 
 def test_a_silent_server_is_not_ready() -> None:
     with (
-        socket.create_server(("127.0.0.1", 0)) as server,  # the kernel accepts the connection, and no program reads it
+        socket.create_server(("127.0.0.1", 0)) as server,  # the kernel accepts connections, but no program reads them
         pytest.raises(NotReady, match=r"has not answered within 0\.05 s"),
     ):
         health.ask("127.0.0.1", server.getsockname()[1], timeout=0.05)

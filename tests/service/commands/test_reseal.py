@@ -1,4 +1,4 @@
-"""`foldserve reseal` proves a bundle without a seal again, and replaces its manifest whole or not at all."""
+"""`foldserve reseal` checks a bundle without a seal, and replaces its manifest completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.service.support import assert_refused_in_one_line, edit_manifest, fli
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy of a bundle that was written with schema 1."""
+    """A copy of a bundle with schema 1."""
     return Path(shutil.copytree(OLD, tmp_path / "models")) / "roots" / "1"
 
 

@@ -1,4 +1,4 @@
-"""`foldserve verify`, on whole bundles and on damaged ones."""
+"""`foldserve verify` on intact and on damaged bundles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Web pages of other sites: Host and Origin on both paths of a request, CORS, and the headers that browsers obey."""
+"""Requests from other sites' web pages: Host and Origin on both paths of a request, CORS, and headers for browsers."""
 
 from __future__ import annotations
 

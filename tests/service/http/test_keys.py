@@ -66,7 +66,7 @@ def server(
 
 
 def routes(service: Service) -> list[tuple[str, str, Scope | None]]:
-    """Every registered route, and every path that a connection answers itself: method, path, scope."""
+    """List method, path and scope of every registered route and of every path that the connection answers itself."""
     found: list[tuple[str, str, Scope | None]] = [("POST", path.decode(), Scope.PREDICT) for path in service.endpoints]
     for route in iter_route_contexts(create_app(service).routes):
         methods = route.methods or {"GET"}

@@ -1,4 +1,4 @@
-"""The limits of control groups, read from files in the layout of the kernel."""
+"""The limits of control groups are read from files that are laid out as the kernel lays them out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foldserve.service.machine.cgroup import Memory
 from tests.service.support import PATIENCE, environment
 
 GIB = 2**30
-V1_UNLIMITED = "9223372036854771712\n"  # the kernel's text for no limit
+V1_UNLIMITED = "9223372036854771712\n"  # the kernel writes this number if there is no limit
 
 Tree = Callable[[str, Mapping[str, str]], Path]
 
@@ -54,9 +54,9 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0::/a/b\n", {"a/b/cpu.max": "400000 100000\n", "a/cpu.max": "300000 100000\n"}, 3),
         ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "max 100000\n", "cpu.max": "25000 50000\n"}, 0.5),
         ("0::/a\n", {"b/cpu.max": "100000 100000\n"}, 64),
-        # A group's name may have a colon.
+        # The name of a group may contain a colon.
         ("0::/a:b\n", {"a:b/cpu.max": "200000 100000\n"}, 2),
-        # In a container, the path may be the host's; then only its root exists here.
+        # In a container, the path may be a path of the host. Then the container has only the root of the tree.
         ("0::/system.slice/docker-1.scope\n", {"cpu.max": "200000 100000\n"}, 2),
         ("0::/../other\n", {"cpu.max": "200000 100000\n", "other/cpu.max": "100000 100000\n"}, 1),
     ],
@@ -115,7 +115,7 @@ def test_invalid_groups_set_no_limit(own: str, tree: Tree) -> None:
 def test_files_that_can_not_be_read_set_no_limit(tree: Tree, tmp_path: Path) -> None:
     assert (cgroup.processors(tmp_path), cgroup.memory(tmp_path)) == (64, None)
     root = tree("0::/\n", {})
-    (root / "sys/fs/cgroup/cpu.max").mkdir(parents=True)  # opening it fails, for root too
+    (root / "sys/fs/cgroup/cpu.max").mkdir(parents=True)  # a folder can't be opened as a file, even by the user root
     (root / "sys/fs/cgroup/memory.max").mkdir()
     assert (cgroup.processors(root), cgroup.memory(root)) == (64, None)
 
@@ -127,7 +127,7 @@ def test_threads_are_processors_rounded_down_and_at_least_one(quota: int, expect
 
 
 def test_the_scheduler_s_affinity_is_a_limit_too(tree: Tree) -> None:
-    """A process that is bound to one processor reads the limit."""
+    """The limit is read by a process that is bound to one processor."""
     root = tree("0::/\n", {"cpu.max": "9900000 100000"})
     bind = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
     code = (

@@ -1,4 +1,4 @@
-"""The processor's model is read from /proc/cpuinfo; without one there, its architecture is named."""
+"""The processor's model is read from /proc/cpuinfo. If that file names no model, the architecture is used."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def refusal(send: Callable[[Any], DecodedRequest], rows: Any) -> str:
 
 
 def with_value(name: str, value: Any) -> list[list[Any]]:
-    """Two rows. The second has another value."""
+    """Return two rows that differ only in the feature `name`: the second row has `value`."""
     return [list(ROW), [value if name == column else usual for column, usual in zip(NAMES, ROW, strict=True)]]
 
 
@@ -185,7 +185,7 @@ def test_codes_may_be_of_any_numeric_datatype(datatype: str) -> None:
 def test_a_table_of_one_category_is_read_by_name_and_by_array() -> None:
     codec = FriendlyCodec(manifest(features=[{"name": "x", "kind": "categorical", "categories": [7, 8]}]), MAX_ROWS)
     assert codec.decode({}, b'{"instances": [{"x": 8}, {"x": 7}, {"x": 0}]}').rows.tolist() == [[1], [0], [2]]
-    large = b'{"instances": [[8], [7], [0]]}' + b" " * SMALL  # only numbers, but not codes
+    large = b'{"instances": [[8], [7], [0]]}' + b" " * SMALL  # these numbers are categories, not codes
     assert codec.decode({}, large).rows.tolist() == [[1], [0], [2]]
 
 

@@ -1,4 +1,4 @@
-"""The friendly protocol without JSON: raw float32 in and out, Arrow streams out, and the choice between them."""
+"""The friendly protocol without JSON: raw float32 requests and responses, Arrow responses, and how a client chooses."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_more_raw_rows_than_allowed_are_refused() -> None:
     assert refusal(RAW, bytes(12 * (MAX_ROWS + 1))) == "the body has 5 rows, at most 4 are allowed"
 
 
-# A quiet NaN, a negative one, one with a payload, and one that signals.
+# A quiet NaN, a negative NaN, a NaN with a payload, and a signalling NaN.
 @pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7FC01234, 0x7F800001])
 def test_any_nan_is_a_missing_value_where_the_feature_may_be_missing(bits: int) -> None:
     nan = bits.to_bytes(4, "little")
@@ -214,7 +214,7 @@ def arrow(outputs: np.ndarray, labels: tuple[Any, ...] = ()) -> pa.Table:
         ((True, False), pa.bool_(), (True, False)),
         ((0.5, 1e300), pa.float64(), (0.5, 1e300)),
         ((1, 1.5), pa.float64(), (1.0, 1.5)),
-        # Labels of several types, or past the exact range of a column, become JSON texts.
+        # Labels become JSON texts if their types differ, or if the column's type can't hold them exactly.
         (("0", 1), pa.string(), ("0", "1")),
         ((True, 2), pa.string(), ("true", "2")),
         ((False, "false "), pa.string(), ("false", "false ")),

@@ -1,8 +1,8 @@
-"""A large body, which is cut into pieces, gets the same answer as a small one, which is parsed at once.
+"""A large body is cut into pieces, and gets the same answer as a small body, which is parsed at once.
 
-Spaces after a body make it large, and the pieces are so small that a body has several. The bodies are text: no JSON
-library writes most of the cases in which the two ways could differ. test_json_text.py tests the cutting itself, and
-test_friendly.py and test_oip.py test small bodies.
+Spaces after a body make it large. The pieces are so small that each large body has several. The bodies are written as
+text, because JSON libraries can't write most of the cases in which the two ways could differ. test_json_text.py tests
+the cutting itself, and test_friendly.py and test_oip.py test small bodies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OIP = [OipCodec(MANIFEST, MAX_ROWS, size) for size in SIZES]
 
 
 def outcome(codec: Codec, body: bytes, **options: bool) -> tuple[Any, ...]:
-    """All that a caller sees: the bits of the rows, the answer and the timeout, or the message of the refusal."""
+    """Return everything that a caller sees: the bits of the rows, the answer and the timeout, or the error message."""
     try:
         request = codec.decode({}, body, **options)
     except InvalidInput as refused:
@@ -47,8 +47,8 @@ def assert_same_small_and_large(codecs: list[Any], body: bytes) -> None:
     for codec in codecs:
         large = outcome(codec, body + b" " * SMALL)
         assert large[0] == small[0] or "more than once" in large[1]
-        # A body may have several faults. A large one is refused for that of its document, then for that of the first
-        # piece. The number of values is counted before they are parsed.
+        # If a body has several faults, the message may differ. A large body is refused for a fault of its document
+        # first, then for a fault of its first piece. Its values are counted before they are parsed.
         if small[0] == "read":
             assert large == small or "more than once" in large[1]
 
@@ -66,7 +66,7 @@ def array(values: list[str]) -> str:
 
 
 def members(pairs: list[tuple[str, str]]) -> str:
-    """An object. A name may come twice."""
+    """Write a JSON object. A name may occur twice."""
     return "{" + ",".join(f'"{name}":{value}' for name, value in pairs) + "}"
 
 
@@ -139,7 +139,7 @@ def around(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
 def shuffled(
     *pairs: tuple[st.SearchStrategy[str], st.SearchStrategy[str]], asides: st.SearchStrategy[Any] = asides
 ) -> st.SearchStrategy[str]:
-    """An object of these names and values in any order, with others among them."""
+    """Draw a JSON object with these names and values in any order, and with other members among them."""
     own = st.tuples(*(st.tuples(name, value) for name, value in pairs))
     return st.tuples(own, asides).flatmap(lambda both: st.permutations([*both[0], *both[1]])).map(members)
 
@@ -253,7 +253,7 @@ def test_rows_that_come_twice_are_refused() -> None:
 
 # --- both paths ------------------------------------------------------------------------------------------------------
 
-# To a parser, the last is the same name as the others.
+# A parser reads the last text as the same name as the others.
 instances = st.sampled_from(["instances", "instances", "instances", "\\u0069nstances"])
 
 

@@ -14,14 +14,14 @@ import pytest
 from tests.service.support import Served, serving
 
 INFER = "/v2/models/digits/infer"
-# simdjson's count of an array's elements is a field of 24 bits. `as_list` allocates that many places, and then fills
-# one for each element: 4 million more write 32 MB past the list.
+# simdjson counts an array's elements in a field of 24 bits. `as_list` allocates a list of that length, then writes
+# every element. With 4 million more elements it writes 32 MB past the list's end.
 LONG = b"[" + b"0," * (2**24 + 2**22) + b"0]"
 PLACE = "the long array"
 
 TENSOR = {"name": "input", "shape": [1, 64], "datatype": "FP32", "data": [0.0] * 64}
 
-# The place of the long array.
+# Bodies with PLACE where the long array is inserted.
 PLACES: dict[str, dict[str, Any]] = {
     "shape": {"inputs": [{**TENSOR, "shape": PLACE}]},
     "a tensor's parameters": {"inputs": [{**TENSOR, "parameters": {"a": PLACE}}]},

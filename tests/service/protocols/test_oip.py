@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: right tensors and parameters are read, and all others are refused.
+"""The Open Inference Protocol: valid tensors and parameters are read, and all others are refused.
 
 The tests write and read the bytes themselves. test_oip_tensors.py tests the datatypes.
 """
@@ -30,7 +30,7 @@ LENGTH = b"inference-header-content-length"
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
-    """Two rows of FP32; a change to `...` leaves a member out."""
+    """Make a tensor of two FP32 rows, with changed members. The value `...` leaves a member out."""
     whole = {"name": "input", "shape": [2, 2], "datatype": "FP32", "data": [1.5, 2.5, 3.5, 4.5], **changes}
     return {name: value for name, value in whole.items() if value is not ...}
 
@@ -40,7 +40,10 @@ def head(*tensors: Any, **more: Any) -> bytes:
 
 
 def decode(body: bytes, tail: bytes | None = None, length: object = None) -> DecodedRequest:
-    """Decode JSON, and with a tail the bytes after it; length: a header that says something else."""
+    """Decode JSON and the bytes after it, if there is a tail.
+
+    length: replaces the true length of the JSON in the header.
+    """
     if tail is not None and length is None:
         length = len(body)
     headers = {} if length is None else {LENGTH: str(length).encode("latin-1")}
@@ -147,7 +150,7 @@ def test_another_media_type_is_refused(kind: str) -> None:
 def test_a_body_that_is_not_an_object_with_inputs_is_refused(body: bytes) -> None:
     text = refusal(body)
     assert text.startswith("the body is not ")
-    assert refusal(body, b"") == text or not body  # without JSON the body is rows, and it has none
+    assert refusal(body, b"") == text or not body  # an empty body is read as zero raw rows
 
 
 @pytest.mark.parametrize(
@@ -270,14 +273,14 @@ def test_an_infinity_is_refused_by_row_and_column(number: float, place: int) -> 
 @pytest.mark.parametrize("row", [b"[]", b"{}"], ids=["arrays", "objects"])
 @pytest.mark.parametrize("length", [False, True], ids=["alone", "with its length"])
 def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes, length: bool) -> None:
-    # The last bracket is missing: a message about JSON would mean that the body was parsed to its end.
+    # The last bracket is missing. If the body were parsed to its end, the message would say that it is not JSON.
     flood = b'{"inputs": [{"data": [' + b",".join([row] * 2_000_000)
     assert refusal(flood, b"" if length else None) == '"data" has more values than the 8 that are allowed'
 
 
 def test_binary_bytes_that_look_like_brackets_are_not_counted() -> None:
     codec = OipCodec(manifest(), 200_000)
-    content = b"[[[[" * 400_000  # 1.6e17 as a float
+    content = b"[[[[" * 400_000  # four brackets are the bytes of the float32 1.6e17
     tensor_of_it = binary(len(content), shape=[200_000, 2])
     body = head(tensor_of_it)
     assert len(codec.decode({LENGTH: b"%d" % len(body)}, body + content).rows) == 200_000
@@ -339,7 +342,7 @@ def test_a_length_of_the_json_that_cuts_the_json_is_refused(off: int) -> None:
 
 
 def answer(call: DecodedRequest, outputs: np.ndarray = OUTPUTS) -> tuple[dict[str, Any], bytes | None]:
-    """The answer's JSON, and the bytes after it; None where the answer is JSON alone."""
+    """Return the answer's JSON and the bytes after it, or None instead of the bytes if the answer is only JSON."""
     reply: Reply = call.encode(outputs)
     headers = dict(reply.headers)
     assert (reply.status, len(headers)) == (200, len(reply.headers))
@@ -488,7 +491,7 @@ def test_a_flag_that_is_neither_true_nor_false_is_refused(value: object) -> None
     st.booleans(),
 )
 def test_outputs_come_back_with_all_their_bits(outputs: np.ndarray, is_binary: bool, turned: bool) -> None:
-    outputs = outputs.T if turned else outputs  # in any order in memory
+    outputs = outputs.T if turned else outputs  # transposed, the order in memory is another
     found, content = answer(decode(head(tensor(), parameters={"binary_data_output": is_binary})), outputs)
     (told,) = found["outputs"]
     assert told["shape"] == list(outputs.shape)

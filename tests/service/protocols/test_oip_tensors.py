@@ -1,6 +1,6 @@
-"""The Open Inference Protocol's datatypes: a value in JSON or in bytes becomes the nearest float32, or is refused.
+"""The Open Inference Protocol's datatypes. A value in JSON or in bytes becomes the nearest float32, or is refused.
 
-`struct` writes the bytes. BF16 is the upper half of a float32.
+`struct` writes the bytes. A BF16 number is the upper half of a float32.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def refusal(decode: Any, *arguments: Any, **changes: Any) -> str:
 
 
 def bits(*values: Any) -> bytes:
-    """The float32 nearest to the double of each value."""
+    """Convert each value to a double, then to the nearest float32; return the bytes."""
     with np.errstate(under="ignore"):
         return np.array([float(value) for value in values]).astype("<f4").tobytes()
 
@@ -141,7 +141,7 @@ def test_an_integer_past_its_datatype_is_refused(datatype: str, way: str) -> Non
     low, high = INTEGERS[datatype]
     value = {"below": low - 1, "above": high + 1, "far below": -(10**300), "far above": 10**300}[way]
     if (datatype, way) == ("INT64", "below"):
-        value = -(2**63) - 2**11  # a JSON number past 64 bits is a double, and this is the next one below
+        value = -(2**63) - 2**11  # the next double below: larger JSON integers are doubles
     text = f"'input' holds a value that is out of the range of {datatype}"
     assert refusal(as_json, datatype, 0, value) == text
     assert refusal(as_json, datatype, value, 0) == text
@@ -245,7 +245,7 @@ def test_a_datatype_that_is_not_a_string_is_refused(datatype: Any) -> None:
     "content",
     [
         struct.pack("<I1sI1s", 1, b"1", 1, b"2"),
-        struct.pack("<I1sI1s", 1, b"1", 2, b"2"),  # a prefix past the end
+        struct.pack("<I1sI1s", 1, b"1", 2, b"2"),  # the second length points past the end
         struct.pack("<I", 2**32 - 1) + MARKER.encode(),
         b"\xff" * 3,
         b"",

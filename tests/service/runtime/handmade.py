@@ -1,4 +1,4 @@
-"""A handmade model, 2a + 3b, its golden rows, and the reason why a bundle is refused."""
+"""A handmade model, 2a + 3b, with golden rows, and a function that returns why a bundle is refused."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MATMUL = helper.make_node("MatMul", ["input", "w"], ["value"])
 
 
 def linear(**changes: object) -> bytes:
-    """Serialise the model; changes: passed to `onnx_model`."""
+    """Serialise the model. changes: arguments for `onnx_model`."""
     return onnx_model([MATMUL], [constant("w", WEIGHTS)], **changes)  # type: ignore[arg-type]
 
 
 def refusal(whole: bundle.Bundle) -> str:
-    """Load a bundle that must be refused, and give the reason."""
+    """Load a bundle that must be refused, and return the reason."""
     with pytest.raises(BundleError) as refused:
         runtime.load(whole, Options("cpu"))
     assert str(refused.value) == f"{whole.path}: {refused.value.reason}"

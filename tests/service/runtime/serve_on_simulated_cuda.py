@@ -1,4 +1,7 @@
-"""`foldserve` with a simulated GPU, which fails once with the text in the file that FAILURE names, if it exists."""
+"""`foldserve` with a simulated GPU.
+
+If the file named by FAILURE exists, the GPU fails once, with the text in that file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ FAILURE = "FAILURE"
 
 
 def failure() -> Exception | None:
-    """Give the failure in the file, and remove the file: it happens once."""
+    """Return the failure that the file describes. Remove the file, so that the failure happens only once."""
     path = Path(os.environ[FAILURE])
     if not path.exists():
         return None
@@ -25,7 +28,7 @@ def failure() -> Exception | None:
     return RuntimeError(text)
 
 
-# At import: each worker is a process of its own, which imports this module.
+# This runs at import, because each worker is a separate process that imports this module.
 gpu = SimulatedGpu(fails=failure)
 runtime.CudaRunner = partial(  # type: ignore[assignment, misc]
     CudaRunner, connect=gpu.connect, open_session=gpu.open_session

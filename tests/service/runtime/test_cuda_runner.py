@@ -1,4 +1,4 @@
-"""The runner for CUDA: the graph, the order and the thread of each run, and the errors that its failures become.
+"""The runner for CUDA: the graph, order and thread of each run, and the error that each failure becomes.
 
 The GPU is simulated in the host's memory; tests/gpu tests the runner on a real one.
 """
@@ -119,7 +119,7 @@ def test_the_options_are_passed_to_the_provider(options: Options, expected: dict
     assert gpu.options == [expected | always]
 
 
-# Texts of ONNX Runtime 1.31, from its BFCArena, CUDA_CALL and CUBLAS_CALL.
+# Error texts of ONNX Runtime 1.31, from BFCArena, CUDA_CALL and CUBLAS_CALL.
 OUT_OF_MEMORY = [
     RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size"),
     RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; file=f ; line=1 ; expr=cudaMalloc"),
@@ -166,7 +166,7 @@ def test_the_session_without_memory_is_freed_before_the_next_one_opens(gpu: Simu
         return session
 
     runner = CudaRunner(MODEL, OPTIONS, gpu.connect, open_session)
-    gc.disable()  # a reference cycle would keep the GPU's memory until a collection
+    gc.disable()  # so a reference cycle would keep the session, and its GPU memory
     try:
         for count in (1, 40, 3):
             fail_once(gpu, RuntimeError("CUDA failure 2: out of memory"))

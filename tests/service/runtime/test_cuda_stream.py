@@ -1,4 +1,4 @@
-"""The calls to the CUDA runtime, against a library in C whose device memory is the host's.
+"""The calls to the CUDA runtime, tested with a library in C that uses host memory as device memory.
 
 The library checks each argument as CUDA's reference defines it; tests/gpu runs the same code on a GPU.
 """

@@ -1,4 +1,4 @@
-"""A server whose GPU runs out of memory or fails: the responses to its clients, and the end of the server."""
+"""A server whose GPU runs out of memory or fails: the responses to clients, and how the server ends."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.service.http.test_workers import until
 from tests.service.support import PATIENCE, Served, serving
 
 PROGRAM = "tests.service.runtime.serve_on_simulated_cuda"
-FAILURE = "FAILURE"  # from serve_on_simulated_cuda.py, whose import would change the runtime of this process
+FAILURE = "FAILURE"  # as in serve_on_simulated_cuda.py; importing that module would change the runtime of this process
 OUT_OF_MEMORY = "Failed to allocate memory for requested buffer of size 4096"
 LOST = "CUDA failure 700: an illegal memory access was encountered ; GPU=0"
 ROWS = {"instances": [[0.0] * 64]}
 
 
 def ready(served: Served) -> bool:
-    """Say whether the server and its model are ready; a server that has ended is not."""
+    """Return whether the server and its model are ready. A server that has ended is not ready."""
     try:
         return all(
             httpx.get(f"{served.url}/v2/{path}/ready").status_code == 200 for path in ("health", "models/digits")

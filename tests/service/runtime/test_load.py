@@ -1,4 +1,4 @@
-"""A runtime is opened on the requested device, and only if it gives the golden outputs there."""
+"""A runtime is opened on the requested device, and only if it reproduces the golden outputs on that device."""
 
 from __future__ import annotations
 

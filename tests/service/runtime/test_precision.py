@@ -1,4 +1,4 @@
-"""A model in fp16 or bf16 is the same graph in another type, and passes the golden rows within a wider tolerance."""
+"""A model in fp16 or bf16 has the same graph with another type. It passes the golden rows within a wider tolerance."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_weights_are_rounded_once_to_the_nearest_number(precision: str, digits: 
     assert len(after) == len(before)
     for name, weights in before.items():
         rounded = numpy_helper.to_array(after[f"{name}.narrow"]).astype(np.float64)
-        # Half a unit in the last place; fp16 has subnormals from 2**-14 on.
+        # The rounding error is half a unit in the last place. fp16 numbers below 2**-14 are subnormal.
         unit = 2.0 ** (np.floor(np.log2(np.maximum(abs(weights.astype(np.float64)), 2.0**-14))) - bits + 1)
         assert (abs(rounded - weights) <= unit / 2).all()
 
@@ -83,7 +83,7 @@ def test_encodings_stay_in_float32() -> None:
 def test_golden_outputs_are_within_the_tolerance_of_the_precision_and_not_of_float32(
     precision: str, digits: bundle.Bundle
 ) -> None:
-    # ONNX's reference evaluator rounds after every node, more often than a GPU does.
+    # ONNX's reference evaluator rounds after every node. A GPU rounds less often.
     evaluator = ReferenceEvaluator(narrowed(digits, precision))
 
     def run(rows: np.ndarray) -> np.ndarray:

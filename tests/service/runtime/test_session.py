@@ -1,4 +1,4 @@
-"""One function opens every session, on the requested provider only, and reports why it can't."""
+"""One function opens every session on the requested provider only. If it can't, it reports the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.service.support import PATIENCE, constant, environment, onnx_model
 PACKAGE = Path(foldserve.__file__).parent
 ROWS = np.array([[1, 0], [0, 1], [1, 1]], np.float32)
 
-# ONNX Runtime fuses the product and the sum into one Gemm.
+# When it optimises, ONNX Runtime fuses the product and the sum into one Gemm.
 FUSED = onnx_model(
     [helper.make_node("MatMul", ["input", "w"], ["product"]), helper.make_node("Add", ["product", "b"], ["value"])],
     [constant("w", [[2.0], [3.0]]), constant("b", [1.0])],
@@ -57,13 +57,13 @@ def test_the_graph_is_optimised_on_request_and_can_be_written(
     session = open_session(FUSED, CPU, optimise=optimise, optimised_file=file)
     assert [node.op_type for node in onnx.load_model(file).graph.node] == operators
     assert session.run(None, {"input": ROWS})[0].tolist() == [[3], [4], [6]]
-    assert capfd.readouterr() == ("", "")  # it warns that such a file is for this machine
+    assert capfd.readouterr() == ("", "")  # by default ONNX Runtime would warn that the file is only for this machine
 
 
 def test_warnings_can_be_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     open_session(FUSED, CPU, optimised_file=tmp_path / "optimised.onnx", log_severity=LOG_WARNINGS)
     assert "optimized model" in capfd.readouterr().err
-    open_session(FUSED, CPU)  # silences the loggers that all sessions share
+    open_session(FUSED, CPU)  # this call silences the loggers that all sessions share
 
 
 def test_a_model_that_can_not_run_is_an_error_of_the_bundle() -> None:

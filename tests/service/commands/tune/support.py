@@ -1,4 +1,4 @@
-"""Shared by the tests of `foldserve tune`: invented latencies, and devices that are missing or made of host memory."""
+"""Helpers for the tests of `foldserve tune`: invented latencies, a missing device, and devices that use host memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAIN = curve(90, 90, 90, 95, 110, 160)
 
 
 def load_on_fake_gpu(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
-    """Load as on a machine with a GPU; the device is host memory."""
+    """Load a model as on a machine with a GPU. The device's memory is host memory."""
     gpu = SimulatedGpu()
     cuda = CudaRunner(bundle.model, options, gpu.connect, gpu.open_session) if options.device != "cpu" else None
     return Runtime(CpuRunner(bundle.model, options.threads), cuda, options.crossover, "test"), _parity(bundle)
@@ -44,7 +44,7 @@ def load_without_plain_runs(bundle: Bundle, options: Options) -> tuple[Runtime, 
 
 
 class SmallRunner(CpuRunner):
-    """A device with memory for a few rows."""
+    """A device that has memory for only a few rows."""
 
     room = 16
 

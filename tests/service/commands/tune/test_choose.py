@@ -1,4 +1,4 @@
-"""Settings are chosen from measurements. The measurements are invented, of machines that do not exist."""
+"""Settings are chosen from measurements. The measurements are invented; no such machines exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.service.commands.tune.support import GRAPHS, ONE_THREAD, PLAIN, US, c
 
 
 def chosen(latencies: Latencies, throughput: Throughput | None = None, device: Any = "auto") -> dict[str, Any]:
-    """The chosen values by setting. Each must be a valid value of its setting, with a reason in one line."""
+    """Return the chosen value of each setting. Each value must be valid, and its reason must be one line."""
     choices = choose(latencies, throughput or Throughput(), device)
     for choice in choices:
         assert choice.why
@@ -33,11 +33,11 @@ def test_without_cuda_only_threads_are_chosen() -> None:
     ("by_threads", "threads"),
     [
         ({1: ONE_THREAD, 2: ONE_THREAD}, 1),
-        ({1: ONE_THREAD, 2: curve(20, 22, 25, 45, 150, 500)}, 1),  # slower for most batch sizes
+        ({1: ONE_THREAD, 2: curve(20, 22, 25, 45, 150, 500)}, 1),  # two threads are slower for most sizes
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6)}, 2),
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 4: curve(*[50] * 6)}, 2),
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 4: curve(*[30] * 6)}, 4),
-        ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 3: curve(*[42] * 6)}, 3),  # three threads need less gain than four
+        ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 3: curve(*[42] * 6)}, 3),  # four need more gain than three
     ],
 )
 def test_threads_are_the_fewest_beyond_which_more_gain_too_little(by_threads: dict[int, Curve], threads: int) -> None:
@@ -60,7 +60,7 @@ def test_if_the_gpu_is_always_faster_nothing_runs_on_the_cpu() -> None:
 
 
 def test_the_crossover_is_above_every_batch_at_which_the_gpu_is_slower() -> None:
-    cpu = curve(40, 30, 50, 90, 300, 900)  # the GPU wins at 1, loses at 4, wins from 16 on
+    cpu = curve(40, 30, 50, 90, 300, 900)  # the GPU is faster at 1 row, slower at 4, and faster from 16 rows on
     assert chosen(Latencies({1: cpu}, GRAPHS, PLAIN))["crossover"] == 16
 
 
@@ -76,7 +76,8 @@ def test_a_requested_device_is_kept(cpu: Curve) -> None:
 
 
 def test_the_crossover_compares_padded_batches() -> None:
-    # The graph of 1 row saves too little and is dropped. Padded to 4 rows, one row is slower than on the CPU.
+    # The graph for 1 row saves too little and is dropped. One row is then padded to 4 rows, which is slower than the
+    # CPU.
     graphs = curve(29.5, 30.5, 50, 70, 100, 150)
     values = chosen(Latencies({1: curve(30, 60, 90, 200, 500, 900)}, graphs, PLAIN))
     assert values["buckets"][0] == 4

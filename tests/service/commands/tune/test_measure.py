@@ -1,4 +1,4 @@
-"""Latency and throughput are measured with real runs, on the CPU and on a stand-in for a GPU."""
+"""Latency and throughput are measured with real runs, on the CPU and on a simulated GPU."""
 
 from __future__ import annotations
 

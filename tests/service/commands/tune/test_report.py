@@ -1,4 +1,4 @@
-"""The result of tuning as a file of settings."""
+"""The settings file that tuning writes."""
 
 from __future__ import annotations
 

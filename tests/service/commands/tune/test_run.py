@@ -131,7 +131,7 @@ def test_ctrl_c_ends_the_command_and_leaves_no_file(trained: Path, tmp_path: Pat
     ) as process:
         assert process.stdout
         assert process.stdout.readline().startswith("measuring digits/1")
-        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole process group
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends SIGINT to the whole process group
         _, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stderr) == (130, "")
     assert not list(tmp_path.iterdir())
