@@ -1,13 +1,13 @@
-"""Decides when a request may begin, so that an overloaded process answers what it accepts soon and refuses the rest.
+"""Decides when a request may begin. So an overloaded process answers accepted requests soon, and refuses the others.
 
 For small models the event loop is the bottleneck: reading and writing requests takes longer than the runs. Without a
 limit, requests would wait unseen in the kernel's buffers while one turn of the loop works on thousands of others.
-Therefore a turn begins requests for a few milliseconds only. The others wait in a queue here. Each further turn begins
-some of them, and in between the loop reads, refuses, and answers health checks.
+Therefore a turn begins requests for a few milliseconds only. The other requests wait in the queue of this module. Each
+further turn begins some of them. Between two turns, the loop reads and refuses requests, and answers health checks.
 
-A request is refused if its expected wait is too long: the size of the queue, in bytes of bodies and an amount for each
-request, times the measured seconds per byte. That measurement has all the work of the loop in it. This module knows no
-HTTP and no model; a batcher has its own queue.
+A request is refused if its expected wait is too long. The expected wait is the size of the queue times the measured
+seconds per byte. The size is the sum of the bodies in bytes, plus a fixed number of bytes for each request. The seconds
+include all the work of the loop. This module knows no HTTP and no model. Each batcher has another queue, of rows.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-# The least and the most time for which one turn of the event loop begins requests. More than the least only if refusals
-# take long: this many times longer than them, so that they don't leave the event loop without time for other work.
+# The least and the most seconds for which one turn of the event loop begins requests. A turn takes longer than the
+# least only if refusals take long. Then it takes _WORK_PER_REFUSALS times as long as the refusals, so that they leave
+# the event loop enough time for accepted requests.
 _TURN_SECONDS, _LONG_TURN_SECONDS = 0.005, 0.02
 _WORK_PER_REFUSALS = 3
 # A request without a body takes as long as this number of bytes of JSON; measured.
 _REQUEST_BYTES = 2048
-# The weight of all earlier turns in the measured speed, at each turn.
+# Each turn updates the measured speed. All earlier turns together have this weight in the new value.
 _OLD_WEIGHT = 0.9
 # The share of the expected wait, and of any queue, that only requests of high priority may use.
 RESERVE = 0.1
@@ -43,8 +44,8 @@ class Waiting(Protocol):
 class Admission:
     """The queue of the requests that have not begun, for one process. All methods belong to one event loop.
 
-    max_wait: the largest expected wait in seconds. Requests of high priority may use all of it, others 90%, and they
-    begin first. clock: `time.monotonic`, or one like it.
+    max_wait: the largest expected wait in seconds. Requests of high priority may use all of it; other requests may use
+    90% of it. Requests of high priority begin first. clock: `time.monotonic`, or a function like it.
     """
 
     def __init__(self, max_wait: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,8 +55,8 @@ class Admission:
         self._high: deque[tuple[Waiting, int]] = deque()
         self._normal: deque[tuple[Waiting, int]] = deque()
         self._high_bytes = self._normal_bytes = 0
-        # The measurement of the latest turns: bytes, the seconds of `begin`, and those of all that the event loop did.
-        # `_measured`: its last end, if there is a queue.
+        # Sums over the latest turns: the bytes of bodies, the seconds in `begin`, and all seconds of the event loop.
+        # `_measured`: the time of the last measurement, if there is a queue.
         self._bytes, self._begin_seconds, self._all_seconds = 0.0, 0.0, 0.0
         self._measured: float | None = None
         # The first and the last arrival since a turn began requests.
@@ -77,8 +78,9 @@ class Admission:
     def wait(self, request: Waiting, size: int, now: float, *, patience: float, high: bool) -> int:
         """Queue a request with a body of `size` bytes, which has `patience` seconds until its deadline.
 
-        Returns 0, or the Retry-After of a request that is refused: its expected wait is longer than its patience, or
-        than `max_wait`. But the next turn always gets enough requests for its time: refusals alone would be no work.
+        Returns 0 if the request is queued. A request is refused if its expected wait is longer than `patience` or
+        `max_wait`; then the Retry-After in seconds is returned. `max_wait` does not count for a request that the next
+        turn can begin: otherwise a turn might have no work but refusals.
         """
         if self._first_arrival is None:
             self._first_arrival = now
@@ -100,7 +102,7 @@ class Admission:
         return 0
 
     def _end_turn(self) -> None:
-        """End a turn without a queue before it. If it has left one, begin to work on it after the runs of this turn."""
+        """End a turn that began without a queue. If there is a queue now, begin its requests after this turn's runs."""
         self._turn_began = None
         if self._high or self._normal:
             self._measured = self._clock()
@@ -134,7 +136,7 @@ class Admission:
             self._measured = None
 
     def _turn_seconds(self) -> float:
-        """Return the time that the next turn begins requests."""
+        """Return the seconds for which the next turn begins requests."""
         arrivals = 0.0 if self._first_arrival is None else self._last_arrival - self._first_arrival
         return min(max(_TURN_SECONDS, _WORK_PER_REFUSALS * arrivals), _LONG_TURN_SECONDS)
 
@@ -144,7 +146,7 @@ class Admission:
         self._all_seconds = self._all_seconds * _OLD_WEIGHT + all_seconds
 
     def _retry_after(self, size: int, now: float) -> int:
-        """Return the seconds in which the server could do the work that it has refused in the last second."""
+        """Return the seconds that the server would need for the requests that it refused in the last second."""
         if now - self._refused_since > 1:
             self._refused_since, self._refused_bytes = now, 0
         self._refused_bytes += size

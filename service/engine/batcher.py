@@ -1,7 +1,7 @@
 """Collects the rows of many callers into batches, runs the model on each batch, and gives each caller its own rows.
 
-It owns the queue of one model: its limits, deadlines, batches, and the drain. It knows rows and one function that maps
-them, but no HTTP and no ONNX.
+It owns the queue of one model: limits, deadlines, batches, and the drain. It knows rows and the function that maps rows
+to outputs, but no HTTP and no ONNX.
 
 A run starts as soon as the model is idle; rows that arrive during a run wait and form the next batch. If a run is known
 to take microseconds, it happens on the event loop, with all rows that one turn of the loop has delivered. A longer run
@@ -30,7 +30,7 @@ from foldserve.service.metrics import BatchObserver, ignore_batch
 
 log = logging.getLogger("foldserve")
 
-# A longer run would block the event loop, and every connection with it.
+# A run on the event loop blocks every connection. A run that takes longer than this happens on a thread.
 _MAX_INLINE_SECONDS = 1e-3
 # The time between two checks of the deadlines in the queue during a long run.
 _SWEEP_SECONDS = 0.05
@@ -41,10 +41,10 @@ _NEW_WEIGHT = 0.2
 class Batcher:
     """Batches rows for `run`, which maps float32 [n, features] to float32 [n, outputs].
 
-    All methods belong to one event loop. max_batch and max_queue: in rows. max_delay: seconds that the first entry of a
-    batch may wait for others. max_wait: seconds that an entry may be expected to wait behind whole batches. The last
-    tenth of max_queue and of max_wait is for entries of high priority. observe: called after each run. All times are
-    those of `time.monotonic`, so a change of the wall clock has no effect.
+    All methods belong to one event loop. max_batch and max_queue are in rows. max_delay: seconds that the first entry
+    of a batch may wait for other entries. max_wait: the largest expected wait of an entry behind whole batches, in
+    seconds. The last tenth of max_queue and of max_wait is for entries of high priority. observe: called after each
+    run. All times come from `time.monotonic`, so a change of the wall clock has no effect.
 
     running: whether a run is on the thread. run_began: the time at which the current run began, on either thread; None
     between two runs. hung: set by the watchdog, if the current run will not end.
@@ -78,7 +78,7 @@ class Batcher:
         self._sweeper: asyncio.TimerHandle | None = None
         self._draining = False
         self._thread = ThreadPoolExecutor(1, "batcher")
-        # Estimated seconds of a run, by the bit length of its rows. An unknown run may be long.
+        # Estimated seconds of a run, by the bit length of its number of rows. A size that was never run may take long.
         self._run_seconds = [math.inf] * (max_batch.bit_length() + 1)
 
     @property
@@ -88,15 +88,16 @@ class Batcher:
 
     @property
     def filled(self) -> bool:
-        """Whether the next turn of the event loop has a full batch to run before more rows should be queued."""
+        """Whether a full batch is queued, and the next turn of the event loop runs it before more rows are queued."""
         return self._queued_rows >= min(self._max_batch, self._max_queue / 2) and not self.running
 
     def check_wait(self, patience: float, *, high: bool = False) -> None:
         """While a run is on the thread, refuse an entry that would wait longer than `patience`, or than max_wait.
 
-        An entry that fits into the next batch may wait longer than max_wait for the end of the run. Raises `QueueFull`.
+        max_wait does not count for an entry that fits into the next batch. Such an entry may wait longer for the end of
+        the run. Raises `QueueFull`.
         """
-        # A large entry is run in pieces, so it delays another by one batch at most.
+        # A large entry is run in pieces, so it delays each other entry by one batch at most.
         batches = min(self._queued_rows, len(self._queue) * self._max_batch) // self._max_batch
         wait = max(0.0, self._run_ends - time.monotonic()) + batches * self._max_batch * self._seconds_per_row()
         allowed = self._max_wait if high else self._max_wait * (1 - RESERVE)
@@ -106,9 +107,9 @@ class Batcher:
     def submit(self, rows: Rows, deadline: float, on_result: OnResult, *, high: bool = False) -> Entry:
         """Queue float32 [n, features], n >= 1, for a run before `deadline`. high: the priority.
 
-        on_result: called once, later and on this event loop, with float32 [n, outputs] or with an error. The error is
-        `DeadlinePassed`, `NonFiniteOutput`, the `RequestError` that the run raises, or `RuntimeFailure` for any other
-        error of the run. Raises `QueueFull`, or `Draining` after `drain`.
+        on_result: called once on this event loop, after this method has returned, with float32 [n, outputs] or with an
+        error. The error is `DeadlinePassed`, `NonFiniteOutput`, or the `RequestError` that the run raises. Any other
+        error of the run becomes a `RuntimeFailure`. This method raises `QueueFull`, or `Draining` after `drain`.
         """
         if self._draining:
             raise Draining("the server is stopping", self._retry_after())
@@ -136,7 +137,7 @@ class Batcher:
             self._run_soon()
 
     def abandon(self) -> None:
-        """Fail every entry, in the run on the thread and in the queue: that run will not end."""
+        """Fail every entry in the queue and in the run on the thread, because that run will not end."""
         self._draining = True
         entries = [entry for entry, _ in self._on_thread] + list(self._queue)
         self._queue.clear()
@@ -146,7 +147,7 @@ class Batcher:
             entry.resolve(RuntimeFailure("the model did not answer in time"))
 
     def release(self, entry: Entry) -> None:
-        """Subtract the rows of `entry` from the queue: they will not be run."""
+        """Subtract the rows of `entry` from the number of queued rows, because they will not be run."""
         self._queued_rows -= entry.queued
         entry.queued = 0
 
@@ -174,14 +175,14 @@ class Batcher:
         return max(1, math.ceil(self._queued_rows * self._seconds_per_row()))
 
     def _seconds_per_row(self) -> float:
-        """Return the seconds for one row of the largest batch that was run; 0 before the first run."""
+        """Return the estimated seconds per row in the largest batch that was run; 0 before the first run."""
         bits, seconds = max(((b, s) for b, s in enumerate(self._run_seconds) if s < math.inf), default=(0, 0.0))
         return seconds / (1 << bits)
 
     def _run_next(self) -> None:
-        """Run the queue: on the event loop while that is fast, otherwise one batch on the thread.
+        """Run the queue: on the event loop while the runs are fast, otherwise one batch on the thread.
 
-        The loop goes on before the rest of a large entry: it may take long.
+        After a piece of a large entry, the event loop does its other work first: the rest of the entry may take long.
         """
         self._scheduled = None
         while batch := self._take_batch():
@@ -213,7 +214,7 @@ class Batcher:
         self._run_rest()
 
     def _drop_expired(self) -> None:
-        """Drop cancelled and expired entries from the queue while a run is on the thread."""
+        """Drop cancelled and expired entries from the queue. Called while a run is on the thread."""
         self._sweeper = None
         if self.running:
             now = time.monotonic()
@@ -225,8 +226,8 @@ class Batcher:
     def _take_batch(self) -> list[tuple[Entry, Rows]]:
         """Take the entries of one batch in order of arrival, each with its rows to run.
 
-        A piece of a larger entry fills a batch, and the rest goes to the end of the queue. So small entries never wait
-        for all of it.
+        A piece of a larger entry fills a batch, and the rest of that entry goes to the end of the queue. So small
+        entries never wait for all of a large entry.
         """
         batch: list[tuple[Entry, Rows]] = []
         room = self._max_batch
@@ -253,7 +254,7 @@ class Batcher:
         return batch
 
     def _drop_if_over(self, entry: Entry, now: float) -> bool:
-        """Drop an entry that is cancelled, resolved or past its deadline, and return whether it is."""
+        """Drop the entry if it is cancelled, resolved or past its deadline. Returns whether it was dropped."""
         if entry.on_result is not None and now < entry.deadline:
             return False
         self.release(entry)
@@ -278,7 +279,8 @@ class Batcher:
         self, batch: list[tuple[Entry, Rows]], count: int, outputs: Outputs | Exception, seconds: float
     ) -> None:
         size = count.bit_length()
-        # The estimate falls at once and rises slowly: a run that the machine interrupted says little about the next.
+        # The estimate falls at once and rises slowly. A long run may have been interrupted by the machine, so it says
+        # little about the next run.
         known = min(seconds, self._run_seconds[size])
         self._run_seconds[size] = known + _NEW_WEIGHT * (seconds - known)
         try:

@@ -19,11 +19,11 @@ from foldserve.service.errors import NonFiniteOutput, RequestError, RuntimeFailu
 
 log = logging.getLogger("foldserve")
 
-# Called once with the rows or with the error. A plain call is faster than a future, whose callbacks wait for another
-# turn of the event loop.
+# Called once, with the outputs or with the error. A plain call is faster than a future: the callbacks of a future wait
+# for the next turn of the event loop.
 OnResult = Callable[[Outputs | RequestError], None]
 
-# Up to this count, Python checks numbers faster than NumPy; measured.
+# Python checks up to this count of numbers faster than NumPy does; measured.
 _FEW_NUMBERS = 512
 
 
@@ -31,14 +31,14 @@ class Queue(Protocol):
     """The queue that an entry waits in."""
 
     def release(self, entry: Entry) -> None:
-        """Subtract the rows of `entry` from the queue: they will not be run."""
+        """Subtract the rows of `entry` from the number of queued rows, because they will not be run."""
 
 
 class Entry:
     """The rows of one caller in the queue. An entry larger than a batch is run in pieces.
 
-    taken: rows that have been taken for a run. queued: rows that count in the queue. outputs: those of the pieces that
-    were run.
+    taken: the number of rows that have been taken for a run. queued: the number of rows that count in the queue.
+    outputs: the outputs of the pieces that were run.
     """
 
     __slots__ = ("_queue", "arrived", "deadline", "on_result", "outputs", "queued", "rows", "taken")
@@ -54,7 +54,7 @@ class Entry:
         self.outputs: list[Outputs] = []
 
     def cancel(self) -> None:
-        """Drop the entry: rows that are still queued are not run. After the result this does nothing."""
+        """Drop the entry: rows that are still queued are not run. After the result, `cancel` does nothing."""
         if self.on_result is not None:
             self.on_result = None
             self._queue.release(self)
@@ -77,7 +77,7 @@ def failure(cause: Exception) -> RequestError:
 
 
 def resolve_all(batch: list[tuple[Entry, Rows]], outputs: Outputs) -> None:
-    """Give each entry its rows of float32 [batch, outputs], or an error if one of its own is not finite."""
+    """Give each entry its rows of float32 [batch, outputs], or an error if a number in those rows is not finite."""
     all_finite = _finite(outputs)
     start = 0
     for entry, rows in batch:

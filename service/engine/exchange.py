@@ -1,7 +1,8 @@
-"""One request from its body to its reply: decode, submit to the batcher, encode. It uses no task and no coroutine.
+"""One request from its body to its reply: decode, submit to the batcher, encode.
 
-It knows a codec, a batcher and a pool of threads, but no socket and no framework. Work that would block the event loop
-too long runs in the pool: large bodies, compressed bodies, and the compression of large responses.
+An exchange uses no task and no coroutine. It knows a codec, a batcher and a pool of threads, but no socket and no
+framework. Work that would block the event loop too long runs in the pool: reading large or compressed bodies, and
+compressing large responses.
 
     start -> decode -> batcher -> encode -> compress -> on_reply
 """
@@ -35,11 +36,11 @@ OnReply = Callable[[Reply], None]
 
 _TIMEOUT_HEADER = b"x-request-timeout-ms"
 _PRIORITY_HEADER = b"x-request-priority"
-# A larger body, in bytes, takes longer to read than other requests should wait.
+# Reading a body above this size, in bytes, takes longer than other requests should wait.
 _LARGE_BODY = 2**20
-# A larger body is read on the event loop only if the codec has a fast path for it.
+# A body above this size, in bytes, is read on the event loop only if the codec has a fast path for it.
 _MEDIUM_BODY = 2**15
-# A larger response, in bytes, is compressed in the pool.
+# A response above this size, in bytes, is compressed in the pool.
 _LARGE_RESPONSE = 2**16
 # The status that proxies log for a client that disconnected before the response.
 _CLIENT_DISCONNECTED = 499
@@ -78,7 +79,7 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The collaborators that all exchanges of one endpoint share."""
+    """The objects that all exchanges of one endpoint share."""
 
     codec: Codec
     admission: Admission
@@ -103,14 +104,14 @@ class Exchange:
         self._on_reply = on_reply
         self._arrived = time.monotonic()
         self._body = b""  # while the exchange waits to begin
-        self._high = False  # the priority
+        self._high = False  # whether the request has high priority
         self._request: DecodedRequest | None = None
         self._pending: Entry | asyncio.Future[Any] | None = None  # the step that the exchange waits for
         self._open = True
         resources.requests.in_flight += 1
 
     def start(self, body: bytes) -> None:
-        """Begin now, or later if the process has much to do. Reply with a 503 if it has too much."""
+        """Begin now, or later if the process has much work. Reply with a 503 if the process has too much work."""
         resources = self._resources
         admission, batcher = resources.admission, resources.batcher
         try:
@@ -140,9 +141,9 @@ class Exchange:
         return not self._resources.batcher.filled
 
     def _decode_here(self, body: bytes) -> None:
-        """Decode the body on the event loop, or in the pool if that takes long.
+        """Decode the body on the event loop, or in the pool if decoding takes long.
 
-        A compressed body that stays small does not wait in the pool behind those that become large.
+        A compressed body that stays small does not wait in the pool behind bodies that become large.
         """
         with suppress(SlowBody, _LargeBody):
             plain = body
@@ -156,7 +157,7 @@ class Exchange:
         self._run_in_pool(self._decode, body, then=self._submit)
 
     def _inflate_here(self, body: bytes) -> bytes:
-        """Undo the content encoding of a body. Raises `_LargeBody` before it has become large."""
+        """Undo the content encoding of a body. Raises `_LargeBody` as soon as the decoded body gets too large."""
         if len(body) > _MEDIUM_BODY:
             raise _LargeBody
         try:
@@ -165,7 +166,7 @@ class Exchange:
             raise _LargeBody from None
 
     def cancel(self) -> None:
-        """Drop the request: its client has disconnected. After the reply this does nothing."""
+        """Drop the request: its client has disconnected. After the reply, `cancel` does nothing."""
         if self._open:
             self._close(_CLIENT_DISCONNECTED)
             if self._pending is not None:
@@ -193,7 +194,7 @@ class Exchange:
         return value == b"high"
 
     def _timeout(self, requested: float | None) -> float:
-        """Return the seconds until the deadline: the smallest of the limit, the header and `requested`."""
+        """Return the seconds until the deadline: the smallest of the limit, the header's value and `requested`."""
         limit = self._resources.limits.timeout
         if (header := self._headers.get(_TIMEOUT_HEADER)) is not None:
             if not re.fullmatch(rb"[0-9]{1,9}", header.strip()):
@@ -211,7 +212,7 @@ class Exchange:
                 if len(reply.body) <= _LARGE_RESPONSE:
                     reply = content.compressed(self._headers, reply)
                 else:
-                    with suppress(QueueFull):  # then the response is sent without compression
+                    with suppress(QueueFull):  # without a free thread, the response is sent uncompressed
                         self._run_in_pool(content.compressed, self._headers, reply, then=self._finish)
                         return
         except Exception as error:  # noqa: BLE001
@@ -245,7 +246,7 @@ class Exchange:
             self._on_reply(reply)
 
     def _close(self, status: int) -> None:
-        """Count the request."""
+        """Count the request in the metrics."""
         self._open = False
         requests = self._resources.requests
         requests.in_flight -= 1

@@ -1,7 +1,7 @@
 """The phase of one serving process: starting, ready, draining or lost. It does not know HTTP or signals.
 
     STARTING -> READY -> DRAINING
-        each of them -> LOST, when a device fails or a run hangs; nothing leaves LOST but a new process
+        each phase -> LOST, when a device fails or a run hangs; a lost process stays lost, so it must be replaced
 
 Readiness and the exit status follow from the phase alone.
 """
@@ -25,7 +25,7 @@ class Lifecycle:
     """Owns the phase of one process.
 
     loss: why the process is lost, in words.
-    device_lost: whether the device of a model has failed for this process. It is called at each look at the phase.
+    device_lost: returns whether the device of a model has failed for this process. Each read of the phase calls it.
     """
 
     def __init__(self, device_lost: Callable[[], bool]) -> None:
@@ -56,7 +56,7 @@ class Lifecycle:
             self._phase = Phase.READY
 
     def drain(self) -> None:
-        """Become unready: only requests that have begun are answered."""
+        """Become unready: from now on, only requests that have already begun are answered."""
         if self._phase is not Phase.LOST:
             self._phase = Phase.DRAINING
 

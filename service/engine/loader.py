@@ -1,6 +1,7 @@
-"""Turns a folder of bundles into models that serve: read, verify on the device, put a batcher and endpoints before it.
+"""Turns a folder of bundles into models that serve. It reads each bundle and verifies it on the device.
 
-It keeps the reason of each version that it refuses. It does not know requests or HTTP.
+Then it creates a batcher and the endpoints. It keeps the reason of each refused version. It does not know requests or
+HTTP.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-_MOST_REASONS = 3  # models in the line of a start that fails
+_MOST_REASONS = 3  # largest number of models with their reasons in the error message of a failed start
 
 
 class Loader:
-    """Loads models with one process's settings. All of them share `pool`, `metrics` and one admission."""
+    """Loads models with the settings of one process. All models share `pool`, `metrics` and one admission."""
 
     def __init__(self, settings: Settings, pool: Pool, metrics: Metrics) -> None:
         self._settings = settings
@@ -44,9 +45,9 @@ class Loader:
     def load_repository(self) -> Repository:
         """Load every version of every model in the settings' folder.
 
-        Refused versions are logged, and the others serve; a model without any other is not ready. Raises `StartError`
-        if the folder is missing or holds no model, if no version of any model may be served, or if the default model
-        is missing; `DeviceError` if the requested device is not available.
+        Refused versions are logged, and the other versions serve. A model is not ready if all its versions are refused.
+        Raises `StartError` if the folder is missing or holds no model, if every version of every model is refused, or
+        if the default model is missing. Raises `DeviceError` if the requested device is not available.
         """
         folder = self._settings.models
         try:
@@ -168,7 +169,7 @@ def _nothing_to_serve(folder: Path) -> str:
 
 
 def _nothing_serves(models: Mapping[str, Mapping[int, Model | Refused]]) -> str:
-    """Say why no model serves: for some of the models, the reason of the newest version."""
+    """Say why no model serves. The text names some of the models, each with the reason of its newest version."""
     reasons = [
         f"no version of {name} may be served: {found.reason}"
         for name, versions in models.items()

@@ -14,7 +14,7 @@ _WAITING_PER_THREAD = 8
 
 
 class Pool:
-    """Runs functions on `threads` threads. A bounded number may wait; more are refused at once."""
+    """Runs functions on `threads` threads. A limited number of calls may wait; further calls are refused at once."""
 
     def __init__(self, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, "body")
@@ -25,7 +25,7 @@ class Pool:
         if not self._free.acquire(blocking=False):
             raise QueueFull("too many large bodies wait to be read", retry_after=1)
         running = self._executor.submit(function, *arguments)
-        # The callback belongs to the thread's future: the event loop's future is done as soon as it is cancelled,
+        # The callback belongs to the thread's future. The event loop's future is done as soon as it is cancelled,
         # although the thread may still work.
         running.add_done_callback(lambda _: self._free.release())
         return asyncio.wrap_future(running)

@@ -39,7 +39,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Refused:
-    """One version that does not serve, and the reason, which a client may see."""
+    """One version that does not serve, and the reason. A client may see the reason."""
 
     reason: str
 
@@ -47,7 +47,7 @@ class Refused:
 class Repository:
     """The models by name, and their versions by number, newest first.
 
-    default: the name of the model that /predict answers for, if there is one.
+    default: the name of the model that answers /predict, or None.
     """
 
     def __init__(self, models: Mapping[str, Mapping[int, Model | Refused]], default: str | None) -> None:
@@ -76,12 +76,12 @@ class Repository:
 
     @property
     def all_ready(self) -> bool:
-        """Whether a version of every model serves."""
+        """Whether every model has a version that serves."""
         return all(map(self.is_ready, self._models))
 
     @property
     def shown(self) -> Model:
-        """A model for the examples of documentation: the default one if it serves, otherwise the first that does."""
+        """The model of the documentation's examples: the default model, or the first that serves if it does not."""
         models = tuple(self.ready_models())
         return next((model for model in models if model.manifest.name == self.default), models[0])
 
@@ -102,7 +102,7 @@ class Repository:
                 model.batcher.abandon()
 
     def find(self, name: str | None = None, version: int | None = None) -> Model:
-        """Return the model to run: the newest version that serves of the default model, unless asked otherwise.
+        """Return the model to run. Without `name` it is the default model; without `version`, the newest that serves.
 
         Raises `UnknownModel`, or `ModelNotReady` if the version was refused.
         """

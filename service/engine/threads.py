@@ -10,9 +10,9 @@ _SMALL_MODEL = 4 * 2**20
 
 
 def threads_per_run(settings: Settings, model_size: int) -> int:
-    """Return the number of threads of one run; model_size: bytes of model.onnx.
+    """Return the number of threads of one run. model_size: bytes of model.onnx.
 
-    The setting decides if it is given. Otherwise a small model gets one thread, and a large one gets its worker's share
+    The setting decides if it is given. Otherwise a small model gets one thread. A large model gets the worker's share
     of the cores.
     """
     if settings.threads:

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable
 
 from foldserve.service.engine.batcher import Batcher
 
-# Checks in the time that a run may take, and their largest distance in seconds.
+# The number of checks in the time that a run may take, and the largest number of seconds between two checks.
 _CHECKS, _MAX_SECONDS = 10, 1.0
 
 
 class Watchdog:
     """A thread that looks for a run of more than `limit` seconds.
 
-    batchers: the batchers to watch, by name; called at each check. on_hang: called once, on the thread, with the name
-    of a batcher whose run hangs and with whether that run blocks the event loop.
+    batchers: called at each check; returns the batchers to watch, with their names. on_hang: called once, on the
+    thread. Its arguments are the name of a batcher whose run hangs, and whether that run blocks the event loop.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Watchdog:
                 began = batcher.run_began
                 if began is None or now - began <= self._limit:
                     continue
-                if (name, began) in before:  # not only the first check after the whole process was stopped
+                if (name, began) in before:  # two checks, since a stopped process may resume after the limit
                     batcher.hung = True
                     self._on_hang(name, not batcher.running)
                     return

@@ -1,7 +1,7 @@
 """Accepts the clients of one listening socket. It knows asyncio's protocols and TLS, but nothing of HTTP.
 
-Event loops accept one connection per turn, so a turn that answers hundreds of busy connections delays each new one, and
-health checks among them. This class accepts all that wait, in each turn.
+Event loops accept one connection per turn. So a turn that answers hundreds of busy connections delays each new
+connection, and so each health check. This class accepts all waiting connections in each turn.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 log = logging.getLogger("foldserve")
 
-# Connections that are accepted before the others have their turn, and before another worker may take the rest.
+# Connections accepted in one turn. Then the open connections are served, and other workers may accept the rest.
 _MAX_PER_TURN = 64
 # Seconds until the next try when the process or the machine has no descriptor or memory for a connection.
 _RETRY_SECONDS = 0.5
-# Connections that are accepted at the end: as many as the kernel queues.
+# Connections that are accepted when the server stops: as many as the kernel queues.
 _MAX_AT_STOP = 2048
 # Seconds in which a client may finish its TLS handshake when the server stops.
 _HANDSHAKE_SECONDS = 1.0
@@ -40,7 +40,7 @@ class Acceptor:
         self._listener = listener
         self._create_protocol = create_protocol
         self._current_tls = current_tls
-        self._opening: set[asyncio.Task[None]] = set()  # connections that have no protocol yet; TLS shakes hands first
+        self._opening: set[asyncio.Task[None]] = set()  # connections without a protocol yet, e.g. in a TLS handshake
         self._retry: asyncio.TimerHandle | None = None
         self._failing = False  # the last try to accept has failed, and the log says so
 
@@ -53,7 +53,8 @@ class Acceptor:
     async def stop(self) -> None:
         """Accept the connections that the kernel has queued, then no more.
 
-        If the listener closed before that, the kernel would reset them, although their clients may have sent requests.
+        If the listener closed with connections in its queue, the kernel would reset them, although their clients may
+        have sent requests.
         """
         for _ in range(_MAX_AT_STOP):
             if not self._accept_one():
@@ -70,7 +71,7 @@ class Acceptor:
                 break
 
     def _accept_one(self) -> bool:
-        """Accept one connection. Returns whether another one may wait."""
+        """Accept one connection. Returns whether more connections may be waiting."""
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError):
@@ -98,7 +99,7 @@ class Acceptor:
             connection.close()
 
     def _pause(self, error: OSError) -> None:
-        """Stop for a moment: the socket stays readable, and the loop would do nothing but try."""
+        """Stop accepting for a moment. The socket stays readable, so the loop would try again without a pause."""
         if not self._failing:
             log.error("can't accept connections: %s", error.strerror)
         self._failing = True

@@ -18,7 +18,7 @@ class AccessLog:
         atexit.register(self._write)  # the lines that are left when the event loop ends
 
     def add(self, client: tuple[str, int] | None, url: bytes, status: int) -> None:
-        """Add one request. client: its address and port, or None on a Unix socket."""
+        """Add one request. client: the address and port of its client, or None on a Unix socket."""
         if not self._lines:
             asyncio.get_running_loop().call_later(_WRITE_SECONDS, self._write)
         address = f"{client[0]}:{client[1]}" if client else ""

@@ -12,9 +12,9 @@ from foldserve.service.protocols.friendly import example
 
 
 def announcement(urls: Sequence[str], service: Service) -> str:
-    """Return the lines to print. The command works without changes; with keys, it takes one from the variable KEY.
+    """Return the lines to print. The command works without changes; with API keys, it reads the variable KEY.
 
-    urls: where predictions are, and where metrics and administration are if they are elsewhere.
+    urls: the URL of predictions, then the URL of metrics and administration if that is another one.
     """
     url = urls[0]
     repository = service.repository
@@ -28,7 +28,7 @@ def announcement(urls: Sequence[str], service: Service) -> str:
     )
     unready = f"not ready: {', '.join(not_ready)}; the log has the reasons\n" if not_ready else ""
     elsewhere = "".join(f"metrics and administration are on {other}\n" for other in urls[1:])
-    insecure = "k" if url.startswith("https:") else ""  # its certificate may be for another name
+    insecure = "k" if url.startswith("https:") else ""  # the certificate may be for another host name
     key = "" if service.guard is None else '-H "X-API-Key: $KEY" '
     body = shlex.quote(f'{{"instances": [[{values}]]}}')
     return (

@@ -42,7 +42,7 @@ def create_app(service: Service) -> FastAPI:
         title="foldserve",
         version=version,
         description="Batch-norm MLPs, folded and certified. `GET /v1/models/{model}/metadata` names the features.",
-        openapi_url=None,  # `_add_pages` has its route, with its scope
+        openapi_url=None,  # `_add_pages` adds the route of the document, with a scope
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -65,7 +65,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def answering_head(app: ASGIApp) -> ASGIApp:
-    """Wrap an app so that it answers HEAD as GET. The server leaves out the body, for it knows the method."""
+    """Wrap an app so that it answers HEAD as GET. The server knows the method, so it leaves out the body."""
 
     async def with_get(scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
@@ -96,10 +96,10 @@ def _add_pages(app: FastAPI, *, keys: bool) -> None:
     @app.get("/docs", include_in_schema=False)
     @requires(Scope.OPEN)
     async def docs() -> FileResponse:
-        # The page's files come from this server: a server often cannot reach a content delivery network.
+        # The page's files come from this server: a content delivery network is often not reachable.
         return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
 
-    @cache  # it costs much more than a prediction, and never changes
+    @cache  # the document costs much more than a prediction, and never changes
     def document() -> bytes:
         return orjson.dumps(describe_keys(app.openapi(), app) if keys else app.openapi())
 
@@ -118,14 +118,14 @@ def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError]
 
 
 async def _http_error(_: Request, error: HTTPException) -> Response:
-    """Answer an error of the router. Its texts are fixed: `Not Found`, `Method Not Allowed`."""
+    """Answer an error of the router. The router's texts are fixed: `Not Found`, `Method Not Allowed`."""
     response = to_response(failure(error.status_code, error.detail))
     response.headers.update(error.headers or {})
     return response
 
 
 async def _client_disconnected(_: Request, __: ClientDisconnect) -> Response:
-    """Return an empty response: the client has disconnected during its body, which is not worth a line in the log."""
+    """Return an empty response: the client disconnected while it sent the body. This needs no line in the log."""
     return Response()
 
 

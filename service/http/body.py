@@ -1,9 +1,9 @@
 """The bodies of HTTP/1.1 requests: framing and limits. This module does not know sockets or endpoints.
 
 A reader stops after the last byte of the body, because the next request in the packet must wait for the response.
-httptools does not tell the offset at which a chunked body ends. But such a body ends with a blank line, and httptools
-refuses a line without CR. So each call passes it the bytes up to the next blank line at most. For a body with a
-Content-Length, the reader counts the bytes itself.
+httptools does not report the offset at which a chunked body ends. But a chunked body ends with a blank line, and
+httptools refuses a line without CR. So each call passes httptools the bytes up to the next blank line at most. For a
+body with a Content-Length, the reader counts the bytes itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class BodyReader:
     """Reads the body after one head. Raises `TooLarge` if its Content-Length passes the limit.
 
     max_head: the limit in bytes of trailers and of the framing between two chunks.
-    max_body: the limit in bytes of the body, which is collected; None if it is not to be collected.
+    max_body: the limit in bytes of the body; the body is then collected. None: the body is not collected.
     complete: whether the last byte of the request has been read.
     """
 
@@ -35,7 +35,7 @@ class BodyReader:
             self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(head.raw)
         self._framing_size = 0
-        self._tail = b""  # the last bytes that were read: a blank line may begin in them
+        self._tail = b""  # the last bytes that were read, because a blank line may begin in them
         self._check_size(self._left)
 
     def read(self, data: bytes, start: int) -> int:
@@ -52,7 +52,7 @@ class BodyReader:
         return end
 
     def take(self) -> bytes:
-        """Return the collected body, and drop it here."""
+        """Return the collected body, and release the reader's reference to it."""
         content, self._content = self._content, b""
         return bytes(content)
 

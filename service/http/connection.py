@@ -37,8 +37,8 @@ from foldserve.service.protocols.reply import Reply, refusal
 
 # Seconds that a client has to read the error response, although it may still be sending its request.
 _LINGER_SECONDS = 2
-# Seconds that an idle connection stays open when the server stops: a request may already be on its way. That is likely
-# if the client was active within the last second.
+# When the server stops, an idle connection stays open for _LAST_SECONDS, because a request may already be on its way.
+# If the client was active recently, the connection stays open until _ACTIVE_SECONDS after that activity.
 _LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
 # Seconds in which a client that has closed its side of the connection gets the responses that are due.
 _HALF_CLOSED_SECONDS = 1.0
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
         self._connections = connections
         self._phase = IDLE
         self._since = 0.0  # when the request began, the connection became idle, or the client stopped reading
-        self._last = False  # no request follows: the connection closes after those that have come
+        self._last = False  # no further request is read; the connection closes after the responses that are due
         # Received bytes, and the offset of the first one that has not been read.
         self._unread, self._offset = b"", 0
         self._head_reader = HeadReader(context.heads)
@@ -95,9 +95,9 @@ class Connection(asyncio.Protocol):
         self._inner.disconnect(exc)
 
     def eof_received(self) -> bool:
-        """Keep the connection open if a response is due: the client may have closed its own side only."""
+        """Keep the connection open if a response is due: the client may have closed only its side for writing."""
         self._inner.eof_received()
-        # A client that has left altogether looks the same. Its rows must not wait for long.
+        # A client that has disconnected completely looks the same. Its rows must not stay queued for long.
         waits = self._phase in (RESPONSE, APP_RESPONSE) or bool(self._unread)
         due = waits and self._transport.can_write_eof()  # not with TLS
         if due and not self._last:
@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
             self._advance()
 
     def _take_whole_request(self, data: bytes) -> bool:
-        """Start a prediction if it is the whole of `data`. Nearly all are, and this takes the least time."""
+        """Start a prediction if `data` is exactly one request for it. This is the fast path of nearly all requests."""
         body_start = data.find(BLANK_LINE) + len(BLANK_LINE)
         try:
             head = self._context.heads[data[:body_start]]
@@ -146,7 +146,7 @@ class Connection(asyncio.Protocol):
         return False
 
     def _admit(self, guard: Guard, head: Head) -> bool:
-        """Check the API key of a whole request for an endpoint. Respond if it is refused."""
+        """Check the API key of a whole request for an endpoint. Respond with the error if the key is refused."""
         try:
             guard.check(head.headers, Scope.PREDICT)
         except RequestError as error:
@@ -242,7 +242,7 @@ class Connection(asyncio.Protocol):
     def _start(self, endpoint: Endpoint, head: Head, body: bytes) -> None:
         self._phase, self._head = RESPONSE, head
         exchange = endpoint.start(head.headers, body, self._reply)
-        if self._phase is RESPONSE:  # `_reply` may have been called already
+        if self._phase is RESPONSE:  # `_reply` may have changed the phase already
             self._exchange = exchange
 
     def _reply(self, reply: Reply) -> None:
@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
         """Write an error response, and read no more requests.
 
         The client may still be sending its request. If the connection closed now, the kernel would reset it, and the
-        client might never read the response. Therefore only this side closes at first.
+        client might never read the response. Therefore the server at first closes only its own side of the connection.
         """
         reply: Reply | None = refusal(error)
         head = self._head if self._phase is BODY else None
@@ -324,7 +324,7 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def _close(self, *, abort: bool = False) -> None:
-        """Close after the last response is written, or at once if the client does not read it."""
+        """Close after the last response is written, or at once if the client does not read that response."""
         self._phase = CLOSED
         self._unread, self._offset = b"", 0
         if self._exchange is not None:

@@ -24,7 +24,7 @@ class Limits:
     """Limits of one connection.
 
     max_head, max_body: bytes. request_timeout: seconds from the first byte of a request to the last.
-    idle_timeout: seconds until a connection closes that has no request, or whose client does not read.
+    idle_timeout: a connection without a request, or whose client does not read, closes after these seconds.
     """
 
     max_head: int
@@ -34,12 +34,12 @@ class Limits:
 
 
 class ConnectionContext:
-    """The collaborators of every connection.
+    """The objects that every connection uses.
 
-    endpoints: by the path of a request, without percent-encoding. Each request looks up its path, so the mapping may
-    change at any time.
+    endpoints: maps the path of a request, without percent-encoding, to its endpoint. Each request looks up its path,
+    so the mapping may change at any time.
     count_rejected: called with the error of each request that a connection refuses.
-    guard: checks the API key of each request for an endpoint; None if none is needed.
+    guard: checks the API key of each request for an endpoint; None if requests need no key.
     check_head: called with the headers of a request; it raises to refuse the request.
     cors: whether pages of other origins may read the responses.
     """
@@ -66,7 +66,7 @@ class ConnectionContext:
         self._date = _date()
 
     def tick(self) -> None:
-        """Set the date of responses. Call this once a second."""
+        """Set the date of responses. The caller must call `tick` once a second."""
         self._date = _date()
         self._response_heads.clear()
 
@@ -75,7 +75,7 @@ class ConnectionContext:
         return self._endpoints.get(head.url) if head.method == b"POST" else None
 
     def encode(self, reply: Reply, *, close: bool, head: Head | None = None) -> bytes:
-        """Return the bytes of a response. close: whether it says that the connection closes. head: of the request."""
+        """Return the bytes of a response. close: whether to send `Connection: close`. head: the request's head."""
         if self.cors and head is not None and (origin := head.headers.get(b"origin")) is not None:
             headers = (b"access-control-allow-origin", origin), EXPOSED_HEADERS, (b"vary", b"origin")
             reply = Reply(reply.status, reply.headers + headers, reply.body)

@@ -1,4 +1,4 @@
-"""The doors of a server: each has one listener, its TLS, and the part of the service behind it.
+"""The doors of a server. A door is one listener with its TLS certificate and the part of the service behind it.
 
 It creates the connections of clients, and knows neither signals nor the life of the server.
 """
@@ -34,7 +34,7 @@ from foldserve.service.settings import Settings
 
 @dataclass(frozen=True)
 class Door:
-    """One listener. config: of the app behind it. context: of its connections. tls: None for plain connections."""
+    """One listener. config: uvicorn's, with the app. context: shared by its connections. tls: None without TLS."""
 
     listener: socket.socket
     config: uvicorn.Config
@@ -49,7 +49,7 @@ class Door:
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def acceptor(self, state: ServerState) -> Acceptor:
-        """Create the acceptor of the listener's clients. state: of the uvicorn server that they belong to."""
+        """Create the acceptor of the listener's clients. state: the state of the uvicorn server that counts them."""
         tls = self.tls
         create_protocol = partial(_create_connection, self.context, self.config, state)
         return Acceptor(self.listener, create_protocol, lambda: None if tls is None else tls.context)
@@ -69,7 +69,7 @@ def load_tls(settings: Settings, listeners: Listeners) -> Sequence[Tls | None]:
             raise StartError("TLS needs --tls-cert")
         return [None for _ in listeners.all]
     return [
-        # On loopback, probes and scrapers need no client's certificate at the port of administration.
+        # On loopback, probes and scrapers need no client certificate at the port of administration.
         Tls(certificate, key, None if listener is listeners.admin and is_on_loopback(listener) else client_ca)
         for listener in listeners.all
     ]
@@ -100,7 +100,7 @@ def _create_door(
     endpoints: Mapping[bytes, Endpoint],
     tls: Tls | None,
 ) -> Door:
-    """Create one door. host: as it was set. endpoints: those that its connections answer themselves."""
+    """Create one door. host: the setting. endpoints: those that the door's connections answer without the app."""
     address = listener.getsockname()[0]
     context = ConnectionContext(
         endpoints,
@@ -129,6 +129,6 @@ def _create_door(
 
 
 def _create_connection(context: ConnectionContext, config: uvicorn.Config, state: ServerState) -> Connection:
-    """Create the protocol of one client. uvicorn's own protocol answers what is not a prediction."""
+    """Create the protocol of one client. uvicorn's protocol answers each request that is not a prediction."""
     create_inner = partial(HttpToolsProtocol, config, state, {})
     return Connection(context, create_inner, cast(set[Connection], state.connections))

@@ -1,6 +1,7 @@
 """The scope that each route of the app declares, and the check of a request against it before the app sees it.
 
-A route without a scope does not exist for any client. Connections check the requests that they answer themselves.
+A route without a scope does not exist for any client. Predictions that a connection answers without the app are checked
+in that connection.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def describe_keys(document: dict[str, Any], app: FastAPI) -> dict[str, Any]:
 class GuardedApp:
     """The app behind the guard of a service, for one listener.
 
-    scopes: of the routes that this listener has. For its clients, the other routes do not exist.
+    scopes: the scopes of the routes that this listener has. For its clients, all other routes do not exist.
     """
 
     def __init__(self, app: FastAPI, service: Service, scopes: Collection[Scope] = tuple(Scope)) -> None:
@@ -79,9 +80,9 @@ class GuardedApp:
         return None
 
     def _find(self, method: str, path: str) -> tuple[bool, Scope | None]:
-        """Find the route as the app's router does: the first that fits, or the first that fits but for the method.
+        """Find the route as the app's router does: the first that fits, or else the first with only another method.
 
-        Returns whether there is one, and its scope.
+        Returns whether there is such a route, and the scope of that route.
         """
         connection: Connection = {"type": "http", "method": method, "path": path, "root_path": ""}
         found: tuple[bool, Scope | None] = (False, None)

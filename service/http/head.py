@@ -14,20 +14,20 @@ from foldserve.service.protocols.reply import Headers
 
 BLANK_LINE = b"\r\n\r\n"
 _MAX_URL = 8192
-# Only for heads that httptools has accepted: each line after the first is one header.
+# This pattern is only for heads that httptools has accepted. There, each line after the first is one header.
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
-# The host of RFC 3986, 3.2.2, and a port. It may be empty.
+# The host of RFC 3986, section 3.2.2, and a port. The host may be empty.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(?::[0-9]*)?")
 _MAX_CACHED = 256
 _MAX_CACHED_BYTES = 2048
 
 
-@dataclass(slots=True)  # not frozen: that makes __init__ three times as slow
+@dataclass(slots=True)  # not frozen, because a frozen class takes three times as long in __init__
 class Head:
     """The request line and the headers. Requests share this object, so nothing may change it.
 
-    raw: the bytes of the head, without an offer to upgrade to another protocol.
-    headers: by name in lower case. Of several headers of one name, the last one counts.
+    raw: the bytes of the head, without the header of an offer to upgrade to another protocol.
+    headers: the values by name in lower case. Of several headers with the same name, the last one counts.
     content_length: bytes of the body, or None if the body is chunked.
     """
 
@@ -54,7 +54,7 @@ class Heads(dict[bytes, Head | None]):
 
     check: called with the headers of each head that is parsed; it raises to refuse the request.
     Looking up a head that is not in the cache parses it. The value is None for bytes that are not a complete head.
-    Raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
+    A look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
     """
 
     def __init__(self, max_head: int, check: Callable[[Headers], object] = lambda _: None) -> None:
@@ -110,7 +110,7 @@ class _Collector:
         elif version != "1.0":
             raise InvalidHttp("the version of HTTP is neither 1.1 nor 1.0")
         return Head(
-            # Java's client offers HTTP/2 in this way. After an offer, httptools and uvicorn would not read the body.
+            # Java's HTTP client offers HTTP/2 by an Upgrade header. With it, httptools and uvicorn would skip the body.
             _UPGRADE.sub(b"", self._raw) if upgrades else self._raw,
             method,
             self._url,
@@ -132,7 +132,7 @@ class _Collector:
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._keep_alive = self._parser.should_keep_alive()  # httptools forgets it after a request without body
+        self._keep_alive = self._parser.should_keep_alive()  # httptools loses this value after a request without body
 
 
 class HeadReader:

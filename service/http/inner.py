@@ -1,8 +1,8 @@
 """A connection inside a connection. It runs another protocol, such as uvicorn's protocol with the FastAPI app.
 
-Both sides know only the interfaces of asyncio. The inner protocol gets the bytes of the forwarded requests, unchanged
-and one request at a time, and a transport of its own. That transport writes the responses to the real one, and parses
-them to find the end of each.
+Both sides know only the interfaces of asyncio. The inner protocol gets the unchanged bytes of one forwarded request at
+a time. It writes its responses to an inner transport. That transport writes them to the real transport, and parses them
+to find the end of each response.
 """
 
 from __future__ import annotations
@@ -118,11 +118,11 @@ class InnerTransport(asyncio.Transport):
     @property
     def protocol(self) -> asyncio.Protocol:
         """The inner protocol, whose callbacks `Inner` calls as an event loop does."""
-        return self._protocol  # type: ignore[return-value]  # uvicorn would set another one for websockets
+        return self._protocol  # type: ignore[return-value]  # uvicorn would set another protocol for websockets
 
     def begin(self, method: bytes) -> None:
         """Expect the response to a request."""
-        if self._method == b"HEAD":  # the parser still expects the body of that response
+        if self._method == b"HEAD":  # the parser still expects a body in the response to HEAD
             self._parser = httptools.HttpResponseParser(self)
         self._method = method
         self.responding = self.responded = False
@@ -203,5 +203,5 @@ class InnerTransport(asyncio.Transport):
     def _end(self) -> None:
         if not self.responded:
             self.responded = True
-            # Later, because the inner protocol has not returned from its last write.
+            # The callback comes later, because the inner protocol has not returned from its last write.
             asyncio.get_running_loop().call_soon(self._on_change)

@@ -1,6 +1,6 @@
-"""The sockets on which a server listens: one for predictions, and one for metrics and administration if it is apart.
+"""The sockets on which a server listens: one for predictions, and perhaps another for metrics and administration.
 
-It knows addresses, and no protocol.
+It knows addresses, but no protocol.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _BACKLOG = 2048  # connections that the kernel queues for accept
 
 @dataclass(frozen=True)
 class Listeners:
-    """The bound sockets of a server. Processes can pass it on.
+    """The bound sockets of a server. One process can pass this object to another.
 
-    admin: the socket of metrics and administration; None if they are on the main one.
+    admin: the socket of metrics and administration; None if they use the main socket.
     """
 
     main: socket.socket
@@ -49,7 +49,7 @@ class Listeners:
 
 
 def is_on_loopback(listener: socket.socket) -> bool:
-    """Return whether only this machine reaches a listener."""
+    """Return whether only clients on this machine can reach a listener."""
     return is_loopback(listener.getsockname()[0])
 
 

@@ -1,6 +1,6 @@
-"""The headers by which browsers protect users: on each response of the app, on its pages, and for pages of other sites.
+"""The headers by which browsers protect users. Some are on each response, some on pages, some for other sites' pages.
 
-It knows ASGI, and no route.
+It knows ASGI, but no route.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# On every response: a browser must not take JSON for a page.
+# Every response has this header, so that a browser does not show JSON as a page.
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
 _EXPOSED = ("Content-Encoding", "Inference-Header-Content-Length", "Retry-After", "WWW-Authenticate")
 EXPOSED_HEADERS = (b"access-control-expose-headers", ", ".join(_EXPOSED).encode())
 
-# Headers of pages: only files of this server, no frame around them, and no address of this server to other sites.
+# Headers of pages. A page loads only files of this server and opens in no frame. Other sites do not get its address.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -25,7 +25,7 @@ PAGE_HEADERS = {
 
 
 def secured(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """Wrap the app. origins: of other sites whose pages may use it; `*` allows all."""
+    """Wrap the app. origins: the other sites whose pages may use the app; `*` allows all sites."""
     if origins:
         app = CORSMiddleware(
             app,

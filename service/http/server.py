@@ -1,7 +1,7 @@
 """The listeners and one uvicorn server on them: start, announce, drain, stop.
 
-It owns the process: its signals, its log, its exit. With several workers, each one runs `serve_in_worker`. It does not
-know models or protocols.
+This module owns the process: signals, log and exit. With several workers, each worker runs `serve_in_worker`. It does
+not know models or protocols.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(settings: Settings) -> None:
         if settings.workers == 1:
             _serve(settings, listeners, _print)
         else:
-            # Imported late: prometheus_client's multiprocess mode is only for several workers.
+            # This import comes late, because it loads prometheus_client in its mode for several processes.
             from foldserve.service.http.workers import supervise
 
             supervise(serve_in_worker, settings, listeners, _print)
@@ -72,10 +72,10 @@ def _print(text: str) -> None:
 
 def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
     """Serve on bound sockets in this process. announce: called with the lines to print when ready."""
-    tls = load_tls(settings, listeners)  # first: a wrong file must not wait for the models
+    tls = load_tls(settings, listeners)  # before the models, so that the error of a wrong file comes at once
     service = compose(settings)
     doors = create_doors(settings, service, listeners, tls)
-    # No client can connect before this: every model is verified by now.
+    # Every model is verified now. No client could connect before this line.
     service.lifecycle.start()
     signal.signal(UNREADY_SIGNAL, lambda *_: service.lifecycle.drain())
     listeners.listen()
@@ -85,7 +85,7 @@ def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], o
     _start_watchdog(settings, service, stopped)
     server.run(sockets=list(listeners.all))
     stopped.set()
-    if service.lifecycle.lost:  # a new process may be able to use the device: its supervisor decides
+    if service.lifecycle.lost:  # a new process may be able to use the device; the supervisor decides
         raise DeviceError(service.lifecycle.loss)
 
 
@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
         self._acceptors = [door.acceptor(self.server_state) for door in self._doors]
         for acceptor in self._acceptors:
             acceptor.start()
-        # The objects that exist now stay until the end. Frozen, they cost no time at each garbage collection.
+        # The objects that exist now stay until the end. `freeze` excludes them from later garbage collections.
         gc.collect()
         gc.freeze()
         self._announce()
@@ -157,9 +157,9 @@ class _Server(uvicorn.Server):
         self._service.metrics.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Become unready, let uvicorn wait for the requests that have begun, then cut off the rest."""
+        """Become unready, let uvicorn wait for the requests that have begun, then abort the other connections."""
         await self._wait_for_balancers()
-        if self._settings.workers == 1:  # otherwise the supervisor decides: other workers may go on
+        if self._settings.workers == 1:  # with several workers the supervisor decides, since other workers may go on
             for listener in sockets or ():
                 refuse_handshakes(listener)
             await asyncio.sleep(HANDSHAKE_SECONDS)
@@ -178,9 +178,9 @@ class _Server(uvicorn.Server):
             connection.abort()
 
     async def _wait_for_balancers(self) -> None:
-        """Become unready, and serve on for `drain_delay`: balancers send requests until they have noticed.
+        """Become unready, and serve on for `drain_delay`: load balancers still send requests until they have noticed.
 
-        A supervisor makes its workers unready first, and waits itself.
+        With several workers, the supervisor makes the workers unready, and waits instead of them.
         """
         lifecycle = self._service.lifecycle
         end = time.monotonic() + (self._settings.drain_delay if lifecycle.ready else 0)

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 log = logging.getLogger("foldserve")
 
-# A supervisor sends it to its workers: become unready, and serve on.
+# A supervisor sends this signal to its workers. They become unready and serve on.
 UNREADY_SIGNAL = signal.SIGUSR1
 # Seconds in which handshakes that have begun may finish.
 HANDSHAKE_SECONDS = 0.1
@@ -30,8 +30,8 @@ _SO_ATTACH_FILTER = 26  # of <asm-generic/socket.h>; the module socket has no na
 def exit_on_signals(*, quietly: bool = False) -> None:
     """Raise `SystemExit(0)` on SIGTERM and SIGINT, and treat SIGHUP as SIGTERM.
 
-    Process 1 of a container has no default handlers, so it would ignore these signals. uvicorn drains first, then
-    raises the signal again for the handler that was installed before its own.
+    Process 1 of a container has no default handlers, so it would ignore these signals. uvicorn drains first. Then it
+    raises the signal again, for the handler that was installed before uvicorn's handler.
     """
 
     def handle(_: int, __: object) -> NoReturn:
@@ -53,14 +53,14 @@ def _hang_up(_: int, __: object) -> None:
 def refuse_handshakes(listener: socket.socket) -> None:
     """Let the kernel ignore each new connection from now on, for all processes that share the listener.
 
-    Otherwise a connection that the kernel completes after the last `accept`, and before the listener closes, would be
-    reset although its client may have sent a request. An ignored client tries again after a second, and then finds the
-    port closed or the next server. Only Linux has such a filter; elsewhere this does nothing.
+    Without this, the kernel may complete a connection after the last `accept` and before the listener closes. Then it
+    would reset that connection, although its client may have sent a request. An ignored client tries again after a
+    second. By then, the port is closed or the next server listens. On systems other than Linux this does nothing.
     """
     if sys.platform != "linux":
         return
-    # A classic BPF program over the TCP header: drop a packet whose byte 13, the flags, has no ACK. Of a handshake,
-    # that is only the first packet, so handshakes that have begun can finish.
+    # A classic BPF program over the TCP header. It drops each packet whose byte 13, the flags, has no ACK. Only the
+    # first packet of a handshake has no ACK, so handshakes that have begun can finish.
     instructions = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x10), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
     filter_program = struct.pack("HL", len(instructions), ctypes.addressof(program))
@@ -69,7 +69,7 @@ def refuse_handshakes(listener: socket.socket) -> None:
 
 
 def has_bytes(transport: asyncio.Transport) -> bool:
-    """Return whether the kernel has received bytes that were not read."""
+    """Return whether the kernel has received bytes that the process has not read."""
     count = array("i", [0])
     try:
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)

@@ -1,6 +1,6 @@
-"""TLS: the certificate of the server, the authorities of its clients, and new ones when their files change.
+"""TLS: the certificate of the server, and the authorities of its clients. Changed files are loaded again.
 
-It knows files and OpenSSL, and no socket.
+It knows files and OpenSSL, but no socket.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ log = logging.getLogger("foldserve")
 class Tls:
     """The context of the next handshake, with the files as they were at the last `refresh`.
 
-    certificate: a PEM file, the server's certificate first, then those of its issuers. key: its private key; None if it
-    is in the same file. client_ca: certificates of the authorities of clients; None to ask clients for no certificate.
+    certificate: a PEM file with the server's certificate first, then the certificates of its issuers. key: the file of
+    the private key; None if the key is in the file of the certificate. client_ca: a file with the certificates of the
+    authorities of clients; None if clients need no certificate.
     """
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None) -> None:
@@ -31,7 +32,7 @@ class Tls:
         self.context = self._load()
 
     def refresh(self) -> None:
-        """Load the files again if one has changed. If that fails, the old ones stay, and the log says why."""
+        """Load the files again if one has changed. On an error, the old certificates stay, and the log says why."""
         seen = stamp(self._files)
         if seen != self._seen:
             self._seen = seen
@@ -43,7 +44,7 @@ class Tls:
                 log.info("loaded the TLS certificate %s", self._certificate)
 
     def _load(self) -> ssl.SSLContext:
-        """Raises `StartError`."""
+        """Load the files. Raises `StartError`."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
@@ -57,7 +58,7 @@ class Tls:
             except (OSError, ValueError) as error:
                 raise StartError(f"can't use the authorities in {self._client_ca}: {_reason(error)}") from error
             context.verify_mode = ssl.CERT_REQUIRED
-            # A resumed session would skip the check against the authorities of today.
+            # A resumed session would skip the check against the current authorities.
             context.num_tickets = 0
             context.options |= ssl.OP_NO_TICKET
         return context

@@ -1,6 +1,6 @@
 """Several worker processes on one listening socket: start them, replace those that die, stop them all.
 
-It knows processes and signals, and only the one function that each worker runs.
+It knows processes and signals. Of the server, it knows only the function that each worker runs.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-# The minimum time between two starts in one place: a worker that dies young will probably die again.
+# The minimum seconds between the start of a worker and the start of its replacement. A worker that dies soon after its
+# start will probably die again.
 _SECONDS_BETWEEN_STARTS = 1.0
-# The time that a worker may take beyond drain_timeout before it is killed.
+# The seconds that a worker may take beyond drain_timeout before it is killed.
 _GRACE_SECONDS = 5.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -41,7 +42,7 @@ Serve = Callable[[Settings, Listeners, Callable[[str], object]], None]
 class _Worker:
     """One worker process.
 
-    messages: receives JSON, ["ready", announcement] or ["refused", reason]; its other end closes when the worker dies.
+    messages: receives JSON, ["ready", announcement] or ["refused", reason]. The worker's end closes when it dies.
     """
 
     process: Any  # a Process of the spawn context, whose class has no public name
@@ -53,14 +54,14 @@ class _Worker:
 def supervise(serve: Serve, settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
     """Run `serve` in `settings.workers` processes until SIGTERM or SIGINT.
 
-    announce: called once, when all workers are ready. Raises `StartError` if a worker is refused before that.
+    announce: called once, when all workers are ready. `supervise` raises `StartError` if a worker is refused before.
     """
     try:
         counts = tempfile.TemporaryDirectory(prefix="foldserve-")
     except OSError as error:
         raise StartError(f"several workers need a temporary folder: {error.strerror}") from error
     with counts as folder:
-        # prometheus_client keeps the counts of each worker there. It reads the variable when it is imported.
+        # prometheus_client keeps the counts of each worker in this folder. It reads the variable when it is imported.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         supervisor = _Supervisor(serve, settings, listeners)
         try:
@@ -76,11 +77,11 @@ class _Supervisor:
         self._serve = serve
         self._settings = settings
         self._listeners = listeners
-        # A fork would copy locks that other threads hold, without those threads.
+        # A fork would copy locks that other threads hold, but not the threads that release them.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        # Python calls a signal's handler in the main thread, but the kernel may deliver the signal to another thread,
-        # and then the main thread would not wake up without this pipe.
+        # Python calls a signal's handler in the main thread, but the kernel may deliver the signal to another thread.
+        # This pipe wakes up the main thread in that case.
         self._signalled, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -103,7 +104,7 @@ class _Supervisor:
                     self._replace(worker)
 
     def stop(self) -> None:
-        """Stop all workers. A ready worker drains; it is killed if that takes too long. Others are killed at once."""
+        """Stop all workers. A ready worker drains, and is killed if that takes too long. Others are killed at once."""
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         ready = [worker for worker in self._workers if worker.ready]
@@ -111,7 +112,8 @@ class _Supervisor:
             for worker in ready:
                 os.kill(worker.process.pid, UNREADY_SIGNAL)
             time.sleep(self._settings.drain_delay)
-        # From here on the kernel takes no new connection. The workers accept those that wait, then close the socket.
+        # From here on, the kernel takes no new connection. The workers accept the waiting connections, then close the
+        # socket.
         for listener in self._listeners.all:
             refuse_handshakes(listener)
         time.sleep(HANDSHAKE_SECONDS if ready else 0)
@@ -135,7 +137,7 @@ class _Supervisor:
             self._workers.append(_Worker(process, messages, time.monotonic()))
 
     def _wait_for_message(self, workers: list[_Worker]) -> list[_Worker]:
-        """Return the workers that have sent a message or died; wait for the first of them."""
+        """Wait until a worker has sent a message or died. Return all workers that have."""
         ready = wait([self._signalled, *(worker.messages for worker in workers)])
         if self._signalled in ready:
             os.read(self._signalled, 4096)
@@ -166,7 +168,7 @@ class _Supervisor:
         mark_process_dead(dead.process.pid)  # type: ignore[no-untyped-call]
         dead.messages.close()
         self._workers.remove(dead)
-        # A signal ends this sleep; another worker that dies meanwhile is replaced after it.
+        # A signal ends this sleep. A second worker that dies during the sleep is replaced after the sleep.
         time.sleep(max(0.0, dead.started + _SECONDS_BETWEEN_STARTS - time.monotonic()))
         self._start_worker()
 
@@ -196,12 +198,12 @@ def _run_worker(serve: Serve, settings: Settings, listeners: Listeners, pipe: Co
 
 
 def _send(pipe: Connection, kind: str, text: str) -> None:
-    with suppress(OSError):  # the supervisor has died: the thread stops this process
+    with suppress(OSError):  # if the supervisor has died, a thread stops this process
         pipe.send_bytes(json.dumps([kind, text]).encode())  # `send` would pickle it, and a pickle may run code
 
 
 def _stop_without_supervisor(pipe: Connection) -> None:
-    """Stop this process when its supervisor dies: no one else would."""
+    """Stop this process when its supervisor dies, because no other process would stop it."""
     try:
         pipe.recv_bytes()
     except (EOFError, OSError):

@@ -27,7 +27,7 @@ class ErrorBody(BaseModel):
 
 
 class _NameConvertor(StringConvertor):
-    """A model's name in a path. It ends before a colon, so `name:predict` is not a name, and a GET on it is a 405."""
+    """A model's name in a path. A name has no colon, so `name:predict` is not a name, and a GET on it is a 405."""
 
     regex = "[^/:]+"
 
@@ -38,7 +38,7 @@ def register_name_convertor() -> None:
 
 
 def requires(scope: Scope) -> Callable[[_Handler], _Handler]:
-    """Declare the scope of a route by its handler, or of a mounted app."""
+    """Decorate the handler of a route, or a mounted app, with the scope that it requires."""
 
     def declare(handler: _Handler) -> _Handler:
         handler.required_scope = scope  # type: ignore[attr-defined]
@@ -76,14 +76,14 @@ def prediction_docs(content: dict[str, Any], response: dict[str, Any]) -> dict[s
 
 
 def to_response(reply: Reply) -> Response:
-    """Turn a reply into Starlette's response, which adds the length."""
+    """Turn a reply into Starlette's response. Starlette adds the Content-Length."""
     response = Response(reply.body, reply.status)
     response.raw_headers.extend(reply.headers)
     return response
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Read a body of at most `limit` bytes. Raises `TooLarge` before it keeps more than that."""
+    """Read a body of at most `limit` bytes. Raises `TooLarge` before it stores more than `limit` bytes."""
     too_large = errors.TooLarge(f"the body is larger than {limit} bytes")
     if int(request.headers.get("content-length", 0)) > limit:  # the HTTP parser has refused anything but digits
         raise too_large

@@ -14,9 +14,9 @@ from foldserve.service.engine.repository import Model, Repository
 from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs, requires
 from foldserve.service.protocols.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE, example
 
-# Features of the widest model whose rows OpenAPI describes one by one.
+# OpenAPI describes each feature separately if a model has at most this number of features.
 _MAX_DESCRIBED = 256
-# Half a step past the largest float32: smaller numbers are rounded to a finite one.
+# Half a step past the largest float32. Numbers below this bound are rounded to a finite float32.
 _OVERFLOW = float(2**128 - 2**103)
 _JSON_TYPE = {str: "string", bool: "boolean", int: "number", float: "number"}
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
@@ -72,7 +72,7 @@ def router(repository: Repository) -> APIRouter:
 
 
 def _instances_schema(repository: Repository) -> dict[str, Any]:
-    """Describe the body of /predict: exactly the rows of the model if there is only one, and it is not too wide."""
+    """Describe the body of /predict. If there is only one model and it is not too wide, describe its exact rows."""
     schema = Instances.model_json_schema()
     models = list(repository.ready_models())
     features = models[0].manifest.features
@@ -91,7 +91,7 @@ def _instances_schema(repository: Repository) -> dict[str, Any]:
 
 def _value_schema(feature: Feature) -> dict[str, Any]:
     """Describe the values of one feature."""
-    if feature.reading is not None:  # texts in its notation too
+    if feature.reading is not None:  # the feature also accepts texts in its notation
         return {"type": ["number", "string", "boolean", "null"]}
     kinds = (
         {"boolean"} if feature.kind == "boolean" else {_JSON_TYPE[type(value)] for value in feature.categories or (0,)}

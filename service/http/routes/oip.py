@@ -63,12 +63,12 @@ class InferResponse(BaseModel):
 
 
 def router(service: Service, server: tuple[str, str]) -> APIRouter:
-    """Create the routes. server: its name and version."""
+    """Create the routes. server: the name and the version of the server."""
     routes = APIRouter()
     repository, metrics = service.repository, service.metrics
-    if isinstance(metrics, PrometheusMetrics):  # statistics are read from the metrics
+    if isinstance(metrics, PrometheusMetrics):  # the statistics come from the metrics
         _add_server(routes, service, server, (*_EXTENSIONS, _STATISTICS))
-        _add_statistics(routes, repository, metrics)  # before the models, or /v2/models/stats would be a model
+        _add_statistics(routes, repository, metrics)  # before the models, or "stats" would be a model's name
     else:
         _add_server(routes, service, server, _EXTENSIONS)
     _add_models(routes, repository)
