@@ -3,6 +3,7 @@
 import csv
 import io
 import tempfile
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,9 @@ COLUMNS = (
     st.floats(-1e30, 1e30, allow_subnormal=False).map(repr),
     st.integers(0, 99).map("({})".format) | st.just("7"),
     st.sampled_from(["true", " False", "TRUE"]),
+    st.dates().map(str),
+    st.datetimes(datetime(1950, 1, 1), datetime(2100, 1, 1)).map(lambda moment: moment.isoformat(" ", "minutes")),
+    st.datetimes(datetime(1950, 1, 1), timezones=st.just(timezone(timedelta(hours=-5)))).map(datetime.isoformat),
     st.sampled_from(["a", " a", "b,c", "é", "\u00a0x"]),
 )
 BLANK = st.sampled_from(["", "  ", "?", " ?", "-1"])
@@ -54,7 +58,7 @@ BLANK = st.sampled_from(["", "  ", "?", " ?", "-1"])
 
 @st.composite
 def tables(draw):
-    kinds = draw(st.lists(st.sampled_from(range(9)), min_size=1, max_size=4))
+    kinds = draw(st.lists(st.sampled_from(range(12)), min_size=1, max_size=4))
     strategies = [COLUMNS[kind] for kind in kinds]
     columns = [draw(st.lists(strategy, min_size=8, max_size=8)) for strategy in strategies]
     for column in columns:

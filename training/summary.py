@@ -17,7 +17,7 @@ _MOST_NAMES = 6
 def describe_table(table: Table) -> str:
     """Return the lines about the table: the kinds of its columns, its target and the notes."""
     parts = []
-    for kind in ("numeric", "categorical", "boolean"):
+    for kind in ("numeric", "categorical", "boolean", "time"):
         columns = [column for column in table.columns if column.kind == kind]
         details = [f"{column.name} {text}" for column in columns if (text := _detail(column))]
         if columns:
@@ -67,6 +67,8 @@ def _detail(column: Column) -> str:
     """Return the number of categories of a column, or an example of the notation of its numbers."""
     if column.categories:
         return str(len(column.categories))
+    if column.kind == "time" and column.reading is not None:
+        return f"in {column.reading.step}s"
     plain = column.reading is None or column.kind != "numeric" or column.reading.is_plain
     return "" if plain or column.reading is None else f"as {describe_notation(column.reading)}"
 

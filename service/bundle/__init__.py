@@ -45,7 +45,7 @@ from foldserve.service.bundle.parity import (
     Parity,
     Tolerance,
 )
-from foldserve.service.bundle.reading import FALSE, TRUE, Reading
+from foldserve.service.bundle.reading import FALSE, MAX_MOMENT, MOMENT_PATTERN, TRUE, Reading
 from foldserve.service.bundle.sample import draw_column
 from foldserve.service.errors import BundleError
 
@@ -54,7 +54,9 @@ __all__ = [
     "MANIFEST_FILE",
     "MAX_MANIFEST",
     "MAX_MODEL",
+    "MAX_MOMENT",
     "MODEL_FILE",
+    "MOMENT_PATTERN",
     "NAME",
     "REPORT_FILE",
     "SCHEMA_VERSION",

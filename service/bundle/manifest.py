@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from foldserve.service.bundle.parity import FrozenModel, Parity, Tolerance
-from foldserve.service.bundle.reading import Reading
+from foldserve.service.bundle.reading import MAX_MOMENT, Reading
 
 # A file of schema 2 has a seal beside these fields (seal.py). A field that bundles of schema 1 lack has a default.
 SCHEMA_VERSION = 2
@@ -69,7 +69,7 @@ class Feature(FrozenModel):
     """One column of the model's input, which holds numbers only; NaN is a missing value.
 
     kind: `numeric` is the raw value; `boolean` is 0 or 1; `categorical` is an index into `categories`, and
-    len(categories) is reserved for unseen categories.
+    len(categories) is reserved for unseen categories; `time` is a whole number of days or hours by its `reading`.
     missing: whether the value may be missing.
     range: minimum and maximum of the training rows that have a value; None for a categorical feature.
     histogram: of the same rows; a categorical feature has one bin for each category, with the edges -0.5, 0.5, ...
@@ -78,7 +78,7 @@ class Feature(FrozenModel):
     """
 
     name: str
-    kind: Literal["numeric", "boolean", "categorical"] = "numeric"
+    kind: Literal["numeric", "boolean", "categorical", "time"] = "numeric"
     missing: bool = False
     categories: tuple[Category, ...] = ()
     range: tuple[float, float] | None = None
@@ -89,12 +89,14 @@ class Feature(FrozenModel):
     @property
     def largest_code(self) -> int | None:
         """The largest number that encodes a value: 1, or the reserved index; None for a numeric feature."""
-        return {"numeric": None, "boolean": 1, "categorical": len(self.categories)}[self.kind]
+        return {"numeric": None, "time": None, "boolean": 1, "categorical": len(self.categories)}[self.kind]
 
     def admits(self, value: float | None) -> bool:
         """Say whether a row of the input may have `value` in this column; None is a missing value."""
         if value is None:
             return self.missing
+        if self.kind == "time":
+            return value.is_integer() and abs(value) <= MAX_MOMENT
         return self.largest_code is None or (value.is_integer() and 0 <= value <= self.largest_code)
 
     @model_validator(mode="after")
@@ -110,6 +112,8 @@ class Feature(FrozenModel):
             raise ValueError("two categories are the same")
         if categorical and len(self.histogram.counts) != len(self.categories):
             raise ValueError("the histogram has not one bin for each category")
+        if self.kind == "time" and self.reading is None:
+            raise ValueError("a feature of times has no reading")
         if self.missing_share and not self.missing:
             raise ValueError("a share of the rows is missing in a feature without missing values")
         return self

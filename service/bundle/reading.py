@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
 from typing import Literal
 
@@ -27,6 +28,15 @@ _SEPARATORS = {"": "", ",": ",", ".": "[.]", " ": "[ \u00a0\u2007\u2009\u202f]",
 _SPECIAL = "[+-]?(?:[nN][aA][nN]|[iI][nN][fF](?:[iI][nN][iI][tT][yY])?)"
 
 
+# A date or time of ISO 8601, with blanks around it removed.
+MOMENT_PATTERN = (
+    "[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.][0-9]{1,9})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+_MOMENT = re.compile(MOMENT_PATTERN)
+# Up to it float32 has every whole number.
+MAX_MOMENT = 2**24
+
+
 class Reading(FrozenModel):
     """How the text of a cell becomes a value. The default reads numbers as Python writes them: -1234.5, 1e3, nan.
 
@@ -37,6 +47,8 @@ class Reading(FrozenModel):
     unit: a currency or `%`, which may stand on either side of the number. The value is the written number: 45% is 45.
     accounting: whether parentheses mean a negative number: (12.50) is -12.5.
     true, false: the spellings of a boolean column, in lower case.
+    step, origin: a date or time is the number of whole days or hours since midnight of `origin`. zoned: whether the
+    texts have a time zone; they are then converted to UTC.
     """
 
     missing: tuple[str, ...] = ()
@@ -46,6 +58,9 @@ class Reading(FrozenModel):
     accounting: bool = False
     true: tuple[str, ...] = ()
     false: tuple[str, ...] = ()
+    step: Literal["day", "hour"] = "day"
+    origin: date = date(1970, 1, 1)
+    zoned: bool = False
 
     def is_missing(self, text: str) -> bool:
         """Whether `text` means a missing value."""
@@ -82,6 +97,41 @@ class Reading(FrozenModel):
         if spelling in self.true or spelling in self.false:
             return spelling in self.true
         raise ValueError("not a boolean")
+
+    def moment(self, text: str) -> float | None:
+        """Return the number of the date or time that `text` writes; None for a missing value.
+
+        Raises `ValueError` for any other text, for one with a time zone if the column has none, and the reverse.
+        """
+        if self.is_missing(text):
+            return None
+        if not _MOMENT.fullmatch(text.strip()):
+            raise ValueError("not a date or time of ISO 8601")
+        moment = datetime.fromisoformat(text.strip())
+        if (moment.tzinfo is not None) != self.zoned:
+            raise ValueError("a time zone is missing, or not expected")
+        try:
+            since = moment.astimezone(UTC).replace(tzinfo=None) if self.zoned else moment
+        except OverflowError as error:
+            raise ValueError("not a date or time") from error
+        number = (since - self._origin) // self._step
+        if abs(number) > MAX_MOMENT:
+            raise ValueError("too far from the origin")
+        return float(number)
+
+    def moment_text(self, number: float) -> str:
+        """Write the date or time that `number` is, as ISO 8601 has it."""
+        moment = self._origin + number * self._step
+        text = moment.date().isoformat() if self.step == "day" and not self.zoned else moment.isoformat()
+        return f"{text}Z" if self.zoned else text
+
+    @property
+    def _origin(self) -> datetime:
+        return datetime.combine(self.origin, time())
+
+    @property
+    def _step(self) -> timedelta:
+        return timedelta(days=1) if self.step == "day" else timedelta(hours=1)
 
     @cached_property
     def missing_numbers(self) -> tuple[float, ...]:

@@ -19,11 +19,11 @@ def draw_column(
 ) -> npt.NDArray[np.float32]:
     """Draw float32 [rows], uniformly; no value is missing.
 
-    A numeric value is in the training range, a boolean is 0 or 1, and a category any index, the reserved one for
+    A number or a time is in the training range, a boolean is 0 or 1, and a category any index, the reserved one for
     unseen categories included. integers: draw only whole numbers of a numeric feature.
     """
     if feature.largest_code is not None:
         return generator.integers(0, feature.largest_code, rows, endpoint=True).astype("float32")
     low, high = feature.range or (0.0, 0.0)
     values = generator.uniform(low, high, rows)
-    return (values.round() if integers else values).astype("float32").clip(low, high)
+    return (values.round() if integers or feature.kind == "time" else values).astype("float32").clip(low, high)

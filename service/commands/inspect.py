@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from foldserve.service.bundle import Bundle, Manifest, Parity, read
+from foldserve.service.bundle import Bundle, Feature, Manifest, Parity, read
 from foldserve.service.runtime.golden import check_graph
 
 _FEATURES_SHOWN = 20
@@ -90,10 +90,18 @@ def _parity(parity: Parity) -> tuple[str, str, str, str]:
     return f"{parity.max_absolute:.2g}", f"{parity.max_relative:.2g}", f"{parity.worst:.2%}", agreement
 
 
+def _values(feature: Feature) -> str:
+    if feature.range is None:
+        return f"{len(feature.categories):,} categories"
+    if feature.kind == "time" and feature.reading is not None:
+        return " to ".join(map(feature.reading.moment_text, feature.range))
+    return "{:g} to {:g}".format(*feature.range)
+
+
 def _features(manifest: Manifest) -> Iterable[tuple[str, ...]]:
     for i, feature in enumerate(manifest.features[:_FEATURES_SHOWN]):
-        values = "{:g} to {:g}".format(*feature.range) if feature.range else f"{len(feature.categories):,} categories"
-        yield str(i), feature.name, feature.kind, f"{feature.missing_share:.1%}" if feature.missing else "no", values
+        missing = f"{feature.missing_share:.1%}" if feature.missing else "no"
+        yield str(i), feature.name, feature.kind, missing, _values(feature)
     hidden = len(manifest.features) - _FEATURES_SHOWN
     if hidden > 0:
         yield "", f"and {hidden} more", "", "", ""

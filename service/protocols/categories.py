@@ -37,6 +37,28 @@ class _Codes(dict[Any, float | None]):
         return self._missing if type(value) is str and self._is_missing(value) else self._unseen
 
 
+class TimeColumn:
+    """One column of dates and times, whose values are texts of ISO 8601. place: its index among all columns."""
+
+    def __init__(self, place: int, name: str, reading: Reading) -> None:
+        self.place = place
+        self.name = name
+        self._read = reading.moment
+
+    def code(self, value: Any, row: int) -> float | None:
+        """Return the number of one value. Raises `InvalidInput` for anything but such a text and null."""
+        try:
+            if value is None or type(value) is str:
+                return None if value is None else self._read(value)
+        except ValueError:
+            pass
+        raise InvalidInput(f"row {row}, column {self.name!r} is not a date or time as in the training table")
+
+    def codes(self, values: Sequence[Any], first_row: int) -> list[float | None]:
+        """Return the numbers of values, one for each row. first_row: the row of the first value, for the message."""
+        return [self.code(value, row) for row, value in enumerate(values, first_row)]
+
+
 class CategoricalColumn:
     """One boolean or categorical column.
 

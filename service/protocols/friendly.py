@@ -189,4 +189,6 @@ def example(manifest: Manifest) -> list[Category | bool | None]:
 def _json_value(feature: Feature, value: float | None) -> Category | bool | None:
     if value is None or feature.kind == "numeric":
         return value
+    if feature.kind == "time" and feature.reading is not None:
+        return feature.reading.moment_text(value)
     return bool(value) if feature.kind == "boolean" else (*feature.categories, feature.categories[-1])[int(value)]

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from foldserve.service.arrays import Rows
-from foldserve.service.bundle import Feature, Reading
+from foldserve.service.bundle import MAX_MOMENT, Feature, Reading
 from foldserve.service.errors import InvalidInput
-from foldserve.service.protocols.categories import NUMBERS, CategoricalColumn
+from foldserve.service.protocols.categories import NUMBERS, CategoricalColumn, TimeColumn
 
 _NUMBERS_AND_NULL = NUMBERS | {type(None)}
 
@@ -38,8 +38,15 @@ class Columns:
         self._places = np.array([column.place for column in self.coded], np.intp)
         self._largest = np.array([column.largest for column in self.coded], np.float32)
         self._reserved = np.array([column.reserved for column in self.coded], np.float32)
+        self._times = tuple(
+            TimeColumn(place, feature.name, feature.reading)
+            for place, feature in enumerate(features)
+            if feature.kind == "time" and feature.reading is not None
+        )
+        self._converted: tuple[CategoricalColumn | TimeColumn, ...] = (*self.coded, *self._times)
+        self._time_places = np.array([column.place for column in self._times], np.intp)
         # The numeric columns whose texts are numbers, and those in which some numbers mean a missing value.
-        self._readings = [None if feature.largest_code is not None else feature.reading for feature in features]
+        self._readings = [feature.reading if feature.kind == "numeric" else None for feature in features]
         self._missing_numbers = tuple(
             (place, reading.missing_numbers)
             for place, reading in enumerate(self._readings)
@@ -49,7 +56,7 @@ class Columns:
     @property
     def are_plain(self) -> bool:
         """Whether each number of JSON is the model's input as it stands: it is no category and no missing value."""
-        return not self.coded and not self._missing_numbers
+        return not self.coded and not self._times and not self._missing_numbers
 
     def from_json_values(self, values: list[Any], first_row: int = 0) -> Rows:
         """Read the values of whole rows, one row after the other, as float32 [rows, features].
@@ -58,10 +65,10 @@ class Columns:
         training read it. first_row: the index of the first of them in the request. Raises `InvalidInput`.
         """
         if len(values) == self.width:  # one row, the usual request: slices would be most of its cost
-            for column in self.coded:
+            for column in self._converted:
                 values[column.place] = column.code(values[column.place], first_row)
         else:
-            for column in self.coded:
+            for column in self._converted:
                 values[column.place :: self.width] = column.codes(values[column.place :: self.width], first_row)
         if self._missing_numbers:
             self._remove_missing(values)
@@ -81,7 +88,7 @@ class Columns:
         """Read the finite numbers of whole rows, as `from_json_numbers`. Returns None instead of a refusal."""
         with np.errstate(over="ignore"):
             rows = numbers.reshape(-1, self.width).astype(np.float32)
-        if not np.isfinite(rows).all() or (self.coded and self._no_codes(rows).any()):
+        if not np.isfinite(rows).all() or (self.coded and self._no_codes(rows).any()) or self._no_times(rows).any():
             return None
         return rows
 
@@ -164,10 +171,22 @@ class Columns:
             bad: npt.NDArray[np.bool_] = (codes < 0) | (codes > self._largest) | (abs(codes - np.rint(codes)) > 0)
         return bad
 
+    def _no_times(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Mark the values that are no time, bool [rows, times]. NaN is not marked."""
+        times = rows.take(self._time_places, axis=1)
+        with np.errstate(invalid="ignore"):  # for a signalling NaN
+            bad: npt.NDArray[np.bool_] = (abs(times) > MAX_MOMENT) | (abs(times - np.rint(times)) > 0)
+        return bad
+
     def _check_codes(self, rows: Rows, first_row: int = 0) -> None:
         if self.coded and (bad := self._no_codes(rows)).any():
             row, found = np.argwhere(bad)[0].tolist()
             raise InvalidInput(f"row {first_row + row}, column {self.coded[found].name!r} {self.coded[found].no_code}")
+        if self._times and (bad := self._no_times(rows)).any():
+            row, found = np.argwhere(bad)[0].tolist()
+            raise InvalidInput(
+                f"row {first_row + row}, column {self._times[found].name!r} is not a whole number from -2^24 to 2^24"
+            )
 
     def _refuse_at(self, bad: npt.NDArray[np.bool_], reason: str, first_row: int = 0) -> None:
         """Raise `InvalidInput` with the place of the first true value of bool [rows, features]."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from foldserve.training.errors import FoldError
+from foldserve.training.network.calendar import Calendar
 from foldserve.training.network.encode import Encode
 from foldserve.training.network.layers import Affine, Layer, Shift, is_activation
 
@@ -288,7 +289,7 @@ def _subtract_offsets(steps: Iterator[_Step], network: nn.Sequential, report: li
                 report += _report(step, "offset subtracted first: x - mean", name)
                 yield _Opaque(name, Shift(offset))
                 step = replace(step, mean=step.mean - offset.double())
-        on_input = on_input and isinstance(step, _Opaque) and isinstance(step.module, Encode)
+        on_input = on_input and isinstance(step, _Opaque) and isinstance(step.module, Encode | Calendar)
         yield step
 
 

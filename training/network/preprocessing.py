@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from foldserve.training.network.calendar import with_parts
 from foldserve.training.network.encode import Encode, Floats, Layout
 from foldserve.training.network.layers import Affine
 from foldserve.training.plan import Binned
@@ -36,10 +37,16 @@ def fit_preprocessing(columns: Sequence[Column], x: Floats, bins: int, binned: B
 
     x: float32 [rows, features], the training rows. bins, binned: see `choose_layout`.
     """
-    layout = choose_layout(columns, x, bins, binned)
-    encode = OrderedDict[str, nn.Module](encode=Encode(layout)) if layout.is_needed else OrderedDict()
-    encoded = partial(_transform_chunks, nn.Sequential(encode), x)
-    return nn.Sequential(encode | {"standardise": fit_standardisation(layout, encoded)})
+    parts, raw = with_parts(columns), x
+    layers = OrderedDict[str, nn.Module]()
+    if parts.calendar is not None:
+        layers["calendar"] = parts.calendar
+        x = transform(parts.calendar, x).numpy()
+    layout = choose_layout(parts.columns, x, bins, binned, raw=len(columns))
+    if layout.is_needed:
+        layers["encode"] = Encode(layout)
+    encoded = partial(_transform_chunks, nn.Sequential(layers), raw)
+    return nn.Sequential(layers | {"standardise": fit_standardisation(layout, encoded)})
 
 
 def transform(preprocessing: nn.Module, x: Floats) -> Tensor:
@@ -53,13 +60,17 @@ def _transform_chunks(preprocessing: nn.Module, x: Floats) -> Iterator[Tensor]:
         yield preprocessing(torch.from_numpy(x[start : start + _CHUNK]))
 
 
-def choose_layout(columns: Sequence[Column], x: Floats, bins: int, binned: Binned = "all") -> Layout:
+def choose_layout(
+    columns: Sequence[Column], x: Floats, bins: int, binned: Binned = "all", raw: int | None = None
+) -> Layout:
     """Choose the encoded columns of each feature by the training rows, float32 `x` [rows, features].
 
     bins: the largest number of bins of a numeric feature, between quantiles. binned: the numeric features that get
     bins: `all`, or those with `tails`. A feature with tails has many different values, and its range is at least four
     times as wide as the interval with the middle 90% of them. If an affine scale fits such a range, it hides the
     differences between most rows. If it fits most rows, the other rows get values without a bound.
+
+    raw: the number of columns before the parts of times. Only these columns show their missing values.
     """
     features = np.arange(len(columns))
     is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
@@ -78,7 +89,7 @@ def choose_layout(columns: Sequence[Column], x: Floats, bins: int, binned: Binne
         rate=(1 / np.concatenate([*widths, np.empty(0)])).astype(np.float32),
         categorical=np.repeat(categorical, [len(values) for values in seen]),
         index=np.concatenate([*seen, np.empty(0, np.float32)]).astype(np.float32),
-        missing=features[np.isnan(x).any(0)],
+        missing=features[:raw][np.isnan(x[:, :raw]).any(0)],
     )
 
 

@@ -167,6 +167,8 @@ def _values(feature: Feature) -> str:
     if feature.range is None:
         return ""
     low, high = feature.range
+    if feature.kind == "time" and feature.reading is not None:
+        return f"{feature.reading.moment_text(low)} to {feature.reading.moment_text(high)}"
     return f"always {format_value(low)}" if low == high else f"{format_value(low)} to {format_value(high)}"
 
 

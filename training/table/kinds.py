@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-
 import numpy as np
 import pyarrow as pa
 
 from foldserve.service.bundle import FALSE, TRUE, Reading
 from foldserve.training.errors import DataError
 from foldserve.training.table.cells import Distinct, as_text, cell_text, distinct, is_text, is_time
+from foldserve.training.table.moments import find_moments, read_moments
 from foldserve.training.table.notation import Marks, read_notation
 from foldserve.training.table.numbers import PLAIN, Values, almost_numeric, check_numbers, not_numeric, read_numbers
 from foldserve.training.table.schema import Kind
-from foldserve.training.text import flag_value
 
 Decision = tuple[Kind, Values | Distinct, Reading | None]
 """The kind of a column, its numbers or its distinct values, and the reading of its texts, if it has any."""
@@ -30,6 +28,8 @@ def read_as(kind: Kind, name: str, cells: pa.ChunkedArray, reading: Reading | No
     """
     if kind == "numeric":
         return read_numbers(name, cells, reading or PLAIN)
+    if kind == "time" and reading is not None:
+        return read_moments(name, cells, reading)
     return read_booleans(name, cells) if kind == "boolean" else distinct(cells)
 
 
@@ -44,14 +44,9 @@ def read_declared(kind: Kind, name: str, cells: pa.ChunkedArray, marks: Marks) -
 def infer(name: str, cells: pa.ChunkedArray, marks: Marks, *, typed: bool) -> Decision:
     """Infer the kind of a column, and read it.
 
-    typed: whether the source states the types of its cells; then a text stays a text. Raises `DataError` for dates and
-    times, for a column of numbers in which some cells are texts, and for numbers that can be read in two ways.
+    typed: whether the source states the types of its cells; then a text stays a text. Raises `DataError` for a column
+    of numbers in which some cells are texts, and for numbers that can be read in two ways.
     """
-    if is_time(cells):
-        raise DataError(
-            f"column {name!r} is a date or time, which can't be a feature: turn it into a number, use --time "
-            f"{shlex.quote(name)} to split by it, or --drop {flag_value(name)}"
-        )
     if pa.types.is_boolean(cells.type):
         return "boolean", read_booleans(name, cells), _reading("boolean", cells, marks)
     numbers = read_notation(name, cells, marks) if not (typed and is_text(cells)) else None
@@ -59,6 +54,9 @@ def infer(name: str, cells: pa.ChunkedArray, marks: Marks, *, typed: bool) -> De
         values, reading = numbers
         check_numbers(name, cells, values, reading)
         return "numeric", values, _if_texts(reading, cells)
+    moments = find_moments(cells, marks.missing) if is_time(cells) or not typed else None
+    if moments is not None:
+        return "time", *moments
     found = distinct(cells)
     if not typed and found.used and all(value.strip().lower() in _BOOLEANS for value in found.used):
         return "boolean", read_booleans(name, cells), _reading("boolean", cells, marks)

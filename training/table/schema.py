@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from foldserve.service.bundle import Label, Reading, Task
 
-Kind = Literal["numeric", "boolean", "categorical"]
+Kind = Literal["numeric", "boolean", "categorical", "time"]
 Category = str | int | float
 
 RowIndices = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ class Column:
     categories: the values of index 0, 1, ..., sorted. They are texts, or numbers if every cell is a number; () for
     another kind.
     missing: whether the column has a missing value in some row of the table.
-    reading: how a text becomes a value; None if the table has no texts in the column.
+    reading: how a text becomes a value; None if the table has no texts in the column. A column of times has one.
     """
 
     name: str
@@ -39,7 +39,8 @@ class Table:
     """A table that is ready for training.
 
     x: float32 [rows, features], raw values. A boolean is 0 or 1. A category is its index in `categories`, and
-    len(categories) if it is not among them. A missing value is NaN. There are no infinities.
+    len(categories) if it is not among them. A time is a whole number of days or hours. A missing value is NaN. There
+    are no infinities.
     y: int64 [rows] for classification, indices into `labels`; float64 [rows] for regression, finite.
     labels: the classes in the order of their index, in the table's own JSON type; () for regression.
     group: int64 [rows], equal for rows that the split keeps together; None without a group column.

@@ -83,7 +83,7 @@ def _is_copy(column: Column, cells: Values, y: Values, table: Table) -> bool:
 def _predicts(column: Column, cells: Values, y: Values, classes: int) -> bool:
     """Whether one half of the rows predicts the other half by this column alone."""
     half = len(y) // 2
-    if column.kind == "numeric":
+    if column.kind in ("numeric", "time"):
         highest = np.nanmax(cells, initial=0.0)
         cells = np.nan_to_num(cells, nan=2 * abs(highest) + 1)  # far from every value
         predicted = y[:half][_nearest(cells[:half], cells[half:])]
@@ -97,7 +97,7 @@ def _predicts(column: Column, cells: Values, y: Values, classes: int) -> bool:
         baseline = int((y[half:] != majority).sum())
         return baseline >= _MIN_ROWS // 8 and int((predicted != y[half:]).sum()) <= _LEFT * baseline
     left = float(((y[half:] - predicted) ** 2).sum())
-    if column.kind == "numeric" and np.ptp(cells[:half]) > 0:
+    if column.kind in ("numeric", "time") and np.ptp(cells[:half]) > 0:
         origin = cells[:half].mean()
         slope, offset = np.polyfit(cells[:half] - origin, y[:half], 1)
         left = min(left, float(((y[half:] - slope * (cells[half:] - origin) - offset) ** 2).sum()))

@@ -1,0 +1,184 @@
+"""The calendar of a moment: the layer that turns one number, days or hours since an origin, into its parts.
+
+The parts are whole-number arithmetic, exact in float32 for every number up to 2^24, followed by a sine and a cosine for
+each cycle. It does not know how a text becomes the number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from foldserve.training.network.graph import Graph
+from foldserve.training.network.layers import Layer
+from foldserve.training.table.schema import Column
+
+# The days from 0000-03-01, the first day of a year that ends with its leap day, to 1970-01-01.
+_EPOCH = 719_468
+
+NUMBERS = ("year", "month", "day of week", "hour")
+CYCLES = tuple(f"{function} of {part}" for part in NUMBERS[1:] for function in ("sine", "cosine"))
+
+
+class _Number(Protocol):
+    """A tensor, or a symbol of one: the arithmetic that the parts need."""
+
+    def __add__(self: N, other: float | N, /) -> N: ...
+    def __sub__(self: N, other: float | N, /) -> N: ...
+    def __mul__(self: N, other: float | N, /) -> N: ...
+    def __truediv__(self: N, other: float | N, /) -> N: ...
+    def floor(self: N) -> N: ...
+    def sin(self: N) -> N: ...
+    def cos(self: N) -> N: ...
+
+
+N = TypeVar("N", bound=_Number)
+
+
+def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
+    """Compute the parts of moments: `NUMBERS`, then `CYCLES`. A missing value, NaN, has the parts NaN.
+
+    x: whole numbers since an origin. per_day: how many of them a day has. origin: in days since 0000-03-01. January is
+    1, and Monday is 0. The date is that of the proleptic Gregorian calendar, by the algorithm `civil_from_days` of
+    Howard Hinnant (https://howardhinnant.github.io/date_algorithms.html).
+    """
+    day = (x / per_day).floor()
+    hour = (x - day * per_day) * 24.0 / per_day
+    z = day + origin
+    weekday = z + 2.0
+    weekday = weekday - (weekday / 7.0).floor() * 7.0
+    era = (z / 146_097.0).floor()
+    day_of_era = z - era * 146_097.0
+    leap_days = (day_of_era / 1_460.0).floor() - (day_of_era / 36_524.0).floor() + (day_of_era / 146_096.0).floor()
+    year_of_era = ((day_of_era - leap_days) / 365.0).floor()
+    first = year_of_era * 365.0 + (year_of_era / 4.0).floor() - (year_of_era / 100.0).floor()
+    month_from_march = (((day_of_era - first) * 5.0 + 2.0) / 153.0).floor()  # 0 is March
+    next_year = (month_from_march / 10.0).floor()  # 1 in January and February
+    month = month_from_march + 3.0 - next_year * 12.0
+    year = era * 400.0 + year_of_era + next_year
+    cycles = [part * (2 * math.pi / length) for part, length in ((month, 12), (weekday, 7), (hour, 24))]
+    return [year, month, weekday, hour, *(wave for angle in cycles for wave in (angle.sin(), angle.cos()))]
+
+
+class Calendar(Layer):
+    """[batch, features] -> [batch, features + parts]: the features as they are, then the parts of the moments.
+
+    The first part of every moment comes first, then the second part of every moment, and so on.
+    """
+
+    places: Tensor
+    per_day: Tensor
+    origin: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        """columns: of the table. Those of the kind `time` have parts."""
+        super().__init__()
+        readings = {place: c.reading for place, c in enumerate(columns) if c.kind == "time" and c.reading}
+        self.features = len(columns)
+        self.register_buffer("places", torch.tensor(list(readings), dtype=torch.int64))
+        self.register_buffer("per_day", torch.tensor([24.0 if r.step == "hour" else 1.0 for r in readings.values()]))
+        days = [_EPOCH + (r.origin - date(1970, 1, 1)).days for r in readings.values()]
+        self.register_buffer("origin", torch.tensor(days, dtype=torch.float32))
+
+    @property
+    def columns(self) -> int:
+        """The number of output columns."""
+        return self.features + len(self.places) * (len(NUMBERS) + len(CYCLES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute in the dtype of `x`."""
+        parts = compute_parts(x[:, self.places], self.per_day.to(x.dtype), self.origin.to(x.dtype))
+        return torch.cat([x, *parts], 1)
+
+    def add_nodes(self, graph: Graph, name: str) -> None:
+        """Add the arithmetic of `compute_parts`, one node for each operation, and a Concat."""
+        raw = graph.value
+        moments = graph.node("Gather", f"{name}.raw", graph.constant(f"{name}.columns", self.places), axis=1)
+        symbols = _Symbols(graph, name)
+        constants = (graph.constant(f"{name}.{part}", getattr(self, part)) for part in ("per_day", "origin"))
+        parts = compute_parts(*(_Symbol(symbols, value) for value in (moments, *constants)))
+        graph.concatenate(name, [raw, *(part.value for part in parts)])
+
+
+class _Symbols:
+    """Names the values of an expression in a graph, and keeps each constant once."""
+
+    def __init__(self, graph: Graph, name: str) -> None:
+        self._graph = graph
+        self._name = name
+        self._constants: dict[float, str] = {}
+        self._count = 0
+
+    def add(self, operator: str, *operands: _Symbol | float) -> _Symbol:
+        first, *others = [
+            operand.value if isinstance(operand, _Symbol) else self._constant(operand) for operand in operands
+        ]
+        self._graph.value = first
+        self._count += 1
+        return _Symbol(self, self._graph.node(operator, f"{self._name}.{self._count}", *others))
+
+    def _constant(self, number: float) -> str:
+        if number not in self._constants:
+            name = f"{self._name}.constant.{len(self._constants)}"
+            self._constants[number] = self._graph.constant(name, torch.tensor(number))
+        return self._constants[number]
+
+
+@dataclass(frozen=True)
+class _Symbol:
+    """A value of the graph, with the arithmetic of a tensor."""
+
+    symbols: _Symbols
+    value: str
+
+    def __add__(self, other: float | _Symbol) -> _Symbol:
+        return self.symbols.add("Add", self, other)
+
+    def __sub__(self, other: float | _Symbol) -> _Symbol:
+        return self.symbols.add("Sub", self, other)
+
+    def __mul__(self, other: float | _Symbol) -> _Symbol:
+        return self.symbols.add("Mul", self, other)
+
+    def __truediv__(self, other: float | _Symbol) -> _Symbol:
+        return self.symbols.add("Div", self, other)
+
+    def floor(self) -> _Symbol:
+        return self.symbols.add("Floor", self)
+
+    def sin(self) -> _Symbol:
+        return self.symbols.add("Sin", self)
+
+    def cos(self) -> _Symbol:
+        return self.symbols.add("Cos", self)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The columns of a table after its calendar: the features, and the parts of its moments."""
+
+    columns: tuple[Column, ...]
+    calendar: Calendar | None
+
+
+def with_parts(columns: Sequence[Column]) -> Parts:
+    """Return the columns with the parts of their moments, and the layer that computes them; None without moments.
+
+    A part that is a number has the kind `numeric`, and may have bins. A wave has the kind `time`, and has none.
+    """
+    moments = [column for column in columns if column.kind == "time"]
+    if not moments:
+        return Parts(tuple(columns), None)
+    named = [(part, "numeric") for part in NUMBERS] + [(part, "time") for part in CYCLES]
+    parts = [
+        Column(f"{part} of {column.name}", "numeric" if kind == "numeric" else "time", missing=column.missing)
+        for part, kind in named
+        for column in moments
+    ]
+    return Parts((*columns, *parts), Calendar(columns))

@@ -1,0 +1,84 @@
+"""Moments: from dates and times to whole days or hours since an origin, by a `Reading`.
+
+A column has days if all of its times are midnight or lie many centuries apart, and hours otherwise. float32 has every
+hour of 1,900 years, and every day.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from foldserve.service.bundle import MAX_MOMENT, MOMENT_PATTERN, Reading
+from foldserve.training.errors import DataError
+from foldserve.training.table.cells import is_text, is_time
+from foldserve.training.table.numbers import Values, matches, without_blanks
+
+_DAY = 86_400_000_000  # microseconds, as all times here
+_HOUR = _DAY // 24
+_ZONED = r"(?:Z|[+-][0-9]{2}:?[0-9]{2})$"
+
+
+def find_moments(cells: pa.ChunkedArray, missing: tuple[str, ...]) -> tuple[Values, Reading] | None:
+    """Return the moments of a column, float64 [rows], NaN for a missing value, and the reading that they have.
+
+    Returns None if a cell is no date or time of ISO 8601, or some cells have a time zone and others have none.
+    """
+    found = _microseconds(cells)
+    if found is None:
+        return None
+    times, absent, zoned = found
+    known = times[~absent]
+    fits = known.max() - known.min() < MAX_MOMENT * _HOUR - 366 * _DAY
+    year = int(known.min().astype("datetime64[us]").astype("datetime64[Y]").astype(np.int64)) + 1970
+    step = "hour" if fits and (known % _DAY).any() else "day"
+    reading = Reading.model_validate(
+        {"missing": missing, "step": step, "origin": date(max(year, 1), 1, 1), "zoned": zoned}
+    )
+    return _count(times, absent, reading), reading
+
+
+def read_moments(name: str, cells: pa.ChunkedArray, reading: Reading) -> Values:
+    """Return the moments of a column by its reading. Raises `DataError` if a cell does not fit."""
+    found = _microseconds(cells)
+    if found is None or found[2] != reading.zoned:
+        form = "with a time zone" if reading.zoned else "without a time zone"
+        raise DataError(f"column {name!r} must be a date or time {form}, as in the training table")
+    values = _count(found[0], found[1], reading)
+    if (far := np.abs(values) > MAX_MOMENT).any():
+        raise DataError(f"column {name!r}: row {int(far.argmax()) + 1} is too far from the times of the training table")
+    return values
+
+
+def _count(times: npt.NDArray[np.int64], absent: npt.NDArray[np.bool_], reading: Reading) -> Values:
+    origin = int(np.datetime64(reading.origin, "us").astype(np.int64))
+    return np.where(absent, np.nan, (times - origin) // (_DAY if reading.step == "day" else _HOUR))
+
+
+def _microseconds(
+    cells: pa.ChunkedArray,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], bool] | None:
+    """Return int64 [rows] since 1970, which rows have no value, and whether the times have a zone and are in UTC."""
+    zoned = False
+    if is_text(cells):
+        texts = without_blanks(cells)
+        if not all(matches(part, MOMENT_PATTERN) for part in (texts.slice(0, 64), texts)):
+            return None
+        zoned = bool(pc.any(pc.match_substring_regex(texts, _ZONED), min_count=0).as_py())
+        cells = pc.replace_substring_regex(texts, r"([.][0-9]{6})[0-9]+", r"\1")
+    elif not is_time(cells):
+        return None
+    elif pa.types.is_timestamp(cells.type):
+        zoned = cells.type.tz is not None
+    try:
+        times = cells.cast(pa.timestamp("us", "UTC" if zoned else None), **({} if is_text(cells) else {"safe": False}))
+    except pa.ArrowInvalid:  # some texts have a zone and others have none, or there is no such day
+        return None
+    if times.null_count == len(times):
+        return None
+    absent = pc.is_null(times).to_numpy()
+    return pc.fill_null(times.cast(pa.int64()), 0).to_numpy(), absent, zoned
