@@ -80,7 +80,11 @@ def _versions() -> dict[str, str]:
 
 def _given(options: DataOptions) -> dict[str, Setting]:
     """Return the options that were given. A file is recorded by its name, without the path."""
-    given = {name: value for name, value in asdict(options).items() if value not in (None, ()) and name != "source"}
+    given = {
+        name: value
+        for name, value in asdict(options).items()
+        if value not in (None, ()) and name not in ("source", "more")
+    }
     return {name: value.name if isinstance(value, Path) else value for name, value in given.items()}
 
 
