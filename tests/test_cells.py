@@ -6,7 +6,9 @@ import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import httpx
 import numpy as np
+import onnxruntime as ort
 import orjson
 import pyarrow as pa
 import pyarrow.parquet
@@ -17,9 +19,10 @@ from hypothesis import strategies as st
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.training.certify.manifest import describe_features
+from foldserve.training.cli import main
 from foldserve.training.plan import DataOptions
 from foldserve.training.table.load import load
-from tests.service.support import manifest
+from tests.service.support import manifest, serving
 
 JSON = {b"content-type": b"application/json"}
 
@@ -138,3 +141,26 @@ def test_a_typed_table_accepts_no_texts_as_numbers(tmp_path):
     for row in (["1", True], [1, "true"]):
         with pytest.raises(InvalidInput):
             decode(reader, [row])
+
+
+def test_a_server_answers_the_cells_of_a_training_row_as_training_does(tmp_path):
+    generator = np.random.default_rng(1)
+    lines = ["price,share,seen,sold,town,y"]
+    for row in range(120):
+        price = "?" if row % 11 == 0 else f'"${generator.integers(100, 9_000_000) / 100:,.2f}"'
+        share = f"{generator.integers(0, 1000) / 10}%"
+        seen = f"2024-{row % 12 + 1:02}-{row % 28 + 1:02} {row % 24:02}:30"
+        lines.append(f"{price},{share},{seen},{('true', 'False', '?')[row % 3]},{('a', ' b', '?')[row % 3]},{row % 2}")
+    (tmp_path / "sales.csv").write_text("\n".join(lines), encoding="utf-8")
+    source, models = str(tmp_path / "sales.csv"), tmp_path / "models"
+    assert main(["fit", source, "--missing", "?", "--epochs", "3", "--models", str(models)]) == 0
+    table = load(DataOptions(source, missing=("?",)))
+    (expected,) = ort.InferenceSession(models / "sales" / "1" / "model.onnx").run(None, {"input": table.x})
+    rows = list(csv.DictReader(lines))
+    posted = [{name: row[name] for name in table.features} for row in rows]
+    with serving(models, tmp_path / "log") as server:
+        answer = httpx.post(f"{server.url}/predict", json={"instances": posted}).raise_for_status().json()
+        nulls = [{name: None if cell == "?" else cell for name, cell in row.items()} for row in posted]
+        again = httpx.post(f"{server.url}/predict", json={"instances": nulls}).raise_for_status().json()
+    np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-5, atol=1e-6)
+    assert again == answer

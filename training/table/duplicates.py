@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from foldserve.training.table.schema import Table
+from foldserve.training.table.schema import RowIndices, Table
 
 # Rows that are hashed at a time, which bounds the memory.
 _CHUNK = 65_536
 
 
-def leave_out_duplicates(test: Table, seen: Table, *, keep: bool) -> Table:
-    """Return the test rows that do not occur among the rows `seen` in training, with a note if there are others.
+def leave_out_duplicates(test: Table, table: Table, seen: RowIndices, *, keep: bool) -> Table:
+    """Return the test rows that do not occur among the rows `seen` of `table`, with a note if there are others.
 
     keep: only count them. They are kept too if fewer than half of the rows would be left: then equal rows are common
     in the table, as with a few categories, and they are no copies.
     """
-    known = np.isin(_hash_rows(test), _hash_rows(seen))
+    known = np.isin(_hash_rows(test), _hash_rows(table)[seen])
     count, rows = int(known.sum()), len(known)
     if not count:
         return replace(test, notes=())

@@ -96,8 +96,8 @@ def load_held_out(options: DataOptions, table: Table, split: Split, on_read: OnR
     Rows that are equal to a training or validation row are left out, unless the options keep them; a note says so.
     """
     test = load_test(options, table, on_read) if options.test else table.select(split.test)
-    seen = table if options.test else table.select(np.concatenate([split.train, split.validation]))
-    return leave_out_duplicates(test, seen, keep=options.keep_duplicates)
+    seen = np.concatenate([split.train, split.validation])
+    return leave_out_duplicates(test, table, seen, keep=options.keep_duplicates)
 
 
 def _read_options(options: DataOptions) -> ReadOptions:
