@@ -66,8 +66,9 @@ class Batcher:
         self._max_delay = max_delay
         self._max_wait = max_wait
         self._observe = observe
-        self._queue: deque[Entry] = deque()
-        self._queued_rows = 0
+        self._high: deque[Entry] = deque()  # entries of high priority, which are run first
+        self._queue: deque[Entry] = deque()  # all others
+        self._queued_rows = self._high_rows = 0  # in both queues, and in the first
         self._scheduled: asyncio.Handle | None = None  # the next call of `_run_next`
         self._due = math.inf  # the time of that call, if it waits for max_delay
         self.running = False
@@ -98,7 +99,9 @@ class Batcher:
         the run. Raises `QueueFull`.
         """
         # A large entry is run in pieces, so it delays each other entry by one batch at most.
-        batches = min(self._queued_rows, len(self._queue) * self._max_batch) // self._max_batch
+        entries = len(self._high) if high else len(self._high) + len(self._queue)
+        rows = self._high_rows if high else self._queued_rows
+        batches = min(rows, entries * self._max_batch) // self._max_batch
         wait = max(0.0, self._run_ends - time.monotonic()) + batches * self._max_batch * self._seconds_per_row()
         allowed = self._max_wait if high else self._max_wait * (1 - RESERVE)
         if wait >= patience or (batches and wait > allowed):
@@ -116,9 +119,9 @@ class Batcher:
         limit = self._max_queue if high else self._max_queue - int(self._max_queue * RESERVE)
         if self._queued_rows and self._queued_rows + len(rows) > limit:
             raise QueueFull("too many rows wait for this model", self._retry_after())
-        entry = Entry(self, rows, deadline, on_result)
-        self._queue.append(entry)
-        self._queued_rows += len(rows)
+        entry = Entry(self, rows, deadline, on_result, high=high)
+        (self._high if high else self._queue).append(entry)
+        self._count(entry, len(rows))
         if self.running:
             pass  # the end of the run starts the next one
         elif not self._max_delay:
@@ -139,17 +142,23 @@ class Batcher:
     def abandon(self) -> None:
         """Fail every entry in the queue and in the run on the thread, because that run will not end."""
         self._draining = True
-        entries = [entry for entry, _ in self._on_thread] + list(self._queue)
+        entries = [entry for entry, _ in self._on_thread] + [*self._high, *self._queue]
+        self._high.clear()
         self._queue.clear()
-        self._queued_rows = 0
         for entry in entries:
-            entry.queued = 0
+            self.release(entry)
             entry.resolve(RuntimeFailure("the model did not answer in time"))
 
     def release(self, entry: Entry) -> None:
         """Subtract the rows of `entry` from the number of queued rows, because they will not be run."""
-        self._queued_rows -= entry.queued
+        self._count(entry, -entry.queued)
         entry.queued = 0
+
+    def _count(self, entry: Entry, rows: int) -> None:
+        """Add rows of `entry` to those in the queue."""
+        self._queued_rows += rows
+        if entry.high:
+            self._high_rows += rows
 
     def _run_after_delay(self, entry: Entry) -> None:
         """Schedule a run `max_delay` after `entry` arrived, or halfway to its deadline if that is sooner."""
@@ -167,7 +176,7 @@ class Batcher:
         self._scheduled = asyncio.get_running_loop().call_soon(self._run_next)
 
     def _run_rest(self) -> None:
-        if self._queue and self._scheduled is None:
+        if (self._high or self._queue) and self._scheduled is None:
             self._run_soon()
 
     def _retry_after(self) -> int:
@@ -191,7 +200,7 @@ class Batcher:
                 self._run_on_thread(batch, count)
                 return
             self._finish(batch, count, *self._run_batch(batch, count))
-            if self._queue and self._queue[0].taken:
+            if (queue := self._high or self._queue) and queue[0].taken:
                 break
         self._run_rest()
 
@@ -218,13 +227,15 @@ class Batcher:
         self._sweeper = None
         if self.running:
             now = time.monotonic()
-            queue, self._queue = self._queue, deque()  # a callback may submit a new entry
-            kept = [entry for entry in queue if not self._drop_if_over(entry, now)]
-            self._queue.extendleft(reversed(kept))
+            for queue in (self._high, self._queue):
+                entries = list(queue)
+                queue.clear()  # a callback may submit a new entry
+                kept = [entry for entry in entries if not self._drop_if_over(entry, now)]
+                queue.extendleft(reversed(kept))
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._drop_expired)
 
     def _take_batch(self) -> list[tuple[Entry, Rows]]:
-        """Take the entries of one batch in order of arrival, each with its rows to run.
+        """Take the entries of one batch, each with its rows to run: those of high priority first, in order of arrival.
 
         A piece of a larger entry fills a batch, and the rest of that entry goes to the end of the queue. So small
         entries never wait for all of a large entry.
@@ -232,8 +243,7 @@ class Batcher:
         batch: list[tuple[Entry, Rows]] = []
         room = self._max_batch
         now = time.monotonic()
-        queue = self._queue
-        while queue and room:
+        while room and (queue := self._high or self._queue):
             entry = queue[0]
             if self._drop_if_over(entry, now):
                 queue.popleft()
@@ -247,7 +257,7 @@ class Batcher:
             batch.append((entry, rows))
             entry.taken += count
             entry.queued -= count
-            self._queued_rows -= count
+            self._count(entry, -count)
             room -= count
             if count < left:
                 queue.append(entry)

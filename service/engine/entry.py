@@ -41,12 +41,13 @@ class Entry:
     outputs: the outputs of the pieces that were run.
     """
 
-    __slots__ = ("_queue", "arrived", "deadline", "on_result", "outputs", "queued", "rows", "taken")
+    __slots__ = ("_queue", "arrived", "deadline", "high", "on_result", "outputs", "queued", "rows", "taken")
 
-    def __init__(self, queue: Queue, rows: Rows, deadline: float, on_result: OnResult) -> None:
+    def __init__(self, queue: Queue, rows: Rows, deadline: float, on_result: OnResult, *, high: bool = False) -> None:
         self._queue = queue
         self.rows = rows
         self.deadline = deadline
+        self.high = high  # the priority
         self.arrived = time.monotonic()
         self.on_result: OnResult | None = on_result  # None once the entry is resolved or cancelled
         self.taken = 0

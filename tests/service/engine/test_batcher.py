@@ -641,6 +641,31 @@ def test_a_cancelled_entry_makes_room_in_the_queue_before_any_run() -> None:
     asyncio.run(use())
 
 
+def test_entries_of_high_priority_are_run_first(world: World) -> None:
+    first = world.hold()
+    normal = world.arrive(8, 8)
+    high = [Caller(world.rows(8)) for _ in range(2)]
+    for caller in high:
+        world.on_loop(lambda each=caller: world.batcher.submit(each.rows, FAR, each.answers.append, high=True))
+    world.let_go()
+    world.until_answered(first, *normal, *high)
+    assert [rows[0, 0] for rows in world.model.runs[-4:]] == [caller.rows[0, 0] for caller in (*high, *normal)]
+    assert all(caller.got_its_own_rows() for caller in (*high, *normal))
+
+
+def test_the_last_tenth_of_the_queue_is_for_high_priority(make: Callable[..., World]) -> None:
+    world = make(max_queue=10)
+    first = world.hold()
+    normal = world.arrive(9)
+    high = Caller(world.rows(1))
+    with pytest.raises(QueueFull):
+        world.arrive(1)
+    world.on_loop(lambda: world.batcher.submit(high.rows, FAR, high.answers.append, high=True))
+    world.let_go()
+    world.until_answered(first, *normal, high)
+    assert high.got_its_own_rows()
+
+
 # --- all together ----------------------------------------------------------------------------------------------------
 
 
