@@ -1,4 +1,4 @@
-"""`foldserve` that writes the audit events of its own process to the file AUDIT, one a line, as JSON.
+"""`foldserve` that writes the audit events of its process to the file AUDIT. Each line is one event as JSON.
 
 https://docs.python.org/3/library/audit_events.html lists the events.
 """
@@ -16,7 +16,10 @@ EVENTS = ("open", "os.", "pickle.", "shutil.", "socket.connect", "socket.getaddr
 
 
 def record(target: int, event: str, arguments: tuple[object, ...]) -> None:
-    """Write the name of an event and its first argument. One write is one line, also from several threads."""
+    """Write the name of an event and its first argument.
+
+    Each line is a single write, so threads can't mix their lines.
+    """
     if event.startswith(EVENTS):
         first = arguments[0] if arguments else None
         os.write(

@@ -23,7 +23,7 @@ def run(*arguments: str, expected: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def python(code: str) -> str:
-    """Run code with `rig` on the path, in its own process, and return its output."""
+    """Run code in a separate process with `rig` on the path, and return the output."""
     start = "import sys; sys.path.insert(0, 'benchmarks'); "
     done = subprocess.run([sys.executable, "-c", start + code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
@@ -66,7 +66,7 @@ print(count(events, 2))
 
 
 def test_the_reference_of_a_network_agrees_with_each_of_its_files(tmp_path: Path) -> None:
-    """NumPy computes the reference. ONNX Runtime runs the files, the one in float16 too."""
+    """NumPy computes the reference. ONNX Runtime runs all files, including the file in float16."""
     code = f"""
 import numpy as np
 from pathlib import Path

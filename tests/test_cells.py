@@ -1,4 +1,4 @@
-"""The cells of a training row, posted as texts, become the very numbers that training read from them."""
+"""The cells of a training row are posted as texts. They become exactly the numbers that the training read from them."""
 
 import csv
 import io
@@ -37,7 +37,7 @@ def decode(reader, rows):
 
 
 def grouped(decimal, thousands, pattern):
-    """Texts of numbers that show their notation: two digits after the mark."""
+    """Draw texts of numbers with two digits after the decimal mark, so that the texts show their notation."""
     marks = str.maketrans({".": decimal, ",": thousands})
     return st.integers(-(10**8), 10**8).map(lambda n: pattern.format(f"{n / 100:,.2f}".translate(marks)))
 
@@ -90,7 +90,7 @@ def test_a_training_row_posted_as_its_cells_is_read_as_in_training(rows):
 
 @pytest.fixture
 def townspeople(tmp_path):
-    """A table whose numbers, categories and booleans have missing texts of their own."""
+    """A table in which numbers, categories and booleans each have different texts for missing values."""
     rows = [("Oslo", "1", "true", "7"), ("?", "2", "?", "-9"), ("Rome", "3", "false", "8")] * 4
     path = tmp_path / "t.csv"
     path.write_text("town,size,member,n,y\n" + "".join(f"{','.join(row)},{i % 2}\n" for i, row in enumerate(rows)))

@@ -1,4 +1,4 @@
-"""From a CSV file to the answers of a server: kinds, missing values, numbers far from zero, and the metrics."""
+"""From a CSV file to the answers of a server: kinds of columns, missing values, numbers far from zero, and metrics."""
 
 import contextlib
 import csv
@@ -56,7 +56,7 @@ def write(path, rows):
 
 
 def with_class(rows):
-    """Add a class by the score."""
+    """Add a class that depends on the score."""
     return [person | {"answer": LABELS[int(np.digitize(score, [-0.5, 1]))]} for person, score in rows]
 
 
@@ -65,7 +65,7 @@ def with_price(rows):
 
 
 def with_rare_class(rows):
-    """Add a class of one row in fifty, independent of the features."""
+    """Add a class that one row in fifty has, independently of the features."""
     return [person | {"fraud": place % 50 == 0} for place, (person, _) in enumerate(rows)]
 
 
@@ -110,7 +110,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def printed(folder):
-    """The output of each training; the bundles are in models/."""
+    """Return the output of each training. The trainings write their bundles to models/."""
     models = folder / "models"
     models.mkdir()
     with contextlib.chdir(folder):

@@ -1,4 +1,4 @@
-"""The docs name files, modules, targets and layers that exist. Each page's own claims have their own tests."""
+"""The docs name files, modules, targets and layers that exist. Other tests check the claims of each page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors that GitHub gives to a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""The trees in the docstrings of both `errors.py` name the modules that raise each error, and no others."""
+"""The docstrings of both `errors.py` have a tree of errors. It names exactly the modules that raise each error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import foldserve
 
 PACKAGE = Path(foldserve.__file__).parent
 
-# "├── Name    module.py, room/: the reason". An error that no module raises itself has no modules.
+# A line of the tree is "├── Name module.py, room/: the reason". If only subclasses of an error are raised, the line
+# names no modules.
 LINE = re.compile(r"^(?P<branch>[│ ]*[├└]── )?(?P<name>\w+) {2,}(?:(?P<sites>[\w./, ]+(?:\.py|/)): )?\S.*$")
 
 
@@ -28,17 +29,17 @@ def error_classes(package: str) -> dict[str, type[Exception]]:
 
 
 def tree(package: str) -> dict[str, re.Match[str]]:
-    """The lines of the tree, by the name of the error."""
+    """Return the lines of the tree by the name of the error."""
     doc = importlib.import_module(f"foldserve.{package}.errors").__doc__ or ""
     found = filter(None, map(LINE.match, doc.splitlines()))
     return {line["name"]: line for line in found}
 
 
 def created(file: Path) -> Iterator[str]:
-    """The names of the classes that `file` calls, or raises without a call.
+    """Yield the names of the classes that `file` calls, or raises without a call.
 
-    An error may be created in one place and raised in another, or be handed to a callback: the place that creates it
-    counts.
+    A module may create an error that another module raises, or that is passed to a callback. The module that creates
+    the error counts.
     """
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         target = node.func if isinstance(node, ast.Call) else node.exc if isinstance(node, ast.Raise) else None
@@ -49,7 +50,7 @@ def created(file: Path) -> Iterator[str]:
 
 
 def raise_sites(package: str) -> dict[str, set[str]]:
-    """The modules of the package that create each error, by its name."""
+    """Return the modules of the package that create each error, by the error's name."""
     folder = PACKAGE / package
     sites: dict[str, set[str]] = {name: set() for name in error_classes(package)}
     for file in sorted(folder.rglob("*.py")):

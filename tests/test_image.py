@@ -18,13 +18,13 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-# The extras of each list. torch has its own list, because it comes from its own index.
+# The extras of each list. torch has a separate list, because it comes from a separate index.
 LISTS = {"cpu": ("cpu",), "gpu": ("gpu",), "train": ("cpu", "train", "tune")}
 TRAINER_ONLY = {"torch", "scikit-learn", "scipy", "matplotlib", "pyarrow", "optuna"}
 
 
 def locked(name: str) -> dict[str, tuple[Version, list[str]]]:
-    """The packages of a list, each with its version and hashes. Any other line is an error."""
+    """Return the packages of a list, each with its version and hashes. Any other line is an error."""
     found: dict[str, tuple[Version, list[str]]] = {}
     package = ""
     for line in (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines():
@@ -68,7 +68,7 @@ def test_a_list_has_an_allowed_version_of_each_declared_package(name: str) -> No
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_list_has_every_package_that_its_packages_require(name: str) -> None:
-    """The requirements of packages that are not installed here, those of the other runtime, are not followed."""
+    """The packages of the other runtime are not installed here, so their requirements are not followed."""
     packages, reached = locked(name), set()
     waiting = [(requirement.name, frozenset(requirement.extras)) for requirement in declared(name)]
     while waiting:

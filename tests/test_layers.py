@@ -1,4 +1,7 @@
-"""One table of layers for both packages: which layer may import which. docs/architecture.md draws the same table."""
+"""One table for both packages lists the layers that each layer may import.
+
+docs/architecture.md draws the same table.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ import foldserve
 PACKAGE = Path(foldserve.__file__).parent
 
 # One line for each layer: its name below `foldserve`, then the layers that it may import. A layer is a module or a
-# folder; a name without a package is of the same package. Each layer stands below the layers that it may import, so the
-# table has no circles.
+# folder. A name without a package is in the same package. Each layer comes after all layers that it may import, so the
+# table has no circular imports.
 TABLE = """
 service.errors:
 service.arrays:
@@ -69,7 +72,7 @@ def parse(table: str) -> dict[str, set[str]]:
 
 LAYERS = parse(TABLE)
 
-# Libraries that only these layers may import. Everything else stays free of them.
+# Each library with the layers that may import it. No other layer may import the library.
 CONFINED = {
     "fastapi": "service.http",
     "starlette": "service.http",
@@ -83,23 +86,23 @@ CONFINED = {
 
 
 def layer(name: str) -> str | None:
-    """The layer of a module or of a name in it, both below `foldserve`: the longest key of the table that fits."""
+    """Return the layer of a module below `foldserve`, or of a name in it: the longest key of the table that fits."""
     parts = name.split(".")
     names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
     return next((found for found in names if found in LAYERS), None)
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module of both packages, by its name below `foldserve`."""
+    """Yield every module of both packages with its name below `foldserve`."""
     for package in ("service", "training"):
         for file in sorted((PACKAGE / package).rglob("*.py")):
             name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-            if name != package:  # its __init__ is checked by `test_a_package_imports_nothing_of_the_project`
+            if name != package:  # `test_a_package_imports_nothing_of_the_project` checks __init__
                 yield name, file
 
 
 def imported(file: Path) -> Iterator[str]:
-    """The names that `file` imports, at its top or later: `from a import b` is a.b."""
+    """Yield all names that `file` imports anywhere. `from a import b` yields a.b."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,6 +1,6 @@
 """The project installs one name, `foldserve`: from the repository, from a wheel, and from an sdist.
 
-Each installation has an environment of its own, which finds the dependencies in this one.
+Each installation has a separate environment, which uses the dependencies of the test environment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def package_files() -> set[str]:
-    """Every file of the package, as it is named in a wheel."""
+    """Return the name that each file of the package has in a wheel."""
     linked = (file for name in ("service", "training") for file in (ROOT / name).rglob("*"))
     files = (file for file in (*linked, *(ROOT / "foldserve").iterdir()) if file.is_file())
     paths = {str(file.relative_to(ROOT)) for file in files if "__pycache__" not in file.parts}
@@ -135,7 +135,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A user's project: a table, and packages `service` and `training` that refuse to be imported."""
+    """A user's project: a table, and packages `service` and `training` that raise an error on import."""
     for name in ("service", "training"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the user\\'s own package')", encoding="utf-8")

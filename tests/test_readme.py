@@ -1,4 +1,4 @@
-"""The README does what it says: its commands, its first prediction, its links and its figures."""
+"""The README is correct: its commands, its first prediction, its links and its figures."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def test_the_training_prints_the_lines_that_it_shows(story):
     (shown,) = re.findall(r"^\$ foldserve-train fit .*?\n(.*?)^```", README, re.M | re.S)
 
     def steady(text):
-        """The labels of all lines, and the lines that have the same figures on every machine."""
+        """Return the labels of all lines, and the lines whose figures are the same on every machine."""
         lines = [re.sub(r"/\d+ in .*", "", line) for line in text.splitlines()]
         return [line if line.startswith(("columns", "target", "table", "wrote")) else line[:12] for line in lines]
 
@@ -149,5 +149,5 @@ def test_the_page_on_training_names_every_flag_of_fit_and_no_flag_that_does_not_
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page))
     fit, diagnose = _flags("fit", capsys), _flags("diagnose", capsys)
     assert {"--target", "--no-batch-norm", "--help"} <= fit
-    assert {flag for flag in fit if not flag.startswith("--no-")} <= named  # the other side of a switch is optional
+    assert {flag for flag in fit if not flag.startswith("--no-")} <= named  # a switch may have only one form
     assert named <= fit | diagnose

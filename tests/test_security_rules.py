@@ -1,4 +1,4 @@
-"""The rules of SECURITY.md: each test holds one rule, against the code, the real commands or the real server."""
+"""The rules of SECURITY.md. Each test checks one rule on the code, the real commands or the real server."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.service.support import MARKER, Answer, Served, foldserve, manifest, s
 ROOT = Path(__file__).parents[1]
 GOOD = b'{"instances": [[1, 3]]}'
 
-# Modules that fetch from the network, and the modules of ours that may import them.
+# Each module that fetches from the network, with the modules of this project that may import it.
 FETCHES = {"urllib.request": (), "http.client": ("service/commands/health.py",), "ftplib": (), "smtplib": ()}
 FETCHES |= dict.fromkeys(("requests", "httpx", "aiohttp", "urllib3", "fsspec", "huggingface_hub", "boto3"), ())
 UNPICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-# Calls that run code from a file, a text or a pickle.
+# Functions that run code from a file, a text or a pickle.
 RUNS = {"eval", "exec", "torch.load", "torch.save", "pd.read_pickle", "os.system"}
 
 
@@ -38,7 +38,7 @@ RUNS = {"eval", "exec", "torch.load", "torch.save", "pd.read_pickle", "os.system
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Each module of the package: its path in the repository, and its syntax tree."""
+    """The syntax tree of each module of the package, by the module's path in the repository."""
     for folder in ("service", "training"):
         for file in (Path(package.__file__).parent / folder).rglob("*.py"):
             yield str(file.relative_to(Path(package.__file__).parent)), ast.parse(file.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ MODULES = dict(modules())
 
 
 def imported(tree: ast.Module) -> set[str]:
-    """Every module, or member of a module, that a module imports."""
+    """Return every module, or member of a module, that a module imports."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -59,7 +59,7 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def called(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
-    """Each call: its dotted name, or the name of its method, and its node."""
+    """Yield the dotted name of each call, or the name of its method, and the call's node."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
@@ -80,7 +80,7 @@ def test_no_module_unpickles_or_runs_code_from_data() -> None:
             assert not name.endswith("register_custom_ops_library"), path
             if name == "np.load":
                 assert {each.arg: ast.unparse(each.value) for each in call.keywords}["allow_pickle"] == "False", path
-            if "multiprocessing.connection" in imported(tree):  # these methods of a connection pickle
+            if "multiprocessing.connection" in imported(tree):  # these methods of a connection use pickle
                 assert name.rpartition(".")[2] not in {"send", "recv"}, (path, name)
 
 
@@ -103,7 +103,7 @@ class Audited:
     record: Path
 
     def events(self) -> list[tuple[str, str]]:
-        """The events until now."""
+        """Return the events until now."""
         return [tuple(json.loads(line)) for line in self.record.read_text().splitlines()]
 
     def send(self, method: str, path: str, *headers: str, body: bytes = b"") -> Answer:
@@ -121,18 +121,18 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
 
 
 def peak(server: Served) -> int:
-    """The most memory that the server has had, in bytes."""
+    """Return the peak memory of the server in bytes."""
     text = Path(f"/proc/{server.process.pid}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) * 1024
 
 
 def test_the_record_sees_the_start_of_the_server(audited: Audited) -> None:
-    """A positive control: the server reads its bundle while it is recorded."""
+    """A positive control: the server reads its bundle while its events are recorded."""
     assert any(event == "open" and path.endswith("model.onnx") for event, path in audited.events())
 
 
 def harmless(event: str, path: str) -> bool:
-    """Whether an event is the import of a module or a measurement of the process."""
+    """Return whether an event is the import of a module or a measurement of the process."""
     readable = (sys.prefix, sys.base_prefix, str(ROOT / "service"), str(ROOT / "foldserve"), "/proc/", "/sys/")
     return event in {"open", "os.listdir", "os.scandir"} and path.startswith(readable)
 
@@ -236,7 +236,7 @@ REFUSED = {
     "model": ("POST", f"/v2/models/{MARKER}/infer", (), tensor([1, 2], data=[1, 3])),
     "failure": ("POST", "/predict", (), b'{"instances": [[-1, 0]]}'),
 }
-# A path, a module, an address in memory, a class of an exception.
+# Internal details: a path, a module, an address in memory, the class of an exception.
 INSIDE = re.compile(
     rb"/(?:tmp|home|root|opt|usr)/|\.py\b|0x[0-9a-f]{6}|Traceback|[A-Z]\w+(?:Error|Exception)\b|onnxruntime"
 )
@@ -257,7 +257,7 @@ def test_an_error_never_repeats_the_request_and_shows_nothing_of_the_inside(what
 
 
 class Payload:
-    """A pickle of it makes a folder when it is read."""
+    """An object whose pickle makes a folder when the pickle is read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -273,7 +273,7 @@ def ran(tmp_path: Path) -> Path:
 
 
 def test_a_payload_runs_where_a_pickle_is_read(ran: Path) -> None:
-    """A positive control of the tests below."""
+    """A positive control: the payload of the tests below does run when a pickle is read."""
     pickle.loads(pickle.dumps(Payload(ran)))  # noqa: S301
     assert ran.is_dir()
 

@@ -1,7 +1,7 @@
-"""The server that every client asks, and the outputs of ONNX Runtime alone for the same rows.
+"""The server that all clients use, and the outputs that ONNX Runtime computes alone for the same rows.
 
 `make test-clients` runs these tests in the environment of the clients, which has no foldserve. SERVER_PYTHON is a
-Python that has it. Elsewhere the clients are missing, and their tests are skipped with that reason.
+Python that has foldserve. In other environments the clients are missing, and their tests are skipped with that reason.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class Server:
     def assert_right(
         self, outputs: np.ndarray | None, rows: np.ndarray, model: str = "digits", version: int = 1
     ) -> None:
-        """The outputs are float32 and equal ONNX Runtime's. The last bits depend on the other rows of the batch."""
+        """Check that the outputs are float32 and equal ONNX Runtime's.
+
+        Only the last bits may differ, because they depend on the other rows of the batch.
+        """
         assert outputs is not None
         assert outputs.dtype == np.float32
         np.testing.assert_allclose(outputs, self.expected(rows, model, version), rtol=1e-5, atol=1e-7)

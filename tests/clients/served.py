@@ -1,7 +1,7 @@
-"""The server that the clients ask. It runs in a Python with foldserve, which the clients' environment does not have.
+"""The server that the clients use. It runs in a Python with foldserve, because the clients' environment has none.
 
-`python -m tests.clients.served FOLDER` fills FOLDER/models, serves it, prints the URL, and exits when its standard
-input closes.
+`python -m tests.clients.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL. It exits when
+its standard input closes.
 """
 
 import shutil
@@ -21,7 +21,7 @@ WIDE = 300
 def write_models(models: Path) -> None:
     """Write the models of the tests.
 
-    digits/1: the shipped model. roots/1: sqrt(a + b). roots/2: the same plus 100. gaps: a + b, where a may be missing.
+    digits/1: the shipped model. roots/1: sqrt(a + b). roots/2: sqrt(a + b) + 100. gaps: a + b, where a may be missing.
     wide: the sum of so many columns that random bytes contain a NaN.
     """
     shutil.copytree(ROOT / "models" / "digits", models / "digits")

@@ -1,6 +1,7 @@
-"""The examples of docs/clients.md work, as far as the programs that they need are installed here.
+"""The examples of docs/clients.md work. An example is skipped if a program that it needs is not installed.
 
-The tests run its Python and its commands, and compare the output with the page. perf_analyzer must exit with 0.
+The tests run the Python code and the commands of the page, and compare the output with the page. perf_analyzer must
+exit with 0.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def name(code: str) -> str:
 
 
 def run(*command: str, given: str, folder: Path, path: Path | None = None) -> str:
-    """Run a command, with `path` before PATH. Its standard error must stay empty."""
+    """Run a command, with `path` before PATH. The command must write nothing to standard error."""
     env = os.environ | ({"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"} if path else {})
     done = subprocess.run(
         command, input=given, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -81,7 +82,8 @@ def test_its_commands_print_the_documented_output(server, folder, code):
     for tool in ("bash", "curl", "jq"):
         if shutil.which(tool) is None:
             pytest.skip(f"not installed here: {tool}")
-    # A command continues after a backslash or a pipe. The lines from its end to the next command are its output.
+    # A command continues after a backslash or a pipe at the end of a line. The lines up to the next command are the
+    # output.
     commands = re.findall(r"^\$ ((?:.*[\\|]\n)*.*\n)((?:(?!\$ ).*\n)*)", code, re.M)
     assert commands
     for command, shown in commands:

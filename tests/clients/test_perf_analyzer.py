@@ -20,8 +20,9 @@ import pytest
 from tests.clients.conftest import Server, pixels
 
 PATIENCE = 120
-# Windows of 300 ms with a tolerance so large that any three are stable: a test must not depend on a steady machine.
-# --request-count is simpler, but perf_analyzer hangs if a request is answered before it starts to count.
+# The measurement windows have 300 ms. The tolerance is so large that any three windows count as stable, because a test
+# must not depend on a steady machine. --request-count is simpler, but perf_analyzer hangs if a request is answered
+# before it starts to count.
 WINDOWS = ("-p", "300", "-s", "999", "-r", "10")
 
 
@@ -47,7 +48,7 @@ def perf_analyzer(server: Server, model: str, *arguments: object) -> subprocess.
 
 
 def assert_measured(done: subprocess.CompletedProcess[str]) -> None:
-    """It succeeded and reports its own measurements and the statistics of the server."""
+    """Check that perf_analyzer succeeded, and that it reports its measurements and the statistics of the server."""
     assert done.returncode == 0, done.stdout + done.stderr
     for figure in (r"  Request count: [1-9]", r"  Successful request count: [1-9]", r"throughput: [\d.]+ infer/sec"):
         assert re.search(figure, done.stdout), done.stdout

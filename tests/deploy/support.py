@@ -1,4 +1,4 @@
-"""Shared by the tests of the deployment: the parsed docker-compose.yml, the alerts, and waiting."""
+"""Helpers for the tests of the deployment: the parsed docker-compose.yml, the alerts, and a function that waits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ RULES: list[dict[str, Any]] = [
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Repeat `condition` until it is true. It asks another process, so it does not spin."""
+    """Repeat `condition` until it is true.
+
+    Each call asks another process and waits for the answer, so the loop does not spin.
+    """
     hung = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < hung, "it hangs"

@@ -37,7 +37,7 @@ def seconds(duration: str) -> int:
 
 
 def mounts(service: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Source, target and mode of each volume."""
+    """Return source, target and mode of each volume."""
     for volume in service["volumes"]:
         source, target, mode = (*volume.split(":"), "rw")[:3]
         yield source, target, mode
@@ -90,7 +90,7 @@ def test_monitoring_starts_after_its_targets() -> None:
 def test_a_stopped_server_has_time_to_drain(service: dict[str, Any]) -> None:
     assert (
         seconds(service["stop_grace_period"]) > Settings().drain_timeout + 5
-    )  # the additional time of several workers
+    )  # the additional time that several workers need
 
 
 @each_server
@@ -226,7 +226,7 @@ def test_the_server_serves_the_model_that_the_job_trains(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def instructions() -> list[tuple[str, str]]:
-    """Each instruction of the Dockerfile with its arguments, continued lines joined."""
+    """Return each instruction of the Dockerfile with its arguments. Continued lines are joined."""
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [(line.split(maxsplit=1)[0].upper(), line.split(maxsplit=1)[1]) for line in lines if line.strip()]
@@ -234,7 +234,7 @@ def instructions() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def variables(instructions: list[tuple[str, str]]) -> dict[str, str]:
-    """Each ENV of any stage."""
+    """Return every ENV of all stages."""
     words = [word for name, rest in instructions if name == "ENV" for word in shlex.split(rest)]
     return dict(word.split("=", 1) for word in words)
 

@@ -24,7 +24,7 @@ NGINX = ROOT / "deploy" / "nginx" / "foldserve.conf"
 
 
 def table(first: str) -> list[list[str]]:
-    """The cells of the table whose first column is `first`, without backquotes."""
+    """Return the cells of the table whose first column has the heading `first`, without backquotes."""
     _, _, behind = PAGE.partition(f"\n| {first} |")
     rows = behind.partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip().strip("`") for cell in row.strip("|").split(" |")] for row in rows]
@@ -43,7 +43,7 @@ def test_its_settings_are_the_settings_of_the_server() -> None:
         assert meaning.replace("\\", "") == Settings.model_fields[name].description
         if default:
             given[name] = default
-    # Given as flags, the defaults of the page change nothing.
+    # Flags with the page's default values change no setting.
     assert Settings.model_validate(given) == Settings()
     assert {name for name in Settings.model_fields if getattr(Settings(), name) not in (None, ())} == given.keys()
 

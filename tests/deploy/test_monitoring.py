@@ -137,7 +137,7 @@ class Prometheus:
         return answer.json()["data"]
 
     def values(self, query: str) -> list[float]:
-        """The value of each series of an instant query, for all models and instances."""
+        """Return the value of each series of an instant query, for all models and instances."""
         for name in ("model", "instance"):
             query = query.replace(f"${name}", ".*")
         found = self.ask("query", query=query.replace("$__rate_interval", "10s"))
@@ -172,7 +172,7 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
                     break
             else:
                 raise AssertionError("".join(lines))
-            # A full pipe would stop Prometheus, so read it to its end.
+            # A full pipe would block Prometheus, so a thread reads the pipe to its end.
             threading.Thread(target=process.stderr.read, daemon=True).start()
             hung.cancel()
             with httpx.Client(base_url=f"http://{found[1]}", timeout=PATIENCE) as client:
@@ -232,7 +232,7 @@ def test_prometheus_counts_the_requests(served: Served, watching: Prometheus) ->
 @pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
 def test_each_query_of_the_dashboard_returns_numbers(query: str, served: Served, watching: Prometheus) -> None:
     def numbers() -> bool:
-        send(served)  # a rate needs new requests
+        send(served)  # a rate above 0 needs new requests
         values = watching.values(query)
         return bool(values) and all(map(math.isfinite, values))
 
@@ -242,7 +242,7 @@ def test_each_query_of_the_dashboard_returns_numbers(query: str, served: Served,
 @needs_prometheus
 def test_the_dashboard_shows_the_share_of_errors(served: Served, watching: Prometheus) -> None:
     (share,) = (target["expr"] for panel in panels() if panel["title"] == "Errors" for target in panel["targets"])
-    # Two requests in five that reach the model: 500 and 504.
+    # Of five requests that reach the model, two fail: one with 500 and one with 504.
     until(lambda: send(served) and any(abs(value - 0.4) < 0.1 for value in watching.values(share)))
 
 

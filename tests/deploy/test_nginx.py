@@ -1,4 +1,4 @@
-"""deploy/nginx: a real nginx with the shipped file in front of a real server."""
+"""deploy/nginx: a real nginx uses the shipped configuration in front of a real server."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Proxied:
         return ssl.create_default_context(cafile=self.certificate)
 
     def from_address(self, address: str) -> httpx.Client:
-        """A client that nginx sees at another address of the loopback."""
+        """A client that connects to nginx from another loopback address."""
         transport = httpx.HTTPTransport(verify=self.trusted, local_address=address)
         return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", transport=transport, timeout=PATIENCE)
 
 
 @contextmanager
 def proxy(folder: Path, changes: Mapping[str, str]) -> Iterator[Proxied]:
-    """Run a server behind nginx. changes: texts of the shipped file and their replacements."""
+    """Run a server behind nginx. changes: maps texts of the shipped file to their replacements."""
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if not (nginx and shutil.which("openssl")):
         pytest.skip("nginx and openssl are not installed: apt-get install nginx-light openssl")
@@ -69,7 +69,7 @@ def proxy(folder: Path, changes: Mapping[str, str]) -> Iterator[Proxied]:
             text = text.replace(ours, here)
         (folder / "foldserve.conf").write_text(text)
         paths = "".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        user = "user root;" if os.getuid() == 0 else ""  # otherwise its workers can't read the folder
+        user = "user root;" if os.getuid() == 0 else ""  # otherwise nginx's workers can't read the folder
         (folder / "nginx.conf").write_text(
             f"{user} daemon off; pid {folder}/pid; error_log {folder}/error; events {{}}\n"
             f"http {{ access_log off; {paths} include {folder}/foldserve.conf; }}\n"
@@ -159,7 +159,7 @@ def test_a_client_with_too_many_requests_at_once_gets_429(tmp_path: Path) -> Non
                 b"POST /predict HTTP/1.1\r\nHost: foldserve.example\r\nContent-Type: application/json\r\n"
                 b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
             )
-            assert slow.recv(1024).startswith(b"HTTP/1.1 100 ")  # nginx waits for the body
+            assert slow.recv(1024).startswith(b"HTTP/1.1 100 ")  # nginx waits for the rest of the body
             refused = proxied.client.post("/predict", json=GOOD)
             assert (refused.status_code, refused.json()) == (429, TOO_MANY)
             with proxied.from_address("127.0.0.2") as other:

@@ -16,7 +16,10 @@ CODEC = OipCodec(manifest(features=("a", "b"), missing=["b"]), MAX_ROWS)
 
 
 def test_one(data: bytes) -> None:
-    """Decode a body. Its first two bytes are the length of the JSON; 0 leaves out the header."""
+    """Decode a body.
+
+    The first two bytes of the input are the length of the JSON. The length 0 leaves out the header.
+    """
     length, body = int.from_bytes(data[:2], "little"), data[2:]
     headers = {b"inference-header-content-length": b"%d" % length} if length else {}
     try:

@@ -12,7 +12,7 @@ with atheris.instrument_imports(include=["foldserve"]):
 
 
 def read(data: bytes, size: int) -> list[object]:
-    """Read heads without bodies from packets of `size` bytes. Returns what each one is, or the refusal."""
+    """Read heads without bodies from packets of `size` bytes. Return the content of each head, or the refusal."""
     reader, found = HeadReader(Heads(4096)), []
     try:
         for start in range(0, len(data), size):
@@ -27,7 +27,7 @@ def read(data: bytes, size: int) -> list[object]:
 
 
 def test_one(data: bytes) -> None:
-    """Read the bytes at once and in packets. The first byte is the size of a packet."""
+    """Read the bytes at once, then in packets; the results must be equal. The first byte is the size of a packet."""
     size, data = data[0] + 1 if data else 1, data[1:]
     whole, cut = read(data, max(1, len(data))), read(data, size)
     if whole != cut:

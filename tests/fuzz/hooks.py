@@ -1,9 +1,9 @@
-"""Bodies for schemathesis that a schema can't describe: raw float32 rows of the digits."""
+"""Request bodies that a schema can't describe to schemathesis: raw float32 rows of the digits."""
 
 from __future__ import annotations
 
 import schemathesis.openapi
 from hypothesis import strategies as st
 
-_ROW = 64 * 4  # bytes: the digits have 64 features
+_ROW = 64 * 4  # bytes of one row: the digits have 64 features
 schemathesis.openapi.media_type("application/octet-stream", st.integers(1, 3).map(lambda rows: bytes(rows * _ROW)))

@@ -1,4 +1,4 @@
-"""The runtime on a real GPU: within the tolerance, the same with and without graphs, and without cuDNN."""
+"""The runtime on a real GPU stays within the tolerance, needs no cuDNN, and gives the same outputs without graphs."""
 
 from __future__ import annotations
 

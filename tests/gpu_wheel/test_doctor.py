@@ -1,6 +1,6 @@
 """`foldserve doctor` where onnxruntime-gpu and CUDA's libraries are installed, and there is no GPU.
 
-By itself, in such an environment: python -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
+To run only these tests in such an environment: python -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def test_the_doctor_finds_the_cuda_libraries_and_reports_the_missing_driver(devi
     ):
         assert checks[name]["status"] == "ok"
         number, path = checks[name]["found"].split(", ", 1)
-        # The library's own version against its wheel's, which has a part more.
+        # Compare the version that the library reports with the version of the wheel, which has one more part.
         assert version(installed).startswith(number)
         assert Path(path).is_file()
     assert checks["cudnn"]["status"] == "ok"

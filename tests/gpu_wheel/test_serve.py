@@ -1,4 +1,4 @@
-"""What `foldserve serve`, `verify` and a loaded runtime say where onnxruntime-gpu is installed, and there is no GPU."""
+"""The messages of `foldserve serve`, `verify` and a loaded runtime where onnxruntime-gpu is installed without a GPU."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_precision_for_cuda_is_refused_rather_than_replaced() -> None:
 
 
 def test_a_cuda_session_that_would_fall_back_to_the_cpu_is_refused() -> None:
-    assert "CUDAExecutionProvider" in ort.get_available_providers()  # listed, with no GPU
+    assert "CUDAExecutionProvider" in ort.get_available_providers()  # the provider is listed even without a GPU
     with pytest.raises(DeviceError, match="CUDA is not available"):
         open_cuda(MODEL, {"use_tf32": "0"})
 
@@ -57,11 +57,11 @@ def test_verify_reports_that_cuda_is_not_available() -> None:
 
 
 def test_a_provider_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime's own session would open another one on the CPU, in silence, when its provider fails."""
+    """When its provider fails, ONNX Runtime's session class silently opens another session on the CPU."""
     opened = []
 
     def on_the_cpu(model: bytes, _: dict[str, str]) -> ort.InferenceSession:
-        # The real class of this wheel, opened as `open_cuda` does but for the provider.
+        # Use the session class of this wheel as `open_cuda` does, only with another provider.
         session = ort.InferenceSession(model, providers=["CPUExecutionProvider"], enable_fallback=False)
         opened.append(session)
         return session
@@ -86,7 +86,7 @@ def test_a_provider_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch:
 
 
 def test_two_installed_wheels_are_named(tmp_path: Path) -> None:
-    """pip knows both, and the module on top is the one without CUDA."""
+    """pip lists both wheels, and the module that Python imports is the wheel without CUDA."""
     folder = tmp_path / "onnxruntime-1.32.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime\nVersion: 1.32.0\n", encoding="utf-8")

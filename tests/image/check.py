@@ -1,6 +1,5 @@
-"""Builds, runs and tests the images and docker-compose.yml with a Docker engine: `make image-check`.
-
-It prints a line for each check that passed. The first check that fails ends it with status 1.
+"""Builds, runs and tests the images and docker-compose.yml with a Docker engine: `make image-check`. The program prints
+a line for each check that passed. The first failed check ends the program with status 1.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def build(which: str, arguments: Mapping[str, str]) -> None:
 
 
 def run(chosen: list[str], arguments: Mapping[str, str] | None) -> None:
-    """Run the checks. arguments: of the build; with None the existing images are checked."""
+    """Run the checks. arguments: the build arguments; with None, the existing images are checked without a build."""
     if arguments is not None:
         # docker-compose.yml needs the images of the server and of the trainer.
         needed = {*chosen, *(("cpu", "trainer") if "compose" in chosen else ())}

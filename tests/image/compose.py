@@ -1,6 +1,7 @@
 """Checks docker-compose.yml: starts, limits, training, restarts, stops, monitoring and secrets.
 
-A project is a copy of the files of docker-compose.yml, with its own name, ports and volumes, which end with the check.
+A project is a copy of docker-compose.yml and of the files that it mounts. Each project has its own name, ports and
+volumes. The check removes them at the end.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PROFILES = ("gpu", "train", "monitoring")
 ZEROS = {"instances": [[0.0] * 64]}
 PORTS = ("PORT", "GPU_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 
-# A container's Python runs this. It prints the rights of the process and the folders that it can write to.
+# A container's Python runs this. It prints the rights of the process and the folders to which the process can write.
 RIGHTS = """
 import json, os
 status = dict(line.rstrip("\\n").split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
@@ -49,7 +50,7 @@ def writes(place):
 print(json.dumps({"uid": os.getuid(), "capabilities": int(status["CapEff"], 16), "no_new": status["NoNewPrivs"],
     "writable": [place for place in ("/", "/work", "/models", "/opt/foldserve", "/tmp") if writes(place)]}))
 """
-# It starts threads until it can't, and prints their number.
+# This code starts threads until the limit is reached, and prints the number of threads.
 THREADS = """
 import threading
 ended, count = threading.Event(), 0
@@ -63,7 +64,7 @@ print(count)
 ended.set()
 """
 ALLOCATE = "print(len(b'x' * (1 << 30)))"
-CONNECT = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"  # an address of no one (RFC 5737)
+CONNECT = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"  # nobody has this address (RFC 5737)
 # tini is process 1. Its child is the server.
 KILL = """
 import os, signal
@@ -74,7 +75,7 @@ os.kill(int(children[0]), signal.SIGKILL)
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of docker-compose.yml with a name and ports of its own."""
+    """A copy of docker-compose.yml with a separate name and separate ports."""
 
     folder: Path
     env: Mapping[str, str]
@@ -98,7 +99,7 @@ class Project:
         return Ended(done.returncode, done.stdout, done.stderr)
 
     def output(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-        """The standard output of a command of compose that must succeed."""
+        """Run a command of compose that must succeed, and return its standard output."""
         done = self.ran(*arguments, env=env)
         if done.status:
             raise subprocess.CalledProcessError(done.status, ["docker", "compose", *arguments], stderr=done.stderr)
@@ -201,7 +202,7 @@ def check_restart(compose: Project) -> None:
 
 
 def check_training(compose: Project) -> None:
-    """The commands of docs/deployment.md: a training, the new version, and the way back."""
+    """Run the commands of docs/deployment.md: train, serve the new version, and return to the old version."""
 
     def versions() -> list[str]:
         compose.output("restart", "foldserve")
@@ -240,7 +241,7 @@ def check_stop(compose: Project) -> None:
 
 
 def check_failed_start(compose: Project) -> None:
-    """Docker makes a missing folder, which is then empty and belongs to root."""
+    """Docker creates a missing folder. The new folder is empty and belongs to root."""
     missing = compose.folder / "absent"
     done = compose.ran("up", "--wait", "--no-build", "foldserve", env={"MODELS": "./absent"})
     held(done.status == 1, "up --wait ends with 1 if the server can't start", done)
@@ -254,7 +255,7 @@ def check_failed_start(compose: Project) -> None:
 
 
 def until_gives_up(compose: Project) -> dict[str, Any]:
-    """Wait until Docker starts the server no more; return its last state."""
+    """Wait until Docker stops restarting the server; return the last state of the container."""
     until(lambda: compose.state("foldserve")["RestartCount"] >= 5, "five restarts")
     until(lambda: compose.state("foldserve")["State"]["Status"] == "exited", "the last exit")
     return compose.state("foldserve")
@@ -265,7 +266,10 @@ def until_gives_up(compose: Project) -> dict[str, Any]:
 
 @contextmanager
 def monitoring_images() -> Iterator[None]:
-    """Have the images of Prometheus and Grafana: their own, or stand-ins that are removed at the end."""
+    """Provide the images of Prometheus and Grafana.
+
+    If the real images are missing, use substitutes and remove them at the end.
+    """
     with ExitStack() as made:
         for service in ("prometheus", "grafana"):
             image = re.search(rf"^    image: (\S*{service}\S*)$", (ROOT / "docker-compose.yml").read_text(), re.M)[1]
@@ -310,7 +314,7 @@ def check_monitoring(compose: Project) -> None:
     listed = compose.output("exec", "-T", "grafana", "ls", "/etc/grafana/dashboards").split()
     held(listed == ["foldserve.json"], "Grafana has the dashboard", listed)
     until(lambda: up() == [("foldserve", "1")], "Prometheus scrapes the server")
-    # Before its first scrape the alert may be pending.
+    # Before Prometheus's first scrape the alert may be pending.
     until(lambda: states()["FoldserveNotReady"] == "inactive", "no alert while the server is ready")
     held(up(), "Prometheus finds the server by DNS, and no alert is pending")
     compose.output("stop", "foldserve")

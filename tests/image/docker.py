@@ -30,8 +30,8 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start the image's entrypoint, or `program`. It may write only to /tmp and the volumes; SIGTERM ends it.
 
-    arguments: by default those of the image. port: is published on the host. beside: a running container whose
-    network this one shares.
+    arguments: by default the arguments of the image. port: published on the host. beside: a running container, whose
+    network the new container shares.
     """
     flags = [flag for name, value in (env or {}).items() for flag in ("--env", f"{name}={value}")]
     flags += [flag for host, inside in (volumes or {}).items() for flag in ("--volume", f"{host}:{inside}")]
@@ -45,7 +45,7 @@ def start(
 
 
 def container(process: subprocess.Popen[str]) -> str:
-    """The name of the container that `start` started."""
+    """Return the name of the container that `start` started."""
     command = list(map(str, process.args))  # type: ignore[arg-type]
     return command[command.index("--name") + 1]
 
@@ -57,10 +57,10 @@ def inspect(name: str) -> dict[str, Any]:
 
 
 def size(tag: str) -> int:
-    """The size of the files of an image, in bytes."""
+    """Return the size of the files of an image, in bytes."""
     return int(output("run", "--rm", "--user", "0", "--entrypoint", "du", tag, "-sbx", "/").split()[0])
 
 
 def output(*arguments: str) -> str:
-    """The standard output of a command of docker that must succeed."""
+    """Run a command of docker that must succeed, and return its standard output."""
     return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout

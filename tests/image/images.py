@@ -1,4 +1,4 @@
-"""Checks each image by itself, from outside: configuration, files, HTTP, health, signals, exit statuses."""
+"""Checks each image separately and from outside: configuration, files, HTTP, health, signals, exit statuses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.image.support import (
 
 MOST = {"cpu": 300 * 10**6, "gpu": 2 * 10**9}  # bytes of files above the base
 
-# The Python of an image runs this as the user of the image. It prints JSON. It looks for every writable folder.
+# The Python of an image runs this as the user of the image. The code looks for every writable folder, and prints JSON.
 PROBE = """
 import importlib.util, json, os, shutil, sys
 from pathlib import Path
@@ -60,7 +60,7 @@ print(json.dumps({
 }))
 """
 
-# Binds the port, then starts the service in the same container.
+# This code binds the port, then starts the service in the same container.
 TAKEN = """
 import os, socket, subprocess, sys
 taken = socket.create_server(("0.0.0.0", int(os.environ["FOLDSERVE_PORT"])))
@@ -98,7 +98,7 @@ def check_size(image: Image, most: int | None) -> None:
 
 
 def check_serves(image: Image, *arguments: str, **how: Any) -> None:
-    """The image serves its digits, is healthy, and ends at SIGTERM."""
+    """The image serves the included model of digits, is healthy, and ends at SIGTERM."""
     with image.serving(*arguments, **how) as service:
         zeros = {"instances": [[0.0] * 64]}
         status, answer = ask(service.port, "/v1/models/digits:predict", zeros)

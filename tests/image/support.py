@@ -1,4 +1,4 @@
-"""Shared by the checks of the images: a check that holds or fails, and running images and services."""
+"""Helpers for the checks of the images: a function that reports a check, and classes for running images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BASE = re.search(r"^ARG PYTHON_IMAGE=([^@\s]+)", DOCKERFILE, re.M)[1]
 TAGS = {"cpu": "foldserve:cpu", "gpu": "foldserve:gpu", "trainer": "foldserve:trainer"}
 UID = 10001
 DRAIN = 20  # seconds: the default of the setting drain_timeout
-PATIENCE = 300  # seconds; turns a hang into a failure
+PATIENCE = 300  # seconds; this limit turns a hang into a failure
 
 
 class CheckFailedError(Exception):
@@ -52,7 +52,7 @@ def until(condition: Callable[[], object], what: str) -> float:
 
 @dataclass(frozen=True)
 class Ended:
-    """The exit status and the output of a command or a container that has ended."""
+    """The exit status and the output of an ended command or container."""
 
     status: int
     stdout: str
@@ -60,7 +60,7 @@ class Ended:
 
 
 def one_line(done: Ended, *expected: str) -> bool:
-    """Whether it exited with 1 and one line on standard error that contains every expected text."""
+    """Return whether a program exited with 1 and wrote one line to standard error that contains every expected text."""
     lines = done.stderr.splitlines()
     return done.status == 1 and len(lines) == 1 and all(text in lines[0] for text in expected)
 
@@ -100,7 +100,7 @@ class Image:
         return dict(docker.inspect(self.tag)["Config"])
 
     def ran(self, *arguments: str, **how: Any) -> Ended:
-        """Run it until it exits; a hang is a failure."""
+        """Run the container until it exits; a hang is a failure."""
         with docker.start(self.tag, *arguments, **how) as process:
             try:
                 stdout, stderr = process.communicate(timeout=PATIENCE)
@@ -117,7 +117,7 @@ class Image:
 
     @contextmanager
     def serving(self, *arguments: str, **how: Any) -> Iterator[Service]:
-        """Start it, wait until it serves, and stop it at the end."""
+        """Start the service, wait until it serves, and stop it at the end."""
         port = free_port()
         env = {"FOLDSERVE_PORT": str(port), **how.pop("env", {})}
         with docker.start(self.tag, *arguments, env=env, port=port, **how) as process:
@@ -152,7 +152,7 @@ class Service:
 
 
 def stop_under_load(port: int, stop: Callable[[], object]) -> None:
-    """Call `stop` while four threads send requests: the server must finish the request that it has accepted."""
+    """Call `stop` while four threads send requests. The server must finish a request that it has accepted before."""
     rows = {"instances": [[float(place % 17) for place in range(64)]] * 2_000}
     body = json.dumps(rows).encode()
     accepted = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
@@ -177,7 +177,7 @@ def stop_under_load(port: int, stop: Callable[[], object]) -> None:
     sent.wait(PATIENCE)
     stopping = threading.Thread(target=stop, daemon=True)
     stopping.start()
-    for thread in threads:  # each ends when the server accepts no more
+    for thread in threads:  # each thread ends when the server accepts no more connections
         thread.join(PATIENCE)
     accepted.send(body[len(body) // 2 :])
     answer = accepted.getresponse()

@@ -1,4 +1,4 @@
-"""The command `foldserve-train`, mostly in a process of its own."""
+"""The command `foldserve-train`, mostly in a separate process."""
 
 import contextlib
 import os
@@ -74,7 +74,7 @@ def test_a_terminal_shows_a_progress_bar_with_loss_rate_and_time_left(tmp_path):
         while True:
             try:
                 chunk = os.read(reader, 4096)
-            except OSError:  # on Linux, a closed pseudo-terminal raises it
+            except OSError:  # on Linux, reading from a closed pseudo-terminal raises OSError
                 break
             if not chunk:
                 break
@@ -274,7 +274,7 @@ def test_ctrl_c_ends_the_command_with_130_and_one_line(tmp_path):
         while b"rows/s" not in shown:
             shown += os.read(reader, 4096)
         process.send_signal(signal.SIGINT)
-        with contextlib.suppress(OSError):  # on Linux, a closed pseudo-terminal raises it
+        with contextlib.suppress(OSError):  # on Linux, reading from a closed pseudo-terminal raises OSError
             while chunk := os.read(reader, 4096):
                 shown += chunk
         stdout, _ = process.communicate()

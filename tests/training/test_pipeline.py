@@ -1,4 +1,4 @@
-"""The way from a plan to a bundle, and that it is reproducible."""
+"""The pipeline from a plan to a bundle, and its reproducibility."""
 
 import copy
 import hashlib

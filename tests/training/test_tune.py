@@ -81,12 +81,12 @@ def test_settings_outside_the_search_stay(iris):
 
 
 def test_the_test_rows_are_not_used(iris):
-    """Other features and other labels in the test rows give the same trials."""
+    """The trials stay the same if the features and labels of the test rows change."""
     planned, trials, others = plan(), [], []
     rows = pipeline.prepare(planned, iris).split.test
     x, y = iris.x.copy(), iris.y.copy()
     x[rows] = -1e6
-    # The labels stay, since the split depends on them.
+    # The labels stay, since the split depends on the labels.
     changed = replace(iris, x=x)
     assert np.array_equal(pipeline.prepare(planned, changed).split.test, rows)
     assert tune(planned, iris, 5, trials.append) == tune(planned, changed, 5, others.append)
@@ -113,7 +113,10 @@ def test_a_trial_behind_the_median_is_stopped(iris):
 
 
 def with_extreme_validation_row(table, planned, value):
-    """Return the table with an extreme value in one validation row: its squared error may overflow float32."""
+    """Return the table with an extreme value in one validation row.
+
+    The squared error of this row may overflow float32.
+    """
     x = table.x.copy()
     x[pipeline.prepare(planned, table).split.validation[0], 0] = value
     return replace(table, x=x)
@@ -128,8 +131,8 @@ def test_the_search_continues_after_a_failed_trial(diabetes):
     planned = plan(
         data=DataOptions("diabetes"), architecture=Architecture(hidden=(32,), bins=0), recipe=Recipe(epochs=1)
     )
-    # Far from zero a network is linear, so its error grows with the square of the value. Choose a value for which the
-    # error overflows in some trials and not in the others.
+    # Far from zero the network is linear, so the squared error grows with the square of the value. With this value the
+    # error overflows in some trials, but not in all.
     trials = []
     tune(planned, with_extreme_validation_row(diabetes, planned, 1e10), 4, trials.append)
     losses = np.array([trial.loss for trial in trials])
@@ -143,7 +146,7 @@ def test_the_search_continues_after_a_failed_trial(diabetes):
 
 
 def test_one_line_says_that_every_trial_failed(tmp_path):
-    # Split by time, the rows 70 to 79 are the validation set.
+    # With the split by time, the rows 70 to 79 are the validation set.
     rows = (f"{place},{'3e38' if 70 <= place < 80 else place % 7},{'ab'[place % 2]}\n" for place in range(100))
     (tmp_path / "far.csv").write_text("t,x,y\n" + "".join(rows))
     command = [

@@ -1,4 +1,7 @@
-"""Unusable and unusual tables at the command line: one line of error and no bundle, or a bundle."""
+"""Unusual tables at the command line.
+
+An unusable table gives a one-line error and no bundle; the others give a bundle.
+"""
 
 import pytest
 

@@ -22,7 +22,7 @@ Tree = Callable[[str, Mapping[str, str]], Path]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """Write /proc/self/cgroup and files under /sys/fs/cgroup; gives the root folder."""
+    """Return a function that writes /proc/self/cgroup and files of /sys/fs/cgroup under a folder."""
 
     def lay(own: str, files: Mapping[str, str]) -> Path:
         for name, text in {"proc/self/cgroup": own, **{f"sys/fs/cgroup/{n}": t for n, t in files.items()}}.items():

@@ -30,7 +30,7 @@ def small_sample(rows=12, features=3, classes=3):
 
 
 def forward(layers, x, *, training):
-    """Run the chain in NumPy: float64 [rows, features] -> the inputs of every layer, and the output last."""
+    """Run the chain in NumPy. Return the input of every layer, then the output. rows: float64 [rows, features]."""
     seen = [x]
     for layer in layers:
         if isinstance(layer, nn.Linear):

@@ -1,4 +1,7 @@
-"""The inputs of the sigmoids, compared with NumPy; the sentences, tried on figures for and against the claims."""
+"""The inputs of the sigmoids are compared with NumPy.
+
+The sentences are tested with figures for and against the claims.
+"""
 
 import math
 from dataclasses import replace
@@ -84,7 +87,7 @@ def test_the_sentence_on_speed_follows_the_figures():
 
 
 def test_the_best_rates_are_compared_too():
-    """At one rate only BN learns; at its own best rate the plain network is as fast."""
+    """At the same rate, only the network with BN learns. At its best rate, the network without BN is as fast."""
     never, fast = (0.1, 0.1), (0.1, 0.9)
     runs = (made(False, never), made(True, fast), made(False, fast, rate=2.0), made(True, never, rate=2.0))
     sentence = convergence.describe_speed(runs, 1.0, "accuracy")

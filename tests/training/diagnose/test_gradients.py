@@ -1,4 +1,7 @@
-"""Gradient norms, compared with finite differences and with theory; the sentences, tried on figures for and against."""
+"""Gradient norms are compared with finite differences and theory.
+
+The sentences are tested with figures for and against.
+"""
 
 import math
 from dataclasses import replace
@@ -52,12 +55,15 @@ def test_growth_is_the_ratio_of_a_geometric_sequence():
 
 
 def test_digits_show_the_predicted_growth(digits):
-    """1.467 in squared norm with BN (Yang and others, 2019); none without BN, by He's initialisation."""
+    """With BN the squared norm grows by a factor of 1.467 per layer (Yang et al., 2019).
+
+    He's initialisation prevents growth without BN.
+    """
     measured = gradients.measure(digits, replace(TINY, depths=(48,), gradient_steps=1), nothing)
     growth = {(m.activation, m.batch_norm): gradients.growth(m.initial) for m in measured}
     assert growth["relu", True] ** 2 == pytest.approx(1.467, rel=0.06)
     assert growth["relu", False] == pytest.approx(1, abs=0.06)
-    assert growth["sigmoid", False] < 0.2  # the sigmoid's steepest slope, a quarter, times the weights' share
+    assert growth["sigmoid", False] < 0.2  # about the sigmoid's steepest slope (1/4) times the weights' share
     assert growth["sigmoid", True] == pytest.approx(1, abs=0.06)
     assert pytest.approx(1.467, rel=1e-3) == gradients.PREDICTED_GROWTH**2
 

@@ -1,4 +1,4 @@
-"""The losses of both modes, compared with NumPy; the sentence, tried on figures for and against the claim."""
+"""The losses of both modes are compared with NumPy. The sentence is tested with figures for and against the claim."""
 
 from dataclasses import replace
 

@@ -1,4 +1,7 @@
-"""The graphs before and after folding, compared with arithmetic; the sentences, tried on figures for and against."""
+"""The graphs before and after folding are compared with arithmetic.
+
+The sentences are tested with figures for and against.
+"""
 
 import pytest
 
@@ -11,7 +14,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize(("placement", "unfolded"), [("pre", 9_354), ("post", 9_482)])
 def test_the_graphs_of_the_reference_topology_have_the_expected_nodes_and_parameters(digits, placement, unfolded):
-    """64*64, 64*64 and 64*10 weights and 138 biases; a BN has 4*64 numbers and, in pre, replaces 64 biases."""
+    """The network has 64*64 + 64*64 + 64*10 weights and 138 biases.
+
+    A BN has 4*64 numbers; with "pre" it replaces 64 biases.
+    """
     measured = saving.measure(digits, TINY, nothing)
     before, after = measured.pair(placement)
     assert (before.nodes, before.parameters) == (8, unfolded)
@@ -19,7 +25,7 @@ def test_the_graphs_of_the_reference_topology_have_the_expected_nodes_and_parame
     assert "BatchNormalization" in before.run
     assert "BatchNormalization" not in after.run
     assert 0 < after.size < before.size
-    # Each node writes a hidden layer's 64 columns, 10 logits or 10 probabilities in float32.
+    # Each node writes float32 numbers: the 64 columns of a hidden layer, 10 logits or 10 probabilities.
     assert after.written == 4 * (64 + 64 + 10 + 10)
     assert after.written < before.written <= 4 * (6 * 64 + 20)
     assert after.peak == 4 * 128

@@ -1,4 +1,4 @@
-"""The page of a diagnosis: complete, escaped, the same for the same seed, and there even if everything diverged."""
+"""The page of a diagnosis is complete and escaped. The same seed gives the same page, even if all trainings diverge."""
 
 import json
 import re

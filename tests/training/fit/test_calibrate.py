@@ -13,7 +13,10 @@ from foldserve.training.fit.calibrate import fit_temperature
 
 
 def drawn(rows, classes, known, seed=0):
-    """Draw classes from log-probabilities; return these, multiplied by `known`, as logits, and the classes."""
+    """Draw classes from log-probabilities.
+
+    Return the log-probabilities, multiplied by `known`, as logits, and the classes.
+    """
     generator = np.random.default_rng(seed)
     z = generator.normal(0, 1.5, (rows, classes))
     y = (z + generator.gumbel(size=z.shape)).argmax(1)  # the Gumbel-max trick draws the class from softmax(z)

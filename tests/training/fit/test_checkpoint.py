@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed run continues the interrupted one exactly, and any other file is refused."""
+"""Checkpoints: a resumed run continues the interrupted run exactly. A file that does not fit the run is refused."""
 
 import signal
 import subprocess
@@ -67,7 +67,8 @@ def test_a_fit_that_is_killed_and_resumed_ends_in_the_same_bytes(tmp_path):
             process.send_signal(signal.SIGKILL)
             rest = process.communicate()[0].splitlines()
         assert process.returncode == -signal.SIGKILL
-        # An epoch is written before it is reported, and more lines may follow before the signal arrives.
+        # The checkpoint of an epoch is written before the epoch's line. More lines may follow before the signal
+        # arrives.
         reported += rest
     resumed = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True).stdout.splitlines()
     assert resumed[-1] == undisturbed[-1]
@@ -124,7 +125,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
-    """A limit on the file size replaces the full disk: the write fails half way in the same manner."""
+    """A limit on the file size imitates a full disk: both make the write fail half way."""
     path = tmp_path / "a.safetensors"
     script = textwrap.dedent("""
         import resource, sys

@@ -1,4 +1,4 @@
-"""Several processes under torchrun train as one process does, and print one line when something is wrong."""
+"""Several processes under torchrun train like one process, and print one line when something is wrong."""
 
 import json
 import subprocess
@@ -50,14 +50,14 @@ def torchrun(count, *arguments, cwd):
 @pytest.mark.parametrize(
     ("count", "placement", "rows", "relative"),
     [
-        (2, "pre", 203, 1e-3),  # a last batch of 11: shares of 5 and 6; rounding grows from step to step
-        # A last batch of 2, fewer than the processes. Some of so few rows are equal after dropout, and a BN then
-        # divides rounding errors by the root of epsilon: the two trainings differ by more than rounding.
+        (2, "pre", 203, 1e-3),  # the last batch of 11 rows is shared as 5 and 6; rounding errors grow
+        # The last batch has 2 rows, fewer than the 3 processes. After dropout, two of so few rows may be equal. A BN
+        # then divides rounding errors by the root of epsilon, so the two trainings differ by more than rounding.
         pytest.param(3, "post", 194, 1e-2, marks=pytest.mark.slow),
     ],
 )
 def test_several_processes_train_the_same_network_as_one(tmp_path, count, placement, rows, relative):
-    """With dropout and noise: the losses of each epoch agree, and so do the outputs."""
+    """With dropout and noise, the losses of each epoch and the outputs agree."""
     script = tmp_path / "script.py"
     script.write_text(FIT)
     alone = subprocess.run(

@@ -1,4 +1,4 @@
-"""The loop: it learns, leaves its arguments alone, and stops early."""
+"""The training loop learns, does not change its arguments, and stops early."""
 
 import copy
 import time
@@ -61,11 +61,11 @@ def test_the_given_network_is_left_as_it_was():
 
 
 def test_it_stops_when_the_validation_loss_no_longer_improves_and_restores_the_best_weights():
-    # Random targets: anything learned from the training rows is wrong for other rows.
+    # The targets are random, so everything that is learned from the training rows is wrong for other rows.
     noise = Examples(TRAIN.x, torch.randint(3, (300,), generator=torch.Generator().manual_seed(0)))
     recipe = Recipe(epochs=200, patience=5, input_noise=0, label_smoothing=0)
     seen = []
-    # Without BN: recomputing its statistics after the best epoch would change the loss.
+    # The network has no BN. Recomputed BN statistics would change the loss after the best epoch.
     fitted = fit(network(dropout=0, batch_norm=False), noise, VALIDATION, recipe, seed=0, on_epoch=seen.append)
     losses = [epoch.validation_loss for epoch in seen]
     assert len(seen) == fitted.best_epoch + 5 < 200
@@ -218,7 +218,7 @@ def test_input_noise_is_in_standard_deviations_of_each_column():
     np.testing.assert_allclose(noisy.var(0) / (1 + 1.5**2), std.square(), rtol=0.05, atol=0)
     assert (noisy[:, 3] == 3.0).all()
     np.testing.assert_allclose(noisy.mean(0), 3.0, atol=0.05 * max(std))
-    # Noise that is shared by all columns would correlate them.
+    # If all columns shared the same noise, the columns would be correlated.
     varied = noisy[:, std > 0]
     np.testing.assert_allclose(np.corrcoef(varied.T), np.eye(varied.shape[1]), atol=0.05)
 

@@ -22,7 +22,7 @@ from foldserve.training.network.layers import ACTIVATIONS, Affine, Shift
 CERTIFICATE = {"atol": 1e-5, "rtol": 1e-4}
 HALF_ULP = 2.0**-24
 ACTIVATION_TYPES = tuple(ACTIVATIONS.values())
-# The steepest of them is GELU: 1.129.
+# GELU has the steepest slope of these activations: 1.129.
 STEEPEST_ACTIVATION = 1.13
 GAMMAS: dict[str, Callable[[Tensor], Tensor]] = {
     "positive": torch.abs,
@@ -40,7 +40,7 @@ def chain(**layers: nn.Module) -> nn.Sequential:
 
 
 def settle(bn: nn.BatchNorm1d, generator: torch.Generator, decades=ORDINARY, gamma="mixed") -> None:
-    """Give a BN random statistics and parameters, as a training would."""
+    """Give a BN random statistics and parameters, as after a training."""
     low, high = decades
     columns = torch.rand(3, bn.num_features, generator=generator) * 4 - 2
     exponents = low + (high - low) * torch.rand(bn.num_features, generator=generator)
@@ -53,7 +53,7 @@ def settle(bn: nn.BatchNorm1d, generator: torch.Generator, decades=ORDINARY, gam
 
 @torch.no_grad()
 def randomise(network: nn.Sequential, seed: int, statistics=lambda: (ORDINARY, "mixed")) -> nn.Sequential:
-    """Draw every number in the network with `seed`; `statistics` returns the decades and the gamma of each BN."""
+    """Draw every number in the network with `seed`. statistics: returns the decades and the gamma of each BN."""
     generator = torch.Generator().manual_seed(seed)
     for layer in network:
         if isinstance(layer, nn.Linear):
@@ -84,7 +84,7 @@ def in_float64(network: nn.Sequential, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def run_with_bound(folded: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Run in float64; return the output, and the error that rounding the weights to float32 once can cause."""
+    """Run in float64. Return the output and a bound of its error if the weights are rounded to float32 once."""
     value, bound = x.double(), torch.zeros(x.shape, dtype=torch.float64)
     for layer in copy.deepcopy(folded).double():
         if isinstance(layer, nn.Linear):
@@ -92,10 +92,10 @@ def run_with_bound(folded: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
             bound = bound @ weight.T + HALF_ULP * (value.abs() @ weight.T + layer.bias.abs())
         elif isinstance(layer, Affine):
             bound = bound * layer.scale.abs() + HALF_ULP * ((value * layer.scale).abs() + layer.shift.abs())
-        elif not isinstance(layer, Shift):  # the bias after a Shift compensates for its rounding
+        elif not isinstance(layer, Shift):  # the bias after a Shift compensates for the Shift's rounding
             bound = bound * STEEPEST_ACTIVATION
         value = layer(value)
-    # The rest is for the rounding of the reference, and for weights below the smallest float32.
+    # The added terms allow for the rounding of the reference and for weights below the smallest float32.
     return value, 1.01 * bound + 1e-12 * value.abs() + 1e-15
 
 
@@ -123,7 +123,7 @@ def run_onnx(model: bytes, x: Tensor, *, optimised: bool = True) -> dict[str, np
 
 
 def entries(report: tuple[Fold, ...]) -> list[tuple[str, str, str]]:
-    """List (layer, name of the rule, into), sorted."""
+    """Return a sorted list of (layer, name of the rule, into)."""
     return sorted((line.layer, line.rule.split(":")[0], line.into) for line in report)
 
 

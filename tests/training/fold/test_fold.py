@@ -51,7 +51,8 @@ def test_a_bn_after_a_dense_folds_as_by_torch_s_fusion_and_is_rounded_once(bias)
     double = copy.deepcopy(network).double()
     for i in (1, 2):
         dense, fused = folded[2 * (i - 1)], fuse_linear_bn_eval(double[3 * (i - 1)], double[3 * (i - 1) + 1])
-        # Half a unit in the last place: a step in float32 would change some of these 1,950 numbers by more.
+        # The tolerance is half a unit in the last place. A step in float32 would change some of these 1,950 numbers by
+        # more.
         for ours, theirs in ((dense.weight, fused.weight), (dense.bias, fused.bias)):
             assert ours.dtype == torch.float32
             torch.testing.assert_close(ours.double(), theirs.detach(), rtol=1.001 * HALF_ULP, atol=0)
@@ -73,7 +74,7 @@ def test_the_folded_network_in_float32_is_the_unfolded_one_in_float64(placement,
     assert_same_function(network, folded, x)
 
 
-# The exporter itself uses torch.utils._pytree; no argument avoids it (torch 2.13).
+# The exporter uses torch.utils._pytree, and no argument prevents this (torch 2.13).
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("placement", "activation", "input_norm"), [("pre", "relu", False), ("post", "relu", False), ("post", "gelu", True)]
@@ -118,7 +119,7 @@ def test_a_kept_scale_and_every_activation_are_the_same_in_onnx(activation):
 def test_the_oracle_finds_a_bn_after_a_relu_that_is_folded_backwards():
     network = randomise(build_mlp(6, 3, Architecture(hidden=(16,), placement="post", dropout=0)), seed=5)
     with torch.no_grad():
-        network.norm1.weight.abs_()  # wrong even with a gamma that keeps every sign
+        network.norm1.weight.abs_()  # this is wrong even with a gamma that keeps every sign
     double = copy.deepcopy(network).double()
     fused = fuse_linear_bn_eval(double.dense1, double.norm1).float().requires_grad_(requires_grad=False)
     wrong = chain(dense1=fused, relu1=nn.ReLU(), dense2=network.dense2)

@@ -1,4 +1,4 @@
-"""Folding of random networks and chains, with any statistics, compared with the unfolded ones in float64."""
+"""Random networks and chains with any statistics are folded, and compared with the unfolded chain in float64."""
 
 from collections import OrderedDict
 from itertools import pairwise
@@ -31,7 +31,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def trained_mlps(draw):
-    """Draw a network of `build_mlp`, some BNs without affine parameters, maybe after a standardisation; and rows."""
+    """Draw rows and a network of `build_mlp`. Some BNs have no affine parameters. A standardisation may come first."""
     features = draw(st.integers(1, 5))
     architecture = draw(
         st.builds(
@@ -59,7 +59,7 @@ def trained_mlps(draw):
 
 @st.composite
 def chains(draw):
-    """Draw layers in any order whose widths match; and rows."""
+    """Draw rows, and layers with matching widths in any order."""
     features = width = draw(st.integers(1, 5))
     layers = OrderedDict()
     kinds = st.sampled_from(["dense", "dense", "norm", "norm", "affine", "activation", "dropout", "identity"])

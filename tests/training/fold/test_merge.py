@@ -45,7 +45,7 @@ def preprocessing(*, encoded, far):
 
 
 def member(seed, layers, width, outputs, architecture):
-    """Build a network of its own weights and statistics behind the common layers, with a scaled output."""
+    """Build one member: the common layers, then layers with random weights and statistics, then a scaled output."""
     torch.manual_seed(seed)
     network = build_mlp(width, outputs, architecture)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_the_merged_chain_is_the_mean_of_its_members(count, outputs, encoded, fa
     assert_near(outputs_of(merged, rows), expected)
     task = "regression"
     assert_near(oracle(to_onnx(merged, FEATURES, outputs, task))(rows), expected)
-    # Pure: the members are left as they were, and share nothing with the result.
+    # The function is pure: it does not change the members, and the result shares no tensor with them.
     for network, state in zip(members, before, strict=True):
         for name, value in network.state_dict().items():
             torch.testing.assert_close(value, state[name], rtol=0, atol=0, equal_nan=True)
@@ -151,7 +151,7 @@ def test_a_far_offset_is_subtracted_once_for_all_members():
 
 def test_different_input_norms_keep_the_offset_that_all_members_share():
     members, rows = ensemble(3, far=True, input_norm=True)
-    rows[:, 3] = 1e17  # constant: centred by its standardisation, and scaled up by the BN after it
+    rows[:, 3] = 1e17  # constant: standardisation centres it, and the next BN scales it up
     with torch.no_grad():
         for seed, network in enumerate(members):
             torch.manual_seed(seed)

@@ -48,13 +48,13 @@ def edges_of(column, bins):
     values = known(column)
     if not bins or not len(values):
         return np.empty(0)
-    # The smallest value with the share k / bins of the values at or below it.
+    # Edge k is the smallest value v such that at least k / bins of all values are <= v.
     ranked = list(enumerate(np.sort(values), start=1))
     return np.unique([next(v for i, v in ranked if i * bins >= k * len(ranked)) for k in range(bins + 1)])
 
 
 def by_numpy(columns, seen, rows, bins):
-    """Encode the rows in float64; return them and the error that a bin's width in float32 may cause in each column."""
+    """Encode the rows in float64. Return them, and each column's error that a bin's width in float32 may cause."""
     numbers, binned, categories, missing, off = [], [], [], [], []
     for column, before, values in zip(columns, seen.T, rows.T.astype(np.float64), strict=True):
         if column.kind == "categorical":
@@ -100,7 +100,7 @@ def mixed():
     for place in (0, 1, 3):
         seen[generator.random(500) < 0.2, place] = NAN
     rows = seen[:200].copy()
-    rows[0] = NAN, NAN, 1.7e9, NAN, 2, 0.1  # every optional value missing, and an unseen size
+    rows[0] = NAN, NAN, 1.7e9, NAN, 2, 0.1  # every optional value is missing, and the size is unseen
     rows[1] = 3, -0.0, 1.7e9, -0.0, -0.0, 0.1
     rows[2] = 4, 1e6, 1.8e9, 1, 1, 0.1
     rows[3] = -0.0, -1e6, 0, 0, 0, -5

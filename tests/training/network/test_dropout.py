@@ -1,4 +1,4 @@
-"""Dropout by the byte: the dropped share is the documented one, and the mean stays."""
+"""Dropout with random bytes: the dropped share is the documented share, and the mean does not change."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from foldserve.training.network.dropout import Dropout
 @pytest.mark.parametrize(("p", "used"), [(0.15, 38 / 256), (0.5, 0.5), (0.001, 1 / 256), (0.999, 255 / 256)])
 def test_it_drops_the_documented_share_and_keeps_the_mean(p, used):
     torch.manual_seed(0)
-    count = 4_000_001  # not a multiple of 8
+    count = 4_000_001  # the size is not a multiple of 8
     y = Dropout(p)(torch.ones(count, 1))
     deviation = (used * (1 - used) / count) ** 0.5
     assert float((y == 0).double().mean()) == pytest.approx(used, abs=5 * deviation)

@@ -1,4 +1,4 @@
-"""The encoding, compared with NumPy; its ONNX nodes, compared with the layers in float64."""
+"""The encoding is compared with NumPy. Its ONNX nodes are compared with the layers in float64."""
 
 from collections import OrderedDict
 
@@ -20,7 +20,7 @@ from tests.service.support import oracle
 from tests.training.network.support import by_numpy, mixed, standardised, tables
 
 # Operators that ONNX Runtime's docs/OperatorKernels.md lists for its CUDA provider at this opset. Any other node would
-# run on the CPU, with a copy from and to the GPU in every request.
+# run on the CPU, and every request would copy data from the GPU and back.
 ON_CUDA = {"Cast", "Clip", "Concat", "Equal", "Gather", "Gemm", "IsNaN", "Mul", "Relu", "Softmax", "Sub", "Where"}
 
 
@@ -89,7 +89,7 @@ def test_the_onnx_graph_matches_the_unfolded_network_in_float64(wanted, bins):
     with torch.no_grad():
         expected = network.double()(torch.from_numpy(rows).double()).numpy()
     found = oracle(model)(rows)
-    # A row with an outlier has large values; the rounding error is relative to the largest.
+    # A row with an outlier has large values. The rounding error is relative to the row's largest value.
     scale = np.maximum(np.abs(expected).max(1, keepdims=True), 1)
     assert (np.abs(found - expected) <= (1e-5 + 1e-4 * np.abs(expected)) * scale).all()
     assert {node.op_type for node in onnx.load_model_from_string(model).graph.node} <= ON_CUDA

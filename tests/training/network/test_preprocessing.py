@@ -35,11 +35,11 @@ def test_a_categorical_column_without_training_values_needs_encoding_too():
     ("values", "bins", "expected"),
     [
         ([5, 5, 5, 5], 8, 0),  # constant
-        ([0, 1, 0, 1], 8, 0),  # two values: a single bin would repeat the column
+        ([0, 1, 0, 1], 8, 0),  # the column has two values, so a single bin would repeat it
         ([0, 0, 0, 0, 0, 0, 0, 1, 2], 2, 0),  # the median is the minimum
         ([0, 1, 2], 2, 2),
         ([0, 1, 2], 0, 0),
-        ([0, 1e-38, 1e-37, 1], 4, 0),  # too narrow: float32 can't hold the reciprocal of the width
+        ([0, 1e-38, 1e-37, 1], 4, 0),  # the bin is too narrow: float32 can't hold 1 / width
         ([NAN, 0, 1, 2], 2, 2),
         (range(1000), 256, 256),
     ],
@@ -75,7 +75,7 @@ SHARES = GENERATOR.random(5000)
         ("numeric", np.where(np.arange(5000) % 3, LOGNORMAL, NAN), True),
         ("numeric", np.where(SHARES < 0.3, LOGNORMAL, 0), True),
         ("numeric", np.where(SHARES < 0.03, LOGNORMAL, 0), False),  # all edges but one are 0
-        ("numeric", LOGNORMAL // 5, False),  # tails, but few values
+        ("numeric", LOGNORMAL // 5, False),  # the column has tails, but few values
         ("numeric", np.append(NORMAL, 1e6), True),  # one row far out
         ("numeric", np.full(5000, NAN), False),
         ("numeric", np.full(5000, 3.0), False),

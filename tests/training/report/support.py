@@ -1,4 +1,4 @@
-"""Evidence of trainings that never took place, and a parser of pages."""
+"""Invented results of trainings, and a parser of report pages."""
 
 from html.parser import HTMLParser
 
@@ -13,7 +13,7 @@ HOSTILE = "<script>alert(1)</script>\"'&"
 
 
 def manifest(task, y, outputs, names, labels, **changes):
-    """A manifest whose metrics are those of `outputs`."""
+    """Make a manifest with the metrics of `outputs`."""
     feature = {"range": (0.0, 16.0), "histogram": {"edges": (0.0, 8.0, 16.0), "counts": (30, 10)}}
     parity = {"rows": 4096, "max_absolute": 4.1e-7, "max_relative": 3e-6, "worst": 0.0097}
     agreement = {"argmax_rows": 4096, "argmax_agreement": 1.0} if labels else dict.fromkeys(AGREEMENT)
@@ -88,7 +88,10 @@ def regression(rows=150, **changes):
 
 
 class Page(HTMLParser):
-    """The page as a browser sees it: elements with attributes, tables as cells of text. Every tag must be closed."""
+    """The page as a browser sees it: elements with attributes, and tables with cells of text.
+
+    Every tag must be closed.
+    """
 
     VOID = frozenset({"meta", "br", "link", "img", "path", "use"})
 
@@ -127,7 +130,7 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def table(self, *head):
-        """Find the rows under the table whose first header cells are `head`."""
+        """Find the rows of the table whose header begins with the cells `head`."""
         return next(rows[1:] for rows in self.tables if tuple(rows[0][: len(head)]) == head)
 
     def named(self, tag):

@@ -1,4 +1,4 @@
-"""Scores of arrays, each compared with scikit-learn's or with the written-out definition."""
+"""Scores of arrays. Each score is compared with scikit-learn or with its definition."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_importance_leaves_the_rows_unchanged_and_depends_only_on_the_seed():
     assert np.array_equal(X, before)
     assert np.array_equal(first.mean, again.mean)
     assert not np.array_equal(first.mean, other.mean)
-    assert first.mean[1:].tolist() == first.std[1:].tolist() == [0, 0]  # features that the model does not read
+    assert first.mean[1:].tolist() == first.std[1:].tolist() == [0, 0]  # the model does not read these features
 
 
 @pytest.mark.parametrize(("features", "rows"), [(1, 10_000), (50, 10_000), (2000, 10_000), (3, 5)])

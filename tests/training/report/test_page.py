@@ -1,4 +1,4 @@
-"""The page as a document: it loads nothing, has descriptions and contrast, escapes every name, and stays small."""
+"""The report page loads nothing, has descriptions and enough contrast, escapes every name, and stays small."""
 
 import re
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tests.training.report.support import HOSTILE, Page, classification, regress
 
 @pytest.fixture(scope="module")
 def pages():
-    """One page of each task."""
+    """One page for each task."""
     return render(classification()), render(regression())
 
 

@@ -1,4 +1,4 @@
-"""A table and its test file: names of columns, notes, progress, and the hash."""
+"""Loading a table and its test file: column names, notes, progress, and the hash."""
 
 from dataclasses import replace
 

@@ -1,4 +1,7 @@
-"""Numbers in other notations: what the whole column agrees on is read, and two possible readings are refused."""
+"""Numbers in other notations.
+
+A column is read if one notation fits all its cells. Two possible readings are refused.
+"""
 
 import numpy as np
 import pytest

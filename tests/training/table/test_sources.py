@@ -1,4 +1,4 @@
-"""Sources by format: every cell of a file, and one line for a file that can't be read."""
+"""Each file format: every cell of a file is read, and a file that can't be read gives a one-line error."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""The columns of groups and of times."""
+"""The columns that give each row's group and time."""
 
 import numpy as np
 import pytest
