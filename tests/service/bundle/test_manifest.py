@@ -185,7 +185,8 @@ CATEGORICAL = {"kind": "categorical", "categories": ("a", "b")}
         ({"missing_share": 0.25}, "a share of the rows is missing in a feature without missing values"),
         ({"missing": True, "missing_share": 1.5}, "less than or equal to 1"),
         ({"missing": True, "missing_share": -0.5}, "greater than or equal to 0"),
-        ({"kind": "text"}, "'numeric', 'boolean' or 'categorical'"),
+        ({"kind": "text"}, "'numeric', 'boolean', 'categorical' or 'time'"),
+        ({"kind": "time"}, "a feature of times has no reading"),
         *(
             ({"kind": "categorical", "categories": ("a", value)}, "categories")
             for value in (True, None, math.nan, math.inf, 2**64, -(2**63) - 1, [1])
