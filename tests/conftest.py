@@ -1,4 +1,4 @@
-"""Fixtures for every test: two small bundles, trained once through the public pipeline, and copies to damage."""
+"""Fixtures for all tests: two small bundles, trained once with the public pipeline, and copies for tests to damage."""
 
 from __future__ import annotations
 

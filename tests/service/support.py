@@ -156,10 +156,9 @@ def bundle_in_memory(model: bytes, golden: bundle.Golden, **changes: Any) -> bun
 
 
 def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object], *, keep_seal: bool = False) -> None:
-    """Change the manifest of the bundle in `folder` without any check, and renew the seal. edit: changes the parsed
-    JSON.
+    """Change the manifest of the bundle in `folder` without any check, and renew the seal.
 
-    keep_seal: leave the old seal, which then does not match the changed manifest.
+    edit: changes the parsed JSON. keep_seal: leave the old seal, which then does not match the changed manifest.
     """
     file = folder / bundle.MANIFEST_FILE
     content = json.loads(file.read_text())

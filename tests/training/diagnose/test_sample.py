@@ -41,7 +41,7 @@ def test_columns_are_standardised_by_the_training_rows():
     x[:, 1] = 7
     x[::4, 2] = np.nan
     sample = draw_sample(table(x, x[:, 0]), 0)
-    assert sample.features == 4  # the third column has an extra one for missing values
+    assert sample.features == 4  # the third column needs one more for missing values
     assert torch.allclose(sample.train.x.mean(0), torch.zeros(4), atol=1e-6)
     first = sample.train.x[:, 0].numpy()
     assert max(first.std(), np.ptp(first) / 6) == pytest.approx(1, abs=1e-5)

@@ -176,7 +176,7 @@ def test_balanced_weights_find_more_rows_of_a_rare_class():
 
 def test_balanced_weights_are_scikit_learn_s():
     train, validation = imbalanced(200, 0), imbalanced(100, 1)
-    validation = Examples(validation.x, validation.y.roll(1) | validation.y)  # other shares than in training
+    validation = Examples(validation.x, validation.y.roll(1) | validation.y)  # not the shares of the training set
     plain = build_mlp(8, 2, Architecture(hidden=(16,), batch_norm=False))
     fitted = fit(plain, train, validation, Recipe(epochs=1, class_weight="balanced"), seed=0)
     weight_of = dict(zip(train.y.tolist(), compute_sample_weight("balanced", train.y), strict=True))
