@@ -21,7 +21,11 @@ from foldserve.service.errors import ModelNotReady
 from foldserve.service.machine import cgroup
 from foldserve.service.metrics import Metrics
 from foldserve.service.metrics.prometheus import PrometheusMetrics
+from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.settings import Settings
+
+# Decoding holds the interpreter most of its time, so more threads are not faster, and each one delays the event loop.
+_BODY_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Service:
     """The parts of one serving process.
 
     strict_readiness: whether the server is ready only if every model is.
+    memory: counts the bodies of all requests.
     guard: checks the API keys; None if every client may send requests.
     endpoints: by the path of a prediction request, without percent-encoding. Look each path up when its request
     arrives: the mapping may change while the server runs.
@@ -39,6 +44,7 @@ class Service:
     metrics: Metrics
     lifecycle: Lifecycle
     guard: Guard | None
+    memory: BodyMemory
     strict_readiness: bool
 
     @property
@@ -51,13 +57,15 @@ def compose(settings: Settings) -> Service:
     """Load every model and create the service. Raises `StartError` and `DeviceError`, as `Loader.load_repository`."""
     metrics = PrometheusMetrics() if settings.metrics else Metrics()
     guard = _guard(settings, metrics)
-    repository = Loader(settings, Pool(cgroup.threads()), metrics).load_repository()
+    memory = BodyMemory(settings.max_memory or 2 * settings.max_body)
+    repository = Loader(settings, Pool(min(_BODY_THREADS, cgroup.threads())), memory, metrics).load_repository()
     return Service(
         repository=repository,
         endpoints=endpoints_by_path(repository),
         metrics=metrics,
         lifecycle=Lifecycle(device_lost=lambda: repository.device_lost),
         guard=guard,
+        memory=memory,
         strict_readiness=settings.strict_readiness,
     )
 

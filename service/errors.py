@@ -25,6 +25,7 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── Overloaded           there is no room now; it has the seconds until the client should try again
     │   ├── QueueFull        engine/batcher.py, engine/exchange.py, engine/pool.py: too much waits already
     │   ├── RateExceeded     access/guard.py: the API key has reached its rate
+    │   ├── MemoryFull       protocols/body.py: the bodies of other requests fill the memory
     │   ├── Draining         engine/batcher.py: the server is stopping
     │   └── DeviceOutOfMemory  runtime/cuda.py: the device had no room for a run; the session is new
     ├── DeadlinePassed       engine/batcher.py, engine/exchange.py: the deadline passed before the model could run
@@ -150,6 +151,10 @@ class QueueFull(Overloaded):
 
 class RateExceeded(Overloaded):
     """The API key has reached its rate."""
+
+
+class MemoryFull(Overloaded):
+    """The bodies of other requests fill the memory that is set aside for them."""
 
 
 class Draining(Overloaded):

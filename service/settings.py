@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 from foldserve.service.errors import SettingsError
 
@@ -33,6 +34,13 @@ _ORIGIN = r"^(\*|[a-z][a-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]
 def _split(value: object) -> object:
     """Split the comma-separated value of a flag or a variable."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _at_least_max_body(value: int | None, info: ValidationInfo) -> int | None:
+    """Refuse a memory that is too small for a body of the largest size that is allowed."""
+    if value is not None and value < info.data.get("max_body", 0):
+        raise PydanticCustomError("less_than_max_body", "Input should be at least max_body")
+    return value
 
 
 class Settings(BaseModel):
@@ -117,6 +125,11 @@ class Settings(BaseModel):
     ] = None
     max_head: Annotated[int, Field(ge=1024, description="largest request head, in bytes")] = 64 * 2**10
     max_body: Annotated[int, Field(ge=1, description="largest request body, in bytes, compressed or not")] = 64 * 2**20
+    max_memory: Annotated[
+        int | None,
+        AfterValidator(_at_least_max_body),
+        Field(description="most bytes of all large request bodies at once; more get a 503; twice max_body by default"),
+    ] = None
     max_rows: Annotated[int, Field(ge=1, description="most rows in one request")] = 100_000
     max_batch: Annotated[
         int, Field(ge=1, le=2**20, description="most rows in one run of a model; a larger request is split")

@@ -30,8 +30,8 @@ service.protocols:        metrics bundle arrays errors
 service.runtime.session:  machine errors
 service.runtime:          runtime.session machine bundle arrays errors
 service.engine:           runtime runtime.session protocols metrics bundle machine settings arrays errors
-service.compose:          access engine metrics machine settings errors
-service.http:             compose access engine protocols metrics bundle settings errors
+service.compose:          access engine protocols metrics machine settings errors
+service.http:             compose access engine protocols metrics bundle machine settings errors
 service.commands:         access runtime runtime.session bundle machine settings arrays errors
 service.cli:              http commands settings errors
 service.__main__:         cli

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from foldserve.service.engine.exchange import Exchange, OnReply, Resources
+from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
 
 
@@ -19,7 +20,12 @@ class Endpoint:
         """The largest body in bytes, compressed or not."""
         return self._resources.limits.max_body
 
-    def start(self, headers: Headers, body: bytes, on_reply: OnReply) -> Exchange:
+    @property
+    def memory(self) -> BodyMemory:
+        """Counts the bodies of all requests."""
+        return self._resources.memory
+
+    def start(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply) -> Exchange:
         """Start an exchange. Must be called on the event loop.
 
         on_reply: called once with the reply, possibly before this method returns; never after `Exchange.cancel`.
@@ -28,7 +34,7 @@ class Endpoint:
         exchange.start(body)
         return exchange
 
-    async def answer(self, headers: Headers, body: bytes) -> Reply:
+    async def answer(self, headers: Headers, body: bytes | bytearray) -> Reply:
         """Return the reply to one request. Cancelling this coroutine cancels the exchange."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
@@ -37,6 +43,7 @@ class Endpoint:
                 future.set_result(reply)
 
         exchange = self.start(headers, body, deliver)
+        del body  # the exchange frees it once it is decoded
         try:
             return await future
         finally:

@@ -27,6 +27,7 @@ from foldserve.service.engine.pool import Pool
 from foldserve.service.errors import DeadlinePassed, InvalidInput, QueueFull, RequestError, TooLarge
 from foldserve.service.metrics import Metrics, RequestMetrics
 from foldserve.service.protocols import content
+from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply, failure, refusal
 from foldserve.service.protocols.request import DecodedRequest, SlowBody
 
@@ -61,7 +62,7 @@ class _LargeBody(Exception):  # noqa: N818
 class Codec(Protocol):
     """Reads the requests of one protocol for one model."""
 
-    def decode(self, headers: Headers, body: bytes, *, fast_only: bool = False) -> DecodedRequest:
+    def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
         """Read one request. Raises `RequestError`; with `fast_only`, `SlowBody` if there is no fast path."""
 
 
@@ -86,6 +87,7 @@ class Resources:
     batcher: Batcher
     limits: RequestLimits
     pool: Pool
+    memory: BodyMemory
     metrics: Metrics
     requests: RequestMetrics
 
@@ -103,14 +105,14 @@ class Exchange:
         self._headers = headers
         self._on_reply = on_reply
         self._arrived = time.monotonic()
-        self._body = b""  # while the exchange waits to begin
+        self._body: bytes | bytearray = b""  # while the exchange waits to begin
         self._high = False  # whether the request has high priority
         self._request: DecodedRequest | None = None
         self._pending: Entry | asyncio.Future[Any] | None = None  # the step that the exchange waits for
         self._open = True
         resources.requests.in_flight += 1
 
-    def start(self, body: bytes) -> None:
+    def start(self, body: bytes | bytearray) -> None:
         """Begin now, or later if the process has much work. Reply with a 503 if the process has too much work."""
         resources = self._resources
         admission, batcher = resources.admission, resources.batcher
@@ -140,13 +142,13 @@ class Exchange:
                 self._fail(error)
         return not self._resources.batcher.filled
 
-    def _decode_here(self, body: bytes) -> None:
+    def _decode_here(self, body: bytes | bytearray) -> None:
         """Decode the body on the event loop, or in the pool if decoding takes long.
 
         A compressed body that stays small does not wait in the pool behind bodies that become large.
         """
         with suppress(SlowBody, _LargeBody):
-            plain = body
+            plain: bytes | bytearray = body
             if b"content-encoding" in self._headers:
                 plain = self._inflate_here(body)
             elif len(body) > _LARGE_BODY:
@@ -156,12 +158,13 @@ class Exchange:
             return
         self._run_in_pool(self._decode, body, then=self._submit)
 
-    def _inflate_here(self, body: bytes) -> bytes:
+    def _inflate_here(self, body: bytes | bytearray) -> bytes | bytearray:
         """Undo the content encoding of a body. Raises `_LargeBody` as soon as the decoded body gets too large."""
         if len(body) > _MEDIUM_BODY:
             raise _LargeBody
         try:
-            return content.inflated(self._headers, body, min(_MEDIUM_BODY, self._resources.limits.max_body))
+            limit = min(_MEDIUM_BODY, self._resources.limits.max_body)
+            return content.inflated(self._headers, body, limit, self._resources.memory)
         except TooLarge:
             raise _LargeBody from None
 
@@ -169,15 +172,26 @@ class Exchange:
         """Drop the request: its client has disconnected. After the reply, `cancel` does nothing."""
         if self._open:
             self._close(_CLIENT_DISCONNECTED)
+            self._body = b""
             if self._pending is not None:
                 self._pending.cancel()
 
-    def _decode(self, body: bytes) -> DecodedRequest:
-        self._check_deadline()
-        body = content.inflated(self._headers, body, self._resources.limits.max_body)
-        return self._resources.codec.decode(self._headers, body)
+    def _decode(self, body: bytes | bytearray) -> DecodedRequest | RequestError:
+        """Decode in the pool. Returns a refusal instead of raising it."""
+        resources = self._resources
+        try:
+            self._check_deadline()
+            body = content.inflated(self._headers, body, resources.limits.max_body, resources.memory)
+            return resources.codec.decode(self._headers, body)
+        except RequestError as error:
+            # The frames of a traceback refer to the body and to the frame that gets this error: a cycle that keeps it.
+            error.__traceback__ = error.__context__ = None
+            return error
 
-    def _submit(self, request: DecodedRequest) -> None:
+    def _submit(self, request: DecodedRequest | RequestError) -> None:
+        if isinstance(request, RequestError):
+            self._fail(request)
+            return
         deadline = self._arrived + self._timeout(request.timeout)
         self._request = request
         self._pending = self._resources.batcher.submit(request.rows, deadline, self._encode, high=self._high)

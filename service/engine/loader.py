@@ -22,6 +22,7 @@ from foldserve.service.engine.repository import Model, Refused, Repository
 from foldserve.service.engine.threads import threads_per_run
 from foldserve.service.errors import BundleError, StartError
 from foldserve.service.metrics import Metrics
+from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.oip import OipCodec
 from foldserve.service.runtime.load import Runtime, load
@@ -34,12 +35,13 @@ _MOST_REASONS = 3  # largest number of models with their reasons in the error me
 
 
 class Loader:
-    """Loads models with the settings of one process. All models share `pool`, `metrics` and one admission."""
+    """Loads models with the settings of one process. All share `pool`, `memory`, `metrics` and one admission."""
 
-    def __init__(self, settings: Settings, pool: Pool, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, pool: Pool, memory: BodyMemory, metrics: Metrics) -> None:
         self._settings = settings
         self._admission = Admission(settings.max_wait)
         self._pool = pool
+        self._memory = memory
         self._metrics = metrics
 
     def load_repository(self) -> Repository:
@@ -144,7 +146,9 @@ class Loader:
 
         def endpoint(protocol: str, codec: Codec) -> Endpoint:
             requests = metrics.for_endpoint(*labels, protocol)
-            return Endpoint(Resources(codec, self._admission, batcher, limits, self._pool, metrics, requests))
+            return Endpoint(
+                Resources(codec, self._admission, batcher, limits, self._pool, self._memory, metrics, requests)
+            )
 
         return Model(
             manifest,

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from foldserve.service.errors import QueueFull
@@ -21,11 +22,36 @@ class Pool:
         self._free = threading.Semaphore(threads * _WAITING_PER_THREAD)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        """Call `function` on a thread. Must be called on the event loop. Raises `QueueFull`."""
+        """Call `function` on a thread. Must be called on the event loop. Raises `QueueFull`.
+
+        The result is not kept by anything but the future that is returned. `asyncio.wrap_future` makes a cycle of
+        references that keeps it, and a request of many rows takes tens of megabytes.
+        """
         if not self._free.acquire(blocking=False):
             raise QueueFull("too many large bodies wait to be read", retry_after=1)
-        running = self._executor.submit(function, *arguments)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        running = self._executor.submit(_run, future, function, arguments)
         # The callback belongs to the thread's future. The event loop's future is done as soon as it is cancelled,
         # although the thread may still work.
         running.add_done_callback(lambda _: self._free.release())
-        return asyncio.wrap_future(running)
+        future.add_done_callback(lambda done: running.cancel() if done.cancelled() else None)
+        return future
+
+
+def _run(future: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Call `function`, and give its outcome to the future on the event loop."""
+    try:
+        result = function(*arguments)
+    except BaseException as error:  # noqa: BLE001 (it is raised where the future is awaited)
+        _call(future, future.set_exception, error)
+    else:
+        _call(future, future.set_result, result)
+
+
+def _call(future: asyncio.Future[Any], set_outcome: Callable[[Any], None], outcome: Any) -> None:
+    def set_unless_done() -> None:
+        if not future.done():
+            set_outcome(outcome)
+
+    with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+        future.get_loop().call_soon_threadsafe(set_unless_done)

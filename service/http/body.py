@@ -12,24 +12,37 @@ import httptools
 
 from foldserve.service.errors import HeadTooLarge, InvalidHttp, TooLarge
 from foldserve.service.http.head import Head, end_of_block
+from foldserve.service.protocols.body import Body, BodyMemory
 
 
 class BodyReader:
-    """Reads the body after one head. Raises `TooLarge` if its Content-Length passes the limit.
+    """Reads the body after one head. Raises `TooLarge` or `MemoryFull` for its Content-Length.
 
     max_head: the limit in bytes of trailers and of the framing between two chunks.
     max_body: the limit in bytes of the body; the body is then collected. None: the body is not collected.
+    memory: counts the collected body.
     complete: whether the last byte of the request has been read.
     """
 
-    __slots__ = ("_content", "_framing_size", "_left", "_max_body", "_max_head", "_parser", "_tail", "complete")
+    __slots__ = (
+        "_content",
+        "_framing_size",
+        "_left",
+        "_max_body",
+        "_max_head",
+        "_memory",
+        "_parser",
+        "_tail",
+        "complete",
+    )
 
-    def __init__(self, head: Head, max_head: int, max_body: int | None) -> None:
+    def __init__(self, head: Head, max_head: int, max_body: int | None, memory: BodyMemory) -> None:
         self._max_head = max_head
         self._max_body = max_body
+        self._memory = memory
         self._left = head.content_length or 0
         self.complete = head.content_length == 0
-        self._content: bytes | bytearray = b""
+        self._content: bytes | Body = b""
         self._parser: httptools.HttpRequestParser | None = None
         if head.content_length is None:
             self._parser = httptools.HttpRequestParser(self)
@@ -37,11 +50,13 @@ class BodyReader:
         self._framing_size = 0
         self._tail = b""  # the last bytes that were read, because a blank line may begin in them
         self._check_size(self._left)
+        if max_body is not None:
+            memory.check_room(self._left)
 
     def read(self, data: bytes, start: int) -> int:
         """Read from `data[start:]`. Return the offset of the first unread byte.
 
-        Raises `InvalidHttp`, `HeadTooLarge`, `TooLarge`.
+        Raises `InvalidHttp`, `HeadTooLarge`, `TooLarge`, `MemoryFull`.
         """
         if self._parser is not None:
             return self._read_chunks(self._parser, data, start)
@@ -51,10 +66,10 @@ class BodyReader:
         self.on_body(data[start:end])
         return end
 
-    def take(self) -> bytes:
+    def take(self) -> bytes | bytearray:
         """Return the collected body, and release the reader's reference to it."""
         content, self._content = self._content, b""
-        return bytes(content)
+        return content
 
     def _read_chunks(self, parser: httptools.HttpRequestParser, data: bytes, start: int) -> int:
         end = end_of_block(self._tail, data, start)
@@ -80,12 +95,14 @@ class BodyReader:
         self._framing_size = 0
         if self._max_body is None:
             return
-        if not self._content:
+        if isinstance(self._content, Body):
+            self._content.add(body)
+        elif not self._content:
             self._content = body
-        elif type(self._content) is bytearray:
-            self._content += body
         else:
-            self._content = bytearray(self._content) + body
+            first, self._content = self._content, self._memory.new_body()
+            self._content.add(first)
+            self._content.add(body)
 
     def on_message_complete(self) -> None:
         self.complete = True

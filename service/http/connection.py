@@ -54,7 +54,6 @@ class Connection(asyncio.Protocol):
     _transport: asyncio.Transport
     _inner: Inner
     _head: Head  # from BODY or APP_BODY on
-    _body: BodyReader  # in BODY, APP_BODY
 
     def __init__(
         self,
@@ -72,6 +71,7 @@ class Connection(asyncio.Protocol):
         self._unread, self._offset = b"", 0
         self._head_reader = HeadReader(context.heads)
         self._endpoint: Endpoint | None = None  # in BODY; None in APP_BODY
+        self._body: BodyReader | None = None  # in BODY, APP_BODY
         self._exchange: Exchange | None = None  # in RESPONSE
         self._reading, self._write_paused = True, False
         self._client: tuple[str, int] | None = None
@@ -89,6 +89,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
+        self._drop_bytes()
         self._phase = CLOSED
         if self._exchange is not None:
             self._exchange.cancel()
@@ -190,7 +191,7 @@ class Connection(asyncio.Protocol):
         """Read the received bytes until none are left or a response must be written first."""
         while self._offset < len(self._unread) and self._phase in READING and not self._write_paused:
             try:
-                self._read_head() if self._phase in (IDLE, HEAD) else self._read_body()
+                self._read_head() if self._body is None else self._read_body(self._body)
             except RequestError as error:
                 self._refuse(error)
         if self._offset == len(self._unread):
@@ -211,35 +212,36 @@ class Connection(asyncio.Protocol):
         limits = self._context.limits
         self._head, self._endpoint = head, self._context.find_endpoint(head)
         if self._endpoint is None:
-            self._body = BodyReader(head, limits.max_head, None)
+            self._body = body = BodyReader(head, limits.max_head, None, self._context.memory)
             self._forward(head)
         else:
             self._phase = BODY
             if (guard := self._context.guard) is not None:
                 guard.check(head.headers, Scope.PREDICT)
-            self._body = BodyReader(head, limits.max_head, limits.max_body)
+            self._body = body = BodyReader(head, limits.max_head, limits.max_body, self._context.memory)
             if head.headers.get(b"expect", b"").lower() == b"100-continue":
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._body.complete:
-            self._finish()
+        if body.complete:
+            self._finish(body)
 
-    def _read_body(self) -> None:
+    def _read_body(self, body: BodyReader) -> None:
         """Read until the request is complete or no bytes are left."""
-        start, self._offset = self._offset, self._body.read(self._unread, self._offset)
+        start, self._offset = self._offset, body.read(self._unread, self._offset)
         if self._phase is APP_BODY:
             self._inner.data_received(self._unread[start : self._offset])
-        if self._body.complete:
-            self._finish()
+        if body.complete:
+            self._finish(body)
 
-    def _finish(self) -> None:
+    def _finish(self, body: BodyReader) -> None:
         """Wait for the response to a complete request."""
+        self._body = None
         if self._endpoint is not None:
-            self._start(self._endpoint, self._head, self._body.take())
+            self._start(self._endpoint, self._head, body.take())
         else:
             self._phase = APP_RESPONSE
             self._inner_changed()
 
-    def _start(self, endpoint: Endpoint, head: Head, body: bytes) -> None:
+    def _start(self, endpoint: Endpoint, head: Head, body: bytes | bytearray) -> None:
         self._phase, self._head = RESPONSE, head
         exchange = endpoint.start(head.headers, body, self._reply)
         if self._phase is RESPONSE:  # `_reply` may have changed the phase already
@@ -296,7 +298,7 @@ class Connection(asyncio.Protocol):
         if self._phase is APP_BODY and self._inner.responding:
             reply = None
         self._inner.disconnect()
-        self._unread, self._offset = b"", 0
+        self._drop_bytes()
         self._phase = REFUSED
         self._since = time.monotonic()
         if self._transport.is_closing():
@@ -316,6 +318,13 @@ class Connection(asyncio.Protocol):
         else:
             self._close()
 
+    def _drop_bytes(self) -> None:
+        """Free the bytes that have come."""
+        self._unread, self._offset = b"", 0
+        if self._body is not None:
+            self._body.take()  # a reader of chunks and its parser refer to each other
+            self._body = None
+
     def _close_if_idle(self) -> None:
         """Close, unless the kernel has bytes of a request that the event loop has not read yet."""
         if self._phase is IDLE and has_bytes(self._transport):
@@ -325,8 +334,8 @@ class Connection(asyncio.Protocol):
 
     def _close(self, *, abort: bool = False) -> None:
         """Close after the last response is written, or at once if the client does not read that response."""
+        self._drop_bytes()
         self._phase = CLOSED
-        self._unread, self._offset = b"", 0
         if self._exchange is not None:
             self._exchange.cancel()
             self._exchange = None

@@ -14,6 +14,7 @@ from foldserve.service.errors import RequestError
 from foldserve.service.http.access_log import AccessLog
 from foldserve.service.http.head import Head, Heads
 from foldserve.service.http.security import EXPOSED_HEADERS, NO_SNIFF
+from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
 
 _MAX_CACHED = 256
@@ -38,6 +39,7 @@ class ConnectionContext:
 
     endpoints: maps the path of a request, without percent-encoding, to its endpoint. Each request looks up its path,
     so the mapping may change at any time.
+    memory: counts the bodies of all connections.
     count_rejected: called with the error of each request that a connection refuses.
     guard: checks the API key of each request for an endpoint; None if requests need no key.
     check_head: called with the headers of a request; it raises to refuse the request.
@@ -48,6 +50,7 @@ class ConnectionContext:
         self,
         endpoints: Mapping[bytes, Endpoint],
         limits: Limits,
+        memory: BodyMemory,
         count_rejected: Callable[[RequestError], object],
         access_log: AccessLog | None,
         *,
@@ -57,6 +60,7 @@ class ConnectionContext:
     ) -> None:
         self._endpoints = endpoints
         self.limits = limits
+        self.memory = memory
         self.count_rejected = count_rejected
         self.access_log = access_log
         self.heads = Heads(limits.max_head, check_head)

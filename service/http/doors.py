@@ -105,6 +105,7 @@ def _create_door(
     context = ConnectionContext(
         endpoints,
         Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
+        service.memory,
         service.metrics.count_rejected,
         AccessLog() if settings.access_log else None,
         guard=service.guard,

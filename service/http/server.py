@@ -31,12 +31,16 @@ from foldserve.service.http.connection import Connection
 from foldserve.service.http.doors import Door, create_doors, load_tls
 from foldserve.service.http.listeners import Listeners, bind
 from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, exit_on_signals, refuse_handshakes
+from foldserve.service.machine import allocator
 from foldserve.service.settings import Settings, unused_variables
 
 log = logging.getLogger("foldserve")
 
 # Seconds that a server whose run hangs may take to stop beyond drain_timeout, and then to report the error.
 _GRACE_SECONDS, _REPORT_SECONDS = 5.0, 1.0
+# Seconds that a thread may hold the interpreter while another one waits; the default is 5 ms. The event loop waits as
+# long at each of its events while a thread decodes a large body.
+_SWITCH_INTERVAL = 1e-3
 
 
 def run(settings: Settings) -> None:
@@ -73,6 +77,8 @@ def _print(text: str) -> None:
 def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
     """Serve on bound sockets in this process. announce: called with the lines to print when ready."""
     tls = load_tls(settings, listeners)  # before the models, so that the error of a wrong file comes at once
+    allocator.return_large_blocks()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     service = compose(settings)
     doors = create_doors(settings, service, listeners, tls)
     # Every model is verified now. No client could connect before this line.

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Container
 
 from foldserve.service.errors import InvalidInput, TooLarge, UnsupportedMedia
+from foldserve.service.protocols.body import Body, BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
 
 # zlib selects the format by the window: 16 + the window is gzip. deflate is zlib's own format (RFC 9110, 8.4.1.2).
@@ -19,6 +20,12 @@ _MIN_COMPRESSED = 1400
 _FASTEST = 1
 # Each encoding may take as long as the largest body.
 _MAX_ENCODINGS = 2
+# A body may inflate to so many times its size. Tables of numbers shrink 3 to 20 times, tables of zeros 1,000 times.
+_MAX_RATIO = 200
+# A body may inflate to so many bytes at any ratio.
+_ANY_RATIO = 2**23
+# Bytes that are decompressed at once, without the interpreter's lock.
+_STEP = 2**18
 _QUALITY = re.compile(rb"[qQ] *= *([01](?:\.[0-9]{0,3})?)")
 
 
@@ -43,35 +50,50 @@ def preferred(headers: Headers, name: bytes, offered: Container[bytes]) -> bytes
     return best
 
 
-def inflated(headers: Headers, body: bytes, cap: int) -> bytes:
+def inflated(headers: Headers, body: bytes | bytearray, max_body: int, memory: BodyMemory) -> bytes | bytearray:
     """Undo the body's Content-Encoding.
 
     Raises `UnsupportedMedia` for an encoding other than gzip, deflate and identity, `InvalidInput` for a body that is
-    not in it, and `TooLarge` before more than `cap` bytes are inflated.
+    not in it, `TooLarge` before more than `max_body` bytes are inflated or many times those that were sent, and
+    `MemoryFull`.
     """
     encodings = headers.get(b"content-encoding", b"identity").split(b",")
     if len(encodings) > _MAX_ENCODINGS:
         raise UnsupportedMedia(f"the body is encoded more than {_MAX_ENCODINGS} times")
+    ratio_limit = max(_ANY_RATIO, _MAX_RATIO * len(body))
     for encoding in reversed(encodings):
         name = encoding.strip().lower()
         if name != b"identity":
-            body = _inflated(name, body, cap)
+            if name not in _WINDOW:
+                raise UnsupportedMedia("the Content-Encoding is not gzip, deflate or identity")
+            try:
+                body = _inflate(body, _WINDOW[name], max_body, ratio_limit, memory.new_body())
+            except zlib.error:
+                raise InvalidInput("the body is not in its Content-Encoding") from None
     return body
 
 
-def _inflated(encoding: bytes, body: bytes, cap: int) -> bytes:
-    if encoding not in _WINDOW:
-        raise UnsupportedMedia("the Content-Encoding is not gzip, deflate or identity")
-    stream = zlib.decompressobj(_WINDOW[encoding])
-    try:
-        plain = stream.decompress(body, cap + 1)
-    except zlib.error:
-        raise InvalidInput("the body is not in its Content-Encoding") from None
-    if len(plain) > cap:
-        raise TooLarge(f"the body is larger than {cap} bytes once it is decompressed")
-    if not stream.eof or stream.unused_data:
-        raise InvalidInput("the body is not in its Content-Encoding")
-    return plain
+def _inflate(body: bytes | bytearray, window: int, max_body: int, ratio_limit: int, inflated: Body) -> Body:
+    """Append the content of `body` to `inflated`, a step at a time, so that a limit stops it early."""
+    stream = zlib.decompressobj(window)
+    view = memoryview(body)
+    for start in range(0, len(body), _STEP):
+        rest: bytes | memoryview = view[start : start + _STEP]
+        while True:
+            content = stream.decompress(rest, _STEP)
+            inflated.add(content)
+            if len(inflated) > max_body:
+                raise TooLarge(f"the body is larger than {max_body} bytes once it is decompressed")
+            if len(inflated) > ratio_limit:
+                raise TooLarge(f"the decompressed body is more than {_MAX_RATIO} times larger; send it uncompressed")
+            rest = stream.unconsumed_tail
+            if not rest and len(content) < _STEP:
+                break
+        if stream.eof:
+            if stream.unused_data or start + _STEP < len(body):
+                break
+            return inflated
+    raise zlib.error
 
 
 def compressed(headers: Headers, reply: Reply) -> Reply:

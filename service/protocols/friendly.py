@@ -64,7 +64,7 @@ class FriendlyCodec:
         row_bytes = max(MAX_ELEMENT_BYTES, 1024 * self._columns.width)
         self._array = LongArray(("instances",), "rows", max_rows, row_bytes, piece_bytes)
 
-    def decode(self, headers: Headers, body: bytes, *, fast_only: bool = False) -> DecodedRequest:
+    def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
         """Decode one request: JSON or raw rows.
 
         Raises `InvalidInput` and `UnsupportedMedia`; with `fast_only`, `SlowBody` where decoding would take long.
@@ -81,7 +81,7 @@ class FriendlyCodec:
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def _json_rows(self, body: bytes, *, fast_only: bool) -> Rows:
+    def _json_rows(self, body: bytes | bytearray, *, fast_only: bool) -> Rows:
         if len(body) <= SMALL:
             instances = self._instances(parse_json(body))
             if len(instances) > self._max_rows:
@@ -94,7 +94,7 @@ class FriendlyCodec:
             raise InvalidInput('"instances" has no rows')
         return self._rows_of_pieces(body, document.pieces, fast_only=fast_only)
 
-    def _rows_of_pieces(self, body: bytes, pieces: list[Piece], *, fast_only: bool) -> Rows:
+    def _rows_of_pieces(self, body: bytes | bytearray, pieces: list[Piece], *, fast_only: bool) -> Rows:
         columns = self._columns
         rows = RowsBuffer(columns.width)
         by_name = None
@@ -147,7 +147,7 @@ class FriendlyCodec:
             )
         return list(self._picked(row))
 
-    def _raw_rows(self, body: bytes) -> Rows:
+    def _raw_rows(self, body: bytes | bytearray) -> Rows:
         width = self._columns.width
         count, rest = divmod(len(body), 4 * width)
         if rest or not count:

@@ -78,7 +78,8 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
     nesting.
     """
     try:
-        return orjson.loads(text)
+        # orjson refuses subclasses of bytearray.
+        return orjson.loads(text if type(text) is bytes else memoryview(text))
     except orjson.JSONDecodeError as error:
         # Unchained: the error holds the whole document, and no log may write it.
         raise _invalid_at(error.pos) from None

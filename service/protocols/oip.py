@@ -63,7 +63,7 @@ class OipCodec:
         row_bytes = max(MAX_ELEMENT_BYTES, 1024 * width)
         self._array = LongArray(("inputs", 0, "data"), "values", max_rows * width, row_bytes, piece_bytes)
 
-    def decode(self, headers: Headers, body: bytes, *, fast_only: bool = False) -> DecodedRequest:
+    def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
         """Decode one request: JSON, JSON and binary tensors, or raw rows.
 
         Raises `InvalidInput` and `UnsupportedMedia`; with `fast_only`, `SlowBody` where decoding would take long.
@@ -88,7 +88,13 @@ class OipCodec:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def _with_rows(
-        self, request: Any, tail: memoryview | None, head: bytes, document: CutDocument | None, *, fast_only: bool
+        self,
+        request: Any,
+        tail: memoryview | None,
+        head: bytes | bytearray,
+        document: CutDocument | None,
+        *,
+        fast_only: bool,
     ) -> DecodedRequest:
         """Decode a parsed request.
 

@@ -41,6 +41,7 @@ STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.DeviceLost: (500, "The device has failed; the server stops."),
     errors.ModelNotReady: (503, "The model is known, but no version of it is ready."),
     errors.QueueFull: (503, "Too many rows wait for this model; retry after Retry-After seconds."),
+    errors.MemoryFull: (503, "Bodies of other requests fill the memory; retry after Retry-After seconds."),
     errors.DeviceOutOfMemory: (503, "The device has no memory for this run; retry after Retry-After seconds."),
     errors.Draining: (503, "The server is stopping; retry after Retry-After seconds."),
     errors.DeadlinePassed: (504, "The deadline passed before the model could run."),

@@ -69,7 +69,7 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
     value = values.get(name, 7)
     if name.startswith("tls_"):
         value = f"/etc/foldserve/{name}.pem"
-    if name in ("buckets", "gpu_memory"):
+    if name in ("buckets", "gpu_memory", "max_memory"):
         value = (7, 70) if name == "buckets" else 2**30
     text = str(value).lower() if type(value) is bool else str(value).strip("()")
     config.write_text(f"{name} = {json.dumps(value)}\n")
@@ -78,6 +78,13 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
     assert load({}, {settings.PREFIX + name.upper(): text}) == wanted
     assert load({}, {}, config) == wanted
     assert load({name: text}, {}) == wanted
+
+
+def test_the_memory_has_room_for_the_largest_body() -> None:
+    assert load({"max_memory": "5", "max_body": "5"}, {}).max_memory == 5
+    assert refusal({"max_memory": "4", "max_body": "5"}, {}) == (
+        "setting 'max_memory' (flag): Input should be at least max_body"
+    )
 
 
 @pytest.mark.parametrize("name", list(Settings.model_fields))

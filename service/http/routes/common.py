@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from foldserve.service import errors
 from foldserve.service.access.keys import Scope
 from foldserve.service.engine.endpoint import Endpoint
+from foldserve.service.protocols.body import Body, BodyMemory
 from foldserve.service.protocols.reply import STATUS, Reply
 
 _Handler = TypeVar("_Handler")
@@ -82,17 +83,23 @@ def to_response(reply: Reply) -> Response:
     return response
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """Read a body of at most `limit` bytes. Raises `TooLarge` before it stores more than `limit` bytes."""
+async def read_body(request: Request, limit: int, memory: BodyMemory) -> Body:
+    """Read a body of at most `limit` bytes. Raises `TooLarge` before it keeps more than that, and `MemoryFull`."""
     too_large = errors.TooLarge(f"the body is larger than {limit} bytes")
-    if int(request.headers.get("content-length", 0)) > limit:  # the HTTP parser has refused anything but digits
+    length = int(request.headers.get("content-length", 0))  # the HTTP parser has refused anything but digits
+    if length > limit:
         raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
+    memory.check_room(length)
+    body = memory.new_body()
+    try:
+        async for chunk in request.stream():
+            body.add(chunk)
+            if len(body) > limit:
+                raise too_large
+    except BaseException:
+        body.discard()
+        raise
+    return body
 
 
 async def answer(request: Request, endpoint: Endpoint) -> Response:
@@ -100,8 +107,10 @@ async def answer(request: Request, endpoint: Endpoint) -> Response:
 
     Raises `ClientDisconnect`.
     """
-    body = await read_body(request, endpoint.max_body)
-    reply = asyncio.ensure_future(endpoint.answer(dict(request.headers.raw), body))
+    # The body is not a variable of this function, because a traceback of its errors would keep it.
+    reply = asyncio.ensure_future(
+        endpoint.answer(dict(request.headers.raw), await read_body(request, endpoint.max_body, endpoint.memory))
+    )
     disconnect = asyncio.ensure_future(request.receive())  # after the body, the only message is the disconnect
     await asyncio.wait({reply, disconnect}, return_when=asyncio.FIRST_COMPLETED)
     disconnect.cancel()

@@ -26,6 +26,7 @@ from foldserve.service.http.routes.common import (
 )
 from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols import oip_documents
+from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.json_text import parse_json
 
 _MAX_INDEX_BODY = 2**16  # bytes
@@ -73,7 +74,7 @@ def router(service: Service, server: tuple[str, str]) -> APIRouter:
         _add_server(routes, service, server, _EXTENSIONS)
     _add_models(routes, repository)
     _add_infer(routes, repository)
-    _add_repository(routes, repository)
+    _add_repository(routes, repository, service.memory)
     return routes
 
 
@@ -153,11 +154,11 @@ def _add_infer(routes: APIRouter, repository: Repository) -> None:
         return await answer(request, repository.find(model, parse_version(version)).oip)
 
 
-def _add_repository(routes: APIRouter, repository: Repository) -> None:
+def _add_repository(routes: APIRouter, repository: Repository, memory: BodyMemory) -> None:
     @routes.post("/v2/repository/index", tags=["models"], summary="The state of every version of every model")
     @requires(Scope.ADMIN)
     async def index(request: Request) -> list[dict[str, str]]:
-        body = await read_body(request, _MAX_INDEX_BODY)
+        body = await read_body(request, _MAX_INDEX_BODY, memory)
         wanted = parse_json(body) if body else {}
         only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
         if type(only_ready) is not bool:

@@ -1,9 +1,11 @@
-"""A pool takes a bounded amount of work and refuses more at once."""
+"""A pool takes a bounded amount of work, refuses more at once, and keeps no result."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -32,5 +34,53 @@ def test_a_full_pool_refuses_at_once_and_takes_work_again_when_it_has_room() -> 
         gate.set()
         assert await again == 7
         assert await taken[0]
+
+    asyncio.run(use())
+
+
+class Rows:
+    """Stands for the rows of a request."""
+
+
+def test_a_result_is_freed_with_its_last_reference() -> None:
+    async def use() -> None:
+        pool = Pool(threads=1)
+        result = pool.submit(Rows)
+        rows = weakref.ref(await result)
+        del result
+        await pool.submit(int)  # the thread has left the work before
+        assert rows() is None
+
+    gc.disable()  # what only a collection frees may stay for minutes
+    try:
+        asyncio.run(use())
+    finally:
+        gc.enable()
+
+
+def test_an_error_is_raised_where_the_result_is_awaited() -> None:
+    async def use() -> None:
+        pool = Pool(threads=1)
+        with pytest.raises(ValueError, match="seven"):
+            await pool.submit(int, "seven")
+        assert await pool.submit(int, "7") == 7
+
+    asyncio.run(use())
+
+
+def test_work_that_is_cancelled_while_it_runs_ends_without_a_result() -> None:
+    async def use() -> None:
+        pool, started, gate = Pool(threads=1), threading.Event(), threading.Event()
+
+        def work() -> None:
+            started.set()
+            gate.wait(PATIENCE)
+
+        running = pool.submit(work)
+        assert await asyncio.to_thread(started.wait, PATIENCE)
+        running.cancel()
+        gate.set()
+        assert await pool.submit(int, "7") == 7  # the one thread is free again
+        assert running.cancelled()
 
     asyncio.run(use())

@@ -11,6 +11,7 @@ from hypothesis import given, strategies
 from foldserve.service import errors
 from foldserve.service.http.body import BodyReader
 from foldserve.service.http.head import HeadReader, Heads
+from foldserve.service.protocols.body import BodyMemory
 
 LIMIT = 2**16
 
@@ -59,7 +60,7 @@ def read(packets: Sequence[bytes], heads: Heads) -> list[tuple[bytes, bytes]]:
                 head, offset = reader.read(packet, offset)
                 if head is None:
                     continue
-                raw, body = head.raw, BodyReader(head, LIMIT, LIMIT)
+                raw, body = head.raw, BodyReader(head, LIMIT, LIMIT, BodyMemory(LIMIT))
             else:
                 start, offset = offset, body.read(packet, offset)
                 raw += packet[start:offset]

@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from foldserve.service.errors import RequestError
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.context import ConnectionContext, Limits
+from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import JSON, Headers, Reply
 from tests.service.support import PATIENCE, request
 
@@ -78,7 +79,9 @@ class Server:
         self.endpoints: dict[bytes, Any] = {HOT.encode(): Echo()}
         self.refused: list[RequestError] = []
         self.connections: set[Connection] = set()
-        self.context = ConnectionContext(self.endpoints, Limits(2**16, 2**20, 60, 60), self.refused.append, None)
+        self.context = ConnectionContext(
+            self.endpoints, Limits(2**16, 2**20, 60, 60), BodyMemory(2**21), self.refused.append, None
+        )
         self.create_inner = create_inner
 
     def create_connection(self) -> Connection:

@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from foldserve.service.errors import InvalidInput
+from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.json_text import SMALL
 from foldserve.service.protocols.oip import OipCodec
@@ -239,6 +240,22 @@ def test_data_that_mixes_values_and_rows_is_refused() -> None:
     for data in ([1, [2, 3], 4, 5, 6], [[1, 2], 3, 4, [5, 6]], [1, 2, 3, 4, 5, [6]], [[1, 2], [3, 4], 5, 6]):
         tensor = {"name": "input", "shape": [3, 2], "datatype": "FP32", "data": data}
         assert_same_small_and_large(OIP, json.dumps({"inputs": [tensor]}).encode())
+
+
+@pytest.mark.parametrize("size", [0, SMALL + 1])
+def test_a_body_that_came_in_parts_is_read_as_any_other(size: int) -> None:
+    memory = BodyMemory(10**6)
+    tensor = b'{"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}'
+    length = b"inference-header-content-length"
+    for codec, headers, content in (
+        (FRIENDLY[0], {}, b'{"instances": [[1, 2]]}'.ljust(size)),
+        (FRIENDLY[0], {b"content-type": b"application/octet-stream"}, np.array([1, 2], "<f4").tobytes()),
+        (OIP[0], {}, (b'{"inputs": [%b]}' % tensor).ljust(size)),
+        (OIP[0], {length: b"0"}, np.array([1, 2], "<f4").tobytes()),
+    ):
+        body = memory.new_body()
+        body.add(content)
+        assert codec.decode(headers, body).rows.tolist() == [[1, 2]]
 
 
 def test_rows_that_come_twice_are_refused() -> None:

@@ -1,0 +1,27 @@
+"""The allocator of the C library: large blocks go back to the operating system when they are freed.
+
+It knows no Python object. https://man7.org/linux/man-pages/man3/mallopt.3.html
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+_M_MMAP_THRESHOLD = -3
+# Bytes of a large block: a body or its rows, but nothing that a usual request allocates.
+_LARGE = 4 * 2**20
+
+
+def return_large_blocks() -> bool:
+    """Map each large block by itself, from now on. Returns whether the C library has this option, which is glibc's.
+
+    By default glibc raises its threshold to the largest block that was freed, up to 32 MiB. Later blocks then come from
+    heaps that many threads split into pieces and that never shrink again.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
+    mallopt.restype = ctypes.c_int
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE))

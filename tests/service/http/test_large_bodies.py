@@ -1,0 +1,197 @@
+"""Large bodies that are refused, several at once: they neither fill the memory nor keep others from being answered.
+
+All limits follow from `--max-body`. Before they existed, eight of these bodies took 0.4 to 3 GB.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.service.support import Served, receive, request, serving
+
+MAX_BODY = 16 * 2**20
+AT_ONCE = 8
+MEGABYTE = 10**6
+ROW = b"[" + b"3.0," * 63 + b"3.0]"
+ROWS = 40_000  # of 258 bytes
+
+PREDICT = "/predict"
+INFER = "/v2/models/digits/infer"
+
+
+def full(start: bytes, unit: bytes, end: bytes) -> bytes:
+    """A body of the largest size that is allowed."""
+    return start + unit * ((MAX_BODY - len(start) - len(end)) // len(unit)) + end
+
+
+def tensor(shape: bytes, data: bytes) -> bytes:
+    return b'{"inputs": [{"name": "input", "shape": %b, "datatype": "FP32", "data": %b}]}' % (shape, data)
+
+
+def packed_rows() -> bytes:
+    """Rows that compress as usual, and an invalid one at the end."""
+    rows = np.random.default_rng(0).integers(0, 17, (2000, 64)).tolist()
+    rows_text = json.dumps(rows)[1:-1].encode() + b","
+    return gzip.compress(START + rows_text * 20 + b'["x"]]}', 1)
+
+
+def keys() -> bytes:
+    return b'{"instances": [{' + b",".join(b'"%d": 0' % place for place in range(1_200_000)) + b"}]}"
+
+
+GZIP = ("Content-Encoding: gzip",)
+START = b'{"instances": ['
+# The path, what makes the body, more headers, and the statuses of those that are not refused for want of memory.
+BODIES: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...], int]] = {
+    "strings": (PREDICT, lambda: full(START + b"[", b'"a",', b'"a"]]}'), (), 400),
+    "numbers": (PREDICT, lambda: full(START + b"[", b"0,", b"0]]}"), (), 400),
+    "objects": (PREDICT, lambda: full(START, b"{},", b"{}]}"), (), 400),
+    "keys": (PREDICT, keys, (), 400),
+    "a string": (PREDICT, lambda: full(START + '["😀'.encode(), b"a", b'"]]}'), (), 400),
+    "more rows than allowed": (PREDICT, lambda: full(START, b"[0],", b"[0]]}"), (), 400),
+    "a bad last cell": (PREDICT, lambda: START + (ROW + b",") * ROWS + ROW.replace(b"3.0]", b'"x"]') + b"]}", (), 400),
+    "a tensor of strings": (INFER, lambda: tensor(b"[1, 64]", full(b"[", b'"a",', b'"a"]')[200:]), (), 400),
+    "a long shape": (INFER, lambda: tensor(full(b"[", b"1,", b"1]")[200:], b"[0]"), (), 400),
+    "compressed strings": (PREDICT, lambda: gzip.compress(full(START + b"[", b'"a",', b'"a"]]}'), 9), GZIP, 413),
+    "compressed rows": (PREDICT, packed_rows, GZIP, 400),
+}
+
+
+# `make test-slow` sends the others.
+QUICK = ("strings", "a bad last cell", "compressed strings")
+
+
+@pytest.fixture(scope="module")
+def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("large")
+    models = folder / "models"
+    shutil.copytree(trained / "digits", models / "digits")
+    flags = ("--device", "cpu", "--max-body", MAX_BODY, "--timeout", 60)
+    with serving(models, folder / "log", *flags) as server:
+        yield server
+
+
+def memory(served: Served, field: str) -> int:
+    """VmRSS is the resident memory, VmHWM its peak; in bytes."""
+    status = Path(f"/proc/{served.process.pid}/status").read_text()
+    return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0]) * 1024
+
+
+def reset_peak(served: Served) -> None:
+    Path(f"/proc/{served.process.pid}/clear_refs").write_text("5")
+
+
+def send_all(served: Served, path: str, headers: tuple[str, ...], body: bytes) -> Counter[int]:
+    """Send a body on several connections at once, and count the statuses."""
+    whole = request("POST", path, *headers, body=body)
+    together = threading.Barrier(AT_ONCE)
+
+    def send(_: int) -> int:
+        with served.connect() as connection:
+            together.wait()
+            with suppress(ConnectionError):  # it may be refused before the end; the response is there then
+                connection.sendall(whole)
+            return receive(connection).status
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return Counter(pool.map(send, range(AT_ONCE)))
+
+
+@pytest.mark.parametrize(
+    "case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BODIES]
+)
+def test_bodies_that_are_refused_do_not_fill_the_memory(case: str, served: Served) -> None:
+    path, make, headers, status = BODIES[case]
+    body = make()
+    assert len(body) <= MAX_BODY
+    before = memory(served, "VmRSS")
+    reset_peak(served)
+    statuses = send_all(served, path, headers, body)
+    assert set(statuses) <= {status, 503}
+    assert statuses[status] > 0
+    # 2 x MAX_BODY for the bodies, and some for the rows of those that are read.
+    assert memory(served, "VmHWM") - before < 150 * MEGABYTE
+    good = json.dumps({"instances": [[0.0] * 64]}).encode()
+    assert served.send("POST", PREDICT, body=good).status == 200
+    if "glibc" in os.confstr("CS_GNU_LIBC_VERSION"):
+        assert memory(served, "VmRSS") - before < 50 * MEGABYTE
+
+
+def test_others_are_answered_while_a_large_body_is_read(served: Served) -> None:
+    path, make, headers, status = BODIES["a bad last cell"]
+    with served.connect() as large, served.connect() as small:
+        large.sendall(request("POST", path, *headers, body=make()))
+        small.sendall(request("GET", "/v2/health/live"))
+        assert receive(small).status == 200
+        assert receive(large).status == status
+
+
+def test_a_body_is_refused_while_others_fill_the_memory(served: Served) -> None:
+    body = b" " * 100_000
+    with served.connect() as first, served.connect() as second:
+        for connection in (first, second):
+            connection.sendall(request("POST", PREDICT, f"Content-Length: {MAX_BODY}") + bytes(MAX_BODY - 1))
+        # The server may still have to read some of these bytes.
+        while (answer := served.send("POST", PREDICT, body=body)).status == 400:
+            pass
+        assert answer.status == 503
+        assert answer.json() == {"error": "the bodies of other requests fill the memory that is set aside for them"}
+        assert int(answer.headers["retry-after"]) >= 1
+        # Through FastAPI's route too, and small bodies are read.
+        assert served.send("POST", f"{PREDICT}?x=1", body=body).status == 503
+        assert served.send("POST", PREDICT, body=b'{"instances": [%b]}' % ROW).status == 200
+    while (answer := served.send("POST", PREDICT, body=body)).status == 503:
+        pass
+    assert answer.status == 400
+
+
+def leave_in_the_middle(served: Served, path: str) -> None:
+    with served.connect() as connection:
+        connection.sendall(request("POST", path, f"Content-Length: {MAX_BODY}") + bytes(MAX_BODY - 1))
+
+
+def send_too_many_chunks(served: Served, path: str) -> None:
+    chunk = b"100000\r\n" + bytes(2**20) + b"\r\n"
+    with served.connect() as connection:
+        connection.sendall(request("POST", path, "Transfer-Encoding: chunked"))
+        with suppress(ConnectionError):
+            connection.sendall(chunk * (MAX_BODY // 2**20 + 1))
+        assert receive(connection).status == 413
+
+
+def send_what_is_no_json(served: Served, path: str) -> None:
+    assert served.send("POST", path, body=b"x" * MAX_BODY).status == 400
+
+
+def send_what_is_not_gzip(served: Served, path: str) -> None:
+    assert served.send("POST", path, *GZIP, body=b"x" * MAX_BODY).status == 400
+
+
+@pytest.mark.parametrize("path", [PREDICT, f"{PREDICT}?x=1", pytest.param(INFER, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "refuse", [leave_in_the_middle, send_too_many_chunks, send_what_is_no_json, send_what_is_not_gzip]
+)
+def test_a_body_that_was_refused_leaves_its_room_to_others(
+    refuse: Callable[[Served, str], None], path: str, served: Served
+) -> None:
+    for _ in range(4):
+        refuse(served, path)
+    # Both need all the room. The server may still have to notice that a client has left.
+    good = (b'{"instances": [%b]}' % ROW).ljust(MAX_BODY)
+    for _ in range(2):
+        while (answer := served.send("POST", PREDICT, body=good)).status == 503:
+            pass
+        assert answer.status == 200
