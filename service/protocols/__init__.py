@@ -1,1 +1,1 @@
-"""Request bytes to rows, outputs to response bytes. One module for each protocol; rows.py holds their shared checks."""
+"""Turns request bytes into rows, and outputs into response bytes. Each protocol has a module; rows.py checks values."""

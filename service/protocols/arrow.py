@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.intp]
 
 
 class ArrowWriter:
-    """Writes the outputs of one model. Without labels it is a regression."""
+    """Writes the outputs of one model. A model without labels is a regression."""
 
     def __init__(self, labels: tuple[Label, ...]) -> None:
         self._labels = _column_of(labels) if labels else None
@@ -54,7 +54,7 @@ class ArrowWriter:
 def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]]:
     """Return the Arrow type of the labels, and a function that makes a column from their indices.
 
-    Labels of one JSON type keep it. Labels of several types become their JSON texts.
+    Labels that all have one JSON type keep that type. Labels of several types become their JSON texts.
     """
     types = set(map(type, labels))
     if types == {bool}:
@@ -64,7 +64,7 @@ def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]
         if values.dtype == np.int64:
             return na.int64(), partial(_numbers, na.int64(), values)
         exact = values.astype(np.float64)
-        if exact.tolist() == list(labels):  # false for integers past 2**53 beside floats
+        if exact.tolist() == list(labels):  # false if a label is an integer past 2**53 and another is a float
             return na.float64(), partial(_numbers, na.float64(), exact)
     return na.string(), partial(_strings, [_text(label).encode() for label in labels])
 

@@ -1,7 +1,7 @@
 """Boolean and categorical columns: the values of JSON become codes.
 
-The code of a boolean is 0 or 1, that of a category its index. If the training table had texts in the column, a text is
-read as training read it. This module knows one column, and no row.
+The code of a boolean is 0 or 1. The code of a category is its index. If the training table had texts in the column, a
+text in a request is read as training read the table. This module knows one column, and no row.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class TimeColumn:
 class CategoricalColumn:
     """One boolean or categorical column.
 
-    place: its index among all columns. largest: its largest code. reserved: the code of an unseen category; NaN for a
-    boolean, which has no unseen value.
+    place: the index of the column among all columns. largest: the largest code. reserved: the code of an unseen
+    category; NaN for a boolean column, which has no unseen value.
     """
 
     def __init__(self, place: int, feature: Feature, largest: int) -> None:
@@ -75,13 +75,13 @@ class CategoricalColumn:
         self.reserved = math.nan if boolean else float(largest)
         types = frozenset[type](map(type, values))
         if types & NUMBERS:
-            types |= NUMBERS  # 1 is written 1.0 as well
+            types |= NUMBERS  # a client may write the number 1 as 1.0
         self._types = types | {type(None)}
         self._misfit = _MISFITS[types]
         known: dict[Any, float | None] = {value: float(code) for code, value in enumerate(values)}
-        # Where no value may be missing, null stays null, and the check of the whole rows refuses it.
+        # If no value may be missing, null stays null. Then the check of the whole rows refuses it.
         known[None] = math.nan if feature.missing else None
-        # A boolean has no unseen value: the texts that it does not know are refused one by one.
+        # A boolean column has no unseen value. So an unknown text in this column is refused.
         self._read_boolean = reading.boolean if boolean and reading else None
         if reading and not boolean:
             known = dict.fromkeys(reading.missing_numbers, known[None]) | {str(v): known[v] for v in values} | known
@@ -90,7 +90,7 @@ class CategoricalColumn:
         self.no_code = "is neither 0 nor 1" if boolean else f"is not an index from 0 to {largest}"
 
     def code(self, value: Any, row: int) -> float | None:
-        """Return the code of one value. row: its row, for the message.
+        """Return the code of one value. row: the index of the value's row, for the message.
 
         Raises `InvalidInput` for a value of another type.
         """

@@ -13,12 +13,13 @@ from foldserve.service.errors import InvalidInput, TooLarge, UnsupportedMedia
 from foldserve.service.protocols.body import Body, BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
 
-# zlib selects the format by the window: 16 + the window is gzip. deflate is zlib's own format (RFC 9110, 8.4.1.2).
+# zlib selects the format by its window argument: 16 + the window size selects gzip, and the window size alone selects
+# zlib's format. HTTP calls the latter "deflate" (RFC 9110, section 8.4.1.2).
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 # A smaller answer fits one packet uncompressed.
 _MIN_COMPRESSED = 1400
 _FASTEST = 1
-# Each encoding may take as long as the largest body.
+# Decoding may take as long for each encoding as for the largest body, so their number is limited.
 _MAX_ENCODINGS = 2
 # A body may inflate to so many times its size. Tables of numbers shrink 3 to 20 times, tables of zeros 1,000 times.
 _MAX_RATIO = 200
@@ -38,7 +39,7 @@ def media_type(headers: Headers) -> bytes | None:
 
 
 def preferred(headers: Headers, name: bytes, offered: Container[bytes]) -> bytes | None:
-    """Return the offered value with the largest q in the header `name`; the first of equals; None without one."""
+    """Return the offered value with the largest q in the header `name`, the first of equal ones; None without any."""
     best, largest = None, 0.0
     for choice in headers.get(name, b"").split(b","):
         value, _, parameters = choice.partition(b";")
@@ -99,7 +100,7 @@ def _inflate(body: bytes | bytearray, window: int, max_body: int, ratio_limit: i
 def compressed(headers: Headers, reply: Reply) -> Reply:
     """Compress a large answer by gzip, if the client accepts it.
 
-    There is no deflate: it is gzip's compression in another wrapper, 12 bytes shorter and not faster.
+    Answers never use deflate. It is gzip's compression in another wrapper, which is 12 bytes shorter and not faster.
     """
     if len(reply.body) < _MIN_COMPRESSED:
         return reply

@@ -3,11 +3,12 @@
     {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
-A category is its own string or number, a boolean true or false, a missing value null. A text in another column is read
-as training read the texts of the table, if it had any there.
+A category is written as its string or number, a boolean as true or false, a missing value as null. A text in a numeric
+column is read as training read the column, if the training table had texts in it.
 
 For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`).
-There a category is its index, a boolean 0 or 1, a missing value NaN. The answer may be raw as well, or an Arrow stream.
+In raw rows, a category is its index, a boolean is 0 or 1, and a missing value is NaN. The answer may be raw as well, or
+an Arrow stream.
 
 This module owns the request and the answer of this protocol. It knows no route, no batcher and no runtime.
 """
@@ -56,7 +57,7 @@ class FriendlyCodec:
         self._columns = Columns(manifest.features)
         names = self._columns.names
         self._name_set = frozenset(names)
-        # An itemgetter of one name returns the value and no tuple.
+        # An itemgetter of one name returns the bare value instead of a tuple.
         self._picked = itemgetter(*names) if len(names) > 1 else lambda row: [row[names[0]]]
         self._max_rows = max_rows
         self._arrow_writer = ArrowWriter(manifest.labels)
@@ -67,7 +68,7 @@ class FriendlyCodec:
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
         """Decode one request: JSON or raw rows.
 
-        Raises `InvalidInput` and `UnsupportedMedia`; with `fast_only`, `SlowBody` where decoding would take long.
+        Raises `InvalidInput` and `UnsupportedMedia`. With `fast_only`, raises `SlowBody` if decoding would take long.
         """
         kind = media_type(headers)
         if kind in (None, JSON_TYPE):
@@ -98,7 +99,8 @@ class FriendlyCodec:
         columns = self._columns
         rows = RowsBuffer(columns.width)
         by_name = None
-        # A number may be a category, and is not yet a code then; or it may mean a missing value.
+        # The fast path takes each number as the model's input. But a number may be a category, which has a code, or it
+        # may mean a missing value.
         fast = columns.are_plain
         for piece in pieces:
             numbers = read_numbers(body, piece, columns.width) if fast and piece.brackets else None
@@ -106,7 +108,7 @@ class FriendlyCodec:
             if some is None:
                 if fast_only:
                     raise SlowBody
-                fast = False  # the other pieces hardly differ
+                fast = False  # the following pieces are probably like this one
                 instances = parse_piece(body, piece)
                 if by_name is None:
                     by_name = not rows.count and type(instances[0]) is dict
@@ -123,7 +125,7 @@ class FriendlyCodec:
         return instances
 
     def _checked_rows(self, instances: list[Any], first_row: int, *, by_name: bool) -> Rows:
-        """Read whole rows. first_row: the index of the first of them in the request."""
+        """Read whole rows. first_row: the index in the request of the first of these rows."""
         if by_name:
             instances = [self._by_name(i, row) for i, row in enumerate(instances, first_row)]
         width = self._columns.width
@@ -159,7 +161,7 @@ class FriendlyCodec:
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def _json(self, outputs: Outputs) -> Reply:
-        # The texts of the labels are known, so only the numbers go through orjson.
+        # The JSON texts of the labels are known before, so orjson writes only the numbers.
         if self._labels:
             predictions = b",".join([self._labels[i] for i in outputs.argmax(1).tolist()])
             numbers = orjson.dumps(outputs, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -179,7 +181,7 @@ class FriendlyCodec:
 def example(manifest: Manifest) -> list[Category | bool | None]:
     """Return the first golden row as a client would write it.
 
-    The code of an unseen category has no value of its own: the last category takes its place.
+    A golden row may have the code of an unseen category. No value belongs to that code, so the last category is used.
     """
     return [
         _json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)

@@ -1,8 +1,8 @@
 """JSON text: parse it, and cut one long array out of a document, in pieces.
 
 A JSON parser holds the interpreter for a whole document and makes an object of each value. So a large body is not
-parsed at once. A scan finds the elements of its long array; the document around them is parsed without them; and the
-elements are parsed a piece at a time. This bounds the memory and the time of each step.
+parsed at once. First, a scan finds the elements of the long array. Then the document is parsed without these elements.
+Last, the elements are parsed a piece at a time. This limits the memory and the time of each step.
 
 This module knows no rows and no protocol.
 """
@@ -20,19 +20,19 @@ import orjson
 
 from foldserve.service.errors import InvalidInput
 
-# A smaller text, in bytes, is parsed at once: cutting it takes longer. Measured.
+# A text below this size, in bytes, is parsed at once, because cutting takes longer than parsing; measured.
 SMALL = 2**12
-# Bytes of a piece. A larger piece is not faster, and holds the interpreter longer than a millisecond or two.
+# The size of a piece in bytes. A larger piece is not faster, and holds the interpreter for more than 1 or 2 ms.
 PIECE_BYTES = 2**16
-# Most bytes before the elements of the array, and after them.
+# The largest number of bytes before the elements of the array, and of bytes after them.
 MAX_AROUND = 2**16
-# Most bytes of one element, unless a codec needs more.
+# The largest number of bytes of one element, unless a codec needs more.
 MAX_ELEMENT_BYTES = 2**20
 
 _NOT_SPACE = re.compile(rb"[^ \t\n\r]")
 # A string, or a character between values. The quantifiers are possessive, so that no text makes them backtrack.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}:,]', re.DOTALL)
-# Takes the place of the elements while the document around them is parsed. A client cannot guess it.
+# This mark replaces the elements while the document around them is parsed. A client cannot guess the mark.
 _MARK = secrets.token_hex(16)
 _MARK_TEXT = orjson.dumps(_MARK)
 
@@ -44,8 +44,8 @@ _STEPS = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 class Piece(NamedTuple):
     """`body[start:end]` is one or more whole elements of the array, with the commas between them.
 
-    elements: the number of arrays and objects among them; if there are none, the number of all. brackets: the number of
-    brackets and braces outside strings.
+    elements: the number of elements that are arrays or objects; if there are none, the number of all elements.
+    brackets: the number of brackets and braces outside strings.
     """
 
     start: int
@@ -58,7 +58,7 @@ class Piece(NamedTuple):
 class CutDocument:
     """A document whose long array was cut out.
 
-    around: the parsed document; `is_cut` recognises the array in it. elements: the sum over all pieces.
+    around: the parsed document; `is_cut` recognises the place of the array in it. elements: the sum over all pieces.
     """
 
     around: Any
@@ -72,16 +72,15 @@ def is_cut(value: Any) -> bool:
 
 
 def parse_json(text: bytes | bytearray | memoryview) -> Any:
-    """Parse JSON.
+    """Parse JSON. Raises `InvalidInput` for invalid JSON.
 
-    Raises `InvalidInput`, also for NaN, infinities, numbers past a double, invalid UTF-8, lone surrogates and deep
-    nesting.
+    That includes NaN, infinities, numbers too large for a double, invalid UTF-8, lone surrogates and deep nesting.
     """
     try:
         # orjson refuses subclasses of bytearray.
         return orjson.loads(text if type(text) is bytes else memoryview(text))
     except orjson.JSONDecodeError as error:
-        # Unchained: the error holds the whole document, and no log may write it.
+        # The cause is left out, because it holds the whole document, which must not get into a log.
         raise _invalid_at(error.pos) from None
 
 
@@ -105,8 +104,9 @@ def in_brackets(body: bytes | bytearray, piece: Piece) -> bytes:
 class LongArray:
     """The array to cut out of a document.
 
-    path: for example ("inputs", 0, "data"). max_elements: the most elements, called `noun` in messages. max_bytes: the
-    most bytes of one element. piece_bytes: the bytes of a piece; a piece is larger only where one element is.
+    path: for example ("inputs", 0, "data"). max_elements: the largest number of elements. noun: the word for elements
+    in messages. max_bytes: the largest number of bytes of one element. piece_bytes: the size of a piece in bytes; a
+    piece is larger only if a single element is larger.
     """
 
     path: tuple[str | int, ...]
@@ -120,11 +120,11 @@ def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
     """Cut an array out of a document.
 
     The pieces are not parsed yet. If `is_cut` finds the array and `parse_piece` accepts every piece, then the body is
-    valid JSON and the pieces hold the elements of that array. For the mark in `around` shows that an array is at this
-    place, and JSON allows any elements there, with commas between them.
+    valid JSON, and the pieces hold the elements of that array. The reason: the mark in `around` shows that an array is
+    at this place, and JSON allows any elements in an array, with commas between them.
 
-    Raises `InvalidInput` for a long array that is not closed, or has too many or too large elements; and for a document
-    around it that is too large or not JSON.
+    Raises `InvalidInput` for a long array that is not closed, or has too many or too large elements. Also raises
+    `InvalidInput` if the document around the array is too large or is not JSON.
     """
     end = _without_space(body)
     name = array.path[-1]
@@ -164,7 +164,7 @@ def _parse_around(body: bytes | bytearray, start: int, stop: int, end: int) -> A
 
 
 def _find(body: bytes | bytearray, path: tuple[str | int, ...], end: int) -> int | None:
-    """Return the place after the `[` of the array at `path`, or None. The text need not be JSON."""
+    """Return the place after the `[` of the array at `path`, or None. The text may be invalid JSON."""
     here: list[str | int] = []  # the name or the index of the value that comes next, at each level
     name_follows = False
     for token in _TOKEN.finditer(body, 0, end):
@@ -226,12 +226,12 @@ def _next_piece(body: bytes | bytearray, start: int, end: int, array: LongArray)
 def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] | None:
     """Find the last element that ends in `body[start:stop]`. An element begins at `start`.
 
-    Returns the piece up to it, and the place at which to look for the comma or the `]` after it; None if no element
-    ends there.
+    Returns the piece up to the end of that element, and the place at which to look for the next comma or `]`. Returns
+    None if no element ends in this range.
     """
     text = np.frombuffer(body, np.uint8, stop - start, start)
     quotes = _quotes(text) if body.find(b'"', start, stop) >= 0 else None
-    # The four brackets are 0x5B, 0x5D, 0x7B and 0x7D. The mask finds them and four others, which are Y, _, y and DEL.
+    # The four brackets are 0x5B, 0x5D, 0x7B and 0x7D. The mask finds them and four other characters: Y, _, y and DEL.
     places = np.flatnonzero((text & 0xD9) == 0x59)
     if quotes is not None:
         places = places[~_inside(quotes, places)]
@@ -251,7 +251,7 @@ def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] |
     if elements:
         return Piece(start, start + after, elements, piece_brackets), start + after
     commas = _commas(text, quotes)
-    if brackets or not commas.size:  # the first element is longer
+    if brackets or not commas.size:  # the first element is longer than this range than this range
         return None
     after = start + int(commas[-1])
     return Piece(start, after, commas.size, 0), after
@@ -261,7 +261,7 @@ def _quotes(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
     """Return the places of the quotes that begin or end a string."""
     quotes = np.flatnonzero(text == _QUOTE)
     if (text == _BACKSLASH).any():
-        # A quote after an odd number of backslashes belongs to the string.
+        # A quote after an odd number of backslashes is escaped, so it does not end the string.
         indices = np.arange(text.size)
         last_other = np.maximum.accumulate(np.where(text == _BACKSLASH, -1, indices))
         quotes = quotes[(quotes - 1 - np.where(quotes > 0, last_other[quotes - 1], -1)) % 2 == 0]
@@ -281,7 +281,7 @@ def _commas(text: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp] | None) ->
 
 
 def _without_space(body: bytes | bytearray) -> int:
-    """Return the length of the body without the white space after the document."""
+    """Return the length of the body, without the white space at its end."""
     end = len(body)
     while end:
         start = max(0, end - PIECE_BYTES)
@@ -303,7 +303,7 @@ def _invalid_at(character: int) -> InvalidInput:
 
 
 def _characters(body: bytes | bytearray, start: int, stop: int) -> int:
-    """Count the characters of UTF-8 in `body[start:stop]`: the bytes that do not continue one."""
+    """Count the characters of UTF-8 in `body[start:stop]`: all bytes except the continuation bytes."""
     blocks = range(start, stop, PIECE_BYTES)
     view = np.frombuffer(body, np.uint8)
     return sum(int(np.count_nonzero((view[block : min(block + PIECE_BYTES, stop)] & 0xC0) != 0x80)) for block in blocks)

@@ -7,7 +7,7 @@ The header Inference-Header-Content-Length gives the length of the JSON. The byt
 little-endian and row-major. A length of 0 means that the whole body is rows of FP32.
 
 Every value is a number. A missing value is NaN in binary and null in JSON, and a boolean is 0 or 1. A category is its
-index; a category that training has not seen is the index after the last.
+index; a category that training has not seen has the index after the last category.
 
 This module owns the request and the answer of one inference. It knows no route, no batcher and no runtime.
 
@@ -66,13 +66,13 @@ class OipCodec:
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
         """Decode one request: JSON, JSON and binary tensors, or raw rows.
 
-        Raises `InvalidInput` and `UnsupportedMedia`; with `fast_only`, `SlowBody` where decoding would take long.
+        Raises `InvalidInput` and `UnsupportedMedia`. With `fast_only`, raises `SlowBody` if decoding would take long.
         """
         if media_type(headers) not in _MEDIA_TYPES:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
         head, tail = body, None
         if (length := headers.get(HEAD_LENGTH)) is not None:
-            # 18 digits are enough for any length. Python takes long to convert thousands of them.
+            # 18 digits are enough for any length. Python takes long to convert thousands of digits.
             if not re.fullmatch(rb"[0-9]{1,18}", length.strip()) or int(length) > len(body):
                 raise InvalidInput("Inference-Header-Content-Length is not a length within the body")
             tail = memoryview(body)[int(length) :]
@@ -98,8 +98,8 @@ class OipCodec:
     ) -> DecodedRequest:
         """Decode a parsed request.
 
-        tail: the bytes after the JSON, or None without a length of the JSON. head: the JSON. document: the long array
-        that was cut out of the JSON, if it is large.
+        tail: the bytes after the JSON; None if no header gives the length of the JSON. head: the JSON. document: the
+        JSON without its long array, if the JSON is large.
         """
         if type(request) is not dict or type(request.get("inputs")) is not list:
             raise InvalidInput('the body is not an object with an array "inputs"')
@@ -131,7 +131,7 @@ class OipCodec:
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def _with_answer(self, request: dict[str, Any], rows: Rows) -> DecodedRequest:
-        """Check all that shapes the answer, before the rows are computed. Raises `InvalidInput`."""
+        """Check the request's options for the answer, before the rows are run. Raises `InvalidInput`."""
         identity = request.get("id")
         if identity is not None and (type(identity) is not str or _CONTROL.search(identity)):
             raise InvalidInput('"id" is not a string, or holds a control character')

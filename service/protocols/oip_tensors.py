@@ -1,6 +1,6 @@
 """The input tensor of the Open Inference Protocol: its shape, its datatype, and its data in JSON or in binary.
 
-This module owns the way from one tensor to rows. It knows neither the request around the tensor nor the answer.
+This module turns one tensor into rows. It knows neither the request around the tensor nor the answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from foldserve.service.protocols.rows import Columns, RowsBuffer
 from foldserve.service.protocols.simdjson_numbers import read_numbers
 
 # https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md#tensor-data-types
-# NumPy has no BF16, the upper half of a float32: its bits are read as an integer and shifted.
+# NumPy has no BF16. A BF16 is the upper half of a float32, so its bits are read as an integer and shifted.
 _DTYPES: dict[str, npt.DTypeLike] = {
     "BOOL": "u1",
     **{"UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8"},
@@ -30,7 +30,7 @@ _DTYPES: dict[str, npt.DTypeLike] = {
 }
 _INTEGERS = {name for name in _DTYPES if "INT" in name}
 _LARGEST = {"FP16": float(np.finfo(np.float16).max), "BF16": 2.0**128 - 2.0**120}
-# Any finite number of these datatypes is right if it fits float32.
+# These datatypes need no check beyond float32: any finite number that fits float32 is valid.
 _FAST = ("FP32", "FP64")
 
 
@@ -54,7 +54,7 @@ class InputTensor:
         return int(shape[0])
 
     def check_datatype(self, datatype: Any) -> str:
-        """Return a datatype. Raises `InvalidInput` unless it is a numeric one of the protocol."""
+        """Return the datatype. Raises `InvalidInput` unless it is a numeric datatype of the protocol."""
         if type(datatype) is not str or datatype not in _DTYPES:
             raise InvalidInput(f"the datatype of {self._name!r} is not numeric")
         return datatype
@@ -74,9 +74,9 @@ class InputTensor:
     def from_pieces(
         self, body: bytes | bytearray, document: CutDocument, datatype: str, count: int, *, fast_only: bool
     ) -> Rows:
-        """Read `count` rows of the pieces of a body, nested or flat.
+        """Read `count` rows, nested or flat, from the pieces of a body.
 
-        Raises `InvalidInput`; with `fast_only`, `SlowBody` where reading would take long.
+        Raises `InvalidInput`. With `fast_only`, raises `SlowBody` if reading would take long.
         """
         width, pieces = self._columns.width, document.pieces
         nested = bool(pieces) and body[pieces[0].start : pieces[0].end].lstrip().startswith(b"[")
@@ -93,7 +93,7 @@ class InputTensor:
             elif fast_only:
                 raise SlowBody
             else:
-                fast = False  # the other pieces hardly differ
+                fast = False  # the following pieces are probably like this one
                 values = parse_piece(body, piece)
                 values = rest + (self._flat(values, count) if nested else values)
                 whole = len(values) // width * width
@@ -123,7 +123,7 @@ class InputTensor:
         return list(chain.from_iterable(data))
 
     def _checked(self, values: list[Any], datatype: str, first_row: int) -> Rows:
-        """Read the values of whole rows. first_row: the index of the first of them in the request."""
+        """Read the values of whole rows. first_row: the index in the request of the first of these rows."""
         if datatype == "BOOL":
             if not all(type(value) is bool or (type(value) is int and value in (0, 1)) for value in values):
                 raise InvalidInput(f"{self._name!r} is BOOL, and holds a value that is neither true, false, 0 nor 1")
@@ -154,7 +154,7 @@ class InputTensor:
     # --- data in binary -----------------------------------------------------------------------------------------------
 
     def from_binary(self, content: memoryview | None, size: Any, datatype: str, count: int) -> Rows:
-        """Read `count` rows of the bytes after the JSON. size: the binary_data_size. Raises `InvalidInput`."""
+        """Read `count` rows from the bytes after the JSON. size: the binary_data_size. Raises `InvalidInput`."""
         dtype, width = np.dtype(_DTYPES[datatype]), self._columns.width
         if content is None:
             raise InvalidInput("there is a binary_data_size, and no header Inference-Header-Content-Length")
@@ -170,7 +170,7 @@ class InputTensor:
         return self._columns.from_array(values)
 
     def from_raw(self, content: memoryview) -> Rows:
-        """Read rows of FP32. Raises `InvalidInput` unless the bytes are whole rows, of the number that is allowed."""
+        """Read rows of FP32. Raises `InvalidInput` unless the bytes are an allowed number of whole rows."""
         width = self._columns.width
         count, rest = divmod(len(content), 4 * width)
         if rest:

@@ -1,7 +1,7 @@
 """Answers and refusals, and the one table that maps errors to statuses.
 
-Statuses are numbers and headers are bytes here: the connection and FastAPI's routes share this module, so it knows no
-framework.
+The connection and FastAPI's routes share this module, so it knows no framework: a status is a number, and headers are
+bytes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from foldserve.service import errors
 
 log = logging.getLogger("foldserve")
 
-# A request's headers, their names in lower case.
+# The headers of a request. The names are in lower case.
 Headers = Mapping[bytes, bytes]
 
 JSON = (b"content-type", b"application/json")
 
-# The status of every request error, and its description in OpenAPI. A test fails when an error has no row.
+# The status of every request error, and its description in OpenAPI. A test fails if an error is not in this table.
 STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.InvalidHttp: (400, "The request is not HTTP that this server accepts."),
     errors.InvalidInput: (400, "The body is not rows of this model."),
@@ -58,7 +58,7 @@ class Reply:
 
 
 def refusal(error: errors.RequestError) -> Reply:
-    """Return the answer to a refused request; log the cause where the client is not to blame."""
+    """Return the answer to a refused request. Log the cause if the error is not the client's fault."""
     if isinstance(error, errors.RuntimeFailure):
         log.error("%s; cause: %r", error, error.__cause__)
     reply = failure(STATUS[type(error)][0], str(error), getattr(error, "retry_after", None))
@@ -68,6 +68,6 @@ def refusal(error: errors.RequestError) -> Reply:
 
 
 def failure(status: int, text: str, retry_after: int | None = None) -> Reply:
-    """Return an answer in the shape that all errors have."""
+    """Return an error answer, in the JSON shape of all errors."""
     headers = (JSON,) if retry_after is None else (JSON, (b"retry-after", b"%d" % retry_after))
     return Reply(status, headers, orjson.dumps({"error": text}))

@@ -17,7 +17,7 @@ class SlowBody(Exception):  # noqa: N818
 class DecodedRequest:
     """The rows of one request, the encoder of its answer, and its deadline.
 
-    timeout: in seconds. unseen: counts of the values that training has not seen, by feature.
+    timeout: in seconds. unseen: by feature, the number of values that training has not seen.
     """
 
     rows: Rows

@@ -1,6 +1,6 @@
 """Checked rows: the values of a request become float32 [rows, features], or are refused by row and column.
 
-This module owns the checks of values. It does not know where a protocol puts them in its body.
+This module owns the checks of values. It does not know where a protocol puts the values in its body.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from foldserve.service.protocols.categories import NUMBERS, CategoricalColumn, T
 
 _NUMBERS_AND_NULL = NUMBERS | {type(None)}
 
-# `struct` is faster than NumPy up to so many numbers; measured.
+# `struct` is faster than NumPy up to this count of numbers; measured.
 _SMALL_COUNT = 512
 
 
 class Columns:
-    """The input columns of one model. coded: the boolean and categorical ones, whose numbers are codes."""
+    """The input columns of one model. coded: the boolean and categorical columns, whose numbers are codes."""
 
     def __init__(self, features: Sequence[Feature]) -> None:
         self.names = tuple(feature.name for feature in features)
@@ -45,7 +45,8 @@ class Columns:
         )
         self._converted: tuple[CategoricalColumn | TimeColumn, ...] = (*self.coded, *self._times)
         self._time_places = np.array([column.place for column in self._times], np.intp)
-        # The numeric columns whose texts are numbers, and those in which some numbers mean a missing value.
+        # The numeric columns whose texts are numbers, and the numeric columns in which some numbers mean a missing
+        # value.
         self._readings = [feature.reading if feature.kind == "numeric" else None for feature in features]
         self._missing_numbers = tuple(
             (place, reading.missing_numbers)
@@ -55,16 +56,16 @@ class Columns:
 
     @property
     def are_plain(self) -> bool:
-        """Whether each number of JSON is the model's input as it stands: it is no category and no missing value."""
+        """Whether each JSON number is the model's input without a change: no category, and no missing value."""
         return not self.coded and not self._times and not self._missing_numbers
 
     def from_json_values(self, values: list[Any], first_row: int = 0) -> Rows:
         """Read the values of whole rows, one row after the other, as float32 [rows, features].
 
-        A boolean is true or false, a category its own string or number, a missing value None. A text is read as
-        training read it. first_row: the index of the first of them in the request. Raises `InvalidInput`.
+        A boolean is true or false, a category is its string or number, a missing value is None. A text is read as
+        training read the table. first_row: the index in the request of the first of these rows. Raises `InvalidInput`.
         """
-        if len(values) == self.width:  # one row, the usual request: slices would be most of its cost
+        if len(values) == self.width:  # one row, the usual request, for which slices would cost the most
             for column in self._converted:
                 values[column.place] = column.code(values[column.place], first_row)
         else:
@@ -77,15 +78,15 @@ class Columns:
     def from_json_numbers(self, values: list[Any], first_row: int = 0) -> Rows:
         """Read the numbers of whole rows, one row after the other, as float32 [rows, features].
 
-        Booleans and categories are codes, a missing value is None. first_row: the index of the first row in the
-        request. Raises `InvalidInput`.
+        Booleans and categories are codes, and a missing value is None. first_row: the index in the request of the first
+        of these rows. Raises `InvalidInput`.
         """
         rows = self._from_json_numbers(values, first_row)
         self._check_codes(rows, first_row)
         return rows
 
     def from_doubles(self, numbers: npt.NDArray[np.float64]) -> Rows | None:
-        """Read the finite numbers of whole rows, as `from_json_numbers`. Returns None instead of a refusal."""
+        """Read the finite numbers of whole rows, as `from_json_numbers`. Returns None instead of raising an error."""
         with np.errstate(over="ignore"):
             rows = numbers.reshape(-1, self.width).astype(np.float32)
         if not np.isfinite(rows).all() or (self.coded and self._no_codes(rows).any()) or self._no_times(rows).any():
@@ -93,14 +94,14 @@ class Columns:
         return rows
 
     def _remove_missing(self, values: list[Any]) -> None:
-        """Put None in place of the numbers that mean a missing value."""
+        """Replace each number that means a missing value by None."""
         for place, missing in self._missing_numbers:
             for i in range(place, len(values), self.width):
                 if type(values[i]) in NUMBERS and values[i] in missing:
                     values[i] = None
 
     def _read_texts(self, values: list[Any], first_row: int, readings: Sequence[Reading | None]) -> None:
-        """Put its number in place of each text in a column that has a reading. Raises `InvalidInput`."""
+        """Replace each text in a column that has a reading by the number that it writes. Raises `InvalidInput`."""
         for i, value in enumerate(values):
             reading = readings[i % self.width] if type(value) is str else None
             if reading is not None:
@@ -125,11 +126,11 @@ class Columns:
                     packed = struct.pack(f"={len(values)}f", *values)  # "=" checks for overflow; rounds as NumPy
                     return np.ndarray((len(values) // self.width, self.width), np.float32, packed)
                 except OverflowError:
-                    pass  # refused below, with its place
+                    pass  # an overflow is refused below, with its row and column
         elif not types <= _NUMBERS_AND_NULL:
             known = np.array([type(value) in _NUMBERS_AND_NULL for value in values])
             self._refuse_at(~known.reshape(-1, self.width), "is not a number", first_row)
-        # orjson reads an integer past 64 bits as a float. None becomes NaN, and JSON has no NaN of its own.
+        # orjson reads an integer past 64 bits as a float. None becomes NaN; JSON can't contain NaN, so NaN is missing.
         exact = np.array(values, dtype=np.float64).reshape(-1, self.width)
         if type(None) in types:
             reason = "is null, and the feature has no missing values"
@@ -139,14 +140,14 @@ class Columns:
     def from_array(self, exact: npt.NDArray[Any]) -> Rows:
         """Read [rows, features] of any numeric dtype as float32.
 
-        Booleans and categories are codes, a missing value is NaN. Raises `InvalidInput`.
+        Booleans and categories are codes, and a missing value is NaN. Raises `InvalidInput`.
         """
         rows = self._from_array(exact)
         self._check_codes(rows)
         return rows
 
     def unseen(self, rows: Rows) -> Mapping[str, int] | None:
-        """Count the values that have the code of an unseen category, by feature. Returns None where there are none."""
+        """Count the values with the code of an unseen category, by feature. Returns None if there are none."""
         if not self.coded:
             return None
         unseen = rows.take(self._places, axis=1) == self._reserved
@@ -195,7 +196,7 @@ class Columns:
             raise InvalidInput(f"row {first_row + row}, column {self.names[column]!r} {reason}")
 
     def _float32(self, exact: npt.NDArray[Any], first_row: int = 0) -> Rows:
-        with np.errstate(over="ignore", invalid="ignore"):  # invalid: for a signalling NaN
+        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is "invalid"
             rows = exact.astype(np.float32)
         self._refuse_at(np.isinf(rows), "is too large for float32", first_row)
         return rows
@@ -204,7 +205,7 @@ class Columns:
 class RowsBuffer:
     """Collects the rows of a request, a piece at a time.
 
-    The bytes grow in place: a list of arrays would need the memory twice when they are joined.
+    The bytes grow in place. A list of arrays would need twice the memory when the arrays are joined.
     """
 
     def __init__(self, width: int) -> None:

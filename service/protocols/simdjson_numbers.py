@@ -2,9 +2,9 @@
 
 docs/json.md has the measurements that justify this module. It knows neither features nor protocols.
 
-simdjson never sees a whole request. It counts the elements of an array up to 2**24 - 1, and pysimdjson's `as_list`,
-`as_dict`, `items`, `values` and slices write past the end of a list when an array is longer. So this module uses none
-of them, only `parse`, `len`, iteration and `as_buffer`; and it refuses text that is long enough for such an array.
+simdjson never sees a whole request. It counts the elements of an array only up to 2**24 - 1. If an array is longer,
+pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this module uses only
+`parse`, `len`, iteration and `as_buffer`. It also refuses text that is long enough for such an array.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import simdjson
 
 from foldserve.service.protocols.json_text import Piece, in_brackets
 
-# An array of 2**24 elements has 2**24 - 1 commas, and as many digits at least.
+# An array of 2**24 elements has 2**24 - 1 commas, and at least as many digits.
 _MAX_TEXT = 2**24
-# A parser keeps many times the bytes of its longest text.
+# A parser keeps memory of many times the size of its longest text, so it reads only texts up to this size again.
 _MAX_REUSED = 2**18
 
 # simdjson and its proxies raise these for text that is not JSON, and for a value of another type.
@@ -40,7 +40,7 @@ _parsers = _Parsers()
 def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArray[np.float64] | None:
     """Read a piece of numbers, or of arrays of `width` numbers each, as float64 [values].
 
-    Returns None for a piece of anything else, which `parse_piece` must judge. The numbers are finite.
+    The returned numbers are finite. Returns None for any other piece; then `parse_piece` must check the piece.
     """
     nested = piece.brackets != 0
     if piece.end - piece.start >= _MAX_TEXT or (nested and piece.brackets != 2 * piece.elements):
@@ -54,11 +54,11 @@ def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArr
 
 
 def _flatten(array: Any, elements: int, width: int | None) -> npt.NDArray[np.float64] | None:
-    """Flatten an array of `elements` numbers; with a width, of `elements` arrays of so many numbers.
+    """Flatten an array of `elements` numbers. With a width, flatten an array of `elements` arrays of `width` numbers.
 
-    `as_buffer` raises unless every leaf is a number, and flattens arrays in arrays. So the shape is checked by
-    counting. `len(array)` is the number of elements, and the length of each is `width`: `len` raises for a number. The
-    piece has one `[` and one `]` for each element, so no element of an element is an array, and all are numbers.
+    `as_buffer` raises unless every leaf is a number, and it also flattens arrays in arrays. So the shape is checked by
+    counting. `len(array)` must be the number of elements, and the `len` of each element must be `width`; `len` raises
+    for a number. The piece has one `[` and one `]` for each element. So no element contains an array, only numbers.
     """
     numbers = np.frombuffer(array.as_buffer(of_type="d"))
     if len(array) != elements or numbers.size != elements * (1 if width is None else width):

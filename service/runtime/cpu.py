@@ -1,6 +1,6 @@
-"""Runs a model on the CPU; small batches are copied into arrays that the session is bound to.
+"""Runs a model on the CPU. Small batches are copied into arrays to which the session is bound.
 
-It owns a session and its arrays; it does not know bundles.
+It owns a session and these arrays. It does not know bundles.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from foldserve.service.runtime.session import open_cpu, run_options
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# For larger batches, binding arrays saves nothing measurable.
+# For batches of more rows, binding arrays saves no measurable time.
 _MAX_BOUND_ROWS = 32
 
 
 class CpuRunner:
-    """A session on the CPU, for one caller at a time. threads: the number that work on one run.
+    """A session on the CPU, for one caller at a time. threads: the number of threads that work on one run.
 
     Raises `DeviceError` without ONNX Runtime, and `BundleError` for a model that ONNX Runtime refuses.
     """
@@ -47,14 +47,14 @@ class CpuRunner:
 
 
 class _Binding:
-    """A session bound to one input and one output array, for batches of one size: half the cost of a small run."""
+    """A session bound to an input and an output array, for batches of one size. This halves the cost of a small run."""
 
     def __init__(self, session: ort.InferenceSession, inputs: ort.NodeArg, outputs: ort.NodeArg, size: int) -> None:
         self._session = session
         self._input = np.zeros((size, inputs.shape[1]), np.float32)
         self._output = np.zeros((size, outputs.shape[1]), np.float32)
         self._bound = session.io_binding()
-        self._options = run_options()  # without them, ONNX Runtime makes new ones for each run
+        self._options = run_options()  # without this object, ONNX Runtime creates options for each run
         for bind, tensor, array in (
             (self._bound.bind_input, inputs, self._input),
             (self._bound.bind_output, outputs, self._output),

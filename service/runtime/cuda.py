@@ -1,10 +1,10 @@
-"""Runs a model on CUDA: batches padded to a few sizes, each of them captured as a CUDA graph, all on one thread.
+"""Runs a model on CUDA, on one thread. Batches are padded to a few sizes; each size is captured as a CUDA graph.
 
-It owns a session, its stream and its buffers; it does not know bundles. A run is one copy to the device, one launch
-and one copy back, all on one stream. Batches larger than every graph run kernel by kernel.
+It owns a session, a stream and buffers. It does not know bundles. A run is one copy to the device, one launch and one
+copy back, all on the same stream. A batch larger than every graph runs kernel by kernel.
 
-ONNX Runtime keeps captured graphs per thread, and replays a graph only with the addresses that it was captured with:
-hence one thread, and buffers that never move.
+ONNX Runtime keeps captured graphs per thread, and replays a graph only with the memory addresses of its capture.
+Therefore there is one thread, and the buffers never move.
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # The first runs of cuBLAS and of the arena allocate memory, which is not allowed during a capture.
 _RUNS_BEFORE_CAPTURE = 2
-# The texts of ONNX Runtime's arena, of its memory limit, and of CUDA.
+# The texts of the errors for full memory: from ONNX Runtime's arena, from its memory limit, and from CUDA.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|smaller than requested bytes|free memory block|STATUS_ALLOC_FAILED",
     re.IGNORECASE,
@@ -50,8 +50,8 @@ _LOST = re.compile(r"CUDA (failure|error) \d+|CUBLAS failure", re.IGNORECASE)
 class CudaRunner:
     """A session on CUDA, for one caller at a time, from any thread.
 
-    connect, open_session: create the stream and the session; tests pass their own to simulate CUDA's failures.
-    Raises `DeviceError` when CUDA is not available, or has no room for the model and its buffers.
+    connect, open_session: create the stream and the session. Tests pass other functions to simulate CUDA's failures.
+    Raises `DeviceError` when CUDA is not available, or has no room for the model and the buffers.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class CudaRunner:
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch.
 
-        Raises `DeviceOutOfMemory`, after which the next call uses a new session; `DeviceLost`, after which every call
-        raises it; or another exception of ONNX Runtime.
+        Raises `DeviceOutOfMemory`; then the next call uses a new session. Raises `DeviceLost`; then every later call
+        raises it again. Also raises any other exception of ONNX Runtime.
         """
         return self._thread.call(lambda: self._run_or_recover(rows))
 
     def close(self) -> None:
-        """Release the device's memory and end the thread; later runs raise `RuntimeError`."""
+        """Release the device's memory and end the thread. After that, `run` raises `RuntimeError`."""
         self._thread.end(self._close)
 
     def _open(self) -> None:
@@ -98,7 +98,7 @@ class CudaRunner:
         self._stream = self._connect()
         try:
             self._session = self._open_session(self._model, cuda_options(self._options, self._stream.address))
-            for graph, size in enumerate(self._options.buckets, 1):  # ONNX Runtime uses 0 itself
+            for graph, size in enumerate(self._options.buckets, 1):  # ONNX Runtime uses the number 0 itself
                 buffers = _BoundBuffers(self._session, self._stream, size)
                 for number in (*[None] * _RUNS_BEFORE_CAPTURE, graph):
                     buffers.launch(size, number)
@@ -110,7 +110,7 @@ class CudaRunner:
         self._seconds_to_open = time.monotonic() - began
 
     def _close(self) -> None:
-        self._graphs, self._large, self._session = [], None, None  # before the memory that they use
+        self._graphs, self._large, self._session = [], None, None  # freed before the memory that they use
         self._stream.close()
 
     def _run_or_recover(self, rows: Rows) -> Outputs:
@@ -122,7 +122,7 @@ class CudaRunner:
             out_of_memory, reason = _is_out_of_memory(error), one_line(error)
             if not out_of_memory and not isinstance(error, CudaError) and not _LOST.search(str(error)):
                 raise
-            # Its frames hold the session, whose memory the next session needs.
+            # The frames of the error hold the session, and the next session needs the memory of that session.
             traceback.clear_frames(error.__traceback__)
         if out_of_memory:
             self._reopen()
@@ -137,12 +137,12 @@ class CudaRunner:
             buffers, graph = self._graphs[place]
             return buffers.run(rows, graph)
         if self._large is None or self._large.size < len(rows):
-            self._large = None  # frees its memory first
+            self._large = None  # frees the old buffers before the new ones are allocated
             self._large = _BoundBuffers(self._session, self._stream, 1 << (len(rows) - 1).bit_length())
         return self._large.run(rows, None)
 
     def _reopen(self) -> None:
-        """Open a new session, whose arena is empty. If even that fails, the device counts as lost."""
+        """Open a new session with an empty arena. If that fails too, the device counts as lost."""
         try:
             self._close()
             self._open()
@@ -153,7 +153,7 @@ class CudaRunner:
 
 
 class CudaFailure(Exception):  # noqa: N818 (only ever a cause)
-    """The text of an error of ONNX Runtime or CUDA, without the traceback, which would hold the session."""
+    """The text of an error of ONNX Runtime or CUDA. The traceback is left out, because it would hold the session."""
 
 
 def _connect() -> Stream:
@@ -162,7 +162,7 @@ def _connect() -> Stream:
 
 
 class _BoundBuffers:
-    """Buffers for `size` rows, on the host and on the device, and the session bound to them. They never move."""
+    """Buffers for `size` rows on the host and on the device, and the session bound to them. The buffers never move."""
 
     def __init__(self, session: ort.InferenceSession, stream: Stream, size: int) -> None:
         (self._input,), (self._output,) = session.get_inputs(), session.get_outputs()
@@ -174,9 +174,9 @@ class _BoundBuffers:
         self._options: dict[int | None, Any] = {}  # by the number of the graph
 
     def run(self, rows: Rows, graph: int | None) -> Outputs:
-        """Run the model on `rows`: by CUDA graph number `graph`, on all `size` rows, or without a graph if None.
+        """Run the model on `rows`. graph: the number of the CUDA graph, which computes all `size` rows; None for none.
 
-        An earlier batch may be left behind the last row. It has no effect, since rows do not depend on each other.
+        Rows of an earlier batch may be left after the last row. They have no effect, since each row is computed alone.
         """
         count = len(rows)
         if rows.shape[1:] != self._rows.host.shape[1:]:
@@ -189,7 +189,7 @@ class _BoundBuffers:
         return self._outputs.host[:count].copy()
 
     def launch(self, count: int, graph: int | None) -> None:
-        """Put a run of the first `count` rows on the stream."""
+        """Add a run of the first `count` rows to the stream."""
         if self._bound is None or self._bound[0] != count:
             binding = self._session.io_binding()
             for bind, tensor, buffer in (

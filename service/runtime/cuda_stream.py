@@ -22,7 +22,7 @@ from foldserve.service.machine import nvidia
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: the stream does not wait for the default stream
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
-# The functions that are called, and the types of their arguments. All return an error code, 0 for success.
+# The C functions that this module calls, with the types of their arguments. Each returns an error code; 0 is success.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaSetDevice": (c_int,),
     "cudaStreamCreateWithFlags": (POINTER(c_void_p), c_uint),
@@ -46,14 +46,14 @@ class CudaError(Exception):
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory for float32 rows, page-locked on the host and as large on the device. Neither address ever changes."""
+    """Memory for float32 rows: page-locked on the host, and the same size on the device. The addresses never change."""
 
     host: npt.NDArray[np.float32]
     device: int
 
     @cached_property
     def host_address(self) -> int:
-        """The address on the host; NumPy takes half a microsecond to give it."""
+        """The address on the host. It is stored, because NumPy takes half a microsecond to return it."""
         return self.host.ctypes.data
 
     def bytes(self, rows: int) -> int:
@@ -62,9 +62,9 @@ class Buffer:
 
 
 class Stream(Protocol):
-    """A queue of work on a device, done in order, while the host goes on.
+    """A queue of work for a device. The device does the work in order, and the host does not wait for it.
 
-    device: ONNX Runtime's name for the kind of device. address: of the stream, for ONNX Runtime to use it too.
+    device: ONNX Runtime's name for the kind of device. address: the address of the stream, which ONNX Runtime uses too.
     """
 
     device: str
@@ -97,7 +97,7 @@ class CudaStream:
     def __init__(self) -> None:
         stream = c_void_p()
         try:
-            nvidia.driver()  # without a driver, the CUDA runtime would report one that is too old
+            nvidia.driver()  # without a driver, the CUDA runtime would report a driver that is too old
             self._runtime = nvidia.load("cudart")
             self._runtime.cudaGetErrorString.restype = c_char_p
             for name, types in _FUNCTIONS.items():
@@ -134,7 +134,7 @@ class CudaStream:
         self._call("cudaStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Free the stream and its buffers; errors of a device that has failed are ignored."""
+        """Free the stream and its buffers. Errors of a device that has failed are ignored."""
         while self._releases:
             try:
                 self._releases.pop()()

@@ -23,7 +23,7 @@ from foldserve.service.runtime.session import one_line
 def check_graph(bundle: Bundle) -> onnx.ModelProto:
     """Parse the model. Raises `BundleError` unless it is ONNX of the manifest's opset, without external data.
 
-    ONNX Runtime would read external data from any path that the graph names, and the hash does not cover it.
+    ONNX Runtime would read external data from any path that the graph names. The hash does not cover such files.
     """
     try:
         proto = onnx.load_model_from_string(bundle.model)
@@ -48,7 +48,7 @@ def check_graph(bundle: Bundle) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
-    """Give every constant of a graph, without those of its subgraphs."""
+    """Yield every constant of a graph, without the constants of subgraphs."""
     if isinstance(graph, onnx.GraphProto):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
@@ -61,12 +61,12 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tenso
 
 
 def check_interface(session: Any, manifest: Manifest) -> None:
-    """Raise `BundleError` unless the session's inputs and outputs are the manifest's, and fit its features."""
+    """Raise `BundleError` unless the session's inputs and outputs match the manifest's tensors and its features."""
     for kind, promised, found in (
         ("input", manifest.input, session.get_inputs()),
         ("output", manifest.output, session.get_outputs()),
     ):
-        # ONNX Runtime gives a dynamic dimension as its name.
+        # ONNX Runtime gives the name of a dynamic dimension instead of its size.
         interface = [(t.name, t.type, tuple(d if isinstance(d, int) else -1 for d in t.shape)) for t in found]
         if interface != [(promised.name, "tensor(float)", promised.shape)]:
             raise BundleError(f"the {kind} of {MODEL_FILE} is not the manifest's {promised.name!r} {promised.shape}")
@@ -82,9 +82,10 @@ def check_interface(session: Any, manifest: Manifest) -> None:
 def check_golden(
     run: Run, provider: str, manifest: Manifest, tolerance: Tolerance, sizes: Sequence[int] = ()
 ) -> Parity:
-    """Run the golden rows in batches of 1, of 2, of all, and of `sizes`; give the worst parity.
+    """Run the golden rows in batches of 1, of 2, of all rows, and of each of `sizes`. Return the worst parity.
 
-    provider: where `run` runs, for the error. Batches larger than the golden rows repeat them.
+    provider: the name of the provider on which `run` runs, for the error. A batch with more rows than the golden rows
+    repeats them.
     Raises `BundleError` when an output is outside `tolerance`, and `DeviceError` when the device fails.
     """
     rows, reference = _golden(manifest)
@@ -109,7 +110,7 @@ def check_golden(
 
 
 def _golden(manifest: Manifest) -> tuple[Rows, npt.NDArray[np.float64]]:
-    """Give the golden rows, and the reference's outputs for them, float64 [rows, outputs]."""
+    """Return the golden rows, and the outputs of the reference for these rows, float64 [rows, outputs]."""
     golden = manifest.golden
     try:
         exact = np.array(golden.inputs, dtype=np.float64)  # null becomes NaN

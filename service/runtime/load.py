@@ -1,6 +1,6 @@
 """Opens a bundle's model on the requested device, and returns it only if it reproduces the golden outputs there.
 
-That is the meaning of "ready". The module owns the choice of the device; it does not know HTTP or queues.
+A model that does is called "ready". This module chooses the device. It does not know HTTP or queues.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Runtime:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Name every provider that may run a batch, `provider` first."""
+        """The names of all providers that may run a batch, with `provider` first."""
         return (self.provider, CPU) if self._crossover else (self.provider,)
 
     @property
@@ -44,8 +44,8 @@ class Runtime:
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch.
 
-        Raises `DeviceOutOfMemory`, `DeviceLost`, or another exception of ONNX Runtime. Outputs that are not finite
-        are returned as they are: only the caller knows whose rows they belong to.
+        Raises `DeviceOutOfMemory`, `DeviceLost`, or another exception of ONNX Runtime. Outputs that are not finite are
+        returned without an error, because only the caller knows which request has these rows.
         """
         if self._cuda is None or len(rows) < self._crossover:
             return self._cpu.run(rows)
@@ -58,7 +58,7 @@ class Runtime:
 
 
 def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
-    """Open and check the model of `bundle`; the parity is the worst of its golden rows.
+    """Open and check the model of `bundle`. The returned parity is the worst over the golden rows.
 
     Raises `DeviceError` when the device is not available. Raises `BundleError` when the graph has external data, when
     ONNX Runtime can't run it, when its interface is not the manifest's, and when it misses the golden outputs.

@@ -1,8 +1,8 @@
-"""Matrix products in fp16 or bf16: a graph that computes them so, and the tolerance for its golden outputs.
+"""Converts a graph to matrix products in fp16 or bf16, and widens the tolerance of the golden outputs.
 
-It knows a parsed graph and a tolerance; it does not know sessions. TF32 needs no other graph: it is an option of the
-CUDA provider. ONNX Runtime's own converter has no bf16, clips weights that overflow instead of refusing them, and its
-result is not sorted topologically, so `onnx.checker` refuses it.
+It knows a parsed graph and a tolerance; it does not know sessions. TF32 needs no conversion: it is an option of the
+CUDA provider. ONNX Runtime's converter is not used for three reasons. It has no bf16. It clips weights that overflow
+instead of refusing them. Its result is not sorted topologically, so `onnx.checker` refuses that result.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from foldserve.service.errors import BundleError
 from foldserve.service.runtime.session import Precision
 
 _TYPES: dict[Precision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-# Operators whose output has the type of their inputs: between two products they need no conversion.
+# Operators whose output has the type of their inputs. Between two matrix products they need no conversion.
 _SAME_TYPE = {"Relu", "Gelu", "Sigmoid", "Tanh", "Mul", "Concat", "Split"}
-# Measured with rounded operands and float32 sums, on golden rows of 13 models: TF32 and fp16, with 11 bits, differ by
-# up to 118 times the certificate's tolerance, bf16, with 8 bits, by up to 953 times.
+# Measured on the golden rows of 13 models, with rounded operands and float32 sums. TF32 and fp16, which have 11 bits,
+# differ by up to 118 times the certificate's tolerance. bf16, which has 8 bits, differs by up to 953 times.
 _FACTORS = {"fp32": 1.0, "tf32": 200.0, "fp16": 200.0, "bf16": 1600.0}
 
 
 def widen(tolerance: Tolerance, precision: Precision) -> Tolerance:
-    """Widen a certificate's float32 tolerance: a relative part of 1e-4 becomes 0.02 for fp16 and 0.16 for bf16."""
+    """Widen a certificate's float32 tolerance. A relative part of 1e-4 becomes 0.02 for fp16 and 0.16 for bf16."""
     factor = _FACTORS[precision]
     return Tolerance(absolute=tolerance.absolute * factor, relative=tolerance.relative * factor)
 
 
 def convert(graph: onnx.ModelProto, precision: Precision) -> bytes:
-    """Serialise the model with its matrix products in `precision`; the model's inputs and outputs stay float32.
+    """Serialise the model with its matrix products in `precision`. The model's inputs and outputs stay float32.
 
-    Weights are rounded once, to nearest even. A Gemm is converted, and so are the elementwise operators after it;
-    everything else stays float32. Raises `BundleError` for a weight beyond fp16's largest number, 65,504.
+    Weights are rounded once, to nearest even. Each Gemm is converted, and so are the elementwise operators after it.
+    All other operators stay float32. Raises `BundleError` for a weight beyond fp16's largest number, 65,504.
     """
     if precision not in _TYPES:
         return bytes(graph.SerializeToString(deterministic=True))
@@ -95,7 +95,7 @@ class _Converter:
             self._wide.add(name)
 
     def _narrowed(self, name: str) -> str:
-        """Name a tensor in the narrow type; a constant is rounded, another tensor is cast."""
+        """Return the name of a tensor in the narrow type. A constant is rounded; any other tensor is cast."""
         if name in self._constants and name not in self._narrow:
             self._narrow[name] = self._rounded(self._constants[name])
         elif name not in self._narrow:
@@ -104,7 +104,7 @@ class _Converter:
         return self._narrow[name]
 
     def _rounded(self, tensor: onnx.TensorProto) -> str:
-        if tensor.data_type != TensorProto.FLOAT:  # the sizes of a Split
+        if tensor.data_type != TensorProto.FLOAT:  # an integer constant: the sizes of a Split
             return tensor.name
         with np.errstate(over="ignore"):
             values = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(self._type))

@@ -1,7 +1,7 @@
-"""The only place that opens ONNX Runtime sessions, on exactly the requested device.
+"""The only module that opens ONNX Runtime sessions. A session runs on exactly the requested device.
 
-Serving, the certificate, the doctor and the diagnosis all use it, so a model is certified in the session that serves
-it. The module knows the bytes of a model and ONNX Runtime; it does not know bundles or rows.
+Serving, the certificate, the doctor and the diagnosis all use this module. So a model is certified in the same kind of
+session as it is served. The module knows the bytes of a model and ONNX Runtime; it does not know bundles or rows.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ LOG_WARNINGS, LOG_NOTHING = 2, 4  # ONNX Runtime's severities "warning" and "fat
 class Options:
     """How a model is run.
 
-    device: auto is CUDA if it is available, and else the CPU. threads: of one run on the CPU. precision: of the matrix
-    products on CUDA. buckets: the batch sizes captured as CUDA graphs, in ascending order; empty for none.
-    crossover: with auto on CUDA, batches of fewer rows run on the CPU. gpu_memory: the most bytes of device memory
-    that ONNX Runtime takes for each model; None for no limit.
+    device: `auto` is CUDA if it is available, otherwise the CPU. threads: the number of threads of one run on the CPU.
+    precision: the precision of the matrix products on CUDA. buckets: the batch sizes that are captured as CUDA graphs,
+    in ascending order; empty for no graphs. crossover: if `auto` has chosen CUDA, batches with fewer rows than this run
+    on the CPU. gpu_memory: the most bytes of device memory that ONNX Runtime takes for each model; None for no limit.
     """
 
     device: Device = "auto"
@@ -60,9 +60,10 @@ def open_session(
 ) -> ort.InferenceSession:
     """Open a session whose nodes all run on `provider`.
 
-    threads: of one run on the CPU. optimise: whether ONNX Runtime optimises the graph. optimised_file: where it
-    writes the optimised graph. log_severity: of the messages that ONNX Runtime writes to standard error; by default
-    none, since the exception repeats them.
+    threads: the number of threads of one run on the CPU. optimise: whether ONNX Runtime optimises the graph.
+    optimised_file: the file to which ONNX Runtime writes the optimised graph. log_severity: the least severity of the
+    messages that ONNX Runtime writes to standard error. By default it writes no messages, since the exception repeats
+    them.
     Raises `DeviceError` without ONNX Runtime or this provider, and any exception of ONNX Runtime.
     """
     require_provider(provider)
@@ -79,7 +80,7 @@ def open_session(
     if provider != CPU:
         # Without this, ONNX Runtime moves nodes to the CPU in silence.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    # `enable_fallback` is a feature of the Python class: it prints, and opens another session on the CPU.
+    # The Python class has a feature `enable_fallback`: on an error it prints, and opens a second session on the CPU.
     providers = [(provider, dict(provider_options or {}))]
     session = ort.InferenceSession(model, options, providers=providers, enable_fallback=False)
     if session.get_providers()[0] != provider:
@@ -88,7 +89,7 @@ def open_session(
 
 
 def open_cpu(model: bytes, threads: int = 1) -> ort.InferenceSession:
-    """Open a session on the CPU. Raises `DeviceError` without ONNX Runtime, `BundleError` for a model it refuses."""
+    """Open a session on the CPU. Raises `DeviceError` without ONNX Runtime, `BundleError` if it refuses the model."""
     try:
         return open_session(model, CPU, threads=threads)
     except DeviceError:
@@ -98,7 +99,7 @@ def open_cpu(model: bytes, threads: int = 1) -> ort.InferenceSession:
 
 
 def open_cuda(model: bytes, provider_options: Mapping[str, str]) -> ort.InferenceSession:
-    """Open a session on CUDA; it never falls back to the CPU.
+    """Open a session on CUDA. The session never falls back to the CPU.
 
     Raises `DeviceError` when CUDA is not available, or can't run this model.
     """
@@ -107,17 +108,17 @@ def open_cuda(model: bytes, provider_options: Mapping[str, str]) -> ort.Inferenc
     except DeviceError:
         raise
     except Exception as error:
-        # A listed provider need not load: onnxruntime-gpu lists CUDA on a machine without a GPU.
+        # A provider may be listed and still fail to load: onnxruntime-gpu lists CUDA on a machine without a GPU.
         raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {one_line(error)}") from error
 
 
 def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
-    """Translate `options` for the CUDA provider. stream: the address of the CUDA stream that all work goes to."""
+    """Translate `options` for the CUDA provider. stream: the address of the CUDA stream for all work."""
     chosen = {
-        # TF32 keeps 10 bits of a float32's 23: a folded model would miss its golden outputs, and its certificate.
+        # TF32 keeps 10 of the 23 bits of a float32's mantissa. With it, a model would miss its golden outputs.
         "use_tf32": str(int(options.precision == "tf32")),
         "enable_cuda_graph": str(int(bool(options.buckets))),
-        # By default the arena doubles its memory, on a device that may be shared.
+        # By default the arena doubles its memory. That is too much for a device that may be shared.
         "arena_extend_strategy": "kSameAsRequested",
     }
     if stream is not None:
@@ -128,7 +129,7 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
 
 
 def require_provider(provider: str) -> None:
-    """Raise `DeviceError` unless an ONNX Runtime is installed that is built with `provider`."""
+    """Raise `DeviceError` unless the installed ONNX Runtime is built with `provider`."""
     if isinstance(_import_error, ModuleNotFoundError):
         raise DeviceError("no ONNX Runtime is installed: pip install 'foldserve[cpu]' or 'foldserve[gpu]'")
     if _import_error is not None:
@@ -142,14 +143,14 @@ def require_provider(provider: str) -> None:
         raise DeviceError("this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it")
     if provider == CUDA:
         # foldserve[gpu] installs the CUDA libraries in site-packages, which the loader does not search.
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints failures, which the session raises again
+        with contextlib.redirect_stdout(io.StringIO()):  # `preload_dlls` prints errors, which the session raises again
             ort.preload_dlls(cudnn=False)
 
 
 def run_options(graph: int | None = None) -> Any:
-    """Make the options of a run that captures or replays CUDA graph number `graph`; None for a run without a graph."""
+    """Create the options of a run. graph: the number of the CUDA graph to capture or replay; None for no graph."""
     options = ort.RunOptions()
-    # On the CPU too: without this entry each run looks it up, which costs a C++ exception.
+    # The CPU needs this entry too: without it, ONNX Runtime throws and catches a C++ exception in each run.
     options.add_run_config_entry("gpu_graph_id", str(-1 if graph is None else graph))
     return options
 

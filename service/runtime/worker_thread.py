@@ -1,4 +1,4 @@
-"""One thread that runs functions for its callers. It does not know CUDA, which needs it."""
+"""One thread that runs functions for its callers. CUDA needs such a thread, but this module does not know CUDA."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Result = TypeVar("Result")
 
 
 class WorkerThread:
-    """A thread that runs one function at a time; the caller waits for the result. name: of the thread."""
+    """A thread that runs one function at a time. The caller waits for the result. name: the name of the thread."""
 
     def __init__(self, name: str) -> None:
-        # Two queues take 9 us for a call and its result; an executor of concurrent.futures takes 21.
+        # Two queues take 9 us for a call and its result. An executor of concurrent.futures takes 21 us.
         self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
         self._results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._one_caller = threading.Lock()
@@ -22,7 +22,7 @@ class WorkerThread:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """Run `function` on the thread; give its result or its exception. Raises `RuntimeError` after the end."""
+        """Run `function` on the thread. Return its result or raise its exception. After `end`, raise `RuntimeError`."""
         with self._one_caller:
             if self._ended:
                 raise RuntimeError("this runner is closed")
@@ -48,7 +48,7 @@ class WorkerThread:
             try:
                 raise error
             finally:
-                del error  # a reference cycle with its traceback would keep everything that its frames hold
+                del error  # the error and its traceback form a cycle, which would keep the objects of all frames
         return result
 
     def _work(self) -> None:
