@@ -1,10 +1,11 @@
-"""The contract between training and serving: the contents of a bundle, and how it is written and read.
+"""The contract between training and serving: the contents of a bundle, and how a bundle is written and read.
 
     models/<name>/<version>/manifest.json    the schema in manifest.py, as JSON
                             model.onnx       float32 `input` [batch, features] -> `probabilities` or `value`
                             report.html      for people; no program reads it, and a bundle may lack it
 
-It needs only the standard library and pydantic, so any tool can read a bundle. It does not know ONNX or sessions.
+This package needs only the standard library and pydantic, so any tool can read a bundle. It does not know ONNX or
+sessions.
 """
 
 from foldserve.service.bundle.files import (

@@ -1,4 +1,4 @@
-"""Files and folders written so that a crash or a full disk leaves the old content or the new, and no mixture.
+"""Writes files and folders. A crash or a full disk leaves the old content or the new content, but never a mixture.
 
 It knows bytes and paths; it does not know bundles. Every function raises `OSError`.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 def replace_file(file: Path, content: bytes, partial: Path | None = None) -> None:
     """Write `file`, or replace its content.
 
-    partial: where the content is written first, on the same file system; by default a hidden file beside `file`. A
-    failure removes it; a process that is killed leaves it behind.
+    partial: the file to which the content is written first, on the same file system; by default a hidden file beside
+    `file`. A failure removes this file. A process that is killed leaves it behind.
     """
     partial = partial or file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:
@@ -28,7 +28,7 @@ def replace_file(file: Path, content: bytes, partial: Path | None = None) -> Non
 
 
 def write_synced(file: Path, content: bytes) -> None:
-    """Write `file` and wait until the disk has it. A crash meanwhile leaves a part of it."""
+    """Write `file` and wait until the disk has it. A crash during the write leaves a part of the file."""
     with file.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -36,7 +36,7 @@ def write_synced(file: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names of the files in `folder`: a rename does not survive a crash before that."""
+    """Wait until the disk has the names of the files in `folder`. A crash before that may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

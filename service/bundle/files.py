@@ -33,8 +33,8 @@ MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.html"
 
-# The largest files that are read, in bytes. A parsed manifest needs about ten times its size in memory. One protobuf
-# message, so one ONNX file without external data, has at most 2 GiB.
+# The largest files that are read, in bytes. A parsed manifest needs about ten times the file's size in memory. An ONNX
+# file without external data is one protobuf message, which has at most 2 GiB.
 MAX_MANIFEST = 64 * 2**20
 MAX_MODEL = 2**31 - 1
 
@@ -46,7 +46,7 @@ _ABANDONED = 24 * 3600  # seconds since the last change; a write takes seconds
 class Bundle:
     """A manifest and the bytes that it certifies.
 
-    digest: of the manifest, from its seal; None for a bundle of schema 1, which has no seal.
+    digest: the digest of the manifest, from the seal; None for a bundle of schema 1, which has no seal.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Bundle:
 
     @property
     def warning(self) -> str | None:
-        """A sentence about a bundle without a seal; None for a sealed one."""
+        """A warning if the bundle has no seal; None for a sealed bundle."""
         if self.digest is not None:
             return None
         return (
@@ -66,10 +66,10 @@ class Bundle:
 
 
 def read(path: Path) -> Bundle:
-    """Read the bundle in the folder `path`; the model's bytes are those whose hash was checked.
+    """Read the bundle in the folder `path`. The returned bytes of the model are the bytes whose hash was checked.
 
-    Raises `BundleError` for a file that is missing, too large or not regular, a manifest of another schema, a manifest
-    that differs from its seal, and a size or hash that is not the manifest's.
+    Raises `BundleError` if a file is missing, too large or not regular, if the manifest has another schema or differs
+    from its seal, or if the size or the hash of the model differs from the manifest.
     """
     require_folder(path, "no such bundle")
     manifest, digest = _read_manifest(path)
@@ -83,7 +83,7 @@ def read(path: Path) -> Bundle:
 
 
 def require_place(bundle: Bundle) -> None:
-    """Raise `BundleError` unless the bundle is in the folder <name>/<version> of its manifest."""
+    """Raise `BundleError` unless the bundle is in a folder <name>/<version>, with the values of the manifest."""
     manifest, path = bundle.manifest, Path(os.path.abspath(bundle.path))  # noqa: PTH100 (keeps links, unlike resolve)
     if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
         raise BundleError(
@@ -131,9 +131,9 @@ def require_writable(path: Path) -> None:
 
 @contextmanager
 def _open_regular(file: Path, most: int) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file of at most `most` bytes, and give it with its size. A link to such a file is fine."""
+    """Open a regular file of at most `most` bytes, and yield it with its size. A link to such a file is allowed."""
     try:
-        # Without O_NONBLOCK, to open a FIFO waits for its writer.
+        # Without O_NONBLOCK, opening a FIFO would wait for a writer.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(descriptor)
@@ -150,7 +150,7 @@ def _open_regular(file: Path, most: int) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def _read_manifest(path: Path) -> tuple[Manifest, str | None]:
-    """Read the manifest of a bundle, and give it with its digest. The digest is None for a manifest without a seal."""
+    """Read the manifest of a bundle. Return it with its digest, which is None for a manifest without a seal."""
     with _open_regular(path / MANIFEST_FILE, MAX_MANIFEST) as (stream, size):
         text = stream.read(size)
     try:
@@ -175,7 +175,7 @@ def _read_manifest(path: Path) -> tuple[Manifest, str | None]:
 
 
 def _unseal(content: dict[str, Any], path: Path) -> str:
-    """Remove the seal from a parsed manifest, and return its digest, after a check of everything else against it."""
+    """Remove the seal from a parsed manifest, check all other fields against the seal, and return the seal's digest."""
     if seal.FIELD not in content:
         raise BundleError(f"{MANIFEST_FILE} is not a valid manifest: {seal.FIELD}: Field required", path)
     if changed := seal.find_changes(content):
@@ -185,16 +185,16 @@ def _unseal(content: dict[str, Any], path: Path) -> str:
 
 
 def _encode(manifest: Manifest, *, only_set: bool = False) -> bytes:
-    """Write a manifest as JSON of the current schema, with its seal. only_set: without the fields that it left out."""
+    """Write a manifest as JSON of the current schema, with a seal. only_set: leave out fields that were never set."""
     current = manifest.model_copy(update={"schema_version": SCHEMA_VERSION})
     content = from_json(current.model_dump_json(exclude_unset=only_set))
     return to_json(content | {seal.FIELD: seal.compute(content)}, indent=2) + b"\n"
 
 
 def reseal(bundle: Bundle) -> Bundle:
-    """Replace the manifest of `bundle` by the same one in the current schema, with a seal; read the bundle again.
+    """Rewrite the manifest of `bundle` in the current schema, with a seal, and read the bundle again.
 
-    The caller has proved the bundle. Raises `BundleError` if the file can't be written; then it is as before.
+    The caller must have checked the bundle. Raises `BundleError` if the file can't be written; then the old file stays.
     """
     try:
         file = bundle.path / MANIFEST_FILE
@@ -205,7 +205,7 @@ def reseal(bundle: Bundle) -> Bundle:
 
 
 def versions(model: Path) -> list[int]:
-    """List the versions in the folder of one model, in ascending order; other names than plain integers are ignored."""
+    """List the versions in the folder of one model, in ascending order. Names that are not integers are ignored."""
     return _version_numbers(entry.name for entry in model.iterdir() if entry.is_dir())
 
 
@@ -222,11 +222,11 @@ def write(
 ) -> Bundle:
     """Write the next version of `name` under `models`, and read it back. The folder `models` is made if it is missing.
 
-    manifest_for: gives the manifest for a version; called again with another one if another process takes it first.
-    report_for: gives the HTML report for that manifest.
-    Raises `BundleError` when `models` is not a folder, can't be made or can't be written to, when `name` is not a valid
-    name, and when the manifest describes another model. Nothing is left behind then. Removes the folders that writers
-    left which were killed more than a day ago.
+    manifest_for: returns the manifest for a version. If another process writes that version first, it is called again
+    with the next version. report_for: returns the HTML report for that manifest.
+    Raises `BundleError` if `models` is not a folder, can't be made or can't be written to, if `name` is not a valid
+    name, or if the manifest describes another model. After an error, nothing is left behind. Also removes partial
+    folders that are more than a day old, which killed writers have left.
     """
     if not NAME.fullmatch(name):
         raise BundleError(f"{name!r} is not a valid name for a model")
@@ -238,7 +238,7 @@ def write(
     _remove_abandoned(models)
     folder = models / name
     try:
-        # In the same file system, so that a rename moves it.
+        # The partial folder is on the same file system, so that a rename can move it.
         partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=models))
     except OSError as error:
         raise BundleError(f"can't write there: {error.strerror}", models) from error
@@ -253,7 +253,7 @@ def write(
 
 
 def _remove_abandoned(models: Path) -> None:
-    """Remove the partial folders that nothing has changed for a day."""
+    """Remove the partial folders that have not changed for a day."""
     with suppress(OSError):  # another writer may remove the same folder
         for partial in models.glob(f"{_PARTIAL}*"):
             status = partial.lstat()
@@ -270,7 +270,7 @@ def _publish(
 ) -> Bundle:
     """Complete `partial` as the next version in `folder`, check it, and rename it."""
     while True:
-        # A file with the name of a version counts too.
+        # A file whose name is a version also takes that version.
         taken = _version_numbers(entry.name for entry in folder.iterdir()) if folder.exists() else []
         version = max(taken, default=0) + 1
         manifest = manifest_for(version)

@@ -11,11 +11,11 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt,
 from foldserve.service.bundle.parity import FrozenModel, Parity, Tolerance
 from foldserve.service.bundle.reading import MAX_MOMENT, Reading
 
-# A file of schema 2 has a seal beside these fields (seal.py). A field that bundles of schema 1 lack has a default.
+# A file of schema 2 also has a seal (seal.py). Fields that bundles of schema 1 do not have are given a default.
 SCHEMA_VERSION = 2
 UNSEALED_SCHEMA = 1
 
-# A name is the name of a folder and a segment of a URL; neither needs escapes for these characters.
+# A model's name is used as the name of a folder and as a segment of a URL. These characters need no escapes in either.
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
 
 Task = Literal["classification", "regression"]
@@ -27,7 +27,7 @@ def _refuse_integer(value: object) -> object:
     return value
 
 
-# The values that every JSON client reads exactly: text, integers of 64 bits, finite numbers.
+# The types of values that every JSON client reads exactly: text, integers of 64 bits, and finite numbers.
 Category = (
     Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)]
     | Annotated[StrictFloat, BeforeValidator(_refuse_integer)]
@@ -38,7 +38,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class ModelFile(FrozenModel):
-    """The size and hash of `model.onnx`, which detect one flipped bit."""
+    """The size and hash of `model.onnx`. They detect even one flipped bit."""
 
     file: Literal["model.onnx"] = "model.onnx"
     size: int
@@ -92,7 +92,7 @@ class Feature(FrozenModel):
         return {"numeric": None, "time": None, "boolean": 1, "categorical": len(self.categories)}[self.kind]
 
     def admits(self, value: float | None) -> bool:
-        """Say whether a row of the input may have `value` in this column; None is a missing value."""
+        """Return whether a row of the input may have `value` in this column. None is a missing value."""
         if value is None:
             return self.missing
         if self.kind == "time":
@@ -108,7 +108,7 @@ class Feature(FrozenModel):
             raise ValueError("a feature has a range, unless it is categorical")
         if len(self.categories) > _MOST_CATEGORIES:
             raise ValueError("there are more categories than float32 has indices")
-        if len(set(self.categories)) < len(self.categories):  # 1 and 1.0 are one number to JSON
+        if len(set(self.categories)) < len(self.categories):  # 1 and 1.0 are the same number in JSON
             raise ValueError("two categories are the same")
         if categorical and len(self.histogram.counts) != len(self.categories):
             raise ValueError("the histogram has not one bin for each category")
@@ -119,7 +119,8 @@ class Feature(FrozenModel):
         return self
 
 
-# The largest value of either part of a tolerance; a regression's absolute part has units, and no limit.
+# The largest value of the absolute and the relative part of a tolerance. The absolute part of a regression has the
+# units of the target, so it has no limit.
 _WIDEST = 1e-3
 
 
@@ -141,9 +142,10 @@ class Certificate(FrozenModel):
 
 
 class Golden(FrozenModel):
-    """Random rows from the training ranges and categories, no person's data, and the reference's outputs for them.
+    """Random rows from the training ranges and categories, and the reference's outputs for these rows.
 
-    inputs: [rows, features]; a missing value is null. outputs: [rows, outputs], of the float64 reference.
+    The rows contain no person's data. inputs: [rows, features]; a missing value is null. outputs: [rows, outputs],
+    which the reference has computed in float64.
     """
 
     inputs: tuple[tuple[float | None, ...], ...]
@@ -151,7 +153,7 @@ class Golden(FrozenModel):
 
 
 class Folding(FrozenModel):
-    """One affine layer, the rule that removed it, and the layer that it was folded into."""
+    """One affine layer, the rule by which it was removed, and the layer into which it was folded."""
 
     layer: str
     rule: str
@@ -161,8 +163,8 @@ class Folding(FrozenModel):
 class Provenance(FrozenModel):
     """Everything that is needed to make `model.onnx` again, byte for byte.
 
-    rows: the number of rows of each part of the split. threads: of each matrix product. cpu: its model and the
-    instruction set that PyTorch uses. versions: of the libraries, by name.
+    rows: the number of rows in each part of the split. threads: the number of threads of each matrix product. cpu: the
+    model of the CPU, and the instruction set that PyTorch uses. versions: the versions of the libraries, by name.
     """
 
     source: str
@@ -178,14 +180,14 @@ class Provenance(FrozenModel):
 
 
 class Target(FrozenModel):
-    """The column that the model predicts. reading: of a regression's target that the training table had as texts."""
+    """The column that the model predicts. reading: how its texts become numbers, for a regression on a text column."""
 
     name: str
     reading: Reading | None = None
 
 
 class Manifest(FrozenModel):
-    """The contents of `manifest.json`. target: None in a bundle that records none."""
+    """The contents of `manifest.json`. target: None if the bundle does not record the target."""
 
     schema_version: Annotated[StrictInt, Field(ge=1, le=SCHEMA_VERSION)]
     name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]

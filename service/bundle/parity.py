@@ -1,4 +1,4 @@
-"""The difference between a runtime's outputs and the reference's, and its limit. It does not know files."""
+"""The difference between a runtime's and the reference's outputs, and the limit of it. It does not know files."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Parity(FrozenModel):
     """The difference between one runtime's outputs and the reference's, over `rows` rows.
 
     max_absolute: max |out - ref|.
-    max_relative: max |out - ref| / |ref|, where the relative part of the tolerance is the larger one.
-    worst: max |out - ref| / (absolute + relative * |ref|), the share of the tolerance in use; above 1 it fails.
+    max_relative: max |out - ref| / |ref|, over the outputs for which relative * |ref| is larger than absolute.
+    worst: max |out - ref| / (absolute + relative * |ref|), the used share of the tolerance. Above 1, the check fails.
     argmax_rows: the number of rows whose two largest reference outputs differ by more than the tolerance.
-    argmax_agreement: the share of those rows with the same argmax. Both are None for regression.
+    argmax_agreement: the share of these rows in which both outputs have the same argmax.
+    argmax_rows and argmax_agreement are None for regression.
     """
 
     rows: int
@@ -52,7 +53,7 @@ class Tolerance(FrozenModel):
     relative: float = Field(gt=0)
 
     def measure(self, reference: Array, output: Array) -> Parity:
-        """Compare `output` with `reference`, both [rows, outputs].
+        """Compare `output` with `reference`. Both have the shape [rows, outputs].
 
         Raises `BundleError` when the shapes differ or a value is not finite.
         """

@@ -1,7 +1,7 @@
-"""Reading: how the text of one cell becomes a value. Training chooses it for each column; the service repeats it.
+"""Reading: how the text of one cell becomes a value. Training chooses a reading for each column; the service uses it.
 
-It knows one text at a time, no file and no column. The patterns are the common part of the syntaxes of Python's `re`
-and of RE2, so that Arrow can apply them to a whole column.
+This module knows one text at a time, but no file and no column. The patterns use only syntax that both Python's `re`
+and RE2 have, so that Arrow can apply them to a whole column.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Thousands = Literal["", ",", ".", " ", "'"]
 FALSE = ("false", "0", "0.0", "no", "n", "f", "off")
 TRUE = ("true", "1", "1.0", "yes", "y", "t", "on")
 
-# White space that occurs in numbers: with the no-break, figure, thin and narrow no-break space.
+# White space that occurs in numbers. It includes the no-break, figure, thin and narrow no-break space.
 _SPACES = " \t\n\r\f\v\u00a0\u2007\u2009\u202f"
 _MINUS = "\u2212"
 _SEPARATORS = {"": "", ",": ",", ".": "[.]", " ": "[ \u00a0\u2007\u2009\u202f]", "'": "['\u2019]"}
@@ -40,12 +40,12 @@ MAX_MOMENT = 2**24
 class Reading(FrozenModel):
     """How the text of a cell becomes a value. The default reads numbers as Python writes them: -1234.5, 1e3, nan.
 
-    missing: texts that mean a missing value, besides a blank text; blanks around them are ignored. In a column of
-    numbers, a number that is equal to one of them is missing too.
-    decimal, thousands: the marks of a number; "" is no thousands separator. A blank stands for any space, an
-    apostrophe for a typographic one.
-    unit: a currency or `%`, which may stand on either side of the number. The value is the written number: 45% is 45.
-    accounting: whether parentheses mean a negative number: (12.50) is -12.5.
+    missing: texts that mean a missing value. A blank text always does. Blanks around a text are ignored. In a column of
+    numbers, a number that is equal to one of these texts is missing too.
+    decimal, thousands: the decimal mark and the thousands separator of a number; "" means no separator. A blank also
+    matches any other space, and an apostrophe also matches a typographic apostrophe.
+    unit: a currency or `%`, on either side of the number. The value is the written number: 45% is 45.
+    accounting: whether parentheses mean a negative number, so that (12.50) is -12.5.
     true, false: the spellings of a boolean column, in lower case.
     step, origin: a date or time is the number of whole days or hours since midnight of `origin`. zoned: whether the
     texts have a time zone; they are then converted to UTC.
@@ -79,7 +79,7 @@ class Reading(FrozenModel):
         return self.known_number(value)
 
     def plain_number(self, text: str) -> str:
-        """Return a number of this notation as Python writes it."""
+        """Return a number in this notation as Python would write the number."""
         plain = text.strip()
         for pattern, replacement in self._compiled_rewrites:
             plain = pattern.sub(replacement, plain)
@@ -142,12 +142,12 @@ class Reading(FrozenModel):
 
     @property
     def is_plain(self) -> bool:
-        """Whether a number has no marks but a decimal point."""
+        """Whether numbers have no marks except a decimal point."""
         return (self.decimal, self.thousands, self.unit, self.accounting) == (".", "", "", False)
 
     @property
     def number_pattern(self) -> str:
-        """The regular expression that a whole number matches, without the blanks around it."""
+        """The regular expression that the complete text of a number matches, without the blanks around the text."""
         point = re.escape(self.decimal)
         whole = "[0-9]+"
         if self.thousands:
@@ -164,7 +164,7 @@ class Reading(FrozenModel):
 
     @property
     def number_rewrites(self) -> tuple[tuple[str, str], ...]:
-        """The regular expressions, each with its replacement, that turn such a number into a text for `float`."""
+        """Regular expressions, each with a replacement. They turn the text of a number into a text for `float`."""
         if self.is_plain:
             return ((_MINUS, "-"),)
         parts = [f"[{_SPACES}]"]

@@ -1,6 +1,7 @@
-"""Random rows from the ranges and categories of features, as a request may hold them; no person's data.
+"""Random rows from the ranges and categories of features, as a request may have them. They hold no person's data.
 
-It knows features; it does not know a network or a session. NumPy is the caller's: the generator brings the arrays.
+This module knows features, but no network and no session. It does not import NumPy: the caller's generator creates the
+arrays.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The seal of a manifest: SHA-256 digests of its values, which show any later change and name the changed field.
 
-It knows parsed JSON; it does not know the schema or files. A digest is no signature: the seal shows damage and careless
-edits, but a writer who changes a manifest on purpose can also compute its new seal.
+This module knows parsed JSON; it does not know the schema or files. A digest is not a signature. The seal shows damage
+and careless edits, but a writer who changes a manifest on purpose can also compute a new seal.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _MOST_NAMED = 4  # changed fields in one message
 
 
 def compute(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the seal of a manifest, as JSON values. content: the whole manifest; its own seal is left out.
+    """Return the seal of a manifest, as JSON values. content: the whole manifest; a seal in it is ignored.
 
-    `digest` is that of the whole. `parts` has a digest for each field, or for each member of a field that is an object
-    or an array of objects: `labels`, `certificate.tolerance`, `features.3`.
+    `digest` is the digest of the whole manifest. `parts` has a digest for each field, such as `labels`. If a field is
+    an object or an array of objects, `parts` has a digest for each member: `certificate.tolerance`, `features.3`.
     """
     sealed = {field: value for field, value in content.items() if field != FIELD}
     return {"digest": _digest(sealed), "parts": {path: _digest(value) for path, value in _parts(sealed)}}
 
 
 def find_changes(content: Mapping[str, Any]) -> str | None:
-    """Name the fields of a manifest that differ from its seal, in words; None if the whole is as it was sealed."""
+    """Name the fields of a manifest that differ from its seal, in words; None if nothing has changed."""
     recorded, computed = content.get(FIELD), compute(content)
     if recorded == computed:
         return None
@@ -36,7 +36,7 @@ def find_changes(content: Mapping[str, Any]) -> str | None:
     paths = dict.fromkeys((*computed["parts"], *parts))
     changed = [path for path in paths if computed["parts"].get(path) != parts.get(path)]
     if not changed or recorded.get("digest") == computed["digest"]:
-        return FIELD  # the sealed values are whole
+        return FIELD  # the sealed values are unchanged, so the seal itself has changed
     more = f" and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
     return ", ".join(map(_printable, changed[:_MOST_NAMED])) + more
 
@@ -52,10 +52,10 @@ def _parts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _digest(value: Any) -> str:
-    """Hash the canonical form of a value: sorted names, no spaces, ASCII, each number as Python writes it."""
+    """Hash the canonical form of a value: JSON with sorted names, no spaces, only ASCII, and numbers as in Python."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _printable(path: str) -> str:
-    """Return a path that fits into one line of a message: a damaged manifest may have any name in it."""
+    """Return a path that fits into one line of a message. A damaged manifest may have any text as a name."""
     return path if path.isascii() and path.isprintable() and len(path) <= 80 else "a field with another name"

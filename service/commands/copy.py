@@ -12,7 +12,7 @@ def run(path: Path, name: str, models: Path | None) -> None:
     """Copy the bundle in the folder `path` to <models>/<name>/<next version>, with a new seal.
 
     models: by default the folder two levels above `path`. The folder of the source may have any name. The report is
-    copied as it is. Raises `BundleError` if a check fails or the copy can't be written; nothing is left behind then.
+    copied without a change. Raises `BundleError` if a check fails or the copy can't be written; then no file is left.
     """
     bundle = read(path)
     if bundle.warning:

@@ -1,6 +1,6 @@
 """`foldserve health`: asks a running service whether it is ready. A container needs no curl for its health check.
 
-It knows an address and one path of the Open Inference Protocol, and nothing of the server behind them.
+It knows an address and one path of the Open Inference Protocol, but no code of the server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ssl
 from foldserve.service.errors import NotReady
 from foldserve.service.settings import Settings
 
-# The address to ask where the service listens on all addresses.
+# The address to ask if the service listens on all addresses.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
@@ -19,14 +19,15 @@ def run(settings: Settings) -> None:
     """Print the address of the service with these settings if it is ready. Raises `NotReady` if it is not."""
     host, port = settings.host, settings.port
     if settings.tls_client_ca is not None and settings.admin_port is not None:
-        host, port = settings.admin_host, settings.admin_port  # on loopback it asks for no client's certificate
+        host, port = settings.admin_host, settings.admin_port  # on loopback, this port needs no client certificate
     print(f"ready: {ask(host, port, timeout=3, tls=_tls(settings))}")
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
-    """Create the context of a client that trusts any certificate: it sends no secret, and the server is this machine.
+    """Create the TLS context of a client that trusts any certificate.
 
-    Where clients need a certificate, this one has the server's own.
+    That is safe, since the client sends no secret and the server is on this machine. If clients need a certificate,
+    this client uses the certificate of the server.
     """
     if settings.tls_cert is None:
         return None
@@ -45,8 +46,8 @@ def ask(host: str, port: int, timeout: float, tls: ssl.SSLContext | None = None)
     """Ask a service whether every model is ready, and return its address as host:port.
 
     host, port: the address that the service listens on. timeout: in seconds, for each step of the exchange.
-    tls: the context of a client of TLS; None without TLS.
-    Raises `NotReady` with the reason if it is not ready, does not answer, or is not an HTTP server.
+    tls: the client's TLS context; None without TLS.
+    Raises `NotReady` with the reason if the service is not ready, does not answer, or is not an HTTP server.
     """
     host = _LOOPBACK.get(host, host)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

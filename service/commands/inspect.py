@@ -56,7 +56,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # rich would take [red] in a name for markup
+        table.add_row(*map(Text, row))  # rich would read [red] in a name as markup
     return table
 
 

@@ -1,4 +1,4 @@
-"""`foldserve reseal`: gives a bundle of an older schema the seal that today's schema has, after every check."""
+"""`foldserve reseal`: checks a bundle of an older schema, then gives it the seal of the current schema."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from foldserve.service.commands.verify import print_check, prove
 
 
 def run(path: Path) -> None:
-    """Check the bundle in the folder `path` as `verify` does, then replace its manifest, all of it or nothing.
+    """Check the bundle in the folder `path` as `verify` does, then replace its manifest in one step.
 
-    A sealed bundle stays as it is. Raises `BundleError` if a check fails, if the manifest differs from its seal, or if
+    A sealed bundle is not changed. Raises `BundleError` if a check fails, if the manifest differs from its seal, or if
     the folder can't be written to.
     """
     bundle = read(path)

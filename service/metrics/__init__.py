@@ -1,4 +1,4 @@
-"""Counts the work of the service. `interface.py` has the calls that count, `prometheus.py` every metric."""
+"""Counts the work of the service. The service calls `interface.py`; `prometheus.py` has every metric."""
 
 from foldserve.service.metrics.interface import BatchObserver, Metrics, RequestMetrics, Totals, ignore_batch
 

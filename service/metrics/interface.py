@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from foldserve.service.bundle import Parity
 from foldserve.service.errors import RequestError
 
-# Called after each run of a batch, before its callers get their rows: the number of rows, the seconds of the run, and
-# the seconds that each entry which starts in this run has waited in the queue.
+# Called after each run of a batch, before the callers get their rows. The arguments are the number of rows, the seconds
+# of the run, and a list of waits: for each entry that starts in this run, its seconds in the queue.
 BatchObserver = Callable[[int, float, list[float]], None]
 
 
@@ -20,7 +20,8 @@ def ignore_batch(rows: int, seconds: float, waited: list[float]) -> None:
     """Observe a run and do nothing."""
 
 
-# The outcomes of a request with a valid API key: it passed, its key lacks the scope, its key has reached its rate.
+# The outcomes of a request with a valid API key: the request passed, the key lacks the scope, or the key has reached
+# its rate.
 KEY_OUTCOMES = ("accepted", "forbidden", "limited")
 
 
@@ -53,7 +54,8 @@ class Metrics:
     def for_keys(self, take_counts: Callable[[], Mapping[str, Sequence[int]]]) -> None:
         """Count the requests of each API key.
 
-        take_counts: returns the counts since its last call by the name of the key, in the order of `KEY_OUTCOMES`.
+        take_counts: returns, by the name of the key, the counts since the last call of this function, in the order of
+        `KEY_OUTCOMES`.
         """
 
     def record_load(
@@ -76,9 +78,9 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Totals:
-    """The work of one model since the start: requests, rows and runs; seconds; Unix time of the last response.
+    """The work of one model since the start: counts, sums of seconds, and the Unix time of the last response.
 
-    queued: entries that have left the queue for a run.
+    queued: the number of entries that have left the queue for a run.
     """
 
     succeeded: int

@@ -1,9 +1,9 @@
-"""Every Prometheus metric, once: its name, help, labels and buckets. A test compares docs/metrics.md with this file.
+"""Defines every Prometheus metric: name, help, labels and buckets. A test compares docs/metrics.md with this file.
 
-Counting must cost little beside serving. A request only appends to a list; the lists are added to prometheus_client's
-metrics at a scrape, at each second, or when they grow long. With several workers, prometheus_client's multiprocess
-mode adds up the processes. Each worker must have PROMETHEUS_MULTIPROC_DIR in its environment before it imports this
-module. It does not know which code counts.
+Counting must cost little compared with serving. So a request only appends to a list. The lists are added to
+prometheus_client's metrics at a scrape, once a second, or when a list grows long. With several workers,
+prometheus_client's multiprocess mode adds up the processes. Each worker must have PROMETHEUS_MULTIPROC_DIR in its
+environment before it imports this module. This module does not know which code counts.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ from foldserve.service.bundle import Parity
 from foldserve.service.errors import RequestError
 from foldserve.service.metrics.interface import KEY_OUTCOMES, BatchObserver, Metrics, RequestMetrics, Totals
 
-# Without this call each series has a second one with its time of creation; several workers have none.
+# Without this call, each series has a second series with its time of creation. With several workers there is no such
+# second series.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
-# From the time of one row in process to the default deadline.
+# The bounds in seconds. They reach from the time of one row in a direct call to the default deadline.
 _SECONDS_BUCKETS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS_BUCKETS = tuple(4**n for n in range(9))
 # Labels.
 _MODEL = ("model", "version")
 _ENDPOINT = (*_MODEL, "protocol")
-# The largest number of requests or runs to keep before they are added up.
+# The largest number of requests or runs that a list keeps before they are added to the metrics.
 _MAX_PENDING = 4096
 
 
@@ -116,7 +117,7 @@ class _BatchMetrics:
 
 
 class PrometheusMetrics(Metrics):
-    """All metrics of one process; with several workers, those of all workers."""
+    """All metrics of one process. With several workers, a scrape returns the metrics of all workers."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -246,7 +247,7 @@ class PrometheusMetrics(Metrics):
     ) -> None:
         """Set the gauges of a model that was loaded and verified."""
         for feature in categorical:
-            self.unseen_categories.labels(model, version, feature)  # starts at 0: a rate needs a value to grow from
+            self.unseen_categories.labels(model, version, feature)  # creates the series at 0; a rate needs a first value
         self.load_seconds.labels(model, version).set(seconds)
         self.parity_error.labels(model, version).set(parity.max_absolute)
         self.parity_ratio.labels(model, version).set(parity.worst)
@@ -280,7 +281,7 @@ class PrometheusMetrics(Metrics):
         return text
 
     def totals(self, models: Sequence[tuple[str, str]]) -> list[Totals]:
-        """Return the totals of each model, given by name and version, over all workers."""
+        """Return the totals of each model over all workers. models: names and versions."""
         self.flush()
         samples = [sample for family in self._scraped.collect() for sample in family.samples]
         return [_totals([s for s in samples if (s.labels.get("model"), s.labels.get("version")) == m]) for m in models]

@@ -13,7 +13,7 @@ Status = Literal["ok", "note", "wrong"]
 class Result:
     """The result of one check, as `--json` prints it.
 
-    found: one line. remedy: one line, a command where possible; None unless the status is wrong.
+    found: one line of text. remedy: one line, if possible a command; None unless the status is `wrong`.
     """
 
     name: str
@@ -26,9 +26,9 @@ class Result:
 class Check:
     """One check.
 
-    examine: returns a text if all is well, or a complete result; raises `ProblemError`, or any other exception, if
-    something is wrong. remedy: for every problem that does not bring its own. cuda: whether it concerns only machines
-    that serve on CUDA.
+    examine: returns a text if all is well, or a complete result. Raises `ProblemError` or any other exception if
+    something is wrong. remedy: used if the problem has no remedy. cuda: whether the check concerns only machines that
+    serve on CUDA.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Check:
 
 
 class ProblemError(Exception):
-    """A check found a problem. `remedy` replaces the check's own where it is given."""
+    """A check found a problem. If `remedy` is given, it replaces the remedy of the check."""
 
     def __init__(self, found: str, remedy: str | None = None) -> None:
         super().__init__(found)

@@ -10,7 +10,7 @@ from foldserve.service.errors import DeviceError
 from foldserve.service.machine import nvidia
 
 _GIB = 2**30
-# Bytes of free GPU memory. A context, cuBLAS's workspace and a model take about this much.
+# Free GPU memory below this number of bytes is too little. A context, cuBLAS's workspace and a model take about this.
 _LITTLE_GPU_MEMORY = 2**30
 
 
@@ -40,7 +40,7 @@ def check_cudnn() -> str:
 
 
 def check_gpus() -> Result | str:
-    """List the GPUs. Raises `ProblemError` if there is none, or if the first is too old."""
+    """List the GPUs. Raises `ProblemError` if the machine has no GPU, or if the first GPU is too old."""
     try:
         gpus = nvidia.gpus()
     except DeviceError as error:
@@ -50,7 +50,7 @@ def check_gpus() -> Result | str:
         f"{gpu.free / _GIB:.1f} of {gpu.total / _GIB:.1f} GiB free"
         for gpu in gpus
     )
-    first = gpus[0]  # ONNX Runtime serves on this one
+    first = gpus[0]  # ONNX Runtime serves on the first GPU
     if first.capability < nvidia.OLDEST_GPU:
         oldest = dotted(nvidia.OLDEST_GPU)
         raise ProblemError(f"{text}: CUDA {nvidia.MAJOR} needs {oldest} or newer", "serve with --device cpu")
@@ -64,7 +64,7 @@ def check_visible_devices() -> Result | str:
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return "not set: every GPU is visible"
-    # A list of numbers or names. CUDA stops at the first entry that is neither, so that -1 hides every GPU.
+    # The variable is a list of numbers or names. CUDA stops at the first invalid entry, so -1 hides every GPU.
     first = value.split(",")[0].strip()
     present = len([file for file in Path("/dev").glob("nvidia*") if file.name.removeprefix("nvidia").isdecimal()])
     is_number = first.isdecimal() and (present == 0 or int(first) < present)

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from foldserve.service.commands.doctor.check import Check, ProblemError, Result, first_line
 from foldserve.service.errors import DeviceError
 
-_TIMEOUT = 60  # seconds; the first CUDA context takes several on a machine with many GPUs
+_TIMEOUT = 60  # seconds; on a machine with many GPUs, the first CUDA context takes several seconds
 
 
 def run_isolated(check: Check) -> Result:
@@ -46,7 +46,7 @@ def _run_in_child(check: Check, sender: Connection) -> None:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no core file behind
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # so that a crash writes no core file
     try:
         found = check.examine()
         result = found if isinstance(found, Result) else Result(check.name, "ok", found)

@@ -23,7 +23,7 @@ def check_onnx() -> str:
 
 
 def check_wheel(wheels: list[str]) -> str:
-    """Require exactly one of the wheels that install ONNX Runtime. wheels: the names of the installed ones."""
+    """Require exactly one of the wheels that install ONNX Runtime. wheels: the names of the installed wheels."""
     if not wheels:
         raise ProblemError("neither onnxruntime nor onnxruntime-gpu is installed")
     found = " and ".join(f"{name} {metadata.version(name)}" for name in wheels)
@@ -36,7 +36,7 @@ def check_build(wheels: list[str]) -> str:
     """Import ONNX Runtime, which must come from the one installed wheel."""
     import onnxruntime as ort
 
-    # They differ where the other wheel was installed over this one, and then uninstalled.
+    # The names differ if the other wheel was installed over this wheel, and then uninstalled.
     if len(wheels) == 1 and wheels != [ort.package_name]:
         raise ProblemError(f"{wheels[0]} is installed, but the module comes from {ort.package_name}")
     built = f"built for CUDA {ort.cuda_version}" if ort.cuda_version else "built without CUDA"
@@ -58,7 +58,7 @@ def check_cuda_provider() -> str:
 
 
 def check_provider(name: str, options: dict[str, str] | None = None) -> str:
-    """Multiply two matrices on this execution provider and no other: ONNX Runtime lists providers that don't load."""
+    """Multiply two matrices on this execution provider alone. ONNX Runtime also lists providers that can't load."""
     import numpy as np
 
     from foldserve.service.runtime.session import LOG_WARNINGS, one_line, open_session
@@ -76,7 +76,7 @@ def check_provider(name: str, options: dict[str, str] | None = None) -> str:
 
 
 def _matrix_product() -> bytes:
-    """Build a model of one Gemm: float32 `input` [batch, 2] to `output` [batch, 2], weights [[1, 2], [3, 4]]."""
+    """Build a model of one Gemm with the weights [[1, 2], [3, 4]]. `input` and `output` are float32 [batch, 2]."""
     from onnx import TensorProto, helper
 
     tensor = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
@@ -95,7 +95,7 @@ def _matrix_product() -> bytes:
 
 @contextmanager
 def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """Capture what this process writes to standard error, C++ code too; yield a function that reads it."""
+    """Capture the standard error of this process, including C++ code. Yield a function that returns the text."""
     original = os.dup(2)
     with os.fdopen(os.memfd_create("standard error"), "r+b") as file:
         os.dup2(file.fileno(), 2)
@@ -114,7 +114,7 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
 def _logged_reason(raised: str, logged: str) -> str | None:
     """Find the reason why a provider does not load, or an error code of CUDA.
 
-    ONNX Runtime writes the first to its log alone: its exception says that a fallback to the CPU is disabled.
+    ONNX Runtime writes the reason only to its log. The exception only says that a fallback to the CPU is disabled.
     """
     found = re.search(r"with error: (.+)", logged) or re.search(r"(CU\w+ failure \d+: .+?)(?: ; |$)", raised, re.M)
     return found[1].strip() if found else None

@@ -1,6 +1,6 @@
-"""Runs the checks in order and prints their results. It owns the list of checks, and which of them count.
+"""Runs the checks in order and prints their results. It owns the list of checks, and decides which checks count.
 
-A problem with CUDA is wrong only where CUDA is wanted; elsewhere it is a note.
+A problem with CUDA has the status `wrong` only if CUDA is wanted; otherwise it is a note.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foldserve.service.commands.doctor.check import Check, Result
 from foldserve.service.commands.doctor.isolate import run_isolated
 from foldserve.service.machine import wheels
 
-if TYPE_CHECKING:  # that module imports ONNX Runtime, which may be broken here
+if TYPE_CHECKING:  # the imported module imports ONNX Runtime, which may be broken on this machine
     from foldserve.service.runtime.session import Device
 
 _SHOW_GPU = "`nvidia-smi` must list a GPU here; for a container: `docker run --gpus all`"
@@ -28,7 +28,7 @@ _MORE_MEMORY = "grant this process more memory: the container's memory limit"
 
 
 def run(device: Device, as_json: bool) -> int:
-    """Check this machine for a service on `device`, and print each result. Return the exit status: 1 for a problem."""
+    """Check this machine for a service on `device`, and print each result. Return the exit status, 1 for a problem."""
     results = []
     for result in examine(device):
         results.append(result)
@@ -45,7 +45,7 @@ def run(device: Device, as_json: bool) -> int:
 def examine(device: Device) -> Iterator[Result]:
     """Run every check for a service on `device`, and yield each result when it is known.
 
-    CUDA is wanted with `cuda`, and with `auto` where onnxruntime-gpu is installed. Raises nothing.
+    CUDA is wanted if `device` is `cuda`, or if it is `auto` and onnxruntime-gpu is installed. Raises no exception.
     """
     installed = wheels.installed()
     wants_cuda = device == "cuda" or (device == "auto" and "onnxruntime-gpu" in installed)
@@ -59,7 +59,7 @@ def examine(device: Device) -> Iterator[Result]:
 def _checks(installed: list[str], wants_cuda: bool) -> list[Check]:
     """List the checks in order. installed: the installed wheels of ONNX Runtime."""
     extra = "pip install 'foldserve[gpu]'" if wants_cuda else "pip install 'foldserve[cpu]'"
-    # The two wheels exclude each other, so that the installed ones go first.
+    # Only one of the two wheels may be installed, so the installed wheels are removed first.
     replace_wheel = f"pip uninstall --yes {' '.join(installed)} && {extra}" if installed else extra
     gpu_extra = extra if installed == ["onnxruntime-gpu"] else replace_wheel
     reinstall = "pip install --force-reinstall foldserve"

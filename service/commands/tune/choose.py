@@ -1,6 +1,6 @@
 """Chooses each setting from measurements. Pure functions: it measures nothing and writes nothing.
 
-The numbers below are thresholds of gain: below them, the setting is not worth its cost.
+The constants of this module are the smallest gains for which a setting is worth its cost.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from foldserve.service.commands.tune.wording import duration, plural
 from foldserve.service.commands.tune.workload import MAX_BATCH
 from foldserve.service.runtime.session import Device
 
-# A graph costs GPU memory. It must save this share of the time of the next larger graph, or of a plain run.
+# A graph costs GPU memory. It must save this share of the time that the next larger graph or a plain run would take.
 _GRAPH_SAVING = 0.05
-# Twice the threads must run this much faster, over all batch sizes. Two processes on two cores do twice the work.
+# Twice the threads must run faster by this factor, over all batch sizes. For comparison, two processes on two cores do
+# twice the work.
 _THREADS_GAIN = 1.5
-# More processes cost memory for each copy of the model. They must run this much faster together.
+# Each process needs memory for a copy of the model. More processes must together be faster by this factor.
 _WORKERS_GAIN = 1.1
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting by its name in `Settings`, its value, and the figures that decided, in one line."""
+    """The name of a setting in `Settings`, the chosen value, and one line with the measured figures for the choice."""
 
     setting: str
     value: int | str | tuple[int, ...]
@@ -52,7 +53,7 @@ def choose(latencies: Latencies, throughput: Throughput, device: Device) -> tupl
 
 
 def _choose_threads(cpu: Mapping[int, Curve]) -> tuple[int, str]:
-    """Choose the fewest threads beyond which more gain too little, over all batch sizes that a server uses."""
+    """Choose the smallest number of threads after which more threads gain too little, over a server's batch sizes."""
     counts = sorted(cpu)
     chosen, why = counts[0], "this process may use one processor"
     for more in counts[1:]:
@@ -70,7 +71,7 @@ def _choose_threads(cpu: Mapping[int, Curve]) -> tuple[int, str]:
 
 
 def _choose_on_cuda(on_cpu: Curve, latencies: Latencies, device: Device) -> list[Choice]:
-    """Choose the settings for a machine where CUDA answers: the graphs, and which batches run on the CPU."""
+    """Choose the settings for a machine with a working CUDA: the graphs, and the batches that run on the CPU."""
     buckets, why = _choose_buckets(latencies.graphs, latencies.plain)
     graphs = Choice("buckets", buckets, why)
     on_cuda = {batch: _cuda_seconds(batch, buckets, latencies) for batch in on_cpu if batch <= MAX_BATCH}
@@ -81,7 +82,7 @@ def _choose_on_cuda(on_cpu: Curve, latencies: Latencies, device: Device) -> list
         return f"{plural(batch, 'row')} in {duration(on_cuda[batch])} on CUDA, {duration(on_cpu[batch])} on the CPU"
 
     largest = compare(max(on_cuda))
-    if device == "cuda":  # every batch runs on CUDA then
+    if device == "cuda":  # with this setting, every batch runs on CUDA
         return [Choice("device", "cuda", f"requested; {largest}"), graphs]
     if not faster:
         return [Choice("device", "cpu", f"CUDA is not faster at a full batch: {largest}")]
@@ -92,7 +93,7 @@ def _choose_on_cuda(on_cpu: Curve, latencies: Latencies, device: Device) -> list
 
 
 def _choose_buckets(graphs: Curve, plain: Curve) -> tuple[tuple[int, ...], str]:
-    """Choose the batch sizes to capture: faster than a plain run, and faster than padding to the next larger graph."""
+    """Choose the batch sizes whose graph is faster than a plain run, and than padding to the next larger graph."""
     kept: list[int] = []
     for batch in sorted(graphs, reverse=True):
         alternative = graphs[kept[-1]] if kept else plain[batch]
@@ -106,12 +107,12 @@ def _choose_buckets(graphs: Curve, plain: Curve) -> tuple[tuple[int, ...], str]:
 
 
 def _cuda_seconds(batch: int, buckets: Sequence[int], latencies: Latencies) -> float:
-    """Return the seconds of a batch on CUDA: those of the smallest graph that has room for it, or of a plain run."""
+    """Return the seconds of a batch on CUDA, in the smallest graph that has room for it or else in a plain run."""
     return next((latencies.graphs[bucket] for bucket in buckets if bucket >= batch), latencies.plain[batch])
 
 
 def _choose_workers(throughput: Throughput) -> Choice:
-    """Choose the largest number of processes up to which each step gains enough."""
+    """Choose the number of processes. It grows step by step, as long as each step gains enough."""
     rates = throughput.rates
     counts = sorted(rates)
     chosen = counts[0]

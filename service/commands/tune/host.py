@@ -10,7 +10,7 @@ from foldserve.service.commands.tune.wording import plural
 from foldserve.service.errors import DeviceError
 from foldserve.service.machine import cgroup, nvidia, processor, wheels
 
-# Share of the host's processors. A higher load comes from other programs, and distorts the measurements.
+# A load above this share of the host's processors means that other programs distort the measurements.
 _BUSY = 0.2
 
 
@@ -31,9 +31,9 @@ def versions() -> str:
 
 
 def busy() -> str | None:
-    """Return a warning if other programs use the machine. Call it before the measurements, which are load too."""
+    """Return a warning if other programs use the machine. Call this before the measurements, which also cause load."""
     try:
-        load, _, _ = os.getloadavg()  # of the whole host, over the last minute
+        load, _, _ = os.getloadavg()  # the load of the whole host over the last minute
     except OSError:
         return None
     host = os.cpu_count() or 1
@@ -44,6 +44,6 @@ def busy() -> str | None:
 
 def _gpu() -> str:
     try:
-        return nvidia.gpus()[0].name  # ONNX Runtime serves on the first
+        return nvidia.gpus()[0].name  # ONNX Runtime serves on the first GPU
     except DeviceError:
         return "a GPU"

@@ -1,7 +1,7 @@
 """Measures the seconds of one run, by batch size: on the CPU by number of threads, and on CUDA.
 
-It knows a bundle and how to run it, and chooses nothing. The variants take turns, round after round, so that a
-disturbance from outside affects all of them alike; the result is a median over the rounds.
+It knows how to run a bundle, and chooses nothing. The variants take turns in each round, so that a disturbance from
+outside affects all variants alike. The result is a median over the rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-# Imported here: otherwise NumPy imports numpy.random on first use, and that import can lose a Ctrl-C.
+# NumPy would import numpy.random on first use, and a Ctrl-C during that import can get lost. So it is imported here.
 from numpy.random import Generator, default_rng
 
 from foldserve.service.arrays import Rows, Run
@@ -27,11 +27,11 @@ from foldserve.service.runtime.session import Device, Options
 
 Curve = Mapping[int, float]  # batch size -> median seconds of one run
 
-# Batches larger than `MAX_BATCH` show the trend; a server runs them in pieces.
+# A server runs batches larger than `MAX_BATCH` in pieces. These sizes are measured only to show the trend.
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
 _GRAPHS, _PLAIN = "CUDA, graphs", "CUDA, plain runs"
 _MIN_ROUNDS = 3
-_TURN_SECONDS = 0.015  # how long one variant runs one batch size in one round
+_TURN_SECONDS = 0.015  # the time for which one variant runs one batch size in one round
 _POOL_BYTES = 2**28  # most memory for the rows of one round
 
 
@@ -39,8 +39,9 @@ _POOL_BYTES = 2**28  # most memory for the rows of one round
 class Latencies:
     """Seconds of one run, by batch size.
 
-    cpu: by number of threads; one thread is always measured. graphs, plain: on CUDA, with a graph for each batch size
-    and without graphs; empty without CUDA. skipped: the omitted measurements, each with its reason, one line each.
+    cpu: curves by number of threads; one thread is always measured. graphs: the curve on CUDA with a graph for each
+    batch size. plain: the curve on CUDA without graphs. Both are empty without CUDA. skipped: one line for each omitted
+    measurement, with the reason.
     """
 
     cpu: Mapping[int, Curve]
@@ -50,7 +51,7 @@ class Latencies:
 
     @property
     def by_name(self) -> dict[str, Curve]:
-        """The curves by the names of their variants, for people."""
+        """The curves by the names of the variants, as shown to users."""
         curves = {_cpu_name(threads): curve for threads, curve in self.cpu.items()}
         return curves | ({_GRAPHS: self.graphs, _PLAIN: self.plain} if self.plain else {})
 
@@ -72,9 +73,10 @@ def measure_latencies(
     batches: Sequence[int] = BATCHES,
     on_open: Callable[[], object] = lambda: None,
 ) -> Latencies:
-    """Measure the model on the CPU with 1, 2, 4, ... threads, and on CUDA if it answers and `device` is not cpu.
+    """Measure the model on the CPU with 1, 2, 4, ... threads, and on CUDA if it works and `device` is not cpu.
 
-    seconds: about how long to measure, once every session is open; a large model takes longer. batches: ascending.
+    seconds: the approximate time to measure after every session is open. A large model takes longer. batches: batch
+    sizes in ascending order.
     on_open: called once every session is open.
     Raises `BundleError` as `load` does, `DeviceError` if `device` is cuda and CUDA is not available, and
     `RuntimeFailure` if a run fails at a batch size that a server would use.
@@ -102,7 +104,7 @@ def measure_latencies(
 def _open_cuda(
     open_variant: Callable[[str, Options, int], _Variant], device: Device, batches: Sequence[int], skipped: list[str]
 ) -> list[_Variant]:
-    """Open the model on CUDA with graphs and without: both variants, or none."""
+    """Open the model on CUDA with graphs and without. Return both variants, or an empty list."""
     if device == "cpu":
         skipped.append("CUDA: --device cpu")
         return []
@@ -146,7 +148,7 @@ def _measure_rounds(
     turn = 0
     while turn < _MIN_ROUNDS or time.perf_counter() - start < seconds:
         for batch, measured in plan.items():
-            first = turn % max(1, len(measured))  # each round begins with another variant
+            first = turn % max(1, len(measured))  # each round begins with the next variant
             for variant in measured[first:] + measured[:first]:
                 medians[variant.name, batch].append(_median_run(variant.run, pool, batch, generator))
         pool = draw(manifest, len(pool), generator)
@@ -158,7 +160,7 @@ def _measure_rounds(
 
 
 def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: list[str]) -> bool:
-    """Whether to measure this batch size: always if a server uses it, else if a run takes at most `max_seconds`."""
+    """Return whether to measure this batch size. A size that no server uses must run within `max_seconds`."""
     used = len(rows) <= MAX_BATCH
     try:
         variant.run(rows)  # the first run also prepares memory

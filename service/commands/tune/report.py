@@ -1,6 +1,6 @@
-"""The result of `foldserve tune`, and its forms: a table for people, TOML for the server, JSON for programs.
+"""The result of `foldserve tune` in three forms: a table for people, TOML for the server, JSON for programs.
 
-It does not know how anything was measured or chosen. The TOML file is written whole or not at all.
+It does not know how the settings were measured or chosen. The TOML file is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foldserve.service.commands.tune.throughput import Throughput
 from foldserve.service.commands.tune.wording import duration
 from foldserve.service.errors import SettingsError
 
-# The start of every file that `tune` writes; a file that starts otherwise is not overwritten.
+# Every file that `tune` writes starts with these words. A file that starts with other words is not overwritten.
 _FIRST_WORDS = "# foldserve tune"
 
 
@@ -47,13 +47,13 @@ class Tuning:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The limits of these figures: omitted measurements with their reasons, and a busy machine. One line each."""
+        """The limits of these figures, one line each: omitted measurements with their reasons, and a busy machine."""
         skipped = self.latencies.skipped + self.throughput.skipped
         return (*(f"not measured: {text}" for text in skipped), *([self.busy] if self.busy else []))
 
 
 def table(latencies: Latencies) -> str:
-    """Write the median latency, a row for each batch size and a column for each variant."""
+    """Write the median latencies as a table, with a row for each batch size and a column for each variant."""
     columns = latencies.by_name
     batches = sorted({batch for curve in columns.values() for batch in curve})
     lines = [
@@ -68,14 +68,14 @@ def table(latencies: Latencies) -> str:
 
 
 def toml(tuning: Tuning) -> str:
-    """Write the settings for `foldserve serve --config`, each below the figures that decided it."""
+    """Write the settings for `foldserve serve --config`. Above each setting is a comment with the measured figures."""
     head = (
         f"{_FIRST_WORDS}, {tuning.when:%Y-%m-%d %H:%M} UTC: {tuning.model}, sha256 {tuning.manifest.model.sha256}",
         f"# {tuning.machine}",
         f"# {tuning.versions}",
         *(f"# {note}" for note in tuning.notes),
     )
-    # JSON writes a list of numbers and a plain word as TOML does.
+    # For a list of numbers or a plain word, JSON and TOML have the same text.
     lines = (f"\n# {choice.why}\n{choice.setting} = {json.dumps(choice.value)}" for choice in tuning.choices)
     return "\n".join([*map(_printable, head), *lines, ""])
 
@@ -98,8 +98,8 @@ def as_json(tuning: Tuning) -> dict[str, Any]:
 def require_writable(output: Path) -> None:
     """Check that `write` may write to `output`, so that a long measurement is not lost.
 
-    Raises `BundleError` if its folder does not exist, and `SettingsError` if it can't be written, or if it is a file
-    that `tune` did not write.
+    Raises `BundleError` if the folder of `output` does not exist. Raises `SettingsError` if the file can't be written,
+    or if `tune` did not write the existing file.
     """
     require_folder(output.parent)
     if not os.access(output.parent, os.W_OK):
@@ -116,7 +116,7 @@ def require_writable(output: Path) -> None:
 
 
 def write(tuning: Tuning, output: Path) -> None:
-    """Write the settings to `output`, whole or not at all. Raises `SettingsError` if that fails."""
+    """Write the settings to `output`, completely or not at all. Raises `SettingsError` if the write fails."""
     try:
         replace_file(output, toml(tuning).encode())
     except OSError as error:

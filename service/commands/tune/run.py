@@ -21,14 +21,15 @@ from foldserve.service.runtime.session import Device, Options
 
 # Each process has its own copy of the model, and on CUDA a context of several hundred MiB.
 _MAX_WORKERS = {"cpu": 64, "cuda": 16}
-# The share of the time that goes to latency; the rest goes to throughput.
+# The share of the time for measuring latency. The rest of the time is for measuring throughput.
 _LATENCY_SHARE = 0.65
 
 
 def run(model: Path, output: Path, device: Device, seconds: float, as_json: bool) -> None:
-    """Measure the model in the folder `model` for about `seconds`, write the settings to `output`, and print both.
+    """Measure the model in the folder `model` for about `seconds`, and write the settings to `output`.
 
-    Raises `BundleError`, `DeviceError`, `RuntimeFailure` or `SettingsError`; no file is written then.
+    Also prints the measurements and the settings. Raises `BundleError`, `DeviceError`, `RuntimeFailure` or
+    `SettingsError`. After an error, no file is written.
     """
     report.require_writable(output)
     bundle = find_bundle(model)
@@ -70,8 +71,8 @@ def tune(
 ) -> Tuning:
     """Measure for about `seconds`, and choose.
 
-    load: opens and checks a model; a function of a module, since other processes import it. on_open: called once every
-    session is open. Raises what `measure_latencies` and `measure_throughput` raise.
+    load: opens and checks a model. It must be a function of a module, since other processes import it. on_open: called
+    when every session is open. Raises the exceptions of `measure_latencies` and `measure_throughput`.
     """
     busy = host.busy()
     latencies = measure_latencies(bundle, device, _LATENCY_SHARE * seconds, load, on_open=on_open)
@@ -89,7 +90,7 @@ def tune(
 
 
 def _measure_processes(bundle: Bundle, latencies: Latencies, device: Device, seconds: float, load: Load) -> Throughput:
-    """Measure processes with the settings that the latencies decide, up to one process for each share of the cores."""
+    """Measure several processes, with the settings that follow from the latencies. Their threads fill the cores."""
     chosen = {choice.setting: choice.value for choice in choose(latencies, Throughput(), device)}
     options = Options(**{"device": "cuda" if latencies.plain else "cpu"} | chosen)  # type: ignore[arg-type]
     cores = cgroup.threads()

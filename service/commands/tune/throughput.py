@@ -1,6 +1,6 @@
 """Measures the rows per second of several processes that run the model at the same time.
 
-It knows a bundle and how to run it, and chooses nothing. The counts of processes take turns; the result is a median.
+It knows how to run a bundle, and chooses nothing. The numbers of processes take turns, and the result is a median.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Throughput:
-    """Rows per second of several processes together; each of them runs batches of `MAX_BATCH` rows.
+    """Rows per second of several processes together. Each process runs batches of `MAX_BATCH` rows.
 
-    rates: by number of processes. skipped: why no more processes were measured, if there is a reason.
+    rates: rows per second by number of processes. skipped: the reason why no more processes were measured, or None.
     """
 
     rates: Mapping[int, float] = field(default_factory=dict)
@@ -46,7 +46,8 @@ def measure_throughput(
 ) -> Throughput:
     """Measure how many rows several processes run per second, each with `options` and batches of `MAX_BATCH` rows.
 
-    counts: the numbers of processes, ascending from 1. seconds: about how long to measure, once every process is ready.
+    counts: the numbers of processes, in ascending order from 1. seconds: the approximate time to measure after every
+    process is ready.
     Raises `DeviceError` if not even one process can run the model.
     """
     with _processes(max(counts), (bundle.path, options, load)) as connections:
@@ -65,14 +66,14 @@ def measure_throughput(
 
 @contextmanager
 def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Connection]]:
-    """Start processes that run the model on request, and yield a connection to each. They end with this block."""
+    """Start processes that run the model on request. Yield a connection to each process. They end with this block."""
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # otherwise the first start would start it, and unblock SIGINT
+    resource_tracker.ensure_running()  # otherwise the first process start would start the tracker, and unblock SIGINT
     connections: list[Connection] = []
     processes: list[Any] = []  # the class of the spawn context's processes is not public
     try:
         for _ in range(count):
-            with sigint_blocked():  # Ctrl-C is for this process, which ends the others
+            with sigint_blocked():  # only this process handles Ctrl-C; it ends the other processes
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve_requests, args=(*task, theirs), daemon=True)
                 process.start()
@@ -90,10 +91,10 @@ def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Co
 
 
 def _serve_requests(folder: Path, options: Options, load: Load, connection: Connection) -> None:
-    """Run the model in a process of its own.
+    """Run the model in a child process.
 
-    Send None when the model is open, or the reason why it is not. Then receive a number of seconds, run for so long,
-    send the rows per second, and repeat.
+    Send None when the model is open, or the reason why it can't be opened. Then receive a number of seconds, run for
+    that time, send the rows per second, and repeat.
     """
     try:
         bundle = read(folder)
@@ -130,7 +131,7 @@ def _receive(connection: Connection) -> Any:
 
 
 def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connection], str | None]:
-    """Wait for every process. Return the ready ones, and the reason of the first that is not."""
+    """Wait for every process. Return the ready processes, and the reason of the first process that is not ready."""
     ready, refusal = [], None
     for connection in connections:
         try:

@@ -1,4 +1,4 @@
-"""The parts that both measurements share: rows, batch sizes, how a model is opened, how a failure is named."""
+"""The parts that both measurements share: rows, batch sizes, opening a model, and naming an error."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from foldserve.service.runtime.load import Runtime
 from foldserve.service.runtime.session import Options, one_line
 from foldserve.service.settings import Settings
 
-# Opens a model and checks it against its golden rows, as `runtime.load.load` does. A function of a module: other
-# processes import it by its name.
+# A function that opens a model and checks it against its golden rows, as `runtime.load.load` does. It must be a
+# function of a module, because other processes import it by its name.
 Load = Callable[[Bundle, Options], tuple[Runtime, Parity]]
 
-# Rows of the largest batch that a server runs at once, by default; it runs a larger request in pieces.
+# The number of rows in the largest batch that a server runs by default. A server runs a larger request in pieces.
 MAX_BATCH: int = Settings.model_fields["max_batch"].default
 
 
 def draw(manifest: Manifest, rows: int, generator: Generator) -> Rows:
-    """Draw float32 [rows, features] within the training ranges, as a request may have them. No value is missing."""
+    """Draw float32 [rows, features] from the training ranges, as in a request. No value is missing."""
     return np.stack([draw_column(feature, rows, generator) for feature in manifest.features], axis=1)
 
 
@@ -44,7 +44,7 @@ def reason(error: Exception) -> str:
 def sigint_blocked() -> Iterator[None]:
     """Block SIGINT until the block ends. Threads and processes that start inside keep it blocked.
 
-    Ctrl-C then reaches this process's main thread alone, where Python raises KeyboardInterrupt.
+    So Ctrl-C reaches only the main thread of this process, where Python raises KeyboardInterrupt.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
