@@ -66,13 +66,15 @@ _MOST_CATEGORIES = 2**24 - 1
 
 
 class Feature(FrozenModel):
-    """One column of the model's input, which holds numbers only; NaN is a missing value.
+    """One column of the model's input. The input has only numbers, and NaN is a missing value.
 
-    kind: `numeric` is the raw value; `boolean` is 0 or 1; `categorical` is an index into `categories`, and
-    len(categories) is reserved for unseen categories; `time` is a whole number of days or hours by its `reading`.
+    kind: a `numeric` feature is the raw value. A `boolean` feature is 0 or 1. A `categorical` feature is an index into
+    `categories`, and the index len(categories) is reserved for unseen categories. A `time` feature is a whole number of
+    days or hours, as its `reading` says.
     missing: whether the value may be missing.
-    range: minimum and maximum of the training rows that have a value; None for a categorical feature.
-    histogram: of the same rows; a categorical feature has one bin for each category, with the edges -0.5, 0.5, ...
+    range: minimum and maximum over the training rows that have a value; None for a categorical feature.
+    histogram: the histogram of the same rows. A categorical feature has one bin for each category, with the edges -0.5,
+    0.5, ...
     missing_share: the share of training rows without a value.
     reading: how a text in a request becomes a value; None if the training table had no texts in the column.
     """

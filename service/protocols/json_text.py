@@ -251,7 +251,7 @@ def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] |
     if elements:
         return Piece(start, start + after, elements, piece_brackets), start + after
     commas = _commas(text, quotes)
-    if brackets or not commas.size:  # the first element is longer than this range than this range
+    if brackets or not commas.size:  # the first element is longer than this range than this range than this range
         return None
     after = start + int(commas[-1])
     return Piece(start, after, commas.size, 0), after
