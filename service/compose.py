@@ -24,7 +24,7 @@ from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.settings import Settings
 
-# Decoding holds the interpreter most of its time, so more threads are not faster, and each one delays the event loop.
+# Decoding holds the interpreter most of the time. So more threads are not faster, and each one delays the event loop.
 _BODY_THREADS = 4
 
 

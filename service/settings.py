@@ -1,4 +1,4 @@
-"""Every setting, once: its default, its limits, its line of help, and the order of its sources.
+"""Defines every setting: default, limits and line of help. It also owns the order of the sources of settings.
 
 Flags come first, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. No other module
 of the service reads these variables. It does not know which part of the service uses a setting.
@@ -190,7 +190,7 @@ class Settings(BaseModel):
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, config: Path | None = None) -> Settings:
-    """Merge flags, environment and file; the first of them that has a setting wins. flags: only those that were given.
+    """Merge flags, environment and file. The first source that has a setting wins. flags: only the given flags.
 
     A variable that a Kubernetes service named `foldserve` sets is ignored.
     Raises `SettingsError` with the name of the setting and its source.

@@ -1,4 +1,4 @@
-"""The way from a table to a bundle: table -> split -> network -> fit -> fold -> ONNX -> certificate -> bundle.
+"""The steps from a table to a bundle: table -> split -> network -> fit -> fold -> ONNX -> certificate -> bundle.
 
 Each stage is a function of the stages before it. A bundle is written only after its certificate holds.
 """
@@ -45,9 +45,9 @@ _CHUNK = 8192
 class Prepared:
     """A table that is split and preprocessed.
 
-    preprocessing: the layers before every network: raw features [rows, features] to `train.x`. It is fitted to the
-    training rows. target_mean, target_std: of a regression's training rows, by which `y` of `train` and `validation`
-    is standardised; 0 and 1 for classification.
+    preprocessing: the layers before every network. They map raw features [rows, features] to `train.x`, and are fitted
+    to the training rows. target_mean, target_std: the mean and the standard deviation of a regression's targets in the
+    training rows. They standardise `y` of `train` and `validation`. They are 0 and 1 for classification.
     """
 
     table: Table
@@ -63,9 +63,9 @@ class Prepared:
 class Trained:
     """A trained model, before its export.
 
-    tolerance: of the certificate, in the output's own units. fitted: one network for each member of the ensemble.
-    network: the unfolded model, raw features [rows, features] to logits or values [rows, outputs]. folded: the same
-    function with every affine step folded into the Dense weights.
+    tolerance: the tolerance of the certificate, in the units of the output. fitted: one network for each member of the
+    ensemble. network: the unfolded model, which maps raw features [rows, features] to logits or values [rows, outputs].
+    folded: the same function, with every affine step folded into the Dense weights.
     """
 
     table: Table
@@ -161,7 +161,7 @@ def prepare(plan: Plan, table: Table) -> Prepared:
 def fit_member(
     plan: Plan, prepared: Prepared, member: int, context: Context, checkpoints: Checkpoints | None = None
 ) -> Fitted:
-    """Fit network `member`, from 0, of the ensemble. It has its own initial weights and its own order of the rows."""
+    """Fit network `member` of the ensemble, counted from 0. Initial weights and row order differ for each member."""
     # The members' seeds are far apart, so that the ensembles of two neighbouring seeds have no member in common.
     seed = (plan.seed + member * 0x9E3779B1) % 2**32
     epochs = plan.recipe.resolved(len(prepared.train)).epochs or 0

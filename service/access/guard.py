@@ -1,4 +1,4 @@
-"""The one check of a request against the API keys: its key, the scope of its route, its rate. It knows no socket."""
+"""Checks a request against the API keys: the key, the scope of the route, and the rate. It knows no socket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Guard:
     def check(self, headers: Mapping[bytes, bytes], scope: Scope | None) -> None:
         """Raise `MissingKey`, `MissingScope` or `RateExceeded`.
 
-        headers: their names in lower case. scope: of the route; None if there is no such route, which any key may see.
+        headers: with names in lower case. scope: the scope of the route; None if no route has this path. Then any valid
+        key is accepted.
         """
         if scope is Scope.OPEN:
             return

@@ -1,9 +1,9 @@
 """API keys: how one is made, the files that hold their hashes, and a ring of them that follows changes of the files.
 
-A key has 256 random bits, so its SHA-256 can't be reversed by guessing: a slow hash would only slow the server. The
-ring looks a key up by its hash. The time of that depends on the hash only, which says nothing about the key. The hashes
-are then compared in constant time. Keys that were found are remembered in a dictionary, whose own hashes have a random
-secret of the process, so the time of a look-up there says nothing either.
+A key has 256 random bits, so its SHA-256 can't be reversed by guessing. A slow hash would only slow the server. The
+ring looks a key up by its hash. The time of this look-up depends only on the hash, which says nothing about the key.
+The hashes are then compared in constant time. Keys that were found are kept in a dictionary. Python hashes them with a
+random secret of the process, so the time of that look-up says nothing about the keys either.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class KeyLine(BaseModel):
 class Caller:
     """One key while the server runs.
 
-    counts: requests that were accepted, that lacked the scope, and that were above the rate, since they were taken.
+    counts: the numbers of requests that were accepted, that lacked the scope, and that were above the rate. They begin
+    at 0 again when they are taken.
     """
 
     __slots__ = ("bucket", "counts", "digest", "name", "scopes")

@@ -1,7 +1,7 @@
 """A token bucket as one number, for the rate of one key: the time at which the bucket is full again.
 
 This is the generic cell rate algorithm of ITU-T I.371. A number in a file that all workers map is a bucket that they
-share. Two workers that take a token in the same microsecond may take the same one; no lock prevents that.
+share. Two workers that take a token in the same microsecond may take the same token; no lock prevents that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ROUNDING = 1e-6  # seconds; the error of a sum of floats is no reason to refuse
 
 
 class Bucket:
-    """Lets `rate` requests a second pass, and a second's worth of them at once.
+    """Lets `rate` requests a second pass. The requests of one second may come all at once.
 
     state: one element, the time in seconds at which the bucket is full.
     """

@@ -66,9 +66,9 @@ def _quotas(root: Path) -> Iterator[float]:
 def _groups(
     root: Path, controller: str, version2: tuple[str, ...], version1: tuple[str, ...]
 ) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Give the folder of each group of this process, from its own up to the root, and the files to read there.
+    """Yield the folder of each group of this process, from the innermost group to the root, and its files.
 
-    The limit of every group applies. In a container, the path may be the host's; then only its root exists here.
+    The limit of every group applies. In a container, the path may be of the host; then only the root exists here.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         parts = line.split(":", 2)

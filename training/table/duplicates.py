@@ -1,6 +1,6 @@
-"""Duplicates: test rows that the model has seen in training, which would make its test figures too good.
+"""Duplicates: test rows that are equal to rows seen in training. They would make the test figures too good.
 
-It compares whole rows, features and target. It decides no split.
+This module compares whole rows: the features and the target. It does not choose the split.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _CHUNK = 65_536
 def leave_out_duplicates(test: Table, table: Table, seen: RowIndices, *, keep: bool) -> Table:
     """Return the test rows that do not occur among the rows `seen` of `table`, with a note if there are others.
 
-    keep: only count them. They are kept too if fewer than half of the rows would be left: then equal rows are common
-    in the table, as with a few categories, and they are no copies.
+    keep: only count the duplicates. They are also kept if fewer than half of the test rows would be left. In such a
+    table, for example one with only a few categories, equal rows are common, so they are not copies.
     """
     known = np.isin(_hash_rows(test), _hash_rows(table)[seen])
     count, rows = int(known.sum()), len(known)

@@ -22,7 +22,7 @@ from foldserve.training.text import flag_value, join_some
 
 # A column of texts is dropped if it has more different texts than this, and most rows have a text of their own.
 _MAX_FREE_TEXTS = 20
-# Above it float32 no longer has every integer.
+# Above this number, float32 no longer represents every integer.
 _FLOAT32_EXACT = 2**24
 
 

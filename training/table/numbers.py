@@ -38,7 +38,7 @@ _PLAIN_NUMBER = re.compile(PLAIN.number_pattern)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 # Texts that often mean a missing value. In a column of texts, such a text is an ordinary value.
 _MISSING_MARKERS = {"na", "n/a", "#n/a", "null", "none", "nil", "missing", "?", "-", "--", "."}
-# Up to here every integer has a float64 of its own.
+# Up to this number, float64 represents every integer exactly.
 MAX_EXACT_INTEGER = 2**53
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -69,7 +69,7 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
         except pa.ArrowInvalid:
             pass
     texts = without_blanks(cells)
-    # Most columns of texts show it in their first rows.
+    # In most columns of texts, the first rows already have a text that is not a number.
     if not all(matches(part, reading.number_pattern) for part in (texts.slice(0, 64), texts)):
         return None
     for pattern, replacement in reading.number_rewrites:

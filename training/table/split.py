@@ -19,7 +19,7 @@ from foldserve.training.text import count_of
 # Two training rows, since batch norm has no statistics of one row; two test rows; one validation row, and two for the
 # R2 of a regression.
 _MIN_ROWS = 5
-# Groups have any size and any mix of classes: of this many random orders the best one is taken.
+# Groups have any size and any mix of classes. So this number of random orders is tried, and the best order is used.
 _GROUP_ORDERS = 16
 
 
@@ -81,7 +81,7 @@ def _by_time(time: npt.NDArray[Any], shares: Sequence[float]) -> list[RowIndices
 def _by_group(
     table: Table, group: npt.NDArray[np.int64], shares: tuple[float, float], generator: np.random.Generator
 ) -> list[RowIndices]:
-    """Of several random orders of the groups take the one whose parts have the best sizes and mixes of classes."""
+    """Try several random orders of the groups. Use the order whose parts have the best sizes and mixes of classes."""
     groups, group_of = np.unique(group, return_inverse=True)
     _check_count("group", len(groups), shares)
     sizes = np.bincount(group_of)
@@ -107,8 +107,8 @@ def _assign_groups(
 ) -> list[RowIndices]:
     """Assign whole groups, in order, to consecutive parts. group_of: int64 [rows]; group_sizes: int64 [groups].
 
-    shares: of the rows, for every part but the last, which gets the remaining groups. A part ends where its share of
-    the rows is closest, and has at least one group unless its share is 0.
+    shares: the share of the rows for every part but the last. The last part gets the remaining groups. Each part ends
+    at the group that brings it closest to its share. It has at least one group unless its share is 0.
     """
     ends = np.cumsum(group_sizes)
     parts, first, wanted = [], 0, 0.0

@@ -1,6 +1,6 @@
 """Suspects: columns that look like an identifier or a leak of the target. It words notes and leaves nothing out.
 
-A column is looked at alone. A leak needs no network to show: half of the rows predict the other half.
+Each column is examined alone. A leak shows without a network: half of the rows predict the other half.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from foldserve.training.table.schema import Column, Table
 from foldserve.training.text import flag_value
 
-# Fewer rows show neither.
+# A table with fewer rows shows neither an identifier nor a leak.
 _MIN_ROWS = 40
 # Rows that are looked at for a leak.
 _SAMPLE = 10_000

@@ -154,7 +154,7 @@ def settle_rare_classes(
     if counts[small].sum() < least:
         rows_text = count_of(int(counts[small].sum()), "row")
         raise DataError(f"the rare classes have {rows_text} together: {need}; use --rare drop")
-    # A label of its own type beside a text would be of another JSON type.
+    # OTHER is a text. All labels become texts, so that they have the same JSON type.
     label_of = [OTHER if index in small else str(label) for index, label in enumerate(target.labels)]
     if OTHER in (str(label) for label in target.labels):
         raise DataError(f"column {name!r}, the target, has a class {OTHER!r} already: use --rare drop")

@@ -10,7 +10,7 @@ import pyarrow.ipc
 from foldserve.training.table.sources.pandas_index import without_index
 from foldserve.training.table.sources.source import Source, check_names
 
-# The first bytes of a file; a stream has none of its own.
+# The first bytes of a file. A stream has no signature.
 FILE_SIGNATURE = b"ARROW1"
 
 

@@ -24,10 +24,10 @@ OnRead = Callable[[float], None]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a file is read; None where the file decides.
+    """How a file is read. An option that is None is found from the file.
 
-    missing: texts that mean a missing value in a delimited file, besides the empty cell. sep: its separator.
-    encoding: of a delimited file. sheet: of a spreadsheet.
+    missing: texts that mean a missing value in a delimited file, besides the empty cell. sep: the separator of a
+    delimited file. encoding: the encoding of a delimited file. sheet: the name of a spreadsheet's sheet.
     """
 
     missing: tuple[str, ...] = ()
@@ -42,8 +42,8 @@ class Source:
 
     rows: the number of rows.
     typed: whether the source states the types of its cells. A CSV file does not: all its cells are texts.
-    take: returns the cells of a column and drops them here, so that a large table is in memory only once. It can be
-    called once a column. Text columns are string; a missing value is null.
+    take: returns the cells of a column and removes them from the source, so that a large table is in memory only once.
+    It can be called once for each column. Text columns are string; a missing value is null.
     notes: facts about the reading that the user should know, one sentence each.
     """
 
