@@ -146,8 +146,8 @@ class Settings(BaseModel):
         float,
         Field(
             gt=0,
-            description="seconds that a request may be expected to wait; more get a 503 at once, and the last tenth is"
-            " for requests with X-Request-Priority: high",
+            description="seconds that a request may be expected to wait; more get a 503 at once if 32 wait already, and"
+            " the last tenth is for requests with X-Request-Priority: high",
         ),
     ] = 0.05
     max_delay: Annotated[

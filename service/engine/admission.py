@@ -30,6 +30,9 @@ _REQUEST_BYTES = 2048
 _OLD_WEIGHT = 0.9
 # The share of the expected wait, and of any queue, that only requests of high priority may use.
 RESERVE = 0.1
+# This number of requests may always wait, up to their deadlines. A client with a pool of connections, each with a large
+# request, is not an overload.
+ALWAYS_WAITING = 32
 # The largest Retry-After, in seconds.
 _MAX_RETRY_AFTER = 60
 
@@ -90,7 +93,9 @@ class Admission:
         allowed = self._max_wait if high else self._max_wait * (1 - RESERVE)
         expected = ahead * self._all_seconds
         if expected > patience * self._bytes or (
-            expected > allowed * self._bytes and ahead * self._begin_seconds > self._turn_seconds() * self._bytes
+            expected > allowed * self._bytes
+            and len(self._high) + (0 if high else len(self._normal)) >= ALWAYS_WAITING
+            and ahead * self._begin_seconds > self._turn_seconds() * self._bytes
         ):
             return self._retry_after(size, now)
         if high:

@@ -23,7 +23,7 @@ from functools import partial
 import numpy as np
 
 from foldserve.service.arrays import Outputs, Rows, Run
-from foldserve.service.engine.admission import RESERVE
+from foldserve.service.engine.admission import ALWAYS_WAITING, RESERVE
 from foldserve.service.engine.entry import Entry, OnResult, failure, resolve_all
 from foldserve.service.errors import DeadlinePassed, Draining, QueueFull, RuntimeFailure
 from foldserve.service.metrics import BatchObserver, ignore_batch
@@ -95,8 +95,7 @@ class Batcher:
     def check_wait(self, patience: float, *, high: bool = False) -> None:
         """While a run is on the thread, refuse an entry that would wait longer than `patience`, or than max_wait.
 
-        max_wait does not count for an entry that fits into the next batch. Such an entry may wait longer for the end of
-        the run. Raises `QueueFull`.
+        max_wait does not count for an entry that fits into the next batch, nor while few wait. Raises `QueueFull`.
         """
         # A large entry is run in pieces, so it delays each other entry by one batch at most.
         entries = len(self._high) if high else len(self._high) + len(self._queue)
@@ -104,7 +103,7 @@ class Batcher:
         batches = min(rows, entries * self._max_batch) // self._max_batch
         wait = max(0.0, self._run_ends - time.monotonic()) + batches * self._max_batch * self._seconds_per_row()
         allowed = self._max_wait if high else self._max_wait * (1 - RESERVE)
-        if wait >= patience or (batches and wait > allowed):
+        if wait >= patience or (batches and entries >= ALWAYS_WAITING and wait > allowed):
             raise QueueFull("too many rows wait for this model", self._retry_after())
 
     def submit(self, rows: Rows, deadline: float, on_result: OnResult, *, high: bool = False) -> Entry:

@@ -195,7 +195,7 @@ def test_nothing_grows_under_a_mixed_load(tmp_path: Path) -> None:
     assert excess(first, last) == set()
     assert set(statuses["_good"]) <= {200, 500, 503}
     assert statuses["_good"][200] > 0.98 * sum(statuses["_good"].values())
-    assert all(400 <= status < 500 for status in statuses["_bad"])
+    assert all(400 <= status < 500 or status == 503 for status in statuses["_bad"])
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log.replace("a fault that the test asked for", "")
 

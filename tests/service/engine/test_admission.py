@@ -138,12 +138,22 @@ def test_refusals_that_take_a_sixth_of_a_request_leave_time_for_accepted_ones() 
     assert p99(simulation.normal.accepted) < 200 * MILLISECOND
 
 
-def test_requests_of_any_size_are_admitted_up_to_the_same_wait() -> None:
-    cost = Cost(read=20e-6, decode=2e-3, encode=1e-3, size=400_000)
+def test_large_requests_are_admitted_up_to_the_same_wait() -> None:
+    cost = Cost(read=20e-6, decode=0.7e-3, encode=0.3e-3, size=400_000)
     simulation = Simulation(cost)
     simulation.run(poisson(cost, 3, seconds=10))
     assert simulation.goodput() > 0.95
     assert p99(simulation.normal.accepted) < MAX_WAIT + 10 * MILLISECOND
+
+
+def test_a_pool_of_32_connections_is_never_refused() -> None:
+    cost = Cost(read=20e-6, decode=20e-3, encode=1e-3, size=1_000_000)  # 32 of them take 0.7 s
+    simulation = Simulation(cost)
+    simulation.run(poisson(cost, 3, seconds=1))  # learn the speed
+    assert simulation.normal.refused
+    before = len(simulation.normal.refused)
+    simulation.run([(simulation.now + 1, False)] * 32)
+    assert len(simulation.normal.refused) == before
 
 
 def test_a_burst_that_can_be_answered_in_time_is_accepted_whole() -> None:
