@@ -13,7 +13,7 @@ from foldserve.service import bundle
 from foldserve.training.pipeline import run
 from foldserve.training.plan import DataOptions, Plan, Recipe
 
-# The servers under test are on this machine, so requests must not use the proxy of a developer's environment.
+# The servers under test run on this machine. Requests to them must not use a proxy from a developer's environment.
 os.environ["NO_PROXY"] = "127.0.0.1"
 
 # A slow machine is not a failure.

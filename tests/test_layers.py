@@ -16,8 +16,8 @@ import foldserve
 PACKAGE = Path(foldserve.__file__).parent
 
 # One line for each layer: its name below `foldserve`, then the layers that it may import. A layer is a module or a
-# folder. A name without a package is in the same package. Each layer comes after all layers that it may import, so the
-# table has no circular imports.
+# folder. A name without a package belongs to the package of the line. Each layer comes after all layers that it may
+# import, so the table has no circular imports.
 TABLE = """
 service.errors:
 service.arrays:
@@ -72,7 +72,8 @@ def parse(table: str) -> dict[str, set[str]]:
 
 LAYERS = parse(TABLE)
 
-# Each library with the layers that may import it. No other layer may import the library.
+# Each library with the layers that may import it. A layer that the table does not list for a library may not import
+# that library.
 CONFINED = {
     "fastapi": "service.http",
     "starlette": "service.http",

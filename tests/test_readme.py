@@ -121,7 +121,7 @@ def test_every_file_that_checks_a_promise_exists():
 
 
 def test_its_figures_are_those_of_the_benchmarks_and_no_missed_target_is_left_out():
-    """Each benchmark's row has its target, its median and its verdict in benchmarks/README.md too."""
+    """The target, the median and the verdict of each benchmark are the same in benchmarks/README.md."""
     claimed = {
         (target, measured, verdict)
         for target, measured, verdict, check in re.findall(

@@ -27,8 +27,8 @@ from onnx import TensorProto, helper, numpy_helper
 from foldserve.service import bundle
 from foldserve.service.bundle import seal
 
-# A time limit in seconds that is long enough for any machine. It turns a hang into a failure. No other result depends
-# on it.
+# A time limit in seconds that is long enough for any machine. This limit turns a hang into a failure. No other result
+# depends on the limit.
 PATIENCE = 60
 
 # A text that the service never writes by itself. If a response contains this text, the service repeated its input.
@@ -64,7 +64,7 @@ def manifest(
 ) -> bundle.Manifest:
     """Make the manifest of a classification if there are labels, else of a regression.
 
-    features: the name of a numeric feature, or the fields of any feature, for each feature.
+    features: for each feature, its name (then the feature is numeric) or its fields.
     """
     task, output = ("classification", "probabilities") if labels else ("regression", "value")
     named = [{"name": each, "missing": each in missing} if isinstance(each, str) else each for each in features]
@@ -194,7 +194,7 @@ GATED = "tests.service.serve_at_gate"
 
 
 def _gate(folder: Path) -> Path:
-    """Return the path of the pipe that is the gate for the bundle in `folder`."""
+    """Return the path of the pipe that holds back the bundle in `folder`."""
     return folder / "gate"
 
 

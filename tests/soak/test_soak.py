@@ -28,7 +28,7 @@ from tests.service.support import PATIENCE, Served, receive, request, serving, w
 pytestmark = pytest.mark.soak
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
-# Until then, caches and pools fill; the gates compare the usage after it with that at the end.
+# Caches and pools fill during the warm-up. The gates compare the usage after the warm-up with the usage at the end.
 WARM_UP = max(10.0, SECONDS / 10)
 CONTROL_SECONDS = 20.0
 CLIENTS_PER_KIND = 2
@@ -72,7 +72,7 @@ class Usage:
 
 
 def excess(first: Usage, last: Usage) -> set[str]:
-    """Name each gate that the growth has passed."""
+    """Return the name of each gate that the growth exceeds."""
     gates = {
         "memory": last.memory - first.memory > MOST_BYTES,
         "descriptors": last.descriptors - first.descriptors > MOST_DESCRIPTORS,
@@ -82,7 +82,7 @@ def excess(first: Usage, last: Usage) -> set[str]:
 
 
 class Load:
-    """Clients of each kind, which can pause, so that the usage is measured without requests."""
+    """Clients of each kind. They can pause, so that the test measures the usage without requests."""
 
     def __init__(self, server: Served) -> None:
         self._server = server
@@ -151,7 +151,7 @@ class Load:
             statuses[receive(connection).status] += 1
 
     def _cancelled(self, draw: random.Random, statuses: Counter[int]) -> None:
-        """Leave in the middle of a request or of its response, half of the times with a reset."""
+        """Disconnect in the middle of a request or of its response. Half of the disconnections are resets."""
         whole = draw.choice((MANY, COMPRESSED, GOOD))
         with self._server.connect() as connection:
             if draw.random() < 0.5:
@@ -201,6 +201,6 @@ def test_nothing_grows_under_a_mixed_load(tmp_path: Path) -> None:
 
 
 def test_a_leak_of_memory_descriptors_and_threads_passes_every_gate(tmp_path: Path) -> None:
-    """The positive control: gates that no leak passes would be worth nothing."""
+    """A positive control: a server that leaks must exceed the gates."""
     first, last, _ = soak(tmp_path, CONTROL_SECONDS, 5.0, leak=0.05)
     assert excess(first, last) == {"memory", "descriptors", "threads"}

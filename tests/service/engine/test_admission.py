@@ -1,4 +1,4 @@
-"""Admission under simulated loads: the clock moves only by the cost of the work, so the figures are exact."""
+"""Admission under simulated loads. The clock moves only by the cost of the work, so the figures are exact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MILLISECOND = 1e-3
 
 @dataclass(frozen=True)
 class Cost:
-    """The seconds that each step of one request takes. `read` is also the time of a refusal."""
+    """The seconds that each step of one request takes. A refusal takes `read` seconds."""
 
     read: float = 10e-6
     decode: float = 150e-6
@@ -41,7 +41,7 @@ class Seconds:
 
 
 class Simulation:
-    """One server. A turn writes the responses of the last turn, then reads all requests that have arrived."""
+    """One server. Each turn writes the responses of the turn before, then reads all requests that have arrived."""
 
     def __init__(self, cost: Cost) -> None:
         self.cost = cost
@@ -54,7 +54,7 @@ class Simulation:
     def run(
         self, arrivals: Iterable[tuple[float, bool]], *, stall_at: float = np.inf, patience: float = PATIENCE
     ) -> None:
-        """Serve all requests. arrivals: for each request, in order, its time and whether its priority is high."""
+        """Serve all requests. arrivals: (time of arrival, priority is high) of each request, in order of time."""
         asyncio.run(self._serve(deque(arrivals), stall_at, patience))
 
     async def _serve(self, arrivals: deque[tuple[float, bool]], stall_at: float, patience: float) -> None:
@@ -147,7 +147,7 @@ def test_large_requests_are_admitted_up_to_the_same_wait() -> None:
 
 
 def test_a_pool_of_32_connections_is_never_refused() -> None:
-    cost = Cost(read=20e-6, decode=20e-3, encode=1e-3, size=1_000_000)  # 32 of them take 0.7 s
+    cost = Cost(read=20e-6, decode=20e-3, encode=1e-3, size=1_000_000)  # 32 of these requests take 0.7 s
     simulation = Simulation(cost)
     simulation.run(poisson(cost, 3, seconds=1))  # learn the speed
     assert simulation.normal.refused
@@ -174,7 +174,7 @@ def test_a_stall_of_half_a_second_is_forgotten() -> None:
 
 def test_a_request_of_high_priority_gets_through_an_overload_and_goes_first() -> None:
     simulation = Simulation(Cost())
-    simulation.run(poisson(simulation.cost, 3, high=0.03))  # these requests need 9% of the capacity
+    simulation.run(poisson(simulation.cost, 3, high=0.03))  # the requests of high priority need 9% of the capacity
     assert not simulation.high.refused
     assert simulation.normal.refused
     assert p99(simulation.high.accepted) < MAX_WAIT / 2

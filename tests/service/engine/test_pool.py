@@ -1,4 +1,4 @@
-"""A pool takes a bounded amount of work, refuses more at once, and keeps no result."""
+"""A pool accepts a bounded amount of work, refuses further work at once, and keeps no result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_full_pool_refuses_at_once_and_takes_work_again_when_it_has_room() -> 
 
 
 class Rows:
-    """Stands for the rows of a request."""
+    """An object in the place of a request's rows."""
 
 
 def test_a_result_is_freed_with_its_last_reference() -> None:
@@ -48,10 +48,10 @@ def test_a_result_is_freed_with_its_last_reference() -> None:
         result = pool.submit(Rows)
         rows = weakref.ref(await result)
         del result
-        await pool.submit(int)  # the thread has left the work before
+        await pool.submit(int)  # now the thread no longer holds the first call
         assert rows() is None
 
-    gc.disable()  # what only a collection frees may stay for minutes
+    gc.disable()  # rows in a reference cycle would stay in memory
     try:
         asyncio.run(use())
     finally:
@@ -80,7 +80,7 @@ def test_work_that_is_cancelled_while_it_runs_ends_without_a_result() -> None:
         assert await asyncio.to_thread(started.wait, PATIENCE)
         running.cancel()
         gate.set()
-        assert await pool.submit(int, "7") == 7  # the one thread is free again
+        assert await pool.submit(int, "7") == 7  # the only thread is free again
         assert running.cancelled()
 
     asyncio.run(use())

@@ -1,4 +1,4 @@
-"""Heads and bodies are read from bytes, which are cut into any packets. No socket is needed."""
+"""The reader finds the same heads and bodies, however the bytes are cut into packets. No socket is needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ contents = strategies.lists(strategies.sampled_from([b"\r\n", b"\r\n\r\n", b"0",
 
 @strategies.composite
 def requests(draw: strategies.DrawFn) -> tuple[bytes, bytes]:
-    """Draw a request as bytes, and its body."""
+    """Draw a request; return its bytes and its body."""
     method = draw(strategies.sampled_from([b"POST", b"PUT", b"GET"]))
     headers = [
         b"Host: test",

@@ -29,7 +29,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 class Cancelled:
-    """A complete exchange, which can't be cancelled."""
+    """An exchange that is already complete, so `cancel` does nothing."""
 
     def cancel(self) -> None:
         pass
@@ -44,7 +44,10 @@ class Echo:
 
 
 class Inner(asyncio.Protocol):
-    """A protocol with a script. It receives exactly the next request, then writes the parts of its response."""
+    """A protocol with a script.
+
+    The protocol receives the next request of the script, then writes the parts of the response.
+    """
 
     def __init__(self, script: list[tuple[bytes, list[bytes]]]) -> None:
         self.script = script
@@ -142,7 +145,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[None]], 
 
 Run = Callable[[Awaitable[None]], None]
 
-# Forwarded requests, each with the parts of its response, which the inner protocol writes.
+# Forwarded requests. Each comes with the parts of the response that the inner protocol writes.
 FORWARDED: Mapping[str, tuple[bytes, list[bytes]]] = {
     "no body": (request("GET", "/a"), [OK]),
     "counted": (request("POST", "/b", body=b"\r\n\r\n" * 9), [OK[:20], OK[20:]]),
@@ -377,7 +380,7 @@ def test_tls_serves_endpoints_and_the_inner_protocol_and_shows_refusals(
             await client.send(b"no request\r\n")
             assert (await client.response())[0] == 400
             (connection,) = server.connections
-            connection.check_time(float("inf"))  # as if the client had not closed in time
+            connection.check_time(float("inf"))  # the server's time limit for the client has passed
             assert await client.reader.read() == b""
 
     run(test())

@@ -1,6 +1,6 @@
-"""Large bodies that are refused, several at once: they neither fill the memory nor keep others from being answered.
+"""Several large bodies that are refused at the same time neither fill the memory nor block other requests.
 
-All limits follow from `--max-body`. Before they existed, eight of these bodies took 0.4 to 3 GB.
+All limits follow from `--max-body`. Before these limits existed, eight of these bodies took 0.4 to 3 GB.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INFER = "/v2/models/digits/infer"
 
 
 def full(start: bytes, unit: bytes, end: bytes) -> bytes:
-    """A body of the largest size that is allowed."""
+    """Return a body of the largest size that is allowed."""
     return start + unit * ((MAX_BODY - len(start) - len(end)) // len(unit)) + end
 
 
@@ -42,7 +42,7 @@ def tensor(shape: bytes, data: bytes) -> bytes:
 
 
 def packed_rows() -> bytes:
-    """Rows that compress as usual, and an invalid one at the end."""
+    """Return compressed rows of ordinary numbers. The last row is invalid."""
     rows = np.random.default_rng(0).integers(0, 17, (2000, 64)).tolist()
     rows_text = json.dumps(rows)[1:-1].encode() + b","
     return gzip.compress(START + rows_text * 20 + b'["x"]]}', 1)
@@ -54,7 +54,8 @@ def keys() -> bytes:
 
 GZIP = ("Content-Encoding: gzip",)
 START = b'{"instances": ['
-# The path, what makes the body, more headers, and the statuses of those that are not refused for want of memory.
+# Each case has a path, a function that makes the body, additional headers, and a status. Requests that the server
+# refuses for lack of memory get 503 instead of this status.
 BODIES: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...], int]] = {
     "strings": (PREDICT, lambda: full(START + b"[", b'"a",', b'"a"]]}'), (), 400),
     "numbers": (PREDICT, lambda: full(START + b"[", b"0,", b"0]]}"), (), 400),
@@ -70,7 +71,7 @@ BODIES: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...], int]] = {
 }
 
 
-# `make test-slow` sends the others.
+# `make test` sends these bodies. `make test-slow` sends the other bodies.
 QUICK = ("strings", "a bad last cell", "compressed strings")
 
 
@@ -85,7 +86,7 @@ def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def memory(served: Served, field: str) -> int:
-    """VmRSS is the resident memory, VmHWM its peak; in bytes."""
+    """Return a memory figure in bytes. field: VmRSS, the resident memory, or VmHWM, the peak of the resident memory."""
     status = Path(f"/proc/{served.process.pid}/status").read_text()
     return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0]) * 1024
 
@@ -102,7 +103,7 @@ def send_all(served: Served, path: str, headers: tuple[str, ...], body: bytes) -
     def send(_: int) -> int:
         with served.connect() as connection:
             together.wait()
-            with suppress(ConnectionError):  # it may be refused before the end; the response is there then
+            with suppress(ConnectionError):  # the server may respond before it has the whole body
                 connection.sendall(whole)
             return receive(connection).status
 
@@ -122,7 +123,7 @@ def test_bodies_that_are_refused_do_not_fill_the_memory(case: str, served: Serve
     statuses = send_all(served, path, headers, body)
     assert set(statuses) <= {status, 503}
     assert statuses[status] > 0
-    # 2 x MAX_BODY for the bodies, and some for the rows of those that are read.
+    # The bodies may take 2 x MAX_BODY. The rows of the bodies that are read take some more memory.
     assert memory(served, "VmHWM") - before < 150 * MEGABYTE
     good = json.dumps({"instances": [[0.0] * 64]}).encode()
     assert served.send("POST", PREDICT, body=good).status == 200
@@ -150,7 +151,7 @@ def test_a_body_is_refused_while_others_fill_the_memory(served: Served) -> None:
         assert answer.status == 503
         assert answer.json() == {"error": "the bodies of other requests fill the memory that is set aside for them"}
         assert int(answer.headers["retry-after"]) >= 1
-        # Through FastAPI's route too, and small bodies are read.
+        # FastAPI's route refuses the body too. A small body is still read.
         assert served.send("POST", f"{PREDICT}?x=1", body=body).status == 503
         assert served.send("POST", PREDICT, body=b'{"instances": [%b]}' % ROW).status == 200
     while (answer := served.send("POST", PREDICT, body=body)).status == 503:
@@ -189,7 +190,8 @@ def test_a_body_that_was_refused_leaves_its_room_to_others(
 ) -> None:
     for _ in range(4):
         refuse(served, path)
-    # Both need all the room. The server may still have to notice that a client has left.
+    # Each of the two requests needs all the memory for bodies. The server may not have noticed yet that a client has
+    # left.
     good = (b'{"instances": [%b]}' % ROW).ljust(MAX_BODY)
     for _ in range(2):
         while (answer := served.send("POST", PREDICT, body=good)).status == 503:

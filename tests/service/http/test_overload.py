@@ -1,6 +1,6 @@
-"""A server with more requests than it can answer: a 503 with Retry-After at once, and room for high priority.
+"""An overloaded server answers 503 with Retry-After at once, and keeps room for requests of high priority.
 
-Every run takes 30 ms on the thread and has one row, so the capacity does not depend on the machine.
+Every run has one row and takes 30 ms, so the capacity does not depend on the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (folder / "faults").write_text(json.dumps({"slow": 1}))
     flags = ("--max-batch", 1, "--max-wait", 1, "--faults", folder / "faults")
     with serving(folder / "models", folder / "log", *flags, program="tests.service.serve_with_faults") as server:
-        for _ in range(3):  # the server measures the time of a run
+        for _ in range(3):  # the server learns how long a run takes
             assert server.send("POST", "/predict", body=BODY).status == 200
         yield server
 
@@ -55,7 +55,7 @@ def test_an_expected_wait_longer_than_the_deadline_is_refused_at_once(busy: Serv
         assert receive(talks[0]).status == 200  # the others are in the queue now
         hurried = stack.enter_context(busy.connect())
         hurried.sendall(request("POST", "/predict", "X-Request-Timeout-Ms: 50", body=BODY))
-        assert receive(hurried).status == 503  # and not 504 after 50 ms in the queue
+        assert receive(hurried).status == 503  # a queued request would get 504 after 50 ms
         assert {receive(talk).status for talk in talks[1:]} == {200}
 
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-# Threads allocate and free blocks of 5 to 25 MiB, and each keeps a small block that was allocated after a large one.
+# Threads allocate and free blocks of 5 to 25 MiB. Each thread keeps a small block that it allocated after a large
+# block.
 PROGRAM = """
 import random, re, threading
 from pathlib import Path
@@ -43,5 +44,5 @@ def test_large_blocks_that_are_freed_leave_the_memory_of_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     if done.stdout == "no option\n":
         pytest.skip("the C library is not glibc")
-    # 4 MB are kept. Up to 200 MB were allocated at once.
+    # The program keeps 4 MB at the end. Before that, it had up to 200 MB allocated at the same time.
     assert float(done.stdout) < 50

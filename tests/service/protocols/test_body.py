@@ -1,4 +1,4 @@
-"""The bytes of all bodies have one limit. A body counts until it is freed."""
+"""All bodies together have one limit in bytes. The bytes of a body count until the body is freed."""
 
 from __future__ import annotations
 

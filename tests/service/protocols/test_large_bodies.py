@@ -1,8 +1,8 @@
-"""A large body is cut into pieces, and gets the same answer as a small body, which is parsed at once.
+"""A large body, which is parsed in pieces, gets the same answer as a small body, which is parsed as a whole.
 
-Spaces after a body make it large. The pieces are so small that each large body has several. The bodies are written as
-text, because JSON libraries can't write most of the cases in which the two ways could differ. test_json_text.py tests
-the cutting itself, and test_friendly.py and test_oip.py test small bodies.
+Spaces after a body make it large. The pieces are so small that each large body has several pieces. The bodies are
+written as text, because JSON libraries can't write most of the texts for which the two ways of parsing could differ.
+test_json_text.py tests the cutting itself, and test_friendly.py and test_oip.py test small bodies.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def assert_same_small_and_large(codecs: list[Any], body: bytes) -> None:
         large = outcome(codec, body + b" " * SMALL)
         assert large[0] == small[0] or "more than once" in large[1]
         # If a body has several faults, the message may differ. A large body is refused for a fault of its document
-        # first, then for a fault of its first piece. Its values are counted before they are parsed.
+        # first, then for a fault of its first piece. The values of a large body are counted before they are parsed.
         if small[0] == "read":
             assert large == small or "more than once" in large[1]
 
@@ -140,7 +140,7 @@ def around(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
 def shuffled(
     *pairs: tuple[st.SearchStrategy[str], st.SearchStrategy[str]], asides: st.SearchStrategy[Any] = asides
 ) -> st.SearchStrategy[str]:
-    """Draw a JSON object with these names and values in any order, and with other members among them."""
+    """Draw a JSON object that has these names and values in any order, and other members between them."""
     own = st.tuples(*(st.tuples(name, value) for name, value in pairs))
     return st.tuples(own, asides).flatmap(lambda both: st.permutations([*both[0], *both[1]])).map(members)
 
@@ -270,7 +270,7 @@ def test_rows_that_come_twice_are_refused() -> None:
 
 # --- both paths ------------------------------------------------------------------------------------------------------
 
-# A parser reads the last text as the same name as the others.
+# The last text has an escape. A parser reads all four texts as the same name.
 instances = st.sampled_from(["instances", "instances", "instances", "\\u0069nstances"])
 
 

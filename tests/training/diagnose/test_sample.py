@@ -1,4 +1,4 @@
-"""The rows of a diagnosis, its scores, and plain SGD, each compared with an oracle."""
+"""The rows and scores of a diagnosis, and plain SGD, are each compared with an oracle."""
 
 import math
 from dataclasses import replace
@@ -41,7 +41,7 @@ def test_columns_are_standardised_by_the_training_rows():
     x[:, 1] = 7
     x[::4, 2] = np.nan
     sample = draw_sample(table(x, x[:, 0]), 0)
-    assert sample.features == 4  # the third column needs one more for missing values
+    assert sample.features == 4  # the third column has missing values, so it gives two features
     assert torch.allclose(sample.train.x.mean(0), torch.zeros(4), atol=1e-6)
     first = sample.train.x[:, 0].numpy()
     assert max(first.std(), np.ptp(first) / 6) == pytest.approx(1, abs=1e-5)
@@ -68,7 +68,7 @@ def test_sgd_is_plain_and_uses_every_row_once_per_pass():
     network = nn.Linear(3, 1, bias=False)
     weight, x = network.weight.detach().double().numpy().copy(), sample.train.x.double().numpy()
     losses = [loss for _, loss in train_sgd(network, sample, batch=99, rate=0.1, steps=4, seed=0)]
-    for loss in losses:  # each batch is the whole table, in any order
+    for loss in losses:  # each batch has all rows, in any order
         error = x @ weight[0] - y.numpy()
         assert loss == pytest.approx(np.mean(error**2), rel=1e-5)
         weight = weight - 0.1 * 2 * (error @ x) / len(x)

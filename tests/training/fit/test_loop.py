@@ -61,7 +61,7 @@ def test_the_given_network_is_left_as_it_was():
 
 
 def test_it_stops_when_the_validation_loss_no_longer_improves_and_restores_the_best_weights():
-    # The targets are random, so everything that is learned from the training rows is wrong for other rows.
+    # The targets are random, so a network that learns the training rows predicts other rows badly.
     noise = Examples(TRAIN.x, torch.randint(3, (300,), generator=torch.Generator().manual_seed(0)))
     recipe = Recipe(epochs=200, patience=5, input_noise=0, label_smoothing=0)
     seen = []
@@ -126,7 +126,7 @@ def test_batch_size_and_epochs_depend_on_the_rows_unless_given(count, batch_size
 
 
 def test_a_long_epoch_reports_its_progress():
-    """Each batch waits until the clock has advanced far enough, however fast the machine is."""
+    """Each batch waits until the clock has advanced far enough, so the speed of the machine does not matter."""
     seen = []
 
     class Slow(nn.Module):
@@ -176,7 +176,8 @@ def test_balanced_weights_find_more_rows_of_a_rare_class():
 
 def test_balanced_weights_are_scikit_learn_s():
     train, validation = imbalanced(200, 0), imbalanced(100, 1)
-    validation = Examples(validation.x, validation.y.roll(1) | validation.y)  # not the shares of the training set
+    # Its class shares differ from the training set's.
+    validation = Examples(validation.x, validation.y.roll(1) | validation.y)
     plain = build_mlp(8, 2, Architecture(hidden=(16,), batch_norm=False))
     fitted = fit(plain, train, validation, Recipe(epochs=1, class_weight="balanced"), seed=0)
     weight_of = dict(zip(train.y.tolist(), compute_sample_weight("balanced", train.y), strict=True))
@@ -214,7 +215,7 @@ def test_input_noise_is_in_standard_deviations_of_each_column():
     recipe = Recipe(epochs=1, batch_size=1000, input_noise=1.5)
     fit(nn.Sequential(Recorder(), nn.Linear(8, 3)), train, VALIDATION, recipe, seed=0)
     noisy = torch.cat(seen)
-    # Variances of independent variables add up; a constant column stays constant.
+    # The variances of independent variables add up. Noise does not change a constant column.
     np.testing.assert_allclose(noisy.var(0) / (1 + 1.5**2), std.square(), rtol=0.05, atol=0)
     assert (noisy[:, 3] == 3.0).all()
     np.testing.assert_allclose(noisy.mean(0), 3.0, atol=0.05 * max(std))
