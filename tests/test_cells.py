@@ -1,4 +1,4 @@
-"""The cells of a training row are posted as texts. They become exactly the numbers that the training read from them."""
+"""The cells of a training row are posted as texts. The server reads exactly the numbers that the training read."""
 
 import csv
 import io

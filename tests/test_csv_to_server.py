@@ -56,7 +56,7 @@ def write(path, rows):
 
 
 def with_class(rows):
-    """Add a class that depends on the score."""
+    """Add a label that depends on the score."""
     return [person | {"answer": LABELS[int(np.digitize(score, [-0.5, 1]))]} for person, score in rows]
 
 
@@ -65,7 +65,7 @@ def with_price(rows):
 
 
 def with_rare_class(rows):
-    """Add a class that one row in fifty has, independently of the features."""
+    """Add a label that is true in one row of fifty. The label does not depend on the features."""
     return [person | {"fraud": place % 50 == 0} for place, (person, _) in enumerate(rows)]
 
 
@@ -180,7 +180,7 @@ def infer(server: Served, name, head, content=b""):
 
 
 def request_rows(name):
-    """Return rows for a request, with the values of the table."""
+    """Return rows for a request. Some rows have an unseen town or missing values."""
     rows = people(60, 7)
     for place, (person, _) in enumerate(rows):
         if place % 5 == 0:

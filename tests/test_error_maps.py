@@ -38,8 +38,8 @@ def tree(package: str) -> dict[str, re.Match[str]]:
 def created(file: Path) -> Iterator[str]:
     """Yield the names of the classes that `file` calls, or raises without a call.
 
-    A module may create an error that another module raises, or that is passed to a callback. The module that creates
-    the error counts.
+    A module may create an error that another module raises, or that is passed to a callback. The test looks for the
+    module that creates the error.
     """
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         target = node.func if isinstance(node, ast.Call) else node.exc if isinstance(node, ast.Raise) else None

@@ -80,7 +80,8 @@ def test_no_module_unpickles_or_runs_code_from_data() -> None:
             assert not name.endswith("register_custom_ops_library"), path
             if name == "np.load":
                 assert {each.arg: ast.unparse(each.value) for each in call.keywords}["allow_pickle"] == "False", path
-            if "multiprocessing.connection" in imported(tree):  # these methods of a connection use pickle
+            # `send` and `recv` of a multiprocessing connection use pickle.
+            if "multiprocessing.connection" in imported(tree):
                 assert name.rpartition(".")[2] not in {"send", "recv"}, (path, name)
 
 
@@ -190,7 +191,7 @@ def tensor(shape: list[int], **fields: object) -> bytes:
     return json.dumps({"inputs": [{"name": "input", "datatype": "FP32", "shape": shape, **fields}]}).encode()
 
 
-# Products, in elements and in bytes, that wrap around to a small number in 32 or 64 bits.
+# Shapes whose number of elements or bytes wraps around to a small number in 32 or 64 bits.
 SHAPES = [
     [2**61, 2],
     [2**62, 2],
@@ -273,7 +274,7 @@ def ran(tmp_path: Path) -> Path:
 
 
 def test_a_payload_runs_where_a_pickle_is_read(ran: Path) -> None:
-    """A positive control: the payload of the tests below does run when a pickle is read."""
+    """A positive control: reading the pickle runs the payload that the tests below use."""
     pickle.loads(pickle.dumps(Payload(ran)))  # noqa: S301
     assert ran.is_dir()
 

@@ -1,7 +1,7 @@
 """The server that all clients use, and the outputs that ONNX Runtime computes alone for the same rows.
 
 `make test-clients` runs these tests in the environment of the clients, which has no foldserve. SERVER_PYTHON is a
-Python that has foldserve. In other environments the clients are missing, and their tests are skipped with that reason.
+Python that has foldserve. In other environments the clients are missing, so their tests are skipped with this reason.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Server:
     ) -> None:
         """Check that the outputs are float32 and equal ONNX Runtime's.
 
-        Only the last bits may differ, because they depend on the other rows of the batch.
+        Only the last bits of a number may differ, because these bits depend on the other rows of the batch.
         """
         assert outputs is not None
         assert outputs.dtype == np.float32

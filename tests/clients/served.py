@@ -1,7 +1,9 @@
-"""The server that the clients use. It runs in a Python with foldserve, because the clients' environment has none.
+"""The server that the clients use.
 
-`python -m tests.clients.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL. It exits when
-its standard input closes.
+A Python with foldserve must run this program, because the clients' environment has no foldserve.
+
+`python -m tests.clients.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL. The program
+exits when its standard input closes.
 """
 
 import shutil

@@ -1,6 +1,6 @@
-"""perf_analyzer against the real server. It exits with 0 only if it understood every response.
+"""perf_analyzer against the real server. perf_analyzer exits with 0 only if it understood every response.
 
-The tests look for it in PERF_ANALYZER, next to this Python, and on PATH. install_perf_analyzer.sh installs it.
+The tests look for the program in PERF_ANALYZER, next to this Python, and on PATH. install_perf_analyzer.sh installs it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import pytest
 from tests.clients.conftest import Server, pixels
 
 PATIENCE = 120
-# The measurement windows have 300 ms. The tolerance is so large that any three windows count as stable, because a test
-# must not depend on a steady machine. --request-count is simpler, but perf_analyzer hangs if a request is answered
-# before it starts to count.
+# The measurement windows have 300 ms. The tolerance is so large that any three windows count as stable, because the
+# test must also pass on a machine with unsteady timings. --request-count is simpler, but perf_analyzer hangs if a
+# request is answered before it starts to count.
 WINDOWS = ("-p", "300", "-s", "999", "-r", "10")
 
 

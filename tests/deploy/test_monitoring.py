@@ -151,7 +151,10 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """Run Prometheus with the files of deploy/ on a free port. It scrapes `target` instead of asking a name server."""
+    """Run Prometheus with the files of deploy/ on a free port.
+
+    Prometheus scrapes `target` instead of asking a name server.
+    """
     config = json.loads(json.dumps(CONFIG))
     config["global"] = dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "500ms")
     for job in config["scrape_configs"]:
@@ -237,7 +240,7 @@ def test_prometheus_counts_the_requests(served: Served, watching: Prometheus) ->
 @pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
 def test_each_query_of_the_dashboard_returns_numbers(query: str, served: Served, watching: Prometheus) -> None:
     def numbers() -> bool:
-        send(served)  # a rate above 0 needs new requests
+        send(served)  # without new requests, the rate would be 0
         values = watching.values(query)
         return bool(values) and all(map(math.isfinite, values))
 

@@ -45,7 +45,7 @@ def test_the_doctor_finds_the_cuda_libraries_and_reports_the_missing_driver(devi
     ):
         assert checks[name]["status"] == "ok"
         number, path = checks[name]["found"].split(", ", 1)
-        # Compare the version that the library reports with the version of the wheel, which has one more part.
+        # Compare the version that the library reports with the version of the wheel, whose number has one part more.
         assert version(installed).startswith(number)
         assert Path(path).is_file()
     assert checks["cudnn"]["status"] == "ok"

@@ -45,7 +45,8 @@ def test_a_precision_for_cuda_is_refused_rather_than_replaced() -> None:
 
 
 def test_a_cuda_session_that_would_fall_back_to_the_cpu_is_refused() -> None:
-    assert "CUDAExecutionProvider" in ort.get_available_providers()  # the provider is listed even without a GPU
+    # ONNX Runtime lists this provider even without a GPU.
+    assert "CUDAExecutionProvider" in ort.get_available_providers()
     with pytest.raises(DeviceError, match="CUDA is not available"):
         open_cuda(MODEL, {"use_tf32": "0"})
 
@@ -61,7 +62,7 @@ def test_a_provider_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch:
     opened = []
 
     def on_the_cpu(model: bytes, _: dict[str, str]) -> ort.InferenceSession:
-        # Use the session class of this wheel as `open_cuda` does, only with another provider.
+        # Call the session class of this wheel in the same way as `open_cuda`, but with another provider.
         session = ort.InferenceSession(model, providers=["CPUExecutionProvider"], enable_fallback=False)
         opened.append(session)
         return session
@@ -81,7 +82,7 @@ def test_a_provider_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch:
     monkeypatch.undo()
     with pytest.raises(DeviceLost):
         runner.run(np.ones((1, 2), np.float32))
-    assert len(opened) == 1  # no other session was opened in its place
+    assert len(opened) == 1  # ONNX Runtime did not open another session on the CPU
     runner.close()
 
 

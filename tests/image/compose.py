@@ -64,8 +64,9 @@ print(count)
 ended.set()
 """
 ALLOCATE = "print(len(b'x' * (1 << 30)))"
-CONNECT = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"  # nobody has this address (RFC 5737)
-# tini is process 1. Its child is the server.
+# No machine has this address (RFC 5737).
+CONNECT = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
+# tini is process 1. The server is the child of tini.
 KILL = """
 import os, signal
 children = open("/proc/1/task/1/children").read().split()
@@ -289,7 +290,7 @@ def present(image: str) -> bool:
 
 
 def check_monitoring(compose: Project) -> None:
-    """Prometheus finds the server by its name and fires an alert when it stops; Grafana reads its secret."""
+    """Prometheus finds the server by name and fires an alert when the server stops. Grafana reads the secret."""
     secrets = folder(compose.folder / "deploy" / "secrets", mode=0o700)
     file = secrets / "grafana-admin-password"
     file.write_text("not-a-real-password", encoding="utf-8")

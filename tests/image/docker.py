@@ -1,4 +1,4 @@
-"""Runs the command `docker`: builds images, starts containers, inspects both. It does not know foldserve."""
+"""Runs the command `docker`: builds images, starts containers, inspects both. This module does not know foldserve."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def start(
     port: int | None = None,
     beside: subprocess.Popen[str] | None = None,
 ) -> subprocess.Popen[str]:
-    """Start the image's entrypoint, or `program`. It may write only to /tmp and the volumes; SIGTERM ends it.
+    """Start the image's entrypoint, or `program`.
 
-    arguments: by default the arguments of the image. port: published on the host. beside: a running container, whose
-    network the new container shares.
+    The container may write only to /tmp and the volumes. SIGTERM ends the container.
+
+    arguments: by default the arguments of the image. port: published on the host. beside: a running container. The new
+    container shares the network of this container.
     """
     flags = [flag for name, value in (env or {}).items() for flag in ("--env", f"{name}={value}")]
     flags += [flag for host, inside in (volumes or {}).items() for flag in ("--volume", f"{host}:{inside}")]
@@ -51,7 +53,10 @@ def container(process: subprocess.Popen[str]) -> str:
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """Inspect a container or an image. Raises `subprocess.CalledProcessError` if there is none."""
+    """Inspect a container or an image.
+
+    Raises `subprocess.CalledProcessError` if there is no such container or image.
+    """
     (found,) = json.loads(output("inspect", name))
     return dict(found)
 

@@ -26,7 +26,7 @@ from tests.image.support import (
     until,
 )
 
-MOST = {"cpu": 300 * 10**6, "gpu": 2 * 10**9}  # bytes of files above the base
+MOST = {"cpu": 300 * 10**6, "gpu": 2 * 10**9}  # the bytes that the image adds to its base image
 
 # The Python of an image runs this as the user of the image. The code looks for every writable folder, and prints JSON.
 PROBE = """
@@ -60,7 +60,7 @@ print(json.dumps({
 }))
 """
 
-# This code binds the port, then starts the service in the same container.
+# This code binds the service's port, then starts the service in the same container. The service must fail.
 TAKEN = """
 import os, socket, subprocess, sys
 taken = socket.create_server(("0.0.0.0", int(os.environ["FOLDSERVE_PORT"])))
@@ -113,7 +113,7 @@ def check_serves(image: Image, *arguments: str, **how: Any) -> None:
 
 
 def check_drains(image: Image) -> None:
-    """A request that was accepted before SIGTERM is answered, under load."""
+    """Under load, the server answers every request that it accepted before SIGTERM."""
     with image.serving() as service:
         ended: list[tuple[int, float, str]] = []
         stop_under_load(service.port, lambda: ended.append(service.stopped()))

@@ -41,7 +41,7 @@ def held(condition: object, what: str, found: object = "") -> None:
 
 
 def until(condition: Callable[[], object], what: str) -> float:
-    """Repeat `condition` until it is true; return the seconds until then."""
+    """Repeat `condition` until it is true. Return how many seconds this took."""
     began = time.monotonic()
     while not condition():
         if time.monotonic() > began + PATIENCE:
@@ -152,7 +152,10 @@ class Service:
 
 
 def stop_under_load(port: int, stop: Callable[[], object]) -> None:
-    """Call `stop` while four threads send requests. The server must finish a request that it has accepted before."""
+    """Call `stop` while four threads send requests.
+
+    The server must answer every request that it accepted before the signal.
+    """
     rows = {"instances": [[float(place % 17) for place in range(64)]] * 2_000}
     body = json.dumps(rows).encode()
     accepted = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)

@@ -1,10 +1,10 @@
-"""`foldserve` whose runs on the CPU are slow, fail, hang or leak: `--faults FILE` names a JSON file, read at each run.
+"""`foldserve` with runs on the CPU that are slow, fail, hang or leak. Each run reads the JSON file of `--faults FILE`.
 
 The file maps faults to the probability of each in one run, for example {"slow": 0.1, "hang": 0.001}. Without the file
 there are no faults, so a test can begin them after the model has reproduced its golden outputs.
 
-slow: the run takes 30 ms longer. fail: it raises. hang: it never returns. leak: it keeps a megabyte, a descriptor and a
-thread for ever.
+slow: the run takes 30 ms longer. fail: the run raises. hang: the run never returns. leak: the run keeps a megabyte, a
+descriptor and a thread for ever.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _leaked: list[object] = []
 
 
 class FaultyRunner(CpuRunner):
-    """Runs a model, with the faults that the file asks for."""
+    """Runs a model, with the faults that the file lists."""
 
     def run(self, rows: Rows) -> Outputs:
         faults = _faults()
@@ -64,7 +64,7 @@ _ACTS = {
     "hang": lambda: threading.Event().wait(),
 }
 
-# At import: each worker is a process of its own, which imports this module.
+# This runs at import, because each worker is a separate process that imports this module.
 runtime.CpuRunner = FaultyRunner  # type: ignore[misc]
 
 if __name__ == "__main__":

@@ -207,7 +207,8 @@ def through(folder: Path) -> dict[str, str]:
 def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]:
     """Run `act` while `GATED` loads the bundle in `folder`. `GATED` must have `through(folder)` in its environment.
 
-    Opening the pipe for writing waits for the reader, `GATED`. The reader waits until the writer closes the pipe.
+    `GATED` is the reader of the pipe. A writer that opens the pipe waits for this reader. The reader waits until the
+    writer closes the pipe.
     """
     pipe = _gate(folder)
     os.mkfifo(pipe)

@@ -50,7 +50,7 @@ def test_the_same_plan_and_table_give_the_same_result(iris):
     assert tune(plan(), iris, 6, first.append) == tune(plan(), iris, 6, again.append)
     assert first == again
     assert [(trial.number, trial.trials) for trial in first] == [(number, 6) for number in range(1, 7)]
-    # The trials after the first one depend on the seed.
+    # The first trial is the plan itself. All later trials depend on the seed.
     another = []
     tune(plan(seed=1), iris, 3, another.append)
     assert [trial.loss for trial in another] != [trial.loss for trial in first[:3]]
@@ -86,13 +86,13 @@ def test_the_test_rows_are_not_used(iris):
     rows = pipeline.prepare(planned, iris).split.test
     x, y = iris.x.copy(), iris.y.copy()
     x[rows] = -1e6
-    # The labels stay, since the split depends on the labels.
+    # The labels stay the same, because the split depends on the labels.
     changed = replace(iris, x=x)
     assert np.array_equal(pipeline.prepare(planned, changed).split.test, rows)
     assert tune(planned, iris, 5, trials.append) == tune(planned, changed, 5, others.append)
     assert trials == others
 
-    # A split by time does not depend on the labels, so they can change too.
+    # A split by time does not depend on the labels, so the test changes the labels too.
     moments = replace(iris, time=np.random.default_rng(0).permutation(len(y)))
     rows = pipeline.prepare(planned, moments).split.test
     y[rows] = np.random.default_rng(1).permutation(y[rows])
@@ -131,8 +131,8 @@ def test_the_search_continues_after_a_failed_trial(diabetes):
     planned = plan(
         data=DataOptions("diabetes"), architecture=Architecture(hidden=(32,), bins=0), recipe=Recipe(epochs=1)
     )
-    # Far from zero the network is linear, so the squared error grows with the square of the value. With this value the
-    # error overflows in some trials, but not in all.
+    # Far from zero, the network's output grows linearly with the value. So the squared error grows with the square of
+    # the value. With this value the error overflows in some trials, but not in all.
     trials = []
     tune(planned, with_extreme_validation_row(diabetes, planned, 1e10), 4, trials.append)
     losses = np.array([trial.loss for trial in trials])

@@ -46,7 +46,8 @@ class Echo:
 class Inner(asyncio.Protocol):
     """A protocol with a script.
 
-    The protocol receives the next request of the script, then writes the parts of the response.
+    For each request of the script, the protocol checks the bytes that it receives, then writes the parts of the
+    response.
     """
 
     def __init__(self, script: list[tuple[bytes, list[bytes]]]) -> None:

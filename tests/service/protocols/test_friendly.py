@@ -37,7 +37,8 @@ def refusal(content: bytes) -> str:
     text = str(refused.value)
     assert MARKER not in text
     assert "1111" not in text
-    # A parser's error holds the whole document. If it were chained, a log of the error's fields would show the input.
+    # A parser's error holds the whole document. If this error were the cause of the refusal, a log of the error's
+    # fields would show the input.
     assert refused.value.__cause__ is None
     assert refused.value.__context__ is None or refused.value.__suppress_context__
     return text
@@ -226,7 +227,7 @@ def test_null_is_refused_where_the_feature_has_no_missing_values(by_name: bool) 
 @pytest.mark.parametrize(
     ("rows", "text"),
     [
-        # The total number of values is right in each case. A parser that flattens the rows would accept them.
+        # The total number of values is right in each case. A parser that flattens the rows would accept these bodies.
         ([[1, 2], [3, 4, 5, 6]], "row 0 has 2 values, expected 3"),
         ([[1, 2, 3], [1, 2, 3, 4], [1, 2]], "row 1 has 4 values, expected 3"),
         ([[1, 2, 3], []], "row 1 has 0 values, expected 3"),
@@ -332,7 +333,7 @@ def test_values_parse_back_to_the_exact_float32_and_have_no_probabilities(output
 
 @pytest.mark.parametrize("row", [b"[]", b"{}"], ids=["arrays", "objects"])
 def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes) -> None:
-    # The last bracket is missing. If the body were parsed to its end, the message would say that it is not JSON.
+    # The last bracket is missing. If the server parsed the whole body, the message would say that the body is not JSON.
     flood = b'{"instances": [' + b",".join([row] * 2_000_000)
     with pytest.raises(InvalidInput, match="has more rows than the 4 that are allowed"):
         FriendlyCodec(manifest(features=FEATURES), MAX_ROWS).decode({}, flood)

@@ -42,7 +42,7 @@ def head(*tensors: Any, **more: Any) -> bytes:
 def decode(body: bytes, tail: bytes | None = None, length: object = None) -> DecodedRequest:
     """Decode JSON and the bytes after it, if there is a tail.
 
-    length: replaces the true length of the JSON in the header.
+    length: a false length of the JSON for the header.
     """
     if tail is not None and length is None:
         length = len(body)
@@ -150,7 +150,7 @@ def test_another_media_type_is_refused(kind: str) -> None:
 def test_a_body_that_is_not_an_object_with_inputs_is_refused(body: bytes) -> None:
     text = refusal(body)
     assert text.startswith("the body is not ")
-    assert refusal(body, b"") == text or not body  # an empty body is read as zero raw rows
+    assert refusal(body, b"") == text or not body  # the server reads an empty body as zero raw rows
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_an_infinity_is_refused_by_row_and_column(number: float, place: int) -> 
 @pytest.mark.parametrize("row", [b"[]", b"{}"], ids=["arrays", "objects"])
 @pytest.mark.parametrize("length", [False, True], ids=["alone", "with its length"])
 def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes, length: bool) -> None:
-    # The last bracket is missing. If the body were parsed to its end, the message would say that it is not JSON.
+    # The last bracket is missing. If the server parsed the whole body, the message would say that the body is not JSON.
     flood = b'{"inputs": [{"data": [' + b",".join([row] * 2_000_000)
     assert refusal(flood, b"" if length else None) == '"data" has more values than the 8 that are allowed'
 
@@ -491,7 +491,7 @@ def test_a_flag_that_is_neither_true_nor_false_is_refused(value: object) -> None
     st.booleans(),
 )
 def test_outputs_come_back_with_all_their_bits(outputs: np.ndarray, is_binary: bool, turned: bool) -> None:
-    outputs = outputs.T if turned else outputs  # a transposed array has another order in memory
+    outputs = outputs.T if turned else outputs  # the memory of a transposed array has another order of values
     found, content = answer(decode(head(tensor(), parameters={"binary_data_output": is_binary})), outputs)
     (told,) = found["outputs"]
     assert told["shape"] == list(outputs.shape)

@@ -141,7 +141,7 @@ def test_an_integer_past_its_datatype_is_refused(datatype: str, way: str) -> Non
     low, high = INTEGERS[datatype]
     value = {"below": low - 1, "above": high + 1, "far below": -(10**300), "far above": 10**300}[way]
     if (datatype, way) == ("INT64", "below"):
-        value = -(2**63) - 2**11  # the next double below: larger JSON integers are doubles
+        value = -(2**63) - 2**11  # this is the next lower double, because larger JSON integers are read as doubles
     text = f"'input' holds a value that is out of the range of {datatype}"
     assert refusal(as_json, datatype, 0, value) == text
     assert refusal(as_json, datatype, value, 0) == text
@@ -245,7 +245,7 @@ def test_a_datatype_that_is_not_a_string_is_refused(datatype: Any) -> None:
     "content",
     [
         struct.pack("<I1sI1s", 1, b"1", 1, b"2"),
-        struct.pack("<I1sI1s", 1, b"1", 2, b"2"),  # the second length points past the end
+        struct.pack("<I1sI1s", 1, b"1", 2, b"2"),  # the second length reaches past the end
         struct.pack("<I", 2**32 - 1) + MARKER.encode(),
         b"\xff" * 3,
         b"",

@@ -55,7 +55,7 @@ def test_growth_is_the_ratio_of_a_geometric_sequence():
 
 
 def test_digits_show_the_predicted_growth(digits):
-    """With BN the squared norm grows by a factor of 1.467 per layer (Yang et al., 2019).
+    """With BN, each layer multiplies the squared gradient norm by 1.467 (Yang et al., 2019).
 
     He's initialisation prevents growth without BN.
     """
@@ -63,7 +63,7 @@ def test_digits_show_the_predicted_growth(digits):
     growth = {(m.activation, m.batch_norm): gradients.growth(m.initial) for m in measured}
     assert growth["relu", True] ** 2 == pytest.approx(1.467, rel=0.06)
     assert growth["relu", False] == pytest.approx(1, abs=0.06)
-    assert growth["sigmoid", False] < 0.2  # about the sigmoid's steepest slope (1/4) times the weights' share
+    assert growth["sigmoid", False] < 0.2  # the steepest slope of the sigmoid is 1/4
     assert growth["sigmoid", True] == pytest.approx(1, abs=0.06)
     assert pytest.approx(1.467, rel=1e-3) == gradients.PREDICTED_GROWTH**2
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_graphs_of_the_reference_topology_have_the_expected_nodes_and_parameters(digits, placement, unfolded):
     """The network has 64*64 + 64*64 + 64*10 weights and 138 biases.
 
-    A BN has 4*64 numbers; with "pre" it replaces 64 biases.
+    A BN has 4*64 numbers. With the placement "pre", the BN replaces 64 biases.
     """
     measured = saving.measure(digits, TINY, nothing)
     before, after = measured.pair(placement)
@@ -25,7 +25,8 @@ def test_the_graphs_of_the_reference_topology_have_the_expected_nodes_and_parame
     assert "BatchNormalization" in before.run
     assert "BatchNormalization" not in after.run
     assert 0 < after.size < before.size
-    # Each node writes float32 numbers: the 64 columns of a hidden layer, 10 logits or 10 probabilities.
+    # Each node writes float32 numbers. For one row, these are 64 numbers of a hidden layer, 10 logits or 10
+    # probabilities.
     assert after.written == 4 * (64 + 64 + 10 + 10)
     assert after.written < before.written <= 4 * (6 * 64 + 20)
     assert after.peak == 4 * 128

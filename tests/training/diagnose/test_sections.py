@@ -1,4 +1,7 @@
-"""The page of a diagnosis is complete and escaped. The same seed gives the same page, even if all trainings diverge."""
+"""The page of a diagnosis is complete and escaped.
+
+The same seed gives the same page. This also holds if all trainings diverge.
+"""
 
 import json
 import re

@@ -15,7 +15,7 @@ from foldserve.training.fit.calibrate import fit_temperature
 def drawn(rows, classes, known, seed=0):
     """Draw classes from log-probabilities.
 
-    Return the log-probabilities, multiplied by `known`, as logits, and the classes.
+    Return the logits, which are the log-probabilities times `known`, and the classes.
     """
     generator = np.random.default_rng(seed)
     z = generator.normal(0, 1.5, (rows, classes))

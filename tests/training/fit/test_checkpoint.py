@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
-    """A limit on the file size imitates a full disk: both make the write fail half way."""
+    """A limit on the file size imitates a full disk. In both cases, the write fails half way."""
     path = tmp_path / "a.safetensors"
     script = textwrap.dedent("""
         import resource, sys

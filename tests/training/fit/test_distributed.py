@@ -50,9 +50,10 @@ def torchrun(count, *arguments, cwd):
 @pytest.mark.parametrize(
     ("count", "placement", "rows", "relative"),
     [
-        (2, "pre", 203, 1e-3),  # the last batch of 11 rows is shared as 5 and 6; rounding errors grow
-        # The last batch has 2 rows, fewer than the 3 processes. After dropout, two of so few rows may be equal. A BN
-        # then divides rounding errors by the root of epsilon, so the two trainings differ by more than rounding.
+        (2, "pre", 203, 1e-3),  # the last batch has 11 rows, 5 and 6 per process; rounding errors grow
+        # The last batch has 2 rows, fewer than the 3 processes. After dropout, the two rows of this batch may be equal.
+        # A BN then divides rounding errors by the root of epsilon. So the two trainings differ by more than rounding
+        # errors.
         pytest.param(3, "post", 194, 1e-2, marks=pytest.mark.slow),
     ],
 )

@@ -1,8 +1,9 @@
 """The chains, oracles and tolerances that the tests of folding share.
 
-float64   The folded weights are rounded to float32 once, each by a relative 2^-24 at most. `run_with_bound` carries
-          this error through the layers: a larger difference is a wrong fold, however badly conditioned the network.
-float32   The certificate's tolerance, 1e-5 + 1e-4 |reference|, on networks whose outputs are of order 1.
+float64   Folding rounds each weight to float32 once, with a relative error of at most 2^-24. `run_with_bound` computes
+          the resulting error of the outputs. A larger difference shows a wrong fold, even if the network is badly
+          conditioned.
+float32   The tests use the certificate's tolerance, 1e-5 + 1e-4 |reference|, on networks whose outputs are near 1.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ GAMMAS: dict[str, Callable[[Tensor], Tensor]] = {
     "zero": torch.zeros_like,
     "mixed": lambda gamma: torch.where(gamma.abs() < 0.2, 0.0, gamma),
 }
-# The powers of ten between which the variances of a BN are drawn.
+# The variances of a BN are drawn between two powers of ten. These are the exponents.
 ORDINARY = (-0.5, 0.5)
 DECADES = [ORDINARY, (-12, -12), (12, 12), (-12, 12)]
 
@@ -53,7 +54,10 @@ def settle(bn: nn.BatchNorm1d, generator: torch.Generator, decades=ORDINARY, gam
 
 @torch.no_grad()
 def randomise(network: nn.Sequential, seed: int, statistics=lambda: (ORDINARY, "mixed")) -> nn.Sequential:
-    """Draw every number in the network with `seed`. statistics: returns the decades and the gamma of each BN."""
+    """Draw every number in the network with `seed`.
+
+    statistics: a function that returns the decades and the gamma of each BN.
+    """
     generator = torch.Generator().manual_seed(seed)
     for layer in network:
         if isinstance(layer, nn.Linear):
@@ -84,7 +88,10 @@ def in_float64(network: nn.Sequential, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def run_with_bound(folded: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Run in float64. Return the output and a bound of its error if the weights are rounded to float32 once."""
+    """Run in float64.
+
+    Return the output, and a bound of the output's error after one rounding of the weights to float32.
+    """
     value, bound = x.double(), torch.zeros(x.shape, dtype=torch.float64)
     for layer in copy.deepcopy(folded).double():
         if isinstance(layer, nn.Linear):
@@ -92,7 +99,7 @@ def run_with_bound(folded: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
             bound = bound @ weight.T + HALF_ULP * (value.abs() @ weight.T + layer.bias.abs())
         elif isinstance(layer, Affine):
             bound = bound * layer.scale.abs() + HALF_ULP * ((value * layer.scale).abs() + layer.shift.abs())
-        elif not isinstance(layer, Shift):  # the bias after a Shift compensates for the Shift's rounding
+        elif not isinstance(layer, Shift):  # a Shift adds no error, because the next bias compensates for the rounding
             bound = bound * STEEPEST_ACTIVATION
         value = layer(value)
     # The added terms allow for the rounding of the reference and for weights below the smallest float32.
@@ -108,7 +115,7 @@ def assert_same_function(network: nn.Sequential, folded: nn.Sequential, x: Tenso
 
 @torch.no_grad()
 def assert_certifiable(network: nn.Sequential, folded: nn.Sequential, x: Tensor) -> None:
-    """Compare the folded network in float32 with the unfolded one in float64, on the same float32 rows."""
+    """Compare the folded network in float32 with the unfolded network in float64, on the same float32 rows."""
     torch.testing.assert_close(folded(x).double(), in_float64(network, x), **CERTIFICATE)
 
 
@@ -123,7 +130,7 @@ def run_onnx(model: bytes, x: Tensor, *, optimised: bool = True) -> dict[str, np
 
 
 def entries(report: tuple[Fold, ...]) -> list[tuple[str, str, str]]:
-    """Return a sorted list of (layer, name of the rule, into)."""
+    """Return a sorted list of (folded layer, name of the rule, layer that takes the folded layer in)."""
     return sorted((line.layer, line.rule.split(":")[0], line.into) for line in report)
 
 

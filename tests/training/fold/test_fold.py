@@ -51,8 +51,8 @@ def test_a_bn_after_a_dense_folds_as_by_torch_s_fusion_and_is_rounded_once(bias)
     double = copy.deepcopy(network).double()
     for i in (1, 2):
         dense, fused = folded[2 * (i - 1)], fuse_linear_bn_eval(double[3 * (i - 1)], double[3 * (i - 1) + 1])
-        # The tolerance is half a unit in the last place. A step in float32 would change some of these 1,950 numbers by
-        # more.
+        # The tolerance is half a unit in the last place. If one step of the folding used float32, some of these 1,950
+        # numbers would differ by more than the tolerance.
         for ours, theirs in ((dense.weight, fused.weight), (dense.bias, fused.bias)):
             assert ours.dtype == torch.float32
             torch.testing.assert_close(ours.double(), theirs.detach(), rtol=1.001 * HALF_ULP, atol=0)
@@ -119,7 +119,7 @@ def test_a_kept_scale_and_every_activation_are_the_same_in_onnx(activation):
 def test_the_oracle_finds_a_bn_after_a_relu_that_is_folded_backwards():
     network = randomise(build_mlp(6, 3, Architecture(hidden=(16,), placement="post", dropout=0)), seed=5)
     with torch.no_grad():
-        network.norm1.weight.abs_()  # this is wrong even with a gamma that keeps every sign
+        network.norm1.weight.abs_()  # backwards folding is wrong even if gamma keeps every sign
     double = copy.deepcopy(network).double()
     fused = fuse_linear_bn_eval(double.dense1, double.norm1).float().requires_grad_(requires_grad=False)
     wrong = chain(dense1=fused, relu1=nn.ReLU(), dense2=network.dense2)

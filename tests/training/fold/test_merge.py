@@ -151,7 +151,7 @@ def test_a_far_offset_is_subtracted_once_for_all_members():
 
 def test_different_input_norms_keep_the_offset_that_all_members_share():
     members, rows = ensemble(3, far=True, input_norm=True)
-    rows[:, 3] = 1e17  # constant: standardisation centres it, and the next BN scales it up
+    rows[:, 3] = 1e17  # a constant column: standardisation centres the column, and the next BN scales it up
     with torch.no_grad():
         for seed, network in enumerate(members):
             torch.manual_seed(seed)

@@ -20,7 +20,7 @@ VALUES = {
     "boolean": st.sampled_from([0.0, 1.0]),
     "categorical": st.integers(0, 4).map(float),
 }
-CATEGORIES = ("a", "b", "c", "d")  # index 4 is a category that is not in the table
+CATEGORIES = ("a", "b", "c", "d")  # the index 4 in a row means an unseen category
 
 
 @st.composite
@@ -54,7 +54,10 @@ def edges_of(column, bins):
 
 
 def by_numpy(columns, seen, rows, bins):
-    """Encode the rows in float64. Return them, and each column's error that a bin's width in float32 may cause."""
+    """Encode rows in float64.
+
+    Return the encoded rows, and the error of each column. The width of a bin in float32 causes it.
+    """
     numbers, binned, categories, missing, off = [], [], [], [], []
     for column, before, values in zip(columns, seen.T, rows.T.astype(np.float64), strict=True):
         if column.kind == "categorical":
@@ -88,7 +91,7 @@ def mixed():
     ]
     seen = np.stack(
         [
-            generator.integers(0, 3, 500),  # the last town is not among the training rows
+            generator.integers(0, 3, 500),  # no training row has the last town
             generator.normal(0, 3, 500),
             1.7e9 + generator.uniform(0, 1e6, 500),
             generator.integers(0, 2, 500),

@@ -1,4 +1,4 @@
-"""Dropout with random bytes: the dropped share is the documented share, and the mean does not change."""
+"""Dropout with random bytes drops the documented share of the values, and keeps the mean."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The report page loads nothing, has descriptions and enough contrast, escapes every name, and stays small."""
+"""The report page loads no other file. It has descriptions and enough contrast, escapes every name, and stays small."""
 
 import re
 from dataclasses import replace
