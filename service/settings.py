@@ -1,7 +1,7 @@
 """Defines every setting: default, limits and line of help. It also owns the order of the sources of settings.
 
 Flags come first, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. No other module
-of the service reads these variables. It does not know which part of the service uses a setting.
+of the service reads these variables. This module does not know which part of the service uses a setting.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from foldserve.service.errors import SettingsError
 
 PREFIX = "FOLDSERVE_"
 
-# Kubernetes gives every container these variables for each service of its namespace, named after the service, and so
-# does a link of Docker: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+# Kubernetes sets these variables in every container, for each service of the container's namespace. Their names begin
+# with the name of the service. Docker's container links set the same variables.
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _LINK_NAME = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
 _LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
 
@@ -37,7 +38,7 @@ def _split(value: object) -> object:
 
 
 def _at_least_max_body(value: int | None, info: ValidationInfo) -> int | None:
-    """Refuse a memory that is too small for a body of the largest size that is allowed."""
+    """Refuse a memory limit that is smaller than the largest allowed body."""
     if value is not None and value < info.data.get("max_body", 0):
         raise PydanticCustomError("less_than_max_body", "Input should be at least max_body")
     return value
@@ -216,9 +217,9 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, 
 
 
 def unused_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Say which `FOLDSERVE_*` variables are ignored, a sentence for each: for the log of the server.
+    """Return a sentence for each `FOLDSERVE_*` variable that is ignored. The server logs these sentences.
 
-    The variables of a service link are expected, unless one of them has the name of a setting.
+    A variable that Kubernetes sets for a service gets no sentence, unless it has the name of a setting.
     """
     known = [PREFIX + name.upper() for name in Settings.model_fields]
     sentences = []
@@ -234,7 +235,7 @@ def unused_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Whether a variable is one that Kubernetes sets for a service: `FOLDSERVE_PORT` is then `tcp://10.99.0.217:80`."""
+    """Return whether Kubernetes has set this variable for a service, such as FOLDSERVE_PORT=tcp://10.99.0.217:80."""
     if _LINK_NAME.fullmatch(name.removeprefix(PREFIX)):
         return True
     return name.endswith("PORT") and bool(_LINK_VALUE.fullmatch(value))

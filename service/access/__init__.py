@@ -1,1 +1,1 @@
-"""Who may use the service: hosts and origins, keys, scopes and rates. It knows headers, and no HTTP framework."""
+"""Decides which requests the service accepts: hosts and origins, keys, scopes and rates. It knows no HTTP framework."""

@@ -1,4 +1,4 @@
-"""Whether files have changed since they were read."""
+"""Detects that files have changed since they were read."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def stamp(files: Iterable[Path]) -> list[tuple[int, ...] | None]:
-    """Return values that change when one of the files does; None for a missing file.
+    """Return a value for each file, which changes when the file changes; None for a missing file.
 
-    A secret of Kubernetes is a link, and its target changes.
+    Kubernetes mounts each file of a secret as a link, and changes the target of the link.
     """
     found: list[tuple[int, ...] | None] = []
     for file in files:

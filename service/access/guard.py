@@ -1,4 +1,4 @@
-"""Checks a request against the API keys: the key, the scope of the route, and the rate. It knows no socket."""
+"""Checks the API key of a request, the scope of the route, and the rate of the key. This module knows no socket."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Guard:
     def check(self, headers: Mapping[bytes, bytes], scope: Scope | None) -> None:
         """Raise `MissingKey`, `MissingScope` or `RateExceeded`.
 
-        headers: with names in lower case. scope: the scope of the route; None if no route has this path. Then any valid
-        key is accepted.
+        headers: the names are in lower case. scope: the scope of the route. If no route has this path, scope is None,
+        and any valid key is accepted.
         """
         if scope is Scope.OPEN:
             return

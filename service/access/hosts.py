@@ -1,7 +1,8 @@
-"""The Host and Origin headers of a request: they show that a web page of another site has sent it.
+"""Checks the Host and Origin headers of a request. They show whether a web page of another site has sent the request.
 
-A browser sends requests of any page to a server on localhost. It names the page's site in Origin. A page can make its
-own name resolve to 127.0.0.1 (DNS rebinding), and is then of the same origin: only Host still has its name.
+A browser lets any web page send requests to a server on localhost. The Origin header names the site of the page. A site
+can make its domain name resolve to 127.0.0.1 (DNS rebinding). The browser then treats the site and this server as the
+same origin, and only the Host header still shows the site's domain name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether only this machine reaches `address`, the IP address of a listener."""
+    """Return whether the IP address `address` can be reached only from this machine."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
@@ -28,9 +29,10 @@ def is_loopback(address: str) -> bool:
 class HostCheck:
     """Refuses the requests of web pages that may not use this server.
 
-    names: hosts that a Host header may have besides localhost and `host`. Without names, a server on loopback accepts
-    only these two, and any other server accepts every Host; `*` accepts every Host.
-    host: the address that the server was told to listen on. address: the IP address that it listens on.
+    names: the host names that the Host header may have, in addition to localhost and `host`. The name `*` allows every
+    host. Without names, a server on loopback accepts only localhost and `host`, and any other server accepts every
+    host.
+    host: the address in the settings of the server. address: the IP address on which the server listens.
     origins: origins of other sites whose pages may use this server, such as `https://app.example`; `*` allows all.
     """
 
@@ -53,7 +55,7 @@ class HostCheck:
     def _allows(self, origin: bytes, host: bytes | None) -> bool:
         if b"*" in self._origins or origin in self._origins:
             return True
-        # Behind a proxy with TLS the scheme of the page is not the scheme of this connection, so it does not count.
+        # The scheme is not compared: behind a proxy with TLS, the page has https, but this connection has http.
         scheme, separator, authority = origin.partition(b"://")
         default = _DEFAULT_PORTS.get(scheme, b"")
         same = host is not None and authority.removesuffix(default) == host.lower().removesuffix(default)

@@ -1,9 +1,10 @@
-"""API keys: how one is made, the files that hold their hashes, and a ring of them that follows changes of the files.
+"""Makes API keys, reads the files with the hashes of the keys, and finds the caller of a key.
 
-A key has 256 random bits, so its SHA-256 can't be reversed by guessing. A slow hash would only slow the server. The
-ring looks a key up by its hash. The time of this look-up depends only on the hash, which says nothing about the key.
-The hashes are then compared in constant time. Keys that were found are kept in a dictionary. Python hashes them with a
-random secret of the process, so the time of that look-up says nothing about the keys either.
+A key has 256 random bits, so nobody can find the key of a SHA-256 hash by guessing. A slow hash would only slow the
+server. The ring finds a key by its hash. The time of this search depends only on the hash, which says nothing about the
+key. The hashes are then compared in constant time. A dictionary keeps the keys that were found. Python hashes the keys
+of a dictionary with a random secret of the process, so the time of a search in the dictionary says nothing about the
+keys either.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from foldserve.service.errors import SettingsError
 
 log = logging.getLogger("foldserve")
 
-_PREFIX = "fs_"  # scanners of leaked secrets can look for it
+_PREFIX = "fs_"  # programs that search for leaked secrets can find this prefix
 _SECRET_BYTES = 32
 _MAX_KEYS = 10_000
 
@@ -41,7 +42,7 @@ class Scope(Enum):
 
 
 class KeyLine(BaseModel):
-    """One line of a file of keys. rate: requests a second, None for no limit."""
+    """One line of a file of keys. rate: the limit in requests per second; None for no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -54,8 +55,8 @@ class KeyLine(BaseModel):
 class Caller:
     """One key while the server runs.
 
-    counts: the numbers of requests that were accepted, that lacked the scope, and that were above the rate. They begin
-    at 0 again when they are taken.
+    counts: three numbers of requests: accepted, without the scope, and above the rate. `KeyRing.take_counts` sets them
+    to 0.
     """
 
     __slots__ = ("bucket", "counts", "digest", "name", "scopes")
@@ -87,7 +88,7 @@ def create_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[
 class Keyring:
     """All keys of some files.
 
-    folder: where workers share the buckets of their rates; None if there is one process.
+    folder: the folder in which the workers share the buckets of the rates; None if there is only one process.
     """
 
     def __init__(self, files: Sequence[Path], folder: Path | None) -> None:
@@ -95,7 +96,7 @@ class Keyring:
         self._folder = folder
         self._states: dict[str, list[float] | memoryview[float]] = {}
         self._callers: dict[bytes, Caller] = {}
-        self._verified: dict[bytes, Caller] = {}  # the callers that were found, by their keys
+        self._verified: dict[bytes, Caller] = {}  # key -> caller, for the keys that were found
         self._counts: dict[str, list[int]] = {}
         self._seen = stamp(self._files)
         self._load()
@@ -123,7 +124,7 @@ class Keyring:
             log.error("the API keys stay as they were: %s", error)
 
     def take_counts(self) -> Mapping[str, Sequence[int]]:
-        """Return the counts by the name of the key since the last call, as in `Caller.counts`."""
+        """Return the counts of each key since the last call, by the key's name. `Caller` describes the counts."""
         taken = {name: tuple(counts) for name, counts in self._counts.items()}
         for counts in self._counts.values():
             counts[:] = (0, 0, 0)
@@ -156,7 +157,7 @@ class Keyring:
 
 
 def read_keys(file: Path) -> list[KeyLine]:
-    """Read the lines of a file of keys. A line that is empty or begins with # has none. Raises `SettingsError`."""
+    """Read the keys in a file. Empty lines, and lines that begin with #, are ignored. Raises `SettingsError`."""
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -176,7 +177,7 @@ def read_keys(file: Path) -> list[KeyLine]:
 
 
 def _first(error: ValidationError) -> str:
-    """Return the first problem, without the value: the file may have a key in place of its hash."""
+    """Return the first problem without the wrong value, because that value may be a secret key instead of its hash."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     name = ".".join(map(str, first["loc"]))
     return f"{name}: {first['msg']}" if name else first["msg"]

@@ -1,7 +1,7 @@
-"""A token bucket as one number, for the rate of one key: the time at which the bucket is full again.
+"""A token bucket for the rate of one key. Its state is one number: the time at which the bucket is full again.
 
-This is the generic cell rate algorithm of ITU-T I.371. A number in a file that all workers map is a bucket that they
-share. Two workers that take a token in the same microsecond may take the same token; no lock prevents that.
+This is the generic cell rate algorithm of ITU-T I.371. Workers share a bucket: its number is in a file that all workers
+map into memory. There is no lock, so two workers may take the same token if they take it in the same microsecond.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import mmap
 import os
 from pathlib import Path
 
-_ROUNDING = 1e-6  # seconds; the error of a sum of floats is no reason to refuse
+_ROUNDING = 1e-6  # seconds; a request is not refused because of a rounding error
 
 
 class Bucket:
-    """Lets `rate` requests a second pass. The requests of one second may come all at once.
+    """Lets `rate` requests per second pass. All requests of one second may come at the same time.
 
     state: one element, the time in seconds at which the bucket is full.
     """

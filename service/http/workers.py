@@ -1,6 +1,6 @@
 """Several worker processes on one listening socket: start them, replace those that die, stop them all.
 
-It knows processes and signals. Of the server, it knows only the function that each worker runs.
+This module knows processes and signals. It knows nothing of the server except the function that each worker runs.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ Serve = Callable[[Settings, Listeners, Callable[[str], object]], None]
 class _Worker:
     """One worker process.
 
-    messages: receives JSON, ["ready", announcement] or ["refused", reason]. The worker's end closes when it dies.
+    messages: receives one JSON array from the worker: ["ready", announcement] or ["refused", reason]. When the worker
+    dies, its end of this connection closes.
     """
 
-    process: Any  # a Process of the spawn context, whose class has no public name
+    process: Any  # a Process of the spawn context; its class has no public name
     messages: Connection
     started: float
     ready: bool = False
@@ -54,7 +55,8 @@ class _Worker:
 def supervise(serve: Serve, settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
     """Run `serve` in `settings.workers` processes until SIGTERM or SIGINT.
 
-    announce: called once, when all workers are ready. `supervise` raises `StartError` if a worker is refused before.
+    announce: called once, when all workers are ready. `supervise` raises `StartError` if a worker can't start before
+    that time.
     """
     try:
         counts = tempfile.TemporaryDirectory(prefix="foldserve-")
@@ -97,7 +99,7 @@ class _Supervisor:
                     raise StartError(f"worker {worker.process.pid} died before it was ready")
 
     def watch(self) -> None:
-        """Replace each worker that dies. Never returns."""
+        """Replace each worker that dies. This method never returns."""
         while True:
             for worker in self._wait_for_message(self._workers):
                 if not self._receive(worker):
@@ -146,7 +148,7 @@ class _Supervisor:
     def _receive(self, worker: _Worker) -> bool:
         """Handle one message of a worker. Returns False if the worker is dead.
 
-        Raises `StartError` if the worker was refused before all workers were ready for the first time.
+        Raises `StartError` if the worker can't start, unless all workers have been ready once.
         """
         try:
             kind, text = json.loads(worker.messages.recv_bytes())
@@ -168,7 +170,7 @@ class _Supervisor:
         mark_process_dead(dead.process.pid)  # type: ignore[no-untyped-call]
         dead.messages.close()
         self._workers.remove(dead)
-        # A signal ends this sleep. A second worker that dies during the sleep is replaced after the sleep.
+        # A signal ends this sleep. If another worker dies during the sleep, that worker is replaced after the sleep.
         time.sleep(max(0.0, dead.started + _SECONDS_BETWEEN_STARTS - time.monotonic()))
         self._start_worker()
 

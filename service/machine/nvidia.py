@@ -14,7 +14,7 @@ from typing import Literal
 
 from foldserve.service.errors import DeviceError
 
-MAJOR = 13  # the version of CUDA that onnxruntime-gpu is built for, and that the file names below have
+MAJOR = 13  # onnxruntime-gpu is built for this version of CUDA; the file names below contain it
 OLDEST_GPU = (7, 5)  # compute capability; CUDA 13 does not support older ones
 
 Version = tuple[int, ...]
@@ -33,7 +33,7 @@ _CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 @dataclass(frozen=True)
 class Library:
-    """A shared library that loads: its file and its version."""
+    """A shared library that was loaded: its file and its version."""
 
     path: Path
     version: Version
@@ -73,7 +73,7 @@ def library(name: Name) -> Library:
 
 
 def load(name: Name) -> ctypes.CDLL:
-    """Load a CUDA library: the one that foldserve[gpu] installs in site-packages, or else the system's.
+    """Load a CUDA library from site-packages, where foldserve[gpu] installs it, or else from the system.
 
     Raises `DeviceError` with the loader's reason.
     """
@@ -93,9 +93,9 @@ def driver() -> Driver:
 
 
 def gpus() -> list[Gpu]:
-    """List the visible GPUs in CUDA's order; creates a context on each of them for a moment.
+    """List the visible GPUs in CUDA's order. This creates a context on each GPU for a moment.
 
-    Raises `DeviceError` without a driver, when the driver reports an error, and without a GPU.
+    Raises `DeviceError` if the driver is missing or reports an error, or if no GPU is visible.
     """
     loaded = _load_first([Path(_DRIVER)])
     count = ctypes.c_int()
@@ -114,7 +114,7 @@ def _gpu(loaded: ctypes.CDLL, ordinal: int) -> Gpu:
         _check(loaded.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute", loaded)
         capability.append(number.value)
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
-    # Only a process with a context can ask for the free memory. The primary one is that of the CUDA runtime.
+    # Only a process with a CUDA context can ask for the free memory. The CUDA runtime uses the primary context.
     _check(loaded.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtxRetain", loaded)
     try:
         _check(loaded.cuCtxPushCurrent_v2(context), "cuCtxPushCurrent", loaded)
@@ -135,22 +135,24 @@ def _wheel_folders() -> list[Path]:
 def _load_first(candidates: list[Path]) -> ctypes.CDLL:
     reasons = []
     for candidate in candidates:
-        # The loader searches for a bare name: in LD_LIBRARY_PATH, its cache, and the system's folders.
+        # A candidate without a folder is not checked here: the loader searches for its name in LD_LIBRARY_PATH, in the
+        # loader's cache, and in the system's folders.
         if candidate.is_absolute() and not candidate.is_file():
             continue
         try:
             return ctypes.CDLL(str(candidate))
         except OSError as error:
             reasons.append(str(error))
-    # The reason of a file that exists but doesn't load helps more than that of a search without a result.
+    # The first reason helps most: it may say why an existing file does not load. The last reason may only say that a
+    # search found no file.
     raise DeviceError(reasons[0])
 
 
 def _mapped_file(file: str) -> Path:
-    """Find the file of a loaded library in this process's mappings, with its full name: libcudart.so.13.0.96."""
+    """Find the file of a loaded library in this process's memory map. The file's name has the full version."""
     stem = file.partition(".so")[0] + ".so"
     with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
-        # Five columns, then the path, which may have spaces.
+        # A line has five columns, then the path. The path may have spaces.
         paths = (Path(fields[5].strip()) for line in lines if len(fields := line.split(maxsplit=5)) == 6)
         return next((path for path in paths if path.name.startswith(stem)), Path(file))
 

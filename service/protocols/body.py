@@ -1,10 +1,11 @@
-"""The bytes of request bodies, counted over all requests of a process. It knows no socket and no encoding."""
+"""Counts the bytes of the request bodies in a process. This module knows no socket and no encoding."""
 
 from __future__ import annotations
 
 from foldserve.service.errors import MemoryFull
 
-# A smaller body is not counted: many small requests do not fill the memory, and must not fail for large ones.
+# A body below this size, in bytes, is not counted. Small bodies do not fill the memory, and a small request must not
+# fail because large bodies have filled it.
 _UNCOUNTED = 2**16
 
 
@@ -13,8 +14,8 @@ class BodyMemory:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # By the identity of a body. A dict, since any thread may add a body and free one at any time: each operation on
-        # it is atomic, which the change of a number would not be.
+        # The size of each counted body, by the identity of the body. Threads add and remove bodies at any time. Each
+        # operation on a dict is atomic, but adding to a single number is not. Therefore the sizes are kept in a dict.
         self._sizes: dict[int, int] = {}
 
     @property
@@ -27,7 +28,7 @@ class BodyMemory:
         return Body(self)
 
     def check_room(self, size: int) -> None:
-        """Raise `MemoryFull` if there is no room now for a body of so many bytes. This does not reserve the room."""
+        """Raise `MemoryFull` if there is no room now for a body of `size` bytes. The room is not reserved."""
         if size > _UNCOUNTED and self.held + size > self._limit:
             raise self._full()
 
@@ -45,7 +46,7 @@ class BodyMemory:
 
 
 class Body(bytearray):
-    """A body that grows. It counts until it is freed, even if only an array of NumPy still refers to it."""
+    """A body that grows. The body is counted until it is freed, even if only a NumPy array still refers to it."""
 
     __slots__ = ("_memory",)
 
@@ -54,7 +55,7 @@ class Body(bytearray):
         self._memory = memory
 
     def add(self, content: bytes) -> None:
-        """Append bytes. Raises `MemoryFull`, and appends nothing then."""
+        """Append bytes. If there is no room, raises `MemoryFull` and appends nothing."""
         self._memory._count(self, len(self) + len(content))
         self += content
 

@@ -13,19 +13,21 @@ from foldserve.service.errors import InvalidInput, TooLarge, UnsupportedMedia
 from foldserve.service.protocols.body import Body, BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
 
-# zlib selects the format by its window argument: 16 + the window size selects gzip, and the window size alone selects
-# zlib's format. HTTP calls the latter "deflate" (RFC 9110, section 8.4.1.2).
+# zlib selects the format by its window argument. The window size plus 16 selects gzip. The window size alone selects
+# zlib's format, which HTTP calls "deflate" (RFC 9110, section 8.4.1.2).
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 # A smaller answer fits one packet uncompressed.
 _MIN_COMPRESSED = 1400
 _FASTEST = 1
-# Decoding may take as long for each encoding as for the largest body, so their number is limited.
+# Each encoding of a body takes time to undo. For the largest body this time is long, so the number of encodings is
+# limited.
 _MAX_ENCODINGS = 2
-# A body may inflate to so many times its size. Tables of numbers shrink 3 to 20 times, tables of zeros 1,000 times.
+# The largest allowed ratio of a body's size after decompression to its size before. Gzip makes a table of numbers 3 to
+# 20 times smaller, and a table of zeros 1,000 times smaller.
 _MAX_RATIO = 200
-# A body may inflate to so many bytes at any ratio.
+# The ratio is not checked for a body of at most this number of bytes after decompression.
 _ANY_RATIO = 2**23
-# Bytes that are decompressed at once, without the interpreter's lock.
+# The number of bytes that one call of zlib decompresses. During this call, zlib does not hold the interpreter's lock.
 _STEP = 2**18
 _QUALITY = re.compile(rb"[qQ] *= *([01](?:\.[0-9]{0,3})?)")
 
@@ -39,7 +41,10 @@ def media_type(headers: Headers) -> bytes | None:
 
 
 def preferred(headers: Headers, name: bytes, offered: Container[bytes]) -> bytes | None:
-    """Return the offered value with the largest q in the header `name`, the first of equal ones; None without any."""
+    """Return the offered value that has the largest q in the header `name`; None if the header has no offered value.
+
+    If several values have the same q, the first of them is returned.
+    """
     best, largest = None, 0.0
     for choice in headers.get(name, b"").split(b","):
         value, _, parameters = choice.partition(b";")
@@ -54,9 +59,10 @@ def preferred(headers: Headers, name: bytes, offered: Container[bytes]) -> bytes
 def inflated(headers: Headers, body: bytes | bytearray, max_body: int, memory: BodyMemory) -> bytes | bytearray:
     """Undo the body's Content-Encoding.
 
-    Raises `UnsupportedMedia` for an encoding other than gzip, deflate and identity, `InvalidInput` for a body that is
-    not in it, `TooLarge` before more than `max_body` bytes are inflated or many times those that were sent, and
-    `MemoryFull`.
+    Raises `UnsupportedMedia` for an encoding other than gzip, deflate and identity. Raises `InvalidInput` for a body
+    that does not have the encoding of its header. Raises `TooLarge` when the decoded body would have more than
+    `max_body` bytes, or would be many times larger than the encoded body. Raises `MemoryFull` if there is no room for the
+    decoded body.
     """
     encodings = headers.get(b"content-encoding", b"identity").split(b",")
     if len(encodings) > _MAX_ENCODINGS:
@@ -75,7 +81,7 @@ def inflated(headers: Headers, body: bytes | bytearray, max_body: int, memory: B
 
 
 def _inflate(body: bytes | bytearray, window: int, max_body: int, ratio_limit: int, inflated: Body) -> Body:
-    """Append the content of `body` to `inflated`, a step at a time, so that a limit stops it early."""
+    """Decompress `body`, and append the content to `inflated` in steps, so that a limit stops the work early."""
     stream = zlib.decompressobj(window)
     view = memoryview(body)
     for start in range(0, len(body), _STEP):
@@ -100,7 +106,8 @@ def _inflate(body: bytes | bytearray, window: int, max_body: int, ratio_limit: i
 def compressed(headers: Headers, reply: Reply) -> Reply:
     """Compress a large answer by gzip, if the client accepts it.
 
-    Answers never use deflate. It is gzip's compression in another wrapper, which is 12 bytes shorter and not faster.
+    Answers never use deflate. Deflate compresses in the same way as gzip: its result is 12 bytes shorter, but it is not
+    faster.
     """
     if len(reply.body) < _MIN_COMPRESSED:
         return reply

@@ -1,4 +1,4 @@
-"""Checked rows: the values of a request become float32 [rows, features], or are refused by row and column.
+"""Converts the values of a request to float32 [rows, features]. The error for a bad value names its row and column.
 
 This module owns the checks of values. It does not know where a protocol puts the values in its body.
 """
@@ -45,8 +45,8 @@ class Columns:
         )
         self._converted: tuple[CategoricalColumn | TimeColumn, ...] = (*self.coded, *self._times)
         self._time_places = np.array([column.place for column in self._times], np.intp)
-        # The numeric columns whose texts are numbers, and the numeric columns in which some numbers mean a missing
-        # value.
+        # First, the numeric columns in which texts are read as numbers. Second, the numeric columns in which some
+        # numbers mean a missing value.
         self._readings = [feature.reading if feature.kind == "numeric" else None for feature in features]
         self._missing_numbers = tuple(
             (place, reading.missing_numbers)
@@ -65,7 +65,7 @@ class Columns:
         A boolean is true or false, a category is its string or number, a missing value is None. A text is read as
         training read the table. first_row: the index in the request of the first of these rows. Raises `InvalidInput`.
         """
-        if len(values) == self.width:  # one row, the usual request, for which slices would cost the most
+        if len(values) == self.width:  # most requests have one row, and slices would slow them most
             for column in self._converted:
                 values[column.place] = column.code(values[column.place], first_row)
         else:
@@ -94,14 +94,14 @@ class Columns:
         return rows
 
     def _remove_missing(self, values: list[Any]) -> None:
-        """Replace each number that means a missing value by None."""
+        """Replace each number that means a missing value with None."""
         for place, missing in self._missing_numbers:
             for i in range(place, len(values), self.width):
                 if type(values[i]) in NUMBERS and values[i] in missing:
                     values[i] = None
 
     def _read_texts(self, values: list[Any], first_row: int, readings: Sequence[Reading | None]) -> None:
-        """Replace each text in a column that has a reading by the number that it writes. Raises `InvalidInput`."""
+        """In each column with a reading, replace each text by its number. Raises `InvalidInput`."""
         for i, value in enumerate(values):
             reading = readings[i % self.width] if type(value) is str else None
             if reading is not None:
@@ -123,7 +123,7 @@ class Columns:
         if types <= NUMBERS:
             if len(values) <= _SMALL_COUNT:
                 try:
-                    packed = struct.pack(f"={len(values)}f", *values)  # "=" checks for overflow; rounds as NumPy
+                    packed = struct.pack(f"={len(values)}f", *values)  # "=" checks for overflow, and rounds like NumPy
                     return np.ndarray((len(values) // self.width, self.width), np.float32, packed)
                 except OverflowError:
                     pass  # an overflow is refused below, with its row and column
@@ -166,14 +166,14 @@ class Columns:
         return self._float32(exact)
 
     def _no_codes(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Mark the values that are not codes, bool [rows, coded]. NaN is not marked."""
+        """Return a bool array [rows, coded] that is True where a value is not a code. It is False for NaN."""
         codes = rows.take(self._places, axis=1)
         with np.errstate(invalid="ignore"):  # for a signalling NaN
             bad: npt.NDArray[np.bool_] = (codes < 0) | (codes > self._largest) | (abs(codes - np.rint(codes)) > 0)
         return bad
 
     def _no_times(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Mark the values that are no time, bool [rows, times]. NaN is not marked."""
+        """Return a bool array [rows, times] that is True where a value is not a time. It is False for NaN."""
         times = rows.take(self._time_places, axis=1)
         with np.errstate(invalid="ignore"):  # for a signalling NaN
             bad: npt.NDArray[np.bool_] = (abs(times) > MAX_MOMENT) | (abs(times - np.rint(times)) > 0)
@@ -196,7 +196,7 @@ class Columns:
             raise InvalidInput(f"row {first_row + row}, column {self.names[column]!r} {reason}")
 
     def _float32(self, exact: npt.NDArray[Any], first_row: int = 0) -> Rows:
-        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is "invalid"
+        with np.errstate(over="ignore", invalid="ignore"):  # NumPy warns of a signalling NaN as "invalid"
             rows = exact.astype(np.float32)
         self._refuse_at(np.isinf(rows), "is too large for float32", first_row)
         return rows
@@ -214,10 +214,10 @@ class RowsBuffer:
         self.count = 0  # rows so far
 
     def append(self, rows: Rows) -> None:
-        """Add float32 [rows, features]."""
+        """Append a float32 array [rows, features]."""
         self._bytes += rows.tobytes()
         self.count += len(rows)
 
     def rows(self) -> Rows:
-        """Return all rows, float32 [rows, features]."""
+        """Return all rows as one float32 array [rows, features]."""
         return np.frombuffer(self._bytes, np.float32).reshape(self.count, self._width)
