@@ -55,7 +55,7 @@ class KeyLine(BaseModel):
 class Caller:
     """One key while the server runs.
 
-    counts: three numbers of requests: accepted, without the scope, and above the rate. `KeyRing.take_counts` sets them
+    counts: three numbers of requests: accepted, without the scope, and above the rate. `Keyring.take_counts` sets them
     to 0.
     """
 

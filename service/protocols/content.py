@@ -61,8 +61,8 @@ def inflated(headers: Headers, body: bytes | bytearray, max_body: int, memory: B
 
     Raises `UnsupportedMedia` for an encoding other than gzip, deflate and identity. Raises `InvalidInput` for a body
     that does not have the encoding of its header. Raises `TooLarge` when the decoded body would have more than
-    `max_body` bytes, or would be many times larger than the encoded body. Raises `MemoryFull` if there is no room for the
-    decoded body.
+    `max_body` bytes, or would be many times larger than the encoded body. Raises `MemoryFull` if there is no room for
+    the decoded body.
     """
     encodings = headers.get(b"content-encoding", b"identity").split(b",")
     if len(encodings) > _MAX_ENCODINGS:
