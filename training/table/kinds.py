@@ -16,13 +16,13 @@ from foldserve.training.table.schema import Kind
 Decision = tuple[Kind, Values | Distinct, Reading | None]
 """The kind of a column, its numbers or its distinct values, and the reading of its texts, if it has any."""
 
-# A column of these texts alone is boolean. Other spellings make a column boolean only if it is declared.
+# A column that has only these texts is boolean. A column with other spellings is boolean only if the user declares it.
 _BOOLEANS = {"false", "true"}
 _SPELLINGS = dict.fromkeys(FALSE, 0.0) | dict.fromkeys(TRUE, 1.0)
 
 
 def read_as(kind: Kind, name: str, cells: pa.ChunkedArray, reading: Reading | None) -> Values | Distinct:
-    """Return the numbers or the distinct values of a column of a given kind and reading.
+    """Return the numbers or the distinct values of a column whose kind and reading are given.
 
     Raises `DataError` if a cell does not fit.
     """
@@ -34,7 +34,7 @@ def read_as(kind: Kind, name: str, cells: pa.ChunkedArray, reading: Reading | No
 
 
 def read_declared(kind: Kind, name: str, cells: pa.ChunkedArray, marks: Marks) -> Decision:
-    """Read a column of a declared kind. Raises `DataError` if a cell does not fit."""
+    """Read a column whose kind the user declared. Raises `DataError` if a cell does not fit this kind."""
     if kind != "numeric":
         return kind, read_as(kind, name, cells, None), _reading(kind, cells, marks)
     values, reading = _read_numbers(name, cells, marks)
@@ -44,8 +44,8 @@ def read_declared(kind: Kind, name: str, cells: pa.ChunkedArray, marks: Marks) -
 def infer(name: str, cells: pa.ChunkedArray, marks: Marks, *, typed: bool) -> Decision:
     """Infer the kind of a column, and read it.
 
-    typed: whether the source states the types of its cells; then a text stays a text. Raises `DataError` for a column
-    of numbers in which some cells are texts, and for numbers that can be read in two ways.
+    typed: whether the source states the types of its cells. If it does, a text stays a text. Raises `DataError` for a
+    column of numbers in which some cells are texts, and for numbers that can be read in two ways.
     """
     if pa.types.is_boolean(cells.type):
         return "boolean", read_booleans(name, cells), _reading("boolean", cells, marks)
@@ -80,12 +80,12 @@ def _reading(kind: Kind, cells: pa.ChunkedArray, marks: Marks) -> Reading | None
 
 
 def _if_texts(reading: Reading, cells: pa.ChunkedArray) -> Reading | None:
-    """Return the reading of a column with texts, or with numbers that mean a missing value."""
+    """Return the reading of a column that has texts, or numbers that mean a missing value."""
     return reading if is_text(cells) or reading.missing else None
 
 
 def read_booleans(name: str, cells: pa.ChunkedArray) -> Values:
-    """Return 0 or 1, NaN for a missing value, of a column of booleans. Raises `DataError`."""
+    """Return a column of booleans as numbers: 0, 1, or NaN for a missing value. Raises `DataError`."""
     found = distinct(cells)
     numbers = [_SPELLINGS.get(str(value).strip().lower(), np.inf) for value in found.values]
     values = np.array([*numbers, np.nan])[found.codes]
@@ -99,6 +99,6 @@ def read_booleans(name: str, cells: pa.ChunkedArray) -> Values:
 
 
 def booleans(found: Distinct) -> list[bool] | None:
-    """Return `found.values` as booleans; None if one of them is neither true nor false."""
+    """Return `found.values` as booleans, or None if a value is neither true nor false."""
     texts = [str(value).strip().lower() for value in found.values]
     return [text == "true" for text in texts] if all(text in _BOOLEANS for text in texts) else None

@@ -1,9 +1,9 @@
-"""Load a table: from a source to features, a target and a schema, by which a test file can be read too.
+"""Load a table: read a source, and return its features, its target and its schema.
 
     sources/ (file -> cells) -> missing.py, numbers.py, notation.py, kinds.py, categories.py (cells -> values)
         -> target.py, features.py, split_keys.py -> schema.Table
 
-The training table alone decides the schema; a test file is read by it.
+The training table alone decides the schema. A test file is read with this schema.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from foldserve.training.text import join_some
 def load(options: DataOptions, on_read: OnRead = lambda _: None) -> Table:
     """Read the table that `options` describes, and infer the other settings.
 
-    on_read: called with the share of the work that is done, from 0 to 1. A test file's column names are checked, but
-    its rows are not read. Raises `DataError`, in one line that names the column or row.
+    on_read: a function that is called with the share of the work that is done, from 0 to 1. The column names of a test
+    file are checked, but its rows are not read. Raises `DataError` with a message of one line, which names the column
+    or row.
     """
     source = sources.read(options.source, _read_options(options), lambda share: on_read(share / 2), options.more)
     target = options.target or source.names[-1]
@@ -69,10 +70,11 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None) -> Table:
 
 
 def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: None) -> Table:
-    """Read the file `options.test` by the schema of `table`.
+    """Read the file `options.test` with the schema of `table`.
 
-    Columns are found by name; an unknown category gets the reserved index. Raises `DataError` for a missing column,
-    an unknown label, a bad cell, and a missing value in a column that has none in `table`.
+    Columns are found by name. A category that the schema does not list gets the index len(categories). Raises
+    `DataError` for a missing column, for an unknown label, and for a cell that does not fit. The error is also raised
+    for a missing value in a column that has no missing values in `table`.
     """
     source = sources.read(str(options.test), _read_options(options), lambda share: on_read(share / 2))
     _check_test_file(options, (*table.features, table.target), table.target)
@@ -91,9 +93,10 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
 
 
 def load_held_out(options: DataOptions, table: Table, split: Split, on_read: OnRead = lambda _: None) -> Table:
-    """Return the test rows: those of the test file, which is read only now, or those of `table`.
+    """Return the test rows. If there is a test file, it is read now; otherwise the test rows come from `table`.
 
-    Rows that are equal to a training or validation row are left out, unless the options keep them; a note says so.
+    A test row that is equal to a training or validation row is left out, unless the options keep such rows. In both
+    cases a note gives the number of these rows.
     """
     test = load_test(options, table, on_read) if options.test else table.select(split.test)
     seen = np.concatenate([split.train, split.validation])
@@ -109,7 +112,7 @@ def _take(source: Source, name: str, options: DataOptions) -> pa.ChunkedArray:
 
 
 def _check_flags(options: DataOptions, source: Source, target: str) -> None:
-    """Raise `DataError` if a flag names a column that does not exist, or the target."""
+    """Raise `DataError` if a flag names the target or a column that does not exist."""
     single = {"target": options.target, "group": options.group, "time": options.time}
     several = {kind: getattr(options, kind) for kind in ("categorical", "numeric", "boolean", "drop")}
     given = [(flag, name) for flag, name in single.items() if name is not None]
@@ -122,9 +125,10 @@ def _check_flags(options: DataOptions, source: Source, target: str) -> None:
 
 
 def _check_test_file(options: DataOptions, names: tuple[str, ...], target: str) -> list[str]:
-    """Return a note on columns of the test file that are not used.
+    """Return a note that lists the columns of the test file that are not used.
 
-    Raises `DataError` for a column that it lacks, so that the error comes before the training.
+    Raises `DataError` if the test file lacks a column. This check is made early, so that the error comes before the
+    training.
     """
     if options.test is None:
         return []

@@ -1,7 +1,7 @@
-"""Moments: from dates and times to whole days or hours since an origin, by a `Reading`.
+"""Moments: converts dates and times to whole days or hours since an origin, according to a `Reading`.
 
-A column has days if all of its times are midnight or lie many centuries apart, and hours otherwise. float32 has every
-hour of 1,900 years, and every day.
+A column is stored in days if all of its times are midnight, or if its times lie many centuries apart. Any other column
+is stored in whole hours. float32 represents every hour of 1,900 years exactly, and every day.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from foldserve.training.errors import DataError
 from foldserve.training.table.cells import is_text, is_time
 from foldserve.training.table.numbers import Values, matches, without_blanks
 
-_DAY = 86_400_000_000  # microseconds, as all times here
+_DAY = 86_400_000_000  # in microseconds, like all times in this module
 _HOUR = _DAY // 24
 _ZONED = r"(?:Z|[+-][0-9]{2}:?[0-9]{2})$"
 
 
 def find_moments(cells: pa.ChunkedArray, missing: tuple[str, ...]) -> tuple[Values, Reading] | None:
-    """Return the moments of a column, float64 [rows], NaN for a missing value, and the reading that they have.
+    """Return the moments of a column as float64 [rows], and their reading. A missing value is NaN.
 
-    Returns None if a cell is no date or time of ISO 8601, or some cells have a time zone and others have none.
+    Returns None if a cell is not a date or time of ISO 8601, or if only some of the cells have a time zone.
     """
     found = _microseconds(cells)
     if found is None:
@@ -43,7 +43,7 @@ def find_moments(cells: pa.ChunkedArray, missing: tuple[str, ...]) -> tuple[Valu
 
 
 def read_moments(name: str, cells: pa.ChunkedArray, reading: Reading) -> Values:
-    """Return the moments of a column by its reading. Raises `DataError` if a cell does not fit."""
+    """Return the moments of a column according to its reading. Raises `DataError` if a cell does not fit the reading."""
     found = _microseconds(cells)
     if found is None or found[2] != reading.zoned:
         form = "with a time zone" if reading.zoned else "without a time zone"
@@ -62,7 +62,9 @@ def _count(times: npt.NDArray[np.int64], absent: npt.NDArray[np.bool_], reading:
 def _microseconds(
     cells: pa.ChunkedArray,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], bool] | None:
-    """Return int64 [rows] since 1970, which rows have no value, and whether the times have a zone and are in UTC."""
+    """Return the times as int64 microseconds since 1970 [rows], a bool array [rows] that is True for a missing value,
+    and whether the times have a time zone. Times with a zone are converted to UTC.
+    """
     zoned = False
     if is_text(cells):
         texts = without_blanks(cells)
@@ -76,7 +78,7 @@ def _microseconds(
         zoned = cells.type.tz is not None
     try:
         times = cells.cast(pa.timestamp("us", "UTC" if zoned else None), **({} if is_text(cells) else {"safe": False}))
-    except pa.ArrowInvalid:  # some texts have a zone and others have none, or there is no such day
+    except pa.ArrowInvalid:  # only some of the texts have a zone, or a text names a day that does not exist
         return None
     if times.null_count == len(times):
         return None

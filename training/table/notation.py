@@ -1,6 +1,8 @@
-"""Notation: the marks, units and parentheses of a column of numbers, which all of its cells decide together.
+"""Notation: the marks, units and parentheses in a column of numbers.
 
-It chooses a `Reading` and reads no value itself.
+All cells of the column decide the notation together.
+
+The module chooses a `Reading`. It does not convert the values.
 """
 
 from __future__ import annotations
@@ -26,17 +28,19 @@ from foldserve.training.table.numbers import (
 from foldserve.training.text import flag_value
 
 _DECIMALS = (".", ",")
-# The first that fits is taken, so that a separator that no cell has is not recorded.
+# The first entry that fits is taken. The order ensures that a separator is recorded only if a cell has it.
 _THOUSANDS = ("", ",", ".", " ", "'")
-# Distinct cells that are looked at before the whole column is.
+# The number of distinct cells that are checked first, before the whole column is checked.
 _HEAD = 50
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What the user says about all columns: the missing texts, and the marks of numbers; None where the cells decide.
+    """The user's settings for all columns: the missing texts, and the marks of numbers.
 
-    missing: texts that mean a missing value, like a blank cell.
+    If a mark is None, the cells decide it.
+
+    missing: texts that mean a missing value, in the same way as a blank cell.
     """
 
     missing: tuple[str, ...] = ()
@@ -50,7 +54,7 @@ class Marks:
 
     @property
     def plain(self) -> Reading:
-        """The reading of a column without numbers in another notation."""
+        """The reading of a column that has no numbers in a special notation."""
         return Reading(missing=self.missing)
 
     @property
@@ -60,9 +64,9 @@ class Marks:
 
 
 def read_notation(name: str, cells: pa.ChunkedArray, marks: Marks) -> tuple[Values, Reading] | None:
-    """Return the numbers of a column, float64 [rows], NaN for a missing value, and their reading.
+    """Return the numbers of a column as float64 [rows], and their reading. A missing value is NaN.
 
-    Returns None if a cell is not a number, or the cells have no notation in common. Raises `DataError` if the column
+    Returns None if a cell is not a number, or if no single notation fits all cells. Raises `DataError` if the column
     can be read in two ways.
     """
     if marks.allow_point or not is_text(cells):
@@ -81,7 +85,7 @@ def _find(name: str, cells: pa.ChunkedArray, marks: Marks) -> Reading | None:
         return None
     unit = next((match[0] for text in head if (match := UNIT.search(text))), "")
     if unit and not matches(pc.if_else(pc.match_substring(texts, unit), None, texts), "[+-]?0*[.,]?0+|[nN][aA][nN]"):
-        return None  # some cells have the unit, and others have none
+        return None  # only some of the cells have the unit
     accounting = bool(pc.any(pc.match_substring(texts, "(")).as_py())
     found: dict[str, Reading] = {}
     for decimal, thousands in _candidates(marks):

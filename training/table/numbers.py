@@ -1,7 +1,7 @@
-"""Numbers: from cells to float64 by a `Reading`, and the messages that refuse a cell.
+"""Numbers: converts cells to float64 according to a `Reading`, and words the messages that refuse a cell.
 
-Blanks around a number are ignored. The text `nan`, in any case, is a missing value in a column of numbers and an
-ordinary text in any other column.
+Blanks around a number are ignored. In a column of numbers, the text `nan` is a missing value, in lower or upper case.
+In any other column, `nan` is an ordinary text.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Values = npt.NDArray[np.float64]
 
 
 def integer_value(value: Any) -> int | None:
-    """Return the number `value` as an exact integer; None if it has a fraction."""
+    """Return the number `value` as an exact integer, or None if the number has a fraction."""
     text = str(value).strip()
     if _INTEGER.fullmatch(text):
         return int(text)
@@ -55,9 +55,12 @@ def integer_value(value: Any) -> int | None:
 
 
 def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | None:
-    """Return float64 [rows], NaN for a missing value; None if a cell is not a number. Infinities are kept.
+    """Return the numbers as float64 [rows], or None if a cell is not a number.
 
-    reading: the notation of texts. A number that means a missing value is NaN, in texts and in numbers.
+    A missing value is NaN. Infinities are kept.
+
+    reading: the notation of the numbers in texts. A number that means a missing value becomes NaN, whether the cells
+    are texts or numbers.
     """
     if not is_text(cells):
         if pa.types.is_boolean(cells.type) or is_time(cells):
@@ -69,7 +72,7 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
         except pa.ArrowInvalid:
             pass
     texts = without_blanks(cells)
-    # In most columns of texts, the first rows already have a text that is not a number.
+    # In most columns of texts, one of the first rows already has a text that is not a number.
     if not all(matches(part, reading.number_pattern) for part in (texts.slice(0, 64), texts)):
         return None
     for pattern, replacement in reading.number_rewrites:
@@ -78,13 +81,13 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
 
 
 def without_blanks(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Remove the blanks around each text, and put null in place of an empty one."""
+    """Remove the blanks around each text, and replace each empty text by null."""
     texts = pc.utf8_trim_whitespace(texts)
     return pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
 
 
 def matches(texts: pa.ChunkedArray, pattern: str) -> bool:
-    """Whether every text is a match of all of `pattern`; null is ignored."""
+    """Whether `pattern` matches the whole of every text. Nulls are ignored."""
     return bool(pc.all(pc.match_substring_regex(texts, f"^(?:{pattern})$"), min_count=0).as_py())
 
 
@@ -100,7 +103,7 @@ def _to_numpy(cells: pa.ChunkedArray) -> Values:
 
 
 def read_numbers(name: str, cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values:
-    """Return the column as float64 [rows], NaN for a missing value. Raises `DataError` if a cell is not a number."""
+    """Return the column as float64 [rows]; a missing value is NaN. Raises `DataError` if a cell is not a number."""
     values = number_column(cells, reading)
     if values is None:
         raise not_numeric(name, "must be numeric", distinct(as_text(cells)))
@@ -109,8 +112,8 @@ def read_numbers(name: str, cells: pa.ChunkedArray, reading: Reading = PLAIN) ->
 
 
 def check_numbers(name: str, cells: pa.ChunkedArray, values: Values, reading: Reading = PLAIN) -> None:
-    """Raise `DataError` for the first number that is infinite, too large for float32, or an integer past 2^53."""
-    too_large = np.abs(values) > _MAX_FLOAT32  # False for NaN
+    """Raise `DataError` if a number is infinite, too large for float32, or an integer above 2^53 in size."""
+    too_large = np.abs(values) > _MAX_FLOAT32  # this comparison is False for NaN
     if too_large.any():
         row = int(too_large.argmax())
         text = cell_text(cells, row)
@@ -132,12 +135,13 @@ def check_numbers(name: str, cells: pa.ChunkedArray, values: Values, reading: Re
 
 
 def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
-    """Describe the cells that are not numbers in a column that looks numeric; None for other columns of texts.
+    """Describe the cells that are not numbers in a column that looks numeric, or return None for other columns of
+    texts.
 
     A column looks numeric if at least half of its cells are numbers in some notation, or if every other cell is a
     common text for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor as texts. A
-    column of numbers alone is described too if its numbers have no notation in common. allow_plain: whether numbers
-    with a decimal point are a notation in common.
+    column that has only numbers is described too, if no single notation fits all of them. allow_plain: whether numbers
+    with a decimal point count as such a notation.
     """
     if allow_plain and all(_PLAIN_NUMBER.fullmatch(str(value).strip()) for value in found.used):
         return None
@@ -150,7 +154,9 @@ def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
 
 
 def not_numeric(name: str, claim: str, found: Distinct) -> DataError:
-    """Return the error for a column that `claim`, as in `must be numeric`, and has cells that are not numbers."""
+    """Return the error for a column that has cells that are not numbers. claim: a demand on the column, such as `must
+    be numeric`.
+    """
     description, first = _describe_others(found)
     missing = f"--missing {flag_value(first)}, " if first else ""
     return DataError(
@@ -175,7 +181,7 @@ def _describe_others(found: Distinct) -> tuple[str, str | None]:
 
 
 def _describe_notations(texts: list[str]) -> str:
-    """Describe numbers that have no notation in common, or not the one that the flags demand."""
+    """Describe numbers that no single notation fits, or that do not have the notation that the flags demand."""
     first = texts[0]
     other = next((text for text in texts if _marks(text) != _marks(first)), None)
     if other is None:
@@ -188,5 +194,5 @@ def _marks(text: str) -> list[str]:
 
 
 def has_leading_zeros(cells: pa.ChunkedArray) -> bool:
-    """Whether a text is a number with leading zeros: 007 and 7 are two codes, not one number."""
+    """Whether a text is a number with leading zeros. In such a column, 007 and 7 are two different codes."""
     return is_text(cells) and bool(pc.any(pc.match_substring_regex(cells, r"^\s*[+-]?0\d")).as_py())

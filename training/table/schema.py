@@ -1,4 +1,4 @@
-"""The schema of a table: its columns, its values and its split. It knows no file, no cell and no network."""
+"""A table's schema, its values and its split. The module knows no files, no cells and no networks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ RowIndices = npt.NDArray[np.int64]
 class Column:
     """One feature.
 
-    categories: the values of index 0, 1, ..., sorted. They are texts, or numbers if every cell is a number; () for
-    another kind.
-    missing: whether the column has a missing value in some row of the table.
-    reading: how a text becomes a value; None if the table has no texts in the column. A column of times has one.
+    categories: the sorted categories. A category's index is its position. Categories are numbers if every cell is a
+    number, and otherwise texts. A column of another kind has none.
+    missing: whether a row of the table has a missing value in the column.
+    reading: how a text becomes a value. It is None if the column has no texts in the table. A column of times always
+    has a reading.
     """
 
     name: str
@@ -38,16 +39,16 @@ class Column:
 class Table:
     """A table that is ready for training.
 
-    x: float32 [rows, features], raw values. A boolean is 0 or 1. A category is its index in `categories`, and
-    len(categories) if it is not among them. A time is a whole number of days or hours. A missing value is NaN. There
-    are no infinities.
-    y: int64 [rows] for classification, indices into `labels`; float64 [rows] for regression, finite.
-    labels: the classes in the order of their index, in the table's own JSON type; () for regression.
-    group: int64 [rows], equal for rows that the split keeps together; None without a group column.
-    time: float64 or int64 [rows], larger is later; None without a time column.
+    x: float32 [rows, features], raw values. A boolean is 0 or 1. A category is stored as its index in `categories`, or
+    as len(categories) if `categories` does not list it. A time is a whole number of days or hours. A missing value is
+    NaN. There are no infinities.
+    y: for classification, int64 [rows], indices into `labels`; for regression, float64 [rows], finite values.
+    labels: the classes in the order of their indices, in the JSON type of the target; () for regression.
+    group: int64 [rows]. Rows with an equal number stay together in the split. It is None without a group column.
+    time: float64 or int64 [rows]. A later row has a larger number. It is None without a time column.
     notes: facts about the reading that the user should know, one sentence each.
-    target_reading: of the texts of a regression's target; None if it has numbers.
-    rare: labels of classes that were too small and have no rows of their own.
+    target_reading: how the texts of a regression target become numbers; None if the cells are numbers.
+    rare: the labels of the classes that were too small, so they were dropped or merged.
     """
 
     source: str
@@ -70,17 +71,17 @@ class Table:
 
     @property
     def outputs(self) -> int:
-        """The number of outputs of a model of this table: one for each class, or one value."""
+        """The number of outputs of a model for this table: one for each class, or one in a regression."""
         return len(self.labels) or 1
 
     def select(self, rows: RowIndices) -> Table:
-        """Return the table of `rows`, in their order, with the same schema."""
+        """Return a table with the same schema that has only `rows`, in the order of `rows`."""
         group = None if self.group is None else self.group[rows]
         time = None if self.time is None else self.time[rows]
         return replace(self, x=self.x[rows], y=self.y[rows], group=group, time=time)
 
     def sha256(self) -> str:
-        """Hash the schema, the labels and the values, with little-endian numbers."""
+        """Hash the schema, the labels and the values. All numbers are hashed as little-endian bytes."""
         digest = hashlib.sha256()
         schema = [(column.name, column.kind, column.categories, column.missing) for column in self.columns]
         digest.update(repr((self.task, self.target, schema, self.labels)).encode())
@@ -91,9 +92,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of each part: int64 indices, ascending; no row is in two parts.
+    """The rows of each part, as int64 indices in ascending order. No row is in two parts.
 
-    test: empty if a test file provides the test rows.
+    test: the test rows; empty if they come from a test file.
     """
 
     train: RowIndices

@@ -1,4 +1,4 @@
-"""The target: from its cells to the task, the labels and `y`, in the training table and in a test file."""
+"""The target: derives the task, the labels and `y` from the target's cells, in the training table and in a test file."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from foldserve.training.table.schema import Table
 from foldserve.training.text import count_of, join_some
 
 MAX_CLASSES = 4_096
-# The class that --rare merge makes of all rare classes.
+# With `--rare merge`, all rare classes become this class.
 OTHER = "other"
-# The code of a row of a test file whose class was dropped.
+# In a test file, a row has this code if its class was dropped as rare.
 _RARE = np.iinfo(np.int64).max
-# Numbers are classes if they are integers and have at most this many different values.
+# A target of integers is read as classes if it has at most this many different values.
 _MAX_INTEGER_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Target:
-    """The target of a table: the task, `y`, the labels, the reading of its texts and the rare labels, as in `Table`."""
+    """The target of a table. Each field has the same meaning as in `Table`; `reading` is `Table.target_reading`."""
 
     task: Task
     y: npt.NDArray[Any]
@@ -53,7 +53,7 @@ class Target:
 def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> Target:
     """Read the target.
 
-    typed: whether the source states the types of its cells; then a text stays a text. Raises `DataError` for a
+    typed: whether the source states the types of its cells. If it does, a text stays a text. Raises `DataError` for a
     missing or infinite value, for too many classes, for a single class or value, and for numbers that can be read in
     two ways.
     """
@@ -64,11 +64,11 @@ def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, type
             raise not_numeric(name, "must be numeric", distinct(as_text(cells)))
         _check_values(name, cells, numbers, reading)
         return Target("regression", numbers, reading=reading if is_text(cells) else None)
-    if not reading.is_plain:  # its texts are names
+    if not reading.is_plain:  # the texts in a special notation are names of classes
         numbers = None
     found = found or distinct(cells)
     if numbers is not None:
-        require_values(name, "the target", numbers)  # a text of NaN is a missing value, not a class
+        require_values(name, "the target", numbers)  # the text NaN is a missing value, not a class
         if row := first_missing(np.where(np.isinf(numbers), np.nan, numbers)):
             raise DataError(f"column {name!r}, the target: row {row} is infinite")
     require_values(name, "the target", found.codes)
@@ -88,9 +88,11 @@ def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, type
 def read_test_target(
     cells: pa.ChunkedArray, table: Table, option: Rare = "refuse"
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None]:
-    """Return `y` of a test file, by the labels of `table`, and the rows that have a label, None for all.
+    """Return `y` of a test file, as indices into the labels of `table`, and the indices of the rows that have a label.
 
-    option: how the rare classes of `table` were settled. Raises `DataError` for a missing value and for an unknown
+    The second value is None if all rows have a label. For regression, `y` has the values themselves.
+
+    option: the treatment of the rare classes in `table`. Raises `DataError` for a missing value and for an unknown
     class.
     """
     name = table.target
@@ -100,9 +102,10 @@ def read_test_target(
         return values, None
     found = distinct(cells)
     require_values(name, "the target", found.codes)
-    # 1 and 1.0 are one class and need one key. True is another class, but Python holds True == 1.
+    # 1 and 1.0 are the same class, so they need the same key. True is a different class, although Python treats True
+    # and 1 as equal.
     indices = {(type(label) is bool, label): index for index, label in enumerate(table.labels)}
-    # Texts, even if the rare classes were numbers: a merge makes every label a text.
+    # The rare labels are compared as texts, because a merge turns every label into a text, even a number.
     rare = {str(label) for label in table.rare}
     merged = table.labels.index(OTHER) if rare and option == "merge" else _RARE
     if isinstance(table.labels[0], str):
@@ -126,10 +129,11 @@ def read_test_target(
 def settle_rare_classes(
     name: str, target: Target, least: int, option: Rare
 ) -> tuple[Target, npt.NDArray[np.int64] | None, list[str]]:
-    """Drop or merge the classes of fewer than `least` rows, or refuse them.
+    """Drop, merge or refuse each class that has fewer than `least` rows.
 
-    Returns the target, the rows that are left, None for all, and notes. Raises `DataError` for a class that is too
-    small, also after a merge, and if fewer than two classes are left.
+    Returns the target, the indices of the rows that are left, and notes. The indices are None if all rows are left.
+    Raises `DataError` if a class is too small and is refused, if the merged class is too small, and if fewer than two
+    classes are left.
     """
     counts = np.bincount(target.y, minlength=len(target.labels)) if target.labels else np.empty(0, np.int64)
     small = [index for index, rows in enumerate(counts) if rows < least]
@@ -154,7 +158,7 @@ def settle_rare_classes(
     if counts[small].sum() < least:
         rows_text = count_of(int(counts[small].sum()), "row")
         raise DataError(f"the rare classes have {rows_text} together: {need}; use --rare drop")
-    # OTHER is a text. All labels become texts, so that they have the same JSON type.
+    # `OTHER` is a text. So all labels become texts, and have the same JSON type.
     label_of = [OTHER if index in small else str(label) for index, label in enumerate(target.labels)]
     if OTHER in (str(label) for label in target.labels):
         raise DataError(f"column {name!r}, the target, has a class {OTHER!r} already: use --rare drop")
@@ -174,7 +178,11 @@ def _check_values(name: str, cells: pa.ChunkedArray, values: Values, reading: Re
 
 
 def _numbers(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> tuple[Values | None, Reading]:
-    """Return the target as numbers; None for texts, for texts in a typed source, and for codes with leading zeros."""
+    """Return the target as numbers, and their reading.
+
+    The numbers are None if a text is not a number, if a typed source has texts, or if the texts are codes with leading
+    zeros.
+    """
     if options.task != "regression" and ((typed and is_text(cells)) or has_leading_zeros(cells)):
         return None, PLAIN
     if options.task == "classification":
@@ -200,7 +208,10 @@ def _task(name: str, option: TaskOption, numbers: Values | None, found: Distinct
 
 
 def _labels(found: Distinct, *, numeric: bool) -> list[Any]:
-    """Return each distinct value as a label of the table's own JSON type: integer, number, boolean or text."""
+    """Return each distinct value as a label.
+
+    All labels have the JSON type of the target: integer, number, boolean or text.
+    """
     if numeric:
         integers = [integer_value(value) for value in found.values]
         if all(value is not None and -(2**63) <= value < 2**63 for value in integers):
