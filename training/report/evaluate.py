@@ -1,4 +1,5 @@
-"""The quality of a model on rows with known targets: metrics, a baseline, classes, calibration, feature importance.
+"""The quality of a model on rows whose targets are known: metrics, a baseline, classes, calibration, feature
+importance.
 
 The module knows only arrays: no network, no bundle, no page.
 """
@@ -31,7 +32,7 @@ def score(task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) ->
     if task == "regression":
         values = outputs[:, 0].astype(np.float64)
         return {"rmse": float(root_mean_squared_error(y, values)), "r2": float(r2_score(y, values))}
-    # The probabilities of a float32 row sum to 1 only within 1e-7. scikit-learn expects the precision of float64.
+    # The float32 probabilities of a row sum to 1 only within 1e-7. scikit-learn expects a sum that is exact in float64.
     probabilities = outputs.astype(np.float64)
     probabilities /= probabilities.sum(1, keepdims=True)
     classes = np.arange(outputs.shape[1])
@@ -42,12 +43,12 @@ def score(task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) ->
 
 
 def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int) -> dict[str, float]:
-    """Score the best constant answer, as `score` does.
+    """Score the best constant answer with the metrics of `score`.
 
-    A model that is not better has learned nothing from the features.
+    A model that is not better than this answer has learned nothing from the features.
 
-    The answer is the shares of the classes in `y` [rows], or the mean of `y`. No other constant is better on these
-    rows. outputs: the number of outputs of the model.
+    For classification, the answer is the share of each class in `y` [rows]. For regression, it is the mean of `y`. No
+    other constant answer scores better on these rows. outputs: the number of outputs of the model.
     """
     constant = np.full(1, y.mean()) if task == "regression" else np.bincount(y, minlength=outputs) / len(y)
     return score(task, y, np.tile(constant, (len(y), 1)))
@@ -57,9 +58,9 @@ def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int) -> dict[str, f
 class ClassScores:
     """The scores of one class.
 
-    rows: the number of rows of this class. predicted: the number of rows that were predicted as this class. NaN means
-    undefined: the precision if there are no predicted rows, the recall if there are no rows, the F1 if there are
-    neither. baseline_f1: the F1 of the baseline that always answers the most frequent class.
+    rows: the number of rows of this class. predicted: the number of rows that were predicted as this class. An
+    undefined figure is NaN. The precision is undefined if `predicted` is 0, the recall if `rows` is 0, and the F1 if
+    both are 0. baseline_f1: the F1 of the baseline that always answers the most frequent class.
     """
 
     rows: int
@@ -71,7 +72,9 @@ class ClassScores:
 
 
 def score_classes(y: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int) -> tuple[ClassScores, ...]:
-    """Score each of `classes` classes by `y` and `predicted`, indices [rows]."""
+    """Return the scores of each of the `classes` classes. y, predicted: the true and the predicted class indices
+    [rows].
+    """
     majority = np.full_like(y, np.bincount(y).argmax())
     labels = np.arange(classes)
     precision, recall, f1, rows = precision_recall_fscore_support(y, predicted, labels=labels, zero_division=np.nan)
@@ -86,9 +89,9 @@ class Calibration:
     """Calibration: whether a confidence (the largest probability of a row) is the probability of a right answer.
 
     edges: [bins + 1], the edges of bins of equal width. share: [bins], the share of the rows in each bin. confidence,
-    accuracy: [bins], the mean confidence and the accuracy in each bin; NaN for an empty bin. error: the expected
-    calibration error, which is the mean of |accuracy - confidence| over the bins, weighted by share (Guo and others,
-    2017, arXiv:1706.04599).
+    accuracy: [bins], the mean confidence and the accuracy in each bin. Both are NaN for an empty bin. error: the
+    expected calibration error, which is the mean of |accuracy - confidence| over the bins, weighted by share (Guo and
+    others, 2017, arXiv:1706.04599).
     """
 
     edges: npt.NDArray[np.float64]
@@ -99,7 +102,7 @@ class Calibration:
 
 
 def measure_calibration(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floating], bins: int = 10) -> Calibration:
-    """Measure the calibration of `outputs` [rows, classes], probabilities, against the classes `y` [rows]."""
+    """Measure the calibration of the probabilities `outputs` [rows, classes]. The true classes are `y` [rows]."""
     confidence = outputs.max(1).astype(np.float64).clip(0, 1)
     edges = np.linspace(0, 1, bins + 1)
     bin_of = np.searchsorted(edges[1:-1], confidence, side="left")  # a bin includes its upper edge
@@ -112,9 +115,10 @@ def measure_calibration(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floati
 
 @dataclass(frozen=True)
 class Importances:
-    """How much worse `metric` becomes when the values of one feature are shuffled among `rows` rows.
+    """The importance of each feature: the amount by which `metric` gets worse when the feature's values are shuffled
+    among `rows` rows.
 
-    mean, std: [features], over `repeats` shuffles, in the units of the metric.
+    mean, std: [features], the mean and the standard deviation over `repeats` shuffles, in the units of the metric.
     """
 
     metric: Literal["log_loss", "rmse"]
@@ -124,9 +128,9 @@ class Importances:
     std: npt.NDArray[np.float64]
 
 
-# The largest number of rows that the model predicts for the importances. This is about the work of a training epoch
-# over 20,000 rows. A limit on the time would give other figures in every run. A wide table gets fewer rows and fewer
-# shuffles.
+# The largest number of rows that the model predicts for the importances. The work is about that of one training epoch
+# over 20,000 rows. A limit on the time instead would give different figures in every run. A wide table gets fewer rows
+# and fewer shuffles.
 _MAX_PREDICTIONS = 60_000
 _MIN_ROWS, _MAX_ROWS = 64, 2_000
 
@@ -142,12 +146,12 @@ def permutation_importance(
     """Shuffle one feature after the other, and measure the model's loss (Breiman, 2001; Fisher and others, 2019).
 
     predict: a function float32 [n, features] -> [n, outputs] for any n. x: [rows, features]; y: [rows]. At most 2,000
-    rows are used, drawn with `seed`. A wide table gets fewer rows and fewer `repeats`, but at least 64 rows and 2
-    repeats. Two features with the same information hide each other: when one of them is shuffled, the model still has
-    the other.
+    rows are used. They are drawn at random with `seed`. A wide table gets fewer rows and fewer `repeats`, but at least
+    64 rows and 2 repeats. Two features with the same information hide each other: when one of them is shuffled, the
+    model still has the other.
     """
-    # scikit-learn's own function needs an estimator and calls it once per shuffle. For a small network, one batch of
-    # all shuffles is several times as fast.
+    # scikit-learn's `permutation_importance` needs an estimator, and calls it once per shuffle. Here one batch holds
+    # all shuffles of a feature. For a small network, this is several times faster than one call per shuffle.
     generator = np.random.default_rng(seed)
     features = x.shape[1]
     repeats = min(repeats, max(2, _MAX_PREDICTIONS // (features * _MIN_ROWS)))
@@ -169,6 +173,7 @@ def permutation_importance(
 def _loss(task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) -> float:
     if task == "regression":
         return float(root_mean_squared_error(y, outputs[:, 0].astype(np.float64)))
-    # This does not use scikit-learn's log_loss, because its checks of the whole matrix take longer than the network.
+    # The loss is computed here because scikit-learn's `log_loss` first checks the whole matrix, which takes longer than
+    # the network.
     of_true_class = np.take_along_axis(outputs, y[:, None], axis=1).astype(np.float64)
     return float(-np.log(of_true_class.clip(np.finfo(np.float32).eps, 1)).mean())

@@ -1,4 +1,4 @@
-"""Categories: the values of a categorical column, and each row's index among them."""
+"""Categories: chooses the categories of a column, and encodes each row as the index of its category."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foldserve.training.table.schema import Category
 
 MAX_CATEGORIES = 4_096
 
-# An integer as Python and JSON write it: 007 is a code, not the number 7.
+# An integer in the form that Python and JSON use. In this form 007 is not an integer, so 007 stays a text.
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
 _DATE = re.compile(r"\s*\d{4}-\d\d-\d\d(?:[T ]|\s*$)", re.ASCII)
 
@@ -22,8 +22,8 @@ _DATE = re.compile(r"\s*\d{4}-\d\d-\d\d(?:[T ]|\s*$)", re.ASCII)
 def choose_categories(found: Distinct) -> tuple[tuple[Category, ...], int]:
     """Return the categories of a column, sorted, and the number of rows whose value is not among them.
 
-    The categories are integers if every cell is one in its usual form, and otherwise the values of the cells. The
-    `MAX_CATEGORIES` most frequent values are kept.
+    The categories are integers if every cell is an integer in its usual form. Otherwise they are the values of the
+    cells. The `MAX_CATEGORIES` most frequent values are kept.
     """
     used = [(_simple(value), int(n)) for value, n in zip(found.values, found.counts, strict=True) if n]
     if all(isinstance(value, int) or (isinstance(value, str) and _INTEGER.fullmatch(value)) for value, _ in used):
@@ -35,14 +35,14 @@ def choose_categories(found: Distinct) -> tuple[tuple[Category, ...], int]:
 
 
 def category_indices(found: Distinct, categories: Sequence[Category]) -> Values:
-    """Return each row's index in `categories`; len(categories) for an unknown category, NaN for a missing value."""
+    """Return each row's index in `categories`. An unknown category gets len(categories); a missing value gets NaN."""
     indices = {str(category): index for index, category in enumerate(categories)}
     index_of = [indices.get(str(_simple(value)), len(categories)) for value in found.values]
     return np.array([*index_of, np.nan], np.float64)[found.codes]
 
 
 def _simple(value: Any) -> Category:
-    """Return a value as JSON has it: 2.0 is the integer 2, and a boolean is a text."""
+    """Return a value in the form of a category: 2.0 becomes the integer 2, and a boolean becomes a text."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT_INTEGER:
@@ -51,5 +51,5 @@ def _simple(value: Any) -> Category:
 
 
 def are_dates(found: Distinct) -> bool:
-    """Whether every value is a text that begins with a date of ISO 8601."""
+    """Whether every value is a text that begins with an ISO 8601 date."""
     return bool(found.used) and all(isinstance(value, str) and _DATE.match(value) for value in found.used)

@@ -1,4 +1,4 @@
-"""Cells: one column of a source as Arrow holds it, and the distinct values in it. It knows no kinds and no schema."""
+"""Cells: a column of a source as an Arrow array, and the column's distinct values. It knows no kinds and no schema."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from foldserve.training.text import flag_value
 class Distinct:
     """The distinct values of a column, in the order of their first row.
 
-    values: texts, numbers or booleans. codes: int64 [rows], each row's index in `values`, -1 for a missing value.
-    counts: int64 [values], the number of rows of each value.
+    values: texts, numbers or booleans. codes: int64 [rows], the index of each row's value in `values`; -1 for a missing
+    value.
+    counts: int64 [values], the number of rows that have each value.
     """
 
     values: list[Any]
@@ -33,7 +34,7 @@ class Distinct:
 
     @cached_property
     def used(self) -> list[Any]:
-        """The values that some row has."""
+        """The values that occur in at least one row."""
         return [value for value, count in zip(self.values, self.counts, strict=True) if count]
 
 
@@ -65,9 +66,9 @@ def simplify(name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def distinct(cells: pa.ChunkedArray) -> Distinct:
-    """Find the distinct values of `cells`. Dates and times become texts of ISO 8601.
+    """Find the distinct values of `cells`. Dates and times become texts in ISO 8601.
 
-    A text of blanks and a floating-point NaN are missing values.
+    An empty text, a text of blanks and a floating-point NaN are missing values.
     """
     encoded = cells.cast(pa.string()) if pa.types.is_null(cells.type) or is_time(cells) else cells
     encoded = encoded.dictionary_encode().unify_dictionaries()
@@ -87,6 +88,6 @@ def as_text(cells: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def cell_text(cells: pa.ChunkedArray, row: int) -> str:
-    """Return the cell of `row`, from 0, as a text for a message."""
+    """Return the cell of `row`, counted from 0, as a text for a message."""
     cell = cells[row]
     return str((cell.cast(pa.string()) if is_time(cells) else cell).as_py())

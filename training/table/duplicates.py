@@ -1,4 +1,4 @@
-"""Duplicates: test rows that are equal to rows seen in training. They would make the test figures too good.
+"""Duplicates: test rows that are equal to rows seen in training. Such rows would make the test figures too good.
 
 This module compares whole rows: the features and the target. It does not choose the split.
 """
@@ -13,15 +13,18 @@ import numpy.typing as npt
 
 from foldserve.training.table.schema import RowIndices, Table
 
-# Rows that are hashed at a time, which bounds the memory.
+# The number of rows that are hashed at a time. It bounds the memory.
 _CHUNK = 65_536
 
 
 def leave_out_duplicates(test: Table, table: Table, seen: RowIndices, *, keep: bool) -> Table:
-    """Return the test rows that do not occur among the rows `seen` of `table`, with a note if there are others.
+    """Return the test rows without the rows that also occur among the rows `seen` of `table`.
 
-    keep: only count the duplicates. They are also kept if fewer than half of the test rows would be left. In such a
-    table, for example one with only a few categories, equal rows are common, so they are not copies.
+    A note gives their number.
+
+    keep: whether to keep the duplicates and only count them. The duplicates are also kept if fewer than half of the
+    test rows would be left. In such a table equal rows are common and not copies, for example if it has only a few
+    categories.
     """
     known = np.isin(_hash_rows(test), _hash_rows(table)[seen])
     count, rows = int(known.sum()), len(known)
@@ -35,8 +38,8 @@ def leave_out_duplicates(test: Table, table: Table, seen: RowIndices, *, keep: b
 
 
 def _hash_rows(table: Table) -> npt.NDArray[np.uint64]:
-    """Hash each row, uint64 [rows]. Equal rows have equal hashes; -0 is 0."""
-    # A random odd factor for each column: the chance of a collision of two rows is about 2^-63.
+    """Return a hash of each row, uint64 [rows]. Equal rows have equal hashes. -0 and 0 count as equal."""
+    # Each column has a random odd factor. The chance that two different rows get the same hash is about 2^-63.
     factors = np.random.default_rng(0).integers(0, 2**63, table.x.shape[1] + 1, np.uint64) * np.uint64(2) + np.uint64(1)
     hashes: npt.NDArray[np.uint64] = _mix(_bits(table.y.astype(np.float64))) * factors[-1]
     for start in range(0, len(hashes), _CHUNK):

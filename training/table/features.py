@@ -1,4 +1,6 @@
-"""The features: from the cells of the columns to the schema and `x`, in the training table and in a test file."""
+"""The features: derives the schema and `x` from the columns' cells, and encodes the columns of a test file in the same
+way.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,21 @@ from foldserve.training.table.schema import Category, Column, Kind
 from foldserve.training.table.suspects import identifier_note
 from foldserve.training.text import flag_value, join_some
 
-# A column of texts is dropped if it has more different texts than this, and most rows have a text of their own.
+# A column is dropped as free text if it has more different texts than this, and if there are more than half as many
+# different texts as rows.
 _MAX_FREE_TEXTS = 20
 # Above this number, float32 no longer represents every integer.
 _FLOAT32_EXACT = 2**24
 
 
 class FeatureBuilder:
-    """Encodes the columns one by one, so that memory holds the numbers of all columns but the cells of only one."""
+    """Encodes the columns one by one.
+
+    So memory holds the encoded numbers of all columns, but the cells of only one column.
+    """
 
     def __init__(self, options: DataOptions, rows: int, columns: int, *, typed: bool) -> None:
-        """columns: an upper bound. typed: whether the source states the types of its cells."""
+        """columns: an upper bound of the number of columns. typed: whether the source states the types of its cells."""
         declared: dict[Kind, tuple[str, ...]]
         declared = {"numeric": options.numeric, "boolean": options.boolean, "categorical": options.categorical}
         self._declared = {name: kind for kind, names in declared.items() for name in names}
@@ -44,7 +50,10 @@ class FeatureBuilder:
         self._constant: list[str] = []
 
     def add(self, name: str, cells: pa.ChunkedArray) -> None:
-        """Encode a column, or drop it and note the reason. Raises `DataError` for a cell that does not fit."""
+        """Encode a column, or drop the column and note the reason.
+
+        Raises `DataError` for a cell that does not fit its kind.
+        """
         if is_empty(cells):
             self._empty.append(name)
             return
@@ -73,11 +82,11 @@ class FeatureBuilder:
             self.note(note)
 
     def note(self, text: str) -> None:
-        """Add a note between those of the columns."""
+        """Append `text` to the notes."""
         self._notes.append(text)
 
     def finish(self) -> tuple[tuple[Column, ...], npt.NDArray[np.float32], list[str]]:
-        """Return the columns, `x` in C order, and the notes."""
+        """Return the schema's columns, the array `x` in C order, and the notes."""
         if self._empty:
             self.note(f"dropped, because no row has a value: {join_some(self._empty, 10)}")
         if self._constant:
@@ -85,7 +94,10 @@ class FeatureBuilder:
         return tuple(self._columns), np.ascontiguousarray(self._x[:, : len(self._columns)]), self._notes
 
     def _is_free_text(self, name: str, found: Distinct) -> bool:
-        """Whether most rows have a text of their own, so that a new row would have another one. If so, note it."""
+        """Whether the column has so many different texts that a new row would probably have a new text.
+
+        If so, add a note.
+        """
         different = len(found.used)
         if different <= _MAX_FREE_TEXTS or different * 2 <= found.present:
             return False
@@ -120,9 +132,10 @@ class FeatureBuilder:
 
 
 def encode(column: Column, cells: pa.ChunkedArray) -> Values:
-    """Return the numbers of a test file's column, float64 [rows], by the schema of the training table.
+    """Encode a column of a test file with the schema of the training table. Return float64 [rows].
 
-    Raises `DataError` for a cell that does not fit, and for a missing value if the training table has none there.
+    Raises `DataError` for a cell that does not fit the schema, and for a missing value if the training table has no
+    missing values in this column.
     """
     found = read_as(column.kind, column.name, cells, column.reading)
     values = category_indices(found, column.categories) if isinstance(found, Distinct) else found

@@ -1,4 +1,4 @@
-"""Missing values: the cells that have no value, and the messages that refuse them."""
+"""Missing values: finds the cells that have no value, and words the messages that refuse such cells."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from foldserve.training.table.cells import is_text
 
 
 def remove_missing(cells: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
-    """Return `cells` with null in place of each value in `missing`: an equal text, or a number of equal value.
+    """Return `cells` with null in place of each cell that equals an entry of `missing`, as a text or as a number.
 
-    Blanks around a text are ignored.
+    Blanks around a text are ignored in the comparison.
     """
     if not missing:
         return cells
@@ -39,15 +39,19 @@ def is_empty(cells: pa.ChunkedArray) -> bool:
 
 
 def first_missing(values: npt.NDArray[Any]) -> int | None:
-    """Return the row, from 1, of the first NaN of float values or the first negative code; None if there is neither."""
+    """Return the row, counted from 1, of the first missing value; None if there is none.
+
+    A missing value is a NaN among floats, or a negative integer code.
+    """
     missing = np.isnan(values) if values.dtype.kind == "f" else values < 0
     return int(missing.argmax()) + 1 if missing.any() else None
 
 
 def require_values(name: str, role: str, values: npt.NDArray[Any]) -> None:
-    """Raise `DataError` with the row of the first missing value of column `name`. role: of the column, as `the target`.
+    """Raise `DataError` with the row of the first missing value of column `name`, if there is one.
 
-    values: as for `first_missing`.
+    role: a description of the column for the message, such as `the target`.
+    values: the array, as in `first_missing`.
     """
     if row := first_missing(values):
         raise DataError(f"column {name!r}, {role}: row {row} has no value")

@@ -43,7 +43,7 @@ def find_moments(cells: pa.ChunkedArray, missing: tuple[str, ...]) -> tuple[Valu
 
 
 def read_moments(name: str, cells: pa.ChunkedArray, reading: Reading) -> Values:
-    """Return the moments of a column according to its reading. Raises `DataError` if a cell does not fit the reading."""
+    """Return the moments of a column according to its reading. Raises `DataError` if a cell does not fit."""
     found = _microseconds(cells)
     if found is None or found[2] != reading.zoned:
         form = "with a time zone" if reading.zoned else "without a time zone"

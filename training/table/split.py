@@ -1,7 +1,7 @@
-"""The split: which rows are for training, for validation and for the test. It knows no cells and no files.
+"""The split: decides which rows are for training, for validation and for the test. It knows no cells and no files.
 
-Rows are drawn class by class; or by whole groups, so that no group is in two parts; or by time, so that the training
-rows are the earliest and the test rows the latest.
+By default, rows are drawn at random, class by class. With groups, whole groups are drawn, so that no group is in two
+parts. With a time, the training rows are the earliest and the test rows are the latest.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from foldserve.training.errors import DataError
 from foldserve.training.table.schema import RowIndices, Split, Table
 from foldserve.training.text import count_of
 
-# Two training rows, since batch norm has no statistics of one row; two test rows; one validation row, and two for the
-# R2 of a regression.
+# The sum of the smallest parts. Batch norm needs two training rows for its statistics. A test needs two rows. The
+# validation needs one row, and in a regression two rows for R2.
 _MIN_ROWS = 5
-# Groups have any size and any mix of classes. So this number of random orders is tried, and the best order is used.
+# Groups can have any size and any mix of classes. So this number of random orders is tried, and the best order is used.
 _GROUP_ORDERS = 16
 
 
 def split_rows(table: Table, *, test: float, validation: float, seed: int) -> Split:
-    """Split the rows of `table`. test, validation: shares of the rows; test is 0 if there is a test file.
+    """Split the rows of `table`. test, validation: each part's share of the rows. test is 0 if there is a test file.
 
-    Rows are split class by class, so that every part has every class. If the table has groups, whole groups stay
-    together; if it has a time, rows of equal time do. Raises `DataError` if there are too few rows, groups or times.
+    Rows are split class by class, so that every part has every class. If the table has groups, the rows of a group stay
+    together. If the table has a time, rows of equal time stay together. Raises `DataError` if there are too few rows,
+    groups or times.
     """
     least = _MIN_ROWS if table.labels else _MIN_ROWS + 1
     if len(table.y) < least:
@@ -56,13 +57,16 @@ def _check_classes(table: Table, train: RowIndices) -> None:
 
 def _by_class(table: Table, test: float, validation: float, generator: np.random.Generator) -> list[RowIndices]:
     classes = [np.flatnonzero(table.y == index) for index in range(len(table.labels))] or [np.arange(len(table.y))]
-    least = 1 if table.labels else 2  # one row has no R2 and no batch-norm statistics
+    least = 1 if table.labels else 2  # a single row has no R2 and no batch-norm statistics
     parts = [_cut(generator.permutation(rows), test, validation, least) for rows in classes]
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
 def _cut(rows: RowIndices, test: float, validation: float, least: int) -> tuple[RowIndices, RowIndices, RowIndices]:
-    """Cut `rows` into test, validation and training rows, each at least `least`, but no test rows if `test` is 0."""
+    """Cut `rows` into test, validation and training rows.
+
+    Each part gets at least its `least` rows; no test rows if `test` is 0.
+    """
     count = len(rows)
     test_count = min(max(round(test * count), least), count - 2 * least) if test else 0
     validation_count = min(max(round(validation * count), least), count - test_count - least)
@@ -71,7 +75,7 @@ def _cut(rows: RowIndices, test: float, validation: float, least: int) -> tuple[
 
 
 def _by_time(time: npt.NDArray[Any], shares: Sequence[float]) -> list[RowIndices]:
-    """Put the latest rows into the first part; rows of equal time stay together."""
+    """Put the latest rows into the first part. Rows of equal time stay in the same part."""
     times, group_of = np.unique(time, return_inverse=True)
     _check_count("time", len(times), shares)
     latest_first = len(times) - 1 - group_of
@@ -81,7 +85,10 @@ def _by_time(time: npt.NDArray[Any], shares: Sequence[float]) -> list[RowIndices
 def _by_group(
     table: Table, group: npt.NDArray[np.int64], shares: tuple[float, float], generator: np.random.Generator
 ) -> list[RowIndices]:
-    """Try several random orders of the groups. Use the order whose parts have the best sizes and mixes of classes."""
+    """Try several random orders of the groups.
+
+    Use the order whose parts come closest to the wanted sizes and class shares.
+    """
     groups, group_of = np.unique(group, return_inverse=True)
     _check_count("group", len(groups), shares)
     sizes = np.bincount(group_of)
@@ -107,8 +114,8 @@ def _assign_groups(
 ) -> list[RowIndices]:
     """Assign whole groups, in order, to consecutive parts. group_of: int64 [rows]; group_sizes: int64 [groups].
 
-    shares: the share of the rows for every part but the last. The last part gets the remaining groups. Each part ends
-    at the group that brings it closest to its share. It has at least one group unless its share is 0.
+    shares: the share of the rows for every part except the last. The last part gets the remaining groups. Each part
+    ends at the group that brings the part closest to its share. A part has at least one group, unless its share is 0.
     """
     ends = np.cumsum(group_sizes)
     parts, first, wanted = [], 0, 0.0
@@ -125,9 +132,10 @@ def _assign_groups(
 
 
 def _imbalance(table: Table, parts: Sequence[RowIndices], shares: tuple[float, float]) -> float:
-    """Return how far the parts are from their shares, and the classes from their share in each part.
+    """Return the distance of the parts from their wanted sizes, plus the distance of the class shares from those of the
+    table.
 
-    Each class without a training row adds 1.
+    The result grows by 1 for each class without a training row.
     """
     rows, classes = len(table.y), len(table.labels)
     error = sum(abs(len(part) / rows - share) for part, share in zip(parts, shares, strict=False))

@@ -1,4 +1,4 @@
-"""Split keys: the group and the time of each row, by which the split keeps rows together or in order."""
+"""Split keys: the group and the time of each row. The split keeps rows of a group together, and orders rows by time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from foldserve.training.table.numbers import number_column
 
 
 def read_group(name: str, cells: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Return int64 [rows], equal for rows with equal values. Raises `DataError` for a missing value."""
+    """Return int64 [rows]; rows with equal values get equal numbers. Raises `DataError` for a missing value."""
     codes = distinct(cells).codes
     require_values(name, "the group", codes)
     return codes
 
 
 def read_time(name: str, cells: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """Return float64 [rows] of a column of numbers, and int64 [rows], microseconds since 1970, of dates and times.
+    """Return the times [rows]: float64 for a column of numbers, and int64 microseconds since 1970 for dates and times.
 
-    A text is a date or time of ISO 8601. Raises `DataError` for anything else and for a missing value.
+    A text must be a date or time of ISO 8601. Raises `DataError` for any other text and for a missing value.
     """
     numbers = number_column(cells)
     if numbers is not None:

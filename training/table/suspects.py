@@ -1,6 +1,8 @@
-"""Suspects: columns that look like an identifier or a leak of the target. It words notes and leaves nothing out.
+"""Suspects: columns that look like an identifier or a leak of the target.
 
-Each column is examined alone. A leak shows without a network: half of the rows predict the other half.
+The module words notes. It does not drop a column.
+
+Each column is examined alone. A leak is found without a network: half of the rows predict the other half.
 """
 
 from __future__ import annotations
@@ -13,18 +15,19 @@ import numpy.typing as npt
 from foldserve.training.table.schema import Column, Table
 from foldserve.training.text import flag_value
 
-# A table with fewer rows shows neither an identifier nor a leak.
+# A table with fewer rows is too small to show an identifier or a leak.
 _MIN_ROWS = 40
-# Rows that are looked at for a leak.
+# The largest number of rows that the search for a leak uses.
 _SAMPLE = 10_000
-# A column predicts near perfectly if it leaves this share of the baseline's errors, or of the target's variance.
+# A column predicts the target almost perfectly if at most this share of the baseline's errors remains, or of the
+# target's variance.
 _LEFT = 0.01
 
 Values = npt.NDArray[Any]
 
 
 def identifier_note(name: str, values: Values) -> str | None:
-    """Return a note on a numeric column that numbers its rows. values: float64 [rows], NaN for a missing value."""
+    """Return a note if a numeric column only numbers the rows. values: float64 [rows], NaN for a missing value."""
     if len(values) < _MIN_ROWS:
         return None
     head = values[:_MIN_ROWS]
@@ -40,7 +43,7 @@ def identifier_note(name: str, values: Values) -> str | None:
 
 
 def leak_notes(table: Table) -> list[str]:
-    """Return a note on each column that is equal to the target, or predicts it near perfectly alone."""
+    """Return a note on each column that is equal to the target, or that predicts the target almost perfectly alone."""
     rows = len(table.y)
     if rows < _MIN_ROWS:
         return []
@@ -81,11 +84,11 @@ def _is_copy(column: Column, cells: Values, y: Values, table: Table) -> bool:
 
 
 def _predicts(column: Column, cells: Values, y: Values, classes: int) -> bool:
-    """Whether one half of the rows predicts the other half by this column alone."""
+    """Whether the target in one half of the rows can be predicted from this column and the other half of the rows."""
     half = len(y) // 2
     if column.kind in ("numeric", "time"):
         highest = np.nanmax(cells, initial=0.0)
-        cells = np.nan_to_num(cells, nan=2 * abs(highest) + 1)  # far from every value
+        cells = np.nan_to_num(cells, nan=2 * abs(highest) + 1)  # far from every real value
         predicted = y[:half][_nearest(cells[:half], cells[half:])]
     else:
         found = np.nan_to_num(cells, nan=len(column.categories) + 2).astype(np.int64)
@@ -105,7 +108,7 @@ def _predicts(column: Column, cells: Values, y: Values, classes: int) -> bool:
 
 
 def _nearest(known: Values, asked: Values) -> npt.NDArray[np.int64]:
-    """Return the index of the value of `known` that is nearest to each value of `asked`, int64 [asked]."""
+    """For each value of `asked`, return the index of the nearest value of `known`, as int64 [asked]."""
     order = np.argsort(known, kind="stable")
     ordered = known[order]
     right = np.searchsorted(ordered, asked).clip(1, len(known) - 1)
@@ -115,7 +118,7 @@ def _nearest(known: Values, asked: Values) -> npt.NDArray[np.int64]:
 
 
 def _typical(found: npt.NDArray[np.int64], y: Values, classes: int) -> Values:
-    """Return the most frequent class, or the mean, of each category: [categories]."""
+    """Return an array [categories]: the most frequent class of each category, or the mean of `y` in a regression."""
     count = int(found.max()) + 3
     if not classes:
         rows = np.bincount(found, minlength=count)

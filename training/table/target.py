@@ -1,4 +1,4 @@
-"""The target: derives the task, the labels and `y` from the target's cells, in the training table and in a test file."""
+"""The target: derives the task, the labels and `y` from the cells, in the training table and in a test file."""
 
 from __future__ import annotations
 
