@@ -1,6 +1,6 @@
-"""Calibration: one temperature for all logits, so that about 80% of the answers with probability 0.8 are right.
+"""Calibration: finds one temperature for all logits. After it, about 80% of the answers with probability 0.8 are right.
 
-Dividing by a temperature is an affine map, so it folds into the last Dense.
+Division by the temperature is an affine map, so it folds into the last Dense.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ _MAX_LOG_T = math.log(8.0)
 
 
 def fit_temperature(logits: Tensor, y: Tensor) -> float:
-    """Return the T for which softmax(logits / T) fits best.
+    """Return the temperature T for which softmax(logits / T) fits the classes `y` best.
 
-    logits: [rows, classes]; y: int64 [rows]. The network must not be trained on these rows. This is the temperature
-    scaling of Guo and others, 2017 (arXiv:1706.04599), by the log loss, with a penalty on log(T)^2.
+    logits: [rows, classes]; y: int64 [rows]. The network must not have been trained on these rows. The method is the
+    temperature scaling of Guo and others, 2017 (arXiv:1706.04599). It minimises the log loss plus a penalty on
+    log(T)^2.
     """
     exact = logits.double()
 

@@ -31,7 +31,9 @@ _RUN, _NOTES = "run", "notes"
 
 @dataclass(frozen=True)
 class State:
-    """The state that a fit resumes from. tensors: of any shape and dtype. notes: JSON values."""
+    """The state from which a fit resumes. tensors: tensors of any shape and dtype, by name. notes: JSON values, by
+    name.
+    """
 
     tensors: Mapping[str, Tensor]
     notes: Mapping[str, Any]
@@ -41,8 +43,8 @@ class State:
 class Checkpoints:
     """The folder of one run. run: every setting that decides the result of the run, by name; see `Checkpoint.load`.
 
-    Raises `CheckpointError` for a folder that can't be made. If `resume` is False, it is also raised for a folder that
-    holds a checkpoint, because overwriting the checkpoint could lose hours of work.
+    Raises `CheckpointError` if the folder can't be made. If `resume` is False, a folder that holds a checkpoint raises
+    the error too, because overwriting the checkpoint could lose hours of work.
     """
 
     folder: Path
@@ -60,11 +62,11 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} holds the checkpoint of an unfinished run: --resume, or remove it")
 
     def for_member(self, member: int) -> Checkpoint:
-        """Return the checkpoint of network number `member` of the run, from 0."""
+        """Return the checkpoint of the run's network number `member`, counted from 0."""
         return Checkpoint(self.folder / f"member{member + 1}{_SUFFIX}", dict(self.run), self.seconds_between)
 
     def _files(self, suffix: str) -> list[Path]:
-        """List the files that a run has written. The folder may have other files with the same suffix."""
+        """List the files that runs have written. The folder may have unrelated files with the same suffix."""
         return [file for file in self.folder.glob("*" + suffix) if _NAME.fullmatch(file.stem)]
 
     def remove(self) -> None:
@@ -80,7 +82,7 @@ class Checkpoints:
 
 @dataclass
 class Checkpoint:
-    """The file of one network. The clock decides when a state is written, and never the result of the training."""
+    """The file of one network. The clock decides when a state is written. It does not affect the training."""
 
     path: Path
     run: Mapping[str, str]
@@ -88,14 +90,14 @@ class Checkpoint:
     _written: float = field(default_factory=time.monotonic)
 
     def is_due(self) -> bool:
-        """Whether the last write is long enough ago."""
+        """Whether enough time has passed since the last write."""
         return time.monotonic() - self._written >= self.seconds_between
 
     def load(self) -> State | None:
-        """Read the state, on the CPU; None if there is no file yet.
+        """Read the state into tensors on the CPU. Return None if there is no file yet.
 
-        Raises `CheckpointError` for a damaged file and for a file of another run. The message names the setting that
-        differs.
+        Raises `CheckpointError` for a damaged file and for a file of a different run. The message names the setting
+        that differs.
         """
         if not self.path.exists():
             return None
@@ -121,10 +123,10 @@ class Checkpoint:
                 )
 
     def save(self, state: State) -> None:
-        """Replace the file by `state`.
+        """Write `state` in place of the file's old state.
 
-        After a crash or on a full disk the file holds this state or the previous state. Raises `CheckpointError` when
-        the file can't be written.
+        Even after a crash or on a full disk, the file holds either this state or the previous state. Raises
+        `CheckpointError` when the file can't be written.
         """
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.tensors.items()}
         content = save(tensors, {_RUN: json.dumps(self.run), _NOTES: json.dumps(state.notes)})

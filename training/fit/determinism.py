@@ -18,10 +18,10 @@ def deterministic(threads: int) -> Iterator[None]:
     mode_before = torch.get_deterministic_debug_mode()
     fill_before = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property
     torch.set_num_threads(threads)
-    # `use_deterministic_algorithms` does the same, but first it imports the compiler, which takes seconds.
+    # `torch.use_deterministic_algorithms` does the same, but it first imports PyTorch's compiler, which takes seconds.
     torch.set_deterministic_debug_mode("error")
-    # Every tensor is written before it is read, so it need not be filled. Filling all new tensors takes a quarter of
-    # the time of a small step.
+    # In deterministic mode, PyTorch fills every new tensor. Here every tensor is written before it is read, so the
+    # filling is switched off. It would take a quarter of the time of a small step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         with torch.random.fork_rng(devices=[]):

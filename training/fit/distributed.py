@@ -1,7 +1,10 @@
-"""The device of a fit, and the processes that share each batch if torchrun has started several.
+"""The device of a fit, and the processes that share each batch.
 
-Every process has all rows and draws the same random numbers. Each process computes its share of each batch. Gradients,
-statistics and losses are those of the whole batch. The module knows tensors and layers, no table and no loop.
+There is more than one process if torchrun started them.
+
+Every process has all rows and draws the same random numbers. Each process computes its share of each batch. The
+gradients, statistics and losses are combined, so that they are those of the whole batch. The module knows tensors and
+layers, no table and no loop.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: its rank among `size` processes, and its device."""
+    """The place of this process: its rank among `size` processes, and its device."""
 
     device: torch.device = _CPU
     rank: int = 0
@@ -42,7 +45,7 @@ class World:
         return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum `x` over the processes, in place; each gets the same bits. No gradient flows through it."""
+        """Sum `x` over the processes, in place. All processes get the same bits. No gradient flows through this sum."""
         if self.size > 1:
             distributed.all_reduce(x)
         return x
@@ -51,12 +54,12 @@ class World:
 def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
     """Wrap `network` for training by all processes. With one process, return `network` itself.
 
-    The parameters and buffers of `network` are trained in place, and stay equal in all processes. The statistics of a
-    BN become those of the whole batch. A gradient becomes the mean of the gradients of all processes.
+    The parameters and buffers of `network` are trained in place, and stay equal in all processes. Each BN uses the
+    statistics of the whole batch. Each gradient is the mean of the gradients of all processes.
     """
     if world.size == 1:
         return network
-    # The conversion changes the module that it gets. So it gets a new `Sequential` of the same layers.
+    # The conversion changes the module that is passed to it. So a new `Sequential` of the same layers is passed.
     layers = nn.Sequential(OrderedDict(network.named_children()))
     if world.device.type == "cuda":
         layers = nn.SyncBatchNorm.convert_sync_batchnorm(layers)  # type: ignore[no-untyped-call]
@@ -82,13 +85,13 @@ class CpuSyncBatchNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [rows of this process, columns] to the same shape; float32."""
+        """Normalise `x`, float32 [rows of this process, columns]. The result has the same shape."""
         norm, x = self.norm, x.float()
         sums = _sum_over_processes(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
         rows = sums[-1].detach()
         mean = sums[:-1] / rows
-        # The variance takes two passes, as in the kernel for one process: a mean of squares loses digits where the mean
-        # is far from 0.
+        # The variance takes two passes, as in the kernel for one process. A mean of squares would lose digits if the
+        # mean is far from 0.
         variance = _sum_over_processes((x - mean).square().sum(0)) / rows
         if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
             weight = 1 / (int(norm.num_batches_tracked) + 1) if norm.momentum is None else norm.momentum
@@ -123,7 +126,9 @@ def _sum_over_processes(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def join_processes(device: Device) -> Iterator[World]:
-    """Join the processes that torchrun has started, on `device`. Without torchrun, use this process alone.
+    """Join the group of processes that torchrun has started, and run on `device`.
+
+    Without torchrun, use this process alone.
 
     Raises `ExecutionError` if CUDA is requested and missing. When one process fails, torchrun ends the others. The
     process that fails first raises its own error, and the other processes raise `SystemExit`. So the reason is printed
@@ -140,7 +145,7 @@ def join_processes(device: Device) -> Iterator[World]:
     try:
         yield World(chosen, rank, size)
     except BaseException as error:
-        with contextlib.suppress(RuntimeError):  # the store ended with torchrun, whose own message has the reason
+        with contextlib.suppress(RuntimeError):  # the store ended with torchrun, whose message gives the reason
             if store.add("failed", 1) > 1:
                 raise SystemExit(1) from error
         if "gloo" in str(error) or isinstance(error, distributed.DistError):

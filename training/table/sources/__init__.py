@@ -1,4 +1,4 @@
-"""Sources: from a file, or the name of a built-in table, to columns of cells in the order of the table.
+"""Sources: read a file or a built-in table, and return its columns of cells in the order of the table.
 
     read.py         chooses the reader by the file's name and checks the file's first bytes
     delimited.py    .csv, .tsv and .txt, also with .gz: every cell is a text; an empty cell is a missing value
@@ -12,7 +12,7 @@
     join.py         several files as one source
     source.py       what every reader returns, and the checks that all share
 
-The sources know no target and no kinds of columns. In every message the first row below a header is row 1.
+The sources know no target and no kinds of columns. In every message, row 1 is the first row below the header.
 """
 
 from foldserve.training.table.sources.arrays import BUILT_IN

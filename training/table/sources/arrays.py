@@ -1,4 +1,4 @@
-"""Tables of two arrays, features [rows, features] and target [rows]: .npz files and scikit-learn's own tables."""
+"""Tables of two arrays: the features [rows, features] and the target [rows]. They come from .npz or scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ BUILT_IN = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 
 
 def built_in(name: str) -> Source:
-    """Return one of scikit-learn's tables. Its classes have scikit-learn's names: 0 to 9 for digits, texts for iris."""
-    from sklearn import datasets  # imported late: it takes a second, and a file needs none of it
+    """Return a table of scikit-learn.
+
+    The labels are scikit-learn's names of the classes: 0 to 9 for digits, texts for iris.
+    """
+    from sklearn import datasets  # imported late: the import takes a second, and no file needs it
 
     raw = getattr(datasets, f"load_{name}")()
     y = raw.target_names[raw.target] if "target_names" in raw else raw.target
@@ -26,9 +29,10 @@ def built_in(name: str) -> Source:
 
 
 def read(path: Path) -> Source:
-    """Read the arrays `x` and `y` of an .npz file, or the only two arrays of these shapes.
+    """Read the arrays `x` and `y` of an .npz file. If it has other names, read its only two arrays of these shapes.
 
-    The columns are named by the array `feature_names`, or x0, x1, ...; the target is y.
+    The array `feature_names` gives the names of the columns. Without it, the names are x0, x1 and so on. The target is
+    y.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -61,7 +65,7 @@ def _source(name: str, features: Sequence[str], x: npt.NDArray[Any], target: str
         cells = y if column == target else x[:, positions[column]]
         try:
             if cells.dtype.kind == "f":
-                cells = cells.astype("f8")  # Arrow has no float128
+                cells = cells.astype("f8")  # Arrow has no type float128
             return pa.chunked_array([pa.array(cells)])
         except (pa.ArrowException, TypeError):
             raise DataError(f"{name}: column {column!r} has the type {cells.dtype}, which can't be read") from None

@@ -10,12 +10,12 @@ import pyarrow.ipc
 from foldserve.training.table.sources.pandas_index import without_index
 from foldserve.training.table.sources.source import Source, check_names
 
-# The first bytes of a file. A stream has no signature.
+# The first bytes of an Arrow file. An Arrow stream has no signature.
 FILE_SIGNATURE = b"ARROW1"
 
 
 def read(path: Path) -> Source:
-    """Map a file into memory, or a stream; the index that pandas stored is not a column."""
+    """Map an Arrow file or stream into memory. The index that pandas stored does not become a column."""
     mapped = pa.memory_map(str(path))
     is_file = mapped.read(len(FILE_SIGNATURE)) == FILE_SIGNATURE
     mapped.seek(0)

@@ -1,6 +1,6 @@
-"""Delimited text files, .csv, .tsv and .txt, also compressed by gzip, in any dialect.
+"""Delimited text files in any dialect: .csv, .tsv and .txt. They may be compressed by gzip.
 
-Every cell stays the text in the file: NA is a text, and 007 is not a number here. An empty cell is a missing value.
+Every cell stays the text in the file. So NA is a text, and 007 does not become 7. An empty cell is a missing value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from foldserve.training.table.sources.dialect import Dialect, find_dialect
 from foldserve.training.table.sources.signature import check_signature
 from foldserve.training.table.sources.source import OnRead, ReadOptions, Source, check_names, one_line
 
-# A row must fit into one block. At this size a block is parsed while it is still in the CPU's cache.
+# The size of a block in bytes. A row must fit into one block. A block of this size is parsed while it is still in the
+# CPU's cache.
 _BLOCK = 8 << 20
 _TAIL = 1 << 16
 
@@ -61,7 +62,7 @@ def _read_header(path: Path, usual: str, options: ReadOptions) -> tuple[tuple[st
 
 
 class _TailStream(io.RawIOBase):
-    """A readable stream that keeps its last bytes in `last`."""
+    """A readable stream that keeps the last bytes that were read in `last`."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -79,7 +80,10 @@ class _TailStream(io.RawIOBase):
 
 @contextmanager
 def _open_text(path: Path, encoding: str) -> Iterator[tuple[_TailStream, Callable[[], float]]]:
-    """Open the uncompressed text of a file as UTF-8. The second value returns the share of the file that was read."""
+    """Open the uncompressed text of a file as UTF-8.
+
+    The second value is a function that returns the share of the file that was read so far.
+    """
     with path.open("rb") as raw:
         size = path.stat().st_size
         stream: Any = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
@@ -114,7 +118,7 @@ def _batches(
     threads: bool,
     on_invalid: Callable[[Any], str] | None = None,
 ) -> Iterator[Any]:
-    """Yield the rows in batches; the first row is the header."""
+    """Yield the rows in batches. The header is the first row of the first batch."""
     columns = [str(position) for position in range(len(names))]
     return iter(
         pyarrow.csv.open_csv(
@@ -131,7 +135,10 @@ def _batches(
 
 
 def _explain(path: Path, dialect: Dialect, names: Sequence[str], error: str) -> str:
-    """Explain pyarrow's error. It gives the number of a wrong row only if it reads in one thread, so read again."""
+    """Explain pyarrow's error. pyarrow gives the number of a wrong row only if it reads in one thread.
+
+    So the file is read again in one thread.
+    """
     if "straddling" in error:
         return f'{path.name} has a row of more than {_BLOCK >> 20} MiB: is a quote (") not closed?'
     if match := re.search(r"column #(\d+): .*UTF8", error):
@@ -159,7 +166,9 @@ def _explain(path: Path, dialect: Dialect, names: Sequence[str], error: str) -> 
 
 
 def _quote_is_open(cell: str | None, last: bytes) -> bool:
-    """Whether the file ends inside a quoted cell. pyarrow accepts that and returns the rest of the file as the cell."""
+    """Whether the file ends inside a quoted cell. pyarrow accepts such a file, and returns the rest of the file as one
+    cell.
+    """
     if cell is None or last.rstrip(b"\r\n").endswith(b'"'):
         return False
     text = cell.encode()

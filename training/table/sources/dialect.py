@@ -1,4 +1,4 @@
-"""The dialect of a delimited text file: its encoding and its separator, from its first bytes. It parses no row."""
+"""Finds the encoding and the separator of a delimited text file from its first bytes. The module parses no row."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from foldserve.training.table.sources.source import ReadOptions, one_line
 _SEPARATORS = (",", ";", "\t", "|")
 SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _WRITTEN = {"\\t": "\t", "tab": "\t"}
-# Rows that must agree about the separator.
+# The number of first rows from which the separator is found.
 _ROWS = 20
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a text file is written. notes: choices that the user should know, one sentence each."""
+    """The encoding and the separator of a text file. notes: choices that the user should know, one sentence each."""
 
     encoding: str
     delimiter: str
@@ -27,9 +27,9 @@ class Dialect:
 
 
 def find_dialect(name: str, head: bytes, usual: str, options: ReadOptions) -> tuple[Dialect, str]:
-    """Find the dialect of a file that begins with `head`, and return it with the decoded head.
+    """Find the dialect of a file that begins with the bytes `head`. Return the dialect and the decoded head.
 
-    usual: the delimiter of files with this suffix. Raises `DataError` if the text can't be decoded.
+    usual: the usual separator of files with this suffix. Raises `DataError` if the text can't be decoded.
     """
     encoding, text, notes = _decode(name, head, options.encoding)
     if options.sep is not None:
@@ -53,7 +53,7 @@ def _decode(name: str, head: bytes, given: str | None) -> tuple[str, str, tuple[
         return "utf-8", codecs.getincrementaldecoder("utf-8-sig")().decode(head), ()
     except UnicodeDecodeError as error:
         line = head[: error.start].count(b"\n") + 1
-        for encoding in ("cp1252", "latin-1"):  # cp1252 lacks five bytes, latin-1 lacks none
+        for encoding in ("cp1252", "latin-1"):  # five byte values are undefined in cp1252, none in latin-1
             try:
                 text = head.decode(encoding)
             except UnicodeDecodeError:
@@ -77,7 +77,7 @@ def _decode_as(name: str, head: bytes, encoding: str) -> str:
 
 
 def _find_separator(text: str, usual: str) -> str:
-    """Return the separator with which the first rows have an equal number of cells, more than one."""
+    """Return the separator that splits each of the first rows into the same number of cells, at least two."""
     whole = text.rpartition("\n")[0] or text
     widths = {separator: _widths(whole, separator) for separator in (usual, *_SEPARATORS)}
     agreeing = [each for each, found in widths.items() if len(set(found)) == 1 and found[0] > 1]

@@ -1,4 +1,4 @@
-"""Several files with the same columns, as one source: their rows one after the other."""
+"""Joins several files with the same columns into one source. The rows of the files follow one another."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from foldserve.training.table.sources.source import Source, one_line
 
 
 def join(sources: Sequence[Source], name: str) -> Source:
-    """Join sources. The first decides the order of the columns.
+    """Join sources. The first source decides the order of the columns.
 
-    Raises `DataError` for a source with other columns, and for a column of types that have nothing in common.
+    Raises `DataError` if two sources have different columns, or if a column has types that can't be combined.
     """
     first, *others = sources
     for other in others:

@@ -1,4 +1,4 @@
-"""JSON lines: one object a line; each column has the type of its values."""
+"""JSON lines: each line is one object. Each column has the type of its values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 8 << 20
 
 
 def read(path: Path) -> Source:
-    """Read all lines. A name that a line lacks is a missing value; a text in the form of a time becomes a time."""
+    """Read all lines. If a line lacks a name, the value is missing. A text in the form of a time becomes a time."""
     with path.open("rb") as raw:
         stream = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
         options = pyarrow.json.ReadOptions(block_size=_BLOCK)

@@ -1,4 +1,4 @@
-"""The index that pandas stores beside the columns of a Parquet or Arrow file. It is not a column of the table."""
+"""Finds the index that pandas stores beside the columns of a Parquet or Arrow file. It is not a column of the table."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 
 import pyarrow as pa
 
-# The name that pandas gives to an index without a name when it stores it as a column.
+# If an index has no name, pandas stores it as a column with a name of this form.
 _UNNAMED = re.compile(r"__index_level_\d+__")
 
 
 def without_index(schema: pa.Schema) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of the columns without the index that pandas stored, and a note if there is one."""
+    """Return the names of the columns without pandas's index, and a note if there was an index."""
     metadata = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
     index = {name for name in metadata.get("index_columns", ()) if isinstance(name, str)}
     index |= {name for name in schema.names if _UNNAMED.fullmatch(name)}

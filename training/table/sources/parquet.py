@@ -12,7 +12,7 @@ from foldserve.training.table.sources.source import Source, check_names, reading
 
 
 def read(path: Path) -> Source:
-    """Open a Parquet file; a column is read when it is taken. The index that pandas stored is not a column."""
+    """Open a Parquet file. A column is read when it is taken. The index that pandas stored does not become a column."""
     file = pyarrow.parquet.ParquetFile(path)
     names, notes = without_index(file.schema_arrow)
     check_names(path.name, names)

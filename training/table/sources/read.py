@@ -1,4 +1,4 @@
-"""Choose the reader of a source by its name, and check that a file is of the format that its name says."""
+"""Chooses the reader of a source by its name, and checks that a file has the format that its name says."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def read(
 ) -> Source:
     """Open the built-in table, the file, the folder of Parquet files or the standard input that `source` names.
 
-    on_read: called with the share of the source that was read. more: further files, whose rows follow. Raises
-    `DataError` with the column or row if the source is not a table.
+    on_read: a function that is called with the share of the source that was read. more: further files, whose rows
+    follow those of `source`. Raises `DataError` with the column or row if the source is not a table.
     """
     names = [*_files(source), *(file for each in more for file in _files(each))]
     if len(names) == 1:
@@ -64,7 +64,10 @@ def header(source: str, options: ReadOptions = _PLAIN) -> tuple[str, ...]:
 
 
 def _files(source: str) -> list[str]:
-    """Return the Parquet files of a folder, in the order of their names, or the source itself. Raises `DataError`."""
+    """Return the Parquet files of a folder in the order of their names.
+
+    If `source` is not a folder, return it alone. Raises `DataError`.
+    """
     path = Path(source)
     if source in arrays.BUILT_IN or not path.is_dir():
         return [source]
@@ -96,18 +99,24 @@ def _open_typed(path: Path, suffix: str) -> Source:
 
 
 def _read_standard_input(options: ReadOptions, on_read: OnRead) -> Source:
-    """Read the standard input, whose first bytes give the format. The readers need a file, so it is copied into one."""
+    """Read the standard input.
+
+    Its first bytes tell the format. The readers need a file, so the input is copied into a file.
+    """
     head = sys.stdin.buffer.read(8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"stdin{guess_suffix(head)}")
         with path.open("wb") as file:
             file.write(head)
             shutil.copyfileobj(sys.stdin.buffer, file)
-        return _read_one(str(path), options, on_read)  # an open file can be read after its name is gone
+        return _read_one(str(path), options, on_read)  # an open file can still be read after its name is removed
 
 
 def _suffix(source: str) -> str | None:
-    """Return one of `_SUFFIXES`, or None for a built-in table. Raises `DataError` for anything else."""
+    """Return the suffix in `_SUFFIXES` that the name has, or None for a built-in table.
+
+    Raises `DataError` for any other name.
+    """
     if source in arrays.BUILT_IN:
         return None
     suffix = next((suffix for suffix in _SUFFIXES if source.lower().endswith(suffix)), None)

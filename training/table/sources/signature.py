@@ -1,11 +1,11 @@
-"""File signatures: the first bytes of a file must agree with its name."""
+"""File signatures: checks that the first bytes of a file agree with its name."""
 
 from __future__ import annotations
 
 from foldserve.training.errors import DataError
 
 _EXPECTED = {".parquet": b"PAR1", ".npz": b"PK\x03\x04", ".xlsx": b"PK\x03\x04"}
-# Formats that begin with bytes that no text has, and the suffix of a file of each.
+# The first bytes of each binary format, and the suffix of such files. No text file begins with these bytes.
 _SUFFIXES = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"ARROW1": ".arrow", b"\x1f\x8b": ".csv.gz", b"{": ".jsonl"}
 _KNOWN = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
@@ -35,5 +35,5 @@ def check_signature(name: str, suffix: str, first: bytes) -> None:
 
 
 def guess_suffix(first: bytes) -> str:
-    """Return the suffix of a file that begins with the bytes `first`: .csv if they are of no other format."""
+    """Return the suffix of a file that begins with the bytes `first`. The suffix is .csv if no other format fits."""
     return next((suffix for signature, suffix in _SUFFIXES.items() if first.startswith(signature)), ".csv")

@@ -1,4 +1,4 @@
-"""A source, and the checks that all its readers share. It knows no file format."""
+"""A source of cells, and the checks that all readers share. The module knows no file format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OnRead = Callable[[float], None]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a file is read. An option that is None is found from the file.
+    """The settings for reading a file. An option that is None is found from the file.
 
     missing: texts that mean a missing value in a delimited file, besides the empty cell. sep: the separator of a
     delimited file. encoding: the encoding of a delimited file. sheet: the name of a spreadsheet's sheet.
@@ -38,12 +38,12 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """Columns of cells, of equal length.
+    """Columns of cells that have equal lengths.
 
     rows: the number of rows.
     typed: whether the source states the types of its cells. A CSV file does not: all its cells are texts.
     take: returns the cells of a column and removes them from the source, so that a large table is in memory only once.
-    It can be called once for each column. Text columns are string; a missing value is null.
+    `take` can be called once for each column. Columns of texts have Arrow's type string. A missing value is null.
     notes: facts about the reading that the user should know, one sentence each.
     """
 
@@ -55,12 +55,15 @@ class Source:
     notes: tuple[str, ...] = field(default=())
 
     def select(self, rows: npt.NDArray[np.int64]) -> Source:
-        """Return the source with some of its rows, in the order of `rows`."""
+        """Return a source that has only the rows `rows`, in this order."""
         return replace(self, rows=len(rows), take=lambda name: self.take(name).take(pa.array(rows)))
 
 
 def check_names(source: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the column names. Raises `DataError` if there are too many, one is empty, or two are equal."""
+    """Return the column names.
+
+    Raises `DataError` if there are too many names, if a name is empty, or if two names are equal.
+    """
     if len(names) > MAX_COLUMNS:
         raise DataError(f"{source} has {len(names):,} columns; the limit is {MAX_COLUMNS:,}")
     seen: set[str] = set()
@@ -78,7 +81,7 @@ def check_names(source: str, names: Sequence[str]) -> tuple[str, ...]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn the exceptions of the file readers into a `DataError` of one line."""
+    """Turn an exception of a file reader into a `DataError` with a message of one line."""
     try:
         yield
     except FileNotFoundError:

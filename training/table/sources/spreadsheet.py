@@ -1,6 +1,7 @@
-"""Spreadsheets, .xlsx: one sheet, whose first row is the header.
+"""Spreadsheets (.xlsx): reads one sheet, whose first row is the header.
 
-A column of numbers, of booleans or of dates alone has that type. Any other column has texts, as in a CSV.
+A column that has only numbers, only booleans or only dates keeps this type. Any other column becomes texts, as in a CSV
+file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from foldserve.training.text import join_some
 
 
 def read(path: Path, sheet: str | None) -> Source:
-    """Read the sheet named `sheet`, or the only one. Raises `DataError`."""
+    """Read the sheet named `sheet`, or the only sheet of the file. Raises `DataError`."""
     header, *rows = _rows(path, sheet)
     names = check_names(path.name, [_text(cell).strip() for cell in header])
     while rows and not any(cell != "" for cell in rows[-1]):
@@ -32,7 +33,10 @@ def header(path: Path, sheet: str | None) -> tuple[str, ...]:
 
 
 def _rows(path: Path, sheet: str | None) -> list[list[Any]]:
-    """Return the rows of a sheet, at least one, all of equal length. An empty cell is an empty text."""
+    """Return the rows of a sheet.
+
+    There is at least one row, and all rows have equal lengths. An empty cell is an empty text.
+    """
     import python_calamine  # imported late: only this format needs it
 
     try:
@@ -57,7 +61,7 @@ def _column(cells: list[Any]) -> pa.ChunkedArray:
         found = pa.array(values, pa.bool_() if known else pa.null())
     elif all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in known):
         found = pa.array([None if value is None else float(value) for value in values], pa.float64())
-    elif all(isinstance(cell, date) for cell in known):  # a datetime is a date
+    elif all(isinstance(cell, date) for cell in known):  # datetime is a subclass of date
         moments = [datetime.combine(v, datetime.min.time()) if type(v) is date else v for v in values]
         found = pa.array(moments, pa.timestamp("us"))
     else:
