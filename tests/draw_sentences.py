@@ -28,7 +28,7 @@ Block = tuple[int, str]  # the line where it begins, from 1, and its text
 
 
 def comments(text: str) -> Iterator[Block]:
-    """Join the comment lines of Python that follow each other. A comment after code is a block of its own."""
+    """Join the comment lines of Python that follow each other. A comment after code is a separate block."""
     begins, lines, last = 0, [], -1
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type != tokenize.COMMENT:

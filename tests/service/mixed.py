@@ -1,6 +1,6 @@
 """A table with every kind of column: its manifest, a handmade graph, and the same model in NumPy.
 
-The NumPy model takes values as a person writes them. It does not know codes or tensors.
+The NumPy model takes values as a person writes them. The NumPy model does not know codes or tensors.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def graph() -> bytes:
     return onnx_model(nodes, constants, inputs=[inputs], outputs=[outputs])
 
 
-# The first row has an unseen town. Examples replace it by the last town, whose quote is special to a shell.
+# The first row has an unseen town. Examples replace the unseen town by the last town. The name of the last town has a
+# quote, which is special to a shell.
 GOLDEN = (
     (0.5, "Oslo", True, 2.5, 3, False, -7),
     (1.0, "l'eau", False, None, 2.5, True, "many"),

@@ -1,6 +1,6 @@
-"""`foldserve` with a pause before it reads the file MANIFEST.
+"""`foldserve` with a pause before it reads a manifest. The environment variable MANIFEST has the path of this file.
 
-It waits until a writer has opened and closed the pipe GATE.
+The pause ends when a writer has opened and closed the pipe at the path GATE.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ def test_a_port_in_use_is_refused_in_one_line(trained: Path) -> None:
 
 def test_a_port_that_another_program_takes_during_loading_is_refused_in_one_line(models: Path) -> None:
     with socket.socket() as other:
-        # This imitates a second foldserve that starts at the same time. Both may bind the port until one of them
-        # listens.
+        # This socket imitates a second foldserve that starts at the same time. Two programs may bind the port until one
+        # of the programs listens.
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]

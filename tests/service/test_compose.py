@@ -18,7 +18,7 @@ from tests.service.support import flip_byte, write_square_root
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """The models roots/1, roots/2 and pairs/1, and roots/3, which is refused."""
+    """The models roots/1, roots/2 and pairs/1 serve. roots/3 is refused."""
     whole = write_square_root(tmp_path)
     for _ in range(2):
         last = bundle.write(tmp_path, "roots", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))

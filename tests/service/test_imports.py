@@ -1,4 +1,7 @@
-"""Each import loads only certain libraries; fresh processes show it. tests/test_layers.py has the table of layers."""
+"""Each import loads only certain libraries.
+
+The tests import in new processes. tests/test_layers.py has the table of layers.
+"""
 
 from __future__ import annotations
 

@@ -190,7 +190,8 @@ def test_unseen_values_of_answered_requests_are_counted_by_feature(served: Serve
         }
 
     before = samples(served)
-    assert unseen(before).keys() == {"town", "size", "children"}  # there at the start: a rate needs a first value
+    # The metric exists at the start, because a rate needs a first value.
+    assert unseen(before).keys() == {"town", "size", "children"}
     first, second, third = (
         [1, town, True, None, size, None, "many"]
         for town, size in zip(("Oslo", "Rome", "é"), (1, None, 7), strict=True)

@@ -1,4 +1,7 @@
-"""Changes to a manifest that keep it valid and change its meaning. Each change comes with the fields that differ."""
+"""Changes to a manifest.
+
+The changed manifest is still valid, but has another meaning. Each change comes with the fields that differ.
+"""
 
 from __future__ import annotations
 

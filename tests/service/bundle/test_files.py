@@ -92,7 +92,8 @@ def test_a_file_with_the_name_of_a_version_does_not_hang_the_writer(models: Path
     asked: list[int] = []
 
     def once(version: int) -> Manifest:
-        # After a lost race the writer must ask for another version. The same version twice would be an endless loop.
+        # A writer that loses a race must ask for another version. If it asked for the same version, the loop would
+        # never end.
         assert version not in asked
         asked.append(version)
         return numbered(diabetes)(version)
@@ -421,6 +422,6 @@ def test_a_write_killed_at_any_step_leaves_a_whole_bundle_or_nothing(digits, tmp
     assert done.returncode == 0, done.stderr
     *killed, last = done.stdout.splitlines()
     assert last == "ended 1"
-    # The bundle appears at one step of the writing, and stays in all later steps.
+    # The bundle appears in one step of the writing. It exists in all later steps.
     assert killed == sorted(killed)
     assert {"killed 0", "killed 1"} == set(killed)

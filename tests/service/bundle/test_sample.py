@@ -1,4 +1,4 @@
-"""The feature admits every value that is drawn for it, and every kind of value is drawn."""
+"""A feature admits every value that is drawn for this feature. Every kind of value is drawn."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def write_package(folder: Path, name: str, code: str) -> None:
 def run_doctor(*flags: str, env: Mapping[str, str] | None = None) -> tuple[int, dict[str, dict[str, Any]]]:
     """Run the doctor with --json; return the exit status and the checks by name.
 
-    This function also checks the properties that every answer must have.
+    This function also checks the properties that every report of the doctor must have.
     """
     clean = {"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_TF32_OVERRIDE": ""} | dict(env or {})
     done = foldserve("doctor", "--json", *flags, env=clean)

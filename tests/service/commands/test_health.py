@@ -55,7 +55,8 @@ def test_a_running_service_is_ready(models: Path, tmp_path: Path, host: str) -> 
 
 def test_a_port_without_a_listener_is_not_ready() -> None:
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # bound and not listening, so that no other program listens there
+        # The test holds this port without listening, so that no other program listens there.
+        bound.bind(("127.0.0.1", 0))
         done = ask(bound.getsockname()[1])
     assert_refused_in_one_line(done, "does not answer: Connection refused")
 

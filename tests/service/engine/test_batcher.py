@@ -27,7 +27,7 @@ T = TypeVar("T")
 FAR = math.inf
 PAST = -math.inf
 
-# The last column of a row has one of these values. It decides how the run of that row behaves.
+# The last column of a row has one of these values. The value decides how the run of that row behaves.
 FINE, NAN, INFINITE, RAISES, TOO_FEW, NO_ROWS = range(6)
 
 
@@ -41,7 +41,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Model:
-    """A model that maps each row by itself: float32 [n, 3] -> [n, 2].
+    """A model whose output for a row depends only on that row: float32 [n, 3] -> [n, 2].
 
     A run on a thread waits while the gate is closed.
     """
@@ -235,7 +235,7 @@ def test_rows_that_arrive_during_a_run_are_batched_in_order_of_arrival(world: Wo
     assert world.batcher.queued_rows == 10
     world.let_go()
     world.until_answered(first, *callers)
-    assert world.sizes() == [1, 5, 5]  # 5 + 4 rows exceed the limit of 8, and the last row doesn't overtake the 4
+    assert world.sizes() == [1, 5, 5]  # 5 + 4 rows exceed the limit of 8; the last row waits behind the 4
     assert [*world.model.runs[1][:, 0], *world.model.runs[2][:, 0]] == sorted(
         row for caller in callers for row in caller.rows[:, 0]
     )
@@ -243,7 +243,7 @@ def test_rows_that_arrive_during_a_run_are_batched_in_order_of_arrival(world: Wo
 
 
 def test_a_run_known_to_be_fast_happens_on_the_loop_and_an_unknown_one_on_the_thread(world: World) -> None:
-    # If the machine is interrupted, a few fast runs may be measured as long runs.
+    # An interruption of the machine may make a few fast runs look slow.
     for attempt in range(1000):
         (caller,) = world.arrive(2)
         if attempt:
@@ -318,7 +318,7 @@ def test_the_first_entry_waits_max_delay_and_no_longer(make: Callable[..., World
     world = make(max_delay=5.0)
     (first,) = world.arrive(1)
     world.pass_time(4.9)
-    (second,) = world.arrive(1)  # this entry does not restart the wait
+    (second,) = world.arrive(1)  # the second entry does not restart the delay
     world.turn()
     assert not world.model.runs
     world.pass_time(0.2)
@@ -436,7 +436,7 @@ def test_an_entry_that_expires_in_the_queue_gets_its_error_during_a_long_run(wor
     assert isinstance(late.error(), DeadlinePassed)
     assert world.model.held.is_set()
     assert not first.answers
-    assert world.batcher.queued_rows == 1  # the cancelled entry has left the queue too
+    assert world.batcher.queued_rows == 1  # the queue no longer has the cancelled entry
     world.let_go()
     world.until_answered(first, stays)
     assert stays.got_its_own_rows()
@@ -445,7 +445,7 @@ def test_an_entry_that_expires_in_the_queue_gets_its_error_during_a_long_run(wor
 
 def test_the_rest_of_an_expired_large_entry_is_not_run(world: World) -> None:
     world.model.gate.clear()
-    # A slow machine may run no row of the entry in time; the result is the same.
+    # A slow machine may run no row of the entry before the deadline. The result is the same.
     (large,) = world.arrive(20, deadline=time.monotonic() + 0.02)
 
     def answered() -> bool:
@@ -486,7 +486,7 @@ def test_a_failed_run_fails_only_its_own_batch(kind: int, world: World) -> None:
     assert world.sizes() == [6]
     found = [caller.error() for caller in callers]
     assert {type(error) for error in found} == {RuntimeFailure}
-    assert len(set(map(id, found))) == len(found)  # each caller may raise its error
+    assert len(set(map(id, found))) == len(found)  # each caller has a separate error, which it may raise
     assert all(isinstance(error.__cause__, ValueError | TypeError) for error in found)
     (following,) = world.arrive(2)
     world.until_answered(following)
@@ -694,14 +694,14 @@ ARRIVALS = strategies.lists(
 
 @dataclass(eq=False)
 class Waiting:
-    """A caller and the result that the rules require for it."""
+    """A caller, and the result that the rules require for this caller."""
 
     caller: Caller
     late: bool
     cancelled: bool = False
     taken: int = 0
     wanted: type[RequestError] | None = None  # None: the caller must get the outputs of its rows
-    over: bool = False  # the caller must have its result, or is cancelled
+    over: bool = False  # the caller must have its result, or the caller is cancelled
 
     def end(self, wanted: type[RequestError] | None) -> None:
         if not self.over:
@@ -709,7 +709,7 @@ class Waiting:
 
 
 class Batching(RuleBasedStateMachine):
-    """Each caller that is not cancelled gets exactly one result, for its rows. Rows are run in order.
+    """Each caller that is not cancelled gets exactly one result, which belongs to its rows. Rows are run in order.
 
     After each rule the system is at rest: every caller has its result, or one run is held at the gate.
     """
@@ -808,7 +808,7 @@ class Batching(RuleBasedStateMachine):
     def _one_run_begins(self) -> None:
         """Take entries in order while they fit.
 
-        Of a larger entry only a piece is taken, and its rest goes to the end.
+        Take only a piece of a larger entry. The rest of this entry goes to the end of the queue.
         """
         rows: list[Rows] = []
         room = self.max_batch

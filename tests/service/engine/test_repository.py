@@ -182,7 +182,7 @@ def without_privileges() -> Iterator[None]:
 def test_a_model_folder_without_access_is_not_ready_and_the_others_serve(
     trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with TemporaryDirectory() as folder:  # all users can be given access to it, unlike to pytest's folders
+    with TemporaryDirectory() as folder:  # every user can get access to this folder, but not to pytest's folders
         models = Path(shutil.copytree(trained, Path(folder) / "models"))
         for found in (Path(folder), *Path(folder).rglob("*")):
             found.chmod(0o755)

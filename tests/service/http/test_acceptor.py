@@ -26,7 +26,10 @@ def server(tmp_path: Path) -> Iterator[Served]:
 
 
 def test_one_turn_accepts_many_connections(server: Served) -> None:
-    """While the process is stopped, the kernel queues the connections. Later every connection gets its answer."""
+    """The kernel queues the connections while the process is stopped.
+
+    Every connection gets its answer after the process continues.
+    """
     server.process.send_signal(signal.SIGSTOP)
     try:
         clients = [server.connect() for _ in range(200)]

@@ -226,7 +226,7 @@ def test_the_process_is_live_and_ready(client: httpx.Client) -> None:
 
 def test_no_client_can_connect_before_every_model_is_verified(models: Path, tmp_path: Path) -> None:
     with socket.socket() as reserved:
-        # Bind a port without listening: the test knows the port's number, and the server can bind the port too.
+        # Bind a port without listening. The test then knows the port's number, and the server can still bind the port.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         address = reserved.getsockname()
@@ -488,7 +488,7 @@ def test_an_unsupported_content_encoding_is_refused(encodings: list[str], served
 
 
 def test_a_content_length_above_the_limit_is_refused_before_the_body_is_read(served: Served) -> None:
-    # No byte of the body is sent, so the server can't have waited for it.
+    # The client sends no byte of the body, so the server has answered without the body.
     answer = served.send("POST", PREDICT, f"Content-Length: {MAX_BODY + 1}")
     assert error(answer, 413) == f"the body is larger than {MAX_BODY} bytes"
 

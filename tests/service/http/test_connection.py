@@ -34,7 +34,8 @@ BODY = b'{"instances": [[1, 3]]}'
 GOOD = request("POST", "/predict", body=BODY)
 LIVE = request("GET", "/v2/health/live")
 
-# HOT is the path of an endpoint. APP is the same path, percent-encoded, so the app responds. INDEX has its own limit.
+# The connection itself answers HOT. APP is the same path, percent-encoded, so the app answers it. INDEX has a separate
+# size limit.
 HOT, APP, INDEX = "/predict", "/%70redict", "/v2/repository/index"
 
 
@@ -105,7 +106,7 @@ class Talk:
         return bool(select.select([self.socket], [], [], 0)[0])
 
     def answer(self, *, body: bool = True) -> Answer:
-        """Read one response. body: whether the response has a body; a response to HEAD has none."""
+        """Read one response. body: whether the response has a body. A response to HEAD has no body."""
         line = self._stream.readline()
         found = re.fullmatch(rb"HTTP/1\.1 (\d{3}) [A-Za-z -]+\r\n", line)
         assert found, line
@@ -168,7 +169,7 @@ def until_queued(server: Served, count: int) -> None:
 
 @pytest.mark.parametrize("path", [HOT, APP, INDEX])
 def test_a_content_length_over_the_limit_is_refused_before_the_body(path: str, talk: Talk) -> None:
-    # The body is never sent, so the server has not waited for it.
+    # The body is never sent, so the server has answered without the body.
     talk.send(request("POST", path, f"Content-Length: {MAX_BODY + 1}"))
     assert talk.refusal(413, closes=path == HOT) == f"the body is larger than {MAX_BODY} bytes"
 
@@ -242,7 +243,7 @@ def test_trailers_have_the_limit_of_a_head(piece: bytes, path: str, talk: Talk) 
             break
         talk.send(piece)
     if path == "/nowhere":
-        assert talk.is_over()  # the response was sent before
+        assert talk.is_over()  # the response came before the large head
     else:
         talk.refusal(431)
 
@@ -398,7 +399,7 @@ def test_a_wrong_method_is_refused_and_the_right_one_is_named(method: str, path:
 
 # --- several requests ------------------------------------------------------------------------------------------------
 
-# Each request is followed by the status of its response and by a part of the response's body.
+# Each case has a request, the status of its response, and a part of the response's body.
 MENU = [
     *((rows(n * n), 200, b'"predictions":[%d.0]' % n) for n in (1, 2, 3)),
     (rows(4, "Expect: nothing", "Connection: keep-alive"), 200, b"[2.0]"),
@@ -705,7 +706,7 @@ def test_the_access_log_has_a_line_for_each_response(models: Path, tmp_path: Pat
 
 
 def test_without_the_flag_there_is_no_access_log(served: Served) -> None:
-    # This test runs after the tests above, on the same server, so the log has their errors too.
+    # This test runs after the tests above, on the same server, so the log also has the errors of these tests.
     assert "uvicorn.access" not in served.log.read_text()
     assert "Traceback" not in served.log.read_text()
 
@@ -725,7 +726,7 @@ def test_a_stopping_server_responds_to_the_requests_it_has_and_accepts_no_connec
         app.send(rows(25, path=APP))
         until_queued(server, 2)
         late.send(half)
-        assert server.send("GET", "/v2/health/live").status == 200  # so the server has the half of `late`
+        assert server.send("GET", "/v2/health/live").status == 200  # now the server has read the first half of `late`
         server.process.send_signal(number)
         assert idle.is_over()  # the server has begun to stop
         with pytest.raises(ConnectionError):

@@ -1,4 +1,4 @@
-"""Requests from other sites' web pages: Host and Origin on both paths of a request, CORS, and headers for browsers."""
+"""Requests from web pages of other sites: Host and Origin in both ways of serving, CORS, and headers for browsers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_on_loopback_its_own_names_are_accepted(server: Served, line: str, host:
 def test_on_loopback_another_host_is_refused(server: Served, line: str, host: str) -> None:
     """An attacker's name may resolve to 127.0.0.1.
 
-    Its page and requests then have one origin, so only Host shows the attack.
+    The attacker's page and its requests then have the same origin, so only Host shows the attack.
     """
     answer = ask(server, line, f"Host: {host}", f"Origin: http://{host}")
     assert answer.status == 421

@@ -1,4 +1,7 @@
-"""API keys at a real server. Every route and prediction path is tried without a key and with each scope."""
+"""API keys at a real server.
+
+The tests try every route and prediction path without a key, and with a key of each scope.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,10 @@ def service(folder: Path) -> Service:
 
 @pytest.fixture(scope="module")
 def keys() -> dict[str, tuple[str, str]]:
-    """A key for each scope, named after the scope. `all` has every scope; `slow` may send one request in 1000 s."""
+    """One key for each scope, with the name of the scope.
+
+    `all` has every scope. `slow` may send one request in 1000 s.
+    """
     made = {scope.value: create_key(scope.value, [scope], None) for scope in SCOPES}
     return made | {"all": create_key("all", SCOPES, None), "slow": create_key("slow", SCOPES, 0.001)}
 
@@ -66,7 +72,7 @@ def server(
 
 
 def routes(service: Service) -> list[tuple[str, str, Scope | None]]:
-    """List method, path and scope of every registered route and of every path that the connection answers itself."""
+    """List the (method, path, scope) of every route, and of every path that the connection answers without a route."""
     found: list[tuple[str, str, Scope | None]] = [("POST", path.decode(), Scope.PREDICT) for path in service.endpoints]
     for route in iter_route_contexts(create_app(service).routes):
         methods = route.methods or {"GET"}
@@ -252,7 +258,7 @@ def test_a_running_server_reads_changed_keys(workers: int, folder: Path, tmp_pat
         (tmp_path / "next").replace(file)
         deadline = time.monotonic() + PATIENCE
         row = 0
-        while row < 20 and time.monotonic() < deadline:  # until every worker has read the file
+        while row < 20 and time.monotonic() < deadline:  # repeated until every worker has read the file
             row = row + 1 if send(served, "POST", "/predict", bearer(old)).status == 401 else 0
         assert row == 20
         assert send(served, "POST", "/predict", bearer(new)).status == 200

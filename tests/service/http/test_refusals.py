@@ -1,6 +1,6 @@
 """Invalid requests over HTTP: each gets a fixed text, and the connection stays usable.
 
-Every request is sent in both protocols and in both ways. One way is the fast path of the connection. The other is
+The tests send every request in both protocols and in two ways. One way is the fast path of the connection. The other is
 FastAPI's route, which serves paths with a query string or a percent-encoded letter.
 """
 
@@ -125,7 +125,7 @@ NOT_JSON = {
 @protocols
 def test_a_body_that_is_not_json_is_refused(protocol: str, case: str, served: Served) -> None:
     answer = both_ways(served, PATHS[protocol].format("roots"), protocol, NOT_JSON[case][protocol])
-    # A large body is cut before it is parsed. The cutting may fail first, since it finds no array of rows.
+    # A large body is cut before it is parsed. The cutting may fail first, because the body has no array of rows.
     large = "22 nested" in case
     allowed = ("the body is not valid JSON, at character ", *(["the JSON has no array "] if large else []))
     assert error(answer, 400).startswith(allowed)

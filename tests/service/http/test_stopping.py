@@ -1,4 +1,7 @@
-"""A server that stops under load becomes unready, then refuses new work, and answers every request that it accepted."""
+"""A server that stops under load becomes unready, then refuses new work.
+
+The server answers every request that it accepted.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ BODY = b'{"instances": [[1, 3]]}'
 REQUEST = request("POST", "/predict", body=BODY)
 CLIENTS = 24
 # The server keeps an idle connection open for this many seconds after the signal. A request that is sent in this time
-# must be answered. A later request may be sent while the server closes the connection, as always in HTTP/1.1.
+# must be answered. A client may send a later request while the server closes the connection. HTTP/1.1 can't prevent
+# this.
 GRACE = 0.1
 BOTH = pytest.mark.parametrize("workers", [1, 2])
 

@@ -136,7 +136,7 @@ def test_both_paths_of_a_request_answer_over_tls(
         with connect(served.port, authority) as connection:
             assert name(connection) == "server"
             assert connection.version() in {"TLSv1.2", "TLSv1.3"}
-            for _ in range(3):  # both paths on one connection; a body comes in one packet or in two
+            for _ in range(3):  # the fast path and the app answer on one connection
                 connection.sendall(request("POST", "/predict", body=BODY))
                 assert receive(connection).json()["predictions"] == [2]
                 connection.sendall(request("GET", "/v2/models/roots"))
@@ -180,7 +180,8 @@ def test_with_client_authorities_only_their_clients_get_in(
         assert refused(served.port, authority)
         assert refused(served.port, authority, stranger)
         settings = {"tls_cert": certificate, "tls_client_ca": authority.certificate}
-        assert health(served, **settings).returncode == 0  # this authority has also signed the server's certificate
+        # The authority of the clients has also signed the server's certificate.
+        assert health(served, **settings).returncode == 0
         assert_refused_in_one_line(health(served, tls_cert=certificate), "does not answer")
 
 
@@ -217,7 +218,7 @@ def test_changed_files_are_used_for_new_connections(
             shutil.copy(source, tmp_path / "next")
             (tmp_path / "next").replace(target)
         deadline, row = time.monotonic() + PATIENCE, 0
-        while row < 10 and time.monotonic() < deadline:  # until every worker has loaded the files
+        while row < 10 and time.monotonic() < deadline:  # repeated until every worker has loaded the files
             row = row + 1 if not refused(served.port, second, newcomer) else 0
         assert row == 10
         assert predict(served.port, second, newcomer) == "renewed"

@@ -1,4 +1,4 @@
-"""A run that hangs ends its process, with status 1; a slow run and a failing one don't."""
+"""A run that hangs ends the process with status 1. Slow runs and failing runs do not end the process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ask(file: Path, **faults: float) -> None:
 def test_a_run_that_hangs_on_the_thread_fails_its_requests_and_ends_the_process(
     models: Path, faults: Path, tmp_path: Path
 ) -> None:
-    ask(faults, slow=1)  # so every run is on the thread
+    ask(faults, slow=1)  # this makes every run happen on the thread
     flags = ("--faults", faults, "--run-timeout", 0.5)
     with serving(models, tmp_path / "log", *flags, program=PROGRAM) as server:
         assert server.send("POST", "/predict", body=BODY).status == 200
@@ -58,7 +58,7 @@ def test_a_run_that_hangs_on_the_thread_fails_its_requests_and_ends_the_process(
 def test_a_run_that_hangs_on_the_event_loop_ends_the_process(models: Path, faults: Path, tmp_path: Path) -> None:
     flags = ("--faults", faults, "--run-timeout", 0.5)
     with serving(models, tmp_path / "log", *flags, program=PROGRAM) as server:
-        for _ in range(20):  # runs of microseconds happen on the event loop
+        for _ in range(20):  # a run of microseconds happens on the event loop
             assert server.send("POST", "/predict", body=BODY).status == 200
         ask(faults, hang=1)
         with server.connect() as connection:

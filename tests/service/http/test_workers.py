@@ -129,7 +129,7 @@ def test_a_port_in_use_prints_one_line(models: Path) -> None:
 
 def test_the_server_can_be_stopped_before_it_is_ready(models: Path) -> None:
     gate = through(models / "roots" / "1")
-    os.mkfifo(gate["GATE"])  # a worker that opens this pipe for reading waits for a writer
+    os.mkfifo(gate["GATE"])  # a worker opens this pipe for reading, then waits for a writer
     with subprocess.Popen(
         command_line("serve", "--models", models, "--port", 0, *TWO, program=GATED),
         env=environment(gate),
@@ -175,7 +175,7 @@ def test_workers_stop_when_their_supervisor_dies(served: Served) -> None:
 def test_a_supervisor_that_is_killed_during_the_start_leaves_no_worker_and_no_traceback(
     seconds: float, models: Path
 ) -> None:
-    """`seconds` decides how far the start has come. The result must be the same at any point of the start."""
+    """The test kills the server `seconds` after the start. The result must be the same for any number of seconds."""
     with subprocess.Popen(
         command_line("serve", "--models", models, "--port", 0, *TWO),
         env=environment(),
@@ -205,7 +205,7 @@ def test_a_worker_that_dies_is_replaced_while_new_connections_are_answered(serve
     until(lambda: len(workers(supervisor)) == 2)
     assert one not in workers(supervisor)
     kill(other)
-    assert_it_predicts(served, 20)  # only the new worker is left, and it answers once it is ready
+    assert_it_predicts(served, 20)  # only the new worker is left; the server answers when this worker is ready
     until(lambda: len(workers(supervisor)) == 2)
     assert not first & workers(supervisor)
     log = served.log.read_text()
@@ -243,7 +243,7 @@ def test_each_worker_reports_the_counts_of_all_workers_and_of_dead_ones(served: 
     assert counted(served, "foldserve_rejected_total") == 10
     assert counted(served, "foldserve_requests_in_flight") == 0
     for dead, total in zip(workers(served.process.pid), (55, 60), strict=True):
-        kill(dead)  # a worker writes its counts each second, so the counts of its last second may be lost
+        kill(dead)  # a worker writes its counts once a second, so a dead worker's last counts may be lost
         assert_it_predicts(served, 5)
         until(lambda total=total: counted(served, "foldserve_requests_total") == total)
     assert counted(served, "foldserve_request_rows_total") == 50

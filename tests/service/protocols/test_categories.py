@@ -1,4 +1,4 @@
-"""Categories, booleans and missing values: every protocol gives the same rows, or a refusal that names the place."""
+"""All protocols read categories, booleans and missing values as the same rows, or refuse them and name the place."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_codes_may_be_of_any_numeric_datatype(datatype: str) -> None:
 def test_a_table_of_one_category_is_read_by_name_and_by_array() -> None:
     codec = FriendlyCodec(manifest(features=[{"name": "x", "kind": "categorical", "categories": [7, 8]}]), MAX_ROWS)
     assert codec.decode({}, b'{"instances": [{"x": 8}, {"x": 7}, {"x": 0}]}').rows.tolist() == [[1], [0], [2]]
-    large = b'{"instances": [[8], [7], [0]]}' + b" " * SMALL  # these numbers are categories, not codes
+    large = b'{"instances": [[8], [7], [0]]}' + b" " * SMALL  # the categories of this feature are numbers
     assert codec.decode({}, large).rows.tolist() == [[1], [0], [2]]
 
 

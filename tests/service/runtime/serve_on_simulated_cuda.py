@@ -1,6 +1,7 @@
 """`foldserve` with a simulated GPU.
 
-If the file named by FAILURE exists, the GPU fails once, with the text in that file.
+The environment variable FAILURE has the path of a file. If this file exists, the GPU fails once, and the error has the
+text of the file.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def test_the_session_without_memory_is_freed_before_the_next_one_opens(gpu: Simu
         return session
 
     runner = CudaRunner(MODEL, OPTIONS, gpu.connect, open_session)
-    gc.disable()  # so a reference cycle would keep the session, and its GPU memory
+    gc.disable()  # without the collector, a reference cycle would keep the session and its GPU memory
     try:
         for count in (1, 40, 3):
             fail_once(gpu, RuntimeError("CUDA failure 2: out of memory"))

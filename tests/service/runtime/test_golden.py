@@ -161,7 +161,7 @@ def test_a_regression_with_labels_is_refused(models: Path) -> None:
 
 
 def test_a_regression_with_several_outputs_is_refused(models: Path) -> None:
-    # The responses for a regression would have only the first output column.
+    # A response for a regression would have only the first column of such an output.
     edit_manifest(models / "digits" / "1", lambda content: content.update(task="regression", labels=[]))
     with pytest.raises(BundleError, match="output"):
         runtime.load(bundle.read(models / "digits" / "1"), Options("cpu"))

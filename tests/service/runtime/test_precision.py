@@ -1,4 +1,7 @@
-"""A model in fp16 or bf16 has the same graph with another type. It passes the golden rows within a wider tolerance."""
+"""A model in fp16 or bf16 has the same graph as in float32, with another type.
+
+The golden rows allow a wider tolerance.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,7 @@ def test_encodings_stay_in_float32() -> None:
 def test_golden_outputs_are_within_the_tolerance_of_the_precision_and_not_of_float32(
     precision: str, digits: bundle.Bundle
 ) -> None:
-    # ONNX's reference evaluator rounds after every node. A GPU rounds less often.
+    # ONNX's reference evaluator rounds after every node. A GPU rounds less often than this evaluator.
     evaluator = ReferenceEvaluator(narrowed(digits, precision))
 
     def run(rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""One function opens every session on the requested provider only. If it can't, it reports the reason."""
+"""One function opens every session, and only on the requested provider.
+
+If the function can't, it reports the reason.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from tests.service.support import PATIENCE, constant, environment, onnx_model
 PACKAGE = Path(foldserve.__file__).parent
 ROWS = np.array([[1, 0], [0, 1], [1, 1]], np.float32)
 
-# When it optimises, ONNX Runtime fuses the product and the sum into one Gemm.
+# ONNX Runtime's optimiser fuses the product and the sum into one Gemm.
 FUSED = onnx_model(
     [helper.make_node("MatMul", ["input", "w"], ["product"]), helper.make_node("Add", ["product", "b"], ["value"])],
     [constant("w", [[2.0], [3.0]]), constant("b", [1.0])],
