@@ -655,7 +655,11 @@ def test_head_gets_the_head_of_the_response_to_get(path: str, talk: Talk) -> Non
 def test_a_small_compressed_request_does_not_wait_behind_large_ones(models: Path, tmp_path: Path) -> None:
     small = request("POST", HOT, "Content-Encoding: gzip", body=gzip.compress(BODY))
     large = request("POST", HOT, "Content-Encoding: gzip", body=gzip.compress(BODY.ljust(2**25)))
-    with serving(models, tmp_path / "log") as server, contextlib.ExitStack() as stack, Talk(server) as quick:
+    with (
+        serving(models, tmp_path / "log", "--max-wait", 10) as server,
+        contextlib.ExitStack() as stack,
+        Talk(server) as quick,
+    ):
         for _ in range(100):
             stack.enter_context(Talk(server)).send(large)
         for _ in range(50):
