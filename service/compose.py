@@ -1,6 +1,6 @@
-"""Settings in, one `Service` out: the only place that puts the parts of a server together.
+"""Creates one `Service` from the settings. No other module puts the parts of a server together.
 
-It knows how to create each part. It does not know HTTP's framework, sockets or processes.
+This module knows how to create each part. It does not know the HTTP framework, sockets or processes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.settings import Settings
 
-# Decoding holds the interpreter most of the time. So more threads are not faster, and each one delays the event loop.
+# Decoding holds the interpreter most of the time. So more threads are not faster, and each thread delays the event
+# loop.
 _BODY_THREADS = 4
 
 
@@ -49,12 +50,12 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether the server is ready: it takes new work, and every model serves if readiness is strict."""
+        """Whether the server accepts new work. If readiness is strict, every model must also serve."""
         return self.lifecycle.ready and (self.repository.all_ready or not self.strict_readiness)
 
 
 def compose(settings: Settings) -> Service:
-    """Load every model and create the service. Raises `StartError` and `DeviceError`, as `Loader.load_repository`."""
+    """Load every model and create the service. Raises the exceptions of `Loader.load_repository`."""
     metrics = PrometheusMetrics() if settings.metrics else Metrics()
     guard = _guard(settings, metrics)
     memory = BodyMemory(settings.max_memory or 2 * settings.max_body)
@@ -73,7 +74,7 @@ def compose(settings: Settings) -> Service:
 def _guard(settings: Settings, metrics: Metrics) -> Guard | None:
     if not settings.keys:
         return None
-    # Workers share the folder of their metrics, and so the rates of the keys.
+    # The workers share the rates of the keys through files in the folder of their metrics.
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     guard = Guard(Keyring(settings.keys, Path(folder) if folder else None))
     metrics.for_keys(guard.take_counts)

@@ -44,7 +44,7 @@ class Guard:
         self._keys.refresh()
 
     def take_counts(self) -> Mapping[str, Sequence[int]]:
-        """Return the counts of requests since the last call by the name of the key: accepted, forbidden, limited."""
+        """Return, by key name, the numbers of accepted, forbidden and limited requests since the last call."""
         return self._keys.take_counts()
 
 

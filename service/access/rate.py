@@ -27,7 +27,7 @@ class Bucket:
         self._state = state
 
     def take(self, now: float) -> float:
-        """Take a token, and return 0; or return the seconds until the next one. now: of a monotonic clock."""
+        """Take a token and return 0, or return the seconds until a token is free. now: from a monotonic clock."""
         full = max(now, self._state[0])
         wait = full - self._tolerance - now
         if wait > _ROUNDING:
@@ -37,7 +37,7 @@ class Bucket:
 
 
 def bucket_state(file: Path | None) -> list[float] | memoryview[float]:
-    """Create the state of a bucket, in `file` if it is shared. Processes of one machine share a monotonic clock."""
+    """Create the state of a bucket. file: shares the state between processes; None for only one process."""
     if file is None:
         return [0.0]
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,4 +1,4 @@
-"""The contract between training and serving: the contents of a bundle, and how a bundle is written and read.
+"""The contract between training and serving: the contents of a bundle, and the functions that write and read a bundle.
 
     models/<name>/<version>/manifest.json    the schema in manifest.py, as JSON
                             model.onnx       float32 `input` [batch, features] -> `probabilities` or `value`

@@ -1,6 +1,6 @@
 """Writes files and folders. A crash or a full disk leaves the old content or the new content, but never a mixture.
 
-It knows bytes and paths; it does not know bundles. Every function raises `OSError`.
+This module knows bytes and paths, but no bundles. Every function may raise `OSError`.
 """
 
 from __future__ import annotations

@@ -33,13 +33,13 @@ MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.html"
 
-# The largest files that are read, in bytes. A parsed manifest needs about ten times the file's size in memory. An ONNX
-# file without external data is one protobuf message, which has at most 2 GiB.
+# Upper limits of the files that are read, in bytes. In memory, a parsed manifest is about ten times larger than its
+# file. An ONNX file without external data is one protobuf message, which has at most 2 GiB.
 MAX_MANIFEST = 64 * 2**20
 MAX_MODEL = 2**31 - 1
 
 _PARTIAL = ".partial-"  # the dot hides a folder from every reader
-_ABANDONED = 24 * 3600  # seconds since the last change; a write takes seconds
+_ABANDONED = 24 * 3600  # a day in seconds; a write takes only a few seconds
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def require_writable(path: Path) -> None:
 
 @contextmanager
 def _open_regular(file: Path, most: int) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file of at most `most` bytes, and yield it with its size. A link to such a file is allowed."""
+    """Open a regular file of at most `most` bytes. Yield the file and its size. A link to such a file is allowed."""
     try:
         # Without O_NONBLOCK, opening a FIFO would wait for a writer.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -226,7 +226,7 @@ def write(
     with the next version. report_for: returns the HTML report for that manifest.
     Raises `BundleError` if `models` is not a folder, can't be made or can't be written to, if `name` is not a valid
     name, or if the manifest describes another model. After an error, nothing is left behind. Also removes partial
-    folders that are more than a day old, which killed writers have left.
+    folders that are more than a day old: killed writers have left these folders.
     """
     if not NAME.fullmatch(name):
         raise BundleError(f"{name!r} is not a valid name for a model")
@@ -270,7 +270,7 @@ def _publish(
 ) -> Bundle:
     """Complete `partial` as the next version in `folder`, check it, and rename it."""
     while True:
-        # A file whose name is a version also takes that version.
+        # A version is taken even if it is the name of a file, not of a folder.
         taken = _version_numbers(entry.name for entry in folder.iterdir()) if folder.exists() else []
         version = max(taken, default=0) + 1
         manifest = manifest_for(version)

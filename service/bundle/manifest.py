@@ -22,7 +22,7 @@ Task = Literal["classification", "regression"]
 
 
 def _refuse_integer(value: object) -> object:
-    if type(value) is int:  # pydantic accepts it as a float, even in strict mode
+    if type(value) is int:  # pydantic accepts an integer as a float, even in strict mode
         raise ValueError("an integer of more than 64 bits")
     return value
 
@@ -90,7 +90,7 @@ class Feature(FrozenModel):
 
     @property
     def largest_code(self) -> int | None:
-        """The largest number that encodes a value: 1, or the reserved index; None for a numeric feature."""
+        """The largest code of a value: 1 for a boolean, the reserved index for a category; None for other features."""
         return {"numeric": None, "time": None, "boolean": 1, "categorical": len(self.categories)}[self.kind]
 
     def admits(self, value: float | None) -> bool:
@@ -121,13 +121,13 @@ class Feature(FrozenModel):
         return self
 
 
-# The largest value of the absolute and the relative part of a tolerance. The absolute part of a regression has the
-# units of the target, so it has no limit.
+# The upper limit of the absolute and of the relative part of a tolerance. For a regression, the absolute part has the
+# units of the target and therefore no limit.
 _WIDEST = 1e-3
 
 
 class Measurement(FrozenModel):
-    """The parity of one runtime, on one set of rows, in batches of one size."""
+    """The parity of one runtime, measured on one set of rows with one batch size."""
 
     runtime: str
     rows: Literal["held-out", "random"]
@@ -155,7 +155,7 @@ class Golden(FrozenModel):
 
 
 class Folding(FrozenModel):
-    """One affine layer, the rule by which it was removed, and the layer into which it was folded."""
+    """An affine layer, the rule that removed this layer, and the layer into which it was folded."""
 
     layer: str
     rule: str
@@ -182,7 +182,7 @@ class Provenance(FrozenModel):
 
 
 class Target(FrozenModel):
-    """The column that the model predicts. reading: how its texts become numbers, for a regression on a text column."""
+    """The column that the model predicts. reading: for a regression on a text column, the way texts become numbers."""
 
     name: str
     reading: Reading | None = None

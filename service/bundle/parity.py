@@ -1,4 +1,4 @@
-"""The difference between a runtime's and the reference's outputs, and the limit of it. It does not know files."""
+"""The difference between the outputs of a runtime and of the reference, and the tolerance. It does not know files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class FrozenModel(BaseModel):
 class Parity(FrozenModel):
     """The difference between one runtime's outputs and the reference's, over `rows` rows.
 
-    max_absolute: max |out - ref|.
-    max_relative: max |out - ref| / |ref|, over the outputs for which relative * |ref| is larger than absolute.
-    worst: max |out - ref| / (absolute + relative * |ref|), the used share of the tolerance. Above 1, the check fails.
+    max_absolute: max |out - ref|. max_relative: max |out - ref| / |ref|, over the outputs for which relative * |ref| is
+    larger than absolute. worst: max |out - ref| / (absolute + relative * |ref|), the used share of the tolerance. If
+    this share is above 1, the check fails.
     argmax_rows: the number of rows whose two largest reference outputs differ by more than the tolerance.
     argmax_agreement: the share of these rows in which both outputs have the same argmax.
     argmax_rows and argmax_agreement are None for regression.

@@ -28,12 +28,12 @@ _SEPARATORS = {"": "", ",": ",", ".": "[.]", " ": "[ \u00a0\u2007\u2009\u202f]",
 _SPECIAL = "[+-]?(?:[nN][aA][nN]|[iI][nN][fF](?:[iI][nN][iI][tT][yY])?)"
 
 
-# A date or time of ISO 8601, with blanks around it removed.
+# A date or time of ISO 8601, without blanks around the text.
 MOMENT_PATTERN = (
     "[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.][0-9]{1,9})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?"
 )
 _MOMENT = re.compile(MOMENT_PATTERN)
-# Up to it float32 has every whole number.
+# float32 can represent every whole number up to this limit.
 MAX_MOMENT = 2**24
 
 
@@ -42,8 +42,9 @@ class Reading(FrozenModel):
 
     missing: texts that mean a missing value. A blank text always does. Blanks around a text are ignored. In a column of
     numbers, a number that is equal to one of these texts is missing too.
-    decimal, thousands: the decimal mark and the thousands separator of a number; "" means no separator. A blank also
-    matches any other space, and an apostrophe also matches a typographic apostrophe.
+    decimal, thousands: the decimal mark and the thousands separator of a number; "" means no separator. If the
+    separator is a blank, any other kind of space is accepted too. If it is an apostrophe, a typographic apostrophe is
+    accepted too.
     unit: a currency or `%`, on either side of the number. The value is the written number: 45% is 45.
     accounting: whether parentheses mean a negative number, so that (12.50) is -12.5.
     true, false: the spellings of a boolean column, in lower case.
@@ -68,7 +69,7 @@ class Reading(FrozenModel):
         return not bare or bare in self.missing or text in self.missing
 
     def number(self, text: str) -> float | None:
-        """Return the number that `text` writes; None for a missing value. Raises `ValueError` for any other text."""
+        """Convert a text to its number; None for a missing value. Raises `ValueError` for any other text."""
         if self.is_missing(text):
             return None
         if not self._number.fullmatch(text.strip()):
@@ -79,7 +80,7 @@ class Reading(FrozenModel):
         return self.known_number(value)
 
     def plain_number(self, text: str) -> str:
-        """Return a number in this notation as Python would write the number."""
+        """Convert the text of a number from this notation to Python's notation."""
         plain = text.strip()
         for pattern, replacement in self._compiled_rewrites:
             plain = pattern.sub(replacement, plain)
@@ -90,7 +91,7 @@ class Reading(FrozenModel):
         return None if math.isnan(value) or value in self.missing_numbers else value
 
     def boolean(self, text: str) -> bool | None:
-        """Return the boolean that `text` spells; None for a missing value. Raises `ValueError` for any other text."""
+        """Convert a text to its boolean; None for a missing value. Raises `ValueError` for any other text."""
         if self.is_missing(text):
             return None
         spelling = text.strip().lower()
@@ -99,9 +100,10 @@ class Reading(FrozenModel):
         raise ValueError("not a boolean")
 
     def moment(self, text: str) -> float | None:
-        """Return the number of the date or time that `text` writes; None for a missing value.
+        """Convert the text of a date or time to its number; None for a missing value.
 
-        Raises `ValueError` for any other text, for one with a time zone if the column has none, and the reverse.
+        Raises `ValueError` for any other text. Also raises it for a text with a time zone in a column without time
+        zones, and for a text without a time zone in a column with time zones.
         """
         if self.is_missing(text):
             return None
@@ -120,7 +122,7 @@ class Reading(FrozenModel):
         return float(number)
 
     def moment_text(self, number: float) -> str:
-        """Write the date or time that `number` is, as ISO 8601 has it."""
+        """Convert the number of a date or time to a text in ISO 8601."""
         moment = self._origin + number * self._step
         text = moment.date().isoformat() if self.step == "day" and not self.zoned else moment.isoformat()
         return f"{text}Z" if self.zoned else text
@@ -142,12 +144,12 @@ class Reading(FrozenModel):
 
     @property
     def is_plain(self) -> bool:
-        """Whether numbers have no marks except a decimal point."""
+        """Whether a number has no mark other than a decimal point."""
         return (self.decimal, self.thousands, self.unit, self.accounting) == (".", "", "", False)
 
     @property
     def number_pattern(self) -> str:
-        """The regular expression that the complete text of a number matches, without the blanks around the text."""
+        """A regular expression for the complete text of a number, without the blanks around the text."""
         point = re.escape(self.decimal)
         whole = "[0-9]+"
         if self.thousands:

@@ -1,4 +1,4 @@
-"""Random rows from the ranges and categories of features, as a request may have them. They hold no person's data.
+"""Draws random rows, like those of a request, from the ranges and categories of features. They hold no person's data.
 
 This module knows features, but no network and no session. It does not import NumPy: the caller's generator creates the
 arrays.

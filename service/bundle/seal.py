@@ -27,7 +27,7 @@ def compute(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_changes(content: Mapping[str, Any]) -> str | None:
-    """Name the fields of a manifest that differ from its seal, in words; None if nothing has changed."""
+    """Return a text with the names of the fields that differ from the seal; None if no field differs."""
     recorded, computed = content.get(FIELD), compute(content)
     if recorded == computed:
         return None

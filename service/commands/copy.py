@@ -1,4 +1,4 @@
-"""`foldserve copy`: writes a bundle under another name, as its next version, after every check."""
+"""`foldserve copy`: checks a bundle, then writes it under another name, as the next version of that name."""
 
 from __future__ import annotations
 

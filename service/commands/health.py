@@ -11,7 +11,7 @@ import ssl
 from foldserve.service.errors import NotReady
 from foldserve.service.settings import Settings
 
-# The address to ask if the service listens on all addresses.
+# If the service listens on all addresses, this address is asked.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
@@ -36,7 +36,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     context.verify_mode = ssl.CERT_NONE
     if settings.tls_client_ca is not None:
         try:
-            # An empty password: it never asks for one.
+            # With an empty password, OpenSSL never asks for a password on the terminal.
             context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")  # nosec B106
         except OSError as error:
             raise NotReady(f"can't use the TLS certificate {settings.tls_cert}: {error.strerror}") from error

@@ -1,7 +1,7 @@
 """Accepts the clients of one listening socket. It knows asyncio's protocols and TLS, but nothing of HTTP.
 
-Event loops accept one connection per turn. So a turn that answers hundreds of busy connections delays each new
-connection, and so each health check. This class accepts all waiting connections in each turn.
+An event loop accepts one connection in each turn. A turn that answers hundreds of busy connections takes long, so new
+connections and health checks would wait. This class accepts all waiting connections in each turn.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Callable
 
 log = logging.getLogger("foldserve")
 
-# Connections accepted in one turn. Then the open connections are served, and other workers may accept the rest.
+# The largest number of connections that are accepted in one turn. The open connections are served next, and other
+# workers may accept the remaining ones.
 _MAX_PER_TURN = 64
 # Seconds until the next try when the process or the machine has no descriptor or memory for a connection.
 _RETRY_SECONDS = 0.5
-# Connections that are accepted when the server stops: as many as the kernel queues.
+# The largest number of connections that are accepted when the server stops: the length of the kernel's queue.
 _MAX_AT_STOP = 2048
 # Seconds in which a client may finish its TLS handshake when the server stops.
 _HANDSHAKE_SECONDS = 1.0
@@ -51,10 +52,10 @@ class Acceptor:
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def stop(self) -> None:
-        """Accept the connections that the kernel has queued, then no more.
+        """Accept the connections that the kernel has queued, then stop accepting.
 
-        If the listener closed with connections in its queue, the kernel would reset them, although their clients may
-        have sent requests.
+        If the listener closed while its queue has connections, the kernel would reset these connections, although their
+        clients may have sent requests.
         """
         for _ in range(_MAX_AT_STOP):
             if not self._accept_one():

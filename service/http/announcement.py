@@ -12,9 +12,9 @@ from foldserve.service.protocols.friendly import example
 
 
 def announcement(urls: Sequence[str], service: Service) -> str:
-    """Return the lines to print. The command works without changes; with API keys, it reads the variable KEY.
+    """Return the lines to print. The command works as printed; if keys are needed, it reads the variable KEY.
 
-    urls: the URL of predictions, then the URL of metrics and administration if that is another one.
+    urls: the URL of predictions, then the URL of metrics and administration if the two differ.
     """
     url = urls[0]
     repository = service.repository

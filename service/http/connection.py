@@ -35,12 +35,13 @@ from foldserve.service.http.phase import (
 from foldserve.service.http.stopping import has_bytes
 from foldserve.service.protocols.reply import Reply, refusal
 
-# Seconds that a client has to read the error response, although it may still be sending its request.
+# The seconds that a client has to read an error response. The client may still be sending its request.
 _LINGER_SECONDS = 2
-# When the server stops, an idle connection stays open for _LAST_SECONDS, because a request may already be on its way.
-# If the client was active recently, the connection stays open until _ACTIVE_SECONDS after that activity.
+# When the server stops, an idle connection stays open for _LAST_SECONDS, because a request may already be on its way. A
+# connection whose client was active recently stays open until _ACTIVE_SECONDS after the last activity.
 _LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
-# Seconds in which a client that has closed its side of the connection gets the responses that are due.
+# A client may close its side of the connection while it waits for responses. The server sends these responses for at
+# most this number of seconds.
 _HALF_CLOSED_SECONDS = 1.0
 
 
@@ -65,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._create_inner = create_inner
         self._connections = connections
         self._phase = IDLE
-        self._since = 0.0  # when the request began, the connection became idle, or the client stopped reading
+        self._since = 0.0  # the last time a request began, the connection became idle, or the client stopped reading
         self._last = False  # no further request is read; the connection closes after the responses that are due
         # Received bytes, and the offset of the first one that has not been read.
         self._unread, self._offset = b"", 0
@@ -98,7 +99,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Keep the connection open if a response is due: the client may have closed only its side for writing."""
         self._inner.eof_received()
-        # A client that has disconnected completely looks the same. Its rows must not stay queued for long.
+        # The server can't tell whether the client has closed only its side or has disconnected. The rows of a
+        # disconnected client must not stay queued for long.
         waits = self._phase in (RESPONSE, APP_RESPONSE) or bool(self._unread)
         due = waits and self._transport.can_write_eof()  # not with TLS
         if due and not self._last:
@@ -326,7 +328,7 @@ class Connection(asyncio.Protocol):
             self._body = None
 
     def _close_if_idle(self) -> None:
-        """Close, unless the kernel has bytes of a request that the event loop has not read yet."""
+        """Close, unless the kernel holds bytes of a request that the event loop has not read yet."""
         if self._phase is IDLE and has_bytes(self._transport):
             asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
         elif self._phase is IDLE:

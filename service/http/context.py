@@ -24,8 +24,8 @@ _MAX_CACHED = 256
 class Limits:
     """Limits of one connection.
 
-    max_head, max_body: bytes. request_timeout: seconds from the first byte of a request to the last.
-    idle_timeout: a connection without a request, or whose client does not read, closes after these seconds.
+    max_head, max_body: in bytes. request_timeout: seconds between the first and the last byte of a request.
+    idle_timeout: seconds after which a connection closes if it has no request, or if its client does not read.
     """
 
     max_head: int

@@ -69,7 +69,7 @@ def load_tls(settings: Settings, listeners: Listeners) -> Sequence[Tls | None]:
             raise StartError("TLS needs --tls-cert")
         return [None for _ in listeners.all]
     return [
-        # On loopback, probes and scrapers need no client certificate at the port of administration.
+        # If the administration port is on loopback, probes and scrapers need no client certificate there.
         Tls(certificate, key, None if listener is listeners.admin and is_on_loopback(listener) else client_ca)
         for listener in listeners.all
     ]

@@ -1,4 +1,4 @@
-"""The scope that each route of the app declares, and the check of a request against it before the app sees it.
+"""Each route of the app declares a scope. This module checks the scope for a request before the app gets the request.
 
 A route without a scope does not exist for any client. Predictions that a connection answers without the app are checked
 in that connection.

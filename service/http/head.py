@@ -26,9 +26,9 @@ _MAX_CACHED_BYTES = 2048
 class Head:
     """The request line and the headers. Requests share this object, so nothing may change it.
 
-    raw: the bytes of the head, without the header of an offer to upgrade to another protocol.
-    headers: the values by name in lower case. Of several headers with the same name, the last one counts.
-    content_length: bytes of the body, or None if the body is chunked.
+    raw: the bytes of the head, without the header that offers to upgrade to another protocol. headers: the values by
+    header name, in lower case. If several headers have the same name, the last value counts. content_length: the number
+    of bytes of the body; None if the body is chunked.
     """
 
     raw: bytes
@@ -50,7 +50,7 @@ class Head:
 
 
 class Heads(dict[bytes, Head | None]):
-    """A cache of heads by their bytes, blank line included. Most clients send the same head before each body.
+    """A cache of parsed heads by their bytes, with the blank line. Most clients send the same head before each body.
 
     check: called with the headers of each head that is parsed; it raises to refuse the request.
     Looking up a head that is not in the cache parses it. The value is None for bytes that are not a complete head.

@@ -1,4 +1,4 @@
-"""The headers by which browsers protect users. Some are on each response, some on pages, some for other sites' pages.
+"""Response headers with which browsers protect users. Some are for all responses, some for pages, some for other sites.
 
 It knows ASGI, but no route.
 """

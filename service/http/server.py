@@ -36,10 +36,11 @@ from foldserve.service.settings import Settings, unused_variables
 
 log = logging.getLogger("foldserve")
 
-# Seconds that a server whose run hangs may take to stop beyond drain_timeout, and then to report the error.
+# If a run hangs, the server may take _GRACE_SECONDS more than drain_timeout to stop. Then it may take _REPORT_SECONDS
+# to report the error.
 _GRACE_SECONDS, _REPORT_SECONDS = 5.0, 1.0
-# Seconds that a thread may hold the interpreter while another one waits; the default is 5 ms. The event loop waits as
-# long at each of its events while a thread decodes a large body.
+# The seconds that a thread may hold the interpreter while another thread waits. Python's default is 5 ms. While a
+# thread decodes a large body, the event loop waits for this time at each of its events.
 _SWITCH_INTERVAL = 1e-3
 
 
@@ -100,12 +101,12 @@ def _start_watchdog(settings: Settings, service: Service, stopped: threading.Eve
 
     def end(name: str, blocks_loop: bool) -> None:
         service.lifecycle.lose(f"a run of {name} has taken more than {settings.run_timeout:g} s")
-        if blocks_loop:  # then nothing else can log it
+        if blocks_loop:  # the event loop is blocked, so only this thread can log it
             log.error("%s; stopping", service.lifecycle.loss)
         else:
             stopped.wait(settings.drain_timeout + _GRACE_SECONDS)
             time.sleep(_REPORT_SECONDS)
-        # At an exit by other means, the interpreter would wait for the thread of the run.
+        # With any other kind of exit, the interpreter would wait for the thread of the run.
         sys.stderr.flush()
         os._exit(1)
 
@@ -148,7 +149,7 @@ class _Server(uvicorn.Server):
         if counter % 10 == 0:
             try:
                 self._run_periodic_tasks()
-            except Exception:  # for example a full disk for the counts of several workers: the server must go on
+            except Exception:  # such as a full disk for the counts of the workers: the server must continue
                 log.exception("internal error")
         return await super().on_tick(counter)
 

@@ -1,4 +1,4 @@
-"""The steps of a stop that the processes of a server share: signals, and the end of new connections.
+"""Steps that stop a server, for each kind of its processes: handle signals, and let no new connection in.
 
 It knows signals and sockets, but no worker and no request.
 """
@@ -41,7 +41,7 @@ def exit_on_signals(*, quietly: bool = False) -> None:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores SIGHUP
         signal.signal(signal.SIGHUP, signal.SIG_IGN if quietly else _hang_up)
 
 

@@ -1,1 +1,1 @@
-"""The machine: processors, memory, GPUs and the installed ONNX Runtime. It does not know models or requests."""
+"""Describes the machine: processors, memory, GPUs, and the installed ONNX Runtime. It knows no models or requests."""

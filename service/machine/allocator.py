@@ -8,12 +8,12 @@ from __future__ import annotations
 import ctypes
 
 _M_MMAP_THRESHOLD = -3
-# Bytes of a large block: a body or its rows, but nothing that a usual request allocates.
+# A block of at least this number of bytes is large. Only a large body or its rows need such a block.
 _LARGE = 4 * 2**20
 
 
 def return_large_blocks() -> bool:
-    """Map each large block by itself, from now on. Returns whether the C library has this option, which is glibc's.
+    """From now on, map each large block separately. Returns whether the C library has this option; glibc has it.
 
     By default glibc raises its threshold to the largest block that was freed, up to 32 MiB. Later blocks then come from
     heaps that many threads split into pieces and that never shrink again.

@@ -1,8 +1,9 @@
-"""The processors and the memory that this process may use, by its control groups and the scheduler.
+"""Finds the processors and the memory that this process may use, from its control groups and the scheduler.
 
-It reads files of the kernel under /proc and /sys; it does not know models, thread pools or CUDA. A file that can't be
-read, or has no valid number, sets no limit. Both versions of control groups count, also side by side. Their files are
-described in the kernel's Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
+This module reads files of the kernel under /proc and /sys. It does not know models, thread pools or CUDA. A file that
+can't be read, or has no valid number, sets no limit. The limits of both versions of control groups apply, even if a
+machine uses both. The kernel's documentation describes their files: admin-guide/cgroup-v2.rst,
+admin-guide/cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _UNLIMITED = 2**60
 class Memory:
     """The smallest memory limit of this process's groups, and the memory in use by that group, both in bytes.
 
-    used: counts the page cache too, which the kernel drops when memory is short; None if it can't be read.
+    used: includes the page cache, which the kernel drops when memory is short; None if this number can't be read.
     """
 
     limit: int
@@ -30,8 +31,8 @@ class Memory:
 def processors(root: Path = Path("/")) -> float:
     """Count the processors that this process may keep busy: the minimum of its affinity and its groups' quotas.
 
-    A quota is processor time per period, so the result may be a fraction, and less than 1. root: holds /proc and
-    /sys.
+    A quota is processor time per period, so the result may be a fraction, or less than 1. root: the folder that holds
+    /proc and /sys.
     """
     return min([float(len(os.sched_getaffinity(0))), *_quotas(root)])
 
@@ -68,7 +69,8 @@ def _groups(
 ) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Yield the folder of each group of this process, from the innermost group to the root, and its files.
 
-    The limit of every group applies. In a container, the path may be of the host; then only the root exists here.
+    The limits of all these groups apply. In a container, the kernel may report the group's path on the host. Then only
+    the root group exists here.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         parts = line.split(":", 2)

@@ -41,7 +41,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver: its library's file, the newest CUDA that it supports, and its version if the kernel reports it."""
+    """NVIDIA's driver: its library file, the newest CUDA that it supports, and the driver's version, if known."""
 
     path: Path
     cuda: Version
@@ -126,7 +126,7 @@ def _gpu(loaded: ctypes.CDLL, ordinal: int) -> Gpu:
 
 
 def _wheel_folders() -> list[Path]:
-    """List the folders of the libraries in NVIDIA's wheels. `nvidia` is a namespace package: nothing is imported."""
+    """List the library folders of NVIDIA's wheels. This imports no code, since `nvidia` is a namespace package."""
     found = importlib.util.find_spec("nvidia")
     places = (found and found.submodule_search_locations) or []
     return [Path(place, package, "lib") for place in places for package in (f"cu{MAJOR}", "cudnn")]
@@ -162,7 +162,7 @@ def _cuda_version(number: int) -> Version:
 
 
 def _check(status: int, call: str, driver: ctypes.CDLL | None = None) -> None:
-    """Raise `DeviceError` unless `status` is 0, success. driver: gives the text for its own errors."""
+    """Raise `DeviceError` unless `status` is 0 (success). driver: the driver's library, if the driver was called."""
     if status == 0:
         return
     text = ctypes.c_char_p()

@@ -1,4 +1,4 @@
-"""The model of the processor, as its maker names it. It does not know how much of it this process may use."""
+"""Names the model of the processor. This module does not know how many processors this process may use."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ def ignore_batch(rows: int, seconds: float, waited: list[float]) -> None:
     """Observe a run and do nothing."""
 
 
-# The outcomes of a request with a valid API key: the request passed, the key lacks the scope, or the key has reached
-# its rate.
+# The outcomes of a request with a valid API key, in order: the request is accepted, the key lacks the scope, or the key
+# has reached its rate.
 KEY_OUTCOMES = ("accepted", "forbidden", "limited")
 
 

@@ -33,13 +33,14 @@ from foldserve.service.bundle import Parity
 from foldserve.service.errors import RequestError
 from foldserve.service.metrics.interface import KEY_OUTCOMES, BatchObserver, Metrics, RequestMetrics, Totals
 
-# Without this call, each series has a second series with its time of creation. With several workers there is no such
-# second series.
+# Without this call, prometheus_client adds a second series to each series: the time of its creation. With several
+# workers, prometheus_client never adds this second series.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
-# The bounds in seconds. They reach from the time of one row in a direct call to the default deadline.
+# The bounds in seconds. The smallest is the time to predict one row in a direct call, and the largest is the default
+# deadline.
 _SECONDS_BUCKETS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS_BUCKETS = tuple(4**n for n in range(9))
 # Labels.

@@ -56,7 +56,7 @@ class Columns:
 
     @property
     def are_plain(self) -> bool:
-        """Whether each JSON number is the model's input without a change: no category, and no missing value."""
+        """Whether each JSON number is used without a change: no column has codes, and no number means missing."""
         return not self.coded and not self._times and not self._missing_numbers
 
     def from_json_values(self, values: list[Any], first_row: int = 0) -> Rows:
@@ -190,7 +190,7 @@ class Columns:
             )
 
     def _refuse_at(self, bad: npt.NDArray[np.bool_], reason: str, first_row: int = 0) -> None:
-        """Raise `InvalidInput` with the place of the first true value of bool [rows, features]."""
+        """Raise `InvalidInput` with the place of the first True in `bad`, a bool array [rows, features]."""
         if bad.any():
             row, column = np.argwhere(bad)[0].tolist()
             raise InvalidInput(f"row {first_row + row}, column {self.names[column]!r} {reason}")

@@ -15,7 +15,7 @@ from foldserve.service.runtime.session import open_cpu, run_options
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# For batches of more rows, binding arrays saves no measurable time.
+# The largest batch for which arrays are bound. For larger batches, binding saves no measurable time.
 _MAX_BOUND_ROWS = 32
 
 
@@ -32,7 +32,7 @@ class CpuRunner:
             tensor.type == "tensor(float)" and len(tensor.shape) == 2 and type(tensor.shape[1]) is int
             for tensor in (self._input, self._output)
         )
-        self._bindings: dict[tuple[int, ...], _Binding] = {}  # by the shape of the rows
+        self._bindings: dict[tuple[int, ...], _Binding] = {}  # bound sessions by the shape of the rows
 
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch. Raises any exception of ONNX Runtime."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # The first runs of cuBLAS and of the arena allocate memory, which is not allowed during a capture.
 _RUNS_BEFORE_CAPTURE = 2
-# The texts of the errors for full memory: from ONNX Runtime's arena, from its memory limit, and from CUDA.
+# Texts that errors have when memory is full. The errors come from ONNX Runtime's arena, its memory limit, and CUDA.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|smaller than requested bytes|free memory block|STATUS_ALLOC_FAILED",
     re.IGNORECASE,
@@ -137,7 +137,7 @@ class CudaRunner:
             buffers, graph = self._graphs[place]
             return buffers.run(rows, graph)
         if self._large is None or self._large.size < len(rows):
-            self._large = None  # frees the old buffers before the new ones are allocated
+            self._large = None  # free the old buffers before new buffers are allocated
             self._large = _BoundBuffers(self._session, self._stream, 1 << (len(rows) - 1).bit_length())
         return self._large.run(rows, None)
 

@@ -1,6 +1,6 @@
 """Opens a bundle's model on the requested device, and returns it only if it reproduces the golden outputs there.
 
-A model that does is called "ready". This module chooses the device. It does not know HTTP or queues.
+A model that reproduces them is called "ready". This module chooses the device. It does not know HTTP or queues.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
     """Open and check the model of `bundle`. The returned parity is the worst over the golden rows.
 
     Raises `DeviceError` when the device is not available. Raises `BundleError` when the graph has external data, when
-    ONNX Runtime can't run it, when its interface is not the manifest's, and when it misses the golden outputs.
+    ONNX Runtime can't run the model, when the model's interface differs from the manifest, and when the golden outputs
+    are not reproduced.
     """
     try:
         graph = check_graph(bundle)

@@ -1,7 +1,8 @@
 """The only module that opens ONNX Runtime sessions. A session runs on exactly the requested device.
 
-Serving, the certificate, the doctor and the diagnosis all use this module. So a model is certified in the same kind of
-session as it is served. The module knows the bytes of a model and ONNX Runtime; it does not know bundles or rows.
+Serving, the certificate, the doctor and the diagnosis all use this module. So the session that certifies a model is of
+the same kind as the session that serves it. This module knows ONNX Runtime and the bytes of a model. It does not know
+bundles or rows.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def open_session(
     if provider != CPU:
         # Without this, ONNX Runtime moves nodes to the CPU in silence.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    # The Python class has a feature `enable_fallback`: on an error it prints, and opens a second session on the CPU.
+    # By default, ONNX Runtime's Python class prints each error of a session and opens a second session on the CPU.
     providers = [(provider, dict(provider_options or {}))]
     session = ort.InferenceSession(model, options, providers=providers, enable_fallback=False)
     if session.get_providers()[0] != provider:
@@ -158,5 +159,5 @@ def run_options(graph: int | None = None) -> Any:
 def one_line(error: Exception) -> str:
     """Shorten an error of ONNX Runtime to its first line, without the leading code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # ONNX Runtime opens with a code: "[ONNXRuntimeError] : 1 : FAIL : ".
+    # ONNX Runtime's messages begin with a code: "[ONNXRuntimeError] : 1 : FAIL : ".
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0]) if lines else type(error).__name__

@@ -46,7 +46,7 @@ class ProblemError(Exception):
 
 
 def first_line(text: str) -> str:
-    """Return the first line of `text` that is not blank, or 'no reason given'."""
+    """Return the first line of `text` that is not blank; 'no reason given' if all lines are blank."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
 
 

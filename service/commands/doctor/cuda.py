@@ -10,7 +10,7 @@ from foldserve.service.errors import DeviceError
 from foldserve.service.machine import nvidia
 
 _GIB = 2**30
-# Free GPU memory below this number of bytes is too little. A context, cuBLAS's workspace and a model take about this.
+# The smallest sufficient free GPU memory in bytes. A context, cuBLAS's workspace and a model take about this much.
 _LITTLE_GPU_MEMORY = 2**30
 
 

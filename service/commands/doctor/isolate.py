@@ -23,7 +23,7 @@ def run_isolated(check: Check) -> Result:
     child = context.Process(target=_run_in_child, args=(check, sender), daemon=True)
     try:
         child.start()
-        sender.close()  # the child holds the only open end: if it dies, `recv` raises EOFError
+        sender.close()  # the child then holds the only sending end: if it dies, `recv` raises EOFError
         if not receiver.poll(_TIMEOUT):
             child.kill()
             return Result(check.name, "wrong", f"no answer within {_TIMEOUT} s", check.remedy)
@@ -46,7 +46,7 @@ def _run_in_child(check: Check, sender: Connection) -> None:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # so that a crash writes no core file
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # then a crash writes no core file
     try:
         found = check.examine()
         result = found if isinstance(found, Result) else Result(check.name, "ok", found)
@@ -56,4 +56,4 @@ def _run_in_child(check: Check, sender: Connection) -> None:
         result = Result(check.name, "wrong", str(error), check.remedy)
     except BaseException as error:  # noqa: BLE001 (a broken package may raise anything, SystemExit too)
         result = Result(check.name, "wrong", f"{type(error).__name__}: {first_line(str(error))}", check.remedy)
-    sender.send_bytes(json.dumps(asdict(result)).encode())  # `send` would pickle it
+    sender.send_bytes(json.dumps(asdict(result)).encode())  # `send` would pickle the result

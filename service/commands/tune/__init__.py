@@ -9,5 +9,5 @@
     host         the machine: its name, its load, the installed versions
     wording      numbers as text
 
-It knows neither the HTTP server nor the engine. Their part of the response time does not depend on these settings.
+It knows neither the HTTP server nor the engine: these settings do not change the time that the two need.
 """

@@ -1,6 +1,6 @@
 """Chooses each setting from measurements. Pure functions: it measures nothing and writes nothing.
 
-The constants of this module are the smallest gains for which a setting is worth its cost.
+Each constant of this module is the smallest gain that is worth the cost of a setting.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from foldserve.service.commands.tune.wording import duration, plural
 from foldserve.service.commands.tune.workload import MAX_BATCH
 from foldserve.service.runtime.session import Device
 
-# A graph costs GPU memory. It must save this share of the time that the next larger graph or a plain run would take.
+# A graph costs GPU memory. So the graph must save this share of the time of the next larger graph or of a plain run.
 _GRAPH_SAVING = 0.05
-# Twice the threads must run faster by this factor, over all batch sizes. For comparison, two processes on two cores do
-# twice the work.
+# The number of threads is doubled only if the runs of all batch sizes together get faster by this factor. For
+# comparison, two processes on two cores do twice the work of one process.
 _THREADS_GAIN = 1.5
-# Each process needs memory for a copy of the model. More processes must together be faster by this factor.
+# Each process needs memory for a copy of the model. So more processes are chosen only if they are faster by this
+# factor.
 _WORKERS_GAIN = 1.1
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The name of a setting in `Settings`, the chosen value, and one line with the measured figures for the choice."""
+    """The name of a setting, its chosen value, and one line with the measurements that justify the choice."""
 
     setting: str
     value: int | str | tuple[int, ...]
@@ -53,7 +54,7 @@ def choose(latencies: Latencies, throughput: Throughput, device: Device) -> tupl
 
 
 def _choose_threads(cpu: Mapping[int, Curve]) -> tuple[int, str]:
-    """Choose the smallest number of threads after which more threads gain too little, over a server's batch sizes."""
+    """Choose the smallest number of threads for which more threads gain too little over a server's batch sizes."""
     counts = sorted(cpu)
     chosen, why = counts[0], "this process may use one processor"
     for more in counts[1:]:
@@ -93,7 +94,7 @@ def _choose_on_cuda(on_cpu: Curve, latencies: Latencies, device: Device) -> list
 
 
 def _choose_buckets(graphs: Curve, plain: Curve) -> tuple[tuple[int, ...], str]:
-    """Choose the batch sizes whose graph is faster than a plain run, and than padding to the next larger graph."""
+    """Choose the batch sizes whose graph is faster than both a plain run and the next larger graph."""
     kept: list[int] = []
     for batch in sorted(graphs, reverse=True):
         alternative = graphs[kept[-1]] if kept else plain[batch]
@@ -107,7 +108,7 @@ def _choose_buckets(graphs: Curve, plain: Curve) -> tuple[tuple[int, ...], str]:
 
 
 def _cuda_seconds(batch: int, buckets: Sequence[int], latencies: Latencies) -> float:
-    """Return the seconds of a batch on CUDA, in the smallest graph that has room for it or else in a plain run."""
+    """Return the seconds of a batch on CUDA: in the smallest graph with room for the batch, or else in a plain run."""
     return next((latencies.graphs[bucket] for bucket in buckets if bucket >= batch), latencies.plain[batch])
 
 

@@ -1,4 +1,4 @@
-"""The machine that the measurements belong to: its name, its load, and the installed versions, as text."""
+"""Describes the measured machine as text: its name, its load, and the installed versions."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ Curve = Mapping[int, float]  # batch size -> median seconds of one run
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
 _GRAPHS, _PLAIN = "CUDA, graphs", "CUDA, plain runs"
 _MIN_ROUNDS = 3
-_TURN_SECONDS = 0.015  # the time for which one variant runs one batch size in one round
-_POOL_BYTES = 2**28  # most memory for the rows of one round
+_TURN_SECONDS = 0.015  # seconds that one variant runs one batch size in one round
+_POOL_BYTES = 2**28  # upper limit of the memory for the rows of one round
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Latencies:
 
     @property
     def by_name(self) -> dict[str, Curve]:
-        """The curves by the names of the variants, as shown to users."""
+        """The curves, by the name that users see for each variant."""
         curves = {_cpu_name(threads): curve for threads, curve in self.cpu.items()}
         return curves | ({_GRAPHS: self.graphs, _PLAIN: self.plain} if self.plain else {})
 

@@ -19,7 +19,8 @@ from foldserve.service.machine import cgroup
 from foldserve.service.runtime.load import load as load_bundle
 from foldserve.service.runtime.session import Device, Options
 
-# Each process has its own copy of the model, and on CUDA a context of several hundred MiB.
+# The largest number of processes to measure. Each process has a copy of the model. On CUDA, each process also has a
+# context of several hundred MiB.
 _MAX_WORKERS = {"cpu": 64, "cuda": 16}
 # The share of the time for measuring latency. The rest of the time is for measuring throughput.
 _LATENCY_SHARE = 0.65

@@ -131,7 +131,7 @@ def _receive(connection: Connection) -> Any:
 
 
 def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connection], str | None]:
-    """Wait for every process. Return the ready processes, and the reason of the first process that is not ready."""
+    """Wait for every process. Return the ready processes, and the reason why the first of the others is not ready."""
     ready, refusal = [], None
     for connection in connections:
         try:

@@ -1,4 +1,4 @@
-"""The parts that both measurements share: rows, batch sizes, opening a model, and naming an error."""
+"""The parts that both measurements share: rows, batch sizes, the opening of a model, and the text of an error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def sigint_blocked() -> Iterator[None]:
-    """Block SIGINT until the block ends. Threads and processes that start inside keep it blocked.
+    """Block SIGINT in this context. Threads and processes that start in the context keep the signal blocked.
 
     So Ctrl-C reaches only the main thread of this process, where Python raises KeyboardInterrupt.
     """
