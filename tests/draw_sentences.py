@@ -18,7 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# A sentence ends before a capital, a quote or code. An abbreviation such as "e.g. `x`" ends it early, which is rare.
+# A sentence ends before a capital, a quote or code. An abbreviation before a capital letter also ends a sentence, which
+# is rare.
 END = re.compile(r"(?<=[.!?])(?<!et al\.)\s+(?=[A-Z`'\"*\[(])")
 # Comments for tools, and lines that only separate.
 NOT_PROSE = re.compile(r"^(noqa|type:|pragma|fmt:|!/)|-{4}")

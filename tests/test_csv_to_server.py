@@ -129,7 +129,7 @@ def server(folder, bundles, tmp_path_factory):
         yield served
 
 
-# --- independent of the project: the tensor of a row, and the graph in float64
+# --- the tensor of a row and the graph in float64, without code of this project
 
 
 def codes(manifest: bundle.Manifest, rows):

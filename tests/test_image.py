@@ -1,4 +1,4 @@
-"""The contents of the images, without building them: the lists in requirements/ and the Dockerfile.
+"""The Dockerfile and the lists in requirements/, which define the contents of the images. No test here builds an image.
 
 `make image-check` builds and runs the images (tests/image).
 """
@@ -68,7 +68,7 @@ def test_a_list_has_an_allowed_version_of_each_declared_package(name: str) -> No
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_list_has_every_package_that_its_packages_require(name: str) -> None:
-    """The packages of the other runtime are not installed here, so their requirements are not followed."""
+    """The packages of the other runtime are not installed here, so the test does not follow their requirements."""
     packages, reached = locked(name), set()
     waiting = [(requirement.name, frozenset(requirement.extras)) for requirement in declared(name)]
     while waiting:

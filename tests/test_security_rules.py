@@ -26,7 +26,7 @@ from tests.service.support import MARKER, Answer, Served, foldserve, manifest, s
 ROOT = Path(__file__).parents[1]
 GOOD = b'{"instances": [[1, 3]]}'
 
-# Each module that fetches from the network, with the modules of this project that may import it.
+# Each module that fetches from the network, with the modules of this project that may import that module.
 FETCHES = {"urllib.request": (), "http.client": ("service/commands/health.py",), "ftplib": (), "smtplib": ()}
 FETCHES |= dict.fromkeys(("requests", "httpx", "aiohttp", "urllib3", "fsspec", "huggingface_hub", "boto3"), ())
 UNPICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -59,7 +59,7 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def called(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
-    """Yield the dotted name of each call, or the name of its method, and the call's node."""
+    """Yield (source text of the called function, syntax node) for each call."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node

@@ -56,7 +56,7 @@ def test_the_predictions_agree_with_a_fresh_training(shipped, fresh):
     table = load(DataOptions("digits"))
     held_out = split_rows(table, test=0.2, validation=0.1, seed=0).test
     theirs, ours = (oracle(found.model)(table.x[held_out]) for found in (shipped, fresh))
-    # Another kind of CPU rounds differently, and the training amplifies it: a few labels may differ.
+    # Another kind of CPU rounds differently. The training amplifies the differences, so a few labels may differ.
     assert (theirs.argmax(1) == ours.argmax(1)).mean() >= 0.97
     assert (theirs.argmax(1) == table.y[held_out]).mean() == shipped.manifest.metrics["test"]["accuracy"]
     assert np.abs(theirs - ours).mean() < 0.02

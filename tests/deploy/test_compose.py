@@ -1,4 +1,4 @@
-"""docker-compose.yml without an engine: it matches its schema, and every name in it exists."""
+"""docker-compose.yml matches its schema, and every name in the file exists. These tests need no engine."""
 
 from __future__ import annotations
 

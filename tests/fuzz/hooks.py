@@ -1,4 +1,4 @@
-"""Request bodies that a schema can't describe to schemathesis: raw float32 rows of the digits."""
+"""Give schemathesis request bodies that a schema can't describe: raw float32 rows of the digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Send requests made from the OpenAPI document to a real server, and check every response: `make fuzz`."""
+"""Make requests from the OpenAPI document, send them to a real server, and check every response: `make fuzz`."""
 
 from __future__ import annotations
 

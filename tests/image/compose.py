@@ -37,7 +37,7 @@ PROFILES = ("gpu", "train", "monitoring")
 ZEROS = {"instances": [[0.0] * 64]}
 PORTS = ("PORT", "GPU_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 
-# A container's Python runs this. It prints the rights of the process and the folders to which the process can write.
+# A container's Python runs this code. The code prints the rights of the process and the folders that it can write to.
 RIGHTS = """
 import json, os
 status = dict(line.rstrip("\\n").split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)

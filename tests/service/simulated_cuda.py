@@ -19,7 +19,7 @@ from foldserve.service.runtime.session import open_cpu
 
 
 class HostStream:
-    """A stream on host memory, which does its work at once."""
+    """A stream on host memory that does all work at once."""
 
     device = "cpu"
     address = 4711

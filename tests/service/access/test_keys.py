@@ -1,4 +1,4 @@
-"""API keys: how a key is made, the files of key hashes, and the entries that such a file may not have."""
+"""API keys: a new key is made, files of key hashes are read, and invalid entries in such files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The token bucket: rate and burst, compared with a simulation; waiting times; a bucket that processes share."""
+"""The token bucket. Its rate and burst are compared with a simulation. Several processes may share a bucket."""
 
 from __future__ import annotations
 

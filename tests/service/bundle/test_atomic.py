@@ -1,4 +1,4 @@
-"""A file is replaced as a whole: it has the old or the new content, and no other file stays in the folder."""
+"""A file is replaced as a whole. The file has the old or the new content, and no temporary file stays in the folder."""
 
 from __future__ import annotations
 

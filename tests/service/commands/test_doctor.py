@@ -95,7 +95,7 @@ def test_requested_cuda_that_is_missing_is_wrong_with_a_remedy() -> None:
     status, checks = run_doctor("--device", "cuda")
     assert status == 1
     assert checks["cuda provider"]["status"] == "wrong"
-    # Both wheels at once would be another problem, so the remedy removes the CPU wheel.
+    # Two installed wheels would be another problem, so the remedy removes the CPU wheel.
     assert checks["cuda provider"]["remedy"] == "pip uninstall --yes onnxruntime && pip install 'foldserve[gpu]'"
 
 
@@ -233,7 +233,7 @@ def test_a_variable_that_hides_every_gpu_is_wrong(value: str, expected: str) -> 
 
 # --- drivers ---------------------------------------------------------------------------------------------------------
 
-# The functions of NVIDIA's driver that the doctor calls. Macros set the values that they return.
+# The functions of NVIDIA's driver that the doctor calls. Macros set the return values of these functions.
 DRIVER = """
 #include <stddef.h>
 #include <stdlib.h>

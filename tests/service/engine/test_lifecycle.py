@@ -1,4 +1,4 @@
-"""The phase of a process: it moves forward only, and a lost device overrides every other phase."""
+"""The phase of a process moves forward only. The loss of a device overrides every other phase."""
 
 from __future__ import annotations
 

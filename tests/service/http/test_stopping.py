@@ -55,7 +55,7 @@ class Load:
             assert self.answered.acquire(timeout=PATIENCE)
 
     def outcomes(self) -> Counter[str]:
-        """Wait until all clients have been refused, and count what became of their requests."""
+        """Wait until the server has refused all clients. Return how many requests had each result."""
         total: Counter[str] = Counter()
         for client in self._clients:
             total += client.result(PATIENCE)
@@ -137,7 +137,7 @@ def test_during_the_drain_delay_the_server_is_unready_and_accepts_requests(
 
 @BOTH
 def test_a_request_that_waits_in_the_backlog_is_answered(workers: int, models: Path, tmp_path: Path) -> None:
-    """The stopped process can't accept connections, so the kernel completes their handshakes and queues them."""
+    """The stopped process can't accept, so the kernel completes the handshakes and queues the connections."""
     with serving(models, tmp_path / "log", "--workers", workers) as server:
         pids = [server.process.pid, *children(server.process.pid)]
         for pid in pids:

@@ -1,4 +1,4 @@
-"""The friendly protocol without JSON: raw float32 requests and responses, Arrow responses, and how a client chooses."""
+"""The friendly protocol without JSON: raw float32 requests and responses, Arrow responses, and the client's choice."""
 
 from __future__ import annotations
 

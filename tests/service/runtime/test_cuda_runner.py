@@ -1,4 +1,4 @@
-"""The runner for CUDA: the graph, order and thread of each run, and the error that each failure becomes.
+"""The runner for CUDA: the graph, the order and the thread of each run, and the error for each failure.
 
 The GPU is simulated in the host's memory; tests/gpu tests the runner on a real one.
 """

@@ -1,6 +1,6 @@
 """The inputs of the sigmoids are compared with NumPy.
 
-The sentences are tested with figures for and against the claims.
+Each sentence is tested with figures that support its claim, and with figures that contradict the claim.
 """
 
 import math
@@ -87,7 +87,7 @@ def test_the_sentence_on_speed_follows_the_figures():
 
 
 def test_the_best_rates_are_compared_too():
-    """At the same rate, only the network with BN learns. At its best rate, the network without BN is as fast."""
+    """With equal rates, only the network with BN learns. With a better rate, the network without BN is as fast."""
     never, fast = (0.1, 0.1), (0.1, 0.9)
     runs = (made(False, never), made(True, fast), made(False, fast, rate=2.0), made(True, never, rate=2.0))
     sentence = convergence.describe_speed(runs, 1.0, "accuracy")

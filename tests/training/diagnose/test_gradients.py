@@ -1,6 +1,6 @@
 """Gradient norms are compared with finite differences and theory.
 
-The sentences are tested with figures for and against.
+Each sentence is tested with figures that support its claim, and with figures that contradict the claim.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""The losses of both modes are compared with NumPy. The sentence is tested with figures for and against the claim."""
+"""The losses of both modes are compared with NumPy.
+
+The sentence is tested with figures that support its claim, and with figures that contradict the claim.
+"""
 
 from dataclasses import replace
 

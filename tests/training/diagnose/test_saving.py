@@ -1,6 +1,6 @@
 """The graphs before and after folding are compared with arithmetic.
 
-The sentences are tested with figures for and against.
+Each sentence is tested with figures that support its claim, and with figures that contradict the claim.
 """
 
 import pytest

@@ -58,7 +58,7 @@ def torchrun(count, *arguments, cwd):
     ],
 )
 def test_several_processes_train_the_same_network_as_one(tmp_path, count, placement, rows, relative):
-    """With dropout and noise, the losses of each epoch and the outputs agree."""
+    """The losses of each epoch and the outputs agree, even with dropout and noise."""
     script = tmp_path / "script.py"
     script.write_text(FIT)
     alone = subprocess.run(

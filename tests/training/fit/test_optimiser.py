@@ -1,4 +1,4 @@
-"""AdamW on a flat tensor, against PyTorch's own optimiser."""
+"""AdamW on a flat tensor is compared with PyTorch's AdamW."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The calendar of moments, against Python's own, in PyTorch and in ONNX Runtime."""
+"""The calendar of moments in PyTorch and in ONNX Runtime is compared with Python's calendar."""
 
 import math
 from datetime import date, datetime, timedelta
