@@ -1,4 +1,4 @@
-"""The arrays that pass between protocols, engine and runtime: a name for each dtype and shape."""
+"""Names the array types that protocols, engine and runtime exchange. Each name means one dtype and one shape."""
 
 from __future__ import annotations
 

@@ -1,13 +1,15 @@
-"""Decides when a request may begin. So an overloaded process answers accepted requests soon, and refuses the others.
+"""Decides when a request may begin. An overloaded process refuses some requests, and answers the others soon.
 
 For small models the event loop is the bottleneck: reading and writing requests takes longer than the runs. Without a
 limit, requests would wait unseen in the kernel's buffers while one turn of the loop works on thousands of others.
-Therefore a turn begins requests for a few milliseconds only. The other requests wait in the queue of this module. Each
-further turn begins some of them. Between two turns, the loop reads and refuses requests, and answers health checks.
+Therefore a turn of the loop begins requests for a few milliseconds only. The other requests wait in the queue of this
+module, and the next turns begin them. Between two turns, the loop reads and refuses requests, and answers health
+checks.
 
-A request is refused if its expected wait is too long. The expected wait is the size of the queue times the measured
-seconds per byte. The size is the sum of the bodies in bytes, plus a fixed number of bytes for each request. The seconds
-include all the work of the loop. This module knows no HTTP and no model. Each batcher has another queue, of rows.
+A request is refused if its expected wait is too long. The expected wait is the size of the queue in bytes, multiplied
+by the measured seconds per byte. The size of the queue is the sum of the bodies, plus a fixed number of bytes for each
+request. The measured seconds include all the work of the event loop. This module knows no HTTP and no model. It does
+not know the queues of rows, which belong to the batchers.
 """
 
 from __future__ import annotations
@@ -19,19 +21,19 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-# The least and the most seconds for which one turn of the event loop begins requests. A turn takes longer than the
-# least only if refusals take long. Then it takes _WORK_PER_REFUSALS times as long as the refusals, so that they leave
-# the event loop enough time for accepted requests.
+# The minimum and the maximum seconds in which one turn of the event loop begins requests. A turn takes more than the
+# minimum only if refusals take long. The turn then takes _WORK_PER_REFUSALS times the time of the refusals. So the
+# event loop has enough time for accepted requests.
 _TURN_SECONDS, _LONG_TURN_SECONDS = 0.005, 0.02
 _WORK_PER_REFUSALS = 3
-# A request without a body takes as long as this number of bytes of JSON; measured.
+# A request takes some time even without a body: as long as this number of bytes of JSON takes; measured.
 _REQUEST_BYTES = 2048
-# Each turn updates the measured speed. All earlier turns together have this weight in the new value.
+# Each turn updates the measured speed. In the new value, all earlier turns together have this weight.
 _OLD_WEIGHT = 0.9
 # The share of the expected wait, and of any queue, that only requests of high priority may use.
 RESERVE = 0.1
-# This number of requests may always wait, up to their deadlines. A client with a pool of connections, each with a large
-# request, is not an overload.
+# This number of requests may always wait until their deadlines. A client may send a large request on each connection of
+# its pool; that is not an overload.
 ALWAYS_WAITING = 32
 # The largest Retry-After, in seconds.
 _MAX_RETRY_AFTER = 60
@@ -59,7 +61,7 @@ class Admission:
         self._normal: deque[tuple[Waiting, int]] = deque()
         self._high_bytes = self._normal_bytes = 0
         # Sums over the latest turns: the bytes of bodies, the seconds in `begin`, and all seconds of the event loop.
-        # `_measured`: the time of the last measurement, if there is a queue.
+        # `_measured`: the time of the last measurement; None without a queue.
         self._bytes, self._begin_seconds, self._all_seconds = 0.0, 0.0, 0.0
         self._measured: float | None = None
         # The first and the last arrival since a turn began requests.
@@ -69,7 +71,7 @@ class Admission:
         self._refused_since = -math.inf
 
     def begins_now(self, now: float) -> bool:
-        """Return whether a request that has just come may begin at once; otherwise call `wait`."""
+        """Return whether a new request may begin at once. If not, the caller must call `wait`."""
         if self._measured is not None:
             return False
         if self._turn_began is None:
@@ -82,8 +84,8 @@ class Admission:
         """Queue a request with a body of `size` bytes, which has `patience` seconds until its deadline.
 
         Returns 0 if the request is queued. A request is refused if its expected wait is longer than `patience` or
-        `max_wait`; then the Retry-After in seconds is returned. `max_wait` does not count for a request that the next
-        turn can begin: otherwise a turn might have no work but refusals.
+        `max_wait`. Then the result is the Retry-After in seconds. `max_wait` does not apply to a request that the next
+        turn can begin. Otherwise a turn might have nothing to do except refusals.
         """
         if self._first_arrival is None:
             self._first_arrival = now

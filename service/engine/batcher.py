@@ -1,11 +1,11 @@
-"""Collects the rows of many callers into batches, runs the model on each batch, and gives each caller its own rows.
+"""Collects the rows of many callers into batches, runs the model on each batch, and gives each caller its outputs.
 
 It owns the queue of one model: limits, deadlines, batches, and the drain. It knows rows and the function that maps rows
 to outputs, but no HTTP and no ONNX.
 
-A run starts as soon as the model is idle; rows that arrive during a run wait and form the next batch. If a run is known
-to take microseconds, it happens on the event loop, with all rows that one turn of the loop has delivered. A longer run
-happens on a thread while the queue fills.
+A run starts as soon as the model is idle. Rows that arrive during a run wait, and form the next batch. A run that is
+expected to take microseconds happens on the event loop. Its batch has all rows that one turn of the loop has delivered.
+A longer run happens on a thread, while the queue fills.
 
     submit -> queue -> take a batch (cancelled and expired entries are dropped) -> run -> split the outputs
 """
@@ -68,7 +68,7 @@ class Batcher:
         self._observe = observe
         self._high: deque[Entry] = deque()  # entries of high priority, which are run first
         self._queue: deque[Entry] = deque()  # all others
-        self._queued_rows = self._high_rows = 0  # in both queues, and in the first
+        self._queued_rows = self._high_rows = 0  # rows in both queues, and in the first queue
         self._scheduled: asyncio.Handle | None = None  # the next call of `_run_next`
         self._due = math.inf  # the time of that call, if it waits for max_delay
         self.running = False
@@ -79,7 +79,8 @@ class Batcher:
         self._sweeper: asyncio.TimerHandle | None = None
         self._draining = False
         self._thread = ThreadPoolExecutor(1, "batcher")
-        # Estimated seconds of a run, by the bit length of its number of rows. A size that was never run may take long.
+        # Estimated seconds of a run, by the bit length of its number of rows. For a size that was never run, assume a
+        # long run.
         self._run_seconds = [math.inf] * (max_batch.bit_length() + 1)
 
     @property
@@ -93,9 +94,10 @@ class Batcher:
         return self._queued_rows >= min(self._max_batch, self._max_queue / 2) and not self.running
 
     def check_wait(self, patience: float, *, high: bool = False) -> None:
-        """While a run is on the thread, refuse an entry that would wait longer than `patience`, or than max_wait.
+        """Refuse an entry that would wait longer than `patience` or max_wait. Call it while a run is on the thread.
 
-        max_wait does not count for an entry that fits into the next batch, nor while few wait. Raises `QueueFull`.
+        max_wait does not apply to an entry that fits into the next batch, or while few entries wait. Raises
+        `QueueFull`.
         """
         # A large entry is run in pieces, so it delays each other entry by one batch at most.
         entries = len(self._high) if high else len(self._high) + len(self._queue)
@@ -133,7 +135,7 @@ class Batcher:
         return entry
 
     def drain(self) -> None:
-        """Refuse new entries. Entries in the queue are run, without the rest of max_delay."""
+        """Refuse new entries. The entries in the queue are run at once, without waiting for the end of max_delay."""
         self._draining = True
         if self._scheduled is not None:
             self._run_soon()
@@ -154,7 +156,7 @@ class Batcher:
         entry.queued = 0
 
     def _count(self, entry: Entry, rows: int) -> None:
-        """Add rows of `entry` to those in the queue."""
+        """Add rows of `entry` to the number of rows in the queue."""
         self._queued_rows += rows
         if entry.high:
             self._high_rows += rows
@@ -234,10 +236,10 @@ class Batcher:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._drop_expired)
 
     def _take_batch(self) -> list[tuple[Entry, Rows]]:
-        """Take the entries of one batch, each with its rows to run: those of high priority first, in order of arrival.
+        """Take entries for one batch, each with its rows to run: high priority first, then by arrival.
 
-        A piece of a larger entry fills a batch, and the rest of that entry goes to the end of the queue. So small
-        entries never wait for all of a large entry.
+        An entry that is larger than a batch is split: one piece fills this batch, and the rest of the entry goes to the
+        end of the queue. So a small entry never waits for all rows of a large entry.
         """
         batch: list[tuple[Entry, Rows]] = []
         room = self._max_batch

@@ -39,11 +39,11 @@ class Endpoint:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def deliver(reply: Reply) -> None:
-            if not future.done():  # it may be cancelled before the task that awaits it runs again
+            if not future.done():  # the future may be cancelled before the task that awaits the future runs again
                 future.set_result(reply)
 
         exchange = self.start(headers, body, deliver)
-        del body  # the exchange frees it once it is decoded
+        del body  # the exchange frees the body once the body is decoded
         try:
             return await future
         finally:

@@ -23,7 +23,7 @@ log = logging.getLogger("foldserve")
 # for the next turn of the event loop.
 OnResult = Callable[[Outputs | RequestError], None]
 
-# Python checks up to this count of numbers faster than NumPy does; measured.
+# Up to this number of outputs, Python checks them faster than NumPy does; measured.
 _FEW_NUMBERS = 512
 
 
@@ -37,8 +37,8 @@ class Queue(Protocol):
 class Entry:
     """The rows of one caller in the queue. An entry larger than a batch is run in pieces.
 
-    taken: the number of rows that have been taken for a run. queued: the number of rows that count in the queue.
-    outputs: the outputs of the pieces that were run.
+    taken: the number of rows that have been taken for a run. queued: the number of this entry's rows in the total of
+    the queue. outputs: the outputs of the pieces that have been run.
     """
 
     __slots__ = ("_queue", "arrived", "deadline", "high", "on_result", "outputs", "queued", "rows", "taken")

@@ -63,12 +63,12 @@ class Codec(Protocol):
     """Reads the requests of one protocol for one model."""
 
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
-        """Read one request. Raises `RequestError`; with `fast_only`, `SlowBody` if there is no fast path."""
+        """Read one request. Raises `RequestError`. With `fast_only`, raises `SlowBody` if there is no fast path."""
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Limits of one request: bytes of the decompressed body, and seconds until its rows must run.
+    """Limits of one request: the bytes of the decompressed body, and the seconds until the run of its rows must begin.
 
     compression: whether a response may be compressed.
     """
@@ -95,7 +95,7 @@ class Resources:
 class Exchange:
     """One request and its reply. All methods belong to one event loop.
 
-    on_reply: called once with the reply, unless the exchange is cancelled before.
+    on_reply: called once with the reply, unless the exchange is cancelled first.
     """
 
     __slots__ = ("_arrived", "_body", "_headers", "_high", "_on_reply", "_open", "_pending", "_request", "_resources")
@@ -145,7 +145,8 @@ class Exchange:
     def _decode_here(self, body: bytes | bytearray) -> None:
         """Decode the body on the event loop, or in the pool if decoding takes long.
 
-        A compressed body that stays small does not wait in the pool behind bodies that become large.
+        First, try to decompress the body here: a body that stays small then need not wait in the pool behind large
+        bodies.
         """
         with suppress(SlowBody, _LargeBody):
             plain: bytes | bytearray = body
@@ -184,7 +185,8 @@ class Exchange:
             body = content.inflated(self._headers, body, resources.limits.max_body, resources.memory)
             return resources.codec.decode(self._headers, body)
         except RequestError as error:
-            # The frames of a traceback refer to the body and to the frame that gets this error: a cycle that keeps it.
+            # The frames of a traceback refer to the body and to the frame that gets this error. This cycle would keep
+            # the body.
             error.__traceback__ = error.__context__ = None
             return error
 

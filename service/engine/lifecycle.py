@@ -47,7 +47,7 @@ class Lifecycle:
 
     @property
     def lost(self) -> bool:
-        """Whether a device has failed or a run hangs, and only a new process can serve again."""
+        """Whether a device has failed or a run hangs. After that, only a new process can serve."""
         return self.phase is Phase.LOST
 
     def start(self) -> None:

@@ -1,7 +1,7 @@
 """Turns a folder of bundles into models that serve. It reads each bundle and verifies it on the device.
 
-Then it creates a batcher and the endpoints. It keeps the reason of each refused version. It does not know requests or
-HTTP.
+For each model that passes, it creates a batcher and the endpoints. For each refused version, it keeps the reason. It
+does not know requests or HTTP.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-_MOST_REASONS = 3  # largest number of models with their reasons in the error message of a failed start
+_MOST_REASONS = 3  # the largest number of models that the error message of a failed start names
 
 
 class Loader:
-    """Loads models with the settings of one process. All share `pool`, `memory`, `metrics` and one admission."""
+    """Loads models with the settings of one process. All models share `pool`, `memory`, `metrics` and one admission."""
 
     def __init__(self, settings: Settings, pool: Pool, memory: BodyMemory, metrics: Metrics) -> None:
         self._settings = settings
@@ -173,7 +173,7 @@ def _nothing_to_serve(folder: Path) -> str:
 
 
 def _nothing_serves(models: Mapping[str, Mapping[int, Model | Refused]]) -> str:
-    """Say why no model serves. The text names some of the models, each with the reason of its newest version."""
+    """Say why no model serves. The text names some of the models, each with the reason for its newest version."""
     reasons = [
         f"no version of {name} may be served: {found.reason}"
         for name, versions in models.items()

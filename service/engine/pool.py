@@ -1,4 +1,4 @@
-"""A few threads for work that would block the event loop too long. It does not know the kind of work."""
+"""A few threads for work that would block the event loop too long. This module does not know the kind of work."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Pool:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         """Call `function` on a thread. Must be called on the event loop. Raises `QueueFull`.
 
-        The result is not kept by anything but the future that is returned. `asyncio.wrap_future` makes a cycle of
-        references that keeps it, and a request of many rows takes tens of megabytes.
+        Only the returned future keeps the result. `asyncio.wrap_future` would make a cycle of references that also
+        keeps the result, and the result of a request with many rows takes tens of megabytes.
         """
         if not self._free.acquire(blocking=False):
             raise QueueFull("too many large bodies wait to be read", retry_after=1)

@@ -1,6 +1,6 @@
 """Finds a model by its name and version. It does not know how models are loaded.
 
-A name is a key of a dictionary here, never a path made from a request.
+The name in a request is only a key of a dictionary. It never becomes a part of a file's path.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Repository:
 
     @property
     def device_lost(self) -> bool:
-        """Whether the device of a model has failed, and only a new process can use it again."""
+        """Whether the device of a model has failed. After that, only a new process can use the device."""
         return any(model.runtime.lost for model in self.ready_models())
 
     def drain(self) -> None:

@@ -1,4 +1,4 @@
-"""Decides on how many threads a model runs on the CPU. It knows sizes and settings, no model and no session."""
+"""Chooses the number of threads for the runs of a model on the CPU. It knows sizes and settings, but no session."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _SMALL_MODEL = 4 * 2**20
 def threads_per_run(settings: Settings, model_size: int) -> int:
     """Return the number of threads of one run. model_size: bytes of model.onnx.
 
-    The setting decides if it is given. Otherwise a small model gets one thread. A large model gets the worker's share
-    of the cores.
+    If the setting is given, its value is returned. Otherwise a small model gets one thread, and a large model gets the
+    worker's share of the cores.
     """
     if settings.threads:
         return settings.threads

@@ -1,4 +1,4 @@
-"""Finds a run that hangs. It knows batchers, and no process: the caller decides what follows.
+"""Finds a run that hangs. It knows batchers. The caller decides what to do with the process.
 
 A hung call of a runtime can't be stopped in its process. Only a new process can serve the model again.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from foldserve.service.engine.batcher import Batcher
 
-# The number of checks in the time that a run may take, and the largest number of seconds between two checks.
+# The number of checks within `limit` seconds, and the maximum seconds between two checks.
 _CHECKS, _MAX_SECONDS = 10, 1.0
 
 

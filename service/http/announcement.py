@@ -1,4 +1,4 @@
-"""The lines that the server prints when it is ready: its address, and a command to try. It knows models, no sockets."""
+"""The lines that the server prints when it is ready: its address, and an example command. It knows no sockets."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class GuardedApp:
         return None
 
     def _find(self, method: str, path: str) -> tuple[bool, Scope | None]:
-        """Find the route as the app's router does: the first that fits, or else the first with only another method.
+        """Find the first route that matches, as the app's router does, or else the first with a wrong method only.
 
         Returns whether there is such a route, and the scope of that route.
         """

@@ -1,4 +1,4 @@
-"""The installed wheels of ONNX Runtime, by pip's records. It never imports them: a broken one may end the process."""
+"""Lists the installed wheels of ONNX Runtime from pip's records. Importing a broken wheel could end the process."""
 
 from __future__ import annotations
 

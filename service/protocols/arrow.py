@@ -1,6 +1,7 @@
-"""Outputs as an Arrow stream of one batch: `prediction`, and for a classification `probabilities`, a fixed-size list.
+"""Writes outputs as an Arrow stream: the column `prediction`, and for a classification the column `probabilities`.
 
-This module owns the layout of the stream. It knows no headers.
+This module owns the layout of the stream, which has one batch. Each value of `probabilities` is a list of fixed size.
+The module knows no headers.
 
 The format: https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format
 """
@@ -31,7 +32,7 @@ class ArrowWriter:
         self._labels = _column_of(labels) if labels else None
 
     def write(self, outputs: Outputs) -> bytes:
-        """Return the stream of float32 [rows, outputs]."""
+        """Return the stream of `outputs`, a float32 array [rows, outputs]."""
         count, width = outputs.shape
         values = np.ascontiguousarray(outputs)
         numbers = na.c_array_from_buffers(na.float32(), count * width, [None, values])
@@ -64,7 +65,7 @@ def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]
         if values.dtype == np.int64:
             return na.int64(), partial(_numbers, na.int64(), values)
         exact = values.astype(np.float64)
-        if exact.tolist() == list(labels):  # false if a label is an integer past 2**53 and another is a float
+        if exact.tolist() == list(labels):  # false for labels with an integer above 2**53 and a float
             return na.float64(), partial(_numbers, na.float64(), exact)
     return na.string(), partial(_strings, [_text(label).encode() for label in labels])
 

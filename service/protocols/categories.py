@@ -1,7 +1,7 @@
-"""Boolean and categorical columns: the values of JSON become codes.
+"""Converts the JSON values of boolean and categorical columns to codes.
 
-The code of a boolean is 0 or 1. The code of a category is its index. If the training table had texts in the column, a
-text in a request is read as training read the table. This module knows one column, and no row.
+The code of a boolean is 0 or 1. The code of a category is its index. If the column of the training table had texts, the
+service reads a text in a request as training read the table. This module knows one column, but no whole row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from foldserve.service.bundle import Feature, Reading
 from foldserve.service.errors import InvalidInput
 
-# Compare exact types: to Python a bool is an int, to a client it is not a number.
+# Compare exact types: for Python a bool is an int, but for a client a boolean is not a number.
 NUMBERS: frozenset[type] = frozenset({int, float})
 
 _MISFITS: dict[frozenset[type], str] = {
@@ -46,7 +46,7 @@ class TimeColumn:
         self._read = reading.moment
 
     def code(self, value: Any, row: int) -> float | None:
-        """Return the number of one value. Raises `InvalidInput` for anything but such a text and null."""
+        """Return the number of one value. Raises `InvalidInput` unless the value is such a text or null."""
         try:
             if value is None or type(value) is str:
                 return None if value is None else self._read(value)
@@ -79,7 +79,7 @@ class CategoricalColumn:
         self._types = types | {type(None)}
         self._misfit = _MISFITS[types]
         known: dict[Any, float | None] = {value: float(code) for code, value in enumerate(values)}
-        # If no value may be missing, null stays null. Then the check of the whole rows refuses it.
+        # If no value may be missing, null stays null, and the later check of the whole rows refuses the null.
         known[None] = math.nan if feature.missing else None
         # A boolean column has no unseen value. So an unknown text in this column is refused.
         self._read_boolean = reading.boolean if boolean and reading else None
@@ -108,7 +108,7 @@ class CategoricalColumn:
         return list(map(self._codes.__getitem__, values))
 
     def _code_of_text(self, value: Any, row: int) -> float | None:
-        """Return the code of a boolean's spelling. Raises `InvalidInput` for anything else."""
+        """Return the code of a text that means a boolean. Raises `InvalidInput` for any other value."""
         if self._read_boolean is not None and type(value) is str:
             try:
                 return self._codes[self._read_boolean(value)]

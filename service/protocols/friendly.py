@@ -3,8 +3,8 @@
     {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
-A category is written as its string or number, a boolean as true or false, a missing value as null. A text in a numeric
-column is read as training read the column, if the training table had texts in it.
+A category is written as its string or number, a boolean as true or false, and a missing value as null. If the training
+table had texts in a numeric column, the service reads a text in this column as training did.
 
 For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`).
 In raw rows, a category is its index, a boolean is 0 or 1, and a missing value is NaN. The answer may be raw as well, or
@@ -57,7 +57,7 @@ class FriendlyCodec:
         self._columns = Columns(manifest.features)
         names = self._columns.names
         self._name_set = frozenset(names)
-        # An itemgetter of one name returns the bare value instead of a tuple.
+        # An itemgetter with only one name returns a value instead of a tuple.
         self._picked = itemgetter(*names) if len(names) > 1 else lambda row: [row[names[0]]]
         self._max_rows = max_rows
         self._arrow_writer = ArrowWriter(manifest.labels)
@@ -99,8 +99,8 @@ class FriendlyCodec:
         columns = self._columns
         rows = RowsBuffer(columns.width)
         by_name = None
-        # The fast path takes each number as the model's input. But a number may be a category, which has a code, or it
-        # may mean a missing value.
+        # The fast path uses each number as the model's input. A number that is a category or means a missing value
+        # needs another path.
         fast = columns.are_plain
         for piece in pieces:
             numbers = read_numbers(body, piece, columns.width) if fast and piece.brackets else None
@@ -125,7 +125,7 @@ class FriendlyCodec:
         return instances
 
     def _checked_rows(self, instances: list[Any], first_row: int, *, by_name: bool) -> Rows:
-        """Read whole rows. first_row: the index in the request of the first of these rows."""
+        """Read whole rows. first_row: the index of the first row in the request."""
         if by_name:
             instances = [self._by_name(i, row) for i, row in enumerate(instances, first_row)]
         width = self._columns.width
@@ -161,7 +161,7 @@ class FriendlyCodec:
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def _json(self, outputs: Outputs) -> Reply:
-        # The JSON texts of the labels are known before, so orjson writes only the numbers.
+        # The JSON texts of the labels are already known, so orjson writes only the numbers.
         if self._labels:
             predictions = b",".join([self._labels[i] for i in outputs.argmax(1).tolist()])
             numbers = orjson.dumps(outputs, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -181,7 +181,8 @@ class FriendlyCodec:
 def example(manifest: Manifest) -> list[Category | bool | None]:
     """Return the first golden row as a client would write it.
 
-    A golden row may have the code of an unseen category. No value belongs to that code, so the last category is used.
+    A golden row may have the code of an unseen category. That code has no value, so the last category is returned
+    instead.
     """
     return [
         _json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)

@@ -1,8 +1,8 @@
-"""JSON text: parse it, and cut one long array out of a document, in pieces.
+"""Parses JSON text. Can cut one long array out of a document, and parse the array in pieces.
 
-A JSON parser holds the interpreter for a whole document and makes an object of each value. So a large body is not
-parsed at once. First, a scan finds the elements of the long array. Then the document is parsed without these elements.
-Last, the elements are parsed a piece at a time. This limits the memory and the time of each step.
+A JSON parser holds the interpreter for the whole document and creates an object for each value. Therefore a large body
+is parsed in steps, which limits the memory and the time of each step. First, a scan finds the elements of the long
+array. Then the document is parsed without these elements. Last, the elements are parsed a piece at a time.
 
 This module knows no rows and no protocol.
 """
@@ -24,7 +24,7 @@ from foldserve.service.errors import InvalidInput
 SMALL = 2**12
 # The size of a piece in bytes. A larger piece is not faster, and holds the interpreter for more than 1 or 2 ms.
 PIECE_BYTES = 2**16
-# The largest number of bytes before the elements of the array, and of bytes after them.
+# The largest number of bytes before the elements of the array. The same limit applies to the bytes after the elements.
 MAX_AROUND = 2**16
 # The largest number of bytes of one element, unless a codec needs more.
 MAX_ELEMENT_BYTES = 2**20
@@ -44,8 +44,8 @@ _STEPS = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 class Piece(NamedTuple):
     """`body[start:end]` is one or more whole elements of the array, with the commas between them.
 
-    elements: the number of elements that are arrays or objects; if there are none, the number of all elements.
-    brackets: the number of brackets and braces outside strings.
+    elements: the number of elements that are arrays or objects. If no element is an array or object, this is the number
+    of all elements. brackets: the number of brackets and braces outside strings.
     """
 
     start: int
@@ -58,7 +58,8 @@ class Piece(NamedTuple):
 class CutDocument:
     """A document whose long array was cut out.
 
-    around: the parsed document; `is_cut` recognises the place of the array in it. elements: the sum over all pieces.
+    around: the parsed document, with a mark in place of the array; `is_cut` recognises the mark. elements: the sum over
+    all pieces.
     """
 
     around: Any
@@ -74,18 +75,19 @@ def is_cut(value: Any) -> bool:
 def parse_json(text: bytes | bytearray | memoryview) -> Any:
     """Parse JSON. Raises `InvalidInput` for invalid JSON.
 
-    That includes NaN, infinities, numbers too large for a double, invalid UTF-8, lone surrogates and deep nesting.
+    Invalid JSON includes NaN, infinities, numbers too large for a double, invalid UTF-8, lone surrogates and deep
+    nesting.
     """
     try:
         # orjson refuses subclasses of bytearray.
         return orjson.loads(text if type(text) is bytes else memoryview(text))
     except orjson.JSONDecodeError as error:
-        # The cause is left out, because it holds the whole document, which must not get into a log.
+        # The error does not keep its cause: the cause holds the whole document, which must not be logged.
         raise _invalid_at(error.pos) from None
 
 
 def parse_piece(body: bytes | bytearray, piece: Piece) -> list[Any]:
-    """Parse the elements of a piece, at least one. Raises `InvalidInput`, as `parse_json`."""
+    """Parse the elements of a piece; a piece has at least one. Raises `InvalidInput` for invalid JSON."""
     try:
         elements: list[Any] = orjson.loads(in_brackets(body, piece))
     except orjson.JSONDecodeError as error:
@@ -119,12 +121,12 @@ class LongArray:
 def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
     """Cut an array out of a document.
 
-    The pieces are not parsed yet. If `is_cut` finds the array and `parse_piece` accepts every piece, then the body is
-    valid JSON, and the pieces hold the elements of that array. The reason: the mark in `around` shows that an array is
-    at this place, and JSON allows any elements in an array, with commas between them.
+    This function does not parse the pieces. The body is valid JSON if `is_cut` finds the array and `parse_piece`
+    accepts every piece. The pieces then hold the elements of that array. The reason: the mark in `around` shows that an
+    array is at this place, and JSON allows any elements, with commas between them, in an array.
 
-    Raises `InvalidInput` for a long array that is not closed, or has too many or too large elements. Also raises
-    `InvalidInput` if the document around the array is too large or is not JSON.
+    Raises `InvalidInput` if a long array is not closed, has too many elements, or has an element that is too large.
+    Also raises `InvalidInput` if the document around the array is too large or is not JSON.
     """
     end = _without_space(body)
     name = array.path[-1]
@@ -164,7 +166,7 @@ def _parse_around(body: bytes | bytearray, start: int, stop: int, end: int) -> A
 
 
 def _find(body: bytes | bytearray, path: tuple[str | int, ...], end: int) -> int | None:
-    """Return the place after the `[` of the array at `path`, or None. The text may be invalid JSON."""
+    """Return the place after the `[` of the array at `path`; None if it is not found. The text may be invalid JSON."""
     here: list[str | int] = []  # the name or the index of the value that comes next, at each level
     name_follows = False
     for token in _TOKEN.finditer(body, 0, end):
@@ -226,7 +228,7 @@ def _next_piece(body: bytes | bytearray, start: int, end: int, array: LongArray)
 def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] | None:
     """Find the last element that ends in `body[start:stop]`. An element begins at `start`.
 
-    Returns the piece up to the end of that element, and the place at which to look for the next comma or `]`. Returns
+    Returns the piece up to the end of that element, and the place from which to search the next comma or `]`. Returns
     None if no element ends in this range.
     """
     text = np.frombuffer(body, np.uint8, stop - start, start)
@@ -269,7 +271,7 @@ def _quotes(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
 
 
 def _inside(quotes: npt.NDArray[np.intp], places: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """Return which places are inside a string: those after an odd number of quotes."""
+    """Mark the places inside a string. A place is inside if an odd number of quotes comes before it."""
     inside: npt.NDArray[np.bool_] = np.searchsorted(quotes, places) % 2 == 1
     return inside
 

@@ -6,8 +6,8 @@
 The header Inference-Header-Content-Length gives the length of the JSON. The bytes of the tensors follow it,
 little-endian and row-major. A length of 0 means that the whole body is rows of FP32.
 
-Every value is a number. A missing value is NaN in binary and null in JSON, and a boolean is 0 or 1. A category is its
-index; a category that training has not seen has the index after the last category.
+Every value is a number. A missing value is NaN in binary and null in JSON. A boolean is 0 or 1. A category is its
+index. A category that training has not seen has the index after the last known category.
 
 This module owns the request and the answer of one inference. It knows no route, no batcher and no runtime.
 
@@ -72,7 +72,8 @@ class OipCodec:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
         head, tail = body, None
         if (length := headers.get(HEAD_LENGTH)) is not None:
-            # 18 digits are enough for any length. Python takes long to convert thousands of digits.
+            # 18 digits are enough for any length. More digits are refused, because Python is slow to convert thousands
+            # of digits.
             if not re.fullmatch(rb"[0-9]{1,18}", length.strip()) or int(length) > len(body):
                 raise InvalidInput("Inference-Header-Content-Length is not a length within the body")
             tail = memoryview(body)[int(length) :]

@@ -33,7 +33,7 @@ def metadata(manifest: Manifest, versions: Sequence[str], **parameters: str) -> 
 
 
 def configuration(manifest: Manifest, max_rows: int) -> dict[str, Any]:
-    """Return the model configuration, with dimensions that leave out the batch. max_rows: the limit of a request."""
+    """Return the model configuration. Its dimensions leave out the batch. max_rows: the most rows of one request."""
     tensors = {
         kind: [{"name": tensor.name, "data_type": "TYPE_FP32", "dims": list(tensor.shape[1:])}]
         for kind, tensor in (("input", manifest.input), ("output", manifest.output))
@@ -50,8 +50,8 @@ def configuration(manifest: Manifest, max_rows: int) -> dict[str, Any]:
 def statistics(manifest: Manifest, totals: Totals) -> dict[str, Any]:
     """Return the statistics of one model: counts of requests, and nanoseconds.
 
-    A run serves several requests, so the time that one request takes in a run is unknown. `compute_infer` has the time
-    of all runs. Its count is the number of requests that succeeded, as the protocol asks.
+    A run serves several requests, so the time of one request in a run is unknown. `compute_infer` has the total time of
+    all runs. Its count is the number of successful requests, as the protocol requires.
     """
 
     def duration(count: int, seconds: float) -> dict[str, int]:

@@ -123,7 +123,7 @@ class InputTensor:
         return list(chain.from_iterable(data))
 
     def _checked(self, values: list[Any], datatype: str, first_row: int) -> Rows:
-        """Read the values of whole rows. first_row: the index in the request of the first of these rows."""
+        """Read the values of whole rows. first_row: the index of the first row in the request."""
         if datatype == "BOOL":
             if not all(type(value) is bool or (type(value) is int and value in (0, 1)) for value in values):
                 raise InvalidInput(f"{self._name!r} is BOOL, and holds a value that is neither true, false, 0 nor 1")

@@ -1,6 +1,6 @@
-"""Answers and refusals, and the one table that maps errors to statuses.
+"""Builds answers and refusals. Owns the table that maps each error to a status.
 
-The connection and FastAPI's routes share this module, so it knows no framework: a status is a number, and headers are
+The connection and FastAPI's routes share this module, so it uses no framework: a status is a number, and headers are
 bytes.
 """
 

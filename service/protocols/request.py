@@ -1,4 +1,4 @@
-"""A decoded request, as every codec returns it. It knows no protocol and no batcher."""
+"""A decoded request. Every codec returns this type. The module knows no protocol and no batcher."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from foldserve.service.protocols.reply import Reply
 
 
 class SlowBody(Exception):  # noqa: N818
-    """Decoding this body takes long; a thread should do it."""
+    """Decoding this body takes long, so a thread should decode it."""
 
 
 @dataclass(slots=True)
 class DecodedRequest:
     """The rows of one request, the encoder of its answer, and its deadline.
 
-    timeout: in seconds. unseen: by feature, the number of values that training has not seen.
+    timeout: in seconds. unseen: the number of values that training has not seen, by feature.
     """
 
     rows: Rows

@@ -62,8 +62,8 @@ class Columns:
     def from_json_values(self, values: list[Any], first_row: int = 0) -> Rows:
         """Read the values of whole rows, one row after the other, as float32 [rows, features].
 
-        A boolean is true or false, a category is its string or number, a missing value is None. A text is read as
-        training read the table. first_row: the index in the request of the first of these rows. Raises `InvalidInput`.
+        A boolean is true or false, a category is its string or number, and a missing value is None. A text is read as
+        training read the table. first_row: the index of the first row in the request. Raises `InvalidInput`.
         """
         if len(values) == self.width:  # most requests have one row, and slices would slow them most
             for column in self._converted:
@@ -78,8 +78,8 @@ class Columns:
     def from_json_numbers(self, values: list[Any], first_row: int = 0) -> Rows:
         """Read the numbers of whole rows, one row after the other, as float32 [rows, features].
 
-        Booleans and categories are codes, and a missing value is None. first_row: the index in the request of the first
-        of these rows. Raises `InvalidInput`.
+        Booleans and categories are codes, and a missing value is None. first_row: the index of the first row in the
+        request. Raises `InvalidInput`.
         """
         rows = self._from_json_numbers(values, first_row)
         self._check_codes(rows, first_row)
@@ -126,7 +126,7 @@ class Columns:
                     packed = struct.pack(f"={len(values)}f", *values)  # "=" checks for overflow, and rounds like NumPy
                     return np.ndarray((len(values) // self.width, self.width), np.float32, packed)
                 except OverflowError:
-                    pass  # an overflow is refused below, with its row and column
+                    pass  # the check below refuses an overflow, with its row and column
         elif not types <= _NUMBERS_AND_NULL:
             known = np.array([type(value) in _NUMBERS_AND_NULL for value in values])
             self._refuse_at(~known.reshape(-1, self.width), "is not a number", first_row)

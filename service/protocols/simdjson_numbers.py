@@ -1,4 +1,4 @@
-"""The numbers of a piece of JSON, read by simdjson into an array without a Python object for each.
+"""Reads the numbers of a piece of JSON into an array with simdjson, without a Python object for each number.
 
 docs/json.md has the measurements that justify this module. It knows neither features nor protocols.
 
@@ -20,10 +20,11 @@ from foldserve.service.protocols.json_text import Piece, in_brackets
 
 # An array of 2**24 elements has 2**24 - 1 commas, and at least as many digits.
 _MAX_TEXT = 2**24
-# A parser keeps memory of many times the size of its longest text, so it reads only texts up to this size again.
+# A parser keeps memory: many times the size of its longest text. A text above this size gets a new parser, which is not
+# kept.
 _MAX_REUSED = 2**18
 
-# simdjson and its proxies raise these for text that is not JSON, and for a value of another type.
+# simdjson and its proxies raise these errors for text that is not JSON, and for a value of an unexpected type.
 _ERRORS = (ValueError, TypeError, RuntimeError)
 
 
@@ -54,11 +55,12 @@ def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArr
 
 
 def _flatten(array: Any, elements: int, width: int | None) -> npt.NDArray[np.float64] | None:
-    """Flatten an array of `elements` numbers. With a width, flatten an array of `elements` arrays of `width` numbers.
+    """Flatten an array of `elements` numbers, or with a width, an array of `elements` arrays of `width` numbers each.
 
-    `as_buffer` raises unless every leaf is a number, and it also flattens arrays in arrays. So the shape is checked by
-    counting. `len(array)` must be the number of elements, and the `len` of each element must be `width`; `len` raises
-    for a number. The piece has one `[` and one `]` for each element. So no element contains an array, only numbers.
+    `as_buffer` raises unless every leaf is a number. It also flattens nested arrays, so this function checks the shape
+    by counting. `len(array)` must be the number of elements. The `len` of each element must be `width`; `len` raises
+    for a number. The caller has checked that the piece has one `[` and one `]` for each element. So an element contains
+    only numbers, and no array.
     """
     numbers = np.frombuffer(array.as_buffer(of_type="d"))
     if len(array) != elements or numbers.size != elements * (1 if width is None else width):

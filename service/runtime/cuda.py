@@ -174,7 +174,7 @@ class _BoundBuffers:
         self._options: dict[int | None, Any] = {}  # by the number of the graph
 
     def run(self, rows: Rows, graph: int | None) -> Outputs:
-        """Run the model on `rows`. graph: the number of the CUDA graph, which computes all `size` rows; None for none.
+        """Run the model on `rows`. graph: the number of the CUDA graph, which computes all `size` rows, or None.
 
         Rows of an earlier batch may be left after the last row. They have no effect, since each row is computed alone.
         """

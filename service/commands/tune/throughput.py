@@ -66,7 +66,7 @@ def measure_throughput(
 
 @contextmanager
 def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Connection]]:
-    """Start processes that run the model on request. Yield a connection to each process. They end with this block."""
+    """Start processes that run the model on request, and yield a connection to each. They end with the context."""
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()  # otherwise the first process start would start the tracker, and unblock SIGINT
     connections: list[Connection] = []

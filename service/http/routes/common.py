@@ -28,7 +28,7 @@ class ErrorBody(BaseModel):
 
 
 class _NameConvertor(StringConvertor):
-    """A model's name in a path. A name has no colon, so `name:predict` is not a name, and a GET on it is a 405."""
+    """A model's name in a path. A name has no colon, so `name:predict` is not a name. Its GET has the status 405."""
 
     regex = "[^/:]+"
 
