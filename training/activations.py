@@ -1,4 +1,4 @@
-"""The activations: the name, the PyTorch module and the ONNX nodes of each. To add an activation, add it here.
+"""The activations. Each has a name, a PyTorch module and ONNX nodes. To add an activation, add an entry here.
 
 This module imports neither torch nor onnx, so that `--help` is quick.
 """
@@ -13,24 +13,28 @@ Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 
 
 class Graph(Protocol):
-    """The part of `network.graph.Graph` that an activation needs."""
+    """The methods of `network.graph.Graph` that an activation needs."""
 
     value: str
 
     def node(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node that reads the current value and `inputs`; its output becomes the current value."""
+        """Add a node that reads the current value and `inputs`. The output of the node becomes the current value."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """One activation. module: a class of `torch.nn`. add_nodes: called with the graph, the layer's name, the module."""
+    """One activation. module: a class of `torch.nn`. add_nodes: a function of the graph, the layer's name and the
+    module.
+    """
 
     module: str
     add_nodes: Callable[[Graph, str, Any], None]
 
 
 def _operator(operator: str, *options: str) -> Callable[[Graph, str, Any], None]:
-    """One node of `operator`. options: the attributes that module and operator have under the same name."""
+    """Add a single node of `operator`. options: the attributes that have the same name in the module and in the
+    operator.
+    """
 
     def add_nodes(graph: Graph, name: str, module: Any) -> None:
         graph.node(operator, name, **{option: getattr(module, option) for option in options})
@@ -39,7 +43,7 @@ def _operator(operator: str, *options: str) -> Callable[[Graph, str, Any], None]
 
 
 def _silu(graph: Graph, name: str, _: Any) -> None:
-    """x * sigmoid(x), for which opset 20 has no operator of its own."""
+    """Add the nodes of x * sigmoid(x). Opset 20 has no operator for this function."""
     x = graph.value
     graph.node("Sigmoid", f"{name}.sigmoid")
     graph.node("Mul", name, x)

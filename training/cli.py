@@ -1,7 +1,7 @@
 """`foldserve-train`: `fit` makes a bundle from a table, and `diagnose` measures what batch norm does on a table.
 
-It puts the parts together, and no other module imports it. The exit status is 0 after success, and 1 after an error,
-with one line on standard error. It is 2 for a wrong command line, and 130 after an interrupt.
+The module puts the parts together, and no other module imports it. The exit status is 0 after success, and 1 after an
+error, with one line on standard error. It is 2 for a wrong command line, and 130 after an interrupt.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SOURCES = (
     "folder of .parquet files, - for the standard input, or digits, iris, wine, breast_cancer, diabetes"
 )
 _MORE = "further files with the same columns; their rows follow"
-# torchrun sets this variable in each process that it starts.
+# torchrun sets this variable in each process that torchrun starts.
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
 _LIBRARIES = ("onnxruntime", "pyarrow", "safetensors", "sklearn", "torch")
 _SPLIT_OPTIONS = ("test", "test_share", "validation_share", "group", "time")
@@ -122,10 +122,10 @@ def _fit(parsed: argparse.Namespace) -> None:
         _require(library)
     with ExitStack() as stack:
         # Under torchrun, the processes join before anything can fail, so that an error is printed once. Without
-        # torchrun, the process reads the table first: importing torch takes seconds, and an error in the table should
-        # come sooner.
+        # torchrun, the process reads the table before it imports torch. The import takes seconds, and an error in the
+        # table should come sooner.
         world = _join(stack, execution.device) if _TORCHRUN in os.environ else None
-        bundle.require_writable(plan.models)  # before the training, so that a wrong folder costs no time
+        bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder costs no time
         table = _read(plan.data)
         if world is None or world.is_first:
             print(describe_table(table), flush=True)
@@ -150,7 +150,7 @@ def _require(library: str) -> None:
 
 
 def _join(stack: ExitStack, device: Device) -> World:
-    """Join the processes that torchrun started, if any, until `stack` is closed."""
+    """Join the group of processes that torchrun started, if there is one, until `stack` is closed."""
     from foldserve.training.fit.distributed import join_processes
 
     return stack.enter_context(join_processes(device))
@@ -189,7 +189,7 @@ def _diagnose(parsed: argparse.Namespace) -> None:
         raise TrainingError(str(error)) from error
     options = read_data_options(parsed)
     outputs = [path for path in (parsed.output, parsed.json) if path is not None]
-    for path in outputs:  # before the measurements, so that a wrong path costs no time
+    for path in outputs:  # checked before the measurements, so that a wrong path costs no time
         if path.is_dir() or not path.parent.is_dir():
             raise TrainingError(f"{path}: not a file in an existing folder")
     for library in _LIBRARIES:

@@ -1,6 +1,8 @@
-"""Every error that the trainer raises on purpose, each tied to one step. The module does not know the command line.
+"""The errors that the trainer raises on purpose.
 
-Each line of the tree below names the modules that raise the error; a test compares them with the code.
+Each error belongs to one step. The module does not know the command line.
+
+Each line of the tree below names the modules that raise the error. A test compares these names with the code.
 
 TrainingError            cli.py, flags.py: the command prints it as one line and exits with 1
 ├── DataError            table/, diagnose/: the source, a column or a row can't be used
@@ -14,7 +16,7 @@ TrainingError            cli.py, flags.py: the command prints it as one line and
 
 
 class TrainingError(Exception):
-    """A reason to write no bundle."""
+    """An error for which no bundle is written."""
 
 
 class DataError(TrainingError):
@@ -26,7 +28,7 @@ class FitError(TrainingError):
 
 
 class ExecutionError(TrainingError):
-    """The run is impossible here: no such device, no compiler, or another process has ended."""
+    """The run is impossible here: the device or the compiler is missing, or another process of the run has ended."""
 
 
 class CheckpointError(TrainingError):
@@ -34,7 +36,7 @@ class CheckpointError(TrainingError):
 
 
 class FoldError(TrainingError):
-    """A layer can't be folded; `layer` is its name in the network."""
+    """A layer can't be folded. `layer` is the name of this layer in the network."""
 
     def __init__(self, layer: str, reason: str) -> None:
         super().__init__(f"layer {layer!r} can't be folded: {reason}")

@@ -1,6 +1,8 @@
-"""The flags of `foldserve-train`: one for each field of the plan's classes. Also builds the plan from the given flags.
+"""The flags of `foldserve-train`: one flag for each field of the plan's classes.
 
-The module imports no torch, so that `--help` is quick.
+The module also builds the plan from the given flags.
+
+The module does not import torch, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ _NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters
 def add_options(group: argparse._ArgumentGroup, owner: Options, without: Sequence[str] = ()) -> None:
     """Add a flag for each annotated field of `owner`.
 
-    A flag that is not given is absent from the parsed arguments, so that the preset's value stays.
+    If a flag is not given, it is absent from the parsed arguments, so that the preset's value stays.
     """
     hints = get_type_hints(owner, include_extras=True)
     for option in fields(owner):
         if get_origin(hints[option.name]) is not Annotated or option.name in without:
-            continue  # SOURCE is an argument, not a flag
+            continue  # SOURCE is a positional argument, not a flag
         kind, text = get_args(hints[option.name])
         default = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
         if default not in (None, ""):
@@ -46,8 +48,8 @@ def add_options(group: argparse._ArgumentGroup, owner: Options, without: Sequenc
 
 
 def _argument(kind: Any) -> dict[str, Any]:
-    """Return the arguments of `add_argument` for a field of type `kind`."""
-    if isinstance(kind, UnionType):  # kind | None, where None means that the flag is not given
+    """Return the keyword arguments of `add_argument` for a field of type `kind`."""
+    if isinstance(kind, UnionType):  # the type is kind | None, and None means that the flag is not given
         kind = get_args(kind)[0]
     known: dict[Any, dict[str, Any]] = {
         bool: {"action": argparse.BooleanOptionalAction},
@@ -88,7 +90,10 @@ def trial_count(text: str) -> int:
 
 
 def read_data_options(parsed: argparse.Namespace) -> DataOptions:
-    """Return the data options: how to read the table. Raises `TrainingError` for options that contradict each other."""
+    """Return the data options, which say how to read the table.
+
+    Raises `TrainingError` for options that contradict each other.
+    """
     try:
         return DataOptions(**_given(parsed, DataOptions))
     except ValueError as error:
@@ -96,7 +101,7 @@ def read_data_options(parsed: argparse.Namespace) -> DataOptions:
 
 
 def read_plan(parsed: argparse.Namespace) -> tuple[Plan, Execution]:
-    """Return the plan: the preset, changed by the flags that are given. Raises `TrainingError`."""
+    """Return the plan: the preset with the changes of the given flags. Raises `TrainingError`."""
     preset = PRESETS[parsed.preset]
     data = read_data_options(parsed)
     try:
@@ -121,7 +126,9 @@ def _given(parsed: argparse.Namespace, owner: Options) -> dict[str, Any]:
 
 
 def _default_name(source: str) -> str:
-    """Name the model after its table: `houses` for data/houses.csv.gz and for data/houses.train.csv."""
+    """Return a name for the model, made from the name of its table: `houses` for data/houses.csv.gz or
+    data/houses.train.csv.
+    """
     name = re.sub(rf"(\.train)?\.({_SUFFIXES})(\.gz)?$", "", Path(source).name, flags=re.IGNORECASE)
     if source and not bundle.NAME.fullmatch(name):
         raise TrainingError(f"{name!r} can't be a model's name, which consists of {_NAME_RULE}: use --name")

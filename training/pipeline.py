@@ -1,6 +1,6 @@
 """The steps from a table to a bundle: table -> split -> network -> fit -> fold -> ONNX -> certificate -> bundle.
 
-Each stage is a function of the stages before it. A bundle is written only after its certificate holds.
+Each stage depends only on the stages before it. A bundle is written only after its certificate holds.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ from foldserve.training.table.load import load, load_held_out
 from foldserve.training.table.schema import Split, Table
 from foldserve.training.table.split import split_rows
 
-# Rows that are evaluated at once. It bounds the memory.
+# The number of rows that are evaluated at a time. This number bounds the memory.
 _CHUNK = 8192
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A table that is split and preprocessed.
+    """A table after the split and the preprocessing.
 
-    preprocessing: the layers before every network. They map raw features [rows, features] to `train.x`, and are fitted
-    to the training rows. target_mean, target_std: the mean and the standard deviation of a regression's targets in the
-    training rows. They standardise `y` of `train` and `validation`. They are 0 and 1 for classification.
+    preprocessing: the layers in front of every network. They are fitted to the training rows, and map raw features
+    [rows, features] to `train.x`. target_mean, target_std: the mean and the standard deviation of a regression's
+    targets in the training rows. With these two figures, `y` of `train` and `validation` is standardised. For
+    classification they are 0 and 1.
     """
 
     table: Table
@@ -65,7 +66,7 @@ class Trained:
 
     tolerance: the tolerance of the certificate, in the units of the output. fitted: one network for each member of the
     ensemble. network: the unfolded model, which maps raw features [rows, features] to logits or values [rows, outputs].
-    folded: the same function, with every affine step folded into the Dense weights.
+    folded: a chain that computes the same function as `network`, with every affine step folded into the Dense weights.
     """
 
     table: Table
@@ -79,7 +80,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Written:
-    """A written bundle, the evidence that its report shows, and notes on the test rows."""
+    """A written bundle, the evidence for its report, and notes on the test rows."""
 
     bundle: bundle.Bundle
     evidence: Evidence
@@ -88,9 +89,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Context:
-    """Where a run takes place and who observes it.
+    """The place of a run, and the functions that observe the run.
 
-    on_epoch, on_progress: the callbacks of `fit`; their epochs are numbered through all members of an ensemble.
+    on_epoch, on_progress: the callbacks of `fit`. In an ensemble, the epoch numbers continue from one member to the
+    next.
     """
 
     execution: Execution = field(default_factory=Execution)
@@ -100,12 +102,12 @@ class Context:
 
 
 def run(plan: Plan, table: Table | None = None, context: Context | None = None) -> Written | None:
-    """Train, fold, certify, and write the next version of `plan.name`. Only the first process gets a result.
+    """Train, fold and certify a model, and write the next version of `plan.name`. Only the first process gets a result.
 
-    table: the result of `load(plan.data)`, if the caller has it. Raises `TrainingError` or `BundleError`; then no
-    bundle is written.
+    table: the result of `load(plan.data)`, if the caller has loaded it already. Raises `TrainingError` or
+    `BundleError`. After an error no bundle is written.
     """
-    bundle.require_writable(plan.models)  # before the training, so that a wrong folder costs no time
+    bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder costs no time
     table, context = table or load(plan.data), context or Context()
     checkpoints = None
     if folder := context.execution.checkpoint:
@@ -126,7 +128,10 @@ def train(
     context: Context | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
-    """Prepare the table, fit each member of the ensemble, calibrate, and fold. Without `table` it is loaded first."""
+    """Prepare the table, fit each member of the ensemble, calibrate, and fold.
+
+    If `table` is None, the table is loaded first.
+    """
     prepared, context = prepare(plan, table or load(plan.data)), context or Context()
     members = range(plan.architecture.members)
     fitted = tuple(fit_member(plan, prepared, member, context, checkpoints) for member in members)
@@ -145,7 +150,10 @@ def train(
 
 
 def prepare(plan: Plan, table: Table) -> Prepared:
-    """Split the table, and preprocess the training and validation rows. Only the training rows decide how."""
+    """Split the table, and preprocess the training and validation rows.
+
+    The preprocessing is fitted to the training rows alone.
+    """
     test = 0.0 if plan.data.test else plan.data.test_share
     split = split_rows(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
     architecture = plan.architecture
@@ -161,13 +169,16 @@ def prepare(plan: Plan, table: Table) -> Prepared:
 def fit_member(
     plan: Plan, prepared: Prepared, member: int, context: Context, checkpoints: Checkpoints | None = None
 ) -> Fitted:
-    """Fit network `member` of the ensemble, counted from 0. Initial weights and row order differ for each member."""
-    # The members' seeds are far apart, so that the ensembles of two neighbouring seeds have no member in common.
+    """Fit network number `member` of the ensemble, counted from 0.
+
+    Each member has different initial weights and a different order of rows.
+    """
+    # The members' seeds are far apart. So the ensembles of two neighbouring seeds have no member in common.
     seed = (plan.seed + member * 0x9E3779B1) % 2**32
     epochs = plan.recipe.resolved(len(prepared.train)).epochs or 0
     first, total = member * epochs, plan.architecture.members * epochs
     with deterministic(plan.threads):
-        torch.manual_seed(seed)  # the initial weights
+        torch.manual_seed(seed)  # for the initial weights
         return fit(
             build_mlp(prepared.train.x.shape[1], prepared.table.outputs, plan.architecture),
             prepared.train,
@@ -192,7 +203,10 @@ def _temperature(plan: Plan, prepared: Prepared, fitted: Sequence[Fitted]) -> fl
 
 
 def _output_layer(prepared: Prepared, temperature: float) -> tuple[str, Affine]:
-    """Return the last layer and its name: it divides logits by the temperature, or undoes the scale of the target."""
+    """Return the last layer and its name.
+
+    The layer divides logits by the temperature, or undoes the standardisation of the target.
+    """
     outputs = torch.ones(prepared.table.outputs, dtype=torch.float64)
     if prepared.table.task == "classification":
         return "temperature", Affine(1 / temperature * outputs, 0.0 * outputs)
@@ -200,7 +214,7 @@ def _output_layer(prepared: Prepared, temperature: float) -> tuple[str, Affine]:
 
 
 def _target_scale(table: Table, split: Split) -> tuple[float, float]:
-    """Return the mean and the standard deviation of a regression's training targets; 0 and 1 for classification."""
+    """Return the mean and the standard deviation of a regression's training targets; 0 and 1 in a classification."""
     if table.labels:
         return 0.0, 1.0
     y = table.y[split.train]
@@ -210,8 +224,8 @@ def _target_scale(table: Table, split: Split) -> tuple[float, float]:
 def export(plan: Plan, trained: Trained) -> Written:
     """Export the model to ONNX, certify it, and write the bundle.
 
-    Raises `ExportError`; `ParityError` if the certificate does not hold; `DataError` for a test file that can't be
-    read; `BundleError`.
+    Raises `ParityError` if the certificate does not hold, and `DataError` if the test file can't be read. Raises
+    `ExportError` or `BundleError` if the model or the bundle can't be written.
     """
     table, split, task = trained.table, trained.split, trained.table.task
     test, train_rows = load_held_out(plan.data, table, split), table.x[split.train]
@@ -223,7 +237,7 @@ def export(plan: Plan, trained: Trained) -> Written:
             trained.network, trained.folded.network, model, task, trained.tolerance, held_out=test.x, drawn=drawn
         )
         golden = certificate.golden(trained.network, task, drawn)
-    # The metrics are those of the exported model, not of the network that it was made from.
+    # The metrics are measured on the exported model, not on the trained network.
     predict = certificate.onnx_runtime_cpu(model)
     validation, outputs = table.select(split.validation), predict(test.x)
     scores: Metrics = {

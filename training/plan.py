@@ -26,7 +26,7 @@ Thousands = Literal["", ",", ".", " ", "'"]
 TaskOption = Literal["auto", "classification", "regression"]
 
 _MIN_EPOCHS = 5
-# The default number of epochs decreases once the training rows have been seen this many times in all.
+# The default number of epochs is smaller if all epochs together would have more rows than this.
 _MAX_ROWS_SEEN = 3_000_000
 
 
@@ -40,8 +40,9 @@ class DataOptions:
     """The table, and how its columns are read and its rows are split.
 
     source: the name of a built-in table, the path of a file or of a folder of Parquet files, or - for the standard
-    input. more: further files, whose rows follow. test_share, validation_share: shares of the rows of the table; if
-    `test` names a file, test_share has no effect. Raises `ValueError` for options that contradict each other.
+    input. more: further files, whose rows follow those of `source`. test_share, validation_share: shares of the rows of
+    the table; if `test` names a file, test_share has no effect. Raises `ValueError` for options that contradict each
+    other.
     """
 
     source: str
@@ -82,10 +83,11 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The layers of the network, for any table. Raises `ValueError` for a value out of range.
+    """The settings of the network's layers, for any table. Raises `ValueError` for a value out of range.
 
-    `eps` and `momentum` are PyTorch's. The momentum of Keras is the weight of the past, not of the newest batch: 0.99
-    in Keras is 0.01 here. Keras's default `epsilon` is 1e-3, PyTorch's is 1e-5.
+    `eps` and `momentum` have the same meaning as in PyTorch, where `momentum` is the weight of the newest batch. In
+    Keras it is the weight of the past, so 0.99 in Keras is 0.01 here. The default `epsilon` is 1e-3 in Keras and 1e-5
+    in PyTorch.
     """
 
     hidden: Annotated[tuple[int, ...], "widths of the hidden Dense layers"] = (64, 64)
@@ -116,7 +118,7 @@ class Architecture:
 class Recipe:
     """The settings of the optimisation, for any table. Raises `ValueError` for a value out of range.
 
-    epochs, batch_size: if None, `resolved` chooses them by the number of training rows.
+    epochs, batch_size: if they are None, `resolved` chooses them from the number of training rows.
     """
 
     epochs: Annotated[int | None, "passes over the training rows (default: --most-epochs, fewer for a large table)"] = (
@@ -148,11 +150,14 @@ class Recipe:
         _require(0 <= self.label_smoothing < 1, "label smoothing must be at least 0 and below 1")
 
     def resolved(self, rows: int) -> Recipe:
-        """Return the recipe with the batch size and the epochs for a number of training rows. Given values stay.
+        """Return the recipe with a batch size and a number of epochs for this number of training rows.
 
-        The batch size is a power of two. With 32 to 256 rows, it gives about `steps` steps an epoch. On a large table
-        it gives about 1024 steps an epoch, with at most 1024 rows. The number of epochs is `most_epochs`. If the epochs
-        together would have more than 3 million rows, the number is smaller, but at least 5.
+        Given values stay.
+
+        The batch size is a power of two. A batch of 32 to 256 rows is chosen so that an epoch has about `steps` steps.
+        On a large table, a batch may have up to 1024 rows, so that an epoch has about 1024 steps. The number of epochs
+        is `most_epochs`. If all epochs together would have more than 3 million rows, the number of epochs is smaller,
+        but at least 5.
         """
         small, large = min(max(rows // self.steps, 32), 256), min(rows // 1024, 1024)
         size = 2 ** round(log2(max(small, large)))
@@ -205,11 +210,13 @@ PRESETS: dict[PresetName, Preset] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run. The same plan, data, library versions and kind of CPU give the same `model.onnx`, byte for byte.
+    """The plan of a whole run.
 
-    preset: the preset that architecture and recipe started from. seed: the seed of the split and of the fit. threads:
-    the CPU threads of the fit; a sum that two threads share rounds differently from a sum in one thread. Raises
-    `ValueError` for a value out of range.
+    The same plan, data, library versions and kind of CPU give the same `model.onnx`, byte for byte.
+
+    preset: the name of the preset from which the architecture and the recipe were made. seed: the seed of the split and
+    of the fit. threads: the number of CPU threads of the fit. It affects the last bits of the result, because a sum
+    that two threads share rounds differently from a sum in one thread. Raises `ValueError` for a value out of range.
     """
 
     data: DataOptions

@@ -1,6 +1,6 @@
-"""Progress bars on a terminal: for reading a table, for a fit with its losses, for the stages of a command.
+"""Progress bars on a terminal: one for reading a table, one for a fit and its losses, one for the stages of a command.
 
-Without a terminal the bars show nothing. The module imports no torch, so that the first bar appears at once.
+Without a terminal the bars show nothing. The module does not import torch, so that the first bar appears at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Bar:
 
 
 class ReadProgress(_Bar):
-    """The bar of `load`, which calls `update` with the share of the work that is done."""
+    """The bar for `load`. `load` calls `update` with the share of the work that is done."""
 
     def __init__(self, source: str, console: Console) -> None:
         super().__init__(
@@ -51,12 +51,12 @@ class ReadProgress(_Bar):
             BarColumn(bar_width=20),
             TaskProgressColumn(),
             TimeRemainingColumn(),
-            transient=True,  # the description of the table follows
+            transient=True,  # the command then prints the description of the table
         )
         self._task = self._bar.add_task(source[-40:], total=1.0)
 
     def __enter__(self) -> Self:
-        self._bar.start()  # before the first row is read
+        self._bar.start()  # shown before the first row is read
         return self
 
     def update(self, share: float) -> None:
@@ -65,13 +65,13 @@ class ReadProgress(_Bar):
 
 
 class FitProgress(_Bar):
-    """The bar of `fit`, which calls `update` after each epoch and `update_within_epoch` a few times a second."""
+    """The bar for `fit`. `fit` calls `update` after each epoch, and `update_within_epoch` a few times a second."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(
             console,
             TextColumn("fit"),
-            BarColumn(bar_width=12),  # the whole line fits 80 columns
+            BarColumn(bar_width=12),  # so that the whole line fits into 80 columns
             TextColumn("{task.fields[epoch]} loss {task.fields[loss]} val {task.fields[validation]}"),
             TextColumn("{task.fields[rate]} rows/s"),
             TimeRemainingColumn(),
@@ -94,7 +94,7 @@ class FitProgress(_Bar):
 
 
 class StageProgress(_Bar):
-    """A bar for each stage of a command."""
+    """Shows a bar for each stage of a command."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(

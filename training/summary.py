@@ -42,7 +42,7 @@ def describe_search(plan: Plan, found: Plan, trials: int) -> str:
 def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, seconds: float) -> str:
     """Return the lines about the result of a training.
 
-    notes: on the test rows. findings: lines of the report. seconds: the duration of the whole command.
+    notes: the notes on the test rows. findings: lines of the report. seconds: the duration of the whole command.
     """
     manifest, models = bundle.manifest, bundle.path.parent.parent
     rows = ", ".join(f"{count:,} {part}" for part, count in manifest.provenance.rows.items())

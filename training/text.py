@@ -8,13 +8,16 @@ from collections.abc import Sequence
 
 MAX_NAME = 60
 _UNDEFINED = "\N{EN DASH}"
-# An absolute value below this is written as 0: it is only a rounding error, such as the R2 of a constant answer.
+# An absolute value below this is written as 0. Such a value is only a rounding error, for example the R2 of a constant
+# answer.
 _ZERO = 1e-12
 _SMALL, _LARGE, _WHOLE = 1e-2, 1e3, 1e7
 
 
 def printable(text: str) -> str:
-    """Replace control characters, changes of the writing direction and lone surrogates: one line stays one line."""
+    """Replace control characters, changes of the writing direction and lone surrogates, so that one line stays one
+    line.
+    """
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -31,7 +34,7 @@ def join_some(names: Sequence[object], most: int) -> str:
 
 
 def format_figure(value: float) -> str:
-    """Write a metric: four decimals, four digits of a small or a large number, a dash for NaN."""
+    """Write a metric with four decimals. A small or a large number has four digits, and NaN becomes a dash."""
     if math.isnan(value):
         return _UNDEFINED
     return f"{value:.4f}" if _SMALL <= abs(value) < _LARGE or abs(value) < _ZERO else f"{value:.4g}"
@@ -43,12 +46,12 @@ def format_difference(value: float) -> str:
 
 
 def format_value(value: float) -> str:
-    """Write a value of the table: without decimals if it is a whole number, else with four digits."""
+    """Write a value of the table. A whole number has no decimals, and any other number has four digits."""
     return f"{value:,.0f}" if value == round(value) and abs(value) < _WHOLE else f"{value:.4g}"
 
 
 def format_percent(share: float) -> str:
-    """Write a share, 0 to 1, as a percentage with one decimal; a dash for NaN."""
+    """Write a share, from 0 to 1, as a percentage with one decimal. NaN becomes a dash."""
     return _UNDEFINED if math.isnan(share) else f"{share:.1%}"
 
 
@@ -58,7 +61,10 @@ def count_of(number: int, noun: str) -> str:
 
 
 def flag_value(text: str) -> str:
-    """Quote `text` as one value of a flag that takes a list: first commas as in a CSV, then all of it for a shell."""
+    """Quote `text` as one value of a flag that takes a list.
+
+    Commas are quoted as in a CSV, and then the value is quoted for a shell.
+    """
     return shlex.quote('"' + text.replace('"', '""') + '"' if "," in text or text.startswith('"') else text)
 
 

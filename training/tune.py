@@ -1,4 +1,4 @@
-"""Hyper-parameter search: Optuna's TPE over the settings that matter most, by the lowest validation loss.
+"""Hyper-parameter search: runs Optuna's TPE over the settings that matter most, and minimises the validation loss.
 
 The search chooses an architecture and a recipe. Each trial trains one network; the number of ensemble members does not
 change. The search never sees the test rows.
@@ -22,7 +22,7 @@ _WIDTHS = (32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Trial:
-    """One finished trial, `number` of `trials`, from 1.
+    """The finished trial number `number` of `trials`, counted from 1.
 
     loss: the lowest validation loss of the trial; None if the trial was stopped early or failed. best: the lowest loss
     of all trials so far; infinite if no trial has a loss.
@@ -40,7 +40,7 @@ def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None
     The first trial is the plan itself. A trial is stopped when its loss is worse than the median loss of the earlier
     trials. The same plan and table give the same result. Raises `FitError` if no trial finishes.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # at a lower level Optuna prints the traceback of a failed trial
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a lower level would print the traceback of a failed trial
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=plan.seed),
         pruner=optuna.pruners.MedianPruner(
@@ -50,12 +50,12 @@ def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None
     study.enqueue_trial(_planned_parameters(plan))
 
     def report_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        # Optuna gives a stopped trial the loss of its last epoch.
+        # For a stopped trial, Optuna returns the loss of the last epoch.
         loss = trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None
         losses = [finished.value for finished in _finished(study) if finished.value is not None]
         on_trial(Trial(trial.number + 1, trials, loss, min(losses, default=float("inf"))))
 
-    prepared = prepare(plan, table)  # only once, because no parameter of the search changes the preprocessing
+    prepared = prepare(plan, table)  # prepared only once, because no parameter of the search changes the preprocessing
     study.optimize(
         lambda trial: _objective(trial, _suggest(trial, plan), prepared),
         n_trials=trials,
@@ -72,7 +72,9 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def _planned_parameters(plan: Plan) -> dict[str, int | float]:
-    """Return the parameters for which `_suggest` returns the plan itself, or the closest one in the search space."""
+    """Return the parameters for which `_suggest` returns the plan itself, or the plan of the search space that is
+    closest to it.
+    """
     return {
         "width": min(_WIDTHS, key=lambda width: abs(width - max(plan.architecture.hidden, default=64))),
         "depth": min(max(len(plan.architecture.hidden), 1), 4),

@@ -1,8 +1,8 @@
-"""The certificate: the evidence that the exported model computes the same function as the trained network.
+"""The certificate: measures that the exported model computes the same function as the trained network.
 
 The reference is the *unfolded* network, which PyTorch evaluates in float64. The folded network in float32 is compared
-with this reference. The exported model is compared with it too, in ONNX Runtime on every available device. There,
-sessions run exactly the bytes that the bundle will contain. The module measures; it does not write a bundle.
+with this reference. The exported model is compared with the same reference, in ONNX Runtime on every available device.
+ONNX Runtime runs exactly the bytes that the bundle will contain. The module does not write a bundle.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ RowKind = Literal["held-out", "random"]
 RANDOM_ROWS = 4096
 SMALL_BATCH_ROWS = 256
 GOLDEN_ROWS = 16
-_MISSING_SHARE = 1 / 8  # share of NaN among the drawn values of a feature that may be missing
+_MISSING_SHARE = 1 / 8  # the share of NaN among the values drawn for a feature that may be missing
 
 
 def reference(network: nn.Module, task: Task) -> Predict:
-    """Make a function of the unfolded network: float32 [rows, features] -> float64 [rows, outputs]."""
+    """Return a function that evaluates the unfolded network: float32 [rows, features] -> float64 [rows, outputs]."""
     return _torch(copy.deepcopy(network).double().eval(), task, torch.float64)
 
 
@@ -62,10 +62,10 @@ def certify(
 ) -> Certificate:
     """Compare the folded network and its ONNX export with `network`, which is unfolded and in eval mode.
 
-    held_out: rows outside the training set; drawn: random rows; both float32 [rows, features].
-    Each runtime runs each set in batches of 1, of 2 and of the whole set.
-    Raises `ParityError` when an output is outside the tolerance, or when the predicted class differs although the two
-    largest outputs are further apart than the tolerance.
+    held_out: rows outside the training set, float32 [rows, features]. drawn: random rows, float32 [rows, features].
+    Each runtime runs each of the two sets in batches of 1 row, in batches of 2 rows, and as one batch. Raises
+    `ParityError` if an output is outside the tolerance. The error is also raised if the predicted class differs
+    although the two largest outputs are further apart than the tolerance.
     """
     exact = reference(network, task)
     sets: tuple[tuple[RowKind, Rows, Outputs], ...]
@@ -78,10 +78,10 @@ def certify(
 
 
 def draw(features: Sequence[Feature], train: Rows, rows: int, seed: int) -> Rows:
-    """Draw random rows such as a request may have: float32 [rows, features].
+    """Draw random rows like those of a request, as float32 [rows, features].
 
     train: float32 [training rows, features]. If all values of a column in `train` are whole numbers, the drawn values
-    are whole numbers too. One in eight values of a feature that may be missing is NaN.
+    are whole numbers too. If the values of a feature may be missing, one in eight of its drawn values is NaN.
     """
     generator = np.random.default_rng(seed)
     drawn = np.empty((rows, len(features)), np.float32)
@@ -94,7 +94,7 @@ def draw(features: Sequence[Feature], train: Rows, rows: int, seed: int) -> Rows
 
 
 def golden(network: nn.Module, task: Task, drawn: Rows) -> Golden:
-    """Pair the first drawn rows with the reference's outputs for them."""
+    """Return the first drawn rows together with the reference's outputs for these rows."""
     rows = drawn[:GOLDEN_ROWS]
     inputs = tuple(tuple(None if value != value else value for value in row) for row in rows.astype(float).tolist())
     return Golden(inputs=inputs, outputs=reference(network, task)(rows).tolist())
@@ -109,8 +109,8 @@ def _measure(
     expected: Outputs,
 ) -> Iterator[Measurement]:
     for batch in (1, 2, len(rows)):
-        # Matrix libraries use other kernels for a batch of 1 or 2 rows than for a large batch. A few hundred rows are
-        # enough to show a difference between the kernels.
+        # Matrix libraries use different kernels for small batches of 1 or 2 rows and for large batches. A few hundred
+        # rows are enough to show a difference between the kernels.
         few = rows if batch == len(rows) else rows[:SMALL_BATCH_ROWS]
         try:
             outputs = np.concatenate([predict(few[i : i + batch]) for i in range(0, len(few), batch)])
@@ -137,16 +137,19 @@ def _torch(network: nn.Module, task: Task, dtype: torch.dtype) -> Predict:
 
 
 def onnx_runtime_cpu(model: bytes) -> Predict:
-    """Open `model` in ONNX Runtime on the CPU, as a server does. Raises `BundleError` for a model that it refuses."""
+    """Open `model` in ONNX Runtime on the CPU, as a server does.
+
+    Raises `BundleError` if ONNX Runtime refuses the model.
+    """
     return partial(_run, open_cpu(model))
 
 
 def _onnx_runtimes(model: bytes) -> dict[str, Predict]:
-    """Open a session on the CPU, and one on CUDA where that works."""
+    """Open a session on the CPU. If CUDA works here, open a session on CUDA too."""
     runtimes = {"onnxruntime CPU": onnx_runtime_cpu(model)}
     if CUDA in ort.get_available_providers():
-        # ONNX Runtime may list a provider that fails to load. Then the certificate leaves CUDA out; a server checks the
-        # device that it uses.
+        # ONNX Runtime may list a provider that fails to load. In this case the certificate does not cover CUDA. A
+        # server checks the device that it uses by itself.
         with contextlib.suppress(Exception):
             runtimes["onnxruntime CUDA"] = partial(_run, open_cuda(model, cuda_options(Options(buckets=()))))
     return runtimes

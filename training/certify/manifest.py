@@ -1,6 +1,8 @@
-"""The manifest of a new bundle. The module describes the features by their training rows, and puts all parts together.
+"""Builds the manifest of a new bundle.
 
-It knows the schema of a manifest. It trains and measures nothing.
+The module describes each feature with figures from the training rows, and puts all parts together.
+
+The module knows the schema of a manifest. It does not train or measure.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ Metrics = dict[Literal["validation", "test"], dict[str, float]]
 
 
 def describe_features(columns: Sequence[Column], train: npt.NDArray[np.float32]) -> tuple[bundle.Feature, ...]:
-    """Describe the features by their training rows. train: float32 [training rows, features], raw."""
+    """Describe each feature with figures from the training rows. train: raw values, float32 [rows, features]."""
     return tuple(_describe(column, values) for column, values in zip(columns, train.T, strict=True))
 
 
@@ -33,8 +35,8 @@ def _describe(column: Column, values: npt.NDArray[np.float32]) -> bundle.Feature
     present = values[~np.isnan(values)].astype(np.float64)
     low, high = (float(present.min()), float(present.max())) if len(present) else (0.0, 0.0)
     if column.kind == "categorical":
-        # An unknown category has the index after the last category. This index has no bin, and must not be counted in
-        # the last bin.
+        # An unknown category has the index after the last category. This index has no bin, so such a row must not be
+        # counted in the last bin.
         count = len(column.categories)
         edges = np.arange(count + 1) - 0.5
         counts = np.bincount(present.astype(np.int64), minlength=count)[:count]
@@ -68,7 +70,7 @@ def build_manifest(
     metrics: Metrics,
     provenance: bundle.Provenance,
 ) -> bundle.Manifest:
-    """Build the manifest of `model`, the content of an ONNX file. Its creation time is now."""
+    """Build the manifest of a bundle that is created now. model: the content of the ONNX file."""
     return bundle.Manifest(
         schema_version=bundle.SCHEMA_VERSION,
         name=name,

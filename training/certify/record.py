@@ -1,7 +1,7 @@
-"""The record of a run: the choices, versions and machine that decide its result.
+"""The record of a run: the choices, the versions and the machine that decide the result of the run.
 
-A manifest keeps the record as provenance. A checkpoint keeps it too: only a run with an equal record may continue from
-the checkpoint.
+A manifest contains the record as provenance. A checkpoint contains the record too. Only a run with an equal record may
+continue from the checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def provenance(
     rows: dict[Literal["train", "validation", "test"], int],
     **outcomes: Setting,
 ) -> bundle.Provenance:
-    """Record every choice of `plan`, and the environment. outcomes: the settings that the run itself has chosen."""
+    """Record every choice of `plan`, and the environment. outcomes: the settings that the run chose by itself."""
     return bundle.Provenance(
         source=source,
         data_sha256=data_sha256,
@@ -52,7 +52,10 @@ def provenance(
 
 
 def run_identity(plan: Plan, data_sha256: str, world: World, execution: Execution) -> dict[str, str]:
-    """Return everything that decides the weights, by name. Two runs with equal identities give the same weights."""
+    """Return the identity of a run: everything that decides the weights, by name.
+
+    Two runs with equal identities give the same weights.
+    """
     settings = {
         **asdict(plan.architecture),
         **asdict(plan.recipe),
@@ -73,13 +76,13 @@ def _versions() -> dict[str, str]:
     return {
         "python": python_version(),
         **{name: version(name) for name in _LIBRARIES},
-        "torch": torch.__version__,  # includes the build, as in 2.13.0+cu130; the installed metadata may lack it
+        "torch": torch.__version__,  # includes the build, as in 2.13.0+cu130; the metadata may lack the build
         "onnxruntime": onnxruntime.__version__,
     }
 
 
 def _given(options: DataOptions) -> dict[str, Setting]:
-    """Return the options that were given. A file is recorded by its name, without the path."""
+    """Return the options that were given. For a file, only its name is recorded, without the path."""
     given = {
         name: value
         for name, value in asdict(options).items()
@@ -89,5 +92,8 @@ def _given(options: DataOptions) -> dict[str, Setting]:
 
 
 def _cpu() -> str:
-    """Return the kind of CPU. Matrix libraries choose kernels by it, and kernels decide the last bits of a result."""
+    """Return the kind of CPU.
+
+    Matrix libraries choose their kernels for the CPU, and kernels decide the last bits of a result.
+    """
     return f"{processor.model_name()}, {torch.backends.cpu.get_cpu_capability()}"

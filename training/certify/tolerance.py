@@ -1,4 +1,4 @@
-"""The tolerance of a certificate: how far a model's outputs may be from those of the reference."""
+"""The tolerance of a certificate: the largest allowed distance between a model's outputs and those of the reference."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LEAST_RELATIVE = 2.0**-20
 def output_tolerance(mean: float, std: float) -> Tolerance:
     """Return the tolerance for outputs whose target has this mean and standard deviation.
 
-    For probabilities (mean 0, standard deviation 1) the tolerance is 1e-5 + 1e-4 |reference|. For a regression, the
-    same holds in standard deviations of the target; in the units of the target, the absolute part is multiplied by the
-    standard deviation. At the mean, the relative part allows only 1e-4 standard deviations. If it allowed 1e-4 of the
-    mean, a target whose mean is 10,000 standard deviations from zero would accept any model.
+    For probabilities (mean 0, standard deviation 1), the tolerance is 1e-5 + 1e-4 |reference|. For a regression, the
+    same formula applies to the standardised target. So in the units of the target, the absolute part is multiplied by
+    the standard deviation. At the mean, the relative part allows at most 1e-4 standard deviations. If the relative part
+    allowed 1e-4 of the mean, any model would pass for a target whose mean is 10,000 standard deviations from zero.
     """
     relative = _RELATIVE * std / abs(mean) if mean else _RELATIVE
     return Tolerance(absolute=_ABSOLUTE * std, relative=min(max(relative, _LEAST_RELATIVE), _RELATIVE))

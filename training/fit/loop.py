@@ -1,8 +1,8 @@
 """The loop: minibatch gradient descent on tensors in memory, early stopping, and exact batch-norm statistics.
 
-The module knows no file format, no terminal and no ONNX; a hook receives the progress. On the CPU the result depends
-only on the seed, the library versions, the kind of CPU, and the numbers of threads and processes. Checkpoints do not
-change the result, and a resumed run has the same result.
+The module knows no file format, no terminal and no ONNX; a hook receives the progress. On a CPU the result depends only
+on the seed, the library versions, the kind of CPU, and the numbers of threads and processes. Checkpoints do not change
+the result, and a resumed run has the same result.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from foldserve.training.plan import Recipe
 
 # Minimum seconds between two progress reports within an epoch.
 SECONDS_BETWEEN_REPORTS = 0.2
-# The number of rows that are evaluated at a time. It bounds the memory.
+# The number of rows that are evaluated at a time. This number bounds the memory.
 _CHUNK = 8192
 
 
 @dataclass(frozen=True)
 class Examples:
-    """x: float32 [rows, features], standardised. y: int64 [rows] (classes) or float32 [rows] (standardised)."""
+    """x: float32 [rows, features], standardised. y: int64 [rows], classes; or float32 [rows], standardised targets."""
 
     x: Tensor
     y: Tensor
@@ -52,8 +52,9 @@ class Examples:
 class Epoch:
     """The figures of epoch `number` of `epochs`.
 
-    loss, validation_loss: means over the rows, log loss in nats or squared error of the standardised target.
-    validation_score: accuracy, or R2.
+    loss, validation_loss: the mean over the rows of the log loss in nats, or of the squared error of the standardised
+    target.
+    validation_score: the accuracy, or R2 in a regression.
     """
 
     number: int
@@ -66,7 +67,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class EpochProgress:
-    """The progress within epoch `number` of `epochs`. rows_done, rows: of all processes."""
+    """The progress within epoch `number` of `epochs`. rows_done, rows: numbers of rows of all processes together."""
 
     number: int
     epochs: int
@@ -100,9 +101,9 @@ def fit(
     """Train a copy of `network`, a chain on the CPU. `network` itself does not change.
 
     If there are several processes, all of them call this function with the same arguments and get the same result. Only
-    the first process calls the hooks. With a checkpoint, the fit resumes from the state in the checkpoint, and leaves
-    its last state there. Raises `FitError` with the number of the epoch when the loss is not finite, `ExecutionError`
-    when the network can't be compiled, and `CheckpointError`.
+    the first process calls the hooks. If a checkpoint is given, the fit resumes from the state in it, and writes its
+    last state to it. Raises `FitError` with the number of the epoch if the loss is not finite, and `ExecutionError` if
+    the network can't be compiled. The checkpoint may raise `CheckpointError`.
     """
     recipe = recipe.resolved(len(train.x))
     train, validation = train.to(world.device), validation.to(world.device)
@@ -135,7 +136,9 @@ def fit(
 
 
 class _Training:
-    """The state that changes during a fit: weights, moments, random numbers, the best epoch so far."""
+    """The state that changes during a fit: the weights, the optimiser's moments, the random state, and the best epoch
+    so far.
+    """
 
     def __init__(
         self, network: nn.Sequential, train: Examples, recipe: Recipe, seed: int, world: World, *, compiled: bool
@@ -143,14 +146,14 @@ class _Training:
         self._recipe, self._world, self._compiled = recipe, world, compiled
         self._network = copy.deepcopy(network).to(world.device)
         self._order = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # dropout and noise draw from the device's default generator
+        torch.manual_seed(seed)  # dropout and noise use the device's default generator
         self._optimiser = FlatAdamW(self._network.parameters(), recipe.weight_decay)
         wrapped = wrap_ddp(self._network.train(), world)
         self._forward = torch.compile(wrapped, dynamic=False) if compiled else wrapped
         self._dropouts = [module for module in self._network.modules() if isinstance(module, Dropout)]
         self._class_weight = _balanced_weights(train.y) if recipe.class_weight == "balanced" else None
-        # The noise is scaled by column. Noise of one scale would be larger than the values of a column with a small
-        # variance.
+        # Each column has its own scale of noise. With the same scale for all columns, the noise would be larger than
+        # the values of a column with a small variance.
         self._column_std = train.x.std(0, correction=0)
         self.history: list[Epoch] = []
         self.best_epoch = 0
@@ -190,8 +193,9 @@ class _Training:
             batch = batch[share]
         x = train.x.index_select(0, batch)
         if recipe.input_noise:
-            # To first order, noise is a penalty on the gradient with respect to the input (Bishop, 1995). The noise is
-            # drawn for the whole batch, so that the noise of a row does not depend on the number of processes.
+            # To first order, noise on the input acts as a penalty on the gradient of the loss with respect to the input
+            # (Bishop, 1995). The noise is drawn for the whole batch, so that the noise of a row does not depend on the
+            # number of processes.
             noise = torch.randn(batch_size, *x.shape[1:], device=x.device)
             x.addcmul_(noise if world.size == 1 else noise[share], self._column_std, value=recipe.input_noise)
         try:
@@ -210,21 +214,28 @@ class _Training:
 
     @torch.no_grad()
     def validate(self, validation: Examples) -> tuple[float, float]:
-        """Compute the mean loss, without label smoothing, and the score, in float32; each process for its share."""
+        """Compute the mean loss without label smoothing, and the score, both in float32.
+
+        Each process evaluates its share of the rows.
+        """
         self._network.eval()
         share = self._world.share(len(validation.x))
         total = torch.zeros(2, dtype=torch.float64, device=validation.x.device)
         for x, y in zip(*(torch.split(part[share], _CHUNK) for part in (validation.x, validation.y)), strict=True):
             output = self._network(x)
             total[0] += self._sum_loss(output, y, 0.0)
-            # Classification: the number of right answers. Regression: the sum of squared errors, for `_r2`.
+            # In classification, the term counts the right answers. In a regression, it is the squared error, whose sum
+            # `_r2` needs.
             term = (output.squeeze(1) - y).square() if y.is_floating_point() else output.argmax(1) == y
             total[1] += term.sum()
         loss, score = (self._world.sum(total) / len(validation.x)).tolist()
         return loss, _r2(score, validation.y) if validation.y.is_floating_point() else score
 
     def _sum_loss(self, output: Tensor, y: Tensor, smoothing: float) -> Tensor:
-        """Sum the rows' losses: log loss of logits [rows, classes], or squared error of values [rows, 1]."""
+        """Return the sum of the losses of the rows.
+
+        The loss is the log loss of logits [rows, classes], or the squared error of values [rows, 1].
+        """
         if y.is_floating_point():
             return functional.mse_loss(output.squeeze(1), y, reduction="sum")
         weight = self._class_weight
@@ -250,7 +261,10 @@ class _Training:
         return State(tensors, {"best_epoch": self.best_epoch})
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that the training uses, not copies. To restore a tensor, copy the saved values into it."""
+        """Return the tensors that the training itself uses, not copies.
+
+        To restore a tensor, copy the saved values into it.
+        """
         return {
             **{f"network.{name}": tensor for name, tensor in self._network.state_dict().items()},
             **{f"best.{name}": tensor for name, tensor in self.best.items()},
@@ -258,7 +272,7 @@ class _Training:
         }
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Restore the state in `checkpoint`, if it holds one."""
+        """Restore the state that `checkpoint` holds, if there is a state."""
         state = checkpoint.load()
         if state:
             try:
@@ -293,7 +307,10 @@ def _r2(squared_error: float, y: Tensor) -> float:
 
 
 def _balanced_weights(y: Tensor) -> Tensor | None:
-    """Return weights, float32 [classes], that give all classes the same total weight; the mean over the rows is 1."""
+    """Return a weight for each class, float32 [classes].
+
+    All classes get the same total weight, and the mean weight of the rows is 1.
+    """
     if y.is_floating_point():
         return None
     counts = torch.bincount(y)
@@ -301,7 +318,10 @@ def _balanced_weights(y: Tensor) -> Tensor | None:
 
 
 def _cut_batches(order: Tensor, size: int) -> Iterator[Tensor]:
-    """Cut `order` into batches of `size`. BN can't train on one row, so a last single row joins the batch before it."""
+    """Cut `order` into batches of `size`.
+
+    BN can't train on a single row. So if the last batch would have one row, this row joins the previous batch.
+    """
     last = len(order) - 1 if len(order) % size == 1 else len(order)
     for start in range(0, last, size):
         stop = start + size

@@ -1,8 +1,9 @@
-"""AdamW on one flat tensor: PyTorch's fused kernel without the bookkeeping around it.
+"""AdamW on one flat tensor. It calls PyTorch's fused kernel directly, without the bookkeeping around the kernel.
 
-For a network of a few thousand weights, a step of `torch.optim.AdamW(fused=True)` is 10 microseconds of arithmetic and
-140 of bookkeeping. With `torch.optim.AdamW` the weights are the same, bit for bit, but the whole command `fit` takes
-17% more CPU time on digits, and 22% more on a mixed table of 1,000 rows (medians of 7 pairs). The module knows no
+For a network of a few thousand weights, a step of `torch.optim.AdamW(fused=True)` takes 10 microseconds for the
+arithmetic and 140 microseconds for bookkeeping. With `torch.optim.AdamW` the weights are the same, bit for bit, but the
+whole command `fit` takes 17% more CPU time on digits, and 22% more on a mixed table of 1,000 rows (medians of 7 pairs).
+The module knows no
 schedule: the caller passes the learning rate of each step.
 """
 
@@ -20,7 +21,7 @@ _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 class FlatAdamW:
     """Decoupled weight decay and bias-corrected moments (Loshchilov and Hutter, 2019, arXiv:1711.05101).
 
-    Only weight matrices decay. A gamma or a bias corrects statistics, and decay would work against that correction. The
+    Only weight matrices decay. A gamma or a bias corrects statistics, and decay would weaken this correction. The
     constructor makes the parameters views of one tensor, so no other code may replace their storage.
     """
 
@@ -40,7 +41,7 @@ class FlatAdamW:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Move the weights by their gradients at learning rate `rate`, and drop the gradients.
+        """Update the weights from their gradients with the learning rate `rate`, and then drop the gradients.
 
         Every parameter must have a gradient.
         """
@@ -58,7 +59,7 @@ class FlatAdamW:
             lr=rate,
             beta1=_BETA1,
             beta2=_BETA2,
-            weight_decay=0.0,  # done above, for the matrices alone
+            weight_decay=0.0,  # the decay is done above, for the matrices alone
             eps=_EPS,
             amsgrad=False,
             maximize=False,
@@ -67,5 +68,5 @@ class FlatAdamW:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that decide the next step together with the weights. They are not copies."""
+        """Return the optimiser's tensors. Together with the weights, they decide the next step. They are not copies."""
         return {"mean": self._mean, "square": self._square, "steps": self._steps}

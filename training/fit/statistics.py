@@ -1,4 +1,4 @@
-"""Exact batch-norm statistics over all training rows, after the last step. It does not know the loop."""
+"""Computes exact batch-norm statistics over all training rows, after the last step. It does not know the loop."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = 8192) -> None:
-    """Set every BN's running statistics to those of `x` [rows, features] under the final weights, in place.
+    """Set the running statistics of every BN to the statistics of `x` [rows, features] under the final weights, in
+    place.
 
-    This is PreciseBN (Wu and Johnson, 2021, arXiv:2105.07576): the moving average of the training contains statistics
-    of earlier weights. Dropout is off, as in every later use of the network (Li and others, 2019, arXiv:1801.05134).
-    The BNs are set one after the other, so that each BN is measured on the inputs that it will get in eval mode. Two
-    passes and float64 sums give the exact variance instead of a mean of batch variances. chunk: the number of rows at a
-    time.
+    The method is PreciseBN (Wu and Johnson, 2021, arXiv:2105.07576). It is needed because the moving average of the
+    training contains statistics of earlier weights. Dropout is off, as in every later use of the network (Li and
+    others, 2019, arXiv:1801.05134). The BNs are set one after the other. So the statistics of each BN come from the
+    inputs that this BN will get in eval mode. Two passes and float64 sums give the exact variance instead of a mean of
+    batch variances.
+    chunk: the number of rows that are computed at a time.
     """
     network.eval()
     chunks = list(torch.split(x, chunk))

@@ -1,1 +1,1 @@
-"""Folding: affine layers into Dense weights, ensembles into one graph, and the export to ONNX."""
+"""Folding: turns affine layers into Dense weights, merges ensembles into one graph, and exports the graph to ONNX."""

@@ -1,7 +1,7 @@
-"""Export: a folded chain -> one ONNX file whose bytes depend on the network alone.
+"""Export: turns a folded chain into one ONNX file. The bytes of the file depend on the network alone.
 
-The few nodes are built by hand: an exporter's graph carries stack traces with local paths, and changes with its
-version. Each layer type knows its nodes. This module knows no data and no bundle.
+The nodes are few and are built by hand. PyTorch's exporter would add stack traces with local paths, and its graphs
+change from version to version. Each layer type adds its own nodes. This module knows no data and no bundle.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from foldserve.training.errors import ExportError
 from foldserve.training.network.graph import Graph
 from foldserve.training.network.layers import add_nodes
 
-# Gelu came with opset 20; every ONNX Runtime that this project allows reads 20 and IR 10.
+# The operator Gelu exists since opset 20. Every ONNX Runtime that this project allows reads opset 20 and IR version 10.
 OPSET = 20
 IR_VERSION = 10
 
@@ -26,12 +26,14 @@ OUTPUT: dict[Task, str] = {"classification": "probabilities", "regression": "val
 
 
 def to_onnx(network: nn.Sequential, features: int, outputs: int, task: Task, *, unfolded: bool = False) -> bytes:
-    """Write a folded chain as ONNX: float32 `input` [batch, features] -> the task's output [batch, outputs].
+    """Write a folded chain as an ONNX model.
+
+    It maps float32 `input` [batch, features] to the task's output [batch, outputs].
 
     For classification, the graph ends in a Softmax. The model is one file without external data and metadata. Nodes are
-    named after the layers. unfolded: write a chain in eval mode with its batch norms, as PyTorch's exporter does with
-    `optimize=False`. Such a graph is for comparisons only. Raises `ExportError` for a layer that has no ONNX form here,
-    and when `onnx.checker` refuses the graph.
+    named after the layers. unfolded: whether to write a chain in eval mode with its batch norms, as PyTorch's exporter
+    does with `optimize=False`. Such a graph is for comparisons only. Raises `ExportError` if this module has no ONNX
+    form for a layer, and if `onnx.checker` refuses the graph.
     """
     graph = Graph(INPUT)
     for name, layer in network.named_children():

@@ -30,10 +30,11 @@ from foldserve.training.network.calendar import Calendar
 from foldserve.training.network.encode import Encode
 from foldserve.training.network.layers import Affine, Layer, Shift, is_activation
 
-# The largest |mean / std| of an input column whose offset is folded into the first bias. A larger offset is subtracted
-# in the graph instead. When an offset is folded, the part of the column in the sum and the bias cancel. The remainder
-# then has a relative error of 2^-24 * |mean / std|. At 100 this error is 6e-6, a tenth of the tolerance of a
-# certificate. It grows without bound: |mean / std| of a timestamp can be 1e5.
+# The offset of an input column is folded into the first bias if |mean / std| of the column is at most this. A larger
+# offset is subtracted in the graph instead. When an offset is folded, the column's part of the sum and its part of the
+# bias nearly cancel. Their difference has a relative error of 2^-24 * |mean / std|. With |mean / std| = 100, this error
+# is 6e-6, a tenth of the tolerance of a certificate. The error grows without bound: |mean / std| of a timestamp can be
+# 1e5.
 MAX_FOLDED_OFFSET = 100.0
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -41,7 +42,7 @@ _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class Fold:
-    """One line of the report: `layer` was folded into the layer `into` by `rule`."""
+    """One line of the report. It says that `layer` was folded into the layer `into` with `rule`."""
 
     layer: str
     rule: str
@@ -65,21 +66,22 @@ class _Dense:
 
 @dataclass(frozen=True)
 class _Scale:
-    """One or more BNs and Affines in a row: x -> scale * (x - mean) + beta.
+    """One or more consecutive BNs and Affines, as the map x -> scale * (x - mean) + beta.
 
-    distance: |mean / std| of the inputs that these layers were fitted to. mean and beta are kept as two numbers because
-    the single number beta - scale * mean may lose beta: in a constant column, scale * mean can be 10^18 times as large.
+    distance: |mean / std| of the inputs to which these layers were fitted. mean and beta are kept as two numbers,
+    because the single number beta - scale * mean could lose the digits of beta. In a constant column, scale * mean can
+    be 10^18 times as large as beta.
     """
 
     members: tuple[str, ...]
-    scale: Tensor  # float64 [columns], like the next three
+    scale: Tensor  # float64 [columns], like the next three fields
     mean: Tensor
     beta: Tensor
     distance: Tensor
 
     @property
     def shift(self) -> Tensor:
-        """The t of scale * x + t."""
+        """The term t, if the map is written as scale * x + t."""
         return self.beta - self.scale * self.mean
 
     @property
@@ -89,7 +91,7 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Opaque:
-    """An activation, or another layer that is not affine. Nothing is moved across it."""
+    """An activation, or another layer that is not affine. No map is folded across such a layer."""
 
     name: str
     module: nn.Module
@@ -104,12 +106,11 @@ def fold(network: nn.Sequential) -> Folded:
     Consecutive BNs and Affines are composed into one affine map. If this map directly follows a Dense, it folds into
     that Dense (backward). Otherwise it folds into the Dense directly after it (forward). Without a Dense on either
     side, the map stays in the chain as a scale and a shift. An input offset that is many standard deviations from zero
-    is subtracted first. Dropout and Identity, which do nothing in eval
-    mode, are dropped.
+    is subtracted at the start of the chain. Dropout and Identity do nothing in eval mode, so they are dropped.
 
-    Raises `FoldError`, naming the layer: training mode, a BN without running statistics, statistics that are not
-    finite, var + eps that is not above 0, a layer that no rule covers, widths that don't match, a result that
-    overflows float32.
+    Raises `FoldError` with the name of the layer in these cases: the network is in training mode, a BN has no running
+    statistics, the statistics are not finite, var + eps is not above 0, no rule covers the layer, the widths don't
+    match, or a result overflows float32.
     """
     report: list[Fold] = []
     done: list[_Step] = []
@@ -137,9 +138,10 @@ def _report(step: _Scale, rule: str, into: str) -> list[Fold]:
 
 
 def _read_steps(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
-    """Turn each layer into a step in float64, and check it."""
+    """Turn each layer into a step in float64, and check the step."""
     columns: int | None = None
-    # A chain may contain one module twice, for example an activation; `named_children` would return it once.
+    # A chain may contain the same module twice, for example an activation. `named_children` would return such a module
+    # only once.
     for name, module in network.named_modules(remove_duplicate=False):
         if module is network:
             continue
@@ -156,7 +158,7 @@ def _read_steps(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
 def _read_step(name: str, module: nn.Module) -> _Step:
     if module._forward_hooks or module._forward_pre_hooks:
         raise FoldError(name, "it has a forward hook, which could compute anything")
-    # The type must be exactly one of these, because a subclass may override `forward`.
+    # The type must be exactly one of these types, because a subclass may override `forward`.
     if type(module) is nn.Linear:
         weight = module.weight.detach().double().clone()
         bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double().clone()
@@ -175,9 +177,9 @@ def _read_step(name: str, module: nn.Module) -> _Step:
 
 def _read_affine(name: str, module: Affine) -> _Scale:
     _require_finite(name, module.scale, module.shift)
-    # A standardisation was fitted to data with the std 1 / scale and the mean -shift / scale.
+    # A standardisation was fitted to data whose std is 1 / scale and whose mean is -shift / scale.
     scale = module.scale.clone()
-    mean = (-module.shift / scale).nan_to_num(0.0, 0.0, 0.0)  # unknown where the scale is 0
+    mean = (-module.shift / scale).nan_to_num(0.0, 0.0, 0.0)  # the mean is unknown where the scale is 0
     return _Scale((name,), scale, mean, module.shift + scale * mean, module.shift.abs())
 
 
@@ -204,9 +206,11 @@ def _require_finite(name: str, *tensors: Tensor) -> None:
 
 
 def _output_columns(step: _Step, columns: int | None) -> int | None:
-    """Return the number of columns after `step`, given the number before `step`; None means unknown.
+    """Return the number of columns after `step`.
 
-    Raises `FoldError` if `step` takes another number of columns.
+    The argument is the number before `step`. None means that the number is unknown.
+
+    Raises `FoldError` if `step` needs a different number of columns.
     """
     if isinstance(step, _Opaque):
         if isinstance(step.module, Layer):
@@ -222,7 +226,7 @@ def _output_columns(step: _Step, columns: int | None) -> int | None:
 
 
 def _compose_neighbours(steps: Iterator[_Step]) -> Iterator[_Step]:
-    """Replace each run of _Scales by one."""
+    """Replace each sequence of consecutive _Scales by a single _Scale."""
     waiting: _Scale | None = None
     for step in steps:
         if isinstance(step, _Scale):
@@ -271,15 +275,17 @@ def _compose(first: _Scale, second: _Scale) -> _Scale:
 
 
 def _subtract_offsets(steps: Iterator[_Step], network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
-    """Put a Shift in front of a _Scale on the raw or encoded input, for the offsets above `MAX_FOLDED_OFFSET`.
+    """Put a Shift in front of a _Scale that is applied to the raw or encoded input.
 
-    Only inputs have such offsets. The outputs of a Dense are close to 0, compared with their std.
+    It subtracts the offsets above `MAX_FOLDED_OFFSET`.
+
+    Only inputs have such offsets. The mean of a Dense's outputs is small, compared with their std.
     """
     on_input = True
     for step in steps:
         if on_input and isinstance(step, _Scale):
             # s * (x - m) + b = s * ((x - o) - (m - o)) + b. The offset o is m rounded to float32, because ONNX Runtime
-            # subtracts in float32. m - o is the rounding error of o, and corrects it.
+            # subtracts in float32. The term m - o corrects the rounding error of o.
             offset = step.mean.float()
             offset = torch.where((step.distance > MAX_FOLDED_OFFSET) & offset.isfinite(), offset, 0.0)
             if offset.any():
@@ -318,8 +324,8 @@ def _to_module(step: _Step) -> nn.Module:
 
 
 def make_dense(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """Make a Dense of `weight` [out, in] and `bias` [out], rounded to float32, without gradients."""
-    # On the meta device the layer is not initialised: initialisation would draw from the caller's random state.
+    """Make a Dense with `weight` [out, in] and `bias` [out], both rounded to float32 and without gradients."""
+    # On the meta device, PyTorch does not initialise the layer. An initialisation would use the caller's random state.
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     layer.bias = nn.Parameter(bias.float(), requires_grad=False)

@@ -1,8 +1,8 @@
 """Merging: turns the folded members of an ensemble into one chain that computes the mean of their outputs.
 
-A mean is affine, so it folds too. The members' first Dense layers read the same input, and are stacked into one. Their
-last Dense layers become one Dense that computes the mean directly. The Dense layers between the first and the last stay
-separate, side by side. Merging never changes its input networks.
+The mean is an affine map, so it folds too. The members' first Dense layers read the same input, so they are stacked
+into one Dense. Their last Dense layers become one Dense that computes the mean directly. The Dense layers between the
+first and the last stay separate, side by side. Merging never changes its input networks.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from foldserve.training.network.layers import Blocks, Layer, is_activation
 
 
 def fold_mean(networks: Sequence[nn.Sequential]) -> Folded:
-    """Fold each of `networks`, chains of one architecture in eval mode, and merge them into the mean of their outputs.
+    """Fold each of `networks`, and merge them into one chain that computes the mean of their outputs.
 
-    Raises `FoldError`, naming the layer that can't be folded or merged.
+    All networks must be chains of the same architecture in eval mode.
+
+    Raises `FoldError` with the name of the layer that can't be folded or merged.
     """
     folded = [fold(network) for network in networks]
     if len(folded) == 1:
         return folded[0]
     chains = [list(each.network.named_children()) for each in folded]
-    # A layer's repr has its widths and options.
+    # The repr of a layer shows its widths and options.
     if len({tuple((name, repr(layer)) for name, layer in chain) for chain in chains}) > 1:
         raise FoldError(chains[0][0][0], "the members of an ensemble have different layers")
     dense = [name for name, layer in chains[0] if isinstance(layer, nn.Linear)]
@@ -61,9 +63,9 @@ def _merge_dense(layers: Sequence[nn.Module], *, first: bool, last: bool) -> tup
 
 
 def _share(name: str, layers: Sequence[nn.Module], *, on_input: bool) -> nn.Module:
-    """Return one layer in place of the members' layers.
+    """Return one layer that replaces the corresponding layers of all members.
 
-    It is an activation, or a layer on the input that has the same values in all members.
+    The result is an activation, or a layer on the input that has the same values in all members.
     """
     states = [layer.state_dict() for layer in layers]
     same = all(

@@ -1,7 +1,7 @@
-"""The calendar of a moment: the layer that turns one number, days or hours since an origin, into its parts.
+"""The calendar of a moment: a layer that turns a number of days or hours since an origin into the parts of the date.
 
-The parts are whole-number arithmetic, exact in float32 for every number up to 2^24, followed by a sine and a cosine for
-each cycle. It does not know how a text becomes the number.
+The parts are computed with whole numbers, which float32 holds exactly up to 2^24. Each cycle then gets a sine and a
+cosine. The module does not know how a text becomes the number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foldserve.training.network.graph import Graph
 from foldserve.training.network.layers import Layer
 from foldserve.training.table.schema import Column
 
-# The days from 0000-03-01, the first day of a year that ends with its leap day, to 1970-01-01.
+# The number of days from 0000-03-01 to 1970-01-01. A year that begins on March 1 ends with its leap day.
 _EPOCH = 719_468
 
 NUMBERS = ("year", "month", "day of week", "hour")
@@ -27,7 +27,7 @@ CYCLES = tuple(f"{function} of {part}" for part in NUMBERS[1:] for function in (
 
 
 class _Number(Protocol):
-    """A tensor, or a symbol of one: the arithmetic that the parts need."""
+    """The arithmetic that the parts need. Both a tensor and a symbol of a tensor in a graph support it."""
 
     def __add__(self: N, other: float | N, /) -> N: ...
     def __sub__(self: N, other: float | N, /) -> N: ...
@@ -42,11 +42,11 @@ N = TypeVar("N", bound=_Number)
 
 
 def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
-    """Compute the parts of moments: `NUMBERS`, then `CYCLES`. A missing value, NaN, has the parts NaN.
+    """Compute the parts of moments: first `NUMBERS`, then `CYCLES`. If a moment is missing (NaN), its parts are NaN.
 
-    x: whole numbers since an origin. per_day: how many of them a day has. origin: in days since 0000-03-01. January is
-    1, and Monday is 0. The date is that of the proleptic Gregorian calendar, by the algorithm `civil_from_days` of
-    Howard Hinnant (https://howardhinnant.github.io/date_algorithms.html).
+    x: whole numbers of days or hours since an origin. per_day: 1 for days, 24 for hours. origin: the origin in days
+    since 0000-03-01. January is 1, and Monday is 0. The date is that of the proleptic Gregorian calendar, by the
+    algorithm `civil_from_days` of Howard Hinnant (https://howardhinnant.github.io/date_algorithms.html).
     """
     day = (x / per_day).floor()
     hour = (x - day * per_day) * 24.0 / per_day
@@ -58,8 +58,8 @@ def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
     leap_days = (day_of_era / 1_460.0).floor() - (day_of_era / 36_524.0).floor() + (day_of_era / 146_096.0).floor()
     year_of_era = ((day_of_era - leap_days) / 365.0).floor()
     first = year_of_era * 365.0 + (year_of_era / 4.0).floor() - (year_of_era / 100.0).floor()
-    month_from_march = (((day_of_era - first) * 5.0 + 2.0) / 153.0).floor()  # 0 is March
-    next_year = (month_from_march / 10.0).floor()  # 1 in January and February
+    month_from_march = (((day_of_era - first) * 5.0 + 2.0) / 153.0).floor()  # month 0 is March
+    next_year = (month_from_march / 10.0).floor()  # adds 1 in January and February
     month = month_from_march + 3.0 - next_year * 12.0
     year = era * 400.0 + year_of_era + next_year
     cycles = [part * (2 * math.pi / length) for part, length in ((month, 12), (weekday, 7), (hour, 24))]
@@ -67,7 +67,7 @@ def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
 
 
 class Calendar(Layer):
-    """[batch, features] -> [batch, features + parts]: the features as they are, then the parts of the moments.
+    """Map [batch, features] to [batch, features + parts]: the unchanged features, followed by the parts of the moments.
 
     The first part of every moment comes first, then the second part of every moment, and so on.
     """
@@ -77,7 +77,7 @@ class Calendar(Layer):
     origin: Tensor
 
     def __init__(self, columns: Sequence[Column]) -> None:
-        """columns: of the table. Those of the kind `time` have parts."""
+        """columns: the columns of the table. The columns of the kind `time` have parts."""
         super().__init__()
         readings = {place: c.reading for place, c in enumerate(columns) if c.kind == "time" and c.reading}
         self.features = len(columns)
@@ -97,7 +97,7 @@ class Calendar(Layer):
         return torch.cat([x, *parts], 1)
 
     def add_nodes(self, graph: Graph, name: str) -> None:
-        """Add the arithmetic of `compute_parts`, one node for each operation, and a Concat."""
+        """Add one node for each operation of `compute_parts`, and a Concat."""
         raw = graph.value
         moments = graph.node("Gather", f"{name}.raw", graph.constant(f"{name}.columns", self.places), axis=1)
         symbols = _Symbols(graph, name)
@@ -107,7 +107,7 @@ class Calendar(Layer):
 
 
 class _Symbols:
-    """Names the values of an expression in a graph, and keeps each constant once."""
+    """Names the values of an expression in a graph, and stores each constant only once."""
 
     def __init__(self, graph: Graph, name: str) -> None:
         self._graph = graph
@@ -132,7 +132,7 @@ class _Symbols:
 
 @dataclass(frozen=True)
 class _Symbol:
-    """A value of the graph, with the arithmetic of a tensor."""
+    """A value of the graph that supports the arithmetic of a tensor."""
 
     symbols: _Symbols
     value: str
@@ -161,16 +161,19 @@ class _Symbol:
 
 @dataclass(frozen=True)
 class Parts:
-    """The columns of a table after its calendar: the features, and the parts of its moments."""
+    """The columns of a table after the calendar layer: the features, followed by the parts of the moments."""
 
     columns: tuple[Column, ...]
     calendar: Calendar | None
 
 
 def with_parts(columns: Sequence[Column]) -> Parts:
-    """Return the columns with the parts of their moments, and the layer that computes them; None without moments.
+    """Return the columns with the parts of their moments, and the layer that computes the parts.
 
-    A part that is a number has the kind `numeric`, and may have bins. A wave has the kind `time`, and has none.
+    The layer is None if there are no moments.
+
+    A part that is a number has the kind `numeric`, and may have bins. A sine or cosine has the kind `time`, and has no
+    bins.
     """
     moments = [column for column in columns if column.kind == "time"]
     if not moments:

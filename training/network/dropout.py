@@ -1,7 +1,8 @@
 """Dropout that draws one byte per unit.
 
-PyTorch's dropout draws one 32-bit number per unit and makes a Bernoulli variable of it. On one core that takes about 10
-ns per unit, or a third of a training step of a small network. Here one 64-bit number is enough for eight units.
+PyTorch's dropout draws one 32-bit number per unit and makes a Bernoulli variable of it. On one core this takes about 10
+ns per unit, or a third of the time of a training step of a small network. Here one 64-bit random number is enough for
+eight units.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
-    """Zero each element with probability k/256 and scale the others by 256/(256-k); k = round(256 p), from 1 to 255.
+    """Zero each element with probability k/256, and scale the others by 256/(256-k).
+
+    Here k is round(256 p), from 1 to 255.
 
     The expected value is exact. The probability is rounded to the nearest multiple of 1/256, so 0.1 becomes 26/256 =
     0.1016. With p = 0 nothing is dropped. The random numbers come from the default generator of the input's device.
@@ -21,7 +24,9 @@ class Dropout(nn.Dropout):
     _batch_size: int = 0
 
     def share_mask(self, rows: slice, batch_size: int) -> None:
-        """Draw the next masks for `batch_size` rows and use those of `rows`, this process's share of the batch."""
+        """Draw the next masks for all `batch_size` rows of a batch, and use only the masks of `rows`. rows: the share
+        of this process.
+        """
         self._rows, self._batch_size = rows, batch_size
 
     def forward(self, x: Tensor) -> Tensor:

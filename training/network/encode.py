@@ -1,7 +1,7 @@
 """The encoding of a raw row: the first layer, which turns categories and missing values into numbers.
 
-In a raw row, a category is an index and a missing value is NaN; multiplying them by a weight has no meaning. The module
-does not know how a layout is chosen. A table without categories, missing values and bins has no such layer.
+In a raw row, a category is an index and a missing value is NaN. A product of such a value and a weight has no meaning.
+The module does not know how a layout is chosen. A table without categories, missing values and bins has no such layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _UNIT = (("zero", 0.0), ("one", 1.0))
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns that `Encode` makes of [batch, features], in four groups, side by side and in this order.
+    """The columns that `Encode` computes from [batch, features].
+
+    The four groups of columns stand side by side, in the order below.
 
     Numbers. numeric: int64, the indices of their features; fill: float32, the value that replaces a missing number, or
     NaN if the feature has no missing values. Bins. binned: int64, positions in `numeric`; low, rate: float32, a bin's
@@ -52,7 +54,8 @@ class Layout:
 
 
 class Encode(Layer):
-    """[batch, features], raw -> [batch, columns], by a `Layout`: numbers, bins, categories, missing values.
+    """Map raw rows [batch, features] to [batch, columns] as a `Layout` describes: numbers, bins, categories, missing
+    values.
 
     A missing number becomes `fill`. The column of a bin is clamp((x - low) * rate, 0, 1). The bins of a feature
     together are the piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556). Unlike in the paper,
@@ -90,7 +93,7 @@ class Encode(Layer):
         return torch.cat([numbers, bins, categories.to(x.dtype), missing.to(x.dtype)], 1)
 
     def add_nodes(self, graph: Graph, name: str) -> None:
-        """Add one chain of nodes per group, and a Concat.
+        """Add one chain of nodes for each group of columns, and a Concat.
 
         Each chain starts with a comparison or a replacement, so NaN never reaches arithmetic or a cast.
         """
@@ -98,7 +101,7 @@ class Encode(Layer):
         groups = []
         if len(self.numeric):
             groups.append(self._add_numbers(graph, name))
-        if len(self.binned):  # the current value is that of the numbers
+        if len(self.binned):  # the current value is now the group of the numbers
             groups.append(self._add_bins(graph, name))
         if len(self.categorical):
             _gather(graph, raw, f"{name}.categorical", self.categorical)
@@ -112,7 +115,7 @@ class Encode(Layer):
         graph.concatenate(name, groups)
 
     def _add_numbers(self, graph: Graph, name: str) -> str:
-        if len(self.categorical):  # else every feature is a number
+        if len(self.categorical):  # otherwise every feature is a number
             _gather(graph, graph.value, f"{name}.numeric", self.numeric)
         if not self.fill.isnan().all():
             numbers = graph.value
@@ -131,6 +134,6 @@ class Encode(Layer):
 
 
 def _gather(graph: Graph, source: str, name: str, columns: Tensor) -> None:
-    """Make `columns` of the tensor `source` the current value."""
+    """Select `columns` of the tensor `source` as the current value."""
     graph.value = source
     graph.node("Gather", f"{name}.raw", graph.constant(f"{name}.columns", columns), axis=1)

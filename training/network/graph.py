@@ -19,14 +19,20 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
 
     def constant(self, name: str, tensor: Tensor) -> str:
-        """Add `tensor` under `name`: float32 if it is a floating-point tensor, else in its own dtype."""
+        """Add the constant `tensor` under `name`.
+
+        A floating-point tensor is stored as float32, and any other tensor keeps its dtype.
+        """
         content = tensor.detach()
         content = content.float() if content.is_floating_point() else content
         self.initializers.append(numpy_helper.from_array(content.numpy(), name))
         return name
 
     def node(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node that reads the current value and `inputs`; its output, `name`, becomes the current value."""
+        """Add a node that reads the current value and `inputs`.
+
+        The output of the node is called `name`, and becomes the current value.
+        """
         self.nodes.append(helper.make_node(operator, [self.value, *inputs], [name], name, **attributes))
         self.value = name
         return name

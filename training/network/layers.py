@@ -22,7 +22,7 @@ _ADD_NODES: dict[type[nn.Module], Callable[..., None]] = {ACTIVATIONS[name]: FOR
 class Layer(nn.Module):
     """A layer whose output for a row does not depend on other rows.
 
-    Folding moves an affine map only across an `Affine`, and not across any other layer.
+    Folding moves an affine map across an `Affine`, but not across any other `Layer`.
     """
 
     @property
@@ -31,12 +31,16 @@ class Layer(nn.Module):
         return None
 
     def add_nodes(self, graph: Graph, name: str) -> None:
-        """Add this layer to `graph`: the nodes read its current value, and the last one is called `name`."""
+        """Add the nodes of this layer to `graph`.
+
+        They read the graph's current value, and the last node is called `name`.
+        """
         raise NotImplementedError
 
 
 class Affine(Layer):
-    """x * scale + shift for each column: a standardisation in front of the network, or its inverse after the network.
+    """Computes x * scale + shift for each column: a standardisation in front of the network, or the inverse after the
+    network.
 
     scale, shift: float64 [columns]. Both are buffers: they are computed from the data, not learned.
     """
@@ -60,7 +64,7 @@ class Affine(Layer):
 
 
 class Shift(Layer):
-    """x - offset for each column. offset: float32 [columns]; the subtraction is in float32, as in ONNX Runtime."""
+    """Computes x - offset for each column in float32, as ONNX Runtime does. offset: float32 [columns]."""
 
     offset: Tensor
 
@@ -78,7 +82,10 @@ class Shift(Layer):
 
 
 class Blocks(Layer):
-    """Dense layers side by side, each with its own columns: a Dense with a block-diagonal weight, without the zeros."""
+    """Dense layers side by side.
+
+    Each member reads only its own columns, so the whole is a Dense with a block-diagonal weight.
+    """
 
     def __init__(self, members: Sequence[nn.Linear]) -> None:
         super().__init__()

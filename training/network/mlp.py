@@ -1,7 +1,7 @@
 """The batch-norm MLP: its layers and their order. The module does not know how layers are trained or folded.
 
-A network is a flat `nn.Sequential` of named leaf layers: folding works on such a chain, and reports and errors name
-its layers.
+A network is a flat `nn.Sequential` of named layers. Folding works on such a chain, and reports and errors use the
+names.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from foldserve.training.plan import Architecture
 
 
 def build_mlp(features: int, outputs: int, architecture: Architecture) -> nn.Sequential:
-    """Build the network [batch, features] -> [batch, outputs]. It ends in a Dense layer: logits or a value, no softmax.
+    """Build the network [batch, features] -> [batch, outputs].
+
+    It ends in a Dense layer, without a softmax: the outputs are logits or a value.
 
     Layers are named `dense1`, `norm1`, `relu1`, `dropout1`, `dense2`, ...; a BN on the input is `norm0`. A Dense
-    directly before a BN has no bias: the BN subtracts the mean of its input, and so it would subtract the bias. `eps`
-    and `momentum` have PyTorch's meaning. Keras's momentum of 0.99 is 0.01 here, and Keras's default epsilon is 1e-3.
+    directly before a BN has no bias, because the BN subtracts the mean of its input, and would subtract the bias with
+    it. `eps` and `momentum` have the same meaning as in PyTorch. Keras's momentum of 0.99 is 0.01 here, and Keras's
+    default epsilon is 1e-3.
     """
     a = architecture
     layers: OrderedDict[str, nn.Module] = OrderedDict()

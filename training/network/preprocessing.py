@@ -1,6 +1,6 @@
-"""Preprocessing: the encoding and the standardisation in front of a network, fitted to the training rows.
+"""Preprocessing: fits the encoding and the standardisation in front of a network to the training rows.
 
-The module decides the encoded columns, their bins, means and scales. Gradient descent learns none of these.
+The module decides the encoded columns, and their bins, means and scales. Gradient descent does not change them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foldserve.training.network.layers import Affine
 from foldserve.training.plan import Binned
 from foldserve.training.table.schema import Column
 
-# The smallest width of a bin. float32 can't hold the reciprocal of a much smaller width.
+# The smallest width of a bin. If a width were much smaller, float32 could not hold its reciprocal.
 _MIN_BIN_WIDTH = 1e-30
 # The number of rows that are transformed at a time. It bounds the memory.
 _CHUNK = 65_536
@@ -33,7 +33,7 @@ _FEW_VALUES = 32
 
 
 def fit_preprocessing(columns: Sequence[Column], x: Floats, bins: int, binned: Binned = "all") -> nn.Sequential:
-    """Fit the layers in front of a network: raw [batch, features] -> standardised [batch, columns].
+    """Fit the layers in front of a network. They map raw [batch, features] to standardised [batch, columns].
 
     x: float32 [rows, features], the training rows. bins, binned: see `choose_layout`.
     """
@@ -50,7 +50,7 @@ def fit_preprocessing(columns: Sequence[Column], x: Floats, bins: int, binned: B
 
 
 def transform(preprocessing: nn.Module, x: Floats) -> Tensor:
-    """Apply `preprocessing` to float32 [rows, features], a chunk of rows at a time: float32 [rows, columns]."""
+    """Apply `preprocessing` to float32 [rows, features], a chunk of rows at a time. Return float32 [rows, columns]."""
     return torch.cat(list(_transform_chunks(preprocessing, x)))
 
 
@@ -63,19 +63,20 @@ def _transform_chunks(preprocessing: nn.Module, x: Floats) -> Iterator[Tensor]:
 def choose_layout(
     columns: Sequence[Column], x: Floats, bins: int, binned: Binned = "all", raw: int | None = None
 ) -> Layout:
-    """Choose the encoded columns of each feature by the training rows, float32 `x` [rows, features].
+    """Choose the encoded columns of each feature from the training rows `x`, float32 [rows, features].
 
-    bins: the largest number of bins of a numeric feature, between quantiles. binned: the numeric features that get
-    bins: `all`, or those with `tails`. A feature with tails has many different values, and its range is at least four
-    times as wide as the interval with the middle 90% of them. If an affine scale fits such a range, it hides the
-    differences between most rows. If it fits most rows, the other rows get values without a bound.
+    bins: the largest number of bins of a numeric feature; the edges are quantiles. binned: whether `all` numeric
+    features get bins, or only the features with `tails`. A feature with tails has many different values, and its range
+    is at least four times as wide as the interval with the middle 90% of them. A scale that fits this whole range would
+    hide the differences between most rows. A scale that fits most rows would give the other rows values without a
+    bound.
 
-    raw: the number of columns before the parts of times. Only these columns show their missing values.
+    raw: the number of columns before the parts of times. Only these columns get an extra column for missing values.
     """
     features = np.arange(len(columns))
     is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
     numeric, categorical = features[~is_category], features[is_category]
-    # A category that no training row has gets no column, because the weights of the column would stay at their random
+    # A category gets no column if no training row has it, because the weights of the column would stay at their random
     # start.
     seen = [_known(np.unique(x[:, feature])) for feature in categorical]
     gets_bins = [columns[i].kind == "numeric" and (binned == "all" or _has_tails(x[:, i])) for i in numeric]
@@ -111,15 +112,17 @@ def _has_tails(column: Floats) -> bool:
 
 
 def _bin_edges(column: Floats, bins: int) -> npt.NDArray[np.float64]:
-    """Choose the edges of at most `bins` bins with about equal numbers of rows; empty for fewer than two bins.
+    """Choose the edges of at most `bins` bins with about equal numbers of rows.
 
-    Each edge is a value of the column. So it is exactly a float32.
+    Return an empty array for fewer than two bins.
+
+    Each edge is a value of the column, so float32 represents it exactly.
     """
     known = _known(column).astype(np.float64)
     if not bins or not len(known):
         return np.empty(0)
-    # Edge k is the smallest value for which at least k / bins of the rows are at or below the value. The computation
-    # uses integers, because the rounding of k / bins could move the edge by a row.
+    # Edge k is the smallest value such that at least the share k / bins of the rows are at or below this value. The
+    # computation uses integers, because the rounding of k / bins could move the edge by a row.
     positions = np.maximum(-(-np.arange(bins + 1) * len(known) // bins) - 1, 0)
     edges = np.unique(np.partition(known, positions)[positions])
     edges = edges[np.append(True, np.diff(edges) > _MIN_BIN_WIDTH)]
@@ -127,15 +130,17 @@ def _bin_edges(column: Floats, bins: int) -> npt.NDArray[np.float64]:
 
 
 def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) -> Affine:
-    """Fit (x - mean) / std to the encoded training rows, in float64. Each group of columns has its own rule for std.
+    """Fit the standardisation (x - mean) / std to the encoded training rows, in float64.
 
-    chunks: returns the encoded training rows, [any, columns] at a time; called twice.
+    Each group of columns has a different rule for std.
 
-    The std of a number is at least a sixth of its range. Otherwise a value that is rare in training could be 30
-    standard deviations from the mean, and decide a prediction alone. For example, a pixel in a corner is nearly always
-    0. All bins share one std, the root mean square of the stds of the bins, so that rare bins do not dominate. Columns
-    of 0 and 1 are only centred. A column that is constant in training becomes 0 for every value: its weights stay at
-    their random start, and must not influence a prediction.
+    chunks: a function that returns the encoded training rows in chunks [any, columns]. It is called twice.
+
+    For a column of numbers, std is at least a sixth of the column's range. Otherwise a value that is rare in training
+    could be 30 standard deviations from the mean, and decide a prediction alone. An example is a pixel in a corner,
+    which is nearly always 0. All bins share one std, the root mean square of the stds of the bins, so that rare bins do
+    not dominate. Columns of 0 and 1 are only centred. A column that is constant in training becomes 0 for every value.
+    The weights of such a column stay at their random start, so they must not influence a prediction.
     """
     sums, lowest, highest, counts = zip(
         *((chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()),
