@@ -1,4 +1,7 @@
-"""The docstrings of both `errors.py` have a tree of errors. It names exactly the modules that raise each error."""
+"""The docstrings of both `errors.py` have a tree of errors.
+
+For each error, the tree names exactly the modules that raise the error.
+"""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ import foldserve
 
 PACKAGE = Path(foldserve.__file__).parent
 
-# One line for each layer: its name below `foldserve`, then the layers that it may import. A layer is a module or a
-# folder. A name without a package is in the package of the line's layer. Each layer comes after all layers that it may
-# import, so the table has no circular imports.
+# Each line has the name of a layer below `foldserve`, then the layers that this layer may import. A layer is a module
+# or a folder. A name without a package is in the package of the line's layer. Each layer comes after all layers that it
+# may import, so the table has no circular imports.
 TABLE = """
 service.errors:
 service.arrays:

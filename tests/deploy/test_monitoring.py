@@ -1,4 +1,4 @@
-"""deploy/prometheus and deploy/grafana: promtool checks them, and a real Prometheus runs them on a real service."""
+"""promtool checks the files of deploy/prometheus and deploy/grafana. A real Prometheus runs them on a real service."""
 
 from __future__ import annotations
 

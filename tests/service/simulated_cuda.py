@@ -1,4 +1,6 @@
-"""A simulated GPU for the CUDA runner. It uses host memory as device memory, and its sessions run on the CPU.
+"""A simulated GPU for the CUDA runner.
+
+The simulated GPU uses host memory as device memory. Its sessions run on the CPU.
 
 Sessions read and write the bound buffers, so a missing or late copy changes the outputs. CUDA graphs are not simulated,
 but the number of each graph is recorded.

@@ -1,4 +1,4 @@
-"""The search: reproducible, at least as good as the plan, and independent of the test rows."""
+"""The search is reproducible, is at least as good as the plan, and does not depend on the test rows."""
 
 import math
 import subprocess

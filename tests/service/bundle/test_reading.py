@@ -1,4 +1,4 @@
-"""How a cell's text is read: numbers in each notation, booleans, missing values, and refused texts."""
+"""The text of a cell is read as a number in a notation, a boolean or a missing value, or the text is refused."""
 
 import pytest
 from hypothesis import given

@@ -711,7 +711,7 @@ class Waiting:
 class Batching(RuleBasedStateMachine):
     """Each caller that is not cancelled gets exactly one result, which belongs to its rows. Rows are run in order.
 
-    After each rule the system is at rest: every caller has its result, or one run is held at the gate.
+    After each rule the system is at rest. Then every caller has a result, or the gate holds one run.
     """
 
     @initialize(max_batch=strategies.integers(1, 9), max_queue=strategies.integers(1, 60))
@@ -720,7 +720,7 @@ class Batching(RuleBasedStateMachine):
         self.world = World(max_batch=max_batch, max_queue=max_queue)
         self.callers: list[Waiting] = []
         self.queue: list[Waiting] = []
-        self.in_run: list[tuple[Waiting, int]] = []  # each caller with the index of its first row in the run
+        self.in_run: list[tuple[Waiting, int]] = []  # (caller, index of the caller's first row in this run)
         self.known_runs = self.known_ends = 0
         self.draining = False
 

@@ -1,4 +1,4 @@
-"""A folder of bundles becomes models that serve; a broken version is refused with its reason."""
+"""A folder of bundles becomes models that serve. A broken version is refused, and the reason is reported."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ from tests.service.support import (
 MAX_BODY = 4 * 2**20
 MAX_ROWS = 5000
 
-# Integers, as in the table; float32 holds them exactly.
+# The values are integers, as in the table. float32 holds these integers exactly.
 ROWS = load_digits().data[::30].astype(np.float32)
 PREDICT = "/v1/models/digits:predict"
 

@@ -33,7 +33,8 @@ MAX_ROWS = 500
 LENGTH = "Inference-Header-Content-Length"
 MODEL = "/v2/models/digits"
 INFER = f"{MODEL}/infer"
-# Integers, as in the table; float32 holds them exactly. Their response is large enough to be compressed.
+# The values are integers, as in the table. float32 holds these integers exactly. The response to these rows is
+# large enough to be compressed.
 ROWS = np.random.default_rng(0).integers(0, 17, (40, 64)).astype(np.float32)
 
 

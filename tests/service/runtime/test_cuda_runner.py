@@ -1,6 +1,6 @@
 """The runner for CUDA: the graph, the order and the thread of each run, and the error for each failure.
 
-The GPU is simulated in the host's memory; tests/gpu tests the runner on a real one.
+The tests simulate the GPU in the host's memory. tests/gpu tests the runner on a real GPU.
 """
 
 from __future__ import annotations

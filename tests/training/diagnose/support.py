@@ -66,7 +66,7 @@ class Reader(HTMLParser):
 
 
 def assert_complete(text):
-    """Check that the document loads nothing, and that each picture has its sentence."""
+    """Check that the document loads no other file, and that each picture has a sentence."""
     tags = Reader(text).tags
     for tag, attributes in tags:
         assert tag not in {"script", "link", "img", "iframe", "object", "base", "metadata"}

@@ -1,4 +1,4 @@
-"""Folding, compared with oracles that share no code with it: torch's own fusion, float64, ONNX Runtime."""
+"""Folding is compared with oracles that share no code with it: torch's fusion, float64 and ONNX Runtime."""
 
 import copy
 from collections import Counter

@@ -101,7 +101,7 @@ def test_the_merged_chain_is_the_mean_of_its_members(count, outputs, encoded, fa
     assert_near(outputs_of(merged, rows), expected)
     task = "regression"
     assert_near(oracle(to_onnx(merged, FEATURES, outputs, task))(rows), expected)
-    # The function is pure: it does not change the members, and the result shares no tensor with them.
+    # The function does not change the members. The merged network shares no tensor with the members.
     for network, state in zip(members, before, strict=True):
         for name, value in network.state_dict().items():
             torch.testing.assert_close(value, state[name], rtol=0, atol=0, equal_nan=True)

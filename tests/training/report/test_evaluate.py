@@ -1,4 +1,4 @@
-"""Scores of arrays. Each score is compared with scikit-learn or with its definition."""
+"""Scores of arrays. Each score is compared with scikit-learn's score, or with the definition of the score."""
 
 import numpy as np
 import pytest

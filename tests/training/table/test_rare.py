@@ -1,4 +1,4 @@
-"""Rare classes: refused with a remedy, dropped, or merged into one class."""
+"""Rare classes are refused with a remedy, dropped, or merged into one class."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Each file format: every cell of a file is read, and a file that can't be read gives a one-line error."""
+"""In each file format, every cell of a file is read. A file that can't be read gives a one-line error."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Settings are chosen from measurements. The measurements are invented; no such machines exist."""
+"""Settings are chosen from measurements. The measurements are invented and come from no real machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from tests.service.commands.tune.support import GRAPHS, ONE_THREAD, PLAIN, US, c
 
 
 def chosen(latencies: Latencies, throughput: Throughput | None = None, device: Any = "auto") -> dict[str, Any]:
-    """Return the chosen value of each setting. Each value must be valid, and its reason must be one line."""
+    """Return the chosen value of each setting.
+
+    Each value must be valid, and the reason for the value must be one line.
+    """
     choices = choose(latencies, throughput or Throughput(), device)
     for choice in choices:
         assert choice.why
