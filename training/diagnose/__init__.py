@@ -1,4 +1,6 @@
-"""The evidence on batch norm for a table: the usual claims, each measured with and without it, as an HTML report.
+"""The evidence on batch norm for a table.
+
+Each usual claim is measured with and without batch norm. The result is an HTML report.
 
     plan.py          the choices of a diagnosis
     sample.py        a table -> standardised rows, a loss, a score; plain SGD
@@ -10,5 +12,5 @@
     sections.py      measurements -> sentences, plots and tables, as one HTML page
     run.py           all of the above, in this order
 
-The module of a measurement also writes the sentence that says whether the result supports the claim.
+Each module that measures also writes the sentence that says whether the result supports the claim.
 """

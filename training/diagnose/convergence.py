@@ -1,4 +1,6 @@
-"""Three layers of 100 sigmoids, with and without batch norm: the speed of training, and the inputs of the sigmoids.
+"""Trains three layers of 100 sigmoids with and without batch norm.
+
+Measures the speed of training and the sigmoids' inputs.
 
 This is the experiment of figure 1 in Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain SGD.
 The paper gives no learning rate. Here the experiment runs at several learning rates, because the two networks may need
@@ -24,13 +26,13 @@ from foldserve.training.text import count_of
 LAYERS = 3
 _WIDTH = 100
 _BATCH = 60
-# The number of times that a run is measured.
+# The number of measurements in a run.
 _MEASUREMENTS = 80
 PERCENTILES = (15, 50, 85)
 
-# The goal of the race between the networks, as a share of the highest score of all runs.
+# The score that the networks race to reach, as a share of the highest score of all runs.
 _GOAL = 0.95
-# A mean and a variance that move less than this count as constant, because a plot would not show the movement. The
+# If a mean or a variance moves less than this, it counts as constant, because a plot would not show the movement. The
 # movement of a mean is in units of the sigmoid's input. The movement of a variance is its max / min.
 _CONSTANT_MEAN = 0.1
 _CONSTANT_RATIO = 1.1
@@ -38,13 +40,14 @@ _CONSTANT_RATIO = 1.1
 
 @dataclass(frozen=True)
 class Run:
-    """One training, measured after each step number in `steps`. Every sequence has one entry per measurement.
+    """One training, measured after each step number in `steps`. Every sequence has one entry for each measurement.
 
-    scores: on the held-out rows in evaluation mode. percentiles: the 15th, 50th and 85th percentile of the inputs to
-    one sigmoid of the last hidden layer. This is the sigmoid whose median moves a typical distance. means, variances:
-    of the inputs to the sigmoids of each layer, over the rows; then averaged over the units of the layer. The inputs
-    are computed with the held-out rows as one batch in training mode, because this is the mode during training. After a
-    divergence all figures are NaN.
+    scores: the scores on the held-out rows in evaluation mode. percentiles: the 15th, 50th and 85th percentile of the
+    inputs to one sigmoid of the last hidden layer. The chosen sigmoid is one whose median moves a typical distance.
+    means,
+    variances: the mean and the variance over the rows of each sigmoid's inputs, averaged over the units of each layer.
+    For the inputs, the held-out rows are one batch in training mode, because networks are in this mode during training.
+    After a divergence all figures are NaN.
     diverged: the step whose loss was not finite, or None.
     """
 
@@ -58,15 +61,15 @@ class Run:
     diverged: int | None
 
     def steps_to(self, score: float) -> int | None:
-        """Return the number of steps after which the score was first reached; None if no measurement reached it."""
+        """Return the number of steps after which `score` was first reached, or None if no measurement reached it."""
         return next((step for step, s in zip(self.steps, self.scores, strict=True) if s >= score), None)
 
     @property
     def movement(self) -> tuple[float, float, float]:
-        """How much the inputs of sigmoids move during the training; NaN if the run diverged.
+        """Three figures on how much the sigmoids' inputs move during the training. They are NaN if the run diverged.
 
-        Returns the range of the measured sigmoid's median input, the largest range of a layer's mean, and the largest
-        factor between two variances of a layer.
+        The first is the range of the measured sigmoid's median input. The second is the largest range of a layer's
+        mean. The third is the largest factor between two variances of a layer.
         """
         medians, means, variances = (np.array(v) for v in (self.percentiles, self.means, self.variances))
         smallest = np.maximum(variances.min(0), np.finfo(np.float64).tiny)
@@ -78,7 +81,7 @@ class Run:
 
 
 def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tuple[Run, ...]:
-    """Train without and with batch norm at each of the plan's rates, in this order."""
+    """At each of the plan's rates, train first without and then with batch norm."""
     runs: list[Run] = []
     count = 2 * len(plan.rates)
     for rate in plan.rates:
@@ -99,7 +102,7 @@ def _measure_run(sample: Sample, plan: DiagnosisPlan, *, batch_norm: bool, rate:
     torch.manual_seed(plan.seed)
     architecture = Architecture(hidden=(_WIDTH,) * LAYERS, activation="sigmoid", batch_norm=batch_norm, dropout=0)
     network = build_mlp(sample.features, sample.outputs, architecture)
-    # Most measurements are at the start, where most changes happen.
+    # Most measurements are made at the start of the training, where most changes happen.
     measured_at = {round(plan.steps * (i / _MEASUREMENTS) ** 2) for i in range(_MEASUREMENTS + 1)}
     steps, diverged = [0], None
     scores, inputs = [_score(network, sample)], [sigmoid_inputs(network, sample.held_out.x)]
@@ -112,8 +115,8 @@ def _measure_run(sample: Sample, plan: DiagnosisPlan, *, batch_norm: bool, rate:
     if diverged:
         scores[-1], inputs[-1] = math.nan, torch.full_like(inputs[-1], math.nan)
     stacked = np.stack([layers.double().numpy() for layers in inputs])  # [measurements, layers, rows, units]
-    with np.errstate(invalid="ignore", over="ignore"):  # a divergence is part of the result
-        # [measurements, percentiles, units] of the last layer.
+    with np.errstate(invalid="ignore", over="ignore"):  # a divergence is a result
+        # The percentiles of the last layer's inputs: [measurements, percentiles, units].
         last = np.moveaxis(np.percentile(stacked[:, -1], PERCENTILES, axis=1), 0, 1)
         typical = np.argsort(np.ptp(last[:, 1], axis=0), kind="stable")[_WIDTH // 2]
         means, variances = stacked.mean((2, 3)), stacked.var(2).mean(2)
@@ -136,7 +139,7 @@ def _score(network: nn.Sequential, sample: Sample) -> float:
 
 @torch.no_grad()
 def sigmoid_inputs(network: nn.Sequential, x: Tensor) -> Tensor:
-    """Compute the inputs of each layer's sigmoids, [layers, rows, units], for x [rows, features].
+    """Compute the inputs of each layer's sigmoids for x [rows, features]. Return [layers, rows, units].
 
     x is one batch in training mode. The running statistics of `network` do not change.
     """
@@ -149,7 +152,10 @@ def sigmoid_inputs(network: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def describe_speed(runs: tuple[Run, ...], rate: float, score_name: str) -> str:
-    """Say which network reaches the goal first, at the same rate and with each network at its best rate."""
+    """Say which network reaches the goal first.
+
+    Compare the networks at the same rate, and with each network at its best rate.
+    """
     highest = max((s for run in runs for s in run.scores if math.isfinite(s)), default=0.0)
     goal, limit = _GOAL * highest, max(run.steps[-1] for run in runs)
     if goal <= 0:
@@ -186,7 +192,7 @@ def _verdict(without: int | None, with_bn: int | None) -> str:
 
 
 def describe_percentiles(without: Run, with_bn: Run) -> str:
-    """Say in which of the two runs the inputs of a sigmoid move less."""
+    """Say in which of the two runs the inputs of the measured sigmoid move less."""
     plain, normed = without.movement[0], with_bn.movement[0]
     if not (math.isfinite(plain) and math.isfinite(normed)):
         return _describe_divergence(without, with_bn)

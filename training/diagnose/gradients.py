@@ -1,4 +1,4 @@
-"""The norm of the gradient, layer by layer, in networks of growing depth: does it vanish, or explode?
+"""Measures the norm of the gradient in each layer of networks of growing depth, and whether it vanishes or explodes.
 
 Batch norm keeps the gradients of sigmoids from vanishing. It is less well known that batch norm also makes gradients
 explode with depth at initialisation. For Dense - BN - ReLU with wide layers and large batches, the squared norm grows
@@ -34,22 +34,23 @@ _WIDTH = 128
 _MEASURED_ROWS = 256
 _BATCH = 60
 _RATE = 0.1
-# The relative error up to which a measured growth agrees with the prediction. The prediction is for layers of infinite
-# width.
+# The relative error up to which a measured growth agrees with the prediction. The prediction holds for layers of
+# infinite width.
 _AGREES = 0.05
-# A growth per layer that differs from 1 by at most this much counts as neither vanishing nor exploding. Over 64 layers
-# such a growth is a factor of 23 at most.
+# If the growth per layer differs from 1 by at most this much, the gradient counts as neither vanishing nor exploding.
+# Over 64 layers, such a growth gives a factor of at most 23.
 _STEADY = 0.05
 
 
 @dataclass(frozen=True)
 class Depth:
-    """The measurements of one network of `depth` hidden layers.
+    """The measurements of one network with `depth` hidden layers.
 
-    initial, trained: for each hidden Dense, starting next to the input, the Frobenius norm of the gradient of the loss
-    with respect to the weights of this Dense. Both are measured in training mode on one batch, which is the same 256
-    training rows, or all training rows if there are fewer. score: on this batch in training mode, after training.
-    diverged: the step whose loss was not finite, or None; after a divergence `trained` and `score` are NaN.
+    initial, trained: the gradient norms before and after training. There is one norm for each hidden Dense, starting
+    next to the input. It is the Frobenius norm of the gradient of the loss with respect to this Dense's weights. Both
+    are measured in training mode on the same batch. The batch has 256 training rows, or all training rows if there are
+    fewer. score: the score on this batch in training mode, after training.
+    diverged: the step whose loss was not finite, or None. After a divergence, `trained` and `score` are NaN.
     """
 
     activation: Activation
@@ -77,9 +78,9 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 def growth(norms: tuple[float, ...]) -> float:
     """Fit the factor by which the norm grows from each layer to the layer before it.
 
-    The factor comes from the slope of the logarithm of the norm. norms: one for each hidden Dense, starting next to the
-    input. This first layer is left out, because the table decides its width. Returns NaN if fewer than two layers are
-    left, or if a norm is 0 or not finite.
+    The factor comes from the slope of the logarithm of the norm. norms: one norm for each hidden Dense, starting next
+    to the input. The first layer is left out, because its number of inputs depends on the table. Returns NaN if fewer
+    than two layers are left, or if a norm is 0 or not finite.
     """
     rest = np.array(norms[1:])
     if len(rest) < 2 or not np.isfinite(rest).all() or (rest <= 0).any():
@@ -88,10 +89,10 @@ def growth(norms: tuple[float, ...]) -> float:
 
 
 def gradient_norms(network: nn.Sequential, sample: Sample, rows: Examples) -> tuple[float, ...]:
-    """Compute the Frobenius norm of the loss's gradient for the weights of each hidden Dense.
+    """For each hidden Dense, compute the Frobenius norm of the gradient of the loss with respect to its weights.
 
-    rows: one batch in training mode. The computation is in float64, because over 64 sigmoid layers a gradient falls
-    below the smallest float32. `network` does not change.
+    rows: the batch, which is used in training mode. The computation is in float64, because a gradient falls below the
+    smallest float32 over 64 sigmoid layers. `network` does not change.
     """
     network = copy.deepcopy(network).double().train()
     y = rows.y.double() if rows.y.is_floating_point() else rows.y

@@ -1,4 +1,6 @@
-"""The gap between training mode, which uses the statistics of a batch, and evaluation mode, by batch size.
+"""Measures the gap between training mode and evaluation mode by batch size.
+
+Training mode uses the statistics of a batch.
 
 The same network (the reference topology) is scored in both modes on the same held-out rows. Only the statistics in its
 BNs differ between the modes. The module knows no plot.
@@ -28,8 +30,8 @@ _DRAWS = 5
 class Gap:
     """The losses and scores of a network that was trained with batches of `batch` rows, in both modes.
 
-    The losses are those of the held-out rows: log loss in nats, or squared error of the standardised target. All
-    figures are NaN if training diverged.
+    The losses are measured on the held-out rows. The loss is the log loss in nats, or the squared error of the
+    standardised target. All figures are NaN if training diverged.
     """
 
     batch: int
@@ -50,7 +52,10 @@ class Gap:
 
 
 def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tuple[Gap, ...]:
-    """Train once with each batch size that the table has enough rows for, always for the same number of steps."""
+    """Train once with each batch size, always for the same number of steps.
+
+    A batch size is skipped if the table has too few rows.
+    """
     sizes = [n for n in plan.batch_sizes if n <= min(len(sample.train), len(sample.held_out))]
     gaps = []
     for i, batch in enumerate(sizes):
@@ -66,9 +71,9 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 
 @torch.no_grad()
 def measure_gap(network: nn.Sequential, sample: Sample, batch: int, seed: int) -> Gap:
-    """Score `network` on the held-out rows in both modes; in training mode in random batches of `batch` rows.
+    """Score `network` on the held-out rows in both modes. Training mode uses random batches of `batch` rows.
 
-    In training mode, rows that do not fill the last batch of a permutation are left out. The running statistics of
+    In training mode, the last rows of a permutation are left out if they do not fill a batch. The running statistics of
     `network` do not change.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -91,7 +96,7 @@ def measure_gap(network: nn.Sequential, sample: Sample, batch: int, seed: int) -
 
 
 def describe_gap(gaps: tuple[Gap, ...], score_name: str) -> str:
-    """Say whether the gap closes as batches grow."""
+    """Say whether the gap gets smaller as the batches grow."""
     known = [g for g in gaps if math.isfinite(g.loss)]
     diverged = [str(g.batch) for g in gaps if not math.isfinite(g.loss)]
     also = f"; training diverged with batches of {', '.join(diverged)}" if diverged else ""

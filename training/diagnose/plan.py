@@ -9,11 +9,12 @@ from dataclasses import dataclass
 class DiagnosisPlan:
     """The same plan, table, versions and kind of CPU give the same figures, except for latencies.
 
-    steps: the number of steps for which three sigmoid layers are trained. rates: the learning rates of these trainings;
-    the inputs of the sigmoids are measured at the middle rate. depths: the numbers of hidden layers of the networks
-    whose gradients are measured. gradient_steps: the number of steps for which these networks are trained. batch_sizes,
-    mode_steps: the two modes are compared at these batch sizes, after so many steps of training. rounds: the number of
-    timed runs of each model; the latency is the median of these runs. Raises `ValueError` for values that can't work.
+    steps: the number of steps for which three sigmoid layers are trained. rates: the learning rates of these trainings.
+    The inputs of the sigmoids are measured at the middle rate. depths: the numbers of hidden layers of the networks
+    whose gradients are measured. gradient_steps: the number of steps for which these networks are trained. batch_sizes:
+    the batch sizes at which the two modes are compared.
+    mode_steps: the number of training steps before this comparison. rounds: the number of timed runs of each model. The
+    latency is the median of these runs. Raises `ValueError` for a value that is out of range.
     """
 
     seed: int = 0

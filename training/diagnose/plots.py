@@ -1,4 +1,4 @@
-"""The plots of a diagnosis: measurements -> SVG. It knows neither sentences nor pages.
+"""The plots of a diagnosis: draws measurements as SVG. The module does not know the sentences or the page.
 
 In every plot, one colour is for networks with batch norm, and the other colour for networks without.
 """
@@ -21,7 +21,7 @@ from foldserve.training.report.svg import FIRST, GRID, SECOND, TEXT, draw_grid, 
 from foldserve.training.text import count_of
 
 _LINE_STYLES = ("dotted", "solid", "dashed", "dashdot")
-# In inches. A page scales every plot to its own width.
+# A width in inches. The page scales every plot to the width of the page.
 _WIDTH = 10
 
 
@@ -34,7 +34,7 @@ def _name(batch_norm: bool) -> str:
 
 
 def draw_speed(runs: Sequence[Run], score_name: str) -> str:
-    """Draw the score by steps: one panel per learning rate."""
+    """Draw the score by steps, with one panel for each learning rate."""
     rates = sorted({run.rate for run in runs})
 
     def draw(axes: Any) -> None:
@@ -44,7 +44,7 @@ def draw_speed(runs: Sequence[Run], score_name: str) -> str:
                 if run.diverged:
                     ax.axvline(run.diverged, color=_colour(run.batch_norm), linestyle="dotted")
             ax.set(title=f"learning rate {rate:g}", xlabel="steps")
-            if score_name == "R2":  # the R2 of an untrained network can be any negative number
+            if score_name == "R2":  # because the R2 of an untrained network can be any negative number
                 ax.set_ylim(-0.5, 1)
         axes[0, 0].set_ylabel(score_name + " on held-out rows")
         legend_below(axes[0, 0])
@@ -144,7 +144,10 @@ def draw_gradients(measured: Sequence[Depth], *, trained: bool) -> str:
 
 
 def _draw_prediction(ax: Axes, norms: Sequence[float]) -> list[float]:
-    """Draw the predicted slope above the measured norms, and return its points; [] if a norm is 0 or not finite."""
+    """Draw a line with the predicted slope above the measured norms, and return its points.
+
+    Return [] if a norm is 0 or not finite.
+    """
     layers = np.arange(1, len(norms) + 1)
     if not np.all(np.isfinite(norms)) or not np.all(np.array(norms) > 0):
         return []
@@ -156,7 +159,7 @@ def _draw_prediction(ax: Axes, norms: Sequence[float]) -> list[float]:
 
 
 def draw_gaps(measured: Sequence[Gap], score_name: str) -> str:
-    """Draw loss and score in both modes by batch size."""
+    """Draw the loss and the score in both modes by batch size."""
 
     def draw(axes: Any) -> None:
         sizes = [g.batch for g in measured]
@@ -179,7 +182,10 @@ def draw_gaps(measured: Sequence[Gap], score_name: str) -> str:
 
 
 def draw_latency(saving: Saving) -> str:
-    """Draw the median latencies of the unfolded and folded models, side by side, in one panel per number of rows."""
+    """Draw the median latencies of the unfolded and the folded models side by side.
+
+    There is one panel for each number of rows.
+    """
     rows = sorted(saving.models[0].latency[True])
     groups = list(product(PLACEMENTS, (False, True)))
 

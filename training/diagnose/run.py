@@ -1,4 +1,4 @@
-"""The measurements of a diagnosis in one place: table -> sample -> four experiments -> JSON."""
+"""Runs a diagnosis: draws a sample of the table, runs the four experiments on it, and writes the figures as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foldserve.training.table.schema import Table
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All measurements. saving: None if its training diverged."""
+    """All measurements of a diagnosis. saving: None if the training for this measurement diverged."""
 
     plan: DiagnosisPlan
     sample: Sample
@@ -41,7 +41,7 @@ def diagnose(table: Table, plan: DiagnosisPlan, on_progress: OnProgress = lambda
 
 
 def to_json(diagnosis: Diagnosis) -> str:
-    """Write every figure as JSON; a number that is not finite becomes null."""
+    """Write every figure as JSON. A number that is not finite becomes null."""
     d = diagnosis
     return json.dumps(
         _to_plain(

@@ -1,4 +1,4 @@
-"""The rows of a diagnosis, standardised and split, and plain SGD on them. It knows no experiment."""
+"""The rows of a diagnosis, standardised and split, and plain SGD on these rows. The module knows no experiment."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from foldserve.training.fit.loop import Examples
 from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.table.schema import Table
 
-# More rows would take longer and give the same result, because each network of a diagnosis is trained for a few
-# thousand steps at most.
+# The largest number of rows of a sample. More rows would take longer and give the same result, because each network of
+# a diagnosis is trained for at most a few thousand steps.
 MAX_ROWS = 20_000
 _MIN_ROWS = 20
 _HELD_OUT_SHARE = 0.25
-# Each network is scored on the held-out rows up to a hundred times. The held-out rows are also one batch in training
-# mode.
+# The largest number of held-out rows. It is small because each network is scored on them up to a hundred times, and
+# because they also form one batch in training mode.
 _MAX_HELD_OUT = 1_000
 
 OnProgress = Callable[[str, int, int], None]
@@ -33,7 +33,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """Training rows and held-out rows of a table, disjoint. total: the rows of the table."""
+    """Disjoint training rows and held-out rows of a table. total: the number of rows of the table."""
 
     source: str
     classification: bool
@@ -59,7 +59,7 @@ class Sample:
         return functional.mse_loss(output.squeeze(1), y)
 
     def score(self, output: Tensor, y: Tensor) -> float:
-        """Compute the accuracy, or R2; NaN if an output is not finite."""
+        """Compute the accuracy, or R2 in a regression. Return NaN if an output is not finite."""
         if not bool(output.isfinite().all()):
             return math.nan
         if self.classification:
@@ -69,7 +69,9 @@ class Sample:
 
 
 def draw_sample(table: Table, seed: int) -> Sample:
-    """Draw at most `MAX_ROWS` rows at random, hold out a quarter of them, and standardise all by the training rows.
+    """Draw at most `MAX_ROWS` rows at random, and hold out a quarter of them.
+
+    All rows are standardised with the statistics of the training rows.
 
     Raises `DataError` for a table of fewer than 20 rows.
     """
@@ -96,8 +98,8 @@ def train_sgd(
 
     The first step has number 1. Each pass over the training rows has a new random order, which is cut into batches of
     `batch` rows. Rows that do not fill a last batch are left out. If the table has fewer than `batch` rows, each batch
-    has all of them. The training ends after a loss that is not finite. Each step puts the network into training mode:
-    the caller may change the mode between two steps.
+    has all of them. The training ends after a loss that is not finite. Each step puts the network into training mode
+    again, so the caller may change the mode between two steps.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = list(network.parameters())

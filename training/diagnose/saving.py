@@ -1,6 +1,6 @@
-"""The effect of folding the reference topology in ONNX Runtime on the CPU: nodes, parameters, latency, memory.
+"""Measures how folding the reference topology changes nodes, parameters, latency and memory in ONNX Runtime on the CPU.
 
-It knows no plot.
+The module does not draw.
 """
 
 from __future__ import annotations
@@ -32,23 +32,25 @@ from foldserve.training.text import count_of
 PLACEMENTS: tuple[Placement, ...] = ("pre", "post")
 _RATE = 0.1
 _BATCH = 60
-_STEPS = 200  # enough to move the running statistics away from their initial values
+_STEPS = 200  # enough steps to move the running statistics away from their initial values
 _FLOAT_BYTES = 4
-# Two latencies whose relative difference is at most this count as equal: the difference is noise.
+# If the relative difference of two latencies is at most this, they count as equal, because such a difference is noise.
 _NOISE = 0.03
 
-# Placement, and whether the model is folded.
+# The placement of the batch norm, and whether the model is folded.
 _Key = tuple[Placement, bool]
 
 
 @dataclass(frozen=True)
 class Model:
-    """One graph. parameters: the numbers in its initialisers. size: of the file, in bytes.
+    """The figures of one graph. parameters: the number of values in the initialisers. size: the size of the file in
+    bytes.
 
-    nodes: the nodes in the file. run: the operators that ONNX Runtime runs after it has optimised the graph, Softmax
-    included. written: the bytes per row that these operators write, including the output of the model. peak: the
+    nodes: the nodes in the file. run: the operators that ONNX Runtime runs after it has optimised the graph, including
+    the Softmax. written: the bytes per row that these operators write, including the output of the model. peak: the
     largest number of bytes per row that a single operator reads and writes, if no operator overwrites its input.
-    latency: the median in seconds, for graph optimisations on and off and for each number of rows.
+    latency: the median latency in seconds. There is a median for each number of rows, with graph optimisations on and
+    with graph optimisations off.
     """
 
     placement: Placement
@@ -64,16 +66,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Saving:
-    """The unfolded and the folded model of each placement.
+    """The figures of the unfolded and the folded model for each placement of the batch norm.
 
-    apart: the largest difference of their outputs on the held-out rows.
+    apart: the largest difference between the outputs of the two models on the held-out rows.
     """
 
     models: tuple[Model, ...]
     apart: float
 
     def pair(self, placement: Placement) -> tuple[Model, Model]:
-        """Return the models of this placement: unfolded, folded."""
+        """Return the unfolded and the folded model of this placement."""
         unfolded, folded = (
             next(m for m in self.models if m.placement == placement and m.folded == f) for f in (False, True)
         )
@@ -81,7 +83,10 @@ class Saving:
 
 
 def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> Saving | None:
-    """Train the reference topology briefly in both placements, fold it, and measure it; None if training diverged."""
+    """Train the reference topology briefly in both placements, fold it, and measure it.
+
+    Return None if a training diverged.
+    """
     contents: dict[_Key, bytes] = {}
     for placement in PLACEMENTS:
         on_progress("folding", 0, plan.rounds)
@@ -165,7 +170,10 @@ def _describe_model(
 
 
 def _widths(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return the number of columns of each [batch, columns] value. A fused operator keeps the name of its output."""
+    """Return the number of columns of each value [batch, columns], by the name of the value.
+
+    A fused operator's output keeps its name.
+    """
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     width = {graph.input[0].name: graph.input[0].type.tensor_type.shape.dim[1].dim_value}
     for node in graph.node:
@@ -174,7 +182,7 @@ def _widths(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def describe_size(saving: Saving | None) -> str:
-    """Say how much smaller folding makes the graph and its memory."""
+    """Say by how much folding reduces the graph and its memory."""
     if saving is None:
         return "Training diverged, so there was nothing to fold."
     unfolded, folded = saving.pair("pre")
@@ -201,7 +209,7 @@ def _change_of_size(before: int, after: int) -> str:
 
 
 def describe_latency(saving: Saving | None) -> str:
-    """Say how much faster the folded models are with ONNX Runtime's optimisations on."""
+    """Say how much faster the folded models are than the unfolded models when ONNX Runtime's optimisations are on."""
     if saving is None:
         return "Training diverged, so there was nothing to time."
     parts = []

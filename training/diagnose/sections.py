@@ -17,9 +17,10 @@ from foldserve.training.text import format_count
 
 @dataclass(frozen=True)
 class Finding:
-    """One result: a sentence, and the <svg> or the table that shows its figures.
+    """One result: a sentence, and the <svg> or the table that shows the figures for the sentence.
 
-    table: rows of cells; the first row has the titles. Texts are escaped later; the svg is inserted without escaping.
+    table: rows of cells. The first row has the titles. Texts are escaped later, but the svg is inserted without
+    escaping.
     """
 
     title: str
@@ -160,5 +161,5 @@ def render(diagnosis: Diagnosis, sections: Sequence[Section]) -> str:
 
 
 def render_sections(title: str, about: Sequence[str], sections: Sequence[Section]) -> str:
-    """Render a page of `sections`; about: the paragraphs before them."""
+    """Render a page of `sections`. about: the paragraphs before the sections."""
     return render_page("diagnose/diagnosis.html.jinja", title=title, about=about, sections=sections)

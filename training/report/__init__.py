@@ -1,1 +1,4 @@
-"""The report of a training: scores, charts, sentences, and the HTML page. Other pages use its base and charts."""
+"""The report of a training: scores, charts, sentences, and the HTML page.
+
+The diagnosis uses the same base page and charts.
+"""

@@ -1,4 +1,4 @@
-"""The charts of the report: arrays -> SVG. The module knows neither manifest nor page."""
+"""The charts of the report: draws arrays as SVG. The module does not know the manifest or the page."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from matplotlib.ticker import MaxNLocator
 
 from foldserve.training.report.svg import FIRST, GRID, SECOND, TEXT, draw_svg, legend_below
 
-# More points would look the same and only make the file larger.
+# The largest number of points in a scatter chart. More points would look the same and only make the file larger.
 MAX_POINTS = 1_000
 _MAX_LINES = 20
-# A loss whose max / min is above this gets a logarithmic axis. On a linear axis, the late epochs would be a flat line.
+# A loss gets a logarithmic axis if its max / min is above this. On a linear axis, the late epochs would look like a
+# flat line.
 _LOGARITHMIC = 30
 
 Values = npt.NDArray[np.floating[Any]]
@@ -32,7 +33,7 @@ def draw_losses(histories: Sequence[tuple[Values, Values]], alt: str) -> str:
         for i, (training, validation) in enumerate(histories[:_MAX_LINES]):
             epochs = np.arange(1, len(training) + 1)
             best = int(validation.argmin())
-            marker = "." if len(epochs) == 1 else ""  # a single epoch makes no line
+            marker = "." if len(epochs) == 1 else ""  # a single epoch can't be drawn as a line
             axes.plot(epochs, training, "--", marker=marker, color=SECOND, lw=1.2, label="training" if not i else None)
             axes.plot(epochs, validation, marker=marker, color=FIRST, label="validation" if not i else None)
             axes.plot(epochs[best], validation[best], "o", color=FIRST, label="lowest" if not i else None)
@@ -50,12 +51,13 @@ def draw_losses(histories: Sequence[tuple[Values, Values]], alt: str) -> str:
 
 
 def draw_scores(histories: Sequence[Values], name: str, alt: str) -> str:
-    """Draw a score of the validation rows by epoch. histories: each [epochs]; the first 20 are drawn, one line each."""
+    """Draw a score of the validation rows by epoch. histories: arrays [epochs]. The first 20 are drawn as lines."""
 
     def draw(axes: Axes) -> None:
         for score in histories[:_MAX_LINES]:
             axes.plot(np.arange(1, len(score) + 1), score, marker="." if len(score) == 1 else "", color=FIRST)
-        # The R2 of an untrained model can be any negative number, and a score can be 1 in every epoch.
+        # The axis has a fixed top and a limited bottom, because the R2 of an untrained model can be any negative
+        # number, and a score can be 1 in every epoch.
         lowest = min(float(score.min()) for score in histories[:_MAX_LINES])
         axes.set_ylim(bottom=min(max(lowest, 0.0), 0.95), top=1.0)
         _label_epochs(axes, f"validation {name}")
@@ -71,7 +73,7 @@ def _label_epochs(axes: Axes, ylabel: str) -> None:
 def draw_reliability(edges: Values, confidence: Values, accuracy: Values, share: Values, alt: str) -> str:
     """Draw the accuracy by confidence as a line, and the share of the rows in each bin as bars.
 
-    edges: [bins + 1]; confidence, accuracy: [bins], NaN for an empty bin; share: [bins].
+    edges: [bins + 1]. confidence, accuracy: [bins], NaN for an empty bin. share: [bins].
     """
 
     def draw(axes: Axes) -> None:
@@ -86,7 +88,10 @@ def draw_reliability(edges: Values, confidence: Values, accuracy: Values, share:
 
 
 def draw_predictions(y: Values, values: Values, alt: str) -> str:
-    """Draw predicted against true values, both [rows]. At most `MAX_POINTS` rows are drawn, evenly spaced."""
+    """Draw the predicted values over the true values, both [rows].
+
+    At most `MAX_POINTS` rows are drawn, at equal distances.
+    """
     taken = np.unique(np.linspace(0, len(y) - 1, MAX_POINTS).round().astype(int))
 
     def draw(axes: Axes) -> None:
@@ -100,7 +105,7 @@ def draw_predictions(y: Values, values: Values, alt: str) -> str:
 
 
 def draw_residuals(residual: Values, alt: str) -> str:
-    """Draw a histogram of `residual` [rows], predicted minus true."""
+    """Draw a histogram of `residual` [rows], the predicted minus the true values."""
 
     def draw(axes: Axes) -> None:
         axes.hist(residual, bins=min(40, max(5, round(len(residual) ** 0.5))), color=FIRST, edgecolor=GRID, lw=0.5)

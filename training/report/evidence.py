@@ -1,4 +1,4 @@
-"""The evidence of one training, as arrays and scores: everything that the report shows. The module has no sentences."""
+"""The evidence of one training: the arrays and scores that the report shows. The module has no sentences."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from foldserve.training.report.evaluate import ClassScores, Importances, score_b
 
 @dataclass(frozen=True)
 class Evidence:
-    """The contents of a report. From the rows of the table, it has only the targets of the test rows.
+    """The contents of a report. Of the table's rows, the evidence has only the targets of the test rows.
 
     histories: the epochs of each member of the model; () for a member without a history. y: the targets of the test
-    rows, int64 [rows] (indices into `manifest.labels`) or float64 [rows] (in the units of the target). outputs: the
-    outputs of the exported model for the same rows, [rows, outputs]. importances: one entry per feature of the
-    manifest. notes: further sentences
-    for the reader.
+    rows. For classification, int64 [rows], indices into `manifest.labels`; for regression, float64 [rows], in the units
+    of the target. outputs: the outputs of the exported model for the same rows, [rows, outputs]. importances: one entry
+    per feature of the manifest. notes: further sentences for the reader.
     """
 
     manifest: Manifest
@@ -46,16 +45,16 @@ class Evidence:
 
     @property
     def worst_classes(self) -> list[int]:
-        """The indices of the classes, sorted by F1, lowest first; classes without an F1 are last."""
+        """The indices of the classes, sorted by F1 from the lowest to the highest. Classes without an F1 are last."""
         return sorted(range(len(self.classes)), key=lambda i: (math.isnan(self.classes[i].f1), self.classes[i].f1))
 
     @cached_property
     def residual(self) -> npt.NDArray[np.float64]:
-        """The predicted minus the true values, [rows]; for regression only."""
+        """The predicted values minus the true values, [rows]. It exists for regression only."""
         residual: npt.NDArray[np.float64] = self.outputs[:, 0].astype(np.float64) - self.y
         return residual
 
     @property
     def ranking(self) -> npt.NDArray[np.int64]:
-        """The features' indices, the most important first."""
+        """The indices of the features, with the most important feature first."""
         return np.argsort(-self.importances.mean, kind="stable")

@@ -1,4 +1,6 @@
-"""The only Jinja environment. It renders templates of `training/` as HTML pages without scripts, links and fonts.
+"""The Jinja environment of all pages.
+
+It renders templates of `training/` as HTML pages without scripts, links and fonts.
 
 The module owns the filters and the escaping. report/base.html.jinja owns the style of every page.
 """
@@ -43,5 +45,5 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Render a template as one HTML page, to be encoded in UTF-8. template: its path below `training/`."""
+    """Render a template as one HTML page, to be encoded in UTF-8. template: the template's path below `training/`."""
     return _environment().get_template(template).render(values)

@@ -1,4 +1,4 @@
-"""The report: the evidence of one training -> one HTML page for people.
+"""The report: turns the evidence of one training into one HTML page for people.
 
 The module computes the contents of each section. sentences.py writes the sentences, charts.py draws the charts, and
 report.html.jinja arranges both. The same evidence gives the same bytes.
@@ -29,9 +29,9 @@ MAX_PAIRS = 20
 MAX_FEATURES = 100
 _MAX_BARS = 40
 _MOST_NAMES = 5
-# A longer label is written upwards above its column of the confusion matrix.
+# A label with more characters than this is written upwards above its column of the confusion matrix.
 _SHORT_LABEL = 3
-# An importance below this differs from 0 only by rounding.
+# If an importance is below this, it differs from 0 only by rounding.
 _ZERO = 1e-12
 
 
@@ -52,7 +52,7 @@ def render(evidence: Evidence) -> str:
 
 
 def _curves(histories: Sequence[tuple[Epoch, ...]], score: str) -> dict[str, str]:
-    """Return `losses`, `scores` and `caption` for the template; {} if no member has a history."""
+    """Return `losses`, `scores` and `caption` for the template, or {} if no member has a history."""
     kept = [history for history in histories if history]
     if not kept:
         return {}
@@ -103,7 +103,11 @@ def _classification(evidence: Evidence) -> dict[str, Any]:
 
 
 def _confusions(counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> list[tuple[int, int, int, float]]:
-    """List the most frequent confusions: indices (true, predicted), test rows, and their share of the true class."""
+    """List the most frequent confusions.
+
+    Each entry has the indices of the true and the predicted class, the number of test rows, and their share of the true
+    class.
+    """
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS]
@@ -138,10 +142,11 @@ def _regression(evidence: Evidence) -> dict[str, Any]:
 
 
 def _features(evidence: Evidence) -> list[dict[str, Any]]:
-    """Return one entry per line of the table, the most important feature first."""
+    """Return one entry for each line of the table, with the most important feature first."""
     mean, std = evidence.importances.mean, evidence.importances.std
     largest = max(float(mean.max()), 0.0)
-    # All numbers of the column have the same number of decimals, so that the largest number has three digits.
+    # All numbers of the column have the same number of decimals. It is chosen so that the largest number has three
+    # digits.
     places = max(2 - math.floor(math.log10(largest)), 0) if largest > _ZERO else 4
     return [
         {
@@ -173,6 +178,6 @@ def _values(feature: Feature) -> str:
 
 
 def _bars(counts: Sequence[int]) -> str:
-    """Return the path of a small histogram: each bar 1 wide, the highest 1 high, standing on y = 1."""
+    """Return the SVG path of a small histogram. Each bar is 1 wide and begins at y = 1. The highest bar is 1 high."""
     highest = max(counts, default=0) or 1
     return "".join(f"M{i + 0.1:g} 1v-{count / highest:.3g}h.8V1z" for i, count in enumerate(counts) if count)

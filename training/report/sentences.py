@@ -1,4 +1,7 @@
-"""The sentences about a training: a headline, findings, and the lines for the terminal. The module knows no page."""
+"""The sentences about a training: a headline, findings, and the lines for the terminal.
+
+The module does not know the page.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,8 @@ def findings(evidence: Evidence) -> list[str]:
 
 
 def summarise(evidence: Evidence) -> str:
-    """Return the lines for the terminal: the baseline, the worst classes or the residuals, the best features, findings.
+    """Return the lines for the terminal: the baseline, the worst classes or the residuals, the best features, and the
+    findings.
 
     The notes of the evidence are left out, because the command printed them when it read the table.
     """

@@ -1,8 +1,8 @@
 """Draws charts with matplotlib as SVG for an HTML page. The same numbers give the same bytes.
 
-The module owns the style of matplotlib, and the conversion of an SVG file into a part of a page. It does not know any
-chart. A page sets the colours
-as the custom properties of `COLOURS`, and may change them with the reader's colour scheme.
+The module owns the style of matplotlib, and the conversion of an SVG file into a part of a page. It knows no particular
+chart. The charts use the CSS custom properties of `COLOURS`. A page sets these properties, and may change them with the
+reader's colour scheme.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# The CSS custom property of each colour, and its value on a page that does not set it.
+# The CSS custom property of each colour, and the colour on a page that does not set this property.
 COLOURS = {"chart-text": "#33383f", "chart-grid": "#d5d9df", "chart-first": "#0b5cad", "chart-second": "#b3500b"}
 TEXT, GRID, FIRST, SECOND = COLOURS.values()
 
@@ -35,7 +35,7 @@ _STYLE = {
     "axes.titlecolor": TEXT,
     "axes.titlesize": 9.5,
     "figure.facecolor": "none",
-    "font.family": "DejaVu Sans",  # matplotlib brings it, so the layout is the same on every machine
+    "font.family": "DejaVu Sans",  # matplotlib includes this font, so the layout is the same on every machine
     "font.size": 9,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
@@ -43,7 +43,7 @@ _STYLE = {
     "legend.frameon": False,
     "legend.labelcolor": TEXT,
     "lines.linewidth": 1.4,
-    "svg.fonttype": "none",  # text stays text: the file is smaller, and a reader can search it
+    "svg.fonttype": "none",  # text stays text, so the file is smaller and a reader can search it
     "text.color": TEXT,
     "text.parse_math": False,
     "xtick.color": GRID,
@@ -61,10 +61,13 @@ def draw_svg(name: str, alt: str, draw: Callable[[Axes], None], size: tuple[floa
 def draw_grid(
     name: str, alt: str, shape: tuple[int, int], size: tuple[float, float], draw: Callable[[Any], None], **axes: Any
 ) -> str:
-    """Draw a grid of axes [rows, columns] and return it as one `<svg>` element that refers to nothing outside.
+    """Draw a grid of axes [rows, columns].
 
-    name: unique on the page, so that the ids of two charts differ. alt: the description for a reader who can't see it.
-    size: in inches; the page scales the width. axes: as for `Figure.subplots`.
+    Return it as one `<svg>` element that does not refer to anything outside the element.
+
+    name: a name that is unique on the page, so that the ids of two charts differ. alt: the description for a reader who
+    can't see the chart.
+    size: the size in inches; the page scales the width. axes: arguments of `Figure.subplots`.
     """
     with style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
         figure = Figure(figsize=size, layout="constrained")
@@ -75,11 +78,11 @@ def draw_grid(
 
 
 def _to_inline(svg: str, alt: str) -> str:
-    """Turn matplotlib's SVG file into an element of a page."""
+    """Turn the text of matplotlib's SVG file into an element of a page."""
     root = re.compile(r'.*?<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
     svg = root.sub(rf'<svg class="chart" viewBox="\1" role="img" aria-label="{escape(alt)}">', svg, count=1)
-    # The style and the ids of the SVG file would apply to the whole page: the style to every element, and two charts
-    # have the same ids.
+    # The style and the ids are removed. The style would apply to every element of the page, and two charts would have
+    # the same ids.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
@@ -89,13 +92,13 @@ def _to_inline(svg: str, alt: str) -> str:
 
 
 def format_power_of_ten(value: float, _position: float = 0) -> str:
-    """Write the label of a tick on a logarithmic axis, such as 10⁻³. matplotlib would write TeX, which stays text."""
+    """Write the label of a tick on a logarithmic axis, such as 10⁻³. matplotlib would write TeX source into the SVG."""
     exponent = round(math.log10(value))
     return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
 def legend_below(axes: Axes) -> None:
-    """Put one legend for the whole figure below the figure. axes: any axes that has all entries of the legend."""
+    """Put one legend for the whole figure below the figure. axes: an axes that contains all entries of the legend."""
     handles, labels = axes.get_legend_handles_labels()
     figure = axes.get_figure(root=True)
     if figure is not None:
