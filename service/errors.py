@@ -10,26 +10,26 @@ FoldserveError               the command prints it as one line and exits with 1
 ├── NotReady                 commands/health.py: no service answers at the address, or it is not ready
 └── RequestError             one request is refused or failed; the text is fixed and never repeats the input
     ├── InvalidHttp          http/head.py, http/body.py: the bytes are not HTTP, or this server does not support them
-    ├── UrlTooLong           http/head.py: the URL passes its limit
-    ├── HeadTooLarge         http/head.py, http/body.py: the headers pass their limit
-    ├── MissingKey           access/guard.py: the request has no API key, or not one that is valid
+    ├── UrlTooLong           http/head.py: the URL is longer than its limit
+    ├── HeadTooLarge         http/head.py, http/body.py: the headers are larger than their limit
+    ├── MissingKey           access/guard.py: the request has no API key, or an API key that is not valid
     ├── MissingScope         access/guard.py: the API key is not for this part of the service
-    ├── UnknownHost          access/hosts.py: the Host header has a name that is not this server's
+    ├── UnknownHost          access/hosts.py: the name in the Host header is not a name of this server
     ├── ForbiddenOrigin      access/hosts.py: a web page of another site sent the request
-    ├── TooSlow              http/connection.py: the request was not whole in time
-    ├── TooLarge             http/body.py, http/routes/common.py, protocols/content.py: the body passes its limit
+    ├── TooSlow              http/connection.py: the client did not send the whole request in time
+    ├── TooLarge             http/body.py, http/routes/common.py, protocols/content.py: the body is too large
     ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
     ├── InvalidInput         protocols/, engine/exchange.py, http/routes/oip.py: the request is not valid for this model
     ├── UnknownModel         engine/repository.py, http/routes/common.py: the name or version does not exist
-    ├── ModelNotReady        engine/repository.py, http/routes/oip.py: the model exists and does not serve
-    ├── Overloaded           there is no room now; it has the seconds until the client should try again
-    │   ├── QueueFull        engine/batcher.py, engine/exchange.py, engine/pool.py: too much waits already
+    ├── ModelNotReady        engine/repository.py, http/routes/oip.py: the model exists, but does not serve
+    ├── Overloaded           there is no room now; the error says when the client should try again
+    │   ├── QueueFull        engine/batcher.py, engine/exchange.py, engine/pool.py: too many rows or requests wait
     │   ├── RateExceeded     access/guard.py: the API key has reached its rate
     │   ├── MemoryFull       protocols/body.py: the bodies of other requests fill the memory
     │   ├── Draining         engine/batcher.py: the server is stopping
-    │   └── DeviceOutOfMemory  runtime/cuda.py: the device had no room for a run; the session is new
+    │   └── DeviceOutOfMemory  runtime/cuda.py: the device had no room for a run; the next run gets a new session
     ├── DeadlinePassed       engine/batcher.py, engine/exchange.py: the deadline passed before the model could run
-    ├── NonFiniteOutput      engine/entry.py: the model gives a value that is not finite for a row, which is too large
+    ├── NonFiniteOutput      engine/entry.py: an output is not finite, because the row has numbers that are too large
     └── RuntimeFailure       engine/batcher.py, engine/entry.py, commands/tune/: the model did not run
         └── DeviceLost       runtime/cuda.py: the device has failed; the server stops
 """
@@ -79,15 +79,15 @@ class InvalidHttp(RequestError):  # noqa: N818 (a name says what happened, as in
 
 
 class UrlTooLong(RequestError):  # noqa: N818
-    """The URL passes its limit."""
+    """The URL is longer than its limit."""
 
 
 class HeadTooLarge(RequestError):  # noqa: N818
-    """The headers pass their limit."""
+    """The headers are larger than their limit."""
 
 
 class MissingKey(RequestError):  # noqa: N818
-    """The request has no API key, or not one that is valid. given: it has one."""
+    """The request has no valid API key. given: whether it has an API key."""
 
     def __init__(self, text: str, *, given: bool) -> None:
         super().__init__(text)
@@ -103,7 +103,7 @@ class MissingScope(RequestError):  # noqa: N818
 
 
 class UnknownHost(RequestError):  # noqa: N818
-    """The Host header has a name that is not this server's."""
+    """The name in the Host header is not a name of this server."""
 
 
 class ForbiddenOrigin(RequestError):  # noqa: N818
@@ -111,11 +111,11 @@ class ForbiddenOrigin(RequestError):  # noqa: N818
 
 
 class TooSlow(RequestError):  # noqa: N818
-    """The request was not whole in time."""
+    """The client did not send the whole request in time."""
 
 
 class TooLarge(RequestError):  # noqa: N818
-    """The body passes its limit."""
+    """The body is larger than its limit."""
 
 
 class UnsupportedMedia(RequestError):  # noqa: N818
@@ -174,7 +174,7 @@ class RuntimeFailure(RequestError):  # noqa: N818
 
 
 class NonFiniteOutput(RequestError):  # noqa: N818
-    """The model gives a value that is not finite for a row: its numbers are far outside the model's range."""
+    """An output of a row is not finite, because the numbers in the row are far outside the model's range."""
 
 
 class DeviceLost(RuntimeFailure):

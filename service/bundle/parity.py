@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FrozenModel(BaseModel):
-    """Base of every part of the manifest: immutable, no unknown fields, only finite numbers."""
+    """The base class of the manifest's parts. Parts are immutable, and have only known fields and finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -40,8 +40,8 @@ MAX_MOMENT = 2**24
 class Reading(FrozenModel):
     """How the text of a cell becomes a value. The default reads numbers as Python writes them: -1234.5, 1e3, nan.
 
-    missing: texts that mean a missing value. A blank text always does. Blanks around a text are ignored. In a column of
-    numbers, a number that is equal to one of these texts is missing too.
+    missing: texts that mean a missing value. A blank text always means a missing value. Blanks around a text are
+    ignored. In a column of numbers, a number that is equal to one of these texts is missing too.
     decimal, thousands: the decimal mark and the thousands separator of a number; "" means no separator. If the
     separator is a blank, any other kind of space is accepted too. If it is an apostrophe, a typographic apostrophe is
     accepted too.

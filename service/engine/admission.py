@@ -43,7 +43,7 @@ class Waiting(Protocol):
     """A request that waits."""
 
     def begin(self) -> bool:
-        """Begin the request, unless it is cancelled. Never raises. Returns whether others may begin in this turn."""
+        """Begin the request, unless it is cancelled. Return whether more may begin in this turn. Never raises."""
 
 
 class Admission:
@@ -109,7 +109,7 @@ class Admission:
         return 0
 
     def _end_turn(self) -> None:
-        """End a turn that began without a queue. If there is a queue now, begin its requests after this turn's runs."""
+        """End a turn that began without a queue. Requests queued since then begin after the runs of this turn."""
         self._turn_began = None
         if self._high or self._normal:
             self._measured = self._clock()

@@ -90,7 +90,7 @@ class Batcher:
 
     @property
     def filled(self) -> bool:
-        """Whether a full batch is queued, and the next turn of the event loop runs it before more rows are queued."""
+        """Whether a full batch is queued. The next turn of the event loop runs it before more rows are queued."""
         return self._queued_rows >= min(self._max_batch, self._max_queue / 2) and not self.running
 
     def check_wait(self, patience: float, *, high: bool = False) -> None:

@@ -81,7 +81,7 @@ class Repository:
 
     @property
     def shown(self) -> Model:
-        """The model of the documentation's examples: the default model, or the first that serves if it does not."""
+        """The model of the documentation's examples: the default model if it serves, or else the first that does."""
         models = tuple(self.ready_models())
         return next((model for model in models if model.manifest.name == self.default), models[0])
 

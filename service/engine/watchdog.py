@@ -46,7 +46,7 @@ class Watchdog:
                 began = batcher.run_began
                 if began is None or now - began <= self._limit:
                     continue
-                if (name, began) in before:  # two checks, since a stopped process may resume after the limit
+                if (name, began) in before:  # found twice: a stopped process may resume after the limit
                     batcher.hung = True
                     self._on_hang(name, not batcher.running)
                     return

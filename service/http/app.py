@@ -65,7 +65,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def answering_head(app: ASGIApp) -> ASGIApp:
-    """Wrap an app so that it answers HEAD as GET. The server knows the method, so it leaves out the body."""
+    """Wrap an app so that it answers HEAD like GET. The server sees the method HEAD and leaves out the body."""
 
     async def with_get(scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":

@@ -18,8 +18,8 @@ from foldserve.service.protocols.body import Body, BodyMemory
 class BodyReader:
     """Reads the body after one head. Raises `TooLarge` or `MemoryFull` for its Content-Length.
 
-    max_head: the limit in bytes of trailers and of the framing between two chunks.
-    max_body: the limit in bytes of the body; the body is then collected. None: the body is not collected.
+    max_head: the limit in bytes for trailers, and for the framing between two chunks. max_body: the limit in bytes for
+    a body that is collected; None if the body is not collected.
     memory: counts the collected body.
     complete: whether the last byte of the request has been read.
     """
@@ -48,7 +48,7 @@ class BodyReader:
             self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(head.raw)
         self._framing_size = 0
-        self._tail = b""  # the last bytes that were read, because a blank line may begin in them
+        self._tail = b""  # the last bytes that were read; a blank line may begin in them
         self._check_size(self._left)
         if max_body is not None:
             memory.check_room(self._left)

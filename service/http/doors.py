@@ -1,6 +1,6 @@
 """The doors of a server. A door is one listener with its TLS certificate and the part of the service behind it.
 
-It creates the connections of clients, and knows neither signals nor the life of the server.
+This module creates the connections of clients. It knows neither signals nor the phases of the server.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _create_door(
     endpoints: Mapping[bytes, Endpoint],
     tls: Tls | None,
 ) -> Door:
-    """Create one door. host: the setting. endpoints: those that the door's connections answer without the app."""
+    """Create one door. host: the setting. endpoints: the door's connections answer them without the app."""
     address = listener.getsockname()[0]
     context = ConnectionContext(
         endpoints,

@@ -1,7 +1,7 @@
 """Each route of the app declares a scope. This module checks the scope for a request before the app gets the request.
 
-A route without a scope does not exist for any client. Predictions that a connection answers without the app are checked
-in that connection.
+A route without a scope does not exist for any client. If a connection answers a prediction without the app, the
+connection itself checks the scope.
 """
 
 from __future__ import annotations

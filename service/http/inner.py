@@ -1,4 +1,4 @@
-"""A connection inside a connection. It runs another protocol, such as uvicorn's protocol with the FastAPI app.
+"""Runs another protocol inside a connection, such as uvicorn's protocol with the FastAPI app.
 
 Both sides know only the interfaces of asyncio. The inner protocol gets the unchanged bytes of one forwarded request at
 a time. It writes its responses to an inner transport. That transport writes them to the real transport, and parses them
@@ -141,7 +141,7 @@ class InnerTransport(asyncio.Transport):
             try:
                 self._parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-                self._on_close()  # the end of this response is unknown, so no other may follow
+                self._on_close()  # the end of this response is unknown, so no other response may follow
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         self.write(b"".join(list_of_data))

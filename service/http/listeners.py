@@ -67,7 +67,7 @@ def bind(settings: Settings) -> Iterator[Listeners]:
         raise
     listeners = Listeners(main, admin)
     try:
-        # Two sockets of one process may be bound to one port, but only one may listen.
+        # The kernel lets a process bind two sockets to one port, but only one of them may listen.
         if admin is not None and admin.getsockname() == main.getsockname():
             raise StartError(f"--port and --admin-port are both {settings.admin_port}")
         if not settings.keys and settings.tls_client_ca is None:

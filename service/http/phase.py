@@ -1,4 +1,4 @@
-"""The phases of a connection. Its state is one of them at any time.
+"""The phases of a connection. A connection is in exactly one phase at any time.
 
                 +------------ the response is complete; the connection stays open ------------+
                 v                                                                             |

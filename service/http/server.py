@@ -97,7 +97,7 @@ def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], o
 
 
 def _start_watchdog(settings: Settings, service: Service, stopped: threading.Event) -> None:
-    """End the process if a run hangs. stopped: set when the server has stopped."""
+    """End the process if a run hangs. stopped: an event that is set when the server has stopped."""
 
     def end(name: str, blocks_loop: bool) -> None:
         service.lifecycle.lose(f"a run of {name} has taken more than {settings.run_timeout:g} s")
@@ -185,9 +185,10 @@ class _Server(uvicorn.Server):
             connection.abort()
 
     async def _wait_for_balancers(self) -> None:
-        """Become unready, and serve on for `drain_delay`: load balancers still send requests until they have noticed.
+        """Become unready, but serve for `drain_delay` more seconds: load balancers need time to notice.
 
-        With several workers, the supervisor makes the workers unready, and waits instead of them.
+        With several workers, the supervisor makes the workers unready. Then the supervisor waits, and the workers do
+        not.
         """
         lifecycle = self._service.lifecycle
         end = time.monotonic() + (self._settings.drain_delay if lifecycle.ready else 0)

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 log = logging.getLogger("foldserve")
 
-# A supervisor sends this signal to its workers. They become unready and serve on.
+# A supervisor sends this signal to its workers. The workers become unready, but continue to serve.
 UNREADY_SIGNAL = signal.SIGUSR1
 # Seconds in which handshakes that have begun may finish.
 HANDSHAKE_SECONDS = 0.1

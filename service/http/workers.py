@@ -31,7 +31,7 @@ log = logging.getLogger("foldserve")
 # The minimum seconds between the start of a worker and the start of its replacement. A worker that dies soon after its
 # start will probably die again.
 _SECONDS_BETWEEN_STARTS = 1.0
-# The seconds that a worker may take beyond drain_timeout before it is killed.
+# A worker is killed if its stop takes this number of seconds more than drain_timeout.
 _GRACE_SECONDS = 5.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

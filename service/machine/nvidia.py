@@ -81,7 +81,7 @@ def load(name: Name) -> ctypes.CDLL:
 
 
 def driver() -> Driver:
-    """Load the driver's library. Raises `DeviceError` when it is missing or reports an error."""
+    """Load the driver's library. Raises `DeviceError` if the library is missing or reports an error."""
     loaded = _load_first([Path(_DRIVER)])
     number = ctypes.c_int()
     _check(loaded.cuDriverGetVersion(ctypes.byref(number)), "cuDriverGetVersion", loaded)

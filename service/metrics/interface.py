@@ -1,6 +1,6 @@
 """The calls that the service makes to count its work. The classes here do nothing; `prometheus.py` overrides them.
 
-It does not know Prometheus, so the code that counts does not load it.
+This module does not import Prometheus, so the code that counts does not load Prometheus.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from foldserve.service.bundle import Parity
 from foldserve.service.errors import RequestError
 
 # Called after each run of a batch, before the callers get their rows. The arguments are the number of rows, the seconds
-# of the run, and a list of waits: for each entry that starts in this run, its seconds in the queue.
+# of the run, and a list of waits. The list has, for each entry that starts in this run, the seconds that the entry was
+# queued.
 BatchObserver = Callable[[int, float, list[float]], None]
 
 
@@ -28,7 +29,7 @@ KEY_OUTCOMES = ("accepted", "forbidden", "limited")
 class RequestMetrics:
     """Counts the requests of one endpoint.
 
-    in_flight: requests without a response yet; the endpoint adds to it and subtracts from it.
+    in_flight: the number of requests that have no response yet. The endpoint changes this number.
     """
 
     in_flight = 0
@@ -54,8 +55,8 @@ class Metrics:
     def for_keys(self, take_counts: Callable[[], Mapping[str, Sequence[int]]]) -> None:
         """Count the requests of each API key.
 
-        take_counts: returns, by the name of the key, the counts since the last call of this function, in the order of
-        `KEY_OUTCOMES`.
+        take_counts: returns the counts of each key since the last call of this function, by the name of the key. The
+        counts are in the order of `KEY_OUTCOMES`.
         """
 
     def record_load(

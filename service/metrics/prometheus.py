@@ -1,6 +1,6 @@
 """Defines every Prometheus metric: name, help, labels and buckets. A test compares docs/metrics.md with this file.
 
-Counting must cost little compared with serving. So a request only appends to a list. The lists are added to
+Counting must cost little compared with serving. So a request only appends its values to lists. The values are added to
 prometheus_client's metrics at a scrape, once a second, or when a list grows long. With several workers,
 prometheus_client's multiprocess mode adds up the processes. Each worker must have PROMETHEUS_MULTIPROC_DIR in its
 environment before it imports this module. This module does not know which code counts.

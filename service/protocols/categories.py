@@ -25,7 +25,7 @@ _MISFITS: dict[frozenset[type], str] = {
 
 
 class _Codes(dict[Any, float | None]):
-    """The codes of the known values. Any other value has the code of an unseen category, unless it means missing."""
+    """The codes of the known values. Other values get the code of an unseen category, unless they mean missing."""
 
     def __init__(self, known: dict[Any, float | None], reading: Reading | None, unseen: float) -> None:
         super().__init__(known)

@@ -106,7 +106,7 @@ class InputTensor:
     def _fast(
         self, body: bytes | bytearray, piece: Piece, rest: list[Any], *, nested: bool
     ) -> tuple[Rows, list[Any]] | None:
-        """Read whole rows of numbers, and the numbers after them. Returns None for a piece that needs checks."""
+        """Return the whole rows of a piece and the numbers after its last whole row; None if it needs checks."""
         numbers = read_numbers(body, piece, self._columns.width) if nested == bool(piece.brackets) else None
         if numbers is None:
             return None
@@ -154,7 +154,7 @@ class InputTensor:
     # --- data in binary -----------------------------------------------------------------------------------------------
 
     def from_binary(self, content: memoryview | None, size: Any, datatype: str, count: int) -> Rows:
-        """Read `count` rows from the bytes after the JSON. size: the binary_data_size. Raises `InvalidInput`."""
+        """Read `count` rows from the bytes after the JSON. size: binary_data_size. Raises `InvalidInput`."""
         dtype, width = np.dtype(_DTYPES[datatype]), self._columns.width
         if content is None:
             raise InvalidInput("there is a binary_data_size, and no header Inference-Header-Content-Length")

@@ -1,10 +1,11 @@
 """Runs a model on CUDA, on one thread. Batches are padded to a few sizes; each size is captured as a CUDA graph.
 
-It owns a session, a stream and buffers. It does not know bundles. A run is one copy to the device, one launch and one
-copy back, all on the same stream. A batch larger than every graph runs kernel by kernel.
+This module owns a session, a stream and buffers. It does not know bundles. A run is one copy to the device, one launch
+and one copy back, all on the same stream. A batch that is larger than every graph runs without a graph, kernel by
+kernel.
 
-ONNX Runtime keeps captured graphs per thread, and replays a graph only with the memory addresses of its capture.
-Therefore there is one thread, and the buffers never move.
+ONNX Runtime keeps captured graphs per thread. It replays a graph only with the memory addresses that the capture has
+used. Therefore all runs use one thread, and the buffers never move.
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 """
 
@@ -122,7 +123,7 @@ class CudaRunner:
             out_of_memory, reason = _is_out_of_memory(error), one_line(error)
             if not out_of_memory and not isinstance(error, CudaError) and not _LOST.search(str(error)):
                 raise
-            # The frames of the error hold the session, and the next session needs the memory of that session.
+            # The frames of the error hold the old session, and the next session needs the memory of the old one.
             traceback.clear_frames(error.__traceback__)
         if out_of_memory:
             self._reopen()
@@ -142,7 +143,7 @@ class CudaRunner:
         return self._large.run(rows, None)
 
     def _reopen(self) -> None:
-        """Open a new session with an empty arena. If that fails too, the device counts as lost."""
+        """Open a new session with an empty arena. If the new session can't be opened, the device is lost."""
         try:
             self._close()
             self._open()

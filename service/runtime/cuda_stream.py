@@ -1,6 +1,6 @@
 """A CUDA stream, and memory on the host and the device, through the C API of the CUDA runtime.
 
-It knows addresses and bytes; it does not know models. https://docs.nvidia.com/cuda/cuda-runtime-api/
+This module knows addresses and bytes, but no models. https://docs.nvidia.com/cuda/cuda-runtime-api/
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def check_graph(bundle: Bundle) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
-    """Yield every constant of a graph, without the constants of subgraphs."""
+    """Yield every constant of a graph. Constants of subgraphs are left out."""
     if isinstance(graph, onnx.GraphProto):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
@@ -84,9 +84,9 @@ def check_golden(
 ) -> Parity:
     """Run the golden rows in batches of 1, of 2, of all rows, and of each of `sizes`. Return the worst parity.
 
-    provider: the name of the provider on which `run` runs, for the error. A batch with more rows than the golden rows
-    repeats them.
-    Raises `BundleError` when an output is outside `tolerance`, and `DeviceError` when the device fails.
+    provider: the name of the provider that runs the batches, for the error message. If a batch has more rows than there
+    are golden rows, the golden rows are repeated. Raises `BundleError` when an output is outside `tolerance`, and
+    `DeviceError` when the device fails.
     """
     rows, reference = _golden(manifest)
     parities = []
@@ -110,7 +110,7 @@ def check_golden(
 
 
 def _golden(manifest: Manifest) -> tuple[Rows, npt.NDArray[np.float64]]:
-    """Return the golden rows, and the outputs of the reference for these rows, float64 [rows, outputs]."""
+    """Return the golden rows, and the reference's outputs for these rows as a float64 array [rows, outputs]."""
     golden = manifest.golden
     try:
         exact = np.array(golden.inputs, dtype=np.float64)  # null becomes NaN

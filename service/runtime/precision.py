@@ -16,7 +16,8 @@ from foldserve.service.errors import BundleError
 from foldserve.service.runtime.session import Precision
 
 _TYPES: dict[Precision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-# Operators whose output has the type of their inputs. Between two matrix products they need no conversion.
+# Operators whose output has the same type as their inputs. Between two matrix products, these operators need no
+# conversion.
 _SAME_TYPE = {"Relu", "Gelu", "Sigmoid", "Tanh", "Mul", "Concat", "Split"}
 # Measured on the golden rows of 13 models, with rounded operands and float32 sums. TF32 and fp16 have 11 bits, and
 # their outputs differ by up to 118 times the certificate's tolerance. bf16 has 8 bits, and its outputs differ by up to
@@ -33,8 +34,8 @@ def widen(tolerance: Tolerance, precision: Precision) -> Tolerance:
 def convert(graph: onnx.ModelProto, precision: Precision) -> bytes:
     """Serialise the model with its matrix products in `precision`. The model's inputs and outputs stay float32.
 
-    Weights are rounded once, to nearest even. Each Gemm is converted, and so are the elementwise operators after it.
-    All other operators stay float32. Raises `BundleError` for a weight beyond fp16's largest number, 65,504.
+    Weights are rounded once, to nearest even. Each Gemm and the elementwise operators after the Gemm are converted. All
+    other operators stay float32. Raises `BundleError` for a weight beyond fp16's largest number, 65,504.
     """
     if precision not in _TYPES:
         return bytes(graph.SerializeToString(deterministic=True))

@@ -35,7 +35,8 @@ LOG_WARNINGS, LOG_NOTHING = 2, 4  # ONNX Runtime's severities "warning" and "fat
 class Options:
     """How a model is run.
 
-    device: `auto` is CUDA if it is available, otherwise the CPU. threads: the number of threads of one run on the CPU.
+    device: `auto` means CUDA if CUDA is available, otherwise the CPU. threads: the number of threads of one run on the
+    CPU.
     precision: the precision of the matrix products on CUDA. buckets: the batch sizes that are captured as CUDA graphs,
     in ascending order; empty for no graphs. crossover: if `auto` has chosen CUDA, batches with fewer rows than this run
     on the CPU. gpu_memory: the most bytes of device memory that ONNX Runtime takes for each model; None for no limit.

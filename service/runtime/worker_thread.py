@@ -14,7 +14,7 @@ class WorkerThread:
     """A thread that runs one function at a time. The caller waits for the result. name: the name of the thread."""
 
     def __init__(self, name: str) -> None:
-        # Two queues take 9 us for a call and its result. An executor of concurrent.futures takes 21 us.
+        # With two queues, a call and its result take 9 us. With an executor of concurrent.futures, they take 21 us.
         self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
         self._results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._one_caller = threading.Lock()

@@ -27,7 +27,7 @@ from foldserve.service.runtime.session import Device, Options
 
 Curve = Mapping[int, float]  # batch size -> median seconds of one run
 
-# A server runs batches larger than `MAX_BATCH` in pieces. These sizes are measured only to show the trend.
+# Batch sizes above `MAX_BATCH` are measured only to show the trend. A server runs such batches in pieces.
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
 _GRAPHS, _PLAIN = "CUDA, graphs", "CUDA, plain runs"
 _MIN_ROUNDS = 3
@@ -160,7 +160,7 @@ def _measure_rounds(
 
 
 def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: list[str]) -> bool:
-    """Return whether to measure this batch size. A size that no server uses must run within `max_seconds`."""
+    """Return whether to measure this batch size. If no server uses the size, it must run within `max_seconds`."""
     used = len(rows) <= MAX_BATCH
     try:
         variant.run(rows)  # the first run also prepares memory

@@ -126,7 +126,7 @@ def _send(connection: Connection, value: object) -> None:
 
 
 def _receive(connection: Connection) -> Any:
-    """Return the next value. Raises `EOFError` if the other process has ended."""
+    """Receive the next value. Raises `EOFError` if the other process has ended."""
     return json.loads(connection.recv_bytes())
 
 
