@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from foldserve.training.plan import DataOptions, Plan, Recipe
 
 # The servers under test run on this machine. Requests to them must not use a proxy from a developer's environment.
 os.environ["NO_PROXY"] = "127.0.0.1"
+
+# A shell makes its background jobs ignore SIGINT, and programs inherit that. The programs under test must not ignore it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow machine is not a failure.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
