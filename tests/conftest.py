@@ -17,7 +17,7 @@ from foldserve.training.plan import DataOptions, Plan, Recipe
 # The servers under test run on this machine. Requests to them must not use a proxy from a developer's environment.
 os.environ["NO_PROXY"] = "127.0.0.1"
 
-# A shell makes its background jobs ignore SIGINT, and programs inherit that. The programs under test must not ignore it.
+# A shell makes its background jobs ignore SIGINT, and programs inherit that. The programs under test must not do so.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
