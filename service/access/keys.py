@@ -1,4 +1,4 @@
-"""Makes API keys, reads the files with the hashes of the keys, and finds the caller of a key.
+"""Makes API keys, reads the files that hold the keys' hashes, and finds the caller of a key.
 
 A key has 256 random bits, so nobody can find the key of a SHA-256 hash by guessing. A slow hash would only slow the
 server. The ring finds a key by its hash. The time of this search depends only on the hash, which says nothing about the

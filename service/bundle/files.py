@@ -56,7 +56,7 @@ class Bundle:
 
     @property
     def warning(self) -> str | None:
-        """A warning if the bundle has no seal; None for a sealed bundle."""
+        """A warning for a bundle without a seal; None for a sealed bundle."""
         if self.digest is not None:
             return None
         return (
@@ -66,7 +66,7 @@ class Bundle:
 
 
 def read(path: Path) -> Bundle:
-    """Read the bundle in the folder `path`. The returned bytes of the model are the bytes whose hash was checked.
+    """Read the bundle in the folder `path`. The hash is checked on the same bytes of the model that are returned.
 
     Raises `BundleError` if a file is missing, too large or not regular, if the manifest has another schema or differs
     from its seal, or if the size or the hash of the model differs from the manifest.
@@ -83,7 +83,7 @@ def read(path: Path) -> Bundle:
 
 
 def require_place(bundle: Bundle) -> None:
-    """Raise `BundleError` unless the bundle is in a folder <name>/<version>, with the values of the manifest."""
+    """Raise `BundleError` unless the bundle's folder is <name>/<version> with the manifest's name and version."""
     manifest, path = bundle.manifest, Path(os.path.abspath(bundle.path))  # noqa: PTH100 (keeps links, unlike resolve)
     if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
         raise BundleError(
@@ -194,7 +194,7 @@ def _encode(manifest: Manifest, *, only_set: bool = False) -> bytes:
 def reseal(bundle: Bundle) -> Bundle:
     """Rewrite the manifest of `bundle` in the current schema, with a seal, and read the bundle again.
 
-    The caller must have checked the bundle. Raises `BundleError` if the file can't be written; then the old file stays.
+    The caller must have checked the bundle. If the file can't be written, raises `BundleError` and keeps the old file.
     """
     try:
         file = bundle.path / MANIFEST_FILE

@@ -1,6 +1,6 @@
 """`foldserve health`: asks a running service whether it is ready. A container needs no curl for its health check.
 
-It knows an address and one path of the Open Inference Protocol, but no code of the server.
+It knows an address and one path of the Open Inference Protocol. It imports no code of the server.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def run(settings: Settings) -> None:
 def _tls(settings: Settings) -> ssl.SSLContext | None:
     """Create the TLS context of a client that trusts any certificate.
 
-    That is safe, since the client sends no secret and the server is on this machine. If clients need a certificate,
-    this client uses the certificate of the server.
+    Trusting any certificate is safe here, since the client sends no secret and the server is on this machine. If the
+    server requires a certificate from clients, this client uses the server's certificate.
     """
     if settings.tls_cert is None:
         return None

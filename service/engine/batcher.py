@@ -70,7 +70,7 @@ class Batcher:
         self._queue: deque[Entry] = deque()  # all others
         self._queued_rows = self._high_rows = 0  # rows in both queues, and in the first queue
         self._scheduled: asyncio.Handle | None = None  # the next call of `_run_next`
-        self._due = math.inf  # the time of that call, if it waits for max_delay
+        self._due = math.inf  # the time of the next call, if it waits for max_delay
         self.running = False
         self.run_began: float | None = None
         self.hung = False
@@ -124,7 +124,7 @@ class Batcher:
         (self._high if high else self._queue).append(entry)
         self._count(entry, len(rows))
         if self.running:
-            pass  # the end of the run starts the next one
+            pass  # the end of this run starts the next run
         elif not self._max_delay:
             if self._scheduled is None:
                 self._scheduled = asyncio.get_running_loop().call_soon(self._run_next)
@@ -192,7 +192,8 @@ class Batcher:
     def _run_next(self) -> None:
         """Run the queue: on the event loop while the runs are fast, otherwise one batch on the thread.
 
-        After a piece of a large entry, the event loop does its other work first: the rest of the entry may take long.
+        After a piece of a large entry, the event loop first does its other work, because the rest of the entry may take
+        long.
         """
         self._scheduled = None
         while batch := self._take_batch():
@@ -290,8 +291,8 @@ class Batcher:
         self, batch: list[tuple[Entry, Rows]], count: int, outputs: Outputs | Exception, seconds: float
     ) -> None:
         size = count.bit_length()
-        # The estimate falls at once and rises slowly. A long run may have been interrupted by the machine, so it says
-        # little about the next run.
+        # The estimate falls at once and rises slowly. Other work of the machine may have interrupted a long run, so a
+        # long run says little about the next run.
         known = min(seconds, self._run_seconds[size])
         self._run_seconds[size] = known + _NEW_WEIGHT * (seconds - known)
         try:

@@ -1,4 +1,4 @@
-"""The rows of one caller in a queue, and how each caller gets its own outputs or its own error.
+"""Holds the rows of one caller in a queue, and gives each caller its outputs or its error.
 
 It knows rows and callbacks, but neither the order of a queue nor the model.
 """
@@ -71,7 +71,7 @@ class Entry:
 
 
 def failure(cause: Exception) -> RequestError:
-    """Create the error of one caller. Each caller gets its own object, since each may raise it."""
+    """Create the error object for one caller. Callers do not share an object, since each caller may raise its error."""
     error = copy(cause) if isinstance(cause, RequestError) else RuntimeFailure("the model failed to run")
     error.__cause__ = cause
     return error

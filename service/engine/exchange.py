@@ -37,13 +37,13 @@ OnReply = Callable[[Reply], None]
 
 _TIMEOUT_HEADER = b"x-request-timeout-ms"
 _PRIORITY_HEADER = b"x-request-priority"
-# Reading a body above this size, in bytes, takes longer than other requests should wait.
+# Other requests should not wait while a body above this size, in bytes, is read.
 _LARGE_BODY = 2**20
-# A body above this size, in bytes, is read on the event loop only if the codec has a fast path for it.
+# A body above this size, in bytes, is read on the event loop only if the codec has a fast path for the body.
 _MEDIUM_BODY = 2**15
 # A response above this size, in bytes, is compressed in the pool.
 _LARGE_RESPONSE = 2**16
-# The status that proxies log for a client that disconnected before the response.
+# Proxies log this status if the client disconnects before the response.
 _CLIENT_DISCONNECTED = 499
 
 

@@ -3,7 +3,7 @@
     STARTING -> READY -> DRAINING
         each phase -> LOST, when a device fails or a run hangs; a lost process stays lost, so it must be replaced
 
-Readiness and the exit status follow from the phase alone.
+Only the phase decides readiness and the exit status.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection. It answers predictions itself and forwards every other request to an inner protocol.
 
 A prediction needs no task and no ASGI messages: its body goes to `Endpoint.start`, and the reply goes to the socket.
-The connection handles one request at a time, so the bytes of later requests wait. phase.py draws its phases. It does
-not know the app or uvicorn: any `asyncio.Protocol` can be the inner one.
+The connection handles one request at a time, so the bytes of later requests wait. phase.py draws its phases. This
+module does not know the app or uvicorn: any `asyncio.Protocol` can be the inner protocol.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
         self._connections = connections
         self._phase = IDLE
         self._since = 0.0  # the last time a request began, the connection became idle, or the client stopped reading
-        self._last = False  # no further request is read; the connection closes after the responses that are due
+        self._last = False  # no more requests are read; the connection closes after the remaining responses
         # Received bytes, and the offset of the first one that has not been read.
         self._unread, self._offset = b"", 0
         self._head_reader = HeadReader(context.heads)
@@ -184,7 +184,7 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def abort(self) -> None:
-        """Close at once, and drop responses that the client has not read."""
+        """Close at once. Responses that the client has not read are lost."""
         self._close(abort=True)
 
     # --- a request ----------------------------------------------------------------------------------------------------

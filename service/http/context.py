@@ -79,7 +79,7 @@ class ConnectionContext:
         return self._endpoints.get(head.url) if head.method == b"POST" else None
 
     def encode(self, reply: Reply, *, close: bool, head: Head | None = None) -> bytes:
-        """Return the bytes of a response. close: whether to send `Connection: close`. head: the request's head."""
+        """Return the bytes of a response. close: whether to send `Connection: close`. head: the head of the request."""
         if self.cors and head is not None and (origin := head.headers.get(b"origin")) is not None:
             headers = (b"access-control-allow-origin", origin), EXPOSED_HEADERS, (b"vary", b"origin")
             reply = Reply(reply.status, reply.headers + headers, reply.body)

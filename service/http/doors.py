@@ -1,4 +1,4 @@
-"""The doors of a server. A door is one listener with its TLS certificate and the part of the service behind it.
+"""The doors of a server. A door is a listener, its TLS certificate, and the routes that its clients can use.
 
 This module creates the connections of clients. It knows neither signals nor the phases of the server.
 """

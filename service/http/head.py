@@ -53,8 +53,8 @@ class Heads(dict[bytes, Head | None]):
     """A cache of parsed heads by their bytes, with the blank line. Most clients send the same head before each body.
 
     check: called with the headers of each head that is parsed; it raises to refuse the request.
-    Looking up a head that is not in the cache parses it. The value is None for bytes that are not a complete head.
-    A look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
+    Looking up a head that is not in the cache parses it. For bytes that are not a complete head, the value is None. A
+    look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
     """
 
     def __init__(self, max_head: int, check: Callable[[Headers], object] = lambda _: None) -> None:

@@ -1,4 +1,4 @@
-"""TLS: the certificate of the server, and the authorities of its clients. Changed files are loaded again.
+"""TLS: the server's certificate, and the authorities of the clients' certificates. Changed files are loaded again.
 
 It knows files and OpenSSL, but no socket.
 """

@@ -35,7 +35,7 @@ class RequestMetrics:
     in_flight = 0
 
     def record(self, status: int, rows: int, seconds: float) -> None:
-        """Count one request that was answered with `status`. rows: predicted rows, 0 if the request failed."""
+        """Count one request that was answered with `status`. rows: the predicted rows; 0 if the request failed."""
 
     def count_unseen(self, values: Mapping[str, int]) -> None:
         """Count the values of an answered request that training has not seen, by feature name."""
@@ -74,7 +74,7 @@ class Metrics:
         """Count a request that got an error instead of a prediction."""
 
     def flush(self) -> None:
-        """Add the counts since the last call to the metrics."""
+        """Add to the metrics the counts since the last call."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ _UNCOUNTED = 2**16
 
 
 class BodyMemory:
-    """A limit on the bytes of all request bodies that this process holds at once."""
+    """Limits the bytes of all request bodies that this process holds at the same time."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

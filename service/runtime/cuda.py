@@ -177,7 +177,8 @@ class _BoundBuffers:
     def run(self, rows: Rows, graph: int | None) -> Outputs:
         """Run the model on `rows`. graph: the number of the CUDA graph, which computes all `size` rows, or None.
 
-        Rows of an earlier batch may be left after the last row. They have no effect, since each row is computed alone.
+        The buffer may hold rows of an earlier batch after the last row. These rows have no effect, since the model
+        computes each row alone.
         """
         count = len(rows)
         if rows.shape[1:] != self._rows.host.shape[1:]:

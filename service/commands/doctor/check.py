@@ -27,8 +27,8 @@ class Check:
     """One check.
 
     examine: returns a text if all is well, or a complete result. Raises `ProblemError` or any other exception if
-    something is wrong. remedy: used if the problem has no remedy. cuda: whether the check concerns only machines that
-    serve on CUDA.
+    something is wrong. remedy: used if the problem has no remedy. cuda: whether only machines that serve on CUDA need
+    the check.
     """
 
     name: str

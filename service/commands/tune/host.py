@@ -10,7 +10,7 @@ from foldserve.service.commands.tune.wording import plural
 from foldserve.service.errors import DeviceError
 from foldserve.service.machine import cgroup, nvidia, processor, wheels
 
-# A load above this share of the host's processors means that other programs distort the measurements.
+# If the load is above this share of the host's processors, other programs distort the measurements.
 _BUSY = 0.2
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-# NumPy would import numpy.random on first use, and a Ctrl-C during that import can get lost. So it is imported here.
+# NumPy would import numpy.random on first use, and a Ctrl-C during that import can get lost. So this module imports it.
 from numpy.random import Generator, default_rng
 
 from foldserve.service.arrays import Rows, Run
@@ -127,7 +127,7 @@ def _measure_rounds(
     """Measure each variant at each of its batch sizes, in rounds, for `seconds`. Return the curves by name."""
     generator = default_rng()
     row_bytes = 4 * len(manifest.features)
-    # A pool has twice the rows of the largest batch, so that successive runs get different rows.
+    # A pool has twice as many rows as the largest batch, so that successive runs get different rows.
     fitting = [batch for batch in batches if batch <= MAX_BATCH or 2 * batch * row_bytes <= _POOL_BYTES]
     pool = draw(manifest, 2 * max(fitting), generator)
     start = time.perf_counter()

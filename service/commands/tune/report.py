@@ -47,7 +47,7 @@ class Tuning:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The limits of these figures, one line each: omitted measurements with their reasons, and a busy machine."""
+        """One line for each limit of the measurements: an omitted measurement and its reason, or a busy machine."""
         skipped = self.latencies.skipped + self.throughput.skipped
         return (*(f"not measured: {text}" for text in skipped), *([self.busy] if self.busy else []))
 

@@ -91,7 +91,7 @@ def tune(
 
 
 def _measure_processes(bundle: Bundle, latencies: Latencies, device: Device, seconds: float, load: Load) -> Throughput:
-    """Measure several processes, with the settings that follow from the latencies. Their threads fill the cores."""
+    """Measure several processes with the settings chosen from the latencies. Their threads use all cores."""
     chosen = {choice.setting: choice.value for choice in choose(latencies, Throughput(), device)}
     options = Options(**{"device": "cuda" if latencies.plain else "cpu"} | chosen)  # type: ignore[arg-type]
     cores = cgroup.threads()
