@@ -50,7 +50,9 @@ class Head:
 
 
 class Heads(dict[bytes, Head | None]):
-    """A cache of parsed heads by their bytes, with the blank line. Most clients send the same head before each body.
+    """A cache of parsed heads. Most clients send the same head before each body.
+
+    A key is the bytes of a head with its blank line.
 
     check: called with the headers of each head that is parsed; it raises to refuse the request.
     Looking up a head that is not in the cache parses it. For bytes that are not a complete head, the value is None. A
