@@ -1,6 +1,7 @@
 """Folding: turns a chain of Dense, batch norm and activations into the same function with every affine step in a Dense.
 
-Folding never changes its input network. The module knows layers and arithmetic, no data and no file.
+Folding never changes the network that is passed to it. The module knows layers and arithmetic, but no data and no
+files.
 
 In eval mode a batch norm is an affine map of each column, BN(x) = s * x + t with
 
@@ -11,8 +12,8 @@ and an affine map next to a Dense, y = W x + b with W [out, in], is part of it:
     backward   affine after the Dense     s * (W x + b) + t   = (diag(s) W) x + (s * b + t)
     forward    affine before the Dense    W (s * x + t) + b   = (W diag(s)) x + (b + W t)
 
-Neither rule depends on the rest of the chain, so a BN after an activation folds exactly into the Dense after it.
-Everything is computed in float64 and rounded to float32 once, at the end.
+Neither rule depends on the rest of the chain, so a BN after an activation folds exactly into the Dense after it. All
+values are computed in float64, and rounded to float32 once at the end.
 """
 
 from __future__ import annotations

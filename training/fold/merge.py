@@ -2,7 +2,7 @@
 
 The mean is an affine map, so it folds too. The members' first Dense layers read the same input, so they are stacked
 into one Dense. Their last Dense layers become one Dense that computes the mean directly. The Dense layers between the
-first and the last stay separate, side by side. Merging never changes its input networks.
+first and the last stay separate, side by side. Merging never changes the networks that are passed to it.
 """
 
 from __future__ import annotations

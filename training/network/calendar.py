@@ -19,7 +19,8 @@ from foldserve.training.network.graph import Graph
 from foldserve.training.network.layers import Layer
 from foldserve.training.table.schema import Column
 
-# The number of days from 0000-03-01 to 1970-01-01. A year that begins on March 1 ends with its leap day.
+# The number of days from 0000-03-01 to 1970-01-01. The count starts on March 1, because then a leap day is the last day
+# of a year.
 _EPOCH = 719_468
 
 NUMBERS = ("year", "month", "day of week", "hour")

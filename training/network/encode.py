@@ -1,7 +1,8 @@
 """The encoding of a raw row: the first layer, which turns categories and missing values into numbers.
 
 In a raw row, a category is an index and a missing value is NaN. A product of such a value and a weight has no meaning.
-The module does not know how a layout is chosen. A table without categories, missing values and bins has no such layer.
+The module does not know how a layout is chosen. A table without categories, missing values and bins needs no encoding
+layer.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ class Encode(Layer):
     """Map raw rows [batch, features] to [batch, columns] as a `Layout` describes: numbers, bins, categories, missing
     values.
 
-    A missing number becomes `fill`. The column of a bin is clamp((x - low) * rate, 0, 1). The bins of a feature
-    together are the piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556). Unlike in the paper,
-    the outer bins are flat outside the training range, so that an outlier changes only the column of the number itself.
-    The column of a category is 1 where the feature has the index of this category, and 0 elsewhere. If the category is
-    missing, or if training has not seen it, all category columns of the feature are 0.
+    A missing number becomes `fill`. The column of a bin is clamp((x - low) * rate, 0, 1). Together, the bins of a
+    feature form the piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556). One detail differs from
+    the paper: the outer bins are flat outside the training range. So an outlier changes only the column of the number
+    itself. The column of a category is 1 where the feature has the index of this category, and 0 elsewhere. If the
+    category is missing, or if training has not seen it, all category columns of the feature are 0.
     """
 
     numeric: Tensor

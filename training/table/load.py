@@ -95,8 +95,8 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
 def load_held_out(options: DataOptions, table: Table, split: Split, on_read: OnRead = lambda _: None) -> Table:
     """Return the test rows. If there is a test file, it is read now; otherwise the test rows come from `table`.
 
-    A test row that is equal to a training or validation row is left out, unless the options keep such rows. In both
-    cases a note gives the number of these rows.
+    A test row that is equal to a training or validation row is left out, unless the options keep such rows. A note
+    gives the number of these rows.
     """
     test = load_test(options, table, on_read) if options.test else table.select(split.test)
     seen = np.concatenate([split.train, split.validation])

@@ -24,11 +24,12 @@ _GROUP_ORDERS = 16
 
 
 def split_rows(table: Table, *, test: float, validation: float, seed: int) -> Split:
-    """Split the rows of `table`. test, validation: each part's share of the rows. test is 0 if there is a test file.
+    """Split the rows of `table`. test, validation: the shares of the rows in these two parts. test is 0 if there is a
+    test file.
 
-    Rows are split class by class, so that every part has every class. If the table has groups, the rows of a group stay
-    together. If the table has a time, rows of equal time stay together. Raises `DataError` if there are too few rows,
-    groups or times.
+    By default, rows are split class by class, so that every part has every class. If the table has groups, the rows of
+    a group stay together. If the table has a time, rows of equal time stay together. Raises `DataError` if there are
+    too few rows, groups or times.
     """
     least = _MIN_ROWS if table.labels else _MIN_ROWS + 1
     if len(table.y) < least:
@@ -65,7 +66,7 @@ def _by_class(table: Table, test: float, validation: float, generator: np.random
 def _cut(rows: RowIndices, test: float, validation: float, least: int) -> tuple[RowIndices, RowIndices, RowIndices]:
     """Cut `rows` into test, validation and training rows.
 
-    Each part gets at least its `least` rows; no test rows if `test` is 0.
+    Each part gets at least `least` rows. If `test` is 0, there are no test rows.
     """
     count = len(rows)
     test_count = min(max(round(test * count), least), count - 2 * least) if test else 0

@@ -19,8 +19,8 @@ from foldserve.training.text import flag_value
 _MIN_ROWS = 40
 # The largest number of rows that the search for a leak uses.
 _SAMPLE = 10_000
-# A column predicts the target almost perfectly if at most this share of the baseline's errors remains, or of the
-# target's variance.
+# A column predicts the target almost perfectly if at most this share of the baseline's errors remains. In a regression,
+# it is the share of the target's variance that remains.
 _LEFT = 0.01
 
 Values = npt.NDArray[Any]
@@ -88,11 +88,11 @@ def _predicts(column: Column, cells: Values, y: Values, classes: int) -> bool:
     half = len(y) // 2
     if column.kind in ("numeric", "time"):
         highest = np.nanmax(cells, initial=0.0)
-        cells = np.nan_to_num(cells, nan=2 * abs(highest) + 1)  # far from every real value
+        cells = np.nan_to_num(cells, nan=2 * abs(highest) + 1)  # a number far from every value
         predicted = y[:half][_nearest(cells[:half], cells[half:])]
     else:
         found = np.nan_to_num(cells, nan=len(column.categories) + 2).astype(np.int64)
-        if len(np.unique(found)) > half // 4:  # a category of a few rows says nothing
+        if len(np.unique(found)) > half // 4:  # a category with few rows shows nothing
             return False
         predicted = _typical(found[:half], y[:half], classes)[found[half:]]
     if classes:

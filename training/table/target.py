@@ -33,7 +33,7 @@ from foldserve.training.text import count_of, join_some
 MAX_CLASSES = 4_096
 # With `--rare merge`, all rare classes become this class.
 OTHER = "other"
-# In a test file, a row has this code if its class was dropped as rare.
+# A row of a test file gets this code if the class of the row was dropped as rare.
 _RARE = np.iinfo(np.int64).max
 # A target of integers is read as classes if it has at most this many different values.
 _MAX_INTEGER_CLASSES = 20
