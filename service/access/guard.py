@@ -40,7 +40,7 @@ class Guard:
         caller.counts[_ACCEPTED] += 1
 
     def refresh(self) -> None:
-        """Read the keys again if their files have changed."""
+        """Read the files of keys again if they have changed."""
         self._keys.refresh()
 
     def take_counts(self) -> Mapping[str, Sequence[int]]:

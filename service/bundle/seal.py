@@ -1,7 +1,7 @@
 """The seal of a manifest: SHA-256 digests of its values, which show any later change and name the changed field.
 
-This module knows parsed JSON; it does not know the schema or files. A digest is not a signature. The seal shows damage
-and careless edits, but a writer who changes a manifest on purpose can also compute a new seal.
+This module knows parsed JSON, but neither the schema nor files. A digest is not a signature. The seal shows damage and
+careless edits. A person who changes a manifest on purpose can also compute a new seal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 FIELD = "seal"
 
-_MOST_NAMED = 4  # changed fields in one message
+_MOST_NAMED = 4  # the most changed fields that one message names
 
 
 def compute(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from foldserve.service.protocols.reply import Headers
 
 BLANK_LINE = b"\r\n\r\n"
 _MAX_URL = 8192
-# This pattern is only for heads that httptools has accepted. There, each line after the first is one header.
+# This pattern is only for heads that httptools has accepted. In such a head, each line after the first is one header.
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
 # The host of RFC 3986, section 3.2.2, and a port. The host may be empty.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(?::[0-9]*)?")
@@ -22,7 +22,7 @@ _MAX_CACHED = 256
 _MAX_CACHED_BYTES = 2048
 
 
-@dataclass(slots=True)  # not frozen, because a frozen class takes three times as long in __init__
+@dataclass(slots=True)  # not frozen, because __init__ of a frozen class takes three times as long
 class Head:
     """The request line and the headers. Requests share this object, so nothing may change it.
 

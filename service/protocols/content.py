@@ -16,7 +16,7 @@ from foldserve.service.protocols.reply import Headers, Reply
 # zlib selects the format by its window argument. The window size plus 16 selects gzip. The window size alone selects
 # zlib's format, which HTTP calls "deflate" (RFC 9110, section 8.4.1.2).
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
-# A smaller answer fits one packet uncompressed.
+# An answer below this size, in bytes, fits into one packet without compression.
 _MIN_COMPRESSED = 1400
 _FASTEST = 1
 # Each encoding of a body takes time to undo. For the largest body this time is long, so the number of encodings is
@@ -104,7 +104,7 @@ def _inflate(body: bytes | bytearray, window: int, max_body: int, ratio_limit: i
 
 
 def compressed(headers: Headers, reply: Reply) -> Reply:
-    """Compress a large answer by gzip, if the client accepts it.
+    """Compress a large answer with gzip if the client accepts gzip.
 
     Answers never use deflate. Deflate compresses in the same way as gzip: its result is 12 bytes shorter, but it is not
     faster.
