@@ -36,7 +36,7 @@ VARIANTS = {
     "fast": ("--preset", "fast"),
 }
 
-Fits = dict[tuple[str, int], dict[str, Fit]]  # by table and seed, then by variant
+Fits = dict[tuple[str, int], dict[str, Fit]]  # the outer key is a table and a seed, the inner key is a variant
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def _measure(tables: Sequence[Table], seeds: int, core: int) -> tuple[Fits, dict
 
 
 def report(fits: Fits) -> str:
-    """Write a row for each variant: means over tables and seeds, and the number of runs that are worse than best's."""
+    """Write a row for each variant: means over tables and seeds, and the number of runs that are worse than `best`."""
     rows: list[Row] = [("", "accuracy", "log loss", "higher than best's", "R2", "lower than best's", "s per fit")]
     for name in VARIANTS:
         seconds = fmean([found[name].seconds for found in fits.values()]) if fits else None

@@ -21,7 +21,7 @@ from foldserve.service.protocols.simdjson_numbers import read_numbers
 
 WIDTH = 64
 ROWS = (1, 32, 1024, 100_000)
-SECONDS = 0.3  # of one measurement, at least
+SECONDS = 0.3  # the shortest time of one measurement
 REPEATS = 7
 ARRAY = LongArray(("instances",), "rows", 10**6)
 
@@ -37,12 +37,12 @@ def to_rows(rows: list[list[Any]]) -> np.ndarray:
 
 
 def at_once(loads: Callable[[bytes], Any]) -> Callable[[bytes], np.ndarray]:
-    """Return the way that parses the whole body by one call."""
+    """Return the function that parses the whole body in one call."""
     return lambda body: to_rows(loads(body)["instances"])
 
 
 def in_pieces(loads: Callable[[bytes], Any]) -> Callable[[bytes], np.ndarray]:
-    """Return the way that cuts the body and parses each piece."""
+    """Return the function that cuts the body into pieces and parses each piece."""
     return lambda body: np.concatenate([to_rows(loads(in_brackets(body, p))) for p in cut(body, ARRAY).pieces])
 
 
@@ -53,7 +53,7 @@ def by_simdjson(body: bytes) -> np.ndarray:
 
 
 def ways() -> dict[str, Callable[[bytes], np.ndarray]]:
-    """Return the ways by name."""
+    """Return a dict from the name of each variant to its function."""
     found = {
         "orjson, at once": at_once(orjson.loads),
         "orjson, in pieces": in_pieces(orjson.loads),

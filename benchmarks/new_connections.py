@@ -47,7 +47,7 @@ class Busy(asyncio.Protocol):
 
 
 async def knock(port: int, deadline: float) -> list[float]:
-    """Open one connection after the other until the deadline. Returns the seconds that each took to be answered."""
+    """Open one connection after the other until the deadline. Return how long each response took, in seconds."""
     took = []
     while (start := time.perf_counter()) < deadline:
         reader, writer = await asyncio.open_connection(HOST, port)

@@ -21,14 +21,18 @@ from rig.open_loop import Load, Outcome
 from rig.servers import Server, free_port, running
 from sklearn.datasets import load_digits
 
-# The load on a server that counts as unloaded, as a share of the peak.
+# The load in the round with a small load, as a share of the peak rate.
 _UNLOADED = 0.2
 _RECOVERY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The rounds of one measurement. peak_s, overload_s: processor seconds of the server in these rounds."""
+    """The rounds of one measurement.
+
+    peak_s: processor seconds of the server in the round `peak`.
+    overload_s: processor seconds of the server in the round `overload`.
+    """
 
     peak: Outcome
     unloaded: Outcome
@@ -131,7 +135,7 @@ def _retry_after(outcome: Outcome) -> str:
 
 
 def _per_processor_second(figures: Figures) -> str:
-    """Compare the goodput without the time that other programs of the machine took from the server."""
+    """Compare goodputs per processor second of the server, so that other programs do not change the result."""
     peak = figures.peak.count(200) / figures.peak_s
     goodput = figures.overload.count(200) / figures.overload_s
     return f"{goodput:,.0f} ({goodput / peak:.1%} of the peak)"
@@ -142,7 +146,7 @@ def _others(outcome: Outcome) -> int:
 
 
 def _recovery(outcome: Outcome, limit_ms: float) -> float:
-    """Return the seconds after which, 98% of the requests of half a second are accepted within the limit."""
+    """Return the time, in seconds, at which half a second begins in which 98% of the requests are answered in time."""
     scheduled = np.array(outcome.scheduled)
     fast = (np.array(outcome.answered) - scheduled) * 1e3 <= limit_ms
     good = (np.array(outcome.status) == 200) & fast
