@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
             if waited > _LINGER_SECONDS:
                 self._close()
         elif waited > self._context.limits.idle_timeout and (self._phase in (IDLE, CLOSED) or self._write_paused):
-            self._close()
+            self._close(abort=self._write_paused)
 
     def shutdown(self) -> None:
         """Respond to the requests that have arrived or are on their way, then close."""
@@ -335,13 +335,16 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def _close(self, *, abort: bool = False) -> None:
-        """Close after the last response is written, or at once if the client does not read that response."""
+        """Close after the last response is written, or at once.
+
+        A client may read its response slowly while the server stops, so only a time-out may drop the rest of it.
+        """
         self._drop_bytes()
         self._phase = CLOSED
         if self._exchange is not None:
             self._exchange.cancel()
             self._exchange = None
-        if abort or self._write_paused or self._transport.is_closing():
+        if abort or self._transport.is_closing():
             self._transport.abort()
         else:
             self._since = time.monotonic()

@@ -6,6 +6,7 @@ The server answers every request that it accepted.
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ CLIENTS = 24
 # must be answered. A client may send a later request while the server closes the connection. HTTP/1.1 can't prevent
 # this.
 GRACE = 0.1
+DIGITS = Path(__file__).parents[3] / "models"
 BOTH = pytest.mark.parametrize("workers", [1, 2])
 
 
@@ -151,6 +153,25 @@ def test_a_request_that_waits_in_the_backlog_is_answered(workers: int, models: P
         for connection in waiting:
             with connection:
                 assert receive(connection).status == 200
+        assert server.process.wait(PATIENCE) == 0
+
+
+def test_a_client_that_reads_slowly_gets_its_whole_response(tmp_path: Path) -> None:
+    rows = 60_000  # 8 MB of response, more than the kernel takes
+    body = json.dumps({"instances": [[0] * 64] * rows}).encode()
+    with serving(DIGITS, tmp_path / "log") as server, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(PATIENCE)
+        slow.connect((server.host, server.port))
+        slow.sendall(request("POST", "/predict", body=body))
+        assert slow.recv(1, socket.MSG_PEEK)
+        server.process.terminate()
+        while True:  # the server closes its listener before it closes idle connections
+            try:
+                server.connect().close()
+            except OSError:
+                break
+        assert len(receive(slow).json()["predictions"]) == rows
         assert server.process.wait(PATIENCE) == 0
 
 
