@@ -37,7 +37,7 @@ class Outcome:
     retry_after: list[int] = field(default_factory=list)
 
     def latencies(self, status: int) -> Array:
-        """Return, for the responses with `status`, the seconds from the scheduled arrival to the response."""
+        """Return the seconds from the scheduled arrival to the response, for each response with `status`."""
         seconds = np.array(self.answered) - np.array(self.scheduled)
         return seconds[np.array(self.status, int) == status]
 

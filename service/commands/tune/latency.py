@@ -31,7 +31,7 @@ Curve = Mapping[int, float]  # batch size -> median seconds of one run
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
 _GRAPHS, _PLAIN = "CUDA, graphs", "CUDA, plain runs"
 _MIN_ROUNDS = 3
-_TURN_SECONDS = 0.015  # seconds that one variant runs one batch size in one round
+_TURN_SECONDS = 0.015  # seconds in which one variant runs batches of one size in one round
 _POOL_BYTES = 2**28  # upper limit of the memory for the rows of one round
 
 
