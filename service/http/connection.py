@@ -3,6 +3,7 @@
 A prediction needs no task and no ASGI messages: its body goes to `Endpoint.start`, and the reply goes to the socket.
 The connection handles one request at a time, so the bytes of later requests wait. phase.py draws its phases. This
 module does not know the app or uvicorn: any `asyncio.Protocol` can be the inner protocol.
+The module is longer than others, because one class owns every change of the phase.
 """
 
 from __future__ import annotations
