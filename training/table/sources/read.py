@@ -69,7 +69,7 @@ def _files(source: str) -> list[str]:
     If `source` is not a folder, return it alone. Raises `DataError`.
     """
     path = Path(source)
-    if source in arrays.BUILT_IN or not path.is_dir():
+    if not source or source in arrays.BUILT_IN or not path.is_dir():
         return [source]
     files = sorted(str(file) for file in path.rglob("*.parquet") if not file.name.startswith(("_", ".")))
     if not files:
