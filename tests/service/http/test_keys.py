@@ -107,7 +107,7 @@ def test_every_route_has_declared_a_scope(service: Service) -> None:
 
 def test_the_page_about_access_names_the_scopes_and_a_line_of_a_file(service: Service) -> None:
     page = (Path(__file__).parents[3] / "docs" / "security.md").read_text()
-    table = dict(re.findall(r"^\| (?:`(\w+)`|none needed) \| (.*) \|$", page, re.M))
+    table = dict(re.findall(r"^\| (?:`(\w+)`|no key needed) \| (.*) \|$", page, re.M))
     assert table.keys() == {"", *(scope.value for scope in SCOPES)}
     open_paths = {
         path.replace("swagger-ui/swagger-ui.css", "...") for _, path, scope in routes(service) if scope is Scope.OPEN
