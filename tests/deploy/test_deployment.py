@@ -137,7 +137,7 @@ def test_models_that_can_not_be_served_give_the_line_of_the_page(
     damage(models)
     done = foldserve("serve", env={"FOLDSERVE_MODELS": str(models), "FOLDSERVE_PORT": "0"})
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.replace(str(models), "/models") == dict(table("what is wrong"))[what] + "\n"
+    assert done.stderr.replace(str(models), "/models") == dict(table("problem"))[what] + "\n"
 
 
 def test_a_port_in_use_gives_the_line_of_the_page(models: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_port_in_use_gives_the_line_of_the_page(models: Path) -> None:
         address = {"FOLDSERVE_HOST": "0.0.0.0", "FOLDSERVE_PORT": port}  # noqa: S104
         done = foldserve("serve", env={"FOLDSERVE_MODELS": str(models), **address})
     assert done.returncode == 1
-    said = dict(table("what is wrong"))["the port is in use, on the network of the host"]
+    said = dict(table("problem"))["the port is in use, on the network of the host"]
     assert done.stderr.replace(port, "8000") == said + "\n"
 
 
@@ -164,10 +164,10 @@ def test_the_limits_of_the_proxy_fit_those_of_the_server() -> None:
     assert nginx_number("keepalive_timeout") < settings.idle_timeout
     assert nginx_number("proxy_read_timeout") > settings.timeout
     assert nginx_number("client_body_timeout") == settings.request_timeout
-    said = dict(table("the proxy"))
+    said = dict(table("setting of the proxy"))
     assert f"largest body, {nginx_number('client_max_body_size') // 2**20} MiB" in said
     assert f"response timeout, {nginx_number('proxy_read_timeout')} s" in said
     assert f"idle connections to the server, {nginx_number('keepalive_timeout')} s" in said
     (rate,) = re.findall(r"rate=(\d+)r/s", NGINX.read_text())
     (at_once,) = re.findall(r"limit_conn \w+ (\d+);", NGINX.read_text())
-    assert f"one address, {rate} requests a second and {at_once} at once" in said
+    assert f"limits for each client address, {rate} requests a second and {at_once} at once" in said
