@@ -94,8 +94,9 @@ class Batcher:
         return self._queued_rows >= min(self._max_batch, self._max_queue / 2) and not self.running
 
     def check_wait(self, patience: float, *, high: bool = False) -> None:
-        """Refuse an entry that would wait longer than `patience` or max_wait. Call it while a run is on the thread.
+        """Refuse an entry that would wait longer than `patience` or max_wait.
 
+        Call it while a run is on the thread, or while a full batch is queued.
         max_wait does not apply to an entry that fits into the next batch, or while few entries wait. Raises
         `QueueFull`.
         """

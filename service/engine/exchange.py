@@ -119,7 +119,7 @@ class Exchange:
         try:
             if _PRIORITY_HEADER in self._headers:
                 self._high = self._priority()
-            if batcher.running:
+            if batcher.running or batcher.filled:
                 batcher.check_wait(self._timeout(None), high=self._high)
             if admission.begins_now(self._arrived) and not batcher.filled:
                 self._decode_here(body)
@@ -137,6 +137,9 @@ class Exchange:
         if self._open:
             try:
                 self._check_deadline()
+                batcher = self._resources.batcher
+                if batcher.running:  # other requests of this turn may have filled the queue
+                    batcher.check_wait(self._timeout(None), high=self._high)
                 self._decode_here(body)
             except Exception as error:  # noqa: BLE001
                 self._fail(error)

@@ -6,6 +6,7 @@ Every run has one row and takes 30 ms, so the capacity does not depend on the ma
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -31,13 +32,18 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield server
 
 
-def test_more_than_a_second_of_work_is_refused_at_once(busy: Served) -> None:
+@pytest.mark.parametrize("stopped", [False, True], ids=["one after the other", "in one turn of the loop"])
+def test_more_than_a_second_of_work_is_refused_at_once(stopped: bool, busy: Served) -> None:
     with ExitStack() as stack:
         talks = [stack.enter_context(busy.connect()) for _ in range(100)]
+        last = stack.enter_context(busy.connect())
+        if stopped:
+            busy.process.send_signal(signal.SIGSTOP)
         for talk in talks:
             talk.sendall(NORMAL)
-        last = stack.enter_context(busy.connect())
         last.sendall(HIGH)
+        if stopped:
+            busy.process.send_signal(signal.SIGCONT)
         answers = [receive(talk) for talk in talks]
         assert receive(last).status == 200
     refused = [answer for answer in answers if answer.status == 503]
