@@ -1,7 +1,8 @@
 """Measures the effect of each part of the preset `best` by leaving it out: `python benchmarks/ablation.py --data DIR`.
 
-Each run is a whole `foldserve-train fit` on the training file of a table, which the command splits by seed. The test
-files are never read, so that decisions by these figures do not depend on test rows. A run has one core and one thread.
+Each run is a whole `foldserve-train fit` on the training file of a table, which the command splits by seed. This
+benchmark never reads the test files, so decisions that use its figures do not depend on test rows. A run has one core
+and one thread.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PACKAGES = ("foldserve", "torch", "onnxruntime")
 DOCUMENT = ROOT / "docs" / "training.md"
 MARKERS = "<!-- ablation -->", "<!-- /ablation -->"
 
-# Without BN, the learning rate of `best` is too high and would dominate the comparison.
+# The learning rate of `best` is too high for a network without batch norm. It would hide the effect of the batch norm.
 VARIANTS = {
     "best": ("--preset", "best"),
     "without bins": ("--preset", "best", "--bins", "0"),
@@ -40,11 +41,11 @@ Fits = dict[tuple[str, int], dict[str, Fit]]  # the outer key is a table and a s
 
 
 def main() -> None:
-    """Measure, print the table, and with --write put it into docs/training.md."""
+    """Measure and print the table. With --write, also write it to docs/training.md."""
     chosen = _arguments()
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
-        os.sched_setaffinity(0, cores[1:])  # this process must not disturb the measurement
+        os.sched_setaffinity(0, cores[1:])  # this process leaves the measured core to the measured programs
     tables = find_tables(chosen.data, chosen.tables)
     fits, failed = _measure(tables, chosen.seeds, cores[0])
     failures = "\n".join(f"- {where}: {why}; left out of every row" for where, why in failed.items())

@@ -1,6 +1,7 @@
-"""Measures a first use: training, accuracy, the start of the server: `python benchmarks/first_use.py`.
+"""Measures the first use of foldserve: `python benchmarks/first_use.py`.
 
-Each run is a whole process, imports included. It prints medians over the runs, as rows of the README's table.
+It measures the time of a training, the accuracy, and the time and memory of a server's start. Each run is a whole
+process, with its imports. It prints medians over the runs, as rows of the README's table.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 
 def fit(models: Path, seed: int) -> tuple[float, dict[str, float]]:
-    """Train on digits. Return the seconds of the whole command, and the test metrics."""
+    """Train on digits. Return the seconds of the whole command, and the metrics on the test rows."""
     command = [
         sys.executable,
         "-m",
@@ -40,7 +41,10 @@ def fit(models: Path, seed: int) -> tuple[float, dict[str, float]]:
 
 @contextmanager
 def served(models: Path) -> Iterator[tuple[float, int]]:
-    """Serve `models`. Yield the seconds from the start until the server prints that it is ready, and the process id."""
+    """Start a server for the folder `models`.
+
+    Yield two values: the seconds until the server prints that it is ready, and its process id.
+    """
     command = [sys.executable, "-m", "foldserve.service", "serve", "--models", str(models), "--port", "0"]
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -59,7 +63,7 @@ def resident_megabytes(process: int) -> float:
 
 
 def main() -> None:
-    """Measure, and print the rows."""
+    """Measure, and print the rows of the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="starts of the server (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="trainings, one for each seed (default: %(default)s)")
@@ -69,7 +73,7 @@ def main() -> None:
         fits = [fit(models, seed) for seed in range(chosen.seeds)]
         for version in list((models / "digits").iterdir()):
             if version.name != "1":
-                version.rename(models / f".{version.name}")  # leaves one version to serve, as after a first training
+                version.rename(models / f".{version.name}")  # keep one version, as after a first training
         starts, memory = [], []
         for _ in range(chosen.runs):
             with served(models) as (seconds, process):

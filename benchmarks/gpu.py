@@ -1,9 +1,9 @@
 """Compares foldserve on a GPU with ONNX Runtime and PyTorch: `python benchmarks/gpu.py`.
 
-One run has four parts. It measures the limits of the hardware, with matrix products and with copies between host and
-device. It checks the contenders, times them in turns from host memory to host memory, and checks them again. It
-measures the kernels and the time that folding saves, and the service over HTTP. `--dry` runs everything on the CPU with
-tiny sizes, as a test: it measures nothing.
+One run has four parts. The first part measures the limits of the hardware, with matrix products and with copies between
+host and device. The second part checks the contenders, times them in turns from host memory to host memory, and checks
+them again. The third part measures the kernels and the time that folding saves. The last part measures the service over
+HTTP. `--dry` runs everything on the CPU with tiny sizes. Such a run tests the program and measures nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-import torch  # loads CUDA's libraries, and cuDNN, which the unfolded model needs
+import torch  # loads CUDA's libraries and cuDNN, which the unfolded model needs
 from rig.environments import CONTENDERS as SCRIPTS
 from rig.environments import ROOT
 from rig.gpu import ceilings, kernels, networks, report
@@ -42,7 +42,7 @@ from foldserve.service.runtime.session import Precision
 
 PACKAGES = ("foldserve", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "numpy")
 PROFILED: tuple[type[Contender], ...] = (OursGraphs, OrtFolded, OrtUnfolded, Graphed)
-# Seconds reserved for the last two parts, so that a slow first part does not prevent them.
+# Seconds that are reserved for the last two parts. Without them, slow earlier parts could use up the whole time.
 _KERNELS_S, _SERVICE_S = 30, 110
 DRY = "DRY RUN: tiny sizes on the CPU. Nothing below is a measurement."
 
@@ -51,7 +51,8 @@ DRY = "DRY RUN: tiny sizes on the CPU. Nothing below is a measurement."
 class Bench:
     """The conditions of the whole run, and its results so far.
 
-    until: time of `time.perf_counter` after which nothing more begins. spent: seconds of compiling, by contender.
+    until: the value of `time.perf_counter` after which no measurement begins. spent: the seconds of compiling, by
+    contender.
     """
 
     plan: Plan
@@ -66,14 +67,17 @@ class Bench:
     spent: dict[str, float] = field(default_factory=dict)
 
     def block(self, network: Network, precision: Precision) -> Block:
-        """Return one network in one precision, without open contenders."""
+        """Return a `Block` for one network in one precision, without open contenders."""
         ceilings.set_precision(precision)
         setting = Setting(self.device, network, self.bundles[network.name], precision, self.plan.buckets)
         plan = self.plan
         return Block(setting, plan.rounds, plan.seconds, self.results.note, self.generator, self.spent, plan.compiling)
 
     def has_time(self, what: str, reserve: float) -> bool:
-        """Whether a measurement may begin if later ones need `reserve` seconds; if not, notes that it is skipped."""
+        """Return whether the measurement `what` may begin while later parts need `reserve` seconds.
+
+        If not, note that it is skipped.
+        """
         if time.perf_counter() + reserve < self.until:
             return True
         self.results.note("time", f"{what}: skipped, since the time was over")
@@ -86,7 +90,7 @@ class Bench:
 
 
 def main() -> None:
-    """Measure, print the tables, and save them with --out and --write."""
+    """Measure and print the tables. With --out or --write, also save them."""
     chosen = _arguments()
     device: Device = "cpu" if chosen.dry else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
@@ -100,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = _bench(plan, device, Path(folder), chosen)
         for part in (_ceilings_and_contenders, _kernels, _cudnn, _service):
-            with note_failure(bench.results.note, "gpu.py", part.__name__.strip("_")):  # the results so far are kept
+            with note_failure(bench.results.note, "gpu.py", part.__name__.strip("_")):  # keeps the results so far
                 part(bench)
             bench.save()
     text = "\n\n".join(filter(None, (DRY if chosen.dry else "", *heading, report.summary(bench.results))))
@@ -171,7 +175,7 @@ def _contenders(bench: Bench, block: Block) -> None:
 
 
 def _kernels(bench: Bench) -> None:
-    """The profiling comes after all timings, because a profiler may slow down later runs."""
+    """Count kernels and copies after all timings, because a profiler may slow down later runs."""
     plan, results = bench.plan, bench.results
     small, wide = bench.nets
     some = sorted({plan.batches[0], plan.batches[len(plan.batches) // 2], plan.batches[-1]})
@@ -195,7 +199,10 @@ def _kernels(bench: Bench) -> None:
 
 
 def _cudnn(bench: Bench) -> None:
-    """Run both models in a process without torch, and so without its cuDNN. A failure is a result."""
+    """Run both models in a process without torch, and so without the cuDNN of torch.
+
+    A model that fails is a result, not an error.
+    """
     small = bench.nets[0]
     for (name, content), options in itertools.product(
         (("folded", small.folded_onnx), ("unfolded", small.unfolded_onnx)), ({}, {"enable_cudnn": "0"})

@@ -1,7 +1,8 @@
-"""Compares ways from a JSON body of 64 features to float32 rows: `python -m benchmarks.json_parsers`.
+"""Compares functions that turn a JSON body with rows of 64 features into float32 rows: `python -m
+benchmarks.json_parsers`.
 
-Each way checks that every value is a number and every row is whole. Large bodies are cut into pieces by json_text, as
-the service does. msgspec is measured if it is installed. docs/json.md has the results.
+Each function checks that every value is a number and that every row has 64 values. Large bodies are cut into pieces by
+json_text, as in the service. msgspec is measured only if it is installed. docs/json.md has the results.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from foldserve.service.protocols.simdjson_numbers import read_numbers
 
 WIDTH = 64
 ROWS = (1, 32, 1024, 100_000)
-SECONDS = 0.3  # the shortest time of one measurement
+SECONDS = 0.3  # the shortest duration of one measurement
 REPEATS = 7
 ARRAY = LongArray(("instances",), "rows", 10**6)
 
@@ -53,7 +54,7 @@ def by_simdjson(body: bytes) -> np.ndarray:
 
 
 def ways() -> dict[str, Callable[[bytes], np.ndarray]]:
-    """Return a dict from the name of each variant to its function."""
+    """Return the functions by name, for the table."""
     found = {
         "orjson, at once": at_once(orjson.loads),
         "orjson, in pieces": in_pieces(orjson.loads),
@@ -71,7 +72,7 @@ def ways() -> dict[str, Callable[[bytes], np.ndarray]]:
 
 
 def milliseconds(work: Callable[[], Any]) -> float:
-    """Return the median of repeated measurements, each of many calls."""
+    """Return the median of several measurements, each of many calls."""
     work()
     started = time.perf_counter()
     work()

@@ -1,6 +1,7 @@
-"""Measure how many new connections a server answers in a second while kept connections are busy.
+"""Measures how many new connections a second foldserve answers while kept connections are busy: `python
+benchmarks/new_connections.py`.
 
-Run it as `python benchmarks/new_connections.py`. It starts foldserve, with one worker, on the models of this folder.
+The program starts foldserve with one worker and the models of the repository.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\
 
 
 def prediction() -> bytes:
-    """Make a request that predicts one row of digits."""
+    """Return the bytes of a request that predicts one row of digits."""
     manifest = json.loads((ROOT / "models/digits/1/manifest.json").read_text())
     body = json.dumps({"instances": manifest["golden"]["inputs"][:1]}).encode()
     return b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
 class Busy(asyncio.Protocol):
-    """A kept connection, which sends the next request as soon as a response comes."""
+    """A kept connection, which sends the next request as soon as it receives a response."""
 
     answers = 0
 
@@ -42,12 +43,12 @@ class Busy(asyncio.Protocol):
 
     def data_received(self, _: bytes) -> None:
         """Count a response, and send the next request."""
-        Busy.answers += 1  # a response is one packet
+        Busy.answers += 1  # a response arrives in one packet
         self._transport.write(self._request)
 
 
 async def knock(port: int, deadline: float) -> list[float]:
-    """Open one connection after the other until the deadline. Return how long each response took, in seconds."""
+    """Open one connection after the other until the deadline. Return the seconds from each connect to its response."""
     took = []
     while (start := time.perf_counter()) < deadline:
         reader, writer = await asyncio.open_connection(HOST, port)

@@ -1,4 +1,4 @@
-"""ONNX Runtime alone, one thread, no server: `python bare_session.py MODEL ROWS.npy SECONDS COUNT...`.
+"""Measures ONNX Runtime alone, with one thread: `python bare_session.py MODEL ROWS.npy SECONDS COUNT...`.
 
 Prints a JSON object: rows per second for each COUNT, the number of rows in a run.
 """
@@ -14,7 +14,7 @@ import onnxruntime
 
 
 def rows_per_second(session: onnxruntime.InferenceSession, rows: np.ndarray, seconds: float) -> float:
-    """Run repeatedly for `seconds`."""
+    """Run the session repeatedly for `seconds`."""
     for _ in range(100):
         session.run(None, {"input": rows})
     runs, started = 0, time.perf_counter()
@@ -26,7 +26,7 @@ def rows_per_second(session: onnxruntime.InferenceSession, rows: np.ndarray, sec
 
 
 def main() -> None:
-    """Measure each count, and print the rates."""
+    """Measure the rate for each number of rows, and print the rates."""
     model, data, seconds = sys.argv[1:4]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -1,8 +1,10 @@
-"""Fits a model of another library: `python fit_table.py NAME TRAIN.csv TEST.csv TARGET SEED`, NAME from `CONTENDERS`.
+"""Fits a model of another library: `python fit_table.py NAME TRAIN.csv TEST.csv TARGET SEED`. NAME is a key of
+`CONTENDERS`.
 
-Prints a JSON object. `seconds` is the processor time of the fit alone, without imports and reading. The metrics on the
-test rows are `accuracy` and `log_loss` (in nats), or `rmse` and `r2`. Each contender has its default settings, after
-the usual preparation: one-hot categories, and imputed and standardised numbers if the contender needs them.
+Prints a JSON object. `seconds` is the processor time of the fit alone, without the imports and without reading the
+files. The metrics on the test rows are `accuracy` and `log_loss` (in nats), or `rmse` and `r2`. Each contender has its
+default settings, after the usual preparation: one-hot categories, and imputed and standardised numbers if the contender
+needs them.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def sklearn_mlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipel
 
 
 def realmlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipeline:
-    """Build RealMLP-TD, which prepares its rows itself but does not support missing numbers."""
-    from pytabkit import RealMLP_TD_Classifier, RealMLP_TD_Regressor  # imported here, because it imports torch
+    """Build RealMLP-TD. It encodes and scales its features itself, but does not support missing numbers."""
+    from pytabkit import RealMLP_TD_Classifier, RealMLP_TD_Regressor  # imported here because it imports torch
 
     kind = RealMLP_TD_Classifier if classifies else RealMLP_TD_Regressor
     prepare = _prepared(table, SimpleImputer(), "passthrough").set_output(transform="pandas")
@@ -70,7 +72,7 @@ CONTENDERS: dict[str, Callable[[int, pd.DataFrame, Classifies], Pipeline]] = {
 def read(train: str, test: str, target: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read both files. An empty cell is a missing value, and a text column is categorical.
 
-    Classes are text. The categories are those of the training rows.
+    Classes are text. The categories are the values of the training rows.
     """
     kinds = {"label": str} if target == "label" else None
     tables = [pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""]) for path in (train, test)]
@@ -99,7 +101,7 @@ def scores(model: Pipeline, x: pd.DataFrame, y: pd.Series, classifies: Classifie
 def main() -> None:
     """Fit, score, and print the result."""
     name, train, test, target, seed = sys.argv[1:]
-    warnings.simplefilter("ignore")  # a contender's warnings do not affect its figures
+    warnings.simplefilter("ignore")  # warnings of a contender do not affect its figures
     fitted, held_out = read(train, test, target)
     x, y = fitted.drop(columns=target), fitted[target].to_numpy()
     classifies = target == "label"

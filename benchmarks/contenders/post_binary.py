@@ -1,7 +1,8 @@
 """Posts one body repeatedly: `python post_binary.py PORT PATH BODY HEAD_LENGTH SECONDS CONNECTIONS`.
 
-It uses keep-alive connections on plain sockets, with one request in flight on each, and only the standard library.
-Prints a JSON object: `seconds`, `latencies` (in seconds, one for each request that began in time) and `errors`.
+It uses keep-alive connections on plain sockets, with one request in flight on each connection. It needs only the
+standard library. Prints a JSON object: `seconds`, `latencies` (in seconds, one for each request that began within
+SECONDS) and `errors`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _PIECE = 2**20
 class Connection:
     """One socket, and the progress of the request and the response on it.
 
-    sent: bytes of the request. received: the head of the response, and perhaps a part of the body. missing: bytes of
-    the body that have not arrived; None until the head is complete.
+    sent: bytes of the request. received: the head of the response, and perhaps a part of the body. missing: number of
+    bytes of the body that have not arrived, or None until the head is complete.
     """
 
     socket: socket.socket
@@ -33,7 +34,7 @@ class Connection:
 
 
 def post(port: int, request: bytes, seconds: float, connections: int) -> dict[str, object]:
-    """Post for `seconds`, and wait for the responses that are outstanding at the end."""
+    """Send requests for `seconds`, then wait for the outstanding responses."""
     selector, latencies, errors, clock = selectors.DefaultSelector(), [], 0, time.perf_counter
     start = clock()
     for _ in range(connections):
@@ -62,14 +63,17 @@ def post(port: int, request: bytes, seconds: float, connections: int) -> dict[st
                 continue
             one.sent, one.missing, one.started = 0, None, clock()
             one.received.clear()
-            one.sent = one.socket.send(view[:_PIECE])  # the send buffer is empty, so most requests need no select
+            one.sent = one.socket.send(view[:_PIECE])  # the send buffer is empty, so most sends need no select
             if one.sent < len(request):
                 selector.modify(one.socket, selectors.EVENT_WRITE, one)
     return {"seconds": clock() - start, "latencies": latencies, "errors": errors}
 
 
 def _receive(one: Connection, scratch: bytearray) -> str | None:
-    """Read available bytes. Return the status once the response is complete, `closed` if the server has closed."""
+    """Read the available bytes.
+
+    Return the status when the response is complete, and `closed` when the server has closed the connection.
+    """
     count = one.socket.recv_into(scratch)
     if not count:
         return "closed"

@@ -1,4 +1,4 @@
-"""BentoML with one worker and adaptive batching: `python serve_bentoml.py PORT MODEL`."""
+"""Serves the model with BentoML, with one worker and adaptive batching: `python serve_bentoml.py PORT MODEL`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Digits:
         model = os.environ["BENCH_MODEL"]
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    # A batch has room for four requests of 1,024 rows. BentoML refuses a request that takes longer than this latency,
-    # but no request of this benchmark takes so long.
+    # A batch has room for four requests of 1,024 rows. BentoML refuses a request that takes longer than
+    # `max_latency_ms`, but no request of this benchmark takes so long.
     @bentoml.api(batchable=True, max_batch_size=4096, max_latency_ms=5000)
     def predict(self, instances: np.ndarray) -> np.ndarray:
-        """Map rows to probabilities."""
+        """Compute the probabilities of the rows."""
         (probabilities,) = self.session.run(None, {"input": instances.astype(np.float32)})
         return probabilities
 
 
 if __name__ == "__main__":
-    # BentoML imports this file again, in its own processes with other arguments.
+    # BentoML imports this file again in its child processes, which have other arguments.
     os.environ |= {"BENCH_MODEL": str(Path(sys.argv[2]).resolve()), "BENTOML_DO_NOT_TRACK": "True"}
     program = [sys.executable, "-m", "bentoml", "serve", "serve_bentoml:Digits", "--host", "127.0.0.1"]
     program += ["--port", sys.argv[1], "--working-dir", str(Path(__file__).resolve().parent)]

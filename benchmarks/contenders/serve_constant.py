@@ -1,7 +1,8 @@
-"""uvicorn with a constant response: `python serve_constant.py PORT BYTES...`.
+"""Serves a constant response with uvicorn: `python serve_constant.py PORT BYTES...`.
 
-It reads the same bodies and sends as many bytes as foldserve, with the same event loop and HTTP parser, but without a
-framework, JSON or a model. POST /0 gets a response of the first of BYTES, /1 of the second.
+It has the event loop and the HTTP parser of foldserve, but no framework, no JSON and no model. It reads the same
+bodies, and its responses have as many bytes as those of foldserve. BYTES are the lengths of the responses: POST /0 gets
+the first length, and POST /1 the second.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ async def app(
     receive: Callable[[], Awaitable[dict[str, Any]]],
     send: Callable[[dict[str, Any]], Awaitable[None]],
 ) -> None:
-    """Read the whole body, and send the constant."""
-    body = bytearray()  # the garbage is collected as in foldserve
+    """Read the whole body, and send the constant response."""
+    body = bytearray()  # collects the pieces of the body, as foldserve does
     more = True
     while more:
         message = await receive()

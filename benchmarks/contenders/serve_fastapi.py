@@ -1,6 +1,8 @@
-"""Plain FastAPI, as a competent developer writes it in an hour: `python serve_fastapi.py PORT MODEL`.
+"""Serves the model with plain FastAPI, as a competent developer writes such a server in an hour: `python
+serve_fastapi.py PORT MODEL`.
 
-It has a pydantic model of the body, one ONNX Runtime session, and lists of probabilities, on uvicorn with one worker.
+The server checks the body with a pydantic model, runs one ONNX Runtime session, and returns lists of probabilities. It
+runs on uvicorn with one worker.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ class Instances(BaseModel):
     instances: list[list[float]]
 
 
-# `async def`, because a thread for each request costs more than the model, and there is one core.
+# The handlers are `async def`. Otherwise FastAPI would use a thread for each request, which costs more than the model
+# on one core.
 @app.post("/predict")
 async def predict(body: Instances) -> dict[str, list[list[float]]]:
-    """Map rows to probabilities."""
+    """Compute the probabilities of the rows."""
     (probabilities,) = session.run(None, {"input": np.array(body.instances, dtype=np.float32)})
     return {"probabilities": probabilities.tolist()}
 

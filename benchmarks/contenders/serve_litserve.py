@@ -1,4 +1,4 @@
-"""LitServe with batching: `python serve_litserve.py PORT MODEL`."""
+"""Serves the model with LitServe, with batching: `python serve_litserve.py PORT MODEL`."""
 
 import sys
 from typing import Any
@@ -13,7 +13,7 @@ Rows = npt.NDArray[np.float32]
 
 
 class Digits(litserve.LitAPI):
-    """A request is an array of rows, and a batch is a list of requests."""
+    """The model in LitServe's interface. A request is an array of rows, and a batch is a list of requests."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002  LitServe passes it by name
         """Open the model in the process of the worker."""
@@ -21,13 +21,17 @@ class Digits(litserve.LitAPI):
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
 
-    # LitServe reads the annotation: `Request` means the parsed body. Postponed annotations would break that.
+    # LitServe reads this annotation: `Request` means the parsed body. `from __future__ import annotations` would hide
+    # the type.
     def decode_request(self, request: Request) -> Rows:
-        """Read the rows."""
+        """Return the rows of the parsed body."""
         return np.array(request["instances"], dtype=np.float32)
 
     def batch(self, inputs: list[Rows]) -> list[Rows]:
-        """Keep the list. Requests have different numbers of rows, so `predict` joins them."""
+        """Return the list of requests unchanged.
+
+        Requests have different numbers of rows, so `predict` concatenates them.
+        """
         return inputs
 
     def predict(self, x: list[Rows]) -> list[Rows]:
@@ -36,7 +40,7 @@ class Digits(litserve.LitAPI):
         return np.split(probabilities, np.cumsum([len(rows) for rows in x[:-1]]))
 
     def unbatch(self, output: list[Rows]) -> list[Rows]:
-        """Keep the list: it already has one item for each request."""
+        """Return the list unchanged, because it already has one item for each request."""
         return output
 
     def encode_response(self, output: Rows) -> dict[str, Any]:
@@ -45,7 +49,7 @@ class Digits(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    # Waiting 1 ms fills the batches, which gains more than it costs at 32 connections. `fast_queue` is a ZeroMQ queue.
+    # With 32 connections, a wait of 1 ms gives larger batches and a higher rate. `fast_queue` is a ZeroMQ queue.
     server = litserve.LitServer(
         Digits(max_batch_size=32, batch_timeout=0.001), accelerator="cpu", workers_per_device=1, fast_queue=True
     )

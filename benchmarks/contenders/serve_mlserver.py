@@ -1,7 +1,8 @@
-"""MLServer with one process, a custom runtime, and no adaptive batching: `python serve_mlserver.py PORT MODEL SPARE`.
+"""Serves the model with MLServer, with one process, a custom runtime, and no adaptive batching: `python
+serve_mlserver.py PORT MODEL SPARE`.
 
-Batching gains nothing here at 32 connections, and doubles the latency of a single connection. The spare port is for
-gRPC, which MLServer always starts.
+Adaptive batching does not raise the rate at 32 connections, and it doubles the latency of a single connection. SPARE is
+a free port for gRPC, which MLServer always starts.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from mlserver.utils import install_uvloop_event_loop
 
 
 class Digits(mlserver.MLModel):
-    """The model."""
+    """The model as a custom runtime of MLServer."""
 
     async def load(self) -> bool:
-        """Open the session."""
+        """Open the ONNX Runtime session."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Map rows to probabilities."""
+        """Compute the probabilities of the rows."""
         rows = NumpyCodec.decode_input(payload.inputs[0])
         (probabilities,) = self.session.run(None, {"input": rows.astype(np.float32, copy=False)})
         output = NumpyCodec.encode_output("probabilities", probabilities)

@@ -1,7 +1,8 @@
-"""mosec with one worker: `python serve_mosec.py PORT MODEL json|msgspec|single`.
+"""Serves the model with mosec, with one worker: `python serve_mosec.py PORT MODEL json|msgspec|single`.
 
-`json` is mosec with dynamic batching and its own JSON, as in its documentation. `msgspec` overrides the two methods for
-serialisation with a faster JSON library, as the documentation allows. `single` is `json` without batching.
+`json` uses dynamic batching and mosec's JSON, as mosec's documentation shows. `msgspec` overrides the methods
+`serialize` and `deserialize` to use a faster JSON library, as the documentation allows. `single` is `json` without
+batching.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ if __name__ == "__main__":
     if sys.argv[3] == "single":
         server.append_worker(Single)
     else:
-        # The largest batch has as many requests as there are connections. The wait of 1 ms is faster than 0 and 2 ms.
+        # The largest batch has one request from each connection. With a wait of 1 ms, mosec is faster than with 0 or 2
+        # ms.
         server.append_worker({"json": Digits, "msgspec": FastJson}[sys.argv[3]], max_batch_size=32, max_wait_time=1)
     server.run()

@@ -1,6 +1,7 @@
-"""Triton from nvidia-pytriton, with ONNX Runtime in a Python function: `python serve_triton.py PORT MODEL`.
+"""Serves the model with Triton from nvidia-pytriton, with ONNX Runtime in a Python function: `python serve_triton.py
+PORT MODEL`.
 
-The package does not contain Triton's own ONNX Runtime backend, which this comparison therefore does not measure.
+The package does not contain Triton's own ONNX Runtime backend, so this comparison does not measure that backend.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def main() -> None:
     def infer(input: np.ndarray) -> list[np.ndarray]:  # noqa: A002  (the name of the model's input)
         return session.run(None, {"input": input})
 
-    # The Python backend of Triton links libpython. Without this path, it would find the libpython of the system, which
-    # has another patch release.
+    # The Python backend of Triton links libpython. Without this path, it would load the libpython of the system, which
+    # is another patch release.
     os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
     config = TritonConfig(
         http_address="127.0.0.1", http_port=int(sys.argv[1]), allow_grpc=False, allow_metrics=False, log_verbose=0

@@ -1,8 +1,9 @@
-"""Trains repeatedly: `python train_digits.py NAME WIDTHS BATCH EPOCHS norm|plain`, NAME from `CONTENDERS`.
+"""Trains repeatedly: `python train_digits.py NAME WIDTHS BATCH EPOCHS norm|plain`.
 
-For each line on standard input, it trains a new network with hidden WIDTHS, with or without batch norm, and prints the
-training rows per second of processor time. The data is scikit-learn's digits, repeated eight times: 14,376 rows of 64
-features in float32. It uses one thread, cross-entropy, Adam with or without weight decay, and almost no validation.
+NAME is a key of `CONTENDERS`, and WIDTHS are the widths of the hidden layers. For each line on standard input, the
+program trains a new network with or without batch norm. It then prints the training rows per second of processor time.
+The data is scikit-learn's digits, repeated eight times: 14,376 rows of 64 features in float32. Training uses one
+thread, cross-entropy, and Adam or AdamW. Almost no rows are used for validation.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Train = Callable[[], object]
 
 
 def foldserve(task: Task) -> Train:
-    """Use the loop of `foldserve-train fit`, with deterministic kernels."""
+    """Train with the loop of `foldserve-train fit` and deterministic kernels."""
     import torch
 
     from foldserve.training.fit.loop import Examples, fit
@@ -53,7 +54,7 @@ def foldserve(task: Task) -> Train:
 
 
 def skorch(task: Task) -> Train:
-    """Use skorch with the same network, without its validation split."""
+    """Train the same network with skorch, without a validation split."""
     import torch
     from skorch import NeuralNetClassifier
     from torch import nn
@@ -81,7 +82,7 @@ def skorch(task: Task) -> Train:
 
 
 def sklearn(task: Task) -> Train:
-    """Use scikit-learn's MLP, which has no batch norm. Early stopping is off."""
+    """Train scikit-learn's MLP, which has no batch norm, without early stopping."""
     from sklearn.neural_network import MLPClassifier
 
     learner = MLPClassifier(
@@ -96,7 +97,7 @@ CONTENDERS: dict[str, Callable[[Task], Train]] = {"foldserve": foldserve, "skorc
 def main() -> None:
     """Train once to warm up, then once for each line of standard input."""
     name, widths, batch, epochs, norm = sys.argv[1:]
-    warnings.simplefilter("ignore")  # scikit-learn warns that the last epoch was not a minimum
+    warnings.simplefilter("ignore")  # scikit-learn warns that the training ended before it converged
     x, y = load_digits(return_X_y=True)
     task = Task(
         np.tile((x / 16).astype(np.float32), (COPIES, 1)),

@@ -1,7 +1,7 @@
 """Runs a model on CUDA in a process without torch: `python without_cudnn.py MODEL FEATURES OPTIONS`.
 
-OPTIONS is a JSON object of options for the CUDA provider. Prints a JSON object: `why`, the reason of a failure or null;
-and `cudnn`, whether a cuDNN was loaded.
+OPTIONS is a JSON object of options for the CUDA provider. Prints a JSON object. `why` is the reason of a failure, or
+null. `cudnn` says whether a cuDNN library was loaded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run(model: str, features: int, given: dict[str, str]) -> str | None:
 
 
 def main() -> None:
-    """Run, and print the result."""
+    """Run the model, and print the result."""
     model, features, given = sys.argv[1:]
     why = run(model, int(features), json.loads(given))
     print(json.dumps({"why": why, "cudnn": "libcudnn" in Path("/proc/self/maps").read_text()}))
