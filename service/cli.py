@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add(
     commands: Commands, name: str, command: Callable[[argparse.Namespace], int | None], text: str
 ) -> argparse.ArgumentParser:
-    """Add a command. Its docstring is the description that `--help` shows."""
+    """Add a command. `--help` shows the docstring of `command` as the description."""
     parser = commands.add_parser(name, help=text, description=command.__doc__)
     parser.set_defaults(command=command)
     return parser

@@ -33,7 +33,7 @@ _BODY_THREADS = 4
 class Service:
     """The parts of one serving process.
 
-    strict_readiness: whether the server is ready only if every model is.
+    strict_readiness: whether the server is ready only if every model is ready.
     memory: counts the bodies of all requests.
     guard: checks the API keys; None if every client may send requests.
     endpoints: by the path of a prediction request, without percent-encoding. Look each path up when its request

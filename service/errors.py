@@ -1,4 +1,5 @@
-"""Every error that the service raises on purpose. It does not know HTTP: `protocols/reply.py` gives each a status.
+"""Every error that the service raises on purpose. This module does not know HTTP: `protocols/reply.py` gives each error
+a status.
 
 Each line names the modules that raise the error; a test compares them with the code.
 
@@ -142,7 +143,7 @@ class Overloaded(RequestError):  # noqa: N818
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[type[Overloaded], tuple[str, int]]:
-        return type(self), (str(self), self.retry_after)  # for `copy`: the inherited method has the text only
+        return type(self), (str(self), self.retry_after)  # `copy` needs this: the inherited method omits retry_after
 
 
 class QueueFull(Overloaded):

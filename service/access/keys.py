@@ -1,10 +1,10 @@
 """Makes API keys, reads the files that hold the keys' hashes, and finds the caller of a key.
 
-A key has 256 random bits, so nobody can find the key of a SHA-256 hash by guessing. A slow hash would only slow the
-server. The ring finds a key by its hash. The time of this search depends only on the hash, which says nothing about the
-key. The hashes are then compared in constant time. A dictionary keeps the keys that were found. Python hashes the keys
-of a dictionary with a random secret of the process, so the time of a search in the dictionary says nothing about the
-keys either.
+A key has 256 random bits, so nobody can find the key of a SHA-256 hash by guessing. A slow hash would add no security,
+and make the server slower. The ring finds a key by its hash. The time of this search depends only on the hash, which
+says nothing about the key. The hashes are then compared in constant time. A dictionary keeps the keys that were found.
+Python hashes the keys of a dictionary with a random secret of the process, so the time of a search in the dictionary
+says nothing about the keys either.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAX_KEYS = 10_000
 
 
 class Scope(Enum):
-    """The part of the service that a route belongs to. `OPEN` needs no key."""
+    """The part of the service that a route belongs to. The routes of `OPEN` need no key."""
 
     OPEN = "open"
     PREDICT = "predict"
@@ -96,7 +96,7 @@ class Keyring:
         self._folder = folder
         self._states: dict[str, list[float] | memoryview[float]] = {}
         self._callers: dict[bytes, Caller] = {}
-        self._verified: dict[bytes, Caller] = {}  # key -> caller, for the keys that were found
+        self._verified: dict[bytes, Caller] = {}  # caller by key, for the keys that a search has found
         self._counts: dict[str, list[int]] = {}
         self._seen = stamp(self._files)
         self._load()

@@ -38,7 +38,7 @@ REPORT_FILE = "report.html"
 MAX_MANIFEST = 64 * 2**20
 MAX_MODEL = 2**31 - 1
 
-_PARTIAL = ".partial-"  # the dot hides a folder from every reader
+_PARTIAL = ".partial-"  # no reader opens a folder whose name begins with a dot
 _ABANDONED = 24 * 3600  # a day in seconds; a write takes only a few seconds
 
 
@@ -270,7 +270,7 @@ def _publish(
 ) -> Bundle:
     """Complete `partial` as the next version in `folder`, check it, and rename it."""
     while True:
-        # A version is taken even if it is the name of a file, not of a folder.
+        # The name of a file also counts as a version, because no folder can get this name.
         taken = _version_numbers(entry.name for entry in folder.iterdir()) if folder.exists() else []
         version = max(taken, default=0) + 1
         manifest = manifest_for(version)

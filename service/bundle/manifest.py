@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt,
 from foldserve.service.bundle.parity import FrozenModel, Parity, Tolerance
 from foldserve.service.bundle.reading import MAX_MOMENT, Reading
 
-# A file of schema 2 also has a seal (seal.py). Fields that bundles of schema 1 do not have are given a default.
+# A file of schema 2 also has a seal (seal.py). Fields that schema 1 does not have get a default.
 SCHEMA_VERSION = 2
 UNSEALED_SCHEMA = 1
 
@@ -136,7 +136,7 @@ class Measurement(FrozenModel):
 
 
 class Certificate(FrozenModel):
-    """The evidence that the exported model is the trained one."""
+    """The evidence that the exported model is the trained model."""
 
     reference: str
     tolerance: Tolerance

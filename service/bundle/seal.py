@@ -13,7 +13,7 @@ from typing import Any
 
 FIELD = "seal"
 
-_MOST_NAMED = 4  # the most changed fields that one message names
+_MOST_NAMED = 4  # the largest number of changed fields that one message names
 
 
 def compute(content: Mapping[str, Any]) -> dict[str, Any]:

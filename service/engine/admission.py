@@ -1,10 +1,10 @@
 """Decides when a request may begin. An overloaded process refuses some requests, and answers the others soon.
 
 For small models the event loop is the bottleneck: reading and writing requests takes longer than the runs. Without a
-limit, requests would wait unseen in the kernel's buffers while one turn of the loop works on thousands of others.
-Therefore a turn of the loop begins requests for a few milliseconds only. The other requests wait in the queue of this
-module, and the next turns begin them. Between two turns, the loop reads and refuses requests, and answers health
-checks.
+limit, requests would wait unseen in the kernel's buffers while one turn of the loop works on thousands of other
+requests. Therefore a turn of the loop begins requests for a few milliseconds only. The other requests wait in the queue
+of this module, and the next turns begin them. Between two turns, the loop reads and refuses requests, and answers
+health checks.
 
 A request is refused if its expected wait is too long. The expected wait is the size of the queue in bytes, multiplied
 by the measured seconds per byte. The size of the queue is the sum of the bodies, plus a fixed number of bytes for each
@@ -26,7 +26,8 @@ from typing import Protocol
 # event loop has enough time for accepted requests.
 _TURN_SECONDS, _LONG_TURN_SECONDS = 0.005, 0.02
 _WORK_PER_REFUSALS = 3
-# A request takes some time even without a body: as long as this number of bytes of JSON takes; measured.
+# A request takes some time even without a body. In this time, the server could handle this number of bytes of JSON;
+# measured.
 _REQUEST_BYTES = 2048
 # Each turn updates the measured speed. In the new value, all earlier turns together have this weight.
 _OLD_WEIGHT = 0.9
@@ -43,7 +44,10 @@ class Waiting(Protocol):
     """A request that waits."""
 
     def begin(self) -> bool:
-        """Begin the request, unless it is cancelled. Return whether more may begin in this turn. Never raises."""
+        """Begin the request, unless it is cancelled.
+
+        Return whether more requests may begin in this turn. Never raises.
+        """
 
 
 class Admission:
@@ -64,7 +68,7 @@ class Admission:
         # `_measured`: the time of the last measurement; None without a queue.
         self._bytes, self._begin_seconds, self._all_seconds = 0.0, 0.0, 0.0
         self._measured: float | None = None
-        # The first and the last arrival since a turn began requests.
+        # The times of the first and the last arrival since the last turn that began requests.
         self._first_arrival: float | None = None
         self._last_arrival = 0.0
         self._refused_bytes = 0
@@ -109,7 +113,7 @@ class Admission:
         return 0
 
     def _end_turn(self) -> None:
-        """End a turn that began without a queue. Requests queued since then begin after the runs of this turn."""
+        """End a turn that began without a queue. Its requests are run first, then the queued requests begin."""
         self._turn_began = None
         if self._high or self._normal:
             self._measured = self._clock()

@@ -182,7 +182,7 @@ class Batcher:
             self._run_soon()
 
     def _retry_after(self) -> int:
-        """Estimate the whole seconds until the rows in the queue have been run."""
+        """Estimate the time until the rows in the queue have been run, in whole seconds."""
         return max(1, math.ceil(self._queued_rows * self._seconds_per_row()))
 
     def _seconds_per_row(self) -> float:
@@ -302,7 +302,7 @@ class Batcher:
             self._observe(count, seconds, waited)
             if not isinstance(outputs, Exception):
                 resolve_all(batch, outputs)
-        except Exception as error:  # every caller gets a result
+        except Exception as error:  # every caller must get a result
             log.exception("internal error")
             outputs = error
         if isinstance(outputs, Exception):

@@ -61,12 +61,12 @@ class Entry:
             self._queue.release(self)
 
     def resolve(self, result: Outputs | RequestError) -> None:
-        """Call back with the result, unless the entry is cancelled or resolved."""
+        """Call the callback with the result, unless the entry is cancelled or resolved."""
         on_result, self.on_result = self.on_result, None
         if on_result is not None:
             try:
                 on_result(result)
-            except Exception:  # one callback must not prevent the others
+            except Exception:  # an error in one callback must not prevent the other callbacks
                 log.exception("internal error")
 
 

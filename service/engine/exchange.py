@@ -37,7 +37,7 @@ OnReply = Callable[[Reply], None]
 
 _TIMEOUT_HEADER = b"x-request-timeout-ms"
 _PRIORITY_HEADER = b"x-request-priority"
-# Other requests should not wait while a body above this size, in bytes, is read.
+# A body above this size, in bytes, is read in the pool, so that other requests do not wait for it.
 _LARGE_BODY = 2**20
 # A body above this size, in bytes, is read on the event loop only if the codec has a fast path for the body.
 _MEDIUM_BODY = 2**15
@@ -105,7 +105,7 @@ class Exchange:
         self._headers = headers
         self._on_reply = on_reply
         self._arrived = time.monotonic()
-        self._body: bytes | bytearray = b""  # while the exchange waits to begin
+        self._body: bytes | bytearray = b""  # kept while the exchange waits to begin
         self._high = False  # whether the request has high priority
         self._request: DecodedRequest | None = None
         self._pending: Entry | asyncio.Future[Any] | None = None  # the step that the exchange waits for
@@ -132,7 +132,10 @@ class Exchange:
             self._fail(error)
 
     def begin(self) -> bool:
-        """Begin after the wait for admission. Returns whether others may begin in this turn of the event loop."""
+        """Begin after the wait for admission.
+
+        Returns whether other exchanges may begin in this turn of the event loop.
+        """
         body, self._body = self._body, b""
         if self._open:
             try:
@@ -148,8 +151,8 @@ class Exchange:
     def _decode_here(self, body: bytes | bytearray) -> None:
         """Decode the body on the event loop, or in the pool if decoding takes long.
 
-        First, try to decompress the body here: a body that stays small then need not wait in the pool behind large
-        bodies.
+        This method first tries to decompress the body on the event loop. If the decompressed body is small, it need not
+        wait in the pool behind large bodies.
         """
         with suppress(SlowBody, _LargeBody):
             plain: bytes | bytearray = body

@@ -25,7 +25,8 @@ class Lifecycle:
     """Owns the phase of one process.
 
     loss: why the process is lost, in words.
-    device_lost: returns whether the device of a model has failed for this process. Each read of the phase calls it.
+    device_lost: returns whether the device of a model has failed for this process. Each read of the phase calls this
+    function.
     """
 
     def __init__(self, device_lost: Callable[[], bool]) -> None:

@@ -53,5 +53,5 @@ def _call(future: asyncio.Future[Any], set_outcome: Callable[[Any], None], outco
         if not future.done():
             set_outcome(outcome)
 
-    with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+    with suppress(RuntimeError):  # the event loop is closed, so no caller waits for the outcome
         future.get_loop().call_soon_threadsafe(set_unless_done)

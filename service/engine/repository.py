@@ -81,7 +81,7 @@ class Repository:
 
     @property
     def shown(self) -> Model:
-        """The model of the documentation's examples: the default model if it serves, or else the first that does."""
+        """The model of the documentation's examples: the default if it serves, or else the first model that serves."""
         models = tuple(self.ready_models())
         return next((model for model in models if model.manifest.name == self.default), models[0])
 
@@ -102,7 +102,8 @@ class Repository:
                 model.batcher.abandon()
 
     def find(self, name: str | None = None, version: int | None = None) -> Model:
-        """Return the model to run. Without `name` it is the default model; without `version`, the newest that serves.
+        """Return the model to run. Without `name` it is the default model; without `version`, the newest version that
+        serves.
 
         Raises `UnknownModel`, or `ModelNotReady` if the version was refused.
         """

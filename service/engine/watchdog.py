@@ -33,7 +33,7 @@ class Watchdog:
         self._on_hang = on_hang
 
     def start(self) -> None:
-        """Start the thread. It ends with the process, or after it has found a run that hangs."""
+        """Start the thread. The thread ends with the process, or after it has found a run that hangs."""
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def _watch(self) -> None:
@@ -46,7 +46,7 @@ class Watchdog:
                 began = batcher.run_began
                 if began is None or now - began <= self._limit:
                     continue
-                if (name, began) in before:  # found twice: a stopped process may resume after the limit
+                if (name, began) in before:  # two checks must find it, because a stopped process may just have resumed
                     batcher.hung = True
                     self._on_hang(name, not batcher.running)
                     return

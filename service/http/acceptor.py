@@ -1,4 +1,4 @@
-"""Accepts the clients of one listening socket. It knows asyncio's protocols and TLS, but nothing of HTTP.
+"""Accepts the clients of one listening socket. This module knows asyncio's protocols and TLS, but not HTTP.
 
 An event loop accepts one connection in each turn. A turn that answers hundreds of busy connections takes long, so new
 connections and health checks would wait. This class accepts all waiting connections in each turn.
@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 log = logging.getLogger("foldserve")
 
-# The largest number of connections that are accepted in one turn. The open connections are served next, and other
-# workers may accept the remaining ones.
+# The largest number of connections that are accepted in one turn. After these, the event loop serves the open
+# connections, and other workers may accept the connections that still wait.
 _MAX_PER_TURN = 64
 # Seconds until the next try when the process or the machine has no descriptor or memory for a connection.
 _RETRY_SECONDS = 0.5
-# The largest number of connections that are accepted when the server stops: the length of the kernel's queue.
+# The largest number of connections that are accepted when the server stops. The kernel's queue has this length.
 _MAX_AT_STOP = 2048
 # Seconds in which a client may finish its TLS handshake when the server stops.
 _HANDSHAKE_SECONDS = 1.0
@@ -46,7 +46,7 @@ class Acceptor:
         self._failing = False  # the last try to accept has failed, and the log says so
 
     def start(self) -> None:
-        """Accept from now on. Must be called on the event loop."""
+        """Begin to accept connections. Must be called on the event loop."""
         self._retry = None
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
@@ -93,7 +93,7 @@ class Acceptor:
         try:
             tls = self._current_tls()
             await asyncio.get_running_loop().connect_accepted_socket(self._create_protocol, connection, ssl=tls)
-        except OSError:  # not TLS, or the client has left
+        except OSError:  # the client does not speak TLS, or has left
             connection.close()
         except Exception:
             log.exception("internal error")

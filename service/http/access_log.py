@@ -15,7 +15,7 @@ class AccessLog:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
-        atexit.register(self._write)  # the lines that are left when the event loop ends
+        atexit.register(self._write)  # some lines may be left when the event loop ends
 
     def add(self, client: tuple[str, int] | None, url: bytes, status: int) -> None:
         """Add one request. client: the address and port of its client, or None on a Unix socket."""

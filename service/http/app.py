@@ -42,7 +42,7 @@ def create_app(service: Service) -> FastAPI:
         title="foldserve",
         version=version,
         description="Batch-norm MLPs, folded and certified. `GET /v1/models/{model}/metadata` names the features.",
-        openapi_url=None,  # `_add_pages` adds the route of the document, with a scope
+        openapi_url=None,  # `_add_pages` adds a route for the OpenAPI document, with a scope
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -65,7 +65,10 @@ def create_app(service: Service) -> FastAPI:
 
 
 def answering_head(app: ASGIApp) -> ASGIApp:
-    """Wrap an app so that it answers HEAD like GET. The server sees the method HEAD and leaves out the body."""
+    """Wrap an app so that it answers HEAD like GET.
+
+    The server still knows that the method is HEAD, so it sends no body.
+    """
 
     async def with_get(scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
@@ -99,7 +102,7 @@ def _add_pages(app: FastAPI, *, keys: bool) -> None:
         # The page's files come from this server: a content delivery network is often not reachable.
         return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
 
-    @cache  # the document costs much more than a prediction, and never changes
+    @cache  # making the document takes much longer than a prediction, and the document never changes
     def document() -> bytes:
         return orjson.dumps(describe_keys(app.openapi(), app) if keys else app.openapi())
 
@@ -125,7 +128,7 @@ async def _http_error(_: Request, error: HTTPException) -> Response:
 
 
 async def _client_disconnected(_: Request, __: ClientDisconnect) -> Response:
-    """Return an empty response: the client disconnected while it sent the body. This needs no line in the log."""
+    """Return an empty response: the client disconnected while it sent the body. The log gets no line for this error."""
     return Response()
 
 

@@ -16,7 +16,8 @@ from foldserve.service.protocols.body import Body, BodyMemory
 
 
 class BodyReader:
-    """Reads the body after one head. Raises `TooLarge` or `MemoryFull` for its Content-Length.
+    """Reads the body after one head. The constructor raises `TooLarge` or `MemoryFull` if the Content-Length is too
+    large.
 
     max_head: the limit in bytes for trailers, and for the framing between two chunks. max_body: the limit in bytes for
     a body that is collected; None if the body is not collected.
@@ -48,7 +49,7 @@ class BodyReader:
             self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(head.raw)
         self._framing_size = 0
-        self._tail = b""  # the last bytes that were read; a blank line may begin in them
+        self._tail = b""  # the last bytes that were read; a blank line may begin in these bytes
         self._check_size(self._left)
         if max_body is not None:
             memory.check_room(self._left)

@@ -1,9 +1,9 @@
 """One HTTP/1.1 connection. It answers predictions itself and forwards every other request to an inner protocol.
 
 A prediction needs no task and no ASGI messages: its body goes to `Endpoint.start`, and the reply goes to the socket.
-The connection handles one request at a time, so the bytes of later requests wait. phase.py draws its phases. This
-module does not know the app or uvicorn: any `asyncio.Protocol` can be the inner protocol.
-The module is longer than others, because one class owns every change of the phase.
+The connection handles one request at a time, so the bytes of later requests wait. phase.py has a diagram of the phases.
+This module does not know the app or uvicorn: any `asyncio.Protocol` can be the inner protocol.
+This module has more than 350 lines, because one class owns every change of the phase.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from foldserve.service.http.phase import (
 from foldserve.service.http.stopping import has_bytes
 from foldserve.service.protocols.reply import Reply, refusal
 
-# The seconds that a client has to read an error response. The client may still be sending its request.
+# The connection closes this number of seconds after an error response. Until then, the client can read the response,
+# although it may still be sending its request.
 _LINGER_SECONDS = 2
 # When the server stops, an idle connection stays open for _LAST_SECONDS, because a request may already be on its way. A
 # connection whose client was active recently stays open until _ACTIVE_SECONDS after the last activity.
@@ -55,7 +56,7 @@ class Connection(asyncio.Protocol):
 
     _transport: asyncio.Transport
     _inner: Inner
-    _head: Head  # from BODY or APP_BODY on
+    _head: Head  # set at the start of the phase BODY or APP_BODY
 
     def __init__(
         self,
@@ -72,9 +73,9 @@ class Connection(asyncio.Protocol):
         # Received bytes, and the offset of the first one that has not been read.
         self._unread, self._offset = b"", 0
         self._head_reader = HeadReader(context.heads)
-        self._endpoint: Endpoint | None = None  # in BODY; None in APP_BODY
-        self._body: BodyReader | None = None  # in BODY, APP_BODY
-        self._exchange: Exchange | None = None  # in RESPONSE
+        self._endpoint: Endpoint | None = None  # set in the phase BODY; None in APP_BODY
+        self._body: BodyReader | None = None  # set in the phases BODY and APP_BODY
+        self._exchange: Exchange | None = None  # set in the phase RESPONSE
         self._reading, self._write_paused = True, False
         self._client: tuple[str, int] | None = None
 
@@ -309,11 +310,11 @@ class Connection(asyncio.Protocol):
         self._context.count_rejected(error)
         if reply is not None:
             self._transport.write(self._context.encode(reply, close=True, head=head))
-        if self._transport.can_write_eof():  # TLS can't close one side alone
+        if self._transport.can_write_eof():  # with TLS, a server can't close only its own side
             self._transport.write_eof()
 
     def _close_half_closed(self) -> None:
-        """Close, unless a response is being written."""
+        """Close the connection, unless a response is being written."""
         if self._phase is CLOSED:
             return
         if self._write_paused or (self._phase is APP_RESPONSE and self._inner.responding):
@@ -322,14 +323,14 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def _drop_bytes(self) -> None:
-        """Free the bytes that have come."""
+        """Free the bytes that were received."""
         self._unread, self._offset = b"", 0
         if self._body is not None:
             self._body.take()  # a reader of chunks and its parser refer to each other
             self._body = None
 
     def _close_if_idle(self) -> None:
-        """Close, unless the kernel holds bytes of a request that the event loop has not read yet."""
+        """Close the connection, unless the kernel holds bytes of a request that the event loop has not read yet."""
         if self._phase is IDLE and has_bytes(self._transport):
             asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
         elif self._phase is IDLE:

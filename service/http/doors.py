@@ -34,7 +34,7 @@ from foldserve.service.settings import Settings
 
 @dataclass(frozen=True)
 class Door:
-    """One listener. config: uvicorn's, with the app. context: shared by its connections. tls: None without TLS."""
+    """One listener. config: for uvicorn; it has the app. context: for every connection. tls: None without TLS."""
 
     listener: socket.socket
     config: uvicorn.Config
@@ -55,7 +55,7 @@ class Door:
         return Acceptor(self.listener, create_protocol, lambda: None if tls is None else tls.context)
 
     def tick(self) -> None:
-        """Run the tasks of each second."""
+        """Run the tasks that are due once a second."""
         self.context.tick()
         if self.tls is not None:
             self.tls.refresh()
@@ -100,7 +100,7 @@ def _create_door(
     endpoints: Mapping[bytes, Endpoint],
     tls: Tls | None,
 ) -> Door:
-    """Create one door. host: the setting. endpoints: the door's connections answer them without the app."""
+    """Create one door. host: as in the settings. endpoints: those of the connections, by path."""
     address = listener.getsockname()[0]
     context = ConnectionContext(
         endpoints,

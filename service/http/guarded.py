@@ -63,7 +63,7 @@ class GuardedApp:
         self._find_cached = lru_cache(_MAX_CACHED)(self._find)
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
-        """Answer one request. connection: ASGI's scope."""
+        """Answer one request. connection: the dict that ASGI calls scope."""
         reply = self._refusal(connection) if connection["type"] == "http" else None
         await (self._app if reply is None else to_response(reply))(connection, receive, send)
 
@@ -80,7 +80,7 @@ class GuardedApp:
         return None
 
     def _find(self, method: str, path: str) -> tuple[bool, Scope | None]:
-        """Find the first route that matches, as the app's router does, or else the first with a wrong method only.
+        """Find a route as the app's router does: the first with this path and method, or else the first with this path.
 
         Returns whether there is such a route, and the scope of that route.
         """

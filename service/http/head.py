@@ -134,7 +134,7 @@ class _Collector:
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._keep_alive = self._parser.should_keep_alive()  # httptools loses this value after a request without body
+        self._keep_alive = self._parser.should_keep_alive()  # only valid here: httptools resets it if no body follows
 
 
 class HeadReader:
@@ -145,7 +145,7 @@ class HeadReader:
     def __init__(self, heads: Heads) -> None:
         self._heads = heads
         self._raw = b""
-        # Checks an incomplete head, so that an invalid one is refused before its end.
+        # Checks an incomplete head, so that an invalid head is refused before its end arrives.
         self._parser: httptools.HttpRequestParser | None = None
         self._url = b""
 

@@ -1,8 +1,8 @@
 """Runs another protocol inside a connection, such as uvicorn's protocol with the FastAPI app.
 
-Both sides know only the interfaces of asyncio. The inner protocol gets the unchanged bytes of one forwarded request at
-a time. It writes its responses to an inner transport. That transport writes them to the real transport, and parses them
-to find the end of each response.
+The connection and the inner protocol know only asyncio's interfaces, not each other. The inner protocol gets the
+unchanged bytes of one forwarded request at a time. The inner protocol writes its responses to an inner transport. The
+inner transport writes these bytes to the real transport, and parses them to find the end of each response.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class InnerTransport(asyncio.Transport):
 
     def begin(self, method: bytes) -> None:
         """Expect the response to a request."""
-        if self._method == b"HEAD":  # the parser still expects a body in the response to HEAD
+        if self._method == b"HEAD":  # a response to HEAD has no body, but the parser still waits for one
             self._parser = httptools.HttpResponseParser(self)
         self._method = method
         self.responding = self.responded = False
@@ -203,5 +203,6 @@ class InnerTransport(asyncio.Transport):
     def _end(self) -> None:
         if not self.responded:
             self.responded = True
-            # The callback comes later, because the inner protocol has not returned from its last write.
+            # Call back in the next turn of the event loop, because the inner protocol is still inside its call of
+            # `write`.
             asyncio.get_running_loop().call_soon(self._on_change)

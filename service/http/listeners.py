@@ -17,7 +17,7 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-_BACKLOG = 2048  # connections that the kernel queues for accept
+_BACKLOG = 2048  # the most connections in the kernel's queue, before the server accepts them
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def is_on_loopback(listener: socket.socket) -> bool:
 
 @contextmanager
 def bind(settings: Settings) -> Iterator[Listeners]:
-    """Bind the ports before the models are loaded, without listening. Raises `StartError`.
+    """Bind the ports, but do not listen until the models are loaded. Raises `StartError`.
 
     Logs a warning if clients on other machines need neither an API key nor a certificate.
     """

@@ -1,6 +1,7 @@
-"""Response headers with which browsers protect users. Some are for all responses, some for pages, some for other sites.
+"""Response headers with which browsers protect users. Some headers are for all responses, some for pages, some for
+requests from other sites.
 
-It knows ASGI, but no route.
+This module knows ASGI, but no route.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ NO_SNIFF = (b"x-content-type-options", b"nosniff")
 _EXPOSED = ("Content-Encoding", "Inference-Header-Content-Length", "Retry-After", "WWW-Authenticate")
 EXPOSED_HEADERS = (b"access-control-expose-headers", ", ".join(_EXPOSED).encode())
 
-# Headers of pages. A page loads only files of this server and opens in no frame. Other sites do not get its address.
+# Headers of pages. A page loads only files of this server and opens in no frame. The browser does not send the page's
+# address to other sites.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",

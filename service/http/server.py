@@ -77,7 +77,7 @@ def _print(text: str) -> None:
 
 def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
     """Serve on bound sockets in this process. announce: called with the lines to print when ready."""
-    tls = load_tls(settings, listeners)  # before the models, so that the error of a wrong file comes at once
+    tls = load_tls(settings, listeners)  # load the certificates first, so that an error in a file comes at once
     allocator.return_large_blocks()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     service = compose(settings)
@@ -92,7 +92,7 @@ def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], o
     _start_watchdog(settings, service, stopped)
     server.run(sockets=list(listeners.all))
     stopped.set()
-    if service.lifecycle.lost:  # a new process may be able to use the device; the supervisor decides
+    if service.lifecycle.lost:  # a new process may be able to use the device; a supervisor must start it
         raise DeviceError(service.lifecycle.loss)
 
 
@@ -149,7 +149,7 @@ class _Server(uvicorn.Server):
         if counter % 10 == 0:
             try:
                 self._run_periodic_tasks()
-            except Exception:  # such as a full disk for the counts of the workers: the server must continue
+            except Exception:  # for example, the disk is full; the server must continue
                 log.exception("internal error")
         return await super().on_tick(counter)
 
@@ -178,7 +178,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
         self._service.repository.drain()
         self._abort_connections()
-        await asyncio.sleep(0)  # until the event loop has called connection_lost
+        await asyncio.sleep(0)  # the event loop now calls connection_lost
 
     def _abort_connections(self) -> None:
         for connection in self._connections():
@@ -187,8 +187,7 @@ class _Server(uvicorn.Server):
     async def _wait_for_balancers(self) -> None:
         """Become unready, but serve for `drain_delay` more seconds: load balancers need time to notice.
 
-        With several workers, the supervisor makes the workers unready. Then the supervisor waits, and the workers do
-        not.
+        With several workers, the supervisor makes the workers unready and waits, so the workers do not wait.
         """
         lifecycle = self._service.lifecycle
         end = time.monotonic() + (self._settings.drain_delay if lifecycle.ready else 0)

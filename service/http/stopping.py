@@ -24,7 +24,7 @@ log = logging.getLogger("foldserve")
 UNREADY_SIGNAL = signal.SIGUSR1
 # Seconds in which handshakes that have begun may finish.
 HANDSHAKE_SECONDS = 0.1
-_SO_ATTACH_FILTER = 26  # of <asm-generic/socket.h>; the module socket has no name for it
+_SO_ATTACH_FILTER = 26  # from <asm-generic/socket.h>; Python's module `socket` does not define this constant
 
 
 def exit_on_signals(*, quietly: bool = False) -> None:
@@ -53,8 +53,8 @@ def _hang_up(_: int, __: object) -> None:
 def refuse_handshakes(listener: socket.socket) -> None:
     """Let the kernel ignore each new connection from now on, for all processes that share the listener.
 
-    Without this, the kernel may complete a connection after the last `accept` and before the listener closes. Then it
-    would reset that connection, although its client may have sent a request. An ignored client tries again after a
+    Without this call, the kernel may complete a connection after the last `accept` and before the listener closes. Then
+    it would reset that connection, although its client may have sent a request. An ignored client tries again after a
     second. By then, the port is closed or the next server listens. On systems other than Linux this does nothing.
     """
     if sys.platform != "linux":
@@ -73,6 +73,6 @@ def has_bytes(transport: asyncio.Transport) -> bool:
     count = array("i", [0])
     try:
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
-    except OSError:  # the connection is closed
+    except OSError:  # the connection is already closed
         return False
     return count[0] > 0

@@ -16,7 +16,7 @@ log = logging.getLogger("foldserve")
 
 
 class Tls:
-    """Creates the context of the next handshake. Its files are those that the last `refresh` has read.
+    """Creates the context of the next handshake. The context uses the files that the last `refresh` has read.
 
     certificate: a PEM file with the server's certificate first, then the certificates of its issuers. key: the file of
     the private key; None if the key is in the file of the certificate. client_ca: a file with the certificates of the

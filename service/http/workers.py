@@ -106,7 +106,10 @@ class _Supervisor:
                     self._replace(worker)
 
     def stop(self) -> None:
-        """Stop all workers. A ready worker drains, and is killed if that takes too long. Others are killed at once."""
+        """Stop all workers.
+
+        A ready worker drains, and is killed if that takes too long. A worker that is not ready is killed at once.
+        """
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         ready = [worker for worker in self._workers if worker.ready]
@@ -139,7 +142,7 @@ class _Supervisor:
             self._workers.append(_Worker(process, messages, time.monotonic()))
 
     def _wait_for_message(self, workers: list[_Worker]) -> list[_Worker]:
-        """Wait until a worker has sent a message or died. Return all workers that have."""
+        """Wait until a worker has sent a message or died. Return all such workers."""
         ready = wait([self._signalled, *(worker.messages for worker in workers)])
         if self._signalled in ready:
             os.read(self._signalled, 4096)
@@ -177,7 +180,7 @@ class _Supervisor:
 
 @contextmanager
 def _deferred_stop_signals() -> Iterator[None]:
-    """Handle the stop signals after the block: a worker that is interrupted during its start prints a traceback."""
+    """Delay the stop signals until the block ends: an interrupted start of a worker would print a traceback."""
     received: list[int] = []
     handlers = [signal.signal(number, lambda number, _: received.append(number)) for number in _STOP_SIGNALS]
     try:
@@ -200,7 +203,7 @@ def _run_worker(serve: Serve, settings: Settings, listeners: Listeners, pipe: Co
 
 
 def _send(pipe: Connection, kind: str, text: str) -> None:
-    with suppress(OSError):  # if the supervisor has died, a thread stops this process
+    with suppress(OSError):  # the supervisor may have died; then a thread stops this process
         pipe.send_bytes(json.dumps([kind, text]).encode())  # `send` would pickle it, and a pickle may run code
 
 

@@ -59,7 +59,7 @@ class Gpu:
 
 
 def library(name: Name) -> Library:
-    """Load a CUDA library as a session would, and find its file and version. Raises `DeviceError` if it can't."""
+    """Load a CUDA library as a session does, and find its file and version. Raises `DeviceError` if loading fails."""
     loaded = load(name)
     number = ctypes.c_int()
     if name == "cudart":

@@ -248,7 +248,7 @@ class PrometheusMetrics(Metrics):
     ) -> None:
         """Set the gauges of a model that was loaded and verified."""
         for feature in categorical:
-            self.unseen_categories.labels(model, version, feature)  # creates the series at 0, which a rate needs
+            self.unseen_categories.labels(model, version, feature)  # creates the series at 0, so that `rate` works
         self.load_seconds.labels(model, version).set(seconds)
         self.parity_error.labels(model, version).set(parity.max_absolute)
         self.parity_ratio.labels(model, version).set(parity.worst)

@@ -25,7 +25,10 @@ _MISFITS: dict[frozenset[type], str] = {
 
 
 class _Codes(dict[Any, float | None]):
-    """The codes of the known values. Other values get the code of an unseen category, unless they mean missing."""
+    """The codes of the known values.
+
+    Other values get the code of an unseen category, unless they mean a missing value.
+    """
 
     def __init__(self, known: dict[Any, float | None], reading: Reading | None, unseen: float) -> None:
         super().__init__(known)

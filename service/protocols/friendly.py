@@ -99,8 +99,8 @@ class FriendlyCodec:
         columns = self._columns
         rows = RowsBuffer(columns.width)
         by_name = None
-        # The fast path uses each number as the model's input. A number needs the other path if it is a category, or
-        # if it means a missing value.
+        # The fast path uses each number as the model's input. A number that is a category, or that means a missing
+        # value, needs the slow path.
         fast = columns.are_plain
         for piece in pieces:
             numbers = read_numbers(body, piece, columns.width) if fast and piece.brackets else None

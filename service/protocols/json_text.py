@@ -1,4 +1,4 @@
-"""Parses JSON text. Can cut one long array out of a document, and parse the array in pieces.
+"""Parses JSON text. Cuts one long array out of a document, and parses the array in pieces.
 
 A JSON parser holds the interpreter for the whole document and creates an object for each value. Therefore a large body
 is parsed in steps, which limits the memory and the time of each step. First, a scan finds the elements of the long
@@ -253,7 +253,7 @@ def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] |
     if elements:
         return Piece(start, start + after, elements, piece_brackets), start + after
     commas = _commas(text, quotes)
-    if brackets or not commas.size:  # the first element is longer than this range than this range than this range
+    if brackets or not commas.size:  # the first element is longer than this range
         return None
     after = start + int(commas[-1])
     return Piece(start, after, commas.size, 0), after

@@ -54,7 +54,7 @@ class InputTensor:
         return int(shape[0])
 
     def check_datatype(self, datatype: Any) -> str:
-        """Return the datatype. Raises `InvalidInput` unless it is a numeric datatype of the protocol."""
+        """Return the datatype. Raises `InvalidInput` if the protocol has no such numeric datatype."""
         if type(datatype) is not str or datatype not in _DTYPES:
             raise InvalidInput(f"the datatype of {self._name!r} is not numeric")
         return datatype
@@ -106,7 +106,7 @@ class InputTensor:
     def _fast(
         self, body: bytes | bytearray, piece: Piece, rest: list[Any], *, nested: bool
     ) -> tuple[Rows, list[Any]] | None:
-        """Return the whole rows of a piece and the numbers after its last whole row; None if it needs checks."""
+        """Return the whole rows of a piece and the numbers after its last whole row; None if the piece needs checks."""
         numbers = read_numbers(body, piece, self._columns.width) if nested == bool(piece.brackets) else None
         if numbers is None:
             return None

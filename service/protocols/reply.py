@@ -50,7 +50,7 @@ STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
 
 @dataclass(slots=True)
 class Reply:
-    """One whole answer. The writer adds `content-length`."""
+    """One whole answer. The code that writes the answer adds `content-length`."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]

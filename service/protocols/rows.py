@@ -65,7 +65,7 @@ class Columns:
         A boolean is true or false, a category is its string or number, and a missing value is None. A text is read as
         training read the table. first_row: the index of the first row in the request. Raises `InvalidInput`.
         """
-        if len(values) == self.width:  # most requests have one row, and slices would slow them most
+        if len(values) == self.width:  # faster than slices if there is only one row, as in most requests
             for column in self._converted:
                 values[column.place] = column.code(values[column.place], first_row)
         else:
@@ -86,7 +86,10 @@ class Columns:
         return rows
 
     def from_doubles(self, numbers: npt.NDArray[np.float64]) -> Rows | None:
-        """Read the finite numbers of whole rows, as `from_json_numbers`. Returns None instead of raising an error."""
+        """Read the finite numbers of whole rows, as `from_json_numbers` does.
+
+        Returns None instead of raising an error.
+        """
         with np.errstate(over="ignore"):
             rows = numbers.reshape(-1, self.width).astype(np.float32)
         if not np.isfinite(rows).all() or (self.coded and self._no_codes(rows).any()) or self._no_times(rows).any():
@@ -168,14 +171,14 @@ class Columns:
     def _no_codes(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Return a bool array [rows, coded] that is True where a value is not a code. It is False for NaN."""
         codes = rows.take(self._places, axis=1)
-        with np.errstate(invalid="ignore"):  # for a signalling NaN
+        with np.errstate(invalid="ignore"):  # NumPy warns of a signalling NaN
             bad: npt.NDArray[np.bool_] = (codes < 0) | (codes > self._largest) | (abs(codes - np.rint(codes)) > 0)
         return bad
 
     def _no_times(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Return a bool array [rows, times] that is True where a value is not a time. It is False for NaN."""
         times = rows.take(self._time_places, axis=1)
-        with np.errstate(invalid="ignore"):  # for a signalling NaN
+        with np.errstate(invalid="ignore"):  # NumPy warns of a signalling NaN
             bad: npt.NDArray[np.bool_] = (abs(times) > MAX_MOMENT) | (abs(times - np.rint(times)) > 0)
         return bad
 

@@ -111,7 +111,7 @@ class CudaRunner:
         self._seconds_to_open = time.monotonic() - began
 
     def _close(self) -> None:
-        self._graphs, self._large, self._session = [], None, None  # freed before the memory that they use
+        self._graphs, self._large, self._session = [], None, None  # free these objects before the memory that they use
         self._stream.close()
 
     def _run_or_recover(self, rows: Rows) -> Outputs:

@@ -21,7 +21,7 @@ from foldserve.service.runtime.session import one_line
 
 
 def check_graph(bundle: Bundle) -> onnx.ModelProto:
-    """Parse the model. Raises `BundleError` unless it is ONNX of the manifest's opset, without external data.
+    """Parse the model. Raises `BundleError` unless the model is ONNX with the manifest's opset and no external data.
 
     ONNX Runtime would read external data from any path that the graph names. The hash does not cover such files.
     """

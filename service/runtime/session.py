@@ -117,7 +117,8 @@ def open_cuda(model: bytes, provider_options: Mapping[str, str]) -> ort.Inferenc
 def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
     """Translate `options` for the CUDA provider. stream: the address of the CUDA stream for all work."""
     chosen = {
-        # TF32 keeps 10 of the 23 bits of a float32's mantissa. With it, a model would miss its golden outputs.
+        # TF32 keeps 10 of the 23 bits of a float32's mantissa. With TF32, a model would not reproduce its golden
+        # outputs.
         "use_tf32": str(int(options.precision == "tf32")),
         "enable_cuda_graph": str(int(bool(options.buckets))),
         # By default the arena doubles its memory. That is too much for a device that may be shared.

@@ -9,5 +9,6 @@
     host         the machine: its name, its load, the installed versions
     wording      numbers as text
 
-It knows neither the HTTP server nor the engine: these settings do not change the time that the two need.
+This package knows neither the HTTP server nor the engine. The chosen settings do not change the time that HTTP and the
+engine need.
 """

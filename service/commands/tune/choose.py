@@ -1,4 +1,4 @@
-"""Chooses each setting from measurements. Pure functions: it measures nothing and writes nothing.
+"""Chooses each setting from measurements. The module has only pure functions: it measures nothing and writes nothing.
 
 Each constant of this module is the smallest gain that is worth the cost of a setting.
 """
@@ -15,7 +15,8 @@ from foldserve.service.commands.tune.wording import duration, plural
 from foldserve.service.commands.tune.workload import MAX_BATCH
 from foldserve.service.runtime.session import Device
 
-# A graph costs GPU memory. So the graph must save this share of the time of the next larger graph or of a plain run.
+# A graph costs GPU memory. So a graph is chosen only if it saves at least this share of the time. The comparison is
+# with the next larger graph and with a plain run.
 _GRAPH_SAVING = 0.05
 # The number of threads is doubled only if the runs of all batch sizes together get faster by this factor. For
 # comparison, two processes on two cores do twice the work of one process.
@@ -54,7 +55,10 @@ def choose(latencies: Latencies, throughput: Throughput, device: Device) -> tupl
 
 
 def _choose_threads(cpu: Mapping[int, Curve]) -> tuple[int, str]:
-    """Choose the smallest number of threads for which more threads gain too little over a server's batch sizes."""
+    """Choose the number of threads.
+
+    The number is increased until a further increase gains too little at a server's batch sizes.
+    """
     counts = sorted(cpu)
     chosen, why = counts[0], "this process may use one processor"
     for more in counts[1:]:
@@ -113,7 +117,7 @@ def _cuda_seconds(batch: int, buckets: Sequence[int], latencies: Latencies) -> f
 
 
 def _choose_workers(throughput: Throughput) -> Choice:
-    """Choose the number of processes. It grows step by step, as long as each step gains enough."""
+    """Choose the number of processes. The number grows step by step, as long as each step gains enough."""
     rates = throughput.rates
     counts = sorted(rates)
     chosen = counts[0]

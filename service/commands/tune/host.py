@@ -44,6 +44,6 @@ def busy() -> str | None:
 
 def _gpu() -> str:
     try:
-        return nvidia.gpus()[0].name  # ONNX Runtime serves on the first GPU GPU
+        return nvidia.gpus()[0].name  # ONNX Runtime serves on the first GPU
     except DeviceError:
         return "a GPU"

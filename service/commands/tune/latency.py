@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-# NumPy would import numpy.random on first use, and a Ctrl-C during that import can get lost. So this module imports it.
+# NumPy would import numpy.random on first use, and if a user presses Ctrl-C during that import, the interrupt can get
+# lost. So this module imports it.
 from numpy.random import Generator, default_rng
 
 from foldserve.service.arrays import Rows, Run
@@ -160,7 +161,10 @@ def _measure_rounds(
 
 
 def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: list[str]) -> bool:
-    """Return whether to measure this batch size. If no server uses the size, it must run within `max_seconds`."""
+    """Return whether to measure this batch size.
+
+    A size that no server uses is measured only if its run takes at most `max_seconds`.
+    """
     used = len(rows) <= MAX_BATCH
     try:
         variant.run(rows)  # the first run also prepares memory

@@ -66,9 +66,12 @@ def measure_throughput(
 
 @contextmanager
 def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Connection]]:
-    """Start processes that run the model on request, and yield a connection to each. They end with the context."""
+    """Start processes that run the model on request, and yield a connection to each.
+
+    The processes end when the context ends.
+    """
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # otherwise the first process start would start the tracker, and unblock SIGINT
+    resource_tracker.ensure_running()  # start the tracker now: the start of a process would start it and unblock SIGINT
     connections: list[Connection] = []
     processes: list[Any] = []  # the class of the spawn context's processes is not public
     try:
@@ -131,7 +134,7 @@ def _receive(connection: Connection) -> Any:
 
 
 def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connection], str | None]:
-    """Wait for every process. Return the ready processes, and the reason why the first of the others is not ready."""
+    """Wait for every process. Return the ready ones, and the reason why the first other process is not ready."""
     ready, refusal = [], None
     for connection in connections:
         try:

@@ -28,7 +28,7 @@ class ErrorBody(BaseModel):
 
 
 class _NameConvertor(StringConvertor):
-    """A model's name in a path. A name has no colon, so `name:predict` is not a name. Its GET has the status 405."""
+    """A model's name in a path. A name has no colon, so GET on `name:predict` gets a 405."""
 
     regex = "[^/:]+"
 
@@ -86,7 +86,7 @@ def to_response(reply: Reply) -> Response:
 async def read_body(request: Request, limit: int, memory: BodyMemory) -> Body:
     """Read a body of at most `limit` bytes. Raises `TooLarge` before it keeps more than that, and `MemoryFull`."""
     too_large = errors.TooLarge(f"the body is larger than {limit} bytes")
-    length = int(request.headers.get("content-length", 0))  # the HTTP parser has refused anything but digits
+    length = int(request.headers.get("content-length", 0))  # the HTTP parser has refused every value that is not digits
     if length > limit:
         raise too_large
     memory.check_room(length)

@@ -105,7 +105,7 @@ def _add_predict(routes: APIRouter, repository: Repository) -> None:
     content = {
         JSON_TYPE.decode(): {
             "schema": _instances_schema(repository),
-            "example": {"instances": [example(shown)]},  # makes "Try it out" work without changes
+            "example": {"instances": [example(shown)]},  # the button "Try it out" in /docs sends this example
         },
         RAW_TYPE.decode(): _BYTES,
     }

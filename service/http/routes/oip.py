@@ -46,7 +46,7 @@ class InferTensor(BaseModel):
 
 
 class InferRequest(BaseModel):
-    """The body of infer. `parameters` may hold `timeout` (microseconds) and `binary_data_output`."""
+    """The body of an infer request. `parameters` may hold `timeout` (microseconds) and `binary_data_output`."""
 
     id: str | None = None
     parameters: dict[str, Any] | None = None
@@ -55,7 +55,7 @@ class InferRequest(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """The response of infer."""
+    """The response to an infer request."""
 
     model_name: str
     model_version: str
@@ -67,9 +67,9 @@ def router(service: Service, server: tuple[str, str]) -> APIRouter:
     """Create the routes. server: the name and the version of the server."""
     routes = APIRouter()
     repository, metrics = service.repository, service.metrics
-    if isinstance(metrics, PrometheusMetrics):  # the statistics come from the metrics
+    if isinstance(metrics, PrometheusMetrics):  # the statistics are computed from the metrics
         _add_server(routes, service, server, (*_EXTENSIONS, _STATISTICS))
-        _add_statistics(routes, repository, metrics)  # before the models, or "stats" would be a model's name
+        _add_statistics(routes, repository, metrics)  # first, or "stats" would be read as a model's name
     else:
         _add_server(routes, service, server, _EXTENSIONS)
     _add_models(routes, repository)
@@ -103,7 +103,7 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
     refused = error_responses(errors.UnknownModel, errors.ModelNotReady)
 
     def add(path: str, summary: str, describe: Callable[[Model], dict[str, Any]]) -> None:
-        """Add a GET at `path` for the newest version of a model, and for a version by its number."""
+        """Add a GET route at `path` for the newest version of a model, and for a version by its number."""
 
         @routes.get("/v2/models/{model:name}" + path, tags=["models"], summary=summary, responses=refused)
         @requires(Scope.PREDICT)
@@ -136,7 +136,7 @@ def _add_infer(routes: APIRouter, repository: Repository) -> None:
     row = repository.shown.manifest
     tensor = {"name": row.input.name, "shape": [1, len(row.features)], "datatype": "FP32", "data": row.golden.inputs[0]}
     schema = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    del schema["$defs"]  # InferTensor is a component already, through InferResponse
+    del schema["$defs"]  # InferResponse has already added InferTensor to the components
     content = {
         "application/json": {"schema": schema, "example": {"inputs": [tensor]}},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
