@@ -41,7 +41,12 @@ class _Codes(dict[Any, float | None]):
 
 
 class TimeColumn:
-    """One column of dates and times, whose values are texts of ISO 8601. place: its index among all columns."""
+    """One column of dates and times, whose values are texts of ISO 8601. place: its index among all columns.
+
+    misfit: the reason why a value is refused.
+    """
+
+    misfit = "is not a date or time as in the training table"
 
     def __init__(self, place: int, name: str, reading: Reading) -> None:
         self.place = place
@@ -55,7 +60,7 @@ class TimeColumn:
                 return None if value is None else self._read(value)
         except ValueError:
             pass
-        raise InvalidInput(f"row {row}, column {self.name!r} is not a date or time as in the training table")
+        raise InvalidInput(f"row {row}, column {self.name!r} {self.misfit}")
 
     def codes(self, values: Sequence[Any], first_row: int) -> list[float | None]:
         """Return the numbers of values, one for each row. first_row: the row of the first value, for the message."""
@@ -66,7 +71,8 @@ class CategoricalColumn:
     """One boolean or categorical column.
 
     place: the index of the column among all columns. largest: the largest code. reserved: the code of an unseen
-    category; NaN for a boolean column, which has no unseen value.
+    category; NaN for a boolean column, which has no unseen value. misfit: the reason why a value of another type is
+    refused.
     """
 
     def __init__(self, place: int, feature: Feature, largest: int) -> None:
@@ -80,7 +86,7 @@ class CategoricalColumn:
         if types & NUMBERS:
             types |= NUMBERS  # a client may write the number 1 as 1.0
         self._types = types | {type(None)}
-        self._misfit = _MISFITS[types]
+        self.misfit = _MISFITS[types]
         known: dict[Any, float | None] = {value: float(code) for code, value in enumerate(values)}
         # If no value may be missing, null stays null, and the later check of the whole rows refuses the null.
         known[None] = math.nan if feature.missing else None
@@ -117,4 +123,4 @@ class CategoricalColumn:
                 return self._codes[self._read_boolean(value)]
             except ValueError:
                 pass
-        raise InvalidInput(f"row {row}, column {self.name!r} {self._misfit}")
+        raise InvalidInput(f"row {row}, column {self.name!r} {self.misfit}")
