@@ -23,7 +23,7 @@ ENV PATH=/opt/foldserve/bin:$PATH \
 STOPSIGNAL SIGTERM
 
 
-# The wheel of foldserve.
+# This stage builds the wheel of foldserve.
 FROM ${PYTHON_IMAGE} AS wheel
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
@@ -57,14 +57,14 @@ COPY --from=trainer-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
     && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/foldserve
-# The image `service` has the same models, because Docker fills a new volume from the image that starts first.
+# Docker fills a new volume from the image that starts first. So both images have the same models.
 COPY --chown=10001:10001 models /models
 ENV MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /work
 USER 10001:10001
 ENTRYPOINT ["tini", "-s", "--", "foldserve-train"]
 CMD ["--help"]
-# VERSION is the version in pyproject.toml, and a test holds it. The Makefile sets REVISION and CREATED.
+# VERSION is the version in pyproject.toml, and a test compares the two. The Makefile sets REVISION and CREATED.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown
@@ -105,7 +105,7 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=1s --retries=3 CMD ["foldserve", "health"]
 ENTRYPOINT ["tini", "-s", "--", "foldserve"]
 CMD ["serve"]
-# VERSION is the version in pyproject.toml, and a test holds it. The Makefile sets REVISION and CREATED.
+# VERSION is the version in pyproject.toml, and a test compares the two. The Makefile sets REVISION and CREATED.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown

@@ -70,8 +70,8 @@ lint: install ## Check style, types and the Dockerfile
 
 check: lint audit ## Run make lint and make audit
 
-# git lists the files, so that no ignored file is read. Checksums are no secrets. Ruff has bandit's B104
-# as S104, with its exceptions.
+# git lists the files, so that no ignored file is read. A checksum is not a secret. Ruff checks bandit's rule B104 as
+# S104, with the exceptions of this project.
 audit: $(AUDIT)/installed ## Look for unsafe code, secrets, and packages with a security advisory
 	$(AUDIT)/bin/bandit --quiet --recursive --skip B104 service training
 	@if git rev-parse --git-dir >/dev/null 2>&1; then echo "detect-secrets: all files of git"; \
@@ -91,11 +91,12 @@ test-slow: install ## Run the slow tests: interrupted, distributed and repeated 
 test-soak: install ## Load a server for SOAK_SECONDS, by default ten minutes, and watch memory, descriptors and threads
 	$(BIN)/python -m pytest -m soak -rP tests/soak
 
-# The clients have an environment of their own, because their pins exclude those of constraints.txt.
+# The clients have an environment of their own, because their pinned versions conflict with those of constraints.txt.
 test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient, KServe's client and perf_analyzer
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients tests/clients
 
-# Atheris runs the code of this project with its packages. It saves the inputs that it finds in .fuzz, for the next run.
+# Atheris runs the code of this project with its packages. It saves the inputs that it finds into the folder .fuzz, for
+# the next run.
 fuzz: install $(FUZZ)/installed ## Fuzz the routes, the tensor codec and the reader of heads, FUZZ_SECONDS each
 	SERVER_PYTHON=$(abspath $(BIN)/python) FUZZ_SECONDS=$(FUZZ_SECONDS) $(FUZZ)/bin/python tests/fuzz/openapi.py
 	@set -e; packages=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
@@ -180,8 +181,8 @@ lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constrai
 		--custom-compile-command 'make lock TORCH_INDEX=URL' --default-index $(TORCH_INDEX) --output-file requirements/torch.txt -,\
 	grep -q "^$$torch" requirements/torch.txt || sed -i.bak "s/^torch==.*/$$torch/; /^ *--hash/d" requirements/torch.txt; rm -f requirements/torch.txt.bak)
 
-# Create the environment: $(1) are pip's flags, $(2) the extras. A rule writes its stamp file last, so an interrupted
-# installation starts again.
+# Create the environment: $(1) has the flags for pip, and $(2) has the extras. A rule writes its stamp file last, so an
+# interrupted installation starts again.
 define INSTALL
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "foldserve needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
 $(PYTHON) -m venv $(VENV)

@@ -1,7 +1,7 @@
 """Writes the two generated tables of docs/deployment.md: `make docs`. A test checks that they are current.
 
-The settings come from service/settings.py, and the sizes from the measurements in benchmarks/README.md. Of the page, it
-knows only the two comments around each table.
+The settings come from service/settings.py, and the sizes from the measurements in benchmarks/README.md. This script
+knows only the two comments around each table, not the rest of the page.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _escape(text: str | None) -> str:
 
 
 def sizes_table(measured: str) -> str:
-    """Return the table of loads that one core answers, and its start time and memory, in Markdown.
+    """Return a table in Markdown: the loads that one core answers, the start time and the memory of the server.
 
     measured: the text of benchmarks/README.md. Raises `ValueError` if a figure of foldserve is missing there.
     """
