@@ -1,8 +1,8 @@
-"""Measures foldserve under more load than it can answer: `python benchmarks/overload.py`.
+"""Measures foldserve under more requests than it can answer: `python benchmarks/overload.py`.
 
-The server has one core, and the load has another core. There are four rounds: a closed loop, which gives the peak rate;
-a small load; an open loop at a multiple of the peak rate; and the recovery after the overload. The table compares the
-figures with their targets.
+The server has one core, and the load has another core. There are four rounds. A closed loop gives the peak rate. A
+small load gives the latency without a queue. An open loop sends at a multiple of the peak rate, which is the overload.
+The last round measures the recovery after the overload. The table compares the figures with their targets.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
 def _measure(chosen: argparse.Namespace, server: Server) -> Figures:
     request = _request(chosen.rows, chosen.header)
     load = Load(server.port, chosen.connections)
-    load.closed_loop(request, 1.0, chosen.peak_connections)  # the server learns the cost of a request
+    load.closed_loop(request, 1.0, chosen.peak_connections)  # the server measures the cost of a request
     before = _processor_seconds(server.process)
     peak = load.closed_loop(request, chosen.peak_seconds, chosen.peak_connections)
     peak_s = _processor_seconds(server.process) - before
@@ -135,7 +135,7 @@ def _retry_after(outcome: Outcome) -> str:
 
 
 def _per_processor_second(figures: Figures) -> str:
-    """Compare goodputs per processor second of the server, so that other programs do not change the result."""
+    """Compare the goodputs per second of processor time of the server. Other programs do not change these figures."""
     peak = figures.peak.count(200) / figures.peak_s
     goodput = figures.overload.count(200) / figures.overload_s
     return f"{goodput:,.0f} ({goodput / peak:.1%} of the peak)"
@@ -146,7 +146,10 @@ def _others(outcome: Outcome) -> int:
 
 
 def _recovery(outcome: Outcome, limit_ms: float) -> float:
-    """Return the time, in seconds, at which half a second begins in which 98% of the requests are answered in time."""
+    """Return the seconds until the service has recovered.
+
+    Then 98% of the requests in half a second are answered in time.
+    """
     scheduled = np.array(outcome.scheduled)
     fast = (np.array(outcome.answered) - scheduled) * 1e3 <= limit_ms
     good = (np.array(outcome.status) == 200) & fast

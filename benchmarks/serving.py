@@ -1,9 +1,9 @@
-"""Compares foldserve with other servers for such a model: `python benchmarks/serving.py [--write]`.
+"""Compares foldserve with other model servers: `python benchmarks/serving.py [--write]`.
 
 Only one contender runs at a time. It has one core, and wrk has another core. All contenders have the same model and the
-same bodies, and their responses are checked before and after the load. Rounds interleave the contenders; a ratio is
-taken within a round, and the tables show the median. Other servers are installed on first use, in `.bench/`, at the
-versions of `benchmarks/contenders/*.txt`.
+same bodies, and their responses are checked before and after the load. Every round measures all contenders. A ratio
+compares two figures of the same round, and the tables show the median of the rounds. Other servers are installed on
+first use, in `.bench/`, at the versions of `benchmarks/contenders/*.txt`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def main() -> None:
-    """Measure, print the tables, and with --write put them into the README."""
+    """Measure and print the tables. With --write, also write them to benchmarks/README.md."""
     chosen = _arguments()
     program = f"wrk {wrk.version().removeprefix('wrk ')}"
     cores = sorted(os.sched_getaffinity(0))
@@ -43,7 +43,7 @@ def main() -> None:
         folder = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()
-        os.sched_setaffinity(0, cores[-1:])  # this process must not disturb the server
+        os.sched_setaffinity(0, cores[-1:])  # leaves the first core to the server
         bench = Bench(folder, chosen.seconds, cores[0], cores[-1], write_bodies(ROOT / MODEL, folder))
         rounds = _rounds(bench, chosen.contenders, chosen.repeats)
         pairs, soak_seconds = chosen.pairs, chosen.soak
@@ -70,7 +70,7 @@ def _rounds(bench: Bench, names: Sequence[str], repeats: int) -> list[Round]:
         for name in names:
             print(f"round {number} of {repeats}: {name}", file=sys.stderr)
             bench.measure(name, current)
-    for done in rounds:  # a wrong response in one round excludes the figures of every round
+    for done in rounds:  # a wrong response in one round excludes the figures of all rounds
         done.figures = {key: one for key, one in done.figures.items() if key.rpartition("/")[0] not in bench.excluded}
     return rounds
 
@@ -90,7 +90,7 @@ def _versions(program: str) -> list[str]:
 
 
 def _contender_versions() -> list[str]:
-    """List the pinned version of each contender's own package."""
+    """List the pinned version of the package of each contender."""
     names = dict.fromkeys(contender.requirements for contender in CONTENDERS if contender.requirements)
     return [f"contender {pin}" for name in names for pin in pins(name, name)]
 

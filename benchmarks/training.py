@@ -1,8 +1,9 @@
 """Compares foldserve's training with other libraries for tables: `python benchmarks/training.py --data DIR`.
 
-It has three parts: metrics and time on tables with a fixed split, rows per second of the training loop, and the memory
-for a large table. Every program has one core and one thread. Other libraries are installed on first use, in `.bench/`,
-at the versions of `benchmarks/contenders/training.txt`.
+It has three parts. The first part compares metrics and time on tables with a fixed split. The second part compares the
+rows per second of training loops. The third part measures the memory of a training on a large table. Every program has
+one core and one thread. Other libraries are installed on first use, in `.bench/`, at the versions of
+`benchmarks/contenders/training.txt`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ OTHER_PACKAGES = ("pytabkit", "skorch", "scikit-learn", "torch")
 
 
 def main() -> None:
-    """Measure, print the tables, and with --write put them into the README."""
+    """Measure and print the tables. With --write, also write them to benchmarks/README.md."""
     chosen = _arguments()
     measure: dict[str, Callable[[argparse.Namespace, int], str]] = {
         "accuracy": _accuracy,
@@ -35,7 +36,7 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     parts = [machine(_versions())]
     if len(cores) > 1:
-        os.sched_setaffinity(0, cores[1:])  # this process must not disturb the measurement
+        os.sched_setaffinity(0, cores[1:])  # leaves the first core to the measured programs
     parts += [measure[part](chosen, cores[0]) for part in chosen.only]
     text = "\n\n".join(parts)
     print(text)

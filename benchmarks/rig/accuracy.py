@@ -1,4 +1,4 @@
-"""Compares presets of foldserve with other libraries: metrics and time on tables with a fixed split.
+"""Compares the presets of foldserve with other libraries, by their metrics and times on tables with a fixed split.
 
 A table is `NAME.train.csv` and `NAME.test.csv`. Its target is the column `label` (classes) or `target` (numbers).
 """
@@ -23,7 +23,7 @@ REFERENCES = {"hgb": "HistGradientBoosting", "mlp": "scikit-learn's MLP", "realm
 TITLES = PRESETS | REFERENCES
 ENVIRONMENT = "training"
 
-FAST_SECONDS = 10.0  # target in seconds for `fast`, on a table of at most FAST_ROWS training rows
+FAST_SECONDS = 10.0  # target for the seconds of `fast` on a table of at most FAST_ROWS training rows
 FAST_ROWS = 10_000
 BEST_SHARE = 1 / 3  # target for the time of `best`, as a share of RealMLP's time
 
@@ -40,19 +40,19 @@ class Table:
 
     @property
     def classifies(self) -> bool:
-        """Whether the target is a class."""
+        """Whether the target is a class, not a number."""
         return self.target == "label"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One fit. seconds: processor time. metrics: on the test rows."""
+    """One fit. seconds: its processor time. metrics: the metrics on the test rows."""
 
     seconds: float
     metrics: dict[str, float]
 
 
-Fits = dict[tuple[str, str], list[Fit]]  # by table and contender, one for each seed
+Fits = dict[tuple[str, str], list[Fit]]  # by table and contender, with one fit for each seed
 
 
 def find_tables(folders: Iterable[Path], wanted: Sequence[str] | None) -> list[Table]:
@@ -83,7 +83,7 @@ def measure(tables: Sequence[Table], names: Sequence[str], seeds: int, core: int
                 try:
                     one = _fit(table, name, seed, core)
                     fits.setdefault((table.name, name), []).append(one)
-                except (RunError, StartError) as error:  # one failed seed excludes the other seeds
+                except (RunError, StartError) as error:  # without one seed, the median would not be comparable
                     failed[where] = str(error).replace(f"{table.train.parent}/", "")
                     fits.pop((table.name, name), None)
     return fits, failed
@@ -120,7 +120,7 @@ def fit_foldserve(table: Table, flags: Sequence[str], seed: int, core: int) -> F
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of some tables, as medians over the seeds; None if a fit is missing."""
+    """Figures of some tables, as medians over the seeds. A figure is None if a fit is missing."""
 
     tables: Sequence[Table]
     fits: Fits
@@ -131,12 +131,12 @@ class Figures:
         return median(_values(fits, metric)) if fits else None
 
     def over_tables(self, name: str, metric: str, combine: Callable[[list[float]], float] = fmean) -> float | None:
-        """Combine the medians of all tables; None unless every table has one."""
+        """Combine the medians of all tables. Return None if a table has no median."""
         found = [self.of_table(table, name, metric) for table in self.tables]
         return combine([x for x in found if x is not None]) if found and None not in found else None
 
     def best_of_references(self, metric: str, choose: Callable[[list[float]], float]) -> float | None:
-        """Return the best figure of the three other libraries; None unless all three have one."""
+        """Return the best figure of the three other libraries. Return None if a library has no figure."""
         found = [self.over_tables(name, metric) for name in REFERENCES]
         return choose([x for x in found if x is not None]) if None not in found else None
 

@@ -1,6 +1,7 @@
-"""The request bodies that every contender gets, and the check of their responses.
+"""Makes the request bodies that every contender gets, and checks the responses of the contenders.
 
-The rows are real rows of scikit-learn's digits, the same for every contender. The reference is ONNX Runtime.
+The rows are rows of scikit-learn's digits, the same for every contender. ONNX Runtime computes the expected
+probabilities.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ HEAD_LENGTH = "Inference-Header-Content-Length"
 
 
 class WrongResponseError(Exception):
-    """A response is not the model's probabilities. The message is one line."""
+    """A response does not have the probabilities of the model. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ def _contents(rows: Array) -> dict[str, tuple[bytes, dict[str, str]]]:
 
 
 def binary(rows: Array) -> tuple[bytes, dict[str, str]]:
-    """Return the body and headers of a request with a binary tensor, which asks for a binary tensor in the response."""
+    """Return the body and headers of a request with a binary tensor.
+
+    The request asks for a binary tensor in the response.
+    """
     raw = rows.astype("<f4").tobytes()
     head = _json(
         {

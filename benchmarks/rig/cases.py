@@ -1,4 +1,4 @@
-"""The comparison of servers: the contenders, their protocols, the loads, and the targets for foldserve."""
+"""Lists the parts of the comparison of servers: contenders, their protocols, loads, and targets for foldserve."""
 
 from __future__ import annotations
 
@@ -25,24 +25,30 @@ JSON_LOADS = (ROW, SINGLE, TABLE)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One protocol of a contender. In `path`, {index} is the index of the number of rows in `bodies.COUNTS`."""
+    """One protocol of a contender.
+
+    In `path`, {index} is replaced by the position in `bodies.COUNTS` of the number of rows.
+    """
 
     protocol: Literal["json", "oip", "binary"]
     path: str
     loads: tuple[Load, ...] = JSON_LOADS
-    predicts: bool = True  # False: the upper bound, which has no model
+    predicts: bool = True  # False: a server of constant responses, which has no model
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A server. In `command`, {python} is the Python of its environment, and {port} and {spare} are free ports."""
+    """A server.
+
+    In `command`, {python} is replaced by the Python of its environment, and {port} and {spare} by free ports.
+    """
 
     name: str
     title: str
     command: tuple[str, ...]
     ready: str
     endpoints: tuple[Endpoint, ...]
-    requirements: str | None = None  # None: the environment of foldserve
+    requirements: str | None = None  # None: it runs in the environment of foldserve
 
 
 OIP = "/v2/models/digits/infer"
@@ -54,7 +60,10 @@ CONSTANT = ("{python}", "benchmarks/contenders/serve_constant.py", "{port}", "{s
 
 
 def _other(name: str, title: str, ready: str, endpoints: tuple[Endpoint, ...], *arguments: str) -> Contender:
-    """Return a server of another project: contenders/serve_X.py, with X the name up to its first hyphen."""
+    """Return a server of another project.
+
+    Its script is contenders/serve_X.py, where X is the name up to its first hyphen.
+    """
     project = name.partition("-")[0]
     command = ("{python}", f"benchmarks/contenders/serve_{project}.py", "{port}", MODEL, *arguments)
     return Contender(name, title, command, ready, endpoints, requirements=project)
@@ -74,14 +83,14 @@ CONTENDERS = (
     _other("mlserver", "MLServer", "/v2/models/digits/ready", (Endpoint("oip", OIP),), "{spare}"),
     _other("triton", "Triton (pytriton)", "/v2/models/digits/ready", OIP_ENDPOINTS),
 )
-BARE = "bare"  # a session without a server, which is not a Contender
+BARE = "bare"  # a session without a server, which is therefore not a `Contender`
 BARE_TITLE = "ONNX Runtime alone"
 NAMES = (*(contender.name for contender in CONTENDERS), BARE)
 
 
 @dataclass(frozen=True)
 class Target:
-    """The ratio of one figure in two cases, and the target for this ratio."""
+    """The ratio of the same figure in two cases, and the target for this ratio."""
 
     text: str
     ours: str

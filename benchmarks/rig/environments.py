@@ -1,4 +1,4 @@
-"""Installs each contender in its own virtual environment, and makes commands that run on one core."""
+"""Installs each contender in a separate virtual environment, and builds commands that run on one core."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CONTENDERS = ROOT / "benchmarks" / "contenders"
 
-# One thread for every library: a program has one core, and more threads would compete for it.
+# Every library gets one thread, because a program has one core and more threads would compete for the core.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -21,7 +21,10 @@ class StartError(Exception):
 
 
 def environment(name: str) -> Path:
-    """Return the Python of a contender's virtual environment. Creates it if the requirements have changed."""
+    """Return the path of Python in a contender's virtual environment.
+
+    Create the environment again if the requirements have changed.
+    """
     folder, wanted = ROOT / ".bench" / name, (CONTENDERS / f"{name}.txt").read_text()
     stamp, python = folder / "installed.txt", folder / "bin" / "python"
     if stamp.exists() and stamp.read_text() == wanted:
@@ -52,6 +55,6 @@ def pinned(core: int, program: Sequence[str]) -> list[str]:
 
 
 def variables() -> dict[str, str]:
-    """Return the environment variables of every contender, without the FOLDSERVE_* settings of this shell."""
+    """Return the environment variables for a contender. They do not include the FOLDSERVE_* settings of this shell."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
     return kept | _ONE_THREAD

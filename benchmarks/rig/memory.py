@@ -1,4 +1,4 @@
-"""Training on a table of a million rows: the peak memory, and the time until the first output."""
+"""Measures a training on a large table: the peak memory, and the time until the first output."""
 
 from __future__ import annotations
 

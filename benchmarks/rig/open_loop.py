@@ -1,8 +1,8 @@
 """Loads a server from one process: a closed loop, or an open loop with arrivals that do not wait for responses.
 
-In an open loop, the latency of a request starts at its scheduled arrival, so a slow server or a late driver can't hide
-a wait. A request that finds no idle connection waits for one. The module uses plain sockets and epoll, because an event
-loop with callbacks would cost more than the work of the server.
+In an open loop, the latency of a request starts at its scheduled arrival. So it includes every wait that a slow server
+or a late load generator causes. If all connections are busy, the request waits until a connection is idle. The module
+uses plain sockets and epoll, because an event loop with callbacks would cost more than the work of the server.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _RECEIVE_BYTES = 2**18
 
 @dataclass
 class Outcome:
-    """The responses of one load. Each list has one item for each response, in the order of the responses.
+    """The responses of one load. The lists have one item for each response, in the order of the responses.
 
-    scheduled, sent, answered: seconds of `time.perf_counter`. status: 0 if the connection broke.
+    scheduled, sent, answered: times of `time.perf_counter`, in seconds. status: 0 if the connection broke.
     """
 
     started: float
@@ -62,7 +62,7 @@ class _Client:
 
 
 class Load:
-    """Kept connections to one server on this machine, and the requests on them.
+    """Sends requests on kept connections to one server on this machine.
 
     broken: connections that the server has closed.
     """
@@ -89,7 +89,10 @@ class Load:
         self._poll.close()
 
     def closed_loop(self, request: bytes, seconds: float, connections: int) -> Outcome:
-        """Send on `connections` connections; after each response, send the next request on the same one."""
+        """Send a request on each of `connections` connections.
+
+        After each response, send the next request on the same connection.
+        """
         outcome = Outcome(time.perf_counter())
         end = outcome.started + seconds
         for _ in range(connections):
@@ -101,7 +104,7 @@ class Load:
         return outcome
 
     def open_loop(self, request: bytes, seconds: float, rate: float, *, poisson: bool, seed: int) -> Outcome:
-        """Send `rate` requests a second, at random (Poisson) or constant intervals."""
+        """Send `rate` requests a second, at random intervals (Poisson) or at constant intervals."""
         count = max(1, int(seconds * rate))
         gaps = np.random.default_rng(seed).exponential(1 / rate, count) if poisson else np.full(count, 1 / rate)
         outcome = Outcome(time.perf_counter())
@@ -121,7 +124,7 @@ class Load:
             if client.connection.send(request) < len(request):
                 raise RuntimeError("the kernel's buffer is too small for the request")
         except ConnectionError:
-            pass  # `_receive` finds the connection closed
+            pass  # `_receive` handles the closed connection
 
     def _receive(self, outcome: Outcome, timeout: float) -> None:
         for number, _ in self._poll.poll(timeout):

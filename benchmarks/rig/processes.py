@@ -21,8 +21,9 @@ class RunError(Exception):
 class Run:
     """The measurements of one run.
 
-    processor_s: user and system time, including child processes. first_output_s: the seconds from the start to the
-    first output on the terminal. peak_bytes: the largest resident memory of a single process. output: all printed text.
+    processor_s: the user and system time in seconds, including child processes. first_output_s: the seconds from the
+    start to the first output on the terminal. peak_bytes: the largest resident memory of a single process. output: the
+    whole printed text.
     """
 
     processor_s: float
@@ -38,7 +39,7 @@ class Run:
 
 
 def run(program: Sequence[str], core: int) -> Run:
-    """Run a program in the root of the repository, on a terminal, because it shows its progress only there.
+    """Run a program in the root of the repository, on a terminal. A program shows its progress only on a terminal.
 
     Raises `RunError` if it fails.
     """

@@ -32,13 +32,13 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def median_and_range(values: Sequence[float]) -> str:
-    """Write the median and, if there is more than one value, the lowest and the highest."""
+    """Write the median. If there is more than one value, also write the lowest and the highest value."""
     low, middle, high = (number(x) for x in (min(values), median(values), max(values)))
     return middle if len(values) == 1 else f"{middle} ({low} to {high})"
 
 
 def number(value: float) -> str:
-    """Write a number with three digits, and commas between thousands."""
+    """Write a number with three significant digits, and with commas between thousands."""
     if value == 0 or math.isnan(value):
         return NONE
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -46,7 +46,10 @@ def number(value: float) -> str:
 
 
 def target_row(text: str, values: list[float] | str, bound: float, *, at_least: bool) -> Row:
-    """Compare the median with its target. If there are no figures, `values` is a text with the reason."""
+    """Write a table row that compares the median with its target.
+
+    If there are no figures, `values` is a text with the reason.
+    """
     target = f"{'≥' if at_least else '≤'} {bound:.3g}"
     if isinstance(values, str):
         return (text, values, target, NONE)
@@ -58,9 +61,9 @@ def target_row(text: str, values: list[float] | str, bound: float, *, at_least: 
 
 
 def figure_row(text: str, value: float | None, sign: str, bound: float | None, form: str = "{:.4f}") -> Row:
-    """Compare a figure with its target. There is no verdict if the figure or the target is None.
+    """Write a table row that compares a figure with its target.
 
-    sign: one of ≥, >, ≤ and <.
+    If the figure or the target is None, the row has no verdict. sign: one of ≥, >, ≤ and <.
     """
     if value is None:
         return (text, "not measured", NONE, NONE)
@@ -70,7 +73,7 @@ def figure_row(text: str, value: float | None, sign: str, bound: float | None, f
 
 
 def machine(versions: Sequence[str]) -> str:
-    """Describe the measurement: command, date, machine, versions. Paths are shortened to their last part."""
+    """Describe the measurement by its command, date, machine and versions. Paths are shortened to their last part."""
     arguments = [Path(text).name if Path(text).is_absolute() else text for text in sys.argv[1:]]
     command = shlex.join(["python", f"benchmarks/{_script()}", *arguments])
     return (

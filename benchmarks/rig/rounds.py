@@ -1,4 +1,8 @@
-"""Measures servers: one contender in one round, foldserve with and without metrics, and foldserve under a long load."""
+"""Measures servers.
+
+There are three measurements: one contender in one round, foldserve with and without metrics, and foldserve under a long
+load.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ OFF = ("--no-metrics", "--no-access-log")
 
 @dataclass
 class Round:
-    """The results of one pass over the contenders: figures by case, start time and memory by contender."""
+    """The results of one pass over the contenders. The figures are by case; start time and memory are by contender."""
 
     figures: dict[str, Figures] = field(default_factory=dict)
     ready_s: dict[str, float] = field(default_factory=dict)
@@ -37,8 +41,8 @@ class Bench:
     """The conditions of every measurement, and the failures so far.
 
     bodies: the request bodies, by protocol and number of rows. excluded: contenders that did not start, and endpoints
-    with a wrong response, each with the reason. load_errors: endpoints that had errors under load in at least one
-    round. sizes: the lengths of foldserve's responses, in bytes.
+    with a wrong response, each with the reason. load_errors: the endpoints that had errors under load in at least one
+    round. sizes: the lengths in bytes of foldserve's responses, by number of rows.
     """
 
     folder: Path
@@ -52,7 +56,7 @@ class Bench:
 
     @contextmanager
     def serving(self, contender: Contender, *flags: str) -> Iterator[Server]:
-        """Run a contender until the block ends. Raises `StartError`."""
+        """Run a contender until the `with` block ends. Raises `StartError`."""
         python = str(environments.environment(contender.requirements) if contender.requirements else sys.executable)
         port, spare = servers.free_port(), servers.free_port()
         program = [
@@ -64,7 +68,7 @@ class Bench:
             yield server
 
     def find_sizes(self) -> None:
-        """Find the lengths of foldserve's responses, which the constant responses must have too.
+        """Find the lengths of foldserve's responses. The constant responses must have the same lengths.
 
         Raises `StartError`, `WrongResponseError`.
         """
@@ -74,7 +78,7 @@ class Bench:
             ]
 
     def measure(self, name: str, results: Round) -> None:
-        """Start a contender. Check, load and check again each of its endpoints.
+        """Start a contender. Check each of its endpoints before and after a load.
 
         Failures are recorded, not raised.
         """
@@ -148,7 +152,8 @@ class Bench:
         return {case(BARE, "none", load): Figures(rates[str(load.rows)]) for load in (ROW, TABLE)}
 
     def telemetry(self, pairs: int) -> list[float]:
-        """Return the ratios of rows/s with metrics and access log to rows/s without, in pairs that alternate in order.
+        """Return ratios of rows/s: the rate with metrics and access log, divided by the rate without them. The two
+        rates of a ratio are measured one after the other, and the order alternates.
 
         Raises `StartError`, `LoadError`.
         """
@@ -165,7 +170,8 @@ class Bench:
         return ratios
 
     def soak(self, seconds: float) -> tuple[Figures, float, float]:
-        """Load 64 connections. Return the figures, and the resident memory before and after, in MB.
+        """Load foldserve on 64 connections. Return the figures, and the resident memory in MB before and after the
+        load.
 
         Raises `StartError`, `LoadError`.
         """

@@ -20,14 +20,17 @@ READY_TIMEOUT = 60
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. process: its process id. ready_s: the seconds from the start until the server was ready."""
+    """A running server. process: the process id. ready_s: the seconds from the start until the server was ready."""
 
     process: int
     port: int
     ready_s: float
 
     def resident_mb(self) -> float:
-        """Return the resident memory of all its processes, in 10^6 bytes. A shared page counts in each of them."""
+        """Return the resident memory of all processes of the server, in 10^6 bytes.
+
+        A shared page counts once for each process.
+        """
         total = 0
         for member in _process_tree(self.process):
             with suppress(OSError):  # the process has just ended
@@ -38,7 +41,7 @@ class Server:
 
 @contextmanager
 def running(program: Sequence[str], port: int, ready: str, *, core: int | None, log: Path) -> Iterator[Server]:
-    """Run a server until the block ends.
+    """Run a server until the `with` block ends.
 
     ready: the path that answers 200 once the server is ready. core: the only core that the server may use; None for all
     cores. Raises `StartError` if the server is not ready in time, or ends before it is ready.
@@ -60,7 +63,7 @@ def running(program: Sequence[str], port: int, ready: str, *, core: int | None, 
 
 
 def free_port() -> int:
-    """Find a port without a listener."""
+    """Return a port on which no program listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -106,7 +109,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _process_tree(process: int) -> list[int]:
-    """List a process and all of its descendants, itself first."""
+    """List a process and then all of its descendants."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

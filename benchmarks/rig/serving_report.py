@@ -22,7 +22,7 @@ Soak = tuple[Figures, float, float]
 
 
 def targets(rounds: Sequence[Round], telemetry: list[float] | str | None, soak: Soak | str | None) -> str:
-    """Write the table of targets. A text in place of figures is the reason why they are missing."""
+    """Write the table of targets. If figures are missing, their argument is a text with the reason."""
     rows: list[Row] = [("foldserve", "median (lowest to highest)", "target", "")]
     rows += [_ratio_row(rounds, target) for target in TARGETS]
     if telemetry is not None:
@@ -50,7 +50,7 @@ def _ratio_row(rounds: Sequence[Round], target: Target) -> Row:
 
 
 def ratios(rounds: Sequence[Round], target: Target) -> list[float]:
-    """Return the ratio of each round that has both figures."""
+    """Return the ratio for each round that has both figures."""
     both = [x.figures for x in _both(rounds, target.ours, target.theirs)]
     return [getattr(x[target.ours], target.figure) / getattr(x[target.theirs], target.figure) for x in both]
 

@@ -1,4 +1,4 @@
-"""Compares the training loops of foldserve and of another library: rows per second, on one core, in turns.
+"""Compares the training loops of foldserve and of another library, in rows per second on one core. The two take turns.
 
 Both train the same network on the same rows with the same batch size.
 """
@@ -45,14 +45,17 @@ CASES = (
 
 @dataclass(frozen=True)
 class Pair:
-    """Rows per second of processor time, of both libraries, measured one right after the other."""
+    """The rows per second of processor time of both libraries.
+
+    The second library is measured directly after the first.
+    """
 
     ours: float
     theirs: float
 
 
 def measure(case: Case, pairs: int, core: int) -> list[Pair]:
-    """Measure pairs, which alternate in order. Raises `StartError`."""
+    """Measure pairs. Each pair has the opposite order of the pair before it. Raises `StartError`."""
     found = []
     with ExitStack() as stack:
         ours = stack.enter_context(_training("foldserve", case, core))
@@ -85,7 +88,7 @@ def _training(name: str, case: Case, core: int) -> Iterator[subprocess.Popen[str
     python = sys.executable if name == "foldserve" else str(environment(ENVIRONMENT))
     command = [python, str(CONTENDERS / "train_digits.py"), name, case.widths, str(case.batch), str(EPOCHS)]
     command.append("norm" if case.norm else "plain")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # the foldserve of this checkout
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # the foldserve in this checkout
     with subprocess.Popen(
         pinned(core, command),
         env=variables() | {"PYTHONPATH": path},

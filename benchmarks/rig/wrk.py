@@ -19,7 +19,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Figures:
-    """The result of one load. A session without a server has no latencies."""
+    """The figures of one load. A session without a server has no latencies."""
 
     rows_per_second: float
     p50_ms: float = float("nan")
@@ -36,7 +36,7 @@ def version() -> str:
 def load(
     url: str, body: Path, headers: Mapping[str, str], *, connections: int, seconds: float, rows: int, core: int
 ) -> Figures:
-    """Post `body` for `seconds`. Raises `LoadError` for any response that is not 2xx, and for any broken connection."""
+    """Post `body` for `seconds`. Raises `LoadError` if a response is not 2xx or a connection breaks."""
     program = ["taskset", "--cpu-list", str(core), "wrk", "--threads", "1", "--connections", str(connections)]
     program += ["--duration", f"{max(1, round(seconds))}s", "--timeout", "30s", "--latency", "--script", str(SCRIPT)]
     header_lines = [f"{name}: {value}" for name, value in headers.items()]

@@ -4,5 +4,5 @@ import sys
 
 from rig.environments import ROOT
 
-# On a machine with a GPU, foldserve need not be installed: it is imported from this checkout.
+# foldserve is imported from this checkout, so it need not be installed on the machine with the GPU.
 sys.path.insert(0, str(ROOT))

@@ -16,7 +16,7 @@ from rig.gpu.contender import Device
 from rig.gpu.timing import time_on_device
 from rig.gpu.torch_contenders import DTYPES
 
-_SETS = 2  # the number of sets of operands, which are used in turn
+_SETS = 2  # the number of sets of operands; products use them in turn
 
 
 @dataclass
@@ -38,18 +38,24 @@ class Copies:
 
 
 def set_precision(precision: Precision) -> None:
-    """Allow TF32 in float32 products, or forbid it. torch reads this when it queues, captures or compiles a kernel."""
+    """Allow or forbid TF32 in float32 products.
+
+    PyTorch reads this setting when it queues, captures or compiles a kernel.
+    """
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
 def matmul_shapes(square: int, batch: int, widths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return a large square, and the products of a batch with the weights of each hidden layer."""
+    """Return the shapes [m, k, n] of the measured products.
+
+    They are a large square product, and the product of a batch with the weights of each hidden layer.
+    """
     layers = itertools.pairwise(widths[:-1])
     return [(square, square, square), *dict.fromkeys((batch, k, n) for k, n in layers)]
 
 
 def peak(precision: Precision, shape: tuple[int, int, int], device: Device, rounds: int, seconds: float) -> Peak:
-    """Measure with random numbers: zeros would run faster."""
+    """Measure products of random numbers, because products of zeros run faster."""
     set_precision(precision)
     m, k, n = shape
     dtype = DTYPES[precision]
@@ -62,7 +68,7 @@ def peak(precision: Precision, shape: tuple[int, int, int], device: Device, roun
 
 
 def copies(size: int, device: Device, rounds: int, seconds: float) -> list[Copies]:
-    """Measure copies of `size` bytes from and to pinned memory, and from ordinary memory."""
+    """Measure copies of `size` bytes between the device and pinned memory, and copies from ordinary memory."""
     pin = device == "cuda"
     pinned = [torch.randn(size // 4, pin_memory=pin) for _ in range(_SETS)]
     plain = [x.clone() for x in pinned]

@@ -1,6 +1,7 @@
-"""The interface of a contender: it maps a float32 batch in ordinary host memory to float32 probabilities there.
+"""The interface of a contender, which is one way to run a network on a batch.
 
-A contender knows its network, its device and its precision. It knows neither clocks nor the expected outputs.
+The float32 rows and the float32 probabilities are in ordinary host memory. A contender knows its network, its device
+and its precision. A contender does not measure time and does not know the expected outputs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Device = Literal["cpu", "cuda"]
 
 
 class ContenderError(Exception):
-    """A contender has no figures. The message is one line."""
+    """A contender has no figures. The message is one line with the reason."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Contender(ABC):
     """One way to run the network.
 
     `prepare` is called before the runs of a batch size, `release` after them, and `close` at the end.
-    batches: the only batch sizes for which the contender is measured; empty for all. compiles: whether `prepare` may
-    take long.
+    batches: the batch sizes for which the contender is measured; if empty, it is measured for all sizes. compiles:
+    whether `prepare` may take long.
     """
 
     name: ClassVar[str]
@@ -53,7 +54,7 @@ class Contender(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Open it. Raises the exception of the library if the library refuses the model."""
+        """Open the model. Raises the exception of the library if the library refuses the model."""
 
     @abstractmethod
     def run(self, rows: Rows) -> Rows:
@@ -63,11 +64,14 @@ class Contender(ABC):
         """Prepare for batches of one size."""
 
     def poison(self, batch: int) -> None:
-        """Overwrite the buffers of a run of this size. By default this is a run with rows of NaN."""
+        """Overwrite the buffers that a run of this size uses. By default, this method runs a batch of NaN."""
         self.run(np.full((batch, self.setting.network.widths[0]), np.nan, np.float32))
 
     def on_device(self) -> Callable[[], Any] | None:
-        """Return a call that queues only the computation, with the input on the device; None if that is impossible."""
+        """Return a function that queues only the computation, with the input on the device.
+
+        Return None if that is impossible.
+        """
         return None
 
     def release(self) -> None:  # noqa: B027

@@ -1,4 +1,4 @@
-"""Opens foldserve's runtime for the benchmark. No other module of the benchmark does."""
+"""Opens foldserve's runtime for the benchmark. No other module of the benchmark imports the runtime."""
 
 from __future__ import annotations
 

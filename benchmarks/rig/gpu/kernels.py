@@ -1,6 +1,7 @@
-"""Counts the kernels and copies of a run on the GPU, and their time, with CUPTI through torch's profiler.
+"""Counts the kernels and copies of a run on the GPU, and measures their time.
 
-The profiler records all kernels of the process, including ONNX Runtime's kernels and those inside a CUDA graph.
+The figures come from CUPTI through torch's profiler. The profiler records all kernels of the process, including ONNX
+Runtime's kernels and those inside a CUDA graph.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ def count(events: Sequence[dict[str, Any]], runs: int) -> tuple[float, float, fl
 
 
 def _busy_time(events: Sequence[dict[str, Any]]) -> float:
-    """Return the time in which at least one event runs: events on two streams may overlap."""
+    """Return the time in which at least one event runs.
+
+    Events on two streams may overlap, and such time counts once.
+    """
     total, until = 0.0, float("-inf")
     for start, end in sorted((float(x["ts"]), float(x["ts"]) + float(x["dur"])) for x in events):
         total += max(0.0, end - max(start, until))

@@ -1,7 +1,8 @@
-"""Random batch-norm networks: folded and unfolded, as ONNX, as a bundle, and as a float64 reference in NumPy.
+"""Makes random batch-norm networks, folded and unfolded.
 
-Their running statistics are those of standard normal rows. Nothing is trained, because speed does not depend on the
-values of the weights. The module knows neither devices nor clocks.
+A network exists as ONNX files, as a bundle, and as a float64 reference in NumPy. Its running statistics are those of
+standard normal rows. Nothing is trained, because speed does not depend on the values of the weights. The module does
+not know devices or clocks.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ Rows = npt.NDArray[np.float32]
 Exact = npt.NDArray[np.float64]
 
 # |out - ref| <= absolute + relative * |ref|, for probabilities. fp32: the tolerance of a certificate. In a product,
-# TF32 and fp16 keep 10 bits of each factor, and bf16 keeps 7. So each layer adds a relative error of 2^-11 or 2^-8. The
-# error of a probability is at most a quarter of the error of a logit.
+# TF32 and fp16 keep 10 bits of each factor, and bf16 keeps 7. So each layer adds a relative error of 2^-11 (TF32, fp16)
+# or 2^-8 (bf16). The error of a probability is at most a quarter of the error of a logit.
 TOLERANCES: dict[Precision, bundle.Tolerance] = {
     "fp32": bundle.Tolerance(absolute=1e-5, relative=1e-4),
     "tf32": bundle.Tolerance(absolute=5e-3, relative=1e-2),
@@ -43,7 +44,7 @@ TOLERANCES: dict[Precision, bundle.Tolerance] = {
 }
 _CALIBRATION_ROWS = 4096
 _CERTIFICATE_ROWS = 256
-_ORACLE_ROWS = 8192  # rows at a time, because float64 activations of all rows would take gigabytes
+_ORACLE_ROWS = 8192  # rows in one computation, because float64 activations of all rows would take gigabytes
 _LOGITS = 4.0  # scales the last layer's weights, so that probabilities are neither all equal nor all 0 or 1
 
 
@@ -64,16 +65,19 @@ class Network:
 
     @property
     def title(self) -> str:
-        """The widths of the layers, as text."""
+        """The widths of the layers as text, such as 64-64-10."""
         return "-".join(map(str, self.widths))
 
     def flops(self, rows: int) -> int:
-        """Count one multiplication and one addition for each weight and row."""
+        """Return the number of floating-point operations of a batch.
+
+        A row needs one multiplication and one addition for each weight.
+        """
         return 2 * rows * sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
 
 
 def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
-    """Draw a network. Its batch norms have the statistics of standard normal rows."""
+    """Make a random network. Its batch norms have the statistics of standard normal rows."""
     features, *hidden, outputs = widths
     torch.manual_seed(seed)
     network = build_mlp(features, outputs, Architecture(hidden=tuple(hidden), dropout=0.0))
@@ -96,7 +100,10 @@ def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
 
 
 def _oracle(network: nn.Sequential) -> Callable[[Rows], Exact]:
-    """Return the unfolded network in NumPy's float64: float32 [rows, features] -> probabilities [rows, outputs]."""
+    """Return a function that computes the unfolded network in NumPy's float64.
+
+    It maps float32 [rows, features] to probabilities [rows, outputs].
+    """
     steps: list[Callable[[Exact], Exact]] = []
 
     def exact(tensor: torch.Tensor | None) -> Exact:
@@ -135,7 +142,7 @@ def _norm(mean: Exact, root: Exact, gamma: Exact, beta: Exact, x: Exact) -> Exac
 
 
 def half(content: bytes, precision: Literal["fp16", "bf16"]) -> bytes:
-    """Convert a float32 ONNX file to `precision`, with a Cast at the input and a float32 Softmax at the end."""
+    """Convert a float32 ONNX file to `precision`. A Cast converts the input, and the Softmax stays float32."""
     model = onnx.load_model_from_string(content)
     graph = model.graph
     kind, dtype = {

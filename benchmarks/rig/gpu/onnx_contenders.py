@@ -10,7 +10,7 @@ from rig.gpu.contender import Contender, ContenderError, Device
 from rig.gpu.foldserve_runtime import open_runtime
 from rig.gpu.networks import Rows, half
 
-_SILENT = 4  # ONNX Runtime's log severity "fatal"
+_SILENT = 4  # the severity "fatal" of ONNX Runtime's log
 
 
 class _Ours(Contender):
@@ -88,7 +88,10 @@ class OrtUnfolded(_Session):
 
 
 def session(content: bytes, device: Device, *, tf32: bool = False, **options: str) -> ort.InferenceSession:
-    """Open a session on exactly `device`. options: of the CUDA provider. Raises what ONNX Runtime raises."""
+    """Open a session on exactly `device`.
+
+    options: the options of the CUDA provider. Raises the exceptions of ONNX Runtime.
+    """
     ort.set_default_logger_severity(_SILENT)
     chosen = ort.SessionOptions()
     chosen.log_severity_level = _SILENT

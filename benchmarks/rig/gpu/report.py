@@ -20,8 +20,8 @@ from rig.report import NONE, Row, markdown, median_and_range, number, target_row
 # Targets.
 TORCH_RATIO = 1.2  # p50 of one row ÷ that of PyTorch in a CUDA graph
 PEAK_SHARE = 0.6
-GRAPH_GAIN = 2.0  # p50 without graphs ÷ p50 with graphs
-GRAPH_GAIN_ROWS = 64  # most rows for which the target of graphs holds
+GRAPH_GAIN = 2.0  # the p50 without graphs ÷ the p50 with graphs
+GRAPH_GAIN_ROWS = 64  # the largest number of rows to which the target GRAPH_GAIN applies
 
 TITLES = {kind.name: kind.title for kind in CONTENDERS}
 
@@ -50,7 +50,7 @@ class Results:
     dry: bool = False
 
     def note(self, subject: str, reason: str) -> None:
-        """Keep the reason why a contender has no figures."""
+        """Record the reason why a contender has no figures."""
         self.notes.append((subject, reason))
 
     def blocks(self) -> list[tuple[str, str]]:
@@ -85,7 +85,10 @@ class Results:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """Return all results for JSON, except the single runs, of which there are millions. A missing figure is null."""
+    """Return all results for JSON, except the times of single runs, because there are millions.
+
+    A missing figure is null.
+    """
     kept = {name: getattr(results, name) for name in ("wide", "flops_per_row", "bytes_per_row", "largest", "dry")}
     kept |= {
         name: list(map(asdict, getattr(results, name))) for name in ("peaks", "copies", "bit_comparisons", "profiles")
@@ -151,7 +154,7 @@ def _torch_ratios(results: Results, block: tuple[str, str]) -> list[float]:
 
 
 def _peak_rows(results: Results, block: tuple[str, str]) -> list[Row]:
-    """Write two rows: the time of a caller, copies included, and the time of the kernels alone."""
+    """Write two rows of the table: one for the time that a caller sees, with copies, and one for the kernels alone."""
     peak = highest(results.peaks, block[1])
     text, flops = (
         f"{_name(block)}, {results.largest:,} rows: share of the matrix-product peak",
@@ -168,7 +171,7 @@ def _peak_rows(results: Results, block: tuple[str, str]) -> list[Row]:
 
 
 def _graphs_row(results: Results, block: tuple[str, str]) -> Row:
-    """Write the row of the batch size for which graphs gain least."""
+    """Write the table row of the batch size for which graphs save the least time."""
     gains = {}
     for batch in results.batches(block):
         ours, plain = (results.figure(block, batch, kind.name) for kind in (OursGraphs, OursPlain))

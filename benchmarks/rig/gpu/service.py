@@ -1,4 +1,7 @@
-"""Measures the service over HTTP: `foldserve serve` in its own process, binary tensors, several connections."""
+"""Measures the service over HTTP.
+
+`foldserve serve` runs in its own process. Clients send binary tensors on several connections.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ NEEDS = (
     "nanoarrow",
     "pydantic",
 )
-_CLIENTS = 4  # client processes that share the connections; a single process would be as slow as the server
+_CLIENTS = 4  # client processes, which share the connections; a single process could not load the server
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,10 @@ LOADS = (
 
 @dataclass
 class Served:
-    """One network and precision under one load. Latencies in seconds and rates in rows per second, by round."""
+    """The results of one network and precision under one load, by round.
+
+    Latencies are in seconds, and rates in rows per second.
+    """
 
     network: str
     precision: Precision
@@ -81,25 +87,28 @@ class Served:
 
 
 def missing() -> list[str]:
-    """List the packages that the service needs and that are not installed."""
+    """List the packages that the service needs but that are not installed."""
     return [name for name in NEEDS if find_spec(name) is None]
 
 
 @dataclass
 class Service:
-    """The conditions of every load."""
+    """The settings that all loads share."""
 
     folder: Path
     models: Path
     device: str
-    largest: int  # most rows of a request
+    largest: int  # the largest number of rows of a request
     rounds: int
     seconds: float
     note: Callable[[str, str], None]
     generator: np.random.Generator
 
     def measure(self, network: Network, precision: Precision, loads: Sequence[Load]) -> list[Served]:
-        """Start the service with one network; check, load in rounds, and check again. Raises `StartError`."""
+        """Start the service with one network.
+
+        Check the responses, load the service in rounds, and check again. Raises `StartError`.
+        """
         found = [Served(network.title, precision, load.rows, load.connections) for load in loads]
         failed: set[int] = set()
         with self._serving(network, precision) as server:
@@ -126,7 +135,7 @@ class Service:
             "max_body": body,
             "timeout": 60,
         }
-        if precision != "fp32":  # fp32 is the default
+        if precision != "fp32":  # fp32 is the default of the service
             settings["precision"] = precision
         flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         program = [
@@ -145,7 +154,7 @@ class Service:
             yield server
 
     def _check(self, server: Server, network: Network, found: Sequence[Served], failed: set[int]) -> None:
-        """Request new rows for each number of rows, and compare the responses with the reference."""
+        """Send new random rows for each load's number of rows, and compare the responses with the reference."""
         for count in dict.fromkeys(one.rows for one in found):
             same_rows = [one for one in found if one.rows == count]
             try:

@@ -25,19 +25,19 @@ from rig.gpu.networks import TOLERANCES, Rows, distance
 from rig.gpu.onnx_contenders import OursGraphs, OursPlain
 
 T = TypeVar("T")
-_BATCHES = 3  # the number of batches, used in turn: a single batch would stay in a cache
+_BATCHES = 3  # the number of batches; runs use them in turn, because a single batch would stay in a cache
 _MIN_RUNS = 3  # minimum runs of a contender in a round, even if it is slow
 _MAX_RUNS = 4000
-_MIN_TAIL = 1.0  # a percentile is reported if at least so many samples lie beyond it
+_MIN_TAIL = 1.0  # a percentile is reported only if at least this many samples are above the percentile
 
 
 @dataclass
 class Figures:
-    """One contender with one network, precision and batch size.
+    """The measurements of one contender with one network, precision and batch size.
 
-    rounds: the seconds from host memory to host memory, by round and run. error: the largest ||outputs - reference|| /
-    ||reference|| of all checks. device_s: the seconds of the computation alone, from CUDA events; empty if the input
-    can't stay on the device.
+    rounds: the seconds of each run from host memory to host memory, by round. error: the largest relative error
+    ||outputs - reference|| / ||reference|| of all checks. device_s: the seconds of the computation alone, from CUDA
+    events; empty if the input can't stay on the device.
     """
 
     network: str
@@ -59,7 +59,7 @@ class Figures:
         return [self.batch * len(samples) / sum(samples) for samples in self.rounds]
 
     def percentile(self, share: float) -> float:
-        """Return the percentile `share` of all runs, in seconds; NaN for too few runs."""
+        """Return the percentile `share` of all runs, in seconds. Return NaN if there are too few runs."""
         samples = [x for one in self.rounds for x in one]
         return percentile(samples, share)
 
@@ -112,7 +112,7 @@ class Block:
 
     @contextmanager
     def prepared(self, batch: int) -> Iterator[list[Contender]]:
-        """Prepare the contenders for a batch size. Yield the prepared ones."""
+        """Prepare the contenders for a batch size. Yield the contenders that could be prepared."""
         ready = []
         for contender in self.opened:
             if contender.batches and batch not in contender.batches:
@@ -136,7 +136,10 @@ class Block:
             empty_cache(self.setting.device)
 
     def measure(self, batch: int) -> list[Figures]:
-        """Check, time in rounds, and check again. A contender that fails has no figures for this batch size."""
+        """Check the contenders, time them in rounds, and check them again.
+
+        A contender that fails has no figures for this batch size.
+        """
         print(f"{self.where}: {batch:,}", file=sys.stderr, flush=True)
         setting = self.setting
         with self.prepared(batch) as running:
@@ -159,7 +162,7 @@ class Block:
                 figures.device_s = time_on_device(work, self.setting.device, self.rounds, self.seconds)
 
     def _checked(self, running: Sequence[Contender], batch: int, figures: dict[str, Figures]) -> list[Contender]:
-        """Return the contenders with the right outputs for new rows, after their buffers were overwritten."""
+        """Overwrite the buffers, run the contenders on new rows, and return the contenders whose outputs are right."""
         rows = self.draw(batch)
         expected, right = self.setting.network.oracle(rows), []
         for contender in running:
@@ -201,7 +204,10 @@ class Block:
 
 @contextmanager
 def note_failure(note: Callable[[str, str], None], subject: str, where: str) -> Iterator[None]:
-    """Note any failure in the block in one line, and continue: other libraries raise exceptions of many types."""
+    """Turn any exception in the `with` block into a note of one line.
+
+    Other libraries raise exceptions of many types.
+    """
     try:
         yield
     except Exception as error:  # noqa: BLE001
@@ -217,13 +223,13 @@ def one_line(error: Exception) -> str:
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """Return the percentile `share` of the samples; NaN for too few samples."""
+    """Return the percentile `share` of the samples. Return NaN if there are too few samples."""
     enough = len(samples) * (100 - share) / 100 >= _MIN_TAIL
     return float(np.percentile(samples, share)) if enough else float("nan")
 
 
 def time_runs(run: Callable[[Rows], Any], batches: Sequence[Rows], seconds: float) -> list[float]:
-    """Run for `seconds`, after a warm-up of a fifth of them. Return the seconds of each run."""
+    """Run for `seconds`, after a warm-up that takes a fifth of this time. Return the seconds of each run."""
     _run_repeatedly(run, batches, seconds / 5, 1)
     gc.disable()
     try:
@@ -248,7 +254,10 @@ def _run_repeatedly(run: Callable[[Rows], Any], batches: Sequence[Rows], seconds
 
 
 def time_on_device(work: Callable[[], Any], device: Device, rounds: int, seconds: float) -> list[float]:
-    """Queue `work` repeatedly. Return the seconds of one call, by round, from CUDA events around many calls."""
+    """Queue `work` repeatedly.
+
+    Return the mean seconds of one call, by round. CUDA events before and after many calls measure the time.
+    """
     work()
     once = _time_calls(work, device, 1)
     calls = max(_MIN_RUNS, min(_MAX_RUNS, int(seconds / max(once, 1e-6))))

@@ -18,12 +18,15 @@ DTYPES: dict[Precision, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-_WARM_UPS = 3  # runs before a capture, so that handles, workspaces and kernels exist
-_LARGE_COPY = 2**20  # bytes from which torch's copy, with several threads, is faster than NumPy's
+_WARM_UPS = 3  # the number of runs before a capture; they create handles, workspaces and kernels
+_LARGE_COPY = 2**20  # from this number of bytes on, torch's copy with several threads is faster than NumPy's copy
 
 
 class _Torch(Contender):
-    """PyTorch with the folded network. It is the faster network, and so folding does not affect this comparison."""
+    """PyTorch with the folded network.
+
+    PyTorch gets the folded network because it is faster than the unfolded network.
+    """
 
     def open(self) -> None:
         dtype = DTYPES[self.setting.precision]
@@ -43,7 +46,7 @@ class Eager(_Torch):
     name, title = "eager", "PyTorch, eager"
 
     def run(self, rows: Rows) -> Rows:
-        """Copy, compute and copy, in the usual way."""
+        """Copy the rows to the device, compute, and copy the outputs back, in the usual way."""
         with torch.no_grad():
             outputs: Rows = self._compute(torch.from_numpy(rows).to(self._device)).cpu().numpy()
             return outputs
@@ -97,7 +100,7 @@ class _Compiled(_Staged):
         self._plain = self._compute
 
     def prepare(self, batch: int) -> None:
-        # The code is compiled for this size only, because code for any size has no CUDA graph.
+        # The code is compiled for this size only, because Inductor uses no CUDA graph in code for all sizes.
         self._compute = torch.compile(self._plain, mode=self.mode, dynamic=False, fullgraph=True)
         super().prepare(batch)
         for _ in range(_WARM_UPS):  # the second run captures its CUDA graph
@@ -105,7 +108,7 @@ class _Compiled(_Staged):
 
     def release(self) -> None:
         """Delete the compiled code."""
-        torch.compiler.reset()  # otherwise the code for each size would count against a limit
+        torch.compiler.reset()  # torch limits the number of compiled sizes
 
 
 class CompiledGraphs(_Compiled):
@@ -116,17 +119,23 @@ class CompiledGraphs(_Compiled):
 
 
 class CompiledTuned(_Compiled):
-    """The same as the class above, with matrix products that Inductor chooses by measurement."""
+    """PyTorch with Inductor's kernels and CUDA graphs.
+
+    Inductor measures several kernels for each matrix product and takes the fastest.
+    """
 
     name, title, mode = "autotuned", "torch.compile, max-autotune", "max-autotune"
     batches = (1, 65536)
 
 
 class _Graph:
-    """Work on fixed tensors, captured as a CUDA graph. result: its output tensor. replay: writes that tensor again."""
+    """A function of fixed tensors, captured as a CUDA graph.
+
+    result: the output tensor. replay: runs the graph, which writes the output tensor again.
+    """
 
     def __init__(self, work: Callable[[], torch.Tensor], device: torch.device) -> None:
-        if device.type == "cpu":  # a dry run: the CPU has no graphs
+        if device.type == "cpu":  # a dry run, because the CPU has no CUDA graphs
             self.result = work()
             self.replay: Callable[[], Any] = lambda: self.result.copy_(work())
             return
@@ -144,12 +153,15 @@ class _Graph:
 
 
 class Graphed(_Staged):
-    """PyTorch's kernels and both copies in one CUDA graph: the fastest contender that is easy to write."""
+    """PyTorch's kernels and both copies in one CUDA graph.
+
+    This is the fastest contender that a user can write with little effort.
+    """
 
     name, title = "torch_graph", "PyTorch, CUDA graph"
 
     def prepare(self, batch: int) -> None:
-        """Capture one graph with the copies, and one with the computation alone."""
+        """Capture one graph that includes the copies, and one graph of the computation alone."""
         super().prepare(batch)
         with torch.no_grad():
             self._with_copies = _Graph(self._copy_and_compute, self._device)
@@ -159,7 +171,7 @@ class Graphed(_Staged):
         self._with_copies.replay()
 
     def poison(self, batch: int) -> None:
-        """Overwrite the outputs of the graphs too."""
+        """Overwrite the buffers, and also the outputs of the graphs."""
         super().poison(batch)
         for graph in (self._with_copies, self._computation):
             graph.result.fill_(torch.nan)
@@ -170,7 +182,7 @@ class Graphed(_Staged):
 
 
 class GraphedAround(Graphed):
-    """The same as the class above, but the copies are queued before and after the graph."""
+    """PyTorch's kernels in a CUDA graph. The copies are queued before and after the graph."""
 
     name, title = "torch_around", "PyTorch, CUDA graph, copies outside"
 
