@@ -7,6 +7,7 @@ FoldserveError               the command prints it as one line and exits with 1
 ├── SettingsError            settings.py, access/keys.py, commands/: a flag, variable or file can't be used
 ├── BundleError              bundle/, runtime/, commands/tune/: a bundle is not whole or not certified
 ├── DeviceError              machine/, runtime/, commands/tune/, http/server.py: a device is not available or lost
+├── SourceError              sources/: a file can't be read as a table
 ├── StartError               engine/loader.py, http/: no models to serve, no port, or a certificate that can't be used
 ├── NotReady                 commands/health.py: no service answers at the address, or it is not ready
 └── RequestError             one request is refused or failed; the text is fixed and never repeats the input
@@ -61,6 +62,10 @@ class BundleError(FoldserveError):
 
 class DeviceError(FoldserveError):
     """The requested device is not available, or is lost."""
+
+
+class SourceError(FoldserveError):
+    """A file can't be read as a table."""
 
 
 class StartError(FoldserveError):

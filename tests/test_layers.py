@@ -21,9 +21,11 @@ PACKAGE = Path(foldserve.__file__).parent
 TABLE = """
 service.errors:
 service.arrays:
+service.text:
 service.settings:         errors
 service.machine:          errors
 service.bundle:           errors
+service.sources:          text errors
 service.access:           errors
 service.metrics:          bundle errors
 service.protocols:        metrics bundle arrays errors
@@ -37,10 +39,10 @@ service.cli:              http commands settings errors
 service.__main__:         cli
 
 training.errors:
-training.text:
+training.text:            service.text
 training.activations:
 training.plan:            activations
-training.table:           text plan errors service.bundle
+training.table:           text plan errors service.bundle service.sources service.errors
 training.network:         activations table plan
 training.fold:            network errors service.bundle
 training.fit:             network plan errors service.bundle

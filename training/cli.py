@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _SOURCES = (
     "a .csv, .tsv, .txt or .jsonl file (also .gz), a .xlsx, .parquet, .feather or .npz file (x, y, feature_names), a "
-    "folder of .parquet files, - for the standard input, or digits, iris, wine, breast_cancer, diabetes"
+    "folder of such files of one format, - for the standard input, or digits, iris, wine, breast_cancer, diabetes"
 )
 _MORE = "further files with the same columns; their rows follow"
 # torchrun sets this variable in each process that torchrun starts.

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+
+from foldserve.service.text import count_of, join_some, printable
+
+__all__ = [
+    "MAX_NAME",
+    "count_of",
+    "flag_value",
+    "format_count",
+    "format_difference",
+    "format_figure",
+    "format_name",
+    "format_percent",
+    "format_value",
+    "join_some",
+    "printable",
+]
 
 MAX_NAME = 60
 _UNDEFINED = "\N{EN DASH}"
@@ -14,23 +29,10 @@ _ZERO = 1e-12
 _SMALL, _LARGE, _WHOLE = 1e-2, 1e3, 1e7
 
 
-def printable(text: str) -> str:
-    """Replace control characters, changes of the writing direction and lone surrogates, so that one line stays one
-    line.
-    """
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def format_name(name: object) -> str:
     """Write the name of a column, class or category, printable and at most `MAX_NAME` characters long."""
     text = printable(str(name))
     return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def join_some(names: Sequence[object], most: int) -> str:
-    """List the first `most` names, and count the rest: `a, b and 7 more`."""
-    more = len(names) - most
-    return ", ".join(map(str, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def format_figure(value: float) -> str:
@@ -53,11 +55,6 @@ def format_value(value: float) -> str:
 def format_percent(share: float) -> str:
     """Write a share, from 0 to 1, as a percentage with one decimal. NaN becomes a dash."""
     return _UNDEFINED if math.isnan(share) else f"{share:.1%}"
-
-
-def count_of(number: int, noun: str) -> str:
-    """Write `1 row`, `2 rows`, `1,000 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def flag_value(text: str) -> str:

@@ -1,6 +1,6 @@
 """Load a table: read a source, and return its features, its target and its schema.
 
-    sources/ (file -> cells) -> missing.py, numbers.py, notation.py, kinds.py, categories.py (cells -> values)
+    service/sources/ (file -> cells) -> missing.py, numbers.py, notation.py, kinds.py, categories.py (cells -> values)
         -> target.py, features.py, split_keys.py -> schema.Table
 
 The training table alone decides the schema. A test file is read with this schema.
@@ -8,21 +8,25 @@ The training table alone decides the schema. A test file is read with this schem
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
+from foldserve.service import sources
+from foldserve.service.errors import SourceError
+from foldserve.service.sources import OnRead, ReadOptions, Source
 from foldserve.training.errors import DataError
 from foldserve.training.plan import DataOptions
-from foldserve.training.table import sources
+from foldserve.training.table.built_in import BUILT_IN
 from foldserve.training.table.cells import simplify
 from foldserve.training.table.duplicates import leave_out_duplicates
 from foldserve.training.table.features import FeatureBuilder, encode
 from foldserve.training.table.missing import remove_missing
 from foldserve.training.table.numbers import number_column
 from foldserve.training.table.schema import Split, Table
-from foldserve.training.table.sources import OnRead, ReadOptions, Source
 from foldserve.training.table.split_keys import read_group, read_time
 from foldserve.training.table.suspects import leak_notes
 from foldserve.training.table.target import read_target, read_test_target, settle_rare_classes
@@ -36,7 +40,7 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None) -> Table:
     file are checked, but its rows are not read. Raises `DataError` with a message of one line, which names the column
     or row.
     """
-    source = sources.read(options.source, _read_options(options), lambda share: on_read(share / 2), options.more)
+    source = _open(options.source, options, on_read, options.more)
     target = options.target or source.names[-1]
     _check_flags(options, source, target)
     notes = [*source.notes, *_check_test_file(options, source.names, target)]
@@ -76,7 +80,7 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
     `DataError` for a missing column, for an unknown label, and for a cell that does not fit. The error is also raised
     for a missing value in a column that has no missing values in `table`.
     """
-    source = sources.read(str(options.test), _read_options(options), lambda share: on_read(share / 2))
+    source = _open(str(options.test), options, on_read)
     _check_test_file(options, (*table.features, table.target), table.target)
     x = np.empty((source.rows, len(table.columns)), np.float32)
     try:
@@ -107,8 +111,24 @@ def _read_options(options: DataOptions) -> ReadOptions:
     return ReadOptions(options.missing, options.sep, options.encoding, options.sheet)
 
 
+def _open(name: str, options: DataOptions, on_read: OnRead, more: Sequence[str] = ()) -> Source:
+    with _refusing():
+        return sources.read(name, _read_options(options), lambda share: on_read(share / 2), more, BUILT_IN)
+
+
 def _take(source: Source, name: str, options: DataOptions) -> pa.ChunkedArray:
-    return remove_missing(simplify(name, source.take(name)), options.missing)
+    with _refusing():
+        cells = source.take(name)
+    return remove_missing(simplify(name, cells), options.missing)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn the error of a source into the error of a training."""
+    try:
+        yield
+    except SourceError as error:
+        raise DataError(str(error)) from error
 
 
 def _check_flags(options: DataOptions, source: Source, target: str) -> None:
@@ -132,7 +152,8 @@ def _check_test_file(options: DataOptions, names: tuple[str, ...], target: str) 
     """
     if options.test is None:
         return []
-    found = sources.header(str(options.test), _read_options(options))
+    with _refusing():
+        found = sources.header(str(options.test), _read_options(options))
     optional = {*options.drop, options.group}
     if lacking := [name for name in names if name not in found and name not in optional]:
         role = "the target" if lacking[0] == target else "a column of the training table"

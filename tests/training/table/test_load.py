@@ -83,3 +83,13 @@ def test_progress_rises_to_one(write):
     load(DataOptions(str(write({"a": range(10), "b": range(10), "y": Y}))), seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
+
+
+def test_a_european_file_is_a_table_without_a_flag(tmp_path):
+    rows = "".join(f"{i % 7},{i:02};1.{i:03},50 €;{'Küche' if i % 2 else 'Bad'}\n" for i in range(40))
+    path = tmp_path / "t.csv"
+    path.write_text(f"größe;preis;raum\n{rows}", encoding="cp1252")
+    table = load(DataOptions(str(path)))
+    assert table.labels == ("Bad", "Küche")
+    assert table.features == ("größe", "preis")
+    np.testing.assert_array_equal(table.x[9], np.array([2.09, 1009.5], np.float32))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from foldserve.training.errors import DataError
+from foldserve.service.errors import SourceError
 
 MAX_COLUMNS = 65_536
 
@@ -62,35 +62,35 @@ class Source:
 def check_names(source: str, names: Sequence[str]) -> tuple[str, ...]:
     """Return the column names.
 
-    Raises `DataError` if there are too many names, if a name is empty, or if two names are equal.
+    Raises `SourceError` if there are too many names, if a name is empty, or if two names are equal.
     """
     if len(names) > MAX_COLUMNS:
-        raise DataError(f"{source} has {len(names):,} columns; the limit is {MAX_COLUMNS:,}")
+        raise SourceError(f"{source} has {len(names):,} columns; the limit is {MAX_COLUMNS:,}")
     seen: set[str] = set()
     for position, name in enumerate(names, 1):
         if not name.strip():
-            raise DataError(
+            raise SourceError(
                 f"{source}: column {position} has no name in the header; if it is the index that pandas wrote, "
                 "write the file with index=False"
             )
         if name in seen:
-            raise DataError(f"{source} has two columns with the name {name!r}")
+            raise SourceError(f"{source} has two columns with the name {name!r}")
         seen.add(name)
     return tuple(names)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn an exception of a file reader into a `DataError` with a message of one line."""
+    """Turn an exception of a file reader into a `SourceError` with a message of one line."""
     try:
         yield
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise SourceError(f"{path}: no such file") from None
     except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path.name} is damaged or cut short: {one_line(error)}") from error
+        raise SourceError(f"{path.name} is damaged or cut short: {one_line(error)}") from error
     except (OSError, pa.ArrowException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise DataError(f"{path.name} can't be read: {reason}") from error
+        raise SourceError(f"{path.name} can't be read: {reason}") from error
 
 
 def one_line(error: Exception) -> str:

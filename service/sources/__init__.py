@@ -1,4 +1,4 @@
-"""Sources: read a file or a built-in table, and return its columns of cells in the order of the table.
+"""Sources: read a file, and return its columns of cells in the order of the table. Training and scoring use them.
 
     read.py         chooses the reader by the file's name and checks the file's first bytes
     delimited.py    .csv, .tsv and .txt, also with .gz: every cell is a text; an empty cell is a missing value
@@ -8,15 +8,16 @@
     arrow.py        .arrow, .feather and .ipc: the same
     json_lines.py   .jsonl and .ndjson, also with .gz: the same
     pandas_index.py the index that pandas stores beside the columns
-    arrays.py       .npz: two arrays, [rows, features] and [rows]; scikit-learn's own tables
+    arrays.py       .npz: two arrays, [rows, features] and [rows]
     join.py         several files as one source
     source.py       what every reader returns, and the checks that all share
 
-The sources know no target and no kinds of columns. In every message, row 1 is the first row below the header.
+The sources know no target and no kinds of columns. They need pyarrow, which the server does not need. In every message,
+row 1 is the first row below the header.
 """
 
-from foldserve.training.table.sources.arrays import BUILT_IN
-from foldserve.training.table.sources.read import header, read
-from foldserve.training.table.sources.source import OnRead, ReadOptions, Source
+from foldserve.service.sources.arrays import from_arrays
+from foldserve.service.sources.read import header, read
+from foldserve.service.sources.source import OnRead, ReadOptions, Source
 
-__all__ = ["BUILT_IN", "OnRead", "ReadOptions", "Source", "header", "read"]
+__all__ = ["OnRead", "ReadOptions", "Source", "from_arrays", "header", "read"]

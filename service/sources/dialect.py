@@ -7,8 +7,8 @@ import csv
 import io
 from dataclasses import dataclass, field
 
-from foldserve.training.errors import DataError
-from foldserve.training.table.sources.source import ReadOptions, one_line
+from foldserve.service.errors import SourceError
+from foldserve.service.sources.source import ReadOptions, one_line
 
 _SEPARATORS = (",", ";", "\t", "|")
 SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -29,7 +29,7 @@ class Dialect:
 def find_dialect(name: str, head: bytes, usual: str, options: ReadOptions) -> tuple[Dialect, str]:
     """Find the dialect of a file that begins with the bytes `head`. Return the dialect and the decoded head.
 
-    usual: the usual separator of files with this suffix. Raises `DataError` if the text can't be decoded.
+    usual: the usual separator of files with this suffix. Raises `SourceError` if the text can't be decoded.
     """
     encoding, text, notes = _decode(name, head, options.encoding)
     if options.sep is not None:
@@ -46,7 +46,7 @@ def _decode(name: str, head: bytes, given: str | None) -> tuple[str, str, tuple[
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16", _decode_as(name, head, "utf-16"), (f"{name} was read as UTF-16",)
     if b"\0" in head:
-        raise DataError(
+        raise SourceError(
             f"{name} contains zero bytes: it is not UTF-8 text; if it is UTF-16, use --encoding utf-16-le or utf-16-be"
         )
     try:
@@ -71,9 +71,9 @@ def _decode_as(name: str, head: bytes, encoding: str) -> str:
         "".encode(encoding)
         return codecs.getincrementaldecoder(encoding)().decode(head)
     except LookupError:
-        raise DataError(f"--encoding: Python knows no text encoding {encoding!r}") from None
+        raise SourceError(f"--encoding: Python knows no text encoding {encoding!r}") from None
     except UnicodeError as error:
-        raise DataError(f"{name} is not {encoding} text: {one_line(error)}") from None
+        raise SourceError(f"{name} is not {encoding} text: {one_line(error)}") from None
 
 
 def _find_separator(text: str, usual: str) -> str:

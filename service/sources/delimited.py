@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from foldserve.training.errors import DataError
-from foldserve.training.table.sources.dialect import Dialect, find_dialect
-from foldserve.training.table.sources.signature import check_signature
-from foldserve.training.table.sources.source import OnRead, ReadOptions, Source, check_names, one_line
+from foldserve.service.errors import SourceError
+from foldserve.service.sources.dialect import Dialect, find_dialect
+from foldserve.service.sources.signature import check_signature
+from foldserve.service.sources.source import OnRead, ReadOptions, Source, check_names, one_line
 
 # The size of a block in bytes. A row must fit into one block. A block of this size is parsed while it is still in the
 # CPU's cache.
@@ -30,7 +30,7 @@ _TAIL = 1 << 16
 
 
 def read(path: Path, usual: str, options: ReadOptions, on_read: OnRead) -> Source:
-    """Read every cell as a text. usual: the delimiter of files with this suffix. Raises `DataError`."""
+    """Read every cell as a text. usual: the delimiter of files with this suffix. Raises `SourceError`."""
     names, dialect = _read_header(path, usual, options)
     table = _parse(path, dialect, names, options.missing, on_read)
     columns = {name: table.column(position) for position, name in enumerate(names)}
@@ -38,7 +38,7 @@ def read(path: Path, usual: str, options: ReadOptions, on_read: OnRead) -> Sourc
 
 
 def header(path: Path, usual: str, options: ReadOptions) -> tuple[str, ...]:
-    """Read the column names. Raises `DataError` for a file that can't be decoded or has another delimiter."""
+    """Read the column names. Raises `SourceError` for a file that can't be decoded or has another delimiter."""
     return _read_header(path, usual, options)[0]
 
 
@@ -52,12 +52,12 @@ def _read_header(path: Path, usual: str, options: ReadOptions) -> tuple[tuple[st
         rows = csv.reader(io.StringIO(lines, newline=""), delimiter=dialect.delimiter, strict=True)
         row = next((row for row in rows if row), None)
     except csv.Error as error:
-        raise DataError(f"{name}: the header can't be read: {error}") from None
+        raise SourceError(f"{name}: the header can't be read: {error}") from None
     if row is None:
-        raise DataError(f"{name} is empty")
+        raise SourceError(f"{name} is empty")
     names = [cell.strip() for cell in row]
     if len(names) == 1 and options.sep is not None and re.search(r"[;\t,|]", names[0]):
-        raise DataError(f"{name} has one column, {names[0][:80]!r}: --sep is another separator than the file's")
+        raise SourceError(f"{name} has one column, {names[0][:80]!r}: --sep is another separator than the file's")
     return check_names(name, names), dialect
 
 
@@ -100,12 +100,12 @@ def _parse(path: Path, dialect: Dialect, names: Sequence[str], missing: Sequence
                 batches.append(batch)
                 on_read(share())
         except pa.ArrowInvalid as error:
-            raise DataError(_explain(path, dialect, names, one_line(error))) from None
+            raise SourceError(_explain(path, dialect, names, one_line(error))) from None
         except UnicodeError as error:
-            raise DataError(f"{path.name} is not {dialect.encoding} text: {one_line(error)}") from None
+            raise SourceError(f"{path.name} is not {dialect.encoding} text: {one_line(error)}") from None
         table = pa.Table.from_batches(batches).slice(1)
         if len(table) and _quote_is_open(table.column(len(names) - 1)[-1].as_py(), text.last):
-            raise DataError(f'{path.name} ends inside a quoted cell: a quote (") is not closed')
+            raise SourceError(f'{path.name} ends inside a quoted cell: a quote (") is not closed')
     return table
 
 

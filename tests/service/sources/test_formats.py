@@ -8,17 +8,15 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from foldserve.training.errors import DataError
+from foldserve.service import sources
+from foldserve.service.errors import SourceError
 from foldserve.training.plan import DataOptions
-from foldserve.training.table import sources
-from foldserve.training.table.load import load
-from tests.training.table.test_sources import cells
+from tests.service.sources.test_sources import cells
 
 ROOT = Path(__file__).parents[3]
 
@@ -65,7 +63,7 @@ def test_the_separator_can_be_given(write, sep, char):
 
 
 def test_a_wrong_separator_is_refused(write):
-    with pytest.raises(DataError, match="has one column, 'a,b': --sep is another separator"):
+    with pytest.raises(SourceError, match="has one column, 'a,b': --sep is another separator"):
         cells(write("a,b\n1,2\n"), sep=";")
     for sep in ("", ";;", '"', "\n"):
         with pytest.raises(ValueError, match="--sep must be one character"):
@@ -94,16 +92,16 @@ def test_the_encoding_can_be_given(write):
     assert cells(write("a,b\nż,1\n".encode("cp1250")), encoding="cp1250") == {"a": ["ż"], "b": ["1"]}
     assert cells(write("a,b\nż,1\n".encode("utf-16-be")), encoding="utf-16-be") == {"a": ["ż"], "b": ["1"]}
     for encoding in ("klingon", "hex"):
-        with pytest.raises(DataError, match=f"--encoding: Python knows no text encoding '{encoding}'"):
+        with pytest.raises(SourceError, match=f"--encoding: Python knows no text encoding '{encoding}'"):
             cells(write("a,b\n1,2\n"), encoding=encoding)
-    with pytest.raises(DataError, match=r"t\.csv is not ascii text"):
+    with pytest.raises(SourceError, match=r"t\.csv is not ascii text"):
         cells(write("a,b\né,2\n"), encoding="ascii")
-    with pytest.raises(DataError, match=r"t\.csv is not ascii text"):
+    with pytest.raises(SourceError, match=r"t\.csv is not ascii text"):
         cells(write("a,b\n" + "1234567,1234567\n" * 600_000 + "é,1\n"), encoding="ascii")
 
 
 def test_a_row_of_another_length_is_named_in_any_dialect(write):
-    with pytest.raises(DataError, match="row 30 has 3 cells, but the header has 2"):
+    with pytest.raises(SourceError, match="row 30 has 3 cells, but the header has 2"):
         cells(write(("a;b\n" + "1;é\n" * 29 + "1;2;3\n").encode("utf-16")))
 
 
@@ -162,17 +160,17 @@ def test_the_only_sheet_is_read_with_the_types_of_its_columns(write):
 
 def test_a_sheet_is_chosen_by_its_name(write):
     path = write(spreadsheet(First=SHEET, Second=[["a"], [7]]), "t.xlsx")
-    with pytest.raises(DataError, match=r"t\.xlsx has 2 sheets: use --sheet with one of First, Second"):
+    with pytest.raises(SourceError, match=r"t\.xlsx has 2 sheets: use --sheet with one of First, Second"):
         cells(path)
     assert cells(path, sheet="Second") == {"a": [7]}
-    with pytest.raises(DataError, match="has no sheet 'Third'; it has First, Second"):
+    with pytest.raises(SourceError, match="has no sheet 'Third'; it has First, Second"):
         cells(path, sheet="Third")
 
 
 def test_a_spreadsheet_without_rows_is_refused(write):
-    with pytest.raises(DataError, match="has columns but no rows"):
+    with pytest.raises(SourceError, match="has columns but no rows"):
         cells(write(spreadsheet(First=SHEET[:1]), "t.xlsx"))
-    with pytest.raises(DataError, match=r"t\.xlsx is empty"):
+    with pytest.raises(SourceError, match=r"t\.xlsx is empty"):
         cells(write(spreadsheet(First=[]), "t.xlsx"))
 
 
@@ -230,7 +228,7 @@ def test_the_rows_of_several_files_follow_each_other(write):
     ],
 )
 def test_files_that_do_not_fit_are_refused(write, content, name, reason):
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises(SourceError, match=reason):
         cells(write("a,b\n1,2\n", "1.csv"), more=(write(content, name),))
 
 
@@ -244,8 +242,19 @@ def test_a_folder_of_parquet_files_is_one_table(tmp_path):
     assert sources.header(folder) == ("a", "y")
     assert sources.read(folder).name == "part"
     pa.parquet.write_table(pa.table({"a": ["x"], "y": ["q"]}), tmp_path / "part" / "2.parquet")
-    with pytest.raises(DataError, match="column 'a' has different types in the files"):
+    with pytest.raises(SourceError, match="column 'a' has different types in the files"):
         cells(folder)
+
+
+def test_a_folder_of_another_format_is_one_table_too(write, tmp_path):
+    (tmp_path / "parts").mkdir()
+    write("a,b\n3,4\n", "parts/2.csv")
+    write("a,b\n1,2\n", "parts/1.csv")
+    write("", "parts/.hidden.txt")
+    assert cells(str(tmp_path / "parts")) == {"a": ["1", "3"], "b": ["2", "4"]}
+    write('{"a": 1}\n', "parts/3.jsonl")
+    with pytest.raises(SourceError, match=r"files of several formats, \.csv, \.jsonl: name the files"):
+        cells(str(tmp_path / "parts"))
 
 
 PARQUET = io.BytesIO()
@@ -265,7 +274,7 @@ pa.parquet.write_table(TABLE, PARQUET)
 )
 def test_the_standard_input_may_have_any_format(content, expected):
     script = (
-        "from foldserve.training.table import sources\n"
+        "from foldserve.service import sources\n"
         "found = sources.read('-')\n"
         "print({name: found.take(name).to_pylist() for name in found.names})"
     )
@@ -273,11 +282,3 @@ def test_the_standard_input_may_have_any_format(content, expected):
         [sys.executable, "-c", script], input=content, capture_output=True, check=True, cwd=ROOT, timeout=60
     )
     assert done.stdout.decode().strip() == str(expected)
-
-
-def test_a_european_file_is_a_table_without_a_flag(write):
-    rows = "".join(f"{i % 7},{i:02};1.{i:03},50 €;{'Küche' if i % 2 else 'Bad'}\n" for i in range(40))
-    table = load(DataOptions(write(f"größe;preis;raum\n{rows}".encode("cp1252"))))
-    assert table.labels == ("Bad", "Küche")
-    assert table.features == ("größe", "preis")
-    np.testing.assert_array_equal(table.x[9], np.array([2.09, 1009.5], np.float32))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.json
 
-from foldserve.training.table.sources.source import Source, check_names
+from foldserve.service.sources.source import Source, check_names
 
 # A line must fit into one block.
 _BLOCK = 8 << 20

@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from foldserve.training.errors import DataError
-from foldserve.training.table.sources.source import Source, check_names, one_line
-from foldserve.training.text import join_some
+from foldserve.service.errors import SourceError
+from foldserve.service.sources.source import Source, check_names, one_line
+from foldserve.service.text import join_some
 
 
 def read(path: Path, sheet: str | None) -> Source:
-    """Read the sheet named `sheet`, or the only sheet of the file. Raises `DataError`."""
+    """Read the sheet named `sheet`, or the only sheet of the file. Raises `SourceError`."""
     header, *rows = _rows(path, sheet)
     names = check_names(path.name, [_text(cell).strip() for cell in header])
     while rows and not any(cell != "" for cell in rows[-1]):
@@ -28,7 +28,7 @@ def read(path: Path, sheet: str | None) -> Source:
 
 
 def header(path: Path, sheet: str | None) -> tuple[str, ...]:
-    """Return the names of the columns. Raises `DataError`."""
+    """Return the names of the columns. Raises `SourceError`."""
     return check_names(path.name, [_text(cell).strip() for cell in _rows(path, sheet)[0]])
 
 
@@ -43,14 +43,16 @@ def _rows(path: Path, sheet: str | None) -> list[list[Any]]:
         with python_calamine.load_workbook(str(path)) as workbook:
             names = workbook.sheet_names
             if sheet is None and len(names) != 1:
-                raise DataError(f"{path.name} has {len(names)} sheets: use --sheet with one of {join_some(names, 10)}")
+                raise SourceError(
+                    f"{path.name} has {len(names)} sheets: use --sheet with one of {join_some(names, 10)}"
+                )
             if sheet is not None and sheet not in names:
-                raise DataError(f"{path.name} has no sheet {sheet!r}; it has {join_some(names, 10)}")
+                raise SourceError(f"{path.name} has no sheet {sheet!r}; it has {join_some(names, 10)}")
             rows: list[list[Any]] = workbook.get_sheet_by_name(sheet or names[0]).to_python()
     except python_calamine.CalamineError as error:
-        raise DataError(f"{path.name} can't be read: {one_line(error)}") from None
+        raise SourceError(f"{path.name} can't be read: {one_line(error)}") from None
     if not rows:
-        raise DataError(f"{path.name} is empty")
+        raise SourceError(f"{path.name} is empty")
     return rows
 
 

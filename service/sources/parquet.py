@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
-from foldserve.training.table.sources.pandas_index import without_index
-from foldserve.training.table.sources.source import Source, check_names, reading
+from foldserve.service.sources.pandas_index import without_index
+from foldserve.service.sources.source import Source, check_names, reading
 
 
 def read(path: Path) -> Source:

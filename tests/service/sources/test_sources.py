@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foldserve.training.errors import DataError
-from foldserve.training.table import sources
+from foldserve.service import sources
+from foldserve.service.errors import SourceError
 
 
 @pytest.fixture
@@ -125,26 +125,26 @@ ZIP = b"PK\x03\x04" + b"\0" * 40
     ],
 )
 def test_a_damaged_or_wrong_file_is_refused_in_one_line(write, content, name, reason):
-    with pytest.raises(DataError, match=reason) as refused:
+    with pytest.raises(SourceError, match=reason) as refused:
         sources.read(write(content, name))
     assert "\n" not in str(refused.value)
 
 
 def test_a_bad_byte_far_into_the_file_is_refused_with_its_column(write):
-    with pytest.raises(DataError, match="column 'b' contains bytes that are not UTF-8"):
+    with pytest.raises(SourceError, match="column 'b' contains bytes that are not UTF-8"):
         sources.read(write(b"a,b\n" + b"1234567,1234567\n" * 600_000 + b"1,\xff\n"))
 
 
 def test_an_open_quote_that_swallows_the_file_is_refused(write):
-    with pytest.raises(DataError, match=r"more than 8 MiB: is a quote .* not closed"):
+    with pytest.raises(SourceError, match=r"more than 8 MiB: is a quote .* not closed"):
         sources.read(write(b'a,b\n1,"2\n' + b"1234567,1234567\n" * 1_200_000))
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(SourceError, match="no such file"):
         sources.read(str(tmp_path / "t.csv"))
     (tmp_path / "d.csv").mkdir()
-    with pytest.raises(DataError, match=r"is a folder without a \.parquet file"):
+    with pytest.raises(SourceError, match=r"is a folder without a table"):
         sources.read(str(tmp_path / "d.csv"))
 
 
@@ -157,7 +157,7 @@ def test_parquet_keeps_its_types_and_drops_the_pandas_index(tmp_path):
 
 def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
     pa.parquet.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="two columns with the name 'a'"):
+    with pytest.raises(SourceError, match="two columns with the name 'a'"):
         sources.read(str(tmp_path / "t.parquet"))
 
 
@@ -180,5 +180,5 @@ def test_npz_has_a_matrix_and_a_vector_of_any_name(tmp_path, names):
 )
 def test_npz_without_a_matrix_and_a_vector_is_refused(tmp_path, arrays, reason):
     np.savez(tmp_path / "t.npz", **arrays)
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises(SourceError, match=reason):
         sources.read(str(tmp_path / "t.npz"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.ipc
 
-from foldserve.training.table.sources.pandas_index import without_index
-from foldserve.training.table.sources.source import Source, check_names
+from foldserve.service.sources.pandas_index import without_index
+from foldserve.service.sources.source import Source, check_names
 
 # The first bytes of an Arrow file. An Arrow stream has no signature.
 FILE_SIGNATURE = b"ARROW1"

@@ -1,4 +1,4 @@
-"""Tables of two arrays: the features [rows, features] and the target [rows]. They come from .npz or scikit-learn."""
+"""Tables of two arrays: the features [rows, features] and the target [rows]. They come from an .npz file."""
 
 from __future__ import annotations
 
@@ -10,22 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from foldserve.training.errors import DataError
-from foldserve.training.table.sources.source import Source, check_names, one_line
-
-BUILT_IN = ("breast_cancer", "diabetes", "digits", "iris", "wine")
-
-
-def built_in(name: str) -> Source:
-    """Return a table of scikit-learn.
-
-    The labels are scikit-learn's names of the classes: 0 to 9 for digits, texts for iris.
-    """
-    from sklearn import datasets  # imported late: the import takes a second, and no file needs it
-
-    raw = getattr(datasets, f"load_{name}")()
-    y = raw.target_names[raw.target] if "target_names" in raw else raw.target
-    return _source(name, [str(feature) for feature in raw.feature_names], raw.data, "target", y)
+from foldserve.service.errors import SourceError
+from foldserve.service.sources.source import Source, check_names, one_line
 
 
 def read(path: Path) -> Source:
@@ -38,14 +24,14 @@ def read(path: Path) -> Source:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except ValueError as error:
-        raise DataError(f"{path.name} can't be read: {one_line(error)}") from None
+        raise SourceError(f"{path.name} can't be read: {one_line(error)}") from None
     given = arrays.pop("feature_names", None)
     x, y = _pair(path.name, arrays)
     names = [f"x{place}" for place in range(x.shape[1])] if given is None else [str(name) for name in given.ravel()]
     if len(names) != x.shape[1]:
-        raise DataError(f"{path.name}: {len(names)} feature names for {x.shape[1]} features")
+        raise SourceError(f"{path.name}: {len(names)} feature names for {x.shape[1]} features")
     check_names(path.name, [*names, "y"])
-    return _source(path.name, names, x, "y", y)
+    return from_arrays(path.name, names, x, "y", y)
 
 
 def _pair(name: str, arrays: dict[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -54,11 +40,12 @@ def _pair(name: str, arrays: dict[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[A
     y = [array for array in chosen.values() if array.ndim == 1]
     if len(x) != 1 or len(y) != 1 or len(x[0]) != len(y[0]):
         found = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items()) or "nothing"
-        raise DataError(f"{name} contains {found}: expected x [rows, features] and y [rows]")
+        raise SourceError(f"{name} contains {found}: expected x [rows, features] and y [rows]")
     return x[0], y[0]
 
 
-def _source(name: str, features: Sequence[str], x: npt.NDArray[Any], target: str, y: npt.NDArray[Any]) -> Source:
+def from_arrays(name: str, features: Sequence[str], x: npt.NDArray[Any], target: str, y: npt.NDArray[Any]) -> Source:
+    """Return a source of the features `x` [rows, features] and the target `y` [rows]. target: the name of `y`."""
     positions = {feature: position for position, feature in enumerate(features)}
 
     def take(column: str) -> pa.ChunkedArray:
@@ -68,6 +55,6 @@ def _source(name: str, features: Sequence[str], x: npt.NDArray[Any], target: str
                 cells = cells.astype("f8")  # Arrow has no type float128
             return pa.chunked_array([pa.array(cells)])
         except (pa.ArrowException, TypeError):
-            raise DataError(f"{name}: column {column!r} has the type {cells.dtype}, which can't be read") from None
+            raise SourceError(f"{name}: column {column!r} has the type {cells.dtype}, which can't be read") from None
 
     return Source(name, (*features, target), len(y), typed=True, take=take)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foldserve.training.errors import DataError
+from foldserve.service.errors import SourceError
 
 _EXPECTED = {".parquet": b"PAR1", ".npz": b"PK\x03\x04", ".xlsx": b"PK\x03\x04"}
 # The first bytes of each binary format, and the suffix of such files. No text file begins with these bytes.
@@ -19,9 +19,9 @@ _KNOWN = {
 
 
 def check_signature(name: str, suffix: str, first: bytes) -> None:
-    """Raise `DataError` if `first`, the first bytes of the file `name`, are not those of a `suffix` file."""
+    """Raise `SourceError` if `first`, the first bytes of the file `name`, are not those of a `suffix` file."""
     if not first:
-        raise DataError(f"{name} is empty")
+        raise SourceError(f"{name} is empty")
     expected = b"\x1f\x8b" if suffix.endswith(".gz") else _EXPECTED.get(suffix, b"")
     if expected and first.startswith(expected):
         return
@@ -31,7 +31,7 @@ def check_signature(name: str, suffix: str, first: bytes) -> None:
         expected = b"ARROW1"
     found = next((kind for signature, kind in _KNOWN.items() if first.startswith(signature)), None)
     if found or expected:
-        raise DataError(f"{name} is not a {suffix} file" + (f" but {found}" if found else ""))
+        raise SourceError(f"{name} is not a {suffix} file" + (f" but {found}" if found else ""))
 
 
 def guess_suffix(first: bytes) -> str:

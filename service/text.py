@@ -1,0 +1,23 @@
+"""The spelling of lists and counts in messages. The module needs only the standard library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def printable(text: str) -> str:
+    """Replace control characters, changes of the writing direction and lone surrogates, so that one line stays one
+    line.
+    """
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def join_some(names: Sequence[object], most: int) -> str:
+    """List the first `most` names, and count the rest: `a, b and 7 more`."""
+    more = len(names) - most
+    return ", ".join(map(str, names[:most])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def count_of(number: int, noun: str) -> str:
+    """Write `1 row`, `2 rows`, `1,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
