@@ -229,8 +229,10 @@ def export(plan: Plan, trained: Trained) -> Written:
     """
     table, split, task = trained.table, trained.split, trained.table.task
     test, train_rows = load_held_out(plan.data, table, split), table.x[split.train]
-    model = to_onnx(trained.folded.network, len(table.columns), table.outputs, task)
     features = describe_features(table.columns, train_rows)
+    target = bundle.Target(name=table.target, reading=table.target_reading)
+    description = bundle.describe(task, features, table.labels, target)
+    model = to_onnx(trained.folded.network, len(features), table.outputs, task, description=description)
     drawn = certificate.draw(features, train_rows, certificate.RANDOM_ROWS, plan.seed)
     with deterministic(plan.threads):
         certified = certificate.certify(
@@ -250,6 +252,7 @@ def export(plan: Plan, trained: Trained) -> Written:
         model=model,
         table=table,
         features=features,
+        target=target,
         folded=trained.folded,
         certificate=certified,
         golden=golden,

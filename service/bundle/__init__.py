@@ -8,6 +8,7 @@ This package needs only the standard library and pydantic, so any tool can read 
 sessions.
 """
 
+from foldserve.service.bundle.description import DESCRIPTION_KEY, describe, describe_manifest
 from foldserve.service.bundle.files import (
     MANIFEST_FILE,
     MAX_MANIFEST,
@@ -51,6 +52,7 @@ from foldserve.service.bundle.sample import draw_column
 from foldserve.service.errors import BundleError
 
 __all__ = [
+    "DESCRIPTION_KEY",
     "FALSE",
     "MANIFEST_FILE",
     "MAX_MANIFEST",
@@ -81,6 +83,8 @@ __all__ = [
     "Task",
     "Tensor",
     "Tolerance",
+    "describe",
+    "describe_manifest",
     "draw_column",
     "read",
     "read_report",

@@ -15,7 +15,15 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from foldserve.service.arrays import Rows, Run
-from foldserve.service.bundle import MODEL_FILE, Bundle, Manifest, Parity, Tolerance
+from foldserve.service.bundle import (
+    DESCRIPTION_KEY,
+    MODEL_FILE,
+    Bundle,
+    Manifest,
+    Parity,
+    Tolerance,
+    describe_manifest,
+)
 from foldserve.service.errors import BundleError, DeviceError, DeviceLost, DeviceOutOfMemory
 from foldserve.service.runtime.session import one_line
 
@@ -32,6 +40,9 @@ def check_graph(bundle: Bundle) -> onnx.ModelProto:
     opsets = [imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx")]
     if opsets != [bundle.manifest.model.opset]:
         raise BundleError(f"{MODEL_FILE} is of opset {opsets}, the manifest says {bundle.manifest.model.opset}")
+    for entry in proto.metadata_props:
+        if entry.key == DESCRIPTION_KEY and entry.value != describe_manifest(bundle.manifest):
+            raise BundleError(f"the description in {MODEL_FILE} does not have the manifest's features and labels")
     graphs = [proto.graph, *proto.functions]
     while graphs:
         graph = graphs.pop()

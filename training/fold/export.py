@@ -1,4 +1,4 @@
-"""Export: turns a folded chain into one ONNX file. The bytes of the file depend on the network alone.
+"""Export: turns a folded chain into one ONNX file. The bytes of the file depend on the network and its description.
 
 The nodes are few and are built by hand. PyTorch's exporter would add stack traces with local paths, and its graphs
 change from version to version. Each layer type adds its own nodes. This module knows no data and no bundle.
@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 from torch import nn
 
-from foldserve.service.bundle import Task
+from foldserve.service.bundle import DESCRIPTION_KEY, Task
 from foldserve.training.errors import ExportError
 from foldserve.training.network.graph import Graph
 from foldserve.training.network.layers import add_nodes
@@ -25,15 +25,24 @@ INPUT = "input"
 OUTPUT: dict[Task, str] = {"classification": "probabilities", "regression": "value"}
 
 
-def to_onnx(network: nn.Sequential, features: int, outputs: int, task: Task, *, unfolded: bool = False) -> bytes:
+def to_onnx(
+    network: nn.Sequential,
+    features: int,
+    outputs: int,
+    task: Task,
+    *,
+    unfolded: bool = False,
+    description: str | None = None,
+) -> bytes:
     """Write a folded chain as an ONNX model.
 
     It maps float32 `input` [batch, features] to the task's output [batch, outputs].
 
-    For classification, the graph ends in a Softmax. The model is one file without external data and metadata. Nodes are
-    named after the layers. unfolded: whether to write a chain in eval mode with its batch norms, as PyTorch's exporter
-    does with `optimize=False`. Such a graph is for comparisons only. Raises `ExportError` if this module has no ONNX
-    form for a layer, and if `onnx.checker` refuses the graph.
+    For classification, the graph ends in a Softmax. The model is one file without external data. Nodes are named after
+    the layers. unfolded: whether to write a chain in eval mode with its batch norms, as PyTorch's exporter does with
+    `optimize=False`. Such a graph is for comparisons only. description: the text of the only metadata entry, as
+    `bundle.describe` writes it; None for no entry. Raises `ExportError` if this module has no ONNX form for a layer,
+    and if `onnx.checker` refuses the graph.
     """
     graph = Graph(INPUT)
     for name, layer in network.named_children():
@@ -58,6 +67,8 @@ def to_onnx(network: nn.Sequential, features: int, outputs: int, task: Task, *, 
         producer_name="foldserve",
         producer_version=version("foldserve"),
     )
+    if description is not None:
+        helper.set_model_props(model, {DESCRIPTION_KEY: description})
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -1,0 +1,50 @@
+"""The description of a model that its ONNX file carries: what its inputs and its outputs mean, as JSON.
+
+It is the metadata entry `foldserve` of `model.onnx`, so that the file alone is enough to use the model. It depends on
+the table's schema alone: it has no name, version, time or path. This module does not know ONNX.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from foldserve.service.bundle.manifest import Feature, Label, Manifest, Target, Task
+from foldserve.service.bundle.reading import Reading
+
+DESCRIPTION_KEY = "foldserve"
+
+
+def describe(task: Task, features: Sequence[Feature], labels: Sequence[Label], target: Target | None) -> str:
+    """Return the description as canonical JSON: sorted names, no spaces, only ASCII.
+
+    `features` has the columns of the input, in order: `name`, `kind` and `missing` (whether a value may be missing),
+    and where they exist `categories` and `reading`. A reading has `missing`, the texts that mean a missing value. A
+    field of a reading with its default value is left out. `labels` has the classes in the order of the output.
+    """
+    content = {
+        "task": task,
+        "target": None if target is None else _fields(target.name, target.reading),
+        "labels": list(labels),
+        "features": [_feature(feature) for feature in features],
+    }
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def describe_manifest(manifest: Manifest) -> str:
+    """Return the description that the model of a manifest has."""
+    return describe(manifest.task, manifest.features, manifest.labels, manifest.target)
+
+
+def _feature(feature: Feature) -> dict[str, Any]:
+    fields = _fields(feature.name, feature.reading)
+    fields |= {"kind": feature.kind, "missing": feature.missing}
+    return fields | ({"categories": list(feature.categories)} if feature.categories else {})
+
+
+def _fields(name: str, reading: Reading | None) -> dict[str, Any]:
+    # A later version may add a field to a reading. The description of an older model stays the same without defaults.
+    if reading is None:
+        return {"name": name}
+    return {"name": name, "reading": reading.model_dump(mode="json", exclude_defaults=True)}
