@@ -70,6 +70,9 @@ class Metrics:
     ) -> None:
         """Record a model that was loaded and verified. categorical: the names of its categorical features."""
 
+    def record_refused(self, model: str, version: str) -> None:
+        """Record a version that is not served. version: empty if the folder of the model can't be read."""
+
     def count_rejected(self, error: RequestError) -> None:
         """Count a request that got an error instead of a prediction."""
 

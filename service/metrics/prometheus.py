@@ -15,6 +15,8 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import (
@@ -63,6 +65,26 @@ class _Histogram(Histogram):
             self._sum.inc(total)
             for bucket, count in counts.items():
                 self._buckets[bucket].inc(count)
+
+
+class _WorkersCollector(MultiProcessCollector):
+    """Reads the counts of all workers, except from files that a starting worker has created but not begun.
+
+    prometheus_client fails at an empty file: a worker creates its file, and gives it a size a moment later.
+    """
+
+    def __init__(self, registry: CollectorRegistry, folder: Path) -> None:
+        super().__init__(registry, str(folder))  # type: ignore[no-untyped-call]
+        self._folder = folder
+
+    def collect(self) -> Any:
+        """Return the metrics of all workers."""
+        files = []
+        for file in self._folder.glob("*.db"):
+            with suppress(FileNotFoundError):  # the supervisor removes gauges of a dead worker
+                if file.stat().st_size:
+                    files.append(str(file))
+        return self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
 
 
 class _RequestMetrics(RequestMetrics):
@@ -134,7 +156,7 @@ class PrometheusMetrics(Metrics):
         self._scraped = self.registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             self._scraped = CollectorRegistry()
-            MultiProcessCollector(self._scraped)  # type: ignore[no-untyped-call]
+            _WorkersCollector(self._scraped, Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
         else:
             ProcessCollector(registry=self.registry)
 
@@ -220,6 +242,10 @@ class PrometheusMetrics(Metrics):
             "max",
         )
 
+        self.refused = _gauge(
+            "foldserve_model_refused", "1 for each version that was refused at load.", _MODEL, registry, "livemax"
+        )
+
     def for_endpoint(self, model: str, version: str, protocol: str) -> RequestMetrics:
         """Create the counts of one endpoint."""
         created = _RequestMetrics(self, model, version, protocol)
@@ -254,6 +280,10 @@ class PrometheusMetrics(Metrics):
         self.parity_ratio.labels(model, version).set(parity.worst)
         for provider in providers:
             self.provider.labels(model, version, provider).set(1)
+
+    def record_refused(self, model: str, version: str) -> None:
+        """Set the gauge of a version that is not served. version: empty if the folder of the model can't be read."""
+        self.refused.labels(model, version).set(1)
 
     def count_rejected(self, error: RequestError) -> None:
         """Count a request that got an error instead of a prediction."""

@@ -23,6 +23,7 @@ from tests.service.support import (
     assert_refused_in_one_line,
     command_line,
     environment,
+    flip_byte,
     foldserve,
     serving,
     through,
@@ -249,6 +250,27 @@ def test_each_worker_reports_the_counts_of_all_workers_and_of_dead_ones(served: 
     assert counted(served, "foldserve_request_rows_total") == 50
     statistics = served.send("GET", "/v2/models/roots/stats").json()["model_stats"]
     assert statistics[0]["inference_count"] == 50
+
+
+def test_a_scrape_ignores_the_empty_file_of_a_worker_that_starts(models: Path, tmp_path: Path) -> None:
+    with serving(models, tmp_path / "log", *TWO, env={"TMPDIR": str(tmp_path)}) as server:
+        (folder,) = tmp_path.glob("foldserve-*")
+        (folder / "counter_1.db").touch()
+        assert_it_predicts(server)
+        until(lambda: counted(server, "foldserve_requests_total") == 1)
+
+
+def test_a_replaced_worker_no_longer_reports_a_version_that_was_repaired(models: Path, tmp_path: Path) -> None:
+    whole = bundle.read(models / "roots" / "1")
+    second = bundle.write(models, "roots", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
+    flip_byte(second.path / "model.onnx", 10)
+    with serving(models, tmp_path / "log", *TWO) as server:
+        assert counted(server, "foldserve_model_refused") == 1
+        flip_byte(second.path / "model.onnx", 10)
+        for dead in workers(server.process.pid):
+            kill(dead)
+        until(lambda: server.log.read_text().count("roots/2 ready on") == 2)
+        until(lambda: counted(server, "foldserve_model_refused") == 0)
 
 
 @pytest.mark.parametrize("flags", [(), TWO], ids=["one", "two"])
