@@ -82,6 +82,7 @@ class Loader:
             manifest = contents.manifest
             runtime, parity = load(contents, self._options(manifest))
         except BundleError as error:
+            self._metrics.record_refused(name, version)
             return Refused(error.reason)
         if contents.warning:
             log.warning("%s/%s: %s", name, version, contents.warning)
@@ -105,6 +106,7 @@ class Loader:
                 numbers = bundle.versions(entry)
             except OSError as error:
                 log.error("can't read %s: %s", entry, error.strerror)
+                self._metrics.record_refused(entry.name, "")
                 models[entry.name] = {}
                 continue
             if numbers:

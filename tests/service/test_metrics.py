@@ -269,6 +269,10 @@ def test_a_model_has_its_load_time_its_parity_and_its_provider(served: Served) -
         assert error / (1e-5 + 1e-4 * 3) <= ratio <= error / 1e-5
         assert found[sample("foldserve_model_provider_info", **of(version, provider="CPUExecutionProvider"))] == 1
     assert sample("foldserve_model_load_seconds", **of("3")) not in found  # refused
+    assert {key for key in found if key[0] == "foldserve_model_refused"} == {
+        sample("foldserve_model_refused", **of("3"))
+    }
+    assert found[sample("foldserve_model_refused", **of("3"))] == 1
     assert began - 1 < found[sample("foldserve_last_request_timestamp_seconds", **of("1"))] < time.time() + 1
 
 
