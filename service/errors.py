@@ -8,6 +8,7 @@ FoldserveError               the command prints it as one line and exits with 1
 ├── BundleError              bundle/, runtime/, commands/tune/: a bundle is not whole or not certified
 ├── DeviceError              machine/, runtime/, commands/tune/, http/server.py: a device is not available or lost
 ├── SourceError              sources/: a file can't be read as a table
+├── TableError               tables/: a table does not fit the model
 ├── StartError               engine/loader.py, http/: no models to serve, no port, or a certificate that can't be used
 ├── NotReady                 commands/health.py: no service answers at the address, or it is not ready
 └── RequestError             one request is refused or failed; the text is fixed and never repeats the input
@@ -66,6 +67,10 @@ class DeviceError(FoldserveError):
 
 class SourceError(FoldserveError):
     """A file can't be read as a table."""
+
+
+class TableError(FoldserveError):
+    """A table does not fit the model."""
 
 
 class StartError(FoldserveError):

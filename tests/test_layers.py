@@ -29,6 +29,7 @@ service.sources:          text errors
 service.access:           errors
 service.metrics:          bundle errors
 service.protocols:        metrics bundle arrays errors
+service.tables:           protocols bundle arrays text errors
 service.runtime.session:  machine errors
 service.runtime:          runtime.session machine bundle arrays errors
 service.engine:           runtime runtime.session protocols metrics bundle machine settings arrays errors

@@ -1,0 +1,94 @@
+"""Batches of Arrow columns to float32 [rows, features]. A bad value refuses its row, and no other row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from foldserve.service.arrays import Rows
+from foldserve.service.bundle import Feature
+from foldserve.service.errors import TableError
+from foldserve.service.tables.column import FeatureColumn
+from foldserve.service.text import join_some
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The input rows of a model.
+
+    rows: float32 [rows, features]. A missing value is NaN. The values of a refused row have no meaning.
+    refused: the reason for each refused row, by the index of the row.
+    """
+
+    rows: Rows
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+    def accepted(self) -> npt.NDArray[np.bool_] | None:
+        """Return a bool array [rows] that is False for a refused row; None if no row is refused."""
+        if not self.refused:
+            return None
+        mask = np.ones(len(self.rows), bool)
+        mask[list(self.refused)] = False
+        return mask
+
+
+class TableEncoder:
+    """Encodes tables for one model. Columns are found by name, and further columns are ignored.
+
+    typed: whether the source states the types of its cells. A CSV file does not: all its cells are texts.
+    """
+
+    def __init__(self, features: Sequence[Feature], *, typed: bool) -> None:
+        self.names = tuple(feature.name for feature in features)
+        self._columns = [FeatureColumn(feature, typed=typed) for feature in features]
+        self._nullable = np.array([feature.missing for feature in features])
+
+    def check(self, schema: pa.Schema, source: str = "the table") -> None:
+        """Raise `TableError` if the table lacks a feature, or if a column has a type that no value of the feature has.
+
+        source: the name of the table for the message.
+        """
+        for name, column in zip(self.names, self._columns, strict=True):
+            place = schema.get_field_index(name)
+            if place < 0:
+                raise TableError(
+                    f"{source} has no column {name!r}, a feature of the model; it has {join_some(schema.names, 10)}"
+                )
+            column.check_type(schema.field(place).type)
+
+    def encode(self, table: pa.RecordBatch | pa.Table) -> Encoded:
+        """Encode all rows of a table that has passed `check`."""
+        rows = np.empty((len(table), len(self.names)), np.float32)
+        refused: dict[int, str] = {}
+        for place, (name, column) in enumerate(zip(self.names, self._columns, strict=True)):
+            cells = table.column(name)
+            values, problems = column.read(cells if isinstance(cells, pa.ChunkedArray) else pa.chunked_array([cells]))
+            with np.errstate(over="ignore", invalid="ignore"):  # overflows are found below
+                rows[:, place] = values
+            for mask, reason in problems:
+                if mask.any():
+                    refused = _refuse(mask, f"column {name!r} {reason}") | refused
+                    rows[mask, place] = 0
+        return Encoded(rows, self._check(rows, refused))
+
+    def _check(self, rows: Rows, refused: dict[int, str]) -> dict[int, str]:
+        """Refuse the rows with an infinity, or with a NaN in a column without missing values."""
+        if np.isfinite(rows).all():
+            return refused
+        for place, name in enumerate(self.names):
+            column = rows[:, place]
+            infinite, missing = np.isinf(column), np.isnan(column)
+            if infinite.any():
+                refused = _refuse(infinite, f"column {name!r} is too large for float32") | refused
+            if not self._nullable[place] and missing.any():
+                reason = f"column {name!r} is null, and the feature has no missing values"
+                refused = _refuse(missing, reason) | refused
+        return refused
+
+
+def _refuse(mask: npt.NDArray[np.bool_], reason: str) -> dict[int, str]:
+    return dict.fromkeys(np.flatnonzero(mask).tolist(), reason)
