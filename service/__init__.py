@@ -1,4 +1,7 @@
-"""The service: converts request bytes to rows, runs the model, and returns response bytes. It never imports torch."""
+"""The service: converts request bytes to rows, runs the model, and returns response bytes.
+
+This package never imports torch.
+"""
 
 import sys
 

@@ -1,7 +1,7 @@
 """The command line of `foldserve`: its commands, their arguments, and the exit status.
 
-It parses, and calls the function that does the work; a command's code is imported when that command runs. Exit status:
-0 done; 1 refused, with one line on standard error, or the doctor found a problem; 2 a wrong command line.
+This module parses, and calls the function that does the work; a command's code is imported when that command runs. Exit
+status: 0 done; 1 refused, with one line on standard error, or the doctor found a problem; 2 a wrong command line.
 """
 
 from __future__ import annotations
@@ -181,8 +181,11 @@ def _inspect(parsed: argparse.Namespace) -> None:
 
 
 def _key(parsed: argparse.Namespace) -> None:
-    """Make an API key, and print it with its line for a file of `foldserve serve --keys`. The line has only a hash of
-    the key, so the key can't be printed again. A running server reads a changed file within a second or two."""
+    """Make an API key.
+
+    Print the key, and the line to add to a file for `foldserve serve --keys`. The line has only a hash of the key, so
+    the key can't be printed again. A running server reads a changed file within a second or two.
+    """
     from foldserve.service.commands import key
 
     key.run(parsed.name, parsed.scope or ["predict"], parsed.rate, parsed.append)

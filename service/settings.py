@@ -1,4 +1,4 @@
-"""Defines every setting: default, limits and line of help. It also owns the order of the sources of settings.
+"""Defines every setting: default, limits and line of help. This module also owns the order of the sources of settings.
 
 Flags come first, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. No other module
 of the service reads these variables. This module does not know which part of the service uses a setting.

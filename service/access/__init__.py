@@ -1,1 +1,4 @@
-"""Decides which requests the service accepts: hosts and origins, keys, scopes and rates. It knows no HTTP framework."""
+"""Decides which requests the service accepts: hosts and origins, keys, scopes and rates.
+
+This package knows no HTTP framework.
+"""

@@ -1,6 +1,6 @@
 """Bundles on disk: a read checks everything, and a write leaves a whole bundle or nothing.
 
-It knows the manifest, its seal and the hash of the model; it does not know the contents of the model.
+This module knows the manifest, its seal and the hash of the model; it does not know the contents of the model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The schema of `manifest.json`, and the rules that its values must keep. It does not know files."""
+"""The schema of `manifest.json`, and the rules that its values must keep. This module does not know files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class ModelFile(FrozenModel):
-    """The size and hash of `model.onnx`. They detect even one flipped bit."""
+    """The size and hash of `model.onnx`. The hash detects even one flipped bit."""
 
     file: Literal["model.onnx"] = "model.onnx"
     size: int

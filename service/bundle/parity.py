@@ -1,4 +1,7 @@
-"""The difference between the outputs of a runtime and of the reference, and the tolerance. It does not know files."""
+"""The difference between the outputs of a runtime and of the reference, and the tolerance.
+
+This module does not know files.
+"""
 
 from __future__ import annotations
 

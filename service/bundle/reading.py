@@ -43,8 +43,8 @@ class Reading(FrozenModel):
     missing: texts that mean a missing value. A blank text always means a missing value. Blanks around a text are
     ignored. In a column of numbers, a number that is equal to one of these texts is missing too.
     decimal, thousands: the decimal mark and the thousands separator of a number; "" means no separator. If the
-    separator is a blank, any other kind of space is accepted too. If it is an apostrophe, a typographic apostrophe is
-    accepted too.
+    separator is a blank, any other kind of space is accepted too. If the separator is an apostrophe, a typographic
+    apostrophe is accepted too.
     unit: a currency or `%`, on either side of the number. The value is the written number: 45% is 45.
     accounting: whether parentheses mean a negative number, so that (12.50) is -12.5.
     true, false: the spellings of a boolean column, in lower case.

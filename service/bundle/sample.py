@@ -1,4 +1,5 @@
-"""Draws random rows, like those of a request, from the ranges and categories of features. They hold no person's data.
+"""Draws random rows, like those of a request, from the ranges and categories of features. The drawn rows hold no
+person's data.
 
 This module knows features, but no network and no session. It does not import NumPy: the caller's generator creates the
 arrays.

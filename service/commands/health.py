@@ -1,6 +1,6 @@
 """`foldserve health`: asks a running service whether it is ready. A container needs no curl for its health check.
 
-It knows an address and one path of the Open Inference Protocol, but not the modules of the server.
+This module knows an address and one path of the Open Inference Protocol, but not the modules of the server.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""From the bytes of a request to the bytes of its response: endpoints, batchers, models. It does not know HTTP."""
+"""From the bytes of a request to the bytes of its response: endpoints, batchers, models.
+
+This package does not know HTTP.
+"""

@@ -1,4 +1,4 @@
-"""Decides when a request may begin. An overloaded process refuses some requests, and answers the others soon.
+"""Decides when a request may begin. An overloaded process refuses some requests, and answers the other requests soon.
 
 For small models the event loop is the bottleneck: reading and writing requests takes longer than the runs. Without a
 limit, requests would wait unseen in the kernel's buffers while one turn of the loop works on thousands of other

@@ -1,11 +1,11 @@
 """Collects the rows of many callers into batches, runs the model on each batch, and gives each caller its outputs.
 
-It owns the queue of one model: limits, deadlines, batches, and the drain. It knows rows and the function that maps rows
-to outputs, but no HTTP and no ONNX.
+This module owns the queue of one model: limits, deadlines, batches, and the drain. This module knows rows and the
+function that maps rows to outputs, but no HTTP and no ONNX.
 
 A run starts as soon as the model is idle. Rows that arrive during a run wait, and form the next batch. A run that is
-expected to take microseconds happens on the event loop. Its batch has all rows that one turn of the loop has delivered.
-A longer run happens on a thread, while the queue fills.
+expected to take microseconds happens on the event loop. The batch of such a run has all rows that one turn of the loop
+has delivered. A longer run happens on a thread, while the queue fills.
 
     submit -> queue -> take a batch (cancelled and expired entries are dropped) -> run -> split the outputs
 """
@@ -125,7 +125,7 @@ class Batcher:
         (self._high if high else self._queue).append(entry)
         self._count(entry, len(rows))
         if self.running:
-            pass  # the end of this run starts the next run
+            pass  # the end of the current run starts the next run
         elif not self._max_delay:
             if self._scheduled is None:
                 self._scheduled = asyncio.get_running_loop().call_soon(self._run_next)

@@ -1,6 +1,6 @@
 """Holds the rows of one caller in a queue, and gives each caller its outputs or its error.
 
-It knows rows and callbacks, but neither the order of a queue nor the model.
+This module knows rows and callbacks, but neither the order of a queue nor the model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One request from its body to its reply: decode, submit to the batcher, encode.
 
-An exchange uses no task and no coroutine. It knows a codec, a batcher and a pool of threads, but no socket and no
-framework. Work that would block the event loop too long runs in the pool: reading large or compressed bodies, and
+An exchange uses no task and no coroutine. This module knows a codec, a batcher and a pool of threads, but no socket and
+no framework. Work that would block the event loop too long runs in the pool: reading large or compressed bodies, and
 compressing large responses.
 
     start -> decode -> batcher -> encode -> compress -> on_reply

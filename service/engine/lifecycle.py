@@ -1,4 +1,4 @@
-"""The phase of one serving process: starting, ready, draining or lost. It does not know HTTP or signals.
+"""The phase of one serving process: starting, ready, draining or lost. This module does not know HTTP or signals.
 
     STARTING -> READY -> DRAINING
         each phase -> LOST, when a device fails or a run hangs; a lost process stays lost, so it must be replaced

@@ -1,4 +1,4 @@
-"""Finds a model by its name and version. It does not know how models are loaded.
+"""Finds a model by its name and version. This module does not know how models are loaded.
 
 The name in a request is only a key of a dictionary. It never becomes a part of a file's path.
 """

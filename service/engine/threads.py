@@ -1,4 +1,7 @@
-"""Chooses the number of threads for the runs of a model on the CPU. It knows sizes and settings, but no session."""
+"""Chooses the number of threads for the runs of a model on the CPU.
+
+This module knows sizes and settings, but no session.
+"""
 
 from __future__ import annotations
 

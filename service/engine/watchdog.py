@@ -1,4 +1,4 @@
-"""Finds a run that hangs. It knows batchers. The caller decides what to do with the process.
+"""Finds a run that hangs. This module knows batchers. The caller decides what to do with the process.
 
 A hung call of a runtime can't be stopped in its process. Only a new process can serve the model again.
 """

@@ -1,4 +1,7 @@
-"""The lines that the server prints when it is ready: its address, and an example command. It knows no sockets."""
+"""The lines that the server prints when it is ready: its address, and an example command.
+
+This module knows no sockets.
+"""
 
 from __future__ import annotations
 

@@ -133,5 +133,5 @@ async def _client_disconnected(_: Request, __: ClientDisconnect) -> Response:
 
 
 async def _internal_error(_: Request, __: Exception) -> Response:
-    """Answer an unexpected error. Its traceback goes to the log, not to the client."""
+    """Answer an unexpected error. The traceback of the error goes to the log, not to the client."""
     return to_response(failure(500, "internal error"))

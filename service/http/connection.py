@@ -1,4 +1,5 @@
-"""One HTTP/1.1 connection. It answers predictions itself and forwards every other request to an inner protocol.
+"""One HTTP/1.1 connection. The connection answers predictions itself and forwards every other request to an inner
+protocol.
 
 A prediction needs no task and no ASGI messages: its body goes to `Endpoint.start`, and the reply goes to the socket.
 The connection handles one request at a time, so the bytes of later requests wait. phase.py has a diagram of the phases.
@@ -70,7 +71,7 @@ class Connection(asyncio.Protocol):
         self._phase = IDLE
         self._since = 0.0  # the last time a request began, the connection became idle, or the client stopped reading
         self._last = False  # no more requests are read; the connection closes after the remaining responses
-        # Received bytes, and the offset of the first one that has not been read.
+        # Received bytes, and the offset of the first byte that has not been read.
         self._unread, self._offset = b"", 0
         self._head_reader = HeadReader(context.heads)
         self._endpoint: Endpoint | None = None  # set in the phase BODY; None in APP_BODY

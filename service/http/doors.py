@@ -34,7 +34,7 @@ from foldserve.service.settings import Settings
 
 @dataclass(frozen=True)
 class Door:
-    """One listener. config: for uvicorn; it has the app. context: for every connection. tls: None without TLS."""
+    """One listener. config: of uvicorn, with the app. context: for every connection. tls: None without TLS."""
 
     listener: socket.socket
     config: uvicorn.Config

@@ -85,7 +85,7 @@ class Inner:
             self._inner.protocol.resume_writing()
 
     def disconnect(self, exc: Exception | None = None) -> None:
-        """End the inner connection. The next request begins a new one."""
+        """End the inner connection. The next request begins a new inner connection."""
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.detach(exc)

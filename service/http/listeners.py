@@ -1,6 +1,6 @@
 """The sockets on which a server listens: one for predictions, and perhaps another for metrics and administration.
 
-It knows addresses, but no protocol.
+This module knows addresses, but no protocol.
 """
 
 from __future__ import annotations

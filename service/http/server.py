@@ -1,7 +1,7 @@
 """The listeners and one uvicorn server on them: start, announce, drain, stop.
 
-This module owns the process: signals, log and exit. With several workers, each worker runs `serve_in_worker`. It does
-not know models or protocols.
+This module owns the process: signals, log and exit. With several workers, each worker runs `serve_in_worker`. This
+module does not know models or protocols.
 """
 
 from __future__ import annotations

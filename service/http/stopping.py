@@ -1,6 +1,6 @@
 """Steps that stop a server, for each kind of its processes: handle signals, and let no new connection in.
 
-It knows signals and sockets, but no worker and no request.
+This module knows signals and sockets, but no worker and no request.
 """
 
 from __future__ import annotations

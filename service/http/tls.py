@@ -1,6 +1,6 @@
 """TLS: the server's certificate, and the authorities of the clients' certificates. Changed files are loaded again.
 
-It knows files and OpenSSL, but no socket.
+This module knows files and OpenSSL, but no socket.
 """
 
 from __future__ import annotations

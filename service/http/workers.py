@@ -1,4 +1,4 @@
-"""Several worker processes on one listening socket: start them, replace those that die, stop them all.
+"""Several worker processes on one listening socket: start the workers, replace a worker that dies, stop all workers.
 
 This module knows processes and signals. It knows nothing of the server except the function that each worker runs.
 """

@@ -1,1 +1,4 @@
-"""Describes the machine: processors, memory, GPUs, and the installed ONNX Runtime. It knows no models or requests."""
+"""Describes the machine: processors, memory, GPUs, and the installed ONNX Runtime.
+
+This package knows no models or requests.
+"""

@@ -67,7 +67,7 @@ def _quotas(root: Path) -> Iterator[float]:
 def _groups(
     root: Path, controller: str, version2: tuple[str, ...], version1: tuple[str, ...]
 ) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Yield the folder of each group of this process, from the innermost group to the root, and its files.
+    """Yield the folder and the file names of each group of this process, from the innermost group to the root.
 
     The limits of all these groups apply. In a container, the kernel may report the group's path on the host. Then only
     the root group exists here.

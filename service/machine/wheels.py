@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
-WHEELS = ("onnxruntime", "onnxruntime-gpu")  # both install the module onnxruntime, one over the other
+WHEELS = ("onnxruntime", "onnxruntime-gpu")  # both wheels install the module onnxruntime, and overwrite each other
 
 
 def installed() -> list[str]:

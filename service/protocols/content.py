@@ -1,6 +1,6 @@
 """Media types and content encodings: gzip and deflate for requests, gzip for answers.
 
-This module has pure functions of headers and bytes. They know neither JSON nor rows.
+This module has pure functions of headers and bytes. The functions know neither JSON nor rows.
 """
 
 from __future__ import annotations

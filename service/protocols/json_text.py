@@ -246,7 +246,7 @@ def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] |
         brackets += 1
         if depth == 0:
             elements, after, piece_brackets = elements + 1, place + 1, brackets
-        elif depth < 0:  # the `]` of the array itself
+        elif depth < 0:  # this is the `]` that closes the array
             if not elements and _NOT_SPACE.search(body, start, start + place):
                 elements = 1 + _commas(text[:place], quotes).size
             return Piece(start, start + place, elements, piece_brackets), start + place
@@ -271,7 +271,7 @@ def _quotes(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
 
 
 def _inside(quotes: npt.NDArray[np.intp], places: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """Mark the places inside a string. A place is inside if an odd number of quotes comes before it."""
+    """Mark the places inside a string. A place is inside a string if an odd number of quotes comes before the place."""
     inside: npt.NDArray[np.bool_] = np.searchsorted(quotes, places) % 2 == 1
     return inside
 

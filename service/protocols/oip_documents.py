@@ -1,6 +1,6 @@
 """The Open Inference Protocol's documents about a model: metadata, configuration and statistics.
 
-This module has pure functions of a manifest and counts. They know no request and no route.
+This module has pure functions of a manifest and counts. The functions know no request and no route.
 
 https://github.com/kserve/open-inference-protocol, and the model configuration and statistics extensions:
 https://github.com/triton-inference-server/server/tree/main/docs/protocol
@@ -35,7 +35,7 @@ def metadata(manifest: Manifest, versions: Sequence[str], **parameters: str) -> 
 def configuration(manifest: Manifest, max_rows: int) -> dict[str, Any]:
     """Return the model configuration.
 
-    Its dimensions leave out the batch. max_rows: the largest number of rows in one request.
+    The dimensions of the tensors leave out the batch. max_rows: the largest number of rows in one request.
     """
     tensors = {
         kind: [{"name": tensor.name, "data_type": "TYPE_FP32", "dims": list(tensor.shape[1:])}]

@@ -1,6 +1,6 @@
 """Runs a model on the CPU. Small batches are copied into arrays to which the session is bound.
 
-It owns a session and these arrays. It does not know bundles.
+This module owns a session and these arrays. This module does not know bundles.
 """
 
 from __future__ import annotations

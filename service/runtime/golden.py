@@ -1,6 +1,6 @@
 """The checks that a bundle's model passes before it serves: its graph, its interface and its golden outputs.
 
-It knows a bundle, an open session, and a run function; it does not know devices.
+This module knows a bundle, an open session, and a run function; it does not know devices.
 """
 
 from __future__ import annotations

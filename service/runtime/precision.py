@@ -1,8 +1,8 @@
 """Converts a graph to matrix products in fp16 or bf16, and widens the tolerance of the golden outputs.
 
-It knows a parsed graph and a tolerance; it does not know sessions. TF32 needs no conversion: it is an option of the
-CUDA provider. ONNX Runtime's converter is not used for three reasons. It has no bf16. It clips weights that overflow
-instead of refusing them. Its result is not sorted topologically, so `onnx.checker` refuses that result.
+This module knows a parsed graph and a tolerance; it does not know sessions. TF32 needs no conversion: it is an option
+of the CUDA provider. ONNX Runtime's converter is not used for three reasons. It has no bf16. It clips weights that
+overflow instead of refusing them. Its result is not sorted topologically, so `onnx.checker` refuses that result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A check of the doctor, and its result. It does not know any particular check."""
+"""A check of the doctor, and its result. This module does not know any particular check."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Measures the seconds of one run, by batch size: on the CPU by number of threads, and on CUDA.
 
-It knows how to run a bundle, and chooses nothing. The variants take turns in each round, so that a disturbance from
-outside affects all variants alike. The result is a median over the rounds.
+This module knows how to run a bundle, and chooses nothing. The variants take turns in each round, so that a disturbance
+from outside affects all variants alike. The result is a median over the rounds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Measures the rows per second of several processes that run the model at the same time.
 
-It knows how to run a bundle, and chooses nothing. The numbers of processes take turns, and the result is a median.
+This module knows how to run a bundle, and chooses nothing. The numbers of processes take turns, and the result is a
+median.
 """
 
 from __future__ import annotations

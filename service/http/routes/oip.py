@@ -1,6 +1,6 @@
 """The routes of the Open Inference Protocol: health, metadata, inference, configuration, statistics, repository index.
 
-It knows the protocol's paths and JSON shapes, and computes nothing.
+This module knows the protocol's paths and JSON shapes, and computes nothing.
 """
 
 from __future__ import annotations
