@@ -51,7 +51,8 @@ def sizes_table(measured: str) -> str:
         rows, _, p50, p99 = _measured(measured, load, protocol)
         lines.append(f"| {load}, {protocol} | {rows} | {p50} | {p99} |")
     seconds, memory = _measured(measured, "Start and memory")
-    return "\n".join([*lines, "", f"One process is ready in {seconds} s, and takes {memory} MB after these loads."])
+    ready = f"One server process is ready in {seconds} s. It takes {memory} MB after these loads."
+    return "\n".join([*lines, "", ready])
 
 
 def _measured(measured: str, table: str, protocol: str = "") -> list[str]:

@@ -113,7 +113,10 @@ class Keyring:
         return caller
 
     def refresh(self) -> None:
-        """Read the files again if one has changed. If that fails, the keys stay as they were, and the log says why."""
+        """Read the files again if a file has changed.
+
+        If that fails, the keys stay as they were, and the log says why.
+        """
         seen = stamp(self._files)
         if seen == self._seen:
             return

@@ -32,7 +32,7 @@ class Tls:
         self.context = self._load()
 
     def refresh(self) -> None:
-        """Load the files again if one has changed. On an error, the old certificates stay, and the log says why."""
+        """Load the files again if a file has changed. On an error, the old certificates stay, and the log says why."""
         seen = stamp(self._files)
         if seen != self._seen:
             self._seen = seen

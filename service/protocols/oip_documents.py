@@ -54,7 +54,7 @@ def statistics(manifest: Manifest, totals: Totals) -> dict[str, Any]:
     """Return the statistics of one model: counts of requests, and nanoseconds.
 
     A run serves several requests, so the time of one request in a run is unknown. `compute_infer` has the total time of
-    all runs. Its count is the number of successful requests, as the protocol requires.
+    all runs. The count of `compute_infer` is the number of successful requests, as the protocol requires.
     """
 
     def duration(count: int, seconds: float) -> dict[str, int]:

@@ -56,7 +56,8 @@ class Columns:
 
     @property
     def are_plain(self) -> bool:
-        """Whether each JSON number is used without a change: no column has codes, and no number means missing."""
+        """Whether each JSON number is used without a change: no column has codes, and no number means a missing
+        value."""
         return not self.coded and not self._times and not self._missing_numbers
 
     def from_json_values(self, values: list[Any], first_row: int = 0) -> Rows:
@@ -169,14 +170,14 @@ class Columns:
         return self._float32(exact)
 
     def _no_codes(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Return a bool array [rows, coded] that is True where a value is not a code. It is False for NaN."""
+        """Return a bool array [rows, coded] that is True where a value is not a code, and False for NaN."""
         codes = rows.take(self._places, axis=1)
         with np.errstate(invalid="ignore"):  # NumPy warns of a signalling NaN
             bad: npt.NDArray[np.bool_] = (codes < 0) | (codes > self._largest) | (abs(codes - np.rint(codes)) > 0)
         return bad
 
     def _no_times(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Return a bool array [rows, times] that is True where a value is not a time. It is False for NaN."""
+        """Return a bool array [rows, times] that is True where a value is not a time, and False for NaN."""
         times = rows.take(self._time_places, axis=1)
         with np.errstate(invalid="ignore"):  # NumPy warns of a signalling NaN
             bad: npt.NDArray[np.bool_] = (abs(times) > MAX_MOMENT) | (abs(times - np.rint(times)) > 0)

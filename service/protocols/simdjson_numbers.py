@@ -1,9 +1,9 @@
 """Reads the numbers of a piece of JSON into an array with simdjson, without a Python object for each number.
 
 docs/json.md has the measurements that justify this module. This module knows neither features nor protocols. simdjson
-never sees a whole request. It counts the elements of an array only up to 2**24 - 1. If an array is longer, pysimdjson's
-`as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this module uses only `parse`,
-`len`, iteration and `as_buffer`. It also refuses text that is long enough for such an array.
+never sees a whole request. simdjson counts the elements of an array only up to 2**24 - 1. If an array is longer,
+pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this module uses only
+`parse`, `len`, iteration and `as_buffer`. It also refuses text that is long enough for such an array.
 """
 
 from __future__ import annotations

@@ -47,7 +47,10 @@ class CpuRunner:
 
 
 class _Binding:
-    """A session bound to an input and an output array, for batches of one size. This halves the cost of a small run."""
+    """A session bound to an input and an output array, for batches of one size.
+
+    The binding halves the cost of a small run.
+    """
 
     def __init__(self, session: ort.InferenceSession, inputs: ort.NodeArg, outputs: ort.NodeArg, size: int) -> None:
         self._session = session

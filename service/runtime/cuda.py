@@ -99,7 +99,7 @@ class CudaRunner:
         self._stream = self._connect()
         try:
             self._session = self._open_session(self._model, cuda_options(self._options, self._stream.address))
-            for graph, size in enumerate(self._options.buckets, 1):  # ONNX Runtime uses the number 0 itself
+            for graph, size in enumerate(self._options.buckets, 1):  # from 1: ONNX Runtime reserves the number 0
                 buffers = _BoundBuffers(self._session, self._stream, size)
                 for number in (*[None] * _RUNS_BEFORE_CAPTURE, graph):
                     buffers.launch(size, number)

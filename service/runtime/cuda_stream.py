@@ -53,7 +53,7 @@ class Buffer:
 
     @cached_property
     def host_address(self) -> int:
-        """The address on the host. It is stored, because NumPy takes half a microsecond to compute the address."""
+        """The address on the host. The address is stored, because NumPy takes half a microsecond to compute it."""
         return self.host.ctypes.data
 
     def bytes(self, rows: int) -> int:

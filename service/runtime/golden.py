@@ -95,9 +95,9 @@ def check_golden(
 ) -> Parity:
     """Run the golden rows in batches of 1, of 2, of all rows, and of each of `sizes`. Return the worst parity.
 
-    provider: the name of the provider that runs the batches, for the error message. If a batch has more rows than there
-    are golden rows, the golden rows are repeated. Raises `BundleError` when an output is outside `tolerance`, and
-    `DeviceError` when the device fails.
+    provider: the name of the provider that runs the batches, for the error message. If a batch has more rows than the
+    bundle has golden rows, the golden rows are repeated. Raises `BundleError` when an output is outside `tolerance`,
+    and `DeviceError` when the device fails.
     """
     rows, reference = _golden(manifest)
     parities = []

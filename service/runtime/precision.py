@@ -1,8 +1,9 @@
 """Converts a graph to matrix products in fp16 or bf16, and widens the tolerance of the golden outputs.
 
 This module knows a parsed graph and a tolerance; it does not know sessions. TF32 needs no conversion: it is an option
-of the CUDA provider. ONNX Runtime's converter is not used for three reasons. It has no bf16. It clips weights that
-overflow instead of refusing them. Its result is not sorted topologically, so `onnx.checker` refuses that result.
+of the CUDA provider. ONNX Runtime's converter is not used for three reasons. The converter has no bf16. It clips
+weights that overflow instead of refusing them. The converted graph is not sorted topologically, so `onnx.checker`
+refuses this graph.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
         # outputs.
         "use_tf32": str(int(options.precision == "tf32")),
         "enable_cuda_graph": str(int(bool(options.buckets))),
-        # By default the arena doubles its memory. That is too much for a device that may be shared.
+        # By default the arena doubles its memory. This growth is too large for a device that may be shared.
         "arena_extend_strategy": "kSameAsRequested",
     }
     if stream is not None:
