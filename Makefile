@@ -27,7 +27,7 @@ UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
 .PHONY: help demo check audit sbom test test-slow test-soak test-clients fuzz test-uvicorn test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
-	bench-training bench-overload bench-ablation image image-gpu image-trainer image-check image-pin lock clean
+	bench-gate bench-training bench-overload bench-ablation image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
@@ -129,6 +129,9 @@ test-gpu: $(GPU)/installed ## Test serving and training on a GPU
 
 bench: install ## Compare foldserve with other model servers; needs wrk
 	$(BIN)/python benchmarks/serving.py $(ARGS)
+
+bench-gate: install ## Count the instructions of a request, and compare them with benchmarks/gate.json; needs valgrind
+	$(BIN)/python benchmarks/gate.py $(ARGS)
 
 # This target uses the packages of PYTHON. It can't use those of `make install`, because the CPU build of ONNX Runtime
 # there excludes the GPU build.

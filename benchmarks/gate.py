@@ -1,0 +1,171 @@
+"""Counts the instructions of a request, and compares the counts with gate.json: `python benchmarks/gate.py [--write]`.
+
+Times depend on the machine and its load; counts hardly do. Callgrind, a tool of valgrind, counts every instruction of a
+real server while one client sends one request after the other. A count that is more than 3% above its committed count
+fails. The counts depend on the versions of Python and of the libraries, so with other versions nothing is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from rig.arguments import count
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = Path(__file__).with_name("gate.json")
+LIBRARIES = ("httptools", "numpy", "onnxruntime", "orjson", "pysimdjson", "uvloop")
+TOLERANCE = 0.03
+# Valgrind is so slow that the batcher would move runs to its thread, and the number of these runs would depend on the
+# machine. So this server has no limit for the duration of runs on the event loop.
+SERVER = """
+import sys
+from foldserve.service.cli import main
+from foldserve.service.engine import batcher
+batcher._MAX_INLINE_SECONDS = 60.0
+sys.exit(main(["serve", "--models", "models", "--port", "0", "--threads", "1", "--device", "cpu"]))
+"""
+# Requests before the count, in which the server fills its caches.
+WARM_UP = 300
+
+
+def main() -> None:
+    """Count, print a table, and fail if a count has grown."""
+    chosen = _arguments()
+    if shutil.which("valgrind") is None:
+        raise SystemExit("gate.py needs valgrind: apt-get install valgrind")
+    counts = {name: _count(request, chosen.requests) for name, request in _requests().items()}
+    found = {"versions": _versions(), "instructions per request": counts}
+    if chosen.write:
+        COMMITTED.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    committed = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    if committed["versions"] != found["versions"]:
+        _print(counts, {})
+        print(f"not compared: {COMMITTED.name} has the counts of {committed['versions']}, here are {found['versions']}")
+        return
+    before = committed["instructions per request"]
+    _print(counts, before)
+    grown = [name for name in counts if counts[name] > before[name] * (1 + TOLERANCE)]
+    if grown:
+        raise SystemExit(f"more instructions than committed, by more than {TOLERANCE:.0%}: {', '.join(grown)}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=count, default=10_000, help="requests to count (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help=f"write the counts to {COMMITTED.name}")
+    return parser.parse_args()
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "machine": platform.machine()} | {x: version(x) for x in LIBRARIES}
+
+
+def _print(counts: dict[str, int], committed: dict[str, int]) -> None:
+    print(f"{'request':<20}{'instructions':>14}{'committed':>14}{'change':>9}")
+    for name, instructions in counts.items():
+        before = committed.get(name)
+        change = f"{before:>14,}{instructions / before - 1:>+9.1%}" if before else ""
+        print(f"{name:<20}{instructions:>14,}{change}")
+
+
+def _requests() -> dict[str, bytes]:
+    """Return requests that predict the first golden row of digits."""
+    manifest = json.loads((ROOT / "models/digits/1/manifest.json").read_text(encoding="utf-8"))
+    row = manifest["golden"]["inputs"][0]
+    tensor = {"name": "input", "shape": [1, len(row)], "datatype": "FP32", "data": row}
+    as_json = b"application/json"
+    return {
+        "JSON": _request(b"/v1/models/digits:predict", as_json, json.dumps({"instances": [row]}).encode()),
+        "Open Inference JSON": _request(b"/v2/models/digits/infer", as_json, json.dumps({"inputs": [tensor]}).encode()),
+        "raw float32": _request(
+            b"/v1/models/digits:predict", b"application/octet-stream", np.asarray(row, "<f4").tobytes()
+        ),
+    }
+
+
+def _request(path: bytes, media_type: bytes, body: bytes) -> bytes:
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
+    return head % (path, media_type, len(body)) + body
+
+
+def _count(request: bytes, requests: int) -> int:
+    """Return the instructions that the server needs for one request."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out"]
+        environment = os.environ | {"PYTHONHASHSEED": "0"}
+        with subprocess.Popen(
+            [*command, sys.executable, "-c", SERVER],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as server:
+            try:
+                with socket.create_connection(("127.0.0.1", _port(server))) as talk:
+                    send = _sender(talk, request)
+                    send(WARM_UP)
+                    _control(server, "--instr=on")
+                    send(WARM_UP)  # valgrind translates the code again, with counters
+                    _control(server, "--zero")
+                    send(requests)
+                    _control(server, "--instr=off")
+            finally:
+                server.send_signal(signal.SIGTERM)
+                output, _ = server.communicate()
+        found = re.search(r"Collected : (\d+)", output)
+        if found is None:
+            raise SystemExit(f"callgrind printed no count:\n{output}")
+        return round(int(found.group(1)) / requests)
+
+
+def _port(server: subprocess.Popen[str]) -> int:
+    """Return the port, once the server announces it."""
+    output = ""
+    for line in server.stdout or ():
+        output += line
+        if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+            return int(found.group(1))
+    raise SystemExit(f"the server did not start:\n{output}")
+
+
+def _sender(talk: socket.socket, request: bytes) -> Callable[[int], None]:
+    """Return a function that sends a request n times and reads each response."""
+    talk.sendall(request)
+    response = talk.recv(65536)
+    length = re.search(rb"content-length: (\d+)", response)
+    if not response.startswith(b"HTTP/1.1 200") or length is None:
+        raise SystemExit(f"unexpected response: {response[:200]!r}")
+    size = response.index(b"\r\n\r\n") + 4 + int(length.group(1))
+
+    def send(n: int) -> None:
+        for _ in range(n):
+            talk.sendall(request)
+            left = size
+            while left > 0:
+                left -= len(talk.recv(65536))
+
+    return send
+
+
+def _control(server: subprocess.Popen[str], action: str) -> None:
+    program = shutil.which("callgrind_control") or "callgrind_control"
+    subprocess.run([program, action, str(server.pid)], check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    main()
