@@ -22,7 +22,7 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── TooSlow              http/connection.py: the client did not send the whole request in time
     ├── TooLarge             http/body.py, http/routes/common.py, protocols/content.py: the body is too large
     ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
-    ├── InvalidInput         protocols/, engine/exchange.py, http/routes/oip.py: the request is not valid for this model
+    ├── InvalidInput         protocols/, engine/, http/routes/oip.py: the request is not valid for this model
     ├── UnknownModel         engine/repository.py, http/routes/common.py: the name or version does not exist
     ├── ModelNotReady        engine/repository.py, http/routes/oip.py: the model exists, but does not serve
     ├── Overloaded           there is no room now; the error says when the client should try again

@@ -230,7 +230,7 @@ REFUSED = {
     "type": ("POST", "/predict", (f"Content-Type: {MARKER}/{MARKER}",), GOOD),
     "encoding": ("POST", "/predict", (f"Content-Encoding: {MARKER}",), GOOD),
     "key": ("POST", "/predict", (), json.dumps({MARKER: [[1, 3]]}).encode()),
-    "column": ("POST", "/predict", (), json.dumps({"instances": [{MARKER: 1, "b": 2}]}).encode()),
+    "column": ("POST", "/predict", (), json.dumps({"instances": [{f"<{MARKER}>": 1, "b": 2}]}).encode()),
     "value": ("POST", "/predict", (), json.dumps({"instances": [[MARKER, 3]]}).encode()),
     "tensor": ("POST", "/v2/models/roots/infer", (), json.dumps({"inputs": [{"name": MARKER}]}).encode()),
     "datatype": ("POST", "/v2/models/roots/infer", (), tensor([1, 2], data=[1, 3]).replace(b"FP32", MARKER.encode())),

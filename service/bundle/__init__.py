@@ -8,6 +8,7 @@ This package needs only the standard library and pydantic, so any tool can read 
 ONNX or sessions.
 """
 
+from foldserve.service.bundle.decision import Decision
 from foldserve.service.bundle.description import DESCRIPTION_KEY, describe, describe_manifest
 from foldserve.service.bundle.files import (
     MANIFEST_FILE,
@@ -42,6 +43,7 @@ from foldserve.service.bundle.manifest import (
     Target,
     Task,
     Tensor,
+    Threshold,
 )
 from foldserve.service.bundle.parity import (
     Parity,
@@ -68,6 +70,7 @@ __all__ = [
     "BundleError",
     "Category",
     "Certificate",
+    "Decision",
     "Feature",
     "Folding",
     "Golden",
@@ -82,6 +85,7 @@ __all__ = [
     "Target",
     "Task",
     "Tensor",
+    "Threshold",
     "Tolerance",
     "describe",
     "describe_manifest",

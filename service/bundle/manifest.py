@@ -93,6 +93,16 @@ class Feature(FrozenModel):
         """The largest code of a value: 1 for a boolean, the reserved index for a category; None for other features."""
         return {"numeric": None, "time": None, "boolean": 1, "categorical": len(self.categories)}[self.kind]
 
+    @property
+    def constant(self) -> float | None:
+        """The value of every training row, if all training rows have the same value; None for other features."""
+        if self.missing:
+            return None
+        if self.range is None:
+            return 0.0 if len(self.categories) == 1 else None
+        low, high = self.range
+        return low if low == high else None
+
     def admits(self, value: float | None) -> bool:
         """Return whether a row of the input may have `value` in this column. None is a missing value."""
         if value is None:
@@ -188,8 +198,25 @@ class Target(FrozenModel):
     reading: Reading | None = None
 
 
+class Threshold(FrozenModel):
+    """The decision threshold of a model with two labels.
+
+    A row gets the label `positive` if the probability of this label is at least `value`. Otherwise the row gets the
+    other label. Both numbers are compared in float32. rule: the rule that chose the value: `f1`, `cost:FP,FN` or
+    `value`.
+    """
+
+    positive: Label
+    value: Annotated[float, Field(ge=0, le=1)]
+    rule: Annotated[str, Field(pattern="^(f1|value|cost:[0-9.e+-]+,[0-9.e+-]+)$")]
+
+
 class Manifest(FrozenModel):
-    """The contents of `manifest.json`. target: None if the bundle does not record the target."""
+    """The contents of `manifest.json`.
+
+    target: None if the bundle does not record the target. left_out: the columns of the training table that are neither
+    features nor the target. threshold: None if the largest probability decides.
+    """
 
     schema_version: Annotated[StrictInt, Field(ge=1, le=SCHEMA_VERSION)]
     name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
@@ -202,11 +229,18 @@ class Manifest(FrozenModel):
     features: tuple[Feature, ...]
     labels: tuple[Label, ...]
     target: Target | None = None
+    left_out: tuple[str, ...] = ()
+    threshold: Threshold | None = None
     certificate: Certificate
     golden: Golden
     folded: tuple[Folding, ...]
     metrics: dict[Literal["validation", "test"], dict[str, float]]
     provenance: Provenance
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The columns of the training table that are not features. A request may have them, without any effect."""
+        return self.left_out if self.target is None else (*self.left_out, self.target.name)
 
     @model_validator(mode="after")
     def _check_unique_names(self) -> Manifest:
@@ -216,6 +250,16 @@ class Manifest(FrozenModel):
             raise ValueError("validation and test have different metrics")
         if len({feature.name for feature in self.features}) < len(self.features):
             raise ValueError("two features have the same name")
+        if not {feature.name for feature in self.features}.isdisjoint(self.ignored):
+            raise ValueError("a feature is among the columns that training left out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> Manifest:
+        if self.threshold is not None:
+            positive = self.threshold.positive
+            if len(self.labels) != 2 or (type(positive), positive) not in {(type(each), each) for each in self.labels}:
+                raise ValueError("a threshold needs two labels, and one of them is its positive label")
         return self
 
     @model_validator(mode="after")

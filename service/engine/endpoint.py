@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from typing import NoReturn
 
-from foldserve.service.engine.exchange import Exchange, OnReply, Resources
+from foldserve.service.engine.exchange import Codec, Exchange, OnReply, Resources
+from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
+
+_MAX_QUERIES = 64  # endpoints that are kept, by query
 
 
 class Endpoint:
@@ -14,6 +19,7 @@ class Endpoint:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
+        self._by_query: dict[bytes, Endpoint] = {}
 
     @property
     def max_body(self) -> int:
@@ -24,6 +30,25 @@ class Endpoint:
     def memory(self) -> BodyMemory:
         """Counts the bodies of all requests."""
         return self._resources.memory
+
+    def for_query(self, query: bytes) -> Endpoint:
+        """Return the endpoint that answers requests whose URL has this query.
+
+        A request without a query never comes here, so it costs nothing. The returned endpoint refuses the requests of
+        an invalid query, and counts the refusals.
+        """
+        if not query:
+            return self
+        found = self._by_query.get(query)
+        if found is None:
+            if len(self._by_query) >= _MAX_QUERIES:
+                self._by_query.clear()
+            try:
+                codec = self._resources.codec.for_query(query)
+            except InvalidInput as error:
+                codec = _RefusingCodec(str(error))
+            found = self._by_query[query] = Endpoint(replace(self._resources, codec=codec))
+        return found
 
     def start(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply) -> Exchange:
         """Start an exchange. Must be called on the event loop.
@@ -48,3 +73,16 @@ class Endpoint:
             return await future
         finally:
             exchange.cancel()
+
+
+class _RefusingCodec:
+    """Refuses every request, because the query of its URL is wrong."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def decode(self, *_: object, **__: object) -> NoReturn:
+        raise InvalidInput(self._reason)
+
+    def for_query(self, _: bytes, /) -> Codec:
+        return self

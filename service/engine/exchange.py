@@ -65,6 +65,9 @@ class Codec(Protocol):
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
         """Read one request. Raises `RequestError`. With `fast_only`, raises `SlowBody` if there is no fast path."""
 
+    def for_query(self, query: bytes, /) -> Codec:
+        """Return the codec for requests whose URL has this query. Raises `InvalidInput` for a wrong query."""
+
 
 @dataclass(frozen=True)
 class RequestLimits:
@@ -228,8 +231,19 @@ class Exchange:
         if isinstance(outputs, RequestError):
             self._fail(outputs)
             return
+        request: DecodedRequest = self._request  # type: ignore[assignment]  # set by _submit
         try:
-            reply = self._request.encode(outputs)  # type: ignore[union-attr]  # set by _submit
+            if request.encodes_slowly:
+                with suppress(QueueFull):  # without a free thread, the event loop encodes the answer
+                    self._run_in_pool(request.encode, outputs, then=self._compress)
+                    return
+            self._compress(request.encode(outputs))
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+
+    def _compress(self, reply: Reply) -> None:
+        """Compress the reply if the client accepts that, and finish."""
+        try:
             if self._resources.limits.compression and b"accept-encoding" in self._headers:
                 if len(reply.body) <= _LARGE_RESPONSE:
                     reply = content.compressed(self._headers, reply)
@@ -273,6 +287,8 @@ class Exchange:
         requests = self._resources.requests
         requests.in_flight -= 1
         answered = self._request if status == 200 else None
-        if answered is not None and answered.unseen:
-            requests.count_unseen(answered.unseen)
+        if answered is not None:
+            requests.observe(answered.rows)
+            if answered.counts:
+                requests.count_unusual(answered.counts)
         requests.record(status, 0 if answered is None else len(answered.rows), time.monotonic() - self._arrived)

@@ -25,6 +25,7 @@ from foldserve.service.metrics import Metrics
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.oip import OipCodec
+from foldserve.service.protocols.ranges import Ranges
 from foldserve.service.runtime.load import Runtime, load
 from foldserve.service.runtime.session import Options
 from foldserve.service.settings import Settings
@@ -90,9 +91,7 @@ class Loader:
             "%s/%s ready on %s: %s; the golden rows use %.2g of the tolerance",
             *(name, version, runtime.provider, runtime.why, parity.worst),
         )
-        categorical = [feature.name for feature in manifest.features if feature.kind == "categorical"]
-        seconds = time.perf_counter() - started
-        self._metrics.record_load(name, version, seconds, parity, runtime.providers, categorical)
+        self._metrics.record_load(manifest, time.perf_counter() - started, parity, runtime.providers)
         return self._assemble(manifest, runtime, parity)
 
     def _load_folder(self, folder: Path) -> dict[str, dict[int, Model | Refused]]:
@@ -144,10 +143,11 @@ class Loader:
             max_wait=settings.max_wait,
             observe=metrics.for_batcher(*labels, lambda: batcher.queued_rows),
         )
+        count_rows = Ranges(manifest.features).count_bytes
         limits = RequestLimits(settings.max_body, settings.timeout, settings.compression)
 
         def endpoint(protocol: str, codec: Codec) -> Endpoint:
-            requests = metrics.for_endpoint(*labels, protocol)
+            requests = metrics.for_endpoint(*labels, protocol, count_rows)
             return Endpoint(
                 Resources(codec, self._admission, batcher, limits, self._pool, self._memory, metrics, requests)
             )

@@ -76,7 +76,14 @@ class ConnectionContext:
 
     def find_endpoint(self, head: Head) -> Endpoint | None:
         """Return the endpoint of a request, or None if the app must respond to it."""
-        return self._endpoints.get(head.url) if head.method == b"POST" else None
+        if head.method != b"POST":
+            return None
+        endpoint = self._endpoints.get(head.url)
+        if endpoint is None and b"?" in head.url:
+            path, _, query = head.url.partition(b"?")
+            endpoint = self._endpoints.get(path)
+            return endpoint and endpoint.for_query(query)
+        return endpoint
 
     def encode(self, reply: Reply, *, close: bool, head: Head | None = None) -> bytes:
         """Return the bytes of a response. close: whether to send `Connection: close`. head: the head of the request."""

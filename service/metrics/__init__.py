@@ -1,5 +1,23 @@
 """Counts the work of the service. The service calls `interface.py`; `prometheus.py` has every metric."""
 
-from foldserve.service.metrics.interface import BatchObserver, Metrics, RequestMetrics, Totals, ignore_batch
+from foldserve.service.metrics.interface import (
+    MAX_DEFERRED_VALUES,
+    BatchObserver,
+    Counts,
+    Metrics,
+    RequestMetrics,
+    Totals,
+    Unusual,
+    ignore_batch,
+)
 
-__all__ = ["BatchObserver", "Metrics", "RequestMetrics", "Totals", "ignore_batch"]
+__all__ = [
+    "MAX_DEFERRED_VALUES",
+    "BatchObserver",
+    "Counts",
+    "Metrics",
+    "RequestMetrics",
+    "Totals",
+    "Unusual",
+    "ignore_batch",
+]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from foldserve.service.bundle import Parity
+from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.errors import RequestError
 
 # Called after each run of a batch, before the callers get their rows. The arguments are the number of rows, the seconds
@@ -25,6 +26,15 @@ def ignore_batch(rows: int, seconds: float, waited: list[float]) -> None:
 # has reached its rate.
 KEY_OUTCOMES = ("accepted", "forbidden", "limited")
 
+# A value that the metrics count: a category that training has not seen; a number outside the training range; a value of
+# a column that training left out; a value that the request left out, because the feature is constant.
+Unusual = Literal["unseen", "outside", "ignored", "filled"]
+# The number of such values, by the kind of the value and the name of its column.
+Counts = Mapping[tuple[Unusual, str], int]
+
+# The values of a request with at most this number of values are counted later, and those of a larger request at once.
+MAX_DEFERRED_VALUES = 256
+
 
 class RequestMetrics:
     """Counts the requests of one endpoint.
@@ -37,15 +47,26 @@ class RequestMetrics:
     def record(self, status: int, rows: int, seconds: float) -> None:
         """Count one request that was answered with `status`. rows: the predicted rows; 0 if the request failed."""
 
-    def count_unseen(self, values: Mapping[str, int]) -> None:
-        """Count the values of an answered request that training has not seen, by feature name."""
+    def count_unusual(self, counts: Counts) -> None:
+        """Count unusual values of an answered request."""
+
+    def observe(self, rows: Any) -> None:
+        """Count later the unusual values in the rows of an answered request, float32 [rows, features].
+
+        This method ignores rows with more than `MAX_DEFERRED_VALUES` values.
+        """
 
 
 class Metrics:
     """Counts the work of one process."""
 
-    def for_endpoint(self, model: str, version: str, protocol: str) -> RequestMetrics:
-        """Create the counts of one endpoint."""
+    def for_endpoint(
+        self, model: str, version: str, protocol: str, count_rows: Callable[[bytes], Counts]
+    ) -> RequestMetrics:
+        """Create the counts of one endpoint.
+
+        count_rows: returns the unusual values in rows; its argument is the bytes of any number of rows.
+        """
         return RequestMetrics()
 
     def for_batcher(self, model: str, version: str, queued_rows: Callable[[], int]) -> BatchObserver:
@@ -59,16 +80,8 @@ class Metrics:
         counts are in the order of `KEY_OUTCOMES`.
         """
 
-    def record_load(
-        self,
-        model: str,
-        version: str,
-        seconds: float,
-        parity: Parity,
-        providers: Iterable[str],
-        categorical: Iterable[str],
-    ) -> None:
-        """Record a model that was loaded and verified. categorical: the names of its categorical features."""
+    def record_load(self, manifest: Manifest, seconds: float, parity: Parity, providers: Iterable[str]) -> None:
+        """Record a model that was loaded and verified."""
 
     def record_refused(self, model: str, version: str) -> None:
         """Record a version that is not served. version: empty if the folder of the model can't be read."""

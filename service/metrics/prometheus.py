@@ -11,11 +11,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from bisect import bisect_left
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +21,26 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
-from foldserve.service.bundle import Parity
+from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.errors import RequestError
-from foldserve.service.metrics.interface import KEY_OUTCOMES, BatchObserver, Metrics, RequestMetrics, Totals
+from foldserve.service.metrics.histogram import BulkHistogram
+from foldserve.service.metrics.interface import (
+    KEY_OUTCOMES,
+    MAX_DEFERRED_VALUES,
+    BatchObserver,
+    Counts,
+    Metrics,
+    RequestMetrics,
+    Totals,
+    Unusual,
+)
+from foldserve.service.metrics.workers import WorkersCollector
 
 # Without this call, prometheus_client adds a second series to each series: the time of its creation. With several
 # workers, prometheus_client never adds this second series.
@@ -50,49 +57,21 @@ _MODEL = ("model", "version")
 _ENDPOINT = (*_MODEL, "protocol")
 # The largest number of requests or runs that a list keeps before they are added to the metrics.
 _MAX_PENDING = 4096
-
-
-class _Histogram(Histogram):
-    """A Prometheus histogram that adds many observations at once."""
-
-    def observe_many(self, amounts: Iterable[float]) -> None:
-        total = 0.0
-        counts: Tally[int] = Tally()
-        for amount in amounts:
-            total += amount
-            counts[bisect_left(self._upper_bounds, amount)] += 1
-        if counts:
-            self._sum.inc(total)
-            for bucket, count in counts.items():
-                self._buckets[bucket].inc(count)
-
-
-class _WorkersCollector(MultiProcessCollector):
-    """Reads the counts of all workers, except from files that a starting worker has created but not begun.
-
-    prometheus_client fails at an empty file: a worker creates its file, and gives it a size a moment later.
-    """
-
-    def __init__(self, registry: CollectorRegistry, folder: Path) -> None:
-        super().__init__(registry, str(folder))  # type: ignore[no-untyped-call]
-        self._folder = folder
-
-    def collect(self) -> Any:
-        """Return the metrics of all workers."""
-        files = []
-        for file in self._folder.glob("*.db"):
-            with suppress(FileNotFoundError):  # the supervisor removes gauges of a dead worker
-                if file.stat().st_size:
-                    files.append(str(file))
-        return self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+# A series exists before its first value, so that a rate misses no value. If a model has more features than this, its
+# series begin with their first values, because they would make every scrape large.
+_MAX_EARLY_SERIES = 1_000
 
 
 class _RequestMetrics(RequestMetrics):
-    def __init__(self, metrics: PrometheusMetrics, model: str, version: str, protocol: str) -> None:
+    def __init__(
+        self, metrics: PrometheusMetrics, labels: tuple[str, str, str], count_rows: Callable[[bytes], Counts]
+    ) -> None:
         self._metrics = metrics
-        self._labels = (model, version, protocol)
+        self._labels = labels
+        self._count_rows = count_rows
         self._pending: list[tuple[int, int, float]] = []
-        self._unseen: Tally[str] = Tally()
+        self._observed: list[bytes] = []
+        self._unusual: Tally[tuple[Unusual, str]] = Tally()
         self.in_flight = 0
 
     def record(self, status: int, rows: int, seconds: float) -> None:
@@ -100,17 +79,23 @@ class _RequestMetrics(RequestMetrics):
         if len(self._pending) >= _MAX_PENDING:
             self.flush()
 
-    def count_unseen(self, values: Mapping[str, int]) -> None:
-        self._unseen.update(values)
+    def count_unusual(self, counts: Counts) -> None:
+        self._unusual.update(counts)
+
+    def observe(self, rows: Any) -> None:
+        if rows.size <= MAX_DEFERRED_VALUES:
+            self._observed.append(rows.tobytes())  # a copy, because the array may keep a whole request alive
 
     def flush(self) -> None:
         pending, self._pending = self._pending, []
         if not pending:
             return
         m, labels = self._metrics, self._labels
-        for feature, count in self._unseen.items():
-            m.unseen_categories.labels(*labels[:2], feature).inc(count)
-        self._unseen.clear()
+        observed, self._observed = self._observed, []
+        self._unusual.update(self._count_rows(b"".join(observed)))
+        for (kind, column), count in self._unusual.items():
+            m.unusual[kind].labels(*labels[:2], column).inc(count)
+        self._unusual.clear()
         for status, count in Tally(status for status, _, _ in pending).items():
             m.requests.labels(*labels, str(status)).inc(count)
         m.rows.labels(*labels).inc(sum(rows for _, rows, _ in pending))
@@ -156,7 +141,7 @@ class PrometheusMetrics(Metrics):
         self._scraped = self.registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             self._scraped = CollectorRegistry()
-            _WorkersCollector(self._scraped, Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+            WorkersCollector(self._scraped, Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
         else:
             ProcessCollector(registry=self.registry)
 
@@ -170,13 +155,17 @@ class PrometheusMetrics(Metrics):
         self.rows = Counter(
             "foldserve_request_rows", "Rows of the prediction requests that succeeded.", _ENDPOINT, registry=registry
         )
-        self.unseen_categories = Counter(
-            "foldserve_unseen_categories",
-            "Values of categorical features that training has not seen.",
-            (*_MODEL, "feature"),
-            registry=registry,
+        unusual: tuple[tuple[Unusual, str, str, str], ...] = (
+            ("unseen", "unseen_categories", "feature", "Values of categorical features that training has not seen."),
+            ("outside", "out_of_range", "feature", "Values outside the training range of their feature."),
+            ("ignored", "ignored_values", "column", "Values of columns that training left out."),
+            ("filled", "filled_constants", "feature", "Values of constant features that a request left out."),
         )
-        self.request_seconds = _Histogram(
+        self.unusual = {
+            kind: Counter(f"foldserve_{name}", text, (*_MODEL, label), registry=registry)
+            for kind, name, label, text in unusual
+        }
+        self.request_seconds = BulkHistogram(
             "foldserve_request_seconds",
             "Seconds from the whole request to its response, without the time on the network.",
             _ENDPOINT,
@@ -197,21 +186,21 @@ class PrometheusMetrics(Metrics):
         )
 
     def _define_batch_metrics(self, registry: CollectorRegistry) -> None:
-        self.queue_seconds = _Histogram(
+        self.queue_seconds = BulkHistogram(
             "foldserve_queue_seconds",
             "Seconds that a request waits in the queue before its run.",
             _MODEL,
             buckets=_SECONDS_BUCKETS,
             registry=registry,
         )
-        self.runtime_seconds = _Histogram(
+        self.runtime_seconds = BulkHistogram(
             "foldserve_runtime_seconds",
             "Seconds of one run of the model on one batch.",
             _MODEL,
             buckets=_SECONDS_BUCKETS,
             registry=registry,
         )
-        self.batch_rows = _Histogram(
+        self.batch_rows = BulkHistogram(
             "foldserve_batch_rows", "Rows of one run of the model.", _MODEL, buckets=_ROWS_BUCKETS, registry=registry
         )
         self.queued_rows = _gauge("foldserve_queued_rows", "Rows that wait for a run.", _MODEL, registry, "livesum")
@@ -246,9 +235,11 @@ class PrometheusMetrics(Metrics):
             "foldserve_model_refused", "1 for each version that was refused at load.", _MODEL, registry, "livemax"
         )
 
-    def for_endpoint(self, model: str, version: str, protocol: str) -> RequestMetrics:
-        """Create the counts of one endpoint."""
-        created = _RequestMetrics(self, model, version, protocol)
+    def for_endpoint(
+        self, model: str, version: str, protocol: str, count_rows: Callable[[bytes], Counts]
+    ) -> RequestMetrics:
+        """Create the counts of one endpoint. count_rows: as in `Metrics.for_endpoint`."""
+        created = _RequestMetrics(self, (model, version, protocol), count_rows)
         self._requests.append(created)
         return created
 
@@ -263,18 +254,18 @@ class PrometheusMetrics(Metrics):
         """Count the requests of each API key. take_counts: as in `Metrics.for_keys`."""
         self._take_key_counts = take_counts
 
-    def record_load(
-        self,
-        model: str,
-        version: str,
-        seconds: float,
-        parity: Parity,
-        providers: Iterable[str],
-        categorical: Iterable[str],
-    ) -> None:
+    def record_load(self, manifest: Manifest, seconds: float, parity: Parity, providers: Iterable[str]) -> None:
         """Set the gauges of a model that was loaded and verified."""
-        for feature in categorical:
-            self.unseen_categories.labels(model, version, feature)  # creates the series at 0, so that `rate` works
+        model, version = manifest.name, str(manifest.version)
+        for feature in manifest.features:
+            if feature.kind == "categorical":
+                self.unusual["unseen"].labels(model, version, feature.name)
+            elif len(manifest.features) <= _MAX_EARLY_SERIES:
+                self.unusual["outside"].labels(model, version, feature.name)
+            if feature.constant is not None:
+                self.unusual["filled"].labels(model, version, feature.name)
+        for column in manifest.ignored:
+            self.unusual["ignored"].labels(model, version, column)
         self.load_seconds.labels(model, version).set(seconds)
         self.parity_error.labels(model, version).set(parity.max_absolute)
         self.parity_ratio.labels(model, version).set(parity.worst)

@@ -20,16 +20,17 @@ import orjson
 from nanoarrow.ipc import StreamWriter
 
 from foldserve.service.arrays import Outputs
-from foldserve.service.bundle import Label
+from foldserve.service.bundle import Decision, Label
 
 Indices = npt.NDArray[np.intp]
 
 
 class ArrowWriter:
-    """Writes the outputs of one model. A model without labels is a regression."""
+    """Writes the outputs of one model. A decision without labels means a regression."""
 
-    def __init__(self, labels: tuple[Label, ...]) -> None:
-        self._labels = _column_of(labels) if labels else None
+    def __init__(self, decision: Decision) -> None:
+        self._decision = decision
+        self._labels = _column_of(decision.labels) if decision.labels else None
 
     def write(self, outputs: Outputs) -> bytes:
         """Return the stream of `outputs`, a float32 array [rows, outputs]."""
@@ -43,7 +44,7 @@ class ArrowWriter:
             listed = na.fixed_size_list(na.float32(), width)
             kinds = {"prediction": kind, "probabilities": listed}
             children = [
-                labels(outputs.argmax(1)),
+                labels(self._decision.classes(outputs)),
                 na.c_array_from_buffers(listed, count, [None], children=[numbers]),
             ]
         stream = io.BytesIO()

@@ -70,9 +70,8 @@ class TimeColumn:
 class CategoricalColumn:
     """One boolean or categorical column.
 
-    place: the index of the column among all columns. largest: the largest code. reserved: the code of an unseen
-    category; NaN for a boolean column, which has no unseen value. misfit: the reason why a value of another type is
-    refused.
+    place: the index of the column among all columns. largest: the largest code. For a category, this is the code of an
+    unseen category. misfit: the reason why a value of another type is refused.
     """
 
     def __init__(self, place: int, feature: Feature, largest: int) -> None:
@@ -81,7 +80,6 @@ class CategoricalColumn:
         self.largest = largest
         values: tuple[Any, ...] = feature.categories or (False, True)
         boolean, reading = feature.kind == "boolean", feature.reading
-        self.reserved = math.nan if boolean else float(largest)
         types = frozenset[type](map(type, values))
         if types & NUMBERS:
             types |= NUMBERS  # a client may write the number 1 as 1.0
@@ -95,7 +93,7 @@ class CategoricalColumn:
         if reading and not boolean:
             known = dict.fromkeys(reading.missing_numbers, known[None]) | {str(v): known[v] for v in values} | known
             self._types |= {str}
-        self._codes = _Codes(known, reading, self.reserved)
+        self._codes = _Codes(known, reading, float(largest))  # a boolean column has no unseen value
         self.no_code = "is neither 0 nor 1" if boolean else f"is not an index from 0 to {largest}"
 
     def code(self, value: Any, row: int) -> float | None:

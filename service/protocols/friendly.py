@@ -3,6 +3,10 @@
     {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
+A row by name may have columns of the training table that are not features. They are ignored. It may leave out features
+that had only one value in training. The metrics count both. The query of the URL may ask for another form of the
+answer.
+
 A category is written as its string or number, a boolean as true or false, and a missing value as null. If the training
 table had texts in a numeric column, the service reads a text in this column as training did.
 
@@ -10,22 +14,26 @@ For large requests, the body may be raw float32, little-endian, one row after th
 In raw rows, a category is its index, a boolean is 0 or 1, and a missing value is NaN. The answer may be raw as well, or
 an Arrow stream.
 
-This module owns the request and the answer of this protocol. It knows no route, no batcher and no runtime.
+This module owns the request of this protocol, and answers.py owns the answer. It knows no route, no batcher and no
+runtime.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import orjson
 
-from foldserve.service.arrays import Outputs, Rows
+from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Category, Feature, Manifest
 from foldserve.service.errors import InvalidInput, UnsupportedMedia
-from foldserve.service.protocols.arrow import ArrowWriter
+from foldserve.service.metrics import Unusual
+from foldserve.service.protocols.answers import ARROW_TYPE, RAW_TYPE, Answers
 from foldserve.service.protocols.content import media_type, preferred
 from foldserve.service.protocols.json_text import (
     MAX_ELEMENT_BYTES,
@@ -38,30 +46,43 @@ from foldserve.service.protocols.json_text import (
     parse_json,
     parse_piece,
 )
-from foldserve.service.protocols.reply import JSON, Headers, Reply
+from foldserve.service.protocols.query import AnswerOptions, parse_query
+from foldserve.service.protocols.reply import Headers
 from foldserve.service.protocols.request import DecodedRequest, SlowBody
 from foldserve.service.protocols.rows import Columns, RowsBuffer
 from foldserve.service.protocols.simdjson_numbers import read_numbers
 
 JSON_TYPE = b"application/json"
-RAW_TYPE = b"application/octet-stream"
-ARROW_TYPE = b"application/vnd.apache.arrow.stream"
+
+# The largest number of warnings in one answer.
+MAX_WARNINGS = 100
+# If an answer in another form has more numbers than this, a thread encodes it.
+_MANY_NUMBERS = 20_000
+# An error names an unknown member only if its name is at most this long.
+_MAX_NAME = 40
+
+_Counted = Counter[tuple[Unusual, str]]
 
 
 class FriendlyCodec:
     """Decodes the requests of one model, and encodes its answers."""
 
     def __init__(self, manifest: Manifest, max_rows: int, piece_bytes: int = PIECE_BYTES) -> None:
-        self._head = orjson.dumps({"model": manifest.name, "version": manifest.version})[:-1]
-        self._labels = [orjson.dumps(label) for label in manifest.labels]
         self._columns = Columns(manifest.features)
         names = self._columns.names
         self._name_set = frozenset(names)
         # An itemgetter with only one name returns a value instead of a tuple.
         self._picked = itemgetter(*names) if len(names) > 1 else lambda row: [row[names[0]]]
+        self._left_out = frozenset(manifest.ignored)
+        self._constants = {
+            feature.name: _json_value(feature, feature.constant)
+            for feature in manifest.features
+            if feature.constant is not None
+        }
         self._max_rows = max_rows
-        self._arrow_writer = ArrowWriter(manifest.labels)
-        self._answers = {JSON_TYPE: self._json, RAW_TYPE: self._raw, ARROW_TYPE: self._arrow}
+        self._answers = Answers(manifest)
+        self._encoders = {JSON_TYPE: self._answers.json, RAW_TYPE: self._answers.raw, ARROW_TYPE: self._answers.arrow}
+        self._options: AnswerOptions | None = None  # None without a query
         row_bytes = max(MAX_ELEMENT_BYTES, 1024 * self._columns.width)
         self._array = LongArray(("instances",), "rows", max_rows, row_bytes, piece_bytes)
 
@@ -71,31 +92,70 @@ class FriendlyCodec:
         Raises `InvalidInput` and `UnsupportedMedia`. With `fast_only`, raises `SlowBody` if decoding would take long.
         """
         kind = media_type(headers)
+        counted: _Counted = Counter()
         if kind in (None, JSON_TYPE):
-            rows = self._json_rows(body, fast_only=fast_only)
+            rows = self._json_rows(body, counted, fast_only=fast_only)
         elif kind == RAW_TYPE:
             rows = self._raw_rows(body)
         else:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
-        wanted = preferred(headers, b"accept", self._answers) if b"accept" in headers else None
-        return DecodedRequest(rows, self._answers[wanted or JSON_TYPE], unseen=self._columns.unseen(rows))
+        wanted = preferred(headers, b"accept", self._encoders) if b"accept" in headers else None
+        if counts := self._columns.count(rows):
+            counted.update(counts)
+        request = DecodedRequest(rows, self._encoders[wanted or JSON_TYPE], counts=counted or None)
+        if self._options is not None:
+            self._apply(self._options, request, counted, wanted)
+        return request
+
+    def for_query(self, query: bytes, /) -> FriendlyCodec:
+        """Return the codec for requests whose URL has this query. Raises `InvalidInput` for a wrong query."""
+        options = parse_query(query)
+        if (options.named or options.top) and not self._answers.has_classes:
+            raise InvalidInput("the query parameters named and top need a model with classes")
+        codec = copy.copy(self)
+        codec._options = options
+        return codec
+
+    def _apply(self, options: AnswerOptions, request: DecodedRequest, counted: _Counted, wanted: bytes | None) -> None:
+        """Give the answer the form that the query asks for. Raises `InvalidInput` for an answer that is not JSON."""
+        if wanted not in (None, JSON_TYPE):
+            raise InvalidInput("the query parameters named, top and warnings need an answer in JSON")
+        warnings = self._warnings(request.rows, counted) if options.warnings else None
+        request.encode = partial(self._answers.json, options=options, warnings=warnings)
+        request.encodes_slowly = len(request.rows) * self._answers.width > _MANY_NUMBERS
+
+    def _warnings(self, rows: Rows, counted: _Counted) -> list[dict[str, Any]]:
+        """Describe the unusual values of a request. First come the columns of all rows, then single values."""
+        texts = {
+            "ignored": "ignored: training left this column out",
+            "filled": "left out: its only training value is used",
+        }
+        entries: list[dict[str, Any]] = [
+            {"column": column, "warning": texts[kind]} for kind, column in counted if kind in texts
+        ]
+        values, found = self._columns.ranges.describe(rows, max(0, MAX_WARNINGS - len(entries)))
+        more = len(entries) + found - MAX_WARNINGS
+        entries = (entries + values)[:MAX_WARNINGS]
+        return [*entries, {"warning": f"{more} more warnings are not listed"}] if more > 0 else entries
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def _json_rows(self, body: bytes | bytearray, *, fast_only: bool) -> Rows:
+    def _json_rows(self, body: bytes | bytearray, counted: _Counted, *, fast_only: bool) -> Rows:
         if len(body) <= SMALL:
             instances = self._instances(parse_json(body))
             if len(instances) > self._max_rows:
                 raise InvalidInput(f'"instances" has more rows than the {self._max_rows} that are allowed')
-            return self._checked_rows(instances, 0, by_name=type(instances[0]) is dict)
+            return self._checked_rows(instances, 0, counted, by_name=type(instances[0]) is dict)
         document = cut(body, self._array)
         if not is_cut(self._instances(document.around)):
             raise InvalidInput('"instances" is in the body more than once')
         if not document.pieces:
             raise InvalidInput('"instances" has no rows')
-        return self._rows_of_pieces(body, document.pieces, fast_only=fast_only)
+        return self._rows_of_pieces(body, document.pieces, counted, fast_only=fast_only)
 
-    def _rows_of_pieces(self, body: bytes | bytearray, pieces: list[Piece], *, fast_only: bool) -> Rows:
+    def _rows_of_pieces(
+        self, body: bytes | bytearray, pieces: list[Piece], counted: _Counted, *, fast_only: bool
+    ) -> Rows:
         columns = self._columns
         rows = RowsBuffer(columns.width)
         by_name = None
@@ -112,7 +172,7 @@ class FriendlyCodec:
                 instances = parse_piece(body, piece)
                 if by_name is None:
                     by_name = not rows.count and type(instances[0]) is dict
-                some = self._checked_rows(instances, rows.count, by_name=by_name)
+                some = self._checked_rows(instances, rows.count, counted, by_name=by_name)
             rows.append(some)
         return rows.rows()
 
@@ -124,10 +184,10 @@ class FriendlyCodec:
             raise InvalidInput('"instances" has no rows')
         return instances
 
-    def _checked_rows(self, instances: list[Any], first_row: int, *, by_name: bool) -> Rows:
+    def _checked_rows(self, instances: list[Any], first_row: int, counted: _Counted, *, by_name: bool) -> Rows:
         """Read whole rows. first_row: the index of the first row in the request."""
         if by_name:
-            instances = [self._by_name(i, row) for i, row in enumerate(instances, first_row)]
+            instances = [self._by_name(i, row, counted) for i, row in enumerate(instances, first_row)]
         width = self._columns.width
         for i, row in enumerate(instances, first_row):
             if type(row) is not list:
@@ -137,17 +197,27 @@ class FriendlyCodec:
         values = instances[0] if len(instances) == 1 else list(chain.from_iterable(instances))
         return self._columns.from_json_values(values, first_row)
 
-    def _by_name(self, i: int, row: Any) -> list[Any]:
+    def _by_name(self, i: int, row: Any, counted: _Counted) -> list[Any]:
         if type(row) is not dict:
             raise InvalidInput(f"row {i} is not an object, as the rows before it are")
         if row.keys() != self._name_set:
-            missing = next((name for name in self._columns.names if name not in row), None)
-            raise InvalidInput(
-                f"row {i} has a feature that is unknown"
-                if missing is None
-                else f"row {i} lacks the feature {missing!r}"
-            )
+            ignored, filled = row.keys() - self._name_set, self._name_set - row.keys()
+            if not (ignored <= self._left_out and filled <= self._constants.keys()):
+                raise InvalidInput(self._misfit(i, row))
+            counted.update(("ignored", name) for name in ignored)
+            counted.update(("filled", name) for name in filled)
+            row = {**self._constants, **row}
         return list(self._picked(row))
+
+    def _misfit(self, i: int, row: dict[str, Any]) -> str:
+        """Name the first feature that a row lacks, and its first unknown member."""
+        lacking = next((name for name in self._columns.names if name not in row and name not in self._constants), None)
+        known = self._name_set | self._left_out
+        unknown = next(((place, name) for place, name in enumerate(row) if name not in known), None)
+        text = f"row {i}" if lacking is None else f"row {i} lacks the feature {lacking!r}"
+        if unknown is None:
+            return text
+        return f"{text}{'' if lacking is None else ', and'} has an unknown member, {_printable(*unknown)}"
 
     def _raw_rows(self, body: bytes | bytearray) -> Rows:
         width = self._columns.width
@@ -158,24 +228,16 @@ class FriendlyCodec:
             raise InvalidInput(f"the body has {count} rows, at most {self._max_rows} are allowed")
         return self._columns.from_array(np.frombuffer(body, "<f4").reshape(count, width))
 
-    # --- answers ------------------------------------------------------------------------------------------------------
 
-    def _json(self, outputs: Outputs) -> Reply:
-        # The JSON texts of the labels are already known, so orjson writes only the numbers.
-        if self._labels:
-            predictions = b",".join([self._labels[i] for i in outputs.argmax(1).tolist()])
-            numbers = orjson.dumps(outputs, option=orjson.OPT_SERIALIZE_NUMPY)
-            rest = b',"predictions":[%b],"probabilities":%b}' % (predictions, numbers)
-        else:
-            values = orjson.dumps(np.ascontiguousarray(outputs[:, 0]), option=orjson.OPT_SERIALIZE_NUMPY)
-            rest = b',"predictions":%b}' % values
-        return Reply(200, (JSON,), self._head + rest)
+def _printable(place: int, name: str) -> str:
+    """Return the name of a member if it is short and plain, and otherwise its place in the object.
 
-    def _raw(self, outputs: Outputs) -> Reply:
-        return Reply(200, ((b"content-type", RAW_TYPE),), outputs.astype("<f4", copy=False).tobytes())
-
-    def _arrow(self, outputs: Outputs) -> Reply:
-        return Reply(200, ((b"content-type", ARROW_TYPE),), self._arrow_writer.write(outputs))
+    A message repeats no values of a request. The name of a member is not a value, and people need it to find a
+    misspelt name. Only letters, digits, blanks and the characters _-. are repeated. So a message can't carry markup,
+    control characters or a long text.
+    """
+    plain = len(name) <= _MAX_NAME and all(letter.isalnum() or letter in " _-." for letter in name)
+    return repr(name) if plain and name.strip() else f"number {place + 1}"
 
 
 def example(manifest: Manifest) -> list[Category | bool | None]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import orjson
@@ -85,6 +85,10 @@ class OipCodec:
             return self._with_rows(parse_json(head), tail, head, None, fast_only=False)
         document = cut(head, self._array)
         return self._with_rows(document.around, tail, head, document, fast_only=fast_only)
+
+    def for_query(self, _: bytes, /) -> NoReturn:
+        """Raise `InvalidInput`, because this protocol has no query parameters."""
+        raise InvalidInput("the Open Inference Protocol has no query parameters")
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -153,7 +157,7 @@ class OipCodec:
             binary = _flag(of_output, "binary_data", default=binary)
         named = self._model if identity is None else {**self._model, "id": identity}
         encode = partial(self._binary if binary else self._json, named)
-        return DecodedRequest(rows, encode, timeout / 1e6 if timeout else None, self._columns.unseen(rows))
+        return DecodedRequest(rows, encode, timeout / 1e6 if timeout else None, self._columns.count(rows))
 
     def _output_tensor(self, outputs: Outputs) -> dict[str, Any]:
         return {"name": self._output, "datatype": "FP32", "shape": outputs.shape}

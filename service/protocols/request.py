@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from foldserve.service.arrays import Outputs, Rows
+from foldserve.service.metrics import Counts
 from foldserve.service.protocols.reply import Reply
 
 
@@ -17,10 +18,12 @@ class SlowBody(Exception):  # noqa: N818
 class DecodedRequest:
     """The rows of one request, the encoder of its answer, and its deadline.
 
-    timeout: in seconds. unseen: the number of values that training has not seen, by feature.
+    timeout: in seconds. counts: the values of the request that the metrics count; None if there are none.
+    encodes_slowly: whether a thread should encode the answer, because encoding takes long.
     """
 
     rows: Rows
     encode: Callable[[Outputs], Reply]
     timeout: float | None = None
-    unseen: Mapping[str, int] | None = None
+    counts: Counts | None = None
+    encodes_slowly: bool = False

@@ -6,7 +6,7 @@ This module owns the checks of values. It does not know where a protocol puts th
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ import numpy.typing as npt
 from foldserve.service.arrays import Rows
 from foldserve.service.bundle import MAX_MOMENT, Feature, Reading
 from foldserve.service.errors import InvalidInput
+from foldserve.service.metrics import MAX_DEFERRED_VALUES, Counts
 from foldserve.service.protocols.categories import NUMBERS, CategoricalColumn, TimeColumn
+from foldserve.service.protocols.ranges import Ranges
 
 _NUMBERS_AND_NULL = NUMBERS | {type(None)}
 
@@ -29,6 +31,7 @@ class Columns:
     def __init__(self, features: Sequence[Feature]) -> None:
         self.names = tuple(feature.name for feature in features)
         self.width = len(features)
+        self.ranges = Ranges(features)
         self._nullable = np.array([feature.missing for feature in features])
         self.coded = tuple(
             CategoricalColumn(place, feature, feature.largest_code)
@@ -37,7 +40,6 @@ class Columns:
         )
         self._places = np.array([column.place for column in self.coded], np.intp)
         self._largest = np.array([column.largest for column in self.coded], np.float32)
-        self._reserved = np.array([column.reserved for column in self.coded], np.float32)
         self._times = tuple(
             TimeColumn(place, feature.name, feature.reading)
             for place, feature in enumerate(features)
@@ -150,15 +152,9 @@ class Columns:
         self._check_codes(rows)
         return rows
 
-    def unseen(self, rows: Rows) -> Mapping[str, int] | None:
-        """Count the values with the code of an unseen category, by feature. Returns None if there are none."""
-        if not self.coded:
-            return None
-        unseen = rows.take(self._places, axis=1) == self._reserved
-        if not unseen.any():
-            return None
-        counts = np.count_nonzero(unseen, axis=0).tolist()
-        return {column.name: count for column, count in zip(self.coded, counts, strict=True) if count}
+    def count(self, rows: Rows) -> Counts | None:
+        """Count the unusual values of a large request. The metrics count those of a small request later."""
+        return self.ranges.count(rows) if rows.size > MAX_DEFERRED_VALUES else None
 
     def _from_array(self, exact: npt.NDArray[Any]) -> Rows:
         if exact.dtype == np.float32:

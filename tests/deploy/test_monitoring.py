@@ -121,6 +121,9 @@ def test_the_dashboard_shows_every_metric_but_a_few() -> None:
         "foldserve_key_requests_total",
         "foldserve_model_refused",
         "foldserve_unseen_categories_total",
+        "foldserve_out_of_range_total",
+        "foldserve_ignored_values_total",
+        "foldserve_filled_constants_total",
         "foldserve_last_request_timestamp_seconds",
     }
     assert set(re.findall(r"\$(\w+)", asked)) == {"__rate_interval"} | {

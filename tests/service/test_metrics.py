@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import Metric
@@ -17,7 +18,7 @@ from foldserve.service import bundle
 from foldserve.service.access.keys import Scope, create_key
 from foldserve.service.protocols.reply import STATUS
 from tests.service.mixed import write_mixed
-from tests.service.support import Served, flip_byte, receive, request, serving, write_square_root
+from tests.service.support import Served, edit_manifest, flip_byte, receive, request, serving, write_square_root
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -42,14 +43,20 @@ def tensor(*totals: float) -> bytes:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models: roots/1 and roots/2 are the same, roots/3 is refused, and mixed/1 has categories."""
+    """Models: roots/1 and roots/2 are the same, roots/3 is refused, and mixed/1 has categories, a constant and a
+    left-out column."""
     folder = tmp_path_factory.mktemp("metrics") / "models"
     folder.mkdir()
     whole = write_square_root(folder)
     for _ in range(2):
         last = bundle.write(folder, "roots", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))
     flip_byte(last.path / "model.onnx", 10)
-    write_mixed(folder)
+
+    def leave_out(manifest: dict[str, Any]) -> None:
+        manifest["left_out"] = ["id"]
+        manifest["features"][0]["range"] = [0.5, 0.5]
+
+    edit_manifest(write_mixed(folder).path, leave_out)
     return folder
 
 

@@ -107,6 +107,7 @@ async def answer(request: Request, endpoint: Endpoint) -> Response:
 
     Raises `ClientDisconnect`.
     """
+    endpoint = endpoint.for_query(request.scope["query_string"])
     # The body is not a variable of this function, because a traceback of its errors would keep it.
     reply = asyncio.ensure_future(
         endpoint.answer(dict(request.headers.raw), await read_body(request, endpoint.max_body, endpoint.memory))

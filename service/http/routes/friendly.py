@@ -12,7 +12,8 @@ from foldserve.service.access.keys import Scope
 from foldserve.service.bundle import Feature, Manifest
 from foldserve.service.engine.repository import Model, Repository
 from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs, requires
-from foldserve.service.protocols.friendly import ARROW_TYPE, JSON_TYPE, RAW_TYPE, example
+from foldserve.service.protocols.answers import ARROW_TYPE, RAW_TYPE
+from foldserve.service.protocols.friendly import JSON_TYPE, example
 
 # OpenAPI describes each feature separately if a model has at most this number of features.
 _MAX_DESCRIBED = 256

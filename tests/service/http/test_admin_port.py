@@ -24,7 +24,7 @@ from tests.service.support import (
 OPEN = ("/", "/docs", "/v2/health/live", "/v2/health/ready", "/static/docs.js")
 MAIN = ("/v2", "/openapi.json", "/v1/models/roots", "/v2/models/roots", "/v2/models/roots/ready")
 APART = ("/metrics", "/v2/models/stats", "/v2/models/roots/stats", "POST /v2/repository/index")
-PREDICTIONS = ("POST /predict", "POST /predict?app", "POST /v1/models/roots:predict", "POST /v1/models/roots%3Apredict")
+PREDICTIONS = ("POST /predict", "POST /%70redict", "POST /v1/models/roots:predict", "POST /v1/models/roots%3Apredict")
 BODY = b'{"instances": [[1, 3]]}'
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,24 +132,6 @@ def test_the_same_rows_get_the_same_probabilities_in_every_protocol(rows: list[A
         assert (call.rows.dtype, call.rows.shape) == (np.float32, expected.shape)
         assert np.array_equal(call.rows, expected, equal_nan=True)
         assert told(call.encode(session.run(call.rows))) == pytest.approx(probabilities(rows), rel=1e-4, abs=1e-5)
-
-
-@given(mixed_rows)
-def test_unseen_categories_are_counted_by_feature_in_every_protocol(rows: list[Any]) -> None:
-    expected = {
-        feature["name"]: count
-        for place, feature in enumerate(FEATURES)
-        if "categories" in feature
-        and (count := sum(row[place] is not None and row[place] not in feature["categories"] for row in rows))
-    }
-    for call in (*(send(rows) for send in OF_VALUES), *(send(codes(rows)) for send in OF_CODES)):
-        assert (call.unseen or {}) == expected
-
-
-def test_a_table_of_numbers_has_nothing_unseen() -> None:
-    plain = FriendlyCodec(manifest(), MAX_ROWS)
-    assert plain.decode({}, b'{"instances": [[1, 2]]}').unseen is None
-    assert plain.decode(RAW, struct.pack("<2f", 1, 2)).unseen is None
 
 
 @pytest.mark.parametrize("send", OF_VALUES)

@@ -258,9 +258,13 @@ def test_a_mix_of_arrays_and_objects_is_refused() -> None:
     [
         ({}, "row 1 lacks the feature 'age'"),
         ({"age": 1, "weight": 2}, "row 1 lacks the feature 'height'"),
-        ({"age": 1, "weight": 2, MARKER: 3}, "row 1 lacks the feature 'height'"),
-        ({"Age": 1, "weight": 2, "height": 3}, "row 1 lacks the feature 'age'"),
-        ({"age": 1, "weight": 2, "height": 3, MARKER: 4}, "row 1 has a feature that is unknown"),
+        ({"age": 1, "weight": 2, "Height": 3}, "row 1 lacks the feature 'height', and has an unknown member, 'Height'"),
+        ({"age": 1, "weight": 2, "height": 3, "Größe (cm)": 4}, "row 1 has an unknown member, number 4"),
+        ({"age": 1, "Größe 2": 4, "weight": 2, "height": 3}, "row 1 has an unknown member, 'Größe 2'"),
+        ({"age": 1, "weight": 2, "height": 3, "h" * 41: 4}, "row 1 has an unknown member, number 4"),
+        ({"age": 1, "weight": 2, "height": 3, f"<{MARKER}>": 4}, "row 1 has an unknown member, number 4"),
+        ({"age": 1, "weight": 2, "height": 3, " ": 4}, "row 1 has an unknown member, number 4"),
+        ({"age": 1, "weight": 2, "height": 3, "a\nb": 4}, "row 1 has an unknown member, number 4"),
     ],
     ids=repr,
 )

@@ -1,0 +1,30 @@
+"""Reads the metrics of all workers from their files. It knows no metric."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+
+
+class WorkersCollector(MultiProcessCollector):
+    """Reads the counts of all workers, except from files that a starting worker has created but not begun.
+
+    prometheus_client fails at an empty file: a worker creates its file, and gives it a size a moment later.
+    """
+
+    def __init__(self, registry: CollectorRegistry, folder: Path) -> None:
+        super().__init__(registry, str(folder))  # type: ignore[no-untyped-call]
+        self._folder = folder
+
+    def collect(self) -> Any:
+        """Return the metrics of all workers."""
+        files = []
+        for file in self._folder.glob("*.db"):
+            with suppress(FileNotFoundError):  # the supervisor removes gauges of a dead worker
+                if file.stat().st_size:
+                    files.append(str(file))
+        return self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]

@@ -1,0 +1,84 @@
+"""The answers of the friendly protocol: outputs to JSON, raw float32 or an Arrow stream.
+
+This module owns the form of an answer, and the effect of a query on it. It knows no request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from foldserve.service.arrays import Outputs
+from foldserve.service.bundle import Decision, Manifest
+from foldserve.service.protocols.arrow import ArrowWriter
+from foldserve.service.protocols.query import AnswerOptions
+from foldserve.service.protocols.reply import JSON, Reply
+
+RAW_TYPE = b"application/octet-stream"
+ARROW_TYPE = b"application/vnd.apache.arrow.stream"
+
+_PLAIN = AnswerOptions()
+
+
+class Answers:
+    """Writes the answers of one model. Each method takes outputs [rows, outputs]."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._head = orjson.dumps({"model": manifest.name, "version": manifest.version})[:-1]
+        self._decision = Decision.of(manifest)
+        self._labels = [orjson.dumps(label) for label in manifest.labels]
+        self._arrow_writer = ArrowWriter(self._decision)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the model is a classification."""
+        return bool(self._labels)
+
+    @property
+    def width(self) -> int:
+        """The number of outputs of each row."""
+        return len(self._labels) or 1
+
+    def json(
+        self, outputs: Outputs, options: AnswerOptions = _PLAIN, warnings: Sequence[dict[str, Any]] | None = None
+    ) -> Reply:
+        """Return a JSON answer. warnings: entries for the answer; None if the client did not ask for warnings."""
+        if self._labels:
+            # The JSON texts of the labels are already known, so orjson writes only the numbers.
+            predictions = b",".join([self._labels[i] for i in self._decision.classes(outputs).tolist()])
+            rest = b',"predictions":[%b],%b' % (predictions, self._probabilities(outputs, options))
+        else:
+            rest = b',"predictions":%b' % _dumps(np.ascontiguousarray(outputs[:, 0]))
+        if warnings is not None:
+            rest += b',"warnings":%b' % orjson.dumps(warnings)
+        return Reply(200, (JSON,), b"%b%b}" % (self._head, rest))
+
+    def raw(self, outputs: Outputs) -> Reply:
+        """Return the float32 values, little-endian, one row after the other."""
+        return Reply(200, ((b"content-type", RAW_TYPE),), outputs.astype("<f4", copy=False).tobytes())
+
+    def arrow(self, outputs: Outputs) -> Reply:
+        """Return an Arrow stream."""
+        return Reply(200, ((b"content-type", ARROW_TYPE),), self._arrow_writer.write(outputs))
+
+    def _probabilities(self, outputs: Outputs, options: AnswerOptions) -> bytes:
+        """Return the member `probabilities`, and `classes` if the classes of a row are not named otherwise."""
+        names = self._decision.names
+        if options.top is None:
+            values = [dict(zip(names, row, strict=True)) for row in outputs] if options.named else outputs
+            return b'"probabilities":%b' % _dumps(values)
+        best = self._decision.best_classes(outputs, options.top)
+        sorted_outputs = np.take_along_axis(outputs, best, axis=1)
+        if options.named:
+            rows = zip(best.tolist(), sorted_outputs, strict=True)
+            named = [{names[i]: value for i, value in zip(row, values, strict=True)} for row, values in rows]
+            return b'"probabilities":%b' % _dumps(named)
+        classes = b"],[".join([b",".join([self._labels[i] for i in row]) for row in best.tolist()])
+        return b'"classes":[[%b]],"probabilities":%b' % (classes, _dumps(sorted_outputs))
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,56 @@
+"""The query of a prediction request: the parameters that change the form of the answer.
+
+It knows neither rows nor outputs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from foldserve.service.errors import InvalidInput
+
+_FLAGS = {b"true": True, b"false": False}
+_COUNT = re.compile(rb"[1-9][0-9]{0,8}")
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """The form of an answer.
+
+    named: whether the probabilities are objects by class name. top: the number of classes of each row, with the
+    largest probability first; None for all classes in the order of the labels. warnings: whether the answer names the
+    values that training has not seen.
+    """
+
+    named: bool = False
+    top: int | None = None
+    warnings: bool = False
+
+
+def parse_query(query: bytes) -> AnswerOptions:
+    """Read the query of a URL, without its question mark. An empty query gives the default options.
+
+    Raises `InvalidInput` for an unknown, repeated or malformed parameter. The text does not repeat the query.
+    """
+    given: dict[bytes, bytes] = {}
+    for part in query.split(b"&") if query else ():
+        name, _, value = part.partition(b"=")
+        if name not in (b"named", b"top", b"warnings"):
+            raise InvalidInput("the URL has an unknown query parameter; the known ones are named, top and warnings")
+        if name in given:
+            raise InvalidInput(f"the query parameter {name.decode()} is given more than once")
+        given[name] = value
+    count = given.get(b"top")
+    if count is not None and not _COUNT.fullmatch(count):
+        raise InvalidInput("the query parameter top is not a whole number of at least 1")
+    return AnswerOptions(
+        named=_flag(given, b"named"), top=None if count is None else int(count), warnings=_flag(given, b"warnings")
+    )
+
+
+def _flag(given: dict[bytes, bytes], name: bytes) -> bool:
+    value = _FLAGS.get(given.get(name, b"false"))
+    if value is None:
+        raise InvalidInput(f"the query parameter {name.decode()} is neither true nor false")
+    return value

@@ -1,0 +1,84 @@
+"""The training ranges of the features of one model: finds the values of a request that training has not seen.
+
+It knows checked rows. It does not know how a request is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.service.arrays import Rows
+from foldserve.service.bundle import Feature
+from foldserve.service.metrics import Counts, Unusual
+
+# The number of values that are compared at a time, so that the arrays of a step fit into the cache of the processor.
+_STEP = 2**16
+
+
+class Ranges:
+    """The smallest and the largest value of each feature in the training rows.
+
+    The range of a categorical feature contains all of its categories, so only the code of an unseen category is outside
+    its range. A missing value is never outside.
+    """
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self._features = features
+        ranges = [feature.range or (0.0, len(feature.categories) - 1.0) for feature in features]
+        self._low, self._high = np.array(ranges, np.float32).reshape(-1, 2).T.copy()
+        self._keys: list[tuple[Unusual, str]] = [
+            ("unseen" if feature.kind == "categorical" else "outside", feature.name) for feature in features
+        ]
+
+    def count(self, rows: Rows) -> Counts | None:
+        """Count the values outside their ranges; return None if there are none. rows: float32 [rows, features]."""
+        total = np.zeros(len(self._features), np.int64)
+        for _, outside in self._steps(rows):
+            total += np.count_nonzero(outside, axis=0)
+        return {self._keys[i]: int(total[i]) for i in np.flatnonzero(total).tolist()} or None
+
+    def count_bytes(self, rows: bytes) -> Counts:
+        """Count as `count` does. rows: the float32 values of any number of rows, one row after the other."""
+        return self.count(np.frombuffer(rows, np.float32).reshape(-1, len(self._features))) or {}
+
+    def describe(self, rows: Rows, limit: int) -> tuple[list[dict[str, Any]], int]:
+        """Describe the values outside their ranges, in the order of the rows.
+
+        Returns an entry for each of the first `limit` values, and the number of all such values. An entry has the
+        members `row`, `column` and `warning`.
+        """
+        entries: list[dict[str, Any]] = []
+        found = 0
+        for first_row, outside in self._steps(rows):
+            places = np.argwhere(outside)
+            found += len(places)
+            for row, column in places[: limit - len(entries)].tolist():
+                text = self._text(column, float(rows[first_row + row, column]))
+                entries.append({"row": first_row + row, "column": self._features[column].name, "warning": text})
+        return entries, found
+
+    def _steps(self, rows: Rows) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+        """Yield for each part of `rows` with a value outside: its first row, and a bool array [rows, features]."""
+        step = max(1, _STEP // len(self._features))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            with np.errstate(invalid="ignore"):  # for a signalling NaN
+                outside: npt.NDArray[np.bool_] = (part < self._low) | (part > self._high)
+            if outside.any():
+                yield start, outside
+
+    def _text(self, column: int, value: float) -> str:
+        feature = self._features[column]
+        if feature.kind == "categorical":
+            return "a category that training has not seen"
+        low, high = (float(str(bound[column])) for bound in (self._low, self._high))  # the shortest texts
+        if feature.kind == "boolean":
+            return f"training has only seen {'true' if low else 'false'}"
+        texts = [f"{low:.9g}", f"{high:.9g}"]
+        if feature.kind == "time" and feature.reading is not None:
+            texts = [feature.reading.moment_text(low), feature.reading.moment_text(high)]
+        return f"{'below' if value < low else 'above'} the training range, {texts[0]} to {texts[1]}"
