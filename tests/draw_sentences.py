@@ -18,14 +18,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# A sentence ends before a capital, a quote or code. An abbreviation before a capital letter also ends a sentence, which
+# A sentence ends before a capital, a quote or code. An abbreviation before a capital letter also ends a sentence. This
 # is rare.
 END = re.compile(r"(?<=[.!?])(?<!et al\.)\s+(?=[A-Z`'\"*\[(])")
-# Comments for tools, and lines that only separate.
+# Comments that only tools read, and lines that only separate other lines.
 NOT_PROSE = re.compile(r"^(noqa|type:|pragma|fmt:|!/)|-{4}")
 MIN_WORDS = 4
 
-Block = tuple[int, str]  # the line where it begins, from 1, and its text
+Block = tuple[int, str]  # the number of the first line, counted from 1, and the text
 
 
 def comments(text: str) -> Iterator[Block]:

@@ -35,7 +35,7 @@ def test_a_dry_run_can_not_be_written_to_the_readme() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_is_refused() -> None:
+def test_the_benchmark_is_refused_without_a_gpu() -> None:
     done = run(expected=1)
     assert "torch sees none" in done.stderr
     assert not done.stdout

@@ -309,7 +309,7 @@ def test_a_group_a_date_and_a_dropped_column_are_not_features(bundles):
 
 
 @pytest.mark.parametrize("name", ["fast", "best"])
-def test_the_same_command_gives_the_same_bytes_and_another_seed_different_ones(folder, bundles, tmp_path, name):
+def test_the_same_command_gives_the_same_bytes_and_another_seed_different_bytes(folder, bundles, tmp_path, name):
     with contextlib.chdir(folder):
         for seed in (0, 1):
             fit(*ARGUMENTS[name], "--name", name, "--models", tmp_path, "--seed", seed)

@@ -171,7 +171,7 @@ def test_importing_foldserve_imports_no_folder_of_the_user(installed: Installed,
     assert succeed(installed.bin / "python", "-c", code, cwd=project) == "[]\n"
 
 
-def test_an_installation_adds_the_one_name(installed: Installed, tmp_path: Path) -> None:
+def test_an_installation_adds_only_the_name_foldserve(installed: Installed, tmp_path: Path) -> None:
     code = "from importlib.util import find_spec; print([find_spec(name) for name in ('service', 'training', 'tests')])"
     assert succeed(installed.bin / "python", "-c", code, cwd=tmp_path) == "[None, None, None]\n"
 

@@ -206,7 +206,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_size_is_checked_before_memory_is_taken(shape: list[int], audited: Audited) -> None:
+def test_a_size_is_checked_before_memory_is_allocated(shape: list[int], audited: Audited) -> None:
     assert audited.send("POST", "/predict", body=GOOD).status == 200
     before = peak(audited.server)
     path = "/v2/models/roots/infer"
@@ -244,7 +244,7 @@ INSIDE = re.compile(
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_an_error_never_repeats_the_request_and_shows_nothing_of_the_inside(what: str, audited: Audited) -> None:
+def test_an_error_never_repeats_the_request_and_shows_no_internal_details(what: str, audited: Audited) -> None:
     method, path, headers, body = REFUSED[what]
     answer = audited.send(method, path, *headers, body=body)
     assert answer.status >= 400

@@ -1,4 +1,4 @@
-"""`python -m training` is `foldserve-train`."""
+"""`python -m training` runs `foldserve-train`."""
 
 import sys
 

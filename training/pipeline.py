@@ -89,7 +89,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Context:
-    """The place of a run, and the functions that observe the run.
+    """The device and the processes of a run, and the functions that observe the run.
 
     on_epoch, on_progress: the callbacks of `fit`. In an ensemble, the epoch numbers continue from one member to the
     next.

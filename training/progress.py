@@ -51,7 +51,7 @@ class ReadProgress(_Bar):
             BarColumn(bar_width=20),
             TaskProgressColumn(),
             TimeRemainingColumn(),
-            transient=True,  # the command then prints the description of the table
+            transient=True,  # removed at the end, because the command then describes the table
         )
         self._task = self._bar.add_task(source[-40:], total=1.0)
 

@@ -15,7 +15,8 @@ from foldserve.service.sources.source import Source, check_names, one_line
 
 
 def read(path: Path) -> Source:
-    """Read the arrays `x` and `y` of an .npz file. If it has other names, read its only two arrays of these shapes.
+    """Read the arrays `x` and `y` of an .npz file. If the file has no arrays with these names, read its only two arrays
+    of these shapes.
 
     The array `feature_names` gives the names of the columns. Without it, the names are x0, x1 and so on. The target is
     y.

@@ -12,7 +12,10 @@ from foldserve.service.sources.source import Source, check_names, reading
 
 
 def read(path: Path) -> Source:
-    """Open a Parquet file. A column is read when it is taken. The index that pandas stored does not become a column."""
+    """Open a Parquet file.
+
+    A column is read when `take` is called for this column. The index that pandas stored does not become a column.
+    """
     file = pyarrow.parquet.ParquetFile(path)
     names, notes = without_index(file.schema_arrow)
     check_names(path.name, names)

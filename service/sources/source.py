@@ -24,7 +24,7 @@ OnRead = Callable[[float], None]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """The settings for reading a file. An option that is None is found from the file.
+    """The settings for reading a file. If an option is None, the reader finds its value from the file.
 
     missing: texts that mean a missing value in a delimited file, besides the empty cell. sep: the separator of a
     delimited file. encoding: the encoding of a delimited file. sheet: the name of a spreadsheet's sheet.

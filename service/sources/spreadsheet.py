@@ -37,7 +37,7 @@ def _rows(path: Path, sheet: str | None) -> list[list[Any]]:
 
     There is at least one row, and all rows have equal lengths. An empty cell is an empty text.
     """
-    import python_calamine  # imported late: only this format needs it
+    import python_calamine  # imported here because only this format needs the library
 
     try:
         with python_calamine.load_workbook(str(path)) as workbook:

@@ -70,7 +70,7 @@ def folder(server, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("code", PYTHON[1:], ids=map(name, PYTHON[1:]))
-def test_its_python_prints_the_documented_output(server, folder, code):
+def test_the_python_of_the_page_prints_the_documented_output(server, folder, code):
     if missing := sorted(package for package in packages(code) if find_spec(package) is None):
         pytest.skip(f"not installed here: {', '.join(missing)}")
     printed = run(sys.executable, "-W", "error", "-", given=here(code, server), folder=folder)
@@ -78,7 +78,7 @@ def test_its_python_prints_the_documented_output(server, folder, code):
 
 
 @pytest.mark.parametrize("code", CONSOLE, ids=["curl", "binary"])
-def test_its_commands_print_the_documented_output(server, folder, code):
+def test_the_commands_of_the_page_print_the_documented_output(server, folder, code):
     for tool in ("bash", "curl", "jq"):
         if shutil.which(tool) is None:
             pytest.skip(f"not installed here: {tool}")
@@ -92,7 +92,7 @@ def test_its_commands_print_the_documented_output(server, folder, code):
 
 
 @pytest.mark.skipif(PERF_ANALYZER is None, reason="perf_analyzer does not run here: make test-clients")
-def test_its_perf_analyzer_command_succeeds(server, tmp_path):
+def test_the_perf_analyzer_command_of_the_page_succeeds(server, tmp_path):
     (tmp_path / "perf_analyzer").symlink_to(str(PERF_ANALYZER))
     (command,) = SHELL
     command = command.replace("-s 50", "-s 999")  # the test must also pass on a machine with unsteady timings

@@ -43,7 +43,7 @@ def test_the_server_is_live_and_ready(server):
 
 
 @pytest.mark.parametrize(("model", "ready"), [("digits", True), ("nobody", False)])
-def test_a_model_is_ready_and_an_unknown_one_is_not(server, model, ready):
+def test_a_model_is_ready_and_an_unknown_model_is_not(server, model, ready):
     assert ask("v2", lambda client: client.is_model_ready(server.url, model)) is ready
 
 
@@ -77,7 +77,7 @@ def test_a_request_as_a_plain_dictionary_is_answered(server):
     server.assert_right(answer.outputs[0].as_numpy(), rows)
 
 
-def test_tasks_get_their_own_rows(server):
+def test_each_task_gets_the_answer_to_its_own_rows(server):
     async def one(client: Any, seed: int) -> None:
         rows = pixels(1 + seed % 4, seed)
         asked = request(rows, binary=seed % 2 == 0, request_id=str(seed))

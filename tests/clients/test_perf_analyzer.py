@@ -61,7 +61,7 @@ def rows_served(server: Server, model: str) -> int:
 
 @FORMAT
 @pytest.mark.parametrize(("batch", "concurrency"), [(1, 1), (8, 1), (8, 4)])
-def test_it_measures_the_shipped_model(server, batch, concurrency, form):
+def test_perf_analyzer_measures_the_shipped_model(server, batch, concurrency, form):
     before = rows_served(server, "digits")
     done = perf_analyzer(
         server, "digits", "-b", batch, "--concurrency-range", concurrency, "--input-tensor-format", form
@@ -73,16 +73,16 @@ def test_it_measures_the_shipped_model(server, batch, concurrency, form):
 
 
 @FORMAT
-def test_it_measures_with_zeros(server, form):
+def test_perf_analyzer_measures_with_zeros(server, form):
     done = perf_analyzer(server, "digits", "-b", 8, "--input-data", "zero", "--input-tensor-format", form)
     assert_measured(done)
 
 
-def test_it_measures_with_asynchronous_requests(server):
+def test_perf_analyzer_measures_with_asynchronous_requests(server):
     assert_measured(perf_analyzer(server, "digits", "--async", "--concurrency-range", 4))
 
 
-def test_it_measures_a_named_version(server):
+def test_perf_analyzer_measures_a_named_version(server):
     before = rows_served(server, "roots/versions/1"), rows_served(server, "roots/versions/2")
     assert_measured(perf_analyzer(server, "roots", "-x", 1))
     assert rows_served(server, "roots/versions/1") > before[0]
@@ -102,7 +102,7 @@ def data_file(folder: Path, rows: np.ndarray, outputs: np.ndarray, output: str) 
 
 @FORMAT
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_every_answer_equals_the_expected_one_bit_for_bit(server, tmp_path, concurrency, form):
+def test_every_answer_equals_the_expected_outputs_bit_for_bit(server, tmp_path, concurrency, form):
     rows = np.array([[1, 3], [4, 5], [0.25, 2], [1, 1]], np.float32)
     file = data_file(tmp_path, rows, server.expected(rows, "roots", 2), "value")
     done = perf_analyzer(
@@ -119,7 +119,7 @@ def test_a_single_row_of_digits_gets_the_answer_of_onnx_runtime(server, tmp_path
     assert_measured(perf_analyzer(server, "digits", "--input-data", file, "--input-tensor-format", form))
 
 
-def test_it_reports_a_wrong_answer(server, tmp_path):
+def test_perf_analyzer_reports_a_wrong_answer(server, tmp_path):
     rows = np.array([[1, 3], [4, 5]], np.float32)
     wrong = np.nextafter(server.expected(rows, "roots", 2), np.float32(0))
     done = perf_analyzer(server, "roots", "--input-data", data_file(tmp_path, rows, wrong, "value"))
@@ -128,18 +128,18 @@ def test_it_reports_a_wrong_answer(server, tmp_path):
 
 
 @FORMAT
-def test_its_random_bytes_are_huge_numbers_and_are_answered(server, form):
+def test_random_bytes_that_are_huge_numbers_are_answered(server, form):
     assert_measured(perf_analyzer(server, "gaps", "--input-tensor-format", form))
 
 
-def test_its_random_bytes_contain_a_nan_in_wide_rows(server):
+def test_random_bytes_of_wide_rows_contain_a_nan(server):
     done = perf_analyzer(server, "wide")
     assert done.returncode == 99
     assert "row 0, column 'c298' is NaN, and the feature has no missing values" in done.stdout + done.stderr
     assert_measured(perf_analyzer(server, "wide", "--input-data", "zero"))
 
 
-def test_it_reports_an_unknown_model(server):
+def test_perf_analyzer_reports_an_unknown_model(server):
     done = perf_analyzer(server, "nobody")
     assert done.returncode == 99
     assert "failed to get model metadata: unknown model" in done.stdout + done.stderr

@@ -110,7 +110,7 @@ def test_the_statistics_grow_by_the_sent_rows(client):
     assert np.subtract(counts(), before).tolist() == [10, 3, 3, 3, 3, 3]
 
 
-def test_the_statistics_count_what_was_refused_as_failed(client):
+def test_the_statistics_count_refused_requests_as_failed(client):
     def failed() -> int:
         return client.get_inference_statistics("digits")["model_stats"][0]["inference_stats"]["fail"]["count"]
 
@@ -119,7 +119,7 @@ def test_the_statistics_count_what_was_refused_as_failed(client):
     assert failed() == before + 1
 
 
-def test_the_statistics_without_a_name_are_those_of_all_models(client):
+def test_without_a_model_name_the_statistics_are_those_of_all_models(client):
     listed = {(stats["name"], stats["version"]) for stats in client.get_inference_statistics()["model_stats"]}
     assert listed == {("digits", "1"), ("roots", "1"), ("roots", "2"), ("gaps", "1"), ("wide", "1")}
 
@@ -131,7 +131,7 @@ def test_the_statistics_without_a_name_are_those_of_all_models(client):
     "outputs", [None, {"binary_data": True}, {"binary_data": False}], ids=["any", "binary", "json"]
 )
 @BINARY
-def test_the_rows_are_binary_or_json_and_the_answer_either(client, server, binary, outputs):
+def test_binary_and_json_rows_get_binary_or_json_answers(client, server, binary, outputs):
     rows = pixels(5)
     named = None if outputs is None else [wanted(**outputs)]
     answer = client.infer("digits", [tensor(rows, binary=binary)], outputs=named)
@@ -146,13 +146,13 @@ def test_a_thousand_rows_come_back_in_their_order(client, server, binary):
     server.assert_right(answer.as_numpy("probabilities"), rows)
 
 
-def test_the_id_comes_back_and_the_model_says_who_it_is(client):
+def test_the_answer_has_the_id_of_the_request_and_the_name_of_the_model(client):
     answer = client.infer("digits", [tensor(pixels(1))], request_id="Straße 7").get_response()
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("Straße 7", "digits", "1")
     assert "id" not in client.infer("digits", [tensor(pixels(1))]).get_response()
 
 
-def test_the_newest_version_answers_by_default_and_each_by_its_number(client, server):
+def test_the_newest_version_answers_by_default_and_any_version_by_its_number(client, server):
     rows = np.array([[1, 3], [4, 5]], np.float32)
     for asked, version in (("", 2), ("1", 1), ("2", 2)):
         answer = client.infer("roots", [tensor(rows)], model_version=asked)
@@ -241,7 +241,7 @@ def test_custom_parameters_and_priorities_are_accepted(client, server):
     server.assert_right(answer.as_numpy("probabilities"), rows)
 
 
-def test_asynchronous_requests_of_the_sync_client_get_their_own_rows(server):
+def test_asynchronous_requests_of_the_sync_client_get_the_answers_to_their_own_rows(server):
     batches = [pixels(1 + i % 3, seed=i) for i in range(40)]
     with triton.InferenceServerClient(server.address, concurrency=8) as client:
         pending = [client.async_infer("digits", [tensor(rows)]) for rows in batches]
@@ -249,7 +249,7 @@ def test_asynchronous_requests_of_the_sync_client_get_their_own_rows(server):
             server.assert_right(answer.get_result().as_numpy("probabilities"), rows)
 
 
-def test_threads_get_their_own_rows(server):
+def test_each_thread_gets_the_answer_to_its_own_rows(server):
     def ask(seed: int) -> None:
         with triton.InferenceServerClient(server.address) as client:
             for i in range(25):
@@ -401,7 +401,7 @@ def test_the_asyncio_client_reads_a_refusal(server):
     assert caught.value.message() == "the shape of 'input' is not [rows, 64] with at least one row"
 
 
-def test_tasks_get_their_own_rows(server):
+def test_each_task_gets_the_answer_to_its_own_rows(server):
     async def one(client: Any, seed: int) -> None:
         rows = pixels(1 + seed % 4, seed)
         answer = await client.infer("digits", [tensor(rows, binary=seed % 2 == 0)], request_id=str(seed))

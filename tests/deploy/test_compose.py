@@ -46,7 +46,7 @@ def mounts(service: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 # --- the specification -----------------------------------------------------------------------------------------------
 
 
-def test_it_matches_the_specification() -> None:
+def test_the_file_matches_the_compose_specification() -> None:
     jsonschema.Draft202012Validator(SCHEMA).validate(COMPOSE)
     jsonschema.Draft202012Validator(SCHEMA).validate(yaml.safe_load(FILE.read_text()))
 
@@ -193,7 +193,7 @@ def test_every_setting_exists() -> None:
     }
 
 
-def test_its_head_names_every_variable() -> None:
+def test_the_comment_at_the_top_names_every_variable() -> None:
     head, _, rest = FILE.read_text().partition("\nname:")
     assert {name for name, _ in VARIABLE.findall(rest)} == set(re.findall(r"\b[A-Z][A-Z_]{3,}\b", head)) - {"CUDA"} - {
         word for word in re.findall(r"\b[A-Z][A-Z_]{3,}\b", head) if word.startswith(PREFIX)

@@ -52,7 +52,7 @@ def test_every_batch_is_within_the_certificate_s_tolerance_of_the_cpu(
 
 
 @pytest.mark.parametrize("size", [1, 4, 16, 64, 256, 1024])
-def test_outputs_with_and_without_graphs_are_the_same_bits(size: int, graphs: Runtime, plain: Runtime) -> None:
+def test_outputs_have_the_same_bits_with_and_without_graphs(size: int, graphs: Runtime, plain: Runtime) -> None:
     for _ in range(5):
         batch = rows(size)
         assert graphs.run(batch).tobytes() == plain.run(batch).tobytes()
@@ -72,7 +72,7 @@ def test_categories_and_missing_values_run_on_cuda_alone() -> None:
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
-def test_fewer_bits_are_within_their_tolerance(precision: Precision, digits: bundle.Bundle) -> None:
+def test_narrow_precisions_are_within_their_tolerance(precision: Precision, digits: bundle.Bundle) -> None:
     loaded, parity = runtime.load(digits, Options("cuda", precision=precision))
     assert parity.holds
     batch = rows(300)

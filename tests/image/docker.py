@@ -14,7 +14,10 @@ _names = (f"foldserve-check-{os.getpid()}-{number}" for number in itertools.coun
 
 
 def build(context: Path, tag: str, *flags: str, arguments: Mapping[str, str]) -> None:
-    """Build an image from `context`. flags: such as --target and --file. arguments: the build arguments."""
+    """Build an image from `context`.
+
+    flags: options of `docker build`, such as --target and --file. arguments: the build arguments.
+    """
     given = [flag for name, value in arguments.items() for flag in ("--build-arg", f"{name}={value}")]
     subprocess.run(["docker", "build", *flags, *given, "--tag", tag, context], check=True)
 

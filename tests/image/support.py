@@ -46,7 +46,7 @@ def until(condition: Callable[[], object], what: str) -> float:
     while not condition():
         if time.monotonic() > began + PATIENCE:
             raise CheckFailedError(f"{what}: not within {PATIENCE} s")
-        time.sleep(0.1)  # each call starts a process
+        time.sleep(0.1)  # each call of `condition` starts a process
     return time.monotonic() - began
 
 

@@ -164,7 +164,7 @@ def test_names_follow_the_conventions_of_prometheus(metrics: Mapping[str, Metric
 def test_requests_and_rows_are_counted_by_model_version_protocol_and_status(served: Served) -> None:
     before = samples(served)
     assert [post(served, FRIENDLY, rows(1, 4)) for _ in range(3)] == [200] * 3
-    assert post(served, "/%70redict", rows(9)) == 200  # takes FastAPI's route
+    assert post(served, "/%70redict", rows(9)) == 200  # FastAPI's route answers this request
     assert post(served, FIRST, rows(1, 4, 9, 16)) == 200
     assert [post(served, INFER, tensor(1, 4, 9)) for _ in range(2)] == [200] * 2
     assert post(served, FRIENDLY, b"{") == 400
@@ -275,7 +275,7 @@ def test_a_model_has_its_load_time_its_parity_and_its_provider(served: Served) -
         )
         assert error / (1e-5 + 1e-4 * 3) <= ratio <= error / 1e-5
         assert found[sample("foldserve_model_provider_info", **of(version, provider="CPUExecutionProvider"))] == 1
-    assert sample("foldserve_model_load_seconds", **of("3")) not in found  # refused
+    assert sample("foldserve_model_load_seconds", **of("3")) not in found  # version 3 is refused
     assert {key for key in found if key[0] == "foldserve_model_refused"} == {
         sample("foldserve_model_refused", **of("3"))
     }

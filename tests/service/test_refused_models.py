@@ -105,7 +105,7 @@ def test_the_server_is_live_and_not_ready_as_the_protocol_asks(served: Served) -
     assert (served.send("GET", "/v2/health/ready").status) == 503
 
 
-def test_the_announcement_names_the_models_that_serve_and_then_the_others(served: Served) -> None:
+def test_the_announcement_names_the_models_that_serve_and_then_the_refused_models(served: Served) -> None:
     assert " serves roots on http://" in served.announcement
     assert served.process.stdout
     assert served.process.stdout.readline() == f"not ready: {', '.join(sorted(REASONS))}; the log has the reasons\n"
@@ -117,7 +117,7 @@ def test_without_strict_readiness_the_server_is_ready(models: Path, tmp_path: Pa
         assert server.send("GET", "/v2/models/flipped/ready").status == 503
 
 
-def test_with_several_workers_each_one_serves_the_rest(models: Path, tmp_path: Path) -> None:
+def test_with_several_workers_each_worker_serves_the_intact_model(models: Path, tmp_path: Path) -> None:
     with serving(models, tmp_path / "log", "--workers", 2) as server:
         assert server.send("POST", "/v1/models/roots:predict", body=GOOD).status == 200
         assert server.send("GET", "/v2/health/ready").status == 503
@@ -134,10 +134,10 @@ def test_a_start_fails_in_one_line_if_no_model_serves(models: Path, tmp_path: Pa
     )
 
 
-# --- directed changes of a manifest ----------------------------------------------------------------------------------
+# --- changes of a manifest's meaning ---------------------------------------------------------------------------------
 
 
-def test_no_directed_change_of_a_manifest_is_served(tmp_path: Path, trained: Path) -> None:
+def test_no_manifest_with_a_changed_meaning_is_served(tmp_path: Path, trained: Path) -> None:
     folder = Path(shutil.copytree(trained, tmp_path / "models"))
     expected: dict[str, dict[int, str]] = {"digits": {}, "diabetes": {}}
     for change, (edit, fields) in CHANGES.items():

@@ -123,7 +123,7 @@ def test_a_service_link_sets_no_port() -> None:
     assert load({}, {"FOLDSERVE_PORT": "tcp://[fd00::1]:80"}) == Settings()
 
 
-def test_only_the_variable_of_a_setting_is_worth_a_line_of_a_service_link() -> None:
+def test_only_a_service_link_that_names_a_setting_is_logged() -> None:
     assert unused_variables(LINK) == [
         "ignored FOLDSERVE_PORT: a Kubernetes service link has set it to 'tcp://10.99.0.217:80'"
     ]
@@ -209,7 +209,7 @@ def test_an_invalid_value_is_named_with_its_source(name: str, value: str, config
     assert refusal({}, {}, config).startswith(f"setting {name!r} (--config): ")
 
 
-def test_the_named_source_is_the_one_that_won(config: Path) -> None:
+def test_the_error_names_the_source_that_took_effect(config: Path) -> None:
     config.write_text("port = 1\n")
     assert "(environment)" in refusal({}, {"FOLDSERVE_PORT": "abc"}, config)
     assert load({"port": "1"}, {"FOLDSERVE_PORT": "abc"}).port == 1

@@ -30,7 +30,7 @@ _BATCH = 60
 _MEASUREMENTS = 80
 PERCENTILES = (15, 50, 85)
 
-# The score that the networks race to reach, as a share of the highest score of all runs.
+# The goal is a score, given as a share of the highest score of all runs. The steps to the goal measure the speed.
 _GOAL = 0.95
 # If a mean or a variance moves less than this, it counts as constant, because a plot would not show the movement. The
 # movement of a mean is in units of the sigmoid's input. The movement of a variance is its max / min.

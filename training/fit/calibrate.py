@@ -1,4 +1,6 @@
-"""Calibration: finds one temperature for all logits. After it, about 80% of the answers with probability 0.8 are right.
+"""Calibration: finds one temperature for all logits.
+
+After a division by this temperature, about 80% of the answers with probability 0.8 are right.
 
 Division by the temperature is an affine map, so it folds into the last Dense.
 """
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 # The penalty on log(T)^2, in nats. On few rows, a temperature far from 1 is likely noise. With this penalty, a
-# temperature of e must reduce the total loss by at least this much.
+# temperature of e must reduce the total loss by at least this number of nats.
 _PENALTY = 5.0
 _MAX_LOG_T = math.log(8.0)
 

@@ -1,7 +1,7 @@
 """Checkpoints: the state of an unfinished run, in a folder with one safetensors file per network of the run.
 
-A file is replaced atomically: after a crash it holds the new state or the previous state. No pickle is read. The module
-knows tensors and text; loop.py decides which tensors a state consists of.
+A file is replaced atomically: after a crash, the file holds the new state or the previous state. No pickle is read. The
+module knows tensors and text; loop.py decides which tensors a state consists of.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def deterministic(threads: int) -> Iterator[None]:
     # `torch.use_deterministic_algorithms` does the same, but it first imports PyTorch's compiler, which takes seconds.
     torch.set_deterministic_debug_mode("error")
     # In deterministic mode, PyTorch fills every new tensor. Here every tensor is written before it is read, so the
-    # filling is switched off. It would take a quarter of the time of a small step.
+    # filling is switched off. The filling would take a quarter of the time of a small step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         with torch.random.fork_rng(devices=[]):

@@ -145,7 +145,7 @@ def join_processes(device: Device) -> Iterator[World]:
     try:
         yield World(chosen, rank, size)
     except BaseException as error:
-        with contextlib.suppress(RuntimeError):  # the store ended with torchrun, whose message gives the reason
+        with contextlib.suppress(RuntimeError):  # if torchrun has ended, so has the store; torchrun prints the reason
             if store.add("failed", 1) > 1:
                 raise SystemExit(1) from error
         if "gloo" in str(error) or isinstance(error, distributed.DistError):

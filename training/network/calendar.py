@@ -28,7 +28,10 @@ CYCLES = tuple(f"{function} of {part}" for part in NUMBERS[1:] for function in (
 
 
 class _Number(Protocol):
-    """The arithmetic that the parts need. Both a tensor and a symbol of a tensor in a graph support it."""
+    """The arithmetic that the parts need.
+
+    Tensors support this arithmetic, and so do the symbols of tensors in a graph.
+    """
 
     def __add__(self: N, other: float | N, /) -> N: ...
     def __sub__(self: N, other: float | N, /) -> N: ...

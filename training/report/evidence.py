@@ -17,7 +17,8 @@ from foldserve.training.report.evaluate import ClassScores, Importances, score_b
 
 @dataclass(frozen=True)
 class Evidence:
-    """The contents of a report. Of the table's rows, the evidence has only the targets of the test rows.
+    """The contents of a report. It contains no row of the table, except the targets of the test rows.
+
 
     histories: the epochs of each member of the model; () for a member without a history. y: the targets of the test
     rows. For classification, int64 [rows], indices into `manifest.labels`; for regression, float64 [rows], in the units

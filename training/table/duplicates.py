@@ -23,8 +23,8 @@ def leave_out_duplicates(test: Table, table: Table, seen: RowIndices, *, keep: b
     A note gives their number.
 
     keep: whether to keep the duplicates and only count them. The duplicates are also kept if fewer than half of the
-    test rows would be left. In such a table equal rows are common and not copies, for example if it has only a few
-    categories.
+    test rows would be left. In such a table, equal rows are common and are not copies of each other. An example is a
+    table that has only a few categories.
     """
     known = np.isin(_hash_rows(test), _hash_rows(table)[seen])
     count, rows = int(known.sum()), len(known)

@@ -1,7 +1,7 @@
 """Moments: converts dates and times to whole days or hours since an origin, according to a `Reading`.
 
 A column is stored in days if all of its times are midnight, or if its times lie many centuries apart. Any other column
-is stored in whole hours. float32 represents every hour of 1,900 years exactly, and every day.
+is stored in whole hours. float32 represents every day exactly, and every hour within 1,900 years.
 """
 
 from __future__ import annotations

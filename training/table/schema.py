@@ -22,7 +22,7 @@ class Column:
     """One feature.
 
     categories: the sorted categories. A category's index is its position. Categories are numbers if every cell is a
-    number, and otherwise texts. A column of another kind has none.
+    number, and otherwise texts. A column of another kind has no categories.
     missing: whether a row of the table has a missing value in the column.
     reading: how a text becomes a value. It is None if the column has no texts in the table. A column of times always
     has a reading.

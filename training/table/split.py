@@ -16,8 +16,8 @@ from foldserve.training.errors import DataError
 from foldserve.training.table.schema import RowIndices, Split, Table
 from foldserve.training.text import count_of
 
-# The sum of the smallest parts. Batch norm needs two training rows for its statistics. A test needs two rows. The
-# validation needs one row, and in a regression two rows for R2.
+# The least number of rows that can be split, which is the sum of the smallest parts. Batch norm needs two training rows
+# for its statistics. A test needs two rows. The validation needs one row, and in a regression two rows for R2.
 _MIN_ROWS = 5
 # Groups can have any size and any mix of classes. So this number of random orders is tried, and the best order is used.
 _GROUP_ORDERS = 16

@@ -20,7 +20,7 @@ _MIN_ROWS = 40
 # The largest number of rows that the search for a leak uses.
 _SAMPLE = 10_000
 # A column predicts the target almost perfectly if at most this share of the baseline's errors remains. In a regression,
-# it is the share of the target's variance that remains.
+# the share of the target's variance that remains counts instead.
 _LEFT = 0.01
 
 Values = npt.NDArray[Any]
@@ -88,11 +88,11 @@ def _predicts(column: Column, cells: Values, y: Values, classes: int) -> bool:
     half = len(y) // 2
     if column.kind in ("numeric", "time"):
         highest = np.nanmax(cells, initial=0.0)
-        cells = np.nan_to_num(cells, nan=2 * abs(highest) + 1)  # a number far from every value
+        cells = np.nan_to_num(cells, nan=2 * abs(highest) + 1)  # a missing value becomes a number far from all values
         predicted = y[:half][_nearest(cells[:half], cells[half:])]
     else:
         found = np.nan_to_num(cells, nan=len(column.categories) + 2).astype(np.int64)
-        if len(np.unique(found)) > half // 4:  # a category with few rows shows nothing
+        if len(np.unique(found)) > half // 4:  # a leak can't be shown if categories have few rows
             return False
         predicted = _typical(found[:half], y[:half], classes)[found[half:]]
     if classes:
@@ -127,5 +127,5 @@ def _typical(found: npt.NDArray[np.int64], y: Values, classes: int) -> Values:
     pairs, rows = np.unique(found * classes + y, return_counts=True)
     order = np.argsort(rows, kind="stable")
     typical = np.full(count, int(np.bincount(y).argmax()))
-    typical[pairs[order] // classes] = pairs[order] % classes  # the last write is the most frequent class
+    typical[pairs[order] // classes] = pairs[order] % classes  # the most frequent class is written last, so it stays
     return typical

@@ -64,7 +64,7 @@ def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, type
             raise not_numeric(name, "must be numeric", distinct(as_text(cells)))
         _check_values(name, cells, numbers, reading)
         return Target("regression", numbers, reading=reading if is_text(cells) else None)
-    if not reading.is_plain:  # the texts in a special notation are names of classes
+    if not reading.is_plain:  # in a classification, texts in a special notation are names of classes
         numbers = None
     found = found or distinct(cells)
     if numbers is not None:

@@ -61,7 +61,7 @@ def test_the_command_appends_a_line_and_prints_the_key_only(tmp_path: Path) -> N
         (("alice", "--append", "/nowhere/keys"), "can't write /nowhere/keys: No such file or directory"),
     ],
 )
-def test_a_key_that_no_file_may_have_is_not_made(arguments: tuple[str, ...], reason: str) -> None:
+def test_a_key_with_an_invalid_name_or_rate_is_not_made(arguments: tuple[str, ...], reason: str) -> None:
     assert_refused_in_one_line(foldserve("key", *arguments), reason)
 
 
@@ -120,7 +120,7 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
             Keyring([tmp_path / name], None)
 
 
-def test_a_changed_file_is_read_again_and_counts_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_file_is_read_again_and_keeps_the_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "keys"
     (old, old_line), (new, new_line) = (create_key(name, [Scope.PREDICT], None) for name in ("old", "new"))
     file.write_text(old_line)

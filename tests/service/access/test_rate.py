@@ -1,4 +1,4 @@
-"""The token bucket. Its rate and burst are compared with a simulation. Several processes may share a bucket."""
+"""The rate and the burst of a token bucket are compared with a simulation. Several processes may share a bucket."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reference:
 
 
 @pytest.mark.parametrize("rate", [0.25, 1, 7, 1000])
-def test_it_lets_the_same_requests_pass_as_a_bucket_of_tokens(rate: float) -> None:
+def test_it_accepts_the_same_requests_as_a_textbook_token_bucket(rate: float) -> None:
     random.seed(int(rate * 4))
     now = 1000.0
     bucket, reference = Bucket(rate, bucket_state(None)), Reference(rate, now)

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
-    """A folder for models, without any."""
+    """An empty folder for models."""
     folder = tmp_path / "models"
     folder.mkdir()
     return folder

@@ -22,7 +22,7 @@ BAD_NAMES += ["a:predict", "a%2e", "x" * 65]
 
 
 @pytest.mark.parametrize("name", ["a", "A1", "digits", "my-model_2.1", "x" * 64, "a_", "0"])
-def test_a_name_is_letters_and_digits_with_signs_in_between(name: str) -> None:
+def test_a_name_has_letters_and_digits_with_signs_between_them(name: str) -> None:
     assert bundle.NAME.fullmatch(name)
     assert manifest(name=name).name == name
 
@@ -41,7 +41,7 @@ def test_json_of_another_structure_is_refused(content: str, folder: Path) -> Non
         bundle.read(folder)
 
 
-def test_a_manifest_of_a_newer_schema_is_refused_as_newer_whatever_its_fields(folder: Path) -> None:
+def test_a_manifest_of_a_newer_schema_is_refused_as_newer_with_any_fields(folder: Path) -> None:
     edit_manifest(folder, lambda content: content.update(schema_version=3, invented_later=[]))
     with pytest.raises(BundleError, match="made by a newer foldserve: manifest schema 3, this one reads 2"):
         bundle.read(folder)
@@ -100,7 +100,7 @@ def test_a_number_outside_json_is_refused(place: tuple[Any, ...], value: float, 
         *path, last = place
         for step in path:
             content = content[step]
-        assert content[last] is not None  # the field exists
+        assert content[last] is not None  # the change must not add a field
         content[last] = value
 
     edit_manifest(folder, spoil)

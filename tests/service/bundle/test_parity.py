@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from foldserve.service.bundle import BundleError, Tolerance
 
-# Powers of two, so that float64 represents the boundary exactly.
+# Both numbers are powers of two, so that float64 represents the boundary of the tolerance exactly.
 TOLERANCE = Tolerance(absolute=0.25, relative=0.125)
 
 

@@ -52,7 +52,7 @@ def test_ten_lines_of_the_standard_library_check_the_seal(digits: bundle.Bundle)
     ],
     ids=["dense", "indented", "sorted", "reversed", "escaped"],
 )
-def test_spaces_escapes_and_the_order_of_members_have_no_meaning(
+def test_spaces_escapes_and_the_order_of_members_do_not_affect_the_seal(
     rewrite: Callable[[dict[str, Any]], str], folder: Path, diabetes: bundle.Bundle
 ) -> None:
     file = folder / "manifest.json"
@@ -62,7 +62,7 @@ def test_spaces_escapes_and_the_order_of_members_have_no_meaning(
 
 
 @pytest.mark.parametrize("name", list(CHANGES))
-def test_a_directed_change_is_refused_with_its_fields(name: str, models: Path) -> None:
+def test_a_change_of_the_meaning_is_refused_and_names_its_fields(name: str, models: Path) -> None:
     change, fields = CHANGES[name]
     folder = models / ("diabetes" if name in DIABETES_CHANGES else "digits") / "1"
     edit_manifest(folder, change, keep_seal=True)
@@ -76,7 +76,7 @@ def test_two_swapped_categories_are_refused(empty: Path) -> None:
     assert refusal(folder).endswith("it differs from its seal in features.1")
 
 
-def test_600_random_flips_change_no_meaning(digits: bundle.Bundle, models: Path) -> None:
+def test_600_random_flips_do_not_change_the_meaning_of_a_manifest(digits: bundle.Bundle, models: Path) -> None:
     folder = models / "digits" / "1"
     file = folder / "manifest.json"
     whole = file.read_bytes()
@@ -112,7 +112,7 @@ def test_a_seal_of_another_form_is_refused(spoilt: object, folder: Path) -> None
     assert "it differs from its seal in " in refusal(folder)
 
 
-def test_many_changed_fields_and_odd_names_fit_into_the_line(folder: Path) -> None:
+def test_many_changed_fields_and_odd_names_fit_into_one_line(folder: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["\n\x1b[31m" * 100] = 1
         for feature in content["features"]:

@@ -60,7 +60,7 @@ def test_a_bundle_of_schema_1_is_sealed_in_its_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../digits", "a/b", ".hidden", ""])
-def test_a_name_that_is_no_name_writes_nothing(name: str, models: Path) -> None:
+def test_an_invalid_name_writes_nothing(name: str, models: Path) -> None:
     before = names(models)
     done = foldserve("copy", models / "digits" / "1", name)
     assert done.returncode == 1

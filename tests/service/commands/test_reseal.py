@@ -40,7 +40,7 @@ def test_a_sealed_bundle_stays_as_it_is(models: Path) -> None:
     assert (file.read_bytes(), file.stat().st_ino) == before
 
 
-def test_a_manifest_that_differs_from_its_seal_gets_no_other(models: Path) -> None:
+def test_a_manifest_that_differs_from_its_seal_gets_no_new_seal(models: Path) -> None:
     folder = models / "digits" / "1"
     edit_manifest(folder, swap("labels"), keep_seal=True)
     assert_refused_in_one_line(foldserve("reseal", folder), "it differs from its seal in labels")

@@ -54,7 +54,7 @@ def test_a_bundle_of_schema_1_passes_with_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(CHANGES))
-def test_a_directed_change_of_the_manifest_is_refused(name: str, models: Path) -> None:
+def test_a_changed_meaning_of_the_manifest_is_refused(name: str, models: Path) -> None:
     change, fields = CHANGES[name]
     folder = models / ("diabetes" if name in DIABETES_CHANGES else "digits") / "1"
     edit_manifest(folder, change, keep_seal=True)
@@ -78,7 +78,7 @@ def test_a_renamed_bundle_is_refused_as_a_server_refuses_it(digits_folder: Path)
         verify.run(renamed / "1")
 
 
-def test_a_path_relative_to_the_folder_is_its_place(
+def test_a_relative_path_names_the_same_folder_as_an_absolute_path(
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(digits_folder)

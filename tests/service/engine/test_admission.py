@@ -119,7 +119,7 @@ def test_below_the_capacity_nothing_is_refused_or_queued_for_long() -> None:
     assert p99(simulation.normal.accepted) < 10 * MILLISECOND
 
 
-def test_at_three_times_the_capacity_the_accepted_are_fast_and_the_others_refused_at_once() -> None:
+def test_at_three_times_the_capacity_accepted_requests_are_fast_and_others_are_refused_at_once() -> None:
     simulation = Simulation(Cost())
     simulation.run(poisson(simulation.cost, 3))
     assert simulation.goodput() > 0.85
@@ -172,7 +172,7 @@ def test_a_stall_of_half_a_second_is_forgotten() -> None:
     assert stalled.goodput() > steady.goodput() - lost - 0.02
 
 
-def test_a_request_of_high_priority_gets_through_an_overload_and_goes_first() -> None:
+def test_a_request_of_high_priority_is_accepted_in_an_overload_and_runs_first() -> None:
     simulation = Simulation(Cost())
     simulation.run(poisson(simulation.cost, 3, high=0.03))  # the requests of high priority need 9% of the capacity
     assert not simulation.high.refused

@@ -235,14 +235,14 @@ def test_rows_that_arrive_during_a_run_are_batched_in_order_of_arrival(world: Wo
     assert world.batcher.queued_rows == 10
     world.let_go()
     world.until_answered(first, *callers)
-    assert world.sizes() == [1, 5, 5]  # 5 + 4 rows exceed the limit of 8; the last row waits behind the 4
+    assert world.sizes() == [1, 5, 5]  # 5 + 4 rows exceed the limit; the last entry waits behind the entry of 4
     assert [*world.model.runs[1][:, 0], *world.model.runs[2][:, 0]] == sorted(
         row for caller in callers for row in caller.rows[:, 0]
     )
     assert all(caller.got_its_own_rows() for caller in callers)
 
 
-def test_a_run_known_to_be_fast_happens_on_the_loop_and_an_unknown_one_on_the_thread(world: World) -> None:
+def test_a_fast_run_happens_on_the_loop_and_a_run_of_unknown_time_on_the_thread(world: World) -> None:
     # An interruption of the machine may make a few fast runs look slow.
     for attempt in range(1000):
         (caller,) = world.arrive(2)
@@ -594,7 +594,7 @@ def test_a_full_queue_refuses_at_once_with_the_seconds_to_wait(make: Callable[..
     assert later.got_its_own_rows()
 
 
-def test_an_empty_queue_takes_an_entry_larger_than_itself(make: Callable[..., World]) -> None:
+def test_an_empty_queue_accepts_an_entry_larger_than_its_limit(make: Callable[..., World]) -> None:
     world = make(max_queue=10)
     (large,) = world.arrive(30)
     with pytest.raises(QueueFull):
@@ -617,7 +617,7 @@ def test_drain_refuses_new_entries_and_finishes_old_ones(world: World) -> None:
         world.arrive(1)
 
 
-def test_an_entry_does_not_wait_for_max_delay_until_its_deadline() -> None:
+def test_an_entry_runs_before_its_deadline_even_within_max_delay() -> None:
     async def use() -> np.ndarray:
         answer = asyncio.get_running_loop().create_future()
         batcher = Batcher(lambda rows: rows + 1, max_batch=8, max_queue=8, max_delay=PATIENCE)
@@ -806,9 +806,10 @@ class Batching(RuleBasedStateMachine):
         self._check()
 
     def _one_run_begins(self) -> None:
-        """Take entries in order while they fit.
+        """Take entries in order while they fit into the run.
 
-        Take only a piece of a larger entry. The rest of this entry goes to the end of the queue.
+        If an entry is larger than a batch, take a piece of the entry. The rest of this entry goes to the end of the
+        queue.
         """
         rows: list[Rows] = []
         room = self.max_batch

@@ -28,7 +28,7 @@ def test_a_full_pool_refuses_at_once_and_takes_work_again_when_it_has_room() -> 
         assert refused.value.retry_after >= 1
         assert len(taken) > 1
         for waiting in taken[1:]:
-            waiting.cancel()  # this frees their places in the pool
+            waiting.cancel()  # cancelled work leaves the pool
         await asyncio.wait(taken[1:])
         again = pool.submit(int, "7")
         gate.set()

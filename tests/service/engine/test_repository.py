@@ -42,7 +42,7 @@ def test_every_model_of_the_folder_is_served(models: Path) -> None:
         assert list(repository.versions(name)) == [1]
 
 
-def test_the_newest_version_serves_and_an_older_one_by_its_number(models: Path) -> None:
+def test_the_newest_version_serves_by_default_and_an_older_version_by_its_number(models: Path) -> None:
     for _ in range(10):
         add_version(models, "diabetes")
     repository = opened(models)
@@ -141,7 +141,7 @@ def test_a_model_with_only_broken_versions_is_not_ready_and_the_others_serve(
     ]
 
 
-def test_a_broken_model_does_not_make_the_other_one_the_default(models: Path) -> None:
+def test_a_broken_model_does_not_make_the_other_model_the_default(models: Path) -> None:
     break_(models / "digits" / "1")
     with pytest.raises(UnknownModel, match="there are several models"):
         opened(models).find()
@@ -250,7 +250,7 @@ def test_the_only_model_is_the_default(models: Path) -> None:
     assert opened(models).find().manifest.name == "diabetes"
 
 
-def test_the_default_of_several_models_is_the_one_that_was_set(models: Path) -> None:
+def test_the_default_of_several_models_is_the_configured_model(models: Path) -> None:
     assert opened(models, default_model="digits").find().manifest.name == "digits"
 
 

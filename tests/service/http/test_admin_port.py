@@ -55,7 +55,7 @@ def ask(server: Served, path: str, *headers: str) -> Answer:
     return server.send(method or "GET", path, *headers, body=body)
 
 
-def test_each_port_has_its_own_routes_and_both_have_the_open_ones(both: tuple[Served, Served]) -> None:
+def test_each_port_has_its_own_routes_and_both_have_the_open_routes(both: tuple[Served, Served]) -> None:
     main, admin = both
     for path in OPEN:
         assert {ask(main, path).status, ask(admin, path).status} <= {200, 307}, path
@@ -128,7 +128,7 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104
         (("--host", EVERYWHERE, "--keys", "{keys}"), False),
     ],
 )
-def test_a_server_without_keys_that_others_can_reach_says_so(
+def test_a_server_without_keys_warns_if_other_machines_can_reach_it(
     flags: tuple[object, ...], warned: bool, folder: Path, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"

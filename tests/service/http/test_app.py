@@ -49,7 +49,7 @@ PREDICT = "/v1/models/digits:predict"
 
 @pytest.fixture(scope="module")
 def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """digits/1, a digits/2 with a flipped byte, diabetes/1 and roots/1."""
+    """A folder with the models digits/1, diabetes/1 and roots/1, and with digits/2, which has a flipped byte."""
     models = Path(shutil.copytree(trained, tmp_path_factory.mktemp("app") / "models"))
     write_damaged_second(models, "digits")
     write_square_root(models)
@@ -140,7 +140,7 @@ def test_the_content_type_of_json_is_optional(spelling: str | None, client: http
     assert client.post(PREDICT, content=body, headers=headers).status_code == 200
 
 
-def test_a_chunked_body_is_read_like_any_other(client: httpx.Client, expected: np.ndarray) -> None:
+def test_a_chunked_body_is_read_like_any_other_body(client: httpx.Client, expected: np.ndarray) -> None:
     body = json.dumps({"instances": ROWS.tolist()}).encode()
     answer = client.post(PREDICT, content=(body[i : i + 100] for i in range(0, len(body), 100)))
     assert answer.json()["predictions"] == expected.argmax(1).tolist()
@@ -226,7 +226,8 @@ def test_the_process_is_live_and_ready(client: httpx.Client) -> None:
 
 def test_no_client_can_connect_before_every_model_is_verified(models: Path, tmp_path: Path) -> None:
     with socket.socket() as reserved:
-        # Bind a port without listening. The test then knows the port's number, and the server can still bind the port.
+        # Bind a port without listening. The test then knows the number of the port, and the server can still bind the
+        # port.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         address = reserved.getsockname()
@@ -445,7 +446,7 @@ def test_an_unknown_path_is_not_found(path: str, served: Served) -> None:
         ("POST", "/static/swagger-ui/swagger-ui.css", "GET"),
     ],
 )
-def test_a_wrong_method_gets_a_405_that_names_the_right_one(
+def test_a_wrong_method_gets_a_405_that_names_the_right_method(
     method: str, path: str, allowed: str, served: Served
 ) -> None:
     answer = served.send(method, path)

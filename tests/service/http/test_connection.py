@@ -214,7 +214,7 @@ def test_a_refused_client_that_goes_on_sending_can_read_the_response(refused: by
 
 @pytest.mark.parametrize("path", [HOT, APP])
 @pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])
-def test_a_body_may_come_byte_by_byte(framing: str, path: str, talk: Talk) -> None:
+def test_a_body_may_arrive_byte_by_byte(framing: str, path: str, talk: Talk) -> None:
     if framing == "Content-Length":
         whole = request("POST", path, body=BODY)
     else:
@@ -388,7 +388,9 @@ def test_a_tls_client_is_disconnected(served: Served) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"), [("GET", HOT, "POST"), ("PUT", HOT, "POST"), ("POST", "/v2/health/live", "GET")]
 )
-def test_a_wrong_method_is_refused_and_the_right_one_is_named(method: str, path: str, allowed: str, talk: Talk) -> None:
+def test_a_wrong_method_is_refused_and_the_right_method_is_named(
+    method: str, path: str, allowed: str, talk: Talk
+) -> None:
     talk.send(request(method, path, body=BODY) + GOOD)
     answer = talk.answer()
     assert answer.status == 405
@@ -488,7 +490,7 @@ def test_an_offered_upgrade_is_ignored(path: str, talk: Talk) -> None:
     assert talk.send(GOOD).prediction() == 2
 
 
-def test_a_request_that_has_its_response_before_its_body_gets_no_second_one(talk: Talk) -> None:
+def test_a_request_that_has_its_response_before_its_body_gets_no_second_response(talk: Talk) -> None:
     talk.send(request("POST", "/nowhere", "Transfer-Encoding: chunked"))
     talk.refusal(404, closes=False)
     talk.send(b"zz\r\n")

@@ -86,7 +86,7 @@ def test_requests_are_read_alike_however_they_are_cut_into_packets(
 
 
 @given(sent=requests())
-def test_a_request_may_come_byte_by_byte(sent: tuple[bytes, bytes]) -> None:
+def test_a_request_may_arrive_byte_by_byte(sent: tuple[bytes, bytes]) -> None:
     assert read([sent[0][place : place + 1] for place in range(len(sent[0]))], Heads(LIMIT)) == [sent]
 
 

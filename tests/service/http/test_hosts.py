@@ -1,4 +1,7 @@
-"""Requests from web pages of other sites: Host and Origin in both ways of serving, CORS, and headers for browsers."""
+"""Requests from web pages of other sites.
+
+The tests check Host, Origin, CORS and headers for browsers, on the fast path and in the app.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ def test_a_probe_in_http_1_0_needs_no_host(server: Served) -> None:
         ("Host: [::1",),
     ],
 )
-def test_two_hosts_and_a_host_that_is_none_are_refused(server: Served, line: str, headers: tuple[str, ...]) -> None:
+def test_two_host_headers_and_an_invalid_host_are_refused(server: Served, line: str, headers: tuple[str, ...]) -> None:
     assert ask(server, line, *headers).status == 400
 
 

@@ -166,7 +166,7 @@ FORWARDED: Mapping[str, tuple[bytes, list[bytes]]] = {
 
 
 @pytest.mark.parametrize("size", [1, 7, None])
-def test_the_inner_protocol_gets_its_requests_as_they_came_and_no_other(size: int | None, run: Run) -> None:
+def test_the_inner_protocol_gets_exactly_its_requests_unchanged(size: int | None, run: Run) -> None:
     hot = request("POST", HOT, body=b"hot")
     inner = Inner(list(FORWARDED.values()))
 
@@ -204,7 +204,7 @@ def test_the_inner_protocol_learns_that_the_client_disconnects(run: Run) -> None
     run(test())
 
 
-def test_a_request_that_is_refused_is_taken_from_the_inner_protocol(run: Run) -> None:
+def test_the_inner_protocol_loses_the_connection_of_a_refused_request(run: Run) -> None:
     begun = request("POST", "/", "Transfer-Encoding: chunked")
     inner = Inner([(begun + b"1\r\n", [])])
 
@@ -215,7 +215,7 @@ def test_a_request_that_is_refused_is_taken_from_the_inner_protocol(run: Run) ->
             await client.send(b"x\r\n")
             assert (await client.response())[0] == 400
             assert inner.events == ["made", "lost"]
-            inner.transport.write(OK)  # too late
+            inner.transport.write(OK)  # the client already has its response
             assert await client.reader.read() == b""
         assert len(server.refused) == 1
 

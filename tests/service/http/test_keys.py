@@ -157,7 +157,7 @@ def test_a_path_in_another_spelling_is_guarded_too(server: Served, keys: dict[st
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/v1/models/unknown", "/v1/models/unknown:predict", "//metrics"])
-def test_without_a_key_unknown_paths_look_like_known_ones(
+def test_without_a_key_unknown_paths_look_like_known_paths(
     path: str, server: Served, keys: dict[str, tuple[str, str]]
 ) -> None:
     assert send(server, "GET", path).status == 401
@@ -187,7 +187,7 @@ def test_a_refused_key_keeps_the_connection_if_the_request_is_whole(
             assert receive(connection).status == status
 
 
-def test_a_body_without_a_key_is_refused_before_it_has_come(server: Served) -> None:
+def test_a_body_without_a_key_is_refused_before_it_has_arrived(server: Served) -> None:
     with server.connect() as connection:
         connection.sendall(request("POST", "/predict", "Content-Length: 1000000", "Expect: 100-continue"))
         assert receive(connection).status == 401

@@ -26,7 +26,7 @@ MAX_BODY = 16 * 2**20
 AT_ONCE = 8
 MEGABYTE = 10**6
 ROW = b"[" + b"3.0," * 63 + b"3.0]"
-ROWS = 40_000  # of 258 bytes
+ROWS = 40_000  # a row has 258 bytes
 
 PREDICT = "/predict"
 INFER = "/v2/models/digits/infer"
@@ -131,7 +131,7 @@ def test_bodies_that_are_refused_do_not_fill_the_memory(case: str, served: Serve
         assert memory(served, "VmRSS") - before < 50 * MEGABYTE
 
 
-def test_others_are_answered_while_a_large_body_is_read(served: Served) -> None:
+def test_other_requests_are_answered_while_a_large_body_is_read(served: Served) -> None:
     path, make, headers, status = BODIES["a bad last cell"]
     with served.connect() as large, served.connect() as small:
         large.sendall(request("POST", path, *headers, body=make()))
@@ -140,7 +140,7 @@ def test_others_are_answered_while_a_large_body_is_read(served: Served) -> None:
         assert receive(large).status == status
 
 
-def test_a_body_is_refused_while_others_fill_the_memory(served: Served) -> None:
+def test_a_body_is_refused_while_other_bodies_fill_the_memory(served: Served) -> None:
     body = b" " * 100_000
     with served.connect() as first, served.connect() as second:
         for connection in (first, second):
@@ -185,7 +185,7 @@ def send_what_is_not_gzip(served: Served, path: str) -> None:
 @pytest.mark.parametrize(
     "refuse", [leave_in_the_middle, send_too_many_chunks, send_what_is_no_json, send_what_is_not_gzip]
 )
-def test_a_body_that_was_refused_leaves_its_room_to_others(
+def test_a_refused_body_frees_its_memory_for_other_bodies(
     refuse: Callable[[Served, str], None], path: str, served: Served
 ) -> None:
     for _ in range(4):

@@ -176,7 +176,7 @@ def test_a_client_that_reads_slowly_gets_its_whole_response(tmp_path: Path) -> N
 
 
 @BOTH
-def test_a_hang_up_stops_the_server_as_sigterm_does_and_says_so(workers: int, models: Path, tmp_path: Path) -> None:
+def test_sighup_stops_the_server_like_sigterm_and_is_logged(workers: int, models: Path, tmp_path: Path) -> None:
     with serving(models, tmp_path / "log", "--workers", workers) as server:
         server.process.send_signal(signal.SIGHUP)
         assert server.process.wait(PATIENCE) == 0

@@ -170,7 +170,7 @@ def test_an_old_version_of_tls_is_refused(
         assert predict(served.port, authority) == "server"
 
 
-def test_with_client_authorities_only_their_clients_get_in(
+def test_with_client_authorities_only_their_clients_can_connect(
     folder: Path, tmp_path: Path, authority: Authority, certificate: Path, client: Path
 ) -> None:
     stranger = Authority(tmp_path, "stranger").issue("client")

@@ -234,7 +234,7 @@ def test_a_worker_that_can_not_start_again_is_logged_while_the_others_serve(serv
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_worker_reports_the_counts_of_all_workers_and_of_dead_ones(served: Served) -> None:
+def test_each_worker_reports_the_counts_of_all_workers_and_of_dead_workers(served: Served) -> None:
     assert_it_predicts(served, 40)
     for _ in range(10):
         assert served.send("POST", "/predict", body=json.dumps({}).encode()).status == 400

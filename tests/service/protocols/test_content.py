@@ -95,5 +95,5 @@ def test_a_body_that_inflates_counts_against_the_memory() -> None:
     ("header", "liked"),
     [(b"b;q=0.1, a", b"a"), (b"a;q=0.5, b;q=0.5", b"a"), (b"b;q=0", None), (b"c", None), (b"", None), (b"B", b"b")],
 )
-def test_what_a_client_likes_best_is_by_weight_and_then_by_order(header: bytes, liked: bytes | None) -> None:
+def test_the_weight_and_then_the_order_decides_the_preferred_entry(header: bytes, liked: bytes | None) -> None:
     assert preferred({b"accept": header}, b"accept", (b"a", b"b")) == liked

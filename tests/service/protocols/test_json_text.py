@@ -191,7 +191,7 @@ def test_deep_nesting_is_refused(deep: bytes) -> None:
         b'{"inputs": [{"data": [1]}], "inputs": [{"data": [1]}]}',
     ],
 )
-def test_an_array_whose_name_comes_again_is_not_the_one_that_was_cut(body: bytes) -> None:
+def test_an_array_whose_name_is_repeated_is_not_the_array_that_was_cut(body: bytes) -> None:
     path = NESTED_PATH if b"inputs" in body else ("rows",)
     assert not is_cut(value_at(cut(body, rows_array(path)).around, path))
 

@@ -171,7 +171,7 @@ def test_a_large_body_that_needs_checks_is_left_to_a_thread(value: object) -> No
         OIP[0].decode({}, json.dumps({"inputs": [tensor]}).encode().ljust(SMALL + 1), fast_only=True)
 
 
-def test_a_large_tensor_of_codes_takes_the_fast_path_unless_one_is_not_a_code() -> None:
+def test_a_large_tensor_of_codes_takes_the_fast_path_unless_a_value_is_not_a_code() -> None:
     codec = OipCodec(manifest(features=["a", {"name": "b", "kind": "boolean"}]), MAX_ROWS)
     for values in ([0.5, 1], [0.5, 2], [0.5, 0.5]):
         tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": values}
@@ -243,7 +243,7 @@ def test_data_that_mixes_values_and_rows_is_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [0, SMALL + 1])
-def test_a_body_that_came_in_parts_is_read_as_any_other(size: int) -> None:
+def test_a_body_that_arrives_in_parts_is_read_like_any_other_body(size: int) -> None:
     memory = BodyMemory(10**6)
     tensor = b'{"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}'
     length = b"inference-header-content-length"
@@ -287,18 +287,18 @@ instances = st.sampled_from(["instances", "instances", "instances", "\\u0069nsta
 @example(b'{"instances":[[1,2]],"\\u0069nstances":7}')
 @example(b'{"instances":7,"instances":[[1,2]]}')
 @example(b"[2147483648]")
-def test_large_rows_are_read_as_small_ones(body: bytes) -> None:
+def test_large_rows_are_read_as_small_rows(body: bytes) -> None:
     assert_same_small_and_large(FRIENDLY, body)
 
 
 @given(st.binary(max_size=12), st.integers(0, 40))
-def test_a_damaged_body_is_judged_alike(noise: bytes, at: int) -> None:
+def test_a_damaged_body_gets_the_same_answer_if_it_is_large_or_small(noise: bytes, at: int) -> None:
     body = b'{"instances": [[1.5, -2], [3e0, 4]], "x": ""}'
     assert_same_small_and_large(FRIENDLY, body[:at] + noise + body[at + len(noise) :])
 
 
 @pytest.mark.parametrize("depth", [1, 100, 1020, *range(1021, 1027), 100_000])
-def test_nesting_is_judged_alike(depth: int) -> None:
+def test_nesting_has_the_same_limit_in_large_and_small_bodies(depth: int) -> None:
     for deep in (b"[" * depth + b"]" * depth, b'{"x":' * depth + b"1" + b"}" * depth):
         for body in (b'{"instances":[[1,2]],"x":%s}' % deep, b'{"instances":%s}' % deep):
             assert_same_small_and_large(FRIENDLY, body)
@@ -379,5 +379,5 @@ settings_of_it = st.lists(
 @example(b'{"inputs":[{"name":"input","shape":[1,2],"datatype":"FP32","data":[1,2],"data":7}]}')
 @example(b'{"inputs":[{"name":"input","shape":[1,2],"datatype":"FP32","data":[1,1e300]}]}')
 @example(b'{"inputs":[[2147483648]]}')
-def test_a_large_tensor_is_read_as_a_small_one(body: bytes) -> None:
+def test_a_large_tensor_is_read_as_a_small_tensor(body: bytes) -> None:
     assert_same_small_and_large(OIP, body)

@@ -325,7 +325,7 @@ def test_a_binary_size_without_the_length_of_the_json_is_refused() -> None:
     ],
     ids=lambda text: text[:20],
 )
-def test_a_length_of_the_json_that_is_not_a_length_is_refused(length: str) -> None:
+def test_an_invalid_length_of_the_json_is_refused(length: str) -> None:
     text = "Inference-Header-Content-Length is not a length within the body"
     assert refusal(head(tensor()), b"", length) == text
     assert refusal(head(binary()), FLOATS, length) == text
@@ -362,7 +362,7 @@ def test_the_id_comes_back(text: str, is_binary: bool) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"id": None}], ids=repr)
-def test_without_an_id_the_answer_has_none(more: dict[str, Any]) -> None:
+def test_without_an_id_the_answer_has_no_id(more: dict[str, Any]) -> None:
     assert "id" not in answer(decode(head(tensor(), **more)))[0]
 
 
@@ -455,7 +455,7 @@ TENSOR = {"name": "value", "datatype": "FP32", "shape": [2, 1]}
 @pytest.mark.parametrize("of_all", [None, False, True])
 @pytest.mark.parametrize("of_one", [None, False, True, "no outputs", "no names"])
 @pytest.mark.parametrize("sent", ["JSON", "binary"])
-def test_an_answer_is_binary_if_the_output_asks_for_it_or_else_the_request(
+def test_the_output_or_else_the_request_decides_whether_the_answer_is_binary(
     of_all: bool | None, of_one: bool | str | None, sent: str
 ) -> None:
     more: dict[str, Any] = {} if of_all is None else {"parameters": {"binary_data_output": of_all}}

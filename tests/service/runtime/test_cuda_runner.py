@@ -56,7 +56,7 @@ def test_each_size_runs_twice_without_a_graph_and_is_then_captured(gpu: Simulate
     assert gpu.log == ["connect", "open", *plain_then_graph, "wait", "close"]
 
 
-def test_every_call_runs_on_one_thread_whoever_the_caller_is(gpu: SimulatedGpu) -> None:
+def test_every_call_runs_on_the_same_thread_for_any_caller(gpu: SimulatedGpu) -> None:
     runner = opened(gpu)
     callers = [threading.Thread(target=runner.run, args=(rows(count),)) for count in (1, 3, 40)]
     for caller in callers:
@@ -78,7 +78,7 @@ def test_a_batch_runs_on_the_smallest_graph_that_has_room(
     assert gpu.log == [f"upload {count}", f"bound {graph}", f"download {count}", "wait"]
 
 
-def test_outputs_with_and_without_graphs_are_the_same_bits(runner: CudaRunner) -> None:
+def test_outputs_have_the_same_bits_with_and_without_graphs(runner: CudaRunner) -> None:
     without = opened(SimulatedGpu(), Options("cuda", buckets=()))
     for size in BUCKETS:
         batch = rows(size)

@@ -133,7 +133,7 @@ def test_a_device_with_wrong_outputs_is_refused_and_released(
     assert gpu.log[-1] == "close"
 
 
-def test_a_request_for_cuda_runs_every_batch_there_whatever_the_crossover(
+def test_with_requested_cuda_every_batch_runs_on_cuda_for_any_crossover(
     digits: bundle.Bundle, gpu: SimulatedGpu
 ) -> None:
     loaded, _ = runtime.load(digits, Options("cuda", crossover=8))

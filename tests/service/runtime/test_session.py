@@ -98,7 +98,7 @@ def test_cuda_options_without_a_stream_leave_the_stream_to_onnx_runtime() -> Non
     ],
     ids=["missing", "broken"],
 )
-def test_a_missing_onnx_runtime_and_a_broken_one_are_told_apart(
+def test_a_missing_and_a_broken_onnx_runtime_give_different_errors(
     package: str | None, expected: str, tmp_path: Path
 ) -> None:
     if package is not None:

@@ -43,7 +43,7 @@ def write(tmp_path):
         ('"a";"b"\n"1,5";"x"\n"2,5";y\n', "semicolons"),
     ],
 )
-def test_the_separator_is_found_and_said(write, content, said):
+def test_the_separator_is_found_and_reported(write, content, said):
     path = write(content)
     assert cells(path) == {"a": ["1,5", "2,5"], "b": ["x", "y"]}
     assert sources.read(path).notes == (f"the cells of t.csv are separated by {said}",)
@@ -80,7 +80,7 @@ def test_a_wrong_separator_is_refused(write):
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_encoding_is_found_and_said(write, encoding, note, packed):
+def test_the_encoding_is_found_and_reported(write, encoding, note, packed):
     content = "a,b\né,“x”\nü,y\n".encode(encoding)
     path = write(gzip.compress(content), "t.csv.gz") if packed else write(content)
     assert cells(path) == {"a": ["é", "ü"], "b": ["“x”", "y"]}

@@ -27,13 +27,13 @@ def table(x, y, labels=()):
     return schema.Table("made", "classification" if labels else "regression", "y", columns, x.astype("f4"), y, labels)
 
 
-def test_of_a_large_table_a_sample_is_drawn_and_reported():
+def test_a_sample_is_drawn_from_a_large_table_and_reported():
     rows = 3 * MAX_ROWS
     sample = draw_sample(table(np.arange(2 * rows).reshape(rows, 2), np.arange(rows, dtype="f8")), 1)
     assert len(sample.train) + len(sample.held_out) <= MAX_ROWS
     assert describe_rows(sample) == "20,000 of 60,000 rows, drawn at random: 19,000 for training, 1,000 held out"
     both = torch.cat([sample.train.x, sample.held_out.x])[:, 0]
-    assert len(both.unique()) == MAX_ROWS  # no row twice
+    assert len(both.unique()) == MAX_ROWS  # no row is drawn twice
 
 
 def test_columns_are_standardised_by_the_training_rows():

@@ -46,7 +46,7 @@ def test_the_same_seed_gives_the_same_figures_except_latencies(tiny):
     again = run.diagnose(load(DataOptions("iris")), TINY)
     assert figures(again) == figures(tiny)
     first, second = build_sections(tiny)[0], build_sections(again)[0]
-    assert first == second  # with their pictures
+    assert first == second  # the sentences, tables and pictures are the same
     other = run.diagnose(load(DataOptions("iris")), replace(TINY, seed=1))
     assert figures(other) != figures(tiny)
 

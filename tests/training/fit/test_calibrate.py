@@ -29,28 +29,28 @@ def test_a_known_temperature_is_recovered_from_many_rows(classes, known):
     assert fit_temperature(*drawn(20_000, classes, known)) == pytest.approx(known, rel=0.04)
 
 
-def test_for_two_classes_it_is_the_inverse_slope_of_a_logistic_regression():
+def test_for_two_classes_the_temperature_is_the_inverse_slope_of_a_logistic_regression():
     logits, y = drawn(20_000, 2, 2.0)
     odds = (logits[:, 1] - logits[:, 0]).double().numpy()[:, None]
     slope = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8).fit(odds, y.numpy()).coef_.item()
     assert fit_temperature(logits, y) == pytest.approx(1 / slope, rel=2e-3)
 
 
-def test_a_few_confident_rows_change_it_little_whether_right_or_wrong():
+def test_a_few_confident_rows_change_the_temperature_little_if_right_or_wrong():
     sure = torch.eye(2).repeat(2, 1) * 4
     right = torch.tensor([0, 1, 0, 1])
     assert 0.9 < fit_temperature(sure, right) < 1
     assert 1 < fit_temperature(sure[:1], right[1:2]) < 2
 
 
-def test_more_rows_of_the_same_kind_change_it_more():
+def test_more_rows_of_the_same_kind_change_the_temperature_more():
     found = [fit_temperature(*drawn(rows, 3, 4.0)) for rows in (5, 50, 5000)]
     assert 1 < found[0] < found[1] < found[2] < 4.2
 
 
 @settings(max_examples=40)
 @given(st.integers(2, 30), st.integers(2, 6), st.floats(1e-3, 1e4), st.integers(0, 1000))
-def test_it_is_bounded_and_changes_no_argmax(rows, classes, known, seed):
+def test_the_temperature_is_bounded_and_changes_no_argmax(rows, classes, known, seed):
     logits, y = drawn(rows, classes, known, seed)
     found = fit_temperature(logits, y)
     assert 1 / 8 <= found <= 8

@@ -46,14 +46,14 @@ def test_it_learns_to_beat_the_majority_class():
     assert accuracy > 0.8
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+def test_the_same_seed_gives_the_same_weights_and_another_seed_gives_other_weights():
     first, again = (fit(network(), TRAIN, VALIDATION, Recipe(epochs=3), seed=1) for _ in range(2))
     other = fit(network(), TRAIN, VALIDATION, Recipe(epochs=3), seed=2)
     assert torch.equal(weights(first.network), weights(again.network))
     assert not torch.equal(weights(first.network), weights(other.network))
 
 
-def test_the_given_network_is_left_as_it_was():
+def test_the_given_network_does_not_change():
     before = network()
     kept = copy.deepcopy(before.state_dict())
     fit(before, TRAIN, VALIDATION, Recipe(epochs=2), seed=0)
@@ -176,7 +176,7 @@ def test_balanced_weights_find_more_rows_of_a_rare_class():
 
 def test_balanced_weights_are_scikit_learn_s():
     train, validation = imbalanced(200, 0), imbalanced(100, 1)
-    # Its class shares differ from the training set's.
+    # The class shares of the validation set differ from those of the training set.
     validation = Examples(validation.x, validation.y.roll(1) | validation.y)
     plain = build_mlp(8, 2, Architecture(hidden=(16,), batch_norm=False))
     fitted = fit(plain, train, validation, Recipe(epochs=1, class_weight="balanced"), seed=0)

@@ -74,7 +74,7 @@ def test_the_folded_network_in_float32_is_the_unfolded_one_in_float64(placement,
     assert_same_function(network, folded, x)
 
 
-# The exporter uses torch.utils._pytree, and no argument prevents this (torch 2.13).
+# The exporter of torch 2.13 uses the deprecated torch.utils._pytree, and no argument prevents this.
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("placement", "activation", "input_norm"), [("pre", "relu", False), ("post", "relu", False), ("post", "gelu", True)]
@@ -116,7 +116,7 @@ def test_a_kept_scale_and_every_activation_are_the_same_in_onnx(activation):
     np.testing.assert_allclose(outputs["value"], in_float64(network, x).numpy(), **CERTIFICATE)
 
 
-def test_the_oracle_finds_a_bn_after_a_relu_that_is_folded_backwards():
+def test_the_oracle_detects_a_bn_after_a_relu_that_is_folded_backwards():
     network = randomise(build_mlp(6, 3, Architecture(hidden=(16,), placement="post", dropout=0)), seed=5)
     with torch.no_grad():
         network.norm1.weight.abs_()  # backwards folding is wrong even if gamma keeps every sign
@@ -258,7 +258,7 @@ def bits(network: nn.Module) -> dict[str, tuple[torch.dtype, bytes]]:
     return {name: (value.dtype, value.numpy().tobytes()) for name, value in network.state_dict().items()}
 
 
-def test_the_given_network_is_left_bit_for_bit_as_it_was():
+def test_the_given_network_keeps_every_bit():
     network = chain_with_every_survivor()
     before = bits(network)
     layers = list(network.named_children())

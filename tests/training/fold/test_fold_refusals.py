@@ -132,7 +132,7 @@ class _Doubling(nn.Linear):
         return super().forward(x) * 2
 
 
-def test_a_dense_with_a_forward_of_its_own_is_refused():
+def test_a_dense_that_overrides_forward_is_refused():
     with pytest.raises(FoldError, match="no rule covers _Doubling"):
         fold(chain(dense1=_Doubling(3, 2)))
 

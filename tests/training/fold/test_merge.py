@@ -136,7 +136,7 @@ def test_an_ensemble_has_a_wider_gemm_and_only_the_nodes_that_its_hidden_layers_
     assert Counter(node.op_type for node in graph.node) == expected | {"Softmax": 1}
 
 
-def test_one_member_is_folded_as_it_is():
+def test_a_single_member_is_only_folded():
     (network,), _ = ensemble(1)
     alone, merged = fold(network), fold_mean([network])
     assert merged.report == alone.report

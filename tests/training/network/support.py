@@ -56,7 +56,8 @@ def edges_of(column, bins):
 def by_numpy(columns, seen, rows, bins):
     """Encode rows in float64.
 
-    Return the encoded rows, and the error of each column. The width of a bin in float32 causes it.
+    Return the encoded rows, and the error of each column. The rounding of the width of a bin to float32 causes this
+    error.
     """
     numbers, binned, categories, missing, off = [], [], [], [], []
     for column, before, values in zip(columns, seen.T, rows.T.astype(np.float64), strict=True):

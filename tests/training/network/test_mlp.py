@@ -19,7 +19,7 @@ def test_pre_places_the_norm_between_dense_and_activation():
     assert kinds(network) == [*block, *block, nn.Linear]
 
 
-def test_post_is_the_reference_topology_as_written():
+def test_post_is_the_reference_topology():
     network = build_mlp(64, 10, Architecture(hidden=(64, 64), placement="post", dropout=0))
     block = [nn.Linear, nn.ReLU, nn.BatchNorm1d]
     assert kinds(network) == [*block, *block, nn.Linear]

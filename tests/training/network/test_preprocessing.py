@@ -108,7 +108,7 @@ def test_the_standardisation_matches_numpy_in_chunks_of_any_size(chunk):
     np.testing.assert_allclose(affine(torch.from_numpy(x)), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_value_that_is_rare_in_training_is_at_most_six_standard_deviations_out():
+def test_a_value_that_is_rare_in_training_is_at_most_six_standard_deviations_from_the_mean():
     seen = np.zeros((1000, 1), np.float32)
     seen[0] = 16
     _, _, affine = standardised([Column("pixel", "numeric")], seen, 0)

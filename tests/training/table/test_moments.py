@@ -66,11 +66,11 @@ def test_a_column_of_typed_times_is_a_time(tmp_path, cells, reading, numbers):
     "cells",
     [["2024-02-30", "2024-03-01"], ["2024-03-01T10:00Z", "2024-03-01T10:00"], ["2024-03-01", "soon"], ["2024-03", "x"]],
 )
-def test_texts_that_are_no_times_stay_categories(load_columns, cells):
+def test_texts_that_are_not_times_stay_categories(load_columns, cells):
     assert load_columns({"a": cells * 5, "y": Y}).columns[0].kind == "categorical"
 
 
-def test_dates_can_be_declared_categorical_or_split_by(load_columns):
+def test_dates_can_be_categories_or_decide_the_split(load_columns):
     assert load_columns({"a": DAYS, "y": Y}, categorical=("a",)).columns[0].categories == ("2024-02-29", "2024-03-01")
     days = [f"2024-03-{day:02}" for day in range(1, 11)]
     table = load_columns({"a": days, "n": range(10), "y": Y}, time="a")
@@ -105,7 +105,7 @@ def test_a_text_is_read_as_a_moment(reading, text, number):
 @pytest.mark.parametrize(
     "text", ["2024-1-1", "01.02.2024", "2024-02-30", "2024-01-01T00:00Z", "1704067200", "2024-W01-1", "9999-12-31T24"]
 )
-def test_another_text_is_no_moment(text):
+def test_another_text_is_not_a_moment(text):
     with pytest.raises(ValueError, match=r"not|zone|day|range|hour"):
         Reading(step="hour").moment(text)
 

@@ -30,7 +30,7 @@ NOTATIONS = {
 
 
 @pytest.mark.parametrize("name", NOTATIONS)
-def test_a_column_that_agrees_is_read_and_its_notation_is_said(load_columns, name):
+def test_a_column_with_one_notation_is_read_and_the_notation_is_reported(load_columns, name):
     cells, values, reading, said = NOTATIONS[name]
     table = load_columns({"a": cells * 5, "y": Y})
     (column,) = table.columns

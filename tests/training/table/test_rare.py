@@ -48,7 +48,7 @@ def test_merged_whole_numbers_become_texts(load_columns):
         (["other"] * 4 + [*"ppppqrs"], "merge", "has a class 'other' already: use --rare drop"),
     ],
 )
-def test_what_neither_settles_is_refused(load_columns, labels, rare, reason):
+def test_rare_classes_that_neither_flag_can_settle_are_refused(load_columns, labels, rare, reason):
     with pytest.raises(DataError, match=reason):
         load_columns({"a": range(len(labels)), "y": labels}, rare=rare)
 

@@ -39,7 +39,7 @@ def test_an_ordinary_column_is_not_noted(load_columns, cells):
     assert load_columns({"a": cells, "y": NUMBERS}).notes == ()
 
 
-def test_the_column_of_times_is_no_identifier(load_columns):
+def test_the_column_of_times_is_not_an_identifier(load_columns):
     assert load_columns({"t": range(ROWS), "a": FREE, "y": LABELS}, time="t").notes == ()
 
 
@@ -62,7 +62,7 @@ def test_a_leak_is_noted(load_columns, leak, target, said):
 
 
 @pytest.mark.parametrize("source", ["digits", "iris", "breast_cancer", "diabetes", "wine"])
-def test_no_column_of_a_well_known_table_is_suspect(source):
+def test_no_column_of_a_well_known_table_is_a_suspect(source):
     assert not [note for note in load(DataOptions(source)).notes if "identifier" in note or "target" in note]
 
 

@@ -40,10 +40,10 @@ def test_without_cuda_only_threads_are_chosen() -> None:
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6)}, 2),
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 4: curve(*[50] * 6)}, 2),
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 4: curve(*[30] * 6)}, 4),
-        ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 3: curve(*[42] * 6)}, 3),  # four need more gain than three
+        ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 3: curve(*[42] * 6)}, 3),  # the limit for four is stricter
     ],
 )
-def test_threads_are_the_fewest_beyond_which_more_gain_too_little(by_threads: dict[int, Curve], threads: int) -> None:
+def test_more_threads_are_chosen_only_if_they_gain_enough(by_threads: dict[int, Curve], threads: int) -> None:
     assert chosen(Latencies(by_threads))["threads"] == threads
 
 
@@ -112,7 +112,7 @@ def test_a_graph_is_kept_if_it_saves_time(graphs: Curve, buckets: tuple[int, ...
         ({1: 100.0, 2: 60.0}, 1),
     ],
 )
-def test_workers_are_the_count_beyond_which_more_gain_less_than_a_tenth(rates: dict[int, float], workers: int) -> None:
+def test_more_workers_are_chosen_only_if_they_gain_a_tenth(rates: dict[int, float], workers: int) -> None:
     assert chosen(Latencies({1: ONE_THREAD}), Throughput(rates))["workers"] == workers
 
 

@@ -30,7 +30,7 @@ def test_if_cuda_refuses_the_cpu_is_measured_and_the_reason_is_kept(load: Load, 
     assert all(0 < seconds < PATIENCE for curve in latencies.cpu.values() for seconds in curve.values())
 
 
-def test_requested_cuda_that_refuses_is_an_error(digits: Bundle) -> None:
+def test_a_refusal_of_requested_cuda_is_an_error(digits: Bundle) -> None:
     with pytest.raises(DeviceError, match="no GPU today"):
         measure_latencies(digits, "cuda", 0.1, load_without_gpu)
 

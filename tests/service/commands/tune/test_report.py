@@ -49,7 +49,7 @@ def test_the_file_has_the_model_the_machine_the_reasons_and_valid_settings(digit
     )
 
 
-def test_a_file_of_tune_is_overwritten_and_a_file_of_a_person_is_not(digits: Bundle, tmp_path: Path) -> None:
+def test_a_file_of_tune_is_overwritten_and_any_other_file_is_not(digits: Bundle, tmp_path: Path) -> None:
     file = tmp_path / "foldserve.toml"
     report.require_writable(file)
     report.write(tuning_of(digits), file)
