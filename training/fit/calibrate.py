@@ -1,8 +1,6 @@
 """Calibration: finds one temperature for all logits.
 
-After a division by this temperature, about 80% of the answers with probability 0.8 are right.
-
-Division by the temperature is an affine map, so it folds into the last Dense.
+After a division by this temperature, about 80% of the answers with probability 0.8 are right. The division is an affine map, so it folds into the last Dense.
 """
 
 from __future__ import annotations

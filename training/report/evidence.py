@@ -19,7 +19,6 @@ from foldserve.training.report.evaluate import ClassScores, Importances, score_b
 class Evidence:
     """The contents of a report. It contains no row of the table, except the targets of the test rows.
 
-
     histories: the epochs of each member of the model; () for a member without a history. y: the targets of the test
     rows. For classification, int64 [rows], indices into `manifest.labels`; for regression, float64 [rows], in the units
     of the target. outputs: the outputs of the exported model for the same rows, [rows, outputs]. importances: one entry

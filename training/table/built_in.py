@@ -13,7 +13,7 @@ def _load(name: str) -> Source:
 
     The labels are scikit-learn's names of the classes: 0 to 9 for digits, texts for iris.
     """
-    from sklearn import datasets  # imported late: the import takes a second, and no file needs it
+    from sklearn import datasets  # imported here because the import takes a second, and files do not need scikit-learn
 
     raw = getattr(datasets, f"load_{name}")()
     y = raw.target_names[raw.target] if "target_names" in raw else raw.target
