@@ -104,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = _bench(plan, device, Path(folder), chosen)
         for part in (_ceilings_and_contenders, _kernels, _cudnn, _service):
-            with note_failure(bench.results.note, "gpu.py", part.__name__.strip("_")):  # keeps the results so far
+            with note_failure(bench.results.note, "gpu.py", part.__name__.strip("_")):  # keeps other results
                 part(bench)
             bench.save()
     text = "\n\n".join(filter(None, (DRY if chosen.dry else "", *heading, report.summary(bench.results))))

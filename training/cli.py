@@ -114,8 +114,8 @@ def _add_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _fit(parsed: argparse.Namespace) -> None:
-    """Train on SOURCE, fold every affine step into the Dense weights, certify that the folded model is the same model,
-    and write its next version to <models>/<name>/<version>. Nothing is written unless the certificate holds."""
+    """Train on SOURCE, and fold every affine step into the Dense weights. Certify that the folded model is the same
+    model, and write its next version to <models>/<name>/<version>. Nothing is written unless the certificate holds."""
     started = time.perf_counter()
     plan, execution = read_plan(parsed)
     for library in _LIBRARIES:
@@ -178,9 +178,9 @@ def _search(plan: Plan, table: Table, trials: int, world: World) -> Plan:
 
 
 def _diagnose(parsed: argparse.Namespace) -> None:
-    """Train small networks with and without batch norm on SOURCE, measure the claims about it (faster training, steady
-    activations, gradients that don't vanish) and its cost, and write an HTML report that says for each claim whether
-    the figures support it."""
+    """Train small networks with and without batch norm on SOURCE, and write an HTML report. The networks measure the
+    cost of batch norm and the claims about it: faster training, steady activations, gradients that don't vanish. The
+    report says for each claim whether the figures support it."""
     started = time.perf_counter()
     plan = QUICK if parsed.quick else DiagnosisPlan()
     try:

@@ -23,7 +23,7 @@ HEAD_LENGTH = "Inference-Header-Content-Length"
 
 
 class WrongResponseError(Exception):
-    """A response does not have the probabilities of the model. The message is one line."""
+    """Raised if a response does not have the probabilities of the model. The message is one line."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class StartError(Exception):
-    """A contender can't be installed or started. The message is one line."""
+    """Raised if a contender can't be installed or started. The message is one line."""
 
 
 def environment(name: str) -> Path:

@@ -14,7 +14,7 @@ from rig.environments import ROOT, pinned, variables
 
 
 class RunError(Exception):
-    """A program failed. The message is its last line of output."""
+    """Raised if a program fails. The message is the program's last line of output."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ RULES: list[dict[str, Any]] = [
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Repeat `condition` until it is true.
+    """Call `condition` repeatedly until it returns true.
 
     Each call asks another process and waits for the answer, so the loop does not spin.
     """

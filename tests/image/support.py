@@ -41,7 +41,7 @@ def held(condition: object, what: str, found: object = "") -> None:
 
 
 def until(condition: Callable[[], object], what: str) -> float:
-    """Repeat `condition` until it is true. Return how many seconds this took."""
+    """Call `condition` repeatedly until it returns true. Return how many seconds this took."""
     began = time.monotonic()
     while not condition():
         if time.monotonic() > began + PATIENCE:

@@ -62,7 +62,7 @@ def manifest(
     labels: Sequence[bundle.Label] = (),
     golden: bundle.Golden | None = None,
 ) -> bundle.Manifest:
-    """Make the manifest of a classification if there are labels, else of a regression.
+    """Make a manifest. It is that of a classification if there are labels, and otherwise that of a regression.
 
     features: for each feature, its name (then the feature is numeric) or its fields.
     """

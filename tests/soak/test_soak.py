@@ -28,7 +28,7 @@ from tests.service.support import PATIENCE, Served, receive, request, serving, w
 pytestmark = pytest.mark.soak
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
-# Caches and pools fill during the warm-up. The gates compare the usage after the warm-up with the usage at the end.
+# Caches and pools fill during the warm-up. The test compares the usage after the warm-up with the usage at the end.
 WARM_UP = max(10.0, SECONDS / 10)
 CONTROL_SECONDS = 20.0
 CLIENTS_PER_KIND = 2

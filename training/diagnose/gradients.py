@@ -106,7 +106,7 @@ def _measure_depth(
     torch.manual_seed(plan.seed)
     architecture = Architecture(hidden=(_WIDTH,) * depth, activation=activation, batch_norm=batch_norm, dropout=0)
     network = build_mlp(sample.features, sample.outputs, architecture)
-    if activation == "relu":  # PyTorch's default initialisation alone would shrink a gradient to 0.41 per layer
+    if activation == "relu":  # PyTorch's default initialisation would multiply a gradient by 0.41 in each layer
         for layer in network:
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

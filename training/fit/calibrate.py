@@ -1,6 +1,7 @@
 """Calibration: finds one temperature for all logits.
 
-After a division by this temperature, about 80% of the answers with probability 0.8 are right. The division is an affine map, so it folds into the last Dense.
+After a division by this temperature, about 80% of the answers with probability 0.8 are right. The division is an affine
+map, so it folds into the last Dense.
 """
 
 from __future__ import annotations

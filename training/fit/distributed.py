@@ -90,8 +90,8 @@ class CpuSyncBatchNorm(nn.Module):
         sums = _sum_over_processes(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
         rows = sums[-1].detach()
         mean = sums[:-1] / rows
-        # The variance takes two passes, as in the kernel for one process. A mean of squares would lose digits if the
-        # mean is far from 0.
+        # The variance is computed in two passes, as in PyTorch's kernel for a single process. A mean of squares would
+        # lose digits if the mean is far from 0.
         variance = _sum_over_processes((x - mean).square().sum(0)) / rows
         if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
             weight = 1 / (int(norm.num_batches_tracked) + 1) if norm.momentum is None else norm.momentum

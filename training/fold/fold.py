@@ -33,9 +33,9 @@ from foldserve.training.network.layers import Affine, Layer, Shift, is_activatio
 
 # The offset of an input column is folded into the first bias if |mean / std| of the column is at most this. A larger
 # offset is subtracted in the graph instead. When an offset is folded, the column's part of the sum and its part of the
-# bias nearly cancel. Their difference has a relative error of 2^-24 * |mean / std|. With |mean / std| = 100, this error
-# is 6e-6, a tenth of the tolerance of a certificate. The error grows without bound: |mean / std| of a timestamp can be
-# 1e5.
+# bias nearly cancel each other. Their difference has a relative error of 2^-24 * |mean / std|. With |mean / std| = 100,
+# this error is 6e-6, a tenth of the tolerance of a certificate. The error grows without bound: |mean / std| of a
+# timestamp can be 1e5.
 MAX_FOLDED_OFFSET = 100.0
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max

@@ -21,9 +21,9 @@ def build_mlp(features: int, outputs: int, architecture: Architecture) -> nn.Seq
     It ends in a Dense layer, without a softmax: the outputs are logits or a value.
 
     Layers are named `dense1`, `norm1`, `relu1`, `dropout1`, `dense2`, ...; a BN on the input is `norm0`. A Dense
-    directly before a BN has no bias, because the BN subtracts the mean of its input, and would subtract the bias with
-    it. `eps` and `momentum` have the same meaning as in PyTorch. Keras's momentum of 0.99 is 0.01 here, and Keras's
-    default epsilon is 1e-3.
+    directly before a BN has no bias. The BN subtracts the mean of its input, so a bias would have no effect. `eps` and
+    `momentum` have the same meaning as in PyTorch. Keras's momentum of 0.99 is 0.01 here, and Keras's default epsilon
+    is 1e-3.
     """
     a = architecture
     layers: OrderedDict[str, nn.Module] = OrderedDict()

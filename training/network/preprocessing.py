@@ -76,8 +76,8 @@ def choose_layout(
     features = np.arange(len(columns))
     is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
     numeric, categorical = features[~is_category], features[is_category]
-    # A category gets no column if no training row has it, because the weights of the column would stay at their random
-    # start.
+    # A category gets no column if no training row has it, because the weights of the column would keep their random
+    # initial values.
     seen = [_known(np.unique(x[:, feature])) for feature in categorical]
     gets_bins = [columns[i].kind == "numeric" and (binned == "all" or _has_tails(x[:, i])) for i in numeric]
     edges = [_bin_edges(x[:, i], bins if wanted else 0) for i, wanted in zip(numeric, gets_bins, strict=True)]
@@ -140,7 +140,7 @@ def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) 
     could be 30 standard deviations from the mean, and decide a prediction alone. An example is a pixel in a corner,
     which is nearly always 0. All bins share one std, the root mean square of the stds of the bins, so that rare bins do
     not dominate. Columns of 0 and 1 are only centred. A column that is constant in training becomes 0 for every value.
-    The weights of such a column stay at their random start, so they must not influence a prediction.
+    The weights of such a column keep their random initial values, so they must not influence a prediction.
     """
     sums, lowest, highest, counts = zip(
         *((chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()),

@@ -29,7 +29,7 @@ MAX_PAIRS = 20
 MAX_FEATURES = 100
 _MAX_BARS = 40
 _MOST_NAMES = 5
-# A label with more characters than this is written upwards above its column of the confusion matrix.
+# A label with more characters than this is written vertically above its column of the confusion matrix.
 _SHORT_LABEL = 3
 # If an importance is below this, it differs from 0 only by rounding.
 _ZERO = 1e-12
@@ -178,6 +178,9 @@ def _values(feature: Feature) -> str:
 
 
 def _bars(counts: Sequence[int]) -> str:
-    """Return the SVG path of a small histogram. Each bar is 1 wide and begins at y = 1. The highest bar is 1 high."""
+    """Return the SVG path of a small histogram.
+
+    Each bar is 1 wide and begins at y = 1. The highest bar has the height 1.
+    """
     highest = max(counts, default=0) or 1
     return "".join(f"M{i + 0.1:g} 1v-{count / highest:.3g}h.8V1z" for i, count in enumerate(counts) if count)

@@ -1,4 +1,7 @@
-"""Cells: a column of a source as an Arrow array, and the column's distinct values. It knows no kinds and no schema."""
+"""Cells: a column of a source as an Arrow array, and the column's distinct values.
+
+The module does not know kinds or schemas.
+"""
 
 from __future__ import annotations
 

@@ -138,10 +138,10 @@ def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
     """Describe the cells that are not numbers in a column that looks numeric, or return None for other columns of
     texts.
 
-    A column looks numeric if at least half of its cells are numbers in some notation, or if every other cell is a
-    common text for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor as texts. A
-    column that has only numbers is described too, if no single notation fits all of them. allow_plain: whether numbers
-    with a decimal point count as such a notation.
+    A column looks numeric if at least half of its cells are numbers in some notation, or if all cells that are not
+    numbers are common texts for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor as
+    texts. A column that has only numbers is described too, if no single notation fits all of them. allow_plain: whether
+    numbers with a decimal point count as such a notation.
     """
     if allow_plain and all(_PLAIN_NUMBER.fullmatch(str(value).strip()) for value in found.used):
         return None
@@ -154,8 +154,8 @@ def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
 
 
 def not_numeric(name: str, claim: str, found: Distinct) -> DataError:
-    """Return the error for a column that has cells that are not numbers. claim: a demand on the column, such as `must
-    be numeric`.
+    """Return the error for a column that has cells that are not numbers. claim: the requirement that the column does
+    not meet, such as `must be numeric`.
     """
     description, first = _describe_others(found)
     missing = f"--missing {flag_value(first)}, " if first else ""

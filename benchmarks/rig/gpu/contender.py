@@ -21,7 +21,7 @@ Device = Literal["cpu", "cuda"]
 
 
 class ContenderError(Exception):
-    """A contender has no figures. The message is one line with the reason."""
+    """Raised if a contender can't be measured. The message is one line with the reason."""
 
 
 @dataclass(frozen=True)

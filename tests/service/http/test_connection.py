@@ -34,8 +34,8 @@ BODY = b'{"instances": [[1, 3]]}'
 GOOD = request("POST", "/predict", body=BODY)
 LIVE = request("GET", "/v2/health/live")
 
-# The connection itself answers HOT. APP is the same path, percent-encoded, so the app answers it. INDEX has a separate
-# size limit.
+# The connection answers requests for the path HOT. APP is the same path, percent-encoded, and the app answers requests
+# for APP. INDEX has a separate size limit.
 HOT, APP, INDEX = "/predict", "/%70redict", "/v2/repository/index"
 
 

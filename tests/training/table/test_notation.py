@@ -1,6 +1,6 @@
 """Numbers in other notations.
 
-A column is read if one notation fits all its cells. Two possible readings are refused.
+A column is read if one notation fits all its cells. A column with two possible readings is refused.
 """
 
 import numpy as np
