@@ -150,7 +150,7 @@ def _require(library: str) -> None:
 
 
 def _join(stack: ExitStack, device: Device) -> World:
-    """Join the group of processes that torchrun started, if there is one, until `stack` is closed."""
+    """If torchrun started this process, join the group of its processes until `stack` is closed."""
     from foldserve.training.fit.distributed import join_processes
 
     return stack.enter_context(join_processes(device))
@@ -178,9 +178,9 @@ def _search(plan: Plan, table: Table, trials: int, world: World) -> Plan:
 
 
 def _diagnose(parsed: argparse.Namespace) -> None:
-    """Train small networks with and without batch norm on SOURCE, and write an HTML report. The networks measure the
-    cost of batch norm and the claims about it: faster training, steady activations, gradients that don't vanish. The
-    report says for each claim whether the figures support it."""
+    """Train small networks with and without batch norm on SOURCE, and write an HTML report. The report says for each
+    claim about batch norm whether the figures support the claim: faster training, steady activations, gradients that
+    don't vanish. It also has figures on the cost of batch norm."""
     started = time.perf_counter()
     plan = QUICK if parsed.quick else DiagnosisPlan()
     try:

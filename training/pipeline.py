@@ -102,7 +102,8 @@ class Context:
 
 
 def run(plan: Plan, table: Table | None = None, context: Context | None = None) -> Written | None:
-    """Train, fold and certify a model, and write the next version of `plan.name`. Only the first process gets a result.
+    """Train, fold and certify a model, and write the next version of `plan.name`. The result is None in all processes
+    except the first.
 
     table: the result of `load(plan.data)`, if the caller has loaded it already. Raises `TrainingError` or
     `BundleError`. After an error no bundle is written.

@@ -1,4 +1,7 @@
-"""promtool checks the files of deploy/prometheus and deploy/grafana. A real Prometheus runs them on a real service."""
+"""promtool checks the files of deploy/prometheus and deploy/grafana.
+
+A real Prometheus loads these files and scrapes a real service.
+"""
 
 from __future__ import annotations
 

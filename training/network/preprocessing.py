@@ -22,7 +22,7 @@ from foldserve.training.table.schema import Column
 
 # The smallest width of a bin. If a width were much smaller, float32 could not hold its reciprocal.
 _MIN_BIN_WIDTH = 1e-30
-# The number of rows that are transformed at a time. It bounds the memory.
+# The number of rows that are transformed at a time. This number bounds the memory.
 _CHUNK = 65_536
 
 # A feature has tails if its range is at least this many times as wide as the interval with the middle 90% of its

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from foldserve.training.table.schema import RowIndices, Table
 
-# The number of rows that are hashed at a time. It bounds the memory.
+# The number of rows that are hashed at a time. This number bounds the memory.
 _CHUNK = 65_536
 
 

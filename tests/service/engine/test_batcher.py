@@ -711,7 +711,7 @@ class Waiting:
 class Batching(RuleBasedStateMachine):
     """Each caller that is not cancelled gets exactly one result, which belongs to its rows. Rows are run in order.
 
-    After each rule the system is at rest. Then every caller has a result, or the gate holds one run.
+    After each rule, the test waits until nothing changes. Then every caller has a result, or the gate holds one run.
     """
 
     @initialize(max_batch=strategies.integers(1, 9), max_queue=strategies.integers(1, 60))
@@ -751,7 +751,8 @@ class Batching(RuleBasedStateMachine):
         if arrival.cancelled:
             self._cancel(waiting)
 
-    # Rules have no preconditions. The machine decides whether a run is held, and the examples must not depend on that.
+    # Rules have no preconditions. The speed of the machine decides whether a run is held, and the examples must not
+    # depend on this speed.
 
     @rule(number=strategies.integers(1, 12))
     def cancel(self, number: int) -> None:

@@ -123,7 +123,7 @@ def test_bodies_that_are_refused_do_not_fill_the_memory(case: str, served: Serve
     statuses = send_all(served, path, headers, body)
     assert set(statuses) <= {status, 503}
     assert statuses[status] > 0
-    # The bodies may take 2 x MAX_BODY. The rows of the bodies that are read take some more memory.
+    # The bodies may take 2 x MAX_BODY. The rows that are read from these bodies take some more memory.
     assert memory(served, "VmHWM") - before < 150 * MEGABYTE
     good = json.dumps({"instances": [[0.0] * 64]}).encode()
     assert served.send("POST", PREDICT, body=good).status == 200

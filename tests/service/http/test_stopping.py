@@ -57,7 +57,7 @@ class Load:
             assert self.answered.acquire(timeout=PATIENCE)
 
     def outcomes(self) -> Counter[str]:
-        """Wait until the server has refused all clients. Return how many requests had each result."""
+        """Wait until the server has refused all clients. Return the number of requests by result."""
         total: Counter[str] = Counter()
         for client in self._clients:
             total += client.result(PATIENCE)

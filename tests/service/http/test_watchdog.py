@@ -58,7 +58,7 @@ def test_a_run_that_hangs_on_the_thread_fails_its_requests_and_ends_the_process(
 def test_a_run_that_hangs_on_the_event_loop_ends_the_process(models: Path, faults: Path, tmp_path: Path) -> None:
     flags = ("--faults", faults, "--run-timeout", 0.5)
     with serving(models, tmp_path / "log", *flags, program=PROGRAM) as server:
-        for _ in range(20):  # a run of microseconds happens on the event loop
+        for _ in range(20):  # a run that takes microseconds happens on the event loop
             assert server.send("POST", "/predict", body=BODY).status == 200
         ask(faults, hang=1)
         with server.connect() as connection:

@@ -1,4 +1,5 @@
-"""The friendly protocol without JSON: raw float32 requests and responses, Arrow responses, and the client's choice."""
+"""The friendly protocol without JSON: raw float32 requests and responses, Arrow responses, and the format that a client
+prefers."""
 
 from __future__ import annotations
 

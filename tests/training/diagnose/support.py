@@ -66,7 +66,7 @@ class Reader(HTMLParser):
 
 
 def assert_complete(text):
-    """Check that the document loads no other file, and that each picture has a sentence."""
+    """Check that the page does not load other files, and that each picture has a sentence."""
     tags = Reader(text).tags
     for tag, attributes in tags:
         assert tag not in {"script", "link", "img", "iframe", "object", "base", "metadata"}

@@ -87,7 +87,10 @@ def test_the_sentence_on_speed_follows_the_figures():
 
 
 def test_the_best_rates_are_compared_too():
-    """With equal rates, only the network with BN learns. With a better rate, the network without BN is as fast."""
+    """With equal rates, only the network with BN learns.
+
+    With a better rate, the network without BN learns as fast as the network with BN.
+    """
     never, fast = (0.1, 0.1), (0.1, 0.9)
     runs = (made(False, never), made(True, fast), made(False, fast, rate=2.0), made(True, never, rate=2.0))
     sentence = convergence.describe_speed(runs, 1.0, "accuracy")

@@ -67,8 +67,8 @@ def test_a_fit_that_is_killed_and_resumed_ends_in_the_same_bytes(tmp_path):
             process.send_signal(signal.SIGKILL)
             rest = process.communicate()[0].splitlines()
         assert process.returncode == -signal.SIGKILL
-        # The checkpoint of an epoch is written before the epoch's line. More lines may follow before the signal
-        # arrives.
+        # The checkpoint of an epoch is written before the line of this epoch is printed. More lines may follow before
+        # the signal arrives.
         reported += rest
     resumed = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True).stdout.splitlines()
     assert resumed[-1] == undisturbed[-1]
