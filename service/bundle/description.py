@@ -1,7 +1,8 @@
 """The description of a model that its ONNX file carries: what its inputs and its outputs mean, as JSON.
 
-It is the metadata entry `foldserve` of `model.onnx`, so that the file alone is enough to use the model. It depends on
-the table's schema alone: it has no name, version, time or path. This module does not know ONNX.
+The description is the metadata entry `foldserve` of `model.onnx`, so that the file alone is enough to use the model.
+The description depends on the table's schema alone. It has no name, version, time or path. This module does not know
+ONNX.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def describe(task: Task, features: Sequence[Feature], labels: Sequence[Label], t
     """Return the description as canonical JSON: sorted names, no spaces, only ASCII.
 
     `features` has the columns of the input, in order: `name`, `kind` and `missing` (whether a value may be missing),
-    and where they exist `categories` and `reading`. A reading has `missing`, the texts that mean a missing value. A
-    field of a reading with its default value is left out. `labels` has the classes in the order of the output.
+    and, if the feature has them, `categories` and `reading`. A reading has `missing`, the texts that mean a missing
+    value. A field of a reading with its default value is left out. `labels` has the classes in the order of the output.
     """
     content = {
         "task": task,
@@ -44,7 +45,8 @@ def _feature(feature: Feature) -> dict[str, Any]:
 
 
 def _fields(name: str, reading: Reading | None) -> dict[str, Any]:
-    # A later version may add a field to a reading. The description of an older model stays the same without defaults.
+    # A later version may add a field to a reading. The description of an older model does not change then, because
+    # defaults are left out.
     if reading is None:
         return {"name": name}
     return {"name": name, "reading": reading.model_dump(mode="json", exclude_defaults=True)}

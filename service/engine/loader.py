@@ -1,7 +1,7 @@
 """Turns a folder of bundles into models that serve. This module reads each bundle and verifies it on the device.
 
-For each model that passes, it creates a batcher and the endpoints. For each refused version, it keeps the reason. This
-module does not know requests or HTTP.
+For each model that passes, it creates a batcher and the endpoints. For each refused version, the module keeps the
+reason. This module does not know requests or HTTP.
 """
 
 from __future__ import annotations

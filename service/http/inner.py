@@ -189,7 +189,7 @@ class InnerTransport(asyncio.Transport):
     # --- called by httptools, which reads the responses ---------------------------------------------------------------
 
     def on_headers_complete(self) -> None:
-        if self._parser.get_status_code() >= 200:  # 100 Continue comes before the response
+        if self._parser.get_status_code() >= 200:  # a server sends 100 Continue before the response
             self.responding = True
             if self._method == b"HEAD":
                 self._end()

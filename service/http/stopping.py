@@ -55,7 +55,8 @@ def refuse_handshakes(listener: socket.socket) -> None:
 
     Without this call, the kernel may complete a connection after the last `accept` and before the listener closes. Then
     it would reset that connection, although its client may have sent a request. An ignored client tries again after a
-    second. By then, the port is closed or the next server listens. On systems other than Linux this does nothing.
+    second. By then, the port is closed or the next server listens. On systems other than Linux this function does
+    nothing.
     """
     if sys.platform != "linux":
         return

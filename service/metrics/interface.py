@@ -13,8 +13,8 @@ from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.errors import RequestError
 
 # Called after each run of a batch, before the callers get their rows. The arguments are the number of rows, the seconds
-# of the run, and a list of waits. The list has, for each entry that starts in this run, the seconds that the entry was
-# queued.
+# of the run, and a list of waits. The list has, for each entry that starts in this run, the seconds for which the entry
+# was queued.
 BatchObserver = Callable[[int, float, list[float]], None]
 
 

@@ -11,7 +11,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 
 class WorkersCollector(MultiProcessCollector):
-    """Reads the counts of all workers, except from files that a starting worker has created but not begun.
+    """Reads the counts of all workers, but skips files that are still empty, because their worker is starting.
 
     prometheus_client fails at an empty file: a worker creates its file, and gives it a size a moment later.
     """

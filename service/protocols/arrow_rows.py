@@ -1,7 +1,7 @@
 """Converts the columns of an Arrow table to float32 [rows, features], as the service reads the values of a request.
 
 A value that the service refuses is refused here, with the same text. A number, a boolean, a date and a time may also
-have their own Arrow type. They are then read as training reads the columns of a Parquet file.
+have their own Arrow type. Columns of these types are read as training reads the columns of a Parquet file.
 
 This module knows columns, but no file and no data frame. It needs pyarrow, which the server does not need.
 """
@@ -43,7 +43,8 @@ class ArrowRows:
         """Read float32 [rows, features] from `columns`: a pyarrow Array or ChunkedArray for each feature, by name.
 
         Other columns are ignored. first_row: the index of the first row, for the message. Raises `InvalidInput` for a
-        missing column, and for the first row that is refused. The message names its row and column.
+        missing column, and for the first row that is refused. The message names the column, and the row if there is
+        one.
         """
         rows, refused = self.read_accepted(columns)
         if refused:
@@ -52,10 +53,10 @@ class ArrowRows:
         return rows
 
     def read_accepted(self, columns: Mapping[str, Any]) -> tuple[Rows, dict[int, str]]:
-        """Read like `read`, and return the refused rows instead of raising an error for them.
+        """Read as `read` does, but return the refused rows instead of raising an error for them.
 
-        Returns float32 [rows, features], and the reason for each refused row, by its index. A refused row has arbitrary
-        numbers. Raises `InvalidInput` for a missing column.
+        Returns float32 [rows, features], and the reason for each refused row, by its index. The numbers of a refused
+        row have no meaning. Raises `InvalidInput` for a missing column.
         """
         for feature in self._features:
             if feature.name not in columns:
@@ -69,7 +70,7 @@ class ArrowRows:
                 rows[:, place] = values
             if bad is not None:
                 _refuse(refused, bad, feature.name, reason)
-            # Two checks of a whole column are cheap. The reasons are found only if a value is refused.
+            # Two checks of a whole column are cheap. So the reasons are computed only if a value is refused.
             if not np.isfinite(rows[:, place]).all():
                 self._check(refused, feature, values, rows[:, place], bad)
         return rows, refused
@@ -161,7 +162,7 @@ class _Numbers:
         texts = pc.if_else(absent, pa.scalar(None, pa.string()), bare)
         values, bad = None, None
         if reading.is_plain:
-            with suppress(pa.ArrowInvalid):  # a text is not a plain number; the pattern below finds it
+            with suppress(pa.ArrowInvalid):  # a text is not a plain number; the pattern below finds this text
                 values = _to_numpy(texts.cast(pa.float64()))
         if values is None:
             fits = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{reading.number_pattern})$"), True)
@@ -185,7 +186,8 @@ class _Numbers:
 class _Categories:
     """Reads a boolean or categorical feature. The service's `CategoricalColumn` gives the code of each distinct value.
 
-    A number 0 or 1 is also a boolean, as in training. A boolean or a time in a feature of texts is its text.
+    The numbers 0 and 1 are also booleans, as in training. In a feature of texts, a boolean or a time is converted to
+    its text.
     """
 
     def __init__(self, column: CategoricalColumn, feature: Feature) -> None:

@@ -1,4 +1,5 @@
-"""Sources: read a file, and return its columns of cells in the order of the table. Training and scoring use them.
+"""Sources: read a file, and return its columns of cells in the order of the table. Training and scoring use these
+sources.
 
     read.py         chooses the reader by the file's name and checks the file's first bytes
     delimited.py    .csv, .tsv and .txt, also with .gz: every cell is a text; an empty cell is a missing value
@@ -12,8 +13,8 @@
     join.py         several files as one source
     source.py       what every reader returns, and the checks that all share
 
-The sources know no target and no kinds of columns. They need pyarrow, which the server does not need. In every message,
-row 1 is the first row below the header.
+The sources know no target and no kinds of columns. The sources need pyarrow, which the server does not need. In every
+message, row 1 is the first row below the header.
 """
 
 from foldserve.service.sources.arrays import from_arrays

@@ -1,4 +1,4 @@
-"""Tables of two arrays: the features [rows, features] and the target [rows]. They come from an .npz file."""
+"""Tables of two arrays: the features [rows, features] and the target [rows]. The arrays come from an .npz file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def read(path: Path) -> Source:
     """Read the arrays `x` and `y` of an .npz file. If the file has no arrays with these names, read its only two arrays
     of these shapes.
 
-    The array `feature_names` gives the names of the columns. Without it, the names are x0, x1 and so on. The target is
-    y.
+    The array `feature_names` gives the names of the columns. Without this array, the names are x0, x1 and so on. The
+    target is y.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -53,7 +53,7 @@ def from_arrays(name: str, features: Sequence[str], x: npt.NDArray[Any], target:
         cells = y if column == target else x[:, positions[column]]
         try:
             if cells.dtype.kind == "f":
-                cells = cells.astype("f8")  # Arrow has no type float128
+                cells = cells.astype("f8")  # Arrow has no type for float128
             return pa.chunked_array([pa.array(cells)])
         except (pa.ArrowException, TypeError):
             raise SourceError(f"{name}: column {column!r} has the type {cells.dtype}, which can't be read") from None

@@ -1,6 +1,6 @@
-"""Delimited text files in any dialect: .csv, .tsv and .txt. They may be compressed by gzip.
+"""Delimited text files in any dialect: .csv, .tsv and .txt. The files may be compressed by gzip.
 
-Every cell stays the text in the file. So NA is a text, and 007 does not become 7. An empty cell is a missing value.
+Every cell keeps its text. So NA is a text, and 007 does not become 7. An empty cell is a missing value.
 """
 
 from __future__ import annotations

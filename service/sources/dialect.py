@@ -13,7 +13,7 @@ from foldserve.service.sources.source import ReadOptions, one_line
 _SEPARATORS = (",", ";", "\t", "|")
 SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _WRITTEN = {"\\t": "\t", "tab": "\t"}
-# The number of first rows from which the separator is found.
+# The number of rows at the start of the file from which the separator is found.
 _ROWS = 20
 
 

@@ -1,4 +1,7 @@
-"""Finds the index that pandas stores beside the columns of a Parquet or Arrow file. It is not a column of the table."""
+"""Finds the index that pandas stores beside the columns of a Parquet or Arrow file.
+
+The index is not a column of the table.
+"""
 
 from __future__ import annotations
 

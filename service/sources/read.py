@@ -1,4 +1,4 @@
-"""Chooses the reader of a source by its name, and checks that a file has the format that its name says."""
+"""Chooses the reader of a source by its name, and checks that the content of a file has the format of its name."""
 
 from __future__ import annotations
 
@@ -74,9 +74,10 @@ def header(source: str, options: ReadOptions = _PLAIN) -> tuple[str, ...]:
 
 
 def list_files(source: str, built_in: Container[str] = ()) -> list[str]:
-    """Return the files of a folder in the order of their names. They have one format, and Parquet comes first.
+    """Return the files of a folder in the order of their names; all files have the same format.
 
-    If `source` is not a folder, return it alone. Raises `SourceError`.
+    If the folder has Parquet files, only these are returned. If `source` is not a folder, return only `source`. Raises
+    `SourceError`.
     """
     path = Path(source)
     if not source or source in built_in or not path.is_dir():
@@ -121,7 +122,7 @@ def _open_typed(path: Path, suffix: str) -> Source:
 def spool_standard_input() -> Iterator[Path]:
     """Copy the standard input into a temporary file, because the readers need a file. Yield the path of this file.
 
-    Its first bytes tell the format.
+    The first bytes of the file show its format.
     """
     head = sys.stdin.buffer.read(8)
     with tempfile.TemporaryDirectory() as folder:

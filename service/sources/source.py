@@ -38,10 +38,10 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """Columns of cells that have equal lengths.
+    """Columns of equal length, with cells.
 
     rows: the number of rows.
-    typed: whether the source states the types of its cells. A CSV file does not: all its cells are texts.
+    typed: whether the source states the types of its cells. A CSV file does not state types: all its cells are texts.
     take: returns the cells of a column and removes them from the source, so that a large table is in memory only once.
     `take` can be called once for each column. Columns of texts have Arrow's type string. A missing value is null.
     notes: facts about the reading that the user should know, one sentence each.

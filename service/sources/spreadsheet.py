@@ -1,6 +1,6 @@
 """Spreadsheets (.xlsx): reads one sheet, whose first row is the header.
 
-A column that has only numbers, only booleans or only dates keeps this type. Any other column becomes texts, as in a CSV
+A column that has only numbers, only booleans or only dates keeps its type. Any other column becomes texts, as in a CSV
 file.
 """
 

@@ -4,8 +4,9 @@
     column.py   one Arrow column
     objects.py  a batch of JSON objects
 
-A value is read as the server reads it in a request. The server refuses a request with a bad value. Here only the row of
-the bad value is refused, and its reason is kept. The package needs pyarrow, which the server does not need.
+This package reads a value as the server reads the value in a request. The server refuses a request with a bad value.
+This package refuses only the row of the bad value, and keeps the reason. The package needs pyarrow, which the server
+does not need.
 """
 
 from foldserve.service.tables.encoder import Encoded, TableEncoder

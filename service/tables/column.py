@@ -1,4 +1,4 @@
-"""One Arrow column as the numbers of a feature. It knows one column, but no whole row.
+"""One Arrow column as the numbers of a feature. This module knows one column, but no whole row.
 
 Cells that Arrow can convert are converted together. Any other text is read by the same function as in a request, once
 for each different text.
@@ -32,7 +32,8 @@ _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 class FeatureColumn:
     """Reads the column of one feature.
 
-    typed: whether the source states the types of its cells. If it does not, every text may be a number or a boolean.
+    typed: whether the source states the types of its cells. If the source states no types, every text may be a number
+    or a boolean.
     """
 
     def __init__(self, feature: Feature, *, typed: bool) -> None:
@@ -100,7 +101,7 @@ class FeatureColumn:
         if reading.is_plain:
             try:
                 values = _to_numpy(cells.cast(pa.float64()))
-            except pa.ArrowInvalid:  # a text needs the slower way below
+            except pa.ArrowInvalid:  # a column of texts needs the slower code below
                 pass
             else:
                 return self._without_missing(values), [(np.isinf(values), self._misfit)]

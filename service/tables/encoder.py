@@ -39,7 +39,7 @@ class Encoded:
 class TableEncoder:
     """Encodes tables for one model. Columns are found by name, and further columns are ignored.
 
-    typed: whether the source states the types of its cells. A CSV file does not: all its cells are texts.
+    typed: whether the source states the types of its cells. A CSV file does not state types: all its cells are texts.
     """
 
     def __init__(self, features: Sequence[Feature], *, typed: bool) -> None:

@@ -1,7 +1,7 @@
 """Batches of JSON objects to float32 [rows, features]. A bad value refuses its row, and no other row.
 
-An object is an instance of the friendly protocol, with two exceptions. It may lack a name, as JSON lines usually leave
-out a missing value, and it may have further names.
+An object is an instance of the friendly protocol, with two exceptions. An object may lack the name of a feature,
+because JSON lines usually leave out a missing value. An object may also have further names.
 """
 
 from __future__ import annotations

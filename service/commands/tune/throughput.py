@@ -67,7 +67,7 @@ def measure_throughput(
 
 @contextmanager
 def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Connection]]:
-    """Start processes that run the model on request, and yield a connection to each.
+    """Start processes that run the model on request, and yield a connection to each process.
 
     The processes end when the context ends.
     """
@@ -135,7 +135,10 @@ def _receive(connection: Connection) -> Any:
 
 
 def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connection], str | None]:
-    """Wait for every process. Return the ready ones, and the reason why the first other process is not ready."""
+    """Wait for every process.
+
+    Return the connections of the ready processes, and the first reason why a process is not ready.
+    """
     ready, refusal = [], None
     for connection in connections:
         try:
