@@ -52,6 +52,10 @@ class Settings(BaseModel):
     models: Annotated[Path, Field(description="folder of the models, as <name>/<version>/")] = Path("models")
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free port")] = 8000
+    uds: Annotated[
+        Path | None,
+        Field(description="Unix socket to listen on instead of --host and --port, for a proxy on this machine"),
+    ] = None
     admin_port: Annotated[
         int | None,
         Field(ge=0, le=65535, description="port of metrics, statistics and administration; --port by default"),

@@ -14,10 +14,11 @@ from foldserve.service.compose import Service
 from foldserve.service.protocols.friendly import example
 
 
-def announcement(urls: Sequence[str], service: Service) -> str:
+def announcement(urls: Sequence[str], service: Service, socket_path: str | None = None) -> str:
     """Return the lines to print. The command works as printed; if keys are needed, it reads the variable KEY.
 
-    urls: the URL of predictions, then the URL of metrics and administration if the two differ.
+    urls: the URL of predictions, then the URL of metrics and administration if the two differ. socket_path: the path
+    of the Unix socket that has the first URL; None for a port.
     """
     url = urls[0]
     repository = service.repository
@@ -31,11 +32,13 @@ def announcement(urls: Sequence[str], service: Service) -> str:
     )
     unready = f"not ready: {', '.join(not_ready)}; the log has the reasons\n" if not_ready else ""
     elsewhere = "".join(f"metrics and administration are on {other}\n" for other in urls[1:])
+    where = f"{url}, documentation on {url}/docs" if socket_path is None else f"the Unix socket {socket_path}"
+    through = "" if socket_path is None else f"--unix-socket {shlex.quote(socket_path)} "
     insecure = "k" if url.startswith("https:") else ""  # the certificate may be for another host name
     key = "" if service.guard is None else '-H "X-API-Key: $KEY" '
     body = shlex.quote(f'{{"instances": [[{values}]]}}')
     return (
-        f"foldserve {version('foldserve')} serves {', '.join(names)} on {url}, documentation on {url}/docs\n"
+        f"foldserve {version('foldserve')} serves {', '.join(names)} on {where}\n"
         f"{elsewhere}{unready}try:\n"
-        f"  curl -s{insecure} {url}{path} {key}-H 'Content-Type: application/json' -d {body}"
+        f"  curl -s{insecure} {through}{url}{path} {key}-H 'Content-Type: application/json' -d {body}"
     )

@@ -42,8 +42,15 @@ class Door:
     tls: Tls | None
 
     @property
+    def socket_path(self) -> str | None:
+        """The path of the listener's Unix socket; None for a port."""
+        return self.listener.getsockname() if self.listener.family == socket.AF_UNIX else None
+
+    @property
     def url(self) -> str:
-        """The address of the listener as a URL without a path."""
+        """The address of the listener as a URL without a path. For a Unix socket, the host is localhost."""
+        if self.socket_path is not None:
+            return "http://localhost" if self.tls is None else "https://localhost"
         host, port = self.listener.getsockname()[:2]
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
@@ -101,7 +108,8 @@ def _create_door(
     tls: Tls | None,
 ) -> Door:
     """Create one door. host: as in the settings. endpoints: those of the connections, by path."""
-    address = listener.getsockname()[0]
+    # Web pages can't reach a Unix socket, so its Host headers are those of a proxy, and any host is allowed.
+    address = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
     context = ConnectionContext(
         endpoints,
         Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),

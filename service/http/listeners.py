@@ -6,10 +6,12 @@ This module knows addresses, but no protocol.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from foldserve.service.access.hosts import is_loopback
 from foldserve.service.errors import StartError
@@ -38,8 +40,7 @@ class Listeners:
     def listen(self) -> None:
         """Let clients connect. Raises `StartError`."""
         for listener in self.all:
-            host, port = listener.getsockname()[:2]
-            with _one_line_errors(host, port):
+            with _one_line_errors(_name(listener)):
                 listener.listen(_BACKLOG)
 
     def close(self) -> None:
@@ -50,7 +51,7 @@ class Listeners:
 
 def is_on_loopback(listener: socket.socket) -> bool:
     """Return whether only clients on this machine can reach a listener."""
-    return is_loopback(listener.getsockname()[0])
+    return listener.family == socket.AF_UNIX or is_loopback(listener.getsockname()[0])
 
 
 @contextmanager
@@ -59,11 +60,12 @@ def bind(settings: Settings) -> Iterator[Listeners]:
 
     Logs a warning if clients on other machines need neither an API key nor a certificate.
     """
-    main = _bind(settings.host, settings.port)
+    main = _bind(settings.host, settings.port) if settings.uds is None else _bind_path(settings.uds)
     try:
         admin = None if settings.admin_port is None else _bind(settings.admin_host, settings.admin_port)
     except StartError:
         main.close()
+        _remove(settings.uds)
         raise
     listeners = Listeners(main, admin)
     try:
@@ -75,6 +77,7 @@ def bind(settings: Settings) -> Iterator[Listeners]:
         yield listeners
     finally:
         listeners.close()
+        _remove(settings.uds)
 
 
 def _warn_if_open(listeners: Listeners) -> None:
@@ -90,11 +93,12 @@ def _warn_if_open(listeners: Listeners) -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    with _one_line_errors(host, port):
+    name = f"{host} port {port}"
+    with _one_line_errors(name):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
-        with _one_line_errors(host, port):
+        with _one_line_errors(name):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
     except StartError:
@@ -103,12 +107,52 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _bind_path(path: Path) -> socket.socket:
+    """Bind a Unix socket. A killed server leaves its socket file behind, and this function removes such a file."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _one_line_errors(str(path)):
+            if path.is_socket():
+                if _answers(path):
+                    raise StartError(f"can't listen on {path}: another server listens on it")
+                path.unlink()
+            listener.bind(os.fspath(path))
+    except StartError:
+        listener.close()
+        raise
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    """Return whether a server listens on a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
+def _remove(path: Path | None) -> None:
+    """Remove the file of a Unix socket."""
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+def _name(listener: socket.socket) -> str:
+    """Return the name of a listener for messages."""
+    if listener.family == socket.AF_UNIX:
+        return str(listener.getsockname())
+    host, port = listener.getsockname()[:2]
+    return f"{host} port {port}"
+
+
 @contextmanager
-def _one_line_errors(host: str, port: int) -> Iterator[None]:
-    """Turn an error of the socket into a `StartError`."""
+def _one_line_errors(name: str) -> Iterator[None]:
+    """Turn an error of the socket into a `StartError`. name: of the socket."""
     try:
         yield
     except UnicodeError as error:
-        raise StartError(f"can't listen on {host} port {port}: no such host") from error
-    except OSError as error:
-        raise StartError(f"can't listen on {host} port {port}: {error.strerror}") from error
+        raise StartError(f"can't listen on {name}: no such host") from error
+    except OSError as error:  # the path of a Unix socket may be too long, and then the error has no strerror
+        raise StartError(f"can't listen on {name}: {error.strerror or error}") from error

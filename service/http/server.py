@@ -86,7 +86,7 @@ def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], o
     service.lifecycle.start()
     signal.signal(UNREADY_SIGNAL, lambda *_: service.lifecycle.drain())
     listeners.listen()
-    lines = announcement([door.url for door in doors], service)
+    lines = announcement([door.url for door in doors], service, doors[0].socket_path)
     server = _Server(settings, doors, service, partial(announce, lines))
     stopped = threading.Event()
     _start_watchdog(settings, service, stopped)
