@@ -14,7 +14,7 @@ def replace_file(file: Path, content: bytes, partial: Path | None = None) -> Non
     """Write `file`, or replace its content.
 
     partial: the file to which the content is written first, on the same file system; by default a hidden file beside
-    `file`. A failure removes this file. A process that is killed leaves it behind.
+    `file`. A failure removes this file. A process that is killed leaves this file behind.
     """
     partial = partial or file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:

@@ -284,7 +284,7 @@ class Connection(asyncio.Protocol):
         self._set_reading()
 
     def _inner_closed(self) -> None:
-        """Close the connection, unless the inner protocol closed between two of its requests."""
+        """Close the connection. If the inner protocol closed between two of its requests, the connection stays open."""
         if self._phase in (APP_BODY, APP_RESPONSE):
             self._close()
         else:

@@ -204,7 +204,7 @@ def _run_worker(serve: Serve, settings: Settings, listeners: Listeners, pipe: Co
 
 def _send(pipe: Connection, kind: str, text: str) -> None:
     with suppress(OSError):  # the supervisor may have died; then a thread stops this process
-        pipe.send_bytes(json.dumps([kind, text]).encode())  # `send` would pickle it, and a pickle may run code
+        pipe.send_bytes(json.dumps([kind, text]).encode())  # `send` would pickle the message, and a pickle may run code
 
 
 def _stop_without_supervisor(pipe: Connection) -> None:

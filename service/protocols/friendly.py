@@ -56,7 +56,7 @@ JSON_TYPE = b"application/json"
 
 # The largest number of warnings in one answer.
 MAX_WARNINGS = 100
-# If an answer in another form has more numbers than this, a thread encodes it.
+# A thread encodes the answer if the query asks for another form, and the answer has more numbers than this.
 _MANY_NUMBERS = 20_000
 # An error names an unknown member only if its name is at most this long.
 _MAX_NAME = 40

@@ -129,7 +129,8 @@ class Columns:
         if types <= NUMBERS:
             if len(values) <= _SMALL_COUNT:
                 try:
-                    packed = struct.pack(f"={len(values)}f", *values)  # "=" checks for overflow, and rounds like NumPy
+                    # The format "=" of struct checks for overflow, and rounds as NumPy does.
+                    packed = struct.pack(f"={len(values)}f", *values)
                     return np.ndarray((len(values) // self.width, self.width), np.float32, packed)
                 except OverflowError:
                     pass  # the check below refuses an overflow, with its row and column

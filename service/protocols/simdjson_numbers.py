@@ -54,7 +54,8 @@ def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArr
 
 
 def _flatten(array: Any, elements: int, width: int | None) -> npt.NDArray[np.float64] | None:
-    """Flatten an array of `elements` numbers, or with a width, an array of `elements` arrays of `width` numbers each.
+    """Flatten an array. Without a width, the array has `elements` numbers. With a width, it has `elements` arrays of
+    `width` numbers each.
 
     `as_buffer` raises unless every leaf is a number. It also flattens nested arrays, so this function checks the shape
     by counting. `len(array)` must be the number of elements. The `len` of each element must be `width`; `len` raises
