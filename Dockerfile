@@ -59,7 +59,6 @@ RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/foldserve
 # Docker fills a new volume from the image that starts first. So both images have the same models.
 COPY --chown=10001:10001 models /models
-ENV MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /work
 USER 10001:10001
 ENTRYPOINT ["tini", "-s", "--", "foldserve-train"]

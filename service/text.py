@@ -1,4 +1,4 @@
-"""The spelling of lists and counts in messages. The module needs only the standard library."""
+"""The spelling of texts and lists in messages. The module needs only the standard library."""
 
 from __future__ import annotations
 
@@ -16,8 +16,3 @@ def join_some(names: Sequence[object], most: int) -> str:
     """List the first `most` names, and count the rest: `a, b and 7 more`."""
     more = len(names) - most
     return ", ".join(map(str, names[:most])) + (f" and {more:,} more" if more > 0 else "")
-
-
-def count_of(number: int, noun: str) -> str:
-    """Write `1 row`, `2 rows`, `1,000 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

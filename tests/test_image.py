@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 # The extras of each list. torch has a separate list, because it comes from a separate index.
 LISTS = {"cpu": ("cpu",), "gpu": ("gpu",), "train": ("cpu", "train", "tune")}
-TRAINER_ONLY = {"torch", "scikit-learn", "scipy", "matplotlib", "pyarrow", "optuna"}
+TRAINER_ONLY = {"torch", "scikit-learn", "scipy", "pyarrow", "optuna"}
 
 
 def locked(name: str) -> dict[str, tuple[Version, list[str]]]:

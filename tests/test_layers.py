@@ -22,6 +22,7 @@ TABLE = """
 service.errors:
 service.arrays:
 service.text:
+service.figures:
 service.settings:         errors
 service.machine:          errors
 service.bundle:           errors
@@ -35,7 +36,7 @@ service.runtime:          runtime.session machine bundle arrays errors
 service.engine:           runtime runtime.session protocols metrics bundle machine settings arrays errors
 service.compose:          access engine protocols metrics machine settings errors
 service.http:             compose access engine protocols metrics bundle machine settings errors
-service.commands:         access runtime runtime.session bundle machine settings arrays errors
+service.commands:         access runtime runtime.session bundle machine settings arrays figures errors
 service.cli:              http commands settings errors
 service.__main__:         cli
 
@@ -43,21 +44,21 @@ training.errors:
 training.text:            service.text
 training.activations:
 training.plan:            activations
-training.table:           text plan errors service.bundle service.sources service.errors
+training.table:           text plan errors service.bundle service.sources service.figures service.errors
 training.network:         activations table plan
 training.fold:            network errors service.bundle
 training.fit:             network plan errors service.bundle
-training.progress:        fit
+training.progress:        fit service.figures
 training.certify:         fold fit table plan errors service.bundle service.machine service.runtime.session
-training.report:          text fit service.bundle
-training.diagnose:        report text fold fit network table plan errors service.bundle service.runtime.session
+training.report:          text fit service.bundle service.figures
+training.diagnose:        report fold fit network table plan errors service.bundle service.figures service.runtime.session
 training.pipeline:        certify report fold fit network table plan service.bundle
 training.tune:            pipeline fit table plan errors
 training.flags:           plan errors service.bundle
-training.summary:         text table plan service.bundle
+training.summary:         text table plan service.bundle service.figures
 training.cli:             flags summary text tune pipeline diagnose report progress fit table plan errors service.bundle
 training.__main__:        cli
-"""
+"""  # noqa: E501 (one line for each layer)
 
 
 def parse(table: str) -> dict[str, set[str]]:

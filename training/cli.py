@@ -7,12 +7,13 @@ error, with one line on standard error. It is 2 for a wrong command line, and 13
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -129,13 +130,13 @@ def _fit(parsed: argparse.Namespace) -> None:
         table = _read(plan.data)
         if world is None or world.is_first:
             print(describe_table(table), flush=True)
-        world = world or _join(stack, execution.device)
+        with _start_trainer():
+            world = world or _join(stack, execution.device)
+            from foldserve.training.pipeline import Context, run
+            from foldserve.training.progress import FitProgress
+            from foldserve.training.report.sentences import summarise
         if parsed.tune:
             plan = _search(plan, table, parsed.tune, world)
-        from foldserve.training.pipeline import Context, run
-        from foldserve.training.progress import FitProgress
-        from foldserve.training.report.sentences import summarise
-
         with FitProgress(Console(stderr=True)) as progress:
             written = run(plan, table, Context(execution, world, progress.update, progress.update_within_epoch))
     if written:
@@ -147,6 +148,26 @@ def _require(library: str) -> None:
     if find_spec(library) is None:
         extras = "'foldserve[tune]'" if library == "optuna" else "'foldserve[train,cpu]' or 'foldserve[train,gpu]'"
         raise TrainingError(f"{library} is not installed: pip install {extras}")
+
+
+@contextmanager
+def _start_trainer() -> Iterator[None]:
+    """Show a bar during the import of PyTorch, which takes a second, and don't collect garbage in this time.
+
+    The imported modules are no garbage. The collections during the import and at the end of the process would take
+    another 0.4 s.
+    """
+    from foldserve.training.progress import StartProgress
+
+    imported = "torch" in sys.modules
+    gc.disable()
+    try:
+        with StartProgress(Console(stderr=True)):
+            yield
+    finally:
+        gc.enable()
+        if not imported:
+            gc.freeze()
 
 
 def _join(stack: ExitStack, device: Device) -> World:
@@ -194,11 +215,11 @@ def _diagnose(parsed: argparse.Namespace) -> None:
             raise TrainingError(f"{path}: not a file in an existing folder")
     for library in _LIBRARIES:
         _require(library)
-    from foldserve.training.diagnose.run import diagnose, to_json
-    from foldserve.training.diagnose.sections import build_sections, describe_rows, render
-    from foldserve.training.progress import StageProgress
-
     table = _read(options)
+    with _start_trainer():
+        from foldserve.training.diagnose.run import diagnose, to_json
+        from foldserve.training.diagnose.sections import build_sections, describe_rows, render
+        from foldserve.training.progress import StageProgress
     with StageProgress(Console(stderr=True)) as progress:
         measured = diagnose(table, plan, progress.update)
     sections = build_sections(measured)

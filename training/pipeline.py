@@ -30,8 +30,10 @@ from foldserve.training.network.layers import Affine, Mean
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.plan import Execution, Plan
-from foldserve.training.report.evaluate import permutation_importance, score
+from foldserve.training.report.evaluate import keep_defined, permutation_importance, score
 from foldserve.training.report.evidence import Evidence
+from foldserve.training.report.latency import measure_latency
+from foldserve.training.report.previous import read_previous
 from foldserve.training.report.report import render
 from foldserve.training.table.load import load, load_held_out
 from foldserve.training.table.schema import Split, Table
@@ -243,10 +245,9 @@ def export(plan: Plan, trained: Trained) -> Written:
     # The metrics are measured on the exported model, not on the trained network.
     predict = certificate.onnx_runtime_cpu(model)
     validation, outputs = table.select(split.validation), predict(test.x)
-    scores: Metrics = {
-        "validation": score(task, validation.y, predict(validation.x)),
-        "test": score(task, test.y, outputs),
-    }
+    scores: Metrics = keep_defined(
+        {"validation": score(task, validation.y, predict(validation.x)), "test": score(task, test.y, outputs)}
+    )
     manifest = partial(
         build_manifest,
         name=plan.name,
@@ -263,8 +264,12 @@ def export(plan: Plan, trained: Trained) -> Written:
     importances = permutation_importance(predict, test.x, test.y, task, plan.seed)
     histories = tuple(member.history for member in trained.fitted)
 
+    latency = measure_latency(predict, test.x)
+
     def evidence(manifest: bundle.Manifest) -> Evidence:
-        return Evidence(manifest, histories, test.y, outputs, importances, (*table.notes, *test.notes))
+        previous = read_previous(plan.models / plan.name, manifest.version)
+        notes = (*table.notes, *test.notes)
+        return Evidence(manifest, histories, test.y, outputs, importances, notes, previous, latency)
 
     written = bundle.write(plan.models, plan.name, model, manifest, lambda m: render(evidence(m)))
     return Written(written, evidence(written.manifest), test.notes)

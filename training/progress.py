@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from foldserve.service.figures import format_figure
+
 if TYPE_CHECKING:
     from foldserve.training.fit.loop import Epoch, EpochProgress
 
@@ -64,6 +66,18 @@ class ReadProgress(_Bar):
         self._bar.update(self._task, completed=share)
 
 
+class StartProgress(_Bar):
+    """A moving bar while the trainer starts."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, TextColumn("start"), BarColumn(bar_width=20), transient=True)
+        self._bar.add_task("start", total=None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+
 class FitProgress(_Bar):
     """The bar for `fit`. `fit` calls `update` after each epoch, and `update_within_epoch` a few times a second."""
 
@@ -81,7 +95,7 @@ class FitProgress(_Bar):
     def update(self, epoch: Epoch) -> None:
         """Show a finished epoch."""
         self._show(epoch.number, epoch.epochs, epoch.number, epoch.rows_per_second)
-        self._bar.update(self._task, loss=f"{epoch.loss:.4f}", validation=f"{epoch.validation_loss:.4f}")
+        self._bar.update(self._task, loss=format_figure(epoch.loss), validation=format_figure(epoch.validation_loss))
 
     def update_within_epoch(self, part: EpochProgress) -> None:
         """Show the progress of the current epoch."""

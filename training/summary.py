@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from foldserve.service.figures import (
+    count_of,
+    format_difference,
+    format_duration,
+    format_figure,
+    format_percent,
+    format_value,
+)
 from foldserve.training.text import join_some, printable
 
 if TYPE_CHECKING:
@@ -52,14 +60,15 @@ def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, secon
         ("folded", ", ".join(f"{line.layer} -> {line.into}" for line in manifest.folded if line.into != "-")),
         (
             "certificate",
-            f"{len(measured)} measurements, off by {max(p.max_absolute for p in measured):.2g} at most, "
-            f"{max(p.worst for p in measured):.2%} of the tolerance",
+            f"{count_of(len(measured), 'measurement')}, off by "
+            f"{format_difference(max(p.max_absolute for p in measured))} at most, "
+            f"{format_percent(max(p.worst for p in measured))} of the tolerance",
         ),
     ]
     for part, scores in manifest.metrics.items():
-        lines.append((part, ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())))
+        lines.append((part, ", ".join(f"{metric} {format_figure(value)}" for metric, value in scores.items())))
     lines += [("note", printable(note)) for note in notes]
-    last = _line("wrote", f"{bundle.path} in {seconds:.1f} s; serve it: foldserve serve --models {models}")
+    last = _line("wrote", f"{bundle.path} in {format_duration(seconds)}; serve it: foldserve serve --models {models}")
     return "\n".join([*(_line(head, text) for head, text in lines), findings, last])
 
 
@@ -89,7 +98,7 @@ def _outcome(labels: int) -> str:
 
 
 def _setting(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else ",".join(map(str, cast("tuple[int, ...]", value)))
+    return format_value(value) if isinstance(value, float) else ",".join(map(str, cast("tuple[int, ...]", value)))
 
 
 def _line(head: str, text: str) -> str:

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foldserve.service.figures import count_of
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import OnProgress, Sample, train_sgd
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
-from foldserve.training.text import count_of
 
 LAYERS = 3
 _WIDTH = 100

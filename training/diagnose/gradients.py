@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from foldserve.service.figures import count_of
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import OnProgress, Sample, train_sgd
 from foldserve.training.fit.loop import Examples
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
-from foldserve.training.text import count_of
 
 PREDICTED_GROWTH = math.sqrt(math.pi / (math.pi - 1))
 """The factor of the norm per layer towards the input, for Dense - BN - ReLU at initialisation: about 1.211."""

@@ -19,6 +19,7 @@ import onnxruntime as ort
 import torch
 
 from foldserve.service.bundle import Task
+from foldserve.service.figures import count_of
 from foldserve.service.runtime.session import CPU, open_cpu, open_session
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import OnProgress, Sample, train_sgd
@@ -27,7 +28,6 @@ from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import fold
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture, Placement
-from foldserve.training.text import count_of
 
 PLACEMENTS: tuple[Placement, ...] = ("pre", "post")
 _RATE = 0.1

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import onnxruntime
 import torch
 
+from foldserve.service.figures import format_count
 from foldserve.training.diagnose import convergence, gradients, modes, plots, saving
 from foldserve.training.diagnose.run import Diagnosis
 from foldserve.training.diagnose.sample import Sample
 from foldserve.training.report.page import render_page
-from foldserve.training.text import format_count
 
 
 @dataclass(frozen=True)

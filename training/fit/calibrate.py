@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
+
+from foldserve.training.fit.brent import minimise
 
 # The penalty on log(T)^2, in nats. On few rows, a temperature far from 1 is likely noise. With this penalty, a
 # temperature of e must reduce the total loss by at least this number of nats.
@@ -31,4 +32,4 @@ def fit_temperature(logits: Tensor, y: Tensor) -> float:
         loss = functional.cross_entropy(exact / math.exp(log_t), y, reduction="sum")
         return float(loss) + _PENALTY * log_t**2
 
-    return math.exp(float(minimize_scalar(cost, bounds=(-_MAX_LOG_T, _MAX_LOG_T), method="bounded").x))
+    return math.exp(minimise(cost, -_MAX_LOG_T, _MAX_LOG_T))

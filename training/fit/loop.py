@@ -172,9 +172,9 @@ class _Training:
         self._network.train()
         for batch in batches:
             loss = self._batch_loss(train, batch)
-            # The loss is a sum over rows, and DDP averages the gradients of the processes.
-            weight = torch.full_like(loss, world.size / len(batch))
-            loss.backward(weight)  # type: ignore[no-untyped-call]  # torch 2.13 leaves it untyped
+            # The loss is a sum over rows, and DDP averages the gradients of the processes. The weight is a factor of
+            # the loss, because `backward` with a weight as its argument imports sympy, which takes 0.4 s.
+            (loss * (world.size / len(batch))).backward()  # type: ignore[no-untyped-call]  # torch 2.13: untyped
             self._optimiser.step(learning_rate(recipe, step, steps))
             total += loss.detach()
             step, done = step + 1, done + len(batch)

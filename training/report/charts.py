@@ -1,4 +1,4 @@
-"""The charts of the report: draws arrays as SVG. The module does not know the manifest or the page."""
+"""The charts of the report: draws arrays as SVG with a legend. The module does not know the manifest or the page."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from foldserve.training.report.svg import FIRST, GRID, SECOND, TEXT, draw_svg, legend_below
+from foldserve.training.report.axis import Axis, linear_axis, log_axis
+from foldserve.training.report.curves import Curve
+from foldserve.training.report.svg import Chart, Colour, Dash, legend
 
 # The largest number of points in a scatter chart. More points would look the same and only make the file larger.
 MAX_POINTS = 1_000
+MAX_CURVES = 3
 _MAX_LINES = 20
-# A loss gets a logarithmic axis if its max / min is above this. On a linear axis, the late epochs would look like a
-# flat line.
+# An axis is logarithmic if its largest value is above this multiple of the smallest. On a linear axis, the late epochs
+# would look like a flat line, and most of the rows would be one dot.
 _LOGARITHMIC = 30
+_MAX_BINS = 40
+# Two points of a curve that are closer than this share of the chart look the same.
+_RESOLUTION = 1 / 250
+_CURVE_STYLES: tuple[tuple[Colour, Dash], ...] = (("first", ""), ("second", "dashed"), ("ink", "dotted"))
 
 Values = npt.NDArray[np.floating[Any]]
 
@@ -28,46 +33,38 @@ def draw_losses(histories: Sequence[tuple[Values, Values]], alt: str) -> str:
     histories: pairs of training losses [epochs] and validation losses [epochs], with at least one epoch. The first 20
     histories are drawn, each as a pair of lines.
     """
-
-    def draw(axes: Axes) -> None:
-        for i, (training, validation) in enumerate(histories[:_MAX_LINES]):
-            epochs = np.arange(1, len(training) + 1)
-            best = int(validation.argmin())
-            marker = "." if len(epochs) == 1 else ""  # a single epoch can't be drawn as a line
-            axes.plot(epochs, training, "--", marker=marker, color=SECOND, lw=1.2, label="training" if not i else None)
-            axes.plot(epochs, validation, marker=marker, color=FIRST, label="validation" if not i else None)
-            axes.plot(epochs[best], validation[best], "o", color=FIRST, label="lowest" if not i else None)
-        drawn = np.concatenate([np.concatenate(pair) for pair in histories[:_MAX_LINES]])
-        if drawn.min() > 0 and drawn.max() / drawn.min() > _LOGARITHMIC:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("")
-        else:
-            axes.set_ylim(bottom=0)
-        _label_epochs(axes, "loss")
-        legend_below(axes)
-
-    return draw_svg("losses", alt, draw)
+    shown = histories[:_MAX_LINES]
+    drawn = np.concatenate([np.concatenate(pair) for pair in shown])
+    steep = drawn.min() > 0 and drawn.max() / drawn.min() > _LOGARITHMIC
+    y = log_axis("loss", [drawn]) if steep else linear_axis("loss", [drawn], low=min(0.0, float(drawn.min())))
+    chart = Chart(_epochs([validation for _, validation in shown]), y)
+    for training, validation in shown:
+        epochs, best = np.arange(1, len(training) + 1), int(validation.argmin())
+        chart.line(epochs, training, "second", "dashed")
+        chart.line(epochs, validation, "first")
+        chart.points(epochs[best : best + 1], validation[best : best + 1], "first", size=4)
+    return chart.svg(alt) + legend(
+        ("second", "dashed", "training"), ("first", "", "validation"), ("first", "dot", "lowest")
+    )
 
 
 def draw_scores(histories: Sequence[Values], name: str, alt: str) -> str:
     """Draw a score of the validation rows by epoch. histories: arrays [epochs]. The first 20 are drawn as lines."""
+    shown = histories[:_MAX_LINES]
+    # The axis has a fixed top and a limited bottom, because the R2 of an untrained model can be any negative number,
+    # and a score can be 1 in every epoch.
+    lowest = min(float(score.min()) for score in shown)
+    chart = Chart(_epochs(shown), linear_axis(f"validation {name}", [], low=min(max(lowest, 0.0), 0.95), high=1.0))
+    for score in shown:
+        epochs = np.arange(1, len(score) + 1)
+        chart.line(epochs, score, "first")
+        if len(score) == 1:  # a single epoch can't be drawn as a line
+            chart.points(epochs, score, "first")
+    return chart.svg(alt)
 
-    def draw(axes: Axes) -> None:
-        for score in histories[:_MAX_LINES]:
-            axes.plot(np.arange(1, len(score) + 1), score, marker="." if len(score) == 1 else "", color=FIRST)
-        # The axis has a fixed top and a limited bottom, because the R2 of an untrained model can be any negative
-        # number, and a score can be 1 in every epoch.
-        lowest = min(float(score.min()) for score in histories[:_MAX_LINES])
-        axes.set_ylim(bottom=min(max(lowest, 0.0), 0.95), top=1.0)
-        _label_epochs(axes, f"validation {name}")
 
-    return draw_svg("scores", alt, draw)
-
-
-def _label_epochs(axes: Axes, ylabel: str) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.set(xlabel="epoch", ylabel=ylabel)
+def _epochs(histories: Sequence[Values]) -> Axis:
+    return linear_axis("epoch", [[1, max(map(len, histories))]], integers=True)
 
 
 def draw_reliability(edges: Values, confidence: Values, accuracy: Values, share: Values, alt: str) -> str:
@@ -75,43 +72,133 @@ def draw_reliability(edges: Values, confidence: Values, accuracy: Values, share:
 
     edges: [bins + 1]. confidence, accuracy: [bins], NaN for an empty bin. share: [bins].
     """
+    chart = Chart(_share_axis("confidence"), _share_axis("accuracy"))
+    chart.bars(edges[:-1], edges[1:], share, "pale")
+    _diagonal(chart)
+    filled = share > 0
+    chart.line(confidence[filled], accuracy[filled], "first")
+    chart.points(confidence[filled], accuracy[filled], "first")
+    return chart.svg(alt) + legend(
+        ("first", "dot", "the model"), ("ink", "dashed", "calibrated"), ("pale", "area", "share of the rows")
+    )
 
-    def draw(axes: Axes) -> None:
-        axes.bar(edges[:-1], share, np.diff(edges), align="edge", color=GRID, label="share of the rows")
-        axes.plot([0, 1], [0, 1], "--", color=TEXT, lw=1, label="calibrated")
-        filled = share > 0
-        axes.plot(confidence[filled], accuracy[filled], "o-", color=FIRST, ms=4, label="the model")
-        axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.03))
-        legend_below(axes)
 
-    return draw_svg("reliability", alt, draw)
+def draw_roc(curves: Sequence[tuple[str, Curve]], marked: int | None, alt: str) -> str:
+    """Draw the true positive rate by the false positive rate of the first 3 curves, each with its name.
+
+    marked: the index of the point of the first curve that belongs to the decision threshold, or None.
+    """
+    chart = Chart(_share_axis("false positive rate"), _share_axis("true positive rate (recall)"))
+    _diagonal(chart)
+    shown = [(name, curve.false_positive_rate, curve.recall) for name, curve in curves[:MAX_CURVES]]
+    return _draw_curves(chart, shown, marked, alt, ("ink", "dashed", "by chance"))
+
+
+def draw_precision_recall(curves: Sequence[tuple[str, Curve]], marked: int | None, alt: str) -> str:
+    """Draw the precision by the recall of the first 3 curves. marked: as in `draw_roc`."""
+    chart = Chart(_share_axis("recall"), _share_axis("precision"))
+    # The first point predicts no row, so its precision is only a convention.
+    shown = [(name, curve.recall[1:], curve.precision[1:]) for name, curve in curves[:MAX_CURVES]]
+    return _draw_curves(chart, shown, None if marked is None else max(marked - 1, 0), alt)
+
+
+def draw_gains(name: str, curve: Curve, marked: int, alt: str) -> str:
+    """Draw the share of a class that is found by the share of the rows with the highest scores."""
+    chart = Chart(_share_axis("share of the rows, highest scores first"), _share_axis("share of the class found"))
+    _diagonal(chart)
+    shown = [(name, curve.predicted_share, curve.recall)]
+    return _draw_curves(chart, shown, marked, alt, ("ink", "dashed", "by chance"))
+
+
+def _draw_curves(
+    chart: Chart,
+    curves: Sequence[tuple[str, Values, Values]],
+    marked: int | None,
+    alt: str,
+    *more: tuple[Colour, Dash, str],
+) -> str:
+    entries: list[tuple[Colour, Any, str]] = []
+    for (name, x, y), (colour, dash) in zip(curves, _CURVE_STYLES, strict=False):
+        chart.line(*_thin(x, y), colour, dash)
+        entries.append((colour, dash, name))
+    if marked is not None:
+        _, x, y = curves[0]
+        chart.points(x[marked : marked + 1], y[marked : marked + 1], "second", size=5)
+        entries.append(("second", "dot", "at the threshold"))
+    return chart.svg(alt) + legend(*entries, *more)
+
+
+def _thin(x: Values, y: Values) -> tuple[Values, Values]:
+    """Leave out the points of a curve from (0, 0) to (1, 1) that are not visibly different from the point before."""
+    places = np.stack([x, y]) // _RESOLUTION
+    moved = np.append(True, (np.diff(places) != 0).any(0))
+    moved |= np.append(moved[1:], True)  # the point before a step stays, so that the step stays vertical
+    return x[moved], y[moved]
+
+
+def is_log_scaled(values: Values) -> bool:
+    """Whether the chart of these values, such as prices, has logarithmic axes."""
+    return bool(values.min() > 0) and float(values.max() / values.min()) > _LOGARITHMIC
 
 
 def draw_predictions(y: Values, values: Values, alt: str) -> str:
-    """Draw the predicted values over the true values, both [rows].
+    """Draw the predicted values over the true values, both [rows]. The axes may be logarithmic, see `is_log_scaled`.
 
-    At most `MAX_POINTS` rows are drawn, at equal distances.
+    At most `MAX_POINTS` rows are drawn, at equal distances. A logarithmic chart has no predicted value below 0.
     """
     taken = np.unique(np.linspace(0, len(y) - 1, MAX_POINTS).round().astype(int))
+    make = log_axis if is_log_scaled(y) else linear_axis
+    chart = Chart(make("true", [y]), make("predicted", [y, values[values > 0] if make is log_axis else values]))
+    low, high = max(chart.x.low, chart.y.low), min(chart.x.high, chart.y.high)
+    ends = np.geomspace(low, high) if make is log_axis else np.array([low, high])
+    chart.points(y[taken], values[taken], "first", size=2.5, faint=True)
+    chart.line(ends, ends, "ink", "dashed")
+    return chart.svg(alt) + legend(("first", "dot", "a test row"), ("ink", "dashed", "exact"))
 
-    def draw(axes: Axes) -> None:
-        ends = [min(y.min(), values.min()), max(y.max(), values.max())]
-        axes.plot(ends, ends, "--", color=TEXT, lw=1, label="exact")
-        axes.plot(y[taken], values[taken], "o", color=FIRST, ms=4, alpha=0.6, mew=0, label="a test row")
-        axes.set(xlabel="true", ylabel="predicted")
-        legend_below(axes)
 
-    return draw_svg("predictions", alt, draw)
+def has_long_tail(residual: Values) -> bool:
+    """Whether the residuals are drawn by size on a logarithmic axis, because a few are far larger than most."""
+    size = abs(residual)
+    half = float(np.median(size))
+    return half > 0 and float(size.max()) > _LOGARITHMIC * half
 
 
 def draw_residuals(residual: Values, alt: str) -> str:
-    """Draw a histogram of `residual` [rows], the predicted minus the true values."""
+    """Draw a histogram of `residual` [rows], the predicted minus the true values. See `has_long_tail`."""
+    bins = min(_MAX_BINS, max(5, round(len(residual) ** 0.5)))
+    return _draw_sizes(residual, bins, alt) if has_long_tail(residual) else _draw_signed(residual, bins, alt)
 
-    def draw(axes: Axes) -> None:
-        axes.hist(residual, bins=min(40, max(5, round(len(residual) ** 0.5))), color=FIRST, edgecolor=GRID, lw=0.5)
-        axes.axvline(0, color=TEXT, lw=1, ls="--")
-        axes.grid(axis="x", visible=False)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="predicted minus true", ylabel="rows")
 
-    return draw_svg("residuals", alt, draw)
+def _draw_signed(residual: Values, bins: int, alt: str) -> str:
+    extent = float(abs(residual).max()) or 1.0
+    counts, edges = np.histogram(residual, bins, None if np.ptp(residual) else (-extent, extent))
+    chart = Chart(linear_axis("predicted minus true", [edges]), _rows_axis(counts))
+    chart.bars(edges[:-1], edges[1:], counts, "first")
+    chart.line(np.zeros(2), np.array([0, chart.y.high]), "ink", "dashed")
+    return chart.svg(alt)
+
+
+def _draw_sizes(residual: Values, bins: int, alt: str) -> str:
+    """Draw the residuals above and below 0 as one bar each, by their size."""
+    size = abs(residual)
+    low = float(np.quantile(size[size > 0], 0.01))
+    edges = np.geomspace(low, float(size.max()), bins + 1)
+    edges[-1] = size.max()
+    above, below = (np.histogram(size[chosen].clip(low), edges)[0] for chosen in (residual > 0, residual <= 0))
+    chart = Chart(log_axis("distance of predicted and true", [edges]), _rows_axis(above + below))
+    chart.bars(edges[:-1], edges[1:], above, "first")
+    chart.bars(edges[:-1], edges[1:], above + below, "second", floor=above)
+    return chart.svg(alt) + legend(("second", "area", "predicted too low"), ("first", "area", "predicted too high"))
+
+
+def _rows_axis(counts: npt.NDArray[np.int64]) -> Axis:
+    return linear_axis("rows", [counts], low=0.0, integers=True)
+
+
+def _share_axis(label: str) -> Axis:
+    return linear_axis(label, [], low=0.0, high=1.0)
+
+
+def _diagonal(chart: Chart) -> None:
+    ends = np.array([0.0, 1.0])
+    chart.line(ends, ends, "ink", "dashed")

@@ -6,40 +6,65 @@ The module knows only arrays: no network, no bundle, no page.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import (
-    accuracy_score,
-    f1_score,
-    log_loss,
-    precision_recall_fscore_support,
-    r2_score,
-    root_mean_squared_error,
-)
 
 from foldserve.service.bundle import Task
+from foldserve.training.report.curves import auc_by_class, mean_auc
+
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "log_loss": "log loss",
+    "auc": "AUC",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R2",
+}
+"""The metrics of `score` and their names on pages."""
+
+_Part = Literal["validation", "test"]
 
 
 def score(task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) -> dict[str, float]:
     """Score `outputs` [rows, outputs] against `y` [rows].
 
-    Classification: `accuracy`, and `log_loss` in nats. Regression: `rmse` in the target's units, and `r2`.
+    Classification: `accuracy`; `log_loss` in nats; `auc`, the area under the ROC curve, NaN if it is undefined.
+    Regression: `rmse` and `mae` in the target's units, and `r2`.
     """
+    # scikit-learn has the same metrics, and the tests compare with it. Its import takes a second.
     if task == "regression":
-        values = outputs[:, 0].astype(np.float64)
-        return {"rmse": float(root_mean_squared_error(y, values)), "r2": float(r2_score(y, values))}
-    # The float32 probabilities of a row sum to 1 only within 1e-7. scikit-learn expects a sum that is exact in float64.
-    probabilities = outputs.astype(np.float64)
-    probabilities /= probabilities.sum(1, keepdims=True)
-    classes = np.arange(outputs.shape[1])
+        residual = outputs[:, 0].astype(np.float64) - y
+        squares = float(np.square(residual).mean())
+        return {"rmse": math.sqrt(squares), "mae": float(abs(residual).mean()), "r2": _r2(squares, float(y.var()))}
     return {
-        "accuracy": float(accuracy_score(y, outputs.argmax(1))),
-        "log_loss": float(log_loss(y, probabilities, labels=classes)),
+        "accuracy": float((outputs.argmax(1) == y).mean()),
+        "log_loss": _log_loss(y, outputs),
+        "auc": mean_auc(y, outputs),
     }
+
+
+def _r2(squares: float, variance: float) -> float:
+    """Return R2 from the mean squared error and the variance of the targets. Of a constant target, it is 1 or 0."""
+    return 1 - squares / variance if variance else float(squares == 0)
+
+
+def _log_loss(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floating]) -> float:
+    of_true_class = np.take_along_axis(outputs, y[:, None], axis=1)[:, 0].astype(np.float64)
+    # The float32 probabilities of a row sum to 1 only within 1e-7.
+    of_true_class /= outputs.sum(1, dtype=np.float64)
+    eps = np.finfo(np.float64).eps
+    return float(-np.log(of_true_class.clip(eps, 1 - eps)).mean())
+
+
+def keep_defined(scores: dict[_Part, dict[str, float]]) -> dict[_Part, dict[str, float]]:
+    """Leave out a metric that is undefined for any part, such as the AUC of rows of a single class."""
+    undefined = {metric for values in scores.values() for metric, value in values.items() if math.isnan(value)}
+    return {part: {m: v for m, v in values.items() if m not in undefined} for part, values in scores.items()}
 
 
 def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int) -> dict[str, float]:
@@ -60,7 +85,8 @@ class ClassScores:
 
     rows: the number of rows of this class. predicted: the number of rows that were predicted as this class. An
     undefined figure is NaN. The precision is undefined if `predicted` is 0, the recall if `rows` is 0, and the F1 if
-    both are 0. baseline_f1: the F1 of the baseline that always answers the most frequent class.
+    both are 0. baseline_f1: the F1 of the baseline that always answers the most frequent class. auc: the area under the
+    ROC curve of this class against the others.
     """
 
     rows: int
@@ -69,18 +95,29 @@ class ClassScores:
     recall: float
     f1: float
     baseline_f1: float
+    auc: float
 
 
-def score_classes(y: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int) -> tuple[ClassScores, ...]:
-    """Return the scores of each of the `classes` classes. y, predicted: the true and the predicted class indices
-    [rows].
-    """
-    majority = np.full_like(y, np.bincount(y).argmax())
-    labels = np.arange(classes)
-    precision, recall, f1, rows = precision_recall_fscore_support(y, predicted, labels=labels, zero_division=np.nan)
-    baseline_f1 = f1_score(y, majority, labels=labels, average=None, zero_division=np.nan)
-    counts = np.bincount(predicted, minlength=classes)
-    columns = (rows, counts, precision, recall, f1, baseline_f1)
+def count_confusions(y: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+    """Count the rows by true and predicted class: [classes, classes]. y, predicted: class indices [rows]."""
+    return np.bincount(y * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def score_classes(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floating]) -> tuple[ClassScores, ...]:
+    """Return the scores of each class. y: the true class indices [rows]. outputs: probabilities [rows, classes]."""
+    predicted, classes = outputs.argmax(1), outputs.shape[1]
+    rows, counts = (np.bincount(values, minlength=classes) for values in (y, predicted))
+    right = np.bincount(y[y == predicted], minlength=classes)
+    always = np.where(np.arange(classes) == np.bincount(y).argmax(), len(y), 0)  # predictions of the baseline
+    columns = (
+        rows,
+        counts,
+        _ratio(right, counts),
+        _ratio(right, rows),
+        _ratio(2 * right, rows + counts),
+        _ratio(2 * np.minimum(always, rows), rows + always),
+        auc_by_class(y, outputs),
+    )
     return tuple(ClassScores(*scores) for scores in zip(*(c.tolist() for c in columns), strict=True))
 
 
@@ -172,8 +209,12 @@ def permutation_importance(
 
 def _loss(task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) -> float:
     if task == "regression":
-        return float(root_mean_squared_error(y, outputs[:, 0].astype(np.float64)))
-    # The loss is computed here because scikit-learn's `log_loss` first checks the whole matrix, which takes longer than
-    # the network.
+        return math.sqrt(float(np.square(outputs[:, 0].astype(np.float64) - y).mean()))
     of_true_class = np.take_along_axis(outputs, y[:, None], axis=1).astype(np.float64)
     return float(-np.log(of_true_class.clip(np.finfo(np.float32).eps, 1)).mean())
+
+
+def _ratio(counts: npt.NDArray[np.int64], of: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Divide element by element. 0 / 0 is NaN."""
+    ratio: npt.NDArray[np.float64] = np.divide(counts, of, out=np.full(len(counts), np.nan), where=of > 0)
+    return ratio

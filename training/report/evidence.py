@@ -12,7 +12,12 @@ import numpy.typing as npt
 
 from foldserve.service.bundle import Manifest
 from foldserve.training.fit.loop import Epoch
+from foldserve.training.report.curves import Curve, trace_curve
 from foldserve.training.report.evaluate import ClassScores, Importances, score_baseline, score_classes
+from foldserve.training.report.latency import Latency
+from foldserve.training.report.previous import Previous
+
+_CURVES = 3
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class Evidence:
     histories: the epochs of each member of the model; () for a member without a history. y: the targets of the test
     rows. For classification, int64 [rows], indices into `manifest.labels`; for regression, float64 [rows], in the units
     of the target. outputs: the outputs of the exported model for the same rows, [rows, outputs]. importances: one entry
-    per feature of the manifest. notes: further sentences for the reader.
+    per feature of the manifest. notes: further sentences for the reader. previous: the version before this one, if
+    there is one. latency: the speed of the model on the machine of the training.
     """
 
     manifest: Manifest
@@ -31,6 +37,8 @@ class Evidence:
     outputs: npt.NDArray[np.floating[Any]]
     importances: Importances
     notes: tuple[str, ...] = ()
+    previous: Previous | None = None
+    latency: tuple[Latency, ...] = ()
 
     @cached_property
     def baseline(self) -> dict[str, float]:
@@ -40,8 +48,24 @@ class Evidence:
     @cached_property
     def classes(self) -> tuple[ClassScores, ...]:
         """The scores of each class, one entry per label; () for regression."""
-        predicted = self.outputs.argmax(1)
-        return score_classes(self.y, predicted, len(self.manifest.labels)) if self.manifest.labels else ()
+        return score_classes(self.y, self.outputs) if self.manifest.labels else ()
+
+    @cached_property
+    def curves(self) -> dict[int, Curve]:
+        """The curves over all thresholds, by the index of the class. The class of the first curve matters most.
+
+        For two classes, there is the curve of the second one. For more classes, there are those of the classes with the
+        lowest AUC, each against the others. A class without an AUC has no curve.
+        """
+        labels = len(self.manifest.labels)
+        by_auc = sorted(range(labels), key=lambda i: (math.isnan(self.classes[i].auc), self.classes[i].auc))
+        traced = {i: trace_curve(self.y == i, self.outputs[:, i]) for i in ([1] if labels == 2 else by_auc[:_CURVES])}
+        return {i: curve for i, curve in traced.items() if curve is not None}
+
+    @property
+    def threshold(self) -> float:
+        """The probability of the second of two classes from which on a row gets this class."""
+        return 0.5
 
     @property
     def worst_classes(self) -> list[int]:

@@ -12,15 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from foldserve.training.report.svg import COLOURS
-from foldserve.training.text import (
-    format_count,
-    format_difference,
-    format_figure,
-    format_name,
-    format_percent,
-    printable,
-)
+from foldserve.service.figures import format_count, format_difference, format_figure, format_percent
+from foldserve.training.text import format_name, printable
 
 
 @cache
@@ -32,7 +25,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["colours"] = COLOURS
     environment.filters |= {
         "difference": format_difference,
         "figure": format_figure,

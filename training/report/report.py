@@ -12,21 +12,31 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import confusion_matrix
 
 from foldserve.service.bundle import Feature
+from foldserve.service.figures import (
+    count_of,
+    format_count,
+    format_duration,
+    format_figure,
+    format_percent,
+    format_value,
+)
 from foldserve.training.fit.loop import Epoch
 from foldserve.training.report import charts
-from foldserve.training.report.evaluate import Calibration, measure_calibration
+from foldserve.training.report.evaluate import METRIC_NAMES, Calibration, count_confusions, measure_calibration
 from foldserve.training.report.evidence import Evidence
 from foldserve.training.report.page import render_page
-from foldserve.training.report.sentences import findings, headline
-from foldserve.training.text import format_count, format_figure, format_name, format_percent, format_value, join_some
+from foldserve.training.report.sentences import compare_versions, describe_threshold, findings, headline
+from foldserve.training.text import format_name, join_some
 
 MAX_MATRIX_CLASSES = 30
 MAX_CLASSES = 50
 MAX_PAIRS = 20
 MAX_FEATURES = 100
+LIFT_SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
+# The cells of a larger confusion matrix have no room for the share below the count.
+_MAX_SHARES = 12
 _MAX_BARS = 40
 _MOST_NAMES = 5
 # A label with more characters than this is written vertically above its column of the confusion matrix.
@@ -45,10 +55,98 @@ def render(evidence: Evidence) -> str:
         notes=[*evidence.notes, *findings(evidence)],
         headline=headline(evidence),
         curves=_curves(evidence.histories, "accuracy" if manifest.labels else "R2"),
+        metrics=_metrics(evidence),
+        previous=_describe_previous(evidence),
+        speed=_describe_speed(evidence),
+        ranking=_ranking(evidence),
         features=_features(evidence),
         worst=max(m.parity.worst for m in manifest.certificate.measurements),
         outcome=_classification(evidence) if manifest.labels else _regression(evidence),
     )
+
+
+def _metrics(evidence: Evidence) -> dict[str, Any]:
+    """Return the titles and the rows of the table of metrics. Each row has a name, a number of rows, and figures."""
+    manifest, previous = evidence.manifest, evidence.previous
+    names = list(manifest.metrics["test"])
+    rows: list[tuple[str, int, dict[str, float]]] = [
+        (part, manifest.provenance.rows[part], manifest.metrics[part]) for part in sorted(manifest.metrics)
+    ]
+    rows.append(("test, baseline", len(evidence.y), evidence.baseline))
+    if previous and previous.manifest:
+        count = previous.manifest.provenance.rows.get("test", 0)
+        rows.append((f"test, version {previous.version}", count, previous.manifest.metrics["test"]))
+    return {
+        "titles": ["rows", "count", *(METRIC_NAMES[name] for name in names)],
+        "rows": [
+            (name, format_count(count), [format_figure(scores.get(metric, math.nan)) for metric in names])
+            for name, count, scores in rows
+        ],
+    }
+
+
+def _describe_previous(evidence: Evidence) -> str:
+    previous = evidence.previous
+    if previous is None:
+        return "There is no version before this one."
+    if previous.manifest is None:
+        return f"Version {previous.version}, the one before, can't be read: {previous.reason}."
+    rows = (
+        "the same test rows"
+        if previous.has_rows_of(evidence.manifest)
+        else "its own test rows, which may be others, so a difference can come from the rows"
+    )
+    return f"Version {previous.version} is the one before, measured on {rows}. {compare_versions(evidence)}"
+
+
+def _describe_speed(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return the size of the model and its speed as pairs of a name and a text."""
+    manifest = evidence.manifest
+    facts = [("model.onnx", count_of(manifest.model.size, "byte"))]
+    if evidence.previous and evidence.previous.manifest:
+        facts.append((f"version {evidence.previous.version}", count_of(evidence.previous.manifest.model.size, "byte")))
+    for latency in evidence.latency:
+        each = f", {format_duration(latency.seconds / latency.rows)} a row" if latency.rows > 1 else ""
+        facts.append((count_of(latency.rows, "row"), f"{format_duration(latency.seconds)}{each}"))
+    return facts
+
+
+def _ranking(evidence: Evidence) -> dict[str, Any]:
+    """Return the charts over all thresholds for the template; {} for a regression or if no class has a curve."""
+    labels, curves = evidence.manifest.labels, evidence.curves
+    if not curves:
+        return {}
+    named = [(format_name(labels[i]), curve) for i, curve in curves.items()]
+    name, curve = named[0]
+    binary = len(labels) == 2
+    marked = curve.at(evidence.threshold) if binary else None
+    areas = _list_figures([(name, curve.auc) for name, curve in named])
+    precisions = _list_figures([(name, curve.average_precision) for name, curve in named])
+    shares = LIFT_SHARES if binary else ()
+    return {
+        "roc": charts.draw_roc(named, marked, f"ROC curve. The area below it is {areas}."),
+        "areas": areas,
+        "precision_recall": charts.draw_precision_recall(
+            named, marked, f"Precision by recall. The average precision is {precisions}."
+        ),
+        "precisions": precisions,
+        "gains": ""
+        if marked is None
+        else charts.draw_gains(name, curve, marked, f"Share of {name} found by the share of the rows taken."),
+        "lifts": [
+            (f"{share:.0%}", format_percent(found), format_figure(found / share))
+            for share, found in ((share, curve.found_in_first(share)) for share in shares)
+        ],
+        "sentences": describe_threshold(evidence) if binary else [],
+        "name": name,
+    }
+
+
+def _list_figures(named: Sequence[tuple[str, float]]) -> str:
+    """Write the figure of each class with its name. A single figure needs no name."""
+    if len(named) == 1:
+        return format_figure(named[0][1])
+    return ", ".join(f"{format_figure(figure)} for {name}" for name, figure in named)
 
 
 def _curves(histories: Sequence[tuple[Epoch, ...]], score: str) -> dict[str, str]:
@@ -80,7 +178,7 @@ def _curves(histories: Sequence[tuple[Epoch, ...]], score: str) -> dict[str, str
 
 def _classification(evidence: Evidence) -> dict[str, Any]:
     labels, classes, y, outputs = evidence.manifest.labels, evidence.classes, evidence.y, evidence.outputs
-    counts = confusion_matrix(y, outputs.argmax(1), labels=np.arange(len(labels)))
+    counts = count_confusions(y, outputs.argmax(1), len(labels))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [format_name(label) for label in labels]
     has_matrix = len(labels) <= MAX_MATRIX_CLASSES
@@ -88,15 +186,18 @@ def _classification(evidence: Evidence) -> dict[str, Any]:
     shown = range(len(labels)) if len(labels) <= MAX_CLASSES else evidence.worst_classes[:MAX_CLASSES]
     defined = [scores.f1 for scores in classes if not math.isnan(scores.f1)]
     baselines = [scores.baseline_f1 for scores in classes if scores.rows]
+    areas = [scores.auc for scores in classes if not math.isnan(scores.auc)]
     calibration = measure_calibration(y, outputs)
     return {
         "names": names,
         "matrix": [(name, list(zip(row, share, strict=True))) for name, row, share in rows],
+        "with_shares": len(labels) <= _MAX_SHARES,
         "long_labels": any(len(name) > _SHORT_LABEL for name in names),
         "pairs": _confusions(counts, shares)[: _MOST_NAMES if has_matrix else MAX_PAIRS],
         "classes": [(labels[i], classes[i]) for i in shown],
         "macro_f1": sum(defined) / len(defined),
         "macro_baseline": sum(baselines) / len(baselines),
+        "macro_auc": sum(areas) / len(areas) if areas else math.nan,
         "calibration_error": calibration.error,
         "reliability": _reliability(calibration),
     }
@@ -133,20 +234,32 @@ def _regression(evidence: Evidence) -> dict[str, Any]:
     quantiles = ", ".join(f"{p:.0%} below {format_value(q)}" for p, q in zip(shares, values, strict=True))
     extent = f"between {format_value(y.min())} and {format_value(y.max())}"
     alt = f"Predicted against true values {extent}, one dot per row."
+    log_scaled = charts.is_log_scaled(y)
+    hidden = int((y + residual <= 0).sum()) if log_scaled else 0
     return {
         "predictions": charts.draw_predictions(y, y + residual, alt),
         "residuals": charts.draw_residuals(residual, f"Histogram of predicted minus true: {quantiles}."),
         "quantiles": quantiles,
+        "sizes": _error_sizes(residual),
+        "hidden": f"{count_of(hidden, 'row')} with a predicted value of 0 or less can't be drawn" if hidden else "",
+        "log_scaled": log_scaled,
+        "long_tail": charts.has_long_tail(residual),
         "drawn": min(len(y), charts.MAX_POINTS),
     }
+
+
+def _error_sizes(residual: npt.NDArray[np.float64]) -> list[tuple[str, str]]:
+    shares = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+    sizes = np.quantile(abs(residual), shares).tolist()
+    return [(f"{share:.0%}", format_value(size)) for share, size in zip(shares, sizes, strict=True)]
 
 
 def _features(evidence: Evidence) -> list[dict[str, Any]]:
     """Return one entry for each line of the table, with the most important feature first."""
     mean, std = evidence.importances.mean, evidence.importances.std
     largest = max(float(mean.max()), 0.0)
-    # All numbers of the column have the same number of decimals. It is chosen so that the largest number has three
-    # digits.
+    # All numbers of the column have the same number of decimals, so that they can be compared. The largest number has
+    # three digits.
     places = max(2 - math.floor(math.log10(largest)), 0) if largest > _ZERO else 4
     return [
         {

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from foldserve.service.figures import format_difference, format_figure, format_percent, format_value
+from foldserve.training.report.evaluate import METRIC_NAMES
 from foldserve.training.report.evidence import Evidence
-from foldserve.training.text import format_figure, format_name, format_percent, join_some, printable
+from foldserve.training.text import format_name, join_some, printable
 
 _MOST_NAMES = 5
 _MOST_LINES = 3
+_FIRST_ROWS = 0.1
+_LOWER_IS_BETTER = ("log_loss", "rmse", "mae")
 
 
 def headline(evidence: Evidence) -> str:
@@ -45,9 +49,52 @@ def findings(evidence: Evidence) -> list[str]:
     return sentences
 
 
+def describe_threshold(evidence: Evidence) -> list[str]:
+    """Say what the decision threshold of a model with two classes does, and how well the model ranks the rows.
+
+    Return [] if the test rows have only one class.
+    """
+    if not evidence.curves:
+        return []
+    place, curve = next(iter(evidence.curves.items()))
+    name, marked = format_name(evidence.manifest.labels[place]), curve.at(evidence.threshold)
+    precision = float(curve.precision[marked])
+    lift = curve.found_in_first(_FIRST_ROWS) / _FIRST_ROWS
+    right = f", and {format_percent(precision)} of these answers are right (precision)" if marked else ""
+    return [
+        f"From a probability of {format_value(evidence.threshold)} on, the answer is {name}: this finds "
+        f"{format_percent(float(curve.recall[marked]))} of the rows of {name} (recall){right}.",
+        f"Among the {_FIRST_ROWS:.0%} of the rows with the highest probability, {name} is {format_figure(lift)} times "
+        "as frequent as among all rows (lift).",
+    ]
+
+
+def compare_versions(evidence: Evidence) -> str:
+    """Say for each metric of the test rows whether it is better than in the version before. "" without that version."""
+    previous = evidence.previous and evidence.previous.manifest
+    if not previous:
+        return ""
+    ours, theirs = evidence.manifest.metrics["test"], previous.metrics["test"]
+    changes = [
+        f"{METRIC_NAMES[metric]} {_compare(metric, theirs[metric], value)}"
+        for metric, value in ours.items()
+        if metric in theirs
+    ]
+    if not changes:
+        return "It has none of the metrics of this version."
+    return f"This version: {', '.join(changes)}."
+
+
+def _compare(metric: str, before: float, after: float) -> str:
+    if before == after:
+        return "unchanged"
+    is_better = (after < before) == (metric in _LOWER_IS_BETTER)
+    return f"{'better' if is_better else 'worse'} by {format_difference(abs(after - before))}"
+
+
 def summarise(evidence: Evidence) -> str:
-    """Return the lines for the terminal: the baseline, the worst classes or the residuals, the best features, and the
-    findings.
+    """Return the lines for the terminal: the baseline, the worst classes or the residuals, the best features, the
+    version before, and the findings.
 
     The notes of the evidence are left out, because the command printed them when it read the table.
     """
@@ -57,8 +104,19 @@ def summarise(evidence: Evidence) -> str:
     lines = [("baseline", f"{figures}, by always answering {constant}")]
     lines += _worst_classes(evidence) if manifest.labels else [_residuals(evidence)]
     lines.append(("features", _best_features(evidence)))
+    lines += _previous(evidence)
     lines += [("note", printable(finding)) for finding in findings(evidence)]
     return "\n".join(f"{head:<12} {text}" for head, text in lines)
+
+
+def _previous(evidence: Evidence) -> list[tuple[str, str]]:
+    previous = evidence.previous
+    if previous is None:
+        return []
+    if previous.manifest is None:
+        return [("note", printable(f"version {previous.version}, the one before, can't be read: {previous.reason}"))]
+    rows = "the same test rows" if previous.has_rows_of(evidence.manifest) else "other test rows, perhaps"
+    return [("previous", f"version {previous.version}, {rows}. {compare_versions(evidence)}")]
 
 
 def _worst_classes(evidence: Evidence) -> list[tuple[str, str]]:
@@ -68,7 +126,7 @@ def _worst_classes(evidence: Evidence) -> list[tuple[str, str]]:
         scores = evidence.classes[i]
         recall = f"{format_percent(scores.recall)} of {scores.rows:,} found"
         label = format_name(evidence.manifest.labels[i])
-        lines.append(("" if place else "worst", f"{label}: {recall}, F1 {scores.f1:.4f}"))
+        lines.append(("" if place else "worst", f"{label}: {recall}, F1 {format_figure(scores.f1)}"))
     return lines
 
 

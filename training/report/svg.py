@@ -1,105 +1,177 @@
-"""Draws charts with matplotlib as SVG for an HTML page. The same numbers give the same bytes.
+"""Draws one chart as an `<svg>` element of an HTML page. The same numbers give the same bytes.
 
-The module owns the style of matplotlib, and the conversion of an SVG file into a part of a page. It knows no particular
-chart. The charts use the CSS custom properties of `COLOURS`. A page sets these properties, and may change them with the
-reader's colour scheme.
+The module knows axes and marks, but no particular chart. The page gives colours, lines and fonts to the CSS classes of
+the marks, and may change them with the reader's colour scheme. A chart is about as wide as a phone, so that its text is
+readable there; on a wide page, charts stand side by side.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Literal
 
-from matplotlib import style
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import numpy as np
+import numpy.typing as npt
 
-# The CSS custom property of each colour, and the colour on a page that does not set this property.
-COLOURS = {"chart-text": "#33383f", "chart-grid": "#d5d9df", "chart-first": "#0b5cad", "chart-second": "#b3500b"}
-TEXT, GRID, FIRST, SECOND = COLOURS.values()
+from foldserve.training.report.axis import Axis, Values
 
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+Colour = Literal["first", "second", "ink", "pale"]
+Dash = Literal["", "dashed", "dotted"]
 
-_STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": GRID,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": TEXT,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": TEXT,
-    "axes.titlesize": 9.5,
-    "figure.facecolor": "none",
-    "font.family": "DejaVu Sans",  # matplotlib includes this font, so the layout is the same on every machine
-    "font.size": 9,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "legend.labelcolor": TEXT,
-    "lines.linewidth": 1.4,
-    "svg.fonttype": "none",  # text stays text, so the file is smaller and a reader can search it
-    "text.color": TEXT,
-    "text.parse_math": False,
-    "xtick.color": GRID,
-    "xtick.labelcolor": TEXT,
-    "ytick.color": GRID,
-    "ytick.labelcolor": TEXT,
-}
+# All sizes are in the units of the viewBox, which are about pixels on a phone.
+_WIDTH, _HEIGHT = 400, 250
+_RIGHT, _TOP, _BOTTOM = 12, 12, 42
+_LEFT_OF_LABELS, _RIGHT_OF_LABELS = 22, 6
+_TITLE = 20
+_TICK, _CHARACTER = 4, 6.2
+# The largest number of labels that fit below a chart depends on their length.
+_LABEL_GAP = 12
 
 
-def draw_svg(name: str, alt: str, draw: Callable[[Axes], None], size: tuple[float, float] = (4.6, 2.9)) -> str:
-    """Draw one chart and return it as an `<svg>` element. See `draw_grid`."""
-    return draw_grid(name, alt, (1, 1), size, lambda axes: draw(axes[0, 0]))
+@dataclass
+class Chart:
+    """A chart with marks in the order of the calls. title: a line above the chart."""
+
+    x: Axis
+    y: Axis
+    title: str = ""
+    _marks: list[str] = field(default_factory=list)
+
+    def line(self, x: Values, y: Values, colour: Colour, dash: Dash = "", *, opacity: float = 1.0) -> None:
+        """Draw a line through points. The line is interrupted at a value that is not finite."""
+        columns, rows = self._places(x, y)
+        parts, pen = list[str](), "M"
+        for column, row in zip(columns.tolist(), rows.tolist(), strict=True):
+            if not (np.isfinite(column) and np.isfinite(row)):
+                pen = "M"
+                continue
+            parts.append(f"{pen}{_number(column)} {_number(row)}")
+            pen = "L"
+        faint = f' style="opacity:{opacity:.2g}"' if opacity < 1 else ""
+        self._marks.append(f'<path class="line {colour} {dash}"{faint} d="{"".join(parts)}"/>')
+
+    def points(self, x: Values, y: Values, colour: Colour, *, size: float = 3.0, faint: bool = False) -> None:
+        """Draw dots. Dots of one call are one element, so that many dots need little space."""
+        columns, rows = self._places(x, y)
+        shown = np.isfinite(columns) & np.isfinite(rows)
+        dots = zip(columns[shown].tolist(), rows[shown].tolist(), strict=True)
+        path = "".join(f"M{_number(column)} {_number(row)}h0" for column, row in dots)
+        style = f"stroke-width:{2 * size:g}" + (";opacity:.5" if faint else "")
+        self._marks.append(f'<path class="dots {colour}" style="{style}" d="{path}"/>')
+
+    def bars(self, low: Values, high: Values, heights: Values, colour: Colour, floor: Values | None = None) -> None:
+        """Draw a bar from `low` to `high` on the x axis for each of `heights`. floor: where the bars begin."""
+        left, tops = self._places(low, heights)
+        right, bottoms = self._places(high, np.full(len(heights), self.y.low) if floor is None else floor)
+        bars = zip(*(ends.tolist() for ends in (left, right, tops, bottoms)), strict=True)
+        path = "".join(
+            f"M{_number(a)} {_number(bottom)}V{_number(top)}H{_number(b)}V{_number(bottom)}Z"
+            for a, b, top, bottom in bars
+            if np.isfinite(top) and top < bottom
+        )
+        self._marks.append(f'<path class="area {colour}" d="{path}"/>')
+
+    def band(self, x: Values, low: Values, high: Values, colour: Colour) -> None:
+        """Fill the area between two lines. Points that are not finite are left out."""
+        columns, lower = self._places(x, low)
+        _, upper = self._places(x, high)
+        shown = np.isfinite(columns) & np.isfinite(lower) & np.isfinite(upper)
+        there = zip(columns[shown].tolist(), lower[shown].tolist(), strict=True)
+        back = zip(columns[shown][::-1].tolist(), upper[shown][::-1].tolist(), strict=True)
+        path = "L".join(f"{_number(column)} {_number(row)}" for column, row in (*there, *back))
+        if path:
+            self._marks.append(f'<path class="band {colour}" d="M{path}Z"/>')
+
+    def text(self, x: float, y: float, text: str, anchor: Literal["start", "middle", "end"] = "middle") -> None:
+        """Write a text at a point, a little above it."""
+        columns, rows = self._places(np.array([x]), np.array([y]))
+        place = f'x="{_number(float(columns[0]))}" y="{_number(float(rows[0]) - 4)}"'
+        self._marks.append(f'<text {place} text-anchor="{anchor}">{escape(text)}</text>')
+
+    def note(self, text: str) -> None:
+        """Write a text into the lower left corner."""
+        place = f'x="{self._left + 8}" y="{self._bottom - 8}"'
+        self._marks.append(f"<text {place}>{escape(text)}</text>")
+
+    def svg(self, alt: str) -> str:
+        """Return the chart. alt: the description for a reader who can't see it."""
+        title = (
+            f'<text class="title" x="{self._left}" y="{_TITLE - 4}">{escape(self.title)}</text>' if self.title else ""
+        )
+        return (
+            f'<svg class="chart" viewBox="0 0 {_WIDTH} {self._height}" role="img" aria-label="{escape(alt)}">'
+            f"{title if self.title else ''}{self._grid()}{''.join(self._marks)}</svg>"
+        )
+
+    @property
+    def _left(self) -> float:
+        longest = max((len(label) for _, label in self.y.ticks), default=0)
+        return round(_LEFT_OF_LABELS + _CHARACTER * longest + _RIGHT_OF_LABELS)
+
+    @property
+    def _top(self) -> float:
+        return _TOP + (_TITLE if self.title else 0)
+
+    @property
+    def _height(self) -> int:
+        return _HEIGHT + (_TITLE if self.title else 0)
+
+    @property
+    def _bottom(self) -> float:
+        return self._height - _BOTTOM
+
+    def _places(self, x: Values, y: Values) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return the places of points in the units of the viewBox. A place outside the axes is moved to their edge."""
+        columns = self._left + (_WIDTH - self._left - _RIGHT) * self.x.place(x).clip(0, 1)
+        rows = self._bottom - (self._bottom - self._top) * self.y.place(y).clip(0, 1)
+        return columns, rows
+
+    def _grid(self) -> str:
+        left, right, bottom = self._left, _WIDTH - _RIGHT, self._bottom
+        ticks_x, ticks_y = self._thinned(self.x.ticks), self.y.ticks
+        columns, _ = self._places(np.array([value for value, _ in ticks_x]), np.full(len(ticks_x), self.y.low))
+        _, rows = self._places(np.full(len(ticks_y), self.x.low), np.array([value for value, _ in ticks_y]))
+        lines = "".join(f"M{left} {_number(row)}H{right}" for row in rows.tolist())
+        axis = f"M{left} {_number(bottom)}H{right}"
+        axis += "".join(f"M{_number(column)} {_number(bottom)}v{_TICK}" for column in columns.tolist())
+        labels = [
+            f'<text x="{_number(column)}" y="{_number(bottom + 16)}" text-anchor="middle">{escape(label)}</text>'
+            for column, (_, label) in zip(columns.tolist(), ticks_x, strict=True)
+        ] + [
+            f'<text x="{left - _RIGHT_OF_LABELS}" y="{_number(row + 4)}" text-anchor="end">{escape(label)}</text>'
+            for row, (_, label) in zip(rows.tolist(), ticks_y, strict=True)
+        ]
+        middle_x, middle_y = (left + right) / 2, (self._top + bottom) / 2
+        labels.append(
+            f'<text x="{_number(middle_x)}" y="{self._height - 6}" text-anchor="middle">{escape(self.x.label)}</text>'
+            f'<text transform="translate(12 {_number(middle_y)}) rotate(-90)" text-anchor="middle">'
+            f"{escape(self.y.label)}</text>"
+        )
+        return f'<path class="rule" d="{lines}"/><path class="axis" d="{axis}"/>{"".join(labels)}'
+
+    def _thinned(self, ticks: Sequence[tuple[float, str]]) -> Sequence[tuple[float, str]]:
+        """Leave out ticks until their labels fit side by side."""
+        longest = max((len(label) for _, label in ticks), default=0)
+        fitting = max(1, int((_WIDTH - self._left) / (_CHARACTER * longest + _LABEL_GAP)))
+        return ticks[:: -(-len(ticks) // fitting)] if ticks else ticks
 
 
-def draw_grid(
-    name: str, alt: str, shape: tuple[int, int], size: tuple[float, float], draw: Callable[[Any], None], **axes: Any
-) -> str:
-    """Draw a grid of axes [rows, columns].
-
-    Return it as one `<svg>` element that does not refer to anything outside the element.
-
-    name: a name that is unique on the page, so that the ids of two charts differ. alt: the description for a reader who
-    can't see the chart.
-    size: the size in inches; the page scales the width. axes: arguments of `Figure.subplots`.
-    """
-    with style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots(*shape, squeeze=False, **axes))
-        content = io.StringIO()
-        figure.savefig(content, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _to_inline(content.getvalue(), alt)
+def legend(*entries: tuple[Colour, Dash | Literal["dot", "area"], str]) -> str:
+    """Return the HTML list that explains the colours and lines of charts. entries: a colour, a mark and its meaning."""
+    items = "".join(
+        f'<li><span class="key {colour} {mark or "solid"}"></span>{escape(text)}</li>' for colour, mark, text in entries
+    )
+    return f'<ul class="legend">{items}</ul>'
 
 
-def _to_inline(svg: str, alt: str) -> str:
-    """Turn the text of matplotlib's SVG file into an element of a page."""
-    root = re.compile(r'.*?<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
-    svg = root.sub(rf'<svg class="chart" viewBox="\1" role="img" aria-label="{escape(alt)}">', svg, count=1)
-    # The style and the ids are removed. The style would apply to every element of the page, and two charts would have
-    # the same ids.
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    for variable, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{variable}, {colour})")
-    return re.sub(r"\s*\n\s*", "\n", svg)
+def side_by_side(charts: Sequence[str], below: str = "") -> str:
+    """Return the HTML of charts that stand side by side where the page is wide enough. below: a legend for all."""
+    return f'<div class="columns">{"".join(charts)}</div>{below}'
 
 
-def format_power_of_ten(value: float, _position: float = 0) -> str:
-    """Write the label of a tick on a logarithmic axis, such as 10⁻³. matplotlib would write TeX source into the SVG."""
-    exponent = round(math.log10(value))
-    return "10" + str(exponent).translate(_SUPERSCRIPTS)
-
-
-def legend_below(axes: Axes) -> None:
-    """Put one legend for the whole figure below the figure. axes: an axes that contains all entries of the legend."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure = axes.get_figure(root=True)
-    if figure is not None:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+def _number(value: float) -> str:
+    """Write a coordinate with at most one decimal."""
+    text = f"{value:.1f}"
+    return text.removesuffix(".0")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from foldserve.training.errors import DataError
+from foldserve.training.table.buffers import copy_numbers
 from foldserve.training.text import flag_value
 
 
@@ -76,8 +77,8 @@ def distinct(cells: pa.ChunkedArray) -> Distinct:
     encoded = cells.cast(pa.string()) if pa.types.is_null(cells.type) or is_time(cells) else cells
     encoded = encoded.dictionary_encode().unify_dictionaries()
     values = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []
-    parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    codes = np.concatenate(parts, dtype=np.int64) if parts else np.empty(0, np.int64)
+    indices = pa.chunked_array([chunk.indices for chunk in encoded.chunks], pa.int32())
+    codes = copy_numbers(indices, -1).astype(np.int64)
     for code, value in enumerate(values):
         if (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and value != value):
             codes[codes == code] = -1

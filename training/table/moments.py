@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from foldserve.service.bundle import MAX_MOMENT, MOMENT_PATTERN, Reading
 from foldserve.training.errors import DataError
+from foldserve.training.table.buffers import copy_numbers, find_nulls
 from foldserve.training.table.cells import is_text, is_time
 from foldserve.training.table.numbers import Values, matches, without_blanks
 
@@ -82,5 +83,4 @@ def _microseconds(
         return None
     if times.null_count == len(times):
         return None
-    absent = pc.is_null(times).to_numpy()
-    return pc.fill_null(times.cast(pa.int64()), 0).to_numpy(), absent, zoned
+    return copy_numbers(times.cast(pa.int64()), 0), find_nulls(times), zoned

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from foldserve.service.bundle import Reading
 from foldserve.training.errors import DataError
+from foldserve.training.table.buffers import copy_numbers
 from foldserve.training.table.cells import Distinct, as_text, cell_text, distinct, is_text, is_time
 from foldserve.training.text import flag_value
 
@@ -98,8 +99,7 @@ def _without(missing: tuple[float, ...], values: Values) -> Values:
 def _to_numpy(cells: pa.ChunkedArray) -> Values:
     if not pa.types.is_floating(cells.type):
         cells = cells.cast(pa.float64(), safe=False)
-    values = np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in cells.chunks] or [np.empty(0)])
-    return values.astype(np.float64, copy=False)
+    return copy_numbers(cells, np.nan).astype(np.float64, copy=False)
 
 
 def read_numbers(name: str, cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values:

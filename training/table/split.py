@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from foldserve.service.figures import count_of
 from foldserve.training.errors import DataError
 from foldserve.training.table.schema import RowIndices, Split, Table
-from foldserve.training.text import count_of
 
 # The least number of rows that can be split, which is the sum of the smallest parts. Batch norm needs two training rows
 # for its statistics. A test needs two rows. The validation needs one row, and in a regression two rows for R2.

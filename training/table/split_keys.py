@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from foldserve.training.errors import DataError
+from foldserve.training.table.buffers import copy_numbers, find_nulls
 from foldserve.training.table.cells import distinct, is_text
 from foldserve.training.table.missing import require_values
 from foldserve.training.table.numbers import number_column
@@ -36,7 +37,5 @@ def read_time(name: str, cells: pa.ChunkedArray) -> npt.NDArray[Any]:
         raise DataError(
             f"column {name!r} is not a time: expected numbers, or dates like 2024-12-31 or 2024-12-31T23:59:59"
         ) from None
-    chunks = times.cast(pa.int64()).chunks
-    missing = np.concatenate([chunk.is_null().to_numpy(zero_copy_only=False) for chunk in chunks])
-    require_values(name, "the time", np.where(missing, -1, 0))
-    return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
+    require_values(name, "the time", np.where(find_nulls(times), -1, 0))
+    return copy_numbers(times.cast(pa.int64()), 0)

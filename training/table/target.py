@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from foldserve.service.bundle import Label, Reading, Task
+from foldserve.service.figures import count_of
 from foldserve.training.errors import DataError
 from foldserve.training.plan import DataOptions, Rare, TaskOption
 from foldserve.training.table.cells import Distinct, as_text, distinct, is_text
@@ -28,7 +29,7 @@ from foldserve.training.table.numbers import (
     read_numbers,
 )
 from foldserve.training.table.schema import Table
-from foldserve.training.text import count_of, join_some
+from foldserve.training.text import join_some
 
 MAX_CLASSES = 4_096
 # With `--rare merge`, all rare classes become this class.

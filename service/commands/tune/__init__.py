@@ -7,7 +7,6 @@
     choose       measurements -> settings, each with the figures that decided
     report       the result as a table, as TOML and as JSON
     host         the machine: its name, its load, the installed versions
-    wording      numbers as text
 
 This package knows neither the HTTP server nor the engine. The chosen settings do not change the time that HTTP and the
 engine need.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from foldserve.service.commands.tune.latency import Curve, Latencies
 from foldserve.service.commands.tune.throughput import Throughput
-from foldserve.service.commands.tune.wording import duration, plural
 from foldserve.service.commands.tune.workload import MAX_BATCH
+from foldserve.service.figures import count_of, format_duration
 from foldserve.service.runtime.session import Device
 
 # A graph costs GPU memory. So a graph is chosen only if it saves at least this share of the time. The comparison is
@@ -47,7 +47,7 @@ def choose(latencies: Latencies, throughput: Throughput, device: Device) -> tupl
         choices += _choose_on_cuda(on_cpu, latencies, device)
     elif device == "cpu":
         smallest = min(on_cpu)
-        figures = f"requested; {plural(smallest, 'row')} in {duration(on_cpu[smallest])}"
+        figures = f"requested; {count_of(smallest, 'row')} in {format_duration(on_cpu[smallest])}"
         choices.insert(0, Choice("device", "cpu", figures))
     if throughput.rates:
         choices.append(_choose_workers(throughput))
@@ -66,7 +66,7 @@ def _choose_threads(cpu: Mapping[int, Curve]) -> tuple[int, str]:
         gain = statistics.geometric_mean([cpu[chosen][batch] / cpu[more][batch] for batch in batches])
         enough = 1 + (_THREADS_GAIN - 1) * (more / chosen - 1)
         why = (
-            f"{plural(more, 'thread')} are {gain:.2f} times as fast as {chosen}, over batches of {min(batches)} to "
+            f"{count_of(more, 'thread')} are {gain:.2f} times as fast as {chosen}, over batches of {min(batches)} to "
             f"{max(batches):,} rows; {enough:.3g} would be enough"
         )
         if gain < enough:
@@ -84,7 +84,8 @@ def _choose_on_cuda(on_cpu: Curve, latencies: Latencies, device: Device) -> list
     faster = [batch for batch in on_cuda if batch > max(slower, default=0)]
 
     def compare(batch: int) -> str:
-        return f"{plural(batch, 'row')} in {duration(on_cuda[batch])} on CUDA, {duration(on_cpu[batch])} on the CPU"
+        cuda, cpu = format_duration(on_cuda[batch]), format_duration(on_cpu[batch])
+        return f"{count_of(batch, 'row')} in {cuda} on CUDA, {cpu} on the CPU"
 
     largest = compare(max(on_cuda))
     if device == "cuda":  # with this setting, every batch runs on CUDA
@@ -105,7 +106,8 @@ def _choose_buckets(graphs: Curve, plain: Curve) -> tuple[tuple[int, ...], str]:
         if graphs[batch] <= (1 - _GRAPH_SAVING) * alternative:
             kept.append(batch)
     batch = min(kept or graphs)
-    why = f"{plural(batch, 'row')} in {duration(graphs[batch])} as a graph, {duration(plain[batch])} as a plain run"
+    as_graph, as_run = format_duration(graphs[batch]), format_duration(plain[batch])
+    why = f"{count_of(batch, 'row')} in {as_graph} as a graph, {as_run} as a plain run"
     if dropped := ", ".join(f"{batch:,}" for batch in sorted(set(graphs) - set(kept))):
         why += f"; a graph of {dropped} rows would save less than {_GRAPH_SAVING:.0%}"
     return tuple(sorted(kept)), why

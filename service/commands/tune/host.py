@@ -6,8 +6,8 @@ import os
 import platform
 from importlib import metadata
 
-from foldserve.service.commands.tune.wording import plural
 from foldserve.service.errors import DeviceError
+from foldserve.service.figures import count_of
 from foldserve.service.machine import cgroup, nvidia, processor, wheels
 
 # If the load is above this share of the host's processors, other programs distort the measurements.
@@ -21,7 +21,7 @@ def describe(with_gpu: bool) -> str:
 
 def granted_processors() -> str:
     """Write the number of processors that this process may use."""
-    return plural(cgroup.threads(), "processor")
+    return count_of(cgroup.threads(), "processor")
 
 
 def versions() -> str:
@@ -39,7 +39,7 @@ def busy() -> str | None:
     host = os.cpu_count() or 1
     if load <= _BUSY * host:
         return None
-    return f"the machine was busy: a load of {load:.1f} on {plural(host, 'processor')} at the start; measure again"
+    return f"the machine was busy: a load of {load:.1f} on {count_of(host, 'processor')} at the start; measure again"
 
 
 def _gpu() -> str:

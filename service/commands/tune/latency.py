@@ -19,9 +19,9 @@ from numpy.random import Generator, default_rng
 
 from foldserve.service.arrays import Rows, Run
 from foldserve.service.bundle import Bundle, Manifest
-from foldserve.service.commands.tune.wording import plural
 from foldserve.service.commands.tune.workload import MAX_BATCH, Load, doublings, draw, reason, sigint_blocked
 from foldserve.service.errors import DeviceError, RuntimeFailure
+from foldserve.service.figures import count_of
 from foldserve.service.machine import cgroup
 from foldserve.service.runtime.load import load as load_bundle
 from foldserve.service.runtime.session import Device, Options
@@ -141,7 +141,7 @@ def _measure_rounds(
         for batch in fitting
     }
     skipped += [
-        f"{batch:,} rows: {plural(len(manifest.features), 'column')} need too much memory"
+        f"{batch:,} rows: {count_of(len(manifest.features), 'column')} need too much memory"
         for batch in batches
         if batch not in fitting
     ]
@@ -174,7 +174,7 @@ def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: l
     except Exception as error:
         if used:
             raise RuntimeFailure(
-                f"{variant.name}: a run of {plural(len(rows), 'row')} failed: {reason(error)}"
+                f"{variant.name}: a run of {count_of(len(rows), 'row')} failed: {reason(error)}"
             ) from error
         skipped.append(f"{variant.name}, {len(rows):,} rows: {reason(error)}")
         return False
@@ -202,4 +202,4 @@ def _median_run(run: Run, pool: Rows, batch: int, generator: Generator) -> float
 
 
 def _cpu_name(threads: int) -> str:
-    return f"CPU, {plural(threads, 'thread')}"
+    return f"CPU, {count_of(threads, 'thread')}"

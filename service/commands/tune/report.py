@@ -17,8 +17,8 @@ from foldserve.service.bundle.atomic import replace_file
 from foldserve.service.commands.tune.choose import Choice
 from foldserve.service.commands.tune.latency import Latencies
 from foldserve.service.commands.tune.throughput import Throughput
-from foldserve.service.commands.tune.wording import duration
 from foldserve.service.errors import SettingsError
+from foldserve.service.figures import format_duration
 
 # Every file that `tune` writes starts with these words. A file that starts with other words is not overwritten.
 _FIRST_WORDS = "# foldserve tune"
@@ -59,7 +59,7 @@ def table(latencies: Latencies) -> str:
     lines = [
         ["rows", *columns],
         *(
-            [f"{batch:,}", *(duration(curve[batch]) if batch in curve else "-" for curve in columns.values())]
+            [f"{batch:,}", *(format_duration(curve[batch]) if batch in curve else "-" for curve in columns.values())]
             for batch in batches
         ),
     ]

@@ -22,9 +22,9 @@ from typing import Any
 from numpy.random import default_rng
 
 from foldserve.service.bundle import Bundle, read
-from foldserve.service.commands.tune.wording import plural
 from foldserve.service.commands.tune.workload import MAX_BATCH, Load, draw, reason, sigint_blocked
 from foldserve.service.errors import DeviceError, RuntimeFailure
+from foldserve.service.figures import count_of
 from foldserve.service.runtime.load import load as load_bundle
 from foldserve.service.runtime.session import Options
 
@@ -61,7 +61,7 @@ def measure_throughput(
         for turn in range(_ROUNDS):
             for count in measured[:: 1 if turn % 2 else -1]:
                 rates[count].append(_run_together(ready[:count], turn_seconds))
-    skipped = (f"more than {plural(len(ready), 'process')} at once: {refusal}",) if refusal else ()
+    skipped = (f"more than {count_of(len(ready), 'process')} at once: {refusal}",) if refusal else ()
     return Throughput({count: statistics.median(found) for count, found in rates.items()}, skipped)
 
 

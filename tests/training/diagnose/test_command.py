@@ -60,7 +60,7 @@ def test_help_loads_no_torch():
     script = (
         "import sys; from foldserve.training.cli import main\n"
         "try: main(['diagnose', '--help'])\n"
-        "finally: assert not {'torch', 'matplotlib'} & set(sys.modules)"
+        "finally: assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
+from foldserve.training.fit.brent import minimise
 from foldserve.training.fit.calibrate import fit_temperature
 
 
@@ -46,6 +48,16 @@ def test_a_few_confident_rows_change_the_temperature_little_if_right_or_wrong():
 def test_more_rows_of_the_same_kind_change_the_temperature_more():
     found = [fit_temperature(*drawn(rows, 3, 4.0)) for rows in (5, 50, 5000)]
     assert 1 < found[0] < found[1] < found[2] < 4.2
+
+
+@settings(max_examples=300)
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=6), st.floats(-5, 5), st.floats(0.01, 9))
+def test_the_minimum_is_scipy_s_bit_for_bit(roots, low, width):
+    def cost(x):
+        return sum(math.cosh(x - root) - 0.3 * abs(x - root) for root in roots) + math.sin(3 * x)
+
+    found = minimise(cost, low, low + width)
+    assert found == minimize_scalar(cost, bounds=(low, low + width), method="bounded").x
 
 
 @settings(max_examples=40)

@@ -2,11 +2,23 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.inspection import permutation_importance as scikit_learn_importance
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.metrics import (
+    accuracy_score,
+    log_loss,
+    mean_absolute_error,
+    r2_score,
+    roc_auc_score,
+    root_mean_squared_error,
+)
 
 from foldserve.training.report.evaluate import (
+    keep_defined,
     measure_calibration,
     permutation_importance,
     score,
@@ -18,6 +30,49 @@ GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(400, 3)).astype(np.float32)
 VALUES = X @ np.array([3.0, 1.0, 0.0]) + GENERATOR.normal(size=400)
 CLASSES = np.digitize(VALUES, [-2, 2])
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(6, 60), st.sampled_from([1, 4, 50]))
+def test_the_metrics_of_a_classification_are_scikit_learn_s(seed, classes, rows, scale):
+    generator = np.random.default_rng(seed)
+    logits = scale * generator.integers(-3, 4, (rows, classes))  # small integers give equal probabilities
+    outputs = softmax(logits, 1).astype(np.float32)
+    y = np.append(np.arange(classes), generator.integers(0, classes, rows - classes))
+    exact = outputs.astype(np.float64) / outputs.sum(1, dtype=np.float64, keepdims=True)
+    areas = [roc_auc_score(y == k, outputs[:, k]) for k in range(classes)]
+    assert score("classification", y, outputs) == pytest.approx(
+        {
+            "accuracy": accuracy_score(y, outputs.argmax(1)),
+            "log_loss": log_loss(y, exact, labels=range(classes)),
+            "auc": areas[1] if classes == 2 else np.mean(areas),
+        },
+        rel=1e-9,
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60), st.sampled_from([1e-6, 1.0, 1e9]))
+def test_the_metrics_of_a_regression_are_scikit_learn_s(seed, rows, scale):
+    generator = np.random.default_rng(seed)
+    y = scale * generator.normal(size=rows)
+    outputs = (y + scale * generator.normal(size=rows))[:, None].astype(np.float32)
+    assert score("regression", y, outputs) == pytest.approx(
+        {
+            "rmse": root_mean_squared_error(y, outputs[:, 0]),
+            "mae": mean_absolute_error(y, outputs[:, 0]),
+            "r2": r2_score(y, outputs[:, 0]),
+        },
+        rel=1e-6,
+    )
+
+
+def test_a_metric_that_one_part_can_t_have_is_left_out_of_both():
+    one_class = score("classification", np.zeros(3, np.int64), np.full((3, 2), 0.5))
+    both = score("classification", np.array([0, 1]), np.full((2, 2), 0.5))
+    kept = keep_defined({"validation": one_class, "test": both})
+    assert {part: list(values) for part, values in kept.items()} == {
+        "validation": ["accuracy", "log_loss"],
+        "test": ["accuracy", "log_loss"],
+    }
 
 
 @pytest.mark.parametrize(("task", "y"), [("classification", CLASSES), ("regression", VALUES)])
@@ -34,7 +89,8 @@ def test_a_baseline_without_rows_of_a_class_is_defined():
 
 
 def test_a_class_without_rows_and_predictions_has_no_scores():
-    absent, never, taken = (score_classes(np.array([1, 1, 1]), np.array([2, 2, 2]), 4)[i] for i in (0, 1, 2))
+    always_2 = np.tile(np.eye(4)[2], (3, 1))
+    absent, never, taken = (score_classes(np.array([1, 1, 1]), always_2)[i] for i in (0, 1, 2))
     assert (absent.rows, absent.predicted) == (0, 0)
     assert np.isnan([absent.precision, absent.recall, absent.f1, absent.baseline_f1]).all()
     assert np.isnan(never.precision)

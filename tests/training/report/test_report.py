@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_score, r2_score, recall_score
+from sklearn.metrics import (
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    mean_absolute_error,
+    precision_score,
+    r2_score,
+    recall_score,
+)
 
 from foldserve.training.report.evaluate import Importances
 from foldserve.training.report.evidence import Evidence
@@ -23,15 +31,17 @@ def test_metrics_are_shown_beside_the_best_constant_answer():
     shares = np.bincount(evidence.y) / len(evidence.y)
     entropy = log_loss(evidence.y, np.tile(shares, (len(evidence.y), 1)), labels=range(4))
     assert rows["test"] == [f"{value:.4f}" for value in evidence.manifest.metrics["test"].values()]
-    assert rows["test, baseline"] == [f"{shares.max():.4f}", f"{entropy:.4f}"]
+    assert rows["test, baseline"] == [f"{shares.max():.4f}", f"{entropy:.3f}", "0.5000"]
 
 
 def test_a_regression_is_shown_beside_the_mean():
     evidence = regression()
     page = Page(render(evidence))
     rows = {row[0]: row[2:] for row in page.table("rows", "count")}
-    assert rows["test, baseline"] == [f"{evidence.y.std():.4f}", "0.0000"]
-    assert rows["test"][1] == f"{r2_score(evidence.y, evidence.outputs):.4f}"
+    distance = abs(evidence.y - evidence.y.mean()).mean()
+    assert rows["test, baseline"] == [f"{evidence.y.std():.2f}", f"{distance:.2f}", "0"]
+    assert rows["test"][1] == f"{mean_absolute_error(evidence.y, evidence.outputs):.3f}"
+    assert rows["test"][2] == f"{r2_score(evidence.y, evidence.outputs):.4f}"
     assert f"50% below {np.median(evidence.outputs[:, 0] - evidence.y):.4g}" in page.text
     assert len(page.named("svg")) == 4 + 2  # scores, losses, predictions, residuals, and one histogram per feature
 
@@ -56,7 +66,10 @@ def test_the_confusion_matrix_is_scikit_learn_s():
     evidence = classification()
     expected = confusion_matrix(evidence.y, evidence.outputs.argmax(1))
     rows = Page(render(evidence)).table("true", "class 0")
-    assert [[int(cell) for cell in row[1:]] for row in rows] == expected.tolist()
+    cells = [[cell.split() for cell in row[1:]] for row in rows]
+    assert [[int(cell[0]) for cell in row] for row in cells] == expected.tolist()
+    shares = expected / expected.sum(1, keepdims=True)
+    assert [row[place][1] for place, row in enumerate(cells)] == [f"{share:.1%}" for share in shares.diagonal()]
 
 
 def test_many_classes_get_the_most_frequent_confusions_and_the_worst_classes():
@@ -96,14 +109,14 @@ def test_features_are_sorted_by_importance_and_described_by_the_manifest():
     assert by_name["column 1"] == ["numeric", "0 to 16", "12.5%"]
     assert by_name["column 2"] == ["numeric", "always 3", "none"]
     assert by_name["column 3"][:2] == ["boolean", "2: False, True"]
-    assert by_name["column 4"][1] == "-0.25 to 1e+09"
+    assert by_name["column 4"][1] == "-0.25 to 1,000,000,000"
 
 
 def test_folding_certificate_and_provenance_are_those_of_the_manifest():
     page = Page(render(classification()))
     assert page.table("layer") == [["norm1", "W' = diag(s) W", "dense1"]]
     assert page.table("runtime")[0] == [
-        *("onnxruntime CPU", "random", "4,096", "4,096", "4.1e-07", "3e-06", "0.97%", "100.0% of 4,096")
+        *("onnxruntime CPU", "random", "4,096", "4,096", "4.1e-07", "3.0e-06", "1.0%", "100.0% of 4,096")
     ]
     facts = {row[0]: row[1] for rows in page.tables for row in rows if len(row) == 2}
     assert facts["data sha256"] == "b" * 64
@@ -121,7 +134,7 @@ def test_histories_can_be_missing_short_or_many(histories):
     elif len(kept) > 1:
         assert f"{len(kept)} members" in page.text
     else:
-        assert "Lowest validation loss, 1.0400, after epoch 1 of 1." in page.text
+        assert "Lowest validation loss, 1.040, after epoch 1 of 1." in page.text
 
 
 def test_the_best_epoch_has_the_lowest_validation_loss():

@@ -22,7 +22,7 @@ def test_a_class_that_is_never_predicted_is_named_and_its_precision_is_undefined
     evidence = classification(never=2)
     page = Page(render(evidence))
     row = page.table("class")[2]
-    assert row[2:6] == ["0", "\N{EN DASH}", "0.0000", "0.0000"]
+    assert row[2:6] == ["0", "\N{EN DASH}", "0", "0"]
     assert "Classes of the test rows that the model never predicts: class 2." in page.text
     assert summarise(evidence).splitlines()[1].startswith("worst        class 2: 0.0% of")
 
@@ -57,4 +57,4 @@ def test_the_summary_has_the_baseline_the_worst_classes_and_the_best_features():
 def test_the_summary_of_a_regression_has_the_size_of_its_errors():
     evidence = regression()
     off = np.quantile(abs(evidence.outputs[:, 0] - evidence.y), [0.5, 0.9])
-    assert f"residuals    half within {off[0]:.4f}, 90% within {off[1]:.4f}" in summarise(evidence).splitlines()
+    assert f"residuals    half within {off[0]:.3f}, 90% within {off[1]:.3f}" in summarise(evidence).splitlines()

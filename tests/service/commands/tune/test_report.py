@@ -14,8 +14,8 @@ from foldserve.service.commands.tune.choose import choose
 from foldserve.service.commands.tune.latency import Latencies
 from foldserve.service.commands.tune.report import Tuning
 from foldserve.service.commands.tune.throughput import Throughput
-from foldserve.service.commands.tune.wording import duration
 from foldserve.service.errors import SettingsError
+from foldserve.service.figures import format_duration
 from tests.service.commands.tune.support import GRAPHS, ONE_THREAD, PLAIN
 
 
@@ -86,4 +86,4 @@ def test_the_page_on_tuning_explains_every_setting_that_is_chosen(digits: Bundle
     ],
 )
 def test_a_duration_has_three_digits_and_a_unit(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
