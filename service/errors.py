@@ -69,7 +69,7 @@ class SourceError(FoldserveError):
     """A file can't be read as a table."""
 
 
-class TableError(FoldserveError):
+class TableError(FoldserveError, ValueError):
     """A table does not fit the model."""
 
 
@@ -133,7 +133,7 @@ class UnsupportedMedia(RequestError):  # noqa: N818
     """The media type or the content encoding of the body is not supported."""
 
 
-class InvalidInput(RequestError):  # noqa: N818
+class InvalidInput(RequestError, ValueError):  # noqa: N818
     """The request is not valid for this model."""
 
 

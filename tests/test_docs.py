@@ -37,7 +37,9 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 @each_page
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
-    named = re.findall(r"`((?:service|training|tests|docs|deploy|benchmarks|examples|requirements)/[\w./-]*)`", text)
+    named = re.findall(
+        r"`((?:service|training|foldserve|tests|docs|deploy|benchmarks|examples|requirements)/[\w./-]*)`", text
+    )
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
@@ -64,6 +66,12 @@ def test_the_architecture_lists_every_room_and_module(package: str) -> None:
         for entry in (ROOT / package).iterdir()
         if not entry.name.startswith("__") and (entry.is_dir() or entry.suffix == ".py")
     }, "update the tables of rooms in docs/architecture.md"
+
+
+def test_the_architecture_lists_every_module_of_the_api() -> None:
+    (table,) = re.findall(r"^\| module of `foldserve/api/` .*\n\| ---.*\n((?:\|.*\n)+)", ARCHITECTURE, re.M)
+    listed = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    assert listed == {file.stem for file in (ROOT / "foldserve" / "api").glob("[!_]*.py")}
 
 
 def test_the_hooks_of_pre_commit_run_targets_of_make() -> None:

@@ -30,7 +30,8 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 def package_files() -> set[str]:
     """Return the name that each file of the package has in a wheel."""
     linked = (file for name in ("service", "training") for file in (ROOT / name).rglob("*"))
-    files = (file for file in (*linked, *(ROOT / "foldserve").iterdir()) if file.is_file())
+    own = ((ROOT / "foldserve").iterdir(), (ROOT / "foldserve" / "api").iterdir())
+    files = (file for file in (*linked, *own[0], *own[1]) if file.is_file())
     paths = {str(file.relative_to(ROOT)) for file in files if "__pycache__" not in file.parts}
     return {f"foldserve/{path.removeprefix('foldserve/')}" for path in paths}
 

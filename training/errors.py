@@ -19,7 +19,7 @@ class TrainingError(Exception):
     """An error for which no bundle is written."""
 
 
-class DataError(TrainingError):
+class DataError(TrainingError, ValueError):
     """The source can't be used for training."""
 
 

@@ -107,7 +107,7 @@ def read_plan(parsed: argparse.Namespace) -> tuple[Plan, Execution]:
     try:
         plan = Plan(
             data=data,
-            name=parsed.name or _default_name(parsed.source),
+            name=parsed.name or default_name(parsed.source),
             models=parsed.models,
             preset=parsed.preset,
             architecture=replace(preset.architecture, **_given(parsed, Architecture)),
@@ -125,7 +125,7 @@ def _given(parsed: argparse.Namespace, owner: Options) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def _default_name(source: str) -> str:
+def default_name(source: str) -> str:
     """Return a name for the model, made from the name of its table: `houses` for data/houses.csv.gz or
     data/houses.train.csv.
     """

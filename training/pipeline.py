@@ -130,12 +130,13 @@ def train(
     table: Table | None = None,
     context: Context | None = None,
     checkpoints: Checkpoints | None = None,
+    split: Split | None = None,
 ) -> Trained:
     """Prepare the table, fit each member of the ensemble, calibrate, and fold.
 
-    If `table` is None, the table is loaded first.
+    If `table` is None, the table is loaded first. split: the rows of each part; by default, the plan decides them.
     """
-    prepared, context = prepare(plan, table or load(plan.data)), context or Context()
+    prepared, context = prepare(plan, table or load(plan.data), split), context or Context()
     members = range(plan.architecture.members)
     fitted = tuple(fit_member(plan, prepared, member, context, checkpoints) for member in members)
     temperature = _temperature(plan, prepared, fitted)
@@ -152,13 +153,14 @@ def train(
     )
 
 
-def prepare(plan: Plan, table: Table) -> Prepared:
+def prepare(plan: Plan, table: Table, split: Split | None = None) -> Prepared:
     """Split the table, and preprocess the training and validation rows.
 
-    The preprocessing is fitted to the training rows alone.
+    The preprocessing is fitted to the training rows alone. split: as for `train`.
     """
-    test = 0.0 if plan.data.test else plan.data.test_share
-    split = split_rows(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
+    if split is None:
+        test = 0.0 if plan.data.test else plan.data.test_share
+        split = split_rows(table, test=test, validation=plan.data.validation_share, seed=plan.seed)
     architecture = plan.architecture
     layers = fit_preprocessing(table.columns, table.x[split.train], architecture.bins, architecture.binned)
     mean, std = _target_scale(table, split)

@@ -42,7 +42,7 @@ _PARTIAL = ".partial-"  # no reader opens a folder whose name begins with a dot
 _ABANDONED = 24 * 3600  # a day in seconds; a write takes only a few seconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """A manifest and the bytes that it certifies.
 
@@ -53,6 +53,11 @@ class Bundle:
     manifest: Manifest
     model: bytes
     digest: str | None = None
+
+    def __repr__(self) -> str:
+        """Return one line, without the bytes of the model, so that a notebook can show a bundle."""
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in self.manifest.metrics.get("test", {}).items())
+        return f"<Bundle {self.path}: {self.manifest.task}{f', test {scores}' if scores else ''}>"
 
     @property
     def warning(self) -> str | None:

@@ -75,7 +75,7 @@ class FriendlyCodec:
         self._picked = itemgetter(*names) if len(names) > 1 else lambda row: [row[names[0]]]
         self._left_out = frozenset(manifest.ignored)
         self._constants = {
-            feature.name: _json_value(feature, feature.constant)
+            feature.name: json_value(feature, feature.constant)
             for feature in manifest.features
             if feature.constant is not None
         }
@@ -247,11 +247,12 @@ def example(manifest: Manifest) -> list[Category | bool | None]:
     instead.
     """
     return [
-        _json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)
+        json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)
     ]
 
 
-def _json_value(feature: Feature, value: float | None) -> Category | bool | None:
+def json_value(feature: Feature, value: float | None) -> Category | bool | None:
+    """Return a number of the model's input as a client would write it."""
     if value is None or feature.kind == "numeric":
         return value
     if feature.kind == "time" and feature.reading is not None:

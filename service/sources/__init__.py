@@ -18,7 +18,8 @@ message, row 1 is the first row below the header.
 """
 
 from foldserve.service.sources.arrays import from_arrays
+from foldserve.service.sources.arrow import from_table
 from foldserve.service.sources.read import header, read
 from foldserve.service.sources.source import OnRead, ReadOptions, Source
 
-__all__ = ["OnRead", "ReadOptions", "Source", "from_arrays", "header", "read"]
+__all__ = ["OnRead", "ReadOptions", "Source", "from_arrays", "from_table", "header", "read"]

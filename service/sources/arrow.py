@@ -19,7 +19,11 @@ def read(path: Path) -> Source:
     mapped = pa.memory_map(str(path))
     is_file = mapped.read(len(FILE_SIGNATURE)) == FILE_SIGNATURE
     mapped.seek(0)
-    table = (pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)).read_all()
+    return from_table(path.name, (pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)).read_all())
+
+
+def from_table(name: str, table: pa.Table) -> Source:
+    """Return a source of a table in memory. name: its name for messages. Raises `SourceError` for wrong names."""
     names, notes = without_index(table.schema)
-    check_names(path.name, names)
-    return Source(path.name, names, len(table), typed=True, take=table.column, notes=notes)
+    check_names(name, names)
+    return Source(name, names, len(table), typed=True, take=table.column, notes=notes)

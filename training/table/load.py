@@ -33,14 +33,14 @@ from foldserve.training.table.target import read_target, read_test_target, settl
 from foldserve.training.text import join_some
 
 
-def load(options: DataOptions, on_read: OnRead = lambda _: None) -> Table:
+def load(options: DataOptions, on_read: OnRead = lambda _: None, source: Source | None = None) -> Table:
     """Read the table that `options` describes, and infer the other settings.
 
-    on_read: a function that is called with the share of the work that is done, from 0 to 1. The column names of a test
-    file are checked, but its rows are not read. Raises `DataError` with a message of one line, which names the column
-    or row.
+    on_read: a function that is called with the share of the work that is done, from 0 to 1. source: the cells, if they
+    are in memory already; `options.source` is then only their name. The column names of a test file are checked, but
+    its rows are not read. Raises `DataError` with a message of one line, which names the column or row.
     """
-    source = _open(options.source, options, on_read, options.more)
+    source = source or _open(options.source, options, on_read, options.more)
     target = options.target or source.names[-1]
     _check_flags(options, source, target)
     notes = [*source.notes, *_check_test_file(options, source.names, target)]

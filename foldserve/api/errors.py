@@ -1,0 +1,67 @@
+"""The errors and warnings of the Python API that neither training nor the service has.
+
+MissingExtra                 extras.py: a library is not installed; the message names the extra that installs it
+TableWarning                 fit.py: a note on the table, such as a dropped column; the command prints these notes
+
+ClientError                  a request of a client has no answer; `status` is the HTTP status
+├── RequestRefused           400, 413, 415, 422: the rows are not valid for the model
+├── AccessDenied             401, 403: the API key is missing, not valid, or not for predictions
+├── ModelNotFound            404: the server has no such model or version
+├── ServerBusy               429, 503: the server has no room, also after the retries
+├── DeadlineExceeded         504: the deadline passed before the rows could run
+├── ServerFailed             any other status
+└── ServerUnreachable        no server answers at the address
+"""
+
+from __future__ import annotations
+
+from foldserve.service.errors import FoldserveError
+
+
+class MissingExtra(FoldserveError, ImportError):  # noqa: N818
+    """A library is not installed."""
+
+
+class TableWarning(UserWarning):
+    """A note on a table that is used for training."""
+
+
+class ClientError(FoldserveError):
+    """A request has no answer. status: the HTTP status; None without a response. text: the server's own text."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text if status is None else f"{status}: {text}")
+        self.text = text
+        self.status = status
+
+
+class RequestRefused(ClientError, ValueError):  # noqa: N818 (a name says what happened, as in httpx)
+    """The rows are not valid for the model."""
+
+
+class AccessDenied(ClientError):  # noqa: N818
+    """The API key is missing, not valid, or not for predictions."""
+
+
+class ModelNotFound(ClientError, LookupError):  # noqa: N818
+    """The server has no such model or version."""
+
+
+class ServerBusy(ClientError):  # noqa: N818
+    """The server has no room for the request. retry_after: the seconds to wait before a retry; None if unknown."""
+
+    def __init__(self, text: str, status: int | None = None, retry_after: float | None = None) -> None:
+        super().__init__(text, status)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(ClientError, TimeoutError):  # noqa: N818
+    """The deadline passed before the rows could run."""
+
+
+class ServerFailed(ClientError):  # noqa: N818
+    """The server failed, or its response is not one of foldserve."""
+
+
+class ServerUnreachable(ClientError, ConnectionError):  # noqa: N818
+    """No server answers at the address."""
