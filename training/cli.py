@@ -26,7 +26,7 @@ from foldserve.service import bundle
 from foldserve.training.diagnose.plan import QUICK, DiagnosisPlan
 from foldserve.training.errors import TrainingError
 from foldserve.training.flags import add_options, model_name, read_data_options, read_plan, trial_count
-from foldserve.training.plan import PRESETS, Architecture, DataOptions, Execution, Plan, Recipe
+from foldserve.training.plan import PRESETS, Architecture, DataOptions, DecisionOptions, Execution, Plan, Recipe
 from foldserve.training.summary import describe_bundle, describe_search, describe_table
 from foldserve.training.text import printable
 
@@ -88,6 +88,7 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_options(fit.add_argument_group("table"), DataOptions)
     add_options(fit.add_argument_group("network"), Architecture)
     add_options(fit.add_argument_group("recipe"), Recipe)
+    add_options(fit.add_argument_group("decision"), DecisionOptions)
     add_options(fit.add_argument_group("execution"), Execution)
     fit.set_defaults(command=_fit)
 
@@ -128,8 +129,11 @@ def _fit(parsed: argparse.Namespace) -> None:
         world = _join(stack, execution.device) if _TORCHRUN in os.environ else None
         bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder costs no time
         table = _read(plan.data)
+        from foldserve.training.table.target import check_decision
+
         if world is None or world.is_first:
             print(describe_table(table), flush=True)
+        check_decision(plan.decision, table)
         with _start_trainer():
             world = world or _join(stack, execution.device)
             from foldserve.training.pipeline import Context, run

@@ -18,11 +18,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from foldserve.service import bundle
 from foldserve.training.errors import TrainingError
-from foldserve.training.plan import PRESETS, Architecture, DataOptions, Execution, Plan, Recipe
+from foldserve.training.plan import PRESETS, Architecture, DataOptions, DecisionOptions, Execution, Plan, Recipe
 
-Options = type[DataOptions] | type[Architecture] | type[Recipe] | type[Execution]
+Options = type[DataOptions] | type[Architecture] | type[Recipe] | type[DecisionOptions] | type[Execution]
 
-_METAVARS = {"sep": "CHAR", "encoding": "NAME", "sheet": "NAME"}
+_METAVARS = {"sep": "CHAR", "encoding": "NAME", "sheet": "NAME", "threshold": "RULE", "positive": "CLASS"}
 _SUFFIXES = "csv|tsv|txt|parquet|xlsx|jsonl|ndjson|arrow|feather|ipc|npz"
 _NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters"
 
@@ -112,6 +112,7 @@ def read_plan(parsed: argparse.Namespace) -> tuple[Plan, Execution]:
             preset=parsed.preset,
             architecture=replace(preset.architecture, **_given(parsed, Architecture)),
             recipe=replace(preset.recipe, **_given(parsed, Recipe)),
+            decision=DecisionOptions(**_given(parsed, DecisionOptions)),
             seed=parsed.seed,
             threads=parsed.threads,
         )

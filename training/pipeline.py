@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -23,6 +24,7 @@ from foldserve.training.fit.checkpoint import Checkpoints
 from foldserve.training.fit.determinism import deterministic
 from foldserve.training.fit.distributed import World
 from foldserve.training.fit.loop import Epoch, EpochProgress, Examples, Fitted, fit
+from foldserve.training.fit.threshold import choose_threshold
 from foldserve.training.fold.export import to_onnx
 from foldserve.training.fold.fold import Folded
 from foldserve.training.fold.merge import fold_mean
@@ -38,9 +40,12 @@ from foldserve.training.report.report import render
 from foldserve.training.table.load import load, load_held_out
 from foldserve.training.table.schema import Split, Table
 from foldserve.training.table.split import split_rows
+from foldserve.training.table.target import check_decision, positive_class
 
 # The number of rows that are evaluated at a time. This number bounds the memory.
 _CHUNK = 8192
+# If a class has fewer validation rows than this, a note says that the threshold is uncertain.
+_FEW_ROWS = 30
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def run(plan: Plan, table: Table | None = None, context: Context | None = None) 
     """
     bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder costs no time
     table, context = table or load(plan.data), context or Context()
+    check_decision(plan.decision, table)
     checkpoints = None
     if folder := context.execution.checkpoint:
         identity = record.run_identity(plan, table.sha256(), context.world, context.execution)
@@ -247,8 +253,14 @@ def export(plan: Plan, trained: Trained) -> Written:
     # The metrics are measured on the exported model, not on the trained network.
     predict = certificate.onnx_runtime_cpu(model)
     validation, outputs = table.select(split.validation), predict(test.x)
+    validated = predict(validation.x)
+    threshold, threshold_notes = _threshold(plan, validation, validated)
+    decision = bundle.Decision(table.labels, threshold)
     scores: Metrics = keep_defined(
-        {"validation": score(task, validation.y, predict(validation.x)), "test": score(task, test.y, outputs)}
+        {
+            "validation": score(task, validation.y, validated, decision),
+            "test": score(task, test.y, outputs, decision),
+        }
     )
     manifest = partial(
         build_manifest,
@@ -262,6 +274,7 @@ def export(plan: Plan, trained: Trained) -> Written:
         golden=golden,
         metrics=scores,
         provenance=_provenance(plan, trained, test),
+        threshold=threshold,
     )
     importances = permutation_importance(predict, test.x, test.y, task, plan.seed)
     histories = tuple(member.history for member in trained.fitted)
@@ -270,11 +283,28 @@ def export(plan: Plan, trained: Trained) -> Written:
 
     def evidence(manifest: bundle.Manifest) -> Evidence:
         previous = read_previous(plan.models / plan.name, manifest.version)
-        notes = (*table.notes, *test.notes)
+        notes = (*table.notes, *test.notes, *threshold_notes)
         return Evidence(manifest, histories, test.y, outputs, importances, notes, previous, latency)
 
     written = bundle.write(plan.models, plan.name, model, manifest, lambda m: render(evidence(m)))
-    return Written(written, evidence(written.manifest), test.notes)
+    return Written(written, evidence(written.manifest), (*test.notes, *threshold_notes))
+
+
+def _threshold(
+    plan: Plan, validation: Table, outputs: npt.NDArray[np.float32]
+) -> tuple[bundle.Threshold | None, list[str]]:
+    """Return the decision threshold, and a note if few validation rows have chosen it."""
+    options, labels = plan.decision, validation.labels
+    if options.threshold is None:
+        return None, []
+    positive = positive_class(options, validation.target, labels)
+    threshold = choose_threshold(options, labels, positive, validation.y, outputs)
+    rows = int(np.count_nonzero(validation.y == positive))
+    if threshold.rule == "value" or min(rows, len(outputs) - rows) >= _FEW_ROWS:
+        return threshold, []
+    name = bundle.Decision(labels).names[positive]
+    note = f"the threshold is uncertain: {rows} of the {len(outputs):,} validation rows that chose it are {name!r}"
+    return threshold, [f"{note}; a larger --validation-share has more"]
 
 
 def _provenance(plan: Plan, trained: Trained, test: Table) -> bundle.Provenance:

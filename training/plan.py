@@ -7,7 +7,7 @@ quick.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf, log2
+from math import inf, log2, nan
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -166,6 +166,48 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class DecisionOptions:
+    """The decision threshold of a target with two classes. Raises `ValueError` for a threshold in another form.
+
+    threshold: None if the class with the larger probability is predicted.
+    """
+
+    threshold: Annotated[
+        str | None,
+        "for two classes: f1 or cost:FP,FN (chosen on the validation rows), or a probability (default: none)",
+    ] = None
+    positive: Annotated[str | None, "class that --threshold is about (default: the second one)"] = None
+
+    def __post_init__(self) -> None:
+        _require(self.positive is None or self.threshold is not None, "--positive needs --threshold")
+        known = self.threshold in (None, "f1") or self.costs is not None or self.value is not None
+        _require(known, "--threshold must be f1, a probability from 0 to 1, or cost:FP,FN with costs above 0")
+
+    @property
+    def costs(self) -> tuple[float, float] | None:
+        """The costs of a false positive and of a false negative, if the threshold has the form `cost:FP,FN`."""
+        head, _, tail = (self.threshold or "").partition(":")
+        costs = tuple(map(_number, tail.split(",")))
+        if head != "cost" or len(costs) != 2 or not all(0 < cost < inf for cost in costs):
+            return None
+        return costs[0], costs[1]
+
+    @property
+    def value(self) -> float | None:
+        """The threshold itself, if it was given."""
+        value = _number(self.threshold or "")
+        return value if 0 <= value <= 1 else None
+
+
+def _number(text: str) -> float:
+    """Convert a text to its number; NaN for any other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return nan
+
+
+@dataclass(frozen=True)
 class Execution:
     """The device and the checkpoints of a run; they are not hyper-parameters.
 
@@ -225,6 +267,7 @@ class Plan:
     preset: PresetName = "fast"
     architecture: Architecture = Architecture()
     recipe: Recipe = Recipe()
+    decision: DecisionOptions = DecisionOptions()
     seed: int = 0
     threads: int = 1
 

@@ -20,6 +20,7 @@ class Decision:
     """The decision rule of one classification model.
 
     labels: the label of each class. threshold: None if the class with the largest probability is predicted.
+    positive: the class that the threshold is about; 0 without a threshold.
     names: a different text for each class. It is the label itself if the label is a text, and otherwise the JSON text
     of the label. If two such texts are equal, each name is the JSON text of its label.
     """
@@ -29,7 +30,7 @@ class Decision:
         self.threshold = threshold
         self.names = _names(labels)
         kinds = [(type(label), label) for label in labels]
-        self._positive = kinds.index((type(threshold.positive), threshold.positive)) if threshold else 0
+        self.positive = kinds.index((type(threshold.positive), threshold.positive)) if threshold else 0
 
     @classmethod
     def of(cls, manifest: Manifest) -> Decision:
@@ -45,8 +46,8 @@ class Decision:
             likeliest: npt.NDArray[np.intp] = probabilities.argmax(1)
             return likeliest
         reached: npt.NDArray[np.bool_]
-        reached = probabilities[:, self._positive].astype("float32", copy=False) >= self.threshold.value
-        return (reached if self._positive else ~reached).astype("intp")
+        reached = probabilities[:, self.positive].astype("float32", copy=False) >= self.threshold.value
+        return (reached if self.positive else ~reached).astype("intp")
 
     def best_classes(self, probabilities: npt.NDArray[np.floating[Any]], count: int) -> npt.NDArray[np.intp]:
         """Return the `count` classes with the largest probabilities of each row, or all classes if there are fewer.

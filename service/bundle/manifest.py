@@ -210,6 +210,14 @@ class Threshold(FrozenModel):
     value: Annotated[float, Field(ge=0, le=1)]
     rule: Annotated[str, Field(pattern="^(f1|value|cost:[0-9.e+-]+,[0-9.e+-]+)$")]
 
+    @property
+    def costs(self) -> tuple[float, float] | None:
+        """The costs of a false positive and of a false negative, if they chose the value."""
+        if not self.rule.startswith("cost:"):
+            return None
+        false_positive, false_negative = self.rule.removeprefix("cost:").split(",")
+        return float(false_positive), float(false_negative)
+
 
 class Manifest(FrozenModel):
     """The contents of `manifest.json`.

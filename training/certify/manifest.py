@@ -70,6 +70,7 @@ def build_manifest(
     golden: bundle.Golden,
     metrics: Metrics,
     provenance: bundle.Provenance,
+    threshold: bundle.Threshold | None = None,
 ) -> bundle.Manifest:
     """Build the manifest of a bundle that is created now. model: the content of the ONNX file."""
     return bundle.Manifest(
@@ -84,6 +85,8 @@ def build_manifest(
         features=features,
         labels=table.labels,
         target=target,
+        left_out=table.left_out,
+        threshold=threshold,
         certificate=certificate,
         golden=golden,
         folded=tuple(bundle.Folding(**asdict(line)) for line in folded.report),

@@ -18,7 +18,7 @@ import torch
 from foldserve.service import bundle
 from foldserve.service.machine import processor
 from foldserve.training.fit.distributed import World
-from foldserve.training.plan import DataOptions, Execution, Plan
+from foldserve.training.plan import DataOptions, DecisionOptions, Execution, Plan
 
 _LIBRARIES = ("foldserve", "numpy", "onnx", "protobuf", "pyarrow", "scikit-learn", "scipy")
 
@@ -45,6 +45,7 @@ def provenance(
             **asdict(plan.architecture),
             **asdict(plan.recipe.resolved(rows["train"])),
             **_given(plan.data),
+            **_given(plan.decision),
             **outcomes,
         },
         versions=_versions(),
@@ -81,7 +82,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _given(options: DataOptions) -> dict[str, Setting]:
+def _given(options: DataOptions | DecisionOptions) -> dict[str, Setting]:
     """Return the options that were given. For a file, only its name is recorded, without the path."""
     given = {
         name: value

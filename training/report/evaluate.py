@@ -14,13 +14,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from foldserve.service.bundle import Task
+from foldserve.service.bundle import Decision, Task
 from foldserve.training.report.curves import auc_by_class, mean_auc
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "log_loss": "log loss",
     "auc": "AUC",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "cost": "cost",
     "rmse": "RMSE",
     "mae": "MAE",
     "r2": "R2",
@@ -30,21 +34,27 @@ METRIC_NAMES = {
 _Part = Literal["validation", "test"]
 
 
-def score(task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) -> dict[str, float]:
+def score(
+    task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating], decision: Decision | None = None
+) -> dict[str, float]:
     """Score `outputs` [rows, outputs] against `y` [rows].
 
     Classification: `accuracy`; `log_loss` in nats; `auc`, the area under the ROC curve, NaN if it is undefined.
-    Regression: `rmse` and `mae` in the target's units, and `r2`.
+    With a threshold, the accuracy is that of its predictions, and `precision`, `recall`, `f1` and `cost` are about it.
+    Regression: `rmse` and `mae` in the target's units, and `r2`. decision: by default, the class with the largest
+    probability is predicted.
     """
     # scikit-learn has the same metrics, and the tests compare with it. Its import takes a second.
     if task == "regression":
         residual = outputs[:, 0].astype(np.float64) - y
         squares = float(np.square(residual).mean())
         return {"rmse": math.sqrt(squares), "mae": float(abs(residual).mean()), "r2": _r2(squares, float(y.var()))}
+    decision = decision or Decision(tuple(range(outputs.shape[1])))
     return {
-        "accuracy": float((outputs.argmax(1) == y).mean()),
+        "accuracy": float((decision.classes(outputs) == y).mean()),
         "log_loss": _log_loss(y, outputs),
         "auc": mean_auc(y, outputs),
+        **_score_threshold(decision, y, outputs),
     }
 
 
@@ -67,16 +77,36 @@ def keep_defined(scores: dict[_Part, dict[str, float]]) -> dict[_Part, dict[str,
     return {part: {m: v for m, v in values.items() if m not in undefined} for part, values in scores.items()}
 
 
-def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int) -> dict[str, float]:
+def _score_threshold(decision: Decision, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) -> dict[str, float]:
+    """Return the `precision`, `recall` and `f1` of the positive class, and the mean `cost` of a row.
+
+    An undefined precision, recall or F1 is 0. The cost is left out if the threshold was not chosen by costs.
+    """
+    if decision.threshold is None:
+        return {}
+    found, true = decision.classes(outputs) == decision.positive, y == decision.positive
+    both, predicted, positives = (int(np.count_nonzero(rows)) for rows in (found & true, found, true))
+    scores = {
+        "precision": both / max(predicted, 1),
+        "recall": both / max(positives, 1),
+        "f1": 2 * both / max(predicted + positives, 1),
+    }
+    if costs := decision.threshold.costs:
+        scores["cost"] = (costs[0] * (predicted - both) + costs[1] * (positives - both)) / len(y)
+    return scores
+
+
+def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int, decision: Decision | None = None) -> dict[str, float]:
     """Score the best constant answer with the metrics of `score`.
 
     A model that is not better than this answer has learned nothing from the features.
 
     For classification, the answer is the share of each class in `y` [rows]. For regression, it is the mean of `y`. No
-    other constant answer scores better on these rows. outputs: the number of outputs of the model.
+    other constant answer scores better on these rows. outputs: the number of outputs of the model. decision: as in
+    `score`.
     """
     constant = np.full(1, y.mean()) if task == "regression" else np.bincount(y, minlength=outputs) / len(y)
-    return score(task, y, np.tile(constant, (len(y), 1)))
+    return score(task, y, np.tile(constant, (len(y), 1)), decision)
 
 
 @dataclass(frozen=True)
@@ -103,9 +133,11 @@ def count_confusions(y: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64],
     return np.bincount(y * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def score_classes(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floating]) -> tuple[ClassScores, ...]:
+def score_classes(
+    y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floating], decision: Decision
+) -> tuple[ClassScores, ...]:
     """Return the scores of each class. y: the true class indices [rows]. outputs: probabilities [rows, classes]."""
-    predicted, classes = outputs.argmax(1), outputs.shape[1]
+    predicted, classes = decision.classes(outputs), outputs.shape[1]
     rows, counts = (np.bincount(values, minlength=classes) for values in (y, predicted))
     right = np.bincount(y[y == predicted], minlength=classes)
     always = np.where(np.arange(classes) == np.bincount(y).argmax(), len(y), 0)  # predictions of the baseline

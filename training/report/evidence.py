@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from foldserve.service.bundle import Manifest
+from foldserve.service.bundle import Decision, Manifest
 from foldserve.training.fit.loop import Epoch
 from foldserve.training.report.curves import Curve, trace_curve
 from foldserve.training.report.evaluate import ClassScores, Importances, score_baseline, score_classes
@@ -41,31 +41,50 @@ class Evidence:
     latency: tuple[Latency, ...] = ()
 
     @cached_property
+    def decision(self) -> Decision:
+        """The decision rule of the model."""
+        return Decision.of(self.manifest)
+
+    @cached_property
+    def predicted(self) -> npt.NDArray[np.intp]:
+        """The predicted class of each test row, [rows]. It exists for classification only."""
+        return self.decision.classes(self.outputs)
+
+    @cached_property
     def baseline(self) -> dict[str, float]:
         """The metrics of the best constant answer."""
-        return score_baseline(self.manifest.task, self.y, self.outputs.shape[1])
+        return score_baseline(self.manifest.task, self.y, self.outputs.shape[1], self.decision)
 
     @cached_property
     def classes(self) -> tuple[ClassScores, ...]:
         """The scores of each class, one entry per label; () for regression."""
-        return score_classes(self.y, self.outputs) if self.manifest.labels else ()
+        return score_classes(self.y, self.outputs, self.decision) if self.manifest.labels else ()
 
     @cached_property
     def curves(self) -> dict[int, Curve]:
         """The curves over all thresholds, by the index of the class. The class of the first curve matters most.
 
-        For two classes, there is the curve of the second one. For more classes, there are those of the classes with the
-        lowest AUC, each against the others. A class without an AUC has no curve.
+        For two classes, there is the curve of the positive one. For more classes, there are those of the classes with
+        the lowest AUC, each against the others. A class without an AUC has no curve.
         """
         labels = len(self.manifest.labels)
         by_auc = sorted(range(labels), key=lambda i: (math.isnan(self.classes[i].auc), self.classes[i].auc))
-        traced = {i: trace_curve(self.y == i, self.outputs[:, i]) for i in ([1] if labels == 2 else by_auc[:_CURVES])}
+        traced = {
+            i: trace_curve(self.y == i, self.outputs[:, i])
+            for i in ([self.positive] if labels == 2 else by_auc[:_CURVES])
+        }
         return {i: curve for i, curve in traced.items() if curve is not None}
 
     @property
     def threshold(self) -> float:
-        """The probability of the second of two classes from which on a row gets this class."""
-        return 0.5
+        """The probability of the positive class of two classes from which on a row gets this class."""
+        threshold = self.manifest.threshold
+        return 0.5 if threshold is None else float(np.float32(threshold.value))
+
+    @property
+    def positive(self) -> int:
+        """The positive class of two classes: the class of the threshold, or the second class without a threshold."""
+        return self.decision.positive if self.manifest.threshold else 1
 
     @property
     def worst_classes(self) -> list[int]:

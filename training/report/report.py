@@ -27,7 +27,13 @@ from foldserve.training.report import charts
 from foldserve.training.report.evaluate import METRIC_NAMES, Calibration, count_confusions, measure_calibration
 from foldserve.training.report.evidence import Evidence
 from foldserve.training.report.page import render_page
-from foldserve.training.report.sentences import compare_versions, describe_threshold, findings, headline
+from foldserve.training.report.sentences import (
+    compare_versions,
+    describe_threshold,
+    explain_threshold,
+    findings,
+    headline,
+)
 from foldserve.training.text import format_name, join_some
 
 MAX_MATRIX_CLASSES = 30
@@ -137,7 +143,9 @@ def _ranking(evidence: Evidence) -> dict[str, Any]:
             (f"{share:.0%}", format_percent(found), format_figure(found / share))
             for share, found in ((share, curve.found_in_first(share)) for share in shares)
         ],
-        "sentences": describe_threshold(evidence) if binary else [],
+        "sentences": [text for text in (explain_threshold(evidence.manifest), *describe_threshold(evidence)) if text]
+        if binary
+        else [],
         "name": name,
     }
 
@@ -178,7 +186,7 @@ def _curves(histories: Sequence[tuple[Epoch, ...]], score: str) -> dict[str, str
 
 def _classification(evidence: Evidence) -> dict[str, Any]:
     labels, classes, y, outputs = evidence.manifest.labels, evidence.classes, evidence.y, evidence.outputs
-    counts = count_confusions(y, outputs.argmax(1), len(labels))
+    counts = count_confusions(y, evidence.predicted, len(labels))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [format_name(label) for label in labels]
     has_matrix = len(labels) <= MAX_MATRIX_CLASSES

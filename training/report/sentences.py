@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from foldserve.service.bundle import Manifest
 from foldserve.service.figures import format_difference, format_figure, format_percent, format_value
 from foldserve.training.report.evaluate import METRIC_NAMES
 from foldserve.training.report.evidence import Evidence
@@ -15,7 +16,7 @@ from foldserve.training.text import format_name, join_some, printable
 _MOST_NAMES = 5
 _MOST_LINES = 3
 _FIRST_ROWS = 0.1
-_LOWER_IS_BETTER = ("log_loss", "rmse", "mae")
+_LOWER_IS_BETTER = ("log_loss", "cost", "rmse", "mae")
 
 
 def headline(evidence: Evidence) -> str:
@@ -26,17 +27,36 @@ def headline(evidence: Evidence) -> str:
             f"Off by {format_figure(test['rmse'])} (root mean square) on rows it never saw; always answering their "
             f"mean would be off by {format_figure(constant['rmse'])}."
         )
-    majority = format_name(manifest.labels[int(np.bincount(evidence.y).argmax())])
+    counts = np.bincount(evidence.y)
+    majority = format_name(manifest.labels[int(counts.argmax())])
     return (
         f"Right on {format_percent(test['accuracy'])} of the rows it never saw; always answering {majority} would be "
-        f"right on {format_percent(constant['accuracy'])}."
+        f"right on {format_percent(counts.max() / counts.sum())}."
     )
+
+
+def explain_threshold(manifest: Manifest) -> str:
+    """Say in one sentence how the decision threshold was chosen; the text is empty without a threshold."""
+    threshold = manifest.threshold
+    if threshold is None:
+        return ""
+    rows = f"of the {manifest.provenance.rows['validation']:,} validation rows"
+    reason = {"f1": f"the largest F1 {rows}", "value": "as given"}
+    costs = "the smallest cost {}, {:g} for a false positive and {:g} for a false negative".format
+    why = costs(rows, *threshold.costs) if threshold.costs else reason[threshold.rule]
+    return f"{format_name(threshold.positive)} from a probability of {threshold.value:.6g} on: {why}."
 
 
 def findings(evidence: Evidence) -> list[str]:
     """List the weaknesses that the scores show, one sentence for each."""
     sentences, test = list[str](), evidence.manifest.metrics["test"]
-    if test["accuracy"] <= evidence.baseline["accuracy"] if evidence.manifest.labels else test["r2"] <= 0:
+    if not evidence.manifest.labels:
+        useless = test["r2"] <= 0
+    elif evidence.manifest.threshold is None:
+        useless = test["accuracy"] <= evidence.baseline["accuracy"]
+    else:  # a threshold may give up accuracy for recall or for lower costs
+        useless = test["log_loss"] >= evidence.baseline["log_loss"]
+    if useless:
         sentences.append("The model is no better than an answer that looks at no feature.")
     elif evidence.manifest.labels and test["log_loss"] >= evidence.baseline["log_loss"]:
         sentences.append(
@@ -75,6 +95,9 @@ def compare_versions(evidence: Evidence) -> str:
     if not previous:
         return ""
     ours, theirs = evidence.manifest.metrics["test"], previous.metrics["test"]
+    # The costs of two versions are comparable only if the same rule weighs the errors.
+    if evidence.manifest.threshold and evidence.manifest.threshold.rule != getattr(previous.threshold, "rule", None):
+        theirs = {metric: value for metric, value in theirs.items() if metric != "cost"}
     changes = [
         f"{METRIC_NAMES[metric]} {_compare(metric, theirs[metric], value)}"
         for metric, value in ours.items()
@@ -99,9 +122,13 @@ def summarise(evidence: Evidence) -> str:
     The notes of the evidence are left out, because the command printed them when it read the table.
     """
     manifest = evidence.manifest
+    threshold = explain_threshold(manifest)
     constant = "the most frequent class" if manifest.labels else "the mean"
+    if threshold:
+        constant = "the class shares"
     figures = ", ".join(f"{metric} {format_figure(value)}" for metric, value in evidence.baseline.items())
-    lines = [("baseline", f"{figures}, by always answering {constant}")]
+    lines = [("threshold", threshold)] if threshold else []
+    lines += [("baseline", f"{figures}, by always answering {constant}")]
     lines += _worst_classes(evidence) if manifest.labels else [_residuals(evidence)]
     lines.append(("features", _best_features(evidence)))
     lines += _previous(evidence)

@@ -64,11 +64,13 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None, source: Source 
     columns, x, noted = builder.finish()
     if not columns:
         raise DataError(f"{source.name} has no feature besides the target, {target!r}")
+    kept = {target, *(column.name for column in columns)}
     table = Table(
         *(source.name, read.task, target, columns, x, read.y, read.labels, group, time),
         notes=(*notes, *noted),
         target_reading=read.reading,
         rare=read.rare,
+        left_out=tuple(name for name in source.names if name not in kept),
     )
     return replace(table, notes=(*table.notes, *leak_notes(table)))
 

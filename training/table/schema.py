@@ -49,6 +49,7 @@ class Table:
     notes: facts about the reading that the user should know, one sentence each.
     target_reading: how the texts of a regression target become numbers; None if the cells are numbers.
     rare: the labels of the classes that were too small, so they were dropped or merged.
+    left_out: the columns of the source that are neither features nor the target.
     """
 
     source: str
@@ -63,6 +64,7 @@ class Table:
     notes: tuple[str, ...] = field(default=())
     target_reading: Reading | None = None
     rare: tuple[Label, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def features(self) -> tuple[str, ...]:

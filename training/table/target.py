@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from foldserve.service.bundle import Label, Reading, Task
+from foldserve.service.bundle import Decision, Label, Reading, Task
 from foldserve.service.figures import count_of
 from foldserve.training.errors import DataError
-from foldserve.training.plan import DataOptions, Rare, TaskOption
+from foldserve.training.plan import DataOptions, DecisionOptions, Rare, TaskOption
 from foldserve.training.table.cells import Distinct, as_text, distinct, is_text
 from foldserve.training.table.kinds import booleans
 from foldserve.training.table.missing import first_missing, require_values
@@ -125,6 +125,28 @@ def read_test_target(
         label = found.values[found.codes[row - 1]]
         raise DataError(f"column {name!r}, the target: row {row} is {label!r}, not a class of the training table")
     return y, rows
+
+
+def check_decision(options: DecisionOptions, table: Table) -> None:
+    """Raise `DataError` if the table can't have the threshold that the options ask for."""
+    if options.threshold is not None:
+        positive_class(options, table.target, table.labels)
+
+
+def positive_class(options: DecisionOptions, target: str, labels: tuple[Label, ...]) -> int:
+    """Return the index of the class that a threshold is about. target: the name of the target.
+
+    Raises `DataError` unless the target has two classes and `options.positive` is one of them.
+    """
+    if len(labels) != 2:
+        found = f"{len(labels)} classes" if labels else "numbers"
+        raise DataError(f"--threshold needs a target of two classes, but {target!r} has {found}")
+    names = Decision(labels).names
+    if options.positive is None:
+        return 1
+    if options.positive not in names:
+        raise DataError(f"--positive: {options.positive!r} is not a class of {target!r}; it has {join_some(names, 2)}")
+    return names.index(options.positive)
 
 
 def settle_rare_classes(

@@ -17,6 +17,7 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
+from foldserve.service.bundle import Decision
 from foldserve.training.report.evaluate import (
     keep_defined,
     measure_calibration,
@@ -90,7 +91,9 @@ def test_a_baseline_without_rows_of_a_class_is_defined():
 
 def test_a_class_without_rows_and_predictions_has_no_scores():
     always_2 = np.tile(np.eye(4)[2], (3, 1))
-    absent, never, taken = (score_classes(np.array([1, 1, 1]), always_2)[i] for i in (0, 1, 2))
+    absent, never, taken = (
+        score_classes(np.array([1, 1, 1]), always_2, Decision(tuple(range(always_2.shape[1]))))[i] for i in (0, 1, 2)
+    )
     assert (absent.rows, absent.predicted) == (0, 0)
     assert np.isnan([absent.precision, absent.recall, absent.f1, absent.baseline_f1]).all()
     assert np.isnan(never.precision)

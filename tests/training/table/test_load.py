@@ -42,6 +42,14 @@ def test_a_test_file_is_encoded_by_the_table_s_schema(write):
     np.testing.assert_array_equal(held_out.x, np.array([[1.5, 2], [2, np.nan], [3.5, 1]], "f4"))
 
 
+def test_the_columns_that_are_no_features_are_kept_by_name(write):
+    columns = {"n": range(30), "id": [f"key {i}" for i in range(30)], "empty": [""] * 30, "g": [*"abc"] * 10}
+    columns |= {"when": [f"2024-01-{day:02}" for day in range(1, 31)], "c": [*"ab"] * 15, "y": [*"pq"] * 15}
+    options = DataOptions(str(write(columns)), drop=("when",), group="g")
+    table = load(options)
+    assert (table.features, table.left_out) == (("n", "c"), ("id", "empty", "g", "when"))
+
+
 @pytest.mark.parametrize(
     ("test", "reason"),
     [

@@ -1,0 +1,76 @@
+"""Chooses the decision threshold of a model with two classes, on rows that the network was not trained on.
+
+The module knows only arrays. service/bundle/decision.py applies the threshold.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.service.bundle import Label, Threshold
+from foldserve.training.plan import DecisionOptions
+
+_Probabilities = npt.NDArray[np.float32]
+
+
+def choose_threshold(
+    options: DecisionOptions,
+    labels: tuple[Label, ...],
+    positive: int,
+    y: npt.NDArray[np.int64],
+    outputs: _Probabilities,
+) -> Threshold:
+    """Return the threshold that the options ask for.
+
+    y: int64 [rows], true classes. outputs: float32 [rows, 2], probabilities. positive: the class of the threshold.
+    `f1` gives the largest F1 of this class, and `cost:FP,FN` the smallest total cost of the errors. Several intervals
+    of thresholds may be equally good. Then the interval nearest to 0.5 is chosen, or for costs the interval nearest to
+    FP / (FP + FN), the best threshold of calibrated probabilities (Elkan, 2001, "The foundations of cost-sensitive
+    learning"). This value itself is chosen if it is in the interval, and otherwise a short number near the middle.
+    """
+    chosen = options.value
+    rule = "value"
+    if chosen is None:
+        costs = options.costs
+        rule = "f1" if costs is None else "cost:{:.9g},{:.9g}".format(*costs)
+        preferred = 0.5 if costs is None else costs[0] / sum(costs)
+        low, high, gains = _intervals(y == positive, outputs[:, positive], costs)
+        best = np.flatnonzero(gains >= gains.max())
+        distance = np.maximum(low[best] - preferred, preferred - high[best])
+        place = best[distance.argmin()]
+        chosen = _value_in(np.float32(low[place]), np.float32(high[place]), preferred)
+    # The shortest text of the float32, so that every reader compares the same number.
+    return Threshold(positive=labels[positive], value=float(str(np.float32(chosen))), rule=rule)
+
+
+def _intervals(
+    is_positive: npt.NDArray[np.bool_], probabilities: _Probabilities, costs: tuple[float, float] | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the intervals of thresholds that give the same classes, and the gain of each.
+
+    Every threshold t with low < t <= high gives these classes. The gain is the F1, or the total cost times -1.
+    """
+    edges, group = np.unique(probabilities, return_inverse=True)
+    rows = np.bincount(group, minlength=len(edges))
+    positives = np.bincount(group, weights=is_positive, minlength=len(edges))
+    # Rows whose probability is at least edges[k] are predicted as positive. After the last edge there are none.
+    predicted = np.append(rows[::-1].cumsum()[::-1], 0)
+    found = np.append(positives[::-1].cumsum()[::-1], 0.0)
+    total = positives.sum()
+    if costs is None:
+        gains = 2 * found / np.maximum(predicted + total, 1)
+    else:
+        gains = -(costs[0] * (predicted - found) + costs[1] * (total - found))
+    low, high = np.append(-1.0, edges), np.append(edges, 1.0)
+    possible = low < high
+    return low[possible], high[possible], gains[possible]
+
+
+def _value_in(low: np.float32, high: np.float32, preferred: float) -> float:
+    """Return a value above `low` and up to `high`, and at least 0."""
+    if low < np.float32(preferred) <= high:
+        return preferred
+    middle = (max(float(low), 0.0) + float(high)) / 2
+    short = (round(middle, digits) for digits in range(2, 10))
+    return next((value for value in short if low < np.float32(value) <= high), float(high))
