@@ -10,6 +10,7 @@ TrainingError            cli.py, flags.py: the command prints it as one line and
 ├── FitError             fit/, tune.py: the loss is not a finite number, or no trial finishes
 ├── CheckpointError      fit/: a checkpoint is damaged or of another run, or the disk is full
 ├── FoldError            fold/: a layer can't be folded
+├── ModelImportError     imports/: a model of another framework can't be read or understood
 └── ExportError          fold/: a layer has no ONNX form, or ONNX refuses the graph
     └── ParityError      certify/: the folded model is not the same model
 """
@@ -41,6 +42,10 @@ class FoldError(TrainingError):
     def __init__(self, layer: str, reason: str) -> None:
         super().__init__(f"layer {layer!r} can't be folded: {reason}")
         self.layer = layer
+
+
+class ModelImportError(TrainingError):
+    """The model of another framework is damaged, or it has a part that can't be imported."""
 
 
 class ExportError(TrainingError):

@@ -1,0 +1,1 @@
+"""Importing: turns a model that another framework trained into a folded and certified bundle."""

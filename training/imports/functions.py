@@ -1,0 +1,87 @@
+"""The functions of single numbers in an imported network: float64 arithmetic, and the ONNX nodes of each.
+
+To add a function, add an entry to `FUNCTIONS`. The module knows no file and no framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+Array = npt.NDArray[np.float64]
+
+# An operator of one node with its attributes, or None if `write.py` has its own rule for the function.
+Operator = Callable[[Mapping[str, float]], tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function. compute: maps float64 numbers to float64 numbers. parameters: the names of its parameters.
+
+    operator: the ONNX operator and its attributes, for these parameters.
+    """
+
+    parameters: tuple[str, ...]
+    compute: Callable[..., Array]
+    operator: Operator | None
+
+
+def _same(operator: str) -> Operator:
+    """Return an operator whose attributes have the names of the parameters."""
+    return lambda parameters: (operator, dict(parameters))
+
+
+def _elu(x: Array, alpha: float) -> Array:
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def _hard_sigmoid(x: Array, alpha: float, beta: float) -> Array:
+    result: Array = np.clip(alpha * x + beta, 0, 1)
+    return result
+
+
+def _gelu(x: Array) -> Array:
+    normal: Array = special.ndtr(x)
+    return x * normal
+
+
+def _gelu_tanh(x: Array) -> Array:
+    result: Array = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return result
+
+
+def _softplus(x: Array) -> Array:
+    result: Array = np.logaddexp(0, x)
+    return result
+
+
+# The definitions of https://onnx.ai/onnx/operators/.
+FUNCTIONS: dict[str, Function] = {
+    "relu": Function((), lambda x: np.maximum(x, 0), _same("Relu")),
+    "leaky_relu": Function(("alpha",), lambda x, alpha: np.where(x < 0, alpha * x, x), _same("LeakyRelu")),
+    "thresholded_relu": Function(("alpha",), lambda x, alpha: np.where(x > alpha, x, 0), _same("ThresholdedRelu")),
+    "elu": Function(("alpha",), _elu, _same("Elu")),
+    "celu": Function(
+        ("alpha",), lambda x, alpha: np.maximum(x, 0) + _elu(np.minimum(x, 0) / alpha, alpha), _same("Celu")
+    ),
+    "selu": Function(("alpha", "gamma"), lambda x, alpha, gamma: gamma * _elu(x, alpha), _same("Selu")),
+    "gelu": Function((), _gelu, _same("Gelu")),
+    "gelu_tanh": Function((), _gelu_tanh, lambda _: ("Gelu", {"approximate": "tanh"})),
+    "silu": Function((), lambda x: x * special.expit(x), None),
+    "mish": Function((), lambda x: x * np.tanh(_softplus(x)), _same("Mish")),
+    "sigmoid": Function((), special.expit, _same("Sigmoid")),
+    "hard_sigmoid": Function(("alpha", "beta"), _hard_sigmoid, _same("HardSigmoid")),
+    "hard_swish": Function((), lambda x: x * _hard_sigmoid(x, 1 / 6, 0.5), _same("HardSwish")),
+    "tanh": Function((), np.tanh, _same("Tanh")),
+    "softplus": Function((), _softplus, _same("Softplus")),
+    "softsign": Function((), lambda x: x / (1 + abs(x)), _same("Softsign")),
+    "exp": Function((), np.exp, _same("Exp")),
+    "abs": Function((), np.abs, _same("Abs")),
+    # The limits may be infinite.
+    "clip": Function(("low", "high"), np.clip, None),
+}
