@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from foldserve.service.access.guard import Guard
 from foldserve.service.access.keys import Keyring
+from foldserve.service.engine.deployment import Deployment
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.lifecycle import Lifecycle
 from foldserve.service.engine.loader import Loader
 from foldserve.service.engine.pool import Pool
 from foldserve.service.engine.repository import Repository
-from foldserve.service.errors import ModelNotReady
+from foldserve.service.live.control import Control, LocalControl
+from foldserve.service.live.coordinator import create_coordinator
 from foldserve.service.machine import cgroup
 from foldserve.service.metrics import Metrics
 from foldserve.service.metrics.prometheus import PrometheusMetrics
@@ -38,6 +41,7 @@ class Service:
     guard: checks the API keys; None if every client may send requests.
     endpoints: by the path of a prediction request, without percent-encoding. Look each path up when its request
     arrives: the mapping may change while the server runs.
+    deployment: replaces the models. control: decides which models serve, and executes commands.
     """
 
     repository: Repository
@@ -47,6 +51,8 @@ class Service:
     guard: Guard | None
     memory: BodyMemory
     strict_readiness: bool
+    deployment: Deployment
+    control: Control
 
     @property
     def ready(self) -> bool:
@@ -54,20 +60,29 @@ class Service:
         return self.lifecycle.ready and (self.repository.all_ready or not self.strict_readiness)
 
 
-def compose(settings: Settings) -> Service:
-    """Load every model and create the service. Raises the exceptions of `Loader.load_repository`."""
+def compose(settings: Settings, control: Control | None = None) -> Service:
+    """Load every model and create the service. control: decides which models serve; by default, in this process.
+
+    Raises the exceptions of `Control.start`.
+    """
+    control = control or LocalControl(partial(create_coordinator, settings))
     metrics = PrometheusMetrics() if settings.metrics else Metrics()
     guard = _guard(settings, metrics)
     memory = BodyMemory(settings.max_memory or 2 * settings.max_body)
-    repository = Loader(settings, Pool(min(_BODY_THREADS, cgroup.threads())), memory, metrics).load_repository()
+    loader = Loader(settings, Pool(min(_BODY_THREADS, cgroup.threads())), memory, metrics)
+    repository = Repository()
+    deployment = Deployment(loader, repository, metrics, settings.models, settings.default_model)
+    control.start(deployment)
     return Service(
         repository=repository,
-        endpoints=endpoints_by_path(repository),
+        endpoints=repository.endpoints,
         metrics=metrics,
         lifecycle=Lifecycle(device_lost=lambda: repository.device_lost),
         guard=guard,
         memory=memory,
         strict_readiness=settings.strict_readiness,
+        deployment=deployment,
+        control=control,
     )
 
 
@@ -79,20 +94,3 @@ def _guard(settings: Settings, metrics: Metrics) -> Guard | None:
     guard = Guard(Keyring(settings.keys, Path(folder) if folder else None))
     metrics.for_keys(guard.take_counts)
     return guard
-
-
-def endpoints_by_path(repository: Repository) -> dict[bytes, Endpoint]:
-    """Map the path of each prediction to the endpoint of its model. A refused version has no path."""
-    endpoints = {}
-    for name in repository.names():
-        for number in (None, *repository.versions(name)):
-            try:
-                model = repository.find(name, number)
-            except ModelNotReady:
-                continue
-            versioned = f"{name}/versions/{number}" if number else name
-            endpoints[f"/v1/models/{versioned}:predict".encode()] = model.friendly
-            endpoints[f"/v2/models/{versioned}/infer".encode()] = model.oip
-    if repository.default is not None and repository.is_ready(repository.default):
-        endpoints[b"/predict"] = repository.find().friendly
-    return endpoints

@@ -4,27 +4,29 @@ a status.
 Each line names the modules that raise the error; a test compares them with the code.
 
 FoldserveError               the command prints it as one line and exits with 1
-├── SettingsError            settings.py, access/keys.py, commands/: a flag, variable or file can't be used
+├── SettingsError            settings.py, access/keys.py, live/, commands/: a flag, variable or file can't be used
 ├── BundleError              bundle/, runtime/, commands/tune/: a bundle is not whole or not certified
 ├── DeviceError              machine/, runtime/, commands/tune/, http/server.py: a device is not available or lost
 ├── SourceError              sources/: a file can't be read as a table
 ├── TableError               tables/: a table does not fit the model
-├── StartError               engine/loader.py, http/: no models to serve, no port, or a certificate that can't be used
+├── StartError               live/, engine/deployment.py, http/: no models to serve, no port, or no usable certificate
 ├── NotReady                 commands/health.py: no service answers at the address, or it is not ready
 └── RequestError             one request is refused or failed; the text is fixed and never repeats the input
     ├── InvalidHttp          http/head.py, http/body.py: the bytes are not HTTP, or this server does not support them
     ├── UrlTooLong           http/head.py: the URL is longer than its limit
     ├── HeadTooLarge         http/head.py, http/body.py: the headers are larger than their limit
     ├── MissingKey           access/guard.py: the request has no API key, or an API key that is not valid
-    ├── MissingScope         access/guard.py: the API key is not for this part of the service
+    ├── MissingScope         access/guard.py, http/routes/repository.py: the API key is not for this part of the service
     ├── UnknownHost          access/hosts.py: the name in the Host header is not a name of this server
     ├── ForbiddenOrigin      access/hosts.py: a web page of another site sent the request
     ├── TooSlow              http/connection.py: the client did not send the whole request in time
     ├── TooLarge             http/body.py, http/routes/common.py, protocols/content.py: the body is too large
     ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
-    ├── InvalidInput         protocols/, engine/, http/routes/oip.py: the request is not valid for this model
-    ├── UnknownModel         engine/repository.py, http/routes/common.py: the name or version does not exist
-    ├── ModelNotReady        engine/repository.py, http/routes/oip.py: the model exists, but does not serve
+    ├── InvalidInput         protocols/, engine/, http/routes/: the request is not valid for this model
+    ├── UnknownModel         engine/repository.py, live/, http/routes/common.py: the name or version does not exist
+    ├── ModelNotReady        engine/: the model exists, but does not serve
+    ├── ModelBusy            live/coordinator.py: another request is changing the model
+    ├── LoadRefused          live/: a version may not serve, so an operator's command was not executed
     ├── Overloaded           there is no room now; the error says when the client should try again
     │   ├── QueueFull        engine/batcher.py, engine/exchange.py, engine/pool.py: too many rows or requests wait
     │   ├── RateExceeded     access/guard.py: the API key has reached its rate
@@ -143,6 +145,14 @@ class UnknownModel(RequestError):  # noqa: N818
 
 class ModelNotReady(RequestError):  # noqa: N818
     """The model exists, but none of the requested versions serves."""
+
+
+class ModelBusy(RequestError):  # noqa: N818
+    """Another request is changing the model."""
+
+
+class LoadRefused(RequestError):  # noqa: N818
+    """A version may not serve, so the command of an operator was not executed."""
 
 
 class Overloaded(RequestError):  # noqa: N818

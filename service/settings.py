@@ -50,6 +50,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     models: Annotated[Path, Field(description="folder of the models, as <name>/<version>/")] = Path("models")
+    watch: Annotated[
+        bool, Field(description="follow the folder: load new versions and unload removed ones while the server runs")
+    ] = True
+    rescan: Annotated[
+        float, Field(gt=0, le=3600, description="seconds between two looks at the folder, besides the system's notices")
+    ] = 5.0
+    policy: Annotated[
+        Path | None, Field(description="TOML file with the versions, labels and conditions of a swap for each model")
+    ] = None
+    swap_policy: Annotated[
+        Literal["always", "golden", "shadow"],
+        Field(description="conditions of a swap, for models without their own in --policy; shadow compares live rows"),
+    ] = "golden"
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free port")] = 8000
     uds: Annotated[

@@ -28,14 +28,15 @@ service.machine:          errors
 service.bundle:           errors
 service.sources:          text errors
 service.access:           errors
+service.live:             bundle settings errors
 service.metrics:          bundle errors
 service.protocols:        metrics bundle arrays errors
 service.tables:           protocols bundle arrays text errors
 service.runtime.session:  machine errors
 service.runtime:          runtime.session machine bundle arrays errors
-service.engine:           runtime runtime.session protocols metrics bundle machine settings arrays errors
-service.compose:          access engine protocols metrics machine settings errors
-service.http:             compose access engine protocols metrics bundle machine settings errors
+service.engine:           live runtime runtime.session protocols metrics bundle machine settings arrays errors
+service.compose:          access engine live protocols metrics machine settings
+service.http:             compose access engine live protocols metrics bundle machine settings errors
 service.commands:         access runtime runtime.session bundle machine settings arrays figures errors
 service.cli:              http commands settings errors
 service.__main__:         cli

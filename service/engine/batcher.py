@@ -25,7 +25,7 @@ import numpy as np
 from foldserve.service.arrays import Outputs, Rows, Run
 from foldserve.service.engine.admission import ALWAYS_WAITING, RESERVE
 from foldserve.service.engine.entry import Entry, OnResult, failure, resolve_all
-from foldserve.service.errors import DeadlinePassed, Draining, QueueFull, RuntimeFailure
+from foldserve.service.errors import DeadlinePassed, Draining, ModelNotReady, QueueFull, RuntimeFailure
 from foldserve.service.metrics import BatchObserver, ignore_batch
 
 log = logging.getLogger("foldserve")
@@ -65,7 +65,7 @@ class Batcher:
         self._max_queue = max_queue
         self._max_delay = max_delay
         self._max_wait = max_wait
-        self._observe = observe
+        self.observe = observe
         self._high: deque[Entry] = deque()  # entries of high priority, which are run first
         self._queue: deque[Entry] = deque()  # all others
         self._queued_rows = self._high_rows = 0  # rows in both queues, and in the first queue
@@ -77,7 +77,7 @@ class Batcher:
         self._on_thread: list[tuple[Entry, Rows]] = []
         self._run_ends = 0.0  # the expected end of the run on the thread
         self._sweeper: asyncio.TimerHandle | None = None
-        self._draining = False
+        self._draining = self._closed = False
         self._thread = ThreadPoolExecutor(1, "batcher")
         # Estimated seconds of a run, by the bit length of its number of rows. For a size that was never run, assume a
         # long run.
@@ -92,6 +92,11 @@ class Batcher:
     def filled(self) -> bool:
         """Whether a full batch is queued. The next turn of the event loop runs it before more rows are queued."""
         return self._queued_rows >= min(self._max_batch, self._max_queue / 2) and not self.running
+
+    @property
+    def idle(self) -> bool:
+        """Whether no rows wait and none are run."""
+        return not self._queued_rows and not self.running
 
     def check_wait(self, patience: float, *, high: bool = False) -> None:
         """Refuse an entry that would wait longer than `patience` or max_wait.
@@ -114,8 +119,11 @@ class Batcher:
 
         on_result: called once on this event loop, after this method has returned, with float32 [n, outputs] or with an
         error. The error is `DeadlinePassed`, `NonFiniteOutput`, or the `RequestError` that the run raises. Any other
-        error of the run becomes a `RuntimeFailure`. This method raises `QueueFull`, or `Draining` after `drain`.
+        error of the run becomes a `RuntimeFailure`. This method raises `QueueFull`, `Draining` after `drain`, or
+        `ModelNotReady` after `close`.
         """
+        if self._closed:
+            raise ModelNotReady("the model is not ready")
         if self._draining:
             raise Draining("the server is stopping", self._retry_after())
         limit = self._max_queue if high else self._max_queue - int(self._max_queue * RESERVE)
@@ -140,6 +148,11 @@ class Batcher:
         self._draining = True
         if self._scheduled is not None:
             self._run_soon()
+
+    def close(self) -> None:
+        """Refuse new entries, because the model is unloaded. Call it only while the batcher is idle."""
+        self._closed = True
+        self._thread.shutdown(wait=False)
 
     def abandon(self) -> None:
         """Fail every entry in the queue and in the run on the thread, because that run will not end."""
@@ -299,7 +312,7 @@ class Batcher:
         try:
             began = time.monotonic() - seconds
             waited = [began - entry.arrived for entry, rows in batch if entry.taken == len(rows)]
-            self._observe(count, seconds, waited)
+            self.observe(count, seconds, waited)
             if not isinstance(outputs, Exception):
                 resolve_all(batch, outputs)
         except Exception as error:  # every caller must get a result

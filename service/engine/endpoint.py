@@ -50,6 +50,11 @@ class Endpoint:
             found = self._by_query[query] = Endpoint(replace(self._resources, codec=codec))
         return found
 
+    @property
+    def in_flight(self) -> int:
+        """The number of requests without a reply."""
+        return self._resources.requests.in_flight
+
     def start(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply) -> Exchange:
         """Start an exchange. Must be called on the event loop.
 

@@ -1,13 +1,18 @@
-"""Finds a model by its name and version. This module does not know how models are loaded.
+"""Owns the models that serve. It finds a model by name and version, and replaces all of them in one step.
 
-The name in a request is only a key of a dictionary. It never becomes a part of a file's path.
+The name in a request is only a key of a dictionary. It never becomes a part of a file's path. A model that no longer
+serves is closed after its last request. This module does not know how models are loaded, or why they change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
 
 from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.engine.batcher import Batcher
@@ -15,12 +20,17 @@ from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.errors import ModelNotReady, UnknownModel
 from foldserve.service.runtime.load import Runtime
 
+log = logging.getLogger("foldserve")
+
+_DRAIN_SECONDS = 0.05  # between two looks at the requests of a model that no longer serves
+
 
 @dataclass(frozen=True)
 class Model:
     """One version that serves: its session has reproduced the golden outputs.
 
-    max_rows: the largest number of rows in one request.
+    max_rows: the largest number of rows in one request. digest: identifies the contents of the bundle. forget: removes
+    the model from the metrics.
     """
 
     manifest: Manifest
@@ -30,45 +40,123 @@ class Model:
     friendly: Endpoint
     oip: Endpoint
     max_rows: int
+    digest: str = ""
+    forget: Callable[[], object] = lambda: None
 
     @cached_property
     def manifest_json(self) -> bytes:
         """The manifest as JSON, encoded once."""
         return self.manifest.model_dump_json().encode()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request of this model has no reply yet."""
+        return self.friendly.in_flight > 0 or self.oip.in_flight > 0 or not self.batcher.idle
+
+    def close(self) -> None:
+        """Refuse requests from now on, and release the device's memory."""
+        self.batcher.close()
+        self.runtime.close()
+        self.forget()
+
 
 @dataclass(frozen=True)
-class Refused:
+class Unavailable:
     """One version that does not serve, and the reason. A client may see the reason."""
 
     reason: str
+    state: Literal["refused", "loading", "unloaded"] = "refused"
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The versions of one model.
+
+    by_number: newest first. current: the number of the version that answers requests without a version. labels: numbers
+    by label. notes: remarks about versions that serve, by number.
+    """
+
+    by_number: Mapping[int, Model | Unavailable]
+    current: int | None
+    labels: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def unloaded(self) -> bool:
+        """Whether an operator has unloaded every version."""
+        found = self.by_number.values()
+        return bool(found) and all(isinstance(v, Unavailable) and v.state == "unloaded" for v in found)
+
+
+_NO_VERSIONS = Versions(MappingProxyType({}), None)
 
 
 class Repository:
-    """The models by name, and their versions by number, newest first.
+    """The models by name, and their versions. All methods but `publish` may be called at any time.
 
-    default: the name of the model that answers /predict, or None.
+    default: the name of the model that answers /predict, or None. endpoints: by the path of a prediction request,
+    without percent-encoding. generation: counts the changes.
     """
 
-    def __init__(self, models: Mapping[str, Mapping[int, Model | Refused]], default: str | None) -> None:
-        self._models = models
-        self.default = default
+    def __init__(self) -> None:
+        self._models: Mapping[str, Versions] = {}
+        self._retired: list[Model] = []
+        self.default: str | None = None
+        self.endpoints: dict[bytes, Endpoint] = {}
+        self.generation = 0
+
+    def publish(self, models: Mapping[str, Versions], default: str | None, endpoints: Mapping[bytes, Endpoint]) -> None:
+        """Replace all models in one step. Must be called on the event loop, or before the loop runs.
+
+        Requests that have begun are answered by the version with which they began.
+        """
+        before = list(self.ready_models())
+        self._models, self.default = models, default
+        self.endpoints.clear()
+        self.endpoints.update(endpoints)
+        self.generation += 1
+        served = {id(model) for model in self.ready_models()}
+        retired = [model for model in before if id(model) not in served]
+        if retired:
+            self._retired.extend(retired)
+            asyncio.get_running_loop().call_soon(self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Close the models that no longer serve and have no request left. Look again soon if there are others."""
+        for model in [model for model in self._retired if not model.busy]:
+            self._retired.remove(model)
+            try:
+                model.close()
+            except Exception:  # a device may fail while its memory is released
+                log.exception("internal error")
+            log.info("%s/%s is unloaded", model.manifest.name, model.manifest.version)
+        if self._retired:
+            asyncio.get_running_loop().call_later(_DRAIN_SECONDS, self._close_idle)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all models."""
         return tuple(self._models)
 
-    def versions(self, name: str) -> Mapping[int, Model | Refused]:
-        """Return every version of `name`, newest first. Raises `UnknownModel`."""
+    def model(self, name: str) -> Versions:
+        """Return the versions of `name`. Raises `UnknownModel`."""
         try:
             return self._models[name]
         except KeyError:
             raise UnknownModel("unknown model") from None
 
+    def versions(self, name: str) -> Mapping[int, Model | Unavailable]:
+        """Return every version of `name`, newest first. Raises `UnknownModel`."""
+        return self.model(name).by_number
+
     def ready_models(self) -> Iterator[Model]:
         """Yield every version that serves, of every model."""
-        for versions in self._models.values():
-            yield from (version for version in versions.values() if isinstance(version, Model))
+        for model in self._models.values():
+            yield from (version for version in model.by_number.values() if isinstance(version, Model))
+
+    def running_models(self) -> Iterator[Model]:
+        """Yield every version that serves, or that still has requests to answer."""
+        yield from self.ready_models()
+        yield from list(self._retired)
 
     def is_ready(self, name: str) -> bool:
         """Whether a version of `name` serves. Raises `UnknownModel`."""
@@ -76,46 +164,55 @@ class Repository:
 
     @property
     def all_ready(self) -> bool:
-        """Whether every model has a version that serves."""
-        return all(map(self.is_ready, self._models))
+        """Whether there are models, and each has a version that serves. Models that were unloaded do not count."""
+        wanted = [name for name, model in self._models.items() if not model.unloaded]
+        return bool(wanted) and all(map(self.is_ready, wanted))
 
     @property
-    def shown(self) -> Model:
-        """The model of the documentation's examples: the default if it serves, or else the first model that serves."""
-        models = tuple(self.ready_models())
-        return next((model for model in models if model.manifest.name == self.default), models[0])
+    def shown(self) -> Model | None:
+        """The model of the documentation's examples: the default model if it serves, or else the first that does."""
+        if self.default is not None and (found := self._current(self.default)) is not None:
+            return found
+        return next((found for name in self._models if (found := self._current(name)) is not None), None)
+
+    def _current(self, name: str) -> Model | None:
+        model = self._models.get(name, _NO_VERSIONS)
+        found = None if model.current is None else model.by_number.get(model.current)
+        return found if isinstance(found, Model) else None
 
     @property
     def device_lost(self) -> bool:
         """Whether the device of a model has failed. After that, only a new process can use the device."""
-        return any(model.runtime.lost for model in self.ready_models())
+        return any(model.runtime.lost for model in self.running_models())
 
     def drain(self) -> None:
         """Make every model refuse new rows, and run the rows in its queue."""
-        for model in self.ready_models():
+        for model in self.running_models():
             model.batcher.drain()
 
     def abandon_hung(self) -> None:
         """Fail the requests of each model whose run hangs."""
-        for model in self.ready_models():
+        for model in self.running_models():
             if model.batcher.hung:
                 model.batcher.abandon()
 
-    def find(self, name: str | None = None, version: int | None = None) -> Model:
-        """Return the model to run. Without `name` it is the default model; without `version`, the newest version that
-        serves.
+    def find(self, name: str | None = None, version: int | str | None = None) -> Model:
+        """Return the model to run. Without `name` it is the default model.
 
-        Raises `UnknownModel`, or `ModelNotReady` if the version was refused.
+        version: a number or a label. Without `version`, the version is the one that answers requests without a version.
+        Raises `UnknownModel`, or `ModelNotReady` if the version does not serve.
         """
         if name is None:
             name = self.default
         if name is None:
+            if not self._models:
+                raise ModelNotReady("the server has no model yet")
             raise UnknownModel("there are several models: name one in the path, /v1/models/{model}:predict")
-        versions = self.versions(name)
-        if version is not None and version not in versions:
+        model = self.model(name)
+        number = model.labels.get(version) if isinstance(version, str) else version
+        if version is not None and number not in model.by_number:
             raise UnknownModel("unknown version of this model")
-        candidates = versions.values() if version is None else [versions[version]]
-        for candidate in candidates:
-            if isinstance(candidate, Model):
-                return candidate
+        found = self._current(name) if number is None else model.by_number[number]
+        if isinstance(found, Model):
+            return found
         raise ModelNotReady("the model is not ready")

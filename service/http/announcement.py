@@ -24,6 +24,14 @@ def announcement(urls: Sequence[str], service: Service, socket_path: str | None 
     repository = service.repository
     names = [name for name in repository.names() if repository.is_ready(name)]
     not_ready = [name for name in repository.names() if name not in names]
+    version_text = f"foldserve {version('foldserve')}"
+    elsewhere = "".join(f"metrics and administration are on {other}\n" for other in urls[1:])
+    where = f"{url}, documentation on {url}/docs" if socket_path is None else f"the Unix socket {socket_path}"
+    if repository.shown is None:
+        return (
+            f"{version_text} serves no model yet on {where}\n"
+            f"{elsewhere}waiting for a bundle in the folder of the models, as <name>/<version>/"
+        )
     manifest = repository.shown.manifest
     path = "/predict" if manifest.name == repository.default else f"/v1/models/{manifest.name}:predict"
     values = ", ".join(
@@ -31,14 +39,12 @@ def announcement(urls: Sequence[str], service: Service, socket_path: str | None 
         for feature, value in zip(manifest.features, example(manifest), strict=True)
     )
     unready = f"not ready: {', '.join(not_ready)}; the log has the reasons\n" if not_ready else ""
-    elsewhere = "".join(f"metrics and administration are on {other}\n" for other in urls[1:])
-    where = f"{url}, documentation on {url}/docs" if socket_path is None else f"the Unix socket {socket_path}"
     through = "" if socket_path is None else f"--unix-socket {shlex.quote(socket_path)} "
     insecure = "k" if url.startswith("https:") else ""  # the certificate may be for another host name
     key = "" if service.guard is None else '-H "X-API-Key: $KEY" '
     body = shlex.quote(f'{{"instances": [[{values}]]}}')
     return (
-        f"foldserve {version('foldserve')} serves {', '.join(names)} on {where}\n"
+        f"{version_text} serves {', '.join(names)} on {where}\n"
         f"{elsewhere}{unready}try:\n"
         f"  curl -s{insecure} {through}{url}{path} {key}-H 'Content-Type: application/json' -d {body}"
     )

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import cache
+from copy import deepcopy
+from functools import lru_cache
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from foldserve.service.access.keys import Scope
 from foldserve.service.compose import Service
 from foldserve.service.errors import RequestError
 from foldserve.service.http.guarded import describe_keys
-from foldserve.service.http.routes import friendly, oip
+from foldserve.service.http.routes import friendly, oip, repository
 from foldserve.service.http.routes.common import ErrorBody, register_name_convertor, requires, to_response
 from foldserve.service.http.security import PAGE_HEADERS
 from foldserve.service.metrics import Metrics
@@ -58,9 +59,10 @@ def create_app(service: Service) -> FastAPI:
     )
     app.include_router(friendly.router(service.repository))
     app.include_router(oip.router(service, ("foldserve", version)))
+    app.include_router(repository.router(service))
     if isinstance(service.metrics, PrometheusMetrics):
         _add_metrics(app, service.metrics)
-    _add_pages(app, keys=service.guard is not None)
+    _add_pages(app, service)
     return app
 
 
@@ -85,7 +87,7 @@ def _add_metrics(app: FastAPI, metrics: PrometheusMetrics) -> None:
         return Response(metrics.scrape(), media_type=CONTENT_TYPE.decode())
 
 
-def _add_pages(app: FastAPI, *, keys: bool) -> None:
+def _add_pages(app: FastAPI, service: Service) -> None:
     app.mount("/static", requires(Scope.OPEN)(StaticFiles(directory=WEB)), name="static")
 
     @app.get("/", include_in_schema=False)
@@ -102,14 +104,17 @@ def _add_pages(app: FastAPI, *, keys: bool) -> None:
         # The page's files come from this server: a content delivery network is often not reachable.
         return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
 
-    @cache  # making the document takes much longer than a prediction, and the document never changes
-    def document() -> bytes:
-        return orjson.dumps(describe_keys(app.openapi(), app) if keys else app.openapi())
+    @lru_cache(1)  # making the document takes much longer than a prediction, and it changes only with the models
+    def document(_: int) -> bytes:
+        described = deepcopy(app.openapi())
+        friendly.describe(described, service.repository)
+        oip.describe(described, service.repository)
+        return orjson.dumps(describe_keys(described, app) if service.guard is not None else described)
 
     @app.get("/openapi.json", include_in_schema=False)
     @requires(Scope.PREDICT)
     async def openapi() -> Response:
-        return Response(document(), media_type="application/json")
+        return Response(document(service.repository.generation), media_type="application/json")
 
 
 def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError], Coroutine[Any, Any, Response]]:

@@ -241,7 +241,9 @@ class Connection(asyncio.Protocol):
         """Wait for the response to a complete request."""
         self._body = None
         if self._endpoint is not None:
-            self._start(self._endpoint, self._head, body.take())
+            # The model may have changed while the body arrived.
+            endpoint = self._context.find_endpoint(self._head) or self._endpoint
+            self._start(endpoint, self._head, body.take())
         else:
             self._phase = APP_RESPONSE
             self._inner_changed()

@@ -31,6 +31,8 @@ from foldserve.service.http.connection import Connection
 from foldserve.service.http.doors import Door, create_doors, load_tls
 from foldserve.service.http.listeners import Listeners, bind
 from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, exit_on_signals, refuse_handshakes
+from foldserve.service.live.control import Control, LocalControl
+from foldserve.service.live.coordinator import create_coordinator
 from foldserve.service.machine import allocator
 from foldserve.service.settings import Settings, unused_variables
 
@@ -55,7 +57,7 @@ def run(settings: Settings) -> None:
         log.warning("%s", sentence)
     with bind(settings) as listeners:
         if settings.workers == 1:
-            _serve(settings, listeners, _print)
+            _serve(settings, listeners, _print, LocalControl(partial(create_coordinator, settings)))
         else:
             # This import comes late, because it loads prometheus_client in its mode for several processes.
             from foldserve.service.http.workers import supervise
@@ -63,11 +65,13 @@ def run(settings: Settings) -> None:
             supervise(serve_in_worker, settings, listeners, _print)
 
 
-def serve_in_worker(settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
+def serve_in_worker(
+    settings: Settings, listeners: Listeners, announce: Callable[[str], object], control: Control
+) -> None:
     """Serve in one of several processes. Their supervisor logs that the server has stopped."""
     exit_on_signals(quietly=True)
     _log_to_stderr(settings)
-    _serve(settings, listeners, announce)
+    _serve(settings, listeners, announce, control)
 
 
 def _print(text: str) -> None:
@@ -75,12 +79,12 @@ def _print(text: str) -> None:
         print(text, flush=True)
 
 
-def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
+def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], object], control: Control) -> None:
     """Serve on bound sockets in this process. announce: called with the lines to print when ready."""
     tls = load_tls(settings, listeners)  # load the certificates first, so that an error in a file comes at once
     allocator.return_large_blocks()
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    service = compose(settings)
+    service = compose(settings, control)
     doors = create_doors(settings, service, listeners, tls)
     # Every model is verified now. No client could connect before this line.
     service.lifecycle.start()
@@ -92,6 +96,7 @@ def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], o
     _start_watchdog(settings, service, stopped)
     server.run(sockets=list(listeners.all))
     stopped.set()
+    control.join()
     if service.lifecycle.lost:  # a new process may be able to use the device; a supervisor must start it
         raise DeviceError(service.lifecycle.loss)
 
@@ -111,7 +116,7 @@ def _start_watchdog(settings: Settings, service: Service, stopped: threading.Eve
         os._exit(1)
 
     def batchers() -> Iterator[tuple[str, Batcher]]:
-        for model in service.repository.ready_models():
+        for model in service.repository.running_models():
             yield f"{model.manifest.name}/{model.manifest.version}", model.batcher
 
     Watchdog(settings.run_timeout, batchers, end).start()
@@ -135,6 +140,8 @@ class _Server(uvicorn.Server):
         self._acceptors = [door.acceptor(self.server_state) for door in self._doors]
         for acceptor in self._acceptors:
             acceptor.start()
+        self._service.deployment.attach(asyncio.get_running_loop())
+        self._service.control.follow()
         # The objects that exist now stay until the end. `freeze` excludes them from later garbage collections.
         gc.collect()
         gc.freeze()
@@ -165,6 +172,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Become unready, let uvicorn wait for the requests that have begun, then abort the other connections."""
+        self._service.control.stop()
         await self._wait_for_balancers()
         if self._settings.workers == 1:  # with several workers the supervisor decides, since other workers may go on
             for listener in sockets or ():

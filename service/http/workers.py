@@ -5,7 +5,6 @@ This module knows processes and signals. It knows nothing of the server except t
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -14,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -22,8 +21,14 @@ from typing import Any
 from prometheus_client.multiprocess import mark_process_dead
 
 from foldserve.service.errors import FoldserveError, StartError
+from foldserve.service.http.crew import Member, WorkerCrew
+from foldserve.service.http.line import Line
 from foldserve.service.http.listeners import Listeners
 from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, refuse_handshakes
+from foldserve.service.http.worker_control import WorkerControl
+from foldserve.service.live.command import Command, outcome_of
+from foldserve.service.live.control import Control
+from foldserve.service.live.coordinator import create_coordinator
 from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
@@ -35,21 +40,25 @@ _SECONDS_BETWEEN_STARTS = 1.0
 _GRACE_SECONDS = 5.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-Serve = Callable[[Settings, Listeners, Callable[[str], object]], None]
+Serve = Callable[[Settings, Listeners, Callable[[str], object], Control], None]
 
 
 @dataclass(eq=False)
 class _Worker:
     """One worker process.
 
-    messages: receives one JSON array from the worker: ["ready", announcement] or ["refused", reason]. When the worker
-    dies, its end of this connection closes.
+    member: has the line to the worker. When the worker dies, its end of the line closes.
     """
 
     process: Any  # a Process of the spawn context; its class has no public name
-    messages: Connection
+    member: Member
     started: float
     ready: bool = False
+
+    @property
+    def messages(self) -> Connection:
+        """The supervisor's end of the line."""
+        return self.member.line.connection
 
 
 def supervise(serve: Serve, settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
@@ -84,19 +93,35 @@ class _Supervisor:
         self._workers: list[_Worker] = []
         # Python calls a signal's handler in the main thread, but the kernel may deliver the signal to another thread.
         # This pipe wakes up the main thread in that case.
-        self._signalled, wakeup = os.pipe()
-        os.set_blocking(wakeup, False)
-        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        self._signalled, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        self._crew = WorkerCrew()
+        self._coordinator = create_coordinator(settings, self._crew)
+        self._start_error: FoldserveError | None = None
         self.announcement = ""
 
     def start(self) -> None:
         """Start all workers, and return when all are ready."""
         for _ in range(self._settings.workers):
             self._start_worker()
-        while waiting := [worker for worker in self._workers if not worker.ready]:
-            for worker in self._wait_for_message(waiting):
+        threading.Thread(target=self._coordinate, name="models", daemon=True).start()
+        while not all(worker.ready for worker in self._workers):
+            for worker in self._wait_for_message(self._workers):
                 if not self._receive(worker):
                     raise StartError(f"worker {worker.process.pid} died before it was ready")
+            if self._start_error is not None:
+                raise self._start_error
+
+    def _coordinate(self) -> None:
+        """Load the models in all workers, then let them change."""
+        try:
+            self._coordinator.start()
+        except FoldserveError as error:
+            self._start_error = error
+            os.write(self._wakeup, b"\0")
+            return
+        self._coordinator.run()
 
     def watch(self) -> None:
         """Replace each worker that dies. This method never returns."""
@@ -112,6 +137,7 @@ class _Supervisor:
         """
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+        self._coordinator.stop()
         ready = [worker for worker in self._workers if worker.ready]
         if ready and self._settings.drain_delay:
             for worker in ready:
@@ -139,7 +165,9 @@ class _Supervisor:
             )
             process.start()
             pipe.close()
-            self._workers.append(_Worker(process, messages, time.monotonic()))
+            member = Member(Line(messages))
+            self._crew.add(member)
+            self._workers.append(_Worker(process, member, time.monotonic()))
 
     def _wait_for_message(self, workers: list[_Worker]) -> list[_Worker]:
         """Wait until a worker has sent a message or died. Return all such workers."""
@@ -154,10 +182,15 @@ class _Supervisor:
         Raises `StartError` if the worker can't start, unless all workers have been ready once.
         """
         try:
-            kind, text = json.loads(worker.messages.recv_bytes())
+            kind, text, number = worker.member.line.receive()
         except (EOFError, ConnectionResetError):
             return False
-        if kind == "ready":
+        if kind in ("prepared", "committed", "failed"):
+            worker.member.follows = worker.member.follows or kind == "committed"
+            worker.member.replies.put((text, number))
+        elif kind == "execute":
+            self._execute(Command.model_validate_json(text), worker.member.line, number)
+        elif kind == "ready":
             worker.ready = True
             self.announcement = text
         elif not self.announcement:
@@ -167,12 +200,24 @@ class _Supervisor:
             log.error("worker %d %s: %s", worker.process.pid, event, text)
         return True
 
+    def _execute(self, command: Command, line: Line, number: int) -> None:
+        """Execute a command that a worker got, and send it the outcome."""
+
+        def reply(error: BaseException | None) -> None:
+            line.send("executed", outcome_of(error).model_dump_json(), number)
+
+        try:
+            self._coordinator.submit(command).add_done_callback(lambda done: reply(done.exception()))
+        except FoldserveError as error:
+            reply(error)
+
     def _replace(self, dead: _Worker) -> None:
         dead.process.join()
         log.error("worker %d died with status %s; starting another", dead.process.pid, dead.process.exitcode)
         mark_process_dead(dead.process.pid)  # type: ignore[no-untyped-call]
-        dead.messages.close()
         self._workers.remove(dead)
+        self._crew.remove(dead.member)
+        dead.member.line.close()
         # A signal ends this sleep. If another worker dies during the sleep, that worker is replaced after the sleep.
         time.sleep(max(0.0, dead.started + _SECONDS_BETWEEN_STARTS - time.monotonic()))
         self._start_worker()
@@ -194,22 +239,9 @@ def _deferred_stop_signals() -> Iterator[None]:
 
 def _run_worker(serve: Serve, settings: Settings, listeners: Listeners, pipe: Connection) -> None:
     """Serve in this process, and report to the supervisor through `pipe`."""
-    threading.Thread(target=_stop_without_supervisor, args=(pipe,), daemon=True).start()
+    line = Line(pipe)
     try:
-        serve(settings, listeners, lambda text: _send(pipe, "ready", text))
+        serve(settings, listeners, lambda text: line.send("ready", text), WorkerControl(line))
     except FoldserveError as error:
-        _send(pipe, "refused", str(error))
+        line.send("refused", str(error))
         raise SystemExit(1) from None
-
-
-def _send(pipe: Connection, kind: str, text: str) -> None:
-    with suppress(OSError):  # the supervisor may have died; then a thread stops this process
-        pipe.send_bytes(json.dumps([kind, text]).encode())  # `send` would pickle the message, and a pickle may run code
-
-
-def _stop_without_supervisor(pipe: Connection) -> None:
-    """Stop this process when its supervisor dies, because no other process would stop it."""
-    try:
-        pipe.recv_bytes()
-    except (EOFError, OSError):
-        os.kill(os.getpid(), signal.SIGTERM)

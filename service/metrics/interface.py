@@ -5,7 +5,7 @@ This module does not import Prometheus, so the code that counts does not load Pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,8 +83,14 @@ class Metrics:
     def record_load(self, manifest: Manifest, seconds: float, parity: Parity, providers: Iterable[str]) -> None:
         """Record a model that was loaded and verified."""
 
-    def record_refused(self, model: str, version: str) -> None:
-        """Record a version that is not served. version: empty if the folder of the model can't be read."""
+    def record_refused(self, refused: Collection[tuple[str, str]]) -> None:
+        """Record all versions that are refused now: models and versions.
+
+        A version is empty if the folder of the model can't be read.
+        """
+
+    def forget(self, model: str, version: str, parts: Iterable[object]) -> None:
+        """Stop counting for an unloaded model. parts: the objects that `for_endpoint` and `for_batcher` made."""
 
     def count_rejected(self, error: RequestError) -> None:
         """Count a request that got an error instead of a prediction."""

@@ -13,7 +13,7 @@ import re
 import time
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.samples import Sample
 
 from foldserve.service.bundle import Manifest, Parity
@@ -60,6 +61,8 @@ _MAX_PENDING = 4096
 # A series exists before its first value, so that a rate misses no value. If a model has more features than this, its
 # series begin with their first values, because they would make every scrape large.
 _MAX_EARLY_SERIES = 1_000
+# The number of unloaded models whose series are kept.
+_MOST_UNLOADED = 16
 
 
 class _RequestMetrics(RequestMetrics):
@@ -67,6 +70,7 @@ class _RequestMetrics(RequestMetrics):
         self, metrics: PrometheusMetrics, labels: tuple[str, str, str], count_rows: Callable[[bytes], Counts]
     ) -> None:
         self._metrics = metrics
+        self.labels = labels[:2]
         self._labels = labels
         self._count_rows = count_rows
         self._pending: list[tuple[int, int, float]] = []
@@ -108,7 +112,7 @@ class _BatchMetrics:
 
     def __init__(self, metrics: PrometheusMetrics, model: str, version: str) -> None:
         self._metrics = metrics
-        self._labels = (model, version)
+        self.labels = (model, version)
         self._pending: list[tuple[int, float, list[float]]] = []
 
     def __call__(self, rows: int, seconds: float, waited: list[float]) -> None:
@@ -118,7 +122,7 @@ class _BatchMetrics:
 
     def flush(self) -> None:
         pending, self._pending = self._pending, []
-        m, labels = self._metrics, self._labels
+        m, labels = self._metrics, self.labels
         m.batch_rows.labels(*labels).observe_many(rows for rows, _, _ in pending)
         m.runtime_seconds.labels(*labels).observe_many(seconds for _, seconds, _ in pending)
         m.queue_seconds.labels(*labels).observe_many(wait for _, _, waited in pending for wait in waited)
@@ -135,7 +139,10 @@ class PrometheusMetrics(Metrics):
         self._requests: list[_RequestMetrics] = []
         self._batches: list[_BatchMetrics] = []
         self._rejected: Tally[type[RequestError]] = Tally()
-        self._queues: list[tuple[tuple[str, str], Callable[[], int]]] = []
+        self._queues: list[tuple[_BatchMetrics, Callable[[], int]]] = []
+        self._providers: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._refused: set[tuple[str, str]] = set()
+        self._unloaded: list[tuple[str, str]] = []  # models whose series are still there, the oldest first
         self._take_key_counts: Callable[[], Mapping[str, Sequence[int]]] = dict
         # A scrape reads this process, or the files of all workers.
         self._scraped = self.registry
@@ -232,7 +239,7 @@ class PrometheusMetrics(Metrics):
         )
 
         self.refused = _gauge(
-            "foldserve_model_refused", "1 for each version that was refused at load.", _MODEL, registry, "livemax"
+            "foldserve_model_refused", "1 for each version that is refused now.", _MODEL, registry, "livemax"
         )
 
     def for_endpoint(
@@ -245,8 +252,8 @@ class PrometheusMetrics(Metrics):
 
     def for_batcher(self, model: str, version: str, queued_rows: Callable[[], int]) -> BatchObserver:
         """Create the observer of one batcher. queued_rows: returns the number of rows in its queue."""
-        self._queues.append(((model, version), queued_rows))
         created = _BatchMetrics(self, model, version)
+        self._queues.append((created, queued_rows))
         self._batches.append(created)
         return created
 
@@ -269,12 +276,51 @@ class PrometheusMetrics(Metrics):
         self.load_seconds.labels(model, version).set(seconds)
         self.parity_error.labels(model, version).set(parity.max_absolute)
         self.parity_ratio.labels(model, version).set(parity.worst)
-        for provider in providers:
+        self._providers[model, version] = tuple(providers)
+        for provider in self._providers[model, version]:
             self.provider.labels(model, version, provider).set(1)
 
-    def record_refused(self, model: str, version: str) -> None:
-        """Set the gauge of a version that is not served. version: empty if the folder of the model can't be read."""
-        self.refused.labels(model, version).set(1)
+    def record_refused(self, refused: Collection[tuple[str, str]]) -> None:
+        """Set the gauges of all versions that are refused now, and clear those of other versions."""
+        for labels in self._refused - set(refused):
+            self.refused.labels(*labels).set(0)
+            if self._scraped is self.registry:
+                self.refused.remove(*labels)
+        self._refused = set(refused)
+        for labels in refused:
+            self.refused.labels(*labels).set(1)
+
+    def forget(self, model: str, version: str, parts: Iterable[object]) -> None:
+        """Stop counting for an unloaded model. Its series are removed after some more models were unloaded.
+
+        A scraper has then read the last counts. Several workers keep their series in files, where they stay.
+        """
+        gone = set(map(id, parts))
+        flushes = [part.flush for part in self._requests if id(part) in gone]
+        for flush in (*flushes, *(part.flush for part in self._batches if id(part) in gone)):
+            flush()
+        # New lists, since another thread may read the old ones.
+        self._requests = [part for part in self._requests if id(part) not in gone]
+        self._batches = [part for part in self._batches if id(part) not in gone]
+        self._queues = [(part, rows) for part, rows in self._queues if id(part) not in gone]
+        labels = (model, version)
+        if any(part.labels == labels for part in self._requests):  # the same version was loaded again
+            return
+        for provider in self._providers.pop(labels, ()):
+            self.provider.labels(model, version, provider).set(0)
+        self.queued_rows.labels(*labels).set(0)
+        self._unloaded = [*(other for other in self._unloaded if other != labels), labels]
+        active = {part.labels for part in self._requests}
+        if len(self._unloaded) > _MOST_UNLOADED:
+            oldest = self._unloaded.pop(0)
+            if oldest not in active and self._scraped is self.registry:
+                self._remove(*oldest)
+
+    def _remove(self, model: str, version: str) -> None:
+        """Remove all series of a model."""
+        for metric in vars(self).values():
+            if isinstance(metric, MetricWrapperBase) and set(_MODEL) <= set(metric._labelnames):
+                metric.remove_by_labels({"model": model, "version": version})
 
     def count_rejected(self, error: RequestError) -> None:
         """Count a request that got an error instead of a prediction."""
@@ -290,8 +336,8 @@ class PrometheusMetrics(Metrics):
             self.rejected.labels(_reason(kind)).inc(count)
         self._rejected.clear()
         self.in_flight.set(sum(requests.in_flight for requests in self._requests))
-        for labels, queued_rows in self._queues:
-            self.queued_rows.labels(*labels).set(queued_rows())
+        for batches, queued_rows in self._queues:
+            self.queued_rows.labels(*batches.labels).set(queued_rows())
         for key, counts in self._take_key_counts().items():
             for outcome, count in zip(KEY_OUTCOMES, counts, strict=True):
                 self.key_requests.labels(key, outcome).inc(count)

@@ -25,11 +25,13 @@ JSON = (b"content-type", b"application/json")
 STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.InvalidHttp: (400, "The request is not HTTP that this server accepts."),
     errors.InvalidInput: (400, "The body is not rows of this model."),
+    errors.LoadRefused: (400, "The version may not serve, for the reason that the error names."),
     errors.MissingKey: (401, "The request needs an API key, or its key is not valid."),
     errors.MissingScope: (403, "The API key is not for this part of the service."),
     errors.ForbiddenOrigin: (403, "A web page of another site sent the request."),
     errors.UnknownModel: (404, "There is no such model or version."),
     errors.TooSlow: (408, "The whole request did not arrive in time."),
+    errors.ModelBusy: (409, "Another request is changing the model."),
     errors.TooLarge: (413, "The body is larger than `max_body`."),
     errors.UrlTooLong: (414, "The URL is too long."),
     errors.UnsupportedMedia: (415, "The server does not read this media type or content encoding."),

@@ -244,6 +244,7 @@ def check_stop(compose: Project) -> None:
 def check_failed_start(compose: Project) -> None:
     """Docker creates a missing folder. The new folder is empty and belongs to root."""
     missing = compose.folder / "absent"
+    (compose.folder / "foldserve.env").write_text("FOLDSERVE_WATCH=false\n", encoding="utf-8")
     done = compose.ran("up", "--wait", "--no-build", "foldserve", env={"MODELS": "./absent"})
     held(done.status == 1, "up --wait ends with 1 if the server can't start", done)
     state = until_gives_up(compose)
@@ -253,6 +254,7 @@ def check_failed_start(compose: Project) -> None:
     held(line in log, f"the log has the line: {line}", log)
     held(missing.stat().st_uid == 0 and not any(missing.iterdir()), "Docker made the missing folder, owned by root")
     compose.output("rm", "--force", "--stop", "foldserve")
+    (compose.folder / "foldserve.env").unlink()
 
 
 def until_gives_up(compose: Project) -> dict[str, Any]:

@@ -112,7 +112,9 @@ def test_a_missing_models_folder_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_an_empty_models_folder_is_refused_in_one_line(tmp_path: Path) -> None:
-    assert_refused_in_one_line(foldserve("serve", "--models", tmp_path, "--port", "0"), "no models to serve")
+    assert_refused_in_one_line(
+        foldserve("serve", "--models", tmp_path, "--port", "0", "--no-watch"), "no models to serve"
+    )
 
 
 def test_a_damaged_model_is_refused_in_one_line(models: Path) -> None:

@@ -85,4 +85,4 @@ def test_a_refused_version_of_a_model_that_serves_does_not_decide_readiness(mode
 
 def test_a_service_without_models_is_a_refusal_to_start(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="no models to serve"):
-        composed(tmp_path)
+        composed(tmp_path, watch=False)

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from foldserve.service import errors
 from foldserve.service.access.keys import Scope
 from foldserve.service.engine.endpoint import Endpoint
+from foldserve.service.live.policy import LABEL
 from foldserve.service.protocols.body import Body, BodyMemory
 from foldserve.service.protocols.reply import STATUS, Reply
 
@@ -48,8 +49,10 @@ def requires(scope: Scope) -> Callable[[_Handler], _Handler]:
     return declare
 
 
-def parse_version(text: str) -> int:
-    """Read the version in a path. Raises `UnknownModel`."""
+def parse_version(text: str) -> int | str:
+    """Read the version in a path: a number or a label. Raises `UnknownModel`."""
+    if LABEL.fullmatch(text):
+        return text
     if not re.fullmatch("[1-9][0-9]{0,17}", text):
         raise errors.UnknownModel("unknown version of this model")
     return int(text)
@@ -102,16 +105,17 @@ async def read_body(request: Request, limit: int, memory: BodyMemory) -> Body:
     return body
 
 
-async def answer(request: Request, endpoint: Endpoint) -> Response:
-    """Return the endpoint's reply to a request. A client that disconnects cancels its prediction.
+async def answer(request: Request, find: Callable[[], Endpoint]) -> Response:
+    """Return an endpoint's reply to a request. A client that disconnects cancels its prediction.
 
+    find: returns the endpoint. It is called again when the body is complete, because the model may have changed.
     Raises `ClientDisconnect`.
     """
-    endpoint = endpoint.for_query(request.scope["query_string"])
-    # The body is not a variable of this function, because a traceback of its errors would keep it.
-    reply = asyncio.ensure_future(
-        endpoint.answer(dict(request.headers.raw), await read_body(request, endpoint.max_body, endpoint.memory))
-    )
+    query = request.scope["query_string"]
+    endpoint = find().for_query(query)
+    body = [await read_body(request, endpoint.max_body, endpoint.memory)]
+    # No variable keeps the body itself, because a traceback of the errors would keep the variable.
+    reply = asyncio.ensure_future(find().for_query(query).answer(dict(request.headers.raw), body.pop()))
     disconnect = asyncio.ensure_future(request.receive())  # after the body, the only message is the disconnect
     await asyncio.wait({reply, disconnect}, return_when=asyncio.FIRST_COMPLETED)
     disconnect.cancel()

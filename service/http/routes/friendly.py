@@ -20,6 +20,7 @@ _MAX_DESCRIBED = 256
 # Half a step past the largest float32. Numbers below this bound are rounded to a finite float32.
 _OVERFLOW = float(2**128 - 2**103)
 _JSON_TYPE = {str: "string", bool: "boolean", int: "number", float: "number"}
+_PREDICT_PATHS = ("/predict", "/v1/models/{model}:predict", "/v1/models/{model}/versions/{version}:predict")
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -48,19 +49,28 @@ class Predictions(BaseModel):
 
 
 class VersionStatus(BaseModel):
-    """One version: `ready` or `refused`. `why` is the reason for its provider, or for its refusal."""
+    """One version: `ready`, `loading`, `refused` or `unloaded`. `why` is the reason for its provider, or for its state.
+
+    `note` is a remark about a version that serves.
+    """
 
     version: int
     state: str
     provider: str | None = None
     why: str | None = None
+    note: str | None = None
 
 
 class ModelStatus(BaseModel):
-    """One model and all its versions."""
+    """One model and all its versions.
+
+    `current` is the version that answers requests without a version. `labels` are names of versions.
+    """
 
     name: str
     ready: bool
+    current: int | None
+    labels: dict[str, int]
     versions: list[VersionStatus]
 
 
@@ -101,32 +111,38 @@ def _value_schema(feature: Feature) -> dict[str, Any]:
     return {"type": sorted(kinds | {"null"} if feature.missing else kinds), **bounds}
 
 
-def _add_predict(routes: APIRouter, repository: Repository) -> None:
-    shown = repository.shown.manifest
+def describe(document: dict[str, Any], repository: Repository) -> None:
+    """Describe in the OpenAPI document the rows of the models that serve now."""
+    shown = repository.shown
+    if shown is None:
+        return
     content = {
-        JSON_TYPE.decode(): {
-            "schema": _instances_schema(repository),
-            "example": {"instances": [example(shown)]},  # the button "Try it out" in /docs sends this example
-        },
-        RAW_TYPE.decode(): _BYTES,
+        "schema": _instances_schema(repository),
+        "example": {"instances": [example(shown.manifest)]},  # makes "Try it out" work without changes
     }
+    for path in _PREDICT_PATHS:
+        document["paths"][path]["post"]["requestBody"]["content"][JSON_TYPE.decode()] = content
+
+
+def _add_predict(routes: APIRouter, repository: Repository) -> None:
+    content = {JSON_TYPE.decode(): {"schema": Instances.model_json_schema()}, RAW_TYPE.decode(): _BYTES}
     response = {"model": Predictions, "content": {RAW_TYPE.decode(): _BYTES, ARROW_TYPE.decode(): _BYTES}}
     docs = prediction_docs(content, response)
 
     @routes.post("/predict", summary="Predict with the only, or the default, model", **docs)
     @requires(Scope.PREDICT)
     async def predict(request: Request) -> Response:
-        return await answer(request, repository.find().friendly)
+        return await answer(request, lambda: repository.find().friendly)
 
     @routes.post("/v1/models/{model:name}:predict", summary="Predict with the newest version", **docs)
     @requires(Scope.PREDICT)
     async def predict_model(request: Request, model: str) -> Response:
-        return await answer(request, repository.find(model).friendly)
+        return await answer(request, lambda: repository.find(model).friendly)
 
     @routes.post("/v1/models/{model:name}/versions/{version}:predict", summary="Predict with one version", **docs)
     @requires(Scope.PREDICT)
     async def predict_version(request: Request, model: str, version: str) -> Response:
-        return await answer(request, repository.find(model, parse_version(version)).friendly)
+        return await answer(request, lambda: repository.find(model, parse_version(version)).friendly)
 
 
 def _add_models(routes: APIRouter, repository: Repository) -> None:
@@ -141,13 +157,22 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
     )
     @requires(Scope.PREDICT)
     async def status(model: str) -> ModelStatus:
+        found = repository.model(model)
         versions = [
-            VersionStatus(version=number, state="ready", provider=found.runtime.provider, why=found.runtime.why)
-            if isinstance(found, Model)
-            else VersionStatus(version=number, state="refused", why=found.reason)
-            for number, found in sorted(repository.versions(model).items())
+            VersionStatus(
+                version=number,
+                state="ready",
+                provider=version.runtime.provider,
+                why=version.runtime.why,
+                note=found.notes.get(number),
+            )
+            if isinstance(version, Model)
+            else VersionStatus(version=number, state=version.state, why=version.reason)
+            for number, version in sorted(found.by_number.items())
         ]
-        return ModelStatus(name=model, ready=any(v.state == "ready" for v in versions), versions=versions)
+        ready = any(version.state == "ready" for version in versions)
+        labels = dict(found.labels)
+        return ModelStatus(name=model, ready=ready, current=found.current, labels=labels, versions=versions)
 
     @routes.get("/v1/models/{model:name}/metadata", tags=["models"], summary="The manifest", responses=described)
     @requires(Scope.PREDICT)

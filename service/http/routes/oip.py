@@ -21,16 +21,12 @@ from foldserve.service.http.routes.common import (
     error_responses,
     parse_version,
     prediction_docs,
-    read_body,
     requires,
 )
 from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols import oip_documents
-from foldserve.service.protocols.body import BodyMemory
-from foldserve.service.protocols.json_text import parse_json
 
-_MAX_INDEX_BODY = 2**16  # bytes
-
+_INFER_PATHS = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 _EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository")
 _STATISTICS = "statistics"
 
@@ -74,7 +70,6 @@ def router(service: Service, server: tuple[str, str]) -> APIRouter:
         _add_server(routes, service, server, _EXTENSIONS)
     _add_models(routes, repository)
     _add_infer(routes, repository)
-    _add_repository(routes, repository, service.memory)
     return routes
 
 
@@ -118,7 +113,8 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
             return describe(repository.find(model, parse_version(version)))
 
     def metadata(model: Model) -> dict[str, Any]:
-        ready = [str(n) for n, found in repository.versions(model.manifest.name).items() if isinstance(found, Model)]
+        versions = repository.versions(model.manifest.name)
+        ready = [str(number) for number, found in versions.items() if isinstance(found, Model)]
         return oip_documents.metadata(model.manifest, ready, provider=model.runtime.provider, why=model.runtime.why)
 
     add("", "Names, types and shapes of the tensors, and the execution provider", metadata)
@@ -132,13 +128,22 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
     add("/config", "The model configuration extension", lambda m: oip_documents.configuration(m.manifest, m.max_rows))
 
 
-def _add_infer(routes: APIRouter, repository: Repository) -> None:
+def describe(document: dict[str, Any], repository: Repository) -> None:
+    """Give the OpenAPI document an example for a model that serves now."""
+    if repository.shown is None:
+        return
     row = repository.shown.manifest
     tensor = {"name": row.input.name, "shape": [1, len(row.features)], "datatype": "FP32", "data": row.golden.inputs[0]}
+    for path in _INFER_PATHS:
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        content["application/json"]["example"] = {"inputs": [tensor]}
+
+
+def _add_infer(routes: APIRouter, repository: Repository) -> None:
     schema = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     del schema["$defs"]  # InferResponse has already added InferTensor to the components
     content = {
-        "application/json": {"schema": schema, "example": {"inputs": [tensor]}},
+        "application/json": {"schema": schema},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     }
     docs = prediction_docs(content, {"model": InferResponse})
@@ -146,43 +151,12 @@ def _add_infer(routes: APIRouter, repository: Repository) -> None:
     @routes.post("/v2/models/{model:name}/infer", summary="Infer with the newest version", **docs)
     @requires(Scope.PREDICT)
     async def infer(request: Request, model: str) -> Response:
-        return await answer(request, repository.find(model).oip)
+        return await answer(request, lambda: repository.find(model).oip)
 
     @routes.post("/v2/models/{model:name}/versions/{version}/infer", summary="Infer with one version", **docs)
     @requires(Scope.PREDICT)
     async def infer_version(request: Request, model: str, version: str) -> Response:
-        return await answer(request, repository.find(model, parse_version(version)).oip)
-
-
-def _add_repository(routes: APIRouter, repository: Repository, memory: BodyMemory) -> None:
-    @routes.post("/v2/repository/index", tags=["models"], summary="The state of every version of every model")
-    @requires(Scope.ADMIN)
-    async def index(request: Request) -> list[dict[str, str]]:
-        body = await read_body(request, _MAX_INDEX_BODY, memory)
-        wanted = parse_json(body) if body else {}
-        only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
-        if type(only_ready) is not bool:
-            raise errors.InvalidInput('the body is not an object whose "ready" is true or false')
-        unreadable = [
-            {"name": name, "state": "UNAVAILABLE", "reason": "the folder of the model can't be read"}
-            for name in repository.names()
-            if not repository.versions(name) and not only_ready
-        ]
-        return unreadable + [
-            {"name": name, "version": str(version), "state": "READY", "reason": ""}
-            if isinstance(found, Model)
-            else {"name": name, "version": str(version), "state": "UNAVAILABLE", "reason": found.reason}
-            for name in repository.names()
-            for version, found in sorted(repository.versions(name).items())
-            if isinstance(found, Model) or not only_ready
-        ]
-
-    @routes.post("/v2/repository/models/{model:name}/load", include_in_schema=False)
-    @routes.post("/v2/repository/models/{model:name}/unload", include_in_schema=False)
-    @requires(Scope.ADMIN)
-    async def control(model: str) -> None:
-        repository.versions(model)
-        raise errors.InvalidInput("models are loaded only when the server starts")
+        return await answer(request, lambda: repository.find(model, parse_version(version)).oip)
 
 
 def _add_statistics(routes: APIRouter, repository: Repository, metrics: PrometheusMetrics) -> None:

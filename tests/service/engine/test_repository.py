@@ -14,7 +14,7 @@ import pytest
 
 from foldserve.service import bundle
 from foldserve.service.compose import compose
-from foldserve.service.engine.repository import Model, Refused, Repository
+from foldserve.service.engine.repository import Model, Repository, Unavailable
 from foldserve.service.errors import ModelNotReady, StartError, UnknownModel
 from foldserve.service.settings import Settings
 from tests.service.bundle.changes import OLD
@@ -61,7 +61,7 @@ def test_an_older_version_serves_when_the_newer_one_is_broken(models: Path) -> N
     repository = opened(models)
     assert repository.find("digits").manifest.version == 1
     refused = repository.versions("digits")[2]
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Unavailable)
     assert refused.reason == "model.onnx is not the certified one: its sha256 is not the manifest's"
     assert str(models) not in refused.reason
     assert isinstance(repository.versions("digits")[1], Model)
@@ -102,14 +102,14 @@ def test_any_damage_to_the_newest_version_leaves_the_older_one_serving(damage: A
     damage(add_version(models, "digits"))
     repository = opened(models)
     assert repository.find("digits").manifest.version == 1
-    assert isinstance(repository.versions("digits")[2], Refused)
+    assert isinstance(repository.versions("digits")[2], Unavailable)
 
 
 @pytest.mark.parametrize(("field", "value"), [("name", "other"), ("version", 7)])
 def test_a_manifest_with_another_name_or_version_is_refused(field: str, value: object, models: Path) -> None:
     edit_manifest(add_version(models, "digits"), lambda content: content.update({field: value}))
     refused = opened(models).versions("digits")[2]
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Unavailable)
     named = "other/2" if field == "name" else "digits/7"
     assert refused.reason.startswith(f"the manifest is of {named}, the folder is digits/2; ")
 
@@ -117,7 +117,7 @@ def test_a_manifest_with_another_name_or_version_is_refused(field: str, value: o
 def test_a_bundle_that_was_copied_to_another_name_is_refused(models: Path) -> None:
     shutil.copytree(models / "digits", models / "copied")
     (refused,) = opened(models).versions("copied").values()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Unavailable)
     assert refused.reason == (
         "the manifest is of digits/1, the folder is copied/1; `foldserve copy` gives a bundle another name"
     )
@@ -222,12 +222,12 @@ def test_a_folder_without_models_is_a_refusal_to_start(tmp_path: Path) -> None:
     (tmp_path / "no name" / "1").mkdir(parents=True)
     (tmp_path / "being-written" / ".partial-x").mkdir(parents=True)
     with pytest.raises(StartError, match=r"holds no <name>/<version>/$"):
-        opened(tmp_path)
+        opened(tmp_path, watch=False)
 
 
 def test_an_empty_folder_is_a_refusal_to_start_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"it is empty: train into it with .*, or mount .*Docker makes a missing one"):
-        opened(tmp_path)
+        opened(tmp_path, watch=False)
 
 
 def test_other_files_and_folders_beside_the_models_are_ignored(models: Path) -> None:

@@ -212,7 +212,13 @@ def test_the_status_of_a_model_lists_each_version(client: httpx.Client, folder: 
     assert answer.status_code == 200
     first, second = answer.json()["versions"]
     assert (answer.json()["name"], answer.json()["ready"]) == ("digits", True)
-    assert first == {"version": 1, "state": "ready", "provider": "CPUExecutionProvider", "why": "requested"}
+    assert first == {
+        "version": 1,
+        "state": "ready",
+        "provider": "CPUExecutionProvider",
+        "why": "requested",
+        "note": None,
+    }
     assert (second["version"], second["state"]) == (2, "refused")
     assert second["why"] == "model.onnx is not the certified one: its sha256 is not the manifest's"
     assert str(folder) not in answer.text  # only the operator may see the path

@@ -1,0 +1,165 @@
+"""Carries out the changes of models in one serving process: load and compare versions, then serve a plan.
+
+It runs on a thread, so loading never blocks the event loop. Only the last step, which replaces the models, happens on
+the event loop. It does not know why the models change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from foldserve.service.engine.endpoint import Endpoint
+from foldserve.service.engine.loader import Loader
+from foldserve.service.engine.repository import Model, Repository, Unavailable, Versions
+from foldserve.service.errors import DeviceError, StartError
+from foldserve.service.live.plan import Attempt, Attempts, ModelPlan, Outcome, Outcomes, Plan
+from foldserve.service.metrics import Metrics
+
+log = logging.getLogger("foldserve")
+
+_Key = tuple[str, int, str]  # name, version and stamp
+
+
+class Deployment:
+    """The models of one process. `prepare` and `commit` must not be called at the same time.
+
+    folder: the folder of the models. default_model: the setting.
+    """
+
+    def __init__(
+        self, loader: Loader, repository: Repository, metrics: Metrics, folder: Path, default_model: str | None
+    ) -> None:
+        self._metrics = metrics
+        self._loader = loader
+        self._repository = repository
+        self._folder = folder
+        self._default_model = default_model
+        self._loaded: dict[_Key, Model] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on, replace the models on this loop. Before this call, no request may be answered."""
+        self._loop = loop
+
+    def prepare(self, attempts: Attempts) -> Outcomes:
+        """Load versions without serving them.
+
+        Raises `DeviceError` if the requested device is not available, unless requests are answered already.
+        """
+        return Outcomes(outcomes=tuple(map(self._try, attempts.attempts)))
+
+    def _try(self, attempt: Attempt) -> Outcome:
+        try:
+            found = self._load(attempt.name, attempt.version)
+        except DeviceError as error:
+            if self._loop is None:
+                raise
+            return Outcome(reason=f"the device can't hold it: {error}", final=True)
+        if isinstance(found, Unavailable):
+            return Outcome(reason=found.reason)
+        self._loaded[attempt.name, attempt.version, attempt.stamp] = found
+        return Outcome(digest=found.digest)
+
+    def _load(self, name: str, version: int) -> Model | Unavailable:
+        return self._loader.load_version(self._folder / name / str(version))
+
+    def commit(self, plan: Plan) -> None:
+        """Serve a plan. Returns when the event loop has replaced the models.
+
+        A version that was not prepared is loaded first: this process may have started after the others. Raises
+        `DeviceError` as `prepare` does, and `StartError` if the version that should answer may not serve any more.
+        """
+        models = {name: self._versions(name, model) for name, model in plan.models.items()}
+        keep = {
+            (name, number, version.stamp)
+            for name, model in plan.models.items()
+            for number, version in model.versions.items()
+            if version.state == "ready"
+        }
+        unused = [model for key, model in self._loaded.items() if key not in keep]
+        self._loaded = {key: model for key, model in self._loaded.items() if key in keep}
+        self._publish(models)
+        self._metrics.record_refused(_refused(plan))
+        served = {id(model) for model in self._repository.running_models()}
+        for model in unused:
+            if id(model) not in served:  # it was prepared in vain
+                model.close()
+
+    def _versions(self, name: str, plan: ModelPlan) -> Versions:
+        found: dict[int, Model | Unavailable] = {}
+        for number, version in sorted(plan.versions.items(), reverse=True):
+            if version.state != "ready":
+                found[number] = Unavailable(version.reason or "", version.state)
+                continue
+            key = (name, number, version.stamp)
+            if key not in self._loaded:
+                loaded = self._load(name, number)
+                if isinstance(loaded, Unavailable):
+                    if number == plan.current and self._loop is None:  # the other processes serve it
+                        raise StartError(f"version {number} of {name} may not be served: {loaded.reason}")
+                    log.error("refused %s: %s", self._folder / name / str(number), loaded.reason)
+                    found[number] = loaded
+                    continue
+                self._loaded[key] = loaded
+            found[number] = self._loaded[key]
+        notes = {n: v.reason for n, v in plan.versions.items() if v.state == "ready" and v.reason is not None}
+        return Versions(found, plan.current, plan.labels, notes)
+
+    def _publish(self, models: Mapping[str, Versions]) -> None:
+        default = self._default_model
+        if default is None and len(models) == 1:
+            default = next(iter(models))
+        if default not in models:
+            default = None
+        endpoints = _endpoints_by_path(models, default)
+        if self._loop is None:
+            self._repository.publish(models, default, endpoints)
+            return
+        published = threading.Event()
+
+        def publish() -> None:
+            try:
+                self._repository.publish(models, default, endpoints)
+            finally:
+                published.set()
+
+        try:
+            self._loop.call_soon_threadsafe(publish)
+        except RuntimeError:  # the event loop is closed, because the server stops
+            return
+        while not published.wait(1):
+            if not self._loop.is_running():
+                return
+
+
+def _refused(plan: Plan) -> list[tuple[str, str]]:
+    """Return the refused versions, and the models whose folder can't be read."""
+    refused = [
+        (name, str(number))
+        for name, model in plan.models.items()
+        for number, version in model.versions.items()
+        if version.state == "refused"
+    ]
+    return refused + [(name, "") for name, model in plan.models.items() if model.reason is not None]
+
+
+def _endpoints_by_path(models: Mapping[str, Versions], default: str | None) -> dict[bytes, Endpoint]:
+    """Map the path of each prediction to the endpoint of its model. A version that does not serve has no path."""
+    endpoints = {}
+    for name, model in models.items():
+        named: list[tuple[int | str | None, int | None]] = [(None, model.current), *model.labels.items()]
+        named += [(number, number) for number in model.by_number]
+        for key, number in named:
+            found = model.by_number.get(number) if number is not None else None
+            if not isinstance(found, Model):
+                continue
+            path = name if key is None else f"{name}/versions/{key}"
+            endpoints[f"/v1/models/{path}:predict".encode()] = found.friendly
+            endpoints[f"/v2/models/{path}/infer".encode()] = found.oip
+            if key is None and name == default:
+                endpoints[b"/predict"] = found.friendly
+    return endpoints

@@ -1,0 +1,81 @@
+"""The workers of a supervisor as the crew of its coordinator: every worker prepares a change, then every one commits.
+
+It knows lines and messages, but no process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterable, Sequence
+
+from foldserve.service.http.line import Line
+from foldserve.service.live.plan import Attempts, Outcomes, Plan
+
+
+class Member:
+    """One worker. replies: the messages `prepared` and `committed`, then None when the worker is dead.
+
+    follows: whether the worker serves a plan. A worker that is started later loads its first plan by itself, so no
+    change waits for it.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.replies: queue.SimpleQueue[tuple[str, int] | None] = queue.SimpleQueue()
+        self.follows = False
+
+    def wait_for(self, number: int) -> str | None:
+        """Return the reply with this number; None if the worker died."""
+        while (reply := self.replies.get()) is not None:
+            if reply[1] == number:
+                return reply[0]
+        self.replies.put(None)  # for the next call
+        return None
+
+
+class WorkerCrew:
+    """All workers. `add` and `remove` may be called on any thread, the other methods on the coordinator's thread."""
+
+    def __init__(self) -> None:
+        self._members: list[Member] = []
+        self._plan: Plan | None = None
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def add(self, member: Member) -> None:
+        """Add a worker that was started. It serves the last plan, if there is one."""
+        with self._lock:
+            self._members.append(member)
+            if self._plan is not None:
+                member.line.send("commit", self._plan.model_dump_json(), next(self._numbers))
+
+    def remove(self, member: Member) -> None:
+        """Remove a dead worker."""
+        with self._lock:
+            self._members.remove(member)
+        member.replies.put(None)
+
+    def prepare(self, attempts: Attempts) -> Sequence[Outcomes]:
+        """Let every worker load the versions. Returns the outcomes of those that are alive at the end."""
+        with self._lock:
+            members = [member for member in self._members if member.follows or self._plan is None]
+            number = self._send(members, "prepare", attempts.model_dump_json())
+        replies = [reply for member in members if (reply := member.wait_for(number)) is not None]
+        return [Outcomes.model_validate_json(reply) for reply in replies]
+
+    def commit(self, plan: Plan) -> None:
+        """Let every worker serve a plan. Returns when they do."""
+        with self._lock:
+            members = [member for member in self._members if member.follows or self._plan is None]
+            self._plan = plan
+            number = self._send(self._members, "commit", plan.model_dump_json())
+        for member in members:
+            member.wait_for(number)
+
+    def _send(self, members: Iterable[Member], kind: str, text: str) -> int:
+        number = next(self._numbers)
+        for member in members:
+            member.line.send(kind, text, number)
+        return number

@@ -1,0 +1,39 @@
+"""The line between a supervisor and one of its workers: numbered messages, in both directions.
+
+    supervisor -> worker    prepare, commit     a change of the models
+                            executed            the outcome of a command
+    worker -> supervisor    prepared, committed the replies, with the number of the message
+                            execute             a command that the worker got from an operator
+                            ready, refused      the start of the worker: its announcement, or the reason
+
+The messages are JSON: a pickle may run code.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+
+class Line:
+    """One end of a line. `send` may be called on any thread; only one thread may call `receive`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, kind: str, text: str, number: int = 0) -> None:
+        """Send a message. If the other process is dead, nothing happens: the thread that receives will notice."""
+        with self._lock, suppress(OSError):
+            self.connection.send_bytes(json.dumps([kind, text, number]).encode())
+
+    def receive(self) -> tuple[str, str, int]:
+        """Wait for a message. Returns its kind, text and number. Raises `EOFError` or `OSError` for a dead process."""
+        kind, text, number = json.loads(self.connection.recv_bytes())
+        return kind, text, number
+
+    def close(self) -> None:
+        """Close this end."""
+        self.connection.close()

@@ -1,0 +1,107 @@
+"""The control of a worker's models: it carries out the changes that the supervisor asks for.
+
+A thread reads the line for as long as the worker lives. If the supervisor dies, the thread stops the worker, because no
+other process would stop it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import queue
+import signal
+import threading
+
+from foldserve.service.http.line import Line
+from foldserve.service.live.command import Command, CommandOutcome
+from foldserve.service.live.control import Member
+from foldserve.service.live.plan import Attempts, Outcome, Outcomes, Plan
+
+log = logging.getLogger("foldserve")
+
+
+class WorkerControl:
+    """The control of one worker. line: leads to the supervisor."""
+
+    _member: Member  # from `start` on
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._changes: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[CommandOutcome]] = {}
+        self._follows = False
+        threading.Thread(target=self._receive, name="line", daemon=True).start()
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                kind, text, number = self._line.receive()
+                if kind == "executed":
+                    self._deliver(number, CommandOutcome.model_validate_json(text))
+                else:
+                    self._changes.put((kind, text, number))
+        except (EOFError, OSError):
+            if not self._follows:
+                os._exit(0)  # no client waits, and an exit in the middle of the start would print warnings
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def start(self, member: Member) -> None:
+        """Carry out changes until a plan serves. Raises the errors of `Member`."""
+        self._member = member
+        while (change := self._changes.get()) is not None:
+            self._carry_out(*change)
+            if change[0] == "commit":
+                return
+
+    def follow(self) -> None:
+        """Carry out all further changes, on a thread."""
+        self._follows = True
+        threading.Thread(target=self._follow, name="models", daemon=True).start()
+
+    def _follow(self) -> None:
+        while (change := self._changes.get()) is not None:
+            try:
+                self._carry_out(*change)
+            except Exception:  # the worker must go on with the models that it has
+                log.exception("internal error while the models change")
+                kind, text, number = change
+                attempts = Attempts.model_validate_json(text).attempts if kind == "prepare" else ()
+                refused = Outcomes(outcomes=tuple(Outcome(reason="internal error", final=True) for _ in attempts))
+                self._line.send("failed", refused.model_dump_json(), number)
+
+    def _carry_out(self, kind: str, text: str, number: int) -> None:
+        if kind == "prepare":
+            outcomes = self._member.prepare(Attempts.model_validate_json(text))
+            self._line.send("prepared", outcomes.model_dump_json(), number)
+        else:
+            self._member.commit(Plan.model_validate_json(text))
+            self._line.send("committed", "", number)
+
+    def stop(self) -> None:
+        """Carry out no more changes after the current one."""
+        self._changes.put(None)
+
+    def join(self) -> None:
+        """Do nothing: the supervisor kills a worker that does not end."""
+
+    async def execute(self, command: Command) -> None:
+        """Let the supervisor execute a command. Raises `RequestError`."""
+        number = next(self._numbers)
+        outcome = asyncio.get_running_loop().create_future()
+        self._waiting[number] = outcome
+        try:
+            self._line.send("execute", command.model_dump_json(), number)
+            (await outcome).raise_error()
+        finally:
+            del self._waiting[number]
+
+    def _deliver(self, number: int, outcome: CommandOutcome) -> None:
+        def resolve(waiting: asyncio.Future[CommandOutcome]) -> None:
+            if not waiting.done():
+                waiting.set_result(outcome)
+
+        if (found := self._waiting.get(number)) is not None:
+            found.get_loop().call_soon_threadsafe(resolve, found)

@@ -1,0 +1,92 @@
+"""The link between a serving process and the coordinator of its models, which may be in another process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from foldserve.service.live.command import Command
+from foldserve.service.live.coordinator import Coordinator, Crew
+from foldserve.service.live.plan import Attempts, Outcomes, Plan
+
+_JOIN_SECONDS = 5.0
+
+
+class Member(Protocol):
+    """The models of this process."""
+
+    def prepare(self, attempts: Attempts) -> Outcomes:
+        """Load versions without serving them."""
+
+    def commit(self, plan: Plan) -> None:
+        """Serve a plan."""
+
+
+class Control(Protocol):
+    """Starts the models of a process, and lets them change."""
+
+    def start(self, member: Member) -> None:
+        """Load the models. Raises `StartError` and `DeviceError`."""
+
+    def follow(self) -> None:
+        """Let the models change from now on."""
+
+    def stop(self) -> None:
+        """Let the models change no more."""
+
+    def join(self) -> None:
+        """Wait for a change that has begun, for some seconds at most. Call this after `stop`."""
+
+    async def execute(self, command: Command) -> None:
+        """Execute a command of an operator. Raises `RequestError`."""
+
+
+class _Alone:
+    """The crew of a server with one process."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    def prepare(self, attempts: Attempts) -> Sequence[Outcomes]:
+        return [self._member.prepare(attempts)]
+
+    def commit(self, plan: Plan) -> None:
+        self._member.commit(plan)
+
+
+class LocalControl:
+    """The control of a server with one process. The coordinator runs on a thread of this process."""
+
+    def __init__(self, create_coordinator: Callable[[Crew], Coordinator]) -> None:
+        self._create_coordinator = create_coordinator
+        self._coordinator: Coordinator | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, member: Member) -> None:
+        """Load the models. Raises `StartError` and `DeviceError`."""
+        self._coordinator = self._create_coordinator(_Alone(member))
+        self._coordinator.start()
+
+    def follow(self) -> None:
+        """Let the models change from now on."""
+        if self._coordinator is not None:
+            self._thread = threading.Thread(target=self._coordinator.run, name="models", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Let the models change no more."""
+        if self._coordinator is not None:
+            self._coordinator.stop()
+
+    def join(self) -> None:
+        """Wait for a change that has begun, for some seconds at most. Call this after `stop`."""
+        if self._thread is not None:
+            self._thread.join(_JOIN_SECONDS)
+
+    async def execute(self, command: Command) -> None:
+        """Execute a command of an operator. Raises `RequestError`."""
+        if self._coordinator is not None:
+            # A client that disconnects does not stop a change that has begun.
+            await asyncio.shield(asyncio.wrap_future(self._coordinator.submit(command)))

@@ -1,0 +1,170 @@
+"""The policy of each model: the versions to keep, their labels, and the conditions of a swap. Owns the file's schema.
+
+    [default]                       # for every model that has no table of its own
+    versions = "latest 2"           # or "all", or [3, 5]
+
+    [models.digits]
+    labels = {stable = 5, canary = 6}
+    canary = 0.1                    # share of the requests without a version
+
+    [models.digits.swap]
+    policy = "shadow"
+    max_changed = 0.02
+
+It does not know which versions exist.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tomllib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from foldserve.service.bundle import NAME
+from foldserve.service.errors import SettingsError
+from foldserve.service.live.plan import Trial
+
+log = logging.getLogger("foldserve")
+
+STABLE, CANARY = "stable", "canary"
+LABEL = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+SwapName = Literal["always", "golden", "shadow"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_label(label: str) -> str:
+    if not LABEL.fullmatch(label):
+        raise ValueError("a label has small letters, digits, - and _, and begins with a letter")
+    return label
+
+
+class SwapPolicy(BaseModel):
+    """The conditions that a new version must meet before it replaces the version that serves.
+
+    policy: `always` needs only the checks of every load. `golden` also needs the same interface, and finite outputs for
+    the golden rows of the version that serves. `shadow` also compares the outputs for the last live rows.
+    max_changed: the largest share of rows whose label changes. max_changed_in_class: the same for the rows of each old
+    label. max_change: the largest change of a probability, or of a regression's value as a share of the spread of the
+    old values; None for no limit. max_latency_ratio: the largest ratio of the seconds of a run; None for no limit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    policy: SwapName | None = None
+    allow_interface_change: bool = False
+    max_changed: Share = 0.05
+    max_changed_in_class: Share = 0.2
+    max_change: Annotated[float, Field(ge=0)] | None = None
+    max_latency_ratio: Annotated[float, Field(gt=0)] | None = 3.0
+
+    def trial(self, against: int, default: SwapName) -> Trial | None:
+        """Return the comparison with the version `against`; None if the version need not be compared."""
+        policy = self.policy or default
+        if policy == "always":
+            return None
+        limits = self.model_dump(exclude={"policy"})
+        return Trial(against=against, shadow=policy == "shadow", **limits)
+
+
+class ModelPolicy(BaseModel):
+    """The policy of one model. canary: the share of requests without a version that the label `canary` answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    versions: (
+        Literal["all"]
+        | Annotated[str, Field(pattern="^latest [1-9][0-9]{0,3}$")]
+        | tuple[Annotated[int, Field(ge=1)], ...]
+    ) = "all"
+    labels: dict[Annotated[str, AfterValidator(_check_label)], Annotated[int, Field(ge=1)]] = {}
+    canary: Share = 0.0
+    swap: SwapPolicy = SwapPolicy()
+
+    @model_validator(mode="after")
+    def _check_canary(self) -> ModelPolicy:
+        if self.canary and CANARY not in self.labels:
+            raise ValueError("a share for the canary needs the label `canary`")
+        if self.versions == ():
+            raise ValueError("the list of versions is empty")
+        return self
+
+    def wanted(self, usable: Collection[int]) -> set[int]:
+        """Return the versions to keep. usable: the versions that are not refused."""
+        if self.versions == "all":
+            kept = set(usable)
+        elif isinstance(self.versions, str):
+            kept = set(sorted(usable)[-int(self.versions.removeprefix("latest ")) :])
+        else:
+            kept = set(self.versions)
+        return kept | set(self.labels.values())
+
+    @property
+    def described(self) -> str:
+        """The choice of versions, in words."""
+        if isinstance(self.versions, str):
+            return f"the policy keeps {self.versions}"
+        return f"the policy keeps {', '.join(map(str, self.versions))}"
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    default: ModelPolicy = ModelPolicy()
+    models: dict[Annotated[str, Field(pattern=f"^{NAME.pattern}$")], ModelPolicy] = {}
+
+
+class Policies:
+    """The policies of all models. The file is read again after it has changed.
+
+    swap: the swap policy of models for which the file names none. Raises `SettingsError` for a wrong file.
+    """
+
+    def __init__(self, file: Path | None, swap: SwapName) -> None:
+        self._file = file
+        self.swap: SwapName = swap
+        self._content = _File()
+        self._text: bytes | None = None
+        self._error = ""
+        if file is not None:
+            self._read(file)
+
+    def of(self, name: str) -> ModelPolicy:
+        """Return the policy of a model."""
+        return self._content.models.get(name, self._content.default)
+
+    def refresh(self, names: Iterable[str]) -> set[str]:
+        """Read the file again. Returns those of `names` whose policy has changed. A wrong file changes nothing."""
+        if self._file is None:
+            return set()
+        before = {name: self.of(name) for name in names}
+        try:
+            self._read(self._file)
+            self._error = ""
+        except SettingsError as error:
+            if str(error) != self._error:
+                self._error = str(error)
+                log.error("the policies stay as they were: %s", error)
+        return {name for name, policy in before.items() if self.of(name) != policy}
+
+    def _read(self, file: Path) -> None:
+        try:
+            text = file.read_bytes()
+        except OSError as error:
+            raise SettingsError(f"can't read {file}: {error.strerror}") from error
+        if text == self._text:
+            return
+        self._text = text
+        try:
+            self._content = _File.model_validate(tomllib.loads(text.decode()))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file} is not TOML: {error}") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise SettingsError(f"{file}: {place}: {first['msg']}") from error

@@ -1,0 +1,50 @@
+"""Reports changes of files in a folder. It does not know models.
+
+inotify sees changes of local files. It does not see changes that another machine makes on a network volume, and it may
+miss a link that is replaced. So the caller also looks at the folder every few seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import watchfiles
+
+log = logging.getLogger("foldserve")
+
+_DEBOUNCE_MS = 500  # the longest time in which changes are gathered
+_STEP_MS = 50  # a pause of this length ends the gathering
+_STOP_MS = 1000  # the longest time until a stop is noticed
+_RETRY_SECONDS = 5.0
+
+
+def watch(folder: Path, on_change: Callable[[], object], stopped: threading.Event) -> None:
+    """Call `on_change` on a thread after each change in `folder`, until `stopped` is set."""
+    threading.Thread(target=_watch, args=(folder, on_change, stopped), name="watch", daemon=True).start()
+
+
+def _watch(folder: Path, on_change: Callable[[], object], stopped: threading.Event) -> None:
+    warned = False
+    while not stopped.is_set():
+        try:
+            for _ in watchfiles.watch(
+                folder,
+                watch_filter=None,
+                debounce=_DEBOUNCE_MS,
+                step=_STEP_MS,
+                rust_timeout=_STOP_MS,
+                stop_event=stopped,
+                raise_interrupt=False,
+                ignore_permission_denied=True,
+            ):
+                on_change()
+                if not folder.is_dir():  # the watch is on a folder that was removed
+                    break
+        except (OSError, RuntimeError) as error:
+            if not warned:
+                log.warning("can't be told of changes in %s: %s; looking every few seconds", folder, error)
+            warned = True
+        stopped.wait(_RETRY_SECONDS)
