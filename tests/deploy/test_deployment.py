@@ -126,7 +126,7 @@ def flipped(models: Path) -> None:
     ("what", "damage"),
     [
         ("the models' folder is missing", shutil.rmtree),
-        ("the folder is empty", empty),
+        ("with `--no-watch`, the folder is empty", empty),
         ("the only bundle has a newer schema", newer),
         ("the only bundle has a flipped byte", flipped),
     ],
@@ -135,7 +135,8 @@ def test_models_that_can_not_be_served_give_the_line_of_the_page(
     what: str, damage: Callable[[Path], object], models: Path
 ) -> None:
     damage(models)
-    done = foldserve("serve", env={"FOLDSERVE_MODELS": str(models), "FOLDSERVE_PORT": "0"})
+    flags = ["--no-watch"] if "--no-watch" in what else []
+    done = foldserve("serve", *flags, env={"FOLDSERVE_MODELS": str(models), "FOLDSERVE_PORT": "0"})
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.replace(str(models), "/models") == dict(table("problem"))[what] + "\n"
 
