@@ -180,7 +180,7 @@ class _Conversation:
 
     def _ask(self, budget: _Budget) -> Steps[_Known]:
         """Ask for the manifest and the limits of the model, and keep them."""
-        model = self._model or (yield from self._only_model(budget))
+        model = self._model or (yield from self._default_model(budget))
         version = "" if self._version is None else f"/versions/{self._version}"
         found = yield from self._send(_Call("GET", f"/v1/models/{model}{version}/metadata", {}), budget)
         try:
@@ -195,12 +195,14 @@ class _Conversation:
         self._known = _Known(RowReader(manifest), most_rows, time.monotonic())
         return self._known
 
-    def _only_model(self, budget: _Budget) -> Steps[str]:
+    def _default_model(self, budget: _Budget) -> Steps[str]:
         listed = _json((yield from self._send(_Call("GET", "/v1/models", {}), budget)))
-        names = [each["name"] for each in listed["models"]]
-        if len(names) != 1:
-            raise ModelNotFound(f"the server has several models, give the name of one: {', '.join(names)}")
-        return str(names[0])
+        if not isinstance(listed, dict) or not isinstance(listed.get("models"), list):
+            raise ServerFailed("the response is not a list of models")
+        if isinstance(listed.get("default"), str):
+            return str(listed["default"])
+        names = ", ".join(str(each["name"]) for each in listed["models"])
+        raise ModelNotFound(f"the server has no default model, give the name of a model: {names}")
 
     # --- the rows -----------------------------------------------------------------------------------------------------
 
@@ -293,12 +295,12 @@ class Client:
         with foldserve.Client("http://127.0.0.1:8000", model="penguins") as client:
             client.predict(frame)
 
-    url: the address of the server. model, version: the model to ask; by default the only model of the server, in the
-    version that serves. api_key: the key, where the server needs one. deadline: the seconds that one call may take; the
-    server drops rows that can't start in time. timeout: the seconds without a byte after which a connection is given
-    up. retries: how the client waits for a busy server. chunk_rows: the most rows of one request; a larger table is
-    sent in several requests. refresh: the seconds after which the client asks again which version serves. http: a
-    client of httpx with other settings, such as certificates; its `base_url` is the address.
+    url: the address of the server. model, version: the model to ask; by default the only or the default model of the
+    server, in the version that serves. api_key: the key, where the server needs one. deadline: the seconds that one
+    call may take; the server drops rows that can't start in time. timeout: the seconds without a byte after which a
+    connection is given up. retries: how the client waits for a busy server. chunk_rows: the most rows of one request; a
+    larger table is sent in several requests. refresh: the seconds after which the client asks again which version
+    serves. http: a client of httpx with other settings, such as certificates; its `base_url` is the address.
 
     A call raises `InvalidInput` or `TableError`, both `ValueError`, for a table that does not fit the model. It raises
     a `ClientError` with the status and the text of the server if there is no answer.

@@ -281,6 +281,15 @@ def test_a_new_version_is_asked_with_its_own_schema(connect, server, second, pen
         connect(second.url, version=1).predict(penguins)
 
 
+def test_without_a_name_the_default_model_answers(connect, server, penguins):
+    client = connect(server.url, model=None)
+    client.predict(penguins[:3])
+    assert client.manifest().name == NAME
+    client.wire.refusals = [httpx.Response(200, json={"default": None, "models": [{"name": "a"}, {"name": "b"}]})]
+    with pytest.raises(foldserve.ModelNotFound, match="no default model, give the name of a model: a, b"):
+        client.manifest()
+
+
 def test_a_client_asks_again_which_version_serves(connect, server, penguins):
     client = connect(server.url, refresh=0)
     client.predict(penguins[:3])

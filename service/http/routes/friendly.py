@@ -74,6 +74,13 @@ class ModelStatus(BaseModel):
     versions: list[VersionStatus]
 
 
+class ModelList(BaseModel):
+    """All models. default: the model that answers /predict; None if /predict answers no model."""
+
+    models: list[ModelStatus]
+    default: str | None
+
+
 def router(repository: Repository) -> APIRouter:
     """Create the routes."""
     routes = APIRouter()
@@ -149,6 +156,11 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
     not_found = error_responses(errors.UnknownModel)
     described = {200: {"model": Manifest}, **error_responses(errors.UnknownModel, errors.ModelNotReady)}
 
+    @routes.get("/v1/models", tags=["models"], summary="All models, with their versions and states")
+    @requires(Scope.PREDICT)
+    async def models() -> ModelList:
+        return ModelList(models=[_status(repository, name) for name in repository.names()], default=repository.default)
+
     @routes.get(
         "/v1/models/{model:name}",
         tags=["models"],
@@ -157,22 +169,7 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
     )
     @requires(Scope.PREDICT)
     async def status(model: str) -> ModelStatus:
-        found = repository.model(model)
-        versions = [
-            VersionStatus(
-                version=number,
-                state="ready",
-                provider=version.runtime.provider,
-                why=version.runtime.why,
-                note=found.notes.get(number),
-            )
-            if isinstance(version, Model)
-            else VersionStatus(version=number, state=version.state, why=version.reason)
-            for number, version in sorted(found.by_number.items())
-        ]
-        ready = any(version.state == "ready" for version in versions)
-        labels = dict(found.labels)
-        return ModelStatus(name=model, ready=ready, current=found.current, labels=labels, versions=versions)
+        return _status(repository, model)
 
     @routes.get("/v1/models/{model:name}/metadata", tags=["models"], summary="The manifest", responses=described)
     @requires(Scope.PREDICT)
@@ -188,6 +185,24 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
     @requires(Scope.PREDICT)
     async def version_metadata(model: str, version: str) -> Response:
         return _manifest(repository.find(model, parse_version(version)))
+
+
+def _status(repository: Repository, model: str) -> ModelStatus:
+    found = repository.model(model)
+    versions = [
+        VersionStatus(
+            version=number,
+            state="ready",
+            provider=version.runtime.provider,
+            why=version.runtime.why,
+            note=found.notes.get(number),
+        )
+        if isinstance(version, Model)
+        else VersionStatus(version=number, state=version.state, why=version.reason)
+        for number, version in sorted(found.by_number.items())
+    ]
+    ready = any(version.state == "ready" for version in versions)
+    return ModelStatus(name=model, ready=ready, current=found.current, labels=dict(found.labels), versions=versions)
 
 
 def _manifest(model: Model) -> Response:

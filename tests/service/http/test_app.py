@@ -224,6 +224,15 @@ def test_the_status_of_a_model_lists_each_version(client: httpx.Client, folder: 
     assert str(folder) not in answer.text  # only the operator may see the path
 
 
+def test_the_list_has_the_status_of_every_model_and_names_the_default(client: httpx.Client) -> None:
+    listed = client.get("/v1/models").json()
+    names = [model["name"] for model in listed["models"]]
+    assert names == sorted(names)
+    assert {"digits", "diabetes", "roots"} <= set(names)
+    assert listed["models"] == [client.get(f"/v1/models/{name}").json() for name in names]
+    assert listed["default"] == client.post("/predict", json={"instances": [[0] * 64]}).json()["model"]
+
+
 def test_the_process_is_live_and_ready(client: httpx.Client) -> None:
     for path, content in (("/v2/health/live", {"live": True}), ("/v2/health/ready", {"ready": True})):
         answer = client.get(path)
@@ -257,6 +266,7 @@ ROUTES = {
     ("post", "/predict"),
     ("post", "/v1/models/{model}:predict"),
     ("post", "/v1/models/{model}/versions/{version}:predict"),
+    ("get", "/v1/models"),
     ("get", "/v1/models/{model}"),
     ("get", "/v1/models/{model}/metadata"),
     ("get", "/v1/models/{model}/versions/{version}/metadata"),
@@ -420,7 +430,7 @@ def test_an_unknown_version_is_not_found(version: str, served: Served) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *(f"/{MARKER}", "/predict/", "//predict", "/v1", "/v1/models", "/v1/models/", "/v1/models/digits/", "/docs/"),
+        *(f"/{MARKER}", "/predict/", "//predict", "/v1", "/v1/models/", "/v1/models/digits/", "/docs/"),
         *("/v1/models/digits/versions", "/v1/models/digits/versions/1", "/redoc", "/static", "/static/", "/%2e%2e"),
         *("/static/swagger-ui", "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static/%00"),
         *("/static//etc/passwd", "/static/%2fetc/passwd", f"/static/{'a' * 5000}", "/static/%ff", "/static/..;/app.py"),
