@@ -19,6 +19,8 @@ from foldserve.service.errors import FoldserveError
 from foldserve.service.settings import Settings
 
 if TYPE_CHECKING:
+    from foldserve.service.commands.models import Server
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _DEVICES = get_args(Settings.model_fields["device"].annotation)
@@ -46,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
     _add(commands, "health", _health, "ask a running service whether it is ready")
+    _add_control(commands)
     for name, command, text in (
         ("verify", _verify, "check a bundle again on this machine"),
         ("reseal", _reseal, "seal a bundle of an older schema"),
@@ -107,6 +110,29 @@ def _add_serve(commands: Commands) -> None:
             serve.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
+def _add_control(commands: Commands) -> None:
+    """Add the commands for a running server."""
+    listing = _add(commands, "models", _models, "show the models of a running server")
+    listing.add_argument("--json", action="store_true", help='print one object, {"models": [...]}')
+    parsers = [listing]
+    for kind, text in (
+        ("load", "load a model of a running server, and try refused versions again"),
+        ("unload", "unload a model of a running server, after its last request"),
+        ("rollback", "let the version answer that did before"),
+        ("promote", "let a version answer, even if its comparison has failed"),
+    ):
+        parser = _add(commands, kind, _change, text)
+        parser.set_defaults(kind=kind)
+        parser.add_argument("model", metavar="MODEL", help="name of the model")
+        parser.add_argument("version", metavar="VERSION", nargs="?", type=int, help="one version of the model")
+        parsers.append(parser)
+    for parser in parsers:
+        parser.add_argument("--url", help="address of the server (default: FOLDSERVE_HOST, FOLDSERVE_PORT, ...)")
+        parser.add_argument(
+            "--key-file", type=Path, metavar="FILE", help=f"file with the API key ({settings.KEY_FILE})"
+        )
+
+
 def _add_tune(commands: Commands) -> None:
     tune = _add(commands, "tune", _tune, "find the settings that suit this machine")
     tune.add_argument("model", type=Path, metavar="MODEL", help="folder <models>/<name>, or of one <version> in it")
@@ -151,6 +177,31 @@ def _health(_: argparse.Namespace) -> None:
     from foldserve.service.commands import health
 
     health.run(settings.load({}))
+
+
+def _models(parsed: argparse.Namespace) -> None:
+    """Show the models of a running server: each version with its state, its provider, the rows per second and the p99
+    of the last second, and the share of the tolerance that its golden rows use. The API key needs the scopes admin and
+    predict, and metrics for the figures."""
+    from foldserve.service.commands import models
+
+    models.show(_server(parsed), as_json=parsed.json)
+
+
+def _change(parsed: argparse.Namespace) -> None:
+    """Change the models of a running server. The API key needs the scopes admin and predict. If the server refuses the
+    command, its reason is printed, and the exit status is 1."""
+    from foldserve.service.commands import models
+
+    models.change(_server(parsed), parsed.kind, parsed.model, parsed.version)
+
+
+def _server(parsed: argparse.Namespace) -> Server:
+    """Find the server of a command: its address and the file of the API key."""
+    from foldserve.service.commands import models
+
+    key_file = parsed.key_file or (Path(file) if (file := os.environ.get(settings.KEY_FILE)) else None)
+    return models.find_server(settings.load({}), parsed.url, key_file)
 
 
 def _verify(parsed: argparse.Namespace) -> None:

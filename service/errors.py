@@ -10,7 +10,8 @@ FoldserveError               the command prints it as one line and exits with 1
 ├── SourceError              sources/: a file can't be read as a table
 ├── TableError               tables/: a table does not fit the model
 ├── StartError               live/, engine/deployment.py, http/: no models to serve, no port, or no usable certificate
-├── NotReady                 commands/health.py: no service answers at the address, or it is not ready
+├── NotReady                 commands/health.py, commands/http_client.py: no service answers, or it is not ready
+├── CommandRefused           commands/models.py: a server has refused the command of an operator
 └── RequestError             one request is refused or failed; the text is fixed and never repeats the input
     ├── InvalidHttp          http/head.py, http/body.py: the bytes are not HTTP, or this server does not support them
     ├── UrlTooLong           http/head.py: the URL is longer than its limit
@@ -81,6 +82,10 @@ class StartError(FoldserveError):
 
 class NotReady(FoldserveError):  # noqa: N818
     """A service does not answer, or is not ready."""
+
+
+class CommandRefused(FoldserveError):  # noqa: N818
+    """A server has refused the command of an operator."""
 
 
 class RequestError(FoldserveError):

@@ -20,6 +20,8 @@ from pydantic_core import PydanticCustomError
 from foldserve.service.errors import SettingsError
 
 PREFIX = "FOLDSERVE_"
+# The file with the API key that the commands for a running server send.
+KEY_FILE = PREFIX + "KEY_FILE"
 
 # Kubernetes sets these variables in every container, for each service of the container's namespace. Their names begin
 # with the name of the service. Docker's container links set the same variables.
@@ -238,7 +240,7 @@ def unused_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
 
     A variable that Kubernetes sets for a service gets no sentence, unless it has the name of a setting.
     """
-    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    known = [PREFIX + name.upper() for name in Settings.model_fields] + [KEY_FILE]
     sentences = []
     for name in sorted(name for name in environment if name.startswith(PREFIX)):
         if _is_service_link(name, environment[name]):

@@ -6,16 +6,11 @@ This module knows an address and one path of the Open Inference Protocol, but no
 from __future__ import annotations
 
 import http.client
-import os
-import socket
 import ssl
-from pathlib import Path
 
+from foldserve.service.commands.http_client import Address, send
 from foldserve.service.errors import NotReady
 from foldserve.service.settings import Settings
-
-# If the service listens on all addresses, this address is asked.
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
 def run(settings: Settings) -> None:
@@ -24,7 +19,7 @@ def run(settings: Settings) -> None:
     if settings.tls_client_ca is not None and settings.admin_port is not None:
         uds = None
         host, port = settings.admin_host, settings.admin_port  # on loopback, this port needs no client certificate
-    print(f"ready: {ask(host, port, timeout=3, tls=_tls(settings), uds=uds)}")
+    print(f"ready: {ask(Address(host, port, _tls(settings), uds))}")
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
@@ -47,52 +42,12 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """A client's connection over a Unix socket."""
-
-    def __init__(self, path: Path, timeout: float, tls: ssl.SSLContext | None) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-        self._tls = tls
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(os.fspath(self._path))
-        if self._tls is not None:
-            self.sock = self._tls.wrap_socket(self.sock)
-
-
-def ask(host: str, port: int, timeout: float, tls: ssl.SSLContext | None = None, uds: Path | None = None) -> str:
+def ask(address: Address) -> str:
     """Ask a service whether every model is ready, and return its address: host:port or the path of its Unix socket.
 
-    host, port: the address that the service listens on. timeout: in seconds, for each step of the exchange.
-    tls: the client's TLS context; None without TLS. uds: the path of the Unix socket that the service listens on.
     Raises `NotReady` with the reason if the service is not ready, does not answer, or is not an HTTP server.
     """
-    host = _LOOPBACK.get(host, host)
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    connection: http.client.HTTPConnection
-    if uds is not None:
-        address = str(uds)
-        connection = _UnixConnection(uds, timeout, tls)
-    elif not port:
-        raise NotReady("port 0 means any free port: set the port that the service listens on")
-    elif tls is None:
-        connection = http.client.HTTPConnection(host, port, timeout=timeout)
-    else:
-        connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=tls)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        status = connection.getresponse().status
-    except TimeoutError as error:
-        raise NotReady(f"{address} has not answered within {timeout:g} s") from error
-    except (OSError, UnicodeError) as error:
-        raise NotReady(f"{address} does not answer: {getattr(error, 'strerror', None) or error}") from error
-    except http.client.HTTPException as error:
-        raise NotReady(f"{address} does not answer in HTTP") from error
-    finally:
-        connection.close()
+    status = send(address, "GET", "/v2/health/ready").status
     if status != http.client.OK:
         raise NotReady(f"{address} is not ready: it answers {status}")
-    return address
+    return str(address)

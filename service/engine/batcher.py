@@ -34,6 +34,8 @@ log = logging.getLogger("foldserve")
 _MAX_INLINE_SECONDS = 1e-3
 # The time between two checks of the deadlines in the queue during a long run.
 _SWEEP_SECONDS = 0.05
+# The longest time of the warm-up. A slow model is measured only for small batches.
+_WARM_UP_SECONDS = 1.0
 # The weight of a new measurement in the running estimate of a run's seconds.
 _NEW_WEIGHT = 0.2
 
@@ -148,6 +150,26 @@ class Batcher:
         self._draining = True
         if self._scheduled is not None:
             self._run_soon()
+
+    def warm_up(self, rows: Rows) -> None:
+        """Measure runs of all sizes, before the first entry. Without these estimates, the first entries may be refused.
+
+        rows: float32 [n, features], which are repeated. May be called on any thread. A run that fails ends the warm-up.
+        """
+        ends = time.perf_counter() + _WARM_UP_SECONDS
+        for bits in range(1, self._max_batch.bit_length() + 1):
+            batch = np.resize(rows, (1 << (bits - 1), rows.shape[1]))
+            for _ in range(2):  # the first run of a size may allocate memory
+                started = time.perf_counter()
+                try:
+                    self._run(batch)
+                except Exception as error:  # noqa: BLE001 (a request with such a batch gets the error)
+                    log.warning("a batch of %d rows fails: %s", len(batch), error)
+                    return
+                now = time.perf_counter()
+                self._run_seconds[bits] = min(self._run_seconds[bits], now - started)
+                if now > ends:
+                    return
 
     def close(self) -> None:
         """Refuse new entries, because the model is unloaded. Call it only while the batcher is idle."""

@@ -10,6 +10,8 @@ import logging
 import time
 from pathlib import Path
 
+import numpy as np
+
 from foldserve.service import bundle
 from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.engine.admission import Admission
@@ -90,6 +92,7 @@ class Loader:
             observe=metrics.for_batcher(*labels, lambda: batcher.queued_rows),
         )
         created.append(batcher.observe)
+        batcher.warm_up(np.array(manifest.golden.inputs, np.float32))  # null becomes NaN
         count_rows = Ranges(manifest.features).count_bytes
         limits = RequestLimits(settings.max_body, settings.timeout, settings.compression)
 

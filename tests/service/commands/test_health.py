@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from foldserve.service.commands import health
+from foldserve.service.commands.http_client import Address
 from foldserve.service.errors import NotReady
 from tests.service.support import assert_refused_in_one_line, foldserve, serving
 from tests.service.test_imports import loaded_by
@@ -85,7 +86,7 @@ def test_a_silent_server_is_not_ready() -> None:
         socket.create_server(("127.0.0.1", 0)) as server,  # the kernel accepts connections, but no program reads them
         pytest.raises(NotReady, match=r"has not answered within 0\.05 s"),
     ):
-        health.ask("127.0.0.1", server.getsockname()[1], timeout=0.05)
+        health.ask(Address("127.0.0.1", server.getsockname()[1], timeout=0.05))
 
 
 @pytest.mark.parametrize(
