@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ os.environ["NO_PROXY"] = "127.0.0.1"
 class Server:
     url: str
     models: Path
+    key: str = ""
 
     @property
     def address(self) -> str:
@@ -55,19 +57,33 @@ def _session(file: Path) -> ort.InferenceSession:
     return ort.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("served")
-    command = [os.environ.get("SERVER_PYTHON", sys.executable), "-m", "tests.clients.served", str(folder)]
+@contextmanager
+def started(folder: Path, *flags: str) -> Iterator[list[str]]:
+    """Start the server of served.py, and yield the words that it prints."""
+    command = [os.environ.get("SERVER_PYTHON", sys.executable), "-m", "tests.clients.served", str(folder), *flags]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout
-        url = process.stdout.readline().strip()
-        assert url, "the server did not start"
-        yield Server(url, folder / "models")
+        words = process.stdout.readline().split()
+        assert words, "the server did not start"
+        yield words
         process.stdin.close()
         assert process.wait(60) == 0
     assert "Traceback" not in (folder / "log").read_text()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served")
+    with started(folder) as (url,):
+        yield Server(url, folder / "models")
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Server]:
+    """A server whose clients need an API key."""
+    with started(tmp_path, "--keys") as (url, key):
+        yield Server(url, tmp_path / "models", key)
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:

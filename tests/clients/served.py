@@ -2,8 +2,9 @@
 
 A Python with foldserve must run this program, because the clients' environment has no foldserve.
 
-`python -m tests.clients.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL. The program
-exits when its standard input closes.
+`python -m tests.clients.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL. With the
+argument `--keys`, clients need an API key of every scope, which follows the URL. The program exits when its standard
+input closes.
 """
 
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 from onnx import helper
 
 from foldserve.service import bundle
+from foldserve.service.access.keys import Scope, create_key
 from tests.service.support import constant, manifest, onnx_model, serving, tensor, write_square_root
 
 ROOT = Path(__file__).parents[2]
@@ -48,14 +50,17 @@ def write(models: Path, name: str, model: bytes, row: tuple[float, ...], value: 
     bundle.write(models, name, model, lambda n: manifest(model, name=name, version=n, golden=golden, **changes))
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *, keys: bool) -> None:
     models = folder / "models"
     models.mkdir()
     write_models(models)
-    with serving(models, folder / "log", "--default-model", "digits") as server:
-        print(server.url, flush=True)  # noqa: T201
+    key, line = create_key("client", tuple(Scope)[1:], None)
+    (folder / "keys").write_text(line)
+    flags = ("--keys", folder / "keys") if keys else ()
+    with serving(models, folder / "log", "--default-model", "digits", *flags) as server:
+        print(server.url, *([key] if keys else []), flush=True)  # noqa: T201
         sys.stdin.read()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), keys="--keys" in sys.argv)

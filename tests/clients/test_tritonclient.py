@@ -335,10 +335,30 @@ def test_an_unsupported_call_raises_an_exception(client, call, arguments):
 
 
 @pytest.mark.parametrize("call", ["load_model", "unload_model"])
-def test_loading_and_unloading_a_model_is_refused_with_the_reason(client, call):
+def test_without_api_keys_loading_and_unloading_a_model_is_refused_with_the_reason(client, call):
     status, text = refused(getattr(client, call), "digits")
-    assert status == "400"
-    assert text == "models are loaded only when the server starts"
+    assert status == "403"
+    assert text == "without API keys (--keys) the models can't be changed"
+
+
+def test_a_model_is_unloaded_and_loaded_with_an_api_key(guarded: Server) -> None:
+    headers = {"X-API-Key": guarded.key}
+    with triton.InferenceServerClient(guarded.address) as client:
+
+        def states() -> dict[str, str]:
+            index = client.get_model_repository_index(headers=headers)
+            return {one["version"]: one["state"] for one in index if one["name"] == "roots"}
+
+        client.unload_model("roots", headers=headers)
+        assert states() == {"1": "UNAVAILABLE", "2": "UNAVAILABLE"}
+        assert not client.is_model_ready("roots", headers=headers)
+        client.load_model("roots", headers=headers)
+        assert states() == {"1": "READY", "2": "READY"}
+        assert client.is_model_ready("roots", "1", headers=headers)
+        with pytest.raises(triton.InferenceServerException, match="unknown model"):
+            client.load_model("nope", headers=headers)
+        with pytest.raises(triton.InferenceServerException, match="only from the server's folder"):
+            client.load_model("roots", headers=headers, config="{}")
 
 
 def test_shared_memory_as_an_input_is_refused(client):
