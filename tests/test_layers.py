@@ -52,7 +52,7 @@ training.fit:             network plan errors service.bundle
 training.progress:        fit service.figures
 training.certify:         fold fit table plan errors service.bundle service.machine service.runtime.session
 training.report:          text fit service.bundle service.figures
-training.imports:         table errors service.bundle
+training.imports:         certify report fold fit table plan text errors service.bundle
 training.diagnose:        report fold fit network table plan errors service.bundle service.figures service.runtime.session
 training.pipeline:        certify report fold fit network table plan service.bundle
 training.tune:            pipeline fit table plan errors

@@ -5,14 +5,14 @@ Each error belongs to one step. The module does not know the command line.
 Each line of the tree below names the modules that raise the error. A test compares these names with the code.
 
 TrainingError            cli.py, flags.py: the command prints it as one line and exits with 1
-├── DataError            table/, diagnose/: the source, a column or a row can't be used
+├── DataError            table/, diagnose/, imports/: the source, a column or a row can't be used
 ├── ExecutionError       fit/: the device or compiler is missing, or another process has ended
 ├── FitError             fit/, tune.py: the loss is not a finite number, or no trial finishes
 ├── CheckpointError      fit/: a checkpoint is damaged or of another run, or the disk is full
-├── FoldError            fold/: a layer can't be folded
+├── FoldError            fold/, imports/: a layer can't be folded
 ├── ModelImportError     imports/: a model of another framework can't be read or understood
 └── ExportError          fold/: a layer has no ONNX form, or ONNX refuses the graph
-    └── ParityError      certify/: the folded model is not the same model
+    └── ParityError      certify/, imports/: the folded model is not the same model
 """
 
 

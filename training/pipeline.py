@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -249,7 +249,7 @@ def export(plan: Plan, trained: Trained) -> Written:
         certified = certificate.certify(
             trained.network, trained.folded.network, model, task, trained.tolerance, held_out=test.x, drawn=drawn
         )
-        golden = certificate.golden(trained.network, task, drawn)
+        golden = certificate.golden(certificate.reference(trained.network, task), drawn)
     # The metrics are measured on the exported model, not on the trained network.
     predict = certificate.onnx_runtime_cpu(model)
     validation, outputs = table.select(split.validation), predict(test.x)
@@ -269,7 +269,7 @@ def export(plan: Plan, trained: Trained) -> Written:
         table=table,
         features=features,
         target=target,
-        folded=trained.folded,
+        folded=[bundle.Folding(**asdict(line)) for line in trained.folded.report],
         certificate=certified,
         golden=golden,
         metrics=scores,

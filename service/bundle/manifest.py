@@ -175,12 +175,13 @@ class Folding(FrozenModel):
 class Provenance(FrozenModel):
     """Everything that is needed to make `model.onnx` again, byte for byte.
 
-    rows: the number of rows in each part of the split. threads: the number of threads of each matrix product. cpu: the
-    model of the CPU, and the instruction set that PyTorch uses. versions: the versions of the libraries, by name.
+    data_sha256: None if no table was given for an imported model. rows: the number of rows in each part of the split.
+    threads: the number of threads of each matrix product. cpu: the model of the CPU, and the instruction set that
+    PyTorch uses. versions: the versions of the libraries, by name.
     """
 
     source: str
-    data_sha256: Sha256
+    data_sha256: Sha256 | None
     rows: dict[Literal["train", "validation", "test"], int]
     seed: int
     threads: int
@@ -189,6 +190,19 @@ class Provenance(FrozenModel):
         str, StrictBool | StrictInt | StrictFloat | StrictStr | tuple[StrictInt, ...] | tuple[StrictStr, ...]
     ]
     versions: dict[str, str]
+
+
+class ImportedModel(FrozenModel):
+    """The model that another framework trained, and that was imported.
+
+    version: of the framework, empty if the model does not record it. file: the name of the file, or the class of an
+    object in memory. sha256: of the file, or of the weights of an object.
+    """
+
+    framework: str
+    version: str
+    file: str
+    sha256: Sha256
 
 
 class Target(FrozenModel):
@@ -223,7 +237,8 @@ class Manifest(FrozenModel):
     """The contents of `manifest.json`.
 
     target: None if the bundle does not record the target. left_out: the columns of the training table that are neither
-    features nor the target. threshold: None if the largest probability decides.
+    features nor the target. threshold: None if the largest probability decides. source: the origin of a model that was
+    imported; None for a model that foldserve trained.
     """
 
     schema_version: Annotated[StrictInt, Field(ge=1, le=SCHEMA_VERSION)]
@@ -244,6 +259,7 @@ class Manifest(FrozenModel):
     folded: tuple[Folding, ...]
     metrics: dict[Literal["validation", "test"], dict[str, float]]
     provenance: Provenance
+    source: ImportedModel | None = None
 
     @property
     def ignored(self) -> tuple[str, ...]:

@@ -67,14 +67,31 @@ def certify(
     `ParityError` if an output is outside the tolerance. The error is also raised if the predicted class differs
     although the two largest outputs are further apart than the tolerance.
     """
-    exact = reference(network, task)
-    sets: tuple[tuple[RowKind, Rows, Outputs], ...]
-    sets = (("held-out", held_out, exact(held_out)), ("random", drawn, exact(drawn)))
+    sets: dict[RowKind, Rows] = {"held-out": held_out, "random": drawn}
+    candidates = {"torch float32": _torch(folded, task, torch.float32)}
+    return compare(reference(network, task), "torch float64, unfolded", candidates, model, tolerance, sets)
+
+
+def compare(
+    exact: Predict,
+    name: str,
+    candidates: dict[str, Predict],
+    model: bytes,
+    tolerance: Tolerance,
+    sets: dict[RowKind, Rows],
+) -> Certificate:
+    """Compare `candidates` and the exported model in ONNX Runtime with the reference `exact`, on each set of rows.
+
+    name: the description of the reference. candidates: functions of float32 [rows, features], by the name of their
+    runtime. Each of them runs each set in batches of 1 row, in batches of 2 rows, and as one batch. Raises
+    `ParityError` as `certify` does.
+    """
+    expected = {kind: exact(rows) for kind, rows in sets.items()}
     measurements: list[Measurement] = []
-    for name, predict in {"torch float32": _torch(folded, task, torch.float32), **_onnx_runtimes(model)}.items():
-        for kind, rows, expected in sets:
-            measurements += _measure(name, predict, tolerance, kind, rows, expected)
-    return Certificate(reference="torch float64, unfolded", tolerance=tolerance, measurements=tuple(measurements))
+    for runtime, predict in {**candidates, **_onnx_runtimes(model)}.items():
+        for kind, rows in sets.items():
+            measurements += _measure(runtime, predict, tolerance, kind, rows, expected[kind])
+    return Certificate(reference=name, tolerance=tolerance, measurements=tuple(measurements))
 
 
 def draw(features: Sequence[Feature], train: Rows, rows: int, seed: int) -> Rows:
@@ -93,11 +110,11 @@ def draw(features: Sequence[Feature], train: Rows, rows: int, seed: int) -> Rows
     return drawn
 
 
-def golden(network: nn.Module, task: Task, drawn: Rows) -> Golden:
-    """Return the first drawn rows together with the reference's outputs for these rows."""
+def golden(exact: Predict, drawn: Rows) -> Golden:
+    """Return the first drawn rows together with the outputs of the reference `exact` for these rows."""
     rows = drawn[:GOLDEN_ROWS]
     inputs = tuple(tuple(None if value != value else value for value in row) for row in rows.astype(float).tolist())
-    return Golden(inputs=inputs, outputs=reference(network, task)(rows).tolist())
+    return Golden(inputs=inputs, outputs=exact(rows).tolist())
 
 
 def _measure(

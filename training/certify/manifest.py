@@ -8,7 +8,6 @@ The module knows the schema of a manifest. It does not train or measure.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Literal
@@ -18,7 +17,6 @@ import numpy.typing as npt
 
 from foldserve.service import bundle
 from foldserve.training.fold.export import INPUT, OPSET, OUTPUT
-from foldserve.training.fold.fold import Folded
 from foldserve.training.table.schema import Column, Table
 
 _HISTOGRAM_BINS = 10
@@ -64,15 +62,19 @@ def build_manifest(
     model: bytes,
     table: Table,
     features: tuple[bundle.Feature, ...],
-    target: bundle.Target,
-    folded: Folded,
+    target: bundle.Target | None,
+    folded: Sequence[bundle.Folding],
     certificate: bundle.Certificate,
     golden: bundle.Golden,
     metrics: Metrics,
     provenance: bundle.Provenance,
     threshold: bundle.Threshold | None = None,
+    imported: bundle.ImportedModel | None = None,
 ) -> bundle.Manifest:
-    """Build the manifest of a bundle that is created now. model: the content of the ONNX file."""
+    """Build the manifest of a bundle that is created now.
+
+    model: the content of the ONNX file. imported: the model that another framework trained; None for a training here.
+    """
     return bundle.Manifest(
         schema_version=bundle.SCHEMA_VERSION,
         name=name,
@@ -89,7 +91,8 @@ def build_manifest(
         threshold=threshold,
         certificate=certificate,
         golden=golden,
-        folded=tuple(bundle.Folding(**asdict(line)) for line in folded.report),
+        folded=tuple(folded),
         metrics=metrics,
         provenance=provenance,
+        source=imported,
     )

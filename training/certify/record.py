@@ -52,6 +52,25 @@ def provenance(
     )
 
 
+def import_provenance(
+    source: str, data_sha256: str | None, rows: dict[Literal["train", "validation", "test"], int], seed: int
+) -> bundle.Provenance:
+    """Record the rows and the environment of the import of a trained model.
+
+    seed: of the random rows. data_sha256: None without a table.
+    """
+    return bundle.Provenance(
+        source=source,
+        data_sha256=data_sha256,
+        rows=rows,
+        seed=seed,
+        threads=1,
+        cpu=_cpu(),
+        hyperparameters={},
+        versions=_versions(),
+    )
+
+
 def run_identity(plan: Plan, data_sha256: str, world: World, execution: Execution) -> dict[str, str]:
     """Return the identity of a run: everything that decides the weights, by name.
 

@@ -6,6 +6,7 @@ change from version to version. Each layer type adds its own nodes. This module 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import onnx
@@ -54,13 +55,28 @@ def to_onnx(
         graph.node("Softmax", OUTPUT[task], axis=1)
     else:
         graph.nodes[-1].output[0] = OUTPUT[task]
+    return write_model(graph.nodes, graph.initializers, features, outputs, task, description)
+
+
+def write_model(
+    nodes: Sequence[onnx.NodeProto],
+    initializers: Sequence[onnx.TensorProto],
+    features: int,
+    outputs: int,
+    task: Task,
+    description: str | None = None,
+) -> bytes:
+    """Write the ONNX model of a bundle: from float32 `input` [batch, features] to the task's output [batch, outputs].
+
+    Raises `ExportError` if `onnx.checker` refuses the graph.
+    """
     model = helper.make_model(
         helper.make_graph(
-            graph.nodes,
+            nodes,
             "foldserve",
             [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", features])],
             [helper.make_tensor_value_info(OUTPUT[task], TensorProto.FLOAT, ["batch", outputs])],
-            graph.initializers,
+            initializers,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,

@@ -49,7 +49,8 @@ class Imported:
     of an object. sha256: of the file, or of the weights of an object. reference, evaluate: the original model in
     float64, and a sentence part that says which arithmetic it is. float32: the original in the float32 of its own
     framework, by name, to be measured beside the folded model. ranges: the typical range of each feature, if the model
-    has one, float64 [features, 2]; NaN where it has none. notes: facts that the user should know, one sentence each.
+    has one, float64 [features, 2]; NaN where it has none. whole: the indices of the features that must be whole
+    numbers. notes: facts that the user should know, one sentence each.
     """
 
     network: Network
@@ -65,6 +66,7 @@ class Imported:
     evaluate: Evaluate
     float32: dict[str, Evaluate] = field(default_factory=dict)
     ranges: Array | None = None
+    whole: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
 
 

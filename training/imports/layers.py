@@ -119,6 +119,26 @@ class Dense(Layer):
 
 
 @dataclass(frozen=True, eq=False)
+class Offset(Layer):
+    """Computes x - offset for each column, before anything else. offset: float64 [columns], exact in float32.
+
+    Folding adds this layer where an offset of the input is too large to be folded. Front ends don't use it.
+    """
+
+    offset: Array
+
+    def columns(self, *inputs: int) -> int:
+        """Return the unchanged number of columns."""
+        _require_columns(len(self.offset), inputs)
+        return len(self.offset)
+
+    def apply(self, *inputs: Array) -> Array:
+        """Evaluate in float64."""
+        (x,) = inputs
+        return x - self.offset
+
+
+@dataclass(frozen=True, eq=False)
 class Activation(Layer):
     """Applies one of `FUNCTIONS` to each number. parameters: the values of the parameters of the function."""
 

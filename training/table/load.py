@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from foldserve.service import sources
@@ -84,17 +86,55 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
     """
     source = _open(str(options.test), options, on_read)
     _check_test_file(options, (*table.features, table.target), table.target)
+    test = _read_with_schema(source, options, table, on_read)
+    if len(test.y) < 2:
+        raise DataError(f"{source.name} has 1 row: a test file needs at least 2")
+    return test
+
+
+def load_for_model(options: DataOptions, table: Table, *, by_position: bool, on_read: OnRead = lambda _: None) -> Table:
+    """Read the table that `options` describes with the schema of a model that is trained already.
+
+    table: the schema, without rows. If `options.target` is None, the rows get no targets. by_position: take the columns
+    in their order, because the model does not name its features; the schema gets their names. Raises `DataError` if a
+    column is missing, or if a cell does not fit the schema.
+    """
+    source = _open(options.source, options, on_read, options.more)
+    _check_flags(options, source, options.target or "")
+    names = [name for name in source.names if name != options.target and name not in options.drop]
+    if by_position:
+        if len(names) != len(table.columns):
+            columns = f"{len(names)} columns besides the target" if options.target else f"{len(names)} columns"
+            raise DataError(
+                f"{source.name} has {columns}, and the model has {len(table.columns)} features without names; "
+                "name the columns with --features, or leave columns out with --drop"
+            )
+        columns_by_position = zip(table.columns, names, strict=True)
+        table = replace(table, columns=tuple(replace(column, name=name) for column, name in columns_by_position))
+    if lacking := [column.name for column in table.columns if column.name not in source.names]:
+        raise DataError(
+            f"{source.name} has no column {lacking[0]!r}, a feature of the model; it has "
+            f"{join_some(source.names, 10)}; name the features in the order of the model with --features"
+        )
+    unused = [name for name in names if name not in table.features]
+    notes = [f"columns of {source.name} that the model does not use: {join_some(unused, 10)}"] if unused else []
+    table = replace(table, target=options.target or "", notes=(*table.notes, *source.notes, *notes))
+    return replace(_read_with_schema(source, options, table, on_read), notes=table.notes, left_out=tuple(unused))
+
+
+def _read_with_schema(source: Source, options: DataOptions, table: Table, on_read: OnRead) -> Table:
+    """Read the rows of `source` with the schema of `table`. Without a target, `y` has no values."""
     x = np.empty((source.rows, len(table.columns)), np.float32)
+    y: npt.NDArray[Any] = np.empty(0)
     try:
-        y, rows = read_test_target(_take(source, table.target, options), table, options.rare)
-        source, x = (source, x) if rows is None else (source.select(rows), x[: len(rows)])
+        if table.target:
+            y, rows = read_test_target(_take(source, table.target, options), table, options.rare)
+            source, x = (source, x) if rows is None else (source.select(rows), x[: len(rows)])
         for index, column in enumerate(table.columns):
             x[:, index] = encode(column, _take(source, column.name, options))
             on_read(0.5 + (index + 1) / len(table.columns) / 2)
     except DataError as error:
         raise DataError(f"{source.name}: {error}") from None
-    if len(y) < 2:
-        raise DataError(f"{source.name} has 1 row: a test file needs at least 2")
     return replace(table, source=source.name, x=x, y=y, group=None, time=None, notes=())
 
 

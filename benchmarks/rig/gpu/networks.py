@@ -24,7 +24,7 @@ from torch import nn
 
 from foldserve.service import bundle
 from foldserve.service.runtime.session import Precision
-from foldserve.training.certify.certificate import certify, golden
+from foldserve.training.certify.certificate import certify, golden, reference
 from foldserve.training.fold.export import INPUT, OPSET, OUTPUT, to_onnx
 from foldserve.training.fold.fold import fold
 from foldserve.training.network.mlp import build_mlp
@@ -202,7 +202,7 @@ def write_bundle(network: Network, models: Path) -> bundle.Bundle:
             ),
             labels=tuple(range(outputs)),
             certificate=certificate,
-            golden=golden(network.unfolded, "classification", others),
+            golden=golden(reference(network.unfolded, "classification"), others),
             folded=(),
             metrics={},
             provenance=bundle.Provenance(

@@ -1,0 +1,42 @@
+"""Folding of an imported graph: every affine step moves into the Dense weights next to it.
+
+`fold` applies the rules until none of them changes the graph. Each rule is exact, and none moves anything across a
+function that is not affine. All values are float64; `write.py` rounds them once. The module knows no arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foldserve.service.bundle import Folding
+from foldserve.training.imports.affine_rules import AFFINE_RULES
+from foldserve.training.imports.form import Network, prune
+from foldserve.training.imports.graph import Graph
+from foldserve.training.imports.layers import Affine
+from foldserve.training.imports.structure_rules import STRUCTURE_RULES
+
+# The structure comes first, because it brings an affine map to a Dense.
+RULES = (*STRUCTURE_RULES, *AFFINE_RULES)
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedNetwork:
+    """The folded network, and one line for each layer of the original that was folded, dropped or kept."""
+
+    network: Network
+    report: tuple[Folding, ...]
+
+
+def fold(network: Network) -> FoldedNetwork:
+    """Fold every affine layer of `network`, and return a network that computes the same function."""
+    graph = Graph(prune(network))
+    changed = True
+    while changed:
+        changed = False
+        for node in list(graph.sorted()):
+            while node.name in graph.nodes and any(rule(graph, graph.nodes[node.name]) for rule in RULES):
+                changed = True
+    for node in graph.nodes.values():
+        if isinstance(node.layer, Affine):
+            graph.note(node.name, "kept: no Dense beside it", node.name)
+    return FoldedNetwork(Network(graph.features, tuple(graph.sorted()), graph.output), tuple(graph.report))

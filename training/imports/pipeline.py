@@ -1,0 +1,169 @@
+"""The way of an imported model: front end -> fold -> ONNX -> certificate -> bundle.
+
+The module knows no format of another framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.service import bundle
+from foldserve.training.certify import certificate, record
+from foldserve.training.certify.manifest import Metrics, build_manifest
+from foldserve.training.certify.tolerance import output_tolerance
+from foldserve.training.errors import ModelImportError, ParityError
+from foldserve.training.fit.determinism import deterministic
+from foldserve.training.imports.folding import FoldedNetwork, fold
+from foldserve.training.imports.imported import Evaluate, Imported
+from foldserve.training.imports.rows import Range, Rows, make_rows
+from foldserve.training.imports.write import to_onnx
+from foldserve.training.plan import DataOptions
+from foldserve.training.report.evaluate import keep_defined, permutation_importance, score
+from foldserve.training.report.evidence import Evidence
+from foldserve.training.report.latency import measure_latency
+from foldserve.training.report.previous import read_previous
+from foldserve.training.report.report import render
+from foldserve.training.table.schema import Table
+
+# The number of rows that the original evaluates at a time. This number bounds the memory.
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class ImportPlan:
+    """The choices of an import. data: the table for the certificate and the metrics. ranges: ranges of features by
+    name, "" for all others. seed: of the random rows.
+    """
+
+    name: str
+    models: Path = Path("models")
+    data: DataOptions | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Written:
+    """A written bundle, the evidence for its report if a table with targets was given, and notes for the user."""
+
+    bundle: bundle.Bundle
+    evidence: Evidence | None
+    notes: tuple[str, ...]
+
+
+def run(imported: Imported, plan: ImportPlan) -> Written:
+    """Fold, certify and write the next version of `plan.name`. After an error, nothing is left behind.
+
+    Raises `ModelImportError`, `FoldError`, `DataError`, `ParityError`, `ExportError` or `BundleError`.
+    """
+    bundle.require_writable(plan.models)
+    _require_output(imported)
+    rows = make_rows(imported, plan.data, plan.ranges, plan.seed)
+    folded = fold(imported.network)
+    table = rows.table
+    target = bundle.Target(name=table.target) if table.target else None
+    description = bundle.describe(imported.task, rows.features, imported.labels, target)
+    model = to_onnx(folded.network, imported.task, description=description)
+    with deterministic(1):
+        certified, golden, notes = _certify(imported, folded, rows, model)
+    scores, outputs = _score(model, table)
+    manifest = partial(
+        build_manifest,
+        name=plan.name,
+        model=model,
+        table=replace(table, labels=imported.labels),
+        features=rows.features,
+        target=target,
+        folded=folded.report,
+        certificate=certified,
+        golden=golden,
+        metrics=scores,
+        provenance=_provenance(table, plan.seed),
+        imported=bundle.ImportedModel(
+            framework=imported.framework,
+            version=imported.framework_version,
+            file=imported.file,
+            sha256=imported.sha256,
+        ),
+    )
+    notes = (*imported.notes, *rows.notes, *notes)
+    if not scores:
+        return Written(bundle.write(plan.models, plan.name, model, manifest), None, notes)
+    predict = certificate.onnx_runtime_cpu(model)
+    importances = permutation_importance(predict, table.x, table.y, imported.task, plan.seed)
+    latency = measure_latency(predict, table.x)
+
+    def evidence(manifest: bundle.Manifest) -> Evidence:
+        previous = read_previous(plan.models / plan.name, manifest.version)
+        return Evidence(manifest, (), table.y, outputs, importances, notes, previous, latency)
+
+    written = bundle.write(plan.models, plan.name, model, manifest, lambda m: render(evidence(m)))
+    return Written(written, evidence(written.manifest), notes)
+
+
+def _require_output(imported: Imported) -> None:
+    outputs, classes = imported.network.widths()[imported.network.output], len(imported.labels)
+    if imported.task == "regression" and outputs != 1:
+        raise ModelImportError(f"the model gives {outputs} values for a row; a bundle has one value, or probabilities")
+    if imported.task == "classification" and outputs != classes:
+        raise ModelImportError(f"the model gives {outputs} probabilities, and there are {classes} labels: use --labels")
+
+
+def _in_chunks(evaluate: Evaluate, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
+    return np.concatenate([evaluate(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
+
+
+def _certify(
+    imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes
+) -> tuple[bundle.Certificate, bundle.Golden, tuple[str, ...]]:
+    """Compare the folded network and the exported model with the original on the rows of the table and random rows.
+
+    Also compare the original in float32 with its reference, if its framework is installed. Return the certificate, the
+    golden rows and notes.
+    """
+    exact = partial(_in_chunks, imported.evaluate)
+    sets: dict[certificate.RowKind, certificate.Rows] = {"random": rows.drawn}
+    if len(rows.table.x):
+        sets = {"held-out": rows.table.x, **sets}
+    tolerance = _tolerance(imported, rows, exact)
+    candidates: dict[str, certificate.Predict] = {"numpy float64, folded": folded.network.evaluate}
+    originals, notes = {}, []
+    for name, evaluate in imported.float32.items():
+        parity = tolerance.measure(exact(rows.drawn), evaluate(rows.drawn))
+        if parity.holds:
+            originals[name] = partial(_in_chunks, evaluate)
+        else:
+            notes.append(f"{name} differs from its float64 reference by {parity.worst:.3g} times the tolerance")
+    try:
+        certified = certificate.compare(exact, imported.reference, {**candidates, **originals}, model, tolerance, sets)
+    except ParityError as error:
+        raise ParityError("; ".join([str(error), *notes])) from error
+    return certified, certificate.golden(exact, rows.drawn), tuple(notes)
+
+
+def _tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
+    """Return the tolerance. For a regression, it counts in standard deviations of the target, or of the outputs."""
+    if imported.task == "classification":
+        return output_tolerance(0.0, 1.0)
+    values = rows.table.y if len(rows.table.y) else exact(rows.drawn)
+    return output_tolerance(float(values.mean()), float(values.std()) or 1.0)
+
+
+def _score(model: bytes, table: Table) -> tuple[Metrics, npt.NDArray[np.floating[Any]]]:
+    """Score the exported model on the rows of the table. There are no metrics without targets."""
+    if not len(table.y):
+        return {}, np.empty((0, table.outputs))
+    outputs = certificate.onnx_runtime_cpu(model)(table.x)
+    return keep_defined({"test": score(table.task, table.y, outputs)}), outputs
+
+
+def _provenance(table: Table, seed: int) -> bundle.Provenance:
+    digest = table.sha256() if len(table.x) else None
+    return record.import_provenance(table.source, digest, {"test": len(table.x)} if len(table.x) else {}, seed)
