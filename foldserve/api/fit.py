@@ -28,6 +28,7 @@ from foldserve.training.plan import (
     ClassWeight,
     DataOptions,
     Decimal,
+    DecisionOptions,
     Device,
     Execution,
     Placement,
@@ -98,6 +99,8 @@ class FitOptions(TypedDict, total=False):
     class_weight: ClassWeight
     calibrate: bool
     precision: Precision
+    threshold: str | float
+    positive: str
     device: Device
     compile: bool
     checkpoint: str | os.PathLike[str]
@@ -141,7 +144,13 @@ def fit(
     except (DataError, InvalidInput, SourceError) as error:
         raise DataError(_in_python(str(error))) from error
     except TrainingError as error:
+        if type(error).__init__ is not TrainingError.__init__:  # an error with further arguments
+            raise
         raise type(error)(_in_python(str(error))) from error
+    except bundle.BundleError:
+        raise
+    except ValueError as error:
+        raise ValueError(_in_python(str(error))) from error
 
 
 def _run(plan: Plan, execution: Execution, source: Source | None, *, progress: bool) -> bundle.Bundle:
@@ -153,6 +162,7 @@ def _run(plan: Plan, execution: Execution, source: Source | None, *, progress: b
     from foldserve.training.progress import FitProgress, ReadProgress
     from foldserve.training.report.sentences import summarise
     from foldserve.training.table.load import load
+    from foldserve.training.table.target import check_decision
 
     started = time.perf_counter()
     bundle.require_writable(plan.models)
@@ -161,6 +171,7 @@ def _run(plan: Plan, execution: Execution, source: Source | None, *, progress: b
         console = Console(stderr=True) if progress else Console(file=stack.enter_context(Path(os.devnull).open("w")))
         with ReadProgress(plan.data.source, console) as bar:
             table = load(plan.data, bar.update, source)
+        check_decision(plan.decision, table)
         if progress:
             sys.stdout.write(describe_table(table) + "\n")
         with FitProgress(console) as fit_bar:
@@ -214,7 +225,7 @@ def _plan(
 ) -> tuple[Plan, Execution]:
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}")
-    owners = (DataOptions, Architecture, Recipe, Execution)
+    owners = (DataOptions, Architecture, Recipe, DecisionOptions, Execution)
     known = {owner: {each.name for each in fields(owner)} & FitOptions.__annotations__.keys() for owner in owners}
     if unknown := options.keys() - FitOptions.__annotations__.keys():
         raise TypeError(f"fit() got an unexpected keyword argument {min(unknown)!r}")
@@ -237,6 +248,7 @@ def _plan(
         preset=preset,
         architecture=replace(chosen.architecture, **given[Architecture]),
         recipe=replace(chosen.recipe, **given[Recipe]),
+        decision=DecisionOptions(**given[DecisionOptions]),
         seed=seed,
         threads=threads,
     )
@@ -252,10 +264,14 @@ def _setting(key: str, value: Any) -> Any:
         return (value,) if isinstance(value, str) else tuple(value)
     if key == "hidden":
         return (value,) if isinstance(value, int) else tuple(value)
+    if key in ("threshold", "positive"):
+        return str(value)
     return Path(value) if key in ("test", "checkpoint") else value
 
 
-_FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)(?: (?!(?:or|and|to|if)\b)('[^']*'|[\w.,]+\b|[.,]))?")
+_FLAG = re.compile(
+    r"--([a-z]+(?:-[a-z]+)*)(?: (?!(?:or|and|to|if|is|too|needs|must|demand)\b)('[^']*'|[\w.,]+\b|[.,]))?"
+)
 
 
 def _in_python(text: str) -> str:

@@ -15,7 +15,7 @@ import foldserve
 from foldserve.api.fit import FitOptions
 from foldserve.service import bundle as bundles
 from foldserve.training.cli import main
-from foldserve.training.plan import Architecture, DataOptions, Execution, Recipe
+from foldserve.training.plan import Architecture, DataOptions, DecisionOptions, Execution, Recipe
 from tests.api.conftest import PENGUINS
 
 QUICK = {"epochs": 2, "hidden": 8, "bins": 0}
@@ -25,8 +25,8 @@ def test_a_path_gives_the_bytes_of_the_command(tmp_path, capsys):
     flags = ["--epochs", "2", "--hidden", "8", "--bins", "0", "--drop", "year"]
     assert main(["fit", str(PENGUINS), "--target", "species", "--models", str(tmp_path), *flags]) == 0
     printed = capsys.readouterr().out
-    found = foldserve.fit(PENGUINS, "species", models=tmp_path, drop="year", progress=True, **QUICK)
-    assert (found.path, found.manifest.name) == (tmp_path / "penguins" / "2", "penguins")
+    found = foldserve.fit(PENGUINS, "species", models=tmp_path / "2", drop="year", progress=True, **QUICK)
+    assert (found.path, found.manifest.name) == (tmp_path / "2" / "penguins" / "1", "penguins")
     assert found.model == bundles.read(tmp_path / "penguins" / "1").model
     lines, theirs = (text.splitlines()[:-1] for text in (capsys.readouterr().out, printed))
     assert lines == theirs
@@ -73,6 +73,8 @@ def test_a_note_is_a_warning_with_arguments_instead_of_flags(penguins, tmp_path)
         ({"drop": "nope"}, foldserve.DataError, "drop: DataFrame has no column 'nope'"),
         ({"numeric": "island"}, foldserve.DataError, "must be numeric, .*; use missing='Torgersen', categorical='isla"),
         ({"epochs": 0}, ValueError, "epochs must be at least 1"),
+        ({"positive": "Gentoo"}, ValueError, "^positive needs threshold$"),
+        ({"threshold": "f1"}, foldserve.DataError, "threshold"),
         ({"preset": "slow"}, ValueError, "preset must be one of fast, best"),
         ({"name": "../x"}, ValueError, "can't be the name of a model"),
         ({"depth": 3}, TypeError, "unexpected keyword argument 'depth'"),
@@ -109,7 +111,7 @@ def test_an_object_that_is_no_table_is_refused(table, message, tmp_path):
 
 
 def test_the_options_are_those_of_the_plan_with_their_types():
-    owners = (DataOptions, Architecture, Recipe, Execution)
+    owners = (DataOptions, Architecture, Recipe, DecisionOptions, Execution)
     known = {name: hint for owner in owners for name, hint in get_type_hints(owner, include_extras=True).items()}
     flags = {name: get_args(hint)[0] for name, hint in known.items() if get_origin(hint) is Annotated}
     named = inspect.signature(foldserve.fit).parameters

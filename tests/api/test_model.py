@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 import foldserve
-from foldserve.service import bundle as bundles
 from tests.api.conftest import PENGUINS
 from tests.service.support import edit_manifest, flip_byte, serving, write_square_root
 
@@ -163,9 +162,6 @@ def test_a_threshold_of_the_manifest_decides(tmp_path):
     a = np.random.default_rng(0).normal(size=(300, 2))
     table = {"a": a[:, 0], "y": np.where(a.sum(axis=1) > 0, "yes", "no")}
     found = foldserve.fit(table, "y", models=tmp_path, epochs=2)
-    strict = found.manifest.model_copy(
-        update={"version": 2, "threshold": bundles.Threshold(positive="yes", value=1.0, rule="value")}
-    )
-    written = bundles.write(tmp_path, "y", found.model, lambda _: strict)
+    strict = foldserve.fit(table, "y", models=tmp_path, epochs=2, threshold=1.0, positive="yes")
     assert set(foldserve.load(found).predict(table)) == {"no", "yes"}
-    assert set(foldserve.load(written).predict(table)) == {"no"}
+    assert set(foldserve.load(strict).predict(table)) == {"no"}
