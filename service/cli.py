@@ -159,6 +159,9 @@ def _seconds(text: str) -> float:
 def _serve(parsed: argparse.Namespace) -> None:
     """Serve every model of a folder. Each setting is a flag, an environment variable or a line of the --config file. If
     a setting is given more than once, the flag wins over the variable, and the variable over the file."""
+    # NumPy computes explanations beside the predictions. More threads than one would only delay the predictions, and
+    # they are slower on a busy machine. NumPy reads this variable when it is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from foldserve.service.http.server import run
 
     flags = {name: value for name, value in vars(parsed).items() if name in Settings.model_fields}

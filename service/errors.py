@@ -5,7 +5,7 @@ Each line names the modules that raise the error; a test compares them with the 
 
 FoldserveError               the command prints it as one line and exits with 1
 ├── SettingsError            settings.py, access/keys.py, live/, commands/: a flag, variable or file can't be used
-├── BundleError              bundle/, runtime/, commands/tune/: a bundle is not whole or not certified
+├── BundleError              bundle/, runtime/, explain/, commands/tune/: a bundle is not whole or not certified
 ├── DeviceError              machine/, runtime/, commands/tune/, http/server.py: a device is not available or lost
 ├── SourceError              sources/: a file can't be read as a table
 ├── TableError               tables/: a table does not fit the model
@@ -23,7 +23,7 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── TooSlow              http/connection.py: the client did not send the whole request in time
     ├── TooLarge             http/body.py, http/routes/common.py, protocols/content.py: the body is too large
     ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
-    ├── InvalidInput         protocols/, engine/, http/routes/: the request is not valid for this model
+    ├── InvalidInput         protocols/, explain/, engine/, http/routes/: the request is not valid for this model
     ├── UnknownModel         engine/repository.py, live/, http/routes/common.py: the name or version does not exist
     ├── ModelNotReady        engine/, http/routes/oip.py: the model exists, but does not serve
     ├── ModelBusy            live/coordinator.py: another request is changing the model
@@ -35,6 +35,8 @@ FoldserveError               the command prints it as one line and exits with 1
     │   ├── Draining         engine/batcher.py: the server is stopping
     │   └── DeviceOutOfMemory  runtime/cuda.py: the device had no room for a run; the next run gets a new session
     ├── DeadlinePassed       engine/batcher.py, engine/exchange.py: the deadline passed before the model could run
+    ├── NotExplainable       explain/: the graph of the model can't be explained
+    ├── IncompleteExplanation  explain/codec.py: the contributions of a row do not add up to its output
     ├── NonFiniteOutput      engine/entry.py: an output is not finite, because the row has numbers that are too large
     └── RuntimeFailure       engine/batcher.py, engine/entry.py, commands/tune/: the model did not run
         └── DeviceLost       runtime/cuda.py: the device has failed; the server stops
@@ -201,6 +203,14 @@ class RuntimeFailure(RequestError):  # noqa: N818
 
 class NonFiniteOutput(RequestError):  # noqa: N818
     """An output of a row is not finite, because the numbers in the row are far outside the model's range."""
+
+
+class NotExplainable(RequestError):  # noqa: N818
+    """The graph of the model has a part that can't be explained."""
+
+
+class IncompleteExplanation(RequestError):  # noqa: N818
+    """The contributions of a row do not add up to its output within the tolerance."""
 
 
 class DeviceLost(RuntimeFailure):

@@ -32,9 +32,10 @@ service.live:             bundle settings errors
 service.metrics:          bundle errors
 service.protocols:        metrics bundle arrays errors
 service.tables:           protocols bundle arrays text errors
+service.explain:          protocols bundle arrays errors
 service.runtime.session:  machine errors
 service.runtime:          runtime.session machine bundle arrays errors
-service.engine:           live runtime runtime.session protocols metrics bundle machine settings arrays errors
+service.engine:           live runtime runtime.session explain protocols metrics bundle machine settings arrays errors
 service.compose:          access engine live protocols metrics machine settings
 service.http:             compose access engine live protocols metrics bundle machine settings errors
 service.commands:         access runtime runtime.session bundle machine settings arrays figures errors

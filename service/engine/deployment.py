@@ -159,6 +159,7 @@ def _endpoints_by_path(models: Mapping[str, Versions], default: str | None) -> d
                 continue
             path = name if key is None else f"{name}/versions/{key}"
             endpoints[f"/v1/models/{path}:predict".encode()] = found.friendly
+            endpoints[f"/v1/models/{path}:explain".encode()] = found.explain
             endpoints[f"/v2/models/{path}/infer".encode()] = found.oip
             if key is None and name == default:
                 endpoints[b"/predict"] = found.friendly

@@ -31,6 +31,14 @@ class Endpoint:
         """Counts the bodies of all requests."""
         return self._resources.memory
 
+    def drain(self) -> None:
+        """Refuse new rows, and run the rows in the queue."""
+        self._resources.batcher.drain()
+
+    def close(self) -> None:
+        """Refuse new rows from now on, and end the thread of the batcher."""
+        self._resources.batcher.close()
+
     def for_query(self, query: bytes) -> Endpoint:
         """Return the endpoint that answers requests whose URL has this query.
 

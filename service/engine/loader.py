@@ -22,7 +22,9 @@ from foldserve.service.engine.pool import Pool
 from foldserve.service.engine.repository import Model, Unavailable
 from foldserve.service.engine.threads import threads_per_run
 from foldserve.service.errors import BundleError
-from foldserve.service.metrics import Metrics
+from foldserve.service.explain.codec import ExplanationCodec
+from foldserve.service.explain.runner import ExplanationRunner
+from foldserve.service.metrics import EXPLAIN, Metrics
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.oip import OipCodec
@@ -32,6 +34,9 @@ from foldserve.service.runtime.session import Options
 from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
+
+# Rows that are explained in one run. Larger arrays would not stay in the cache of the processor.
+_MAX_EXPLAINED = 64
 
 
 class Loader:
@@ -65,7 +70,7 @@ class Loader:
             *(name, version, runtime.provider, runtime.why, parity.worst),
         )
         self._metrics.record_load(manifest, time.perf_counter() - started, parity, runtime.providers)
-        return self._assemble(manifest, runtime, parity, contents.digest or "")
+        return self._assemble(path, manifest, runtime, parity, contents.digest or "")
 
     def _options(self, manifest: Manifest) -> Options:
         settings = self._settings
@@ -78,7 +83,7 @@ class Loader:
             gpu_memory=settings.gpu_memory,
         )
 
-    def _assemble(self, manifest: Manifest, runtime: Runtime, parity: Parity, digest: str) -> Model:
+    def _assemble(self, path: Path, manifest: Manifest, runtime: Runtime, parity: Parity, digest: str) -> Model:
         """Put a batcher before the runtime, and an endpoint for each protocol before the batcher."""
         settings, metrics = self._settings, self._metrics
         labels = (manifest.name, str(manifest.version))
@@ -96,20 +101,31 @@ class Loader:
         count_rows = Ranges(manifest.features).count_bytes
         limits = RequestLimits(settings.max_body, settings.timeout, settings.compression)
 
-        def endpoint(protocol: str, codec: Codec) -> Endpoint:
-            requests = metrics.for_endpoint(*labels, protocol, count_rows)
+        def endpoint(protocol: str, codec: Codec, batcher: Batcher = batcher) -> Endpoint:
+            # The metrics of unusual values and of training ranges are those of predictions.
+            requests = metrics.for_endpoint(*labels, protocol, count_rows if protocol != EXPLAIN else lambda _: {})
             created.append(requests)
             return Endpoint(
                 Resources(codec, self._admission, batcher, limits, self._pool, self._memory, metrics, requests)
             )
+
+        friendly = FriendlyCodec(manifest, settings.max_rows)
+        explanations = ExplanationRunner(path, manifest)
+        explained = Batcher(
+            explanations.run,
+            max_batch=min(settings.max_batch, _MAX_EXPLAINED),
+            max_queue=settings.max_queue,
+            max_wait=settings.max_wait,
+        )
 
         return Model(
             manifest,
             runtime,
             parity,
             batcher,
-            friendly=endpoint("friendly", FriendlyCodec(manifest, settings.max_rows)),
+            friendly=endpoint("friendly", friendly),
             oip=endpoint("oip", OipCodec(manifest, settings.max_rows)),
+            explain=endpoint(EXPLAIN, ExplanationCodec(manifest, friendly, lambda: explanations.method), explained),
             max_rows=settings.max_rows,
             digest=digest + manifest.model.sha256,
             forget=lambda: metrics.forget(*labels, created),

@@ -39,6 +39,7 @@ class Model:
     batcher: Batcher
     friendly: Endpoint
     oip: Endpoint
+    explain: Endpoint
     max_rows: int
     digest: str = ""
     forget: Callable[[], object] = lambda: None
@@ -51,11 +52,14 @@ class Model:
     @property
     def busy(self) -> bool:
         """Whether a request of this model has no reply yet."""
-        return self.friendly.in_flight > 0 or self.oip.in_flight > 0 or not self.batcher.idle
+        return (
+            self.friendly.in_flight > 0 or self.oip.in_flight > 0 or self.explain.in_flight > 0 or not self.batcher.idle
+        )
 
     def close(self) -> None:
         """Refuse requests from now on, and release the device's memory."""
         self.batcher.close()
+        self.explain.close()
         self.runtime.close()
         self.forget()
 
@@ -189,6 +193,7 @@ class Repository:
         """Make every model refuse new rows, and run the rows in its queue."""
         for model in self.running_models():
             model.batcher.drain()
+            model.explain.drain()
 
     def abandon_hung(self) -> None:
         """Fail the requests of each model whose run hangs."""

@@ -25,7 +25,7 @@ from foldserve.service.access.keys import Scope
 from foldserve.service.compose import Service
 from foldserve.service.errors import RequestError
 from foldserve.service.http.guarded import describe_keys
-from foldserve.service.http.routes import friendly, oip, repository
+from foldserve.service.http.routes import explain, friendly, oip, repository
 from foldserve.service.http.routes.common import ErrorBody, register_name_convertor, requires, to_response
 from foldserve.service.http.security import PAGE_HEADERS
 from foldserve.service.metrics import Metrics
@@ -58,6 +58,7 @@ def create_app(service: Service) -> FastAPI:
         },
     )
     app.include_router(friendly.router(service.repository))
+    app.include_router(explain.router(service.repository))
     app.include_router(oip.router(service, ("foldserve", version)))
     app.include_router(repository.router(service))
     if isinstance(service.metrics, PrometheusMetrics):

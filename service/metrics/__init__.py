@@ -1,6 +1,7 @@
 """Counts the work of the service. The service calls `interface.py`; `prometheus.py` has every metric."""
 
 from foldserve.service.metrics.interface import (
+    EXPLAIN,
     MAX_DEFERRED_VALUES,
     BatchObserver,
     Counts,
@@ -12,6 +13,7 @@ from foldserve.service.metrics.interface import (
 )
 
 __all__ = [
+    "EXPLAIN",
     "MAX_DEFERRED_VALUES",
     "BatchObserver",
     "Counts",

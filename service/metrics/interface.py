@@ -57,6 +57,10 @@ class RequestMetrics:
         """
 
 
+EXPLAIN = "explain"
+"""The protocol of requests for explanations. The statistics of predictions leave these requests out."""
+
+
 class Metrics:
     """Counts the work of one process."""
 

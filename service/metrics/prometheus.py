@@ -32,6 +32,7 @@ from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.errors import RequestError
 from foldserve.service.metrics.histogram import BulkHistogram
 from foldserve.service.metrics.interface import (
+    EXPLAIN,
     KEY_OUTCOMES,
     MAX_DEFERRED_VALUES,
     BatchObserver,
@@ -358,6 +359,8 @@ class PrometheusMetrics(Metrics):
 def _totals(samples: Iterable[Sample]) -> Totals:
     sums: defaultdict[str, float] = defaultdict(float)
     for sample in samples:
+        if sample.labels.get("protocol") == EXPLAIN:
+            continue
         failed = sample.labels.get("status", "200") != "200"
         sums["failed" if failed else sample.name] += sample.value
     return Totals(

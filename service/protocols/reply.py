@@ -36,6 +36,8 @@ STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.UrlTooLong: (414, "The URL is too long."),
     errors.UnsupportedMedia: (415, "The server does not read this media type or content encoding."),
     errors.UnknownHost: (421, "The Host header has a name that is not this server's."),
+    errors.NotExplainable: (422, "The graph of the model has a part that can't be explained."),
+    errors.IncompleteExplanation: (422, "The contributions of a row do not add up to its output."),
     errors.NonFiniteOutput: (422, "The model gives a value that is not finite for a row, whose numbers are too large."),
     errors.RateExceeded: (429, "The API key has reached its rate; retry after Retry-After seconds."),
     errors.HeadTooLarge: (431, "The headers are larger than `max_head`."),

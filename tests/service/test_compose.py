@@ -39,13 +39,18 @@ def test_each_path_leads_to_the_endpoint_of_its_model_and_protocol(models: Path)
     assert newest.manifest.version == 2
     assert service.endpoints == {
         b"/v1/models/roots:predict": newest.friendly,
+        b"/v1/models/roots:explain": newest.explain,
         b"/v1/models/roots/versions/2:predict": newest.friendly,
+        b"/v1/models/roots/versions/2:explain": newest.explain,
         b"/v1/models/roots/versions/1:predict": first.friendly,
+        b"/v1/models/roots/versions/1:explain": first.explain,
         b"/v2/models/roots/infer": newest.oip,
         b"/v2/models/roots/versions/2/infer": newest.oip,
         b"/v2/models/roots/versions/1/infer": first.oip,
         b"/v1/models/pairs:predict": pairs.friendly,
+        b"/v1/models/pairs:explain": pairs.explain,
         b"/v1/models/pairs/versions/1:predict": pairs.friendly,
+        b"/v1/models/pairs/versions/1:explain": pairs.explain,
         b"/v2/models/pairs/infer": pairs.oip,
         b"/v2/models/pairs/versions/1/infer": pairs.oip,
     }

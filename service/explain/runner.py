@@ -1,0 +1,70 @@
+"""Runs the rows of explanation requests in batches, as the runtime runs the rows of predictions.
+
+The model's weights are read again at the first request, so a server that explains nothing needs no memory for them.
+This module owns the arrays between the codec and the explainer. It knows no batcher.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.service import bundle
+from foldserve.service.arrays import Outputs, Rows
+from foldserve.service.bundle import Manifest
+from foldserve.service.errors import BundleError, NotExplainable
+from foldserve.service.explain.explainer import Explainer, Explanations, Method
+
+PREDICTED = -1
+"""The wanted class of a row that asks for its predicted class."""
+
+_HEAD = 3  # columns before the contributions
+
+
+def join(rows: Rows, wanted: int) -> Rows:
+    """Append the wanted class to float32 [rows, features] as one more column."""
+    return np.column_stack([rows, np.full(len(rows), wanted, np.float32)])
+
+
+def split(outputs: Outputs) -> Explanations:
+    """Return the explanations that `ExplanationRunner.run` has put into one array."""
+    exact = outputs.astype(np.float64)
+    return Explanations(exact[:, 0].astype(np.intp), exact[:, 1], exact[:, 2], exact[:, _HEAD:])
+
+
+class ExplanationRunner:
+    """Explains the rows of one bundle. path: its folder."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self._path = path
+        self._manifest = manifest
+        self._loaded: Explainer | NotExplainable | None = None
+
+    @property
+    def method(self) -> Method | None:
+        """The way in which contributions are computed; None before the first run."""
+        return self._loaded.method if isinstance(self._loaded, Explainer) else None
+
+    def run(self, rows: npt.NDArray[np.float32]) -> Outputs:
+        """Explain rows that `join` has made. Returns an array for `split`.
+
+        Raises `NotExplainable`, and `BundleError` if the bundle is no longer the one that was loaded.
+        """
+        if self._loaded is None:
+            self._loaded = self._load()
+        if isinstance(self._loaded, NotExplainable):
+            raise NotExplainable(str(self._loaded))
+        found = self._loaded.explain(rows[:, :-1], rows[:, -1].astype(np.intp))
+        head = (found.chosen, found.output, found.offset)
+        return np.column_stack([*head, found.contributions]).astype(np.float32)
+
+    def _load(self) -> Explainer | NotExplainable:
+        contents = bundle.read(self._path)
+        if contents.manifest.model.sha256 != self._manifest.model.sha256:
+            raise BundleError("the bundle is not the one that was loaded", self._path)
+        try:
+            return Explainer(contents.model, self._manifest)
+        except NotExplainable as error:
+            return error
