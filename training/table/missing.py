@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from foldserve.service.bundle import Reading
 from foldserve.training.errors import DataError
+from foldserve.training.table.buffers import replace_by_null
 from foldserve.training.table.cells import is_text
 
 
@@ -30,7 +31,7 @@ def remove_missing(cells: pa.ChunkedArray, missing: Sequence[str]) -> pa.Chunked
         found = pc.is_in(cells.cast(pa.float64(), safe=False), pa.array(numbers, pa.float64()))
     else:
         return cells
-    return pc.if_else(found, pa.scalar(None, cells.type), cells)
+    return replace_by_null(cells, found)
 
 
 def is_empty(cells: pa.ChunkedArray) -> bool:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from foldserve.service.bundle import Reading
 from foldserve.training.errors import DataError
-from foldserve.training.table.buffers import copy_numbers
+from foldserve.training.table.buffers import copy_numbers, find_empty, replace_by_null
 from foldserve.training.table.cells import Distinct, as_text, cell_text, distinct, is_text, is_time
 from foldserve.training.text import flag_value
 
@@ -84,7 +84,7 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
 def without_blanks(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     """Remove the blanks around each text, and replace each empty text by null."""
     texts = pc.utf8_trim_whitespace(texts)
-    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
+    return replace_by_null(texts, find_empty(texts))
 
 
 def matches(texts: pa.ChunkedArray, pattern: str) -> bool:
@@ -125,6 +125,8 @@ def check_numbers(name: str, cells: pa.ChunkedArray, values: Values, reading: Re
     if pa.types.is_floating(cells.type):
         return
     large = np.flatnonzero(np.abs(values) >= MAX_EXACT_INTEGER)
+    if not len(large):
+        return
     for row, cell in zip(large.tolist(), cells.take(pa.array(large)).to_pylist(), strict=True):
         text = reading.plain_number(str(cell))
         if _INTEGER.fullmatch(text) and abs(int(text)) > MAX_EXACT_INTEGER:
