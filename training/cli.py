@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from foldserve.service import bundle
+from foldserve.service.figures import format_duration
 from foldserve.training.diagnose.plan import QUICK, DiagnosisPlan
 from foldserve.training.errors import TrainingError
-from foldserve.training.flags import add_options, model_name, read_data_options, read_plan, trial_count
+from foldserve.training.flags import add_options, model_name, read_plan, trial_count
 from foldserve.training.plan import PRESETS, Architecture, DataOptions, DecisionOptions, Execution, Plan, Recipe
 from foldserve.training.summary import describe_bundle, describe_search, describe_table
 from foldserve.training.text import printable
@@ -43,7 +44,6 @@ _MORE = "further files with the same columns; their rows follow"
 # torchrun sets this variable in each process that torchrun starts.
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
 _LIBRARIES = ("onnxruntime", "pyarrow", "safetensors", "sklearn", "torch")
-_SPLIT_OPTIONS = ("test", "test_share", "validation_share", "group", "time")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,11 +108,15 @@ def _add_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--seed", type=int, default=DiagnosisPlan.seed, help="seed of all random numbers (default: %(default)s)"
     )
     diagnose.add_argument(
-        "--steps", type=int, help=f"of each training of three sigmoid layers (default: {DiagnosisPlan.steps})"
+        "--textbook-steps", type=int, help=f"of each training of three sigmoid layers (default: {DiagnosisPlan.steps})"
     )
     diagnose.add_argument("--quick", action="store_true", help="a first look: fewer steps, depths and batch sizes")
-    add_options(diagnose.add_argument_group("table"), DataOptions, without=_SPLIT_OPTIONS)
-    diagnose.set_defaults(command=_diagnose)
+    diagnose.add_argument("--threads", type=int, default=Plan.threads, help="CPU threads of your recipe's fits")
+    diagnose.add_argument("--preset", choices=PRESETS, default="fast", help="as for fit (default: %(default)s)")
+    add_options(diagnose.add_argument_group("table"), DataOptions)
+    add_options(diagnose.add_argument_group("network of your recipe"), Architecture)
+    add_options(diagnose.add_argument_group("your recipe"), Recipe)
+    diagnose.set_defaults(command=_diagnose, name="diagnosis", models=Path())
 
 
 def _fit(parsed: argparse.Namespace) -> None:
@@ -209,23 +213,25 @@ def _diagnose(parsed: argparse.Namespace) -> None:
     started = time.perf_counter()
     plan = QUICK if parsed.quick else DiagnosisPlan()
     try:
-        plan = replace(plan, seed=parsed.seed, steps=plan.steps if parsed.steps is None else parsed.steps)
+        plan = replace(
+            plan, seed=parsed.seed, steps=plan.steps if parsed.textbook_steps is None else parsed.textbook_steps
+        )
     except ValueError as error:
         raise TrainingError(str(error)) from error
-    options = read_data_options(parsed)
+    own, _ = read_plan(parsed)
     outputs = [path for path in (parsed.output, parsed.json) if path is not None]
     for path in outputs:  # checked before the measurements, so that a wrong path costs no time
         if path.is_dir() or not path.parent.is_dir():
             raise TrainingError(f"{path}: not a file in an existing folder")
     for library in _LIBRARIES:
         _require(library)
-    table = _read(options)
+    table = _read(own.data)
     with _start_trainer():
         from foldserve.training.diagnose.run import diagnose, to_json
         from foldserve.training.diagnose.sections import build_sections, describe_rows, render
         from foldserve.training.progress import StageProgress
     with StageProgress(Console(stderr=True)) as progress:
-        measured = diagnose(table, plan, progress.update)
+        measured = diagnose(table, plan, own, progress.update)
     sections = build_sections(measured)
     try:
         parsed.output.write_text(render(measured, sections), encoding="utf-8")
@@ -238,4 +244,4 @@ def _diagnose(parsed: argparse.Namespace) -> None:
         print(f"\n{section.title}")
         for finding in section.findings:
             print(textwrap.fill(finding.sentence, 100, initial_indent="  - ", subsequent_indent="    "))
-    print(f"\nwrote {', '.join(map(str, outputs))} in {time.perf_counter() - started:.0f} s")
+    print(f"\nwrote {', '.join(map(str, outputs))} in {format_duration(time.perf_counter() - started)}")

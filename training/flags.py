@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import UnionType
@@ -27,14 +26,14 @@ _SUFFIXES = "csv|tsv|txt|parquet|xlsx|jsonl|ndjson|arrow|feather|ipc|npz"
 _NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters"
 
 
-def add_options(group: argparse._ArgumentGroup, owner: Options, without: Sequence[str] = ()) -> None:
+def add_options(group: argparse._ArgumentGroup, owner: Options) -> None:
     """Add a flag for each annotated field of `owner`.
 
     If a flag is not given, it is absent from the parsed arguments, so that the preset's value stays.
     """
     hints = get_type_hints(owner, include_extras=True)
     for option in fields(owner):
-        if get_origin(hints[option.name]) is not Annotated or option.name in without:
+        if get_origin(hints[option.name]) is not Annotated:
             continue  # SOURCE is a positional argument, not a flag
         kind, text = get_args(hints[option.name])
         default = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default

@@ -145,6 +145,11 @@ def train(
     prepared, context = prepare(plan, table or load(plan.data), split), context or Context()
     members = range(plan.architecture.members)
     fitted = tuple(fit_member(plan, prepared, member, context, checkpoints) for member in members)
+    return assemble(plan, prepared, fitted)
+
+
+def assemble(plan: Plan, prepared: Prepared, fitted: tuple[Fitted, ...]) -> Trained:
+    """Calibrate and fold the networks of the members. Raises `FoldError` if a weight is not finite."""
     temperature = _temperature(plan, prepared, fitted)
     first, last = list(prepared.preprocessing.named_children()), _output_layer(prepared, temperature)
     chains = [nn.Sequential(OrderedDict((*first, *m.network.named_children(), last))).eval() for m in fitted]
@@ -178,7 +183,11 @@ def prepare(plan: Plan, table: Table, split: Split | None = None) -> Prepared:
 
 
 def fit_member(
-    plan: Plan, prepared: Prepared, member: int, context: Context, checkpoints: Checkpoints | None = None
+    plan: Plan,
+    prepared: Prepared,
+    member: int,
+    context: Context = Context(),  # frozen
+    checkpoints: Checkpoints | None = None,
 ) -> Fitted:
     """Fit network number `member` of the ensemble, counted from 0.
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foldserve.service.figures import count_of
+from foldserve.service.figures import count_of, format_figure
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import OnProgress, Sample, train_sgd
 from foldserve.training.network.mlp import build_mlp
@@ -32,6 +32,8 @@ PERCENTILES = (15, 50, 85)
 
 # The goal is a score, given as a share of the highest score of all runs. The steps to the goal measure the speed.
 _GOAL = 0.95
+# A network is faster if the other one needs more than this multiple of its steps.
+_FASTER = 1.1
 # If a mean or a variance moves less than this, it counts as constant, because a plot would not show the movement. The
 # movement of a mean is in units of the sigmoid's input. The movement of a variance is its max / min.
 _CONSTANT_MEAN = 0.1
@@ -151,23 +153,21 @@ def sigmoid_inputs(network: nn.Sequential, x: Tensor) -> Tensor:
     return torch.stack(inputs)
 
 
-def describe_speed(runs: tuple[Run, ...], rate: float, score_name: str) -> str:
-    """Say which network reaches the goal first.
+def find_goal(runs: tuple[Run, ...]) -> float:
+    """Return the score that the networks race to reach: 95% of the highest score of all runs."""
+    return _GOAL * max((s for run in runs for s in run.scores if math.isfinite(s)), default=0.0)
 
-    Compare the networks at the same rate, and with each network at its best rate.
-    """
-    highest = max((s for run in runs for s in run.scores if math.isfinite(s)), default=0.0)
-    goal, limit = _GOAL * highest, max(run.steps[-1] for run in runs)
+
+def describe_speed(runs: tuple[Run, ...], score_name: str) -> str:
+    """Say which network reaches the goal first, each at its best learning rate."""
+    goal, limit = find_goal(runs), max(run.steps[-1] for run in runs)
     if goal <= 0:
-        return f"No run learned anything in these steps (highest {score_name} {highest:.3f}), so this shows nothing."
-    without, with_bn = (run.steps_to(goal) for run in select_pair(runs, rate))
-    best_without, best_with = (_fewest_steps(runs, goal, batch_norm=bn) for bn in (False, True))
-    diverged = [f"{run.rate:g} {'with' if run.batch_norm else 'without'} BN" for run in runs if run.diverged]
+        return "No run learned anything in these steps, so this shows nothing."
+    without, with_bn = (_fewest_steps(runs, goal, batch_norm=batch_norm) for batch_norm in (False, True))
     return (
-        f"To {score_name} {goal:.3f}, {_GOAL:.0%} of the highest in any run, training at a learning rate of {rate:g} "
-        f"takes {_steps(with_bn, limit)} with BN and {_steps(without, limit)} without. At the best rate of each it "
-        f"takes {_steps(best_with, limit)} and {_steps(best_without, limit)}: that "
-        f"{_verdict(best_without, best_with)}" + (f"; training diverged at {', '.join(diverged)}." if diverged else ".")
+        f"At the best learning rate of each, it takes {describe_steps(with_bn, limit)} with BN and "
+        f"{describe_steps(without, limit)} without to reach {score_name} {format_figure(goal)}, which "
+        f"{_verdict(without, with_bn)} the claim that BN speeds training up."
     )
 
 
@@ -176,19 +176,14 @@ def _fewest_steps(runs: tuple[Run, ...], goal: float, *, batch_norm: bool) -> in
     return min((steps for steps in reached if steps is not None), default=None)
 
 
-def _steps(steps: int | None, limit: int) -> str:
+def describe_steps(steps: int | None, limit: int) -> str:
+    """Write a number of steps. None is more than `limit`."""
     return f"more than {limit:,} steps" if steps is None else count_of(steps, "step")
 
 
 def _verdict(without: int | None, with_bn: int | None) -> str:
-    if with_bn is None:
-        return "does not support the claim that BN speeds training up"
-    if without is None:
-        return "supports the claim that BN speeds training up"
-    ratio = without / max(with_bn, 1)
-    if ratio > 1.1:
-        return f"supports the claim that BN speeds training up ({ratio:.1f} times as fast, in steps)"
-    return f"does not support the claim that BN speeds training up ({ratio:.2f} times as fast, in steps)"
+    faster = with_bn is not None and (without is None or without > _FASTER * max(with_bn, 1))
+    return "supports" if faster else "does not support"
 
 
 def describe_percentiles(without: Run, with_bn: Run) -> str:
@@ -196,14 +191,10 @@ def describe_percentiles(without: Run, with_bn: Run) -> str:
     plain, normed = without.movement[0], with_bn.movement[0]
     if not (math.isfinite(plain) and math.isfinite(normed)):
         return _describe_divergence(without, with_bn)
+    less, verdict = ("less", "supports") if normed < plain else ("no less", "does not support")
     return (
-        f"The median input of a typical sigmoid of the last hidden layer moves over a range of {normed:.2f} with BN "
-        f"and of {plain:.2f} without, which "
-        + (
-            "supports the claim that BN makes these inputs steadier."
-            if normed < plain
-            else "does not support the claim that BN makes these inputs steadier."
-        )
+        f"The median input of a typical sigmoid of the last hidden layer moves {less} with BN than without, which "
+        f"{verdict} the claim that BN makes these inputs steadier."
     )
 
 
@@ -212,19 +203,14 @@ def describe_moments(without: Run, with_bn: Run) -> str:
     (_, mean, ratio), (_, plain_mean, plain_ratio) = with_bn.movement, without.movement
     if not all(map(math.isfinite, (mean, ratio, plain_mean, plain_ratio))):
         return _describe_divergence(without, with_bn)
+    both = "the mean and the variance of the sigmoids' inputs"
     if mean <= _CONSTANT_MEAN and ratio <= _CONSTANT_RATIO:
-        verdict = "BN keeps them constant here"
-    elif mean < plain_mean and ratio < plain_ratio:
-        verdict = "BN keeps them steadier, but not constant, since gamma and beta learn"
-    elif mean < plain_mean or ratio < plain_ratio:
-        verdict = "BN keeps one of the two steadier and the other not"
-    else:
-        verdict = "BN keeps neither steadier here"
-    return (
-        f"In the layer that changes most, the mean of the sigmoids' inputs moves over a range of {mean:.2f} with BN "
-        f"({plain_mean:.2f} without), and their variance changes by a factor of {ratio:.3g} ({plain_ratio:.3g} "
-        f"without): {verdict}."
-    )
+        return f"BN keeps {both} constant here."
+    if mean < plain_mean and ratio < plain_ratio:
+        return f"BN keeps {both} steadier, but not constant, since gamma and beta learn."
+    if mean < plain_mean or ratio < plain_ratio:
+        return f"BN keeps only one of {both} steadier."
+    return f"BN keeps neither of {both} steadier here."
 
 
 def _describe_divergence(without: Run, with_bn: Run) -> str:

@@ -120,60 +120,44 @@ def _measure_depth(
     return Depth(activation, batch_norm, depth, initial, gradient_norms(network, sample, rows), score, None)
 
 
-def _deepest(measured: tuple[Depth, ...], activation: Activation, *, batch_norm: bool) -> Depth:
+def deepest(measured: tuple[Depth, ...], activation: Activation, *, batch_norm: bool) -> Depth:
+    """Return the measurements of the deepest network with this activation, with or without batch norm."""
     chosen = [m for m in measured if m.activation == activation and m.batch_norm == batch_norm]
     return max(chosen, key=lambda m: m.depth)
 
 
 def describe_initial(measured: tuple[Depth, ...]) -> str:
     """Say how the gradient changes on its way through the deepest networks, and compare it with the prediction."""
-    sigmoid, sigmoid_bn, relu, relu_bn = (
-        growth(_deepest(measured, activation, batch_norm=batch_norm).initial)
+    sigmoid, sigmoid_bn, _, relu_bn = (
+        growth(deepest(measured, activation, batch_norm=batch_norm).initial)
         for activation, batch_norm in product(ACTIVATIONS, (False, True))
     )
-    error = relu_bn / PREDICTED_GROWTH - 1
-    agreement = "agrees" if abs(error) <= _AGREES else "does not agree"
-    by = f" ({error:+.1%})" if math.isfinite(error) else ""
+    agreement = "agrees" if abs(relu_bn / PREDICTED_GROWTH - 1) <= _AGREES else "does not agree"
     return (
-        f"At initialisation, over {max(m.depth for m in measured)} layers towards the input, the gradient norm of a "
-        f"sigmoid network {_describe_growth(sigmoid)} without BN and {_describe_growth(sigmoid_bn)} with it. "
-        f"With He's initialisation, that of a ReLU network {_describe_growth(relu)} without BN and "
-        f"{_describe_growth(relu_bn)} with it, which {agreement} with the predicted {PREDICTED_GROWTH:.3f}{by}."
+        f"At initialisation, on its way to the input, the gradient of a deep sigmoid network "
+        f"{_describe_growth(sigmoid)} without BN and {_describe_growth(sigmoid_bn)} with it, and that of a deep ReLU "
+        f"network with BN {_describe_growth(relu_bn)}, which {agreement} with the prediction."
     )
 
 
 def _describe_growth(rate: float) -> str:
     if not math.isfinite(rate):
-        return "can't be followed (0 or not finite)"
+        return "can't be followed"
     if abs(rate - 1) <= _STEADY:
-        return f"stays about the same (x {rate:.3f} per layer)"
-    return f"{'vanishes' if rate < 1 else 'explodes'} (x {rate:.3f} per layer)"
+        return "stays about the same"
+    return "vanishes" if rate < 1 else "explodes"
 
 
-def describe_trained(measured: tuple[Depth, ...], steps: int, score_name: str) -> str:
-    """Say whether the gradient of the deepest ReLU network with batch norm still explodes, and list all scores."""
-    relu = _deepest(measured, "relu", batch_norm=True)
+def describe_trained(measured: tuple[Depth, ...], steps: int) -> str:
+    """Say whether the gradient of the deepest ReLU network with batch norm still explodes."""
+    relu = deepest(measured, "relu", batch_norm=True)
     before, after = growth(relu.initial), growth(relu.trained)
     if relu.diverged:
-        result = f"the deepest ReLU network with BN has diverged at step {relu.diverged}"
-    elif not (math.isfinite(before) and math.isfinite(after)):
-        result = "the gradient of the deepest ReLU network with BN can't be followed"
-    else:
-        levelled = abs(math.log(after)) < abs(math.log(before)) / 2
-        result = (
-            f"the gradient norm of the deepest ReLU network with BN changes by x {after:.3f} per layer, from "
-            f"{before:.3f}: training has {'' if levelled else 'not '}levelled it"
-        )
-    scores = [
-        f"{activation} {'with' if batch_norm else 'without'} BN {_list_scores(measured, activation, batch_norm)}"
-        for activation, batch_norm in product(ACTIVATIONS, (False, True))
-    ]
+        return f"The deepest ReLU network with BN has diverged at step {relu.diverged}."
+    if not (math.isfinite(before) and math.isfinite(after)):
+        return "The gradient of the deepest ReLU network with BN can't be followed."
+    levelled = abs(math.log(after)) < abs(math.log(before)) / 2
     return (
-        f"After {count_of(steps, 'step')} {result}. The {score_name} on the measured training rows, by number of "
-        f"layers: {'; '.join(scores)}."
+        f"{count_of(steps, 'step')} of training have {'' if levelled else 'not '}levelled the gradient of the deepest "
+        "ReLU network with BN."
     )
-
-
-def _list_scores(measured: tuple[Depth, ...], activation: Activation, batch_norm: bool) -> str:
-    chosen = [m for m in measured if m.activation == activation and m.batch_norm == batch_norm]
-    return ", ".join(f"{m.depth}: " + ("diverged" if m.diverged else f"{m.score:.2f}") for m in chosen)

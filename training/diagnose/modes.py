@@ -95,7 +95,7 @@ def measure_gap(network: nn.Sequential, sample: Sample, batch: int, seed: int) -
     )
 
 
-def describe_gap(gaps: tuple[Gap, ...], score_name: str) -> str:
+def describe_gap(gaps: tuple[Gap, ...]) -> str:
     """Say whether the gap gets smaller as the batches grow."""
     known = [g for g in gaps if math.isfinite(g.loss)]
     diverged = [str(g.batch) for g in gaps if not math.isfinite(g.loss)]
@@ -105,13 +105,6 @@ def describe_gap(gaps: tuple[Gap, ...], score_name: str) -> str:
     small, large = known[0], known[-1]
     closes = abs(large.loss) < abs(small.loss) / 2
     return (
-        f"With batches of {small.batch} rows the loss is {_compare(small.loss)} in evaluation mode than in training "
-        f"mode and the {score_name} {_compare(small.score)}, with batches of {large.batch} rows {_compare(large.loss)} "
-        f"and {_compare(large.score)}: the gap "
-        + ("closes as batches grow" if closes else "does not close as batches grow")
-        + f"{also}."
+        f"The gap between the two modes {'closes' if closes else 'does not close'} as batches grow from {small.batch} "
+        f"to {large.batch} rows{also}."
     )
-
-
-def _compare(difference: float) -> str:
-    return f"{abs(difference):.3f} {'lower' if difference < 0 else 'higher'}"

@@ -14,7 +14,8 @@ class DiagnosisPlan:
     whose gradients are measured. gradient_steps: the number of steps for which these networks are trained. batch_sizes:
     the batch sizes at which the two modes are compared.
     mode_steps: the number of training steps before this comparison. rounds: the number of timed runs of each model. The
-    latency is the median of these runs. Raises `ValueError` for a value that is out of range.
+    latency is the median of these runs. repeats: the number of trainings with the user's own recipe, each with and
+    without batch norm. Raises `ValueError` for a value that is out of range.
     """
 
     seed: int = 0
@@ -26,6 +27,7 @@ class DiagnosisPlan:
     mode_steps: int = 1000
     latency_batches: tuple[int, ...] = (1, 64, 1024)
     rounds: int = 300
+    repeats: int = 3
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -40,5 +42,5 @@ class DiagnosisPlan:
 
 
 QUICK = DiagnosisPlan(
-    steps=300, depths=(4, 16), gradient_steps=20, batch_sizes=(2, 8, 32, 128), mode_steps=100, rounds=50
+    steps=300, depths=(4, 16), gradient_steps=20, batch_sizes=(2, 8, 32, 128), mode_steps=100, rounds=50, repeats=1
 )

@@ -1,12 +1,13 @@
 """The plots of a diagnosis: draws measurements as SVG. The module does not know the sentences or the page.
 
-In every plot, one colour is for networks with batch norm, and the other colour for networks without. Each plot is a
-list of charts that stand side by side on a wide page and below each other on a phone, with one legend.
+In every plot, one colour is for networks with batch norm, and the other colour for networks without. Each plot is
+a list of charts with one legend. The page puts them side by side, or below each other on a phone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -16,9 +17,19 @@ from foldserve.service.figures import count_of, format_duration, format_value
 from foldserve.training.diagnose.convergence import LAYERS, PERCENTILES, Run
 from foldserve.training.diagnose.gradients import ACTIVATIONS, PREDICTED_GROWTH, Depth
 from foldserve.training.diagnose.modes import Gap
+from foldserve.training.diagnose.recipe import Study
 from foldserve.training.diagnose.saving import PLACEMENTS, Saving
 from foldserve.training.report.axis import category_axis, linear_axis, log_axis, powers_axis
-from foldserve.training.report.svg import Chart, Colour, Dash, legend, side_by_side
+from foldserve.training.report.svg import Chart, Colour, Dash, legend
+
+
+@dataclass(frozen=True)
+class Plot:
+    """SVG charts that belong together, and the HTML of their legend."""
+
+    charts: tuple[str, ...]
+    legend: str
+
 
 Norms = npt.NDArray[np.float64]
 
@@ -40,7 +51,28 @@ def _name(batch_norm: bool) -> str:
 _BOTH: tuple[tuple[Colour, Dash, str], ...] = (("first", "", "with BN"), ("second", "", "without BN"))
 
 
-def draw_speed(runs: Sequence[Run], score_name: str) -> str:
+def draw_trainings(study: Study, score_name: str) -> Plot:
+    """Draw the validation loss and score by epoch for every training with the user's recipe."""
+    trainings = [training for training in study.trainings if training.losses]
+    low, high = _R2_RANGE if score_name == "R2" else (None, None)
+    x = linear_axis("epoch", [[1, len(training.losses)] for training in trainings], integers=True)
+    scores = linear_axis(f"validation {score_name}", [training.scores for training in trainings], low=low, high=high)
+    losses = Chart(x, linear_axis("validation loss", [training.losses for training in trainings], low=0.0))
+    of_scores = Chart(x, scores)
+    for training in trainings:
+        epochs, colour = np.arange(1, len(training.losses) + 1), _colour(training.batch_norm)
+        losses.line(epochs, np.array(training.losses), colour)
+        of_scores.line(epochs, np.array(training.scores), colour)
+        best = slice(training.best_epoch - 1, training.best_epoch)
+        losses.points(epochs[best], np.array(training.losses)[best], colour, size=4)
+    charts = [
+        losses.svg("validation loss by epoch, with and without BN"),
+        of_scores.svg(f"validation {score_name} by epoch, with and without BN"),
+    ]
+    return Plot(tuple(charts), legend(*_BOTH, ("ink", "dot", "lowest loss")))
+
+
+def draw_speed(runs: Sequence[Run], score_name: str) -> Plot:
     """Draw the score by steps, with one chart for each learning rate."""
     low, high = _R2_RANGE if score_name == "R2" else (None, None)
     y = linear_axis(f"{score_name} on held-out rows", [run.scores for run in runs], low=low, high=high)
@@ -57,10 +89,10 @@ def draw_speed(runs: Sequence[Run], score_name: str) -> str:
                 chart.line(np.full(2, run.diverged), ends, _colour(run.batch_norm), "dotted")
         charts.append(chart.svg(f"{score_name} by steps at {title}, with and without BN"))
     dotted: tuple[tuple[Colour, Dash, str], ...] = (("ink", "dotted", "diverged here"),) if diverged else ()
-    return side_by_side(charts, legend(*_BOTH, *dotted))
+    return Plot(tuple(charts), legend(*_BOTH, *dotted))
 
 
-def draw_percentiles(without: Run, with_bn: Run) -> str:
+def draw_percentiles(without: Run, with_bn: Run) -> Plot:
     """Draw the percentiles of one sigmoid's inputs during training, side by side on one scale."""
     y = linear_axis("input to the sigmoid", [without.percentiles, with_bn.percentiles])
     charts = []
@@ -73,10 +105,10 @@ def draw_percentiles(without: Run, with_bn: Run) -> str:
             chart.line(steps, line, _colour(run.batch_norm), "" if share == 50 else "dotted")
         charts.append(chart.svg(f"Percentiles of the inputs of one sigmoid by steps, {name}"))
     middle: tuple[Colour, Dash, str] = ("ink", "", "median")
-    return side_by_side(charts, legend(*_BOTH, middle, ("ink", "dotted", "15th and 85th percentile")))
+    return Plot(tuple(charts), legend(*_BOTH, middle, ("ink", "dotted", "15th and 85th percentile")))
 
 
-def draw_moments(without: Run, with_bn: Run) -> str:
+def draw_moments(without: Run, with_bn: Run) -> Plot:
     """Draw the mean and variance of each layer's sigmoid inputs during training."""
     axes = (
         ("mean", linear_axis("mean of sigmoid inputs", [without.means, with_bn.means])),
@@ -98,10 +130,10 @@ def draw_moments(without: Run, with_bn: Run) -> str:
     layers: list[tuple[Colour, Dash, str]] = [
         ("ink", _DASHES[layer % len(_DASHES)], f"layer {layer + 1}") for layer in range(LAYERS)
     ]
-    return side_by_side(charts, legend(*_BOTH, *layers))
+    return Plot(tuple(charts), legend(*_BOTH, *layers))
 
 
-def draw_gradients(measured: Sequence[Depth], *, trained: bool) -> str:
+def draw_gradients(measured: Sequence[Depth], *, trained: bool) -> Plot:
     """Draw the gradient norm by layer. Deeper networks have stronger lines.
 
     There is one chart for each activation without batch norm, and one for each activation with batch norm.
@@ -130,7 +162,7 @@ def draw_gradients(measured: Sequence[Depth], *, trained: bool) -> str:
         charts.append(chart.svg(f"Norm of the gradient by layer {when}: {title}"))
     more: tuple[tuple[Colour, Dash, str], ...] = () if trained else (("ink", "dashed", _describe_prediction()),)
     depth_list = ", ".join(map(str, depths))
-    return side_by_side(charts, legend(*_BOTH, *more) + f'<p class="quiet">Stronger lines: {depth_list} layers.</p>')
+    return Plot(tuple(charts), legend(*_BOTH, *more) + f'<p class="quiet">Stronger lines: {depth_list} layers.</p>')
 
 
 def _describe_prediction() -> str:
@@ -146,7 +178,7 @@ def _predict(norms: Norms) -> Norms | None:
     return line
 
 
-def draw_gaps(measured: Sequence[Gap], score_name: str) -> str:
+def draw_gaps(measured: Sequence[Gap], score_name: str) -> Plot:
     """Draw the loss and the score in both modes by batch size."""
     sizes = [gap.batch for gap in measured]
     x = powers_axis("rows in a batch", sizes)
@@ -161,13 +193,13 @@ def draw_gaps(measured: Sequence[Gap], score_name: str) -> str:
         chart.line(places, np.array(training), "second")
         chart.line(places, np.array(evaluation), "first")
         charts.append(chart.svg(f"{name} in training and evaluation mode by batch size"))
-    return side_by_side(
-        charts,
+    return Plot(
+        tuple(charts),
         legend(("second", "", "training mode: batch statistics"), ("first", "", "evaluation mode: running averages")),
     )
 
 
-def draw_latency(saving: Saving) -> str:
+def draw_latency(saving: Saving) -> Plot:
     """Draw the median latencies of the unfolded and the folded models side by side.
 
     There is one chart for each number of rows.
@@ -188,4 +220,4 @@ def draw_latency(saving: Saving) -> str:
             for place, value in zip(left + _BAR / 2, values.tolist(), strict=True):
                 chart.text(float(place), value, format_duration(value / 1e6).partition(" ")[0])
         charts.append(chart.svg(f"Median latency of the unfolded and the folded models for {count_of(rows, 'row')}"))
-    return side_by_side(charts, legend(("second", "area", "unfolded"), ("first", "area", "folded")))
+    return Plot(tuple(charts), legend(("second", "area", "unfolded"), ("first", "area", "folded")))

@@ -1,4 +1,4 @@
-"""Runs a diagnosis: draws a sample of the table, runs the four experiments on it, and writes the figures as JSON."""
+"""Runs a diagnosis: draws a sample of the table, runs the five experiments on it, and writes the figures as JSON."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from foldserve.training.diagnose import convergence, gradients, modes, saving
+from foldserve.training.diagnose import convergence, gradients, modes, recipe, saving
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import OnProgress, Sample, draw_sample
 from foldserve.training.fit.determinism import deterministic
+from foldserve.training.plan import Plan
 from foldserve.training.table.schema import Table
 
 
@@ -20,19 +21,25 @@ class Diagnosis:
 
     plan: DiagnosisPlan
     sample: Sample
+    recipe: recipe.Study
     convergence: tuple[convergence.Run, ...]
     gradients: tuple[gradients.Depth, ...]
     modes: tuple[modes.Gap, ...]
     saving: saving.Saving | None
 
 
-def diagnose(table: Table, plan: DiagnosisPlan, on_progress: OnProgress = lambda *_: None) -> Diagnosis:
-    """Measure everything in `plan` on `table`, on one thread. A divergence is a result, not an error."""
+def diagnose(table: Table, plan: DiagnosisPlan, own: Plan, on_progress: OnProgress = lambda *_: None) -> Diagnosis:
+    """Measure everything in `plan` on `table`, on one thread. A divergence is a result, not an error.
+
+    own: the plan of the user's recipe, which is studied besides the textbook networks, on its own number of threads.
+    """
     sample = draw_sample(table, plan.seed)
+    study = recipe.measure(table, own, plan, on_progress)
     with deterministic(threads=1):
         return Diagnosis(
             plan,
             sample,
+            study,
             convergence.measure(sample, plan, on_progress),
             gradients.measure(sample, plan, on_progress),
             modes.measure(sample, plan, on_progress),
@@ -51,6 +58,13 @@ def to_json(diagnosis: Diagnosis) -> str:
                 "features": d.sample.features,
                 "score": d.sample.score_name,
                 "plan": asdict(d.plan),
+                "recipe": {
+                    "architecture": asdict(d.recipe.plan.architecture),
+                    "recipe": asdict(d.recipe.plan.recipe),
+                    "rows": dict(zip(("train", "validation", "test"), d.recipe.rows, strict=True)),
+                    "trainings": [asdict(training) for training in d.recipe.trainings],
+                    "graphs": [asdict(graph) for graph in d.recipe.graphs],
+                },
                 "convergence": [asdict(run) for run in d.convergence],
                 "gradients": [asdict(depth) for depth in d.gradients],
                 "predicted_growth": gradients.PREDICTED_GROWTH,

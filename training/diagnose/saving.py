@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import onnxruntime as ort
 import torch
 
 from foldserve.service.bundle import Task
-from foldserve.service.figures import count_of
+from foldserve.service.figures import format_difference
 from foldserve.service.runtime.session import CPU, open_cpu, open_session
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import OnProgress, Sample, train_sgd
@@ -39,6 +40,7 @@ _NOISE = 0.03
 
 # The placement of the batch norm, and whether the model is folded.
 _Key = tuple[Placement, bool]
+_Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> Sav
     with tempfile.TemporaryDirectory() as folder:
         optimised = {key: _optimise(content, Path(folder) / "model.onnx") for key, content in contents.items()}
     apart = max(float(np.abs(_run(contents[p, False], rows) - _run(contents[p, True], rows)).max()) for p in PLACEMENTS)
-    latency = _measure_latency(contents, rows, plan, on_progress)
+    latency = time_models(contents, rows, plan, on_progress, "folding")
     models = tuple(_describe_model(key, contents[key], optimised[key], latency[key]) for key in contents)
     return Saving(models, apart)
 
@@ -122,26 +124,34 @@ def _optimise(content: bytes, path: Path) -> onnx.ModelProto:
     return onnx.load_model(path)
 
 
-def _measure_latency(
-    contents: dict[_Key, bytes], rows: npt.NDArray[np.float32], plan: DiagnosisPlan, on_progress: OnProgress
-) -> dict[_Key, dict[bool, dict[int, float]]]:
-    """Time the models in turn, round after round, so that other work on the machine affects all of them alike."""
-    sessions: dict[tuple[_Key, bool], ort.InferenceSession] = {
+def time_models(
+    contents: dict[_Name, bytes],
+    rows: npt.NDArray[np.float32],
+    plan: DiagnosisPlan,
+    on_progress: OnProgress,
+    stage: str,
+) -> dict[_Name, dict[bool, dict[int, float]]]:
+    """Return the median seconds of a run by model, optimisations of ONNX Runtime (on or off), and number of rows.
+
+    The models take turns, round after round, so that other work on the machine affects all of them alike. contents:
+    ONNX files by name. rows: float32 [rows, features], repeated as often as necessary. stage: the name for on_progress.
+    """
+    sessions: dict[tuple[_Name, bool], ort.InferenceSession] = {
         (key, optimise): open_session(content, CPU, optimise=optimise)
         for key, content in contents.items()
         for optimise in (False, True)
     }
     batches = {n: np.resize(rows, (n, rows.shape[1])) for n in plan.latency_batches}
-    seconds: dict[tuple[_Key, bool, int], list[float]] = {}
+    seconds: dict[tuple[_Name, bool, int], list[float]] = {}
     for i in range(plan.rounds):
-        on_progress("folding", i, plan.rounds)
+        on_progress(stage, i, plan.rounds)
         for (key, optimise), session in sessions.items():
             for n, batch in batches.items():
                 feed = {session.get_inputs()[0].name: batch}
                 started = time.perf_counter()
                 session.run(None, feed)
                 seconds.setdefault((key, optimise, n), []).append(time.perf_counter() - started)
-    on_progress("folding", plan.rounds, plan.rounds)
+    on_progress(stage, plan.rounds, plan.rounds)
     return {
         key: {optimise: {n: median(seconds[key, optimise, n]) for n in batches} for optimise in (False, True)}
         for key in contents
@@ -182,55 +192,29 @@ def _widths(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def describe_size(saving: Saving | None) -> str:
-    """Say by how much folding reduces the graph and its memory."""
+    """Say by how much folding reduces the graph."""
     if saving is None:
         return "Training diverged, so there was nothing to fold."
     unfolded, folded = saving.pair("pre")
-    shares = (
-        ("parameters", unfolded.parameters, folded.parameters),
-        ("size of the file", unfolded.size, folded.size),
-        ("bytes written per row", unfolded.written, folded.written),
-        ("largest memory of one operator", unfolded.peak, folded.peak),
-    )
     return (
-        f"In placement pre, folding reduces {unfolded.nodes} nodes to {folded.nodes}. The number of operators that "
-        f"ONNX Runtime runs after its own optimisation {_from_to(len(unfolded.run), len(folded.run))}; "
-        + ", ".join(f"{name} {_change_of_size(before, after)}" for name, before, after in shares)
-        + f". The outputs differ by at most {saving.apart:.1e}."
+        f"In placement pre, folding reduces {unfolded.nodes} nodes to {folded.nodes}, and the outputs differ by at "
+        f"most {format_difference(saving.apart)}."
     )
-
-
-def _from_to(before: int, after: int) -> str:
-    return f"stays at {before}" if before == after else f"falls from {before} to {after}"
-
-
-def _change_of_size(before: int, after: int) -> str:
-    return "unchanged" if before == after else f"{after / before - 1:+.1%}"
 
 
 def describe_latency(saving: Saving | None) -> str:
-    """Say how much faster the folded models are than the unfolded models when ONNX Runtime's optimisations are on."""
+    """Say whether the folded models are faster than the unfolded models when ONNX Runtime's optimisations are on."""
     if saving is None:
         return "Training diverged, so there was nothing to time."
-    parts = []
-    for placement in PLACEMENTS:
-        unfolded, folded = (model.latency[True] for model in saving.pair(placement))
-        changes = (f"{count_of(n, 'row')} {_change_of_latency(unfolded[n], folded[n])}" for n in folded)
-        parts.append(f"{placement} {', '.join(changes)}")
     ratios = [
         folded.latency[True][n] / unfolded.latency[True][n] - 1
         for unfolded, folded in map(saving.pair, PLACEMENTS)
         for n in folded.latency[True]
     ]
     if max(ratios) < -_NOISE:
-        verdict = "folding makes every one of these faster"
+        verdict = "every one of these models faster"
     elif min(ratios) < -_NOISE:
-        verdict = "folding makes some of these faster, not all"
+        verdict = "some of these models faster, not all"
     else:
-        verdict = "folding makes none of these faster"
-    return f"With ONNX Runtime's optimisations on, {verdict}: {'; '.join(parts)}."
-
-
-def _change_of_latency(before: float, after: float) -> str:
-    change = f"{before * 1e6:.0f} to {after * 1e6:.0f} µs"
-    return f"{change} (no difference)" if abs(after / before - 1) <= _NOISE else f"{change} ({after / before - 1:+.0%})"
+        verdict = "none of these models faster"
+    return f"With ONNX Runtime's optimisations on, folding makes {verdict}."

@@ -166,11 +166,6 @@ def legend(*entries: tuple[Colour, Dash | Literal["dot", "area"], str]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def side_by_side(charts: Sequence[str], below: str = "") -> str:
-    """Return the HTML of charts that stand side by side where the page is wide enough. below: a legend for all."""
-    return f'<div class="columns">{"".join(charts)}</div>{below}'
-
-
 def _number(value: float) -> str:
     """Write a coordinate with at most one decimal."""
     text = f"{value:.1f}"

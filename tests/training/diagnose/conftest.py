@@ -6,7 +6,7 @@ from foldserve.training.diagnose import run
 from foldserve.training.diagnose.sample import draw_sample
 from foldserve.training.plan import DataOptions
 from foldserve.training.table.load import load
-from tests.training.diagnose.support import TINY
+from tests.training.diagnose.support import OWN, TINY
 
 
 @pytest.fixture(scope="session")
@@ -16,4 +16,4 @@ def digits():
 
 @pytest.fixture(scope="session")
 def tiny():
-    return run.diagnose(load(DataOptions("iris")), TINY)
+    return run.diagnose(load(OWN.data), TINY, OWN)

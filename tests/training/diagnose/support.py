@@ -3,6 +3,7 @@
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +12,21 @@ from torch import nn
 from foldserve.training.diagnose.plan import DiagnosisPlan
 from foldserve.training.diagnose.sample import Sample
 from foldserve.training.fit.loop import Examples
+from foldserve.training.plan import DataOptions, Plan, Recipe
 
 NAN = math.nan
 TINY = DiagnosisPlan(
-    steps=6, depths=(4,), gradient_steps=2, batch_sizes=(2, 16), mode_steps=5, latency_batches=(1, 8), rounds=2
+    steps=6,
+    depths=(4,),
+    gradient_steps=2,
+    batch_sizes=(2, 16),
+    mode_steps=5,
+    latency_batches=(1, 8),
+    rounds=2,
+    repeats=2,
 )
+# The plan of the recipe that is studied.
+OWN = Plan(DataOptions("iris"), "made", Path(), recipe=Recipe(epochs=2))
 
 
 def nothing(*_):
@@ -77,5 +88,5 @@ def assert_complete(text):
                 assert "//" not in (value or "")
     assert not re.search(r"@import|url\((?!#)", text)
     names = [tag for tag, _ in tags]
-    assert names.count("figure") == names.count("figcaption") == 8
+    assert names.count("figure") == names.count("figcaption") == 10
     assert all(attributes["aria-label"] for tag, attributes in tags if tag == "svg")

@@ -9,30 +9,32 @@ import pytest
 
 from foldserve.training.cli import main
 from foldserve.training.diagnose import run
-from foldserve.training.plan import DataOptions
 from foldserve.training.table.load import load
-from tests.training.diagnose.support import TINY, assert_complete
+from tests.training.diagnose.support import OWN, TINY, assert_complete
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_progress_of_each_experiment_reaches_its_end():
     seen = {}
-    run.diagnose(load(DataOptions("iris")), TINY, lambda stage, done, of: seen.update({stage: (done, of)}))
-    assert list(seen) == ["convergence", "gradients", "batch sizes", "folding"]
+    run.diagnose(load(OWN.data), TINY, OWN, lambda stage, done, of: seen.update({stage: (done, of)}))
+    assert list(seen) == ["your recipe", "your network", "convergence", "gradients", "batch sizes", "folding"]
     assert all(done == of for done, of in seen.values())
 
 
 def test_the_command_writes_report_and_figures_and_prints_the_findings(tmp_path, capsys):
     output, figures = tmp_path / "report.html", tmp_path / "figures.json"
-    arguments = ["--quick", "--steps", "4", "--seed", "3", "--output", str(output), "--json", str(figures)]
+    textbook, recipe = ["--quick", "--textbook-steps", "4", "--seed", "3"], ["--epochs", "2", "--hidden", "8"]
+    arguments = [*textbook, *recipe, "--output", str(output), "--json", str(figures)]
     assert main(["diagnose", "iris", *arguments]) == 0
     assert_complete(output.read_text(encoding="utf-8"))
     found = json.loads(figures.read_text(encoding="utf-8"))
     assert (found["source"], found["plan"]["steps"], found["plan"]["seed"]) == ("iris", 4, 3)
+    assert found["recipe"]["architecture"]["hidden"] == [8]
+    assert [training["batch_norm"] for training in found["recipe"]["trainings"]] == [False, True]
     said = capsys.readouterr()
     assert "iris: all 150 rows" in said.out
-    assert said.out.count("\n  - ") == 8
+    assert said.out.count("\n  - ") == 10
     assert str(output) in said.out
     assert said.err == ""  # without a terminal there are no progress bars
 
@@ -43,7 +45,8 @@ def test_the_command_writes_report_and_figures_and_prints_the_findings(tmp_path,
         (("nothing",), "unknown source 'nothing'"),
         (("--output", "nowhere/report.html"), "not a file in an existing folder"),
         (("--json", "."), "not a file in an existing folder"),
-        (("--steps", "0"), "steps are at least 1"),
+        (("--textbook-steps", "0"), "steps are at least 1"),
+        (("--dropout", "1"), "dropout must be at least 0 and below 1"),
         (("--seed", "-1"), "the seed is from 0"),
     ],
 )

@@ -13,6 +13,7 @@ from torch import nn
 
 from foldserve.training.diagnose import convergence, gradients, modes
 from foldserve.training.diagnose.convergence import Run
+from foldserve.training.diagnose.tables import list_medians, list_moments, list_speeds
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 from tests.training.diagnose.support import NAN, TINY, forward, nothing
@@ -70,45 +71,50 @@ def test_the_sentence_on_speed_follows_the_figures():
     slow, fast, never = (0.1, 0.2, 0.4, 0.9), (0.1, 0.9, 0.9, 0.9), (0.1, 0.1, 0.1, 0.1)
 
     def said(without, with_bn):
-        return convergence.describe_speed((made(False, without), made(True, with_bn)), 1.0, "accuracy")
+        return convergence.describe_speed((made(False, without), made(True, with_bn)), "accuracy")
 
-    assert "takes 10 steps with BN and 30 steps without" in said(slow, fast)
-    assert "supports the claim" in said(slow, fast)
-    assert "(3.0 times as fast, in steps)" in said(slow, fast)
+    assert "takes 10 steps with BN and 30 steps without to reach accuracy 0.8550, which supports" in said(slow, fast)
     assert "does not support the claim" in said(fast, slow)
     assert "does not support the claim" in said(fast, fast)
     assert "more than 30 steps without" in said(never, fast)
-    assert "that supports" in said(never, fast)
+    assert "which supports" in said(never, fast)
     assert "does not support" in said(fast, never)
     assert "shows nothing" in said((-1.0, -2.0), (-3.0, -4.0))
-    lost = made(False, (0.1, NAN), rate=9.0, diverged=3)
-    runs = (made(False, slow), made(True, fast), lost, made(True, fast, rate=9.0))
-    assert "diverged at 9 without BN" in convergence.describe_speed(runs, 1.0, "accuracy")
 
 
-def test_the_best_rates_are_compared_too():
-    """With equal rates, only the network with BN learns.
-
-    With a better rate, the network without BN learns as fast as the network with BN.
-    """
+def test_each_network_is_compared_at_its_best_rate():
+    """With equal rates, only the network with BN learns. With a better rate, the network without BN is as fast."""
     never, fast = (0.1, 0.1), (0.1, 0.9)
     runs = (made(False, never), made(True, fast), made(False, fast, rate=2.0), made(True, never, rate=2.0))
-    sentence = convergence.describe_speed(runs, 1.0, "accuracy")
-    assert "10 steps with BN and more than 10 steps without" in sentence
+    sentence = convergence.describe_speed(runs, "accuracy")
+    assert "10 steps with BN and 10 steps without" in sentence
     assert "does not support" in sentence
+
+
+def test_the_table_of_speeds_has_every_run():
+    lost = made(False, (0.1, NAN), rate=9.0, diverged=3)
+    rows = list_speeds((made(False, (0.1, 0.2)), made(True, (0.1, 0.9)), lost, made(True, (0.1, 0.9), rate=9.0)), "R2")
+    assert rows == (
+        ("learning rate", "to R2 0.8550", "best R2"),
+        ("1, without BN", "more than 10 steps", "0.2000"),
+        ("1, with BN", "10 steps", "0.9000"),
+        ("9, without BN", "diverged at step 3", "0.1000"),
+        ("9, with BN", "10 steps", "0.9000"),
+    )
 
 
 def test_the_sentences_on_sigmoid_inputs_follow_the_figures():
     still, moved = made(True, (0.1, 0.9)), made(False, (0.1, 0.9), medians=(0, 3), means=(0, 2), variances=(1, 4))
     assert "does not" not in convergence.describe_percentiles(moved, still)
-    assert "range of 0.00 with BN and of 3.00 without" in convergence.describe_percentiles(moved, still)
+    assert list_medians((moved, still))[1:] == (("without BN", "3.0"), ("with BN", "0"))
+    assert list_moments((moved, still))[1:] == (("without BN", "2.0", "4.0"), ("with BN", "0", "1.0"))
     assert "does not support" in convergence.describe_percentiles(still, moved)
-    assert "keeps them constant" in convergence.describe_moments(moved, still)
+    assert "constant here" in convergence.describe_moments(moved, still)
     drifting = made(True, (0.1, 0.9), means=(0, 1), variances=(1, 2))
     assert "steadier, but not constant" in convergence.describe_moments(moved, drifting)
     mixed = made(True, (0.1, 0.9), means=(0, 1), variances=(1, 9))
-    assert "one of the two steadier" in convergence.describe_moments(moved, mixed)
-    assert "neither steadier" in convergence.describe_moments(still, drifting)
+    assert "only one of" in convergence.describe_moments(moved, mixed)
+    assert "neither of" in convergence.describe_moments(still, drifting)
     lost = made(False, (0.1, NAN), medians=(0, NAN), means=(0, NAN), variances=(1, NAN), diverged=7)
     for about in (convergence.describe_percentiles, convergence.describe_moments):
         assert "diverged without BN (step 7)" in about(lost, still)

@@ -13,6 +13,7 @@ from torch import nn
 
 from foldserve.training.diagnose import gradients
 from foldserve.training.diagnose.gradients import Depth
+from foldserve.training.diagnose.tables import list_growth, list_scores
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 from tests.training.diagnose.support import NAN, TINY, forward, log_loss, nothing, small_sample
@@ -82,19 +83,32 @@ def depths(sigmoid, sigmoid_bn, relu, relu_bn, trained_bn=1.0, diverged=None):
 
 def test_the_sentence_on_initial_gradients_follows_the_figures():
     usual = gradients.describe_initial(depths(0.2, 1.02, 1.0, 1.2))
-    assert "sigmoid network vanishes (x 0.200 per layer) without BN and stays about the same (x 1.020" in usual
-    assert "explodes (x 1.200 per layer) with it, which agrees with the predicted 1.211" in usual
+    assert "sigmoid network vanishes without BN and stays about the same with it" in usual
+    assert "with BN explodes, which agrees with the prediction." in usual
     other = gradients.describe_initial(depths(1.5, 0.5, 0.7, 0.9))
-    assert "sigmoid network explodes (x 1.500 per layer) without BN and vanishes (x 0.500 per layer) with it" in other
-    assert "does not agree with the predicted 1.211 (-25.7%)" in other
+    assert "sigmoid network explodes without BN and vanishes with it" in other
+    assert "with BN vanishes, which does not agree" in other
     assert "can't be followed" in gradients.describe_initial(depths(0.2, 1.0, 1.0, NAN))
 
 
+def test_the_tables_of_gradients_have_the_factors_and_the_scores():
+    measured = depths(0.2, 1.02, 1.0, 1.2, trained_bn=1.01)
+    assert list_growth(measured)[1:] == (
+        ("sigmoid, without BN", "0.2000", ""),
+        ("sigmoid, with BN", "1.020", ""),
+        ("relu, without BN", "1.000", ""),
+        ("relu, with BN", "1.200", "1.211"),
+    )
+    scores = list_scores(measured, "accuracy")
+    assert scores[0] == ("network", "factor per layer", "accuracy, 16 layers")
+    assert scores[3:] == (("relu, without BN", "\N{EN DASH}", "diverged"), ("relu, with BN", "1.010", "0.80"))
+
+
 def test_the_sentence_on_trained_gradients_follows_the_figures():
-    levelled = gradients.describe_trained(depths(0.2, 1, 1, 1.2, trained_bn=1.01), 7, "accuracy")
-    assert levelled.startswith("After 7 steps")
-    assert "x 1.010 per layer, from 1.200: training has levelled it" in levelled
-    assert "relu without BN 16: diverged" in levelled
-    assert "has not levelled it" in gradients.describe_trained(depths(0.2, 1, 1, 1.2, trained_bn=1.19), 7, "accuracy")
-    assert "can't be followed" in gradients.describe_trained(depths(0.2, 1, 1, 1.2, trained_bn=NAN), 7, "accuracy")
-    assert "diverged at step 3" in gradients.describe_trained(depths(0.2, 1, 1, 1.2, diverged=3), 7, "accuracy")
+    def said(**changes):
+        return gradients.describe_trained(depths(0.2, 1, 1, 1.2, **changes), 7)
+
+    assert said(trained_bn=1.01).startswith("7 steps of training have levelled")
+    assert "have not levelled" in said(trained_bn=1.19)
+    assert "can't be followed" in said(trained_bn=NAN)
+    assert "diverged at step 3" in said(diverged=3)

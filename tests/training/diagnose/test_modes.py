@@ -10,6 +10,7 @@ import pytest
 from foldserve.training.diagnose import modes
 from foldserve.training.diagnose.modes import Gap
 from foldserve.training.diagnose.sample import train_sgd
+from foldserve.training.diagnose.tables import list_gaps
 from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 from tests.training.diagnose.support import NAN, forward, log_loss, small_sample
@@ -39,10 +40,12 @@ def test_without_batch_norm_there_is_no_gap():
 
 def test_the_sentence_on_the_gap_follows_the_figures():
     wide, narrow, lost = Gap(2, 1.5, 1.0, 0.5, 0.75), Gap(64, 0.4, 0.5, 0.9, 0.88), Gap(8, NAN, NAN, NAN, NAN)
-    usual = modes.describe_gap((wide, lost, narrow), "accuracy")
-    assert "batches of 2 rows the loss is 0.500 lower in evaluation mode" in usual
-    assert "the accuracy 0.250 higher" in usual
-    assert "the gap closes as batches grow; training diverged with batches of 8." in usual
-    assert "does not close" in modes.describe_gap((replace(wide, batch=2, evaluation_loss=1.45), narrow), "accuracy")
-    assert "nothing to compare" in modes.describe_gap((lost, narrow), "accuracy")
-    assert "nothing to compare" in modes.describe_gap((), "accuracy")
+    usual = modes.describe_gap((wide, lost, narrow))
+    assert "closes as batches grow from 2 to 64 rows; training diverged with batches of 8." in usual
+    assert "does not close" in modes.describe_gap((replace(wide, batch=2, evaluation_loss=1.45), narrow))
+    assert "nothing to compare" in modes.describe_gap((lost, narrow))
+    assert "nothing to compare" in modes.describe_gap(())
+    assert list_gaps((wide, narrow), "accuracy")[1:] == (
+        ("2", "1.500", "1.000", "0.5000", "0.7500"),
+        ("64", "0.4000", "0.5000", "0.9000", "0.8800"),
+    )

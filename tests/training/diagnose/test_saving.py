@@ -7,6 +7,7 @@ import pytest
 
 from foldserve.training.diagnose import saving
 from foldserve.training.diagnose.saving import Model, Saving
+from foldserve.training.diagnose.tables import list_latencies, list_sizes
 from tests.training.diagnose.support import TINY, nothing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,17 +47,19 @@ def timed(unfolded, folded):
 
 
 def test_the_sentences_on_folding_follow_the_figures():
-    assert "every one of these faster" in saving.describe_latency(timed((2e-5, 2e-5), (1e-5, 1e-5)))
-    assert "20 to 10 µs (-50%)" in saving.describe_latency(timed((2e-5, 2e-5), (1e-5, 1e-5)))
-    assert "some of these faster" in saving.describe_latency(timed((2e-5, 2e-5), (1e-5, 3e-5)))
-    slower = saving.describe_latency(timed((2e-5, 2e-5), (2e-5, 3e-5)))
-    assert "none of these faster" in slower
-    assert "(no difference)" in slower
-    assert "(+50%)" in slower
-    size = saving.describe_size(timed((1, 1), (1, 1)))
-    assert "8 nodes to 6" in size
-    assert "stays at 1" in size
-    assert "parameters -1.0%" in size
-    assert "size of the file unchanged" in size
+    assert "every one of these models faster" in saving.describe_latency(timed((2e-5, 2e-5), (1e-5, 1e-5)))
+    assert "some of these models faster, not all" in saving.describe_latency(timed((2e-5, 2e-5), (1e-5, 3e-5)))
+    assert "none of these models faster" in saving.describe_latency(timed((2e-5, 2e-5), (2e-5, 3e-5)))
+    assert "8 nodes to 6" in saving.describe_size(timed((1, 1), (1, 1)))
     for about in (saving.describe_size, saving.describe_latency):
         assert "diverged" in about(None)
+
+
+def test_the_tables_of_folding_have_the_figures_of_every_model():
+    measured = timed((2e-5, 2e-5), (1e-5, 3e-5))
+    rows = list_latencies(measured)
+    assert rows[1] == ("pre, on, 1", "20.0 µs", "10.0 µs", "-50%")
+    assert [row[3] for row in rows[1:]] == ["-50%", "-50%", "+50%", "+50%"]
+    sizes = list_sizes(measured)
+    assert sizes[1] == ("pre, unfolded", "8", "1", "100", "10", "8", "8")
+    assert [row[0] for row in sizes[1:]] == ["pre, unfolded", "pre, folded", "post, unfolded", "post, folded"]

@@ -20,7 +20,7 @@ from foldserve.training.diagnose.sections import (
 )
 from foldserve.training.plan import DataOptions
 from foldserve.training.table.load import load
-from tests.training.diagnose.support import NAN, TINY, Reader, assert_complete
+from tests.training.diagnose.support import NAN, OWN, TINY, Reader, assert_complete
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,23 +31,27 @@ def test_the_report_is_one_small_file_with_a_sentence_for_each_picture(tiny):
     assert_complete(text)
     assert len(text) < 1_000_000
     findings = [finding for section in sections for finding in section.findings]
-    assert all(finding.svg or finding.table for finding in findings)
-    assert all(re.fullmatch(r"[A-Z].*\.", finding.sentence) for finding in findings)
-    assert "All 150 rows" in text
+    assert all(finding.table for finding in findings)
+    assert sum(finding.plot is not None for finding in findings) == 8
+    assert all(re.fullmatch(r"[A-Z0-9].*[.]", finding.sentence) for finding in findings)
+    assert not any(re.search(r"[.:;] [A-Z]", finding.sentence) for finding in findings)  # one sentence each
+    assert "all 150 rows" in text
 
 
 def test_the_same_seed_gives_the_same_figures_except_latencies(tiny):
     def figures(diagnosis):
         found = json.loads(run.to_json(diagnosis))
-        for model in found["saving"]["models"]:
+        for model in (*found["saving"]["models"], *found["recipe"]["graphs"]):
             del model["latency"]
+        for training in found["recipe"]["trainings"]:
+            del training["seconds"]
         return found
 
-    again = run.diagnose(load(DataOptions("iris")), TINY)
+    again = run.diagnose(load(OWN.data), TINY, OWN)
     assert figures(again) == figures(tiny)
-    first, second = build_sections(tiny)[0], build_sections(again)[0]
+    first, second = build_sections(tiny)[1], build_sections(again)[1]
     assert first == second  # the sentences, tables and pictures are the same
-    other = run.diagnose(load(DataOptions("iris")), replace(TINY, seed=1))
+    other = run.diagnose(load(OWN.data), replace(TINY, seed=1), OWN)
     assert figures(other) != figures(tiny)
 
 
@@ -62,8 +66,13 @@ def test_a_diagnosis_in_which_everything_diverged_has_a_report(tiny):
             diverged=1,
         )
 
+    lost_trainings = tuple(
+        replace(t, losses=(), scores=(), best_epoch=0, test_loss=NAN, test_score=NAN, seconds=NAN)
+        for t in tiny.recipe.trainings
+    )
     broken = replace(
         tiny,
+        recipe=replace(tiny.recipe, trainings=lost_trainings, graphs=()),
         convergence=tuple(map(lost, tiny.convergence)),
         gradients=tuple(
             replace(d, initial=(0.0,) * d.depth, trained=(NAN,) * d.depth, score=NAN, diverged=1)
@@ -79,7 +88,8 @@ def test_a_diagnosis_in_which_everything_diverged_has_a_report(tiny):
 
 
 def test_a_regression_is_scored_by_r2():
-    text = render(measured := run.diagnose(load(DataOptions("diabetes")), TINY), build_sections(measured))
+    diabetes = DataOptions("diabetes")
+    text = render(measured := run.diagnose(load(diabetes), TINY, replace(OWN, data=diabetes)), build_sections(measured))
     assert "R2" in text
     assert "accuracy" not in text
 
