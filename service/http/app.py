@@ -25,7 +25,7 @@ from foldserve.service.access.keys import Scope
 from foldserve.service.compose import Service
 from foldserve.service.errors import RequestError
 from foldserve.service.http.guarded import describe_keys
-from foldserve.service.http.routes import explain, friendly, oip, repository
+from foldserve.service.http.routes import examples, explain, friendly, oip, repository
 from foldserve.service.http.routes.common import ErrorBody, register_name_convertor, requires, to_response
 from foldserve.service.http.security import PAGE_HEADERS
 from foldserve.service.metrics import Metrics
@@ -108,8 +108,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     @lru_cache(1)  # making the document takes much longer than a prediction, and it changes only with the models
     def document(_: int) -> bytes:
         described = deepcopy(app.openapi())
-        friendly.describe(described, service.repository)
-        oip.describe(described, service.repository)
+        examples.describe(described, service.repository)
         return orjson.dumps(describe_keys(described, app) if service.guard is not None else described)
 
     @app.get("/openapi.json", include_in_schema=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -70,12 +70,17 @@ def error_responses(*kinds: type[errors.RequestError]) -> dict[int | str, dict[s
     }
 
 
-def prediction_docs(content: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
-    """Describe a prediction route in OpenAPI: the media types of its body, its response, and every error."""
+def prediction_docs(
+    content: dict[str, Any], response: dict[str, Any], query: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Describe a prediction route in OpenAPI: the media types of its body, its response, its query, and every error."""
+    extra: dict[str, Any] = {"requestBody": {"required": True, "content": content}}
+    if query:
+        extra["parameters"] = list(query)
     return {
         "tags": ["predict"],
         "responses": {200: response, **error_responses(*STATUS)},
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+        "openapi_extra": extra,
     }
 
 

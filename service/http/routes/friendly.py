@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from foldserve.service import errors
 from foldserve.service.access.keys import Scope
-from foldserve.service.bundle import Feature, Manifest
+from foldserve.service.bundle import Manifest
 from foldserve.service.engine.repository import Model, Repository
 from foldserve.service.http.routes.common import answer, error_responses, parse_version, prediction_docs, requires
 from foldserve.service.protocols.answers import ARROW_TYPE, RAW_TYPE
-from foldserve.service.protocols.friendly import JSON_TYPE, example
+from foldserve.service.protocols.friendly import JSON_TYPE
 
-# OpenAPI describes each feature separately if a model has at most this number of features.
-_MAX_DESCRIBED = 256
-# Half a step past the largest float32. Numbers below this bound are rounded to a finite float32.
-_OVERFLOW = float(2**128 - 2**103)
-_JSON_TYPE = {str: "string", bool: "boolean", int: "number", float: "number"}
-_PREDICT_PATHS = ("/predict", "/v1/models/{model}:predict", "/v1/models/{model}/versions/{version}:predict")
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 
 Value = float | bool | str | None
+Label = bool | int | float | str
 
 
 class Instances(BaseModel):
@@ -39,13 +34,27 @@ class Instances(BaseModel):
     )
 
 
+class UnusualValue(BaseModel):
+    """A warning about one value, or about a column of the whole request if there is no `row`."""
+
+    row: int | None = None
+    column: str | None = None
+    warning: str
+
+
 class Predictions(BaseModel):
-    """The response of /predict. A classification has `probabilities`, with columns in the order of the labels."""
+    """The response of /predict. A classification has `probabilities`, with columns in the order of the labels.
+
+    With `named`, the probabilities are objects by class name. With `top` alone, `classes` has the labels of the
+    probabilities of each row. `warnings` is there if the request asks for it.
+    """
 
     model: str
     version: int
-    predictions: list[bool | int | float | str]
-    probabilities: list[list[float]] | None = None
+    predictions: list[Label]
+    classes: list[list[Label]] | None = None
+    probabilities: list[list[float]] | list[dict[str, float]] | None = None
+    warnings: list[UnusualValue] | None = None
 
 
 class VersionStatus(BaseModel):
@@ -81,6 +90,28 @@ class ModelList(BaseModel):
     default: str | None
 
 
+_QUERY = (
+    {
+        "name": "named",
+        "in": "query",
+        "description": "Whether the probabilities are objects by class name; only for a model with classes",
+        "schema": {"type": "boolean", "default": False},
+    },
+    {
+        "name": "top",
+        "in": "query",
+        "description": "The number of classes of each row, with the largest probability first; only with classes",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+    },
+    {
+        "name": "warnings",
+        "in": "query",
+        "description": "Whether the answer names the values that training has not seen",
+        "schema": {"type": "boolean", "default": False},
+    },
+)
+
+
 def router(repository: Repository) -> APIRouter:
     """Create the routes."""
     routes = APIRouter()
@@ -89,52 +120,10 @@ def router(repository: Repository) -> APIRouter:
     return routes
 
 
-def _instances_schema(repository: Repository) -> dict[str, Any]:
-    """Describe the body of /predict. If there is only one model and it is not too wide, describe its exact rows."""
-    schema = Instances.model_json_schema()
-    models = list(repository.ready_models())
-    features = models[0].manifest.features
-    if len(models) == 1 and len(features) <= _MAX_DESCRIBED:
-        values = [_value_schema(feature) for feature in features]
-        same = {"items": values[0]} if all(value == values[0] for value in values) else {"prefixItems": values}
-        names = [feature.name for feature in features]
-        arrays = {"type": "array", "minItems": len(names), "maxItems": len(names), **same}
-        objects = {"type": "object", "properties": dict(zip(names, values, strict=True)), "required": names}
-        bounds = {"type": "array", "minItems": 1, "maxItems": models[0].max_rows}
-        schema["properties"]["instances"] = {
-            "anyOf": [{**bounds, "items": arrays}, {**bounds, "items": {**objects, "additionalProperties": False}}]
-        }
-    return schema
-
-
-def _value_schema(feature: Feature) -> dict[str, Any]:
-    """Describe the values of one feature."""
-    if feature.reading is not None:  # the feature also accepts texts in its notation
-        return {"type": ["number", "string", "boolean", "null"]}
-    kinds = (
-        {"boolean"} if feature.kind == "boolean" else {_JSON_TYPE[type(value)] for value in feature.categories or (0,)}
-    )
-    bounds = {"exclusiveMinimum": -_OVERFLOW, "exclusiveMaximum": _OVERFLOW} if feature.kind == "numeric" else {}
-    return {"type": sorted(kinds | {"null"} if feature.missing else kinds), **bounds}
-
-
-def describe(document: dict[str, Any], repository: Repository) -> None:
-    """Describe in the OpenAPI document the rows of the models that serve now."""
-    shown = repository.shown
-    if shown is None:
-        return
-    content = {
-        "schema": _instances_schema(repository),
-        "example": {"instances": [example(shown.manifest)]},  # makes "Try it out" work without changes
-    }
-    for path in _PREDICT_PATHS:
-        document["paths"][path]["post"]["requestBody"]["content"][JSON_TYPE.decode()] = content
-
-
 def _add_predict(routes: APIRouter, repository: Repository) -> None:
     content = {JSON_TYPE.decode(): {"schema": Instances.model_json_schema()}, RAW_TYPE.decode(): _BYTES}
     response = {"model": Predictions, "content": {RAW_TYPE.decode(): _BYTES, ARROW_TYPE.decode(): _BYTES}}
-    docs = prediction_docs(content, response)
+    docs = prediction_docs(content, response, _QUERY)
 
     @routes.post("/predict", summary="Predict with the only, or the default, model", **docs)
     @requires(Scope.PREDICT)

@@ -26,7 +26,6 @@ from foldserve.service.http.routes.common import (
 from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols import oip_documents
 
-_INFER_PATHS = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 _EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository")
 _STATISTICS = "statistics"
 
@@ -126,17 +125,6 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
 
     add("/ready", "The model has reproduced its golden outputs", ready)
     add("/config", "The model configuration extension", lambda m: oip_documents.configuration(m.manifest, m.max_rows))
-
-
-def describe(document: dict[str, Any], repository: Repository) -> None:
-    """Give the OpenAPI document an example for a model that serves now."""
-    if repository.shown is None:
-        return
-    row = repository.shown.manifest
-    tensor = {"name": row.input.name, "shape": [1, len(row.features)], "datatype": "FP32", "data": row.golden.inputs[0]}
-    for path in _INFER_PATHS:
-        content = document["paths"][path]["post"]["requestBody"]["content"]
-        content["application/json"]["example"] = {"inputs": [tensor]}
 
 
 def _add_infer(routes: APIRouter, repository: Repository) -> None:

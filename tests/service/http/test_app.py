@@ -344,7 +344,8 @@ def test_every_reference_in_openapi_resolves(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("path", ["/predict", "/v1/models/{model}:predict", "/v2/models/{model}/infer"])
 def test_the_documented_example_of_a_prediction_works(path: str, client: httpx.Client) -> None:
-    example = operations(client)["post", path]["requestBody"]["content"]["application/json"]["example"]
+    content = operations(client)["post", path]["requestBody"]["content"]["application/json"]
+    example = content["example"] if path == "/predict" else content["examples"]["digits"]["value"]
     assert client.post(path.format(model="digits"), json=example).status_code == 200
 
 

@@ -129,3 +129,43 @@ def test_an_unknown_member_is_named(served: Served) -> None:
     del body["instances"][0]["town"]
     error = both_ways(served, "", body).json()["error"]
     assert error == "row 0 lacks the feature 'town', and has an unknown member, 'Town'"
+
+
+# --- the list of models, and the documentation -----------------------------------------------------------------------
+
+
+def test_all_models_are_listed_with_their_versions_and_states(served: Served) -> None:
+    listed = served.send("GET", "/v1/models").json()
+    assert listed["default"] is None
+    assert [model["name"] for model in listed["models"]] == ["mixed", "roots"]
+    assert listed["models"] == [served.send("GET", f"/v1/models/{name}").json() for name in ("mixed", "roots")]
+    assert [[version["state"] for version in model["versions"]] for model in listed["models"]] == [["ready"], ["ready"]]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/{model}:predict",
+        "/v1/models/{model}/versions/{version}:predict",
+        "/v2/models/{model}/infer",
+        "/v2/models/{model}/versions/{version}/infer",
+    ],
+)
+def test_the_documentation_has_a_working_example_for_each_model(path: str, served: Served) -> None:
+    operation = served.send("GET", "/openapi.json").json()["paths"][path]["post"]
+    examples = operation["requestBody"]["content"]["application/json"]["examples"]
+    assert list(examples) == ["mixed", "roots"]
+    (choices,) = [p["schema"]["enum"] for p in operation["parameters"] if p["name"] == "model"]
+    assert choices == list(examples)
+    for model, example in examples.items():
+        body = json.dumps(example["value"]).encode()
+        assert served.send("POST", path.format(model=model, version=1), body=body).status == 200
+    if "v1" in path:
+        assert list(examples["mixed"]["value"]["instances"][0]) == list(NAMES)
+        assert {"named", "top", "warnings"} <= {parameter["name"] for parameter in operation["parameters"]}
+
+
+def test_without_a_default_model_the_path_predict_has_no_example(served: Served) -> None:
+    content = served.send("GET", "/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert "example" not in content["application/json"]
+    assert served.send("POST", "/predict", body=b'{"instances": [[1, 3]]}').status == 404

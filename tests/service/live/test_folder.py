@@ -123,7 +123,7 @@ def test_a_server_without_models_starts_unready_and_serves_the_first_model(model
         assert server.send("GET", "/v2/health/ready").status == 200
         assert server.send("POST", "/predict", body=BODY).status == 200
         example = server.send("GET", "/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
-        assert example["application/json"]["example"] == {"instances": [[1.0, 3.0]]}
+        assert example["application/json"]["example"] == {"instances": [{"a": 1.0, "b": 3.0}]}
 
 
 def test_the_models_serve_on_when_their_folder_disappears(served: Served, models: Path) -> None:

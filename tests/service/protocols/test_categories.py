@@ -320,7 +320,8 @@ def test_the_printed_example_is_answered_when_a_category_has_a_quote(served: Ser
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/{model}/infer"])
 def test_the_documented_example_is_answered(path: str, served: Served) -> None:
     paths = served.send("GET", "/openapi.json").json()["paths"]
-    example = paths[path]["post"]["requestBody"]["content"]["application/json"]["example"]
+    content = paths[path]["post"]["requestBody"]["content"]["application/json"]
+    example = content["example"] if path == "/predict" else content["examples"]["mixed"]["value"]
     answer = served.send("POST", path.format(model="mixed"), body=json.dumps(example).encode())
     assert answer.status == 200
 
