@@ -198,7 +198,7 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(call INSTALL,,cpu$(COMMA)train$(COMMA)tune$(COMMA)test)
+	$(call INSTALL,,cpu$(COMMA)train$(COMMA)tune$(COMMA)otel$(COMMA)test)
 	@touch $(VENV)/installed-demo $@
 
 $(GPU)/installed: pyproject.toml constraints.txt

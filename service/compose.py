@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foldserve.service.access.guard import Guard
 from foldserve.service.access.keys import Keyring
@@ -26,6 +27,11 @@ from foldserve.service.metrics import Metrics
 from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.settings import Settings
+from foldserve.service.telemetry.access_log import AccessLog
+from foldserve.service.telemetry.record import Observer, Sink
+
+if TYPE_CHECKING:
+    from foldserve.service.telemetry.otel import Exporters
 
 # Decoding holds the interpreter most of the time. So more threads are not faster, and each thread delays the event
 # loop.
@@ -38,6 +44,8 @@ class Service:
 
     strict_readiness: whether the server is ready only if every model is ready.
     memory: counts the bodies of all requests.
+    observer: gets the record of each request; None if requests are neither logged nor traced.
+    exporters: send traces and metrics to a collector; None without OpenTelemetry.
     guard: checks the API keys; None if every client may send requests.
     endpoints: by the path of a prediction request, without percent-encoding. Look each path up when its request
     arrives: the mapping may change while the server runs.
@@ -48,11 +56,24 @@ class Service:
     endpoints: Mapping[bytes, Endpoint]
     metrics: Metrics
     lifecycle: Lifecycle
+    observer: Observer | None
+    exporters: Exporters | None
     guard: Guard | None
     memory: BodyMemory
     strict_readiness: bool
     deployment: Deployment
     control: Control
+
+    def close(self) -> None:
+        """Write and send what the log and the collector have not got yet. Call it after the last request.
+
+        This call may block for some seconds.
+        """
+        self.metrics.flush()
+        if self.observer is not None:
+            self.observer.close()
+        if self.exporters is not None:
+            self.exporters.close()
 
     @property
     def ready(self) -> bool:
@@ -67,9 +88,12 @@ def compose(settings: Settings, control: Control | None = None) -> Service:
     """
     control = control or LocalControl(partial(create_coordinator, settings))
     metrics = PrometheusMetrics() if settings.metrics else Metrics()
+    exporters = _exporters(settings, metrics)
+    observer = _observer(settings, exporters)
     guard = _guard(settings, metrics)
     memory = BodyMemory(settings.max_memory or 2 * settings.max_body)
-    loader = Loader(settings, Pool(min(_BODY_THREADS, cgroup.threads())), memory, metrics)
+    pool = Pool(min(_BODY_THREADS, cgroup.threads()))
+    loader = Loader(settings, pool, memory, metrics, observed=observer is not None)
     repository = Repository()
     deployment = Deployment(loader, repository, metrics, settings.models, settings.default_model)
     control.start(deployment)
@@ -78,12 +102,33 @@ def compose(settings: Settings, control: Control | None = None) -> Service:
         endpoints=repository.endpoints,
         metrics=metrics,
         lifecycle=Lifecycle(device_lost=lambda: repository.device_lost),
+        observer=observer,
+        exporters=exporters,
         guard=guard,
         memory=memory,
         strict_readiness=settings.strict_readiness,
         deployment=deployment,
         control=control,
     )
+
+
+def _exporters(settings: Settings, metrics: Metrics) -> Exporters | None:
+    """Start the exporters of OpenTelemetry. Raises `StartError` if they are wanted and can't be used."""
+    if not settings.otel:
+        return None
+    # This import comes late, because it needs the extra `otel` and takes long.
+    from foldserve.service.telemetry.otel import start_exporters
+
+    return start_exporters(settings.otel_rate, metrics)
+
+
+def _observer(settings: Settings, exporters: Exporters | None) -> Observer | None:
+    sinks: list[Sink] = []
+    if exporters is not None and exporters.traces is not None:
+        sinks.append(exporters.traces)
+    if settings.access_log:
+        sinks.append(AccessLog(settings.log_format, settings.access_log_rate))
+    return Observer(sinks) if sinks else None
 
 
 def _guard(settings: Settings, metrics: Metrics) -> Guard | None:

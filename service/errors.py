@@ -9,7 +9,8 @@ FoldserveError               the command prints it as one line and exits with 1
 ├── DeviceError              machine/, runtime/, commands/tune/, http/server.py: a device is not available or lost
 ├── SourceError              sources/: a file can't be read as a table
 ├── TableError               tables/: a table does not fit the model
-├── StartError               live/, engine/deployment.py, http/: no models to serve, no port, or no usable certificate
+├── StartError               live/, engine/deployment.py, http/, telemetry/otel.py: no models to serve, no port, no
+│                            usable certificate, or no OpenTelemetry
 ├── NotReady                 commands/health.py, commands/http_client.py: no service answers, or it is not ready
 ├── CommandRefused           commands/models.py: a server has refused the command of an operator
 └── RequestError             one request is refused or failed; the text is fixed and never repeats the input
@@ -44,6 +45,7 @@ FoldserveError               the command prints it as one line and exits with 1
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 
@@ -92,6 +94,11 @@ class CommandRefused(FoldserveError):  # noqa: N818
 
 class RequestError(FoldserveError):
     """One request is refused, or has failed."""
+
+    @classmethod
+    def reason(cls) -> str:
+        """Return the name of the error in metrics and logs: queue_full for `QueueFull`."""
+        return re.sub("(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
 
 class InvalidHttp(RequestError):  # noqa: N818 (a name says what happened, as in httpx)

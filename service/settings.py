@@ -202,11 +202,37 @@ class Settings(BaseModel):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="least severe level to log")
     ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"], Field(description="format of the log: for people, or a JSON object in each line")
+    ] = "console"
     compression: Annotated[bool, Field(description="compress large responses with gzip for clients that accept it")] = (
         True
     )
     metrics: Annotated[bool, Field(description="collect Prometheus metrics and serve them at /metrics")] = True
     access_log: Annotated[bool, Field(description="log a line for each request")] = False
+    access_log_rate: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="most lines a second of the access log for requests without an error, in each worker; the next"
+            " line has the number of the others",
+        ),
+    ] = 200
+    otel: Annotated[
+        bool,
+        Field(
+            description="send traces and metrics to a collector of OpenTelemetry, which the OTEL_* variables name;"
+            " needs the extra otel"
+        ),
+    ] = False
+    otel_rate: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="most traces a second that each worker sends; the next trace has the number of requests that"
+            " were not traced",
+        ),
+    ] = 20
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, config: Path | None = None) -> Settings:

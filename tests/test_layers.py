@@ -30,14 +30,16 @@ service.sources:          text errors
 service.access:           errors
 service.live:             bundle settings errors
 service.metrics:          bundle errors
+service.telemetry:        metrics errors
 service.protocols:        metrics bundle arrays errors
 service.tables:           protocols bundle arrays text errors
 service.explain:          protocols bundle arrays errors
 service.runtime.session:  machine errors
 service.runtime:          runtime.session machine bundle arrays errors
-service.engine:           live runtime runtime.session explain protocols metrics bundle machine settings arrays errors
-service.compose:          access engine live protocols metrics machine settings
-service.http:             compose access engine live protocols metrics bundle machine settings errors
+service.engine:           live runtime runtime.session explain telemetry protocols metrics bundle machine settings
+                          arrays errors
+service.compose:          access engine live telemetry protocols metrics machine settings
+service.http:             compose access engine live telemetry protocols metrics bundle machine settings errors
 service.commands:         access runtime runtime.session bundle machine settings arrays figures errors
 service.cli:              http commands settings errors
 service.__main__:         cli
@@ -102,6 +104,7 @@ CONFINED = {
     "uvicorn": "service.http",
     "httptools": "service.http",
     "prometheus_client": "service.metrics service.http",
+    "opentelemetry": "service.telemetry",
     "torch": "training",
     "sklearn": "training api.estimators",
     "httpx": "api.client",

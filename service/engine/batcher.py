@@ -298,6 +298,8 @@ class Batcher:
             self._count(entry, -count)
             room -= count
             if count < left:
+                if entry.taken == count:
+                    entry.began = now
                 queue.append(entry)
         return batch
 

@@ -7,19 +7,25 @@ from dataclasses import replace
 from typing import NoReturn
 
 from foldserve.service.engine.exchange import Codec, Exchange, OnReply, Resources
+from foldserve.service.engine.observed import ErrorListener, LastRun, ObservedExchange, UnrecordedExchange
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
+from foldserve.service.telemetry.record import Record
 
 _MAX_QUERIES = 64  # endpoints that are kept, by query
 
 
 class Endpoint:
-    """Answers requests for one model in one protocol."""
+    """Answers requests for one model in one protocol.
 
-    def __init__(self, resources: Resources) -> None:
+    last_run: the observer of the batcher, if requests are observed.
+    """
+
+    def __init__(self, resources: Resources, last_run: LastRun | None = None) -> None:
         self._resources = resources
         self._by_query: dict[bytes, Endpoint] = {}
+        self._last_run = last_run
 
     @property
     def max_body(self) -> int:
@@ -55,7 +61,7 @@ class Endpoint:
                 codec = self._resources.codec.for_query(query)
             except InvalidInput as error:
                 codec = _RefusingCodec(str(error))
-            found = self._by_query[query] = Endpoint(replace(self._resources, codec=codec))
+            found = self._by_query[query] = Endpoint(replace(self._resources, codec=codec), self._last_run)
         return found
 
     @property
@@ -72,7 +78,22 @@ class Endpoint:
         exchange.start(body)
         return exchange
 
-    async def answer(self, headers: Headers, body: bytes | bytearray) -> Reply:
+    def start_observed(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply, record: Record) -> Exchange:
+        """Start an exchange that writes its steps into `record`. Otherwise this method is like `start`."""
+        exchange = ObservedExchange(self._resources, headers, on_reply, record, self._last_run)
+        exchange.start(body)
+        return exchange
+
+    def start_unrecorded(
+        self, headers: Headers, body: bytes | bytearray, on_reply: OnReply, listener: ErrorListener
+    ) -> Exchange:
+        """Start an exchange that passes its error to `listener`. Otherwise this method is like `start`."""
+        exchange = UnrecordedExchange(self._resources, headers, on_reply)
+        exchange.listener = listener
+        exchange.start(body)
+        return exchange
+
+    async def answer(self, headers: Headers, body: bytes | bytearray, record: Record | None = None) -> Reply:
         """Return the reply to one request. Cancelling this coroutine cancels the exchange."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
@@ -80,7 +101,10 @@ class Endpoint:
             if not future.done():  # the future may be cancelled before the task that awaits the future runs again
                 future.set_result(reply)
 
-        exchange = self.start(headers, body, deliver)
+        if record is None:
+            exchange = self.start(headers, body, deliver)
+        else:
+            exchange = self.start_observed(headers, body, deliver, record)
         del body  # the exchange frees the body once the body is decoded
         try:
             return await future

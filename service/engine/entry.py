@@ -38,10 +38,13 @@ class Entry:
     """The rows of one caller in the queue. An entry larger than a batch is run in pieces.
 
     taken: the number of rows that have been taken for a run. queued: the number of this entry's rows in the total of
-    the queue. outputs: the outputs of the pieces that have been run.
+    the queue. outputs: the outputs of the pieces that have been run. began: the time at which the first piece was
+    taken; not set for an entry in one piece.
     """
 
-    __slots__ = ("_queue", "arrived", "deadline", "high", "on_result", "outputs", "queued", "rows", "taken")
+    began: float
+
+    __slots__ = ("_queue", "arrived", "began", "deadline", "high", "on_result", "outputs", "queued", "rows", "taken")
 
     def __init__(self, queue: Queue, rows: Rows, deadline: float, on_result: OnResult, *, high: bool = False) -> None:
         self._queue = queue

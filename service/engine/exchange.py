@@ -44,15 +44,15 @@ _MEDIUM_BODY = 2**15
 # A response above this size, in bytes, is compressed in the pool.
 _LARGE_RESPONSE = 2**16
 # Proxies log this status if the client disconnects before the response.
-_CLIENT_DISCONNECTED = 499
+CLIENT_DISCONNECTED = 499
 
 
-_TOO_MANY = QueueFull("the server has more requests than it can answer in time", 1)
+TOO_MANY = QueueFull("the server has more requests than it can answer in time", 1)
 
 
 @cache
 def _too_many(retry_after: int) -> Reply:
-    return refusal(QueueFull(str(_TOO_MANY), retry_after))
+    return refusal(QueueFull(str(TOO_MANY), retry_after))
 
 
 class _LargeBody(Exception):  # noqa: N818
@@ -83,7 +83,7 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The objects that all exchanges of one endpoint share."""
+    """The objects that all exchanges of one endpoint share. labels: the model, its version, and the protocol."""
 
     codec: Codec
     admission: Admission
@@ -93,6 +93,7 @@ class Resources:
     memory: BodyMemory
     metrics: Metrics
     requests: RequestMetrics
+    labels: tuple[str, str, str]
 
 
 class Exchange:
@@ -127,12 +128,16 @@ class Exchange:
             if admission.begins_now(self._arrived) and not batcher.filled:
                 self._decode_here(body)
             elif wait := admission.wait(self, len(body), self._arrived, patience=self._timeout(None), high=self._high):
-                resources.metrics.count_rejected(_TOO_MANY)
-                self._finish(_too_many(wait))
+                self._refuse(wait)
             else:
                 self._body = body
         except Exception as error:  # noqa: BLE001 (the client gets a response to any error)
             self._fail(error)
+
+    def _refuse(self, retry_after: int) -> None:
+        """Refuse the request, because the process has too much work."""
+        self._resources.metrics.count_rejected(TOO_MANY)
+        self._finish(_too_many(retry_after))
 
     def begin(self) -> bool:
         """Begin after the wait for admission.
@@ -181,7 +186,7 @@ class Exchange:
     def cancel(self) -> None:
         """Drop the request: its client has disconnected. After the reply, `cancel` does nothing."""
         if self._open:
-            self._close(_CLIENT_DISCONNECTED)
+            self._close(CLIENT_DISCONNECTED)
             self._body = b""
             if self._pending is not None:
                 self._pending.cancel()

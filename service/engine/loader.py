@@ -18,13 +18,14 @@ from foldserve.service.engine.admission import Admission
 from foldserve.service.engine.batcher import Batcher
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.exchange import Codec, RequestLimits, Resources
+from foldserve.service.engine.observed import LastRun
 from foldserve.service.engine.pool import Pool
 from foldserve.service.engine.repository import Model, Unavailable
 from foldserve.service.engine.threads import threads_per_run
 from foldserve.service.errors import BundleError
 from foldserve.service.explain.codec import ExplanationCodec
 from foldserve.service.explain.runner import ExplanationRunner
-from foldserve.service.metrics import EXPLAIN, Metrics
+from foldserve.service.metrics import EXPLAIN, Metrics, ignore_batch
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.oip import OipCodec
@@ -40,14 +41,20 @@ _MAX_EXPLAINED = 64
 
 
 class Loader:
-    """Loads models with the settings of one process. All models share `pool`, `memory`, `metrics` and one admission."""
+    """Loads models with the settings of one process. All models share `pool`, `memory`, `metrics` and one admission.
 
-    def __init__(self, settings: Settings, pool: Pool, memory: BodyMemory, metrics: Metrics) -> None:
+    observed: whether requests have records.
+    """
+
+    def __init__(
+        self, settings: Settings, pool: Pool, memory: BodyMemory, metrics: Metrics, *, observed: bool = False
+    ) -> None:
         self._settings = settings
         self._admission = Admission(settings.max_wait)
         self._pool = pool
         self._memory = memory
         self._metrics = metrics
+        self._observed = observed
 
     def load_version(self, path: Path) -> Model | Unavailable:
         """Load the bundle in <models>/<name>/<version>.
@@ -87,36 +94,41 @@ class Loader:
         """Put a batcher before the runtime, and an endpoint for each protocol before the batcher."""
         settings, metrics = self._settings, self._metrics
         labels = (manifest.name, str(manifest.version))
-        created: list[object] = []  # the parts of the metrics that belong to this model
+        observe = metrics.for_batcher(*labels, lambda: batcher.queued_rows)
+        last_run = LastRun(observe) if self._observed else None
         batcher = Batcher(
             runtime.run,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             max_delay=settings.max_delay,
             max_wait=settings.max_wait,
-            observe=metrics.for_batcher(*labels, lambda: batcher.queued_rows),
+            observe=last_run or observe,
         )
-        created.append(batcher.observe)
         batcher.warm_up(np.array(manifest.golden.inputs, np.float32))  # null becomes NaN
+        created: list[object] = [observe]  # the parts of the metrics that belong to this model
         count_rows = Ranges(manifest.features).count_bytes
         limits = RequestLimits(settings.max_body, settings.timeout, settings.compression)
 
-        def endpoint(protocol: str, codec: Codec, batcher: Batcher = batcher) -> Endpoint:
+        def endpoint(
+            protocol: str, codec: Codec, batcher: Batcher = batcher, last_run: LastRun | None = last_run
+        ) -> Endpoint:
             # The metrics of unusual values and of training ranges are those of predictions.
             requests = metrics.for_endpoint(*labels, protocol, count_rows if protocol != EXPLAIN else lambda _: {})
             created.append(requests)
-            return Endpoint(
-                Resources(codec, self._admission, batcher, limits, self._pool, self._memory, metrics, requests)
-            )
+            shared = (codec, self._admission, batcher, limits, self._pool, self._memory, metrics, requests)
+            return Endpoint(Resources(*shared, labels=(*labels, protocol)), last_run)
 
         friendly = FriendlyCodec(manifest, settings.max_rows)
         explanations = ExplanationRunner(path, manifest)
+        last_explained = LastRun(ignore_batch) if self._observed else None
         explained = Batcher(
             explanations.run,
             max_batch=min(settings.max_batch, _MAX_EXPLAINED),
             max_queue=settings.max_queue,
             max_wait=settings.max_wait,
+            observe=last_explained or ignore_batch,
         )
+        explanation_codec = ExplanationCodec(manifest, friendly, lambda: explanations.method)
 
         return Model(
             manifest,
@@ -125,7 +137,7 @@ class Loader:
             batcher,
             friendly=endpoint("friendly", friendly),
             oip=endpoint("oip", OipCodec(manifest, settings.max_rows)),
-            explain=endpoint(EXPLAIN, ExplanationCodec(manifest, friendly, lambda: explanations.method), explained),
+            explain=endpoint(EXPLAIN, explanation_codec, explained, last_explained),
             max_rows=settings.max_rows,
             digest=digest + manifest.model.sha256,
             forget=lambda: metrics.forget(*labels, created),

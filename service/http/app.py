@@ -31,6 +31,7 @@ from foldserve.service.http.security import PAGE_HEADERS
 from foldserve.service.metrics import Metrics
 from foldserve.service.metrics.prometheus import CONTENT_TYPE, PrometheusMetrics
 from foldserve.service.protocols.reply import failure, refusal
+from foldserve.service.telemetry.record import note_error
 
 WEB = Path(__file__).parent.parent / "web"
 
@@ -120,6 +121,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError], Coroutine[Any, Any, Response]]:
     async def request_error(_: Request, error: RequestError) -> Response:
         metrics.count_rejected(error)
+        note_error(error)
         return to_response(refusal(error))
 
     return request_error
@@ -137,6 +139,7 @@ async def _client_disconnected(_: Request, __: ClientDisconnect) -> Response:
     return Response()
 
 
-async def _internal_error(_: Request, __: Exception) -> Response:
+async def _internal_error(_: Request, error: Exception) -> Response:
     """Answer an unexpected error. The traceback of the error goes to the log, not to the client."""
+    note_error(error)
     return to_response(failure(500, "internal error"))

@@ -78,7 +78,6 @@ class Connection(asyncio.Protocol):
         self._body: BodyReader | None = None  # set in the phases BODY and APP_BODY
         self._exchange: Exchange | None = None  # set in the phase RESPONSE
         self._reading, self._write_paused = True, False
-        self._client: tuple[str, int] | None = None
 
     # --- called by the event loop -------------------------------------------------------------------------------------
 
@@ -87,9 +86,6 @@ class Connection(asyncio.Protocol):
         self._inner = Inner(transport, self._create_inner, self._inner_changed, self._inner_closed)
         self._since = time.monotonic()
         self._connections.add(self)
-        if self._context.access_log is not None:
-            peer = transport.get_extra_info("peername")
-            self._client = peer[:2] if isinstance(peer, tuple) else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
@@ -156,11 +152,14 @@ class Connection(asyncio.Protocol):
         try:
             guard.check(head.headers, Scope.PREDICT)
         except RequestError as error:
-            self._phase, self._head = RESPONSE, head
-            self._context.count_rejected(error)
-            self._reply(refusal(error))
+            self._refuse_key(error, head)
             return False
         return True
+
+    def _refuse_key(self, error: RequestError, head: Head) -> None:
+        self._phase, self._head = RESPONSE, head
+        self._context.count_rejected(error)
+        self._reply(refusal(error))
 
     # --- called by the server -----------------------------------------------------------------------------------------
 
@@ -258,10 +257,13 @@ class Connection(asyncio.Protocol):
         """Write the reply of an endpoint."""
         self._exchange = None
         close = not self._head.keep_alive or (self._last and not self._unread)
-        self._transport.write(self._context.encode(reply, close=close, head=self._head))
-        if self._context.access_log is not None:
-            self._context.access_log.add(self._client, self._head.url, reply.status)
+        self._write(reply, self._head, close=close)
         self._become_idle(close=close)
+
+    def _write(self, reply: Reply, head: Head | None, *, close: bool) -> None:
+        """Write a response. head: of the request, if it was read."""
+        request_id = b"" if head is None else head.request_id
+        self._transport.write(self._context.encode(reply, close=close, head=head, request_id=request_id))
 
     def _become_idle(self, *, close: bool) -> None:
         self._phase = IDLE
@@ -312,7 +314,7 @@ class Connection(asyncio.Protocol):
             return
         self._context.count_rejected(error)
         if reply is not None:
-            self._transport.write(self._context.encode(reply, close=True, head=head))
+            self._write(reply, head, close=True)
         if self._transport.can_write_eof():  # with TLS, a server can't close only its own side
             self._transport.write_eof()
 

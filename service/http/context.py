@@ -11,11 +11,11 @@ from http import HTTPStatus
 from foldserve.service.access.guard import Guard
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.errors import RequestError
-from foldserve.service.http.access_log import AccessLog
 from foldserve.service.http.head import Head, Heads
 from foldserve.service.http.security import EXPOSED_HEADERS, NO_SNIFF
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
+from foldserve.service.telemetry.record import Observer
 
 _MAX_CACHED = 256
 
@@ -41,6 +41,7 @@ class ConnectionContext:
     so the mapping may change at any time.
     memory: counts the bodies of all connections.
     count_rejected: called with the error of each request that a connection refuses.
+    observer: gets the record of each request; None if requests have no records.
     guard: checks the API key of each request for an endpoint; None if requests need no key.
     check_head: called with the headers of a request; it raises to refuse the request.
     cors: whether pages of other origins may read the responses.
@@ -52,8 +53,8 @@ class ConnectionContext:
         limits: Limits,
         memory: BodyMemory,
         count_rejected: Callable[[RequestError], object],
-        access_log: AccessLog | None,
         *,
+        observer: Observer | None = None,
         guard: Guard | None = None,
         check_head: Callable[[Headers], object] = lambda _: None,
         cors: bool = False,
@@ -62,7 +63,7 @@ class ConnectionContext:
         self.limits = limits
         self.memory = memory
         self.count_rejected = count_rejected
-        self.access_log = access_log
+        self.observer = observer
         self.heads = Heads(limits.max_head, check_head)
         self.guard = guard
         self.cors = cors
@@ -85,8 +86,12 @@ class ConnectionContext:
             return endpoint and endpoint.for_query(query)
         return endpoint
 
-    def encode(self, reply: Reply, *, close: bool, head: Head | None = None) -> bytes:
-        """Return the bytes of a response. close: whether to send `Connection: close`. head: the head of the request."""
+    def encode(self, reply: Reply, *, close: bool, head: Head | None = None, request_id: bytes = b"") -> bytes:
+        """Return the bytes of a response.
+
+        close: whether to send `Connection: close`. head: the head of the request. request_id: for X-Request-Id; empty
+        for none.
+        """
         if self.cors and head is not None and (origin := head.headers.get(b"origin")) is not None:
             headers = (b"access-control-allow-origin", origin), EXPOSED_HEADERS, (b"vary", b"origin")
             reply = Reply(reply.status, reply.headers + headers, reply.body)
@@ -96,6 +101,8 @@ class ConnectionContext:
             start = self._response_head(reply, close=close)
             if len(self._response_heads) < _MAX_CACHED:
                 self._response_heads[key] = start
+        if request_id:
+            return b"%b%d\r\nx-request-id: %b\r\n\r\n%b" % (start, len(reply.body), request_id, reply.body)
         return b"%b%d\r\n\r\n%b" % (start, len(reply.body), reply.body)
 
     def _response_head(self, reply: Reply, *, close: bool) -> bytes:

@@ -21,12 +21,12 @@ from foldserve.service.compose import Service
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.errors import StartError
 from foldserve.service.http.acceptor import Acceptor
-from foldserve.service.http.access_log import AccessLog
 from foldserve.service.http.app import answering_head, create_app
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.context import ConnectionContext, Limits
 from foldserve.service.http.guarded import GuardedApp
 from foldserve.service.http.listeners import Listeners, is_on_loopback
+from foldserve.service.http.observed import ObservedConnection
 from foldserve.service.http.security import secured
 from foldserve.service.http.tls import Tls
 from foldserve.service.settings import Settings
@@ -115,7 +115,7 @@ def _create_door(
         Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
         service.memory,
         service.metrics.count_rejected,
-        AccessLog() if settings.access_log else None,
+        observer=service.observer,
         guard=service.guard,
         check_head=HostCheck(settings.allowed_hosts, host, address, settings.cors_origins).check,
         cors=bool(settings.cors_origins),
@@ -127,7 +127,7 @@ def _create_door(
         ws="none",
         lifespan="off",
         log_config=None,
-        access_log=settings.access_log,
+        access_log=False,  # the log of the observer has all requests
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=max(1, round(settings.idle_timeout)),
@@ -140,4 +140,7 @@ def _create_door(
 def _create_connection(context: ConnectionContext, config: uvicorn.Config, state: ServerState) -> Connection:
     """Create the protocol of one client. uvicorn's protocol answers each request that is not a prediction."""
     create_inner = partial(HttpToolsProtocol, config, state, {})
-    return Connection(context, create_inner, cast(set[Connection], state.connections))
+    connections = cast(set[Connection], state.connections)
+    if context.observer is None:
+        return Connection(context, create_inner, connections)
+    return ObservedConnection(context, create_inner, connections, context.observer)

@@ -22,6 +22,7 @@ from foldserve.service.compose import Service
 from foldserve.service.errors import RequestError
 from foldserve.service.http.routes.common import to_response
 from foldserve.service.protocols.reply import Reply, failure, refusal
+from foldserve.service.telemetry.record import note_error
 
 _MAX_CACHED = 1024  # routes that were found, by method and path
 
@@ -76,6 +77,7 @@ class GuardedApp:
                 self._guard.check(dict(connection["headers"]), scope)
             except RequestError as error:
                 self._count_rejected(error)
+                note_error(error)
                 return refusal(error)
         return None
 

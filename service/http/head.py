@@ -11,6 +11,7 @@ import httptools
 
 from foldserve.service.errors import HeadTooLarge, InvalidHttp, UrlTooLong
 from foldserve.service.protocols.reply import Headers
+from foldserve.service.telemetry.trace_context import safe_id
 
 BLANK_LINE = b"\r\n\r\n"
 _MAX_URL = 8192
@@ -28,7 +29,8 @@ class Head:
 
     raw: the bytes of the head, without the header that offers to upgrade to another protocol. headers: the values by
     header name, in lower case. If several headers have the same name, the last value counts. content_length: the number
-    of bytes of the body; None if the body is chunked.
+    of bytes of the body; None if the body is chunked. request_id: the value of X-Request-Id; empty if it is missing or
+    not safe.
     """
 
     raw: bytes
@@ -37,6 +39,7 @@ class Head:
     headers: Headers
     content_length: int | None
     keep_alive: bool
+    request_id: bytes
 
     def check_path(self) -> None:
         """Raise `InvalidHttp` if the URL has no path."""
@@ -120,6 +123,7 @@ class _Collector:
             # httptools refuses a length that is not digits, and a length together with a Transfer-Encoding.
             None if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0)),
             self._keep_alive and version == "1.1",
+            safe_id(headers.get(b"x-request-id", b"")),
         )
 
     def _check_host(self, headers: Headers) -> None:

@@ -49,6 +49,11 @@ class Inner:
         return self._inner is not None and self._inner.responded
 
     @property
+    def status(self) -> int:
+        """The status of the response to the current request; 0 before its first byte."""
+        return 0 if self._inner is None else self._inner.status
+
+    @property
     def closes(self) -> bool:
         """Whether the connection must close after the response to the current request."""
         return self._inner is not None and self._inner.closes
@@ -103,6 +108,7 @@ class InnerTransport(asyncio.Transport):
     ) -> None:
         super().__init__()
         self.responding = self.responded = self.closes = False
+        self.status = 0
         self._transport = transport
         self._protocol: asyncio.BaseProtocol = protocol
         self._on_change = on_change
@@ -126,6 +132,7 @@ class InnerTransport(asyncio.Transport):
             self._parser = httptools.HttpResponseParser(self)
         self._method = method
         self.responding = self.responded = False
+        self.status = 0
 
     def detach(self, exc: Exception | None = None) -> None:
         """Disconnect the inner protocol. The real transport stays open."""
@@ -189,8 +196,10 @@ class InnerTransport(asyncio.Transport):
     # --- called by httptools, which reads the responses ---------------------------------------------------------------
 
     def on_headers_complete(self) -> None:
-        if self._parser.get_status_code() >= 200:  # a server sends 100 Continue before the response
+        status = self._parser.get_status_code()
+        if status >= 200:  # a server sends 100 Continue before the response
             self.responding = True
+            self.status = status
             if self._method == b"HEAD":
                 self._end()
             else:

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from foldserve.service.telemetry.record import current_record
+from foldserve.service.telemetry.trace_context import safe_id
+
 # Every response has this header, so that a browser does not show JSON as a page.
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
-_EXPOSED = ("Content-Encoding", "Inference-Header-Content-Length", "Retry-After", "WWW-Authenticate")
+_EXPOSED = ("Content-Encoding", "Inference-Header-Content-Length", "Retry-After", "WWW-Authenticate", "X-Request-Id")
 EXPOSED_HEADERS = (b"access-control-expose-headers", ", ".join(_EXPOSED).encode())
 
 # Headers of pages. A page loads only files of this server and opens in no frame. The browser does not send the page's
@@ -41,8 +44,18 @@ def secured(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         async def add(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], NO_SNIFF]
+                if request_id := _request_id(scope):
+                    message["headers"].append((b"x-request-id", request_id))
             await send(message)
 
         await app(scope, receive, add)
 
     return with_headers
+
+
+def _request_id(scope: Scope) -> bytes:
+    """Return the identifier of a request; empty if the client sends none and the request has no record."""
+    record = current_record.get()
+    if record is not None:
+        return record.request_id
+    return safe_id(dict(scope["headers"]).get(b"x-request-id", b""))

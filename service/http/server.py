@@ -35,6 +35,7 @@ from foldserve.service.live.control import Control, LocalControl
 from foldserve.service.live.coordinator import create_coordinator
 from foldserve.service.machine import allocator
 from foldserve.service.settings import Settings, unused_variables
+from foldserve.service.telemetry.log_format import formatter
 
 log = logging.getLogger("foldserve")
 
@@ -94,8 +95,11 @@ def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], o
     server = _Server(settings, doors, service, partial(announce, lines))
     stopped = threading.Event()
     _start_watchdog(settings, service, stopped)
-    server.run(sockets=list(listeners.all))
-    stopped.set()
+    try:
+        server.run(sockets=list(listeners.all))
+    finally:  # uvicorn raises the signal again that has stopped it
+        stopped.set()
+        service.close()
     control.join()
     if service.lifecycle.lost:  # a new process may be able to use the device; a supervisor must start it
         raise DeviceError(service.lifecycle.loss)
@@ -212,10 +216,8 @@ class _Server(uvicorn.Server):
 
 
 def _log_to_stderr(settings: Settings) -> None:
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(settings.log_format))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     # This module logs the same events as uvicorn.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))

@@ -102,6 +102,10 @@ class Metrics:
     def flush(self) -> None:
         """Add to the metrics the counts since the last call."""
 
+    def families(self) -> Callable[[], Iterable[Any]] | None:
+        """Return a function that returns this process's metrics, as objects of Prometheus's client; None without."""
+        return None
+
 
 @dataclass(frozen=True)
 class Totals:

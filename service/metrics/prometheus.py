@@ -9,7 +9,6 @@ environment before it imports this module. This module does not know which code 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import Counter as Tally
 from collections import defaultdict
@@ -334,7 +333,7 @@ class PrometheusMetrics(Metrics):
         for batches in self._batches:
             batches.flush()
         for kind, count in self._rejected.items():
-            self.rejected.labels(_reason(kind)).inc(count)
+            self.rejected.labels(kind.reason()).inc(count)
         self._rejected.clear()
         self.in_flight.set(sum(requests.in_flight for requests in self._requests))
         for batches, queued_rows in self._queues:
@@ -342,6 +341,10 @@ class PrometheusMetrics(Metrics):
         for key, counts in self._take_key_counts().items():
             for outcome, count in zip(KEY_OUTCOMES, counts, strict=True):
                 self.key_requests.labels(key, outcome).inc(count)
+
+    def families(self) -> Callable[[], Iterable[Any]]:
+        """Return a function that returns this process's metrics. Any thread may call it."""
+        return self.registry.collect
 
     def scrape(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
@@ -379,8 +382,3 @@ def _totals(samples: Iterable[Sample]) -> Totals:
 def _gauge(name: str, text: str, labels: tuple[str, ...], registry: CollectorRegistry, mode: Any) -> Gauge:
     """Create a gauge. mode: the way prometheus_client joins the values of several workers."""
     return Gauge(name, text, labels, registry=registry, multiprocess_mode=mode)
-
-
-def _reason(kind: type[RequestError]) -> str:
-    """Turn the name of an error into the value of a label: QueueFull becomes queue_full."""
-    return re.sub("(?<!^)(?=[A-Z])", "_", kind.__name__).lower()

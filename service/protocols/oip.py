@@ -157,7 +157,8 @@ class OipCodec:
             binary = _flag(of_output, "binary_data", default=binary)
         named = self._model if identity is None else {**self._model, "id": identity}
         encode = partial(self._binary if binary else self._json, named)
-        return DecodedRequest(rows, encode, timeout / 1e6 if timeout else None, self._columns.count(rows))
+        deadline = timeout / 1e6 if timeout else None
+        return DecodedRequest(rows, encode, deadline, self._columns.count(rows), identity=identity)
 
     def _output_tensor(self, outputs: Outputs) -> dict[str, Any]:
         return {"name": self._output, "datatype": "FP32", "shape": outputs.shape}

@@ -19,7 +19,8 @@ class DecodedRequest:
     """The rows of one request, the encoder of its answer, and its deadline.
 
     timeout: in seconds. counts: the values of the request that the metrics count; None if there are none.
-    encodes_slowly: whether a thread should encode the answer, because encoding takes long.
+    encodes_slowly: whether a thread should encode the answer, because encoding takes long. identity: the identifier
+    that the client gives the request, in a protocol that has one.
     """
 
     rows: Rows
@@ -27,3 +28,4 @@ class DecodedRequest:
     timeout: float | None = None
     counts: Counts | None = None
     encodes_slowly: bool = False
+    identity: str | None = None

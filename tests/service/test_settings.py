@@ -64,6 +64,9 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
         "strict_readiness": False,
         "metrics": False,
         "access_log": True,
+        "log_format": "json",
+        "otel": True,
+        "watch": True,
         "precision": "bf16",
     }
     value = values.get(name, 7)

@@ -18,6 +18,7 @@ from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.live.policy import LABEL
 from foldserve.service.protocols.body import Body, BodyMemory
 from foldserve.service.protocols.reply import STATUS, Reply
+from foldserve.service.telemetry.record import current_record
 
 _Handler = TypeVar("_Handler")
 
@@ -70,17 +71,39 @@ def error_responses(*kinds: type[errors.RequestError]) -> dict[int | str, dict[s
     }
 
 
+_HEADERS = [
+    {
+        "name": "X-Request-Id",
+        "in": "header",
+        "description": "Identifies the request in the response and in the log. An unsafe value is ignored.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"},
+    },
+    {
+        "name": "X-Request-Timeout-Ms",
+        "in": "header",
+        "description": "Milliseconds in which the model must begin to run the rows; afterwards the response is a 504.",
+        "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+    },
+    {
+        "name": "X-Request-Priority",
+        "in": "header",
+        "description": "Under load, requests of high priority run first. The last tenth of the queue is for them.",
+        "schema": {"type": "string", "enum": ["normal", "high"], "default": "normal"},
+    },
+]
+
+
 def prediction_docs(
     content: dict[str, Any], response: dict[str, Any], query: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Describe a prediction route in OpenAPI: the media types of its body, its response, its query, and every error."""
-    extra: dict[str, Any] = {"requestBody": {"required": True, "content": content}}
-    if query:
-        extra["parameters"] = list(query)
+    """Describe a prediction route in OpenAPI: headers, query, media types of its body, its response, every error."""
     return {
         "tags": ["predict"],
         "responses": {200: response, **error_responses(*STATUS)},
-        "openapi_extra": extra,
+        "openapi_extra": {
+            "parameters": [*_HEADERS, *query],
+            "requestBody": {"required": True, "content": content},
+        },
     }
 
 
@@ -120,7 +143,8 @@ async def answer(request: Request, find: Callable[[], Endpoint]) -> Response:
     endpoint = find().for_query(query)
     body = [await read_body(request, endpoint.max_body, endpoint.memory)]
     # No variable keeps the body itself, because a traceback of the errors would keep the variable.
-    reply = asyncio.ensure_future(find().for_query(query).answer(dict(request.headers.raw), body.pop()))
+    answering = find().for_query(query).answer(dict(request.headers.raw), body.pop(), current_record.get())
+    reply = asyncio.ensure_future(answering)
     disconnect = asyncio.ensure_future(request.receive())  # after the body, the only message is the disconnect
     await asyncio.wait({reply, disconnect}, return_when=asyncio.FIRST_COMPLETED)
     disconnect.cancel()

@@ -691,29 +691,9 @@ def test_a_client_that_does_not_read_fills_no_memory_and_is_disconnected(sent: b
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_access_log_has_a_line_for_each_response(models: Path, tmp_path: Path) -> None:
-    with serving(models, tmp_path / "log", "--access-log") as server, Talk(server) as talk:
-        client = "{}:{}".format(*talk.socket.getsockname())
-        talk.send(GOOD + LIVE + request("POST", "/v2/models/roots/infer", body=b"{") + GOOD)
-        assert [talk.answer().status for _ in range(4)] == [200, 200, 400, 200]
-        server.process.terminate()
-        assert server.process.wait(PATIENCE) == 0
-    found = [line for line in server.log.read_text().splitlines() if "uvicorn.access" in line]
-    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO uvicorn\.access: "
-    assert all(re.match(stamp, line) for line in found)
-    assert sorted(re.sub(stamp, "", line) for line in found) == sorted(
-        [
-            f'{client} - "POST /predict HTTP/1.1" 200',
-            f'{client} - "GET /v2/health/live HTTP/1.1" 200',
-            f'{client} - "POST /v2/models/roots/infer HTTP/1.1" 400',
-            f'{client} - "POST /predict HTTP/1.1" 200',
-        ]
-    )
-
-
 def test_without_the_flag_there_is_no_access_log(served: Served) -> None:
     # This test runs after the tests above, on the same server, so the log also has the errors of these tests.
-    assert "uvicorn.access" not in served.log.read_text()
+    assert "access" not in served.log.read_text()
     assert "Traceback" not in served.log.read_text()
 
 

@@ -1,0 +1,125 @@
+"""An exchange that writes its steps into the record of its request, and the times of the latest run of a batcher.
+
+Without a log and without traces, requests use `Exchange` itself. So observing costs nothing if it is off.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from foldserve.service.arrays import Outputs
+from foldserve.service.engine.entry import Entry
+from foldserve.service.engine.exchange import TOO_MANY, Exchange, OnReply, Resources
+from foldserve.service.errors import DeadlinePassed, RequestError
+from foldserve.service.metrics import BatchObserver
+from foldserve.service.protocols.reply import Headers
+from foldserve.service.protocols.request import DecodedRequest
+from foldserve.service.telemetry.record import Batch, Record, current_record
+
+
+class LastRun:
+    """Observes the runs of a batcher for the exchanges, then calls another observer.
+
+    A batcher calls its observer before it calls back the exchanges of the run. So in a callback, this object has the
+    run of the exchange. ran_from, ran_to: from `time.monotonic`.
+    """
+
+    def __init__(self, observe: BatchObserver) -> None:
+        self._observe = observe
+        self._runs = 0
+        self.ran_from = self.ran_to = 0.0
+        self.batch: Batch | None = None
+
+    def __call__(self, rows: int, seconds: float, waited: list[float]) -> None:
+        """Observe a run. The arguments are those of `BatchObserver`."""
+        self._runs += 1
+        self.ran_to = time.monotonic()
+        self.ran_from = self.ran_to - seconds
+        self.batch = Batch(self, self._runs, rows)
+        self._observe(rows, seconds, waited)
+
+
+class ErrorListener(Protocol):
+    """Gets the errors of exchanges without a record."""
+
+    def note_error(self, exchange: UnrecordedExchange, error: Exception) -> Record:
+        """Begin the record of a request that fails. Called before its reply."""
+
+
+class UnrecordedExchange(Exchange):
+    """An exchange without a record, unless it fails. Set `listener` before `start`."""
+
+    listener: ErrorListener
+
+    __slots__ = ("listener",)
+
+    def fill(self, record: Record) -> None:
+        """Fill a record that is begun late, because the request has failed."""
+        record.model, record.version, record.protocol = self._resources.labels
+        record.began = self._arrived
+
+    def _refuse(self, retry_after: int) -> None:
+        self.listener.note_error(self, TOO_MANY)
+        super()._refuse(retry_after)
+
+    def _fail(self, error: Exception) -> None:
+        token = current_record.set(self.listener.note_error(self, error))
+        try:
+            super()._fail(error)
+        finally:
+            current_record.reset(token)
+
+
+class ObservedExchange(Exchange):
+    """An exchange with the record of its request. run: of the batcher of `resources`."""
+
+    __slots__ = ("_record", "_run")
+
+    def __init__(
+        self, resources: Resources, headers: Headers, on_reply: OnReply, record: Record, run: LastRun | None
+    ) -> None:
+        super().__init__(resources, headers, on_reply)
+        self._record = record
+        self._run = run
+        record.model, record.version, record.protocol = resources.labels
+
+    def _decode_here(self, body: bytes | bytearray) -> None:
+        self._record.decoding = time.monotonic()
+        super()._decode_here(body)
+
+    def _submit(self, request: DecodedRequest | RequestError) -> None:
+        record = self._record
+        record.decoded = time.monotonic()
+        if isinstance(request, DecodedRequest):
+            record.rows = len(request.rows)
+            record.note_identity(request.identity)
+        super()._submit(request)
+
+    def _encode(self, outputs: Outputs | RequestError) -> None:
+        run = self._run
+        if run is not None and not isinstance(outputs, DeadlinePassed):
+            record, entry = self._record, self._pending
+            # The run of an entry that was split begins with its first piece.
+            first = getattr(entry, "began", None) if isinstance(entry, Entry) else None
+            record.ran_from = run.ran_from if first is None else first
+            record.ran_to = run.ran_to
+            record.batch = run.batch
+        super()._encode(outputs)
+
+    def _refuse(self, retry_after: int) -> None:
+        self._record.note_error(TOO_MANY)
+        super()._refuse(retry_after)
+
+    def _fail(self, error: Exception) -> None:
+        self._record.note_error(error)
+        token = current_record.set(self._record)  # the line of an unexpected error has the identifier of the request
+        try:
+            super()._fail(error)
+        finally:
+            current_record.reset(token)
+
+    def _close(self, status: int) -> None:
+        self._record.status = status
+        self._record.ended = time.monotonic()
+        super()._close(status)

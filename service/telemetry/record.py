@@ -1,0 +1,193 @@
+"""The record of one request: its identifiers, its model, its times and its outcome.
+
+Whoever handles a request writes into its record. When the response is complete, `Observer.finish` passes the record on.
+This module knows neither the format of a log nor OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from foldserve.service.errors import RequestError
+from foldserve.service.telemetry.rate import RateLimit
+from foldserve.service.telemetry.trace_context import Headers, Parent, read_parent, safe_id
+
+INTERNAL_ERROR = "internal_error"
+_FIRST_ERROR = 400
+# If no record follows, the sinks report the number of skipped requests after this time.
+_REPORT_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One run of a model. runs: the batcher's count of runs. rows: of all requests in the run."""
+
+    batcher: object
+    runs: int
+    rows: int
+
+
+def make_id() -> bytes:
+    """Make the identifier of a request without a record."""
+    return b"%016x" % random.getrandbits(64)
+
+
+class Record:
+    """One request and its response. All times come from `time.monotonic`; None if the request has not come so far.
+
+    request_id: from X-Request-Id, or made here. body_id: the `id` in the body of the Open Inference Protocol.
+    method, url: `-` if the request can't be read. client: the address of the client. secure: whether the connection has
+    TLS.
+    model, version, protocol: empty if the request did not reach a model.
+    began: the request is complete; or its head is, if the app reads its body.
+    decoding, decoded, ran_from, ran_to, ended: the beginning and the end of the decoding, of the run and of the
+    encoding. The queue is between `decoded` and `ran_from`.
+    sinks: those that get the record in any case. rows: None if they are not known.
+    reason: the reason for an error, as in the metric foldserve_rejected_total.
+    """
+
+    # Class attributes are the defaults: assigning all of them for each request would take longer than the rest.
+    model = version = protocol = body_id = ""
+    rows: int | None = None
+    status = 0
+    reason = ""
+    decoding: float | None = None
+    decoded: float | None = None
+    ran_from: float | None = None
+    ran_to: float | None = None
+    ended: float | None = None
+    batch: Batch | None = None
+    sinks: Sequence[Sink] = ()
+
+    def __init__(
+        self, method: bytes, url: bytes, headers: Headers, raw: bytes, request_id: bytes, client: str, *, secure: bool
+    ) -> None:
+        """Begin the record of a request. request_id: safe, or empty. raw: the bytes of the head."""
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.client = client
+        self.secure = secure
+        self.span_id = random.getrandbits(64) or 1
+        self.request_id = request_id or b"%016x" % self.span_id
+        self.began = time.monotonic()
+        self._raw = raw
+
+    @cached_property
+    def parent(self) -> Parent | None:
+        """The span of the client, from the header traceparent."""
+        return read_parent(self.headers, self._raw)
+
+    @cached_property
+    def trace_id(self) -> int:
+        """The trace of the request: the client's, or a new one."""
+        return self.parent.trace_id if self.parent else random.getrandbits(128) or 1
+
+    def note_identity(self, identity: str | None) -> None:
+        """Note the identifier in a body, if it is safe."""
+        if identity:
+            self.body_id = safe_id(identity.encode("utf-8", "replace")).decode()
+
+    def note_error(self, error: BaseException) -> None:
+        """Note the reason for an error response."""
+        self.reason = error.reason() if isinstance(error, RequestError) else INTERNAL_ERROR
+
+
+# The record of the request that this task, or this callback, handles.
+current_record: ContextVar[Record | None] = ContextVar("current_record", default=None)
+
+
+def note_error(error: BaseException) -> None:
+    """Note the reason for an error response in the current record, if there is one."""
+    record = current_record.get()
+    if record is not None:
+        record.note_error(error)
+
+
+class Sink(Protocol):
+    """A use of records. limit: of the records that it gets. keeps_errors: it gets each record of an error besides."""
+
+    limit: RateLimit
+    keeps_errors: bool
+
+    def add(self, record: Record) -> None:
+        """Use a finished record."""
+
+    def skip(self, count: int) -> None:
+        """Note that `count` requests have no record for this sink."""
+
+    def report(self) -> None:
+        """Report the skipped requests, even if no record follows."""
+
+    def close(self) -> None:
+        """Pass on all that is left. This call may block for some seconds."""
+
+
+class Observer:
+    """Decides which requests have a record, and passes each finished record to its sinks.
+
+    While the server is busy, most requests have no record, because recording takes a large part of the time of a
+    request. The sinks get their number. All methods except `close` belong to one event loop.
+
+    next: before this time, no sink takes a record. A request that begins earlier needs no record, unless it fails.
+    """
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = sinks
+        self.next = 0.0
+        self._skipped = 0  # requests without a record, which the sinks do not know yet
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, record: Record) -> None:
+        """Choose the sinks of a new record."""
+        record.sinks = [sink for sink in self._sinks if sink.limit.take(record.began)]
+        self.next = min(sink.limit.next for sink in self._sinks)
+
+    def skip(self) -> None:
+        """Count a request without an error that has no record."""
+        self._skipped += 1
+        if self._timer is None:
+            self._report_later()
+
+    def finish(self, record: Record, status: int) -> None:
+        """Finish the record of a request with the status of its response."""
+        record.status = status
+        if record.ended is None:
+            record.ended = time.monotonic()
+        self._pass_skipped()
+        for sink in self._sinks:
+            if sink in record.sinks or (status >= _FIRST_ERROR and sink.keeps_errors):
+                sink.add(record)
+            else:
+                sink.skip(1)
+                self._report_later()
+        self.next = min(sink.limit.next for sink in self._sinks)
+
+    def close(self) -> None:
+        """Pass on all that is left. Call it once, after the last request; it may block for some seconds."""
+        self._pass_skipped()
+        for sink in self._sinks:
+            sink.close()
+
+    def _report_later(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._report_skipped)
+
+    def _pass_skipped(self) -> None:
+        skipped, self._skipped = self._skipped, 0
+        if skipped:
+            for sink in self._sinks:
+                sink.skip(skipped)
+
+    def _report_skipped(self) -> None:
+        self._timer = None
+        self._pass_skipped()
+        for sink in self._sinks:
+            sink.report()

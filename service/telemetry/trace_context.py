@@ -1,0 +1,61 @@
+"""The identifiers of a request: X-Request-Id, and the trace context of W3C Trace Context, level 2.
+
+https://www.w3.org/TR/trace-context-2/. The module reads headers, and knows neither logs nor OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Headers = Mapping[bytes, bytes]
+
+# These characters need no escape in a header, a log line, a URL or a shell.
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_INVALID_VERSION, _FIRST_VERSION = b"ff", b"00"
+
+
+def safe_id(value: bytes) -> bytes:
+    """Return a client's identifier; empty if it is longer than 128 characters or has other characters than are safe."""
+    return value if _REQUEST_ID.fullmatch(value) else b""
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The span of the client that sent a request. flags: 1 if the client records the trace. state: tracestate."""
+
+    trace_id: int
+    span_id: int
+    flags: int
+    state: tuple[str, ...]
+
+
+def read_parent(headers: Headers, raw: bytes) -> Parent | None:
+    """Return the parent of a request, or None if its traceparent is missing or invalid.
+
+    headers: have the last value of each name. raw: the bytes of the head, because a request may repeat a header.
+    """
+    value = headers.get(b"traceparent")
+    if value is None:
+        return None
+    match = _TRACEPARENT.fullmatch(value.strip())
+    if match is None or len(_values(raw, b"traceparent")) > 1:
+        return None
+    version, trace_id, span_id, flags, rest = match.groups()
+    if version == _INVALID_VERSION or (version == _FIRST_VERSION and rest):
+        return None
+    parent = Parent(int(trace_id, 16), int(span_id, 16), int(flags, 16), _state(headers, raw))
+    return parent if parent.trace_id and parent.span_id else None
+
+
+def _state(headers: Headers, raw: bytes) -> tuple[str, ...]:
+    if b"tracestate" not in headers:
+        return ()
+    return tuple(value.decode("latin-1") for value in _values(raw, b"tracestate"))
+
+
+def _values(raw: bytes, name: bytes) -> list[bytes]:
+    """Return all values of a header in a head. name: in lower case."""
+    return re.findall(rb"(?i)\r\n%b[ \t]*:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)" % re.escape(name), raw)
