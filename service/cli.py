@@ -56,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = _add(commands, name, command, text)
         sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder <models>/<name>/<version>")
+        if name == "verify":
+            _add_device(sub, "device to check besides the CPU; cuda requires it (default: auto)")
+        elif name == "inspect":
+            sub.add_argument("--json", action="store_true", help="print everything as one object")
+            sub.add_argument("--all", action="store_true", help="print all features, labels and golden rows")
     copy = _add(commands, "copy", _copy, "write a bundle under another name")
     copy.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle; it may have any name")
     copy.add_argument("name", metavar="NAME", help="name of the copy; it becomes the next version of this model")
@@ -86,8 +91,8 @@ def _add(
     return parser
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=_DEVICES, default="auto", help="device that will serve (default: auto)")
+def _add_device(parser: argparse.ArgumentParser, text: str = "device that will serve (default: auto)") -> None:
+    parser.add_argument("--device", choices=_DEVICES, default="auto", help=text)
 
 
 def _add_serve(commands: Commands) -> None:
@@ -207,7 +212,7 @@ def _verify(parsed: argparse.Namespace) -> None:
     on the CPU and, if it answers, on CUDA."""
     from foldserve.service.commands import verify
 
-    verify.run(parsed.bundle)
+    verify.run(parsed.bundle, parsed.device)
 
 
 def _reseal(parsed: argparse.Namespace) -> None:
@@ -228,10 +233,11 @@ def _copy(parsed: argparse.Namespace) -> None:
 
 def _inspect(parsed: argparse.Namespace) -> None:
     """Show the contents of a bundle: the model, its metrics, the folded layers, the certificate, the features, and the
-    provenance."""
+    provenance. The tables have the first features; --all prints every feature, label and golden row. --json prints one
+    object: the manifest, the digest of its seal, and the graph."""
     from foldserve.service.commands import inspect
 
-    inspect.run(parsed.bundle)
+    inspect.run(parsed.bundle, as_json=parsed.json, whole=parsed.all)
 
 
 def _key(parsed: argparse.Namespace) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,20 +17,25 @@ from foldserve.service.bundle import Bundle, Feature, Manifest, Parity, read
 from foldserve.service.runtime.golden import check_graph
 
 _FEATURES_SHOWN = 20
+_LABELS_SHOWN = 100
 
 
-def run(path: Path) -> None:
+def run(path: Path, *, as_json: bool = False, whole: bool = False) -> None:
     """Print the model, metrics, folded layers, certificate, features and provenance of the bundle in `path`.
 
-    Raises `BundleError` if the bundle is not whole.
+    as_json: print one object with everything instead. whole: print all features and labels, and the golden rows. Raises
+    `BundleError` if the bundle is not whole.
     """
     bundle = read(path)
     manifest = bundle.manifest
-    out = Console(highlight=False)
     if bundle.warning:
         print(f"warning: {bundle.warning}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(_describe(bundle), ensure_ascii=False))
+        return
+    out = Console(highlight=False)
     for table in (
-        _table(f"{manifest.name}/{manifest.version}", ("", ""), _model(bundle)),
+        _table(f"{manifest.name}/{manifest.version}", ("", ""), _model(bundle, whole=whole)),
         _table("metrics", ("rows of", *_metric_names(manifest)), _metrics(manifest)),
         _table(
             "folded layers",
@@ -43,7 +50,8 @@ def run(path: Path) -> None:
                 for m in manifest.certificate.measurements
             ),
         ),
-        _table("features", ("", "name", "kind", "missing", "range, or categories"), _features(manifest)),
+        _table("features", ("", "name", "kind", "missing", "range, or categories"), _features(manifest, whole=whole)),
+        *([_table("golden rows", ("", "inputs", "outputs"), _golden(manifest))] if whole else []),
         _table("provenance", ("", ""), _provenance(manifest)),
     ):
         out.print(table)
@@ -60,15 +68,35 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     return table
 
 
-def _model(bundle: Bundle) -> Iterable[tuple[str, str]]:
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    """Return the manifest, the digest of its seal (null without a seal), and the graph."""
+    graph = check_graph(bundle).graph
+    return {
+        "manifest": bundle.manifest.model_dump(mode="json"),
+        "seal": bundle.digest,
+        "graph": {"nodes": [node.op_type for node in graph.node], "parameters": _count_parameters(graph)},
+    }
+
+
+def _count_parameters(graph: Any) -> int:
+    return sum(math.prod(tensor.dims) for tensor in graph.initializer)
+
+
+def _model(bundle: Bundle, *, whole: bool) -> Iterable[tuple[str, str]]:
     manifest, graph = bundle.manifest, check_graph(bundle).graph
-    parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
+    parameters = _count_parameters(graph)
     yield "task", manifest.task
     yield "created", manifest.created.isoformat()
     yield "input", f"{manifest.input.name} {list(manifest.input.shape)} {manifest.input.dtype}"
     yield "output", f"{manifest.output.name} {list(manifest.output.shape)} {manifest.output.dtype}"
     if manifest.labels:
-        yield "labels", ", ".join(str(label) for label in manifest.labels)
+        labels = manifest.labels if whole else manifest.labels[:_LABELS_SHOWN]
+        hidden = len(manifest.labels) - len(labels)
+        yield "labels", ", ".join(map(str, labels)) + (f" and {hidden:,} more" if hidden else "")
+    if threshold := manifest.threshold:
+        yield "threshold", f"{threshold.positive} from a probability of {threshold.value:g} on, by {threshold.rule}"
+    if manifest.ignored:
+        yield "ignored", ", ".join(manifest.ignored)
     yield "graph", f"{' '.join(node.op_type for node in graph.node)}, opset {manifest.model.opset}"
     yield "size", f"{parameters:,} parameters, {manifest.model.size:,} bytes"
     yield "sha256", manifest.model.sha256
@@ -98,13 +126,20 @@ def _values(feature: Feature) -> str:
     return "{:g} to {:g}".format(*feature.range)
 
 
-def _features(manifest: Manifest) -> Iterable[tuple[str, ...]]:
-    for i, feature in enumerate(manifest.features[:_FEATURES_SHOWN]):
+def _golden(manifest: Manifest) -> Iterable[tuple[str, ...]]:
+    for i, (row, outputs) in enumerate(zip(manifest.golden.inputs, manifest.golden.outputs, strict=True)):
+        inputs = ("null" if value is None else f"{value:g}" for value in row)
+        yield str(i), " ".join(inputs), " ".join(f"{value:g}" for value in outputs)
+
+
+def _features(manifest: Manifest, *, whole: bool) -> Iterable[tuple[str, ...]]:
+    shown = len(manifest.features) if whole else _FEATURES_SHOWN
+    for i, feature in enumerate(manifest.features[:shown]):
         missing = f"{feature.missing_share:.1%}" if feature.missing else "no"
         yield str(i), feature.name, feature.kind, missing, _values(feature)
-    hidden = len(manifest.features) - _FEATURES_SHOWN
+    hidden = len(manifest.features) - shown
     if hidden > 0:
-        yield "", f"and {hidden} more", "", "", ""
+        yield "", f"and {hidden} more; --all shows them", "", "", ""
 
 
 def _provenance(manifest: Manifest) -> Iterable[tuple[str, str]]:

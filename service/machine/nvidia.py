@@ -58,6 +58,11 @@ class Gpu:
     total: int
 
 
+def has_gpu() -> bool:
+    """Whether the kernel offers a GPU of NVIDIA, even if it can't be used. WSL has /dev/dxg."""
+    return any(Path(file).exists() for file in ("/proc/driver/nvidia/gpus", "/dev/dxg", "/dev/nvidia0"))
+
+
 def library(name: Name) -> Library:
     """Load a CUDA library as a session does, and find its file and version. Raises `DeviceError` if loading fails."""
     loaded = load(name)

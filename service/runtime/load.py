@@ -14,7 +14,7 @@ from foldserve.service.runtime.cpu import CpuRunner
 from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.golden import check_golden, check_graph, check_interface
 from foldserve.service.runtime.precision import convert, widen
-from foldserve.service.runtime.session import CPU, CUDA, Options
+from foldserve.service.runtime.session import CPU, CUDA, Options, is_expected
 
 
 class Runtime:
@@ -68,16 +68,15 @@ def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
         graph = check_graph(bundle)
         cpu = CpuRunner(bundle.model, options.threads)
         check_interface(cpu.session, bundle.manifest)
-        why = "requested"
+        why, reason = "requested", "the CPU is requested"
         if options.device != "cpu":
             try:
                 return _load_on_cuda(graph, cpu, bundle.manifest, options)
             except DeviceError as refusal:
                 if options.device == "cuda":
                     raise
-                why = str(refusal)
+                why, reason = "this machine has no NVIDIA GPU" if is_expected(refusal) else str(refusal), str(refusal)
         if options.precision != "fp32":
-            reason = "the CPU is requested" if options.device == "cpu" else why
             raise DeviceError(f"precision {options.precision} needs CUDA: {reason}")
         return Runtime(cpu, None, 0, why), _check_on_cpu(cpu, bundle.manifest)
     except BundleError as error:

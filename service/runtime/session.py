@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foldserve.service.errors import BundleError, DeviceError
-from foldserve.service.machine import wheels
+from foldserve.service.machine import nvidia, wheels
 
 _import_error: ImportError | None = None
 try:
@@ -28,6 +28,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_WITHOUT_CUDA = "this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it"
 LOG_WARNINGS, LOG_NOTHING = 2, 4  # ONNX Runtime's severities "warning" and "fatal"
 
 
@@ -131,6 +132,14 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
     return chosen
 
 
+def is_expected(refusal: DeviceError) -> bool:
+    """Whether CUDA is refused because the machine has no GPU and an ONNX Runtime for the CPU.
+
+    On such a machine, nobody needs to know why CUDA is not available.
+    """
+    return str(refusal) == _WITHOUT_CUDA and not nvidia.has_gpu()
+
+
 def require_provider(provider: str) -> None:
     """Raise `DeviceError` unless the installed ONNX Runtime is built with `provider`."""
     if isinstance(_import_error, ModuleNotFoundError):
@@ -143,7 +152,7 @@ def require_provider(provider: str) -> None:
                 f"{' and '.join(both)} are both installed, and the one without CUDA has overwritten the other: "
                 f"pip uninstall --yes {' '.join(both)} && pip install 'foldserve[gpu]'"
             )
-        raise DeviceError("this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it")
+        raise DeviceError(_WITHOUT_CUDA)
     if provider == CUDA:
         # foldserve[gpu] installs the CUDA libraries in site-packages, which the loader does not search.
         with contextlib.redirect_stdout(io.StringIO()):  # `preload_dlls` prints errors, which the session raises again

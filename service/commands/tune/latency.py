@@ -24,7 +24,7 @@ from foldserve.service.errors import DeviceError, RuntimeFailure
 from foldserve.service.figures import count_of
 from foldserve.service.machine import cgroup
 from foldserve.service.runtime.load import load as load_bundle
-from foldserve.service.runtime.session import Device, Options
+from foldserve.service.runtime.session import Device, Options, is_expected
 
 Curve = Mapping[int, float]  # batch size -> median seconds of one run
 
@@ -118,7 +118,8 @@ def _open_cuda(
     except DeviceError as refusal:
         if device == "cuda":
             raise
-        skipped.append(f"CUDA: {refusal}")
+        if not is_expected(refusal):
+            skipped.append(f"CUDA: {refusal}")
         return []
 
 

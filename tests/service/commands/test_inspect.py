@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -54,5 +55,47 @@ def test_the_kinds_of_features_are_shown(tmp_path: Path) -> None:
 
 def test_markup_in_a_name_is_shown_unchanged(models: Path) -> None:
     digits_folder = models / "digits" / "1"
-    edit_manifest(digits_folder, lambda content: content["features"][0].update(name="[red]a[/red]"))
+    edit_manifest(digits_folder, lambda content: content["provenance"].update(source="[red]a[/red]"))
     assert "[red]a[/red]" in foldserve("inspect", digits_folder).stdout
+
+
+def test_all_shows_every_feature_and_golden_row(digits: bundle.Bundle) -> None:
+    manifest = digits.manifest
+    shown, hidden = manifest.features[:20], manifest.features[20:]
+    some, whole = (foldserve("inspect", digits.path, *flags).stdout for flags in ((), ("--all",)))
+    assert all(feature.name in some for feature in shown)
+    assert not any(feature.name in some for feature in hidden)
+    assert "and 44 more; --all shows them" in some
+    assert all(feature.name in whole for feature in manifest.features)
+    lines = [line.split() for line in whole.splitlines()]
+    first = next(i for i, line in enumerate(lines) if line == ["golden", "rows"])
+    cells = [cell for line in lines[first + 2 : lines.index(["provenance"])] for cell in line]
+    rows = [*zip(manifest.golden.inputs, manifest.golden.outputs, strict=True)]
+    expected = [[i, *inputs, *outputs] for i, (inputs, outputs) in enumerate(rows)]
+    # A long row is folded, and its outputs stand beside the first line of its inputs.
+    assert sorted(cells) == sorted(f"{value:g}" for row in expected for value in row)
+
+
+def test_json_has_the_whole_manifest_the_seal_and_the_graph(digits: bundle.Bundle) -> None:
+    done = foldserve("inspect", digits.path, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert bundle.Manifest.model_validate(found["manifest"]) == digits.manifest
+    assert found["seal"] == digits.digest
+    assert found["graph"] == {"nodes": ["Gemm", "Relu", "Gemm", "Relu", "Gemm", "Softmax"], "parameters": 8970}
+
+
+def test_the_threshold_and_the_ignored_columns_are_shown(tmp_path: Path) -> None:
+    folder = write_mixed(tmp_path).path
+
+    def decide(content: dict[str, object]) -> None:
+        content["labels"] = ["no", "yes"]
+        content["threshold"] = {"positive": "yes", "value": 0.25, "rule": "cost:1,3"}
+        content["left_out"] = ["id", "when"]
+
+    edit_manifest(folder, decide)
+    lines = [line.split(maxsplit=1) for line in foldserve("inspect", folder).stdout.splitlines()]
+    assert ["threshold", "yes from a probability of 0.25 on, by cost:1,3"] in [
+        [c.strip() for c in line] for line in lines
+    ]
+    assert ["ignored", "id, when"] in [[c.strip() for c in line] for line in lines]

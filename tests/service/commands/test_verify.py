@@ -11,8 +11,14 @@ import pytest
 from foldserve.service import bundle
 from foldserve.service.commands import verify
 from foldserve.service.errors import BundleError
+from foldserve.service.machine import nvidia, wheels
 from tests.service.bundle.changes import CHANGES, DIABETES_CHANGES, OLD, swap
-from tests.service.support import assert_refused_in_one_line, edit_manifest, flip_byte, foldserve
+from tests.service.support import assert_refused_in_one_line, edit_manifest, flip_byte, foldserve, serving
+
+without_gpu = pytest.mark.skipif(
+    nvidia.has_gpu() or wheels.installed() != ["onnxruntime"],
+    reason="this machine has a GPU, or an ONNX Runtime for CUDA",
+)
 
 
 @pytest.fixture
@@ -32,6 +38,29 @@ def test_a_whole_bundle_passes_every_check(digits: bundle.Bundle) -> None:
     assert "Gemm Relu Gemm Relu Gemm Softmax, opset 20" in checks["graph"]
     assert "16 golden rows" in checks["cpu"]
     assert lines[-1] == "digits/1 is the model that its manifest certifies"
+
+
+@without_gpu
+def test_a_machine_without_a_gpu_gets_no_line_about_cuda(digits: bundle.Bundle, tmp_path: Path) -> None:
+    for flags in ((), ("--device", "cpu")):
+        done = foldserve("verify", digits.path, *flags)
+        assert "cuda" not in done.stdout.lower()
+        assert done.returncode == 0
+    with serving(digits.path.parent.parent, tmp_path / "log") as server:
+        assert "cuda" not in server.announcement.lower()
+        (version,) = server.send("GET", "/v1/models/digits").json()["versions"]
+    assert version["why"] == "this machine has no NVIDIA GPU"
+    assert "cuda" not in (tmp_path / "log").read_text().lower()
+
+
+@without_gpu
+def test_cuda_can_be_required(digits: bundle.Bundle) -> None:
+    done = foldserve("verify", digits.path, "--device", "cuda")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("ok    cpu ")
+    assert done.stderr == (
+        "foldserve: error: this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it\n"
+    )
 
 
 def test_the_checks_that_passed_are_printed_before_the_one_that_failed(digits_folder: Path) -> None:
