@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
 FUZZ ?= .venv-fuzz
+RAY ?= .venv-ray
 FUZZ_SECONDS ?= 60
 GPU ?= .venv-gpu
 KUBE ?= .venv-kube
@@ -27,8 +28,8 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo check audit sbom test test-slow test-soak test-clients fuzz test-uvicorn test-gpu test-gpu-wheel kube-check install format lint docs sentences bench bench-gpu \
-	bench-gate bench-training bench-overload bench-ablation image image-gpu image-trainer image-check image-pin lock clean
+.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-ray fuzz test-uvicorn test-gpu test-gpu-wheel kube-check install format lint docs sentences bench bench-gpu \
+	bench-gate bench-training bench-overload bench-ablation bench-scoring image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
@@ -97,6 +98,10 @@ test-soak: install ## Load a server for SOAK_SECONDS, by default ten minutes, an
 test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient, KServe's client and perf_analyzer
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients tests/clients
 
+# Ray is large, so it has an environment of its own.
+test-ray: $(RAY)/installed ## Test foldserve score on a Ray cluster of two nodes on this machine
+	$(RAY)/bin/python -m pytest --confcutdir=tests/cluster tests/cluster
+
 # Atheris runs the code of this project with its packages. It saves the inputs that it finds into the folder .fuzz, for
 # the next run.
 fuzz: install $(FUZZ)/installed ## Fuzz the routes, the tensor codec and the reader of heads, FUZZ_SECONDS each
@@ -152,6 +157,9 @@ bench-overload: install ## Load foldserve with three times the requests that it 
 
 bench-ablation: install ## Measure each part of the preset best; needs ARGS='--data DIR'
 	$(BIN)/python benchmarks/ablation.py $(ARGS)
+
+bench-scoring: install ## Compare foldserve score with bare calls of ONNX Runtime
+	$(BIN)/python benchmarks/scoring.py $(ARGS)
 
 ##@ Images
 
@@ -235,10 +243,16 @@ $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_
 	tests/clients/install_perf_analyzer.sh $(CLIENTS)/bin/python || echo "perf_analyzer does not run here: its tests are skipped"
 	@touch $@
 
+$(RAY)/installed: pyproject.toml constraints.txt tests/cluster/requirements.txt
+	$(PYTHON) -m venv $(RAY)
+	$(PIP:$(BIN)/%=$(RAY)/bin/%) --constraint constraints.txt --requirement tests/cluster/requirements.txt \
+		--editable '.[cpu,ray,score,test]'
+	@touch $@
+
 $(FUZZ)/installed: tests/fuzz/requirements.txt
 	$(PYTHON) -m venv $(FUZZ)
 	$(FUZZ)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
 	@touch $@
 
 clean: ## Remove the environments, caches and models that these targets made
-	rm -rf $(VENV) $(CLIENTS) $(KUBE) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(KUBE) $(RAY) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

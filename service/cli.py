@@ -1,21 +1,24 @@
 """The command line of `foldserve`: its commands, their arguments, and the exit status.
 
 This module parses, and calls the function that does the work; a command's code is imported when that command runs. Exit
-status: 0 done; 1 refused, with one line on standard error, or the doctor found a problem; 2 a wrong command line.
+status: 0 done; 1 refused, with one line on standard error, or the doctor found a problem; 2 a wrong command line; 3 the
+rows of a table were scored, except for some that were refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 from foldserve.service import settings
-from foldserve.service.errors import FoldserveError
+from foldserve.service.errors import FoldserveError, ScoreError
 from foldserve.service.settings import Settings
 
 if TYPE_CHECKING:
@@ -79,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_device(doctor)
     doctor.add_argument("--json", action="store_true", help='print one object, {"ok": ..., "checks": [...]}')
     _add_tune(commands)
+    _add_score(commands)
     return parser
 
 
@@ -149,6 +153,48 @@ def _add_tune(commands: Commands) -> None:
         "--seconds", type=_seconds, default=20.0, metavar="S", help="about how long to measure (default: 20)"
     )
     tune.add_argument("--json", action="store_true", help="print one object with every measurement and choice")
+
+
+def _add_score(commands: Commands) -> None:
+    score = _add(commands, "score", _score, "run a model on every row of a table")
+    score.add_argument("model", type=Path, metavar="MODEL", help="folder <models>/<name>, or of one <version> in it")
+    score.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a .csv, .tsv, .txt or .jsonl file (also .gz), a .parquet, .arrow, .feather or .xlsx file, a folder of "
+        "such files of one format, or - for the standard input",
+    )
+    score.add_argument(
+        "-o",
+        dest="output",
+        required=True,
+        metavar="OUTPUT",
+        help="a .csv, .parquet, .arrow or .jsonl file, or - for the standard output",
+    )
+    score.add_argument("--columns", type=_names, default=(), metavar="A,B", help="input columns to copy to the output")
+    score.add_argument("--probabilities", action="store_true", help="also write the probability of each class")
+    score.add_argument(
+        "--refused", type=Path, metavar="CSV", help="file of refused rows (default: OUTPUT with .refused.csv)"
+    )
+    score.add_argument("--format", choices=("csv", "parquet", "arrow", "jsonl"), help="format (default: by the suffix)")
+    score.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    score.add_argument("--force", action="store_true", help="replace OUTPUT, and forget an interrupted run")
+    _add_device(score)
+    score.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: on the cluster of RAY_ADDRESS (default: local)",
+    )
+    score.add_argument("--sep", metavar="CHAR", help="separator of a delimited file (default: found)")
+    score.add_argument("--encoding", metavar="NAME", help="encoding of a delimited file (default: found)")
+    score.add_argument("--sheet", metavar="NAME", help="sheet of a spreadsheet (default: the only one)")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Split the text like a row of a CSV, so that a name with a comma can be quoted."""
+    return tuple(dict.fromkeys(next(csv.reader([text]), ())))
 
 
 def _seconds(text: str) -> float:
@@ -267,3 +313,31 @@ def _tune(parsed: argparse.Namespace) -> None:
     from foldserve.service.commands.tune.run import run
 
     run(parsed.model, parsed.output, parsed.device, parsed.seconds, parsed.json)
+
+
+def _score(parsed: argparse.Namespace) -> int:
+    """Run a model on every row of INPUT, in order and in bounded memory, and write the answers to OUTPUT. The cells are
+    read as a server reads them. Rows that a server would refuse go to a file with the reasons, and the exit status is
+    then 3. OUTPUT appears when it is complete. An interrupted run can be resumed."""
+    if find_spec("pyarrow") is None:
+        raise ScoreError("pyarrow is not installed, which reads tables: pip install 'foldserve[score]'")
+    from foldserve.service.commands.score.run import ScoreOptions, run
+
+    return run(
+        ScoreOptions(
+            model=parsed.model,
+            inputs=tuple(parsed.inputs),
+            output=parsed.output,
+            kind=parsed.format,
+            columns=parsed.columns,
+            probabilities=parsed.probabilities,
+            refused=parsed.refused,
+            resume=parsed.resume,
+            force=parsed.force,
+            device=parsed.device,
+            engine=parsed.engine,
+            sep=parsed.sep,
+            encoding=parsed.encoding,
+            sheet=parsed.sheet,
+        )
+    )

@@ -5,10 +5,11 @@ Each line names the modules that raise the error; a test compares them with the 
 
 FoldserveError               the command prints it as one line and exits with 1
 ├── SettingsError            settings.py, access/keys.py, live/, commands/: a flag, variable or file can't be used
-├── BundleError              bundle/, runtime/, explain/, commands/tune/: a bundle is not whole or not certified
+├── BundleError              bundle/, runtime/, explain/: a bundle is not whole or not certified
 ├── DeviceError              machine/, runtime/, commands/tune/, http/server.py: a device is not available or lost
-├── SourceError              sources/: a file can't be read as a table
-├── TableError               tables/: a table does not fit the model
+├── SourceError              sources/, commands/score/: a file can't be read as a table
+├── TableError               tables/, commands/score/: a table does not fit the model
+├── ScoreError               cli.py, commands/score/: the output of a run can't be written, or the run can't be resumed
 ├── StartError               live/, engine/deployment.py, http/, telemetry/otel.py: no models to serve, no port, no
 │                            usable certificate, or no OpenTelemetry
 ├── NotReady                 commands/health.py, commands/http_client.py: no service answers, or it is not ready
@@ -39,7 +40,7 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── NotExplainable       explain/: the graph of the model can't be explained
     ├── IncompleteExplanation  explain/codec.py: the contributions of a row do not add up to its output
     ├── NonFiniteOutput      engine/entry.py: an output is not finite, because the row has numbers that are too large
-    └── RuntimeFailure       engine/batcher.py, engine/entry.py, commands/tune/: the model did not run
+    └── RuntimeFailure       engine/batcher.py, engine/entry.py, commands/: the model did not run
         └── DeviceLost       runtime/cuda.py: the device has failed; the server stops
 """
 
@@ -78,6 +79,10 @@ class SourceError(FoldserveError):
 
 class TableError(FoldserveError, ValueError):
     """A table does not fit the model."""
+
+
+class ScoreError(FoldserveError):
+    """The output of a scoring run can't be written, or the run can't be resumed."""
 
 
 class StartError(FoldserveError):

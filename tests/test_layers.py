@@ -40,8 +40,9 @@ service.engine:           live runtime runtime.session explain telemetry protoco
                           arrays errors
 service.compose:          access engine live telemetry protocols metrics machine settings
 service.http:             compose access engine live telemetry protocols metrics bundle machine settings errors
+service.commands.score:   tables sources protocols runtime runtime.session bundle machine arrays text figures errors
 service.commands:         access runtime runtime.session bundle machine settings arrays figures errors
-service.cli:              http commands settings errors
+service.cli:              http commands commands.score settings errors
 service.__main__:         cli
 
 training.errors:
@@ -103,6 +104,8 @@ CONFINED = {
     "starlette": "service.http",
     "uvicorn": "service.http",
     "httptools": "service.http",
+    "pyarrow": "service.sources service.tables service.commands.score training api",
+    "ray": "service.commands.score",
     "prometheus_client": "service.metrics service.http",
     "opentelemetry": "service.telemetry",
     "torch": "training",

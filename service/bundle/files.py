@@ -87,6 +87,16 @@ def read(path: Path) -> Bundle:
     return Bundle(path, manifest, model, digest)
 
 
+def find_bundle(path: Path) -> Bundle:
+    """Read the bundle in the folder `path`, or the newest version in the folder of a model. Raises `BundleError`."""
+    require_folder(path, "no such bundle")
+    try:
+        numbers = [] if (path / MANIFEST_FILE).exists() else versions(path)
+    except OSError as error:
+        raise BundleError(f"can't be read: {error.strerror}", path) from error
+    return read(path / str(numbers[-1]) if numbers else path)
+
+
 def require_place(bundle: Bundle) -> None:
     """Raise `BundleError` unless the bundle's folder is <name>/<version> with the manifest's name and version."""
     manifest, path = bundle.manifest, Path(os.path.abspath(bundle.path))  # noqa: PTH100 (keeps links, unlike resolve)

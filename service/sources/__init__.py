@@ -1,5 +1,6 @@
-"""Sources: read a file, and return its columns of cells in the order of the table. Training and scoring use these
-sources.
+"""Sources: read a file, and return its columns of cells in the order of the table.
+
+Training reads a whole file as a `Source`, and scoring reads a `Stream` of batches.
 
     read.py         chooses the reader by the file's name and checks the file's first bytes
     delimited.py    .csv, .tsv and .txt, also with .gz: every cell is a text; an empty cell is a missing value
@@ -19,7 +20,21 @@ message, row 1 is the first row below the header.
 
 from foldserve.service.sources.arrays import from_arrays
 from foldserve.service.sources.arrow import from_table
-from foldserve.service.sources.read import header, read
-from foldserve.service.sources.source import OnRead, ReadOptions, Source
+from foldserve.service.sources.read import STANDARD_INPUT, header, list_files, read, spool_standard_input, stream
+from foldserve.service.sources.source import Batch, OnRead, ReadOptions, Source, Stream
 
-__all__ = ["OnRead", "ReadOptions", "Source", "from_arrays", "from_table", "header", "read"]
+__all__ = [
+    "STANDARD_INPUT",
+    "Batch",
+    "OnRead",
+    "ReadOptions",
+    "Source",
+    "Stream",
+    "from_arrays",
+    "from_table",
+    "header",
+    "list_files",
+    "read",
+    "spool_standard_input",
+    "stream",
+]

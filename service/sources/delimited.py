@@ -21,7 +21,7 @@ import pyarrow.csv
 from foldserve.service.errors import SourceError
 from foldserve.service.sources.dialect import Dialect, find_dialect
 from foldserve.service.sources.signature import check_signature
-from foldserve.service.sources.source import OnRead, ReadOptions, Source, check_names, one_line
+from foldserve.service.sources.source import Batch, OnRead, ReadOptions, Source, Stream, check_names, one_line, reading
 
 # The size of a block in bytes. A row must fit into one block. A block of this size is parsed while it is still in the
 # CPU's cache.
@@ -32,9 +32,28 @@ _TAIL = 1 << 16
 def read(path: Path, usual: str, options: ReadOptions, on_read: OnRead) -> Source:
     """Read every cell as a text. usual: the delimiter of files with this suffix. Raises `SourceError`."""
     names, dialect = _read_header(path, usual, options)
-    table = _parse(path, dialect, names, options.missing, on_read)
+    batches = []
+    for batch, share in _parse(path, dialect, names, names, options.missing):
+        batches.append(batch)
+        on_read(share)
+    table = pa.Table.from_batches(batches, _schema(names))
     columns = {name: table.column(position) for position, name in enumerate(names)}
     return Source(path.name, names, len(table), typed=False, take=columns.pop, notes=dialect.notes)
+
+
+def stream(path: Path, usual: str, options: ReadOptions) -> Stream:
+    """Open the file as a stream of texts. usual: the delimiter of files with this suffix. Raises `SourceError`."""
+    names, dialect = _read_header(path, usual, options)
+
+    def open_batches(columns: Sequence[str], _: Sequence[int] | None) -> Iterator[tuple[Batch, float]]:
+        with reading(path):
+            yield from _parse(path, dialect, names, columns, options.missing)
+
+    return Stream(path.name, _schema(names), typed=False, open=open_batches, notes=dialect.notes)
+
+
+def _schema(names: Sequence[str]) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in names])
 
 
 def header(path: Path, usual: str, options: ReadOptions) -> tuple[str, ...]:
@@ -92,21 +111,27 @@ def _open_text(path: Path, encoding: str) -> Iterator[tuple[_TailStream, Callabl
         yield _TailStream(stream), lambda: min(raw.tell() / size, 1.0)
 
 
-def _parse(path: Path, dialect: Dialect, names: Sequence[str], missing: Sequence[str], on_read: OnRead) -> pa.Table:
-    batches = []
+def _parse(
+    path: Path, dialect: Dialect, names: Sequence[str], wanted: Sequence[str], missing: Sequence[str]
+) -> Iterator[tuple[pa.RecordBatch, float]]:
+    """Yield the wanted columns in batches, each with the share of the file that was read so far."""
+    places = [str(names.index(name)) for name in wanted]
+    last = str(len(names) - 1)  # always read, because its last cell shows whether a quote is open
+    read = list(dict.fromkeys([*places, last]))
+    is_header, cell = True, None
     with _open_text(path, dialect.encoding) as (text, share):
         try:
-            for batch in _batches(text, dialect.delimiter, names, missing, threads=True):
-                batches.append(batch)
-                on_read(share())
+            for batch in _batches(text, dialect.delimiter, names, missing, read, threads=True):
+                rows, is_header = batch.slice(int(is_header)), False
+                if len(rows):
+                    cell = rows.column(read.index(last))[-1].as_py()
+                yield pa.RecordBatch.from_arrays(rows.columns[: len(places)], schema=_schema(wanted)), share()
         except pa.ArrowInvalid as error:
             raise SourceError(_explain(path, dialect, names, one_line(error))) from None
         except UnicodeError as error:
             raise SourceError(f"{path.name} is not {dialect.encoding} text: {one_line(error)}") from None
-        table = pa.Table.from_batches(batches).slice(1)
-        if len(table) and _quote_is_open(table.column(len(names) - 1)[-1].as_py(), text.last):
+        if _quote_is_open(cell, text.last):
             raise SourceError(f'{path.name} ends inside a quoted cell: a quote (") is not closed')
-    return table
 
 
 def _batches(
@@ -114,11 +139,15 @@ def _batches(
     delimiter: str,
     names: Sequence[str],
     missing: Sequence[str],
+    wanted: Sequence[str] = (),
     *,
     threads: bool,
     on_invalid: Callable[[Any], str] | None = None,
 ) -> Iterator[Any]:
-    """Yield the rows in batches. The header is the first row of the first batch."""
+    """Yield the rows in batches. The header is the first row of the first batch.
+
+    wanted: the places of the columns that are converted, as texts; () means all columns.
+    """
     columns = [str(position) for position in range(len(names))]
     return iter(
         pyarrow.csv.open_csv(
@@ -128,7 +157,10 @@ def _batches(
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_invalid
             ),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()), null_values=["", *missing], strings_can_be_null=True
+                column_types=dict.fromkeys(columns, pa.string()),
+                null_values=["", *missing],
+                strings_can_be_null=True,
+                include_columns=list(wanted),
             ),
         )
     )

@@ -1,14 +1,17 @@
-"""JSON lines: each line is one object. Each column has the type of its values."""
+"""JSON lines: each line is one object. Each column of a source has the type of its values. A stream has the values."""
 
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.json
 
-from foldserve.service.sources.source import Source, check_names
+from foldserve.service.sources.source import Batch, Source, Stream, check_names, reading
 
 # A line must fit into one block.
 _BLOCK = 8 << 20
@@ -22,3 +25,33 @@ def read(path: Path) -> Source:
         table = pyarrow.json.read_json(pa.PythonFile(stream, "r"), read_options=options)
     names = check_names(path.name, table.column_names)
     return Source(path.name, names, len(table), typed=True, take=table.column)
+
+
+# The lines of one batch of a stream.
+_BATCH_LINES = 2048
+
+
+def stream(path: Path) -> Stream:
+    """Open the file as a stream of its parsed lines. A line that is not JSON is None. Empty lines are left out."""
+
+    def open_batches(_: Sequence[str], __: Sequence[int] | None) -> Iterator[tuple[Batch, float]]:
+        size = max(1, path.stat().st_size)
+        with reading(path), path.open("rb") as raw:
+            lines: list[Any] = []
+            for line in gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw:
+                if line.strip():
+                    lines.append(_parse(line))
+                if len(lines) == _BATCH_LINES:
+                    yield lines, raw.tell() / size
+                    lines = []
+            if lines:
+                yield lines, 1.0
+
+    return Stream(path.name, None, True, open_batches)
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None

@@ -15,7 +15,7 @@ from foldserve.service.errors import SourceError
 from foldserve.service.sources import arrays, arrow, delimited, json_lines, parquet, spreadsheet
 from foldserve.service.sources.join import join
 from foldserve.service.sources.signature import check_signature, guess_suffix
-from foldserve.service.sources.source import OnRead, ReadOptions, Source, reading
+from foldserve.service.sources.source import OnRead, ReadOptions, Source, Stream, reading, stream_source
 from foldserve.service.text import join_some
 
 DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t", ".txt": ",", ".txt.gz": ","}
@@ -71,6 +71,19 @@ def header(source: str, options: ReadOptions = _PLAIN) -> tuple[str, ...]:
         if suffix in DELIMITERS:
             return delimited.header(path, DELIMITERS[suffix], options)
         return spreadsheet.header(path, options.sheet) if suffix == ".xlsx" else _open_typed(path, suffix).names
+
+
+def stream(file: str, options: ReadOptions = _PLAIN) -> Stream:
+    """Open one file as a stream of batches. Raises `SourceError`."""
+    suffix, path = find_suffix(file), Path(file)
+    with reading(path):
+        if suffix in DELIMITERS:
+            return delimited.stream(path, DELIMITERS[suffix], options)
+        if suffix in (".xlsx", ".npz"):
+            return stream_source(_read_one(file, options, lambda _: None, {}))
+        if suffix == ".parquet":
+            return parquet.stream(path)
+        return json_lines.stream(path) if suffix in JSON else arrow.stream(path)
 
 
 def list_files(source: str, built_in: Container[str] = ()) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,43 @@ class Source:
     def select(self, rows: npt.NDArray[np.int64]) -> Source:
         """Return a source that has only the rows `rows`, in this order."""
         return replace(self, rows=len(rows), take=lambda name: self.take(name).take(pa.array(rows)))
+
+
+Batch: TypeAlias = pa.RecordBatch | list[Any]
+"""Some rows of a file: columns, or parsed JSON values, one for each row."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The rows of one file, a batch at a time, so that memory holds only a few batches.
+
+    schema: the names and types of the columns; None for JSON lines, whose values have types of their own.
+    typed: as in `Source`.
+    open: takes the names of the wanted columns and the numbers of the wanted groups, or None for all groups. It yields
+    batches of any size, each with the share of the file that was read so far, from 0 to 1.
+    groups: the numbers of rows of the parts that can be read alone, such as the row groups of a Parquet file; () if the
+    file has no such parts.
+    """
+
+    name: str
+    schema: pa.Schema | None
+    typed: bool
+    open: Callable[[Sequence[str], Sequence[int] | None], Iterator[tuple[Batch, float]]]
+    groups: tuple[int, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def stream_source(source: Source) -> Stream:
+    """Return the rows of a source whose reader needs the whole file in memory, such as a spreadsheet."""
+    table = pa.table({name: source.take(name) for name in source.names})
+
+    def open_batches(columns: Sequence[str], _: Sequence[int] | None) -> Iterator[tuple[Batch, float]]:
+        done = 0
+        for batch in table.select(list(columns)).to_batches():
+            done += len(batch)
+            yield batch, done / len(table)
+
+    return Stream(source.name, table.schema, source.typed, open_batches, notes=source.notes)
 
 
 def check_names(source: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -37,8 +37,12 @@ def _rows(path: Path, sheet: str | None) -> list[list[Any]]:
 
     There is at least one row, and all rows have equal lengths. An empty cell is an empty text.
     """
-    import python_calamine  # imported here because only this format needs the library
-
+    try:
+        import python_calamine  # imported here because only this format needs the library
+    except ImportError:
+        raise SourceError(
+            f"{path.name}: python-calamine is not installed, which reads .xlsx files: pip install 'foldserve[score]'"
+        ) from None
     try:
         with python_calamine.load_workbook(str(path)) as workbook:
             names = workbook.sheet_names

@@ -39,6 +39,7 @@ class Encoded:
 class TableEncoder:
     """Encodes tables for one model. Columns are found by name, and further columns are ignored.
 
+    A feature that had only one value in training may be left out. Its only training value is used.
     typed: whether the source states the types of its cells. A CSV file does not state types: all its cells are texts.
     """
 
@@ -46,6 +47,8 @@ class TableEncoder:
         self.names = tuple(feature.name for feature in features)
         self._columns = [FeatureColumn(feature, typed=typed) for feature in features]
         self._nullable = np.array([feature.missing for feature in features])
+        self._constants = {feature.name: feature.constant for feature in features if feature.constant is not None}
+        self._numeric = all(feature.kind == "numeric" and not _missing_numbers(feature) for feature in features)
 
     def check(self, schema: pa.Schema, source: str = "the table") -> None:
         """Raise `TableError` if the table lacks a feature, or if a column has a type that no value of the feature has.
@@ -54,6 +57,8 @@ class TableEncoder:
         """
         for name, column in zip(self.names, self._columns, strict=True):
             place = schema.get_field_index(name)
+            if place < 0 and name in self._constants:
+                continue
             if place < 0:
                 raise TableError(
                     f"{source} has no column {name!r}, a feature of the model; it has {join_some(schema.names, 10)}"
@@ -62,9 +67,29 @@ class TableEncoder:
 
     def encode(self, table: pa.RecordBatch | pa.Table) -> Encoded:
         """Encode all rows of a table that has passed `check`."""
+        numbers = self._numbers(table) if self._numeric and isinstance(table, pa.RecordBatch) else None
+        return self._by_columns(table) if numbers is None else Encoded(numbers)
+
+    def _numbers(self, batch: pa.RecordBatch) -> Rows | None:
+        """Encode a batch of numbers in one step. Returns None if a column has another type, or if a row is refused."""
+        fields = [batch.schema.get_field_index(name) for name in self.names]
+        if min(fields) < 0 or not all(_is_number(batch.schema.field(place).type) for place in fields):
+            return None
+        exact = batch.select(fields).to_tensor(null_to_nan=True, row_major=True).to_numpy()
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow is infinite, and a signalling NaN is a NaN
+            rows: Rows = exact.astype(np.float32, copy=False)
+        if np.isfinite(rows).all():
+            return rows
+        refused = np.isinf(rows).any() or np.isnan(rows[:, ~self._nullable]).any()
+        return None if refused else rows
+
+    def _by_columns(self, table: pa.RecordBatch | pa.Table) -> Encoded:
         rows = np.empty((len(table), len(self.names)), np.float32)
         refused: dict[int, str] = {}
         for place, (name, column) in enumerate(zip(self.names, self._columns, strict=True)):
+            if name in self._constants and name not in table.schema.names:
+                rows[:, place] = self._constants[name]
+                continue
             cells = table.column(name)
             values, problems = column.read(cells if isinstance(cells, pa.ChunkedArray) else pa.chunked_array([cells]))
             with np.errstate(over="ignore", invalid="ignore"):  # overflows are found below
@@ -88,6 +113,14 @@ class TableEncoder:
                 reason = f"column {name!r} is null, and the feature has no missing values"
                 refused = _refuse(missing, reason) | refused
         return refused
+
+
+def _missing_numbers(feature: Feature) -> bool:
+    return bool(feature.reading and feature.reading.missing_numbers)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_float32(kind) or pa.types.is_float64(kind) or pa.types.is_integer(kind))
 
 
 def _refuse(mask: npt.NDArray[np.bool_], reason: str) -> dict[int, str]:

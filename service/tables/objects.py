@@ -15,6 +15,7 @@ import numpy as np
 from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Feature
 from foldserve.service.errors import InvalidInput
+from foldserve.service.protocols.friendly import json_value
 from foldserve.service.protocols.rows import Columns
 from foldserve.service.tables.encoder import Encoded
 
@@ -25,6 +26,8 @@ class ObjectEncoder:
     def __init__(self, features: Sequence[Feature]) -> None:
         self.names = tuple(feature.name for feature in features)
         self._columns = Columns(features)
+        constants = {each.name: json_value(each, each.constant) for each in features if each.constant is not None}
+        self._usual = [(name, constants.get(name)) for name in self.names]
 
     def encode(self, objects: Sequence[Any]) -> Encoded:
         """Encode parsed JSON values, one for each row. A value that is not an object is refused."""
@@ -33,7 +36,7 @@ class ObjectEncoder:
         whole = [place for place, each in enumerate(objects) if type(each) is dict]
         if len(whole) < len(objects):
             refused = dict.fromkeys(set(range(len(objects))) - set(whole), "the line is not a JSON object")
-        self._fill(rows, [[objects[place].get(name) for name in self.names] for place in whole], whole, refused)
+        self._fill(rows, [[objects[place].get(*usual) for usual in self._usual] for place in whole], whole, refused)
         return Encoded(rows, refused)
 
     def _fill(self, rows: Rows, values: list[list[Any]], places: Sequence[int], refused: dict[int, str]) -> None:

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from foldserve.service.bundle import MANIFEST_FILE, Bundle, read, require_folder, versions
+from foldserve.service.bundle import Bundle, find_bundle
 from foldserve.service.commands.tune import host, report
 from foldserve.service.commands.tune.choose import choose
 from foldserve.service.commands.tune.latency import Latencies, measure_latencies
 from foldserve.service.commands.tune.report import Tuning
 from foldserve.service.commands.tune.throughput import Throughput, measure_throughput
 from foldserve.service.commands.tune.workload import Load, doublings
-from foldserve.service.errors import BundleError
 from foldserve.service.machine import cgroup
 from foldserve.service.runtime.load import load as load_bundle
 from foldserve.service.runtime.session import Device, Options
@@ -51,16 +50,6 @@ def run(model: Path, output: Path, device: Device, seconds: float, as_json: bool
     for note in tuning.notes:
         print(note)
     print(f"\nwrote {output}; serve with it: foldserve serve --config {output}")
-
-
-def find_bundle(path: Path) -> Bundle:
-    """Read the bundle in the folder `path`, or the newest version in the folder of a model. Raises `BundleError`."""
-    require_folder(path, "no such bundle")
-    try:
-        numbers = [] if (path / MANIFEST_FILE).exists() else versions(path)
-    except OSError as error:
-        raise BundleError(f"can't be read: {error.strerror}", path) from error
-    return read(path / str(numbers[-1]) if numbers else path)
 
 
 def tune(

@@ -15,9 +15,9 @@ import onnxruntime as ort
 import pytest
 
 from foldserve.service import bundle, settings
-from foldserve.service.bundle import Bundle, BundleError
+from foldserve.service.bundle import Bundle, BundleError, find_bundle
 from foldserve.service.commands.tune import report
-from foldserve.service.commands.tune.run import find_bundle, tune
+from foldserve.service.commands.tune.run import tune
 from foldserve.service.commands.tune.workload import doublings
 from foldserve.service.machine import cgroup, nvidia
 from foldserve.service.settings import Settings

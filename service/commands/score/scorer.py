@@ -1,0 +1,140 @@
+"""Scores chunks: a chunk of input rows to its answers and its refused rows. It knows no file and no output format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from foldserve.service.arrays import Outputs, Run
+from foldserve.service.bundle import Decision, Label, Manifest
+from foldserve.service.commands.score.inputs import Chunk, Piece, keep
+from foldserve.service.errors import RuntimeFailure, TableError
+from foldserve.service.protocols.ranges import Ranges
+from foldserve.service.runtime.session import one_line
+from foldserve.service.tables import Encoded, ObjectEncoder, TableEncoder
+
+NOT_FINITE = "the model gives a value that is not finite, because the numbers are far outside its range"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The result of one chunk.
+
+    piece, chunk: the place of the chunk in the input. rows: the number of input rows. answers: the accepted rows.
+    refused: the refused rows with their reasons; None if there are none. unusual: the number of values that training
+    has not seen, by kind and feature. share: as in `Chunk`.
+    """
+
+    piece: int
+    chunk: int
+    rows: int
+    answers: pa.RecordBatch
+    refused: pa.RecordBatch | None
+    unusual: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    share: float = 0.0
+
+
+class Scorer:
+    """Scores the chunks of any piece. kept: the fields of the chosen input columns."""
+
+    def __init__(self, manifest: Manifest, run: Run, kept: Sequence[pa.Field], *, typed: bool, with_all: bool) -> None:
+        """typed: as in `Stream`. with_all: whether the answers have the probabilities of all classes."""
+        self._run = run
+        self._kept = list(kept)
+        self._answers = _Answers(manifest, with_all=with_all)
+        self._ranges = Ranges(manifest.features)
+        self._tables = TableEncoder(manifest.features, typed=typed)
+        self._objects = ObjectEncoder(manifest.features)
+        self.schema = pa.schema([*kept, *self._answers.fields])
+        names = self.schema.names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise TableError(f"--columns: the answers have a column {twice!r} too: rename the column of the input")
+        self.refused_schema = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), *kept])
+
+    def score(self, place: int, piece: Piece, number: int, chunk: Chunk) -> Scored:
+        """Score chunk `number` of the piece `place`. Raises `TableError`, `RuntimeFailure` and `DeviceLost`."""
+        kept = keep(chunk.rows, self._kept, chunk.first_row)
+        encoded = self._encode(chunk)
+        refused = dict(encoded.refused)
+        accepted = encoded.accepted()
+        rows = encoded.rows if accepted is None else encoded.rows[accepted]
+        outputs = self._outputs(rows, chunk)
+        if not np.isfinite(outputs).all():
+            places = np.arange(len(encoded.rows)) if accepted is None else np.flatnonzero(accepted)
+            finite = np.isfinite(outputs).all(axis=1)
+            refused |= dict.fromkeys(places[~finite].tolist(), NOT_FINITE)
+            rows, outputs = rows[finite], outputs[finite]
+        if refused:
+            mask = Encoded(encoded.rows, refused).accepted()
+            answered = [column.filter(pa.array(mask)) for column in kept]
+        else:
+            answered = kept
+        return Scored(
+            place,
+            number,
+            len(encoded.rows),
+            _batch([*answered, *self._answers.columns(outputs)], self.schema),
+            self._refusals(piece, chunk, refused, kept) if refused else None,
+            dict((self._ranges.count(rows) or {}).items()),
+            chunk.share,
+        )
+
+    def _encode(self, chunk: Chunk) -> Encoded:
+        if isinstance(chunk.rows, list):
+            return self._objects.encode(chunk.rows)
+        return self._tables.encode(chunk.rows)
+
+    def _outputs(self, rows: Any, chunk: Chunk) -> Outputs:
+        if not len(rows):
+            return np.empty((0, self._answers.width), np.float32)
+        try:
+            return self._run(rows)
+        except RuntimeFailure:
+            raise
+        except Exception as error:
+            raise RuntimeFailure(f"after row {chunk.first_row}, the model failed to run: {one_line(error)}") from error
+
+    def _refusals(
+        self, piece: Piece, chunk: Chunk, refused: Mapping[int, str], kept: Sequence[pa.ChunkedArray]
+    ) -> pa.RecordBatch:
+        places = sorted(refused)
+        rows = pa.array([chunk.first_row + place + 1 for place in places], pa.int64())
+        reasons = pa.array([refused[place] for place in places], pa.string())
+        file = pa.array([piece.file] * len(places), pa.string())
+        return _batch([file, rows, reasons, *(column.take(pa.array(places)) for column in kept)], self.refused_schema)
+
+
+class _Answers:
+    """The columns of the answers: the prediction, and the probabilities of all classes if they are wanted."""
+
+    def __init__(self, manifest: Manifest, *, with_all: bool) -> None:
+        self._decision = Decision.of(manifest) if manifest.labels else None
+        self._labels = _label_array(manifest.labels) if manifest.labels else None
+        self.width = len(manifest.labels) or 1
+        names = self._decision.names if self._decision and with_all else ()
+        kind = pa.float32() if self._labels is None else self._labels.type
+        self.fields = [pa.field("prediction", kind), *(pa.field(f"probability_{name}", pa.float32()) for name in names)]
+
+    def columns(self, outputs: Outputs) -> list[pa.Array]:
+        if self._decision is None or self._labels is None:
+            return [pa.array(outputs[:, 0])]
+        predictions = self._labels.take(pa.array(self._decision.classes(outputs)))
+        return [predictions, *(pa.array(outputs[:, place]) for place in range(len(self.fields) - 1))]
+
+
+def _label_array(labels: Sequence[Label]) -> pa.Array:
+    """Return the labels as an Arrow array. Labels of several types become texts."""
+    kinds = {type(label) for label in labels}
+    if len(kinds) > 1 and not kinds <= {int, float}:
+        return pa.array([str(label) for label in labels], pa.string())
+    return pa.array([float(label) for label in labels] if len(kinds) > 1 else list(labels))
+
+
+def _batch(columns: Sequence[Any], schema: pa.Schema) -> pa.RecordBatch:
+    arrays = [each.combine_chunks() if isinstance(each, pa.ChunkedArray) else each for each in columns]
+    arrays = [each.chunk(0) if isinstance(each, pa.ChunkedArray) else each for each in arrays]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
