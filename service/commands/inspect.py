@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foldserve.service.bundle import Bundle, Feature, Manifest, Parity, read
+from foldserve.service.figures import format_difference, format_figure, format_percent
 from foldserve.service.runtime.golden import check_graph
 
 _FEATURES_SHOWN = 20
@@ -110,12 +111,17 @@ def _metric_names(manifest: Manifest) -> tuple[str, ...]:
 def _metrics(manifest: Manifest) -> Iterable[tuple[str, ...]]:
     for name, values in manifest.metrics.items():
         rows = manifest.provenance.rows.get(name, 0)
-        yield f"{name} ({rows:,})", *(f"{values[metric]:.4f}" for metric in _metric_names(manifest))
+        yield f"{name} ({rows:,})", *(format_figure(values[metric]) for metric in _metric_names(manifest))
 
 
 def _parity(parity: Parity) -> tuple[str, str, str, str]:
-    agreement = "" if parity.argmax_agreement is None else f"{parity.argmax_agreement:.0%} of {parity.argmax_rows:,}"
-    return f"{parity.max_absolute:.2g}", f"{parity.max_relative:.2g}", f"{parity.worst:.2%}", agreement
+    agreement = (
+        ""
+        if parity.argmax_agreement is None
+        else f"{format_percent(parity.argmax_agreement)} of {parity.argmax_rows:,}"
+    )
+    absolute, relative = format_difference(parity.max_absolute), format_difference(parity.max_relative)
+    return absolute, relative, format_percent(parity.worst), agreement
 
 
 def _values(feature: Feature) -> str:
@@ -135,7 +141,7 @@ def _golden(manifest: Manifest) -> Iterable[tuple[str, ...]]:
 def _features(manifest: Manifest, *, whole: bool) -> Iterable[tuple[str, ...]]:
     shown = len(manifest.features) if whole else _FEATURES_SHOWN
     for i, feature in enumerate(manifest.features[:shown]):
-        missing = f"{feature.missing_share:.1%}" if feature.missing else "no"
+        missing = format_percent(feature.missing_share) if feature.missing else "no"
         yield str(i), feature.name, feature.kind, missing, _values(feature)
     hidden = len(manifest.features) - shown
     if hidden > 0:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from foldserve.service.bundle import Bundle, read, require_place
 from foldserve.service.errors import DeviceError
+from foldserve.service.figures import format_difference, format_percent
 from foldserve.service.runtime.golden import check_graph
 from foldserve.service.runtime.load import load
 from foldserve.service.runtime.session import Device, Options, is_expected
@@ -52,7 +53,7 @@ def prove(bundle: Bundle, device: Device = "auto") -> None:
             "ok",
             options.device,
             f"{parity.rows} golden rows, in batches of 1, of 2 and of all: largest difference "
-            f"{parity.max_absolute:.2g}, {parity.worst:.2%} of the tolerance",
+            f"{format_difference(parity.max_absolute)}, {format_percent(parity.worst)} of the tolerance",
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from foldserve.service import bundle
+from foldserve.service.figures import format_figure
 from tests.service.mixed import write_mixed
 from tests.service.support import edit_manifest, foldserve
 
@@ -20,7 +21,7 @@ def test_every_part_of_a_bundle_is_shown(name: str, trained: Path) -> None:
     expected = [
         *(f"{name}/1", manifest.task, manifest.model.sha256, "metrics", "folded layers"),
         *(part for line in manifest.folded for part in (line.layer, line.rule, line.into)),
-        *(f"{value:.4f}" for values in manifest.metrics.values() for value in values.values()),
+        *(format_figure(value) for values in manifest.metrics.values() for value in values.values()),
         *(metric for values in manifest.metrics.values() for metric in values),
         f"certificate, against {manifest.certificate.reference}",
         *(found.runtime for found in manifest.certificate.measurements),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -109,7 +110,11 @@ def test_a_row_of_another_length_is_named_in_any_dialect(write):
 
 
 def spreadsheet(**sheets):
-    """Write a workbook as Excel stores it. A cell is a number, a boolean, a text, or None."""
+    """Write a workbook as Excel stores it.
+
+    A cell is a number, a boolean, a text, a datetime, or None. Excel stores a datetime as the number of days since
+    1899-12-30 in a cell with a date format.
+    """
     made = io.BytesIO()
     main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
     rel = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
@@ -120,6 +125,8 @@ def spreadsheet(**sheets):
             return f'<c r="{place}" t="b"><v>{int(value)}</v></c>'
         if isinstance(value, str):
             return f'<c r="{place}" t="inlineStr"><is><t>{value}</t></is></c>'
+        if isinstance(value, datetime):
+            return f'<c r="{place}" s="1"><v>{(value - datetime(1899, 12, 30)) / timedelta(days=1)}</v></c>'
         return "" if value is None else f'<c r="{place}"><v>{value}</v></c>'
 
     with zipfile.ZipFile(made, "w") as archive:
@@ -130,6 +137,11 @@ def spreadsheet(**sheets):
         links = "".join(
             f'<Relationship Id="r{i}" Type="{rel}/worksheet" Target="worksheets/sheet{i}.xml"/>'
             for i in range(1, len(sheets) + 1)
+        )
+        links += f'<Relationship Id="styles" Type="{rel}/styles" Target="styles.xml"/>'
+        formats = '<xf numFmtId="0"/><xf numFmtId="22"/>'  # the plain format, and one of Excel's formats for dates
+        archive.writestr(
+            "xl/styles.xml", f'<styleSheet xmlns="{main}"><cellXfs count="2">{formats}</cellXfs></styleSheet>'
         )
         package = "http://schemas.openxmlformats.org/package/2006"
         archive.writestr(
@@ -156,6 +168,12 @@ def test_the_only_sheet_is_read_with_the_types_of_its_columns(write):
     path = write(spreadsheet(First=SHEET), "t.xlsx")
     assert cells(path) == {"n": [1, 2.5], "t": ["x", "y"], "b": [True, False], "mixed": ["5", "n/a"]}
     assert sources.header(path) == ("n", "t", "b", "mixed")
+
+
+def test_cells_with_a_date_format_are_times(write):
+    moments = [datetime(2024, 2, 29), datetime(1999, 12, 31, 23, 59, 59), datetime(2024, 3, 1, 13, 45)]
+    path = write(spreadsheet(First=[["day", "when"], *([moments[0], m] for m in moments), [None, None]]), "t.xlsx")
+    assert cells(path) == {"day": [moments[0]] * 3, "when": moments}
 
 
 def test_a_sheet_is_chosen_by_its_name(write):

@@ -5,6 +5,7 @@ from datetime import date, datetime, timedelta
 
 import numpy as np
 import onnxruntime as ort
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -47,6 +48,14 @@ def test_every_day_of_four_hundred_years_has_the_parts_of_python_s_calendar(orig
         np.testing.assert_array_equal(parts[:, 0], days)
         np.testing.assert_array_equal(parts[:, 1:5], wanted[:, :4])
         np.testing.assert_allclose(parts[:, 5:], wanted[:, 4:], atol=1e-6)
+
+
+def test_the_parts_are_those_of_pandas():
+    hours = np.random.default_rng(1).integers(-1_500_000, 2_000_000, 5000).astype(np.float32)
+    when = pd.Timestamp("1970-01-01") + pd.to_timedelta(hours.astype(np.int64), "h")
+    wanted = np.stack([when.year, when.month, when.day_of_week, when.hour], axis=1).astype(float)
+    for parts in run(Calendar([column("hour", date(1970, 1, 1))]), hours[:, None]):
+        np.testing.assert_array_equal(parts[:, 1:5], wanted)
 
 
 def test_hours_before_and_after_the_origin_and_far_from_it_are_exact():
