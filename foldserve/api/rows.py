@@ -17,7 +17,8 @@ from foldserve.api.frames import as_array, column_like, library, read_columns, t
 from foldserve.service.arrays import Outputs, Rows
 from foldserve.service.bundle import Decision, Feature, Manifest
 from foldserve.service.errors import InvalidInput
-from foldserve.service.protocols.friendly import FriendlyCodec, json_value
+from foldserve.service.protocols.categories import json_value
+from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.rows import Columns
 
 _JSON = {b"content-type": b"application/json"}

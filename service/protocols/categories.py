@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from foldserve.service.bundle import Feature, Reading
+from foldserve.service.bundle import Category, Feature, Reading
 from foldserve.service.errors import InvalidInput
 
 # Compare exact types: for Python a bool is an int, but for a client a boolean is not a number.
 NUMBERS: frozenset[type] = frozenset({int, float})
+
+JsonValue = Category | bool | None
 
 _MISFITS: dict[frozenset[type], str] = {
     frozenset({bool}): "is neither true nor false",
@@ -122,3 +124,12 @@ class CategoricalColumn:
             except ValueError:
                 pass
         raise InvalidInput(f"row {row}, column {self.name!r} {self.misfit}")
+
+
+def json_value(feature: Feature, value: float | None) -> JsonValue:
+    """Return a number of the model's input as a client would write it."""
+    if value is None or feature.kind == "numeric":
+        return value
+    if feature.kind == "time" and feature.reading is not None:
+        return feature.reading.moment_text(value)
+    return bool(value) if feature.kind == "boolean" else (*feature.categories, feature.categories[-1])[int(value)]

@@ -30,10 +30,11 @@ from typing import Any
 import numpy as np
 
 from foldserve.service.arrays import Rows
-from foldserve.service.bundle import Category, Feature, Manifest
+from foldserve.service.bundle import Manifest
 from foldserve.service.errors import InvalidInput, UnsupportedMedia
 from foldserve.service.metrics import Unusual
 from foldserve.service.protocols.answers import ARROW_TYPE, RAW_TYPE, Answers
+from foldserve.service.protocols.categories import JsonValue, json_value
 from foldserve.service.protocols.content import media_type, preferred
 from foldserve.service.protocols.json_text import (
     MAX_ELEMENT_BYTES,
@@ -46,6 +47,7 @@ from foldserve.service.protocols.json_text import (
     parse_json,
     parse_piece,
 )
+from foldserve.service.protocols.names import ColumnNames
 from foldserve.service.protocols.query import AnswerOptions, parse_query
 from foldserve.service.protocols.reply import Headers
 from foldserve.service.protocols.request import DecodedRequest, SlowBody
@@ -58,8 +60,6 @@ JSON_TYPE = b"application/json"
 MAX_WARNINGS = 100
 # A thread encodes the answer if the query asks for another form, and the answer has more numbers than this.
 _MANY_NUMBERS = 20_000
-# An error names an unknown member only if its name is at most this long.
-_MAX_NAME = 40
 
 _Counted = Counter[tuple[Unusual, str]]
 
@@ -69,16 +69,10 @@ class FriendlyCodec:
 
     def __init__(self, manifest: Manifest, max_rows: int, piece_bytes: int = PIECE_BYTES) -> None:
         self._columns = Columns(manifest.features)
-        names = self._columns.names
-        self._name_set = frozenset(names)
+        self._names = ColumnNames(manifest)
+        names = self._names.features
         # An itemgetter with only one name returns a value instead of a tuple.
         self._picked = itemgetter(*names) if len(names) > 1 else lambda row: [row[names[0]]]
-        self._left_out = frozenset(manifest.ignored)
-        self._constants = {
-            feature.name: json_value(feature, feature.constant)
-            for feature in manifest.features
-            if feature.constant is not None
-        }
         self._max_rows = max_rows
         self._answers = Answers(manifest)
         self._encoders = {JSON_TYPE: self._answers.json, RAW_TYPE: self._answers.raw, ARROW_TYPE: self._answers.arrow}
@@ -200,24 +194,12 @@ class FriendlyCodec:
     def _by_name(self, i: int, row: Any, counted: _Counted) -> list[Any]:
         if type(row) is not dict:
             raise InvalidInput(f"row {i} is not an object, as the rows before it are")
-        if row.keys() != self._name_set:
-            ignored, filled = row.keys() - self._name_set, self._name_set - row.keys()
-            if not (ignored <= self._left_out and filled <= self._constants.keys()):
-                raise InvalidInput(self._misfit(i, row))
+        if row.keys() != self._names.set:
+            ignored, filled = self._names.match(row.keys(), f"row {i}")
             counted.update(("ignored", name) for name in ignored)
             counted.update(("filled", name) for name in filled)
-            row = {**self._constants, **row}
+            row = {**self._names.constants, **row}
         return list(self._picked(row))
-
-    def _misfit(self, i: int, row: dict[str, Any]) -> str:
-        """Name the first feature that a row lacks, and its first unknown member."""
-        lacking = next((name for name in self._columns.names if name not in row and name not in self._constants), None)
-        known = self._name_set | self._left_out
-        unknown = next(((place, name) for place, name in enumerate(row) if name not in known), None)
-        text = f"row {i}" if lacking is None else f"row {i} lacks the feature {lacking!r}"
-        if unknown is None:
-            return text
-        return f"{text}{'' if lacking is None else ', and'} has an unknown member, {_printable(*unknown)}"
 
     def _raw_rows(self, body: bytes | bytearray) -> Rows:
         width = self._columns.width
@@ -229,18 +211,7 @@ class FriendlyCodec:
         return self._columns.from_array(np.frombuffer(body, "<f4").reshape(count, width))
 
 
-def _printable(place: int, name: str) -> str:
-    """Return the name of a member if it is short and plain, and otherwise its place in the object.
-
-    A message repeats no values of a request. The name of a member is not a value, and people need it to find a
-    misspelt name. Only letters, digits, blanks and the characters _-. are repeated. So a message can't carry markup,
-    control characters or a long text.
-    """
-    plain = len(name) <= _MAX_NAME and all(letter.isalnum() or letter in " _-." for letter in name)
-    return repr(name) if plain and name.strip() else f"number {place + 1}"
-
-
-def example(manifest: Manifest) -> list[Category | bool | None]:
+def example(manifest: Manifest) -> list[JsonValue]:
     """Return the first golden row as a client would write it.
 
     A golden row may have the code of an unseen category. That code has no value, so the last category is returned
@@ -249,12 +220,3 @@ def example(manifest: Manifest) -> list[Category | bool | None]:
     return [
         json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)
     ]
-
-
-def json_value(feature: Feature, value: float | None) -> Category | bool | None:
-    """Return a number of the model's input as a client would write it."""
-    if value is None or feature.kind == "numeric":
-        return value
-    if feature.kind == "time" and feature.reading is not None:
-        return feature.reading.moment_text(value)
-    return bool(value) if feature.kind == "boolean" else (*feature.categories, feature.categories[-1])[int(value)]

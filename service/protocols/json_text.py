@@ -102,6 +102,12 @@ def in_brackets(body: bytes | bytearray, piece: Piece) -> bytes:
     return b"".join((b"[", memoryview(body)[piece.start : piece.end], b"]"))
 
 
+def count_commas(body: bytes | bytearray, piece: Piece) -> int:
+    """Count the commas of a piece outside strings."""
+    text = np.frombuffer(body, np.uint8, piece.end - piece.start, piece.start)
+    return int(_commas(text, _quotes(text)).size)
+
+
 @dataclass(frozen=True, slots=True)
 class LongArray:
     """The array to cut out of a document.

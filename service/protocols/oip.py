@@ -6,8 +6,9 @@
 The header Inference-Header-Content-Length gives the length of the JSON. The bytes of the tensors follow it,
 little-endian and row-major. A length of 0 means that the whole body is rows of FP32.
 
-Every value is a number. A missing value is NaN in binary and null in JSON. A boolean is 0 or 1. A category is its
-index. A category that training has not seen has the index after the last known category.
+In the one tensor of a model, every value is a number. A missing value is NaN in binary and null in JSON. A boolean is 0
+or 1. A category is its index. A category that training has not seen has the index after the last known category. A
+request may have a tensor for each column instead (`oip_columns.py`).
 
 This module owns the request and the answer of one inference. It knows no route, no batcher and no runtime.
 
@@ -18,34 +19,42 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 from __future__ import annotations
 
 import re
-from functools import partial
+from collections import Counter
 from typing import Any, NoReturn
 
-import numpy as np
 import orjson
 
-from foldserve.service.arrays import Outputs, Rows
+from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Manifest
 from foldserve.service.errors import InvalidInput, UnsupportedMedia
+from foldserve.service.metrics import Unusual
 from foldserve.service.protocols.content import media_type
 from foldserve.service.protocols.json_text import (
+    MAX_AROUND,
     MAX_ELEMENT_BYTES,
     PIECE_BYTES,
     SMALL,
     CutDocument,
     LongArray,
+    Piece,
+    count_commas,
     cut,
     is_cut,
     parse_json,
+    parse_piece,
 )
+from foldserve.service.protocols.oip_answers import HEAD_LENGTH, OipAnswers, parameters
+from foldserve.service.protocols.oip_columns import ColumnTensors
 from foldserve.service.protocols.oip_tensors import InputTensor
-from foldserve.service.protocols.reply import JSON, Headers, Reply
-from foldserve.service.protocols.request import DecodedRequest
+from foldserve.service.protocols.reply import Headers
+from foldserve.service.protocols.request import DecodedRequest, SlowBody
 from foldserve.service.protocols.rows import Columns
 
-HEAD_LENGTH = b"inference-header-content-length"
 _MEDIA_TYPES = (None, b"application/json", b"application/octet-stream")
-_BINARY = (b"content-type", b"application/octet-stream")
+# The largest JSON text of one column, in bytes. Parsing a text holds the interpreter: this size, for about 30 ms.
+_MAX_COLUMN_BYTES = 4 * 2**20
+# The largest number of values in one tensor besides its data.
+_MAX_MEMBERS = 32
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -54,14 +63,18 @@ class OipCodec:
     """Decodes the requests of one model, and encodes its answers."""
 
     def __init__(self, manifest: Manifest, max_rows: int, piece_bytes: int = PIECE_BYTES) -> None:
-        self._model = {"model_name": manifest.name, "model_version": str(manifest.version)}
         self._columns = Columns(manifest.features)
         self._input = manifest.input.name
-        self._output = manifest.output.name
+        self._answers = OipAnswers(manifest)
+        self._column_tensors = ColumnTensors(manifest, max_rows)
         self._tensor = InputTensor(self._input, self._columns, max_rows)
         width = self._columns.width
         row_bytes = max(MAX_ELEMENT_BYTES, 1024 * width)
         self._array = LongArray(("inputs", 0, "data"), "values", max_rows * width, row_bytes, piece_bytes)
+        # A request by column has a tensor for each feature, and perhaps for columns that training left out.
+        columns = width + len(manifest.ignored)
+        self._tensors = LongArray(("inputs",), "tensors", columns, _MAX_COLUMN_BYTES, piece_bytes)
+        self._one_tensor = re.compile(rb'"name"\s*:\s*' + re.escape(orjson.dumps(self._input)))
 
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
         """Decode one request: JSON, JSON and binary tensors, or raw rows.
@@ -83,8 +96,39 @@ class OipCodec:
                 return self._with_answer({"parameters": {"binary_data_output": True}}, self._tensor.from_raw(tail))
         if len(head) <= SMALL:
             return self._with_rows(parse_json(head), tail, head, None, fast_only=False)
-        document = cut(head, self._array)
+        document = self._cut_tensor(head)
+        if document is None:
+            return self._by_column(head, tail, fast_only=fast_only)
         return self._with_rows(document.around, tail, head, document, fast_only=fast_only)
+
+    def _cut_tensor(self, head: bytes | bytearray) -> CutDocument | None:
+        """Cut the array of the one tensor out of a large JSON text; None if the text has other tensors."""
+        try:
+            document = cut(head, self._array)
+        except InvalidInput:
+            near_end = max(0, len(head) - MAX_AROUND)
+            if self._one_tensor.search(head, 0, MAX_AROUND) or self._one_tensor.search(head, near_end):
+                raise
+            return None
+        return document if _has_one_tensor(document.around, self._input) else None
+
+    def _by_column(self, head: bytes | bytearray, tail: memoryview | None, *, fast_only: bool) -> DecodedRequest:
+        """Decode a large request with a tensor for each column."""
+        if fast_only:
+            raise SlowBody
+        document = cut(head, self._tensors)
+        request = document.around
+        if type(request) is not dict or not is_cut(request.get("inputs")):
+            raise InvalidInput('the body is not an object with an array "inputs"')
+        tensors = (tensor for piece in document.pieces for tensor in self._parse_tensors(head, piece))
+        return self._with_answer(request, *self._column_tensors.read(tensors, tail))
+
+    def _parse_tensors(self, head: bytes | bytearray, piece: Piece) -> list[Any]:
+        """Parse the tensors of a piece, unless they have more values than a column may have."""
+        most = piece.elements * (self._column_tensors.max_rows + _MAX_MEMBERS)
+        if piece.brackets > 2 * most or count_commas(head, piece) > most:
+            raise InvalidInput(f'"inputs" has more rows than the {self._column_tensors.max_rows} that are allowed')
+        return parse_piece(head, piece)
 
     def for_query(self, _: bytes, /) -> NoReturn:
         """Raise `InvalidInput`, because this protocol has no query parameters."""
@@ -109,13 +153,12 @@ class OipCodec:
         if type(request) is not dict or type(request.get("inputs")) is not list:
             raise InvalidInput('the body is not an object with an array "inputs"')
         tensors = request["inputs"]
-        names = [tensor.get("name") if type(tensor) is dict else None for tensor in tensors]
-        if names != [self._input]:
-            raise InvalidInput(f'"inputs" is not exactly the one tensor {self._input!r}')
+        if not _has_one_tensor(request, self._input):
+            return self._with_answer(request, *self._column_tensors.read(tensors, tail))
         (tensor,) = tensors
         count = self._tensor.rows_in(tensor.get("shape"))
         datatype = self._tensor.check_datatype(tensor.get("datatype"))
-        size = _parameters(tensor).get("binary_data_size")
+        size = parameters(tensor).get("binary_data_size")
         data = tensor.get("data")
         if size is not None:
             if "data" in tensor:
@@ -133,60 +176,26 @@ class OipCodec:
             raise InvalidInput(f'{self._input!r} has "data" more than once')
         return self._with_answer(request, rows)
 
-    # --- answers ------------------------------------------------------------------------------------------------------
-
-    def _with_answer(self, request: dict[str, Any], rows: Rows) -> DecodedRequest:
+    def _with_answer(
+        self, request: dict[str, Any], rows: Rows, counted: Counter[tuple[Unusual, str]] | None = None
+    ) -> DecodedRequest:
         """Check the request's options for the answer, before the rows are run. Raises `InvalidInput`."""
         identity = request.get("id")
         if identity is not None and (type(identity) is not str or _CONTROL.search(identity)):
             raise InvalidInput('"id" is not a string, or holds a control character')
-        parameters = _parameters(request)
-        timeout = parameters.get("timeout", 0)
+        timeout = parameters(request).get("timeout", 0)
         if type(timeout) is not int or timeout < 0:
             raise InvalidInput('the parameter "timeout" is not a number of microseconds')
-        binary = _flag(parameters, "binary_data_output", default=False)
-        wanted = request.get("outputs", [])
-        if type(wanted) is not list or any(type(output) is not dict for output in wanted):
-            raise InvalidInput('"outputs" is not an array of objects')
-        if wanted:
-            if [output.get("name") for output in wanted] != [self._output]:
-                raise InvalidInput(f'"outputs" is not exactly the one tensor {self._output!r}')
-            of_output = _parameters(wanted[0])
-            if of_output.get("classification"):
-                raise InvalidInput("the classification extension is not offered: ask for the tensor itself")
-            binary = _flag(of_output, "binary_data", default=binary)
-        named = self._model if identity is None else {**self._model, "id": identity}
-        encode = partial(self._binary if binary else self._json, named)
+        counts = self._columns.count(rows)
+        if counted:
+            counted.update(counts or {})
+            counts = counted
+        encode = self._answers.encoder(request, identity)
         deadline = timeout / 1e6 if timeout else None
-        return DecodedRequest(rows, encode, deadline, self._columns.count(rows), identity=identity)
-
-    def _output_tensor(self, outputs: Outputs) -> dict[str, Any]:
-        return {"name": self._output, "datatype": "FP32", "shape": outputs.shape}
-
-    def _json(self, named: dict[str, Any], outputs: Outputs) -> Reply:
-        tensor = {**self._output_tensor(outputs), "data": np.ascontiguousarray(outputs).ravel()}
-        answer = {**named, "outputs": [tensor]}
-        return Reply(200, (JSON,), orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
-
-    def _binary(self, named: dict[str, Any], outputs: Outputs) -> Reply:
-        content = outputs.astype("<f4", copy=False).tobytes()
-        tensor = {**self._output_tensor(outputs), "parameters": {"binary_data_size": len(content)}}
-        head = orjson.dumps({**named, "outputs": [tensor]})
-        return Reply(200, (_BINARY, (HEAD_LENGTH, b"%d" % len(head))), head + content)
+        return DecodedRequest(rows, encode, deadline, counts, identity=identity)
 
 
-def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
-    parameters = holder.get("parameters", {})
-    if type(parameters) is not dict:
-        raise InvalidInput('"parameters" is not an object')
-    for name in parameters:
-        if name.startswith("shared_memory"):
-            raise InvalidInput("the shared memory extensions are not offered: send the tensor itself")
-    return parameters
-
-
-def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if type(value) is not bool:
-        raise InvalidInput(f'the parameter "{name}" is neither true nor false')
-    return value
+def _has_one_tensor(request: Any, name: str) -> bool:
+    """Return whether a parsed request has exactly one tensor, with this name."""
+    tensors = request.get("inputs") if type(request) is dict else None
+    return type(tensors) is list and len(tensors) == 1 and type(tensors[0]) is dict and tensors[0].get("name") == name

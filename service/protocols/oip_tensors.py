@@ -22,13 +22,13 @@ from foldserve.service.protocols.simdjson_numbers import read_numbers
 
 # https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md#tensor-data-types
 # NumPy has no BF16. A BF16 is the upper half of a float32, so its bits are read as an integer and shifted.
-_DTYPES: dict[str, npt.DTypeLike] = {
+DTYPES: dict[str, npt.DTypeLike] = {
     "BOOL": "u1",
     **{"UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8"},
     **{"INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8"},
     **{"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "BF16": "<u2"},
 }
-_INTEGERS = {name for name in _DTYPES if "INT" in name}
+_INTEGERS = {name for name in DTYPES if "INT" in name}
 _LARGEST = {"FP16": float(np.finfo(np.float16).max), "BF16": 2.0**128 - 2.0**120}
 # These datatypes need no check beyond float32: any finite number that fits float32 is valid.
 _FAST = ("FP32", "FP64")
@@ -55,7 +55,7 @@ class InputTensor:
 
     def check_datatype(self, datatype: Any) -> str:
         """Return the datatype. Raises `InvalidInput` if the protocol has no such numeric datatype."""
-        if type(datatype) is not str or datatype not in _DTYPES:
+        if type(datatype) is not str or datatype not in DTYPES:
             raise InvalidInput(f"the datatype of {self._name!r} is not numeric")
         return datatype
 
@@ -124,25 +124,11 @@ class InputTensor:
 
     def _checked(self, values: list[Any], datatype: str, first_row: int) -> Rows:
         """Read the values of whole rows. first_row: the index of the first row in the request."""
-        if datatype == "BOOL":
-            if not all(type(value) is bool or (type(value) is int and value in (0, 1)) for value in values):
-                raise InvalidInput(f"{self._name!r} is BOOL, and holds a value that is neither true, false, 0 nor 1")
-            values = list(map(int, values))
-        elif datatype in _INTEGERS:
-            self._check_integers(values, datatype)
+        values = checked_numbers(repr(self._name), values, datatype)
         rows = self._columns.from_json_numbers(values, first_row)
         if datatype in _LARGEST and (np.abs(rows) > _LARGEST[datatype]).any():
             raise InvalidInput(f"{self._name!r} holds a value that is too large for {datatype}")
         return rows
-
-    def _check_integers(self, values: list[Any], datatype: str) -> None:
-        if not set(map(type, values)) <= NUMBERS:
-            raise InvalidInput(f"{self._name!r} is {datatype}, and holds a value that is not a number")
-        bounds = np.iinfo(np.dtype(_DTYPES[datatype]))
-        if values and not (int(bounds.min) <= min(values) and max(values) <= int(bounds.max)):
-            raise InvalidInput(f"{self._name!r} holds a value that is out of the range of {datatype}")
-        if not all(type(value) is int or value.is_integer() for value in values):
-            raise InvalidInput(f"{self._name!r} is {datatype}, and holds a fraction")
 
     def _not_rows(self, count: int) -> InvalidInput:
         return InvalidInput(f'the "data" of {self._name!r} is not {count} rows of {self._columns.width} values')
@@ -155,7 +141,7 @@ class InputTensor:
 
     def from_binary(self, content: memoryview | None, size: Any, datatype: str, count: int) -> Rows:
         """Read `count` rows from the bytes after the JSON. size: binary_data_size. Raises `InvalidInput`."""
-        dtype, width = np.dtype(_DTYPES[datatype]), self._columns.width
+        dtype, width = np.dtype(DTYPES[datatype]), self._columns.width
         if content is None:
             raise InvalidInput("there is a binary_data_size, and no header Inference-Header-Content-Length")
         if type(size) is not int or size != math.prod((count, width, dtype.itemsize)):
@@ -177,3 +163,23 @@ class InputTensor:
             raise InvalidInput(f"the body is not rows of {width} FP32 values")
         self.rows_in([count, width])
         return self.from_binary(content, len(content), "FP32", count)
+
+
+def checked_numbers(name: str, values: list[Any], datatype: str) -> list[Any]:
+    """Return numbers from JSON if they fit a datatype. name: of the tensor, for the message. Raises `InvalidInput`.
+
+    A number of BOOL may be true, false, 0 or 1, and becomes 0 or 1. The largest FP16 and BF16 are not checked here.
+    """
+    if datatype == "BOOL":
+        if not all(type(value) is bool or (type(value) is int and value in (0, 1)) for value in values):
+            raise InvalidInput(f"{name} is BOOL, and holds a value that is neither true, false, 0 nor 1")
+        return list(map(int, values))
+    if datatype in _INTEGERS:
+        if not set(map(type, values)) <= NUMBERS:
+            raise InvalidInput(f"{name} is {datatype}, and holds a value that is not a number")
+        bounds = np.iinfo(np.dtype(DTYPES[datatype]))
+        if values and not (int(bounds.min) <= min(values) and max(values) <= int(bounds.max)):
+            raise InvalidInput(f"{name} holds a value that is out of the range of {datatype}")
+        if not all(type(value) is int or value.is_integer() for value in values):
+            raise InvalidInput(f"{name} is {datatype}, and holds a fraction")
+    return values

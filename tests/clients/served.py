@@ -26,7 +26,7 @@ def write_models(models: Path) -> None:
     """Write the models of the tests.
 
     digits/1: the shipped model. roots/1: sqrt(a + b). roots/2: sqrt(a + b) + 100. gaps: a + b, where a may be missing.
-    wide: the sum of so many columns that random bytes contain a NaN.
+    wide: the sum of so many columns that random bytes contain a NaN. table: the size, plus 1 if the colour is blue.
     """
     shutil.copytree(ROOT / "models" / "digits", models / "digits")
     write_square_root(models)
@@ -43,6 +43,9 @@ def write_models(models: Path) -> None:
     total = [helper.make_node("ReduceSum", ["input", "axes"], ["value"], keepdims=1)]
     model = onnx_model(total, [axes], inputs=[tensor("input", "batch", WIDE)])
     write(models, "wide", model, (1.0,) * WIDE, float(WIDE), features=[f"c{i}" for i in range(WIDE)])
+    features = ["size", {"name": "colour", "kind": "categorical", "categories": ("red", "blue")}]
+    model = onnx_model([helper.make_node("ReduceSum", ["input", "axes"], ["value"], keepdims=1)], [axes])
+    write(models, "table", model, (1.0, 1.0), 2.0, features=features)
 
 
 def write(models: Path, name: str, model: bytes, row: tuple[float, ...], value: float, **changes: object) -> None:

@@ -77,6 +77,27 @@ def test_a_request_as_a_plain_dictionary_is_answered(server):
     server.assert_right(answer.outputs[0].as_numpy(), rows)
 
 
+@BINARY
+def test_a_table_is_sent_by_column(server, binary):
+    size = kserve.InferInput("size", [2, 1], "FP64")
+    size.set_data_from_numpy(np.array([[1.5], [2.5]]), binary_data=binary)
+    colour = kserve.InferInput("colour", [2, 1], "BYTES")
+    colour.set_data_from_numpy(np.array([["blue"], ["red"]], object), binary_data=binary)
+    asked = kserve.InferRequest("table", [colour, size])
+    answer = ask("v2", lambda client: client.infer(server.url, asked, "table"))
+    assert answer.outputs[0].as_numpy().tolist() == [[2.5], [2.5]]
+
+
+def test_the_columns_of_a_pandas_codec_are_read(server):
+    # The body that PandasCodec.encode_request of MLServer 1.7.1 writes.
+    body = (
+        '{"parameters":{"content_type":"pd"},"inputs":[{"name":"size","shape":[2,1],"datatype":"FP64","data":[1.5,2.5]},'
+        '{"name":"colour","shape":[2,1],"datatype":"BYTES","parameters":{"content_type":"str"},"data":["red","blue"]}]}'
+    )
+    answer = httpx.post(f"{server.url}/v2/models/table/infer", content=body, trust_env=False)
+    assert answer.json()["outputs"][0]["data"] == [1.5, 3.5]
+
+
 def test_each_task_gets_the_answer_to_its_own_rows(server):
     async def one(client: Any, seed: int) -> None:
         rows = pixels(1 + seed % 4, seed)

@@ -271,7 +271,13 @@ def test_each_thread_gets_the_answer_to_its_own_rows(server):
     [
         ("nobody", "", {}, "404", "unknown model"),
         ("digits", "2", {}, "404", "unknown version of this model"),
-        ("digits", "", {"name": "x"}, "400", "\"inputs\" is not exactly the one tensor 'input'"),
+        (
+            "digits",
+            "",
+            {"name": "x"},
+            "400",
+            "the shape of tensor number 1 is neither [rows] nor [rows, 1] with at least one row",
+        ),
         ("wide", "", {}, "400", "the shape of 'input' is not [rows, 300] with at least one row"),
     ],
 )
@@ -300,12 +306,39 @@ def test_text_is_refused(client):
     assert refused(client.infer, "digits", [given]) == ("400", "the datatype of 'input' is not numeric")
 
 
-def test_an_unknown_output_and_a_classification_are_refused(client):
+@BINARY
+def test_a_table_is_sent_by_column(client, binary):
+    colours = np.array([["blue"], ["red"]], object)
+    size = tensor(np.array([[1], [2]]), datatype="INT64", name="size", binary=binary)
+    colour = triton.InferInput("colour", [2, 1], "BYTES").set_data_from_numpy(colours, binary_data=binary)
+    assert client.infer("table", [size, colour]).as_numpy("value").tolist() == [[2.0], [2.0]]
+
+
+@BINARY
+def test_the_labels_are_texts_on_request(client, binary):
+    rows = pixels(3)
+    answer = client.infer("digits", [tensor(rows)], outputs=[wanted(), wanted("label", binary_data=binary)])
+    assert answer.as_numpy("label").astype(str).ravel().tolist() == [
+        str(i) for i in answer.as_numpy("probabilities").argmax(1)
+    ]
+
+
+def test_an_unknown_output_is_refused(client):
     status, text = refused(client.infer, "digits", [tensor(pixels(1))], outputs=[wanted("logits")])
-    assert (status, text) == ("400", "\"outputs\" is not exactly the one tensor 'probabilities'")
-    status, text = refused(client.infer, "digits", [tensor(pixels(1))], outputs=[wanted(class_count=3)])
-    assert status == "400"
-    assert "classification" in text
+    assert (status, text) == ("400", "\"outputs\" has another tensor than 'probabilities' and 'label'")
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
+def test_the_classification_extension_returns_the_best_classes(client, binary):
+    rows = pixels(3)
+    plain = client.infer("digits", [tensor(rows)]).as_numpy("probabilities")
+    asked = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=3)
+    best = client.infer("digits", [tensor(rows)], outputs=[asked]).as_numpy("probabilities")
+    for texts, row in zip(best.astype(str), plain, strict=True):
+        found = [text.split(":") for text in texts]
+        order = np.argsort(-row)[:3]
+        assert [(int(i), label) for _, i, label in found] == [(i, str(i)) for i in order]
+        np.testing.assert_allclose([float(value) for value, *_ in found], row[order], atol=1e-6)
 
 
 def test_a_row_whose_output_is_not_finite_is_refused(client):

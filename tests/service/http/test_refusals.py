@@ -162,7 +162,7 @@ NOT_ROWS = {
             "oip": b'{"inputs": [{"shape": [1, 2], "datatype": "FP32", "data": [1, 3]}]}',
         },
         "row 0 lacks the feature 'b'",
-        "\"inputs\" is not exactly the one tensor 'input'",
+        '"inputs" has a tensor without a name, number 1',
     ),
     "30 a name is unknown": (
         {
@@ -170,7 +170,7 @@ NOT_ROWS = {
             "oip": GOOD["oip"].replace(b'"input"', b'"%s"' % MARKER.encode()),
         },
         "row 0 has an unknown member, number 3",
-        "\"inputs\" is not exactly the one tensor 'input'",
+        "the shape of tensor number 1 is neither [rows] nor [rows, 1] with at least one row",
     ),
     "31 no rows": (bodies(b"[]", 0), '"instances" has no rows', WRONG_SHAPE),
     "31 an empty row": (

@@ -158,7 +158,7 @@ def test_a_body_that_is_not_an_object_with_inputs_is_refused(body: bytes) -> Non
     [
         [],
         [tensor(name="other")],
-        [tensor(name=MARKER)],
+        [tensor(name=f"<{MARKER}>")],
         [tensor(name=...)],
         [tensor(name=None)],
         [tensor(name=["input"])],
@@ -173,8 +173,17 @@ def test_a_body_that_is_not_an_object_with_inputs_is_refused(body: bytes) -> Non
     ],
     ids=repr,
 )
-def test_a_missing_unknown_or_repeated_input_is_refused(tensors: list[Any]) -> None:
-    assert refusal(head(*tensors)) == "\"inputs\" is not exactly the one tensor 'input'"
+@pytest.mark.parametrize("space", [0, 10_000], ids=["small", "large"])
+def test_a_missing_unknown_or_repeated_input_is_refused(space: int, tensors: list[Any]) -> None:
+    text = refusal(head(*tensors) + b" " * space)
+    expected = ('"inputs" ', "the shape of tensor number ", "'input' has ")
+    assert text.startswith(expected)
+
+
+def test_a_wrong_name_is_named_beside_the_names_that_are_expected() -> None:
+    text = refusal(head(tensor(name="inptu", shape=[2], data=[1.5, 2.5])))
+    assert text.startswith("\"inputs\" is neither the one tensor 'input' nor a tensor for each feature: ")
+    assert text.endswith("it lacks the feature 'a', and has an unknown member, 'inptu'")
 
 
 @pytest.mark.parametrize("shape", [[2], [], [4], [2, 2, 1], [1, 2, 2], [2, 1], [2, 3], [1, 4], [2, 0]], ids=repr)
@@ -274,8 +283,12 @@ def test_an_infinity_is_refused_by_row_and_column(number: float, place: int) -> 
 @pytest.mark.parametrize("length", [False, True], ids=["alone", "with its length"])
 def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes, length: bool) -> None:
     # The last bracket is missing. If the server parsed the whole body, the message would say that the body is not JSON.
-    flood = b'{"inputs": [{"data": [' + b",".join([row] * 2_000_000)
+    flood = b'{"inputs": [{"name": "input", "data": [' + b",".join([row] * 2_000_000)
     assert refusal(flood, b"" if length else None) == '"data" has more values than the 8 that are allowed'
+    flood = b'{"inputs": [{"data": [' + b",".join([row] * 2_000_000)
+    assert "has an element of more than 4194304 bytes" in refusal(flood, b"" if length else None)
+    flood = flood[:4_000_000].rpartition(b",")[0]
+    assert "more rows than the 4 that are allowed" in refusal(flood + b"]}]}", b"" if length else None)
 
 
 def test_binary_bytes_that_look_like_brackets_are_not_counted() -> None:
@@ -417,9 +430,11 @@ def test_shared_memory_is_refused(name: str) -> None:
         assert refusal(body) == "the shared memory extensions are not offered: send the tensor itself"
 
 
-def test_classification_is_refused() -> None:
+def test_classification_and_labels_of_a_regression_are_refused() -> None:
     text = refusal(head(tensor(), outputs=[{"name": "value", "parameters": {"classification": 3}}]))
-    assert text == "the classification extension is not offered: ask for the tensor itself"
+    assert text == 'the parameter "classification" is only for the probabilities of classes'
+    text = refusal(head(tensor(), outputs=[{"name": "label"}]))
+    assert text == "\"outputs\" has another tensor than 'value'"
 
 
 VALUE: dict[str, Any] = {"name": "value"}
@@ -438,7 +453,8 @@ VALUE: dict[str, Any] = {"name": "value"}
     ids=repr,
 )
 def test_an_unknown_or_repeated_output_is_refused(outputs: list[Any]) -> None:
-    assert refusal(head(tensor(), outputs=outputs)) == "\"outputs\" is not exactly the one tensor 'value'"
+    text = refusal(head(tensor(), outputs=outputs))
+    assert text in ("\"outputs\" has another tensor than 'value'", '"outputs" has a tensor more than once')
 
 
 @pytest.mark.parametrize("outputs", [None, {}, 7, "value", ["value"], [None], [[VALUE]], [MARKER]], ids=repr)

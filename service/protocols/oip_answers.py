@@ -1,0 +1,157 @@
+"""The answers of the Open Inference Protocol: the tensors that a request asks for, as JSON or binary.
+
+A request may ask for the output of the model, for `label`, or for both. `label` is the predicted label as a text, with
+the decision threshold of the model. With the classification extension, the output is the best classes of each row.
+This module knows outputs and the options of a request, but no rows.
+
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from foldserve.service.arrays import Outputs
+from foldserve.service.bundle import Decision, Manifest
+from foldserve.service.errors import InvalidInput
+from foldserve.service.protocols.reply import JSON, Reply
+
+HEAD_LENGTH = b"inference-header-content-length"
+LABEL = "label"
+_BINARY = (b"content-type", b"application/octet-stream")
+
+
+class _Wanted(NamedTuple):
+    """One tensor of the answer. classes: the number of best classes instead of the outputs; 0 for the outputs."""
+
+    name: str
+    binary: bool
+    classes: int
+
+
+class OipAnswers:
+    """Writes the answers of one model."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._model = {"model_name": manifest.name, "model_version": str(manifest.version)}
+        self._output = manifest.output.name
+        self._decision = Decision.of(manifest) if manifest.labels else None
+
+    def encoder(self, request: dict[str, Any], identity: str | None) -> Callable[[Outputs], Reply]:
+        """Return the function that encodes the answer to a parsed request. Raises `InvalidInput`."""
+        binary = flag(parameters(request), "binary_data_output", default=False)
+        given = request.get("outputs", [])
+        if type(given) is not list or any(type(output) is not dict for output in given):
+            raise InvalidInput('"outputs" is not an array of objects')
+        named = self._model if identity is None else {**self._model, "id": identity}
+        if not given:
+            return partial(self._binary if binary else self._json, named)
+        wanted = [self._wanted(output, binary=binary) for output in given]
+        if len({output.name for output in wanted}) < len(wanted):
+            raise InvalidInput('"outputs" has a tensor more than once')
+        if wanted[0] == _Wanted(self._output, binary, 0) and len(wanted) == 1:
+            return partial(self._binary if binary else self._json, named)
+        return partial(self._tensors, named, wanted)
+
+    def _wanted(self, output: dict[str, Any], *, binary: bool) -> _Wanted:
+        options = parameters(output)
+        name = output.get("name")
+        if name != self._output and (name != LABEL or self._decision is None):
+            allowed = repr(self._output) if self._decision is None else f"{self._output!r} and {LABEL!r}"
+            raise InvalidInput(f'"outputs" has another tensor than {allowed}')
+        classes = options.get("classification", 0)
+        if type(classes) is not int or classes < 0:
+            raise InvalidInput('the parameter "classification" is not a number of classes')
+        if classes and (self._decision is None or name == LABEL):
+            raise InvalidInput('the parameter "classification" is only for the probabilities of classes')
+        return _Wanted(name, flag(options, "binary_data", default=binary), classes)
+
+    # --- the output of the model alone, as nearly all requests want it ------------------------------------------------
+
+    def _tensor(self, outputs: Outputs) -> dict[str, Any]:
+        return {"name": self._output, "datatype": "FP32", "shape": outputs.shape}
+
+    def _json(self, named: dict[str, Any], outputs: Outputs) -> Reply:
+        tensor = {**self._tensor(outputs), "data": np.ascontiguousarray(outputs).ravel()}
+        answer = {**named, "outputs": [tensor]}
+        return Reply(200, (JSON,), orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
+
+    def _binary(self, named: dict[str, Any], outputs: Outputs) -> Reply:
+        return self._with_content(named, [self._with_size(self._tensor(outputs), content := _floats(outputs))], content)
+
+    # --- any tensors --------------------------------------------------------------------------------------------------
+
+    def _tensors(self, named: dict[str, Any], wanted: Sequence[_Wanted], outputs: Outputs) -> Reply:
+        tensors, contents = [], []
+        for name, binary, classes in wanted:
+            tensor: dict[str, Any]
+            if name == LABEL or classes:
+                texts = self._labels(outputs) if name == LABEL else self._best_classes(outputs, classes)
+                tensor = {"name": name, "datatype": "BYTES", "shape": [len(outputs), len(texts) // len(outputs)]}
+                data: Any = texts
+                content = b"".join(_text(text) for text in texts) if binary else b""
+            else:
+                tensor = self._tensor(outputs)
+                data = np.ascontiguousarray(outputs).ravel()
+                content = _floats(outputs) if binary else b""
+            tensors.append(self._with_size(tensor, content) if binary else {**tensor, "data": data})
+            contents.append(content)
+        if any(output.binary for output in wanted):
+            return self._with_content(named, tensors, b"".join(contents))
+        answer = {**named, "outputs": tensors}
+        return Reply(200, (JSON,), orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
+
+    def _labels(self, outputs: Outputs) -> list[str]:
+        assert self._decision is not None  # noqa: S101 (`_wanted` has checked it)
+        return [self._decision.names[i] for i in self._decision.classes(outputs).tolist()]
+
+    def _best_classes(self, outputs: Outputs, count: int) -> list[str]:
+        """Return the best classes, one row after the other, each as `value:index:label`."""
+        assert self._decision is not None  # noqa: S101
+        names = self._decision.names
+        best = self._decision.best_classes(outputs, count)
+        values = np.take_along_axis(outputs, best, axis=1)
+        flat = zip(values.ravel().tolist(), best.ravel().tolist(), strict=True)
+        return [f"{value:f}:{i}:{names[i]}" for value, i in flat]
+
+    def _with_size(self, tensor: dict[str, Any], content: bytes) -> dict[str, Any]:
+        return {**tensor, "parameters": {"binary_data_size": len(content)}}
+
+    def _with_content(self, named: dict[str, Any], tensors: list[dict[str, Any]], content: bytes) -> Reply:
+        head = orjson.dumps({**named, "outputs": tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Reply(200, (_BINARY, (HEAD_LENGTH, b"%d" % len(head))), head + content)
+
+
+def parameters(holder: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a request or a tensor. Raises `InvalidInput`."""
+    given = holder.get("parameters", {})
+    if type(given) is not dict:
+        raise InvalidInput('"parameters" is not an object')
+    for name in given:
+        if name.startswith("shared_memory"):
+            raise InvalidInput("the shared memory extensions are not offered: send the tensor itself")
+    return given
+
+
+def flag(given: dict[str, Any], name: str, *, default: bool) -> bool:
+    """Return a parameter that is true or false. Raises `InvalidInput` for any other value."""
+    value = given.get(name, default)
+    if type(value) is not bool:
+        raise InvalidInput(f'the parameter "{name}" is neither true nor false')
+    return value
+
+
+def _floats(outputs: Outputs) -> bytes:
+    return outputs.astype("<f4", copy=False).tobytes()
+
+
+def _text(text: str) -> bytes:
+    """Return a text with its length in bytes before it."""
+    encoded = text.encode()
+    return struct.pack("<I", len(encoded)) + encoded
