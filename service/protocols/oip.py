@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
@@ -46,6 +46,7 @@ from foldserve.service.protocols.json_text import (
 from foldserve.service.protocols.oip_answers import HEAD_LENGTH, OipAnswers, parameters
 from foldserve.service.protocols.oip_columns import ColumnTensors
 from foldserve.service.protocols.oip_tensors import InputTensor
+from foldserve.service.protocols.query import NAMES
 from foldserve.service.protocols.reply import Headers
 from foldserve.service.protocols.request import DecodedRequest, SlowBody
 from foldserve.service.protocols.rows import Columns
@@ -130,9 +131,15 @@ class OipCodec:
             raise InvalidInput(f'"inputs" has more rows than the {self._column_tensors.max_rows} that are allowed')
         return parse_piece(head, piece)
 
-    def for_query(self, _: bytes, /) -> NoReturn:
-        """Raise `InvalidInput`, because this protocol has no query parameters."""
-        raise InvalidInput("the Open Inference Protocol has no query parameters")
+    def for_query(self, query: bytes, /) -> OipCodec:
+        """Return the codec for requests whose URL has this query.
+
+        This protocol has no query parameters, and a client may send parameters that are meant for a proxy. Those of the
+        friendly protocol would have no effect, so they raise `InvalidInput`.
+        """
+        if any(part.partition(b"=")[0] in NAMES for part in query.split(b"&")):
+            raise InvalidInput("named, top and warnings are query parameters of /v1/models/...:predict only")
+        return self
 
     # --- requests -----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from foldserve.service.errors import InvalidInput
 
+NAMES = (b"named", b"top", b"warnings")
+"""The names of the parameters."""
+
 _FLAGS = {b"true": True, b"false": False}
 _COUNT = re.compile(rb"[1-9][0-9]{0,8}")
 
@@ -36,7 +39,7 @@ def parse_query(query: bytes) -> AnswerOptions:
     given: dict[bytes, bytes] = {}
     for part in query.split(b"&") if query else ():
         name, _, value = part.partition(b"=")
-        if name not in (b"named", b"top", b"warnings"):
+        if name not in NAMES:
             raise InvalidInput("the URL has an unknown query parameter; the known ones are named, top and warnings")
         if name in given:
             raise InvalidInput(f"the query parameter {name.decode()} is given more than once")

@@ -94,7 +94,7 @@ def test_the_repository_index_lists_every_version(client):
     index = client.get_model_repository_index()
     assert {(one["name"], one["version"], one["state"]) for one in index} == {
         *[("digits", "1", "READY"), ("roots", "1", "READY"), ("roots", "2", "READY")],
-        *[("gaps", "1", "READY"), ("wide", "1", "READY")],
+        *[("gaps", "1", "READY"), ("wide", "1", "READY"), ("table", "1", "READY")],
     }
 
 
@@ -121,7 +121,7 @@ def test_the_statistics_count_refused_requests_as_failed(client):
 
 def test_without_a_model_name_the_statistics_are_those_of_all_models(client):
     listed = {(stats["name"], stats["version"]) for stats in client.get_inference_statistics()["model_stats"]}
-    assert listed == {("digits", "1"), ("roots", "1"), ("roots", "2"), ("gaps", "1"), ("wide", "1")}
+    assert listed == {("digits", "1"), ("roots", "1"), ("roots", "2"), ("gaps", "1"), ("wide", "1"), ("table", "1")}
 
 
 # --- infer -----------------------------------------------------------------------------------------------------------

@@ -77,10 +77,13 @@ def test_a_wrong_query_is_refused_and_counted(query: str, served: Served) -> Non
     assert refused() == before + 2
 
 
-def test_the_open_inference_protocol_refuses_a_query(served: Served) -> None:
+def test_the_open_inference_protocol_refuses_these_parameters(served: Served) -> None:
     tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [1, 3]}
     answer = both_ways(served, "?top=1", {"inputs": [tensor]}, "/v2/models/roots/infer")
-    assert (answer.status, answer.json()) == (400, {"error": "the Open Inference Protocol has no query parameters"})
+    assert (answer.status, answer.json()) == (
+        400,
+        {"error": "named, top and warnings are query parameters of /v1/models/...:predict only"},
+    )
 
 
 def test_columns_that_training_left_out_are_ignored_and_constants_may_be_missing(served: Served) -> None:

@@ -124,9 +124,11 @@ def test_another_form_needs_an_answer_in_json(kind: bytes) -> None:
         codec().for_query(b"named=true").decode({b"accept": kind}, ROW)
 
 
-def test_the_open_inference_protocol_has_no_query() -> None:
-    with pytest.raises(InvalidInput, match="has no query parameters"):
-        OipCodec(manifest(), 4).for_query(b"named=true")
+def test_the_open_inference_protocol_refuses_these_parameters_and_ignores_others() -> None:
+    codec = OipCodec(manifest(), 4)
+    with pytest.raises(InvalidInput, match="only"):
+        codec.for_query(b"tenant=a&named=true")
+    assert codec.for_query(b"tenant=a") is codec
 
 
 # --- warnings --------------------------------------------------------------------------------------------------------
