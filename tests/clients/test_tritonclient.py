@@ -416,7 +416,7 @@ def test_the_asyncio_client_reads_health_and_metadata(server):
             assert (await client.get_server_metadata())["name"] == "foldserve"
             assert (await client.get_model_metadata("digits"))["inputs"][0]["shape"] == [-1, 64]
             assert (await client.get_model_config("digits"))["max_batch_size"] >= 1024
-            assert len(await client.get_model_repository_index()) == 5
+            assert len(await client.get_model_repository_index()) == 6
             assert (await client.get_inference_statistics("digits"))["model_stats"][0]["name"] == "digits"
 
     asyncio.run(ask())
