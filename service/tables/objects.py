@@ -15,7 +15,7 @@ import numpy as np
 from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Feature
 from foldserve.service.errors import InvalidInput
-from foldserve.service.protocols.friendly import json_value
+from foldserve.service.protocols.categories import json_value
 from foldserve.service.protocols.rows import Columns
 from foldserve.service.tables.encoder import Encoded
 
