@@ -31,6 +31,10 @@ from foldserve.training.plan import Plan
 from foldserve.training.table.load import load_held_out
 from foldserve.training.table.schema import Table
 
+# Two mean losses whose relative difference is at most this count as equal. Other initial weights alone move a loss by
+# as much.
+_CLEAR = 0.02
+
 
 @dataclass(frozen=True)
 class Training:
@@ -171,6 +175,10 @@ def describe_trainings(study: Study) -> str:
     before, after = (sum(t.test_loss for t in trainings) / len(trainings) for trainings in (without, with_bn))
     figures = f"from {format_figure(before)} to {format_figure(after)}"
     pairs = "in the one pair of trainings" if len(differences) == 1 else f"in each of {len(differences)} pairs"
+    if abs(after - before) <= _CLEAR * before:
+        return (
+            f"BN makes no clear difference to the loss of your recipe on the test rows: on average it goes {figures}."
+        )
     if max(differences) < 0:
         return f"BN lowers the loss of your recipe on the test rows {pairs}, {figures}, which supports its use here."
     if min(differences) > 0:

@@ -103,6 +103,7 @@ def test_the_sentences_follow_the_figures():
     assert "lowers the loss of your recipe on the test rows in each of 2 pairs, from 0.4000 to 0.3000" in lowers
     assert "--no-batch-norm" in recipe.describe_trainings(study((0.4, 0.5)))
     assert "no clear difference" in recipe.describe_trainings(study((0.4, 0.5), (0.5, 0.4)))
+    assert "no clear difference" in recipe.describe_trainings(study((0.400, 0.399)))
     assert "diverged" in recipe.describe_trainings(study((0.4, NAN)))
     assert recipe.describe_graphs(study((0.4, 0.5))) == (
         "Folding reduces your network from 12 nodes to 6, and a run with 1 row takes 50% less time."
