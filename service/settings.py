@@ -217,7 +217,7 @@ class Settings(BaseModel):
             description="most lines a second of the access log for requests without an error, in each worker; the next"
             " line has the number of the others",
         ),
-    ] = 200
+    ] = 100
     otel: Annotated[
         bool,
         Field(
@@ -232,7 +232,7 @@ class Settings(BaseModel):
             description="most traces a second that each worker sends; the next trace has the number of requests that"
             " were not traced",
         ),
-    ] = 20
+    ] = 10
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, config: Path | None = None) -> Settings:
