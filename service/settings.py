@@ -65,6 +65,10 @@ class Settings(BaseModel):
         Literal["always", "golden", "shadow"],
         Field(description="conditions of a swap, for models without their own in --policy; shadow compares live rows"),
     ] = "golden"
+    live_rows: Annotated[
+        int,
+        Field(ge=0, le=2**20, description="last rows of each version that stay in memory, to compare a new version"),
+    ] = 512
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free port")] = 8000
     uds: Annotated[

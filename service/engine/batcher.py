@@ -17,6 +17,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -48,8 +49,8 @@ class Batcher:
     seconds. The last tenth of max_queue and of max_wait is for entries of high priority. observe: called after each
     run. All times come from `time.monotonic`, so a change of the wall clock has no effect.
 
-    running: whether a run is on the thread. run_began: the time at which the current run began, on either thread; None
-    between two runs. hung: set by the watchdog, if the current run will not end.
+    max_batch: the argument. running: whether a run is on the thread. run_began: the time at which the current run began,
+    on either thread; None between two runs. hung: set by the watchdog, if the current run will not end.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Batcher:
         observe: BatchObserver = ignore_batch,
     ) -> None:
         self._run = run
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         self._max_queue = max_queue
         self._max_delay = max_delay
         self._max_wait = max_wait
@@ -93,12 +94,17 @@ class Batcher:
     @property
     def filled(self) -> bool:
         """Whether a full batch is queued. The next turn of the event loop runs it before more rows are queued."""
-        return self._queued_rows >= min(self._max_batch, self._max_queue / 2) and not self.running
+        return self._queued_rows >= min(self.max_batch, self._max_queue / 2) and not self.running
 
     @property
     def idle(self) -> bool:
         """Whether no rows wait and none are run."""
         return not self._queued_rows and not self.running
+
+    def expected_seconds(self, rows: int) -> float | None:
+        """Return the expected seconds of a run of `rows` rows; None for a size that was never run."""
+        seconds = self._run_seconds[rows.bit_length()]
+        return seconds if seconds < math.inf else None
 
     def check_wait(self, patience: float, *, high: bool = False) -> None:
         """Refuse an entry that would wait longer than `patience` or max_wait.
@@ -110,8 +116,8 @@ class Batcher:
         # A large entry is run in pieces, so it delays each other entry by one batch at most.
         entries = len(self._high) if high else len(self._high) + len(self._queue)
         rows = self._high_rows if high else self._queued_rows
-        batches = min(rows, entries * self._max_batch) // self._max_batch
-        wait = max(0.0, self._run_ends - time.monotonic()) + batches * self._max_batch * self._seconds_per_row()
+        batches = min(rows, entries * self.max_batch) // self.max_batch
+        wait = max(0.0, self._run_ends - time.monotonic()) + batches * self.max_batch * self._seconds_per_row()
         allowed = self._max_wait if high else self._max_wait * (1 - RESERVE)
         if wait >= patience or (batches and entries >= ALWAYS_WAITING and wait > allowed):
             raise QueueFull("too many rows wait for this model", self._retry_after())
@@ -139,7 +145,7 @@ class Batcher:
         elif not self._max_delay:
             if self._scheduled is None:
                 self._scheduled = asyncio.get_running_loop().call_soon(self._run_next)
-        elif self._queued_rows >= self._max_batch:
+        elif self._queued_rows >= self.max_batch:
             self._run_soon()
         else:
             self._run_after_delay(entry)
@@ -157,7 +163,7 @@ class Batcher:
         rows: float32 [n, features], which are repeated. May be called on any thread. A run that fails ends the warm-up.
         """
         ends = time.perf_counter() + _WARM_UP_SECONDS
-        for bits in range(1, self._max_batch.bit_length() + 1):
+        for bits in range(1, self.max_batch.bit_length() + 1):
             batch = np.resize(rows, (1 << (bits - 1), rows.shape[1]))
             for _ in range(2):  # the first run of a size may allocate memory
                 started = time.perf_counter()
@@ -170,6 +176,10 @@ class Batcher:
                 self._run_seconds[bits] = min(self._run_seconds[bits], now - started)
                 if now > ends:
                     return
+
+    def watch(self, wrap: Callable[[Run], Run]) -> None:
+        """Replace the run function by a wrapped one. Call this before the first entry."""
+        self._run = wrap(self._run)
 
     def close(self) -> None:
         """Refuse new entries, because the model is unloaded. Call it only while the batcher is idle."""
@@ -279,7 +289,7 @@ class Batcher:
         end of the queue. So a small entry never waits for all rows of a large entry.
         """
         batch: list[tuple[Entry, Rows]] = []
-        room = self._max_batch
+        room = self.max_batch
         now = time.monotonic()
         while room and (queue := self._high or self._queue):
             entry = queue[0]

@@ -15,7 +15,8 @@ from pathlib import Path
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.loader import Loader
 from foldserve.service.engine.repository import Model, Repository, Unavailable, Versions
-from foldserve.service.errors import DeviceError, StartError
+from foldserve.service.engine.trial import compare
+from foldserve.service.errors import DeviceError, ModelNotReady, StartError, UnknownModel
 from foldserve.service.live.plan import Attempt, Attempts, ModelPlan, Outcome, Outcomes, Plan
 from foldserve.service.metrics import Metrics
 
@@ -61,8 +62,20 @@ class Deployment:
             return Outcome(reason=f"the device can't hold it: {error}", final=True)
         if isinstance(found, Unavailable):
             return Outcome(reason=found.reason)
+        compared = None
+        if (trial := attempt.trial) is not None and (old := self._serving(attempt.name, trial.against)) is not None:
+            reason, compared = compare(old, found, trial)
+            if reason is not None:
+                found.close()
+                return Outcome(reason=reason, final=True, compared=compared)
         self._loaded[attempt.name, attempt.version, attempt.stamp] = found
-        return Outcome(digest=found.digest)
+        return Outcome(digest=found.digest, compared=compared)
+
+    def _serving(self, name: str, version: int) -> Model | None:
+        try:
+            return self._repository.find(name, version)
+        except (ModelNotReady, UnknownModel):
+            return None
 
     def _load(self, name: str, version: int) -> Model | Unavailable:
         return self._loader.load_version(self._folder / name / str(version))
@@ -107,7 +120,8 @@ class Deployment:
                 self._loaded[key] = loaded
             found[number] = self._loaded[key]
         notes = {n: v.reason for n, v in plan.versions.items() if v.state == "ready" and v.reason is not None}
-        return Versions(found, plan.current, plan.labels, notes)
+        compared = {n: v.compared for n, v in plan.versions.items() if v.compared is not None}
+        return Versions(found, plan.current, plan.labels, notes, compared)
 
     def _publish(self, models: Mapping[str, Versions]) -> None:
         default = self._default_model

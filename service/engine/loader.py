@@ -18,6 +18,7 @@ from foldserve.service.engine.admission import Admission
 from foldserve.service.engine.batcher import Batcher
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.exchange import Codec, RequestLimits, Resources
+from foldserve.service.engine.live_rows import LiveRows
 from foldserve.service.engine.observed import LastRun
 from foldserve.service.engine.pool import Pool
 from foldserve.service.engine.repository import Model, Unavailable
@@ -94,6 +95,7 @@ class Loader:
         """Put a batcher before the runtime, and an endpoint for each protocol before the batcher."""
         settings, metrics = self._settings, self._metrics
         labels = (manifest.name, str(manifest.version))
+        live_rows = LiveRows(len(manifest.features), manifest.output.shape[1], settings.live_rows)
         observe = metrics.for_batcher(*labels, lambda: batcher.queued_rows)
         last_run = LastRun(observe) if self._observed else None
         batcher = Batcher(
@@ -105,6 +107,7 @@ class Loader:
             observe=last_run or observe,
         )
         batcher.warm_up(np.array(manifest.golden.inputs, np.float32))  # null becomes NaN
+        batcher.watch(live_rows.watch)
         created: list[object] = [observe]  # the parts of the metrics that belong to this model
         count_rows = Ranges(manifest.features).count_bytes
         limits = RequestLimits(settings.max_body, settings.timeout, settings.compression)
@@ -139,6 +142,7 @@ class Loader:
             oip=endpoint("oip", OipCodec(manifest, settings.max_rows)),
             explain=endpoint(EXPLAIN, explanation_codec, explained, last_explained),
             max_rows=settings.max_rows,
+            live_rows=live_rows,
             digest=digest + manifest.model.sha256,
             forget=lambda: metrics.forget(*labels, created),
         )

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.engine.batcher import Batcher
 from foldserve.service.engine.endpoint import Endpoint
+from foldserve.service.engine.live_rows import LiveRows
 from foldserve.service.errors import ModelNotReady, UnknownModel
 from foldserve.service.runtime.load import Runtime
 
@@ -29,8 +30,8 @@ _DRAIN_SECONDS = 0.05  # between two looks at the requests of a model that no lo
 class Model:
     """One version that serves: its session has reproduced the golden outputs.
 
-    max_rows: the largest number of rows in one request. digest: identifies the contents of the bundle. forget: removes
-    the model from the metrics.
+    max_rows: the largest number of rows in one request. live_rows: the last rows that the model has answered. digest:
+    identifies the contents of the bundle. forget: removes the model from the metrics.
     """
 
     manifest: Manifest
@@ -41,6 +42,7 @@ class Model:
     oip: Endpoint
     explain: Endpoint
     max_rows: int
+    live_rows: LiveRows
     digest: str = ""
     forget: Callable[[], object] = lambda: None
 
@@ -77,13 +79,15 @@ class Versions:
     """The versions of one model.
 
     by_number: newest first. current: the number of the version that answers requests without a version. labels: numbers
-    by label. notes: remarks about versions that serve, by number.
+    by label. notes: remarks about versions that serve, by number. compared: the measures of the comparison of a version
+    with the one that served, by number.
     """
 
     by_number: Mapping[int, Model | Unavailable]
     current: int | None
     labels: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[int, str] = field(default_factory=dict)
+    compared: Mapping[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def unloaded(self) -> bool:

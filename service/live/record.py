@@ -251,8 +251,9 @@ class ModelRecord:
         return f"version {number} may not serve: {why}; {serves}"
 
     def forget_decision(self) -> None:
-        """Follow the policy again, because it has changed."""
+        """Follow the policy again, because it has changed. Versions that the old policy refused are tried again."""
         self._wishes = _Wishes(unloaded=self._wishes.unloaded)
+        self.retry()
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ def test_the_whole_model_serves(served: Served) -> None:
 @pytest.mark.parametrize("name", list(REASONS))
 def test_a_refused_model_is_not_ready_and_says_why(name: str, served: Served) -> None:
     status = served.send("GET", f"/v1/models/{name}").json()
-    version = {"version": 1, "state": "refused", "provider": None, "why": REASONS[name], "note": None}
+    version = {"version": 1, "state": "refused", "provider": None, "why": REASONS[name], "note": None, "compared": None}
     assert status == {"name": name, "ready": False, "current": None, "labels": {}, "versions": [version]}
     for path in ("/ready", "", "/config", "/stats", "/versions/1/ready"):
         answer = served.send("GET", f"/v2/models/{name}{path}")

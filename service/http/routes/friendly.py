@@ -60,7 +60,8 @@ class Predictions(BaseModel):
 class VersionStatus(BaseModel):
     """One version: `ready`, `loading`, `refused` or `unloaded`. `why` is the reason for its provider, or for its state.
 
-    `note` is a remark about a version that serves.
+    `note` is a remark about a version that serves. `compared` has the measures of the comparison with the version that
+    served before.
     """
 
     version: int
@@ -68,6 +69,7 @@ class VersionStatus(BaseModel):
     provider: str | None = None
     why: str | None = None
     note: str | None = None
+    compared: dict[str, Any] | None = None
 
 
 class ModelStatus(BaseModel):
@@ -185,9 +187,10 @@ def _status(repository: Repository, model: str) -> ModelStatus:
             provider=version.runtime.provider,
             why=version.runtime.why,
             note=found.notes.get(number),
+            compared=found.compared.get(number),
         )
         if isinstance(version, Model)
-        else VersionStatus(version=number, state=version.state, why=version.reason)
+        else VersionStatus(version=number, state=version.state, why=version.reason, compared=found.compared.get(number))
         for number, version in sorted(found.by_number.items())
     ]
     ready = any(version.state == "ready" for version in versions)

@@ -218,6 +218,7 @@ def test_the_status_of_a_model_lists_each_version(client: httpx.Client, folder: 
         "provider": "CPUExecutionProvider",
         "why": "requested",
         "note": None,
+        "compared": None,
     }
     assert (second["version"], second["state"]) == (2, "refused")
     assert second["why"] == "model.onnx is not the certified one: its sha256 is not the manifest's"

@@ -1,0 +1,60 @@
+"""Keeps the last live rows of one model with their outputs, in memory only. A new version is compared on them.
+
+It knows rows and outputs, but no request.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from foldserve.service.arrays import Outputs, Rows, Run
+
+
+class LiveRows:
+    """The last rows that a model has answered. size: their number; 0 keeps none.
+
+    A row replaces the oldest row. The rows of a batch larger than `size` are sampled evenly.
+    """
+
+    def __init__(self, features: int, outputs: int, size: int) -> None:
+        self._rows = np.empty((size, features), np.float32)
+        self._outputs = np.empty((size, outputs), np.float32)
+        self._size = size
+        self._next = 0  # the place of the next row
+        self._count = 0  # rows that are kept
+        self._lock = threading.Lock()
+
+    def watch(self, run: Run) -> Run:
+        """Wrap the run function of the model, so that the rows of each run are kept."""
+        if not self._size:
+            return run
+
+        def watched(rows: Rows) -> Outputs:
+            outputs = run(rows)
+            self.add(rows, outputs)
+            return outputs
+
+        return watched
+
+    def add(self, rows: Rows, outputs: Outputs) -> None:
+        """Keep the rows of one batch."""
+        size = self._size
+        if len(rows) > size:
+            chosen = np.linspace(0, len(rows) - 1, size).astype(np.intp)
+            rows, outputs = rows[chosen], outputs[chosen]
+        with self._lock:
+            first = min(len(rows), size - self._next)
+            self._rows[self._next : self._next + first] = rows[:first]
+            self._outputs[self._next : self._next + first] = outputs[:first]
+            if rest := len(rows) - first:
+                self._rows[:rest] = rows[first:]
+                self._outputs[:rest] = outputs[first:]
+            self._next = (self._next + len(rows)) % size
+            self._count = min(size, self._count + len(rows))
+
+    def sample(self) -> tuple[Rows, Outputs]:
+        """Return copies of the rows and of their outputs: [rows, features] and [rows, outputs]."""
+        with self._lock:
+            return self._rows[: self._count].copy(), self._outputs[: self._count].copy()
