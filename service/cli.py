@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+# The flags that KServe gives to every runtime.
+_OTHER_FLAGS = {"model_name": ["--model_name"], "model_dir": ["--model_dir"], "port": ["--http_port"]}
 _DEVICES = get_args(Settings.model_fields["device"].annotation)
 
 
@@ -104,14 +106,14 @@ def _add_serve(commands: Commands) -> None:
     serve = _add(commands, "serve", _serve, "serve every model of a folder")
     serve.add_argument("--config", type=Path, metavar="TOML", help="file with the settings below, names with _")
     for name, field in Settings.model_fields.items():
-        flag = "--" + name.replace("_", "-")
+        flags = ["--" + name.replace("_", "-"), *_OTHER_FLAGS.get(name, ())]
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         text = f"{field.description} (default: {default}; {settings.PREFIX}{name.upper()})"
         if field.annotation is bool:
-            serve.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+            serve.add_argument(*flags, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             metavar = "|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else name.upper()
-            serve.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text)
+            serve.add_argument(*flags, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
 def _add_control(commands: Commands) -> None:

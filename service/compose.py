@@ -22,6 +22,7 @@ from foldserve.service.engine.pool import Pool
 from foldserve.service.engine.repository import Repository
 from foldserve.service.live.control import Control, LocalControl
 from foldserve.service.live.coordinator import create_coordinator
+from foldserve.service.live.scan import layout_of
 from foldserve.service.machine import cgroup
 from foldserve.service.metrics import Metrics
 from foldserve.service.metrics.prometheus import PrometheusMetrics
@@ -95,7 +96,7 @@ def compose(settings: Settings, control: Control | None = None) -> Service:
     pool = Pool(min(_BODY_THREADS, cgroup.threads()))
     loader = Loader(settings, pool, memory, metrics, observed=observer is not None)
     repository = Repository()
-    deployment = Deployment(loader, repository, metrics, settings.models, settings.default_model)
+    deployment = Deployment(loader, repository, metrics, layout_of(settings), settings.default_model)
     control.start(deployment)
     return Service(
         repository=repository,

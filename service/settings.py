@@ -52,6 +52,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     models: Annotated[Path, Field(description="folder of the models, as <name>/<version>/")] = Path("models")
+    model_name: Annotated[
+        str | None, Field(description="name of the only model, in --model-dir; its bundle may have another name")
+    ] = None
+    model_dir: Annotated[
+        Path | None, Field(description="folder of one bundle, or of one model's versions, in place of --models")
+    ] = None
     watch: Annotated[
         bool, Field(description="follow the folder: load new versions and unload removed ones while the server runs")
     ] = True

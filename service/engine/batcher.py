@@ -49,8 +49,8 @@ class Batcher:
     seconds. The last tenth of max_queue and of max_wait is for entries of high priority. observe: called after each
     run. All times come from `time.monotonic`, so a change of the wall clock has no effect.
 
-    max_batch: the argument. running: whether a run is on the thread. run_began: the time at which the current run began,
-    on either thread; None between two runs. hung: set by the watchdog, if the current run will not end.
+    running: whether a run is on the thread. run_began: the time at which the current run began, on either thread; None
+    between two runs. hung: set by the watchdog, if the current run will not end.
     """
 
     def __init__(

@@ -10,14 +10,15 @@ import asyncio
 import logging
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 
-from foldserve.service.engine.endpoint import Endpoint
+from foldserve.service.engine.endpoint import Endpoint, SplitEndpoint
 from foldserve.service.engine.loader import Loader
 from foldserve.service.engine.repository import Model, Repository, Unavailable, Versions
 from foldserve.service.engine.trial import compare
 from foldserve.service.errors import DeviceError, ModelNotReady, StartError, UnknownModel
 from foldserve.service.live.plan import Attempt, Attempts, ModelPlan, Outcome, Outcomes, Plan
+from foldserve.service.live.policy import CANARY
+from foldserve.service.live.scan import Layout
 from foldserve.service.metrics import Metrics
 
 log = logging.getLogger("foldserve")
@@ -28,16 +29,16 @@ _Key = tuple[str, int, str]  # name, version and stamp
 class Deployment:
     """The models of one process. `prepare` and `commit` must not be called at the same time.
 
-    folder: the folder of the models. default_model: the setting.
+    layout: where the bundles are. default_model: the setting.
     """
 
     def __init__(
-        self, loader: Loader, repository: Repository, metrics: Metrics, folder: Path, default_model: str | None
+        self, loader: Loader, repository: Repository, metrics: Metrics, layout: Layout, default_model: str | None
     ) -> None:
         self._metrics = metrics
         self._loader = loader
         self._repository = repository
-        self._folder = folder
+        self._layout = layout
         self._default_model = default_model
         self._loaded: dict[_Key, Model] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -78,7 +79,8 @@ class Deployment:
             return None
 
     def _load(self, name: str, version: int) -> Model | Unavailable:
-        return self._loader.load_version(self._folder / name / str(version))
+        path = self._layout.path(name, version)
+        return self._loader.load_version(path, name, version, rename=self._layout.name is not None)
 
     def commit(self, plan: Plan) -> None:
         """Serve a plan. Returns when the event loop has replaced the models.
@@ -114,14 +116,14 @@ class Deployment:
                 if isinstance(loaded, Unavailable):
                     if number == plan.current and self._loop is None:  # the other processes serve it
                         raise StartError(f"version {number} of {name} may not be served: {loaded.reason}")
-                    log.error("refused %s: %s", self._folder / name / str(number), loaded.reason)
+                    log.error("refused %s: %s", self._layout.path(name, number), loaded.reason)
                     found[number] = loaded
                     continue
                 self._loaded[key] = loaded
             found[number] = self._loaded[key]
         notes = {n: v.reason for n, v in plan.versions.items() if v.state == "ready" and v.reason is not None}
         compared = {n: v.compared for n, v in plan.versions.items() if v.compared is not None}
-        return Versions(found, plan.current, plan.labels, notes, compared)
+        return Versions(found, plan.current, plan.labels, notes, compared, plan.canary)
 
     def _publish(self, models: Mapping[str, Versions]) -> None:
         default = self._default_model
@@ -172,9 +174,14 @@ def _endpoints_by_path(models: Mapping[str, Versions], default: str | None) -> d
             if not isinstance(found, Model):
                 continue
             path = name if key is None else f"{name}/versions/{key}"
-            endpoints[f"/v1/models/{path}:predict".encode()] = found.friendly
+            friendly, oip = found.friendly, found.oip
+            canary = model.by_number.get(model.labels.get(CANARY, 0))
+            if key is None and model.canary and isinstance(canary, Model):
+                friendly = SplitEndpoint(friendly, canary.friendly, model.canary)
+                oip = SplitEndpoint(oip, canary.oip, model.canary)
+            endpoints[f"/v1/models/{path}:predict".encode()] = friendly
+            endpoints[f"/v2/models/{path}/infer".encode()] = oip
             endpoints[f"/v1/models/{path}:explain".encode()] = found.explain
-            endpoints[f"/v2/models/{path}/infer".encode()] = found.oip
             if key is None and name == default:
-                endpoints[b"/predict"] = found.friendly
+                endpoints[b"/predict"] = friendly
     return endpoints

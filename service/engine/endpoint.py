@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import zlib
 from dataclasses import replace
 from typing import NoReturn
 
@@ -13,6 +15,7 @@ from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
 from foldserve.service.telemetry.record import Record
 
+_REQUEST_ID = b"x-request-id"
 _MAX_QUERIES = 64  # endpoints that are kept, by query
 
 
@@ -110,6 +113,32 @@ class Endpoint:
             return await future
         finally:
             exchange.cancel()
+
+
+class SplitEndpoint(Endpoint):
+    """Two versions of one model behind one path.
+
+    share: the share of requests that `canary` answers. The id of a request decides, so a request that is sent again
+    gets the same version, from every worker. Without an id, chance decides.
+    """
+
+    def __init__(self, main: Endpoint, canary: Endpoint, share: float) -> None:
+        super().__init__(main._resources)
+        self._main = main
+        self._canary = canary
+        self._share = share
+
+    def for_query(self, query: bytes) -> Endpoint:
+        """Return the endpoint that answers requests whose URL has this query."""
+        if not query:
+            return self
+        return SplitEndpoint(self._main.for_query(query), self._canary.for_query(query), self._share)
+
+    def start(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply) -> Exchange:
+        """Start an exchange with one of the two versions."""
+        request_id = headers.get(_REQUEST_ID)
+        place = random.random() if request_id is None else zlib.crc32(request_id.strip()) / 2**32  # noqa: S311
+        return (self._canary if place < self._share else self._main).start(headers, body, on_reply)
 
 
 class _RefusingCodec:

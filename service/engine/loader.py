@@ -57,24 +57,28 @@ class Loader:
         self._metrics = metrics
         self._observed = observed
 
-    def load_version(self, path: Path) -> Model | Unavailable:
-        """Load the bundle in <models>/<name>/<version>.
+    def load_version(self, path: Path, name: str, version: int, *, rename: bool = False) -> Model | Unavailable:
+        """Load the bundle in the folder `path`.
 
-        Raises `DeviceError` if the requested device is not available.
+        rename: whether the bundle serves under `name`, although it may have another name. Otherwise, the folder must be
+        <name>/<version> with the manifest's name and version. Raises `DeviceError` if the requested device is not
+        available.
         """
         started = time.perf_counter()
-        name, version = path.parent.name, path.name
         try:
             contents = bundle.read(path)
-            bundle.require_place(contents)
             manifest = contents.manifest
+            if rename:
+                manifest = manifest.model_copy(update={"name": name, "version": version})
+            else:
+                bundle.require_place(contents)
             runtime, parity = load(contents, self._options(manifest))
         except BundleError as error:
             return Unavailable(error.reason)
         if contents.warning:
-            log.warning("%s/%s: %s", name, version, contents.warning)
+            log.warning("%s/%d: %s", name, version, contents.warning)
         log.info(
-            "%s/%s ready on %s: %s; the golden rows use %.2g of the tolerance",
+            "%s/%d ready on %s: %s; the golden rows use %.2g of the tolerance",
             *(name, version, runtime.provider, runtime.why, parity.worst),
         )
         self._metrics.record_load(manifest, time.perf_counter() - started, parity, runtime.providers)

@@ -80,7 +80,8 @@ class Versions:
 
     by_number: newest first. current: the number of the version that answers requests without a version. labels: numbers
     by label. notes: remarks about versions that serve, by number. compared: the measures of the comparison of a version
-    with the one that served, by number.
+    with the one that served, by number. canary: the share of requests without a version that the
+    label `canary` answers.
     """
 
     by_number: Mapping[int, Model | Unavailable]
@@ -88,6 +89,7 @@ class Versions:
     labels: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[int, str] = field(default_factory=dict)
     compared: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    canary: float = 0.0
 
     @property
     def unloaded(self) -> bool:
@@ -204,6 +206,17 @@ class Repository:
         for model in self.running_models():
             if model.batcher.hung:
                 model.batcher.abandon()
+
+    def friendly(self, name: str | None, version: int | str | None = None) -> Endpoint:
+        """Return the endpoint of the friendly protocol. Raises the exceptions of `find`."""
+        found = self.find(name, version)
+        path = f"/v1/models/{found.manifest.name}:predict"
+        return found.friendly if version is not None else self.endpoints.get(path.encode(), found.friendly)
+
+    def oip(self, name: str, version: int | str | None = None) -> Endpoint:
+        """Return the endpoint of the Open Inference Protocol. Raises the exceptions of `find`."""
+        found = self.find(name, version)
+        return found.oip if version is not None else self.endpoints.get(f"/v2/models/{name}/infer".encode(), found.oip)
 
     def find(self, name: str | None = None, version: int | str | None = None) -> Model:
         """Return the model to run. Without `name` it is the default model.

@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from foldserve.service.errors import FoldserveError, LoadRefused, ModelBusy, StartError, UnknownModel
@@ -23,7 +22,7 @@ from foldserve.service.live.command import Command
 from foldserve.service.live.plan import Attempts, ModelPlan, Outcome, Outcomes, Plan, merge
 from foldserve.service.live.policy import Policies
 from foldserve.service.live.record import ModelRecord
-from foldserve.service.live.scan import Found, scan
+from foldserve.service.live.scan import Found, Layout, layout_of
 from foldserve.service.live.watch import watch
 from foldserve.service.settings import Settings
 
@@ -49,11 +48,11 @@ class Crew(Protocol):
 class Rules:
     """The settings of a coordinator.
 
-    folder: the folder of the models. follow: whether changes of the folder are followed. rescan: the seconds between
+    layout: where the bundles are. follow: whether changes of the folder are followed. rescan: the seconds between
     two looks at the folder. default_model: the setting.
     """
 
-    folder: Path
+    layout: Layout
     follow: bool
     rescan: float
     default_model: str | None
@@ -103,9 +102,9 @@ class Coordinator:
         Raises `StartError` if the folder is missing or can't be read, if the default model is missing, or if every
         version of every model is refused. Raises `StartError` for an empty folder, unless changes are followed.
         """
-        found = scan(self._rules.folder)
+        found = self._rules.layout.scan()
         if not found and not self._rules.follow:
-            raise StartError(_nothing_to_serve(self._rules.folder))
+            raise StartError(_nothing_to_serve(self._rules.layout))
         default = self._rules.default_model
         if found and default is not None and default not in found:
             raise StartError(f"the default model {default!r} is not among {', '.join(found)}")
@@ -115,13 +114,13 @@ class Coordinator:
             raise StartError(_nothing_serves(self.plan))
         self._log_changes(Plan())
         if not found:
-            log.warning("%s; waiting for models", _nothing_to_serve(self._rules.folder))
+            log.warning("%s; waiting for models", _nothing_to_serve(self._rules.layout))
 
     def run(self) -> None:
         """Execute commands, and follow the folder if the rules say so, until `stop` is called."""
         rules = self._rules
         if rules.follow:
-            watch(rules.folder, lambda: self._wishes.put(None), self._stopped)
+            watch(rules.layout.folder, lambda: self._wishes.put(None), self._stopped)
         due = time.monotonic() + rules.rescan
         while not self._stopped.is_set():
             try:
@@ -146,7 +145,7 @@ class Coordinator:
         for name in self._policies.refresh(self._records):
             self._records[name].forget_decision()
         try:
-            found = scan(self._rules.folder)
+            found = self._rules.layout.scan()
         except StartError as error:  # a volume that is gone for a moment must not stop the models that serve
             if str(error) != self._unreadable:
                 log.error("the models stay as they were: %s", error)
@@ -157,7 +156,7 @@ class Coordinator:
 
     def _execute(self, command: Command, done: Future[None]) -> None:
         try:
-            found = scan(self._rules.folder)
+            found = self._rules.layout.scan()
             record = self._records.get(command.name)
             if record is None:
                 if command.name not in found:
@@ -235,7 +234,7 @@ class Coordinator:
                 known = old.versions.get(number)
                 fails = version.state in ("refused", "ready") and version.reason is not None
                 if fails and (known is None or known.reason != version.reason):
-                    log.error("refused %s: %s", self._rules.folder / name / str(number), version.reason)
+                    log.error("refused %s: %s", self._rules.layout.path(name, number), version.reason)
             if name in before.models and old.current != new.current:
                 log.info("%s: %s answers in place of %s", name, _version(new.current), _version(old.current))
             if new.current is None and not new.unloaded and (name not in before.models or old.current is not None):
@@ -244,7 +243,7 @@ class Coordinator:
 
 def create_coordinator(settings: Settings, crew: Crew) -> Coordinator:
     """Create a coordinator from the settings. Raises `SettingsError` for a wrong file of policies."""
-    rules = Rules(settings.models, settings.watch, settings.rescan, settings.default_model)
+    rules = Rules(layout_of(settings), settings.watch, settings.rescan, settings.default_model)
     return Coordinator(rules, Policies(settings.policy, settings.swap_policy), crew)
 
 
@@ -252,9 +251,10 @@ def _version(number: int | None) -> str:
     return "no version" if number is None else f"version {number}"
 
 
-def _nothing_to_serve(folder: Path) -> str:
-    """Say why `folder` has no models, and what to do."""
-    text = f"no models to serve: {folder} holds no <name>/<version>/"
+def _nothing_to_serve(layout: Layout) -> str:
+    """Say why the folder has no models, and what to do."""
+    folder, form = layout.folder, "<name>/<version>/" if layout.name is None else "bundle"
+    text = f"no models to serve: {folder} holds no {form}"
     if any(folder.iterdir()):
         return text
     return (

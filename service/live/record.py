@@ -268,7 +268,8 @@ class ModelRecord:
         if decision is not None and decision.current in served:
             newer = [] if stable is not None else [number for number in served if number > decision.newest]
             return max(newer, default=decision.current)
-        return stable if stable in served else max(served, default=None)
+        wanted = self._policy.wanted(served) & set(served)
+        return stable if stable in served else max(wanted or served, default=None)
 
     def plan(self) -> ModelPlan:
         """Return the plan of this model."""

@@ -1,16 +1,21 @@
-"""Lists the versions in a folder of models, with a stamp of each that changes when its files change.
+"""Lists the versions in the folder of the models, with a stamp of each that changes when its files change.
 
 It knows the names of files and their status. It does not read them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 from foldserve.service import bundle
-from foldserve.service.errors import StartError
+from foldserve.service.errors import SettingsError, StartError
+from foldserve.service.settings import Settings
 
 _FILES = (bundle.MANIFEST_FILE, bundle.MODEL_FILE)
 
@@ -23,23 +28,104 @@ class Found:
     reason: str | None = None
 
 
-def scan(folder: Path) -> dict[str, Found]:
-    """List every model in `folder` by its name. Names that no model may have are left out.
+class Layout(Protocol):
+    """Where the bundles of a server are."""
 
-    Raises `StartError` if the folder is missing or can't be read.
-    """
-    models = {}
+    @property
+    def folder(self) -> Path:
+        """The folder to watch."""
+
+    @property
+    def name(self) -> str | None:
+        """The only model's name, which its bundles need not have; None for many models."""
+
+    def scan(self) -> dict[str, Found]:
+        """List every model by its name. Raises `StartError` if the folder is missing or can't be read."""
+
+    def path(self, name: str, version: int) -> Path:
+        """Return the folder of a bundle."""
+
+
+@dataclass(frozen=True)
+class ManyModels:
+    """A folder of models, as <folder>/<name>/<version>/."""
+
+    folder: Path
+    name: str | None = None
+
+    def scan(self) -> dict[str, Found]:
+        """List every model by its name. Names that no model may have are left out. Raises `StartError`."""
+        models = {}
+        with _readable(self.folder):
+            for entry in sorted(self.folder.iterdir()):
+                if bundle.NAME.fullmatch(entry.name) and entry.is_dir():
+                    found = _scan_model(entry)
+                    if found.versions or found.reason:
+                        models[entry.name] = found
+        return models
+
+    def path(self, name: str, version: int) -> Path:
+        """Return the folder of a bundle."""
+        return self.folder / name / str(version)
+
+
+@dataclass(frozen=True)
+class OneModel:
+    """The folder of one model. It is a bundle itself, or it has bundles as <folder>/<version>/."""
+
+    folder: Path
+    name: str
+
+    def scan(self) -> dict[str, Found]:
+        """List the only model. Raises `StartError`."""
+        with _readable(self.folder):
+            if self._is_flat:
+                stamp = _stamp(self.folder)
+                return {self.name: Found({_flat_version(self.folder, stamp): stamp})}
+            found = _scan_model(self.folder)
+        return {self.name: found} if found.versions or found.reason else {}
+
+    @property
+    def _is_flat(self) -> bool:
+        return any((self.folder / name).exists() for name in _FILES)
+
+    def path(self, name: str, version: int) -> Path:  # noqa: ARG002 (there is only one name)
+        """Return the folder of a bundle."""
+        return self.folder if self._is_flat else self.folder / str(version)
+
+
+def layout_of(settings: Settings) -> Layout:
+    """Return the layout that the settings describe. Raises `SettingsError`."""
+    if settings.model_dir is None:
+        if settings.model_name is not None:
+            raise SettingsError("--model-name needs --model-dir")
+        return ManyModels(settings.models)
+    name = settings.model_name
+    if name is None or not bundle.NAME.fullmatch(name):
+        raise SettingsError("--model-dir needs --model-name, a name of letters, digits, dots, - and _")
+    return OneModel(settings.model_dir, name)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn errors of the folder into a `StartError`."""
     try:
         if not folder.is_dir():
             raise StartError(f"no models to serve: {folder} is not a directory")
-        for entry in sorted(folder.iterdir()):
-            if bundle.NAME.fullmatch(entry.name) and entry.is_dir():
-                found = _scan_model(entry)
-                if found.versions or found.reason:
-                    models[entry.name] = found
+        yield
     except OSError as error:
         raise StartError(f"can't read {error.filename}: {error.strerror}") from error
-    return models
+
+
+@lru_cache(1)
+def _flat_version(folder: Path, stamp: str) -> int:  # noqa: ARG001 (the stamp changes with the file)
+    """Return the version that the manifest of a flat bundle names; 1 if it names none, for example in half a copy."""
+    file = folder / bundle.MANIFEST_FILE
+    try:
+        version = json.loads(file.read_bytes())["version"] if file.is_file() else 1
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 1
+    return version if type(version) is int and version > 0 else 1
 
 
 def _scan_model(folder: Path) -> Found:

@@ -130,17 +130,17 @@ def _add_predict(routes: APIRouter, repository: Repository) -> None:
     @routes.post("/predict", summary="Predict with the only, or the default, model", **docs)
     @requires(Scope.PREDICT)
     async def predict(request: Request) -> Response:
-        return await answer(request, lambda: repository.find().friendly)
+        return await answer(request, lambda: repository.friendly(None))
 
     @routes.post("/v1/models/{model:name}:predict", summary="Predict with the newest version", **docs)
     @requires(Scope.PREDICT)
     async def predict_model(request: Request, model: str) -> Response:
-        return await answer(request, lambda: repository.find(model).friendly)
+        return await answer(request, lambda: repository.friendly(model))
 
     @routes.post("/v1/models/{model:name}/versions/{version}:predict", summary="Predict with one version", **docs)
     @requires(Scope.PREDICT)
     async def predict_version(request: Request, model: str, version: str) -> Response:
-        return await answer(request, lambda: repository.find(model, parse_version(version)).friendly)
+        return await answer(request, lambda: repository.friendly(model, parse_version(version)))
 
 
 def _add_models(routes: APIRouter, repository: Repository) -> None:

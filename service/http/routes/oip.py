@@ -139,12 +139,12 @@ def _add_infer(routes: APIRouter, repository: Repository) -> None:
     @routes.post("/v2/models/{model:name}/infer", summary="Infer with the newest version", **docs)
     @requires(Scope.PREDICT)
     async def infer(request: Request, model: str) -> Response:
-        return await answer(request, lambda: repository.find(model).oip)
+        return await answer(request, lambda: repository.oip(model))
 
     @routes.post("/v2/models/{model:name}/versions/{version}/infer", summary="Infer with one version", **docs)
     @requires(Scope.PREDICT)
     async def infer_version(request: Request, model: str, version: str) -> Response:
-        return await answer(request, lambda: repository.find(model, parse_version(version)).oip)
+        return await answer(request, lambda: repository.oip(model, parse_version(version)))
 
 
 def _add_statistics(routes: APIRouter, repository: Repository, metrics: PrometheusMetrics) -> None:
