@@ -136,9 +136,22 @@ class SplitEndpoint(Endpoint):
 
     def start(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply) -> Exchange:
         """Start an exchange with one of the two versions."""
+        return self._choose(headers).start(headers, body, on_reply)
+
+    def start_observed(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply, record: Record) -> Exchange:
+        """Start an exchange with one of the two versions."""
+        return self._choose(headers).start_observed(headers, body, on_reply, record)
+
+    def start_unrecorded(
+        self, headers: Headers, body: bytes | bytearray, on_reply: OnReply, listener: ErrorListener
+    ) -> Exchange:
+        """Start an exchange with one of the two versions."""
+        return self._choose(headers).start_unrecorded(headers, body, on_reply, listener)
+
+    def _choose(self, headers: Headers) -> Endpoint:
         request_id = headers.get(_REQUEST_ID)
         place = random.random() if request_id is None else zlib.crc32(request_id.strip()) / 2**32  # noqa: S311
-        return (self._canary if place < self._share else self._main).start(headers, body, on_reply)
+        return self._canary if place < self._share else self._main
 
 
 class _RefusingCodec:
