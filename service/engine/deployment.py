@@ -97,8 +97,8 @@ class Deployment:
         }
         unused = [model for key, model in self._loaded.items() if key not in keep]
         self._loaded = {key: model for key, model in self._loaded.items() if key in keep}
-        self._publish(models)
         self._metrics.record_refused(_refused(plan))
+        self._publish(models)
         served = {id(model) for model in self._repository.running_models()}
         for model in unused:
             if id(model) not in served:  # it was prepared in vain
