@@ -1,6 +1,7 @@
 """Train a batch-norm MLP on a table, fold it, certify it, and serve it.
 
     bundle = foldserve.fit(frame, target="species")       train, and write a bundle
+    bundle = foldserve.import_model("model.onnx", ...)    fold a model of another framework
     model = foldserve.load("models/penguins/1")           load a bundle in this process
     model.predict(frame), model.predict_proba(frame)
     foldserve.FoldedClassifier(), FoldedRegressor()       estimators for scikit-learn
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
     from foldserve.api.estimators import FoldedClassifier, FoldedRegressor
     from foldserve.api.fit import fit
+    from foldserve.api.import_model import import_model
     from foldserve.api.model import Model, load
     from foldserve.service.bundle import Bundle, Manifest
     from foldserve.service.errors import (
@@ -51,6 +53,7 @@ _HOMES = {
     ),
     "api.estimators": ("FoldedClassifier", "FoldedRegressor"),
     "api.fit": ("fit",),
+    "api.import_model": ("import_model",),
     "api.model": ("Model", "load"),
     "service.bundle": ("Bundle", "Manifest"),
     "service.errors": ("BundleError", "DeviceError", "FoldserveError", "InvalidInput", "NonFiniteOutput", "TableError"),
@@ -85,6 +88,7 @@ __all__ = [
     "TableWarning",
     "TrainingError",
     "fit",
+    "import_model",
     "load",
 ]
 

@@ -56,15 +56,16 @@ training.fit:             network plan errors service.bundle
 training.progress:        fit service.figures
 training.certify:         fold fit table plan errors service.bundle service.machine service.runtime.session
 training.report:          text fit service.bundle service.figures
-training.imports:         certify report fold fit table plan text errors service.bundle
 training.pipeline:        certify report fold fit network table plan service.bundle
 training.diagnose:        pipeline report fold fit network table plan errors service.bundle service.figures
                           service.runtime.session
 training.tune:            pipeline fit table plan errors
 training.flags:           plan errors service.bundle
 training.summary:         text table plan service.bundle service.figures
-training.cli:             flags summary text tune pipeline diagnose report progress fit table plan errors service.bundle
-                          service.figures
+training.imports:         summary flags certify report fold fit table plan text errors service.sources service.bundle
+                          service.figures service.runtime.session
+training.cli:             imports flags summary text tune pipeline diagnose report progress fit table plan errors
+                          service.bundle service.figures
 training.__main__:        cli
 
 api.errors:               service.errors
@@ -79,6 +80,7 @@ api.fit:                  frames extras errors training.pipeline training.report
                           training.errors service.sources service.bundle service.errors
 api.estimators:           rows frames extras errors training.pipeline training.certify training.fold training.table
                           training.plan training.activations service.runtime.session service.bundle service.arrays
+api.import_model:         fit extras errors training.imports training.errors service.bundle service.errors
 """
 
 

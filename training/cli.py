@@ -1,4 +1,5 @@
 """`foldserve-train`: `fit` makes a bundle from a table, and `diagnose` measures what batch norm does on a table.
+`import` makes a bundle from a model of another framework, and `fold` folds an ONNX file (imports/cli.py).
 
 The module puts the parts together, and no other module imports it. The exit status is 0 after success, and 1 after an
 error, with one line on standard error. It is 2 for a wrong command line, and 130 after an interrupt.
@@ -27,6 +28,7 @@ from foldserve.service.figures import format_duration
 from foldserve.training.diagnose.plan import QUICK, DiagnosisPlan
 from foldserve.training.errors import TrainingError
 from foldserve.training.flags import add_options, model_name, read_plan, trial_count
+from foldserve.training.imports.cli import add_import_commands
 from foldserve.training.plan import PRESETS, Architecture, DataOptions, DecisionOptions, Execution, Plan, Recipe
 from foldserve.training.summary import describe_bundle, describe_search, describe_table
 from foldserve.training.text import printable
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands)
     _add_diagnose(commands)
+    add_import_commands(commands)
     return parser
 
 

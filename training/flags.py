@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import UnionType
@@ -26,14 +27,14 @@ _SUFFIXES = "csv|tsv|txt|parquet|xlsx|jsonl|ndjson|arrow|feather|ipc|npz"
 _NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters"
 
 
-def add_options(group: argparse._ArgumentGroup, owner: Options) -> None:
-    """Add a flag for each annotated field of `owner`.
+def add_options(group: argparse._ArgumentGroup, owner: Options, only: Sequence[str] | None = None) -> None:
+    """Add a flag for each annotated field of `owner`, or for those that `only` names.
 
     If a flag is not given, it is absent from the parsed arguments, so that the preset's value stays.
     """
     hints = get_type_hints(owner, include_extras=True)
     for option in fields(owner):
-        if get_origin(hints[option.name]) is not Annotated:
+        if get_origin(hints[option.name]) is not Annotated or (only is not None and option.name not in only):
             continue  # SOURCE is a positional argument, not a flag
         kind, text = get_args(hints[option.name])
         default = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
@@ -54,7 +55,7 @@ def _argument(kind: Any) -> dict[str, Any]:
         bool: {"action": argparse.BooleanOptionalAction},
         str: {"metavar": "COL"},
         Path: {"type": Path, "metavar": "FILE"},
-        tuple[str, ...]: {"type": _texts, "metavar": "A,B"},
+        tuple[str, ...]: {"type": split_texts, "metavar": "A,B"},
         tuple[int, ...]: {"type": _widths, "metavar": "N,N"},
     }
     if get_origin(kind) is Literal:
@@ -62,7 +63,7 @@ def _argument(kind: Any) -> dict[str, Any]:
     return known.get(kind) or {"type": kind, "metavar": kind.__name__.upper()}
 
 
-def _texts(text: str) -> tuple[str, ...]:
+def split_texts(text: str) -> tuple[str, ...]:
     """Split the text like a row of a CSV, so that a value with a comma can be quoted."""
     return tuple(next(csv.reader([text]), ()))
 

@@ -56,7 +56,7 @@ def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, secon
     rows = ", ".join(f"{count:,} {part}" for part, count in manifest.provenance.rows.items())
     measured = [measurement.parity for measurement in manifest.certificate.measurements]
     lines = [
-        ("table", f"{len(manifest.features)} features to {_outcome(len(manifest.labels))}; rows: {rows}"),
+        ("table", f"{len(manifest.features)} features to {_outcome(len(manifest.labels))}; rows: {rows or 'none'}"),
         ("folded", ", ".join(f"{line.layer} -> {line.into}" for line in manifest.folded if line.into != "-")),
         (
             "certificate",
@@ -69,7 +69,7 @@ def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, secon
         lines.append((part, ", ".join(f"{metric} {format_figure(value)}" for metric, value in scores.items())))
     lines += [("note", printable(note)) for note in notes]
     last = _line("wrote", f"{bundle.path} in {format_duration(seconds)}; serve it: foldserve serve --models {models}")
-    return "\n".join([*(_line(head, text) for head, text in lines), findings, last])
+    return "\n".join([*(_line(head, text) for head, text in lines), *filter(None, [findings]), last])
 
 
 def _detail(column: Column) -> str:

@@ -138,19 +138,19 @@ def fit(
     """
     require(*_LIBRARIES, extra=_EXTRAS)
     try:
-        given, source = _open(data, target)
+        given, source = open_table(data, target)
         plan, execution = _plan(given, name, preset, Path(models), seed, threads, options)
         return _run(plan, execution, source, progress=progress)
     except (DataError, InvalidInput, SourceError) as error:
-        raise DataError(_in_python(str(error))) from error
+        raise DataError(in_python(str(error))) from error
     except TrainingError as error:
         if type(error).__init__ is not TrainingError.__init__:  # an error with further arguments
             raise
-        raise type(error)(_in_python(str(error))) from error
+        raise type(error)(in_python(str(error))) from error
     except bundle.BundleError:
         raise
     except ValueError as error:
-        raise ValueError(_in_python(str(error))) from error
+        raise ValueError(in_python(str(error))) from error
 
 
 def _run(plan: Plan, execution: Execution, source: Source | None, *, progress: bool) -> bundle.Bundle:
@@ -185,11 +185,11 @@ def _run(plan: Plan, execution: Execution, source: Source | None, *, progress: b
         sys.stdout.write(found + "\n")
     else:
         for note in (*table.notes, *written.notes):
-            warnings.warn(_in_python(note), TableWarning, stacklevel=3)
+            warnings.warn(in_python(note), TableWarning, stacklevel=3)
     return written.bundle
 
 
-def _open(data: Any, target: Any) -> tuple[DataOptions, Source | None]:
+def open_table(data: Any, target: Any) -> tuple[DataOptions, Source | None]:
     """Return the options that name the table and its target, and the table if it is in memory."""
     if isinstance(data, str | os.PathLike):
         if target is not None and not isinstance(target, str):
@@ -274,7 +274,7 @@ _FLAG = re.compile(
 )
 
 
-def _in_python(text: str) -> str:
+def in_python(text: str) -> str:
     """Write the flags of a message as arguments: `--drop id` becomes drop='id'."""
 
     def argument(found: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ This package needs only the standard library and pydantic, so any tool can read 
 ONNX or sessions.
 """
 
+from foldserve.service.bundle.atomic import replace_file
 from foldserve.service.bundle.decision import Decision
 from foldserve.service.bundle.description import DESCRIPTION_KEY, describe, describe_manifest
 from foldserve.service.bundle.files import (
@@ -96,6 +97,7 @@ __all__ = [
     "find_bundle",
     "read",
     "read_report",
+    "replace_file",
     "require_folder",
     "require_place",
     "require_writable",

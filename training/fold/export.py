@@ -55,29 +55,26 @@ def to_onnx(
         graph.node("Softmax", OUTPUT[task], axis=1)
     else:
         graph.nodes[-1].output[0] = OUTPUT[task]
-    return write_model(graph.nodes, graph.initializers, features, outputs, task, description)
+    return write_model(graph.nodes, graph.initializers, (INPUT, features), (OUTPUT[task], outputs), description)
 
 
 def write_model(
     nodes: Sequence[onnx.NodeProto],
     initializers: Sequence[onnx.TensorProto],
-    features: int,
-    outputs: int,
-    task: Task,
+    inputs: tuple[str, int],
+    outputs: tuple[str, int],
     description: str | None = None,
 ) -> bytes:
-    """Write the ONNX model of a bundle: from float32 `input` [batch, features] to the task's output [batch, outputs].
+    """Write an ONNX model of one float32 input [batch, columns] and one float32 output [batch, columns].
 
-    Raises `ExportError` if `onnx.checker` refuses the graph.
+    inputs, outputs: the name and the number of columns. Raises `ExportError` if `onnx.checker` refuses the graph.
     """
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", columns])
+        for name, columns in (inputs, outputs)
+    ]
     model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "foldserve",
-            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", features])],
-            [helper.make_tensor_value_info(OUTPUT[task], TensorProto.FLOAT, ["batch", outputs])],
-            initializers,
-        ),
+        helper.make_graph(nodes, "foldserve", tensors[:1], tensors[1:], initializers),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="foldserve",

@@ -80,7 +80,11 @@ FUNCTIONS: dict[str, Function] = {
     "tanh": Function((), np.tanh, _same("Tanh")),
     "softplus": Function((), _softplus, _same("Softplus")),
     "softsign": Function((), lambda x: x / (1 + abs(x)), _same("Softsign")),
+    "erf": Function((), special.erf, _same("Erf")),
     "exp": Function((), np.exp, _same("Exp")),
+    "log": Function((), np.log, _same("Log")),
+    "sqrt": Function((), np.sqrt, _same("Sqrt")),
+    "reciprocal": Function((), np.reciprocal, _same("Reciprocal")),
     "abs": Function((), np.abs, _same("Abs")),
     # The limits may be infinite.
     "clip": Function(("low", "high"), np.clip, None),

@@ -29,12 +29,14 @@ class Options:
     """The facts about a model that a file does not always have.
 
     features: the names of the columns in order; () to take them from the file or the table. labels: the labels of the
-    classes in the order of the outputs; () to take them from the file. keep_unknown: keep an operation that is not
+    classes in the order of the outputs; () to take them from the file. output: the name of the output, if a model has
+    several; "" to choose the one with scores. keep_unknown: keep an operation that is not
     understood as it is, if the format allows this.
     """
 
     features: tuple[str, ...] = ()
     labels: tuple[Label, ...] = ()
+    output: str = ""
     keep_unknown: bool = False
 
 

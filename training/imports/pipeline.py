@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foldserve.service import bundle
+from foldserve.service.sources import Source
 from foldserve.training.certify import certificate, record
 from foldserve.training.certify.manifest import Metrics, build_manifest
 from foldserve.training.certify.tolerance import output_tolerance
@@ -58,14 +59,16 @@ class Written:
     notes: tuple[str, ...]
 
 
-def run(imported: Imported, plan: ImportPlan) -> Written:
+def run(imported: Imported, plan: ImportPlan, source: Source | None = None) -> Written:
     """Fold, certify and write the next version of `plan.name`. After an error, nothing is left behind.
+
+    source: the table in memory, if `plan.data` does not name a file.
 
     Raises `ModelImportError`, `FoldError`, `DataError`, `ParityError`, `ExportError` or `BundleError`.
     """
     bundle.require_writable(plan.models)
     _require_output(imported)
-    rows = make_rows(imported, plan.data, plan.ranges, plan.seed)
+    rows = make_rows(imported, plan.data, plan.ranges, plan.seed, source)
     folded = fold(imported.network)
     table = rows.table
     target = bundle.Target(name=table.target) if table.target else None

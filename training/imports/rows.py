@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foldserve.service import bundle
+from foldserve.service.sources import Source
 from foldserve.training.certify import certificate
 from foldserve.training.certify.manifest import describe_features
 from foldserve.training.errors import DataError
@@ -56,10 +57,17 @@ def parse_ranges(texts: tuple[str, ...]) -> dict[str, Range]:
     return ranges
 
 
-def make_rows(imported: Imported, data: DataOptions | None, ranges: Mapping[str, Range], seed: int) -> Rows:
+def make_rows(
+    imported: Imported,
+    data: DataOptions | None,
+    ranges: Mapping[str, Range],
+    seed: int,
+    source: Source | None = None,
+) -> Rows:
     """Read the table `data`, or draw rows from `ranges`, from the ranges of the model and from its categories.
 
-    Raises `DataError` if the table does not fit the model, or if a feature has neither rows nor a range.
+    source: the table in memory; None if `data` names a file. Raises `DataError` if the table does not fit the model, or
+    if a feature has neither rows nor a range.
     """
     empty = np.empty((0, len(imported.columns)), np.float32)
     schema = Table("", imported.task, "", imported.columns, empty, np.empty(0), imported.labels)
@@ -67,7 +75,7 @@ def make_rows(imported: Imported, data: DataOptions | None, ranges: Mapping[str,
         return _draw(imported, schema, ranges, seed)
     if ranges:
         raise DataError("--ranges has no effect with --data: leave one of them out")
-    table = load_for_model(data, schema, by_position=not imported.named)
+    table = load_for_model(data, schema, by_position=not imported.named, given=source)
     if not len(table.x):
         raise DataError(f"{table.source} has no rows")
     notes = list(table.notes)

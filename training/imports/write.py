@@ -48,28 +48,26 @@ def to_onnx(network: Network, task: Task, *, description: str | None = None) -> 
 
     Raises `FoldError` if a weight overflows float32, and `ExportError` if `onnx.checker` refuses the graph.
     """
-    writer = write_nodes(network, OUTPUT[task])
-    return write_model(
-        writer.nodes, writer.initializers, network.features, network.widths()[network.output], task, description
-    )
+    return write_network(network, MODEL_INPUT, OUTPUT[task], description)
 
 
-def write_nodes(network: Network, output: str) -> Writer:
-    """Write the nodes of `network`, which read the tensor `input`, and give the result as the tensor `output`."""
-    writer = Writer(network, output)
+def write_network(network: Network, source: str, output: str, description: str | None = None) -> bytes:
+    """Write `network` as an ONNX model from the tensor `source` [batch, features] to `output`. Raises as `to_onnx`."""
+    writer = Writer(network, source, output)
     for node in network.nodes:
         writer.write(node)
-    return writer
+    columns = network.widths()[network.output]
+    return write_model(writer.nodes, writer.initializers, (source, network.features), (output, columns), description)
 
 
 class Writer:
     """The ONNX nodes and constants of a network. A value has the name of its node, and the output its given name."""
 
-    def __init__(self, network: Network, output: str) -> None:
+    def __init__(self, network: Network, source: str, output: str) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self._names = {INPUT: MODEL_INPUT}
-        reserved = {MODEL_INPUT, output}
+        self._names = {INPUT: source}
+        reserved = {source, output}
         for node in network.nodes:
             name = node.name
             while name in reserved:

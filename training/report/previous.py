@@ -13,7 +13,7 @@ _SPLIT_SETTINGS = ("test_share", "validation_share", "group", "time", "rare", "k
 
 @dataclass(frozen=True)
 class Previous:
-    """The version before this one. manifest: None if it can't be read; `reason` then says why."""
+    """The version before this one. manifest: None if it can't be compared; `reason` then says why."""
 
     version: int
     manifest: bundle.Manifest | None
@@ -39,6 +39,9 @@ def read_previous(model: Path, version: int) -> Previous | None:
     if not before:
         return None
     try:
-        return Previous(before[-1], bundle.read(model / str(before[-1])).manifest)
+        manifest = bundle.read(model / str(before[-1])).manifest
+        if "test" not in manifest.metrics:
+            return Previous(before[-1], None, "it was imported without a table, and has no metrics")
+        return Previous(before[-1], manifest)
     except bundle.BundleError as error:
         return Previous(before[-1], None, str(error))

@@ -96,7 +96,7 @@ def _describe_previous(evidence: Evidence) -> str:
     if previous is None:
         return "There is no version before this one."
     if previous.manifest is None:
-        return f"Version {previous.version}, the one before, can't be read: {previous.reason}."
+        return f"Version {previous.version}, the one before, can't be compared: {previous.reason}."
     rows = (
         "the same test rows"
         if previous.has_rows_of(evidence.manifest)

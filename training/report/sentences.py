@@ -141,7 +141,9 @@ def _previous(evidence: Evidence) -> list[tuple[str, str]]:
     if previous is None:
         return []
     if previous.manifest is None:
-        return [("note", printable(f"version {previous.version}, the one before, can't be read: {previous.reason}"))]
+        return [
+            ("note", printable(f"version {previous.version}, the one before, can't be compared: {previous.reason}"))
+        ]
     rows = "the same test rows" if previous.has_rows_of(evidence.manifest) else "other test rows, perhaps"
     return [("previous", f"version {previous.version}, {rows}. {compare_versions(evidence)}")]
 

@@ -92,14 +92,14 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
     return test
 
 
-def load_for_model(options: DataOptions, table: Table, *, by_position: bool, on_read: OnRead = lambda _: None) -> Table:
+def load_for_model(options: DataOptions, table: Table, *, by_position: bool, given: Source | None = None) -> Table:
     """Read the table that `options` describes with the schema of a model that is trained already.
 
     table: the schema, without rows. If `options.target` is None, the rows get no targets. by_position: take the columns
-    in their order, because the model does not name its features; the schema gets their names. Raises `DataError` if a
-    column is missing, or if a cell does not fit the schema.
+    in their order, because the model does not name its features; the schema gets their names. given: the table, if it
+    is in memory. Raises `DataError` if a column is missing, or if a cell does not fit the schema.
     """
-    source = _open(options.source, options, on_read, options.more)
+    source = given or _open(options.source, options, lambda _: None, options.more)
     _check_flags(options, source, options.target or "")
     names = [name for name in source.names if name != options.target and name not in options.drop]
     if by_position:
@@ -119,7 +119,7 @@ def load_for_model(options: DataOptions, table: Table, *, by_position: bool, on_
     unused = [name for name in names if name not in table.features]
     notes = [f"columns of {source.name} that the model does not use: {join_some(unused, 10)}"] if unused else []
     table = replace(table, target=options.target or "", notes=(*table.notes, *source.notes, *notes))
-    return replace(_read_with_schema(source, options, table, on_read), notes=table.notes, left_out=tuple(unused))
+    return replace(_read_with_schema(source, options, table, lambda _: None), notes=table.notes, left_out=tuple(unused))
 
 
 def _read_with_schema(source: Source, options: DataOptions, table: Table, on_read: OnRead) -> Table:

@@ -1,0 +1,72 @@
+"""`foldserve.import_model`: reads its arguments, and calls the pipeline of `foldserve-train import`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foldserve.api.errors import TableWarning
+from foldserve.api.extras import require
+from foldserve.api.fit import in_python, open_table
+from foldserve.service import bundle
+from foldserve.service.errors import InvalidInput, SourceError
+from foldserve.training.errors import DataError
+
+_LIBRARIES = ("onnxruntime", "pyarrow", "sklearn", "torch")
+_EXTRAS = "train,cpu"
+
+
+def import_model(
+    model: Any,
+    data: Any = None,
+    target: Any = None,
+    *,
+    name: str,
+    models: str | os.PathLike[str] = "models",
+    features: Sequence[str] = (),
+    labels: Sequence[bundle.Label] = (),
+    ranges: Mapping[str, tuple[float, float]] | tuple[float, float] | None = None,
+    output: str = "",
+    keep_unknown: bool = False,
+    drop: Sequence[str] = (),
+    seed: int = 0,
+) -> bundle.Bundle:
+    """Fold a model that another framework trained, certify that it gives the same answers, and write a bundle.
+
+    It is `foldserve-train import`, and docs/import.md describes it.
+
+    model: the path of a file, or a model in memory. data: a table as in `fit`, for the certificate, and with `target`
+    for the metrics. name: the name of the model. models: the folder to write to. features: the names of the features,
+    in the model's order. labels: the labels, in the order of the outputs. ranges: without a table, the range of each
+    feature by name, or one range for all. output: the output of the model, if it has several. keep_unknown: keep an
+    operator that is not understood as it is. drop: columns of the table to leave out. seed: of the random rows.
+
+    Returns the written bundle, the next version of `name`. Each note is a `TableWarning`. Raises `DataError`, a
+    `ValueError`, for a table that does not fit; another `TrainingError` or `BundleError` if there is no bundle for
+    another reason; `ValueError` for a wrong name; and `MissingExtra` if a library is not installed.
+    """
+    require(*_LIBRARIES, extra=_EXTRAS)
+    if not bundle.NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a valid name for a model")
+    from foldserve.training.imports.front_ends import read_model, read_object
+    from foldserve.training.imports.imported import Options
+    from foldserve.training.imports.pipeline import ImportPlan, run
+
+    options = Options(tuple(features), tuple(labels), output, keep_unknown)
+    is_file = isinstance(model, str | os.PathLike)
+    try:
+        given, source = open_table(data, target) if data is not None else (None, None)
+        if given is not None:
+            given = replace(given, target=given.target if target is not None else None, drop=tuple(drop))
+        imported = read_model(Path(model), options) if is_file else read_object(model, options)
+        known = ranges if isinstance(ranges, Mapping) else {} if ranges is None else {"": ranges}
+        written = run(imported, ImportPlan(name, Path(models), given, known, seed), source)
+    except (DataError, InvalidInput, SourceError) as error:
+        raise DataError(in_python(str(error))) from error
+    for note in written.notes:
+        warnings.warn(in_python(note), TableWarning, stacklevel=2)
+    return written.bundle

@@ -1,0 +1,69 @@
+"""Folds an ONNX file into another ONNX file, without a bundle. The input and the output keep their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from foldserve.service.bundle import Folding, Parity, replace_file
+from foldserve.service.runtime.session import open_cpu
+from foldserve.training.certify.tolerance import output_tolerance
+from foldserve.training.errors import ModelImportError, ParityError
+from foldserve.training.imports.folding import fold
+from foldserve.training.imports.imported import Options
+from foldserve.training.imports.onnx_file import read_file
+from foldserve.training.imports.onnx_inputs import read_inputs
+from foldserve.training.imports.onnx_model import translate
+from foldserve.training.imports.onnx_reference import run_reference
+from foldserve.training.imports.onnx_values import Constant, Raw, Stacked
+from foldserve.training.imports.write import write_network
+
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class FoldedFile:
+    """A folded file. nodes: the number of nodes of the original and of the folded graph. parity: on random rows."""
+
+    report: tuple[Folding, ...]
+    notes: tuple[str, ...]
+    nodes: tuple[int, int]
+    parity: Parity
+
+
+def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
+    """Fold the ONNX file `source`, and write the result to `target`, if it gives the same outputs.
+
+    The outputs are compared on rows of a standard normal distribution, with the tolerance of a certificate. Raises
+    `ModelImportError`, `FoldError`, `ExportError` or `ParityError`; nothing is written then.
+    """
+    model, _ = read_file(source)
+    inputs = read_inputs(model, options)
+    context = translate(model, inputs, options)
+    value = context.values[inputs.output]
+    if len(inputs.feeds) > 1 or len(inputs.feeds[0].shape) > 1 or any(column.is_text for column in inputs.columns):
+        raise ModelImportError(f"{source.name} has several inputs, or texts, or rows of several axes: use import")
+    if isinstance(value, Constant | Raw | Stacked) or len(value.shape) != 1:
+        raise ModelImportError(f"{source.name}: the output {inputs.output!r} is not a row of numbers")
+    folded = fold(context.builder.network(value.name))
+    feed = inputs.feeds[0].name
+    content = write_network(folded.network, feed, inputs.output)
+    rows = np.random.default_rng(0).normal(size=(_ROWS, len(inputs.columns))).astype(np.float32)
+    expected = run_reference(model, inputs.output, lambda x: {feed: x.astype(np.float64)})(rows)
+    session = open_cpu(content)
+    outputs = session.run(None, {feed: rows})[0]
+    std = float(expected.std()) or 1.0
+    parity = output_tolerance(float(expected.mean()), std).measure(expected, outputs)
+    if parity.worst > 1:
+        raise ParityError(
+            f"the folded model differs from the original by {parity.max_absolute:.3g}; nothing is written"
+        )
+    try:
+        replace_file(target, content)
+    except OSError as error:
+        raise ModelImportError(f"can't write {target}: {error.strerror}") from error
+    sizes = len(model.graph.node), len(onnx.load_from_string(content).graph.node)
+    return FoldedFile(folded.report, (*inputs.notes, *context.notes), sizes, parity)

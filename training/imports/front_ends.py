@@ -1,0 +1,35 @@
+"""The front ends, by the suffix of the file. A front end is imported when a file of its kind is read."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from foldserve.training.errors import ModelImportError
+from foldserve.training.imports.imported import Imported, Options, Read
+
+_PACKAGE = "foldserve.training.imports"
+# The suffix, and the module with a function `read`.
+FRONT_ENDS = {".onnx": "onnx_model"}
+# The package of the class of an object or of one of its base classes, and the module with a function `read_object`.
+OBJECTS: dict[str, str] = {}
+
+
+def read_model(path: Path, options: Options) -> Imported:
+    """Read a model of another framework. Raises `ModelImportError` with one line."""
+    module = FRONT_ENDS.get(path.suffix.lower())
+    if module is None:
+        raise ModelImportError(f"{path.name}: models are read from files with the suffix {', '.join(FRONT_ENDS)}")
+    read: Read = import_module(f"{_PACKAGE}.{module}").read
+    return read(path, options)
+
+
+def read_object(model: Any, options: Options) -> Imported:
+    """Read a model in memory. Raises `ModelImportError` with one line."""
+    for kind in type(model).__mro__:
+        if module := OBJECTS.get(kind.__module__.partition(".")[0]):
+            found: Imported = import_module(f"{_PACKAGE}.{module}").read_object(model, options)
+            return found
+    known = f"files ({', '.join(FRONT_ENDS)})" + "".join(f", objects of {package}" for package in OBJECTS)
+    raise ModelImportError(f"a {type(model).__name__} is not a model that can be imported: {known}")

@@ -1,0 +1,174 @@
+"""The functions of single numbers and the comparisons of ONNX's main domain, as layers of the form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from foldserve.training.imports.layers import Activation, Affine, Impute, IsMissing, Normalize, OneHot, PRelu, Softmax
+from foldserve.training.imports.onnx_operators import constant, constant_or_attribute, operator, required, spread
+from foldserve.training.imports.onnx_values import Constant, Context, Numbers, Raw, Refused, Truth, Value, width
+
+# The ONNX operator, the function of the form, and the attributes of the operator with their defaults.
+_FUNCTIONS: dict[str, tuple[str, dict[str, float]]] = {
+    "Relu": ("relu", {}),
+    "LeakyRelu": ("leaky_relu", {"alpha": 0.01}),
+    "ThresholdedRelu": ("thresholded_relu", {"alpha": 1.0}),
+    "Elu": ("elu", {"alpha": 1.0}),
+    "Celu": ("celu", {"alpha": 1.0}),
+    "Selu": ("selu", {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875}),
+    "Sigmoid": ("sigmoid", {}),
+    "HardSigmoid": ("hard_sigmoid", {"alpha": 0.2, "beta": 0.5}),
+    "HardSwish": ("hard_swish", {}),
+    "Tanh": ("tanh", {}),
+    "Softplus": ("softplus", {}),
+    "Softsign": ("softsign", {}),
+    "Mish": ("mish", {}),
+    "Exp": ("exp", {}),
+    "Log": ("log", {}),
+    "Sqrt": ("sqrt", {}),
+    "Abs": ("abs", {}),
+    "Erf": ("erf", {}),
+    "Reciprocal": ("reciprocal", {}),
+}
+
+
+@operator(*_FUNCTIONS)
+def _function(
+    context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
+) -> Sequence[Value]:
+    value = context.numbers(node, required(inputs, 0))
+    function, defaults = _FUNCTIONS[node.op_type]
+    layer = Activation(function, {name: given.get(name, default) for name, default in defaults.items()})
+    return [Numbers(context.add(node, layer, value.name), value.shape)]
+
+
+@operator("Gelu")
+def _gelu(
+    context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
+) -> Sequence[Value]:
+    value = context.numbers(node, required(inputs, 0))
+    layer = Activation("gelu_tanh" if given.get("approximate", "none") == "tanh" else "gelu")
+    return [Numbers(context.add(node, layer, value.name), value.shape)]
+
+
+@operator("PRelu")
+def _prelu(
+    context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
+) -> Sequence[Value]:
+    del given
+    value, slope = context.numbers(node, required(inputs, 0)), constant(inputs, 1, "slope")
+    layer = PRelu(spread(np.array(0.0) if slope is None else slope, value))
+    return [Numbers(context.add(node, layer, value.name), value.shape)]
+
+
+@operator("Clip", "Max", "Min")
+def _clip(
+    context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
+) -> Sequence[Value]:
+    low: npt.NDArray[Any] | None
+    high: npt.NDArray[Any] | None
+    if node.op_type == "Clip":
+        low = constant_or_attribute(inputs, 1, given, "min")
+        high = constant_or_attribute(inputs, 2, given, "max")
+        value = required(inputs, 0)
+    else:
+        if len(inputs) != 2:
+            raise Refused("two inputs are understood")
+        first, second = required(inputs, 0), required(inputs, 1)
+        value, limit = (second, first) if isinstance(first, Constant) else (first, second)
+        if not isinstance(limit, Constant):
+            raise Refused("it compares two values of the rows")
+        low, high = (limit.array, None) if node.op_type == "Max" else (None, limit.array)
+    limits = {"low": -np.inf, "high": np.inf}
+    for name, array in (("low", low), ("high", high)):
+        if array is not None:
+            if array.size != 1:
+                raise Refused("it has a limit for each column; one limit for all is understood")
+            limits[name] = float(array.reshape(-1)[0])
+    rows = context.numbers(node, value)
+    layer = Activation("relu") if limits == {"low": 0.0, "high": np.inf} else Activation("clip", limits)
+    return [Numbers(context.add(node, layer, rows.name), rows.shape)]
+
+
+@operator("Softmax", "LogSoftmax")
+def _softmax(
+    context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
+) -> Sequence[Value]:
+    value = context.numbers(node, required(inputs, 0))
+    axis = given.get("axis", -1 if context.opsets[""] >= 13 else 1)
+    if len(value.shape) != 1 or axis not in (1, -1):
+        raise Refused(f"it works along axis {axis} of rows of the shape {list(value.shape)}")
+    return [Numbers(context.add(node, Softmax(log=node.op_type == "LogSoftmax"), value.name), value.shape)]
+
+
+@operator("LpNormalization")
+def _lp_normalization(
+    context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
+) -> Sequence[Value]:
+    value = context.numbers(node, required(inputs, 0))
+    if len(value.shape) != 1 or given.get("axis", -1) not in (1, -1) or given.get("p", 2) not in (1, 2):
+        raise Refused("it does not divide each row by its L1 or L2 norm")
+    return [Numbers(context.add(node, Normalize("l1" if given.get("p", 2) == 1 else "l2"), value.name), value.shape)]
+
+
+@operator("IsNaN")
+def _is_nan(
+    context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
+) -> Sequence[Value]:
+    del given
+    value = required(inputs, 0)
+    rows = context.numbers(node, value)
+    if isinstance(value, Raw):
+        for place in value.columns:
+            context.columns[place].missing = True
+    columns = np.arange(width(rows.shape))
+    source = value if isinstance(value, Raw) else rows
+    return [Truth(context.add(node, IsMissing(columns), rows.name), rows.shape, missing_of=source)]
+
+
+@operator("Equal")
+def _equal(
+    context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
+) -> Sequence[Value]:
+    del given
+    left, right = required(inputs, 0), required(inputs, 1)
+    value, code = (right, left) if isinstance(left, Constant) else (left, right)
+    if not isinstance(code, Constant) or isinstance(value, Truth):
+        raise Refused("it compares two values of the rows")
+    if isinstance(value, Raw) and len(value.columns) == 1:
+        categories = [each.item() for each in code.array.reshape(-1)]
+        name = context.encode(node, value.columns[0], categories)
+        return [Truth(name, (len(categories),))]
+    rows = context.numbers(node, value)
+    columns = width(rows.shape)
+    source = np.zeros(code.array.size, np.int64) if columns == 1 else np.arange(columns)
+    codes = code.array.reshape(-1).astype(np.float64) if columns == 1 else spread(code.array, rows)
+    shape = rows.shape if columns > 1 else (len(codes),)
+    return [Truth(context.add(node, OneHot(source, codes), rows.name), shape)]
+
+
+@operator("Where")
+def _where(
+    context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
+) -> Sequence[Value]:
+    del given
+    mask, yes, no = (required(inputs, place) for place in range(3))
+    if not isinstance(mask, Truth):
+        raise Refused("its condition is not IsNaN or Equal")
+    if isinstance(yes, Constant) and isinstance(no, Constant):
+        shape = Numbers(mask.name, mask.shape)
+        a, b = spread(yes.array, shape), spread(no.array, shape)
+        layer = context.make(lambda: Affine.of(a - b, 0.0, b, len(a)))
+        return [Numbers(context.add(node, layer, mask.name), mask.shape)]
+    is_same = no is mask.missing_of or (
+        isinstance(no, Numbers) and isinstance(mask.missing_of, Numbers) and no.name == mask.missing_of.name
+    )
+    if isinstance(yes, Constant) and is_same:
+        rows = context.numbers(node, no)
+        return [Numbers(context.add(node, Impute(spread(yes.array, rows)), rows.name), rows.shape)]
+    raise Refused("it is not the replacement of missing values by a constant")

@@ -1,0 +1,188 @@
+"""The original ONNX model as reference: its own graph in float64, and its own bytes in ONNX Runtime.
+
+The float64 evaluation is onnx's `ReferenceEvaluator`, on a copy of the graph in which every float32 is a float64. It
+shares no code with the form and with folding. The module knows no layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from foldserve.training.imports.onnx_constants import widen
+from foldserve.training.table.schema import Column
+
+_NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_UNSEEN = "(a category that the model does not know)"
+
+Rows = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One input of the original: its name, its type, the shape of a row, and its columns of the raw rows."""
+
+    name: str
+    dtype: int
+    shape: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+def make_feeds(feeds: Sequence[Feed], columns: Sequence[Column], rows: Rows, number: Any) -> dict[str, Array]:
+    """Return the inputs of the original for raw rows. number: the NumPy type of its floating-point inputs."""
+    return {feed.name: _feed(feed, columns, rows, number) for feed in feeds}
+
+
+def _feed(feed: Feed, columns: Sequence[Column], rows: Rows, number: Any) -> Array:
+    parts = [_values(columns[place], rows[:, place]) for place in feed.columns]
+    array: Array = np.stack(parts, 1).reshape((len(rows), *feed.shape))
+    if feed.dtype == TensorProto.STRING:
+        return array.astype(object)
+    if feed.dtype in _NARROW or feed.dtype == TensorProto.DOUBLE:
+        return array.astype(number)
+    return array.astype(helper.tensor_dtype_to_np_dtype(feed.dtype))
+
+
+def _values(column: Column, codes: npt.NDArray[np.float32]) -> Array:
+    """Return the values of one column in the original's terms: a category is its text or its number."""
+    if column.kind != "categorical":
+        return codes.astype(np.float64)
+    if isinstance(column.categories[0], str):
+        names = np.array([*column.categories, _UNSEEN], object)
+    else:
+        known = [float(category) for category in column.categories]
+        names = np.array([*known, max(known) + 1])
+    indices = np.nan_to_num(codes, nan=float(len(column.categories))).astype(np.int64)
+    return names[indices]
+
+
+def run_reference(
+    model: onnx.ModelProto, output: str, feeds: Callable[[Rows], dict[str, Array]]
+) -> Callable[[Rows], Array]:
+    """Return a function that evaluates the tensor `output` of the original in float64: raw rows -> [rows, ...]."""
+    session = ReferenceEvaluator(to_float64(model, output), new_ops=[_OneHotEncoder, _LabelEncoder])
+
+    def evaluate(rows: Rows) -> Array:
+        with np.errstate(all="ignore"):
+            results = cast("list[Array]", session.run([output], feeds(rows)))
+        return np.asarray(results[0], np.float64)
+
+    return evaluate
+
+
+def run_original(
+    model: onnx.ModelProto, output: str, feeds: Callable[[Rows], dict[str, Array]]
+) -> Callable[[Rows], Array]:
+    """Return a function that runs the original in ONNX Runtime on the CPU, without any optimisation.
+
+    Raises an exception of ONNX Runtime if it refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    content = cut(model, output).SerializeToString()
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def evaluate(rows: Rows) -> Array:
+        result: Array = np.asarray(session.run([output], feeds(rows))[0])
+        return result
+
+    return evaluate
+
+
+def cut(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
+    """Return a copy of the model that computes only the tensor `output`."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    needed, nodes = {output}, []
+    for node in reversed(copy.graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(nodes)]
+    outputs = [each for each in copy.graph.output if each.name == output]
+    constants = [each for each in copy.graph.initializer if each.name in needed]
+    inputs = [each for each in copy.graph.input if each.name in needed]
+    graph = helper.make_graph(
+        kept, "cut", inputs, outputs or [helper.make_tensor_value_info(output, 0, None)], constants
+    )
+    if not outputs:
+        graph.output[0].ClearField("type")
+        graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    copy.graph.CopyFrom(graph)
+    return copy
+
+
+def to_float64(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
+    """Return a copy of the model up to `output` in which every float32 is a float64."""
+    copy = cut(model, output)
+    for tensor in copy.graph.initializer:
+        _widen(tensor)
+    for info in (*copy.graph.input, *copy.graph.output):
+        if info.type.tensor_type.elem_type in _NARROW:
+            info.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for node in copy.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _widen(attribute.t)
+            elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+                numbers = [attribute.f] if attribute.name == "value_float" else list(attribute.floats)
+                array = np.array(numbers[0] if attribute.name == "value_float" else numbers, np.float64)
+                attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(array)))
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i in _NARROW:
+                attribute.i = TensorProto.DOUBLE
+    return copy
+
+
+def _widen(tensor: TensorProto) -> None:
+    if tensor.data_type in _NARROW:
+        tensor.CopyFrom(numpy_helper.from_array(widen(numpy_helper.to_array(tensor)), tensor.name))
+
+
+class _OneHotEncoder(OpRun):
+    """The operator of ai.onnx.ml in float64; onnx's own gives float32."""
+
+    op_domain = "ai.onnx.ml"
+
+    def _run(self, x: Array, cats_int64s: Any = None, cats_strings: Any = None, zeros: Any = None) -> tuple[Array]:
+        del zeros
+        known = np.array(cats_strings or cats_int64s)
+        return ((x[..., None] == known).astype(np.float64),)
+
+
+_OneHotEncoder.__name__ = "OneHotEncoder"
+
+
+class _LabelEncoder(OpRun):
+    """The operator of ai.onnx.ml in float64; onnx's own does not take tensors of more than one key."""
+
+    op_domain = "ai.onnx.ml"
+
+    def _run(self, x: Array, **given: Any) -> tuple[Array]:
+        def first(*names: str) -> list[Any]:
+            found = next(given[name] for name in names if given.get(name) is not None)
+            return list(np.asarray(found).reshape(-1).tolist())
+
+        keys = first("keys_strings", "keys_int64s", "keys_floats", "keys_tensor")
+        numbers = first("values_int64s", "values_floats", "values_tensor")
+        ordered = (("values_int64s", "default_int64", -1), ("values_floats", "default_float", 0.0))
+        default = next((given.get(name, missing) for values, name, missing in ordered if given.get(values)), None)
+        if default is None:
+            default = first("default_tensor")[0]
+        table = dict(zip(keys, numbers, strict=True))
+        flat = [table.get(key, default) for key in x.reshape(-1).tolist()]
+        return (np.array(flat, np.float64).reshape(x.shape),)
+
+
+_LabelEncoder.__name__ = "LabelEncoder"

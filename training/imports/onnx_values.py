@@ -1,0 +1,172 @@
+"""The values of an ONNX graph while it is translated, and the graph's context.
+
+A value is a constant, raw columns of the input, numbers of the form, or truth values. The module knows no operator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from foldserve.training.errors import ModelImportError
+from foldserve.training.imports.form import INPUT, Builder
+from foldserve.training.imports.layers import Layer, OneHot, Select
+from foldserve.training.table.schema import Category
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A constant array. Numbers are float64, or integers for shapes and indices."""
+
+    array: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """Columns of the input, not yet used as numbers or as categories. shape: of one row, without the batch."""
+
+    columns: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """A value of the form. shape: of one row, without the batch; its product is the number of columns."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """A value of the form that holds 0 and 1, as a boolean tensor. missing_of: the value whose missing values it marks,
+    if it does.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    missing_of: Raw | Numbers | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """Several values, stacked along a new first axis, in front of the rows: the members of an ensemble."""
+
+    parts: tuple[Numbers, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Raise `Refused`: only an operator that reduces the new first axis understands the value."""
+        raise Refused("it reads values that are stacked in front of the rows; their sum and their mean are understood")
+
+
+Value = Constant | Raw | Numbers | Truth | Stacked
+
+
+class Refused(Exception):  # noqa: N818 (it is no error yet: the node may be kept)
+    """The reason why an operator can't be translated, and a remedy."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+@dataclass
+class RawColumn:
+    """One column of the input. name, is_text: as in the file. categories: filled by the encoders that read the column.
+
+    missing: whether the model replaces missing values. read_as_number: whether an operator computes with it.
+    is_closed: whether no category may be added.
+    """
+
+    name: str
+    is_text: bool
+    is_whole: bool
+    categories: list[Category] = field(default_factory=list)
+    missing: bool = False
+    read_as_number: bool = False
+    is_closed: bool = False
+
+    def code(self, category: Category) -> int:
+        """Return the index of a category, which is added if it is new."""
+        key = [(type(each) is str, each) for each in self.categories]
+        if (type(category) is str, category) not in key:
+            if self.is_closed:
+                raise Refused(f"another encoder reads column {self.name!r} with other categories")
+            self.categories.append(category)
+            return len(self.categories) - 1
+        return key.index((type(category) is str, category))
+
+
+class Context:
+    """The translation of one graph. values: by the names of the graph. notes: facts for the user."""
+
+    def __init__(self, columns: Sequence[RawColumn], opsets: Mapping[str, int]) -> None:
+        self.columns = list(columns)
+        self.opsets = dict(opsets)
+        self.builder = Builder(len(columns))
+        self.values: dict[str, Value] = {}
+        self.notes: list[str] = []
+
+    def add(self, node: onnx.NodeProto, layer: Layer, *inputs: str) -> str:
+        """Add a layer for a node. Raises `Refused` if the layer can't read these inputs."""
+        try:
+            return self.builder.add(node.name or node.output[0], node.op_type, layer, *inputs)
+        except ModelImportError as error:
+            raise Refused(str(error).partition(": ")[2]) from error
+
+    def make(self, create: Callable[[], Layer]) -> Layer:
+        """Create a layer. Raises `Refused` if its values are wrong."""
+        try:
+            return create()
+        except ValueError as error:
+            raise Refused(str(error)) from error
+
+    def numbers(self, node: onnx.NodeProto, value: Value) -> Numbers:
+        """Return a value as numbers. Raises `Refused` for a constant, and for columns of texts."""
+        if isinstance(value, Numbers):
+            return value
+        if isinstance(value, Truth):
+            return Numbers(value.name, value.shape)
+        if isinstance(value, Constant):
+            raise Refused("it computes with a constant where values of the rows are expected")
+        if isinstance(value, Stacked):
+            raise Refused("it computes with stacked values; their sum and their mean are understood")
+        for place in value.columns:
+            if self.columns[place].is_text:
+                raise Refused(f"it computes with column {self.columns[place].name!r}, which holds texts")
+            self.columns[place].read_as_number = True
+        if list(value.columns) == list(range(len(self.columns))):
+            return Numbers(INPUT, value.shape)
+        return Numbers(self.add(node, Select(np.array(value.columns)), INPUT), value.shape)
+
+    def encode(self, node: onnx.NodeProto, column: int, categories: Sequence[Category]) -> str:
+        """Add the one-hot encoding of a raw column, and return its name."""
+        codes = [self.columns[column].code(category) for category in categories]
+        return self.add(node, OneHot(np.full(len(codes), column), np.array(codes, np.float64)), INPUT)
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return the attributes of a node by name. Texts are str."""
+    found = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    return {name: _decode(value) for name, value in found.items()}
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, list) and value and isinstance(value[0], bytes):
+        return [each.decode("utf-8", "replace") for each in value]
+    return value
+
+
+def width(shape: tuple[int, ...]) -> int:
+    """Return the number of columns of a row of this shape."""
+    return math.prod(shape)
