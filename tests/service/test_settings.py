@@ -66,7 +66,10 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
         "access_log": True,
         "log_format": "json",
         "otel": True,
-        "watch": True,
+        "watch": False,
+        "policy": "/etc/foldserve/policy.toml",
+        "swap_policy": "always",
+        "uds": "/run/foldserve.sock",
         "precision": "bf16",
     }
     value = values.get(name, 7)
