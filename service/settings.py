@@ -148,7 +148,10 @@ class Settings(BaseModel):
     ] = 0
     gpu_memory: Annotated[
         int | None,
-        Field(ge=2**20, description="most bytes of GPU memory for one model; no limit by default"),
+        Field(
+            ge=2**20,
+            description="most bytes of GPU memory for one model's weights and tensors; no limit by default",
+        ),
     ] = None
     default_model: Annotated[
         str | None, Field(description="model that /predict answers for; the only model by default")

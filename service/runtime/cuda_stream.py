@@ -1,4 +1,4 @@
-"""A CUDA stream, and memory on the host and the device, through the C API of the CUDA runtime.
+"""A CUDA stream, its graphs, and memory on the host and the device, through the C API of the CUDA runtime.
 
 This module knows addresses and bytes, but no models. https://docs.nvidia.com/cuda/cuda-runtime-api/
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from contextlib import suppress
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any, Protocol
 
@@ -19,15 +20,26 @@ import numpy.typing as npt
 from foldserve.service.errors import DeviceError
 from foldserve.service.machine import nvidia
 
-_NON_BLOCKING = 1  # cudaStreamNonBlocking: the stream does not wait for the default stream
+# cudaStreamNonBlocking: the stream does not wait for the default stream. So another thread may use the default stream
+# while this stream is captured.
+_NON_BLOCKING = 1
+# cudaStreamCaptureModeThreadLocal: during the capture, only the capturing thread may not allocate memory or wait. Other
+# models may run, load and allocate on other threads.
+_THREAD_LOCAL = 1
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
-_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 # The C functions that this module calls, with the types of their arguments. Each returns an error code; 0 is success.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaSetDevice": (c_int,),
+    "cudaGetLastError": (),
     "cudaStreamCreateWithFlags": (POINTER(c_void_p), c_uint),
     "cudaStreamSynchronize": (c_void_p,),
     "cudaStreamDestroy": (c_void_p,),
+    "cudaStreamBeginCapture": (c_void_p, c_int),
+    "cudaStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cudaGraphInstantiate": (POINTER(c_void_p), c_void_p, c_ulonglong),
+    "cudaGraphLaunch": (c_void_p, c_void_p),
+    "cudaGraphDestroy": (c_void_p,),
+    "cudaGraphExecDestroy": (c_void_p,),
     "cudaMallocHost": (POINTER(c_void_p), c_size_t),
     "cudaFreeHost": (c_void_p,),
     "cudaMalloc": (POINTER(c_void_p), c_size_t),
@@ -41,7 +53,6 @@ class CudaError(Exception):
 
     def __init__(self, function: str, code: int, text: str) -> None:
         super().__init__(f"{function}: CUDA error {code}: {text}")
-        self.out_of_memory = code == _OUT_OF_MEMORY
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,10 @@ class Stream(Protocol):
     address: int
 
     def buffer(self, shape: tuple[int, int]) -> Buffer:
-        """Allocate float32 [rows, columns] on the host and the device, until `close`."""
+        """Allocate float32 [rows, columns] on the host and the device, until `free` or `close`."""
+
+    def free(self, buffer: Buffer) -> None:
+        """Free a buffer that no work on the stream uses."""
 
     def upload(self, buffer: Buffer, rows: int) -> None:
         """Begin to copy the first rows from the host to the device."""
@@ -79,15 +93,24 @@ class Stream(Protocol):
     def download(self, buffer: Buffer, rows: int) -> None:
         """Begin to copy the first rows from the device to the host."""
 
+    def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
+        """Record the work that `add_work` adds to the stream. Return a function that adds the recorded work again.
+
+        The work is not done during the recording. The returned function may be called on any thread, until `close`.
+        """
+
     def wait(self) -> None:
         """Wait until all work on the stream is done."""
 
+    def works(self) -> bool:
+        """Wait for the stream. Return whether the device still works."""
+
     def close(self) -> None:
-        """Free the stream and its buffers."""
+        """Free the stream, its graphs and its buffers."""
 
 
 class CudaStream:
-    """A stream on the first visible CUDA device. Use one object from one thread only.
+    """A stream on the first visible CUDA device, for one thread at a time.
 
     Raises `DeviceError` when CUDA is not available, and `CudaError` when a later call fails.
     """
@@ -107,19 +130,29 @@ class CudaStream:
         except (CudaError, DeviceError) as error:
             raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {error}") from error
         self.address = stream.value or 0
-        self._stream = stream
-        self._releases: list[Callable[[], None]] = [lambda: self._call("cudaStreamDestroy", stream)]
+        self._buffers: dict[int, Buffer] = {}  # by the address on the device
+        self._graphs: list[c_void_p] = []
 
     def buffer(self, shape: tuple[int, int]) -> Buffer:
-        """Allocate float32 [rows, columns] on the host and the device, until `close`."""
+        """Allocate float32 [rows, columns] on the host and the device, until `free` or `close`."""
         size = 4 * prod(shape)
         host, device = c_void_p(), c_void_p()
         self._call("cudaMallocHost", ctypes.byref(host), size)
-        self._releases.append(lambda: self._call("cudaFreeHost", host))
-        self._call("cudaMalloc", ctypes.byref(device), size)
-        self._releases.append(lambda: self._call("cudaFree", device))
+        try:
+            self._call("cudaMalloc", ctypes.byref(device), size)
+        except CudaError:
+            self._release("cudaFreeHost", host)
+            raise
         memory = ctypes.cast(host, POINTER(ctypes.c_float))
-        return Buffer(np.ctypeslib.as_array(memory, shape), device.value or 0)
+        buffer = Buffer(np.ctypeslib.as_array(memory, shape), device.value or 0)
+        self._buffers[buffer.device] = buffer
+        return buffer
+
+    def free(self, buffer: Buffer) -> None:
+        """Free a buffer that no work on the stream uses. Errors of a device that has failed are ignored."""
+        del self._buffers[buffer.device]
+        self._release("cudaFree", buffer.device)
+        self._release("cudaFreeHost", buffer.host_address)
 
     def upload(self, buffer: Buffer, rows: int) -> None:
         """Begin to copy the first rows from the host to the device."""
@@ -129,22 +162,63 @@ class CudaStream:
         """Begin to copy the first rows from the device to the host."""
         self._copy(buffer.host_address, buffer.device, buffer.bytes(rows), _DEVICE_TO_HOST)
 
+    def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
+        """Record the work that `add_work` adds to the stream. Return a function that adds the recorded work again.
+
+        The work is not done during the recording. The returned function may be called on any thread, until `close`.
+        Raises the exception of `add_work`, for example because it has allocated memory.
+        """
+        graph, executable = c_void_p(), c_void_p()
+        self._call("cudaStreamBeginCapture", self.address, _THREAD_LOCAL)
+        try:
+            add_work()
+        except BaseException:
+            with suppress(CudaError):  # after an error, the capture is invalid, and its end fails too
+                self._call("cudaStreamEndCapture", self.address, ctypes.byref(graph))
+            self._release("cudaGraphDestroy", graph)
+            raise
+        self._call("cudaStreamEndCapture", self.address, ctypes.byref(graph))
+        try:
+            self._call("cudaGraphInstantiate", ctypes.byref(executable), graph, 0)
+        finally:
+            self._release("cudaGraphDestroy", graph)
+        self._graphs.append(executable)
+        return partial(self._call, "cudaGraphLaunch", executable, self.address)
+
     def wait(self) -> None:
         """Wait until all work on the stream is done."""
-        self._call("cudaStreamSynchronize", self._stream)
+        self._call("cudaStreamSynchronize", self.address)
+
+    def works(self) -> bool:
+        """Wait for the stream. Return whether the device still works: a device that has failed reports an error."""
+        try:
+            self.wait()
+        except CudaError:
+            return False
+        return True
 
     def close(self) -> None:
-        """Free the stream and its buffers. Errors of a device that has failed are ignored."""
-        while self._releases:
-            try:
-                self._releases.pop()()
-            except CudaError:
-                continue
+        """Free the stream, its graphs and its buffers. Errors of a device that has failed are ignored."""
+        while self._graphs:
+            self._release("cudaGraphExecDestroy", self._graphs.pop())
+        for buffer in list(self._buffers.values()):
+            self.free(buffer)
+        if self.address:
+            self._release("cudaStreamDestroy", self.address)
+            self.address = 0
 
     def _copy(self, target: int, source: int, size: int, kind: int) -> None:
-        self._call("cudaMemcpyAsync", target, source, size, kind, self._stream)
+        self._call("cudaMemcpyAsync", target, source, size, kind, self.address)
+
+    def _release(self, name: str, address: c_void_p | int) -> None:
+        if address:
+            with suppress(CudaError):
+                self._call(name, address)
 
     def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._runtime, name)(*arguments)
         if code:
+            # The error is also the last error of this thread. Unless it is cleared, ONNX Runtime reports it as the
+            # failure of its next kernel.
+            self._runtime.cudaGetLastError()
             raise CudaError(name, code, self._runtime.cudaGetErrorString(code).decode())

@@ -30,6 +30,12 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _WITHOUT_CUDA = "this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it"
 LOG_WARNINGS, LOG_NOTHING = 2, 4  # ONNX Runtime's severities "warning" and "fatal"
+# Texts that errors have when memory is full. The errors come from ONNX Runtime's arena, its memory limit, and CUDA.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|Failed to allocate memory|smaller than requested bytes|free memory block|ALLOC_FAILED"
+    r"|cudaErrorMemoryAllocation",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Options:
     CPU.
     precision: the precision of the matrix products on CUDA. buckets: the batch sizes that are captured as CUDA graphs,
     in ascending order; empty for no graphs. crossover: if `auto` has chosen CUDA, batches with fewer rows than this run
-    on the CPU. gpu_memory: the most bytes of device memory that ONNX Runtime takes for each model; None for no limit.
+    on the CPU. gpu_memory: the most bytes of device memory in the arena of each model, which has its weights and its
+    intermediate tensors; None for no limit.
     """
 
     device: Device = "auto"
@@ -111,6 +118,10 @@ def open_cuda(model: bytes, provider_options: Mapping[str, str]) -> ort.Inferenc
     except DeviceError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise DeviceError(
+                f"CUDA is available, but can't run this model: not enough GPU memory: {one_line(error)}"
+            ) from error
         # A provider may be listed and still fail to load: onnxruntime-gpu lists CUDA on a machine without a GPU.
         raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {one_line(error)}") from error
 
@@ -121,7 +132,10 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
         # TF32 keeps 10 of the 23 bits of a float32's mantissa. With TF32, a model would not reproduce its golden
         # outputs.
         "use_tf32": str(int(options.precision == "tf32")),
-        "enable_cuda_graph": str(int(bool(options.buckets))),
+        # `CudaRunner` captures the graphs.
+        "enable_cuda_graph": "0",
+        # A folded graph needs no cuDNN. An installed cuDNN would be loaded, and would take time and memory.
+        "enable_cudnn": "0",
         # By default the arena doubles its memory. This growth is too large for a device that may be shared.
         "arena_extend_strategy": "kSameAsRequested",
     }
@@ -159,12 +173,17 @@ def require_provider(provider: str) -> None:
             ort.preload_dlls(cudnn=False)
 
 
-def run_options(graph: int | None = None) -> Any:
-    """Create the options of a run. graph: the number of the CUDA graph to capture or replay; None for no graph."""
+def run_options() -> Any:
+    """Create the options of a run. ONNX Runtime captures no CUDA graph in such a run."""
     options = ort.RunOptions()
     # The CPU needs this entry too: without it, ONNX Runtime throws and catches a C++ exception in each run.
-    options.add_run_config_entry("gpu_graph_id", str(-1 if graph is None else graph))
+    options.add_run_config_entry("gpu_graph_id", "-1")
     return options
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device had no memory for a session or a run, by the text of the error."""
+    return _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def one_line(error: Exception) -> str:

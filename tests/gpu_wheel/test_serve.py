@@ -15,7 +15,7 @@ from foldserve.service.runtime import load as runtime
 from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.session import Options, open_cuda
 from tests.gpu_wheel.test_doctor import pytestmark as pytestmark
-from tests.service.simulated_cuda import HostStream
+from tests.service.simulated_cuda import HostStream, SimulatedGpu
 from tests.service.support import constant, environment, foldserve, onnx_model
 
 SHIPPED = Path(__file__).parents[2] / "models"
@@ -67,7 +67,7 @@ def test_a_provider_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch:
         opened.append(session)
         return session
 
-    runner = CudaRunner(MODEL, Options("cuda", buckets=()), lambda: HostStream([]), on_the_cpu)
+    runner = CudaRunner(MODEL, Options("cuda", buckets=()), lambda: HostStream(SimulatedGpu()), on_the_cpu)
     assert runner.run(np.ones((1, 2), np.float32)).tolist() == [[5]]
     (session,) = opened
 

@@ -2,8 +2,9 @@
 
 The simulated GPU uses host memory as device memory. Its sessions run on the CPU.
 
-Sessions read and write the bound buffers, so a missing or late copy changes the outputs. CUDA graphs are not simulated,
-but the number of each graph is recorded.
+Sessions read and write the bound buffers, so a missing or late copy changes the outputs. A capture records the work
+without doing it, and refuses to allocate or to wait, as CUDA does. tests/cuda_harness runs ONNX Runtime's own CUDA
+provider without a GPU.
 """
 
 from __future__ import annotations
@@ -16,8 +17,54 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from foldserve.service.runtime.cuda_stream import Buffer
+from foldserve.service.runtime.cuda_stream import Buffer, CudaError
 from foldserve.service.runtime.session import open_cpu
+
+
+@dataclass
+class SimulatedGpu:
+    """A GPU that records the calls to it.
+
+    log: the calls in order. threads: the threads that made the calls. options: the provider's options for each session.
+    fails: returns the exception that the next call raises, or None. works: False if the device has failed for good.
+    recorded: the work of the capture that has begun, or None.
+    """
+
+    log: list[str] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
+    options: list[dict[str, str]] = field(default_factory=list)
+    fails: Callable[[], Exception | None] = lambda: None
+    works: bool = True
+    recorded: list[Callable[[], object]] | None = None
+
+    def connect(self) -> HostStream:
+        self.record("connect")
+        return HostStream(self)
+
+    def open_session(self, model: bytes, options: dict[str, str]) -> Any:
+        self.record("open")
+        self.options.append(options)
+        self.fail()
+        return SimulatedSession(open_cpu(model, 1), self)
+
+    def record(self, call: str) -> None:
+        self.log.append(call)
+        self.threads.add(threading.get_ident())
+
+    def fail(self) -> None:
+        if error := self.fails():
+            raise error
+
+    def add(self, work: Callable[[], object]) -> None:
+        """Do the work, or record it during a capture."""
+        if self.recorded is None:
+            work()
+        else:
+            self.recorded.append(work)
+
+    def refuse_in_capture(self, function: str) -> None:
+        if self.recorded is not None:
+            raise CudaError(function, 900, "operation not permitted when stream is capturing")
 
 
 class HostStream:
@@ -26,58 +73,64 @@ class HostStream:
     device = "cpu"
     address = 4711
 
-    def __init__(self, log: list[str]) -> None:
-        self.log = log
+    def __init__(self, gpu: SimulatedGpu) -> None:
+        self._gpu = gpu
         self._device: dict[int, Any] = {}
+        self._graphs: list[list[Callable[[], object]]] = []
 
     def buffer(self, shape: tuple[int, int]) -> Buffer:
+        self._gpu.refuse_in_capture("cudaMalloc")
         device = np.full(shape, np.nan, np.float32)
         self._device[device.ctypes.data] = device
         return Buffer(np.full(shape, np.nan, np.float32), device.ctypes.data)
 
+    def free(self, buffer: Buffer) -> None:
+        self._gpu.record(f"free {len(buffer.host)}")
+        del self._device[buffer.device]
+
     def upload(self, buffer: Buffer, rows: int) -> None:
-        self.log.append(f"upload {rows}")
-        self._device[buffer.device][:rows] = buffer.host[:rows]
+        def copy() -> None:
+            self._device[buffer.device][:rows] = buffer.host[:rows]
+
+        self._gpu.record(f"upload {rows}")
+        self._gpu.add(copy)
 
     def download(self, buffer: Buffer, rows: int) -> None:
-        self.log.append(f"download {rows}")
-        buffer.host[:rows] = self._device[buffer.device][:rows]
+        def copy() -> None:
+            buffer.host[:rows] = self._device[buffer.device][:rows]
+
+        self._gpu.record(f"download {rows}")
+        self._gpu.add(copy)
+
+    def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
+        place, number = len(self._graphs), len(self._graphs) + 1
+        self._gpu.record(f"capture {number}")
+        self._gpu.recorded = []
+        self._graphs.append(self._gpu.recorded)
+        try:
+            add_work()
+        finally:
+            self._gpu.recorded = None
+
+        def launch() -> None:
+            self._gpu.record(f"launch {number}")
+            self._gpu.fail()
+            for work in self._graphs[place]:
+                work()
+
+        return launch
 
     def wait(self) -> None:
-        self.log.append("wait")
+        self._gpu.refuse_in_capture("cudaStreamSynchronize")
+        self._gpu.record("wait")
+
+    def works(self) -> bool:
+        return self._gpu.works
 
     def close(self) -> None:
-        self.log.append("close")
+        self._gpu.record("close")
+        self._graphs.clear()
         self._device.clear()
-
-
-@dataclass
-class SimulatedGpu:
-    """A GPU that records the calls to it.
-
-    log: the calls in order. threads: the threads that made the calls. options: the provider's options for each session.
-    fails: returns the exception that the next call raises, or None.
-    """
-
-    log: list[str] = field(default_factory=list)
-    threads: set[int] = field(default_factory=set)
-    options: list[dict[str, str]] = field(default_factory=list)
-    fails: Callable[[], Exception | None] = lambda: None
-
-    def connect(self) -> HostStream:
-        self._record("connect")
-        return HostStream(self.log)
-
-    def open_session(self, model: bytes, options: dict[str, str]) -> Any:
-        self._record("open")
-        self.options.append(options)
-        if error := self.fails():
-            raise error
-        return SimulatedSession(open_cpu(model, 1), self)
-
-    def _record(self, what: str) -> None:
-        self.log.append(what)
-        self.threads.add(threading.get_ident())
 
 
 class SimulatedSession:
@@ -96,15 +149,9 @@ class SimulatedSession:
     def io_binding(self) -> Any:
         return self._real.io_binding()
 
-    def run(self, outputs: Any, inputs: Any, options: Any) -> Any:
-        self._run("plain", options)
-        return self._real.run(outputs, inputs, options)
-
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        self._run("bound", options)
-        self._real.run_with_iobinding(binding, options)
-
-    def _run(self, how: str, options: Any) -> None:
-        self._gpu._record(f"{how} {options.get_run_config_entry('gpu_graph_id')}")
-        if error := self._gpu.fails():
-            raise error
+        assert options.get_run_config_entry("gpu_graph_id") == "-1"
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        self._gpu.record("run")
+        self._gpu.fail()
+        self._gpu.add(lambda: self._real.run_with_iobinding(binding, options))

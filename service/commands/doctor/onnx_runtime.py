@@ -54,7 +54,7 @@ def check_cuda_provider() -> str:
         raise ProblemError(
             f"this ONNX Runtime is built for CUDA {ort.cuda_version}; foldserve[gpu] needs CUDA {nvidia.MAJOR}"
         )
-    return check_provider("CUDAExecutionProvider", {"use_tf32": "0"})
+    return check_provider("CUDAExecutionProvider", {"use_tf32": "0", "enable_cudnn": "0"})
 
 
 def check_provider(name: str, options: dict[str, str] | None = None) -> str:

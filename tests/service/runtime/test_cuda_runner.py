@@ -1,4 +1,4 @@
-"""The runner for CUDA: the graph, the order and the thread of each run, and the error for each failure.
+"""The runner for CUDA: the graph and the order of each run, and the error for each failure.
 
 The tests simulate the GPU in the host's memory. tests/gpu tests the runner on a real GPU.
 """
@@ -9,6 +9,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime as ort
@@ -52,30 +53,40 @@ def rows(count: int) -> np.ndarray:
 
 def test_each_size_runs_twice_without_a_graph_and_is_then_captured(gpu: SimulatedGpu) -> None:
     opened(gpu).close()
-    plain_then_graph = [step for number in (1, 2, 3) for step in ("bound -1", "bound -1", f"bound {number}")]
-    assert gpu.log == ["connect", "open", *plain_then_graph, "wait", "close"]
+    captures = []
+    for number, size in enumerate(BUCKETS, 1):
+        run = [f"upload {size}", "run", f"download {size}"]
+        captures += [*run, *run, "wait", f"capture {number}", *run]
+    assert gpu.log == ["connect", "open", *captures, "wait", "close"]
 
 
-def test_every_call_runs_on_the_same_thread_for_any_caller(gpu: SimulatedGpu) -> None:
-    runner = opened(gpu)
-    callers = [threading.Thread(target=runner.run, args=(rows(count),)) for count in (1, 3, 40)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    runner.close()
-    assert len(gpu.threads) == 1
-    assert threading.get_ident() not in gpu.threads
+def test_any_thread_runs_and_runs_do_not_mix(gpu: SimulatedGpu, runner: CudaRunner) -> None:
+    batches = [rows(count) for count in (1, 3, 16, 40) * 5]
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(runner.run, batches))
+    for batch, output in zip(batches, outputs, strict=True):
+        np.testing.assert_allclose(output, batch.astype(np.float64) @ WEIGHTS, rtol=1e-5, atol=1e-6)
+    # The calling thread waits for the GPU itself: no other thread is between.
+    gpu.threads.clear()
+    runner.run(batches[0])
+    assert gpu.threads == {threading.get_ident()}
 
 
-@pytest.mark.parametrize(("count", "graph"), [(1, 1), (2, 2), (4, 2), (5, 3), (16, 3), (17, -1), (1000, -1)])
-def test_a_batch_runs_on_the_smallest_graph_that_has_room(
+@pytest.mark.parametrize(("count", "graph"), [(1, 1), (2, 2), (4, 2), (5, 3), (16, 3)])
+def test_a_batch_launches_the_smallest_graph_that_has_room(
     count: int, graph: int, gpu: SimulatedGpu, runner: CudaRunner
 ) -> None:
     batch = rows(count)
     outputs = runner.run(batch)
     np.testing.assert_allclose(outputs, batch.astype(np.float64) @ WEIGHTS, rtol=1e-5, atol=1e-6)
-    assert gpu.log == [f"upload {count}", f"bound {graph}", f"download {count}", "wait"]
+    assert gpu.log == [f"launch {graph}", "wait"]
+
+
+@pytest.mark.parametrize("count", [17, 1000])
+def test_a_larger_batch_runs_without_a_graph(count: int, gpu: SimulatedGpu, runner: CudaRunner) -> None:
+    batch = rows(count)
+    np.testing.assert_allclose(runner.run(batch), batch.astype(np.float64) @ WEIGHTS, rtol=1e-5, atol=1e-6)
+    assert gpu.log == [f"upload {count}", "run", f"download {count}", "wait"]
 
 
 def test_outputs_have_the_same_bits_with_and_without_graphs(runner: CudaRunner) -> None:
@@ -106,22 +117,28 @@ def test_rows_of_another_width_fail_their_own_run_only(shape: tuple[int, int], r
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (Options("cuda"), {"use_tf32": "0", "enable_cuda_graph": "1"}),
-        (Options("cuda", precision="tf32"), {"use_tf32": "1", "enable_cuda_graph": "1"}),
-        (Options("cuda", precision="bf16", buckets=()), {"use_tf32": "0", "enable_cuda_graph": "0"}),
-        (Options("cuda", gpu_memory=2**30), {"use_tf32": "0", "enable_cuda_graph": "1", "gpu_mem_limit": "1073741824"}),
+        (Options("cuda"), {"use_tf32": "0"}),
+        (Options("cuda", precision="tf32"), {"use_tf32": "1"}),
+        (Options("cuda", gpu_memory=2**30), {"use_tf32": "0", "gpu_mem_limit": "1073741824"}),
     ],
-    ids=["default", "tf32", "no graphs", "limited"],
+    ids=["default", "tf32", "limited"],
 )
 def test_the_options_are_passed_to_the_provider(options: Options, expected: dict, gpu: SimulatedGpu) -> None:
     opened(gpu, options).close()
-    always = {"arena_extend_strategy": "kSameAsRequested", "user_compute_stream": "4711"}
+    always = {
+        "arena_extend_strategy": "kSameAsRequested",
+        "enable_cuda_graph": "0",
+        "enable_cudnn": "0",
+        "user_compute_stream": "4711",
+    }
     assert gpu.options == [expected | always]
 
 
 # Error texts of ONNX Runtime 1.31, from BFCArena, CUDA_CALL and CUBLAS_CALL.
 OUT_OF_MEMORY = [
     RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size"),
+    RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; hostname=h"),
+    RuntimeError("CUDA error cudaErrorMemoryAllocation:out of memory"),
     RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; file=f ; line=1 ; expr=cudaMalloc"),
     RuntimeError("Available memory of 1024 is smaller than requested bytes of 4096"),
     CudaError("cudaMalloc", 2, "out of memory"),
@@ -129,6 +146,7 @@ OUT_OF_MEMORY = [
 LOST = [
     RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h ; file=f"),
     RuntimeError("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0 ; hostname=h ; file=f"),
+    RuntimeError("CUDA error cudaErrorIllegalAddress:an illegal memory access was encountered"),
     CudaError("cudaMemcpyAsync", 999, "unknown error"),
     ort.capi.onnxruntime_pybind11_state.EPFail("CUDA error 46: all CUDA-capable devices are busy"),
 ]
@@ -152,7 +170,6 @@ def test_after_out_of_memory_a_new_session_serves(
     batch = rows(count)
     np.testing.assert_allclose(runner.run(batch), batch @ WEIGHTS, rtol=1e-5, atol=1e-6)
     assert not runner.lost
-    assert len(gpu.threads) == 1
 
 
 def test_the_session_without_memory_is_freed_before_the_next_one_opens(gpu: SimulatedGpu) -> None:
@@ -187,10 +204,13 @@ def test_a_closed_runner_runs_nothing_and_can_be_closed_again(gpu: SimulatedGpu)
         runner.run(rows(1))
 
 
-def test_larger_batches_share_one_buffer_that_grows(runner: CudaRunner) -> None:
+def test_larger_batches_share_one_buffer_that_grows_and_frees_the_smaller_one(
+    gpu: SimulatedGpu, runner: CudaRunner
+) -> None:
     for count in (17, 1000, 20, 40):
         batch = rows(count)
         np.testing.assert_allclose(runner.run(batch), batch @ WEIGHTS, rtol=1e-5, atol=1e-6)
+    assert [line for line in gpu.log if line.startswith("free")] == ["free 32"] * 2  # the rows and the outputs
 
 
 def test_out_of_memory_in_the_new_session_too_is_a_lost_device(gpu: SimulatedGpu) -> None:
@@ -216,6 +236,41 @@ def test_a_lost_device_is_never_called_again(error: Exception, gpu: SimulatedGpu
     runner.close()
 
 
+def test_any_error_is_a_loss_if_the_stream_reports_that_the_device_has_failed(gpu: SimulatedGpu) -> None:
+    runner = opened(gpu)
+    for error in (ValueError("something else"), OUT_OF_MEMORY[0]):
+        fail_once(gpu, error)
+        gpu.works = False
+        with pytest.raises(DeviceLost):
+            runner.run(rows(1))
+        assert runner.lost
+        runner.lost = False
+        gpu.works = True
+    runner.lost = True
+    runner.close()
+
+
+def test_on_a_failed_device_neither_the_session_nor_its_memory_is_released(gpu: SimulatedGpu) -> None:
+    """ONNX Runtime's destructors abort the process there."""
+    sessions = []
+
+    def open_session(model: bytes, options: dict[str, str]) -> object:
+        session = gpu.open_session(model, options)
+        sessions.append(weakref.ref(session))
+        return session
+
+    runner = CudaRunner(MODEL, OPTIONS, gpu.connect, open_session)
+    fail_once(gpu, LOST[0])
+    gpu.works = False
+    with pytest.raises(DeviceLost):
+        runner.run(rows(1))
+    runner.close()
+    del runner
+    gc.collect()
+    assert sessions[0]() is not None
+    assert "close" not in gpu.log
+
+
 def test_another_failure_fails_its_own_run_only(gpu: SimulatedGpu, runner: CudaRunner) -> None:
     error = ValueError("something else")
     fail_once(gpu, error)
@@ -227,12 +282,7 @@ def test_another_failure_fails_its_own_run_only(gpu: SimulatedGpu, runner: CudaR
 @pytest.mark.parametrize("error", [DeviceError("no"), BundleError("no"), OUT_OF_MEMORY[1], LOST[2]], ids=repr)
 def test_a_failed_open_leaves_nothing_behind(error: Exception, gpu: SimulatedGpu) -> None:
     fail_once(gpu, error)
-    before = threading.active_count()
     expected = type(error) if isinstance(error, FoldserveError) else DeviceError
     with pytest.raises(expected, match=str(error)):
         opened(gpu)
     assert gpu.log[-1] == "close"
-    for thread in threading.enumerate():
-        if thread.name == "cuda":
-            thread.join(10)
-    assert threading.active_count() <= before

@@ -24,23 +24,52 @@ RUNTIME = """
 #include <stdlib.h>
 #include <string.h>
 #define STREAM ((void *)0x123456789abcdef0)
-static int live;
+static int live, last, capturing, copies;
+static struct { void *target; const void *source; size_t size; } copied[8];
+static int result(int error) { if (error) last = error; return error; }
 static int fails(const char *name) { const char *chosen = getenv("FAILS"); return chosen && !strcmp(chosen, name); }
-static int allocate(void **memory, size_t size) { *memory = malloc(size); live++; return 0; }
+static int allocate(void **memory, size_t size) {
+    if (capturing) return result(900);
+    *memory = malloc(size); live++; return 0;
+}
 static int release(void *memory) { free(memory); live--; return 0; }
 int live_objects(void) { return live; }
+int cudaGetLastError(void) { int error = last; last = 0; return error; }
 const char *cudaGetErrorString(int error) { return error == 2 ? "out of memory" : "unknown error"; }
-int cudaSetDevice(int device) { return device != 0 || fails("cudaSetDevice") ? 999 : 0; }
+int cudaSetDevice(int device) { return result(device != 0 || fails("cudaSetDevice") ? 999 : 0); }
 int cudaStreamCreateWithFlags(void **stream, unsigned flags) { *stream = STREAM; live++; return flags == 1 ? 0 : 999; }
-int cudaStreamSynchronize(void *stream) { return stream == STREAM && !fails("cudaStreamSynchronize") ? 0 : 999; }
+int cudaStreamSynchronize(void *stream) {
+    return result(stream == STREAM && !fails("cudaStreamSynchronize") ? 0 : 999);
+}
 int cudaStreamDestroy(void *stream) { live--; return stream == STREAM ? 0 : 999; }
 int cudaMallocHost(void **memory, size_t size) { return allocate(memory, size); }
-int cudaFreeHost(void *memory) { return release(memory) || fails("cudaFreeHost") ? 999 : 0; }
-int cudaMalloc(void **memory, size_t size) { return fails("cudaMalloc") ? 2 : allocate(memory, size); }
+int cudaFreeHost(void *memory) { return result(release(memory) || fails("cudaFreeHost") ? 999 : 0); }
+int cudaMalloc(void **memory, size_t size) { return fails("cudaMalloc") ? result(2) : allocate(memory, size); }
 int cudaFree(void *memory) { return release(memory); }
+int cudaStreamBeginCapture(void *stream, int mode) {
+    capturing = 1; copies = 0; return stream == STREAM && mode == 1 ? 0 : 999;
+}
+int cudaStreamEndCapture(void *stream, void **graph) {
+    capturing = 0;
+    if (last == 900) { *graph = NULL; return result(901); }
+    live++; *graph = copied; return 0;
+}
+int cudaGraphInstantiate(void **executable, void *graph, unsigned long long flags) {
+    if (graph != copied || flags) return 999;
+    if (fails("cudaGraphInstantiate")) return result(2);
+    live++; *executable = &copies; return 0;
+}
+int cudaGraphDestroy(void *graph) { live--; return graph == copied ? 0 : 999; }
+int cudaGraphExecDestroy(void *executable) { live--; return executable == &copies ? 0 : 999; }
+int cudaGraphLaunch(void *executable, void *stream) {
+    if (executable != &copies || stream != STREAM) return 999;
+    for (int i = 0; i < copies; i++) memcpy(copied[i].target, copied[i].source, copied[i].size);
+    return 0;
+}
 int cudaMemcpyAsync(void *target, const void *source, size_t size, int kind, void *stream) {
     if (stream != STREAM || (kind != 1 && kind != 2)) return 999;
-    memcpy(target, source, size);
+    if (capturing) { copied[copies].target = target; copied[copies].source = source; copied[copies++].size = size; }
+    else memcpy(target, source, size);
     return 0;
 }
 """
@@ -51,11 +80,13 @@ import numpy as np
 from foldserve.service.errors import DeviceError
 from foldserve.service.machine import nvidia
 from foldserve.service.runtime.cuda_stream import CudaError, CudaStream
+from foldserve.service.runtime.session import is_out_of_memory
 
 def on_device(buffer):
     return np.ctypeslib.as_array(ctypes.cast(buffer.device, ctypes.POINTER(ctypes.c_float)), buffer.host.shape)
 
-live_objects = nvidia.load("cudart").live_objects
+runtime = nvidia.load("cudart")
+live_objects = runtime.live_objects
 """
 
 Use = Callable[..., str]
@@ -128,11 +159,78 @@ stream = CudaStream()
 try:
     stream.buffer((3, 2))
 except CudaError as error:
-    print(error, error.out_of_memory)
+    print(error, is_out_of_memory(error))
+print(live_objects())
 stream.close()
 print(live_objects())
 """
-    assert use(code, "cudaMalloc").splitlines() == ["cudaMalloc: CUDA error 2: out of memory True", "0"]
+    assert use(code, "cudaMalloc").splitlines() == ["cudaMalloc: CUDA error 2: out of memory True", "1", "0"]
+
+
+@pytest.mark.parametrize("fails", ["cudaMalloc", "cudaStreamSynchronize"])
+def test_a_failure_is_no_longer_the_last_error_of_the_thread(fails: str, use: Use) -> None:
+    """ONNX Runtime would report the last error as the failure of its next kernel."""
+    code = """
+stream = CudaStream()
+try:
+    stream.buffer((3, 2))
+    stream.wait()
+except CudaError:
+    print(runtime.cudaGetLastError())
+"""
+    assert use(code, fails) == "0"
+
+
+def test_a_captured_graph_does_the_recorded_copies_at_each_launch(use: Use) -> None:
+    code = """
+from threading import Thread
+stream = CudaStream()
+buffer = stream.buffer((2, 1))
+buffer.host[...] = 1
+on_device(buffer)[...] = 0
+launch = stream.capture(lambda: (stream.upload(buffer, 2), stream.download(buffer, 2)))
+print(on_device(buffer).tolist())
+for value in (5, 6):
+    buffer.host[...] = value
+    thread = Thread(target=launch)
+    thread.start()
+    thread.join()
+    print(on_device(buffer).tolist())
+print(live_objects())
+stream.close()
+print(live_objects())
+"""
+    # 4 objects: the stream, two blocks of memory, and the executable graph. The graph that was recorded is destroyed.
+    assert use(code).splitlines() == ["[[0.0], [0.0]]", "[[5.0], [5.0]]", "[[6.0], [6.0]]", "4", "0"]
+
+
+@pytest.mark.parametrize(
+    ("work", "fails"), [("stream.buffer((1, 1))", ""), ("None", "cudaGraphInstantiate")], ids=["capture", "instantiate"]
+)
+def test_a_failed_capture_leaves_nothing_behind(work: str, fails: str, use: Use) -> None:
+    code = f"""
+stream = CudaStream()
+try:
+    stream.capture(lambda: {work})
+except CudaError as error:
+    print(error)
+print(live_objects(), runtime.cudaGetLastError())
+"""
+    text, rest = use(code, fails).splitlines()
+    assert ("CUDA error 900" in text) if work != "None" else ("CUDA error 2" in text)
+    assert rest == "1 0"
+
+
+def test_a_freed_buffer_is_not_freed_again(use: Use) -> None:
+    code = """
+stream = CudaStream()
+first, second = stream.buffer((3, 2)), stream.buffer((1, 1))
+stream.free(first)
+print(live_objects())
+stream.close()
+print(live_objects())
+"""
+    assert use(code).splitlines() == ["3", "0"]
 
 
 def test_another_failure_is_named_with_its_code(use: Use) -> None:
@@ -141,7 +239,7 @@ stream = CudaStream()
 try:
     stream.wait()
 except CudaError as error:
-    print(error, error.out_of_memory)
+    print(error, is_out_of_memory(error))
 """
     assert use(code, "cudaStreamSynchronize") == "cudaStreamSynchronize: CUDA error 999: unknown error False"
 

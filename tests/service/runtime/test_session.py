@@ -83,6 +83,7 @@ def test_cuda_options_without_a_stream_leave_the_stream_to_onnx_runtime() -> Non
     assert cuda_options(Options(buckets=())) == {
         "use_tf32": "0",
         "enable_cuda_graph": "0",
+        "enable_cudnn": "0",
         "arena_extend_strategy": "kSameAsRequested",
     }
 
