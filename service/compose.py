@@ -43,6 +43,7 @@ _BODY_THREADS = 4
 class Service:
     """The parts of one serving process.
 
+    page: whether / serves the page.
     strict_readiness: whether the server is ready only if every model is ready.
     memory: counts the bodies of all requests.
     observer: gets the record of each request; None if requests are neither logged nor traced.
@@ -62,6 +63,7 @@ class Service:
     guard: Guard | None
     memory: BodyMemory
     strict_readiness: bool
+    page: bool
     deployment: Deployment
     control: Control
 
@@ -108,6 +110,7 @@ def compose(settings: Settings, control: Control | None = None) -> Service:
         guard=guard,
         memory=memory,
         strict_readiness=settings.strict_readiness,
+        page=settings.page,
         deployment=deployment,
         control=control,
     )

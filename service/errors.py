@@ -26,7 +26,7 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── TooLarge             http/body.py, http/routes/common.py, protocols/content.py: the body is too large
     ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
     ├── InvalidInput         protocols/, explain/, engine/, http/routes/: the request is not valid for this model
-    ├── UnknownModel         engine/repository.py, live/, http/routes/common.py: the name or version does not exist
+    ├── UnknownModel         engine/repository.py, live/, http/routes/: the name or version does not exist
     ├── ModelNotReady        engine/, http/routes/oip.py: the model exists, but does not serve
     ├── ModelBusy            live/coordinator.py: another request is changing the model
     ├── LoadRefused          live/: a version may not serve, so an operator's command was not executed

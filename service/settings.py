@@ -221,6 +221,9 @@ class Settings(BaseModel):
     compression: Annotated[bool, Field(description="compress large responses with gzip for clients that accept it")] = (
         True
     )
+    page: Annotated[bool, Field(description="serve a page at / on which people try, explain and watch the models")] = (
+        True
+    )
     metrics: Annotated[bool, Field(description="collect Prometheus metrics and serve them at /metrics")] = True
     access_log: Annotated[bool, Field(description="log a line for each request")] = False
     access_log_rate: Annotated[

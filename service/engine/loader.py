@@ -148,5 +148,6 @@ class Loader:
             max_rows=settings.max_rows,
             live_rows=live_rows,
             digest=digest + manifest.model.sha256,
+            folder=path,
             forget=lambda: metrics.forget(*labels, created),
         )

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ class Model:
     """One version that serves: its session has reproduced the golden outputs.
 
     max_rows: the largest number of rows in one request. live_rows: the last rows that the model has answered. digest:
-    identifies the contents of the bundle. forget: removes the model from the metrics.
+    identifies the contents of the bundle. folder: of the bundle. forget: removes the model from the metrics.
     """
 
     manifest: Manifest
@@ -44,6 +45,7 @@ class Model:
     max_rows: int
     live_rows: LiveRows
     digest: str = ""
+    folder: Path = Path()
     forget: Callable[[], object] = lambda: None
 
     @cached_property

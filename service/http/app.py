@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -25,7 +25,8 @@ from foldserve.service.access.keys import Scope
 from foldserve.service.compose import Service
 from foldserve.service.errors import RequestError
 from foldserve.service.http.guarded import describe_keys
-from foldserve.service.http.routes import examples, explain, friendly, oip, repository
+from foldserve.service.http.page import add_page
+from foldserve.service.http.routes import examples, explain, friendly, oip, report, repository
 from foldserve.service.http.routes.common import ErrorBody, register_name_convertor, requires, to_response
 from foldserve.service.http.security import PAGE_HEADERS
 from foldserve.service.metrics import Metrics
@@ -62,6 +63,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(explain.router(service.repository))
     app.include_router(oip.router(service, ("foldserve", version)))
     app.include_router(repository.router(service))
+    app.include_router(report.router(service.repository))
     if isinstance(service.metrics, PrometheusMetrics):
         _add_metrics(app, service.metrics)
     _add_pages(app, service)
@@ -92,13 +94,7 @@ def _add_metrics(app: FastAPI, metrics: PrometheusMetrics) -> None:
 def _add_pages(app: FastAPI, service: Service) -> None:
     app.mount("/static", requires(Scope.OPEN)(StaticFiles(directory=WEB)), name="static")
 
-    @app.get("/", include_in_schema=False)
-    @requires(Scope.OPEN)
-    async def root(request: Request) -> Response:
-        # A browser gets the documentation; KServe's clients ask here whether the server is alive.
-        if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("docs")
-        return JSONResponse({"status": "alive", "docs": "/docs"})
+    add_page(app, enabled=service.page)
 
     @app.get("/docs", include_in_schema=False)
     @requires(Scope.OPEN)

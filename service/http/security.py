@@ -19,7 +19,17 @@ NO_SNIFF = (b"x-content-type-options", b"nosniff")
 _EXPOSED = ("Content-Encoding", "Inference-Header-Content-Length", "Retry-After", "WWW-Authenticate", "X-Request-Id")
 EXPOSED_HEADERS = (b"access-control-expose-headers", ", ".join(_EXPOSED).encode())
 
-# Headers of pages. A page loads only files of this server and opens in no frame. The browser does not send the page's
+# Headers of the page at /. It loads only files of this server, has no inline script or style, and opens in no frame.
+STRICT_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
+    "require-trusted-types-for 'script'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+# Headers of /docs. The page loads only files of this server and opens in no frame. The browser does not send the page's
 # address to other sites.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "

@@ -364,15 +364,6 @@ def test_the_documentation_needs_no_other_host(client: httpx.Client) -> None:
     assert 'fetch("openapi.json"' in client.get("/static/docs.js").text
 
 
-def test_the_root_redirects_a_browser_to_the_documentation(client: httpx.Client) -> None:
-    browser = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
-    answer = client.get("/", headers=browser)
-    assert answer.status_code in {302, 303, 307, 308}
-    # A relative location works behind a proxy that adds a prefix.
-    assert answer.headers["location"] == "docs"
-    assert client.get("/", headers=browser, follow_redirects=True).url.path == "/docs"
-
-
 def test_the_root_tells_a_kserve_client_that_the_server_is_alive(client: httpx.Client) -> None:
     answer = client.get("/")
     assert (answer.status_code, answer.json()["status"]) == (200, "alive")

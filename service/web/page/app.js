@@ -1,0 +1,112 @@
+// Starts the page: chooses the model and the version, and shows the part of the page that the address names.
+
+import { get } from "./api.js";
+import { el } from "./dom.js";
+import { showLive } from "./live.js";
+import { showModels } from "./models.js";
+import { showTable } from "./scoring.js";
+import { showTry } from "./try.js";
+
+const PARTS = { try: showTry, table: showTable, models: showModels, live: showLive };
+
+const model = document.getElementById("model");
+const version = document.getElementById("version");
+const main = document.getElementById("main");
+const problem = document.getElementById("problem");
+
+// The state that all parts share. path: of the chosen version in the friendly protocol.
+const state = { models: [], name: "", version: 0, path: "", manifest: null, provider: "" };
+let leave = () => {};
+let turn = 0;
+
+export function report(error) {
+  problem.textContent = error === null ? "" : error.message;
+  problem.hidden = error === null;
+}
+
+async function loadModels() {
+  const { models, default: preferred } = await get("v1/models");
+  state.models = models;
+  const ready = models.filter((each) => each.ready);
+  if (!ready.length) throw new Error("No model serves. The part Models has the reasons.");
+  const wanted = [state.name, preferred, ready[0].name].find((name) => ready.some((each) => each.name === name));
+  model.replaceChildren(...models.map((each) => el("option", { value: each.name, disabled: !each.ready }, each.name)));
+  model.value = wanted;
+  fillVersions();
+}
+
+function fillVersions() {
+  const chosen = state.models.find((each) => each.name === model.value);
+  const serving = chosen.versions.filter((each) => each.state === "ready").reverse();
+  version.replaceChildren(...serving.map((each) =>
+    el("option", { value: each.version }, each.version === chosen.current ? `${each.version} (current)` : each.version)));
+  const kept = state.name === chosen.name ? state.version : chosen.current;
+  version.value = serving.some((each) => each.version === kept) ? kept : serving[0].version;
+}
+
+async function loadManifest() {
+  state.name = model.value;
+  state.version = Number(version.value);
+  state.path = `v1/models/${state.name}/versions/${state.version}`;
+  const found = state.models.find((each) => each.name === state.name);
+  state.provider = found.versions.find((each) => each.version === state.version)?.provider ?? "";
+  state.manifest = await get(`${state.path}/metadata`);
+}
+
+function currentPart() {
+  const part = location.hash.slice(1);
+  return part in PARTS ? part : "try";
+}
+
+async function show() {
+  const mine = ++turn;
+  leave();
+  leave = () => {};
+  const part = currentPart();
+  for (const name of Object.keys(PARTS)) {
+    const section = document.getElementById(`part-${name}`);
+    section.hidden = name !== part;
+    if (name !== part) section.replaceChildren();
+  }
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.getAttribute("href") === `#${part}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  main.ariaBusy = "true";
+  await guarded(async () => {
+    const left = await PARTS[part](document.getElementById(`part-${part}`), state, { reload, report });
+    if (mine === turn) leave = left ?? (() => {});
+    else left?.();
+  });
+  if (mine === turn) {
+    main.ariaBusy = "false";
+    main.dataset.shown = `${part} ${state.name} ${state.version}`;
+  }
+}
+
+/** Load the list of models again, and show the part again. */
+async function reload() {
+  await guarded(async () => {
+    await loadModels();
+    await loadManifest();
+  });
+  await show();
+}
+
+async function guarded(action) {
+  try {
+    report(null);
+    await action();
+  } catch (error) {
+    report(error);
+  }
+}
+
+model.addEventListener("change", () => guarded(async () => { fillVersions(); await loadManifest(); await show(); }));
+version.addEventListener("change", () => guarded(async () => { await loadManifest(); await show(); }));
+addEventListener("hashchange", () => {
+  if (location.hash === "#main") return;
+  show().then(() => main.focus({ preventScroll: true }));
+});
+
+await reload();
