@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
+PAGE ?= .venv-page
 FUZZ ?= .venv-fuzz
 RAY ?= .venv-ray
 FUZZ_SECONDS ?= 60
@@ -28,7 +29,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-ray fuzz test-uvicorn test-gpu test-gpu-wheel kube-check install format lint docs sentences bench bench-gpu \
+.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-page test-ray fuzz test-uvicorn test-gpu test-gpu-wheel kube-check install format lint docs sentences bench bench-gpu \
 	bench-gate bench-training bench-overload bench-ablation bench-scoring image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
@@ -101,6 +102,10 @@ test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient,
 # Ray is large, so it has an environment of its own.
 test-ray: $(RAY)/installed ## Test foldserve score on a Ray cluster of two nodes on this machine
 	$(RAY)/bin/python -m pytest --confcutdir=tests/cluster tests/cluster
+
+# Playwright drives the Chromium of the operating system. It has an environment of its own, because its wheel is large.
+test-page: install $(PAGE)/installed ## Test the page at / in Chromium; needs apt-get install chromium
+	SERVER_PYTHON=$(abspath $(BIN)/python) $(PAGE)/bin/python -W error -m pytest --confcutdir=tests/page -rs tests/page
 
 # Atheris runs the code of this project with its packages. It saves the inputs that it finds into the folder .fuzz, for
 # the next run.
@@ -249,10 +254,15 @@ $(RAY)/installed: pyproject.toml constraints.txt tests/cluster/requirements.txt
 		--editable '.[cpu,ray,score,test]'
 	@touch $@
 
+$(PAGE)/installed: tests/page/requirements.txt
+	$(PYTHON) -m venv $(PAGE)
+	$(PAGE)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
+	@touch $@
+
 $(FUZZ)/installed: tests/fuzz/requirements.txt
 	$(PYTHON) -m venv $(FUZZ)
 	$(FUZZ)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
 	@touch $@
 
 clean: ## Remove the environments, caches and models that these targets made
-	rm -rf $(VENV) $(CLIENTS) $(KUBE) $(RAY) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(PAGE) $(KUBE) $(RAY) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
