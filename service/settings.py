@@ -206,6 +206,10 @@ class Settings(BaseModel):
         int,
         Field(ge=0, description="seconds that accepted requests may take to finish after SIGTERM and --drain-delay"),
     ] = 20
+    self_check: Annotated[
+        float,
+        Field(ge=0, le=3600, description="seconds between two checks of an idle model on a golden row; 0 for none"),
+    ] = 5.0
     strict_readiness: Annotated[
         bool,
         Field(

@@ -49,8 +49,9 @@ class Batcher:
     seconds. The last tenth of max_queue and of max_wait is for entries of high priority. observe: called after each
     run. All times come from `time.monotonic`, so a change of the wall clock has no effect.
 
-    running: whether a run is on the thread. run_began: the time at which the current run began, on either thread; None
-    between two runs. hung: set by the watchdog, if the current run will not end.
+    runs: the number of finished runs. unobserved: a batch that is this array is not observed. running: whether a run is
+    on the thread. run_began: the time at which the current run began, on either thread; None between two runs. hung:
+    set by the watchdog, if the current run will not end.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Batcher:
         self._scheduled: asyncio.Handle | None = None  # the next call of `_run_next`
         self._due = math.inf  # the time of the next call, if it waits for max_delay
         self.running = False
+        self.runs = 0
+        self.unobserved: Rows | None = None
         self.run_began: float | None = None
         self.hung = False
         self._on_thread: list[tuple[Entry, Rows]] = []
@@ -339,6 +342,7 @@ class Batcher:
         self, batch: list[tuple[Entry, Rows]], count: int, outputs: Outputs | Exception, seconds: float
     ) -> None:
         size = count.bit_length()
+        self.runs += 1
         # The estimate falls at once and rises slowly. Other work of the machine may have interrupted a long run, so a
         # long run says little about the next run.
         known = min(seconds, self._run_seconds[size])
@@ -346,7 +350,8 @@ class Batcher:
         try:
             began = time.monotonic() - seconds
             waited = [began - entry.arrived for entry, rows in batch if entry.taken == len(rows)]
-            self.observe(count, seconds, waited)
+            if batch[0][1] is not self.unobserved:
+                self.observe(count, seconds, waited)
             if not isinstance(outputs, Exception):
                 resolve_all(batch, outputs)
         except Exception as error:  # every caller must get a result

@@ -31,6 +31,11 @@ class Endpoint:
         self._last_run = last_run
 
     @property
+    def answering(self) -> Endpoint:
+        """The endpoint that answers most requests: this one, unless it splits its requests."""
+        return self
+
+    @property
     def max_body(self) -> int:
         """The largest body in bytes, compressed or not."""
         return self._resources.limits.max_body
@@ -127,6 +132,11 @@ class SplitEndpoint(Endpoint):
         self._main = main
         self._canary = canary
         self._share = share
+
+    @property
+    def answering(self) -> Endpoint:
+        """The endpoint that answers most requests."""
+        return self._main
 
     def for_query(self, query: bytes) -> Endpoint:
         """Return the endpoint that answers requests whose URL has this query."""

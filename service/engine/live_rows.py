@@ -15,11 +15,14 @@ from foldserve.service.arrays import Outputs, Rows, Run
 class LiveRows:
     """The last rows that a model has answered. size: their number; 0 keeps none.
 
+    ignored: float32 [1, features]; a batch that is this array is not kept, because the server itself has sent it.
+
     A row replaces the oldest row. The rows of a batch larger than `size` are sampled evenly.
     """
 
-    def __init__(self, features: int, outputs: int, size: int) -> None:
-        self._rows = np.empty((size, features), np.float32)
+    def __init__(self, ignored: Rows, outputs: int, size: int) -> None:
+        self.ignored = ignored
+        self._rows = np.empty((size, ignored.shape[1]), np.float32)
         self._outputs = np.empty((size, outputs), np.float32)
         self._size = size
         self._next = 0  # the place of the next row
@@ -33,7 +36,8 @@ class LiveRows:
 
         def watched(rows: Rows) -> Outputs:
             outputs = run(rows)
-            self.add(rows, outputs)
+            if rows is not self.ignored:
+                self.add(rows, outputs)
             return outputs
 
         return watched

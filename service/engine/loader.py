@@ -32,6 +32,7 @@ from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.oip import OipCodec
 from foldserve.service.protocols.ranges import Ranges
 from foldserve.service.runtime.load import Runtime, load
+from foldserve.service.runtime.precision import widen
 from foldserve.service.runtime.session import Options
 from foldserve.service.settings import Settings
 
@@ -99,7 +100,8 @@ class Loader:
         """Put a batcher before the runtime, and an endpoint for each protocol before the batcher."""
         settings, metrics = self._settings, self._metrics
         labels = (manifest.name, str(manifest.version))
-        live_rows = LiveRows(len(manifest.features), manifest.output.shape[1], settings.live_rows)
+        golden = np.array(manifest.golden.inputs, np.float32)  # null becomes NaN
+        live_rows = LiveRows(golden[:1], manifest.output.shape[1], settings.live_rows)
         observe = metrics.for_batcher(*labels, lambda: batcher.queued_rows)
         last_run = LastRun(observe) if self._observed else None
         batcher = Batcher(
@@ -110,8 +112,9 @@ class Loader:
             max_wait=settings.max_wait,
             observe=last_run or observe,
         )
-        batcher.warm_up(np.array(manifest.golden.inputs, np.float32))  # null becomes NaN
+        batcher.warm_up(golden)
         batcher.watch(live_rows.watch)
+        batcher.unobserved = live_rows.ignored
         created: list[object] = [observe]  # the parts of the metrics that belong to this model
         count_rows = Ranges(manifest.features).count_bytes
         limits = RequestLimits(settings.max_body, settings.timeout, settings.compression)
@@ -147,6 +150,7 @@ class Loader:
             explain=endpoint(EXPLAIN, explanation_codec, explained, last_explained),
             max_rows=settings.max_rows,
             live_rows=live_rows,
+            tolerance=widen(manifest.certificate.tolerance, settings.precision),
             digest=digest + manifest.model.sha256,
             folder=path,
             forget=lambda: metrics.forget(*labels, created),

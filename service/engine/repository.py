@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from foldserve.service.bundle import Manifest, Parity
+from foldserve.service.bundle import Manifest, Parity, Tolerance
 from foldserve.service.engine.batcher import Batcher
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.live_rows import LiveRows
@@ -44,6 +44,7 @@ class Model:
     explain: Endpoint
     max_rows: int
     live_rows: LiveRows
+    tolerance: Tolerance
     digest: str = ""
     folder: Path = Path()
     forget: Callable[[], object] = lambda: None
@@ -113,6 +114,8 @@ class Repository:
     def __init__(self) -> None:
         self._models: Mapping[str, Versions] = {}
         self._retired: list[Model] = []
+        self._failures: dict[int, tuple[Model, str]] = {}  # by the id of the model
+        self._published: Mapping[bytes, Endpoint] = {}  # the endpoints, with those of models that fail
         self.default: str | None = None
         self.endpoints: dict[bytes, Endpoint] = {}
         self.generation = 0
@@ -124,9 +127,9 @@ class Repository:
         """
         before = list(self.ready_models())
         self._models, self.default = models, default
-        self.endpoints.clear()
-        self.endpoints.update(endpoints)
-        self.generation += 1
+        self._published = endpoints
+        self._failures = {id(m): self._failures[id(m)] for m in self.ready_models() if id(m) in self._failures}
+        self._update_endpoints()
         served = {id(model) for model in self.ready_models()}
         retired = [model for model in before if id(model) not in served]
         if retired:
@@ -144,6 +147,27 @@ class Repository:
             log.info("%s/%s is unloaded", model.manifest.name, model.manifest.version)
         if self._retired:
             asyncio.get_running_loop().call_later(_DRAIN_SECONDS, self._close_idle)
+
+    def failure(self, model: Model) -> str | None:
+        """Return why a model that was loaded does not serve now; None if it does."""
+        found = self._failures.get(id(model))
+        return None if found is None else found[1]
+
+    def set_failure(self, model: Model, reason: str | None) -> None:
+        """Let a model serve no more, for a reason, or let it serve again. Must be called on the event loop."""
+        if reason == self.failure(model):
+            return
+        if reason is None:
+            del self._failures[id(model)]
+        elif any(model is served for served in self.ready_models()):
+            self._failures[id(model)] = (model, reason)
+        self._update_endpoints()
+
+    def _update_endpoints(self) -> None:
+        failing = {id(e) for model, _ in self._failures.values() for e in (model.friendly, model.oip, model.explain)}
+        self.endpoints.clear()
+        self.endpoints.update({path: e for path, e in self._published.items() if id(e.answering) not in failing})
+        self.generation += 1
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all models."""
@@ -172,7 +196,7 @@ class Repository:
 
     def is_ready(self, name: str) -> bool:
         """Whether a version of `name` serves. Raises `UnknownModel`."""
-        return any(isinstance(version, Model) for version in self.versions(name).values())
+        return any(isinstance(v, Model) and self.failure(v) is None for v in self.versions(name).values())
 
     @property
     def all_ready(self) -> bool:
@@ -190,7 +214,7 @@ class Repository:
     def _current(self, name: str) -> Model | None:
         model = self._models.get(name, _NO_VERSIONS)
         found = None if model.current is None else model.by_number.get(model.current)
-        return found if isinstance(found, Model) else None
+        return found if isinstance(found, Model) and self.failure(found) is None else None
 
     @property
     def device_lost(self) -> bool:
@@ -237,6 +261,6 @@ class Repository:
         if version is not None and number not in model.by_number:
             raise UnknownModel("unknown version of this model")
         found = self._current(name) if number is None else model.by_number[number]
-        if isinstance(found, Model):
+        if isinstance(found, Model) and self.failure(found) is None:
             return found
         raise ModelNotReady("the model is not ready")

@@ -23,6 +23,7 @@ import uvicorn
 
 from foldserve.service.compose import Service, compose
 from foldserve.service.engine.batcher import Batcher
+from foldserve.service.engine.self_check import SelfCheck
 from foldserve.service.engine.watchdog import Watchdog
 from foldserve.service.errors import DeviceError
 from foldserve.service.http.acceptor import Acceptor
@@ -146,6 +147,7 @@ class _Server(uvicorn.Server):
             acceptor.start()
         self._service.deployment.attach(asyncio.get_running_loop())
         self._service.control.follow()
+        SelfCheck(self._service.repository, self._settings.self_check).start()
         # The objects that exist now stay until the end. `freeze` excludes them from later garbage collections.
         gc.collect()
         gc.freeze()

@@ -58,8 +58,9 @@ class Predictions(BaseModel):
 
 
 class VersionStatus(BaseModel):
-    """One version: `ready`, `loading`, `refused` or `unloaded`. `why` is the reason for its provider, or for its state.
+    """One version: `ready`, `failing`, `loading`, `refused` or `unloaded`.
 
+    `why` is the reason for the provider of a version that is ready, or for the state.
     `note` is a remark about a version that serves. `compared` has the measures of the comparison with the version that
     served before.
     """
@@ -189,6 +190,8 @@ def _status(repository: Repository, model: str) -> ModelStatus:
             note=found.notes.get(number),
             compared=found.compared.get(number),
         )
+        if isinstance(version, Model) and (failure := repository.failure(version)) is None
+        else VersionStatus(version=number, state="failing", provider=version.runtime.provider, why=failure)
         if isinstance(version, Model)
         else VersionStatus(version=number, state=version.state, why=version.reason, compared=found.compared.get(number))
         for number, version in sorted(found.by_number.items())

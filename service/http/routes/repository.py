@@ -105,10 +105,15 @@ def _index(repository: Repository, *, only_ready: bool) -> list[dict[str, str]]:
         if not repository.versions(name) and not only_ready
     ]
     return unreadable + [
-        {"name": name, "version": str(version), "state": "READY", "reason": ""}
+        {
+            "name": name,
+            "version": str(version),
+            "state": "READY" if (failure := repository.failure(found)) is None else "UNAVAILABLE",
+            "reason": failure or "",
+        }
         if isinstance(found, Model)
         else {"name": name, "version": str(version), "state": _STATES[found.state], "reason": found.reason}
         for name in repository.names()
         for version, found in sorted(repository.versions(name).items())
-        if isinstance(found, Model) or not only_ready
+        if (isinstance(found, Model) and repository.failure(found) is None) or not only_ready
     ]

@@ -1,0 +1,68 @@
+"""Predicts a golden row with every idle model every few seconds. A model that fails is not ready until it succeeds.
+
+It belongs to the event loop. It does not know why a model fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import numpy as np
+
+from foldserve.service.arrays import Outputs
+from foldserve.service.engine.repository import Model, Repository
+from foldserve.service.errors import Overloaded, RequestError
+
+log = logging.getLogger("foldserve")
+
+_TIMEOUT = 10.0  # seconds until the run must begin
+
+
+class SelfCheck:
+    """Checks the models of a repository. interval: in seconds; 0 checks nothing."""
+
+    def __init__(self, repository: Repository, interval: float) -> None:
+        self._repository = repository
+        self._interval = interval
+        self._runs: dict[int, int] = {}  # the number of runs of each model at the last look
+
+    def start(self) -> None:
+        """Begin to check. Must be called on the event loop."""
+        if self._interval:
+            asyncio.get_running_loop().call_later(self._interval, self._look)
+
+    def _look(self) -> None:
+        """Check the models that have run nothing since the last look, and those that are not healthy."""
+        before, self._runs = self._runs, {}
+        for model in self._repository.ready_models():
+            runs = self._runs[id(model)] = model.batcher.runs
+            if before.get(id(model)) == runs or self._repository.failure(model) is not None:
+                self._check(model)
+        asyncio.get_running_loop().call_later(self._interval, self._look)
+
+    def _check(self, model: Model) -> None:
+        def judge(result: Outputs | RequestError) -> None:
+            # The check itself is a run. Without this line, the model would not be idle at the next look.
+            self._runs[id(model)] = model.batcher.runs
+            if isinstance(result, Overloaded):
+                return  # a model with much work is not idle
+            reason = str(result) if isinstance(result, RequestError) else _difference(model, result)
+            if reason is not None and self._repository.failure(model) is None:
+                log.error("%s/%d fails its check: %s", model.manifest.name, model.manifest.version, reason)
+            elif reason is None and self._repository.failure(model) is not None:
+                log.info("%s/%d passes its check again", model.manifest.name, model.manifest.version)
+            self._repository.set_failure(model, reason)
+
+        try:
+            model.batcher.submit(model.live_rows.ignored, time.monotonic() + _TIMEOUT, judge)
+        except RequestError as error:
+            judge(error)
+
+
+def _difference(model: Model, outputs: Outputs) -> str | None:
+    """Return how far the outputs of the golden row are from the reference; None if they are within the tolerance."""
+    reference = np.array(model.manifest.golden.outputs[:1], np.float64)
+    parity = model.tolerance.measure(reference, outputs)
+    return None if parity.holds else f"a golden output differs by {parity.max_absolute:.3g}"
