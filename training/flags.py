@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from foldserve.service import bundle
 from foldserve.training.errors import TrainingError
@@ -23,6 +23,7 @@ from foldserve.training.plan import PRESETS, Architecture, DataOptions, Decision
 Options = type[DataOptions] | type[Architecture] | type[Recipe] | type[DecisionOptions] | type[Execution]
 
 _METAVARS = {"sep": "CHAR", "encoding": "NAME", "sheet": "NAME", "threshold": "RULE", "positive": "CLASS"}
+_METAVARS |= {"decimal": "MARK", "thousands": "MARK"}
 _SUFFIXES = "csv|tsv|txt|parquet|xlsx|jsonl|ndjson|arrow|feather|ipc|npz"
 _NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters"
 
@@ -49,8 +50,9 @@ def add_options(group: argparse._ArgumentGroup, owner: Options, only: Sequence[s
 
 def _argument(kind: Any) -> dict[str, Any]:
     """Return the keyword arguments of `add_argument` for a field of type `kind`."""
-    if isinstance(kind, UnionType):  # the type is kind | None, and None means that the flag is not given
-        kind = get_args(kind)[0]
+    # `Literal[...] | None` is a Union before Python 3.14, and any other `kind | None` is a UnionType.
+    if get_origin(kind) in (Union, UnionType):  # None means that the flag is not given
+        (kind,) = (each for each in get_args(kind) if each is not NoneType)
     known: dict[Any, dict[str, Any]] = {
         bool: {"action": argparse.BooleanOptionalAction},
         str: {"metavar": "COL"},

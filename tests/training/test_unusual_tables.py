@@ -18,7 +18,7 @@ REFUSED = {
     "UTF-16 without its mark": ((HEAD + GOOD).decode().encode("utf-16-le"), (), "use --encoding utf-16-le"),
     "another separator than --sep": (HEAD + GOOD, ("--sep", ";"), "--sep is another separator"),
     "a number with two readings": (b"a,y\n" + b'"1,234",p\n5,q\n' * 3, (), "--decimal , or 1234 with --thousands ,"),
-    "a target with two readings": (b"a,y\n" + b'1,"1,234"\n2,5\n' * 3, (), "--decimal , or 1234 with --thousands ,"),
+    "a target with two readings": (b"a,y\n" + b'1,"1,234"\n2,5\n' * 3, (), "--thousands ,; say which, or use --task cl"),
     "large integers beside a blank": (b"a,b,y\n9007199254740993,x,p\n,x,q\n" + GOOD, (), "column 'a'"),
     "a label that is not there": (HEAD + GOOD + b"1,x,\n", (), "row 7 has no value"),
     "a label that is infinite": (b"a,y\n" + b"".join(b"%d,%d.5\n" % (i, i) for i in range(30)) + b"1,inf\n", (), "'y'"),
@@ -42,6 +42,17 @@ def test_an_unusable_table_gives_one_line_and_no_bundle(tmp_path, capsys, name):
     assert line.startswith("foldserve-train: error: ")
     assert reason in line
     assert list(tmp_path.iterdir()) == [table]
+
+
+@pytest.mark.parametrize(("flag", "mark", "highest"), [("--thousands", ",", 1234), ("--decimal", ",", 1.234)])
+def test_a_flag_decides_between_two_readings_of_a_number(tmp_path, flag, mark, highest):
+    table = tmp_path / "table.csv"
+    table.write_bytes(b"a,y\n" + b'"1,234",p\n0,q\n' * 20)
+    arguments = ["--models", str(tmp_path), "--epochs", "1", flag, mark]
+    assert main(["fit", str(table), *arguments]) == 0
+    (feature,) = bundle.read(tmp_path / "table" / "1").manifest.features
+    assert feature.range is not None
+    assert feature.range[1] == pytest.approx(highest)
 
 
 @pytest.mark.parametrize("rows", [37, 38, 39])

@@ -63,22 +63,24 @@ class Marks:
         return self.decimal != "," and self.thousands != "."
 
 
-def read_notation(name: str, cells: pa.ChunkedArray, marks: Marks) -> tuple[Values, Reading] | None:
+def read_notation(
+    name: str, cells: pa.ChunkedArray, marks: Marks, otherwise: str = ""
+) -> tuple[Values, Reading] | None:
     """Return the numbers of a column as float64 [rows], and their reading. A missing value is NaN.
 
     Returns None if a cell is not a number, or if no single notation fits all cells. Raises `DataError` if the column
-    can be read in two ways.
+    can be read in two ways. otherwise: the flag that reads such a column as texts, by default --categorical.
     """
     if marks.allow_point or not is_text(cells):
         values = number_column(cells, marks.plain)
         if values is not None:
             return values, marks.plain
-    reading = _find(name, cells, marks) if is_text(cells) else None
+    reading = _find(name, cells, marks, otherwise) if is_text(cells) else None
     values = None if reading is None else number_column(cells, reading)
     return None if reading is None or values is None else (values, reading)
 
 
-def _find(name: str, cells: pa.ChunkedArray, marks: Marks) -> Reading | None:
+def _find(name: str, cells: pa.ChunkedArray, marks: Marks, otherwise: str) -> Reading | None:
     texts = pc.drop_null(without_blanks(pc.unique(cells)))
     head = texts.slice(0, _HEAD).to_pylist()
     if not head or not all(NUMBER_IN_ANY_NOTATION.fullmatch(text) for text in head):
@@ -101,7 +103,7 @@ def _find(name: str, cells: pa.ChunkedArray, marks: Marks) -> Reading | None:
         if decimal not in found and matches(texts, reading.number_pattern):
             found[decimal] = reading
     if len(found) == 2 and (marked := pc.match_substring_regex(texts, "[.,]")).true_count:
-        raise _ambiguous(name, str(texts.filter(marked)[0]), found)
+        raise _ambiguous(name, str(texts.filter(marked)[0]), found, otherwise)
     return next(iter(found.values()), None)
 
 
@@ -113,12 +115,12 @@ def _candidates(marks: Marks) -> Iterator[tuple[str, str]]:
                 yield decimal, thousands
 
 
-def _ambiguous(name: str, text: str, found: dict[str, Reading]) -> DataError:
+def _ambiguous(name: str, text: str, found: dict[str, Reading], otherwise: str) -> DataError:
     point, comma = (f"{found[decimal].number(text):.10g}" for decimal in _DECIMALS)
     ways = f"{comma} with --decimal , or {point} with --thousands ,"
     if "," not in text:
         ways = f"{point} with --decimal . or {comma} with --thousands ."
     return DataError(
-        f"column {name!r} can be read in two ways: {text[:40]!r} is {ways}; say which, or use --categorical "
-        f"{flag_value(name)}"
+        f"column {name!r} can be read in two ways: {text[:40]!r} is {ways}; say which, or use "
+        f"{otherwise or '--categorical ' + flag_value(name)}"
     )

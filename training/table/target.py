@@ -210,7 +210,7 @@ def _numbers(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: 
         return None, PLAIN
     if options.task == "classification":
         return number_column(cells), PLAIN
-    return read_notation(name, cells, Marks.of(options)) or (None, PLAIN)
+    return read_notation(name, cells, Marks.of(options), "--task classification") or (None, PLAIN)
 
 
 def _task(name: str, option: TaskOption, numbers: Values | None, found: Distinct | None, reading: Reading) -> Task:
