@@ -61,9 +61,9 @@ class DataOptions:
     encoding: Annotated[str | None, "encoding of a text file (default: UTF-8, UTF-16 with its mark, or cp1252)"] = None
     sheet: Annotated[str | None, "sheet of a spreadsheet (default: the only one)"] = None
     decimal: Annotated[Decimal | None, "decimal mark of numbers, . or , (default: each column decides)"] = None
-    thousands: Annotated[Thousands | None, "thousands separator of numbers: , . ' or a space (default: each column decides)"] = (
-        None
-    )
+    thousands: Annotated[
+        Thousands | None, "thousands separator of numbers: , . ' or a space (default: each column decides)"
+    ] = None
     group: Annotated[str | None, "column of groups: a group stays in one part of the split; not a feature"] = None
     time: Annotated[str | None, "column of times: the latest rows are the test set; a feature if numeric"] = None
     test_share: Annotated[float, "share of the rows in the test set"] = 0.2

@@ -18,7 +18,11 @@ REFUSED = {
     "UTF-16 without its mark": ((HEAD + GOOD).decode().encode("utf-16-le"), (), "use --encoding utf-16-le"),
     "another separator than --sep": (HEAD + GOOD, ("--sep", ";"), "--sep is another separator"),
     "a number with two readings": (b"a,y\n" + b'"1,234",p\n5,q\n' * 3, (), "--decimal , or 1234 with --thousands ,"),
-    "a target with two readings": (b"a,y\n" + b'1,"1,234"\n2,5\n' * 3, (), "--thousands ,; say which, or use --task cl"),
+    "a target with two readings": (
+        b"a,y\n" + b'1,"1,234"\n2,5\n' * 3,
+        (),
+        "--thousands ,; say which, or use --task cl",
+    ),
     "large integers beside a blank": (b"a,b,y\n9007199254740993,x,p\n,x,q\n" + GOOD, (), "column 'a'"),
     "a label that is not there": (HEAD + GOOD + b"1,x,\n", (), "row 7 has no value"),
     "a label that is infinite": (b"a,y\n" + b"".join(b"%d,%d.5\n" % (i, i) for i in range(30)) + b"1,inf\n", (), "'y'"),
