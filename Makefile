@@ -89,7 +89,7 @@ docs: install ## Update the generated tables in docs/deployment.md
 sentences: ## Print 60 random sentences of the code and docs, for a review of the language
 	$(PYTHON) -m tests.draw_sentences --seed $(SEED)
 
-test-slow: install ## Run the slow tests: interrupted, distributed and repeated trainings, 50 stops under load
+test-slow: install ## Run the slow tests: interrupted, distributed and repeated trainings, 50 stops and 500 swaps under load
 	$(BIN)/python -m pytest -m slow
 
 test-soak: install ## Load a server for SOAK_SECONDS, by default ten minutes, and watch memory, descriptors and threads

@@ -56,13 +56,14 @@ def key(tmp_path: Path) -> tuple[str, Path]:
     return made, file
 
 
-@pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
+@pytest.fixture
 def operator(request: pytest.FixtureRequest, models: Path, key: tuple[str, Path], tmp_path: Path) -> Iterator[Operator]:
-    flags = ("--no-watch", "--keys", key[1], "--workers", request.param)
+    flags = ("--no-watch", "--keys", key[1], "--workers", getattr(request, "param", 1))
     with serving(models, tmp_path / "log", *flags) as server:
         yield Operator(server, key[0])
 
 
+@pytest.mark.parametrize("operator", [1, 2], indirect=True, ids=["one worker", "two workers"])
 def test_a_rollback_and_a_promotion_choose_the_version_that_answers(operator: Operator) -> None:
     assert operator.command("rollback").status == 200
     assert operator.current == 2
