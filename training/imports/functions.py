@@ -87,5 +87,5 @@ FUNCTIONS: dict[str, Function] = {
     "reciprocal": Function((), np.reciprocal, _same("Reciprocal")),
     "abs": Function((), np.abs, _same("Abs")),
     # The limits may be infinite.
-    "clip": Function(("low", "high"), np.clip, None),
+    "clip": Function(("low", "high"), lambda x, low, high: np.clip(x, low, high), None),
 }

@@ -22,6 +22,7 @@ MAX_NODES = 20_000
 # The number of numbers that one constant of a graph may have: 2 GiB of float32.
 MAX_NUMBERS = 2**29
 _BITS = {TensorProto.FLOAT: 32, TensorProto.DOUBLE: 64, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16}
+_NEWEST_ML = 5
 _SINGLE_FILE = "save it as one file: onnx.save(onnx.load('model.onnx'), 'single.onnx')"
 
 
@@ -51,6 +52,7 @@ def parse(content: bytes, name: str) -> onnx.ModelProto:
     if not model.graph.node:
         raise ModelImportError(f"{name} is not an ONNX model: it has no nodes")
     _require_small(model, name)
+    _require_opsets(model, name)
     for tensor in model.graph.initializer:
         _require_whole(tensor, name)
     for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
@@ -88,6 +90,17 @@ def _require_small(model: onnx.ModelProto, name: str) -> None:
         raise ModelImportError(f"{name} has {nodes:,} nodes; at most {MAX_NODES:,} are read")
     if model.graph.sparse_initializer:
         raise ModelImportError(f"{name} has sparse initialisers, which are not read: store them as dense ones")
+
+
+def _require_opsets(model: onnx.ModelProto, name: str) -> None:
+    """Refuse operator sets that the installed onnx does not know."""
+    newest = {"": onnx.defs.onnx_opset_version(), "ai.onnx": onnx.defs.onnx_opset_version(), "ai.onnx.ml": _NEWEST_ML}
+    for opset in model.opset_import:
+        if not 1 <= opset.version <= newest.get(opset.domain, opset.version):
+            raise ModelImportError(
+                f"{name} has opset {opset.version} of {opset.domain or 'ai.onnx'}; this version of onnx reads up to "
+                f"{newest[opset.domain]}"
+            )
 
 
 def _require_whole(tensor: TensorProto, name: str) -> None:

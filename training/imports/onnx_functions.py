@@ -41,10 +41,11 @@ _FUNCTIONS: dict[str, tuple[str, dict[str, float]]] = {
 def _function(
     context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
 ) -> Sequence[Value]:
-    value = context.numbers(node, required(inputs, 0))
+    rows = context.numbers(node, required(inputs, 0))
     function, defaults = _FUNCTIONS[node.op_type]
-    layer = Activation(function, {name: given.get(name, default) for name, default in defaults.items()})
-    return [Numbers(context.add(node, layer, value.name), value.shape)]
+    # An attribute has the type float32, and so has its default.
+    layer = Activation(function, {name: given.get(name, float(np.float32(value))) for name, value in defaults.items()})
+    return [Numbers(context.add(node, layer, rows.name), rows.shape)]
 
 
 @operator("Gelu")

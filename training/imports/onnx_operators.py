@@ -233,7 +233,7 @@ def _batch_normalization(
             raise Refused(f"its {name} does not have {channels} numbers")
         parts.append(np.repeat(array.reshape(-1).astype(np.float64), rest))
     gamma, beta, mean, variance = parts
-    layer = context.make(lambda: batch_norm(gamma, beta, mean, variance, given.get("epsilon", 1e-5)))
+    layer = context.make(lambda: batch_norm(gamma, beta, mean, variance, given.get("epsilon", float(np.float32(1e-5)))))
     return [Numbers(context.add(node, layer, value.name), value.shape)]
 
 

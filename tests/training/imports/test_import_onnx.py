@@ -1,0 +1,119 @@
+"""`foldserve-train import` and `fold`: the bundle of a model of scikit-learn gives scikit-learn's own answers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pandas as pd
+import pytest
+
+import foldserve
+from foldserve.service import bundle
+from foldserve.service.cli import main as foldserve_main
+from foldserve.training.cli import main
+from tests.training.imports.support import FILES, Model
+
+ROWS = FILES / "rows.csv"
+MIXED = ["age", "income", "city", "size"]
+NUMBERS = ["income", "score"]
+
+
+def import_file(tmp_path, name, *flags):
+    """Run the command in this process, and return the bundle."""
+    assert main(["import", str(FILES / f"{name}.onnx"), "--name", name, "--models", str(tmp_path), *flags]) == 0
+    return bundle.read(tmp_path / name / "1")
+
+
+def answers(name):
+    return json.loads((FILES / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["mixed_mlp", "mixed_binary", "mixed_logistic", "mixed_value"])
+def test_raw_rows_get_the_answers_of_scikit_learn(name, tmp_path):
+    expected = answers(name)
+    others = [column for column in ("rich", "class", "score") if column != expected["target"]]
+    found = import_file(tmp_path, name, "--data", str(ROWS), "--target", expected["target"], "--drop", ",".join(others))
+    model = foldserve.load(found.path)
+    frame = pd.read_csv(ROWS)[MIXED]
+    outputs = model.predict(frame) if found.manifest.task == "regression" else model.predict_proba(frame)
+    np.testing.assert_allclose(np.asarray(outputs).reshape(len(frame), -1), expected["answers"], rtol=1e-4, atol=1e-5)
+    manifest = found.manifest
+    assert [feature.kind for feature in manifest.features] == ["numeric", "numeric", "categorical", "categorical"]
+    assert [feature.missing for feature in manifest.features] == [True, True, False, False]  # as the imputer reads
+    assert manifest.features[2].categories == ("Oslo", "Paris", "Rome")
+    assert (manifest.source.framework, manifest.source.file) == ("skl2onnx", f"{name}.onnx")
+    assert manifest.certificate.reference == "onnx ReferenceEvaluator float64, original graph"
+    assert {measured.rows for measured in manifest.certificate.measurements} == {"held-out", "random"}
+    assert "onnxruntime CPU, original" in {measured.runtime for measured in manifest.certificate.measurements}
+    assert set(manifest.metrics) == {"test"}
+    assert "no history of the losses" in (found.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["numbers_tanh", "numbers_ovr", "numbers_ridge"])
+def test_a_single_tensor_takes_the_columns_of_a_table_in_order(name, tmp_path):
+    expected = answers(name)
+    table = tmp_path / "rows.csv"
+    pd.read_csv(ROWS)[NUMBERS].to_csv(table, index=False)
+    found = import_file(tmp_path, name, "--data", str(table))
+    assert [feature.name for feature in found.manifest.features] == NUMBERS
+    rows = pd.read_csv(table).to_numpy(np.float32)
+    outputs = ort.InferenceSession(found.model).run(None, {"input": rows})[0]
+    np.testing.assert_allclose(outputs, expected["answers"], rtol=1e-4, atol=1e-5)
+    assert found.manifest.metrics == {}
+
+
+def test_the_labels_of_a_classifier_are_kept(tmp_path):
+    found = import_file(tmp_path, "mixed_binary", "--ranges", "age=0:99,income=0:90000")
+    assert found.manifest.labels == ("no", "yes")
+    assert found.manifest.provenance.data_sha256 is None
+    assert not (found.path / "report.html").exists()
+
+
+def test_nothing_downstream_knows_the_difference(tmp_path, capsys):
+    found = import_file(tmp_path, "mixed_mlp", "--ranges", "age=0:99,income=0:90000")
+    assert foldserve_main(["verify", str(found.path)]) == 0
+    assert foldserve_main(["inspect", str(found.path)]) == 0
+    printed = capsys.readouterr().out
+    assert "mixed_mlp.onnx, written by skl2onnx" in printed
+    assert "no table was given" in printed
+
+
+def test_the_next_version_has_a_report_though_the_one_before_has_no_metrics(tmp_path):
+    import_file(tmp_path, "mixed_logistic", "--ranges", "age=0:99,income=0:90000")
+    flags = ["--data", str(ROWS), "--target", "rich", "--drop", "class,score", "--models", str(tmp_path)]
+    assert main(["import", str(FILES / "mixed_logistic.onnx"), "--name", "mixed_logistic", *flags]) == 0
+    report = (tmp_path / "mixed_logistic" / "2" / "report.html").read_text()
+    assert "imported without a table" in report
+
+
+def test_import_model_takes_a_frame(tmp_path):
+    frame = pd.read_csv(ROWS).drop(columns=["rich", "score"])
+    found = foldserve.import_model(FILES / "mixed_mlp.onnx", frame, "class", name="mixed", models=tmp_path)
+    assert found.manifest.target.name == "class"
+    assert found.manifest.metrics["test"].keys() >= {"accuracy", "log_loss"}
+
+
+def test_import_model_refuses_an_object_that_is_no_model(tmp_path):
+    with pytest.raises(foldserve.TrainingError, match="a dict is not a model that can be imported"):
+        foldserve.import_model({}, name="x", models=tmp_path)
+
+
+def test_fold_writes_a_file_with_the_names_of_the_original(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    model = Model(4)
+    model.dense(generator, 4, 8)
+    model.batch_norm(generator, 8)
+    model.add("Relu")
+    last = model.dense(generator, 8, 2)
+    original, folded = tmp_path / "model.onnx", tmp_path / "folded.onnx"
+    onnx.save(model.build(), original)
+    assert main(["fold", str(original), "-o", str(folded)]) == 0
+    assert "3 nodes instead of 4" in capsys.readouterr().out
+    session = ort.InferenceSession(folded)
+    assert [session.get_inputs()[0].name, session.get_outputs()[0].name] == ["x", last]
+    rows = generator.normal(size=(9, 4)).astype(np.float32)
+    expected = ort.InferenceSession(original).run(None, {"x": rows})[0]
+    np.testing.assert_allclose(session.run(None, {"x": rows})[0], expected, rtol=1e-4, atol=1e-5)
