@@ -4,6 +4,8 @@ import { el, percent, short } from "./dom.js";
 import { classNames } from "./features.js";
 
 const MOST = 10; // classes that are shown at once
+// The classes below these ten are drawn less often, because there may be thousands.
+const REST_MILLISECONDS = 500;
 
 /** Create the answer of a model. */
 export function createAnswer(manifest) {
@@ -19,6 +21,7 @@ export function createAnswer(manifest) {
   let last = null;
   all.addEventListener("toggle", () => { if (all.open && last) fillRest(last); });
   let spoken = 0;
+  let planned = 0; // the timer of the next drawing of the rest
 
   function bar(i) {
     if (!bars.has(i)) {
@@ -42,9 +45,23 @@ export function createAnswer(manifest) {
     return node;
   }
 
+  // The lines stay in the document, and only their contents change.
+  const lines = [];
+
   function fillRest(probabilities) {
-    const order = probabilities.map((_, i) => i).sort((a, b) => probabilities[b] - probabilities[a]);
-    rest.replaceChildren(...order.slice(MOST).map((i) => draw(i, probabilities[i], false)));
+    const order = probabilities.map((_, i) => i).sort((a, b) => probabilities[b] - probabilities[a]).slice(MOST);
+    while (lines.length < order.length) {
+      const line = { name: el("span", { class: "name" }), bar: el("span", { class: "filled" }), value: el("span", { class: "value" }) };
+      lines.push(line);
+      rest.append(el("div", { class: "line" }, line.name, el("span", { class: "bar" }, line.bar), line.value));
+    }
+    order.forEach((i, place) => {
+      const line = lines[place];
+      const text = percent(probabilities[i]);
+      if (line.name.textContent !== names[i]) line.name.textContent = names[i];
+      if (line.value.textContent !== text) line.value.textContent = text;
+      line.bar.style.width = `${100 * probabilities[i]}%`;
+    });
   }
 
   function show({ answer, milliseconds }, provider) {
@@ -62,9 +79,9 @@ export function createAnswer(manifest) {
     const order = names.length <= MOST
       ? names.map((_, i) => i)
       : probabilities.map((_, i) => i).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, MOST);
-    const lines = order.map((i) => draw(i, probabilities[i], i === chosen));
-    if (names.length > MOST || list.childElementCount !== lines.length) list.replaceChildren(...lines);
-    if (all.open) fillRest(probabilities);
+    const drawn = order.map((i) => draw(i, probabilities[i], i === chosen));
+    if (names.length > MOST || list.childElementCount !== drawn.length) list.replaceChildren(...drawn);
+    if (all.open && planned === 0) planned = setTimeout(() => { planned = 0; fillRest(last); }, REST_MILLISECONDS);
   }
 
   // A screen reader would not keep up with every move of a stroke.

@@ -7,6 +7,7 @@ import { showModels } from "./models.js";
 import { showTable } from "./scoring.js";
 import { showTry } from "./try.js";
 
+const SECONDS = 3; // between two looks at the list of models
 const PARTS = { try: showTry, table: showTable, models: showModels, live: showLive };
 
 const model = document.getElementById("model");
@@ -15,7 +16,7 @@ const main = document.getElementById("main");
 const problem = document.getElementById("problem");
 
 // The state that all parts share. path: of the chosen version in the friendly protocol.
-const state = { models: [], name: "", version: 0, path: "", manifest: null, provider: "" };
+const state = { models: [], name: "", version: 0, isCurrent: true, path: "", manifest: null, provider: "" };
 let leave = () => {};
 let turn = 0;
 
@@ -40,7 +41,9 @@ function fillVersions() {
   const serving = chosen.versions.filter((each) => each.state === "ready").reverse();
   version.replaceChildren(...serving.map((each) =>
     el("option", { value: each.version }, each.version === chosen.current ? `${each.version} (current)` : each.version)));
-  const kept = state.name === chosen.name ? state.version : chosen.current;
+  // A person who looks at the current version gets the version that replaces it, but keeps a drawing or a table.
+  const keeps = !state.isCurrent || ["try", "table"].includes(currentPart());
+  const kept = state.name === chosen.name && keeps ? state.version : chosen.current;
   version.value = serving.some((each) => each.version === kept) ? kept : serving[0].version;
 }
 
@@ -49,6 +52,7 @@ async function loadManifest() {
   state.version = Number(version.value);
   state.path = `v1/models/${state.name}/versions/${state.version}`;
   const found = state.models.find((each) => each.name === state.name);
+  state.isCurrent = found.current === state.version;
   state.provider = found.versions.find((each) => each.version === state.version)?.provider ?? "";
   state.manifest = await get(`${state.path}/metadata`);
 }
@@ -93,6 +97,18 @@ async function reload() {
   await show();
 }
 
+/** Look for a change of the models or versions, while the page is visible. The chosen version stays chosen. */
+async function watch() {
+  if (document.visibilityState !== "visible") return;
+  const found = await get("v1/models", { ask: false }).catch(() => null); // the server may restart
+  if (found === null || JSON.stringify(found.models) === JSON.stringify(state.models)) return;
+  const chosen = `${state.name} ${state.version}`;
+  await guarded(loadModels);
+  const stays = `${model.value} ${version.value}` === chosen;
+  if (!stays) await guarded(loadManifest);
+  if (!stays || currentPart() === "models") await show();
+}
+
 async function guarded(action) {
   try {
     report(null);
@@ -110,3 +126,4 @@ addEventListener("hashchange", () => {
 });
 
 await reload();
+setInterval(watch, SECONDS * 1000);
