@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
 PAGE ?= .venv-page
+KERAS ?= .venv-keras
 FUZZ ?= .venv-fuzz
 RAY ?= .venv-ray
 FUZZ_SECONDS ?= 60
@@ -29,7 +30,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-page test-ray fuzz test-uvicorn test-gpu test-gpu-wheel kube-check install format lint docs sentences bench bench-gpu \
+.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-keras test-page test-ray fuzz test-uvicorn test-gpu test-gpu-wheel kube-check install format lint docs sentences bench bench-gpu \
 	bench-gate bench-training bench-overload bench-ablation bench-scoring image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
@@ -106,6 +107,10 @@ test-ray: $(RAY)/installed ## Test foldserve score on a Ray cluster of two nodes
 # Playwright drives the Chromium of the operating system. It has an environment of its own, because its wheel is large.
 test-page: install $(PAGE)/installed ## Test the page at / in Chromium; needs apt-get install chromium
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(PAGE)/bin/python -W error -m pytest --confcutdir=tests/page -rs tests/page
+# Keras runs on the PyTorch of `make install`, whose packages come first on Python's path.
+test-keras: install $(KERAS)/installed ## Import random models that Keras saves, and compare the outputs with Keras
+	@packages=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
+	PYTHONPATH="$(CURDIR):$$packages" $(KERAS)/bin/python -m pytest --confcutdir=tests/keras tests/keras
 
 # Atheris runs the code of this project with its packages. It saves the inputs that it finds into the folder .fuzz, for
 # the next run.
@@ -257,6 +262,9 @@ $(RAY)/installed: pyproject.toml constraints.txt tests/cluster/requirements.txt
 $(PAGE)/installed: tests/page/requirements.txt
 	$(PYTHON) -m venv $(PAGE)
 	$(PAGE)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
+$(KERAS)/installed: tests/keras/requirements.txt
+	$(PYTHON) -m venv $(KERAS)
+	$(KERAS)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
 	@touch $@
 
 $(FUZZ)/installed: tests/fuzz/requirements.txt
@@ -265,4 +273,4 @@ $(FUZZ)/installed: tests/fuzz/requirements.txt
 	@touch $@
 
 clean: ## Remove the environments, caches and models that these targets made
-	rm -rf $(VENV) $(CLIENTS) $(PAGE) $(KUBE) $(RAY) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(KERAS) $(PAGE) $(KUBE) $(RAY) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

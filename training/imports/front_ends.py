@@ -11,7 +11,7 @@ from foldserve.training.imports.imported import Imported, Options, Read
 
 _PACKAGE = "foldserve.training.imports"
 # The suffix, and the module with a function `read`.
-FRONT_ENDS = {".onnx": "onnx_model"}
+FRONT_ENDS = {".onnx": "onnx_model", ".keras": "keras.reader", ".h5": "keras.reader", ".hdf5": "keras.reader"}
 # The package of the class of an object or of one of its base classes, and the module with a function `read_object`.
 OBJECTS: dict[str, str] = {}
 

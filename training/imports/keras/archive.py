@@ -1,0 +1,166 @@
+"""Opens a Keras file that may lie: a zip archive of Keras 3, or an HDF5 file of Keras 2. Nothing is written to a disk.
+
+Every size is checked before memory is allocated. The module knows no layer.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from foldserve.training.errors import ModelImportError
+
+if TYPE_CHECKING:
+    import h5py
+
+# A dense network of 1 GiB has 268 million weights.
+MAX_FILE = 2**30
+_MAX_TEXT = 2**24
+_MAX_ENTRIES = 1000
+# The errors of Python's zip reader, of h5py, and of a description that has other types than Keras writes.
+_DAMAGE = (
+    *(OSError, EOFError, RuntimeError, ValueError, OverflowError, zipfile.BadZipFile, zlib.error),
+    *(LookupError, TypeError, AttributeError),
+)
+_SAVE_AGAIN = "save the whole model with model.save('model.keras')"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An open Keras file. config: the description of the model. training: the description of its compilation, or {}.
+
+    version: of Keras. weights: the group of HDF5 that has the layers. legacy: whether the groups are called as the
+    layers are, as in Keras 2, and not after their classes. sha256: of the file.
+    """
+
+    config: dict[str, Any]
+    training: dict[str, Any]
+    version: str
+    weights: h5py.Group
+    legacy: bool
+    sha256: str
+
+
+def is_too_dense(size: int, stored: int) -> bool:
+    """Whether `stored` bytes claim to hold more than 64 MiB and more than the 100-fold, as a zip bomb does."""
+    return size > 2**26 and size > 100 * stored
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[Archive]:
+    """Open a Keras file, by its content. Raises `ModelImportError` with one line."""
+    try:
+        import h5py
+    except ModuleNotFoundError:
+        raise ModelImportError("Keras files need h5py: pip install 'foldserve[train]'") from None
+    content = _read(path)
+    digest = sha256(content).hexdigest()
+    try:
+        if content[:2] == b"PK":
+            config, version, content = _read_zip(content)
+            with h5py.File(io.BytesIO(content), "r") as file:
+                yield Archive(config, _dict(config.get("compile_config")), version, file, False, digest)
+        elif content.startswith(b"\x89HDF\r\n"):
+            with h5py.File(io.BytesIO(content), "r") as file:
+                yield _open_hdf5(file, digest)
+        else:
+            raise ModelImportError(f"{path.name} is not a Keras file: it is neither a zip archive nor HDF5")
+    except RecursionError:
+        raise ModelImportError(f"{path.name}: its models are nested too deeply") from None
+    except _DAMAGE as error:
+        raise ModelImportError(f"{path.name} is damaged: {_first_line(error)}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise ModelImportError(f"{path}: no such file")
+        if path.stat().st_size > MAX_FILE:
+            raise ModelImportError(f"{path.name} has more than {MAX_FILE >> 20} MiB, the limit of an import")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelImportError(f"can't read {path.name}: {error.strerror}") from error
+
+
+def _read_zip(content: bytes) -> tuple[dict[str, Any], str, bytes]:
+    """Return the description of the model, the version of Keras, and the bytes of the file of weights."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        _check_entries(entries)
+        names = {entry.filename for entry in entries}
+        if lacking := {"config.json", "metadata.json"} - names:
+            raise ModelImportError(f"the archive has no {min(lacking)}: it was not saved by Keras")
+        if "model.weights.h5" not in names:
+            raise ModelImportError(f"the archive has no model.weights.h5: {_SAVE_AGAIN}, in one piece")
+        config = _parse(_extract(archive, "config.json", _MAX_TEXT), "config.json")
+        metadata = _parse(_extract(archive, "metadata.json", _MAX_TEXT), "metadata.json")
+        version = str(metadata.get("keras_version", ""))[:32]
+        return config, version, _extract(archive, "model.weights.h5", MAX_FILE)
+
+
+def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
+    if len(entries) > _MAX_ENTRIES:
+        raise ModelImportError(f"the archive has {len(entries)} entries: it was not saved by Keras")
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise ModelImportError("two entries of the archive have the same name")
+    for entry in entries:
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in entry.filename:
+            raise ModelImportError("an entry of the archive has a path that leaves the archive")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ModelImportError("an entry of the archive is a symbolic link")
+        if entry.flag_bits & 1:
+            raise ModelImportError("the archive is encrypted")
+
+
+def _extract(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """Return the bytes of an entry. Python reads no more bytes than the entry declares."""
+    entry = archive.getinfo(name)
+    if entry.file_size > limit:
+        raise ModelImportError(f"{name} has more than {limit >> 20} MiB, the limit of an import")
+    if is_too_dense(entry.file_size, entry.compress_size):
+        raise ModelImportError(f"{name} grows more than 100-fold when it is unpacked: no Keras writes such a file")
+    return archive.read(entry)
+
+
+def _open_hdf5(file: h5py.File, digest: str) -> Archive:
+    """Return the parts of a whole model that Keras 2 saved."""
+    if "model_config" not in file.attrs or "model_weights" not in file:
+        raise ModelImportError(f"the HDF5 file has weights alone, and no layers: {_SAVE_AGAIN}")
+    config = _parse(file.attrs["model_config"], "model_config")
+    training = _parse(file.attrs["training_config"], "training_config") if "training_config" in file.attrs else {}
+    version = file.attrs.get("keras_version", "")
+    version = version.decode("ascii", "replace") if isinstance(version, bytes) else str(version)
+    if file.get("model_weights", getlink=True).__class__.__name__ != "HardLink":
+        raise ModelImportError("model_weights is a link to another place: the weights must be in the file")
+    return Archive(config, training, version[:32], file["model_weights"], True, digest)
+
+
+def _parse(text: bytes | str, name: str) -> dict[str, Any]:
+    if len(text) > _MAX_TEXT:
+        raise ModelImportError(f"{name} has more than {_MAX_TEXT >> 20} MiB, the limit of an import")
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise ModelImportError(f"{name} is not JSON") from error
+    if not isinstance(parsed, dict):
+        raise ModelImportError(f"{name} is not a JSON object")
+    return parsed
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip("'\"").partition("\n")[0]
+    return text[:200] or type(error).__name__

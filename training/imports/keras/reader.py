@@ -1,0 +1,69 @@
+"""Reads a Keras file as an imported model: the way from its archive to the intermediate form."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from foldserve.training.imports.imported import Imported, Options
+from foldserve.training.imports.keras.archive import open_archive
+from foldserve.training.imports.keras.graph import Input, ModelReader
+from foldserve.training.imports.keras.weights import open_store
+from foldserve.training.imports.meaning import Outputs, finish, numeric_columns, typical_ranges
+
+_REGRESSION = ("mean_", "mse", "mae", "mape", "msle", "huber", "log_cosh", "logcosh", "poisson")
+
+
+def read(path: Path, options: Options) -> Imported:
+    """Read a `.keras` or `.h5` file. Raises `ModelImportError` with one line."""
+    with open_archive(path) as archive:
+        reader = ModelReader(open_store(archive), archive.version.startswith("2."))
+        builder, value = reader.read(archive.config)
+        network, task, labels, notes = finish(builder, value.name, options, _outputs(archive.training.get("loss")))
+    columns, named = numeric_columns(network.features, options, _names(reader.inputs))
+    whole, start = set[int](), 0
+    for each in reader.inputs:
+        size = prod(each.shape)
+        whole.update(range(start, start + size) if each.whole else ())
+        start += size
+    return Imported(
+        network=network,
+        columns=columns,
+        named=named,
+        task=task,
+        labels=labels,
+        framework="Keras",
+        framework_version=archive.version,
+        file=path.name,
+        sha256=archive.sha256,
+        reference="the layers of the file in float64, before folding",
+        evaluate=network.evaluate,
+        ranges=typical_ranges(network),
+        whole=frozenset(whole),
+        notes=(*reader.notes, *notes),
+    )
+
+
+def _names(inputs: tuple[Input, ...]) -> tuple[str, ...]:
+    """Return the names of the features: of the inputs, if there are several. A name of one input names no feature."""
+    if len(inputs) < 2:
+        return ()
+    names = []
+    for each in inputs:
+        size = prod(each.shape)
+        names += [each.name] if size == 1 else [f"{each.name}_{i}" for i in range(size)]
+    return tuple(names)
+
+
+def _outputs(loss: Any) -> Outputs:
+    """Return the meaning of the outputs by the loss function of the model, if it has one that is known."""
+    config: Any = {}
+    if isinstance(loss, dict):
+        loss, config = loss.get("class_name"), loss.get("config")
+    if not isinstance(loss, str):
+        return ""
+    name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in loss).lstrip("_")
+    if name.endswith("crossentropy") and isinstance(config, dict) and config.get("from_logits"):
+        return "logits"
+    return "value" if name.startswith(_REGRESSION) else ""

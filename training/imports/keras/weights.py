@@ -1,0 +1,150 @@
+"""Reads the arrays of a layer from HDF5, by the naming rules of Keras 3 and of Keras 2.
+
+Keras 3 names the group of a layer after its class, with a number for each further layer of the class: `dense`,
+`dense_1`. It numbers the arrays. Keras 2 names the group after the layer, and the arrays by their role: `kernel`. Only
+arrays that are in the file itself are read. The module knows no layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from foldserve.training.errors import ModelImportError
+from foldserve.training.imports.keras.archive import Archive, is_too_dense
+from foldserve.training.imports.layers import Array
+
+if TYPE_CHECKING:
+    import h5py
+
+# Two of the largest layers of a file of 1 GiB, in float64.
+_MAX_NUMBERS = 2**28
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the weights of a layer are. groups: the path of Keras 3. names: of the models and of the layer."""
+
+    groups: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def inside(self, group: str, name: str) -> Place:
+        """Return the place of a layer inside this model."""
+        return Place((*self.groups, "layers", group), (*self.names, name))
+
+
+class Store(Protocol):
+    """The weights of a file."""
+
+    def read(self, place: Place, roles: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+        """Return the arrays of a layer as float64. roles: their names. shapes: the shapes that they must have.
+
+        Raises `ModelImportError` if the file has other arrays for this layer.
+        """
+
+
+@dataclass
+class GroupNames:
+    """Gives the layers of one model the names of their groups, in the order of the layers."""
+
+    _counts: Counter[str] = field(default_factory=Counter)
+
+    def next(self, kind: str) -> str:
+        """Return the name of the group of the next layer of the class `kind` (keras/src/utils/naming.py)."""
+        name = re.sub(r"\W+", "", kind)
+        name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+        name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+        self._counts[name] += 1
+        return name if self._counts[name] == 1 else f"{name}_{self._counts[name] - 1}"
+
+
+def open_store(archive: Archive) -> Store:
+    """Return the weights of a file."""
+    return _ByName(archive.weights) if archive.legacy else _ByClass(archive.weights)
+
+
+@dataclass(frozen=True)
+class _ByClass:
+    """The weights of a `.keras` file."""
+
+    file: h5py.Group
+
+    def read(self, place: Place, roles: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+        group: h5py.Group | None = self.file
+        for part in (*place.groups, "vars"):
+            group = _child(group, part) if group is not None else None
+        if group is None:
+            raise ModelImportError(f"the file has no weights of the layer {place.names[-1]!r}")
+        saved = group.attrs.get("name")
+        if saved is not None and saved != place.names[-1]:
+            raise ModelImportError(f"the weights of the layer {place.names[-1]!r} belong to another layer")
+        if len(group) != len(roles):
+            raise ModelImportError(
+                f"the layer {place.names[-1]!r} has {len(group)} arrays of weights; its description needs {len(roles)}"
+            )
+        return [
+            _read(_child(group, str(number)), place, role, shape)
+            for number, (role, shape) in enumerate(zip(roles, shapes, strict=True))
+        ]
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """The weights of an `.h5` file. A nested model has one group, in which the names of its layers are in the paths."""
+
+    file: h5py.Group
+
+    def read(self, place: Place, roles: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+        group = _child(self.file, place.names[0])
+        if group is None or not hasattr(group, "keys"):
+            raise ModelImportError(f"the file has no weights of the layer {place.names[-1]!r}")
+        paths = group.attrs.get("weight_names", ())
+        named = [path.decode("utf-8", "replace") if isinstance(path, bytes) else str(path) for path in paths]
+        found = []
+        for role, shape in zip(roles, shapes, strict=True):
+            fitting = [path for path in named if path.split("/")[-1].partition(":")[0] == role]
+            if len(place.names) > 1:
+                fitting = [path for path in fitting if place.names[-1] in path.split("/")[:-1]]
+            if len(fitting) != 1:
+                raise ModelImportError(
+                    f"the file has {len(fitting)} arrays {role!r} of the layer {place.names[-1]!r}; it needs one"
+                )
+            dataset: h5py.Group | None = group
+            for part in fitting[0].split("/"):
+                dataset = _child(dataset, part) if dataset is not None else None
+            found.append(_read(dataset, place, role, shape))
+        return found
+
+
+def _child(group: h5py.Group, name: str) -> h5py.Group | None:
+    """Return a member of a group. Links to other places and files are refused."""
+    if not hasattr(group, "keys") or not name or name not in group:
+        return None
+    if group.get(name, getlink=True).__class__.__name__ != "HardLink":
+        raise ModelImportError("the file has a link to another place: the weights must be in the file")
+    return group[name]
+
+
+def _read(dataset: h5py.Dataset | None, place: Place, role: str, shape: tuple[int, ...]) -> Array:
+    what = f"the array {role!r} of the layer {place.names[-1]!r}"
+    if dataset is None or not hasattr(dataset, "dtype"):
+        raise ModelImportError(f"the file has no numbers for {what}")
+    if dataset.is_virtual or dataset.external:
+        raise ModelImportError(f"{what} is in another file: the weights must be in the file")
+    if dataset.shape != shape:
+        raise ModelImportError(f"{what} has the shape {dataset.shape}; its description needs {shape}")
+    if dataset.dtype.kind not in "fiu":
+        raise ModelImportError(f"{what} has the type {dataset.dtype}, which is no number")
+    size = prod(shape)
+    if size > _MAX_NUMBERS or is_too_dense(size * dataset.dtype.itemsize, dataset.id.get_storage_size()):
+        raise ModelImportError(f"{what} claims to have {size} numbers, more than the file holds")
+    values: Array = np.asarray(dataset[()], np.float64)
+    if not np.isfinite(values).all():
+        raise ModelImportError(f"{what} has a value that is not finite")
+    return values

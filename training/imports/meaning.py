@@ -1,0 +1,137 @@
+"""The meaning of the columns and outputs of a model, where its file does not say it: names, probabilities, ranges.
+
+The module knows no file and no framework.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from foldserve.service.bundle import Label, Task
+from foldserve.training.errors import ModelImportError
+from foldserve.training.imports.form import INPUT, Builder, Network
+from foldserve.training.imports.imported import Options
+from foldserve.training.imports.layers import Activation, Add, Affine, Array, Concat, Impute, Layer, Select, Softmax
+from foldserve.training.table.schema import Column
+
+# The outputs of a model, as its loss function reads them. "": the model does not say it.
+Outputs = Literal["", "logits", "value"]
+
+# A standardised feature is rarely more than three standard deviations away from its mean.
+_DEVIATIONS = 3
+
+
+def numeric_columns(count: int, options: Options, names: tuple[str, ...] = ()) -> tuple[tuple[Column, ...], bool]:
+    """Return numeric features, and whether the user or the model names them.
+
+    names: the names in the model; () if it has none. Raises `ModelImportError` if the names do not fit the model.
+    """
+    given = options.features or names
+    if given and len(given) != count:
+        raise ModelImportError(f"--features has {len(given)} names, and the model has {count} features")
+    if repeated := [name for i, name in enumerate(given) if name in given[:i]]:
+        raise ModelImportError(f"two features have the name {repeated[0]!r}: give other names with --features")
+    return tuple(Column(name, "numeric") for name in given or [f"x{i}" for i in range(count)]), bool(given)
+
+
+def finish(
+    builder: Builder, value: str, options: Options, outputs: Outputs
+) -> tuple[Network, Task, tuple[Label, ...], tuple[str, ...]]:
+    """Return the network whose output is probabilities or one value, its task, its labels, and notes for the user.
+
+    value: the last value of the model. A softmax or a sigmoid is added if the outputs are logits, because the loss
+    function or the labels of `options` say so. Raises `ModelImportError` if the outputs have no such meaning.
+    """
+    columns, layers = builder.columns[value], {node.name: node for node in builder.network(value).nodes}
+    last = layers[value].layer if value in layers else None
+    labels, notes = options.labels, []
+    mass = _mass(builder.network(value))
+    if isinstance(last, Softmax) and last.log:
+        value = builder.add("probabilities", "Softmax", Softmax(), *layers[value].inputs)
+        notes.append("the outputs are logarithms of probabilities; the bundle returns the probabilities")
+    elif isinstance(last, Softmax) and columns == 1:
+        raise ModelImportError("the model ends with a softmax of one column, which is always 1")
+    elif _is_probability(mass, columns, last) and (labels or outputs != "value"):
+        pass
+    elif outputs == "logits" or labels:
+        if mass is not None:
+            raise ModelImportError(
+                f"the outputs of the model are neither probabilities nor logits: they sum to {mass:g}"
+            )
+        reason = "the loss function of the model reads logits" if outputs == "logits" else "there are labels"
+        layer: Layer = Softmax() if columns > 1 else Activation("sigmoid")
+        value = builder.add("probabilities", "Softmax", layer, value)
+        notes.append(f"the outputs are taken as logits, and turned into probabilities, because {reason}")
+    elif columns == 1:
+        return builder.network(value), "regression", (), ()
+    else:
+        raise ModelImportError(
+            f"the model gives {columns} numbers for a row that are no probabilities: if they are the logits of "
+            f"{columns} classes, name the classes with --labels"
+        )
+    if columns == 1:
+        rest = builder.add("complement", "Affine", Affine.of(-1, 0, 1, 1), value)
+        value = builder.add("probabilities", "Concat", Concat(), rest, value)
+    if not labels:
+        labels = tuple(range(builder.columns[value]))
+        notes.append(f"the model does not name its {len(labels)} classes: their labels are 0, 1, ...; see --labels")
+    return builder.network(value), "classification", labels, tuple(notes)
+
+
+def _is_probability(mass: float | None, columns: int, last: Layer | None) -> bool:
+    if mass is None or abs(mass - 1) > 1e-6:
+        return False
+    if columns > 1 and isinstance(last, Activation):
+        raise ModelImportError(
+            f"the model gives {columns} independent probabilities for a row; a bundle has one distribution, so import "
+            "a model with one output"
+        )
+    return True
+
+
+def _mass(network: Network) -> float | None:
+    """Return the sum of the outputs of a softmax, or the maximum of a sigmoid, after weighted sums of such values.
+
+    It is None for other outputs. The sum of 1 shows that a mean of probabilities has probabilities.
+    """
+    masses: dict[str, float | None] = {}
+    for node in network.nodes:
+        layer, before = node.layer, [masses.get(name) for name in node.inputs]
+        known = [mass for mass in before if mass is not None]
+        mass: float | None = None
+        if (isinstance(layer, Softmax) and not layer.log) or (
+            isinstance(layer, Activation) and layer.function == "sigmoid"
+        ):
+            mass = 1.0
+        elif len(known) < len(before):
+            pass
+        elif isinstance(layer, Affine):
+            is_scaling = (layer.scale == layer.scale[0]).all() and (layer.shift == layer.scale * layer.offset).all()
+            mass = float(layer.scale[0] * known[0]) if is_scaling else None
+        elif type(layer) is Add:
+            mass = sum(known)
+        masses[node.name] = mass
+    return masses.get(network.output)
+
+
+def typical_ranges(network: Network) -> Array | None:
+    """Return the mean and three standard deviations of the features that the network standardises first.
+
+    float64 [features, 2]; NaN for a feature that is not standardised, None if no feature is.
+    """
+    sources = {INPUT: np.arange(network.features)}
+    ranges = np.full((network.features, 2), np.nan)
+    for node in network.nodes:
+        source = sources.get(node.inputs[0])
+        if source is None:
+            continue
+        if isinstance(node.layer, Select):
+            sources[node.name] = source[node.layer.source]
+        elif isinstance(node.layer, Impute):
+            sources[node.name] = source
+        elif isinstance(node.layer, Affine) and node.layer.offset.any() and node.layer.scale.all():
+            spread = _DEVIATIONS / abs(node.layer.scale)
+            ranges[source] = np.stack([node.layer.offset - spread, node.layer.offset + spread], 1)
+    return ranges if np.isfinite(ranges).any() else None
