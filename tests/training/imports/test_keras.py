@@ -17,6 +17,8 @@ import h5py
 import numpy as np
 import pytest
 
+import foldserve
+from foldserve.training.cli import main
 from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.folding import fold
 from foldserve.training.imports.imported import Options
@@ -57,6 +59,24 @@ def test_names_and_labels_of_the_user_replace_the_defaults() -> None:
     imported = read(ARTICLE, options)
     assert ([column.name for column in imported.columns], imported.named) == (list("abcdef"), True)
     assert (imported.labels, imported.notes) == (("low", "middle", "high"), ())
+
+
+def test_one_command_makes_a_bundle_of_the_network_of_the_article(tmp_path: Path) -> None:
+    flags = ["--name", "article", "--models", str(tmp_path), "--ranges", "0:16", "--labels", "low,middle,high"]
+    main(["import", str(ARTICLE), *flags])
+    model = foldserve.load(tmp_path / "article" / "1")
+    saved = np.load(f"{ARTICLE}.npz")
+    np.testing.assert_allclose(model.predict_proba(saved["rows"]), saved["outputs"], rtol=1e-4, atol=1e-5)
+    assert model.manifest.source is not None
+    assert (model.manifest.source.framework, model.manifest.labels) == ("Keras", ("low", "middle", "high"))
+
+
+def test_the_user_chooses_one_of_several_outputs(tmp_path: Path) -> None:
+    def expose(config: dict[str, Any]) -> None:
+        config["config"]["output_layers"] = [["dropout", 0, 0], ["aa_head", 0, 0]]
+
+    path = rewrite(FILES / "branches_3.keras", tmp_path / "two.keras", expose)
+    assert read(path, Options(output="aa_head")).task == "classification"
 
 
 def rewrite(source: Path, path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -140,7 +160,10 @@ GRAPHS = [
     (lambda c: call(c, "dropout")["kwargs"].update(noise=[1]), "its call has a further argument"),
     (lambda c: call(c, "dropout").update(args=[1.5]), "an argument of its call is no value of a layer"),
     (lambda c: c["config"]["output_layers"].__setitem__(0, "nothing"), "no layer 'nothing' gives the output"),
-    (lambda c: c["config"].update(output_layers=[["dropout", 0, 0], ["aa_head", 0, 0]]), "the model has 2 outputs"),
+    (
+        lambda c: c["config"].update(output_layers=[["dropout", 0, 0], ["aa_head", 0, 0]]),
+        "the model has several outputs: choose one of dropout, aa_head with --output",
+    ),
     (
         lambda c: c["config"].update(input_layers=[["nothing", 0, 0]]),
         "the input 'nothing' of the model has no InputLayer",

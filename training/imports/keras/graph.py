@@ -39,10 +39,11 @@ class Input:
 
 @dataclass
 class ModelReader:
-    """Builds the graph of a whole model. builder: is set when the inputs are known."""
+    """Builds the graph of a whole model. output: the name of the layer that gives the output, if there are several."""
 
     store: Store
     keras_2: bool
+    output: str = ""
     inputs: tuple[Input, ...] = ()
     notes: list[str] = field(default_factory=list)
     _calls: int = 0
@@ -65,10 +66,11 @@ class ModelReader:
             values.append(Value(name, each.shape))
             start += size
         outputs = self._model(builder, description, Place(), values)
-        if len(outputs) != 1:
-            raise ModelImportError(
-                f"the model has {len(outputs)} outputs; a bundle has one: save a model of one output"
-            )
+        if len(outputs) > 1:
+            names = [name for name, _, _ in _tensors(description["config"]["output_layers"])]
+            if self.output not in names:
+                raise ModelImportError(f"the model has several outputs: choose one of {', '.join(names)} with --output")
+            outputs = [outputs[names.index(self.output)]]
         return builder, outputs[0]
 
     def _model(self, builder: Builder, description: dict[str, Any], place: Place, values: list[Value]) -> list[Value]:

@@ -18,7 +18,7 @@ _REGRESSION = ("mean_", "mse", "mae", "mape", "msle", "huber", "log_cosh", "logc
 def read(path: Path, options: Options) -> Imported:
     """Read a `.keras` or `.h5` file. Raises `ModelImportError` with one line."""
     with open_archive(path) as archive:
-        reader = ModelReader(open_store(archive), archive.version.startswith("2."))
+        reader = ModelReader(open_store(archive), archive.version.startswith("2."), options.output)
         builder, value = reader.read(archive.config)
         network, task, labels, notes = finish(builder, value.name, options, _outputs(archive.training.get("loss")))
     columns, named = numeric_columns(network.features, options, _names(reader.inputs))
