@@ -273,6 +273,24 @@ def test_an_unseen_category_and_an_expected_missing_value_are_answered_an_unexpe
     assert "moment" in refused.json()["error"]
 
 
+@pytest.mark.parametrize(("name", "file"), [("times", "times.csv"), ("groups", "groups.csv")])
+def test_whole_rows_of_the_table_may_be_sent_and_constants_left_out(folder, bundles, server, name, file):
+    manifest = bundles[name].manifest
+    with (folder / file).open(newline="", encoding="utf-8") as lines:
+        rows = [row | {"batch <1>": None} for row in csv.DictReader(lines)][:20]
+    assert manifest.ignored
+    assert set(rows[0]) == {feature.name for feature in manifest.features} | set(manifest.ignored)
+    plain = named(manifest, rows)
+    for row in rows + plain:
+        del row["batch <1>"]  # this column has the same value in every row of the table
+    answer = httpx.post(
+        f"{server.url}/v1/models/{name}:predict?warnings=true", json={"instances": rows}
+    ).raise_for_status()
+    assert answer.json()["predictions"] == ask(server, name, plain)["predictions"]
+    warnings = {entry["column"] for entry in answer.json()["warnings"] if "row" not in entry}
+    assert warnings == {"batch <1>", *manifest.ignored}
+
+
 def test_golden_rows_have_missing_values_and_unseen_categories(bundles):
     names = [feature.name for feature in bundles["fast"].manifest.features]
     columns = dict(zip(names, zip(*bundles["fast"].manifest.golden.inputs, strict=True), strict=True))

@@ -49,12 +49,11 @@ class Answers:
         if self._labels:
             # The JSON texts of the labels are already known, so orjson writes only the numbers.
             predictions = b",".join([self._labels[i] for i in self._decision.classes(outputs).tolist()])
-            rest = b',"predictions":[%b],%b' % (predictions, self._probabilities(outputs, options))
+            rest = b'"predictions":[%b],%b' % (predictions, self._probabilities(outputs, options))
         else:
-            rest = b',"predictions":%b' % _dumps(np.ascontiguousarray(outputs[:, 0]))
-        if warnings is not None:
-            rest += b',"warnings":%b' % orjson.dumps(warnings)
-        return Reply(200, (JSON,), b"%b%b}" % (self._head, rest))
+            rest = b'"predictions":%b' % _dumps(np.ascontiguousarray(outputs[:, 0]))
+        last = b"}" if warnings is None else b',"warnings":%b}' % orjson.dumps(warnings)
+        return Reply(200, (JSON,), b"%b,%b%b" % (self._head, rest, last))
 
     def raw(self, outputs: Outputs) -> Reply:
         """Return the float32 values, little-endian, one row after the other."""
@@ -66,6 +65,8 @@ class Answers:
 
     def _probabilities(self, outputs: Outputs, options: AnswerOptions) -> bytes:
         """Return the member `probabilities`, and `classes` if the classes of a row are not named otherwise."""
+        if options is _PLAIN:
+            return b'"probabilities":%b' % orjson.dumps(outputs, option=orjson.OPT_SERIALIZE_NUMPY)
         names = self._decision.names
         if options.top is None:
             values = [dict(zip(names, row, strict=True)) for row in outputs] if options.named else outputs

@@ -21,7 +21,7 @@ runtime.
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 from operator import itemgetter
@@ -61,7 +61,7 @@ MAX_WARNINGS = 100
 # A thread encodes the answer if the query asks for another form, and the answer has more numbers than this.
 _MANY_NUMBERS = 20_000
 
-_Counted = Counter[tuple[Unusual, str]]
+_Counted = dict[tuple[Unusual, str], int]
 
 
 class FriendlyCodec:
@@ -86,7 +86,7 @@ class FriendlyCodec:
         Raises `InvalidInput` and `UnsupportedMedia`. With `fast_only`, raises `SlowBody` if decoding would take long.
         """
         kind = media_type(headers)
-        counted: _Counted = Counter()
+        counted: _Counted = {}
         if kind in (None, JSON_TYPE):
             rows = self._json_rows(body, counted, fast_only=fast_only)
         elif kind == RAW_TYPE:
@@ -196,8 +196,8 @@ class FriendlyCodec:
             raise InvalidInput(f"row {i} is not an object, as the rows before it are")
         if row.keys() != self._names.set:
             ignored, filled = self._names.match(row.keys(), f"row {i}")
-            counted.update(("ignored", name) for name in ignored)
-            counted.update(("filled", name) for name in filled)
+            _count(counted, "ignored", ignored)
+            _count(counted, "filled", filled)
             row = {**self._names.constants, **row}
         return list(self._picked(row))
 
@@ -209,6 +209,11 @@ class FriendlyCodec:
         if count > self._max_rows:
             raise InvalidInput(f"the body has {count} rows, at most {self._max_rows} are allowed")
         return self._columns.from_array(np.frombuffer(body, "<f4").reshape(count, width))
+
+
+def _count(counted: _Counted, kind: Unusual, names: Iterable[str]) -> None:
+    for name in names:
+        counted[kind, name] = counted.get((kind, name), 0) + 1
 
 
 def example(manifest: Manifest) -> list[JsonValue]:
