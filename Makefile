@@ -30,7 +30,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-keras test-page test-ray fuzz test-uvicorn test-gpu test-gpu-wheel kube-check install format lint docs sentences bench bench-gpu \
+.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-keras test-page test-ray fuzz test-uvicorn test-gpu test-gpu-wheel test-cuda-harness kube-check install format lint docs sentences bench bench-gpu \
 	bench-gate bench-training bench-overload bench-ablation bench-scoring image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
@@ -136,6 +136,10 @@ test-uvicorn: install ## Test the server with the oldest and the newest uvicorn 
 # onnxruntime-gpu and onnxruntime install the same module, so each needs its own environment.
 test-gpu-wheel: $(GPU)/installed ## Test the refusals of the real onnxruntime-gpu on a machine without a GPU
 	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
+
+# The provider runs over stand-ins for CUDA's libraries, which check every call. Needs g++ and nm.
+test-cuda-harness: $(GPU)/installed ## Test the service on the real CUDA provider of onnxruntime-gpu without a GPU
+	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/cuda_harness tests/cuda_harness
 
 # With KUBE_CONTEXT, the API server of this context checks the manifests too, by a dry run.
 kube-check: $(KUBE)/installed ## Check deploy/kubernetes and deploy/kserve with kubectl and the schemas of Kubernetes

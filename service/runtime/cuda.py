@@ -118,8 +118,8 @@ class CudaRunner:
 
     def _close(self) -> None:
         if not self._stream.works():
-            # On a device that has failed, the destructor of a session aborts the process. One more reference keeps the
-            # session until the process ends. The operating system then frees the memory.
+            # Some destructors of ONNX Runtime abort the process if the device reports an error. One more reference
+            # keeps the session until the process ends. The operating system then frees the memory.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             return
         self._graphs, self._large, self._session = [], None, None  # free these objects before the memory that they use

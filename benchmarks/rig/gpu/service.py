@@ -37,6 +37,9 @@ NEEDS = (
     "simdjson",
     "nanoarrow",
     "pydantic",
+    "annotated_doc",
+    "annotated_types",
+    "opentelemetry",
 )
 _CLIENTS = 4  # client processes, which share the connections; a single process could not load the server
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from foldserve.service.commands.doctor.check import ProblemError, Result, dotted
@@ -12,6 +13,11 @@ from foldserve.service.machine import nvidia
 _GIB = 2**30
 # The smallest sufficient free GPU memory in bytes. A context, cuBLAS's workspace and a model take about this much.
 _LITTLE_GPU_MEMORY = 2**30
+# The compute capabilities for which a release of onnxruntime-gpu has code, read from the library of its CUDA provider.
+# The library has no PTX, which the driver could translate for other GPUs.
+_BUILT_FOR: dict[str, tuple[nvidia.Version, ...]] = {
+    "1.31": ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)),
+}
 
 
 def check_driver() -> str:
@@ -40,7 +46,7 @@ def check_cudnn() -> str:
 
 
 def check_gpus() -> Result | str:
-    """List the GPUs. Raises `ProblemError` if the machine has no GPU, or if the first GPU is too old."""
+    """List the GPUs. Raises `ProblemError` without a GPU, or if ONNX Runtime can't run on the first GPU."""
     try:
         gpus = nvidia.gpus()
     except DeviceError as error:
@@ -54,9 +60,32 @@ def check_gpus() -> Result | str:
     if first.capability < nvidia.OLDEST_GPU:
         oldest = dotted(nvidia.OLDEST_GPU)
         raise ProblemError(f"{text}: CUDA {nvidia.MAJOR} needs {oldest} or newer", "serve with --device cpu")
+    release, built_for = _built_for()
+    if built_for and not any(_runs(first.capability, code) for code in built_for):
+        known = ", ".join(map(dotted, built_for))
+        raise ProblemError(
+            f"{text}: onnxruntime-gpu {release} has no code for it, only for {known}", "serve with --device cpu"
+        )
     if first.free < _LITTLE_GPU_MEMORY:
         return Result("gpu", "note", f"{text}: little is free; `nvidia-smi` lists the processes that use the rest")
     return text
+
+
+def _built_for() -> tuple[str, tuple[nvidia.Version, ...]]:
+    """Return the installed release of onnxruntime-gpu and the GPUs that it has code for, if they are known."""
+    try:
+        release = ".".join(version("onnxruntime-gpu").split(".")[:2])
+    except PackageNotFoundError:
+        return "", ()
+    return release, _BUILT_FOR.get(release, ())
+
+
+def _runs(capability: nvidia.Version, code: nvidia.Version) -> bool:
+    """Whether a GPU runs code for a compute capability: the same major number, and the same or a smaller minor one.
+
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/#binary-compatibility
+    """
+    return capability[0] == code[0] and capability >= code
 
 
 def check_visible_devices() -> Result | str:

@@ -76,13 +76,19 @@ def check_provider(name: str, options: dict[str, str] | None = None) -> str:
 
 
 def _matrix_product() -> bytes:
-    """Build a model of one Gemm with the weights [[1, 2], [3, 4]]. `input` and `output` are float32 [batch, 2]."""
+    """Build a model of a Gemm with the weights [[1, 2], [3, 4]] and a Relu. `input`, `output`: float32 [batch, 2].
+
+    On CUDA, cuBLAS computes the Gemm. The Relu is a kernel of ONNX Runtime, which may have no code for the GPU.
+    """
     from onnx import TensorProto, helper
 
     tensor = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
     weights = helper.make_tensor("weights", TensorProto.FLOAT, (2, 2), (1, 2, 3, 4))
     graph = helper.make_graph(
-        [helper.make_node("Gemm", ["input", "weights"], ["output"])],
+        [
+            helper.make_node("Gemm", ["input", "weights"], ["product"]),
+            helper.make_node("Relu", ["product"], ["output"]),
+        ],
         "doctor",
         [tensor("input", shape=("batch", 2))],
         [tensor("output", shape=("batch", 2))],
