@@ -19,6 +19,7 @@ import time
 import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,12 +107,13 @@ class CudaRunner:
         try:
             self._session = self._open_session(self._model, cuda_options(self._options, self._stream.address))
             for size in self._options.buckets:
-                buffers = _BoundBuffers(self._session, self._stream, size)
-                buffers.capture()
-                self._graphs.append(buffers)
+                self._graphs.append(_BoundBuffers(self._session, self._stream, size))
+                self._graphs[-1].capture()
             self._stream.wait()
             self.check_reopened(self._run)
-        except BaseException:
+        except BaseException as error:
+            # The frames of the error hold the session, whose destructor uses the stream.
+            traceback.clear_frames(error.__traceback__)
             self._close()
             raise
         self._seconds_to_open = time.monotonic() - began
@@ -200,7 +202,8 @@ class _BoundBuffers:
         for _ in range(_RUNS_BEFORE_CAPTURE):
             self._add(self.size)
         self._stream.wait()
-        self._replay = self._stream.capture(lambda: self._add(self.size))
+        # A lambda in the frames of an error would keep the session, even after `traceback.clear_frames`.
+        self._replay = self._stream.capture(partial(self._add, self.size))
 
     def run(self, rows: Rows) -> Outputs:
         """Run the model on `rows`.

@@ -26,6 +26,7 @@ _NON_BLOCKING = 1
 # cudaStreamCaptureModeThreadLocal: during the capture, only the capturing thread may not allocate memory or wait. Other
 # models may run, load and allocate on other threads.
 _THREAD_LOCAL = 1
+_HOST_FUNCTION = 3  # cudaGraphNodeTypeHost
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
 # The C functions that this module calls, with the types of their arguments. Each returns an error code; 0 is success.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
@@ -36,6 +37,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaStreamDestroy": (c_void_p,),
     "cudaStreamBeginCapture": (c_void_p, c_int),
     "cudaStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cudaGraphGetNodes": (c_void_p, POINTER(c_void_p), POINTER(c_size_t)),
+    "cudaGraphNodeGetType": (c_void_p, POINTER(c_int)),
     "cudaGraphInstantiate": (POINTER(c_void_p), c_void_p, c_ulonglong),
     "cudaGraphLaunch": (c_void_p, c_void_p),
     "cudaGraphDestroy": (c_void_p,),
@@ -53,6 +56,10 @@ class CudaError(Exception):
 
     def __init__(self, function: str, code: int, text: str) -> None:
         super().__init__(f"{function}: CUDA error {code}: {text}")
+
+
+class CaptureError(Exception):
+    """The work can't be launched again and again."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,8 @@ class CudaStream:
         """Record the work that `add_work` adds to the stream. Return a function that adds the recorded work again.
 
         The work is not done during the recording. The returned function may be called on any thread, until `close`.
-        Raises the exception of `add_work`, for example because it has allocated memory.
+        Raises the exception of `add_work`, for example because it has allocated memory. Raises `CaptureError` if the
+        work calls a function on the host: ONNX Runtime's functions free memory, which only the first launch may do.
         """
         graph, executable = c_void_p(), c_void_p()
         self._call("cudaStreamBeginCapture", self.address, _THREAD_LOCAL)
@@ -179,11 +187,23 @@ class CudaStream:
             raise
         self._call("cudaStreamEndCapture", self.address, ctypes.byref(graph))
         try:
+            if _HOST_FUNCTION in self._node_types(graph):
+                raise CaptureError("the CUDA graph would call a function on the host")
             self._call("cudaGraphInstantiate", ctypes.byref(executable), graph, 0)
         finally:
             self._release("cudaGraphDestroy", graph)
         self._graphs.append(executable)
         return partial(self._call, "cudaGraphLaunch", executable, self.address)
+
+    def _node_types(self, graph: c_void_p) -> set[int]:
+        count, kind, kinds = c_size_t(), c_int(), set()
+        self._call("cudaGraphGetNodes", graph, None, ctypes.byref(count))
+        nodes = (c_void_p * count.value)()
+        self._call("cudaGraphGetNodes", graph, nodes, ctypes.byref(count))
+        for node in nodes:
+            self._call("cudaGraphNodeGetType", node, ctypes.byref(kind))
+            kinds.add(kind.value)
+        return kinds
 
     def wait(self) -> None:
         """Wait until all work on the stream is done."""

@@ -5,6 +5,8 @@ A model that reproduces them is called "ready". This module chooses the device. 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 
 from foldserve.service.arrays import Outputs, Rows, Run
@@ -15,6 +17,9 @@ from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.golden import check_golden, check_graph, check_interface
 from foldserve.service.runtime.precision import convert, widen
 from foldserve.service.runtime.session import CPU, CUDA, Options, is_expected
+
+# ONNX Runtime's Concat of more inputs needs memory on the host for each run, so it refuses a capture.
+_MOST_INPUTS_IN_GRAPH = 32
 
 
 class Runtime:
@@ -87,6 +92,9 @@ def _load_on_cuda(
     graph: onnx.ModelProto, cpu: CpuRunner, manifest: Manifest, options: Options
 ) -> tuple[Runtime, Parity]:
     crossover = options.crossover if options.device == "auto" else 0
+    no_graphs = any(len(node.input) > _MOST_INPUTS_IN_GRAPH for node in graph.graph.node)
+    if no_graphs:
+        options = replace(options, buckets=())
     cuda = CudaRunner(convert(graph, options.precision), options)
 
     def check(run: Run) -> Parity:
@@ -104,6 +112,8 @@ def _load_on_cuda(
     why = "requested" if options.device == "cuda" else "CUDA is available"
     if options.precision != "fp32":
         why += f"; products in {options.precision}"
+    if no_graphs:
+        why += f"; no CUDA graphs, since a node has more than {_MOST_INPUTS_IN_GRAPH} inputs"
     if crossover:
         why += f"; fewer than {crossover} rows run on the CPU"
     return Runtime(cpu, cuda, crossover, why), max(parities, key=lambda parity: parity.worst)

@@ -218,6 +218,13 @@ API int cudaStreamEndCapture(Stream* stream, Graph** graph) {
 }
 API int cudaStreamIsCapturing(Stream* stream, int* status) { BEGIN("cudaStreamIsCapturing"); *status = stream && stream->capturing; return OK; }
 API int cudaStreamGetCaptureInfo(Stream* stream, int* status) { return cudaStreamIsCapturing(stream, status); }
+API int cudaGraphGetNodes(Graph* graph, Work** nodes, size_t* count) {
+    BEGIN("cudaGraphGetNodes");
+    *count = graph->work.size();
+    for (size_t i = 0; nodes && i < *count; i++) nodes[i] = &graph->work[i];
+    return OK;
+}
+API int cudaGraphNodeGetType(Work* work, int* type) { BEGIN("cudaGraphNodeGetType"); *type = work->name == "host function" ? 3 : 0; return OK; }
 API int cudaGraphInstantiate(Graph** executable, Graph* graph, unsigned long long) { BEGIN("cudaGraphInstantiate"); LOCK; graphs.insert(*executable = new Graph{graph->work}); return OK; }
 static int destroy_graph(Graph* graph) { LOCK; if (!graphs.erase(graph)) { violate("a graph is destroyed twice"); return result(INVALID); } return OK; }
 API int cudaGraphDestroy(Graph* graph) { BEGIN("cudaGraphDestroy"); return destroy_graph(graph); }

@@ -104,6 +104,31 @@ for made in (digits, mixed_bundle()):
     assert run(code) == [f"{precision} 3 0 []" for precision in ("fp32", "tf32", "fp16", "bf16")] * 2
 
 
+def test_onnx_runtime_refuses_to_capture_a_node_of_many_inputs_and_nothing_is_left(run: Run) -> None:
+    code = """
+from onnx import helper
+from tests.service.support import constant, onnx_model
+names = [f"part{i}" for i in range(33)]
+model = onnx_model(
+    [helper.make_node("Slice", ["input", "zero", "one", "one"], [name]) for name in names]
+    + [helper.make_node("Concat", names, ["wide"], axis=1), helper.make_node("Gemm", ["wide", "w"], ["value"])],
+    [constant("w", np.ones((33, 1), np.float32)), constant("zero", [0], np.int64), constant("one", [1], np.int64)],
+)
+for buckets in ((1, 4), ()):
+    try:
+        runner = CudaRunner(model, Options("cuda", buckets=buckets))
+        runner.run(np.ones((1, 2), np.float32))
+        runner.close()
+        print("runs")
+    except DeviceError as error:
+        print(error)
+print(violations(), cuda.harness_used())
+"""
+    refused, runs, rest = run(code)
+    assert "at most 32 inputs during CUDA Graph capture" in refused  # ONNX Runtime's own words
+    assert (runs, rest) == ("runs", "[] 0")
+
+
 def test_the_stand_in_detects_broken_rules(run: Run) -> None:
     """Without this test, the tests above could pass because the stand-in sees nothing."""
     code = """

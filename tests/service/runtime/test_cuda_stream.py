@@ -54,6 +54,14 @@ int cudaStreamEndCapture(void *stream, void **graph) {
     if (last == 900) { *graph = NULL; return result(901); }
     live++; *graph = copied; return 0;
 }
+int cudaGraphGetNodes(void *graph, void **nodes, size_t *count) {
+    *count = copies;
+    for (int i = 0; nodes && i < copies; i++) nodes[i] = &copied[i];
+    return graph == copied ? 0 : 999;
+}
+int cudaGraphNodeGetType(void *node, int *type) {
+    *type = fails("host function") ? 3 : 1; return node == &copied[copies - 1] || copies > 1 ? 0 : 999;
+}
 int cudaGraphInstantiate(void **executable, void *graph, unsigned long long flags) {
     if (graph != copied || flags) return 999;
     if (fails("cudaGraphInstantiate")) return result(2);
@@ -79,7 +87,7 @@ import ctypes
 import numpy as np
 from foldserve.service.errors import DeviceError
 from foldserve.service.machine import nvidia
-from foldserve.service.runtime.cuda_stream import CudaError, CudaStream
+from foldserve.service.runtime.cuda_stream import CaptureError, CudaError, CudaStream
 from foldserve.service.runtime.session import is_out_of_memory
 
 def on_device(buffer):
@@ -219,6 +227,19 @@ print(live_objects(), runtime.cudaGetLastError())
     text, rest = use(code, fails).splitlines()
     assert ("CUDA error 900" in text) if work != "None" else ("CUDA error 2" in text)
     assert rest == "1 0"
+
+
+def test_a_graph_that_calls_a_function_on_the_host_is_refused(use: Use) -> None:
+    code = """
+stream = CudaStream()
+buffer = stream.buffer((2, 1))
+try:
+    stream.capture(lambda: stream.upload(buffer, 2))
+except CaptureError as error:
+    print(error)
+print(live_objects())
+"""
+    assert use(code, "host function").splitlines() == ["the CUDA graph would call a function on the host", "3"]
 
 
 def test_a_freed_buffer_is_not_freed_again(use: Use) -> None:

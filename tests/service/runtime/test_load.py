@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import helper
 
 from foldserve.service import bundle
 from foldserve.service.bundle import BundleError
@@ -20,7 +21,7 @@ from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.session import Options
 from tests.service.runtime.handmade import GOLDEN, linear
 from tests.service.simulated_cuda import SimulatedGpu
-from tests.service.support import bundle_in_memory, oracle, square_root
+from tests.service.support import bundle_in_memory, constant, onnx_model, oracle, square_root
 
 # --- the CPU ---------------------------------------------------------------------------------------------------------
 
@@ -130,6 +131,24 @@ def test_a_device_with_wrong_outputs_is_refused_and_released(
     with pytest.raises(BundleError, match="on CUDAExecutionProvider the golden outputs differ by"):
         runtime.load(digits, Options("cuda"))
     assert gpu.log[-1] == "close"
+
+
+def test_a_model_with_a_node_of_many_inputs_runs_without_graphs_and_says_so(gpu: SimulatedGpu) -> None:
+    names = [f"part{number}" for number in range(33)]
+    model = onnx_model(
+        [
+            helper.make_node("Identity", ["input"], ["first"]),
+            *(helper.make_node("Identity", ["first"], [name]) for name in names),
+            helper.make_node("Concat", names, ["wide"], axis=1),
+            helper.make_node("ReduceSum", ["wide", "axes"], ["value"], keepdims=1),
+        ],
+        [constant("axes", [1], np.int64)],
+    )
+    golden = bundle.Golden(inputs=((1.0, 3.0),), outputs=((132.0,),))
+    loaded, _ = runtime.load(bundle_in_memory(model, golden), Options("auto"))
+    assert loaded.why == "CUDA is available; no CUDA graphs, since a node has more than 32 inputs"
+    assert not any(line.startswith("capture") for line in gpu.log)
+    loaded.close()
 
 
 def test_with_requested_cuda_every_batch_runs_on_cuda_for_any_crossover(
