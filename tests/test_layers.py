@@ -113,7 +113,7 @@ CONFINED = {
     "torch": "training",
     "sklearn": "training api.estimators",
     "httpx": "api.client",
-    "pandas": "api.frames",
+    "pandas": "api.frames training.imports",
     "polars": "api.frames",
     "scipy": "training",
 }

@@ -11,14 +11,25 @@ from foldserve.training.imports.imported import Imported, Options, Read
 
 _PACKAGE = "foldserve.training.imports"
 # The suffix, and the module with a function `read`.
-FRONT_ENDS = {".onnx": "onnx_model", ".keras": "keras.reader", ".h5": "keras.reader", ".hdf5": "keras.reader"}
+FRONT_ENDS = {
+    ".onnx": "onnx_model",
+    ".keras": "keras.reader",
+    ".h5": "keras.reader",
+    ".hdf5": "keras.reader",
+    ".skops": "scikit_learn.reader",
+}
+# Formats whose reader runs code of the file.
+UNSAFE = (".pkl", ".pickle", ".joblib")
+_SAFE = "save a scikit-learn pipeline with skops.io.dump, or give the object to foldserve.import_model"
 # The package of the class of an object or of one of its base classes, and the module with a function `read_object`.
-OBJECTS: dict[str, str] = {}
+OBJECTS = {"sklearn": "scikit_learn.reader"}
 
 
 def read_model(path: Path, options: Options) -> Imported:
     """Read a model of another framework. Raises `ModelImportError` with one line."""
     module = FRONT_ENDS.get(path.suffix.lower())
+    if path.suffix.lower() in UNSAFE:
+        raise ModelImportError(f"{path.name} is a pickle, and loading it would run its code: {_SAFE}")
     if module is None:
         raise ModelImportError(f"{path.name}: models are read from files with the suffix {', '.join(FRONT_ENDS)}")
     read: Read = import_module(f"{_PACKAGE}.{module}").read

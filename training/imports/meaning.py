@@ -5,6 +5,8 @@ The module knows no file and no framework.
 
 from __future__ import annotations
 
+from dataclasses import fields
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -135,3 +137,15 @@ def typical_ranges(network: Network) -> Array | None:
             spread = _DEVIATIONS / abs(node.layer.scale)
             ranges[source] = np.stack([node.layer.offset - spread, node.layer.offset + spread], 1)
     return ranges if np.isfinite(ranges).any() else None
+
+
+def digest(network: Network) -> str:
+    """Return the sha256 of the layers and weights of a network, for a model that has no file."""
+    found = sha256()
+    for node in network.nodes:
+        found.update(repr((node.name, type(node.layer).__name__, node.inputs)).encode())
+        for each in fields(node.layer):
+            value = getattr(node.layer, each.name)
+            content = np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+            found.update(content)
+    return found.hexdigest()

@@ -1,0 +1,158 @@
+"""Reads a fitted scikit-learn pipeline as an imported model: from memory, or from a file of skops.
+
+A pickle is never read, because loading it runs its code.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.service.bundle import Label, Task
+from foldserve.training.errors import ModelImportError
+from foldserve.training.imports.imported import Evaluate, Imported, Options
+from foldserve.training.imports.keras.archive import MAX_FILE, is_too_dense
+from foldserve.training.imports.layers import Activation, Affine, Concat, Softmax
+from foldserve.training.imports.meaning import digest
+from foldserve.training.imports.scikit_learn.estimators import map_estimator
+from foldserve.training.imports.scikit_learn.steps import map_step, plain
+from foldserve.training.imports.scikit_learn.values import Context, Raw, Value
+from foldserve.training.table.schema import Column
+
+# Types without code that skops does not trust by default. A fitted MLP has an optimiser.
+_DATA_TYPES = (
+    "numpy.dtype",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+)
+
+
+def read(path: Path, options: Options) -> Imported:
+    """Read a `.skops` file. Only types without code are loaded. Raises `ModelImportError`."""
+    try:
+        from skops import io
+    except ModuleNotFoundError:
+        raise ModelImportError("files of skops need skops: pip install 'foldserve[train]'") from None
+    try:
+        content = path.read_bytes() if path.stat().st_size <= MAX_FILE else b""
+        with zipfile.ZipFile(path) as archive:
+            if any(is_too_dense(entry.file_size, entry.compress_size) for entry in archive.infolist()):
+                raise ModelImportError(f"{path.name} grows more than 100-fold when it is unpacked")
+        if untrusted := sorted(set(io.get_untrusted_types(data=content)) - {*_DATA_TYPES}):
+            raise ModelImportError(f"{path.name} has types that skops does not trust: {', '.join(untrusted)[:200]}")
+        model = io.loads(content, trusted=list(_DATA_TYPES))
+    except ModelImportError:
+        raise
+    except Exception as error:
+        # skops raises many kinds of errors for a damaged file.
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelImportError(f"can't read {path.name}: {reason}") from error
+    return _read(model, options, path.name, sha256(content).hexdigest())
+
+
+def read_object(model: Any, options: Options) -> Imported:
+    """Read a fitted pipeline or estimator in memory. Raises `ModelImportError` with one line."""
+    return _read(model, options, type(model).__name__, "")
+
+
+def _read(model: Any, options: Options, file: str, checksum: str) -> Imported:
+    import sklearn
+
+    steps = model.steps if type(model).__name__ == "Pipeline" else [(type(model).__name__, model)]
+    count = getattr(model, "n_features_in_", None)
+    if count is None:
+        raise ModelImportError(f"the {type(model).__name__} is not fitted")
+    given = tuple(str(name) for name in getattr(model, "feature_names_in_", ()))
+    names = options.features or given
+    if len(names) not in (0, count):
+        raise ModelImportError(f"--features has {len(names)} names, and the model has {count} features")
+    context = Context(names or [f"x{i}" for i in range(count)])
+    value: Value = Raw(tuple(range(count)))
+    try:
+        for name, step in steps[:-1]:
+            value = map_step(context, step, value, name)
+        last, is_logits = map_estimator(context, steps[-1][1], value, steps[-1][0])
+    except (AttributeError, ValueError, KeyError) as error:
+        raise ModelImportError(f"the pipeline is not fitted, or it is unusual: {error}") from error
+    task: Task = "classification" if is_logits else "regression"
+    labels: tuple[Label, ...] = ()
+    if is_logits:
+        labels = options.labels or tuple(plain(each) for each in steps[-1][1].classes_)
+        last = _probabilities(context, last)
+    columns, network = context.columns(), context.builder.network(last)
+    return Imported(
+        network=network,
+        columns=columns,
+        named=bool(names),
+        task=task,
+        labels=labels,
+        framework="scikit-learn",
+        framework_version=sklearn.__version__,
+        file=file,
+        sha256=checksum or digest(network),
+        reference="scikit-learn, float64",
+        evaluate=_original(model, columns, given, is_logits),
+        ranges=context.ranges,
+        notes=tuple(context.notes),
+    )
+
+
+def _probabilities(context: Context, logits: str) -> str:
+    builder = context.builder
+    if builder.columns[logits] > 1:
+        return builder.add("probabilities", "Softmax", Softmax(), logits)
+    second = builder.add("second", "Sigmoid", Activation("sigmoid"), logits)
+    first = builder.add("first", "Affine", Affine.of(-1, 0, 1, 1), second)
+    return builder.add("probabilities", "Concat", Concat(), first, second)
+
+
+def _original(model: Any, columns: tuple[Column, ...], names: tuple[str, ...], classify: bool) -> Evaluate:
+    """Return the pipeline itself as a function of raw rows. An encoder that refuses unseen categories ignores them."""
+    model = copy.deepcopy(model)
+    _ignore_unseen(model)
+
+    def evaluate(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
+        categorical = any(column.categories for column in columns)
+        table: Any = np.empty(rows.shape, object if categorical else np.float64)
+        for i, column in enumerate(columns):
+            table[:, i] = _decode(column, rows[:, i]) if column.categories else rows[:, i].astype(np.float64)
+        if names:
+            import pandas as pd
+
+            frame = {}
+            for i, name in enumerate(names):
+                frame[name] = table[:, i] if columns[i].categories else table[:, i].astype(np.float64)
+            table = pd.DataFrame(frame)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an unseen category is intended
+            outputs = model.predict_proba(table) if classify else model.predict(table)
+        result: npt.NDArray[np.floating[Any]] = np.asarray(outputs, np.float64).reshape(len(rows), -1)
+        return result
+
+    return evaluate
+
+
+def _decode(column: Column, codes: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """Return the categories of indices. An unseen category is a value that no category has."""
+    texts = all(isinstance(each, str) for each in column.categories)
+    unseen: Any = "\0unseen" if texts else max(each for each in column.categories if not isinstance(each, str)) + 1
+    values = np.array([*column.categories, unseen, np.nan], object)
+    place = np.where(np.isnan(codes), len(values) - 1, codes).astype(np.int64)
+    return values[np.minimum(place, len(values) - 1)]
+
+
+def _ignore_unseen(step: Any) -> None:
+    if type(step).__name__ == "OneHotEncoder" and step.handle_unknown == "error":
+        step.handle_unknown = "ignore"
+    parts = [part for _, part in getattr(step, "steps", ())] + [
+        part for _, part in getattr(step, "transformer_list", ())
+    ]
+    for part in [*parts, *(each[1] for each in getattr(step, "transformers_", ()))]:
+        _ignore_unseen(part)
