@@ -17,9 +17,11 @@ import numpy.typing as npt
 
 from foldserve.api.errors import TableWarning
 from foldserve.api.extras import require
+from foldserve.api.fit import in_python, texts
 from foldserve.api.frames import library, read_columns
 from foldserve.service.runtime.session import open_cpu
 from foldserve.training.activations import Activation
+from foldserve.training.errors import DataError
 from foldserve.training.plan import PRESETS, DataOptions, Placement, Plan, PresetName
 
 require("sklearn", extra="train,cpu")
@@ -61,6 +63,8 @@ class _FoldedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         learning_rate: float | None = None,
         weight_decay: float | None = None,
         categorical: Sequence[str] = (),
+        numeric: Sequence[str] = (),
+        missing: Sequence[str] = (),
         validation_share: float = 0.1,
         threads: int = 1,
         random_state: int | np.random.RandomState | None = 0,
@@ -77,6 +81,8 @@ class _FoldedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.categorical = categorical
+        self.numeric = numeric
+        self.missing = missing
         self.validation_share = validation_share
         self.threads = threads
         self.random_state = random_state
@@ -164,20 +170,25 @@ class _FoldedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
     def _read_training_frame(self, X: Any, targets: int) -> tuple[tuple[Column, ...], Rows]:  # noqa: N803
         from foldserve.training.table.cells import simplify
         from foldserve.training.table.features import FeatureBuilder
+        from foldserve.training.table.missing import remove_missing
 
         found = read_columns(X)
         self._names = found.names
         if found.rows != targets or found.rows < _MIN_ROWS:
             raise ValueError(f"X has {found.rows} rows and y {targets} values: both need the same, and {_MIN_ROWS}")
-        options = DataOptions("X", categorical=tuple(self.categorical))
+        read = {"categorical": self.categorical, "numeric": self.numeric, "missing": self.missing}
+        options = DataOptions("X", **{name: texts(given) for name, given in read.items()})
         builder = FeatureBuilder(options, found.rows, len(found.names), typed=True)
         for name in found.names:
-            builder.add(name, simplify(name, found.take(name)))
+            try:
+                builder.add(name, remove_missing(simplify(name, found.take(name)), options.missing))
+            except DataError as error:
+                raise DataError(in_python(str(error))) from error
         columns, x, notes = builder.finish()
         if not columns:
             raise ValueError("X has no column that can be a feature")
         for note in notes:
-            warnings.warn(note.replace("--categorical", "categorical="), TableWarning, stacklevel=5)
+            warnings.warn(in_python(note), TableWarning, stacklevel=5)
         return columns, x
 
     def _rows(self, X: Any) -> Rows:  # noqa: N803

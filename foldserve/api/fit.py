@@ -198,6 +198,8 @@ def open_table(data: Any, target: Any) -> tuple[DataOptions, Source | None]:
     from foldserve.service.sources import Source
 
     columns = read_columns(data)
+    if isinstance(target, int):  # pandas names columns by numbers if they have no header
+        target = str(target)
     names, take, chosen = columns.names, columns.take, target
     if target is not None and not isinstance(target, str):
         chosen = str(getattr(target, "name", None) or _TARGET)
@@ -233,7 +235,7 @@ def _plan(
         owner: {key: _setting(key, value) for key, value in options.items() if key in names}
         for owner, names in known.items()
     }
-    if name is None and Path(data.source).suffix:
+    if name is None and (Path(data.source).suffix or Path(data.source).exists()):
         name = default_name(data.source)
     name = name or data.target or data.source
     if not bundle.NAME.fullmatch(name):
@@ -261,12 +263,17 @@ _TEXTS = ("categorical", "numeric", "boolean", "drop", "missing")
 def _setting(key: str, value: Any) -> Any:
     """Return a value as the plan has it: one text or number becomes a tuple, and a path becomes a Path."""
     if key in _TEXTS:
-        return (value,) if isinstance(value, str) else tuple(value)
+        return texts(value)
     if key == "hidden":
         return (value,) if isinstance(value, int) else tuple(value)
     if key in ("threshold", "positive"):
         return str(value)
     return Path(value) if key in ("test", "checkpoint") else value
+
+
+def texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one text, or several, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 _FLAG = re.compile(

@@ -94,3 +94,16 @@ def test_a_dropped_column_is_a_warning_and_unknown_values_are_errors(penguins):
         FoldedClassifier(**TINY).fit(x, ["a"] * len(x))
     with pytest.raises(ValueError, match="contains NaN in 'x1', which had no NaN in fit"):
         FoldedRegressor(**TINY).fit(np.eye(20)[:, :2], np.arange(20)).predict([[0, np.nan]])
+
+
+def test_texts_among_numbers_are_noted_and_read_with_the_named_arguments():
+    frame = pd.DataFrame({"a": [str(row) if row % 10 else "?" for row in range(60)], "b": [*"xyz"] * 20})
+    y = [*"pq"] * 30
+    with pytest.warns(TableWarning, match=r"'a' looks numeric.*use missing='\?' and numeric='a' to read it"):
+        FoldedClassifier(epochs=1).fit(frame, y)
+    read = FoldedClassifier(epochs=1, missing="?", numeric="a").fit(frame, y)
+    assert [(feature.kind, feature.missing) for feature in read.features_] == [
+        ("numeric", True),
+        ("categorical", False),
+    ]
+    assert len(read.predict(frame)) == 60

@@ -122,3 +122,20 @@ def test_the_options_are_those_of_the_plan_with_their_types():
         if bool in expected or int in expected or float in expected or get_origin(flags[name]) is Literal:
             assert name == "hidden" or hint == flags[name] or hint in expected, name
     assert {each.name for each in fields(DataOptions)} - options.keys() == {"source", "more", "target"}
+
+
+def test_the_numbers_and_dates_of_a_frame_of_texts_are_read_and_noted(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "price": [f"${1000 + 37 * row:,.2f}" for row in range(60)],
+            "when": [f"2024-{row % 12 + 1:02}-03" for row in range(60)],
+            0: [row % 2 for row in range(60)],
+        }
+    )
+    with pytest.warns(foldserve.TableWarning) as seen:
+        made = foldserve.fit(frame, target=0, name="sales", models=tmp_path, epochs=1)
+    noted = [str(note.message) for note in seen]
+    assert any("'price' has texts, which are all numbers" in note for note in noted)
+    assert any("'when' has texts, which are all dates" in note for note in noted)
+    assert [feature.kind for feature in made.manifest.features] == ["numeric", "time"]
+    assert len(foldserve.load(made).predict(frame)) == 60

@@ -16,7 +16,6 @@ MAX_CATEGORIES = 4_096
 
 # An integer in the form that Python and JSON use. In this form 007 is not an integer, so 007 stays a text.
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
-_DATE = re.compile(r"\s*\d{4}-\d\d-\d\d(?:[T ]|\s*$)", re.ASCII)
 
 
 def choose_categories(found: Distinct) -> tuple[tuple[Category, ...], int]:
@@ -48,8 +47,3 @@ def _simple(value: Any) -> Category:
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT_INTEGER:
         return int(value)
     return value  # type: ignore[no-any-return]
-
-
-def are_dates(found: Distinct) -> bool:
-    """Whether every value is a text that begins with an ISO 8601 date."""
-    return bool(found.used) and all(isinstance(value, str) and _DATE.match(value) for value in found.used)

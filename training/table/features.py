@@ -4,22 +4,21 @@ way.
 
 from __future__ import annotations
 
-import shlex
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from foldserve.training.errors import DataError
 from foldserve.training.plan import DataOptions
-from foldserve.training.table.categories import MAX_CATEGORIES, are_dates, category_indices, choose_categories
-from foldserve.training.table.cells import Distinct
+from foldserve.training.table.categories import MAX_CATEGORIES, category_indices, choose_categories
+from foldserve.training.table.cells import Distinct, is_text
 from foldserve.training.table.kinds import infer, read_as, read_declared
 from foldserve.training.table.missing import first_missing, is_empty
 from foldserve.training.table.notation import Marks
 from foldserve.training.table.numbers import Values
 from foldserve.training.table.schema import Category, Column, Kind
 from foldserve.training.table.suspects import identifier_note
+from foldserve.training.table.texts import category_note, has_minutes, read_note
 from foldserve.training.text import flag_value, join_some
 
 # A column is dropped as free text if it has more different texts than this, and if there are more than half as many
@@ -48,6 +47,7 @@ class FeatureBuilder:
         self._notes: list[str] = []
         self._empty: list[str] = []
         self._constant: list[str] = []
+        self._minutes: list[str] = []
 
     def add(self, name: str, cells: pa.ChunkedArray) -> None:
         """Encode a column, or drop the column and note the reason.
@@ -64,10 +64,12 @@ class FeatureBuilder:
             else infer(name, cells, self._marks, typed=self._typed)
         )
         categories: tuple[Category, ...] = ()
+        if declared is None:
+            self._note_texts(name, kind, cells, found)
         if isinstance(found, Distinct):
             if declared is None and self._is_free_text(name, found):
                 return
-            categories = self._choose_categories(name, found, check_dates=declared is None)
+            categories = self._choose_categories(name, found)
             values = category_indices(found, categories)
         else:
             values = found
@@ -89,6 +91,8 @@ class FeatureBuilder:
         """Return the schema's columns, the array `x` in C order, and the notes."""
         if self._empty:
             self.note(f"dropped, because no row has a value: {join_some(self._empty, 10)}")
+        if self._minutes:
+            self.note(f"times are read in whole hours, so their minutes are not used: {join_some(self._minutes, 10)}")
         if self._constant:
             self.note(f"constant, and so useless: {join_some(self._constant, 10)}")
         return tuple(self._columns), np.ascontiguousarray(self._x[:, : len(self._columns)]), self._notes
@@ -107,12 +111,18 @@ class FeatureBuilder:
         )
         return True
 
-    def _choose_categories(self, name: str, found: Distinct, *, check_dates: bool) -> tuple[Category, ...]:
-        if check_dates and are_dates(found):
-            self.note(
-                f"column {name!r} contains dates and is categorical, so that a later date is an unknown category; "
-                f"turn it into a number, use --time {shlex.quote(name)} to split by it, or --drop {flag_value(name)}"
-            )
+    def _note_texts(self, name: str, kind: Kind, cells: pa.ChunkedArray, found: Values | Distinct) -> None:
+        note = None
+        if isinstance(found, Distinct):
+            note = category_note(name, cells, found, typed=self._typed)
+        elif self._typed and is_text(cells):
+            note = read_note(name, kind)
+        if note:
+            self.note(note)
+        if kind == "time" and has_minutes(cells):
+            self._minutes.append(name)
+
+    def _choose_categories(self, name: str, found: Distinct) -> tuple[Category, ...]:
         categories, others = choose_categories(found)
         if others:
             self.note(

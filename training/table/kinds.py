@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from foldserve.service.bundle import FALSE, TRUE, Reading
 from foldserve.training.errors import DataError
-from foldserve.training.table.cells import Distinct, as_text, cell_text, distinct, is_text, is_time
+from foldserve.training.table.cells import Distinct, as_text, cell_text, distinct, is_text
 from foldserve.training.table.moments import find_moments, read_moments
 from foldserve.training.table.notation import Marks, read_notation
 from foldserve.training.table.numbers import PLAIN, Values, almost_numeric, check_numbers, not_numeric, read_numbers
@@ -44,17 +44,18 @@ def read_declared(kind: Kind, name: str, cells: pa.ChunkedArray, marks: Marks) -
 def infer(name: str, cells: pa.ChunkedArray, marks: Marks, *, typed: bool) -> Decision:
     """Infer the kind of a column, and read it.
 
-    typed: whether the source states the types of its cells. If it does, a text stays a text. Raises `DataError` for a
+    typed: whether the source states the types of its cells. If it does, a text such as 12 stays a text, but a date or a
+    number in a special notation is read. Raises `DataError` for a
     column of numbers in which some cells are texts, and for numbers that can be read in two ways.
     """
     if pa.types.is_boolean(cells.type):
         return "boolean", read_booleans(name, cells), _reading("boolean", cells, marks)
-    numbers = read_notation(name, cells, marks) if not (typed and is_text(cells)) else None
-    if numbers is not None:
+    numbers = read_notation(name, cells, marks)
+    if numbers is not None and not (typed and is_text(cells) and numbers[1].is_plain):
         values, reading = numbers
         check_numbers(name, cells, values, reading)
         return "numeric", values, _if_texts(reading, cells)
-    moments = find_moments(cells, marks.missing) if is_time(cells) or not typed else None
+    moments = find_moments(cells, marks.missing)
     if moments is not None:
         return "time", *moments
     found = distinct(cells)

@@ -45,6 +45,9 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None, source: Source 
     source = source or _open(options.source, options, on_read, options.more)
     target = options.target or source.names[-1]
     _check_flags(options, source, target)
+    if len(source.names) == 1:
+        sep = "" if source.typed else "; if another character separates its cells, use --sep"
+        raise DataError(f"{source.name} has only one column, {target!r}, and needs a feature and a target{sep}")
     notes = [*source.notes, *_check_test_file(options, source.names, target)]
     read = read_target(target, _take(source, target, options), options, typed=source.typed)
     read, rows, rare_notes = settle_rare_classes(target, read, 2 if options.test else 3, options.rare)

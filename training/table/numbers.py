@@ -136,6 +136,16 @@ def check_numbers(name: str, cells: pa.ChunkedArray, values: Values, reading: Re
             )
 
 
+def all_plain(found: Distinct) -> bool:
+    """Whether all values are numbers with a decimal point and without other marks."""
+    return all(_PLAIN_NUMBER.fullmatch(str(value).strip()) for value in found.used)
+
+
+def first_text(found: Distinct) -> str | None:
+    """Return the text of the first cell that is not a number in any notation."""
+    return _describe_others(found)[1]
+
+
 def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
     """Describe the cells that are not numbers in a column that looks numeric, or return None for other columns of
     texts.
@@ -145,7 +155,7 @@ def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
     texts. A column that has only numbers is described too, if no single notation fits all of them. allow_plain: whether
     numbers with a decimal point count as such a notation.
     """
-    if allow_plain and all(_PLAIN_NUMBER.fullmatch(str(value).strip()) for value in found.used):
+    if allow_plain and all_plain(found):
         return None
     number = _which_are_numbers(found)
     has_digit = number & np.array([any(letter.isdigit() for letter in str(value)) for value in found.values], bool)

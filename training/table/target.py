@@ -54,9 +54,9 @@ class Target:
 def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> Target:
     """Read the target.
 
-    typed: whether the source states the types of its cells. If it does, a text stays a text. Raises `DataError` for a
-    missing or infinite value, for too many classes, for a single class or value, and for numbers that can be read in
-    two ways.
+    typed: whether the source states the types of its cells. If it does, a text such as 12 stays a text. Raises
+    `DataError` for a missing or infinite value, for too many classes, for a single class or value, and for numbers that
+    can be read in two ways.
     """
     numbers, reading = _numbers(name, cells, options, typed=typed)
     found = distinct(cells) if numbers is None else None
@@ -203,14 +203,16 @@ def _check_values(name: str, cells: pa.ChunkedArray, values: Values, reading: Re
 def _numbers(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> tuple[Values | None, Reading]:
     """Return the target as numbers, and their reading.
 
-    The numbers are None if a text is not a number, if a typed source has texts, or if the texts are codes with leading
-    zeros.
+    The numbers are None if a text is not a number, if the texts of a typed source have no special notation, or if the
+    texts are codes with leading zeros.
     """
-    if options.task != "regression" and ((typed and is_text(cells)) or has_leading_zeros(cells)):
+    if options.task != "regression" and has_leading_zeros(cells):
         return None, PLAIN
+    texts_stay = typed and is_text(cells) and options.task != "regression"
     if options.task == "classification":
-        return number_column(cells), PLAIN
-    return read_notation(name, cells, Marks.of(options), "--task classification") or (None, PLAIN)
+        return None if texts_stay else number_column(cells), PLAIN
+    found = read_notation(name, cells, Marks.of(options), "--task classification") or (None, PLAIN)
+    return (None, PLAIN) if texts_stay and found[1].is_plain else found
 
 
 def _task(name: str, option: TaskOption, numbers: Values | None, found: Distinct | None, reading: Reading) -> Task:

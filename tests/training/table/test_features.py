@@ -3,6 +3,8 @@
 import csv
 import io
 import math
+import re
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -162,15 +164,59 @@ def test_mostly_missing_numbers_are_not_taken_for_categories(load_columns, marke
     assert load_columns({"a": [marker] * 5 + ["u", "v", "w", "x", "1"], "y": Y}).columns[0].kind == "categorical"
 
 
-def test_a_column_of_dates_in_a_typed_source_stays_text_and_is_noted(tmp_path):
-    cells = ["2024-01-31", "2024-02-01T12:00"] * 5
-    pa.parquet.write_table(pa.table({"a": cells, "y": Y}), tmp_path / "t.parquet")
+TYPED_TEXTS = {
+    "dates": (["2024-01-31", "2024-02-01T12:00"], "time", "which are all dates and are read as times; use --cat"),
+    "money": (["$1,234.50", "$7"], "numeric", "which are all numbers and are read as numbers; use --cat"),
+    "plain numbers": (["1.5", "7"], "categorical", "although all of them are numbers; use --numeric a to"),
+    "numbers and a mark": (["1.5", "7", "8", "9", "?"], "categorical", "'\\?'; use --missing '\\?' and --numeric a"),
+    "dates in another form": (["31.12.2024", "1.2.2025"], "categorical", "if it is written as 2024-12-31"),
+    "codes": (["007", "013"], "categorical", None),
+    "names": (["Oslo", "Rome"], "categorical", None),
+}
+
+
+@pytest.mark.parametrize("name", TYPED_TEXTS)
+def test_texts_of_a_typed_source_that_look_like_numbers_or_dates_are_noted(tmp_path, name):
+    cells, kind, note = TYPED_TEXTS[name]
+    pa.parquet.write_table(pa.table({"a": (cells * 5)[:10], "y": Y}), tmp_path / "t.parquet")
     table = load(DataOptions(str(tmp_path / "t.parquet")))
-    assert table.columns[0].kind == "categorical"
-    assert table.notes == (
-        "column 'a' contains dates and is categorical, so that a later date is an unknown category; turn it into a "
-        "number, use --time a to split by it, or --drop a",
-    )
+    assert table.columns[0].kind == kind
+    if note is None:
+        assert table.notes == ()
+    else:
+        assert re.search(note, table.notes[0])
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_target_in_money_is_a_regression_and_a_target_of_digits_as_texts_is_classes(write, tmp_path, typed):
+    for cells, task in ((["$1,234.50", "$7"] * 5, "regression"), ([*"12"] * 5, "classification")):
+        source = write({"a": range(10), "y": cells})
+        if typed:
+            source = tmp_path / "t.parquet"
+            pa.parquet.write_table(pa.table({"a": range(10), "y": cells}), source)
+        assert load(DataOptions(str(source))).task == task
+
+
+def test_a_table_with_a_single_column_is_refused_with_the_flag_for_separators(write):
+    source = write({"a#b#y": [f"{row}#2#p" for row in range(10)]})
+    with pytest.raises(DataError, match=r"table[.]csv has only one column, 'a#b#y'.*use --sep"):
+        load(DataOptions(str(source)))
+
+
+@pytest.mark.parametrize(
+    ("time", "noted"), [("11:30", True), ("11:00:07", True), ("11:00", False), ("10:00:00", False)]
+)
+@pytest.mark.parametrize("typed", [False, True])
+def test_times_that_are_not_whole_hours_are_noted(load_columns, tmp_path, time, noted, typed):
+    cells = [f"2024-01-0{row} {time}" for row in range(1, 6)] * 2
+    if typed:
+        times = pa.array([datetime.fromisoformat(cell) for cell in cells])
+        pa.parquet.write_table(pa.table({"a": times, "y": Y}), tmp_path / "t.parquet")
+        table = load(DataOptions(str(tmp_path / "t.parquet")))
+    else:
+        table = load_columns({"a": cells, "y": Y})
+    assert table.columns[0].kind == "time"
+    assert table.notes == (("times are read in whole hours, so their minutes are not used: a",) if noted else ())
 
 
 NANOSECONDS = pa.array([1_700_000_000_123_456_789, 1_700_000_000_123_456_790] * 5, pa.timestamp("ns"))
