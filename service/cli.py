@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+_BUNDLE = "folder <models>/<name>/<version>, or <models>/<name> for its newest version"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("foldserve", description="Serve folded, certified models over REST.")
     parser.add_argument("--version", action="version", version=f"foldserve {version('foldserve')}")
@@ -60,7 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         ("inspect", _inspect, "show the contents of a bundle"),
     ):
         sub = _add(commands, name, command, text)
-        sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder <models>/<name>/<version>")
+        sub.add_argument(
+            "bundle",
+            type=Path,
+            metavar="BUNDLE",
+            help=_BUNDLE if name != "reseal" else "folder <models>/<name>/<version>",
+        )
         if name == "verify":
             _add_device(sub, "device to check besides the CPU; cuda requires it (default: auto)")
         elif name == "inspect":

@@ -176,8 +176,9 @@ class _FoldedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         self._names = found.names
         if found.rows != targets or found.rows < _MIN_ROWS:
             raise ValueError(f"X has {found.rows} rows and y {targets} values: both need the same, and {_MIN_ROWS}")
-        read = {"categorical": self.categorical, "numeric": self.numeric, "missing": self.missing}
-        options = DataOptions("X", **{name: texts(given) for name, given in read.items()})
+        options = DataOptions(
+            "X", categorical=texts(self.categorical), numeric=texts(self.numeric), missing=texts(self.missing)
+        )
         builder = FeatureBuilder(options, found.rows, len(found.names), typed=True)
         for name in found.names:
             try:

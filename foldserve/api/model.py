@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foldserve.api.rows import RowReader
-from foldserve.service.bundle import Bundle, Label, Manifest, read, require_place
+from foldserve.service.bundle import Bundle, Label, Manifest, find_bundle, require_place
 from foldserve.service.errors import NonFiniteOutput
 from foldserve.service.machine import cgroup
 from foldserve.service.runtime import load as runtime
@@ -29,11 +29,12 @@ def load(bundle: str | os.PathLike[str] | Bundle, *, device: Device = "auto", th
     The checks are those of a server: the seal and the hash, the place of the folder, the graph and its tensors, and the
     golden rows on the device that will run.
 
-    bundle: the folder of a bundle, such as `models/penguins/1`, or the result of `fit`. device: `auto` takes CUDA if it
-    works, and `Model.device` says which device was taken. threads: the threads of one run on the CPU; by default, one
-    for each processor. Raises `BundleError` if a check fails, and `DeviceError` without ONNX Runtime or the device.
+    bundle: the folder of a bundle, such as `models/penguins/1`, or of a model, whose newest version is then loaded; or
+    the result of `fit`. device: `auto` takes CUDA if it works, and `Model.device` says which device was taken. threads:
+    the threads of one run on the CPU; by default, one for each processor. Raises `BundleError` if a check fails, and
+    `DeviceError` without ONNX Runtime or the device.
     """
-    found = bundle if isinstance(bundle, Bundle) else read(Path(bundle))
+    found = bundle if isinstance(bundle, Bundle) else find_bundle(Path(bundle))
     require_place(found)
     return Model(found, Options(device, threads or cgroup.threads(), buckets=()))
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foldserve.service.bundle import Manifest, read, read_report, write
+from foldserve.service.bundle import Manifest, find_bundle, read_report, write
 from foldserve.service.commands.verify import print_check, prove
 
 
 def run(path: Path, name: str, models: Path | None) -> None:
     """Copy the bundle in the folder `path` to <models>/<name>/<next version>, with a new seal.
 
-    models: by default the folder two levels above `path`. The folder of the source may have any name. The report is
-    copied without a change. Raises `BundleError` if a check fails or the copy can't be written; then no file is left.
+    path: the folder of a bundle, which may have any name, or of a model, whose newest version is copied. models: by
+    default the folder two levels above the bundle. The report is copied without a change. Raises `BundleError` if a
+    check fails or the copy can't be written; then no file is left.
     """
-    bundle = read(path)
+    bundle = find_bundle(path)
     if bundle.warning:
         print_check("warn", "seal", bundle.warning)
     prove(bundle)
@@ -22,8 +23,8 @@ def run(path: Path, name: str, models: Path | None) -> None:
     def renamed(version: int) -> Manifest:
         return bundle.manifest.model_copy(update={"name": name, "version": version})
 
-    report = read_report(path)
-    folder = models or path.absolute().parent.parent
+    report = read_report(bundle.path)
+    folder = models or bundle.path.absolute().parent.parent
     copied = write(folder, name, bundle.model, renamed, None if report is None else lambda _: report)
     source = f"{bundle.manifest.name}/{bundle.manifest.version}"
     if report is not None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from foldserve.service.bundle import Bundle, Feature, Manifest, Parity, read
+from foldserve.service.bundle import Bundle, Feature, Manifest, Parity, find_bundle
 from foldserve.service.figures import format_difference, format_figure, format_percent
 from foldserve.service.runtime.golden import check_graph
 
@@ -22,12 +22,13 @@ _LABELS_SHOWN = 100
 
 
 def run(path: Path, *, as_json: bool = False, whole: bool = False) -> None:
-    """Print the model, metrics, folded layers, certificate, features and provenance of the bundle in `path`.
+    """Print the model, metrics, folded layers, certificate, features and provenance of the bundle in `path`, or of the
+    newest version of the model there.
 
     as_json: print one object with everything instead. whole: print all features and labels, and the golden rows. Raises
     `BundleError` if the bundle is not whole.
     """
-    bundle = read(path)
+    bundle = find_bundle(path)
     manifest = bundle.manifest
     if bundle.warning:
         print(f"warning: {bundle.warning}", file=sys.stderr)

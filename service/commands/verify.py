@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foldserve.service.bundle import Bundle, read, require_place
+from foldserve.service.bundle import Bundle, find_bundle, require_place
 from foldserve.service.errors import DeviceError
 from foldserve.service.figures import format_difference, format_percent
 from foldserve.service.runtime.golden import check_graph
@@ -13,14 +13,15 @@ from foldserve.service.runtime.session import Device, Options, is_expected
 
 
 def run(path: Path, device: Device = "auto") -> None:
-    """Check the bundle in the folder `path`, and print a line for each check that passes.
+    """Check the bundle in the folder `path`, or the newest version of the model there. Print a line for each check that
+    passes.
 
     device: `auto` checks the model on the CPU, and on CUDA if it is available. A machine that has a GPU, or an ONNX
     Runtime for CUDA, gets the reason why CUDA is skipped. `cpu` never checks CUDA, and `cuda` requires it.
     Raises `BundleError` for the first check that fails. Raises `DeviceError` if ONNX Runtime is not installed, or if
     the required CUDA is not available.
     """
-    bundle = read(path)
+    bundle = find_bundle(path)
     manifest = bundle.manifest
     print_check("ok", "hash", f"sha256 {manifest.model.sha256}, {manifest.model.size:,} bytes")
     if bundle.warning:

@@ -46,6 +46,7 @@ class TableEncoder:
     def __init__(self, features: Sequence[Feature], *, typed: bool) -> None:
         self.names = tuple(feature.name for feature in features)
         self._columns = [FeatureColumn(feature, typed=typed) for feature in features]
+        self._typed = typed
         self._nullable = np.array([feature.missing for feature in features])
         self._constants = {feature.name: feature.constant for feature in features if feature.constant is not None}
         self._numeric = all(feature.kind == "numeric" and not _missing_numbers(feature) for feature in features)
@@ -60,10 +61,14 @@ class TableEncoder:
             if place < 0 and name in self._constants:
                 continue
             if place < 0:
-                raise TableError(
-                    f"{source} has no column {name!r}, a feature of the model; it has {join_some(schema.names, 10)}"
-                )
+                # A delimited file with a single column was probably read with a wrong separator.
+                sep = "; if another character separates its cells, use --sep" if self._is_one_text(schema) else ""
+                has = join_some(schema.names, 10)
+                raise TableError(f"{source} has no column {name!r}, a feature of the model; it has {has}{sep}")
             column.check_type(schema.field(place).type)
+
+    def _is_one_text(self, schema: pa.Schema) -> bool:
+        return not self._typed and len(schema.names) == 1
 
     def encode(self, table: pa.RecordBatch | pa.Table) -> Encoded:
         """Encode all rows of a table that has passed `check`."""

@@ -54,7 +54,7 @@ def is_time(cells: pa.ChunkedArray) -> bool:
 
 
 def simplify(name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Decode a dictionary column, and return decimals and float16 as float64.
+    """Decode a dictionary column, and return decimals and float16 as float64, and string views as strings.
 
     Raises `DataError` for a nested or binary column.
     """
@@ -63,6 +63,8 @@ def simplify(name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = cells.type
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
         return cells.cast(pa.float64())
+    if pa.types.is_string_view(kind):  # few functions of Arrow take string views
+        return cells.cast(pa.large_string())
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if number or pa.types.is_null(kind) or is_text(cells) or is_time(cells):
         return cells

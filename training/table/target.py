@@ -180,7 +180,7 @@ def settle_rare_classes(
         return replace(target, y=y, labels=labels, rare=rare), rows, [note]
     if counts[small].sum() < least:
         rows_text = count_of(int(counts[small].sum()), "row")
-        raise DataError(f"the rare classes have {rows_text} together: {need}; use --rare drop")
+        raise DataError(f"the rare classes have {rows_text} together: {need}; use --rare drop to leave them out")
     # `OTHER` is a text. So all labels become texts, and have the same JSON type.
     label_of = [OTHER if index in small else str(label) for index, label in enumerate(target.labels)]
     if OTHER in (str(label) for label in target.labels):

@@ -133,6 +133,13 @@ def test_a_missing_bundle_is_refused_in_one_line(command: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_the_folder_of_a_model_gives_its_newest_version(command: str, digits_folder: Path) -> None:
+    done = foldserve(command, digits_folder.parent)
+    assert done.returncode == 0, done.stderr
+    assert f"digits/{digits_folder.name}" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
 def test_a_deeply_nested_manifest_is_refused_in_one_line(command: str, digits_folder: Path) -> None:
     (digits_folder / "manifest.json").write_text("[" * 100_000)
     assert_refused_in_one_line(foldserve(command, digits_folder), "manifest.json is not JSON")

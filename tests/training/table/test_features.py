@@ -175,11 +175,14 @@ TYPED_TEXTS = {
 }
 
 
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view()])
 @pytest.mark.parametrize("name", TYPED_TEXTS)
-def test_texts_of_a_typed_source_that_look_like_numbers_or_dates_are_noted(tmp_path, name):
+def test_texts_of_a_typed_source_that_look_like_numbers_or_dates_are_noted(tmp_path, name, text):
     cells, kind, note = TYPED_TEXTS[name]
-    pa.parquet.write_table(pa.table({"a": (cells * 5)[:10], "y": Y}), tmp_path / "t.parquet")
-    table = load(DataOptions(str(tmp_path / "t.parquet")))
+    made = pa.table({"a": pa.array((cells * 5)[:10], text), "y": pa.array(Y, text)})
+    with pa.ipc.new_file(tmp_path / "t.arrow", made.schema) as file:
+        file.write_table(made)
+    table = load(DataOptions(str(tmp_path / "t.arrow")))
     assert table.columns[0].kind == kind
     if note is None:
         assert table.notes == ()

@@ -172,6 +172,7 @@ def csv_file(tmp_path, content, name="in.csv"):
         ("", "in.csv is empty"),
         ("a,b\n", "in.csv has columns but no rows"),
         ("a,c\n1,2\n", "in.csv has no column 'b', a feature of the model; it has a, c"),
+        ("a#b\n1#2\n", "it has a#b; if another character separates its cells, use --sep"),
         ("a,b\n1,2\n1,2,3\n", "in.csv: row 2 has 3 cells, but the header has 2"),
         ("a,b,a\n1,2,3\n", "in.csv has two columns with the name 'a'"),
         (b"a,b\n" + b"1234567,1234567\n" * 600_000 + b"1,\xff\n", "column 'b' contains bytes that are not UTF-8"),
