@@ -79,7 +79,8 @@ api.fit:                  frames extras errors training.pipeline training.report
                           training.table training.summary training.flags training.plan training.activations
                           training.errors service.sources service.bundle service.errors
 api.estimators:           rows frames extras errors training.pipeline training.certify training.fold training.table
-                          training.plan training.activations service.runtime.session service.bundle service.arrays
+                          training.plan training.activations training.errors service.runtime.session service.bundle
+                          service.arrays
 api.import_model:         fit extras errors training.imports training.errors service.bundle service.errors
 """
 

@@ -11,11 +11,19 @@ ClientError                  a request of a client has no answer; `status` is th
 ├── DeadlineExceeded         504: the deadline passed before the rows could run
 ├── ServerFailed             any other status
 └── ServerUnreachable        no server answers at the address
+
+The module also rewrites the messages of the command line for Python.
 """
 
 from __future__ import annotations
 
+import re
+
 from foldserve.service.errors import FoldserveError
+
+_FLAG = re.compile(
+    r"--([a-z]+(?:-[a-z]+)*)(?: (?!(?:or|and|to|if|is|too|needs|must|demand)\b)('[^']*'|[\w.,]+\b|[.,]))?"
+)
 
 
 class MissingExtra(FoldserveError, ImportError):  # noqa: N818
@@ -65,3 +73,13 @@ class ServerFailed(ClientError):  # noqa: N818
 
 class ServerUnreachable(ClientError, ConnectionError):  # noqa: N818
     """No server answers at the address."""
+
+
+def in_python(text: str) -> str:
+    """Write the flags of a message as arguments: `--drop id` becomes drop='id'."""
+
+    def argument(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return name if found[2] is None else f"{name}={found[2].strip(chr(39))!r}"
+
+    return _FLAG.sub(argument, text)

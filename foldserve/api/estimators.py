@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from foldserve.api.errors import TableWarning
+from foldserve.api.errors import TableWarning, in_python
 from foldserve.api.extras import require
-from foldserve.api.fit import in_python, texts
 from foldserve.api.frames import library, read_columns
 from foldserve.service.runtime.session import open_cpu
 from foldserve.training.activations import Activation
@@ -177,7 +176,7 @@ class _FoldedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         if found.rows != targets or found.rows < _MIN_ROWS:
             raise ValueError(f"X has {found.rows} rows and y {targets} values: both need the same, and {_MIN_ROWS}")
         options = DataOptions(
-            "X", categorical=texts(self.categorical), numeric=texts(self.numeric), missing=texts(self.missing)
+            "X", categorical=_names(self.categorical), numeric=_names(self.numeric), missing=_names(self.missing)
         )
         builder = FeatureBuilder(options, found.rows, len(found.names), typed=True)
         for name in found.names:
@@ -210,6 +209,10 @@ class _FoldedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         rows = self._rows(X)
         batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
         return np.concatenate([self._session.run(None, {"input": np.ascontiguousarray(batch)})[0] for batch in batches])
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

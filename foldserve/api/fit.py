@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import time
 import warnings
@@ -13,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from foldserve.api.errors import TableWarning
+from foldserve.api.errors import TableWarning, in_python
 from foldserve.api.extras import require
 from foldserve.api.frames import read_columns
 from foldserve.service import bundle
@@ -263,29 +262,9 @@ _TEXTS = ("categorical", "numeric", "boolean", "drop", "missing")
 def _setting(key: str, value: Any) -> Any:
     """Return a value as the plan has it: one text or number becomes a tuple, and a path becomes a Path."""
     if key in _TEXTS:
-        return texts(value)
+        return (value,) if isinstance(value, str) else tuple(value)
     if key == "hidden":
         return (value,) if isinstance(value, int) else tuple(value)
     if key in ("threshold", "positive"):
         return str(value)
     return Path(value) if key in ("test", "checkpoint") else value
-
-
-def texts(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Return one text, or several, as a tuple."""
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-_FLAG = re.compile(
-    r"--([a-z]+(?:-[a-z]+)*)(?: (?!(?:or|and|to|if|is|too|needs|must|demand)\b)('[^']*'|[\w.,]+\b|[.,]))?"
-)
-
-
-def in_python(text: str) -> str:
-    """Write the flags of a message as arguments: `--drop id` becomes drop='id'."""
-
-    def argument(found: re.Match[str]) -> str:
-        name = found[1].replace("-", "_")
-        return name if found[2] is None else f"{name}={found[2].strip(chr(39))!r}"
-
-    return _FLAG.sub(argument, text)

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foldserve.api.errors import TableWarning
+from foldserve.api.errors import TableWarning, in_python
 from foldserve.api.extras import require
-from foldserve.api.fit import in_python, open_table
+from foldserve.api.fit import open_table
 from foldserve.service import bundle
 from foldserve.service.errors import InvalidInput, SourceError
 from foldserve.training.errors import DataError
