@@ -30,7 +30,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-keras test-page test-ray fuzz test-uvicorn test-gpu test-gpu-wheel test-cuda-harness kube-check install format lint docs sentences bench bench-gpu \
+.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-keras test-page test-ray fuzz test-uvicorn test-gpu test-gpu-wheel test-cuda-harness kube-check install format lint docs proto sentences bench bench-gpu \
 	bench-gate bench-training bench-overload bench-ablation bench-scoring image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
@@ -87,6 +87,9 @@ docs: install ## Update the generated tables in docs/deployment.md
 	$(BIN)/python docs/write_tables.py
 	$(BIN)/python deploy/kubernetes/components/monitoring/write_rule.py
 
+proto: install ## Compile the messages of gRPC
+	$(BIN)/python -m grpc_tools.protoc -I service/rpc --python_out=service/rpc --pyi_out=service/rpc service/rpc/open_inference.proto
+
 sentences: ## Print 60 random sentences of the code and docs, for a review of the language
 	$(PYTHON) -m tests.draw_sentences --seed $(SEED)
 
@@ -98,7 +101,10 @@ test-soak: install ## Load a server for SOAK_SECONDS, by default ten minutes, an
 
 # The clients have an environment of their own, because their pinned versions conflict with those of constraints.txt.
 test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient, KServe's client and perf_analyzer
-	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients tests/clients
+	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients \
+		--ignore=tests/clients/test_triton_grpc.py tests/clients
+	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients \
+		tests/clients/test_triton_grpc.py
 
 # Ray is large, so it has an environment of its own.
 test-ray: $(RAY)/installed ## Test foldserve score on a Ray cluster of two nodes on this machine
@@ -226,7 +232,7 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(call INSTALL,,cpu$(COMMA)train$(COMMA)tune$(COMMA)otel$(COMMA)test)
+	$(call INSTALL,,cpu$(COMMA)train$(COMMA)tune$(COMMA)grpc$(COMMA)otel$(COMMA)test)
 	@touch $(VENV)/installed-demo $@
 
 $(GPU)/installed: pyproject.toml constraints.txt

@@ -81,6 +81,10 @@ class Settings(BaseModel):
         Path | None,
         Field(description="Unix socket to listen on instead of --host and --port, for a proxy on this machine"),
     ] = None
+    grpc_port: Annotated[
+        int | None,
+        Field(ge=0, le=65535, description="port of the Open Inference Protocol over gRPC, on --host; off by default"),
+    ] = None
     admin_port: Annotated[
         int | None,
         Field(ge=0, le=65535, description="port of metrics, statistics and administration; --port by default"),

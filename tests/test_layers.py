@@ -39,7 +39,8 @@ service.runtime:          runtime.session machine bundle arrays errors
 service.engine:           live runtime runtime.session explain telemetry protocols metrics bundle machine settings
                           arrays errors
 service.compose:          access engine live telemetry protocols metrics machine settings
-service.http:             compose access engine live telemetry protocols metrics bundle machine settings errors
+service.rpc:              compose access engine live telemetry protocols metrics settings errors
+service.http:             rpc compose access engine live telemetry protocols metrics bundle machine settings errors
 service.commands.score:   tables sources protocols runtime runtime.session bundle machine arrays text figures errors
 service.commands:         access runtime runtime.session bundle machine settings arrays figures errors
 service.cli:              http commands commands.score settings errors
@@ -104,6 +105,7 @@ LAYERS = parse(TABLE)
 # that library.
 CONFINED = {
     "fastapi": "service.http",
+    "grpc": "service.rpc",
     "starlette": "service.http",
     "uvicorn": "service.http",
     "httptools": "service.http",

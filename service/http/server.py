@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -25,7 +26,7 @@ from foldserve.service.compose import Service, compose
 from foldserve.service.engine.batcher import Batcher
 from foldserve.service.engine.self_check import SelfCheck
 from foldserve.service.engine.watchdog import Watchdog
-from foldserve.service.errors import DeviceError
+from foldserve.service.errors import DeviceError, StartError
 from foldserve.service.http.acceptor import Acceptor
 from foldserve.service.http.announcement import announcement
 from foldserve.service.http.connection import Connection
@@ -37,6 +38,9 @@ from foldserve.service.live.coordinator import create_coordinator
 from foldserve.service.machine import allocator
 from foldserve.service.settings import Settings, unused_variables
 from foldserve.service.telemetry.log_format import formatter
+
+if TYPE_CHECKING:
+    from foldserve.service.rpc.server import RpcServer
 
 log = logging.getLogger("foldserve")
 
@@ -139,6 +143,7 @@ class _Server(uvicorn.Server):
         self._service = service
         self._announce = announce
         self._acceptors: list[Acceptor] = []
+        self._rpc: RpcServer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (each door has its own)
         await super().startup([])  # uvicorn would accept one connection in each turn of the event loop
@@ -148,6 +153,9 @@ class _Server(uvicorn.Server):
         self._service.deployment.attach(asyncio.get_running_loop())
         self._service.control.follow()
         SelfCheck(self._service.repository, self._settings.self_check).start()
+        self._rpc = _rpc_server(self._settings, self._service)  # it needs the running loop
+        if self._rpc is not None:
+            await self._rpc.start()
         # The objects that exist now stay until the end. `freeze` excludes them from later garbage collections.
         gc.collect()
         gc.freeze()
@@ -162,6 +170,8 @@ class _Server(uvicorn.Server):
         if counter % 10 == 0:
             try:
                 self._run_periodic_tasks()
+                if self._rpc is not None:
+                    await self._rpc.tick()
             except Exception:  # for example, the disk is full; the server must continue
                 log.exception("internal error")
         return await super().on_tick(counter)
@@ -186,6 +196,8 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(HANDSHAKE_SECONDS)
         for acceptor in self._acceptors:
             await acceptor.stop()
+        if self._rpc is not None:
+            await self._rpc.stop(self._settings.drain_timeout)
         # uvicorn would cancel the tasks of clients that do not read, each with a traceback in the log.
         loop = asyncio.get_running_loop()
         loop.call_later(self.config.timeout_graceful_shutdown or 0, self._abort_connections)
@@ -215,6 +227,18 @@ class _Server(uvicorn.Server):
     def _connections(self) -> list[Connection]:
         """List the clients' connections. uvicorn keeps the protocols inside them in the same set."""
         return [found for found in tuple(self.server_state.connections) if isinstance(found, Connection)]
+
+
+def _rpc_server(settings: Settings, service: Service) -> RpcServer | None:
+    """Create the gRPC server, if it is wanted. Raises `StartError` without grpcio."""
+    if settings.grpc_port is None:
+        return None
+    try:
+        # This import comes late, because it needs the extra `grpc` and takes long.
+        from foldserve.service.rpc.server import RpcServer
+    except ImportError as error:
+        raise StartError("--grpc-port needs grpcio: pip install 'foldserve[grpc]'") from error
+    return RpcServer(settings, service)
 
 
 def _log_to_stderr(settings: Settings) -> None:

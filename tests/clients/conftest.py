@@ -30,10 +30,15 @@ class Server:
     url: str
     models: Path
     key: str = ""
+    grpc_port: int = 0
 
     @property
     def address(self) -> str:
         return self.url.removeprefix("http://")
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
 
     def expected(self, rows: np.ndarray, model: str = "digits", version: int = 1) -> np.ndarray:
         """The outputs of ONNX Runtime for the same file, without foldserve."""
@@ -75,8 +80,8 @@ def started(folder: Path, *flags: str) -> Iterator[list[str]]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("served")
-    with started(folder) as (url,):
-        yield Server(url, folder / "models")
+    with started(folder) as (url, port):
+        yield Server(url, folder / "models", grpc_port=int(port))
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 A Python with foldserve must run this program, because the clients' environment has no foldserve.
 
-`python -m tests.clients.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL. With the
-argument `--keys`, clients need an API key of every scope, which follows the URL. The program exits when its standard
-input closes.
+`python -m tests.clients.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL and the port of
+gRPC. With the argument `--keys`, clients need an API key of every scope, and the key follows the URL. The program exits
+when its standard input closes.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -59,9 +60,10 @@ def main(folder: Path, *, keys: bool) -> None:
     write_models(models)
     key, line = create_key("client", tuple(Scope)[1:], None)
     (folder / "keys").write_text(line)
-    flags = ("--keys", folder / "keys") if keys else ()
+    flags: tuple[object, ...] = ("--keys", folder / "keys") if keys else ("--grpc-port", 0)
     with serving(models, folder / "log", "--default-model", "digits", *flags) as server:
-        print(server.url, *([key] if keys else []), flush=True)  # noqa: T201
+        more = key if keys else re.findall(r"gRPC is on \S+ port (\d+)", server.log.read_text())[0]
+        print(server.url, more, flush=True)  # noqa: T201
         sys.stdin.read()
 
 

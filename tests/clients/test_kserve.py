@@ -98,6 +98,22 @@ def test_the_columns_of_a_pandas_codec_are_read(server):
     assert answer.json()["outputs"][0]["data"] == [1.5, 3.5]
 
 
+def test_the_grpc_client_infers(server):
+    rows = pixels(3)
+
+    async def infer() -> Any:
+        client = kserve.InferenceGRPCClient(server.grpc_address)
+        assert await client.is_server_live()
+        assert await client.is_model_ready("digits")
+        given = kserve.InferInput("input", list(rows.shape), "FP32")
+        given.set_data_from_numpy(rows, binary_data=True)
+        answer = await client.infer(kserve.InferRequest("digits", [given]))
+        await client.close()
+        return answer
+
+    server.assert_right(asyncio.run(infer()).outputs[0].as_numpy(), rows)
+
+
 def test_each_task_gets_the_answer_to_its_own_rows(server):
     async def one(client: Any, seed: int) -> None:
         rows = pixels(1 + seed % 4, seed)

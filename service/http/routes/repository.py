@@ -15,7 +15,8 @@ from fastapi import APIRouter, Request, Response
 from foldserve.service import errors
 from foldserve.service.access.keys import Scope
 from foldserve.service.compose import Service
-from foldserve.service.engine.repository import Model, Repository
+from foldserve.service.engine.index import repository_index
+from foldserve.service.engine.repository import Repository
 from foldserve.service.http.routes.common import error_responses, read_body, requires
 from foldserve.service.live.command import Command, Kind
 from foldserve.service.protocols.body import BodyMemory
@@ -23,8 +24,6 @@ from foldserve.service.protocols.json_text import parse_json
 
 _MAX_BODY = 2**16  # bytes
 _MAX_VERSION = 10**18
-# The protocol's states, by the state of a version that does not serve.
-_STATES = {"refused": "UNAVAILABLE", "loading": "LOADING", "unloaded": "UNAVAILABLE"}
 _SUMMARIES: dict[Kind, str] = {
     "load": "Load a model or one of its versions, and try refused versions again",
     "unload": "Unload a model, or one of its versions, after its last request",
@@ -49,7 +48,7 @@ def _add_index(routes: APIRouter, repository: Repository, memory: BodyMemory) ->
         only_ready = (await _read_object(request, memory, '"ready" is true or false')).get("ready", False)
         if type(only_ready) is not bool:
             raise errors.InvalidInput('the body is not an object whose "ready" is true or false')
-        return _index(repository, only_ready=only_ready)
+        return repository_index(repository, only_ready=only_ready)
 
 
 def _add_command(routes: APIRouter, service: Service, kind: Kind) -> None:
@@ -96,24 +95,3 @@ def _version(parameters: Any, kind: Kind) -> int | None:
     if version is not None and (type(version) is not int or not 0 < version < _MAX_VERSION):
         raise errors.InvalidInput("the parameter version is not a version number")
     return version
-
-
-def _index(repository: Repository, *, only_ready: bool) -> list[dict[str, str]]:
-    unreadable = [
-        {"name": name, "state": "UNAVAILABLE", "reason": "the folder of the model can't be read"}
-        for name in repository.names()
-        if not repository.versions(name) and not only_ready
-    ]
-    return unreadable + [
-        {
-            "name": name,
-            "version": str(version),
-            "state": "READY" if (failure := repository.failure(found)) is None else "UNAVAILABLE",
-            "reason": failure or "",
-        }
-        if isinstance(found, Model)
-        else {"name": name, "version": str(version), "state": _STATES[found.state], "reason": found.reason}
-        for name in repository.names()
-        for version, found in sorted(repository.versions(name).items())
-        if (isinstance(found, Model) and repository.failure(found) is None) or not only_ready
-    ]
