@@ -19,14 +19,14 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── UrlTooLong           http/head.py: the URL is longer than its limit
     ├── HeadTooLarge         http/head.py, http/body.py: the headers are larger than their limit
     ├── MissingKey           access/guard.py: the request has no API key, or an API key that is not valid
-    ├── MissingScope         access/guard.py, http/routes/repository.py: the API key is not for this part of the service
+    ├── MissingScope         access/guard.py, http/routes/repository.py, rpc/: the API key lacks the scope
     ├── UnknownHost          access/hosts.py: the name in the Host header is not a name of this server
     ├── ForbiddenOrigin      access/hosts.py: a web page of another site sent the request
     ├── TooSlow              http/connection.py: the client did not send the whole request in time
     ├── TooLarge             http/body.py, http/routes/common.py, protocols/content.py: the body is too large
     ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
-    ├── InvalidInput         protocols/, explain/, engine/, http/routes/: the request is not valid for this model
-    ├── UnknownModel         engine/repository.py, live/, http/routes/: the name or version does not exist
+    ├── InvalidInput         protocols/, explain/, engine/, http/routes/, rpc/: the request is not valid for this model
+    ├── UnknownModel         engine/repository.py, live/, http/routes/, rpc/: the name or version does not exist
     ├── ModelNotReady        engine/, http/routes/oip.py: the model exists, but does not serve
     ├── ModelBusy            live/coordinator.py: another request is changing the model
     ├── LoadRefused          live/: a version may not serve, so an operator's command was not executed
