@@ -41,6 +41,16 @@ def test_the_benchmark_is_refused_without_a_gpu() -> None:
     assert not done.stdout
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("call", ["correctness", "speed", "service"])
+def test_the_three_calls_for_a_gpu_are_refused_without_one(call: str, tmp_path: Path) -> None:
+    program = [sys.executable, "benchmarks/gpu_half_hour.py", call, "--out", tmp_path / "gpu"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("gpu_half_hour.py needs a GPU")
+    assert not (tmp_path / "gpu").exists()
+
+
 @pytest.mark.slow
 def test_a_dry_run_runs_every_part_and_claims_no_measurement(tmp_path: Path) -> None:
     done = run("--dry", "--out", str(tmp_path))

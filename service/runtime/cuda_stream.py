@@ -195,14 +195,14 @@ class CudaStream:
         self._graphs.append(executable)
         return partial(self._call, "cudaGraphLaunch", executable, self.address)
 
-    def _node_types(self, graph: c_void_p) -> set[int]:
-        count, kind, kinds = c_size_t(), c_int(), set()
+    def _node_types(self, graph: c_void_p) -> list[int]:
+        count, kind, kinds = c_size_t(), c_int(), []
         self._call("cudaGraphGetNodes", graph, None, ctypes.byref(count))
         nodes = (c_void_p * count.value)()
         self._call("cudaGraphGetNodes", graph, nodes, ctypes.byref(count))
         for node in nodes:
             self._call("cudaGraphNodeGetType", node, ctypes.byref(kind))
-            kinds.add(kind.value)
+            kinds.append(kind.value)
         return kinds
 
     def wait(self) -> None:

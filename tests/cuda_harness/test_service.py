@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from foldserve.service import bundle
 from tests.cuda_harness.conftest import SHIPPED
-from tests.service.support import PATIENCE, foldserve, oracle, serving
+from tests.service.support import PATIENCE, environment, foldserve, oracle, serving
 
 
 def test_a_server_answers_with_the_outputs_of_the_cpu(
@@ -45,6 +47,17 @@ def test_verify_runs_the_golden_rows_on_cuda(stand_in: Mapping[str, str]) -> Non
     done = foldserve("verify", "--device", "cuda", SHIPPED / "digits" / "1", env=stand_in)
     assert done.returncode == 0, done.stdout + done.stderr
     assert any(line.startswith("ok") and "cuda" in line for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("question", ["opening", "graphs"])
+def test_the_questions_for_a_gpu_run(question: str, stand_in: Mapping[str, str]) -> None:
+    """This test runs the program. Its answers here mean nothing."""
+    root = SHIPPED.parent
+    env = dict(stand_in) | {"PYTHONPATH": f"{stand_in['PYTHONPATH']}:{root / 'benchmarks'}"}
+    program = [sys.executable, "-m", "rig.gpu.questions", question]
+    done = subprocess.run(program, cwd=root, env=environment(env), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("GPU: Stand-in")
 
 
 @pytest.mark.parametrize(
