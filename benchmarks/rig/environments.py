@@ -36,6 +36,21 @@ def environment(name: str) -> Path:
     return python
 
 
+def packages(name: str) -> Path:
+    """Return a folder with the packages of a contender, without their dependencies, for this Python's own path.
+
+    A contender that needs PyTorch uses the one of this environment.
+    """
+    folder, wanted = ROOT / ".bench" / name, (CONTENDERS / f"{name}.txt").read_text()
+    stamp = folder / "installed.txt"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"installing {name} in {folder.relative_to(ROOT)}", file=sys.stderr)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+        _install([*pip, "--requirement", str(CONTENDERS / f"{name}.txt")])
+        stamp.write_text(wanted)
+    return folder
+
+
 def pins(name: str, package: str) -> list[str]:
     """Return "package version" for each requirement of a contender that pins a package whose name ends in `package`."""
     text = (CONTENDERS / f"{name}.txt").read_text()

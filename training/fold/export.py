@@ -61,17 +61,18 @@ def to_onnx(
 def write_model(
     nodes: Sequence[onnx.NodeProto],
     initializers: Sequence[onnx.TensorProto],
-    inputs: tuple[str, int],
-    outputs: tuple[str, int],
+    inputs: tuple[str, *tuple[int, ...]],
+    outputs: tuple[str, *tuple[int, ...]],
     description: str | None = None,
 ) -> bytes:
     """Write an ONNX model of one float32 input [batch, columns] and one float32 output [batch, columns].
 
-    inputs, outputs: the name and the number of columns. Raises `ExportError` if `onnx.checker` refuses the graph.
+    inputs, outputs: the name and the number of columns, or the shape of a row. Raises `ExportError` if `onnx.checker`
+    refuses the graph.
     """
     tensors = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", columns])
-        for name, columns in (inputs, outputs)
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+        for name, shape in ((inputs[0], inputs[1:]), (outputs[0], outputs[1:]))
     ]
     model = helper.make_model(
         helper.make_graph(nodes, "foldserve", tensors[:1], tensors[1:], initializers),

@@ -44,15 +44,15 @@ def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
     inputs = read_inputs(model, options)
     context = translate(model, inputs, options)
     value = context.values[inputs.output]
-    if len(inputs.feeds) > 1 or len(inputs.feeds[0].shape) > 1 or any(column.is_text for column in inputs.columns):
-        raise ModelImportError(f"{source.name} has several inputs, or texts, or rows of several axes: use import")
+    if len(inputs.feeds) > 1 or any(column.is_text or column.categories for column in inputs.columns):
+        raise ModelImportError(f"{source.name} has several inputs, or categories: use import")
     if isinstance(value, Constant | Raw | Stacked) or len(value.shape) != 1:
         raise ModelImportError(f"{source.name}: the output {inputs.output!r} is not a row of numbers")
     folded = fold(context.builder.network(value.name))
-    feed = inputs.feeds[0].name
-    content = write_network(folded.network, feed, inputs.output)
-    rows = np.random.default_rng(0).normal(size=(_ROWS, len(inputs.columns))).astype(np.float32)
-    expected = run_reference(model, inputs.output, lambda x: {feed: x.astype(np.float64)})(rows)
+    feed, shape = inputs.feeds[0].name, inputs.feeds[0].shape
+    content = write_network(folded.network, feed, inputs.output, shape=shape)
+    rows = np.random.default_rng(0).normal(size=(_ROWS, *shape)).astype(np.float32)
+    expected = run_reference(model, inputs.output, lambda x: {feed: x.astype(np.float64)})(rows).reshape(_ROWS, -1)
     session = open_cpu(content)
     outputs = session.run(None, {feed: rows})[0]
     std = float(expected.std()) or 1.0

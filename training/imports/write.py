@@ -51,13 +51,24 @@ def to_onnx(network: Network, task: Task, *, description: str | None = None) -> 
     return write_network(network, MODEL_INPUT, OUTPUT[task], description)
 
 
-def write_network(network: Network, source: str, output: str, description: str | None = None) -> bytes:
-    """Write `network` as an ONNX model from the tensor `source` [batch, features] to `output`. Raises as `to_onnx`."""
-    writer = Writer(network, source, output)
+def write_network(
+    network: Network, source: str, output: str, description: str | None = None, shape: tuple[int, ...] = ()
+) -> bytes:
+    """Write `network` as an ONNX model from the tensor `source` [batch, features] to `output`.
+
+    shape: the shape of a row of `source`, if it is not [features]. Raises the errors of `to_onnx`.
+    """
+    columns = network.widths()[network.output]
+    if len(shape) < 2:
+        shape, flat = (network.features,), source
+    else:
+        flat = f"{source}.flat"
+    writer = Writer(network, flat, output)
+    if flat != source:
+        writer.node("Flatten", flat, source, axis=1)
     for node in network.nodes:
         writer.write(node)
-    columns = network.widths()[network.output]
-    return write_model(writer.nodes, writer.initializers, (source, network.features), (output, columns), description)
+    return write_model(writer.nodes, writer.initializers, (source, *shape), (output, columns), description)
 
 
 class Writer:

