@@ -31,7 +31,7 @@ UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
 .PHONY: help demo check audit sbom test test-slow test-soak test-clients test-keras test-page test-ray fuzz test-uvicorn test-gpu test-gpu-wheel test-cuda-harness kube-check install format lint docs proto sentences bench bench-gpu \
-	bench-gate bench-training bench-overload bench-ablation bench-scoring image image-gpu image-trainer image-check image-pin lock clean
+	bench-gate bench-training bench-overload bench-ablation bench-scoring bench-folding image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
@@ -168,6 +168,9 @@ bench-gate: install ## Count the instructions of a request, and compare them wit
 # there excludes the GPU build.
 bench-gpu: ## Compare foldserve with ONNX Runtime and PyTorch on a GPU, with the packages of PYTHON
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
+
+bench-folding: install ## Compare folding with the optimisers of ONNX models; needs npm for the models of packages
+	$(BIN)/python benchmarks/folding.py $(ARGS)
 
 bench-training: install ## Compare training with other libraries; needs ARGS='--data DIR'
 	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/python benchmarks/training.py $(ARGS)

@@ -24,10 +24,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from rig.environments import ROOT, StartError, environment, packages
+from rig.folding.models import download, export, make_networks, write_pipeline
 from torch import nn
 
-from benchmarks.rig.environments import ROOT, StartError, environment, packages
-from benchmarks.rig.folding.models import download, export, make_networks, write_pipeline
 from foldserve.training.errors import TrainingError
 from foldserve.training.imports.fold_file import fold_file
 from foldserve.training.imports.imported import Options
