@@ -164,3 +164,13 @@ def test_a_server_answers_the_cells_of_a_training_row_as_training_does(tmp_path)
         again = httpx.post(f"{server.url}/predict", json={"instances": nulls}).raise_for_status().json()
     np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-5, atol=1e-6)
     assert again == answer
+
+
+def test_a_percentage_needs_its_sign_unless_it_is_zero(tmp_path):
+    lines = ["share,y", *(f"{row % 90}%,{'pq'[row % 2]}" for row in range(40))]
+    (tmp_path / "t.csv").write_text("\n".join(lines), encoding="utf-8")
+    reader = codec(load(DataOptions(str(tmp_path / "t.csv"))))
+    assert decode(reader, [["45%"], ["-4.5 %"], ["%7"], ["0"], [45]]).tolist() == [[45], [-4.5], [7], [0], [45]]
+    for text in ("0.45", "45"):
+        with pytest.raises(InvalidInput, match="'share' is not a number"):
+            decode(reader, [[text]])

@@ -160,6 +160,10 @@ class Reading(FrozenModel):
             parentheses = f"|[(]{digits}[)]" if self.accounting else ""
             return f"{_SPECIAL}|{sign}?{digits}{parentheses}"
         space, unit = f"[{_SPACES}]*", re.escape(self.unit)
+        if self.unit == "%":  # 0.45 may mean 45%, so only a zero may lack the sign
+            inner = f"(?:{sign}?{space}{digits}{'|[(]' + space + digits + space + '[)]' if self.accounting else ''})"
+            closed = f"|[(]{space}{digits}{space}%{space}[)]" if self.accounting else ""
+            return f"{_SPECIAL}|{inner}{space}%|{sign}?{space}%{space}{inner}{closed}|{sign}?0+(?:{point}0*)?"
         before, after = f"(?:{unit}{space})?", f"(?:{space}{unit})?"
         parentheses = f"|{before}[(]{space}{before}{digits}{after}{space}[)]{after}" if self.accounting else ""
         return f"{_SPECIAL}|(?:{sign}?{space}{before}|{before}{sign}){digits}{after}{parentheses}"
