@@ -17,12 +17,13 @@ FRONT_ENDS = {
     ".h5": "keras.reader",
     ".hdf5": "keras.reader",
     ".skops": "scikit_learn.reader",
+    ".pt2": "pytorch.reader",
 }
 # Formats whose reader runs code of the file.
-UNSAFE = (".pkl", ".pickle", ".joblib")
-_SAFE = "save a scikit-learn pipeline with skops.io.dump, or give the object to foldserve.import_model"
+UNSAFE = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt")
+_SAFE = "save a pipeline with skops.io.dump, a module with torch.export.save, or call foldserve.import_model(object)"
 # The package of the class of an object or of one of its base classes, and the module with a function `read_object`.
-OBJECTS = {"sklearn": "scikit_learn.reader"}
+OBJECTS = {"sklearn": "scikit_learn.reader", "torch": "pytorch.reader"}
 
 
 def read_model(path: Path, options: Options) -> Imported:

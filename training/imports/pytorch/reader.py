@@ -1,0 +1,123 @@
+"""Reads a PyTorch model as an imported model: a module in memory, or a `.pt2` file of torch.export."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from foldserve.training.errors import ModelImportError
+from foldserve.training.imports.form import Builder, Network
+from foldserve.training.imports.imported import Evaluate, Imported, Options
+from foldserve.training.imports.keras.archive import MAX_FILE
+from foldserve.training.imports.meaning import digest, finish, numeric_columns, typical_ranges
+from foldserve.training.imports.pytorch.operators import Mapper
+from foldserve.training.imports.pytorch.program import Program, read_program
+
+
+def read(path: Path, options: Options) -> Imported:
+    """Read a `.pt2` file without unpickling anything. Raises `ModelImportError` with one line."""
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise ModelImportError(f"{path.name} has more than {MAX_FILE >> 20} MiB, the limit of an import")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelImportError(f"can't read {path.name}: {error.strerror}") from error
+    return _read(read_program(content), options, path.name, sha256(content).hexdigest(), None)
+
+
+def read_object(model: Any, options: Options) -> Imported:
+    """Read a module in eval mode. Raises `ModelImportError` with one line."""
+    if not isinstance(model, torch.nn.Module):
+        raise ModelImportError(f"a {type(model).__name__} is not a torch.nn.Module")
+    if training := [name or type(model).__name__ for name, part in model.named_modules() if part.training]:
+        raise ModelImportError(f"the module {training[0]!r} is in training mode: call model.eval() first")
+    module = copy.deepcopy(model).cpu().float()
+    columns = _find_columns(module, options)
+    buffer = io.BytesIO()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export warns of its own future
+            dynamic = ({0: torch.export.Dim("rows")},)
+            program = torch.export.export(module, (torch.zeros(2, columns),), dynamic_shapes=dynamic)
+            torch.export.save(program, buffer)
+    except Exception as error:
+        # torch.export raises many kinds of errors for a module that it can't trace.
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelImportError(f"torch.export can't export the {type(model).__name__}: {reason}") from error
+    return _read(read_program(buffer.getvalue()), options, type(model).__name__, "", module.double())
+
+
+def _find_columns(module: torch.nn.Module, options: Options) -> int:
+    """Return the number of features: of the user, or of the first layer that has such a number and runs."""
+    sizes = [len(options.features)] if options.features else []
+    for part in module.modules():
+        sizes += [
+            getattr(part, name)
+            for name in ("in_features", "num_features")
+            if isinstance(getattr(part, name, None), int)
+        ]
+    for size in dict.fromkeys(sizes):
+        try:
+            with torch.no_grad():
+                module(torch.zeros(2, size))
+        except Exception:  # noqa: BLE001, S112 (any error means that the module takes another number of features)
+            continue
+        return size
+    raise ModelImportError("the module does not say how many features it has: name them with features=[...]")
+
+
+def _read(program: Program, options: Options, file: str, checksum: str, original: torch.nn.Module | None) -> Imported:
+    if program.input not in program.shapes:
+        raise ModelImportError("the number of features of the model is not fixed: export it with a fixed number")
+    builder = Builder(prod(program.shapes[program.input]))
+    value = Mapper(program, builder, program.weights).run()
+    network, task, labels, notes = finish(builder, value, options, "")
+    columns, named = numeric_columns(network.features, options)
+    bare = builder.network(value)
+    return Imported(
+        network=network,
+        columns=columns,
+        named=named,
+        task=task,
+        labels=labels,
+        framework="PyTorch",
+        framework_version=program.version,
+        file=file,
+        sha256=checksum or digest(network),
+        reference="PyTorch, float64"
+        if original is not None
+        else "the operators of the file in float64, before folding",
+        evaluate=network.evaluate if original is None else _original(original, network, bare),
+        ranges=typical_ranges(network),
+        notes=notes,
+    )
+
+
+def _original(module: torch.nn.Module, network: Network, bare: Network) -> Evaluate:
+    """Return the module in float64. The layers that give its outputs a meaning run after it."""
+    names = {node.name for node in bare.nodes}
+    added = [node for node in network.nodes if node.name not in names]
+
+    def evaluate(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
+        with torch.no_grad():
+            outputs = module(torch.from_numpy(np.asarray(rows, np.float64))).reshape(len(rows), -1).numpy()
+        if bare.output not in {name for node in added for name in node.inputs} and added:
+            # The output is a log-softmax, which the network replaces by a softmax.
+            probabilities: npt.NDArray[np.floating[Any]] = np.exp(outputs)
+            return probabilities
+        values = {bare.output: outputs}
+        for node in added:
+            values[node.name] = node.layer.apply(*(values[name] for name in node.inputs))
+        result: npt.NDArray[np.floating[Any]] = values[network.output]
+        return result
+
+    return evaluate
