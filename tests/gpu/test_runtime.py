@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -56,6 +57,19 @@ def test_outputs_have_the_same_bits_with_and_without_graphs(size: int, graphs: R
     for _ in range(5):
         batch = rows(size)
         assert graphs.run(batch).tobytes() == plain.run(batch).tobytes()
+
+
+def test_every_thread_gets_the_same_bits_while_another_model_opens(digits: bundle.Bundle, graphs: Runtime) -> None:
+    """A capture in CUDA's global mode would fail here, because the runs allocate memory."""
+    batches = [rows(count) for count in (1, 3, 64, 1025, 3000)]
+    expected = [graphs.run(batch).tobytes() for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        opened = pool.submit(runtime.load, digits, Options("cuda"))
+        while not opened.done():
+            assert [outputs.tobytes() for outputs in pool.map(graphs.run, batches)] == expected
+    other, parity = opened.result()
+    assert parity.holds
+    other.close()
 
 
 def test_rows_of_an_earlier_batch_do_not_change_the_outputs(graphs: Runtime) -> None:
