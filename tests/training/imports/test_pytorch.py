@@ -69,7 +69,7 @@ def module(draw: st.DrawFn) -> nn.Module:
     return nn.Sequential(draw(chain(width)), end).eval()
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(made=module())
 def test_a_module_gives_its_outputs_in_float64(made: nn.Module) -> None:
     imported = read_object(made, Options())
