@@ -30,8 +30,10 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-keras test-page test-ray fuzz test-uvicorn test-gpu test-gpu-wheel test-cuda-harness kube-check install format lint docs proto sentences bench bench-gpu \
-	bench-gate bench-training bench-overload bench-ablation bench-scoring bench-folding image image-gpu image-trainer image-check image-pin lock clean
+.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-keras test-page test-ray fuzz
+.PHONY: test-uvicorn test-gpu test-gpu-wheel test-cuda-harness kube-check install format lint docs proto
+.PHONY: sentences bench bench-gpu bench-gate bench-training bench-overload bench-ablation bench-scoring
+.PHONY: bench-folding image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \

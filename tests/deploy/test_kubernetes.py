@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ import yaml
 from foldserve.service.http.workers import _GRACE_SECONDS
 from foldserve.service.settings import PREFIX, Settings
 from tests.deploy.support import ROOT, SERVICES
-from tests.service.support import Served, serving, write_square_root
+from tests.service.support import Served, command_line, environment, serving, stop, write_square_root
 
 KUBERNETES, KSERVE = ROOT / "deploy/kubernetes", ROOT / "deploy/kserve"
 METRICS = (ROOT / "docs/metrics.md").read_text()
@@ -149,6 +150,28 @@ def test_the_monitor_selects_the_admin_service() -> None:
     labels = kustomization["pairs"] | BASE["Service", "foldserve-admin"]["metadata"]["labels"]
     assert monitor["selector"]["matchLabels"] == labels
     assert labels[monitor["jobLabel"]] == "foldserve"  # the alerts select job="foldserve"
+
+
+def test_the_arguments_of_kserve_serve_one_bundle_under_the_name_of_the_service(tmp_path: Path) -> None:
+    write_square_root(tmp_path / "models")
+    (container,) = RUNTIME["containers"]
+    values = {"/mnt/models": str(tmp_path / "models/roots/1"), "{{.Name}}": "house-prices", "=8080": "=0"}
+    flags = []
+    for argument in container["args"][1:]:
+        for text, value in values.items():
+            argument = argument.replace(text, value)
+        flags.append(argument)
+    command = command_line("serve", *flags)
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            found = re.search(r" on http://([\d.]+):(\d+),", process.stdout.readline())
+            served = Served(process, found[1], int(found[2]), "", tmp_path / "log")
+            for probe in PROBES[1:]:
+                assert served.send("GET", container[probe]["httpGet"]["path"]).status == 200
+            answer = served.send("POST", "/v1/models/house-prices:predict", body=b'{"instances": [[1, 3]]}')
+            assert answer.json()["predictions"] == [2.0]
+        finally:
+            stop(process)
 
 
 def test_kserve_scrapes_the_port_of_the_server() -> None:
