@@ -160,7 +160,7 @@ class SplitEndpoint(Endpoint):
 
     def _choose(self, headers: Headers) -> Endpoint:
         request_id = headers.get(_REQUEST_ID)
-        place = random.random() if request_id is None else zlib.crc32(request_id.strip()) / 2**32  # noqa: S311
+        place = random.random() if request_id is None else zlib.crc32(request_id.strip()) / 2**32  # noqa: S311 # nosec B311
         return self._canary if place < self._share else self._main
 
 

@@ -41,7 +41,8 @@ class OipAnswers:
     def __init__(self, manifest: Manifest) -> None:
         self._model = {"model_name": manifest.name, "model_version": str(manifest.version)}
         self._output = manifest.output.name
-        self._decision = Decision.of(manifest) if manifest.labels else None
+        self._decision = Decision.of(manifest)
+        self._has_classes = bool(manifest.labels)
 
     def encoder(self, request: dict[str, Any], identity: str | None) -> Callable[[Outputs], Reply]:
         """Return the function that encodes the answer to a parsed request. Raises `InvalidInput`."""
@@ -62,13 +63,13 @@ class OipAnswers:
     def _wanted(self, output: dict[str, Any], *, binary: bool) -> _Wanted:
         options = parameters(output)
         name = output.get("name")
-        if name != self._output and (name != LABEL or self._decision is None):
-            allowed = repr(self._output) if self._decision is None else f"{self._output!r} and {LABEL!r}"
+        if name != self._output and (name != LABEL or not self._has_classes):
+            allowed = f"{self._output!r} and {LABEL!r}" if self._has_classes else repr(self._output)
             raise InvalidInput(f'"outputs" has another tensor than {allowed}')
         classes = options.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise InvalidInput('the parameter "classification" is not a number of classes')
-        if classes and (self._decision is None or name == LABEL):
+        if classes and (not self._has_classes or name == LABEL):
             raise InvalidInput('the parameter "classification" is only for the probabilities of classes')
         return _Wanted(name, flag(options, "binary_data", default=binary), classes)
 
@@ -108,12 +109,10 @@ class OipAnswers:
         return Reply(200, (JSON,), orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
 
     def _labels(self, outputs: Outputs) -> list[str]:
-        assert self._decision is not None  # noqa: S101 (`_wanted` has checked it)
         return [self._decision.names[i] for i in self._decision.classes(outputs).tolist()]
 
     def _best_classes(self, outputs: Outputs, count: int) -> list[str]:
         """Return the best classes, one row after the other, each as `value:index:label`."""
-        assert self._decision is not None  # noqa: S101
         names = self._decision.names
         best = self._decision.best_classes(outputs, count)
         values = np.take_along_axis(outputs, best, axis=1)

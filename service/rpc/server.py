@@ -6,6 +6,7 @@ This module knows grpcio and the settings. It does not know the calls.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -50,7 +51,7 @@ class RpcServer:
             if self._settings.tls_cert is None:
                 port = self._server.add_insecure_port(address)
             else:
-                port = self._server.add_secure_port(address, self._credentials())
+                port = self._server.add_secure_port(address, self._credentials(self._settings.tls_cert))
         except RuntimeError as error:
             raise StartError(f"can't listen on {address} for gRPC: the address is in use or not available") from error
         await self._server.start()
@@ -68,7 +69,7 @@ class RpcServer:
         """Accept no more calls, and wait at most `grace` seconds for those that have begun."""
         await self._server.stop(grace)
 
-    def _credentials(self) -> grpc.ServerCredentials:
+    def _credentials(self, certificate: Path) -> grpc.ServerCredentials:
         """Return credentials that read the files again when they change."""
         settings = self._settings
         files = [file for file in (settings.tls_cert, settings.tls_key, settings.tls_client_ca) if file is not None]
@@ -81,19 +82,18 @@ class RpcServer:
                 return None
             seen = now
             try:
-                return self._certificates()
+                return self._certificates(certificate)
             except OSError as error:
                 log.error("the TLS certificate of gRPC stays as it was: %s", error.strerror)
                 return None
 
         return grpc.dynamic_ssl_server_credentials(
-            self._certificates(), changed, require_client_authentication=settings.tls_client_ca is not None
+            self._certificates(certificate), changed, require_client_authentication=settings.tls_client_ca is not None
         )
 
-    def _certificates(self) -> grpc.ServerCertificateConfiguration:
+    def _certificates(self, certificate: Path) -> grpc.ServerCertificateConfiguration:
         settings = self._settings
-        assert settings.tls_cert is not None  # noqa: S101 (`start` has checked it)
-        chain = settings.tls_cert.read_bytes()
+        chain = certificate.read_bytes()
         key = chain if settings.tls_key is None else settings.tls_key.read_bytes()
         roots = None if settings.tls_client_ca is None else settings.tls_client_ca.read_bytes()
         return grpc.ssl_server_certificate_configuration(((key, chain),), roots)

@@ -271,7 +271,7 @@ class _Ids(IdGenerator):
     def generate_span_id(self) -> int:
         """Return the span of the record once, then random ones."""
         span_id, self._span_id = self._span_id, 0
-        return span_id or random.getrandbits(64) or 1
+        return span_id or random.getrandbits(64) or 1  # nosec B311
 
     def is_trace_id_random(self) -> bool:
         """Return True: the trace has no parent here, so its identifier is from `Record.trace_id`."""

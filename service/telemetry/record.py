@@ -36,7 +36,7 @@ class Batch:
 
 def make_id() -> bytes:
     """Make the identifier of a request without a record."""
-    return b"%016x" % random.getrandbits(64)
+    return b"%016x" % random.getrandbits(64)  # nosec B311
 
 
 class Record:
@@ -75,7 +75,7 @@ class Record:
         self.headers = headers
         self.client = client
         self.secure = secure
-        self.span_id = random.getrandbits(64) or 1
+        self.span_id = random.getrandbits(64) or 1  # nosec B311
         self.request_id = request_id or b"%016x" % self.span_id
         self.began = time.monotonic()
         self._raw = raw
@@ -88,7 +88,7 @@ class Record:
     @cached_property
     def trace_id(self) -> int:
         """The trace of the request: the client's, or a new one."""
-        return self.parent.trace_id if self.parent else random.getrandbits(128) or 1
+        return self.parent.trace_id if self.parent else random.getrandbits(128) or 1  # nosec B311
 
     def note_identity(self, identity: str | None) -> None:
         """Note the identifier in a body, if it is safe."""

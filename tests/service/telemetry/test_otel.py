@@ -34,7 +34,7 @@ HOT, APP, INFER = "/predict", "/%70redict", "/v2/models/roots/infer"
 ROWS = b'{"instances": [[1, 3], [4, 5]]}'
 TENSOR = b'{"id": "t", "inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [1, 3]}]}'
 STEPS = ["parse", "queue", "run", "encode"]
-TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"  # pragma: allowlist secret
 
 
 @pytest.fixture(scope="module")

@@ -66,13 +66,19 @@ def _find_columns(module: torch.nn.Module, options: Options) -> int:
             if isinstance(getattr(part, name, None), int)
         ]
     for size in dict.fromkeys(sizes):
-        try:
-            with torch.no_grad():
-                module(torch.zeros(2, size))
-        except Exception:  # noqa: BLE001, S112 (any error means that the module takes another number of features)
-            continue
-        return size
+        if _takes(module, size):
+            return size
     raise ModelImportError("the module does not say how many features it has: name them with features=[...]")
+
+
+def _takes(module: torch.nn.Module, size: int) -> bool:
+    """Return whether a module runs on rows of `size` numbers."""
+    try:
+        with torch.no_grad():
+            module(torch.zeros(2, size))
+    except Exception:  # noqa: BLE001 (any error means that the module takes another number of features)
+        return False
+    return True
 
 
 def _read(program: Program, options: Options, file: str, checksum: str, original: torch.nn.Module | None) -> Imported:
