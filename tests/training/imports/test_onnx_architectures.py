@@ -98,6 +98,24 @@ def test_an_ensemble_becomes_one_network():
     np.testing.assert_allclose(outputs, run_unoptimised(model.build(), rows), rtol=1e-4, atol=1e-5)
 
 
+def test_the_members_of_a_deep_ensemble_share_their_first_layer():
+    generator = np.random.default_rng(0)
+    model, members = Model(8), []
+    for _ in range(3):
+        model.value = "x"
+        for inputs in (8, 6):
+            model.dense(generator, inputs, 6)
+            model.batch_norm(generator, 6)
+            model.add("Relu")
+        members.append(model.dense(generator, 6, 3))
+    model.add("Sum", source=members)
+    model.add("Softmax")
+    rows = generator.normal(size=(20, 8)).astype(np.float32)
+    outputs, kinds = run_folded(read(model.build()), rows)
+    assert kinds == ["Gemm", "Relu", "Split", *["Gemm", "Relu"] * 3, "Concat", "Gemm", "Softmax"]
+    np.testing.assert_allclose(outputs, run_unoptimised(model.build(), rows), rtol=1e-4, atol=1e-5)
+
+
 def test_a_batch_norm_on_a_skip_connection_is_kept_and_reported():
     generator = np.random.default_rng(0)
     model = Model(4)
