@@ -124,8 +124,12 @@ def _original(model: Any, columns: tuple[Column, ...], names: tuple[str, ...], c
         for i, column in enumerate(columns):
             table[:, i] = _decode(column, rows[:, i]) if column.categories else rows[:, i].astype(np.float64)
         if names:
-            import pandas as pd
-
+            try:
+                import pandas as pd
+            except ImportError as error:
+                raise ModelImportError(
+                    "the pipeline was fitted on a data frame, and the certificate runs it on one: pip install pandas"
+                ) from error
             frame = {}
             for i, name in enumerate(names):
                 frame[name] = table[:, i] if columns[i].categories else table[:, i].astype(np.float64)
