@@ -213,8 +213,8 @@ sbom: $(AUDIT)/installed ## Write CycloneDX bills of materials of the requiremen
 
 # Only the index of PyTorch has the CPU build of torch and the hashes of this build.
 lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constraints.txt
-	$(UV) --extra cpu --extra otel --output-file requirements/cpu.txt pyproject.toml
-	$(UV) --extra gpu --extra otel --output-file requirements/gpu.txt pyproject.toml
+	$(UV) --extra cpu --extra grpc --extra otel --output-file requirements/cpu.txt pyproject.toml
+	$(UV) --extra gpu --extra grpc --extra otel --output-file requirements/gpu.txt pyproject.toml
 	$(UV) --extra cpu --extra train --extra tune --no-emit-package torch --output-file requirements/train.txt pyproject.toml
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 	| $(UV) --output-file requirements/build.txt -
