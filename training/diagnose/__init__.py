@@ -1,6 +1,6 @@
-"""The evidence on batch norm for a table.
+"""Measures on a table whether the usual claims about batch norm are true.
 
-Each usual claim is measured with and without batch norm. The result is an HTML report.
+Each claim is measured with and without batch norm. The result is an HTML report.
 
     plan.py          the choices of a diagnosis
     sample.py        a table -> standardised rows, a loss, a score; plain SGD

@@ -38,11 +38,11 @@ _CLEAR = 0.02
 
 @dataclass(frozen=True)
 class Training:
-    """One training with the recipe. losses, scores: of the validation rows, after each epoch.
+    """One training with the recipe. losses, scores: the loss and the score of the validation rows, after each epoch.
 
-    test_loss, test_score: of the test rows, with the weights of the best epoch. The loss is the log loss in nats, or
-    the mean squared error of the standardised target; the score is the accuracy or R2. seconds: the time of the fit. If
-    the training diverged, the sequences are empty and the other figures are NaN.
+    test_loss, test_score: the loss and the score of the test rows, with the weights of the best epoch. The loss is the
+    log loss in nats, or the mean squared error of the standardised target; the score is the accuracy or R2. seconds:
+    the time of the fit. If the training diverged, the sequences are empty and the other figures are NaN.
     """
 
     batch_norm: bool

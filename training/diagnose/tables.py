@@ -83,7 +83,7 @@ def list_medians(runs: tuple[Run, ...]) -> Rows:
 
 
 def list_moments(runs: tuple[Run, ...]) -> Rows:
-    """List how far the mean and the variance of the layer that changes most move."""
+    """List the range of the mean and of the variance, each for the layer in which it moves most."""
     rows = ((_NAMES[run.batch_norm], *map(format_difference, run.movement[1:])) for run in runs)
     return (("network", "range of the mean", "largest / smallest variance"), *rows)
 

@@ -1,6 +1,6 @@
 """The device of a fit, and the processes that share each batch.
 
-There is more than one process if torchrun started them.
+torchrun can start several processes. Otherwise, there is one.
 
 Every process has all rows and draws the same random numbers. Each process computes its share of each batch. The
 gradients, statistics and losses are combined, so that they are those of the whole batch. The module knows tensors and

@@ -54,7 +54,8 @@ def _intervals(
     edges, group = np.unique(probabilities, return_inverse=True)
     rows = np.bincount(group, minlength=len(edges))
     positives = np.bincount(group, weights=is_positive, minlength=len(edges))
-    # Rows whose probability is at least edges[k] are predicted as positive. After the last edge there are none.
+    # Rows whose probability is at least edges[k] are predicted as positive. Above the last edge, no row is predicted as
+    # positive.
     predicted = np.append(rows[::-1].cumsum()[::-1], 0)
     found = np.append(positives[::-1].cumsum()[::-1], 0.0)
     total = positives.sum()

@@ -1,4 +1,4 @@
-"""The rules of folding: each moves one affine step of a graph, and leaves the function of the graph unchanged.
+"""The rules of folding. Each rule moves one affine step of a graph. The graph still computes the same function.
 
 A rule gets a graph and one of its nodes. It changes the graph and returns True, or it returns False. With an affine map
 s * (x - m) + b = s * x + t of each column, and a Dense W x + c, the main rules are (training/fold/fold.py)
@@ -6,8 +6,8 @@ s * (x - m) + b = s * x + t of each column, and a Dense W x + c, the main rules 
     backward   affine after the Dense     (diag(s) W) x + (s * c + t)
     forward    affine before the Dense    (W diag(s)) x + (c + W t)
 
-The other rules bring an affine map to a Dense: through a Concat, or through an Add into every branch. A composition of
-two Dense layers never makes large weights more numerous.
+The other rules bring an affine map to a Dense: through a Concat, or through an Add into every branch. Two Dense layers
+are not composed if the result has more weights than both, unless it is small.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Rule = Callable[[Graph, Node], bool]
 
 _BACKWARD = "backward: W' = diag(s) W, b' = s*b + t"
 _FORWARD = "forward: W' = W diag(s), b' = b + W t"
-# The time of a Dense with so few weights is less than the time of starting one more operator.
+# A Dense with at most this many weights takes less time than the start of one more operator.
 _FEW = 1024
 _COMPOSED = "composed: W' = W2 W1, b' = W2 b1 + b2"
 
@@ -84,7 +84,7 @@ def compose_affine(graph: Graph, node: Node) -> bool:
 
 
 def fold_backward(graph: Graph, node: Node) -> bool:
-    """Fold an affine layer into the Dense before it, or into the Dense at the end of every branch of an Add."""
+    """Fold an affine layer into the Dense before it. After an Add, fold it into the last Dense of every branch."""
     layer, before = node.layer, node.inputs[0]
     if not isinstance(layer, Affine) or not graph.has_single_reader(before):
         return False
@@ -111,7 +111,7 @@ def _scale_outputs(graph: Graph, name: str, s: Array, t: Array) -> None:
 
 
 def _are_dense_branches(graph: Graph, node: Node) -> bool:
-    """Whether every input of an Add is a Dense that only the Add reads, with all columns of the Add."""
+    """Whether every input of an Add is a Dense that only the Add reads, and that has as many columns as the Add."""
     return all(
         isinstance(graph.layer(each), Dense)
         and graph.has_single_reader(each)
@@ -149,7 +149,7 @@ def _add_offset(graph: Graph, source: str, offset: Array) -> str:
 
 
 def _large_offset(layer: Affine) -> Array:
-    """Return the offsets that would lose too many digits, rounded to float32, and 0 for the other columns."""
+    """Return, rounded to float32, the offset of each column whose folding would lose too many digits; 0 for others."""
     with np.errstate(over="ignore"):
         offset: Array = layer.offset.astype(np.float32).astype(np.float64)
     large = (abs(layer.scale * layer.offset) > MAX_FOLDED_OFFSET) & np.isfinite(offset)
@@ -170,7 +170,7 @@ def _is_raw(graph: Graph, name: str) -> bool:
 
 
 def compose_dense(graph: Graph, node: Node) -> bool:
-    """Compose a Dense with the Dense before it, if this does not make the weights more numerous."""
+    """Compose a Dense with the Dense before it, unless the result has more weights than both."""
     second, before = node.layer, node.inputs[0]
     first = graph.layer(before)
     if not (isinstance(second, Dense) and isinstance(first, Dense)) or not graph.has_single_reader(before):
@@ -184,13 +184,13 @@ def compose_dense(graph: Graph, node: Node) -> bool:
 
 
 def _grows(second: Array, first: Array) -> bool:
-    """Whether the product of two weights has more numbers than both together, and not only a few."""
+    """Whether the product of two weight matrices has more numbers than both together, and is not small."""
     product = len(second) * first.shape[1]
     return bool(product > second.size + first.size and product > _FEW)
 
 
 def lift_over_concat(graph: Graph, node: Node) -> bool:
-    """Move the affine layers in front of a Concat behind it, if only Dense or affine layers read the Concat."""
+    """Move the affine layers before a Concat to the place after it, if only Dense or affine layers read the Concat."""
     if not isinstance(node.layer, Concat) or node.name == graph.output:
         return False
     lifted = [e for e in node.inputs if isinstance(graph.layer(e), Affine) and graph.has_single_reader(e)]
@@ -213,9 +213,10 @@ def lift_over_concat(graph: Graph, node: Node) -> bool:
 
 
 def fold_through_concat(graph: Graph, node: Node) -> bool:
-    """Compose a Dense with the Dense layers in front of a Concat that it reads.
+    """Compose a Dense that reads a Concat with the Dense layers before this Concat.
 
-    Each part of the Dense that reads one of them is composed, if this does not make the weights more numerous.
+    The Dense has one part of its weights for each input of the Concat. A part is composed with the Dense that it reads,
+    unless the result has more weights.
     """
     dense, before = node.layer, node.inputs[0]
     if not (isinstance(dense, Dense) and isinstance(graph.layer(before), Concat) and graph.has_single_reader(before)):

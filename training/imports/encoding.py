@@ -1,4 +1,4 @@
-"""Encodings of a category that front ends share: the number of each category, as layers of the form."""
+"""Encodes categories as numbers, with layers of the intermediate form. Several front ends use this module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foldserve.training.imports.layers import Array, Concat, Dense, OneHot, Sele
 def add_lookup(builder: Builder, name: str, kind: str, column: int, numbers: Array, unseen: float) -> str:
     """Add the map from the category of a raw column to a number, and return the name of its value [rows, 1].
 
-    numbers: float64 [categories], by the index of the category. unseen: the number of any other category, whose index
+    numbers: float64 [categories], by the index of the category. unseen: the number of an unseen category, whose index
     is len(numbers). An ordinal encoding has the numbers 0, 1, 2, ...
     """
     count = len(numbers)

@@ -26,7 +26,7 @@ _ROWS = 1024
 
 @dataclass(frozen=True)
 class FoldedFile:
-    """A folded file. nodes: the number of nodes of the original and of the folded graph. parity: on random rows."""
+    """A folded file. nodes: the numbers of nodes, before and after folding. parity: the comparison on random rows."""
 
     report: tuple[Folding, ...]
     notes: tuple[str, ...]

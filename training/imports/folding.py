@@ -1,6 +1,6 @@
 """Folding of an imported graph: every affine step moves into the Dense weights next to it.
 
-`fold` applies the rules until none of them changes the graph. Each rule is exact, and none moves anything across a
+`fold` applies the rules until none of them changes the graph. Each rule is exact. No rule moves a layer across a
 function that is not affine. All values are float64; `write.py` rounds them once. The module knows no arithmetic.
 """
 
@@ -15,7 +15,7 @@ from foldserve.training.imports.graph import Graph
 from foldserve.training.imports.layers import Affine
 from foldserve.training.imports.structure_rules import STRUCTURE_RULES
 
-# The structure comes first, because it brings an affine map to a Dense.
+# The rules of the structure come first, because they bring affine maps next to a Dense.
 RULES = (*STRUCTURE_RULES, *AFFINE_RULES)
 
 

@@ -72,7 +72,7 @@ class Builder:
     def add(self, name: str, kind: str, layer: Layer, *inputs: str) -> str:
         """Add a layer that reads `inputs`, and return the unique name of its value.
 
-        name, kind: the name and the type of the layer in the original model; messages and the report have them. Raises
+        name, kind: the name and the type of the layer in the original model; messages and the report show both. Raises
         `ModelImportError` if the layer can't read these inputs.
         """
         try:
@@ -102,12 +102,12 @@ def prune(network: Network) -> Network:
 
 
 def refuse(name: str, kind: str, reason: str, remedy: str = "") -> ModelImportError:
-    """Return the error for the layer `name` of the type `kind`, to be raised. remedy: the next step of the user."""
+    """Return the error that refuses the layer `name` of the type `kind`. remedy: what the user can do."""
     return ModelImportError(f"{kind} {name!r}: {reason}" + (f"; {remedy}" if remedy else ""))
 
 
 def chain(builder: Builder, steps: Sequence[tuple[str, str, Layer]], value: str = INPUT) -> str:
-    """Add layers that each read the one before: (name, type, layer). Return the name of the last value."""
+    """Add layers in a row. Each reads the value before it. steps: (name, type, layer). Return the last value's name."""
     for name, kind, layer in steps:
         value = builder.add(name, kind, layer, value)
     return value

@@ -19,10 +19,10 @@ FRONT_ENDS = {
     ".skops": "scikit_learn.reader",
     ".pt2": "pytorch.reader",
 }
-# Formats whose reader runs code of the file.
+# Formats whose readers would run code from the file.
 UNSAFE = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt")
 _SAFE = "save a pipeline with skops.io.dump, a module with torch.export.save, or call foldserve.import_model(object)"
-# The package of the class of an object or of one of its base classes, and the module with a function `read_object`.
+# A package, and the module whose `read_object` reads objects of its classes and of their subclasses.
 OBJECTS = {"sklearn": "scikit_learn.reader", "torch": "pytorch.reader"}
 
 

@@ -1,4 +1,4 @@
-"""The functions of single numbers in an imported network: float64 arithmetic, and the ONNX nodes of each.
+"""The functions that an imported network applies to each number: their float64 arithmetic and their ONNX nodes.
 
 To add a function, add an entry to `FUNCTIONS`. The module knows no file and no framework.
 """

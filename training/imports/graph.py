@@ -1,4 +1,4 @@
-"""A graph of layers while folding changes it, with the readers of each value and the report of the folds.
+"""The graph that folding changes. It knows which nodes read each value, and it records every fold for the report.
 
 The module knows no rule of folding.
 """
@@ -13,10 +13,10 @@ from foldserve.training.imports.layers import Layer
 
 
 class Graph:
-    """The nodes of a network while they change, with the readers of each value.
+    """The nodes of a network, which the rules of folding change, and the nodes that read each value.
 
-    order: the names of the nodes; each comes after the nodes that it reads. members: the original layers that an affine
-    node stands for, before it is folded.
+    order: the names of the nodes; each comes after the nodes that it reads. members: by the name of an affine node that
+    is not folded yet, the original layers from which it was made.
     """
 
     def __init__(self, network: Network) -> None:
@@ -36,11 +36,11 @@ class Graph:
         return None if node is None else node.layer
 
     def readers(self, name: str) -> list[str]:
-        """Return the names of the nodes that read the value, once for each time that a node reads it."""
+        """Return the names of the nodes that read the value. A node that reads it twice is listed twice."""
         return self._readers[name]
 
     def has_single_reader(self, name: str) -> bool:
-        """Whether only one node reads the value, once, and the value is not the output or the input."""
+        """Whether exactly one node reads the value, exactly once. False for the input and the output of the network."""
         return len(self._readers[name]) == 1 and name != self.output and name != INPUT
 
     def replace(self, name: str, layer: Layer, *inputs: str) -> None:

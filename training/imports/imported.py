@@ -1,4 +1,4 @@
-"""An imported model: its network, the meaning of its columns and outputs, its origin, and the original as reference.
+"""An imported model: its network, the meaning of its columns and outputs, its origin, and the original model.
 
 Every front end returns an `Imported`. The module knows no file format.
 """
@@ -30,8 +30,8 @@ class Options:
 
     features: the names of the columns in order; () to take them from the file or the table. labels: the labels of the
     classes in the order of the outputs; () to take them from the file. output: the name of the output, if a model has
-    several; "" to choose the one with scores. keep_unknown: keep an operation that is not
-    understood as it is, if the format allows this.
+    several; "" to choose the one with scores. keep_unknown: whether an operation that is not
+    understood is kept unchanged, if the format allows this.
     """
 
     features: tuple[str, ...] = ()
@@ -48,11 +48,11 @@ class Imported:
     names of the columns come from the model or the user; if not, the columns of a table are taken by position.
     labels: the classes in the order of the outputs; () for regression. framework, framework_version: the framework
     that wrote the model; the version is empty if the file does not have it. file: the name of the file, or of the class
-    of an object. sha256: of the file, or of the weights of an object. reference, evaluate: the original model in
-    float64, and a sentence part that says which arithmetic it is. float32: the original in the float32 of its own
-    framework, by name, to be measured beside the folded model. ranges: the typical range of each feature, if the model
-    has one, float64 [features, 2]; NaN where it has none. whole: the indices of the features that must be whole
-    numbers. notes: facts that the user should know, one sentence each.
+    of an object. sha256: of the file, or of the weights of an object. evaluate: the original model in float64.
+    reference: words that name the arithmetic of `evaluate`. float32: functions that run the original in float32, by the
+    name of the runtime. The certificate measures their differences too. ranges: the typical range of each feature, if
+    the model has one, float64 [features, 2]; NaN where it has none. whole: the indices of the features that must be
+    whole numbers. notes: facts that the user should know, one sentence each.
     """
 
     network: Network

@@ -60,7 +60,7 @@ class Affine(Layer):
 
     @staticmethod
     def of(scale: npt.ArrayLike, offset: npt.ArrayLike, shift: npt.ArrayLike, columns: int) -> Affine:
-        """Make an affine layer for `columns` columns. Each number may be one for all columns.
+        """Make an affine layer for `columns` columns. An argument may be one number for all columns.
 
         Raises `ValueError` for another number of values.
         """
@@ -177,8 +177,8 @@ class PRelu(Layer):
 class OneHot(Layer):
     """Output column j is 1 where column `source[j]` of the input equals `code[j]`, and 0 elsewhere.
 
-    source: int64 [outputs]. code: float64 [outputs]. A missing value equals no code. The column of a category is an
-    index, so an encoding of the categories 0, 1 and 2 of column 4 has the sources 4, 4, 4 and the codes 0, 1, 2. An
+    source: int64 [outputs]. code: float64 [outputs]. A missing value does not equal any code. A categorical column has
+    an index, so an encoding of the categories 0, 1 and 2 of column 4 has the sources 4, 4, 4 and the codes 0, 1, 2. An
     ordinal encoding is a OneHot, followed by a Dense with the number of each category.
     """
 

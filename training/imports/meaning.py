@@ -1,4 +1,4 @@
-"""The meaning of the columns and outputs of a model, where its file does not say it: names, probabilities, ranges.
+"""Finds the names and ranges of columns, and the probabilities in outputs, if the file does not state them.
 
 The module knows no file and no framework.
 """
@@ -18,7 +18,7 @@ from foldserve.training.imports.imported import Options
 from foldserve.training.imports.layers import Activation, Add, Affine, Array, Concat, Impute, Layer, Select, Softmax
 from foldserve.training.table.schema import Column
 
-# The outputs of a model, as its loss function reads them. "": the model does not say it.
+# The meaning of the outputs for the model's loss function; "" if the model does not state it.
 Outputs = Literal["", "logits", "value"]
 
 # A standardised feature is rarely more than three standard deviations away from its mean.
@@ -44,7 +44,8 @@ def finish(
     """Return the network whose output is probabilities or one value, its task, its labels, and notes for the user.
 
     value: the last value of the model. A softmax or a sigmoid is added if the outputs are logits, because the loss
-    function or the labels of `options` say so. Raises `ModelImportError` if the outputs have no such meaning.
+    function or the labels of `options` say so. Raises `ModelImportError` if the outputs can't be read as probabilities
+    or as a value.
     """
     columns, layers = builder.columns[value], {node.name: node for node in builder.network(value).nodes}
     last = layers[value].layer if value in layers else None
@@ -94,9 +95,10 @@ def _is_probability(mass: float | None, columns: int, last: Layer | None) -> boo
 
 
 def _mass(network: Network) -> float | None:
-    """Return the sum of the outputs of a softmax, or the maximum of a sigmoid, after weighted sums of such values.
+    """Return the sum of the outputs after a softmax, or the largest possible output after a sigmoid.
 
-    It is None for other outputs. The sum of 1 shows that a mean of probabilities has probabilities.
+    Sums and scalings may follow them, as in an ensemble. If the result is 1, the outputs are probabilities. The result
+    is None for other outputs.
     """
     masses: dict[str, float | None] = {}
     for node in network.nodes:
@@ -119,7 +121,7 @@ def _mass(network: Network) -> float | None:
 
 
 def typical_ranges(network: Network) -> Array | None:
-    """Return the mean and three standard deviations of the features that the network standardises first.
+    """Return the mean minus and plus three standard deviations of each feature that the network standardises first.
 
     float64 [features, 2]; NaN for a feature that is not standardised, None if no feature is.
     """

@@ -1,7 +1,7 @@
-"""The constant part of an ONNX graph: operators whose inputs are all constants, evaluated in float64.
+"""Evaluates in float64 the operators of an ONNX graph whose inputs are all constants.
 
-Exporters compute shapes and parameters in the graph. The size of every result is computed before it is evaluated, so a
-file can't make it large. The module knows no layer.
+Exporters compute shapes and parameters in the graph. The size of every result is checked before the result is computed,
+so a file can't exhaust the memory. The module knows no layer.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def constant_node(node: onnx.NodeProto) -> Constant:
 
 
 def evaluate(node: onnx.NodeProto, inputs: list[Array | None], opset: int) -> list[Constant]:
-    """Evaluate a node with constant inputs. Raises `Refused` if the operator is not one for constants."""
+    """Evaluate a node with constant inputs. Raises `Refused` if constants may not use the operator."""
     present = [each for each in inputs if each is not None]
     if _size(node, present) > MAX_NUMBERS:
         raise Refused("its constant result has too many numbers")

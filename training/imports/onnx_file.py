@@ -1,7 +1,7 @@
-"""Reads an ONNX file that may lie: every check happens before any memory is allocated for what the file claims.
+"""Reads an ONNX file that is not trusted. A size in the file is checked before memory of that size is allocated.
 
 The result is a model in which every node has a known operator set, every value is computed once and before it is read,
-and every initialiser has the numbers that its shape says. The module knows no layer.
+and every initialiser has as many numbers as its shape says. The module knows no layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foldserve.service.bundle import MAX_MODEL
 from foldserve.training.errors import ModelImportError
 
 MAX_NODES = 20_000
-# The number of numbers that one constant of a graph may have: 2 GiB of float32.
+# The most numbers in one constant of a graph: 2 GiB of float32.
 MAX_NUMBERS = 2**29
 _BITS = {TensorProto.FLOAT: 32, TensorProto.DOUBLE: 64, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16}
 _NEWEST_ML = 5
@@ -104,7 +104,7 @@ def _require_opsets(model: onnx.ModelProto, name: str) -> None:
 
 
 def _require_whole(tensor: TensorProto, name: str) -> None:
-    """Refuse a tensor that is stored elsewhere, or whose numbers are not those that its shape says."""
+    """Refuse a tensor that is stored in another file, or whose shape does not fit its number of values."""
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise ModelImportError(f"{name}: tensor {tensor.name!r} is stored in another file; {_SINGLE_FILE}")
     if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > MAX_NUMBERS:

@@ -1,4 +1,4 @@
-"""The functions of single numbers and the comparisons of ONNX's main domain, as layers of the form."""
+"""Translates ONNX's functions of each number, and its comparisons, to layers of the form."""
 
 from __future__ import annotations
 

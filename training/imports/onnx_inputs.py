@@ -26,8 +26,8 @@ _LABELS = {"ZipMap", "Identity", "Cast", "ArgMax", "ArrayFeatureExtractor", "Squ
 class Inputs:
     """The columns of the input, the feeds of the original, and the values of its input tensors.
 
-    output: the name of the tensor that the bundle gives. needed: the tensors that it needs. named: whether the columns
-    have names of their own.
+    output: the name of the tensor that becomes the output of the bundle. needed: the tensors from which it is computed.
+    named: whether the model names the columns.
     """
 
     columns: tuple[RawColumn, ...]
@@ -108,7 +108,7 @@ def _read_type(info: onnx.ValueInfoProto, given: int) -> tuple[int, tuple[int, .
 
 
 def _choose_output(graph: onnx.GraphProto, wanted: str) -> tuple[str, list[str]]:
-    """Return the tensor that the bundle gives: the probabilities or the value, before they are reduced to a label."""
+    """Return the tensor with the probabilities or the value, from which the model may then compute a label."""
     names = [info.name for info in graph.output]
     if wanted and wanted not in names:
         raise ModelImportError(f"--output: the model has no output {wanted!r}; it has {join_some(names, 5)}")
@@ -142,7 +142,7 @@ def _is_score(info: onnx.ValueInfoProto, producers: Mapping[str, onnx.NodeProto]
 
 
 def _leads_to_label(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> bool:
-    """Whether a node that changes no value stands behind an ArgMax or a ZipMap."""
+    """Whether a node only passes on the result of an ArgMax or a ZipMap."""
     for _ in range(len(_LABELS)):
         before = producers.get(node.input[0])
         if before is None or before.op_type not in _LABELS:

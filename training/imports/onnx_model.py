@@ -114,7 +114,7 @@ class _Keeper:
         shape = self._shapes.get(node.output[0])
         has_graph = any(attribute.HasField("g") for attribute in node.attribute)
         is_flat = shape is not None and len(shape.dim) == 2 and shape.dim[1].dim_value > 0
-        # The inputs of the rows must come first, because a kept node has them first.
+        # The inputs that depend on the rows must come first, because `Kept` expects this order.
         first = all(value is not None and not isinstance(value, Constant) for value in values[: len(data)])
         if shape is None or has_graph or not is_flat or not first or not data or len(node.output) != 1:
             return None

@@ -1,7 +1,7 @@
 """The operators of ONNX's main domain, as layers of the form.
 
 Each function translates one node: it gets the context, the node, its inputs and its attributes, and returns the values
-of its outputs. It raises `Refused` with the reason if the node does something that the form can't say. To add an
+of its outputs. It raises `Refused` with the reason if the node does something that the form can't express. To add an
 operator, add a function. The definitions are those of https://onnx.ai/onnx/operators/.
 """
 
@@ -62,7 +62,7 @@ def constant(inputs: Sequence[Value | None], place: int, name: str) -> npt.NDArr
 def constant_or_attribute(
     inputs: Sequence[Value | None], place: int, given: dict[str, Any], name: str
 ) -> npt.NDArray[Any] | None:
-    """Return a constant that older opsets have as an attribute."""
+    """Return a constant that is an attribute in older opsets and an input in newer ones."""
     array = constant(inputs, place, name)
     return np.array(given[name]) if array is None and name in given else array
 

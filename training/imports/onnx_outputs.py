@@ -1,6 +1,6 @@
-"""The output of an ONNX model in the terms of a bundle: probabilities of labels, or one value.
+"""Turns the output of an ONNX model into the output of a bundle: probabilities of labels, or one value.
 
-A model often gives logits, log-probabilities, or the probability of the second class alone. The module adds the last
+A model often gives logits, log-probabilities, or the probability of the second class alone. The module adds the missing
 layers, and the same arithmetic to the reference.
 """
 
@@ -162,7 +162,7 @@ def _binary(outputs: Array) -> Array:
 
 
 def _gives_probabilities(network: Network, columns: tuple[Column, ...]) -> bool:
-    """Whether every row of some random rows gives numbers from 0 to 1 whose sum is 1."""
+    """Whether the outputs of each of some random rows are numbers from 0 to 1 whose sum is 1."""
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(_TRIAL_ROWS, len(columns))) * 10.0 ** generator.integers(-2, 3, (_TRIAL_ROWS, 1))
     for i, column in enumerate(columns):
@@ -176,9 +176,9 @@ def _gives_probabilities(network: Network, columns: tuple[Column, ...]) -> bool:
 def _references(
     model: onnx.ModelProto, inputs: Inputs, feeds: Callable[..., dict[str, Array]], last: Last, notes: list[str]
 ) -> tuple[Evaluate | None, dict[str, Evaluate]]:
-    """Return the float64 reference and the original in ONNX Runtime, as far as they run.
+    """Return the float64 reference and the original in ONNX Runtime. A function that can't run is left out.
 
-    The reference is None if an operator has none.
+    The reference is None if onnx can't evaluate an operator.
     """
     evaluate: Evaluate | None = None
     float32: dict[str, Evaluate] = {}

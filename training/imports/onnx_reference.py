@@ -1,4 +1,4 @@
-"""The original ONNX model as reference: its own graph in float64, and its own bytes in ONNX Runtime.
+"""Runs the original ONNX model as the reference: its graph in float64, and its unchanged file in ONNX Runtime.
 
 The float64 evaluation is onnx's `ReferenceEvaluator`, on a copy of the graph in which every float32 is a float64. It
 shares no code with the form and with folding. The module knows no layer.
@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Feed:
-    """One input of the original: its name, its type, the shape of a row, and its columns of the raw rows."""
+    """One input of the original: its name, its type, the shape of a row, and the raw columns that it takes."""
 
     name: str
     dtype: int

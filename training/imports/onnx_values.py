@@ -1,4 +1,4 @@
-"""The values of an ONNX graph while it is translated, and the graph's context.
+"""The types of values in the translation of an ONNX graph, and the context of the translation.
 
 A value is a constant, raw columns of the input, numbers of the form, or truth values. The module knows no operator.
 """
@@ -46,8 +46,8 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """A value of the form that holds 0 and 1, as a boolean tensor. missing_of: the value whose missing values it marks,
-    if it does.
+    """A value of the form that holds 0 and 1, as a boolean tensor. missing_of: the value whose missing
+    values this one marks, or None.
     """
 
     name: str
@@ -83,7 +83,7 @@ class RawColumn:
     """One column of the input. name, is_text: as in the file. categories: filled by the encoders that read the column.
 
     missing: whether the model replaces missing values. read_as_number: whether an operator computes with it.
-    is_closed: whether no category may be added.
+    is_closed: whether the list of categories is complete.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The way of an imported model: front end -> fold -> ONNX -> certificate -> bundle.
+"""The steps of an import: front end -> fold -> ONNX -> certificate -> bundle.
 
 The module knows no format of another framework.
 """
@@ -39,8 +39,8 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """The choices of an import. data: the table for the certificate and the metrics. ranges: ranges of features by
-    name, "" for all others. seed: of the random rows.
+    """The choices of an import. data: the table for the certificate and the metrics. ranges: the ranges of
+    features by name; the name "" has the range of all other features. seed: the seed of the random rows.
     """
 
     name: str
@@ -152,7 +152,7 @@ def _certify(
 
 
 def _tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
-    """Return the tolerance. For a regression, it counts in standard deviations of the target, or of the outputs."""
+    """Return the tolerance. In a regression, its unit is the standard deviation of the target or of the outputs."""
     if imported.task == "classification":
         return output_tolerance(0.0, 1.0)
     values = rows.table.y if len(rows.table.y) else exact(rows.drawn)

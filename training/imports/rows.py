@@ -1,4 +1,4 @@
-"""The rows on which an imported model is certified, and the features that they describe.
+"""The rows on which an imported model is certified, and the features for the manifest.
 
 The rows are those of a table, or they are drawn from ranges. The module does not know the model's layers.
 """
@@ -28,7 +28,7 @@ _EVERY = ""
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a certificate. table: the rows of the user's table; without rows if there is none.
+    """The rows of a certificate. table: the user's table; it has no rows if the user gives none.
 
     features: the features for the manifest. drawn: random rows, float32 [rows, features]. notes: facts for the user.
     """
@@ -42,7 +42,7 @@ class Rows:
 def parse_ranges(texts: tuple[str, ...]) -> dict[str, Range]:
     """Read the ranges of features: `age=0:99` for one feature, `0:16` for all others. Return them by name.
 
-    The range for all others has the name "". Raises `DataError` for a text that is no range.
+    The range for all others has the name "". Raises `DataError` for a text that is not a range.
     """
     ranges: dict[str, Range] = {}
     for text in texts:
@@ -103,7 +103,7 @@ def _draw(imported: Imported, schema: Table, ranges: Mapping[str, Range], seed: 
     features = tuple(
         _describe(column, known.get(column.name, known.get(_EVERY, (0.0, 1.0)))) for column in schema.columns
     )
-    # The drawn values are whole numbers where these examples are.
+    # The drawn values of a feature are whole numbers if these examples are.
     example = np.array([[0.0 if i in imported.whole else 0.5 for i in range(len(features))]], np.float32)
     drawn = certificate.draw(features, example, certificate.RANDOM_ROWS, seed)
     note = "no table was given: the certificate is on random rows alone, and there are no metrics and no report"

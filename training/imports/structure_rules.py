@@ -1,4 +1,4 @@
-"""The rules that change the structure of a graph, so that more of its affine steps stand next to a Dense.
+"""The rules that change the structure of a graph, so that more of its affine steps are next to a Dense.
 
 They join selections of columns, nested Concat and Add layers, branches of an ensemble, and functions that exporters
 write as several operators. A rule gets a graph and one of its nodes. It changes the graph and returns True, or it
@@ -29,7 +29,7 @@ from foldserve.training.imports.layers import (
 
 
 def flatten(graph: Graph, node: Node) -> bool:
-    """Let a Concat or an Add read the inputs of another one directly."""
+    """Merge a Concat into the Concat that reads it, and an Add into the Add that reads it."""
     layer = node.layer
     if not isinstance(layer, Concat | Add):
         return False
@@ -137,8 +137,8 @@ def join_one_hots(graph: Graph, node: Node) -> bool:
 
 
 def add_dense_branches(graph: Graph, node: Node) -> bool:
-    """Turn the sum of Dense layers into one Dense: of the sum of the weights if they read the same value, and of all
-    inputs side by side otherwise.
+    """Turn a sum of Dense layers into one Dense. If the layers read the same value, their weights are added. Otherwise,
+    the one Dense reads all their inputs side by side.
     """
     if type(node.layer) is not Add:
         return False
@@ -222,7 +222,7 @@ def join_gate(graph: Graph, node: Node) -> bool:
 
 
 def join_binary(graph: Graph, node: Node) -> bool:
-    """Replace [1 - sigmoid(z), sigmoid(z)] by softmax([0, z]), so that the Dense before it takes up all of it."""
+    """Replace [1 - sigmoid(z), sigmoid(z)] by softmax([0, z]), whose logits fold into the Dense before it."""
     if not isinstance(node.layer, Concat) or len(node.inputs) != 2:
         return False
     for place, (rest, positive) in enumerate((node.inputs, node.inputs[::-1])):

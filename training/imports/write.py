@@ -72,7 +72,7 @@ def write_network(
 
 
 class Writer:
-    """The ONNX nodes and constants of a network. A value has the name of its node, and the output its given name."""
+    """The ONNX nodes and constants of a network. A value has the name of its node. The caller names the output."""
 
     def __init__(self, network: Network, source: str, output: str) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -236,7 +236,7 @@ def _shorten(values: Array) -> Array:
 
 
 def _find_splits(network: Network) -> dict[str, tuple[str, list[Node]]]:
-    """Return the values that their selections cut into consecutive parts: a Split gives all parts.
+    """Find each value whose selections cut it into consecutive parts, so that one Split can give all of them.
 
     For each value, the result has the name of the selection that comes first in the network, and the selections in the
     order of their columns.

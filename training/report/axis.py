@@ -1,4 +1,4 @@
-"""The axes of charts: which values they show, where a value is, and the ticks with their labels. Draws nothing."""
+"""The axes of charts: the range of values, the place of a value, and the ticks with their labels. Draws nothing."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def draw_precision_recall(curves: Sequence[tuple[str, Curve]], marked: int | Non
 
 
 def draw_gains(name: str, curve: Curve, marked: int, alt: str) -> str:
-    """Draw the share of a class that is found by the share of the rows with the highest scores."""
+    """Draw the share of a class that is found, over the share of all rows that is chosen by the highest scores."""
     chart = Chart(_share_axis("share of the rows, highest scores first"), _share_axis("share of the class found"))
     _diagonal(chart)
     shown = [(name, curve.predicted_share, curve.recall)]

@@ -22,7 +22,8 @@ class Curve:
     """The counts at each threshold, from the highest threshold to the lowest. All arrays are [points].
 
     A row counts as predicted if its score is at least the threshold. The first point has the threshold infinity, at
-    which no row is predicted. found: the predicted rows of the class. wrong: the other predicted rows.
+    which no row is predicted. found: the number of predicted rows that are of the class. wrong: the number of the other
+    predicted rows.
     """
 
     thresholds: Values
@@ -68,7 +69,7 @@ class Curve:
     def found_in_first(self, share: float) -> float:
         """Return the share of the class among the `share` of all rows that have the highest scores.
 
-        If rows with equal scores are at the limit, a part of them counts, as for a choice by chance among them.
+        If the limit is among rows with equal scores, a part of them counts, as if these rows were in random order.
         """
         return float(np.interp(share, self.predicted_share, self.recall))
 
@@ -111,7 +112,7 @@ def auc_by_class(y: npt.NDArray[np.int64], outputs: Scores) -> Values:
 
 
 def mean_auc(y: npt.NDArray[np.int64], outputs: Scores) -> float:
-    """Return the AUC of a classifier: for two classes that of the second, for more classes the mean over the classes.
+    """Return the AUC of a classifier: the AUC of the second of two classes, or the mean AUC of more classes.
 
     A class without an AUC is left out. The result is NaN if no class has one.
     """

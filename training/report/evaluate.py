@@ -40,7 +40,7 @@ def score(
     """Score `outputs` [rows, outputs] against `y` [rows].
 
     Classification: `accuracy`; `log_loss` in nats; `auc`, the area under the ROC curve, NaN if it is undefined.
-    With a threshold, the accuracy is that of its predictions, and `precision`, `recall`, `f1` and `cost` are about it.
+    A threshold decides the predictions. There are then also `precision`, `recall`, `f1` and `cost`.
     Regression: `rmse` and `mae` in the target's units, and `r2`. decision: by default, the class with the largest
     probability is predicted.
     """

@@ -77,13 +77,13 @@ class Evidence:
 
     @property
     def threshold(self) -> float:
-        """The probability of the positive class of two classes from which on a row gets this class."""
+        """The lowest probability of the positive class with which a row gets this class, if there are two classes."""
         threshold = self.manifest.threshold
         return 0.5 if threshold is None else float(np.float32(threshold.value))
 
     @property
     def positive(self) -> int:
-        """The positive class of two classes: the class of the threshold, or the second class without a threshold."""
+        """The positive class, if there are two classes: the class of the threshold, or the second class by default."""
         return self.decision.positive if self.manifest.threshold else 1
 
     @property

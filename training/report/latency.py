@@ -1,6 +1,6 @@
 """Measures how long one run of the exported model takes on this machine. The figures are for the report alone.
 
-They are not in the manifest, which has only figures that the next training of the same table gives again.
+They are not in the manifest, because a second training on the same table would give other figures.
 """
 
 from __future__ import annotations

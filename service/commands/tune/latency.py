@@ -52,7 +52,7 @@ class Latencies:
 
     @property
     def by_name(self) -> dict[str, Curve]:
-        """The curves, by the name that users see for each variant."""
+        """The curves by variant. A variant has the name that the printed table shows."""
         curves = {_cpu_name(threads): curve for threads, curve in self.cpu.items()}
         return curves | ({_GRAPHS: self.graphs, _PLAIN: self.plain} if self.plain else {})
 

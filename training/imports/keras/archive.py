@@ -1,6 +1,6 @@
-"""Opens a Keras file that may lie: a zip archive of Keras 3, or an HDF5 file of Keras 2. Nothing is written to a disk.
+"""Opens a Keras file: a zip archive of Keras 3, or an HDF5 file of Keras 2. The file is not trusted.
 
-Every size is checked before memory is allocated. The module knows no layer.
+Every size is checked before memory is allocated. Nothing is written to a disk. The module knows no layer.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _SAVE_AGAIN = "save the whole model with model.save('model.keras')"
 class Archive:
     """An open Keras file. config: the description of the model. training: the description of its compilation, or {}.
 
-    version: of Keras. weights: the group of HDF5 that has the layers. legacy: whether the groups are called as the
-    layers are, as in Keras 2, and not after their classes. sha256: of the file.
+    version: of Keras. weights: the group of HDF5 that has the layers. legacy: whether the groups have the names of
+    the layers, as in Keras 2, instead of the names of their classes. sha256: of the file.
     """
 
     config: dict[str, Any]
@@ -51,7 +51,7 @@ class Archive:
 
 
 def is_too_dense(size: int, stored: int) -> bool:
-    """Whether `stored` bytes claim to hold more than 64 MiB and more than the 100-fold, as a zip bomb does."""
+    """Whether `stored` bytes claim to expand to more than 64 MiB and more than 100 times their size."""
     return size > 2**26 and size > 100 * stored
 
 

@@ -146,7 +146,7 @@ class ModelReader:
 
 
 def _find_inputs(description: dict[str, Any]) -> Iterator[Input]:
-    """Yield the inputs of a model. A Sequential model may have its shape in another place in each version of Keras."""
+    """Yield the inputs of a model. Each version of Keras may store a Sequential model's shape elsewhere."""
     config = description["config"]
     layers = list(_layers(config))
     if _kind(description) != "Sequential":
@@ -183,7 +183,7 @@ def _input(config: dict[str, Any], name: str) -> Input:
 
 
 def _first_call(layer: dict[str, Any]) -> int:
-    """Return the number of the first call. Keras 2 counts the call that built a model inside a model."""
+    """Return the number of the first call. Keras 2 also counts the call that built a nested model."""
     nodes = layer["inbound_nodes"]
     if _kind(layer) not in _MODELS or not nodes or isinstance(nodes[0], dict):
         return 0
@@ -191,7 +191,7 @@ def _first_call(layer: dict[str, Any]) -> int:
 
 
 def _node_inputs(node: Any, name: str, kind: str) -> list[Tensor]:
-    """Return the tensors that a call reads. Keras 3 has an object for a call, and Keras 2 has a list."""
+    """Return the tensors that a call reads. Keras 3 writes a call as an object, and Keras 2 as a list."""
     if isinstance(node, dict):
         _check_arguments(node.get("kwargs") or {}, name, kind)
         arguments = [

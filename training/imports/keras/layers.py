@@ -23,7 +23,7 @@ _EPSILON = 1e-7  # keras.config.epsilon()
 
 @dataclass(frozen=True)
 class Value:
-    """A value of the graph. shape: without the axis of the rows; a row with more axes lies in row-major order."""
+    """A value of the graph. shape: the shape of one row. The numbers of a row are in row-major order."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,13 +48,13 @@ class Call:
         return Value(name, (self.builder.columns[name],) if shape is None else shape)
 
     def chain(self, layers: tuple[Layer, ...], value: Value) -> Value:
-        """Add layers that each read the one before. They don't change the shape."""
+        """Add layers in a row: each reads the value before it. The shape does not change."""
         for layer in layers:
             value = self.add(layer, value, shape=value.shape)
         return value
 
     def single(self, *, flat: bool = False) -> Value:
-        """Return the only input. flat: it must have one axis besides the rows."""
+        """Return the only input. flat: whether a row must have only one axis."""
         if len(self.inputs) != 1:
             raise refuse(self.name, self.kind, f"it takes one input and gets {len(self.inputs)}")
         if flat and len(self.inputs[0].shape) != 1:
@@ -117,7 +117,7 @@ def _batch_norm(call: Call) -> Value:
 
 
 def _normalization(call: Call) -> Value:
-    """(x - mean) / max(sqrt(variance), epsilon), as keras/src/layers/preprocessing/normalization.py has it."""
+    """(x - mean) / max(sqrt(variance), epsilon), as in keras/src/layers/preprocessing/normalization.py."""
     value, config = call.single(), call.config
     axis = config.get("axis", -1)
     kept = [] if axis is None else axis if isinstance(axis, list) else [axis]

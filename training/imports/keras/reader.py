@@ -1,4 +1,4 @@
-"""Reads a Keras file as an imported model: the way from its archive to the intermediate form."""
+"""Reads a Keras file as an imported model. The module calls the other modules of this package in order."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read(path: Path, options: Options) -> Imported:
 
 
 def _names(inputs: tuple[Input, ...]) -> tuple[str, ...]:
-    """Return the names of the features: of the inputs, if there are several. A name of one input names no feature."""
+    """Name the features after the inputs, if there are several. Return () for one input, which may be many features."""
     if len(inputs) < 2:
         return ()
     names = []
@@ -57,7 +57,7 @@ def _names(inputs: tuple[Input, ...]) -> tuple[str, ...]:
 
 
 def _outputs(loss: Any) -> Outputs:
-    """Return the meaning of the outputs by the loss function of the model, if it has one that is known."""
+    """Return the meaning of the outputs according to the model's loss function; "" if this function is not known."""
     config: Any = {}
     if isinstance(loss, dict):
         loss, config = loss.get("class_name"), loss.get("config")

@@ -1,8 +1,8 @@
 """Reads the arrays of a layer from HDF5, by the naming rules of Keras 3 and of Keras 2.
 
 Keras 3 names the group of a layer after its class, with a number for each further layer of the class: `dense`,
-`dense_1`. It numbers the arrays. Keras 2 names the group after the layer, and the arrays by their role: `kernel`. Only
-arrays that are in the file itself are read. The module knows no layer.
+`dense_1`. Keras 3 numbers the arrays of a layer. Keras 2 names the group after the layer, and the arrays by their role:
+`kernel`. Only arrays that are in the file itself are read. The module knows no layer.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from foldserve.training.imports.layers import Array
 if TYPE_CHECKING:
     import h5py
 
-# Two of the largest layers of a file of 1 GiB, in float64.
+# A file of 1 GiB has at most this many float32 numbers. As float64, they take 2 GiB.
 _MAX_NUMBERS = 2**28
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the weights of a layer are. groups: the path of Keras 3. names: of the models and of the layer."""
+    """The place of a layer's weights. groups: the path in a Keras 3 file. names: the enclosing models and the layer."""
 
     groups: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class _ByClass:
 
 @dataclass(frozen=True)
 class _ByName:
-    """The weights of an `.h5` file. A nested model has one group, in which the names of its layers are in the paths."""
+    """The weights of an `.h5` file. A nested model has one group. Its paths have the names of its layers."""
 
     file: h5py.Group
 

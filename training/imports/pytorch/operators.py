@@ -36,7 +36,7 @@ _EVAL = "call model.eval() before you export it"
 
 @dataclass
 class Mapper:
-    """Adds the calls of a program to a graph. names: the value in the graph of each tensor."""
+    """Adds the calls of a program to a graph. names: for each tensor, the name of its value in the graph."""
 
     program: Program
     builder: Builder
@@ -164,7 +164,7 @@ def _affine(mapper: Mapper, call: Call, kind: str, argument: str, scale: Any, te
 
 
 def _same(mapper: Mapper, call: Call, kind: str) -> None:
-    """Keep the value: dropout in eval mode, a copy, or another shape of the same row."""
+    """Keep the value, because dropout in eval mode, a copy or a reshape of a row changes no number."""
     del kind
     source = next(iter(call.arguments))
     if call.arguments.get("train"):

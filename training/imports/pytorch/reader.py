@@ -57,7 +57,7 @@ def read_object(model: Any, options: Options) -> Imported:
 
 
 def _find_columns(module: torch.nn.Module, options: Options) -> int:
-    """Return the number of features: of the user, or of the first layer that has such a number and runs."""
+    """Return the number of features: the user's, or the input size of the first layer with which the module runs."""
     sizes = [len(options.features)] if options.features else []
     for part in module.modules():
         sizes += [
@@ -109,7 +109,7 @@ def _read(program: Program, options: Options, file: str, checksum: str, original
 
 
 def _original(module: torch.nn.Module, network: Network, bare: Network) -> Evaluate:
-    """Return the module in float64. The layers that give its outputs a meaning run after it."""
+    """Return a function that runs the module in float64, and then the layers that the import adds after it."""
     names = {node.name for node in bare.nodes}
     added = [node for node in network.nodes if node.name not in names]
 

@@ -1,4 +1,4 @@
-"""Maps the last step of a scikit-learn pipeline, which predicts, to the intermediate form."""
+"""Maps the last step of a scikit-learn pipeline, the estimator, to the intermediate form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NETWORKS = ("MLPClassifier", "MLPRegressor")
 def map_estimator(context: Context, estimator: Any, value: Value, name: str) -> tuple[str, bool]:
     """Add the last step. Return its value, and whether it is logits (True) or the value of a regression.
 
-    The logits of two classes are one column, of the second class. Raises `ModelImportError`.
+    For two classes, the logits have one column: the logit of the second class. Raises `ModelImportError`.
     """
     kind = type(estimator).__name__
     known = (*_LINEAR, *_LOGISTIC, *_NETWORKS)

@@ -114,7 +114,7 @@ def _probabilities(context: Context, logits: str) -> str:
 
 
 def _original(model: Any, columns: tuple[Column, ...], names: tuple[str, ...], classify: bool) -> Evaluate:
-    """Return the pipeline itself as a function of raw rows. An encoder that refuses unseen categories ignores them."""
+    """Return the pipeline itself as a function of raw rows. Its encoders ignore unseen categories."""
     model = copy.deepcopy(model)
     _ignore_unseen(model)
 
@@ -144,7 +144,7 @@ def _original(model: Any, columns: tuple[Column, ...], names: tuple[str, ...], c
 
 
 def _decode(column: Column, codes: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    """Return the categories of indices. An unseen category is a value that no category has."""
+    """Return the category of each index. An unseen category becomes a value that differs from all categories."""
     texts = all(isinstance(each, str) for each in column.categories)
     unseen: Any = "\0unseen" if texts else max(each for each in column.categories if not isinstance(each, str)) + 1
     values = np.array([*column.categories, unseen, np.nan], object)

@@ -19,7 +19,7 @@ from foldserve.training.table.schema import Category, Column
 
 @dataclass(frozen=True)
 class Raw:
-    """Columns of the input that no step has read as numbers. fills: the category of a missing value, by column."""
+    """Columns of the input that no step has read as numbers. fills: the category for a missing value, by column."""
 
     columns: tuple[int, ...]
     fills: dict[int, Any] = field(default_factory=dict)
@@ -36,7 +36,7 @@ Value = Raw | Numbers
 
 
 class Context:
-    """The graph, and the kind of each raw column. names: of the columns."""
+    """The graph, and the kind of each raw column. names: the names of the columns."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.builder = Builder(len(names))
