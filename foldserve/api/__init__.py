@@ -1,11 +1,11 @@
-"""The Python API: the names of `import foldserve`. Its tables are those of Python: frames, dicts and arrays.
+"""The Python API: the names of `import foldserve`. It accepts data frames, dicts and arrays.
 
-errors.py      the errors and warnings that neither training nor the service has
-extras.py      a library that is not installed
-frames.py      data frames, Arrow tables, dicts and arrays as Arrow columns, and back
-rows.py        the rows of one model from such a table, and its labels and probabilities
-model.py       a bundle in this process
-client.py      a server
-fit.py         a training
-estimators.py  scikit-learn
+errors.py      the errors and warnings that only this API raises
+extras.py      checks that an optional library is installed
+frames.py      converts data frames, Arrow tables, dicts and arrays to Arrow columns, and results back
+rows.py        turns such a table into the rows of a model, and its outputs into labels and probabilities
+model.py       loads a bundle and predicts in this process
+client.py      asks a server for predictions
+fit.py         trains a model
+estimators.py  estimators for scikit-learn
 """

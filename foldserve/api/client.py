@@ -1,10 +1,11 @@
 """Clients of a foldserve server: tables in, tables out.
 
 A client asks the server for the manifest of the model, turns the table into float32 rows itself, and sends the rows to
-the version of this manifest. Raw rows are the fastest protocol. The version makes sure that the rows have the meaning
-that the server gives them, also while another version takes over.
+the version of this manifest. Raw rows are the fastest protocol. The request names the version, so the server reads the
+rows by the same manifest, even after another version has begun to serve.
 
-The steps of a call are a generator, which `Client` and `AsyncClient` drive. This module knows HTTP, and no model.
+A generator yields the requests of a call. `Client` and `AsyncClient` send these requests. This module knows HTTP, but
+no model.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from foldserve.service.arrays import Outputs, Rows
 
 _RAW = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
-_MOST_BYTES = 8 * 2**20  # of one request; the default limit of a server is 64 MiB
+_MOST_BYTES = 8 * 2**20  # the size of one request; a server accepts 64 MiB by default
 _ERRORS: dict[int, type[ClientError]] = {
     **dict.fromkeys((400, 413, 414, 415, 422), RequestRefused),
     **dict.fromkeys((401, 403, 421), AccessDenied),
@@ -63,8 +64,8 @@ Steps = Generator["_Call | _Wait | Callable[[], Any]", Any, Result]
 class Retries:
     """How a client waits for a busy server, which answers 503 or 429 with Retry-After.
 
-    attempts: the most retries of one request. most_wait: the most seconds that one call waits for all its retries.
-    A request is sent again only if its wait ends within this time.
+    attempts: the largest number of retries of one request. most_wait: the longest total time in seconds that one call
+    waits before its retries. A request is sent again only if the wait before it fits into this time.
     """
 
     attempts: int = 4
@@ -86,7 +87,7 @@ class _Wait:
 
 @dataclass(frozen=True)
 class _Known:
-    """The facts about one version of a model. asked: the monotonic time at which the server told them."""
+    """The facts about one version of a model. asked: the monotonic time of the server's answer."""
 
     reader: RowReader
     most_rows: int
@@ -107,7 +108,7 @@ class _Budget:
         self.wait = retries.most_wait
 
     def headers(self) -> dict[str, str]:
-        """Return the header of the deadline. Raises `DeadlineExceeded` if it has passed."""
+        """Return the header with the time left. Raises `DeadlineExceeded` if the deadline has passed."""
         if self._end is None:
             return {}
         left = round((self._end - time.monotonic()) * 1000)
@@ -116,7 +117,7 @@ class _Budget:
         return {"x-request-timeout-ms": str(left)}
 
     def allows(self, wait: float) -> bool:
-        """Whether a wait of `wait` seconds ends in time; if so, take it from the budget."""
+        """Return whether a wait of `wait` seconds ends in time. If so, subtract it from the budget."""
         if wait > self.wait or (self._end is not None and time.monotonic() + wait >= self._end):
             return False
         self.wait -= wait
@@ -146,7 +147,7 @@ class _Conversation:
         self._known: _Known | None = None
 
     def predict(self, table: Any) -> Steps[Any]:
-        """Return the label of each row, or its value."""
+        """Return the predicted label of each row, or its predicted value."""
         known, outputs = yield from self._outputs(table)
         return known.reader.labels(table, outputs)
 
@@ -173,7 +174,7 @@ class _Conversation:
         except ModelNotFound:
             if fresh or self._version is not None:
                 raise
-        known = yield from self._ask(budget)  # the server has unloaded the version since
+        known = yield from self._ask(budget)  # the server has unloaded this version since it sent the manifest
         return known, (yield from self._send_rows(known, table, budget))
 
     # --- the manifest -------------------------------------------------------------------------------------------------
@@ -230,7 +231,10 @@ class _Conversation:
         return outputs
 
     def _send(self, call: _Call, budget: _Budget, first_row: int = 0) -> Steps[httpx.Response]:
-        """Send one request, and again while the server is busy. first_row: the row that the server calls row 0."""
+        """Send one request, and repeat it while the server is busy.
+
+        first_row: the row of the table that the server calls row 0.
+        """
         for attempt in range(budget.attempts + 1):
             headers = {**call.headers, **budget.headers()}
             try:
@@ -295,15 +299,16 @@ class Client:
         with foldserve.Client("http://127.0.0.1:8000", model="penguins") as client:
             client.predict(frame)
 
-    url: the address of the server. model, version: the model to ask; by default the only or the default model of the
-    server, in the version that serves. api_key: the key, where the server needs one. deadline: the seconds that one
-    call may take; the server drops rows that can't start in time. timeout: the seconds without a byte after which a
-    connection is given up. retries: how the client waits for a busy server. chunk_rows: the most rows of one request; a
-    larger table is sent in several requests. refresh: the seconds after which the client asks again which version
-    serves. http: a client of httpx with other settings, such as certificates; its `base_url` is the address.
+    url: the address of the server. model: the name of the model; by default, the server's only or default model.
+    version: its version; by default, the version that serves. api_key: the key, where the server needs one. deadline:
+    the seconds that one call may take; the server drops rows that can't run in time. timeout: the client closes a
+    connection on which no byte arrives for this number of seconds. retries: how the client waits for a busy server.
+    chunk_rows: the largest number of rows in one request; a larger table is sent in several requests. refresh: the
+    seconds after which the client asks again which version serves. http: an httpx client with other settings, such as
+    certificates; its `base_url` is the address of the server.
 
     A call raises `InvalidInput` or `TableError`, both `ValueError`, for a table that does not fit the model. It raises
-    a `ClientError` with the status and the text of the server if there is no answer.
+    a `ClientError` with the status and the text of the server if it gets no predictions.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The errors and warnings of the Python API that neither training nor the service has.
+"""The errors and warnings that only the Python API raises.
 
 MissingExtra                 extras.py: a library is not installed; the message names the extra that installs it
 TableWarning                 fit.py: a note on the table, such as a dropped column; the command prints these notes
@@ -7,7 +7,7 @@ ClientError                  a request of a client has no answer; `status` is th
 ├── RequestRefused           400, 413, 415, 422: the rows are not valid for the model
 ├── AccessDenied             401, 403: the API key is missing, not valid, or not for predictions
 ├── ModelNotFound            404: the server has no such model or version
-├── ServerBusy               429, 503: the server has no room, also after the retries
+├── ServerBusy               429, 503: the server has no room for the request, even after the retries
 ├── DeadlineExceeded         504: the deadline passed before the rows could run
 ├── ServerFailed             any other status
 └── ServerUnreachable        no server answers at the address
@@ -68,7 +68,7 @@ class DeadlineExceeded(ClientError, TimeoutError):  # noqa: N818
 
 
 class ServerFailed(ClientError):  # noqa: N818
-    """The server failed, or its response is not one of foldserve."""
+    """The server failed, or its response does not have the form of a foldserve response."""
 
 
 class ServerUnreachable(ClientError, ConnectionError):  # noqa: N818
@@ -76,7 +76,7 @@ class ServerUnreachable(ClientError, ConnectionError):  # noqa: N818
 
 
 def in_python(text: str) -> str:
-    """Write the flags of a message as arguments: `--drop id` becomes drop='id'."""
+    """Replace the flags in a message by Python arguments: `--drop id` becomes drop='id'."""
 
     def argument(found: re.Match[str]) -> str:
         name = found[1].replace("-", "_")

@@ -1,7 +1,8 @@
-"""Estimators for scikit-learn: the network, the training and the folding of `foldserve.fit`, on all rows of `fit`.
+"""Estimators for scikit-learn. They use the network, the training and the folding of `foldserve.fit`.
 
-There is no test part and no bundle. The predictions come from the folded model in ONNX Runtime. This module is the only
-one outside of `training/` that imports scikit-learn.
+The method `fit` uses all its rows for training and validation. It keeps no test rows and writes no bundle. The
+predictions come from the folded model in ONNX Runtime. This module is the only one outside of `training/` that imports
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _MIN_ROWS = 6
 
 
 class _FoldedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """The fit and the run that both estimators share."""
+    """The code for training and prediction that both estimators share."""
 
     _task: Task
     features_: tuple[Feature, ...]
@@ -87,7 +88,7 @@ class _FoldedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         self.random_state = random_state
 
     def __sklearn_tags__(self) -> Any:
-        """Describe the estimator to scikit-learn: NaN is a missing value, and a frame may have texts."""
+        """Describe the estimator to scikit-learn: NaN is a missing value, and a data frame may have columns of text."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
@@ -227,11 +228,12 @@ def _numeric_columns(x: Rows) -> tuple[tuple[Column, ...], Rows]:
 
 
 class FoldedClassifier(ClassifierMixin, _FoldedEstimator):  # type: ignore[misc]
-    """A batch-norm MLP for classification, folded and run by ONNX Runtime. It works wherever scikit-learn's do.
+    """A batch-norm MLP for classification, folded and run by ONNX Runtime. It can replace a classifier of scikit-learn.
 
-    The parameters are options of `foldserve.fit`; None is the value of the preset. X may be an array of numbers, or a
-    frame of pandas or polars with numbers, texts, booleans, dates and missing values. Columns of a frame become
-    features as in `foldserve.fit`. `validation_share` of the rows decide when to stop. There are no sample weights.
+    The parameters are options of `foldserve.fit`; None means the value of the preset. X may be an array of numbers, or
+    a frame of pandas or polars with numbers, texts, booleans, dates and missing values. `foldserve.fit` describes how
+    columns of a frame become features. validation_share: the share of the rows that decide when the training stops.
+    There are no sample weights.
     random_state: the seed of all random numbers; a fit with the same seed gives the same model.
 
     Attributes: `classes_` the labels [classes], `features_` the features as a manifest describes them, `onnx_` the
@@ -267,7 +269,7 @@ class FoldedClassifier(ClassifierMixin, _FoldedEstimator):  # type: ignore[misc]
 class FoldedRegressor(RegressorMixin, _FoldedEstimator):  # type: ignore[misc]
     """A batch-norm MLP for regression, folded and run by ONNX Runtime.
 
-    Its parameters, inputs and attributes are those of `FoldedClassifier`, without `classes_`.
+    It has the same parameters, inputs and attributes as `FoldedClassifier`, except `classes_`.
     """
 
     _task = "regression"

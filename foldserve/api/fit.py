@@ -51,7 +51,7 @@ _TARGET = "target"
 
 
 class FitOptions(TypedDict, total=False):
-    """The further options of `fit`. Each is a flag of `foldserve-train fit`, and docs/training.md explains it.
+    """The other options of `fit`. Each is a flag of `foldserve-train fit`, and docs/training.md explains it.
 
     An option that is not given has the value of the preset.
     """
@@ -120,8 +120,8 @@ def fit(
 ) -> bundle.Bundle:
     """Train on a table, fold every affine step into the Dense weights, certify the result, and write a bundle.
 
-    It is the same training as `foldserve-train fit`, with the same options and defaults. For a file, the same plan
-    gives the same `model.onnx`.
+    It is the same training as `foldserve-train fit`, with the same options and defaults. From the same file and
+    options, both write the same `model.onnx`.
 
     data: a data frame of pandas or polars, an Arrow table, a dict of columns, an array [rows, columns], or the path of
     a file. The index of pandas is left out. target: the name of the column to predict, by default the last; or the
@@ -132,8 +132,8 @@ def fit(
     `TableWarning`.
 
     Returns the written bundle, the next version of `name`. Raises `DataError`, a `ValueError`, for a table that can't
-    be used; another `TrainingError` or `BundleError` if there is no bundle for another reason; `ValueError` for a wrong
-    option; and `MissingExtra` if a library is not installed.
+    be used; another `TrainingError` or a `BundleError` if no bundle can be written for another reason; `ValueError` for
+    a wrong option; and `MissingExtra` if a library is not installed.
     """
     require(*_LIBRARIES, extra=_EXTRAS)
     try:
@@ -143,7 +143,7 @@ def fit(
     except (DataError, InvalidInput, SourceError) as error:
         raise DataError(in_python(str(error))) from error
     except TrainingError as error:
-        if type(error).__init__ is not TrainingError.__init__:  # an error with further arguments
+        if type(error).__init__ is not TrainingError.__init__:  # its constructor takes more than a message
             raise
         raise type(error)(in_python(str(error))) from error
     except bundle.BundleError:
@@ -153,7 +153,10 @@ def fit(
 
 
 def _run(plan: Plan, execution: Execution, source: Source | None, *, progress: bool) -> bundle.Bundle:
-    """Train by `plan`, and tell the notes. source: the table in memory; None if the plan names a file."""
+    """Train as `plan` says, and show the notes on the table.
+
+    source: the table in memory; None if the plan names a file.
+    """
     from rich.console import Console
 
     from foldserve.training.fit.distributed import join_processes
@@ -260,7 +263,7 @@ _TEXTS = ("categorical", "numeric", "boolean", "drop", "missing")
 
 
 def _setting(key: str, value: Any) -> Any:
-    """Return a value as the plan has it: one text or number becomes a tuple, and a path becomes a Path."""
+    """Convert a value to the type in the plan: one text or number becomes a tuple, and a path becomes a Path."""
     if key in _TEXTS:
         return (value,) if isinstance(value, str) else tuple(value)
     if key == "hidden":

@@ -1,7 +1,7 @@
-"""Tables of Python: data frames, Arrow tables, dicts of columns and arrays, as Arrow columns and back.
+"""Converts data frames, Arrow tables, dicts of columns and arrays to Arrow columns, and results back.
 
-Neither pandas nor polars is imported, unless a frame of that library is passed. An index of pandas is no column, and a
-result gets the same index. This module knows no model.
+Neither pandas nor polars is imported, unless a frame of that library is passed. The index of a pandas frame is not a
+column. A result gets the same index. This module knows no model.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _checked(kind: str, names: Sequence[str], rows: int, take: Callable[[str], A
 
 
 def _to_arrow(name: str, values: Any) -> Any:
-    """Return a column as ChunkedArray. Texts get the type string. NaN in a column of objects is null."""
+    """Return a column as ChunkedArray. Texts get the type string. NaN in a column of Python objects becomes null."""
     import pyarrow as pa
 
     try:
@@ -134,7 +134,7 @@ def _to_arrow(name: str, values: Any) -> Any:
 
 
 def column_like(data: Any, values: npt.NDArray[Any], name: str) -> Any:
-    """Return values [rows] in the library of `data`: a Series, an Arrow array or a NumPy array."""
+    """Return values [rows] as an object of the library of `data`: a Series, an Arrow array or a NumPy array."""
     found = library(data)
     if found == "pandas":
         import pandas
@@ -152,9 +152,9 @@ def column_like(data: Any, values: npt.NDArray[Any], name: str) -> Any:
 
 
 def table_like(data: Any, values: npt.NDArray[Any], names: Sequence[Any], texts: Sequence[str]) -> Any:
-    """Return values [rows, columns] in the library of `data`: a frame, an Arrow table or a NumPy array.
+    """Return values [rows, columns] as an object of the library of `data`: a frame, an Arrow table or a NumPy array.
 
-    names: the names of the columns in a frame of pandas. texts: their names in other tables.
+    names: the names of the columns in a frame of pandas. texts: the names of the columns in other tables.
     """
     found = library(data)
     if found == "pandas":

@@ -1,4 +1,7 @@
-"""A bundle that is loaded in this process. It passes the checks of a server, and reads rows as a server does."""
+"""A bundle that is loaded in this process.
+
+It must pass the same checks as in a server. It reads rows as a server does.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from foldserve.service.runtime.session import Device, Options
 if TYPE_CHECKING:
     from foldserve.service.arrays import Outputs, Rows
 
-# The rows of one run. This number bounds the memory of the hidden layers.
+# The largest number of rows in one run. It bounds the memory of the hidden layers.
 _BATCH = 8192
 
 
@@ -75,7 +78,7 @@ class Model:
 
     @property
     def device(self) -> str:
-        """ONNX Runtime's name of the device, and the reason for it."""
+        """The name of the device in ONNX Runtime, and the reason why this device was chosen."""
         return f"{self._runtime.provider} ({self._runtime.why})"
 
     def predict(self, table: Any) -> Any:
@@ -83,8 +86,8 @@ class Model:
 
         The result is a Series with the index of the frame for pandas, a Series for polars, an array for Arrow, and a
         NumPy array [rows] otherwise. Values of a regression are float32. Raises `InvalidInput`, a `ValueError`, with
-        the text that a server would send; `TableError`, a `ValueError`, for a table that lacks a column or has one of
-        another type; and `NonFiniteOutput` for a row whose numbers are far outside the model's range.
+        the text that a server would send; `TableError`, a `ValueError`, for a table that lacks a column or has a column
+        of the wrong type; and `NonFiniteOutput` for a row whose numbers are far outside the model's range.
         """
         return self._reader.labels(table, self._run(self._reader.read(table)))
 
@@ -92,7 +95,8 @@ class Model:
         """Return the probability of each label, float32 [rows, labels].
 
         The result is a frame with the index of the frame for pandas, a frame for polars, a table for Arrow, and a NumPy
-        array otherwise. Its columns are the labels. Raises as `predict`, and `TypeError` for a regression.
+        array otherwise. Its columns are the labels. Raises the same errors as `predict`, and `TypeError` for a
+        regression.
         """
         if not self.labels:
             raise TypeError("a regression has no probabilities: use predict")

@@ -1,6 +1,6 @@
-"""The rows of one model: tables of Python to float32 rows, and outputs to labels, as the server reads and writes them.
+"""Turns Python tables into the float32 rows of one model, and outputs into labels, in the same way as the server.
 
-`Model` runs the rows in this process, and `Client` sends them to a server. This module knows neither.
+`Model` runs the rows in this process, and `Client` sends them to a server. This module uses neither class.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RowReader:
         """Return float32 [rows, features].
 
         data: a table as in `read_columns`, or a list of rows, where a row is a dict or a list of values. An array and a
-        list have their values in the order of the features. Raises `InvalidInput` and `TableError` as `encode`.
+        list have their values in the order of the features. Raises the same errors as `encode`.
         """
         if isinstance(data, list | tuple):
             return self._read_list(data)
@@ -61,13 +61,13 @@ class RowReader:
         return self._codec.decode(_JSON, body).rows
 
     def labels(self, data: Any, outputs: Outputs) -> Any:
-        """Return the label of each row, or its value in a regression, in the library of `data`."""
+        """Return the label of each row, or its value in a regression, as an object of the library of `data`."""
         values: npt.NDArray[Any]
         values = self._labels[self._decision.classes(outputs)] if self.manifest.labels else outputs[:, 0]
         return column_like(data, values, self._target)
 
     def probabilities(self, data: Any, outputs: Outputs) -> Any:
-        """Return the probability of each label [rows, labels], in the library of `data`."""
+        """Return the probability of each label [rows, labels], as an object of the library of `data`."""
         return table_like(data, outputs, self.manifest.labels, self._decision.names)
 
 
@@ -76,7 +76,7 @@ def encode(table: TableColumns, features: Sequence[Feature]) -> Rows:
 
     A table may lack a feature that has only one value in training, and it may have further columns. Raises
     `InvalidInput` with the text of the server, which names the first refused row and its column. Raises `TableError`
-    for a table that lacks a column, or has one of another type.
+    for a table that lacks a column, or has a column of the wrong type.
     """
     import pyarrow as pa
 

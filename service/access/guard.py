@@ -44,7 +44,7 @@ class Guard:
         self._keys.refresh()
 
     def take_counts(self) -> Mapping[str, Sequence[int]]:
-        """Return, by key name, the numbers of accepted, forbidden and limited requests since the last call."""
+        """Return the counts since the last call by the key's name: accepted, forbidden and limited requests."""
         return self._keys.take_counts()
 
 

@@ -1,10 +1,10 @@
-"""Makes API keys, reads the files that hold the keys' hashes, and finds the caller of a key.
+"""Makes API keys, reads the files with the hashes of the keys, and finds the `Caller` that a key belongs to.
 
-A key has 256 random bits, so nobody can find the key of a SHA-256 hash by guessing. A slow hash would add no security,
-and make the server slower. The ring finds a key by its hash. The time of this search depends only on the hash, which
-says nothing about the key. The hashes are then compared in constant time. A dictionary keeps the keys that were found.
-Python hashes the keys of a dictionary with a random secret of the process, so the time of a search in the dictionary
-says nothing about the keys either.
+A key has 256 random bits, so nobody can guess the key from its SHA-256 hash. A slow hash would add no security, and
+make the server slower. A `Keyring` searches for a key by its hash. The time of this search depends only on the hash,
+which says nothing about the key. The hashes are then compared in constant time. A dictionary keeps the keys that were
+found. Python hashes the keys of a dictionary with a random secret of the process, so the time of a search in the
+dictionary says nothing about the keys either.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class KeyLine(BaseModel):
 
 
 class Caller:
-    """One key while the server runs.
+    """The settings and the counts of one key in a running server.
 
-    counts: three numbers of requests: accepted, without the scope, and above the rate. `Keyring.take_counts` sets them
-    to 0.
+    counts: the numbers of requests that were accepted, that lacked the scope, and that exceeded the rate.
+    `Keyring.take_counts` sets them to 0.
     """
 
     __slots__ = ("bucket", "counts", "digest", "name", "scopes")
@@ -86,9 +86,10 @@ def create_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[
 
 
 class Keyring:
-    """All keys of some files.
+    """All keys in some files.
 
-    folder: the folder in which the workers share the buckets of the rates; None if there is only one process.
+    folder: has the files through which the workers share the states of the rate limits; None if there is only one
+    process.
     """
 
     def __init__(self, files: Sequence[Path], folder: Path | None) -> None:
@@ -96,7 +97,7 @@ class Keyring:
         self._folder = folder
         self._states: dict[str, list[float] | memoryview[float]] = {}
         self._callers: dict[bytes, Caller] = {}
-        self._verified: dict[bytes, Caller] = {}  # caller by key, for the keys that a search has found
+        self._verified: dict[bytes, Caller] = {}  # the caller of each key that a search has found
         self._counts: dict[str, list[int]] = {}
         self._seen = stamp(self._files)
         self._load()

@@ -37,7 +37,10 @@ class Bucket:
 
 
 def bucket_state(file: Path | None) -> list[float] | memoryview[float]:
-    """Create the state of a bucket. file: shares the state between processes; None for only one process."""
+    """Create the state of a bucket.
+
+    file: processes share the state through this file; None if there is only one process.
+    """
     if file is None:
         return [0.0]
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,7 +1,7 @@
 """`foldserve models`, `load`, `unload`, `rollback` and `promote`: shows and changes the models of a running server.
 
-It speaks the server's HTTP. The file of the API key and the address come from the settings. It knows the paths of the
-server, but none of its modules.
+It sends HTTP requests to the server. The settings give the address and the file of the API key. This module knows the
+paths of the HTTP API, but not the modules behind them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from foldserve.service.commands.http_client import Address, Response, send
 from foldserve.service.errors import CommandRefused, SettingsError
 from foldserve.service.settings import Settings
 
-_SECONDS = 1.0  # between the two scrapes from which rates are computed
-_COMMAND_TIMEOUT = 600.0  # a load may take long
+_SECONDS = 1.0  # seconds between the two scrapes from which rates are computed
+_COMMAND_TIMEOUT = 600.0  # seconds; loading a model may take long
 _SAMPLE = re.compile(r"^(foldserve_\w+)\{([^}]*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -133,7 +133,8 @@ def _require_success(response: Response) -> Response:
 def show(server: Server, *, as_json: bool) -> None:
     """Print every version of every model. Raises `CommandRefused`.
 
-    Rates and latencies come from two scrapes of the metrics. They are left out if the server or the key has no metrics.
+    Rates and latencies come from two scrapes of the metrics. They are left out if the server has no metrics, or if the
+    key may not read them.
     """
     index = server.get(server.admin, "POST", "/v2/repository/index")
     before, began = _scrape(server), time.monotonic()
@@ -201,7 +202,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _scrape(server: Server) -> Metrics:
-    """Return the sums of the metrics of each model; nothing if the server or the key has no metrics."""
+    """Return the sums of the metrics of each model; nothing if the metrics can't be read."""
     response = server.ask(server.admin, "GET", "/metrics")
     found: defaultdict[tuple[str, str, str], defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     if response.status != 200:
@@ -213,7 +214,11 @@ def _scrape(server: Server) -> Metrics:
 
 
 def _p99(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
-    """Return the smallest bound in seconds that 99% of the requests meet: of the last second, or else of all."""
+    """Return the smallest bucket bound, in seconds, that at least 99% of the requests do not exceed.
+
+    Only the requests between the two scrapes count. If there are none, all requests count. Returns
+    None if there are no requests at all, or if the bound is infinite.
+    """
     bounds = sorted(after, key=float)
     counts = [after[bound] - before.get(bound, 0) for bound in bounds]
     if not counts or not counts[-1]:

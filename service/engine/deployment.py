@@ -1,4 +1,4 @@
-"""Carries out the changes of models in one serving process: load and compare versions, then serve a plan.
+"""Changes the models of one serving process: loads and compares versions, then serves the versions of a plan.
 
 It runs on a thread, so loading never blocks the event loop. Only the last step, which replaces the models, happens on
 the event loop. It does not know why the models change.
@@ -29,7 +29,7 @@ _Key = tuple[str, int, str]  # name, version and stamp
 class Deployment:
     """The models of one process. `prepare` and `commit` must not be called at the same time.
 
-    layout: where the bundles are. default_model: the setting.
+    layout: where the bundles are. default_model: the setting with this name.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Deployment:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on, replace the models on this loop. Before this call, no request may be answered."""
+        """Replace the models on this event loop from now on. Only after this call may requests be answered."""
         self._loop = loop
 
     def prepare(self, attempts: Attempts) -> Outcomes:
         """Load versions without serving them.
 
-        Raises `DeviceError` if the requested device is not available, unless requests are answered already.
+        Raises `DeviceError` if the requested device is not available, unless this process already answers requests.
         """
         return Outcomes(outcomes=tuple(map(self._try, attempts.attempts)))
 
@@ -86,7 +86,7 @@ class Deployment:
         """Serve a plan. Returns when the event loop has replaced the models.
 
         A version that was not prepared is loaded first: this process may have started after the others. Raises
-        `DeviceError` as `prepare` does, and `StartError` if the version that should answer may not serve any more.
+        `DeviceError` as `prepare` does, and `StartError` if the version that should answer requests is now refused.
         """
         models = {name: self._versions(name, model) for name, model in plan.models.items()}
         keep = {
@@ -101,7 +101,7 @@ class Deployment:
         self._publish(models)
         served = {id(model) for model in self._repository.running_models()}
         for model in unused:
-            if id(model) not in served:  # it was prepared in vain
+            if id(model) not in served:  # it was prepared, but the plan does not use it
                 model.close()
 
     def _versions(self, name: str, plan: ModelPlan) -> Versions:
@@ -114,7 +114,7 @@ class Deployment:
             if key not in self._loaded:
                 loaded = self._load(name, number)
                 if isinstance(loaded, Unavailable):
-                    if number == plan.current and self._loop is None:  # the other processes serve it
+                    if number == plan.current and self._loop is None:  # the other processes serve this version
                         raise StartError(f"version {number} of {name} may not be served: {loaded.reason}")
                     log.error("refused %s: %s", self._layout.path(name, number), loaded.reason)
                     found[number] = loaded

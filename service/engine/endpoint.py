@@ -1,4 +1,4 @@
-"""One model behind one protocol. It starts an exchange for each request, and knows no socket and no framework."""
+"""One model behind one protocol. It starts an `Exchange` for each request. It knows no socket and no framework."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foldserve.service.protocols.reply import Headers, Reply
 from foldserve.service.telemetry.record import Record
 
 _REQUEST_ID = b"x-request-id"
-_MAX_QUERIES = 64  # endpoints that are kept, by query
+_MAX_QUERIES = 64  # the largest number of queries whose endpoints are kept
 
 
 class Endpoint:
@@ -32,7 +32,7 @@ class Endpoint:
 
     @property
     def answering(self) -> Endpoint:
-        """The endpoint that answers most requests: this one, unless it splits its requests."""
+        """The endpoint that answers most requests. It is this endpoint, unless two versions share the requests."""
         return self
 
     @property
@@ -42,7 +42,7 @@ class Endpoint:
 
     @property
     def memory(self) -> BodyMemory:
-        """Counts the bodies of all requests."""
+        """The count of the memory that the bodies of all requests take."""
         return self._resources.memory
 
     def drain(self) -> None:
@@ -74,7 +74,7 @@ class Endpoint:
 
     @property
     def in_flight(self) -> int:
-        """The number of requests without a reply."""
+        """The number of requests that have no reply yet."""
         return self._resources.requests.in_flight
 
     def start(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply) -> Exchange:
@@ -121,10 +121,11 @@ class Endpoint:
 
 
 class SplitEndpoint(Endpoint):
-    """Two versions of one model behind one path.
+    """Shares the requests of one path between two versions of a model.
 
-    share: the share of requests that `canary` answers. The id of a request decides, so a request that is sent again
-    gets the same version, from every worker. Without an id, chance decides.
+    share: the share of requests that `canary` answers. The id of a request decides which version answers. So if a
+    client sends a request again, the same version answers, in every worker. A request without an id gets a random
+    version.
     """
 
     def __init__(self, main: Endpoint, canary: Endpoint, share: float) -> None:
@@ -145,17 +146,17 @@ class SplitEndpoint(Endpoint):
         return SplitEndpoint(self._main.for_query(query), self._canary.for_query(query), self._share)
 
     def start(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply) -> Exchange:
-        """Start an exchange with one of the two versions."""
+        """Choose one of the two versions for this request, and start an exchange with this version."""
         return self._choose(headers).start(headers, body, on_reply)
 
     def start_observed(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply, record: Record) -> Exchange:
-        """Start an exchange with one of the two versions."""
+        """Choose one of the two versions for this request, and start an exchange with this version."""
         return self._choose(headers).start_observed(headers, body, on_reply, record)
 
     def start_unrecorded(
         self, headers: Headers, body: bytes | bytearray, on_reply: OnReply, listener: ErrorListener
     ) -> Exchange:
-        """Start an exchange with one of the two versions."""
+        """Choose one of the two versions for this request, and start an exchange with this version."""
         return self._choose(headers).start_unrecorded(headers, body, on_reply, listener)
 
     def _choose(self, headers: Headers) -> Endpoint:

@@ -1,4 +1,4 @@
-"""Keeps the last live rows of one model with their outputs, in memory only. A new version is compared on them.
+"""Keeps the last live rows of one model with their outputs, in memory only. A new version is tested with them.
 
 It knows rows and outputs, but no request.
 """
@@ -13,9 +13,10 @@ from foldserve.service.arrays import Outputs, Rows, Run
 
 
 class LiveRows:
-    """The last rows that a model has answered. size: their number; 0 keeps none.
+    """The last rows that a model has answered. size: the number of rows to keep; with 0, no row is kept.
 
-    ignored: float32 [1, features]; a batch that is this array is not kept, because the server itself has sent it.
+    ignored: float32 [1, features]; a batch that is this very array is not kept, because it comes from a check of the
+    server itself.
 
     A row replaces the oldest row. The rows of a batch larger than `size` are sampled evenly.
     """

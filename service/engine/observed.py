@@ -1,4 +1,4 @@
-"""An exchange that writes its steps into the record of its request, and the times of the latest run of a batcher.
+"""Exchanges that write their steps into the record of the request. `LastRun` keeps the times of a batcher's latest run.
 
 Without a log and without traces, requests use `Exchange` itself. So observing costs nothing if it is off.
 """
@@ -21,8 +21,8 @@ from foldserve.service.telemetry.record import Batch, Record, current_record
 class LastRun:
     """Observes the runs of a batcher for the exchanges, then calls another observer.
 
-    A batcher calls its observer before it calls back the exchanges of the run. So in a callback, this object has the
-    run of the exchange. ran_from, ran_to: from `time.monotonic`.
+    A batcher calls its observer before it calls back the exchanges of the run. So an exchange that is called back finds
+    the times of its own run here. ran_from, ran_to: the start and the end of the run, from `time.monotonic`.
     """
 
     def __init__(self, observe: BatchObserver) -> None:
@@ -55,7 +55,7 @@ class UnrecordedExchange(Exchange):
     __slots__ = ("listener",)
 
     def fill(self, record: Record) -> None:
-        """Fill a record that is begun late, because the request has failed."""
+        """Fill a record that was created only when the request failed."""
         record.model, record.version, record.protocol = self._resources.labels
         record.began = self._arrived
 
@@ -72,7 +72,7 @@ class UnrecordedExchange(Exchange):
 
 
 class ObservedExchange(Exchange):
-    """An exchange with the record of its request. run: of the batcher of `resources`."""
+    """An exchange with the record of its request. run: the latest run of the batcher in `resources`."""
 
     __slots__ = ("_record", "_run")
 
@@ -100,7 +100,7 @@ class ObservedExchange(Exchange):
         run = self._run
         if run is not None and not isinstance(outputs, DeadlinePassed):
             record, entry = self._record, self._pending
-            # The run of an entry that was split begins with its first piece.
+            # The batcher may split an entry into several runs. Its run time begins with the first of them.
             first = getattr(entry, "began", None) if isinstance(entry, Entry) else None
             record.ran_from = run.ran_from if first is None else first
             record.ran_to = run.ran_to

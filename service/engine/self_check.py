@@ -1,4 +1,4 @@
-"""Predicts a golden row with every idle model every few seconds. A model that fails is not ready until it succeeds.
+"""Every few seconds, predicts a golden row with each idle model. A model that fails is not ready until it succeeds.
 
 It belongs to the event loop. It does not know why a model fails.
 """
@@ -26,7 +26,7 @@ class SelfCheck:
     def __init__(self, repository: Repository, interval: float) -> None:
         self._repository = repository
         self._interval = interval
-        self._runs: dict[int, int] = {}  # the number of runs of each model at the last look
+        self._runs: dict[int, int] = {}  # the number of runs of each model at the last call of _look
 
     def start(self) -> None:
         """Begin to check. Must be called on the event loop."""

@@ -1,6 +1,6 @@
 """Compares a new version with the version that serves: their interfaces, and their answers to the last live rows.
 
-It knows two models and limits. It does not know why the limits were chosen, or what follows from them.
+It knows two models and limits. It does not know why the limits were chosen, or what happens after the comparison.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from foldserve.service.live.plan import Trial
 
 # With fewer live rows than this, the golden rows of the version that serves are compared as well.
 _FEW_ROWS = 32
-# The share of changed rows of a class counts only if the class has this number of rows.
+# The minimum number of rows in a class. For a class with fewer rows, the share of changed rows is ignored.
 _MIN_CLASS_ROWS = 10
-# Runs may differ by this number of seconds without an effect on the clients.
+# If two runs differ by at most this number of seconds, clients do not notice the difference.
 _FREE_SECONDS = 5e-4
 _TIMED_RUNS = 5
 
 
 def compare(old: Model, new: Model, trial: Trial) -> tuple[str | None, dict[str, Any]]:
-    """Return why `new` may not replace `old`, or None, and the measures of the comparison by name."""
+    """Return the reason why `new` may not replace `old`, or None.
+
+    Also return the measures of the comparison by name.
+    """
     changes = list(interface_changes(old.manifest, new.manifest))
     measures: dict[str, Any] = {"against": old.manifest.version}
     if changes:
@@ -49,7 +52,7 @@ def compare(old: Model, new: Model, trial: Trial) -> tuple[str | None, dict[str,
 
 
 def interface_changes(old: Manifest, new: Manifest) -> Iterator[str]:
-    """Yield each difference that a client of the old version may notice, in words."""
+    """Yield a text about each difference that a client of the old version may notice."""
     before, after = [f.name for f in old.features], [f.name for f in new.features]
     added, removed = [n for n in after if n not in before], [n for n in before if n not in after]
     if (
@@ -121,7 +124,7 @@ def _run(model: Model, rows: Rows) -> tuple[Outputs, float]:
 
 
 def _judge(measures: dict[str, Any], trial: Trial) -> str | None:
-    """Return the first limit that the measures exceed, in words."""
+    """Return a text about the first limit that the measures exceed."""
     rows = measures["rows"]
     if "not_finite" in measures:
         return f"{measures['not_finite']} of {rows} live rows have an output that is not finite"

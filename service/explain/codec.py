@@ -5,7 +5,7 @@
         {"class": label, "logit": ..., "offset": ..., "contributions": {"feature": ..., ...}}, ...]}
 
 A regression has "value" instead of "class" and "logit". The contributions and the offset add up to the logit or the
-value. This module checks that for the very numbers of each answer. It computes no contribution.
+value. This module checks the sum of the numbers that it writes into each answer. It computes no contribution.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ExplanationCodec:
         if len(request.rows) > self._max_rows:
             raise InvalidInput(f"the request has {len(request.rows)} rows; at most {self._max_rows} can be explained")
         request.encodes_slowly = len(request.rows) * self._width > _MANY_CONTRIBUTIONS
-        request.counts = None  # the metrics count the unusual values of predictions
+        request.counts = None  # the metrics count unusual values only in predictions
         request.rows = join(request.rows, self._wanted)
         request.encode = self._encode
         return request

@@ -2,7 +2,7 @@
 
 A network of piecewise-linear activations, such as ReLU, is affine around a row: output = offset + sum of slope *
 (column - reference). These contributions are exact. The offset is the value of this affine map at the reference, the
-mean of the training rows. The slopes come from one backward pass with the gates of the row.
+mean of the training rows. The slopes come from one backward pass at the row.
 
 For other activations, the contributions are integrated gradients on the straight line from the reference to the row
 (Sundararajan, Taly, Yan, 2017, https://arxiv.org/abs/1703.01365), by Gauss-Legendre quadrature. The offset is the
@@ -33,10 +33,10 @@ Method = Literal["affine", "integrated gradients"]
 TOLERANCE = 1e-5
 """The largest allowed gap of an explanation, as a share of its largest part."""
 
-# Points of the quadrature. A row that is not complete to _TARGET gets the next number of points.
+# Numbers of points of the quadrature. If the gap of a row is larger than _TARGET, the next number is used for the row.
 _POINTS = (8, 32, 128, 512)
 _TARGET = TOLERANCE / 10
-# Rows times points that are evaluated at a time.
+# The number of rows multiplied by the number of points is at most this in one evaluation.
 _STEP = 2048
 
 
@@ -66,7 +66,7 @@ class Explainer:
         self._preprocessing = Preprocessing(graph, len(manifest.features))
         self._network = Network(graph)
         self._decision = Decision.of(manifest) if manifest.labels else None
-        # The encoded columns in the order of their features: each feature is one run of columns, from _starts.
+        # _order sorts the encoded columns by feature. The columns of a feature begin at _starts.
         source = self._preprocessing.source
         self._order = np.argsort(source, kind="stable")
         self._features, self._starts = np.unique(source[self._order], return_index=True)
@@ -83,7 +83,11 @@ class Explainer:
         return "affine" if self._network.is_piecewise_linear else "integrated gradients"
 
     def explain(self, rows: Rows, wanted: npt.NDArray[np.intp] | None = None) -> Explanations:
-        """Explain float32 [rows, features]. wanted: the output of each row; -1, or None for all, is the predicted."""
+        """Explain float32 [rows, features].
+
+        wanted: for each row, the index of the output to explain. -1 means the predicted output. None means -1 for all
+        rows.
+        """
         columns = self._preprocessing.encode(rows)
         values = self._network.forward(columns)
         outputs = self._network.outputs(values)
@@ -109,7 +113,10 @@ class Explainer:
         return predicted if wanted is None else np.where(wanted >= 0, wanted, predicted)
 
     def _integrate(self, from_reference: Floats, chosen: npt.NDArray[np.intp], gap: Floats) -> Floats:
-        """Return the integrated gradients, float64 [rows, columns]. gap: the sum that they should have, [rows]."""
+        """Return the integrated gradients, float64 [rows, columns].
+
+        gap: the sum that the gradients of each row should have, [rows].
+        """
         parts = np.zeros_like(from_reference)
         left = np.arange(len(chosen))
         for points in _POINTS:

@@ -47,9 +47,9 @@ class Graph:
 
 
 def read_graph(model: bytes) -> Graph:
-    """Read the graph of a model. A Softmax at its end is left out, because an explanation is that of a logit.
+    """Read the graph of a model. A Softmax at its end is left out, because logits are explained, not probabilities.
 
-    Raises `NotExplainable` if the graph has no matrix product, or another end than a Softmax or a value.
+    Raises `NotExplainable` if the graph has no matrix product, or if its Softmax is not over the classes.
     """
     try:
         graph = onnx.load_model_from_string(model).graph

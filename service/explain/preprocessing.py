@@ -1,4 +1,4 @@
-"""Runs the nodes in front of a network: raw rows to encoded columns, in float32 as ONNX Runtime does.
+"""Runs the nodes before a network. They turn raw rows into encoded columns, in float32 as in ONNX Runtime.
 
 Each encoded column depends on a single feature. This module finds that feature. It does not know the network.
 """
@@ -31,7 +31,7 @@ _ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "Clip": np.clip,
     "Identity": lambda x: x,
 }
-_FLOAT, _BOOL = 1, 9  # of onnx.TensorProto
+_FLOAT, _BOOL = 1, 9  # data types in onnx.TensorProto
 
 
 class Preprocessing:

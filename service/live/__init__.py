@@ -1,1 +1,1 @@
-"""Decides which versions of which models serve: the folder of models, the policy, and the steps of a change."""
+"""Decides which versions of each model serve. It reads the folder of models and the policies, and plans each change."""

@@ -15,9 +15,9 @@ _ERRORS = {kind.__name__: kind for kind in (errors.UnknownModel, errors.LoadRefu
 class Command(Message):
     """One command for one model.
 
-    load: load the model, or one version, and try refused versions again. unload: serve the model, or one version, no
-    more. promote: let a version answer, whatever its comparison says. rollback: let the version answer that did before,
-    or an earlier one by its number.
+    load: load the model, or one version, and try refused versions again. unload: stop serving the model, or one
+    version. promote: let a version answer requests, even if its comparison has failed. rollback: let the previous
+    version answer requests again, or an earlier version with a given number.
     """
 
     kind: Kind

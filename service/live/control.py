@@ -25,16 +25,16 @@ class Member(Protocol):
 
 
 class Control(Protocol):
-    """Starts the models of a process, and lets them change."""
+    """Starts the models of a process, and changes them while the process runs."""
 
     def start(self, member: Member) -> None:
         """Load the models. Raises `StartError` and `DeviceError`."""
 
     def follow(self) -> None:
-        """Let the models change from now on."""
+        """Allow changes of the models from now on."""
 
     def stop(self) -> None:
-        """Let the models change no more."""
+        """Allow no more changes of the models."""
 
     def join(self) -> None:
         """Wait for a change that has begun, for some seconds at most. Call this after `stop`."""
@@ -70,13 +70,13 @@ class LocalControl:
         self._coordinator.start()
 
     def follow(self) -> None:
-        """Let the models change from now on."""
+        """Allow changes of the models from now on."""
         if self._coordinator is not None:
             self._thread = threading.Thread(target=self._coordinator.run, name="models", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Let the models change no more."""
+        """Allow no more changes of the models."""
         if self._coordinator is not None:
             self._coordinator.stop()
 

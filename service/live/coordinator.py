@@ -1,4 +1,6 @@
-"""Follows the folder of models and the commands of operators, and changes in steps the plan that every process serves.
+"""Changes the plan that every process serves, when the folder of models changes or an operator sends a command.
+
+A change has these steps:
 
     scan -> attempts -> every process prepares -> merged outcomes -> plan -> every process commits
 
@@ -30,7 +32,7 @@ log = logging.getLogger("foldserve")
 
 # The largest number of models that the error message of a failed start names.
 _MOST_REASONS = 3
-# Steps of one change: after a refusal, the policy may ask for an older version.
+# The largest number of rounds in one change. After a refusal, the policy may ask for an older version in a new round.
 _MOST_ROUNDS = 100
 
 
@@ -48,8 +50,8 @@ class Crew(Protocol):
 class Rules:
     """The settings of a coordinator.
 
-    layout: where the bundles are. follow: whether changes of the folder are followed. rescan: the seconds between
-    two looks at the folder. default_model: the setting.
+    layout: where the bundles are. follow: whether a change of the folder changes the models. rescan: the seconds
+    between two looks at the folder. default_model: the setting with this name.
     """
 
     layout: Layout
@@ -90,7 +92,7 @@ class Coordinator:
         return done
 
     def stop(self) -> None:
-        """Let `run` return. A change that has begun is not awaited."""
+        """Make `run` return. This call does not wait for a change that has begun."""
         self._stopped.set()
         self._wishes.put(None)
 
@@ -141,7 +143,7 @@ class Coordinator:
             due = now + min(soon, rules.rescan)
 
     def _look(self) -> None:
-        """Follow all changes of the folder and of the policies."""
+        """Look for changes of the folder and of the policies, and apply them."""
         for name in self._policies.refresh(self._records):
             self._records[name].forget_decision()
         try:
@@ -210,7 +212,7 @@ class Coordinator:
                 return
 
     def _commit(self, names: list[str], *, tried: bool) -> None:
-        """Commit the plan if it has changed, or if versions were prepared in vain."""
+        """Commit the plan if it has changed, or if versions were tried. Processes then close unused versions."""
         models = dict(self.plan.models)
         for name in names:
             record = self._records.get(name)
@@ -252,7 +254,7 @@ def _version(number: int | None) -> str:
 
 
 def _nothing_to_serve(layout: Layout) -> str:
-    """Say why the folder has no models, and what to do."""
+    """Return a text with the reason why the folder has no models, and with the remedy."""
     folder, form = layout.folder, "<name>/<version>/" if layout.name is None else "bundle"
     text = f"no models to serve: {folder} holds no {form}"
     if any(folder.iterdir()):
@@ -264,7 +266,10 @@ def _nothing_to_serve(layout: Layout) -> str:
 
 
 def _nothing_serves(plan: Plan) -> str:
-    """Say why no model serves. The text names some of the models, each with the reason for its newest version."""
+    """Return a text with the reason why no model serves.
+
+    It names some of the models, each with the reason for its newest version.
+    """
     reasons = [
         f"no version of {name} may be served: {model.versions[max(model.versions)].reason}"
         for name, model in plan.models.items()

@@ -50,9 +50,9 @@ class Attempt(Message):
 class Outcome(Message):
     """The result of one attempt in one process.
 
-    reason: why the version may not serve; None if it may. final: whether the reason holds for complete files, so that
-    there is nothing to wait for. digest: identifies the contents that were read. compared: the measures of the trial,
-    by name.
+    reason: why the version may not serve; None if it may. final: whether the reason would also hold for completely
+    copied files, so that waiting is useless. digest: identifies the contents that were read. compared: the measures of
+    the trial, by name.
     """
 
     reason: str | None = None
@@ -73,9 +73,9 @@ class VersionPlan(Message):
 class ModelPlan(Message):
     """One model.
 
-    versions: by number. current: the version that answers a request without a version; None if none does. labels: names
-    of versions. canary: the share of the requests without a version that the label `canary` answers. reason: why the
-    folder of the model can't be read; None if it can.
+    versions: by number. current: the version that answers a request without a version; None if none does. labels: the
+    version number of each label. canary: the share of the requests without a version that the label `canary` answers.
+    reason: why the folder of the model can't be read; None if it can.
     """
 
     versions: dict[int, VersionPlan] = {}

@@ -1,4 +1,6 @@
-"""The policy of each model: the versions to keep, their labels, and the conditions of a swap. Owns the file's schema.
+"""The policy of each model: the versions to keep, their labels, and the conditions of a swap.
+
+Owns the schema of this file.
 
     [default]                       # for every model that has no table of its own
     versions = "latest 2"           # or "all", or [3, 5]
@@ -49,9 +51,10 @@ class SwapPolicy(BaseModel):
 
     policy: `always` needs only the checks of every load. `golden` also needs the same interface, and finite outputs for
     the golden rows of the version that serves. `shadow` also compares the outputs for the last live rows.
-    max_changed: the largest share of rows whose label changes. max_changed_in_class: the same for the rows of each old
-    label. max_change: the largest change of a probability, or of a regression's value as a share of the spread of the
-    old values; None for no limit. max_latency_ratio: the largest ratio of the seconds of a run; None for no limit.
+    max_changed: the largest share of rows whose label changes. max_changed_in_class: the same share among the rows to
+    which the old version gives the same label. max_change: the largest change of a probability; in a regression, the
+    largest change of a value divided by the spread of the old values; None for no limit. max_latency_ratio: the largest
+    ratio of the new version's run time to the old version's; None for no limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -106,7 +109,7 @@ class ModelPolicy(BaseModel):
 
     @property
     def described(self) -> str:
-        """The choice of versions, in words."""
+        """A text that describes the choice of versions."""
         if isinstance(self.versions, str):
             return f"the policy keeps {self.versions}"
         return f"the policy keeps {', '.join(map(str, self.versions))}"
@@ -139,7 +142,7 @@ class Policies:
         return self._content.models.get(name, self._content.default)
 
     def refresh(self, names: Iterable[str]) -> set[str]:
-        """Read the file again. Returns those of `names` whose policy has changed. A wrong file changes nothing."""
+        """Read the file again. Returns the models in `names` whose policy has changed. A wrong file changes nothing."""
         if self._file is None:
             return set()
         before = {name: self.of(name) for name in names}

@@ -1,6 +1,7 @@
-"""The coordinator's knowledge of one model: its files, its verdicts, the operator's decision, and the plan of these.
+"""The state of one model in the coordinator: its files, the results of its attempts, and the operator's decision.
 
-It decides which versions to try and which version answers. It knows neither files nor processes.
+From this state, it decides which versions to try and which version answers requests. It knows neither files nor
+processes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ log = logging.getLogger("foldserve")
 # Files that have not changed for this number of seconds are complete. Until then, a failed check may mean that another
 # program is still copying the bundle.
 _SETTLED_SECONDS = 2.0
-# The least seconds between two attempts to load a version.
+# The minimum number of seconds between two attempts to load a version.
 _RETRY_SECONDS = 0.5
 # A version is removed if its folder is missing for this number of seconds. Some programs replace a folder in two steps.
 _GONE_SECONDS = 1.0
@@ -57,7 +58,10 @@ class _Version:
 
 @dataclass(frozen=True)
 class _Decision:
-    """An operator's choice of the version that answers. It holds until a version above `newest` serves."""
+    """An operator's choice of the version that answers.
+
+    It holds until a version with a number above `newest` serves.
+    """
 
     current: int
     newest: int
@@ -83,7 +87,7 @@ class ModelRecord:
         self._unreadable: str | None = None
         self._wishes = self._before = _Wishes()
         self._current: int | None = None
-        self._history: list[int] = []  # versions that have answered, the last one last
+        self._history: list[int] = []  # versions that have answered requests, the latest at the end
 
     @property
     def _policy(self) -> ModelPolicy:
@@ -92,7 +96,7 @@ class ModelRecord:
     # --- the folder ---------------------------------------------------------------------------------------------------
 
     def look(self, found: Found, now: float, *, first: bool = False) -> None:
-        """Note the state of the files. first: whether the server starts, so that all files are taken as complete."""
+        """Note the state of the files. first: whether the server is starting; all files then count as complete."""
         if found.reason is not None:
             if found.reason != self._unreadable:
                 log.error("%s", found.reason)
@@ -121,7 +125,7 @@ class ModelRecord:
         return not self._versions and self._unreadable is None
 
     def due(self, now: float) -> float:
-        """Return the seconds until the next look at the folder is needed, because of time that passes."""
+        """Return the seconds until the folder must be looked at again, even if no file changes."""
         times = [math.inf]
         for version in self._versions.values():
             if version.gone is not None:
@@ -163,7 +167,7 @@ class ModelRecord:
         ]
 
     def _may_retry(self, number: int, version: _Version) -> bool:
-        """Whether a version was refused only because of a comparison that does not count any more."""
+        """Whether a version was refused only because of a comparison that no longer matters."""
         if version.against is None or version.against == self._current:
             return False
         return self._current is None or number > self._current
@@ -217,7 +221,7 @@ class ModelRecord:
             self._versions[number].reset()
 
     def _earlier(self) -> int:
-        """Return the version to which a rollback without a number leads."""
+        """Return the version that answers requests after a rollback without a number."""
         current = self._current if self._current is not None else max(self._versions, default=0) + 1
         present = [n for n, v in self._versions.items() if v.gone is None and n < current]
         answered = [number for number in self._history if number in present]
@@ -226,7 +230,10 @@ class ModelRecord:
         return answered[-1] if answered else max(present)
 
     def shortfall(self, command: Command) -> str | None:
-        """Return why a command has not led to the state that it asks for, and undo it; None if it has."""
+        """Check that a command has led to the state that it asks for.
+
+        If not, undo the command and return the reason. Otherwise return None.
+        """
         reason = None
         decision = self._wishes.decision
         if command.kind in ("promote", "rollback") and decision is not None and self._current != decision.current:

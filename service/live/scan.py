@@ -1,4 +1,4 @@
-"""Lists the versions in the folder of the models, with a stamp of each that changes when its files change.
+"""Lists the versions in the folder of the models. Each version has a stamp, which changes when its files change.
 
 It knows the names of files and their status. It does not read them.
 """
@@ -37,7 +37,7 @@ class Layout(Protocol):
 
     @property
     def name(self) -> str | None:
-        """The only model's name, which its bundles need not have; None for many models."""
+        """The name of the only model; its bundles may have another name. None for a folder of many models."""
 
     def scan(self) -> dict[str, Found]:
         """List every model by its name. Raises `StartError` if the folder is missing or can't be read."""
@@ -48,7 +48,7 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class ManyModels:
-    """A folder of models, as <folder>/<name>/<version>/."""
+    """A folder of many models. The path of each bundle is <folder>/<name>/<version>/."""
 
     folder: Path
     name: str | None = None
@@ -71,7 +71,7 @@ class ManyModels:
 
 @dataclass(frozen=True)
 class OneModel:
-    """The folder of one model. It is a bundle itself, or it has bundles as <folder>/<version>/."""
+    """The folder of one model. It is a bundle itself, or the path of each bundle is <folder>/<version>/."""
 
     folder: Path
     name: str
@@ -119,7 +119,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 @lru_cache(1)
 def _flat_version(folder: Path, stamp: str) -> int:  # noqa: ARG001 (the stamp changes with the file)
-    """Return the version that the manifest of a flat bundle names; 1 if it names none, for example in half a copy."""
+    """Return the version in the manifest of a flat bundle; 1 if it names no version, for example in a partial copy."""
     file = folder / bundle.MANIFEST_FILE
     try:
         version = json.loads(file.read_bytes())["version"] if file.is_file() else 1

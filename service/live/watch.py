@@ -15,9 +15,9 @@ import watchfiles
 
 log = logging.getLogger("foldserve")
 
-_DEBOUNCE_MS = 500  # the longest time in which changes are gathered
-_STEP_MS = 50  # a pause of this length ends the gathering
-_STOP_MS = 1000  # the longest time until a stop is noticed
+_DEBOUNCE_MS = 500  # the longest time for which changes are collected before one call
+_STEP_MS = 50  # a pause of this length ends the collection
+_STOP_MS = 1000  # the longest time until `stopped` is noticed
 _RETRY_SECONDS = 5.0
 
 

@@ -1,4 +1,4 @@
-"""The answers of the friendly protocol: outputs to JSON, raw float32 or an Arrow stream.
+"""The answers of the friendly protocol: writes outputs as JSON, raw float32 or an Arrow stream.
 
 This module owns the form of an answer, and the effect of a query on it. It knows no request.
 """
@@ -45,7 +45,10 @@ class Answers:
     def json(
         self, outputs: Outputs, options: AnswerOptions = _PLAIN, warnings: Sequence[dict[str, Any]] | None = None
     ) -> Reply:
-        """Return a JSON answer. warnings: entries for the answer; None if the client did not ask for warnings."""
+        """Return a JSON answer.
+
+        warnings: the entries of the member `warnings`; None if the client did not ask for warnings.
+        """
         if self._labels:
             # The JSON texts of the labels are already known, so orjson writes only the numbers.
             predictions = b",".join([self._labels[i] for i in self._decision.classes(outputs).tolist()])
@@ -64,7 +67,7 @@ class Answers:
         return Reply(200, ((b"content-type", ARROW_TYPE),), self._arrow_writer.write(outputs))
 
     def _probabilities(self, outputs: Outputs, options: AnswerOptions) -> bytes:
-        """Return the member `probabilities`, and `classes` if the classes of a row are not named otherwise."""
+        """Return the member `probabilities`, and `classes` if only this member names the classes of a row."""
         if options is _PLAIN:
             return b'"probabilities":%b' % orjson.dumps(outputs, option=orjson.OPT_SERIALIZE_NUMPY)
         names = self._decision.names

@@ -1,6 +1,7 @@
 """Matches the names of a request with the columns of a model: features, columns that training left out, constants.
 
-Each protocol that names columns uses this module, so that all give the same errors. It knows no values of a request.
+Each protocol that names columns uses this module, so that all give the same errors. It does not read the values of a
+request.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The answers of the Open Inference Protocol: the tensors that a request asks for, as JSON or binary.
 
 A request may ask for the output of the model, for `label`, or for both. `label` is the predicted label as a text, with
-the decision threshold of the model. With the classification extension, the output is the best classes of each row.
-This module knows outputs and the options of a request, but no rows.
+the decision threshold of the model. With the classification extension, the answer has the best classes of each row
+instead of the outputs. This module knows outputs and the options of a request, but no rows.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
 """
@@ -28,7 +28,10 @@ _BINARY = (b"content-type", b"application/octet-stream")
 
 
 class _Wanted(NamedTuple):
-    """One tensor of the answer. classes: the number of best classes instead of the outputs; 0 for the outputs."""
+    """One tensor of the answer.
+
+    classes: the number of best classes that replace the outputs; 0 if the tensor has the outputs.
+    """
 
     name: str
     binary: bool
@@ -73,7 +76,7 @@ class OipAnswers:
             raise InvalidInput('the parameter "classification" is only for the probabilities of classes')
         return _Wanted(name, flag(options, "binary_data", default=binary), classes)
 
-    # --- the output of the model alone, as nearly all requests want it ------------------------------------------------
+    # --- only the output of the model, which nearly all requests want ------------------------------------------------
 
     def _tensor(self, outputs: Outputs) -> dict[str, Any]:
         return {"name": self._output, "datatype": "FP32", "shape": outputs.shape}
@@ -151,6 +154,6 @@ def _floats(outputs: Outputs) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    """Return a text with its length in bytes before it."""
+    """Return the length of a text in bytes, followed by the text."""
     encoded = text.encode()
     return struct.pack("<I", len(encoded)) + encoded

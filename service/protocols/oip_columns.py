@@ -143,7 +143,7 @@ class _Column:
 
     def read(self, values: list[Any]) -> Rows:
         """Return values as float32 [rows]. Raises `InvalidInput`."""
-        if self._is_boolean:  # a data frame has a column of booleans with missing values as numbers
+        if self._is_boolean:  # a data frame stores booleans as numbers in a column with missing values
             values = [value == 1 if type(value) in (int, float) and value in (0, 1) else value for value in values]
         return self._columns.from_json_values(values)[:, 0]
 
@@ -165,7 +165,7 @@ def _from_json(name: str, datatype: str, data: list[Any], count: int) -> list[An
 
 
 def _texts(name: str, _: str, content: memoryview, count: int) -> list[str | None]:
-    """Read texts of UTF-8, each after its length."""
+    """Read UTF-8 texts. The length of each text comes before it."""
     texts: list[str | None] = []
     start, end = 0, len(content)
     while start < end and len(texts) < count:

@@ -1,6 +1,6 @@
 """The training ranges of the features of one model: finds the values of a request that training has not seen.
 
-It knows checked rows. It does not know how a request is written.
+It reads rows that have passed the checks. It does not know the format of a request.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Ranges:
         step = max(1, _STEP // len(self._features))
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            with np.errstate(invalid="ignore"):  # for a signalling NaN
+            with np.errstate(invalid="ignore"):  # a signalling NaN raises this warning
                 outside: npt.NDArray[np.bool_] = (part < self._low) | (part > self._high)
             if outside.any():
                 yield start, outside
@@ -75,7 +75,8 @@ class Ranges:
         feature = self._features[column]
         if feature.kind == "categorical":
             return "a category that training has not seen"
-        low, high = (float(str(bound[column])) for bound in (self._low, self._high))  # the shortest texts
+        # A float32 becomes the number of its shortest text: 0.1, not 0.10000000149011612.
+        low, high = (float(str(bound[column])) for bound in (self._low, self._high))
         if feature.kind == "boolean":
             return f"training has only seen {'true' if low else 'false'}"
         texts = [f"{low:.9g}", f"{high:.9g}"]

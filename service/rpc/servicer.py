@@ -35,7 +35,10 @@ _Call = Callable[[Any, Context, dict[bytes, bytes]], Coroutine[Any, Any, Message
 
 
 class Servicer:
-    """Answers the calls of one serving process. administers: whether this port has statistics and administration."""
+    """Answers the calls of one serving process.
+
+    administers: whether this port answers the calls for statistics and administration.
+    """
 
     def __init__(self, service: Service, *, administers: bool) -> None:
         self._service = service

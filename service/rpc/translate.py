@@ -1,7 +1,7 @@
 """Translates between the messages of gRPC and the bodies of the Open Inference Protocol over HTTP.
 
-So both use the same codec, the same batcher and the same limits. Every tensor is translated to binary data, whose bytes
-are those of `raw_input_contents`. This module knows messages and bytes, but no model and no server.
+So gRPC and HTTP use the same codec, the same batcher and the same limits. Every tensor is translated to binary data,
+with the same bytes as in `raw_input_contents`. This module knows messages and bytes, but no model and no server.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def metadata_headers(metadata: Iterable[tuple[str, str | bytes]]) -> dict[bytes,
 def to_body(
     request: pb.ModelInferRequest, metadata: Headers, seconds_left: float | None
 ) -> tuple[dict[bytes, bytes], bytes]:
-    """Return the headers and the body of the HTTP request that means the same. Raises `InvalidInput`.
+    """Return the headers and the body of the equivalent HTTP request. Raises `InvalidInput`.
 
-    seconds_left: until the deadline of the call; None without a deadline.
+    seconds_left: the time until the deadline of the call; None without a deadline.
     """
     contents = _contents(request)
     inputs = [
@@ -87,7 +87,7 @@ def to_body(
 
 
 def to_response(reply: Reply) -> pb.ModelInferResponse:
-    """Return the message of a reply with binary tensors, whose status is 200."""
+    """Return the message for a reply that has the status 200 and binary tensors."""
     length = int(dict(reply.headers)[HEAD_LENGTH])
     head = orjson.loads(reply.body[:length])
     response = pb.ModelInferResponse(
@@ -103,7 +103,7 @@ def to_response(reply: Reply) -> pb.ModelInferResponse:
 
 
 def to_error(reply: Reply) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
-    """Return the code, the text and the trailing metadata of a reply whose status is an error."""
+    """Return the code, the text and the trailing metadata for a reply whose status is an error."""
     code = _CODES.get(reply.status, grpc.StatusCode.INVALID_ARGUMENT)
     retry_after = dict(reply.headers).get(b"retry-after")
     trailing = () if retry_after is None else (("grpc-retry-pushback-ms", f"{int(retry_after) * 1000}"),)

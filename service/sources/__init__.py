@@ -12,7 +12,7 @@ Training reads a whole file as a `Source`, and scoring reads a `Stream` of batch
     pandas_index.py the index that pandas stores beside the columns
     arrays.py       .npz: two arrays, [rows, features] and [rows]
     join.py         several files as one source
-    source.py       what every reader returns, and the checks that all share
+    source.py       the result of every reader, and the checks that all readers share
 
 The sources know no target and no kinds of columns. The sources need pyarrow, which the server does not need. In every
 message, row 1 is the first row below the header.

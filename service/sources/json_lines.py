@@ -1,4 +1,4 @@
-"""JSON lines: each line is one object. Each column of a source has the type of its values. A stream has the values."""
+"""JSON lines: each line is one object. `read` returns typed columns. `stream` returns the parsed values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _BLOCK = 8 << 20
 
 
 def read(path: Path) -> Source:
-    """Read all lines. If a line lacks a name, the value is missing. A text in the form of a time becomes a time."""
+    """Read all lines.
+
+    If a line has no member for a column, its value is missing. A text in the form of a time becomes a time.
+    """
     with path.open("rb") as raw:
         stream = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
         options = pyarrow.json.ReadOptions(block_size=_BLOCK)

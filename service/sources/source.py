@@ -72,7 +72,7 @@ class Stream:
     typed: as in `Source`.
     open: takes the names of the wanted columns and the numbers of the wanted groups, or None for all groups. It yields
     batches of any size, each with the share of the file that was read so far, from 0 to 1.
-    groups: the numbers of rows of the parts that can be read alone, such as the row groups of a Parquet file; () if the
+    groups: the number of rows of each part that can be read alone, such as the row groups of a Parquet file; () if the
     file has no such parts.
     """
 

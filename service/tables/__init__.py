@@ -1,4 +1,4 @@
-"""Tables: columns of Arrow, or JSON objects, to float32 [rows, features], by the rules of the friendly protocol.
+"""Turns Arrow columns or JSON objects into float32 [rows, features], by the rules of the friendly protocol.
 
     encoder.py  whole batches of Arrow columns
     column.py   one Arrow column

@@ -1,4 +1,4 @@
-"""One Arrow column as the numbers of a feature. This module knows one column, but no whole row.
+"""Turns one Arrow column into the numbers of a feature. This module knows one column, but no whole row.
 
 Cells that Arrow can convert are converted together. Any other text is read by the same function as in a request, once
 for each different text.
@@ -24,7 +24,7 @@ Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str]
 """A bool array [rows] that is True for the refused rows, and the reason, which follows the name of the column."""
 
-# The reading of a column in a file without types, such as a CSV file, if training read the column from typed cells.
+# The texts that are booleans in a file without types, such as a CSV file. Used if training read typed cells.
 _UNTYPED = Reading(true=TRUE, false=FALSE)
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 
@@ -165,7 +165,7 @@ class FeatureColumn:
 
 
 def _code_of(value: Any, code: Callable[[Any, int], float | None]) -> tuple[float, bool]:
-    """Return the number of a value, and whether the value fits. A missing value is NaN."""
+    """Return the number that a value becomes, and whether the feature allows the value. A missing value is NaN."""
     if isinstance(value, float) and math.isnan(value):
         value = None
     try:

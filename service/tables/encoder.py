@@ -1,4 +1,4 @@
-"""Batches of Arrow columns to float32 [rows, features]. A bad value refuses its row, and no other row."""
+"""Turns batches of Arrow columns into float32 [rows, features]. If a value is bad, only its row is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Encoded:
 class TableEncoder:
     """Encodes tables for one model. Columns are found by name, and further columns are ignored.
 
-    A feature that had only one value in training may be left out. Its only training value is used.
+    A feature that had only one value in training may be left out. The encoder then uses its only training value.
     typed: whether the source states the types of its cells. A CSV file does not state types: all its cells are texts.
     """
 

@@ -1,4 +1,4 @@
-"""Batches of JSON objects to float32 [rows, features]. A bad value refuses its row, and no other row.
+"""Turns batches of JSON objects into float32 [rows, features]. If a value is bad, only its row is refused.
 
 An object is an instance of the friendly protocol, with two exceptions. An object may lack the name of a feature,
 because JSON lines usually leave out a missing value. An object may also have further names.
@@ -40,7 +40,7 @@ class ObjectEncoder:
         return Encoded(rows, refused)
 
     def _fill(self, rows: Rows, values: list[list[Any]], places: Sequence[int], refused: dict[int, str]) -> None:
-        """Write `values` into the rows `places`. Halve a batch with a bad value until the bad row is alone."""
+        """Write `values` into the rows `places`. If a batch has a bad value, halve it until the bad row is alone."""
         if not values:
             return
         try:

@@ -27,7 +27,7 @@ _LOGGER = "foldserve.access"
 class AccessLog:
     """Writes the lines of one process to standard error. It is a sink of records.
 
-    limit: of the lines a second for requests with a status below 400.
+    limit: limits the lines per second for requests with a status below 400.
     """
 
     keeps_errors = True
@@ -51,7 +51,7 @@ class AccessLog:
         self._skipped += count
 
     def report(self) -> None:
-        """Write a line with the number of skipped requests, unless another line has it."""
+        """Write a line with the number of skipped requests, unless another line has reported it."""
         skipped, self._skipped = self._skipped, 0
         if skipped:
             self._lines.append(self._format(time.time(), {}, skipped))

@@ -1,4 +1,6 @@
-"""The two formats of the log, for people (console) and for programs (JSON). It decides what a line may contain.
+"""The two formats of the log, for people (console) and for programs (JSON).
+
+It decides which characters a line may have.
 
 A line of the JSON format is one object. Its time is in UTC, in the format of RFC 3339. No line has a control character
 or a character outside ASCII, so a client can't add a line to the log.

@@ -1,8 +1,9 @@
 """Sends traces and metrics to a collector, with OpenTelemetry's SDK and OTLP over HTTP.
 
-A trace has the span of a request, and the spans of its steps. They are made from its record when the response is
-complete. The standard variables OTEL_* choose the collector, the name of the service and the sampler. Only this module
-and `otel_metrics.py` import OpenTelemetry. Each process creates its own exporters, whose threads never block it.
+A trace has the span of a request, and the spans of its steps. This module makes them from the record of the request
+when the response is complete. The standard environment variables OTEL_* choose the collector, the name of the service
+and the sampler. Only this module and `otel_metrics.py` import OpenTelemetry. Each process creates its own exporters,
+whose threads never block it.
 """
 
 from __future__ import annotations
@@ -42,24 +43,24 @@ except ImportError as error:
 
 log = logging.getLogger("foldserve")
 
-# The seconds in which the last spans and metrics may reach the collector when the server stops.
+# When the server stops, it waits at most this number of seconds for the last spans and metrics to be sent.
 _FLUSH_SECONDS = 3.0
-# Traces that may follow each other without a pause, before they are spread evenly.
+# The largest number of traces that may be sent without a pause. Further traces are spread evenly over time.
 _BURST = 10
-# A request that the sampler does not take costs less than a trace: 20 of them count as one.
+# A request that the sampler does not take costs less than a trace: 20 such requests count as one trace.
 _UNSAMPLED_SHARE = 0.95
 _PROTOCOL = "http/protobuf"
 
 
 @dataclass(frozen=True)
 class Exporters:
-    """The exporters of one process. None if the variables turn them off."""
+    """The exporters of one process. An exporter is None if the variables turn it off."""
 
     traces: Traces | None = None
     metrics: MetricsExport | None = None
 
     def close(self) -> None:
-        """Send what is left. This call may block for some seconds."""
+        """Send the spans and metrics that are left. This call may block for some seconds."""
         _close([part.send_rest for part in (self.traces, self.metrics) if part is not None])
 
 
@@ -250,7 +251,7 @@ def _attributes(record: Record, route: str) -> dict[str, str | int]:
 
 
 def _nanoseconds(seconds: float, offset: int) -> int:
-    """Turn a time of `time.monotonic` into a Unix time. offset: between the two clocks."""
+    """Turn a time of `time.monotonic` into a Unix time. offset: the difference between the two clocks."""
     return int(seconds * 1e9) + offset
 
 
@@ -274,7 +275,10 @@ class _Ids(IdGenerator):
         return span_id or random.getrandbits(64) or 1  # nosec B311
 
     def is_trace_id_random(self) -> bool:
-        """Return True: the trace has no parent here, so its identifier is from `Record.trace_id`."""
+        """Return True.
+
+        The SDK asks only for a trace without a parent, and `Record.trace_id` makes its identifier at random.
+        """
         return True
 
 
@@ -296,5 +300,5 @@ class _Reporting(SpanExporter):
         self._exporter.shutdown()  # type: ignore[no-untyped-call]  # the SDK does not annotate it
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Return whether nothing is left; the exporter keeps nothing."""
+        """Return whether all spans were sent. The exporter itself keeps no spans."""
         return self._exporter.force_flush(timeout_millis)

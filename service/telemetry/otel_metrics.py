@@ -1,6 +1,6 @@
 """Sends the metrics of one process to a collector. They are the metrics of /metrics, with the same names and labels.
 
-Prometheus's client has counted already, so the module converts its samples and uses no instrument of OpenTelemetry.
+The Prometheus client already counts. So the module converts its samples and uses no instrument of OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Family(Protocol):
 
 
 class Report:
-    """Logs once when the collector stops to answer, with the reason, and once when it answers again.
+    """Logs once when the collector stops answering, with the reason, and once when it answers again.
 
-    what: the things that are sent. logger: the exporter's, whose own lines would fill the log.
+    what: the name of the things that are sent, for the message. logger: the name of the exporter's logger. Its own
+    lines are left out, because they would fill the log.
     """
 
     def __init__(self, what: str, logger: str) -> None:
@@ -157,7 +158,7 @@ def _numbers(samples: Iterable[Sample], start: int, now: int) -> list[NumberData
 
 
 def _histogram(samples: Iterable[Sample], start: int, now: int) -> list[HistogramDataPoint]:
-    """Convert the samples of a histogram: of each series the buckets in order, then their count and their sum."""
+    """Convert the samples of a histogram. Each series has its buckets in order, then its count and its sum."""
     points = []
     series: dict[tuple[tuple[str, str], ...], dict[str, list[tuple[float, float]]]] = {}
     for sample in samples:

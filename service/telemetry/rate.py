@@ -18,7 +18,10 @@ class RateLimit:
         self.next = 0.0
 
     def take(self, now: float) -> bool:
-        """Return whether an event may happen now, and count it if so. now: in seconds, never less than earlier."""
+        """Return whether an event may happen now, and count it if so.
+
+        now: in seconds, never less than in the call before.
+        """
         if now < self.next:
             return False
         self.next = max(self.next, now - self._tolerance) + self._interval

@@ -1,6 +1,6 @@
 """The record of one request: its identifiers, its model, its times and its outcome.
 
-Whoever handles a request writes into its record. When the response is complete, `Observer.finish` passes the record on.
+Each handler of a request writes into its record. When the response is complete, `Observer.finish` passes the record on.
 This module knows neither the format of a log nor OpenTelemetry.
 """
 
@@ -27,7 +27,7 @@ _REPORT_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One run of a model. runs: the batcher's count of runs. rows: of all requests in the run."""
+    """One run of a model. runs: the batcher's count of runs. rows: the number of rows of all requests in the run."""
 
     batcher: object
     runs: int
@@ -40,16 +40,19 @@ def make_id() -> bytes:
 
 
 class Record:
-    """One request and its response. All times come from `time.monotonic`; None if the request has not come so far.
+    """One request and its response.
+
+    All times come from `time.monotonic`. A time is None if the request has not reached that step.
 
     request_id: from X-Request-Id, or made here. body_id: the `id` in the body of the Open Inference Protocol.
     method, url: `-` if the request can't be read. client: the address of the client. secure: whether the connection has
     TLS.
     model, version, protocol: empty if the request did not reach a model.
-    began: the request is complete; or its head is, if the app reads its body.
-    decoding, decoded, ran_from, ran_to, ended: the beginning and the end of the decoding, of the run and of the
-    encoding. The queue is between `decoded` and `ran_from`.
-    sinks: those that get the record in any case. rows: None if they are not known.
+    began: the time when the whole request has arrived; if the app reads the body, the time when the head has arrived.
+    decoding, decoded: the beginning and the end of the decoding. ran_from, ran_to: the beginning and the end of the
+    run. ended: the end of the encoding. The rows wait in the queue from `decoded` to `ran_from`, and the encoding
+    begins at `ran_to`.
+    sinks: the sinks that get the record even if the request succeeds. rows: None if they are not known.
     reason: the reason for an error, as in the metric foldserve_rejected_total.
     """
 
@@ -112,7 +115,11 @@ def note_error(error: BaseException) -> None:
 
 
 class Sink(Protocol):
-    """A use of records. limit: of the records that it gets. keeps_errors: it gets each record of an error besides."""
+    """A user of finished records, such as the access log.
+
+    limit: limits the number of records that it gets. keeps_errors: whether it gets the record of each error, even above
+    this limit.
+    """
 
     limit: RateLimit
     keeps_errors: bool
@@ -121,7 +128,7 @@ class Sink(Protocol):
         """Use a finished record."""
 
     def skip(self, count: int) -> None:
-        """Note that `count` requests have no record for this sink."""
+        """Note that this sink does not get the records of `count` requests."""
 
     def report(self) -> None:
         """Report the skipped requests, even if no record follows."""
@@ -134,7 +141,7 @@ class Observer:
     """Decides which requests have a record, and passes each finished record to its sinks.
 
     While the server is busy, most requests have no record, because recording takes a large part of the time of a
-    request. The sinks get their number. All methods except `close` belong to one event loop.
+    request. The sinks get the number of requests without a record. All methods except `close` belong to one event loop.
 
     next: before this time, no sink takes a record. A request that begins earlier needs no record, unless it fails.
     """
@@ -142,7 +149,7 @@ class Observer:
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks
         self.next = 0.0
-        self._skipped = 0  # requests without a record, which the sinks do not know yet
+        self._skipped = 0  # the number of requests without a record since the last report to the sinks
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, record: Record) -> None:

@@ -18,7 +18,7 @@ _INVALID_VERSION, _FIRST_VERSION = b"ff", b"00"
 
 
 def safe_id(value: bytes) -> bytes:
-    """Return a client's identifier; empty if it is longer than 128 characters or has other characters than are safe."""
+    """Return a client's identifier; empty if it has more than 128 characters or an unsafe character."""
     return value if _REQUEST_ID.fullmatch(value) else b""
 
 

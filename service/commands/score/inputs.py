@@ -1,6 +1,6 @@
 """The input files of a run, cut into pieces and chunks. It knows no model: it is told which columns are wanted.
 
-A piece is a part of a file that can be read alone. A chunk is the rows of one run of the model.
+A piece is a part of a file that can be read alone. A chunk has the rows that the model runs at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foldserve.service.text import join_some
 _PIECE_ROWS = 1 << 20
 # A chunk has at most this many rows, and about this many values. Then its rows fit into the CPU's cache.
 _CHUNK_ROWS, _CHUNK_VALUES = 8_192, 1 << 20
-# The chunks that are read ahead: more than one batch of a Parquet file has.
+# The number of chunks that are read ahead. One batch of a Parquet file has fewer chunks.
 _CHUNKS_AHEAD = 16
 
 
@@ -33,8 +33,8 @@ class Piece:
     """A part of the input.
 
     file: the path of the file, as the user named it. path: the same path, absolute. first_row: the index of the first
-    row in the file. groups: the groups of the stream to read; None for the whole file. before, share: the share of all
-    input bytes that come before this file, and the share of this file.
+    row in the file. groups: the groups of the stream to read; None for the whole file. before: the share of all input
+    bytes that come before this file. share: the share of all input bytes that are in this file.
     """
 
     file: str
@@ -132,7 +132,7 @@ def _join(batches: list[Batch]) -> Batch:
 def kept_fields(streams: Sequence[Stream], names: Sequence[str], first: Sequence[Any]) -> list[pa.Field]:
     """Return the fields of the chosen input columns `names`. Raises `TableError`.
 
-    A column of numbers has the type that fits the columns of all files. first: the first objects of JSON lines, whose
+    A column of numbers gets a type that fits this column in all files. first: the first objects of JSON lines, whose
     values decide the types; () for other formats.
     """
     if streams[0].schema is None:

@@ -3,7 +3,7 @@
     OUTPUT.partial/job.json         the inputs and options of the run
                   /journal.jsonl    a line for each finished part
                   /part-000000.arrow, refused-000000.arrow
-                  /output, refused  the files that will be renamed, while they are written
+                  /output, refused  the new output files, until they are complete and renamed
 
 A part has the answers of consecutive chunks. Its line in the journal is written after its files, so a part without a
 line is written again. The module knows no format of the output.
@@ -57,8 +57,8 @@ class Journal:
     def open(cls, folder: Path, job: dict[str, Any], *, resume: bool, force: bool) -> Journal:
         """Open the folder of a new run, or of an interrupted run if there is one and `resume` is set.
 
-        job: the inputs and options, which must be those of the interrupted run. force: remove an interrupted run.
-        Raises `ScoreError` and `OSError`.
+        job: the inputs and options, which must equal those of the interrupted run. force: whether to remove an
+        interrupted run. Raises `ScoreError` and `OSError`.
         """
         exists = folder.exists()
         if exists and not resume and not force:

@@ -107,9 +107,12 @@ def new_file(path: Path, schema: pa.Schema) -> Iterator[Writer]:
 
 
 def publish(output: Output, written: Path, refused: Path | None) -> None:
-    """Rename the written files. The answers come last, so that they are there only if everything is. Raises `OSError`.
+    """Rename the written files.
 
-    refused: the written file of refused rows; None if there are none, and then an old file of them is removed.
+    The file of answers is renamed last, so it exists only if the output is complete. Raises `OSError`.
+
+    refused: the new file of refused rows. None means that no row was refused; an old file of refused rows is then
+    removed.
     """
     if output.path is None:
         return

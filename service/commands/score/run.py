@@ -39,8 +39,8 @@ SOME_REFUSED = 3
 class ScoreOptions:
     """The arguments of the command.
 
-    output: `-` for the standard output. kind: None for the format that the suffix of `output` says. sep, encoding,
-    sheet: as in `ReadOptions`.
+    output: `-` for the standard output. kind: the format of the output; None for the format that fits the suffix of
+    `output`. sep, encoding, sheet: as in `ReadOptions`.
     """
 
     model: Path
@@ -230,7 +230,7 @@ def _job(options: ScoreOptions, work: Work, runtime: Runtime, target: Output) ->
 
 @contextmanager
 def _explaining(path: Path, journal: Journal | None = None) -> Iterator[None]:
-    """Turn an error of the file system into one line, which says how to go on."""
+    """Turn an error of the file system into a message of one line, which says how the user can resume the run."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Scores chunks: a chunk of input rows to its answers and its refused rows. It knows no file and no output format."""
+"""Scores chunks: turns a chunk of input rows into answers and refused rows. It knows no file and no output format."""
 
 from __future__ import annotations
 

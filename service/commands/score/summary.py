@@ -41,7 +41,7 @@ class Counted:
             self.note_first(scored.refused)
 
     def note_first(self, refused: pa.RecordBatch) -> None:
-        """Keep the first of the refused rows, unless there is one."""
+        """Keep the first of these refused rows, unless an earlier one is kept."""
         if self.first is None:
             file, row, reason = (refused.column(place)[0].as_py() for place in range(3))
             self.first = f"row {row} of {file}: {reason}"
@@ -50,7 +50,7 @@ class Counted:
 def describe_input(
     manifest: Manifest, streams: Sequence[Stream], names: Sequence[str], kept: Sequence[str]
 ) -> Iterator[str]:
-    """Yield a note for each choice that the reading of the input makes. names: the columns of the input."""
+    """Yield a note for each choice that the program makes when it reads the input. names: the columns of the input."""
     yield from dict.fromkeys(note for stream in streams for note in stream.notes)
     features = {feature.name for feature in manifest.features}
     if ignored := [repr(name) for name in names if name not in features and name not in kept]:
