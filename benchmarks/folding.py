@@ -1,9 +1,9 @@
 """Compares foldserve's folding with that of other tools: `python benchmarks/folding.py`.
 
 For each model and each tool it prints the nodes, the parameters, the median latency for 1 and for 1,024 rows in ONNX
-Runtime on one thread, and the largest difference from the original in float64. Every file runs with ONNX Runtime's own
-optimiser off, except in the rows of this optimiser. The runs of all tools alternate. It needs npm for the models that
-packages ship; without npm, their part is left out.
+Runtime on one thread, and the largest difference from the original in float64. ONNX Runtime's own optimiser is off,
+except in the rows that measure this optimiser. The runs of all tools alternate. The program needs npm to download
+models from packages. Without npm, these models are left out.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def fuse(network: nn.Module, path: Path) -> str:
 
 
 def count(path: Path) -> tuple[int, int]:
-    """Return the number of nodes, and of the numbers in the weights."""
+    """Return the number of nodes and the number of parameters."""
     model = onnx.load(path)
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
     tensors = [tensor for tensor in model.graph.initializer if tensor.data_type in kinds]

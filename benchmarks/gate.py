@@ -1,8 +1,9 @@
 """Counts the instructions of a request, and compares the counts with gate.json: `python benchmarks/gate.py [--write]`.
 
-Times depend on the machine and its load; counts hardly do. Callgrind, a tool of valgrind, counts every instruction of a
-real server while one client sends one request after the other. A count that is more than 3% above its committed count
-fails. The counts depend on the versions of Python and of the libraries, so with other versions nothing is compared.
+Times depend on the machine and its load, but counts almost do not. Callgrind, a tool of valgrind, counts every
+instruction of a real server while one client sends one request after the other. A count that is more than 3% above its
+committed count fails. The counts depend on the versions of Python and of the libraries, so with other versions nothing
+is compared.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from foldserve.service.engine import batcher
 batcher._MAX_INLINE_SECONDS = 60.0
 sys.exit(main(["serve", "--models", "models", "--port", "0", "--threads", "1", "--device", "cpu"]))
 """
-# Requests before the count, in which the server fills its caches.
+# The number of requests before the count. They fill the caches of the server.
 WARM_UP = 300
 
 

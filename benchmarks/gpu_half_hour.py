@@ -1,7 +1,7 @@
 """The first half hour on a GPU: `python benchmarks/gpu_half_hour.py correctness|speed|service --out DIR`.
 
 Each of the three calls takes at most 10 minutes. Each step runs in its own process, so a crash or a hang costs only one
-step. The outputs are saved in DIR as soon as a step ends. The exit status is 1 without a GPU, and if a step fails.
+step. The outputs are saved in DIR as soon as a step ends. The exit status is 1 if there is no GPU or if a step fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SERVICE = ("-m", "foldserve.service")
 
 
 def steps(call: str, out: Path) -> list[tuple[str, int, tuple[str, ...]]]:
-    """List the steps of a call: a name, the most seconds, and the arguments of Python. The first step matters most."""
+    """List the steps of a call: a name, a limit in seconds, and Python's arguments. The first step matters most."""
     question = ("-m", "rig.gpu.questions")
     models = ("--models", str(out / "models"))
     return {

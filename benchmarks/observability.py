@@ -1,6 +1,6 @@
 """Measures the cost of the access log and of traces: `python benchmarks/observability.py`; needs wrk.
 
-It compares the processor time of a server for each request, because other programs of the machine change the rate more.
+It compares the processor time per request, because other programs on the machine disturb it less than the rate.
 In each round, every server gets the same load, one after the other. `--baseline DIR` adds the code of another checkout.
 """
 

@@ -1,4 +1,4 @@
-"""Measures the latency of requests in the seconds in which a version replaces another, and in quiet seconds between.
+"""Measures the latency of requests in seconds with a swap of versions, and in the quiet seconds between them.
 
     python benchmarks/swap.py [--seconds 60] [--clients 8] [--workers 1]
 
@@ -24,7 +24,7 @@ from foldserve.service import bundle
 
 ROOT = Path(__file__).parents[1]
 _PAUSE = 0.002  # seconds between the answer and the next request of a client
-_EDGE = 0.1  # seconds at the start, which belong to no second
+_EDGE = 0.1  # seconds from the start of a second to its swap
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def make(folder: Path) -> Path:
-    """Make the next version of digits, which is only renamed later."""
+    """Make the next version of digits under a temporary name. A swap then only renames it."""
     whole = bundle.read(ROOT / "models" / "digits" / "1")
     return bundle.write(folder, "digits", whole.model, lambda n: whole.manifest.model_copy(update={"version": n})).path
 

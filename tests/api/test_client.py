@@ -1,4 +1,4 @@
-"""Both clients give the answers of a loaded model, from a real server, and name every error."""
+"""Both clients get from a real server the answers of a loaded model, and raise a named exception for every error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`foldserve.fit` is the training of the command, for tables in memory too."""
+"""`foldserve.fit` trains as the command `fit` does, and also takes tables in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`import foldserve` loads no library; a missing library is one line with its remedy; type checkers see every name."""
+"""`import foldserve` loads no library. The error of a missing library has a remedy. Type checkers see every name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loaded model gives the answers of a server, and gives them in the library of the table."""
+"""A loaded model gives the answers of a server. Its results have the types of the library of the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graphs that the service captures on ONNX Runtime's own provider, and their launches."""
+"""The service captures graphs with ONNX Runtime's own CUDA provider, and launches them."""
 
 from __future__ import annotations
 

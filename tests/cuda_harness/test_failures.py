@@ -1,4 +1,4 @@
-"""Memory that is full and a device that fails, with the errors of ONNX Runtime's own provider."""
+"""The service handles full memory and a failed device, with the real errors of ONNX Runtime's CUDA provider."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
 A Python with foldserve must run this program, because the browser's environment has no foldserve.
 
 `python -m tests.page.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL. With the argument
-`--keys`, the server needs an API key of every scope, which follows the URL. A line on the standard input is the name of
-a model whose next version is written, a copy of its newest version. The program exits when its standard input closes.
+`--keys`, the server needs an API key of every scope, which follows the URL. For each line on the standard input, which
+names a model, the program writes a copy of the newest version as the next version. The program exits when its standard
+input closes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ONNX models that benchmarks/folding.py compares: some that it makes, and some that packages ship."""
+"""The ONNX models that benchmarks/folding.py compares: models that it makes, and models from npm packages."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ SMALL, WIDE = (64, 64, 64, 10), (512, 1024, 1024, 1024, 10)  # the widths of two
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 _NODES = {0: "kernel", 1: "memcpy", 2: "memset", 3: "host", 5: "empty", 10: "allocation", 11: "free"}
 _GIB = 2**30
-_RUNS = int(os.environ.get("RUNS", "5000"))  # of each timing
+_RUNS = int(os.environ.get("RUNS", "5000"))  # the number of runs of each timing
 
 
 class RecordedStream(CudaStream):

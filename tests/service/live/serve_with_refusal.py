@@ -1,6 +1,6 @@
 """`foldserve` in which one process can't read a certain manifest, whose path is in the variable MANIFEST.
 
-The first process that tries it makes the file REFUSED, and is the one that fails.
+The first process that reads the manifest creates the file REFUSED, and fails.
 """
 
 from __future__ import annotations

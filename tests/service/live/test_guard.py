@@ -1,4 +1,4 @@
-"""A new version replaces the old one only if the policy allows its answers and its interface."""
+"""A new version replaces the old version only if the swap policy accepts its outputs and its interface."""
 
 from __future__ import annotations
 

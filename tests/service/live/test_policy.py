@@ -1,4 +1,4 @@
-"""A policy file chooses versions, labels and canaries, and one flat bundle serves under any name."""
+"""A policy file chooses versions, labels and canaries. A single flat bundle is served under any name."""
 
 from __future__ import annotations
 

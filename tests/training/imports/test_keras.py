@@ -1,4 +1,4 @@
-"""Keras files: the outputs of real files of Keras 2 and 3, and one line for each file that lies or has code.
+"""Real files of Keras 2 and 3 keep their outputs. A damaged file or a file with code is refused in one line.
 
 keras_files/make.py made the files with Keras 3.15 and Keras 2.15, which computed the outputs.
 """

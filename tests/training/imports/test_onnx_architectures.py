@@ -1,4 +1,4 @@
-"""Networks of random architectures: the folded model gives the answers of the original in ONNX Runtime, unoptimised."""
+"""Random architectures: the folded model gives the outputs that ONNX Runtime gives for the original, unoptimised."""
 
 from __future__ import annotations
 

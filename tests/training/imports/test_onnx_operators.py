@@ -1,4 +1,4 @@
-"""Every operator that is understood gives the results of onnx's own test cases of its backends."""
+"""Every supported operator gives the results in onnx's own test cases for backends."""
 
 from __future__ import annotations
 

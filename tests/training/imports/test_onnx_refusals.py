@@ -1,4 +1,4 @@
-"""A model that is not understood, or a file that lies, is refused in one line; nothing is written."""
+"""An unknown operator or a damaged file is refused in one line, and nothing is written."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Makes the files of this folder: python make.py, once with Keras 3 and once with TensorFlow 2.15, which has Keras 2.
 
-For each model, it writes the file of Keras, and an .npz with rows and the outputs of Keras for them.
+For each model, it writes a Keras file, and an .npz file with rows and Keras' outputs for these rows.
 """
 
 from __future__ import annotations

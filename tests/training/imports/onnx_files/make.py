@@ -2,7 +2,7 @@
 
     python -m venv venv && venv/bin/pip install skl2onnx==1.20.0 scikit-learn==1.9.1 pandas && venv/bin/python make.py
 
-NAME.onnx is what sklearn-onnx writes. rows.csv has the rows, with the targets. NAME.json has the answers of
+sklearn-onnx writes NAME.onnx. rows.csv has the rows and their targets. NAME.json has the answers of
 scikit-learn for these rows: probabilities or values in float64.
 """
 
