@@ -71,8 +71,8 @@ def test_a_version_that_can_t_be_read_is_reported(models, tmp_path):
     previous = read_previous(tmp_path / "iris", 5)
     assert (previous.version, previous.manifest) == (4, None)
     evidence = replace(classification(), previous=previous)
-    assert "Version 4, the one before, can't be read" in Page(render(evidence)).text
-    assert "version 4, the one before, can't be read" in summarise(evidence)
+    assert "Version 4, the one before, can't be compared" in Page(render(evidence)).text
+    assert "version 4, the one before, can't be compared" in summarise(evidence)
     assert read_previous(models, 1) is None
     assert read_previous(tmp_path / "none", 1) is None
 
