@@ -4,8 +4,8 @@ A client asks the server for the manifest of the model, turns the table into flo
 the version of this manifest. Raw rows are the fastest protocol. The request names the version, so the server reads the
 rows by the same manifest, even after another version has begun to serve.
 
-A generator yields the requests of a call. `Client` and `AsyncClient` send these requests. This module knows HTTP, but
-no model.
+A generator yields the steps of a call: requests, waits and computations. `Client` and `AsyncClient` execute these
+steps. This module knows HTTP, but no model.
 """
 
 from __future__ import annotations
@@ -259,7 +259,8 @@ class _Conversation:
 def _retry_after(response: httpx.Response) -> float | None:
     """Return the seconds to wait before a retry; None if a retry is useless.
 
-    Up to a quarter is added at random, so that all clients of a busy server do not come back at the same time.
+    Up to a quarter of the time is added at random, so that all clients of a busy server do not come back at the same
+    time.
     """
     text = response.headers.get("retry-after", "")
     if response.status_code not in _BUSY or not text.isascii() or not text.isdigit():
@@ -275,7 +276,7 @@ def _json(response: httpx.Response) -> Any:
 
 
 def _error(response: httpx.Response, first_row: int) -> ClientError:
-    """Return the error of a response, with the server's text. A row is counted from the first row of the table."""
+    """Return the error for a response, with the server's text. Row numbers count from the first row of the table."""
     try:
         text = str(response.json()["error"])
     except (ValueError, TypeError, KeyError):

@@ -29,8 +29,8 @@ _BATCH = 8192
 def load(bundle: str | os.PathLike[str] | Bundle, *, device: Device = "auto", threads: int | None = None) -> Model:
     """Load a bundle in this process.
 
-    The checks are those of a server: the seal and the hash, the place of the folder, the graph and its tensors, and the
-    golden rows on the device that will run.
+    The checks are the same as in a server. They cover the seal and the hash of the bundle, the place of its folder, the
+    graph and its tensors, and the golden rows on the device that will run the model.
 
     bundle: the folder of a bundle, such as `models/penguins/1`, or of a model, whose newest version is then loaded; or
     the result of `fit`. device: `auto` takes CUDA if it works, and `Model.device` says which device was taken. threads:

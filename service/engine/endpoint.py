@@ -56,8 +56,8 @@ class Endpoint:
     def for_query(self, query: bytes) -> Endpoint:
         """Return the endpoint that answers requests whose URL has this query.
 
-        A request without a query never comes here, so it costs nothing. The returned endpoint refuses the requests of
-        an invalid query, and counts the refusals.
+        This method is not called for a request without a query, so such a request costs nothing. The returned endpoint
+        refuses the requests of an invalid query, and counts the refusals.
         """
         if not query:
             return self

@@ -86,7 +86,7 @@ def _feature_changes(old: Feature, new: Feature) -> Iterator[str]:
 
 
 def _measure(old: Model, new: Model, rows: Rows, outputs: Outputs) -> dict[str, Any]:
-    """Return the measures of the answers. outputs: those of the old version, float32 [rows, outputs]."""
+    """Return the measures of the answers. outputs: the outputs of the old version, float32 [rows, outputs]."""
     answers, seconds = _run(new, rows)
     measures: dict[str, Any] = {"rows": len(rows)}
     expected = old.batcher.expected_seconds(min(len(rows), new.batcher.max_batch))

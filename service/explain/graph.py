@@ -49,7 +49,8 @@ class Graph:
 def read_graph(model: bytes) -> Graph:
     """Read the graph of a model. A Softmax at its end is left out, because logits are explained, not probabilities.
 
-    Raises `NotExplainable` if the graph has no matrix product, or if its Softmax is not over the classes.
+    Raises `NotExplainable` if the file is not ONNX, if the graph has no matrix product, or if its Softmax is not over
+    the classes.
     """
     try:
         graph = onnx.load_model_from_string(model).graph

@@ -83,7 +83,7 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Sum:
-    """a + b, as of a residual connection."""
+    """a + b, as in a residual connection."""
 
     a: str
     b: str

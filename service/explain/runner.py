@@ -18,7 +18,7 @@ from foldserve.service.errors import BundleError, NotExplainable
 from foldserve.service.explain.explainer import Explainer, Explanations, Method
 
 PREDICTED = -1
-"""The wanted class of a row that asks for its predicted class."""
+"""This number in place of a wanted class means the predicted class."""
 
 _HEAD = 3  # columns before the contributions
 

@@ -37,7 +37,7 @@ _MOST_ROUNDS = 100
 
 
 class Crew(Protocol):
-    """The processes that serve. A process that dies takes no part; its replacement serves the last plan."""
+    """The processes that serve. A process that dies is left out; its replacement serves the last plan."""
 
     def prepare(self, attempts: Attempts) -> Sequence[Outcomes]:
         """Load versions in every process, without serving them. Returns the outcomes of each process."""
@@ -61,7 +61,7 @@ class Rules:
 
 
 class Coordinator:
-    """Owns the plan. All methods but `submit` and `stop` belong to one thread at a time."""
+    """Owns the plan. Any thread may call `submit` and `stop`. Only one thread at a time may call the other methods."""
 
     def __init__(self, rules: Rules, policies: Policies, crew: Crew) -> None:
         self._rules = rules

@@ -33,9 +33,10 @@ _MOST_HISTORY = 16
 class _Version:
     """One version. All times are monotonic.
 
-    stamp, since: identify the contents of the files, and the time of their last change. gone: when the folder was first
-    missing. tried, verdict, against: the last attempt with this stamp, its outcome, and the version with which it was
-    compared. final: whether the verdict holds until the files change. served: the stamp that the processes serve.
+    stamp: identifies the contents of the files. since: the time of their last change. gone: the time at which the
+    folder was first missing. tried: the time of the last attempt with this stamp. verdict: its outcome. against: the
+    version with which it was compared. final: whether the verdict holds until the files change. served: the stamp that
+    the processes serve.
     """
 
     stamp: str
@@ -69,7 +70,10 @@ class _Decision:
 
 @dataclass
 class _Wishes:
-    """The operator's wishes. extra: versions to load besides those of the policy. dropped: versions to unload."""
+    """The operator's wishes.
+
+    extra: versions to load in addition to the versions of the policy. dropped: versions to unload.
+    """
 
     decision: _Decision | None = None
     extra: frozenset[int] = frozenset()

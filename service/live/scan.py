@@ -54,7 +54,10 @@ class ManyModels:
     name: str | None = None
 
     def scan(self) -> dict[str, Found]:
-        """List every model by its name. Names that no model may have are left out. Raises `StartError`."""
+        """List every model by its name.
+
+        Folders with a name that is not valid for a model are left out. Raises `StartError`.
+        """
         models = {}
         with _readable(self.folder):
             for entry in sorted(self.folder.iterdir()):

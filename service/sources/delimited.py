@@ -81,7 +81,7 @@ def _read_header(path: Path, usual: str, options: ReadOptions) -> tuple[tuple[st
 
 
 class _TailStream(io.RawIOBase):
-    """A readable stream that keeps the last bytes that were read in `last`."""
+    """A readable stream. Its attribute `last` has the last bytes that were read."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner

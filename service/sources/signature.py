@@ -19,7 +19,7 @@ _KNOWN = {
 
 
 def check_signature(name: str, suffix: str, first: bytes) -> None:
-    """Raise `SourceError` if `first`, the first bytes of the file `name`, are not those of a `suffix` file."""
+    """Raise `SourceError` if the first bytes of the file `name` do not fit its suffix. first: these bytes."""
     if not first:
         raise SourceError(f"{name} is empty")
     expected = b"\x1f\x8b" if suffix.endswith(".gz") else _EXPECTED.get(suffix, b"")

@@ -85,7 +85,7 @@ class Stream:
 
 
 def stream_source(source: Source) -> Stream:
-    """Return the rows of a source whose reader needs the whole file in memory, such as a spreadsheet."""
+    """Return a stream of the rows of a source, for a format that must be read whole, such as a spreadsheet."""
     table = pa.table({name: source.take(name) for name in source.names})
 
     def open_batches(columns: Sequence[str], _: Sequence[int] | None) -> Iterator[tuple[Batch, float]]:

@@ -72,7 +72,10 @@ class Record:
     def __init__(
         self, method: bytes, url: bytes, headers: Headers, raw: bytes, request_id: bytes, client: str, *, secure: bool
     ) -> None:
-        """Begin the record of a request. request_id: safe, or empty. raw: the bytes of the head."""
+        """Begin the record of a request.
+
+        request_id: an identifier with only safe characters, or empty. raw: the bytes of the head.
+        """
         self.method = method
         self.url = url
         self.headers = headers

@@ -35,7 +35,7 @@ class Parent:
 def read_parent(headers: Headers, raw: bytes) -> Parent | None:
     """Return the parent of a request, or None if its traceparent is missing or invalid.
 
-    headers: have the last value of each name. raw: the bytes of the head, because a request may repeat a header.
+    headers: the last value of each header. raw: the bytes of the head, which have all values of a repeated header.
     """
     value = headers.get(b"traceparent")
     if value is None:

@@ -1,6 +1,6 @@
 """`foldserve score`: runs a model on every row of one or several files.
 
-    run.py         the command: checks, scores, and tells the user
+    run.py         the command: checks, scores, and prints the results
     inputs.py      the files, cut into pieces and chunks of rows
     work.py        the inputs and settings that an engine needs for a run
     scorer.py      turns a chunk of rows into a chunk of answers

@@ -1,4 +1,4 @@
-"""The input files of a run, cut into pieces and chunks. It knows no model: it is told which columns are wanted.
+"""The input files of a run, cut into pieces and chunks. It knows no model: the caller names the wanted columns.
 
 A piece is a part of a file that can be read alone. A chunk has the rows that the model runs at once.
 """

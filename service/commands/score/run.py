@@ -1,4 +1,4 @@
-"""Runs `foldserve score`: opens the model and the input, scores every row, writes the output, and tells the user."""
+"""Runs `foldserve score`: opens the model and the input, scores every row, writes the output, and prints the counts."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Scored:
 
 
 class Scorer:
-    """Scores the chunks of any piece. kept: the fields of the chosen input columns."""
+    """Scores the chunks of any piece. kept: the fields of the input columns that the output repeats."""
 
     def __init__(self, manifest: Manifest, run: Run, kept: Sequence[pa.Field], *, typed: bool, with_all: bool) -> None:
         """typed: as in `Stream`. with_all: whether the answers have the probabilities of all classes."""

@@ -18,8 +18,8 @@ from foldserve.service.sources import ReadOptions
 class Work:
     """The work of one run.
 
-    kept: the fields of the chosen input columns. typed: as in `Stream`. with_all: whether the answers have the
-    probabilities of all classes.
+    kept: the fields of the input columns that the output repeats. typed: as in `Stream`. with_all: whether the answers
+    have the probabilities of all classes.
     """
 
     bundle: Bundle
