@@ -71,7 +71,7 @@ Connect = Callable[..., Any]
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
-    """Return a function that makes a client of the kind with methods that block, and with its `wire`."""
+    """Return a function that makes either client. Its methods block, and `wire` has its requests."""
     with contextlib.ExitStack() as stack:
 
         def make(url: str, *, model: str | None = NAME, **options: Any) -> Any:
@@ -129,7 +129,7 @@ LABELS = {"Adelie": "c", "Chinstrap": "b", "Gentoo": "a"}
 
 @pytest.fixture(scope="module")
 def second(penguins, tmp_path_factory):
-    """A server of version 2 only, which has its features and its labels in another order."""
+    """A server with only version 2, whose features and labels have another order."""
     place = tmp_path_factory.mktemp("second")
     columns = ["species", *reversed(penguins.columns.drop("species"))]
     table = penguins[columns].assign(species=penguins["species"].map(LABELS))

@@ -1,7 +1,7 @@
 """Chromium, and the server whose page it opens.
 
 `make test-page` runs these tests in the environment of Playwright, which has no foldserve. SERVER_PYTHON is a Python
-that has foldserve. Without Playwright or Chromium, the tests are skipped with this reason.
+that has foldserve. If Playwright or Chromium is missing, the tests are skipped, and the reason says so.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def opened(
     """Open the page. At the end, check that it wrote no error and sent every request to the server.
 
     key: the API key that the page asks for. allowed: the statuses of refusals that the test provokes, because the
-    browser writes an error for each refusal. options: of the browser's context.
+    browser writes an error for each refusal. options: the options of the browser's context.
     """
     context = browser.new_context(**options)
     page = context.new_page()

@@ -28,7 +28,7 @@ WIDE, CLASSES = 500, 1000
 
 
 def write_models(models: Path) -> None:
-    """Write the models: digits and mixed, whose features have every kind, and wide, with 500 features, 1,000 classes.
+    """Write the models: digits, mixed with features of every kind, and wide with 500 features and 1,000 classes.
 
     when: a regression on a date.
     """
@@ -57,7 +57,7 @@ def write_models(models: Path) -> None:
 
 
 def write_dates(models: Path) -> None:
-    """Write the model `when`: days since 2020-01-01, halved. The day may be missing, which is 10 days."""
+    """Write the model `when`: days since 2020-01-01, halved. A missing day counts as 10 days."""
     nodes = [
         helper.make_node("IsNaN", ["input"], ["missing"]),
         helper.make_node("Where", ["missing", "ten", "input"], ["filled"]),

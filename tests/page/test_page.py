@@ -246,7 +246,7 @@ def test_a_key_is_asked_for_and_an_operator_changes_the_version_that_answers(bro
         guarded.write_next_version("mixed")
         page.get_by_role("link", name="Models").click()
         card = page.get_by_role("region", name="Versions of mixed")
-        # The server follows its folder, and the page follows the server.
+        # The server notices the new folder, and the page notices the new version.
         expect(card.get_by_text("2 (current)")).to_be_visible()
         card.get_by_role("button", name="rollback mixed version 1").click()
         expect(card.get_by_text("1 (current)")).to_be_visible()

@@ -25,9 +25,10 @@ def choose_threshold(
 
     y: int64 [rows], true classes. outputs: float32 [rows, 2], probabilities. positive: the class of the threshold.
     `f1` gives the largest F1 of this class, and `cost:FP,FN` the smallest total cost of the errors. Several intervals
-    of thresholds may be equally good. Then the interval nearest to 0.5 is chosen, or for costs the interval nearest to
-    FP / (FP + FN), the best threshold of calibrated probabilities (Elkan, 2001, "The foundations of cost-sensitive
-    learning"). This value itself is chosen if it is in the interval, and otherwise a short number near the middle.
+    of thresholds may be equally good. Then the interval nearest to a preferred value is chosen. This value is 0.5 for
+    `f1`, and FP / (FP + FN) for costs, the best threshold of calibrated probabilities (Elkan, 2001, "The foundations of
+    cost-sensitive learning"). If the value is in the interval, it is the threshold. Otherwise, the threshold is a short
+    number near the middle of the interval.
     """
     chosen = options.value
     rule = "value"

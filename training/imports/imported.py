@@ -48,7 +48,7 @@ class Imported:
     names of the columns come from the model or the user; if not, the columns of a table are taken by position.
     labels: the classes in the order of the outputs; () for regression. framework, framework_version: the framework
     that wrote the model; the version is empty if the file does not have it. file: the name of the file, or of the class
-    of an object. sha256: of the file, or of the weights of an object. evaluate: the original model in float64.
+    of an object. sha256: the hash of the file, or of the weights of an object. evaluate: the original model in float64.
     reference: words that name the arithmetic of `evaluate`. float32: functions that run the original in float32, by the
     name of the runtime. The certificate measures their differences too. ranges: the typical range of each feature, if
     the model has one, float64 [features, 2]; NaN where it has none. whole: the indices of the features that must be

@@ -30,7 +30,7 @@ def write(
 ) -> None:
     """Write the next version of a classification. The sign of a - b decides the label.
 
-    weight: -1 swaps the answers. slow: makes a run slower by this number of large products.
+    weight: -1 swaps the answers. slow: the number of large matrix products that slow down a run.
     """
     weights = constant("weights", weight * np.array([[1.0, -1.0], [-1.0, 1.0]]))
     nodes = [helper.make_node("MatMul", ["input", "weights"], ["logits"])]

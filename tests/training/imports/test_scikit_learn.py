@@ -51,7 +51,7 @@ def table(seed: int) -> pd.DataFrame:
 
 
 def codes(frame: pd.DataFrame) -> np.ndarray[Any, Any]:
-    """Encode the table as a bundle has it: a category is its index, a missing value is NaN."""
+    """Encode the table as a bundle does: a category is its index, a missing value is NaN."""
     rows = np.full((len(frame), 5), np.nan, np.float32)
     rows[:, :3] = frame[["age", "income", "debt"]]
     for i, city in enumerate(CITIES):

@@ -38,8 +38,8 @@ _SAVE_AGAIN = "save the whole model with model.save('model.keras')"
 class Archive:
     """An open Keras file. config: the description of the model. training: the description of its compilation, or {}.
 
-    version: of Keras. weights: the group of HDF5 that has the layers. legacy: whether the groups have the names of
-    the layers, as in Keras 2, instead of the names of their classes. sha256: of the file.
+    version: the version of Keras. weights: the group of HDF5 that has the layers. legacy: whether the groups have the
+    names of the layers, as in Keras 2, instead of the names of their classes. sha256: the hash of the file.
     """
 
     config: dict[str, Any]

@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Program:
-    """A graph of one input and one output. shapes: without the rows, for each tensor. weights: by their name."""
+    """A graph of one input and one output. shapes: of each tensor, without the rows. weights: the arrays by name."""
 
     calls: tuple[Call, ...]
     input: str
