@@ -18,7 +18,7 @@ class LiveRows:
     ignored: float32 [1, features]; a batch that is this very array is not kept, because it comes from a check of the
     server itself.
 
-    A row replaces the oldest row. The rows of a batch larger than `size` are sampled evenly.
+    A new row replaces the oldest row. From a batch larger than `size`, evenly spaced rows are kept.
     """
 
     def __init__(self, ignored: Rows, outputs: int, size: int) -> None:

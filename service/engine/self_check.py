@@ -21,7 +21,7 @@ _TIMEOUT = 10.0  # seconds until the run must begin
 
 
 class SelfCheck:
-    """Checks the models of a repository. interval: in seconds; 0 checks nothing."""
+    """Checks the models of a repository. interval: the seconds between two checks; 0 turns the checks off."""
 
     def __init__(self, repository: Repository, interval: float) -> None:
         self._repository = repository
@@ -34,7 +34,7 @@ class SelfCheck:
             asyncio.get_running_loop().call_later(self._interval, self._look)
 
     def _look(self) -> None:
-        """Check the models that have run nothing since the last look, and those that are not healthy."""
+        """Check the models that have run nothing since the last call, and the models that are not healthy."""
         before, self._runs = self._runs, {}
         for model in self._repository.ready_models():
             runs = self._runs[id(model)] = model.batcher.runs
@@ -44,7 +44,7 @@ class SelfCheck:
 
     def _check(self, model: Model) -> None:
         def judge(result: Outputs | RequestError) -> None:
-            # The check itself is a run. Without this line, the model would not be idle at the next look.
+            # The check itself is a run. Without this line, the model would not be idle at the next call.
             self._runs[id(model)] = model.batcher.runs
             if isinstance(result, Overloaded):
                 return  # a model with much work is not idle

@@ -16,7 +16,7 @@ from foldserve.service.bundle import Decision, Feature, Manifest
 from foldserve.service.engine.repository import Model
 from foldserve.service.live.plan import Trial
 
-# With fewer live rows than this, the golden rows of the version that serves are compared as well.
+# If there are fewer live rows than this, the golden rows of the version that serves are compared too.
 _FEW_ROWS = 32
 # The minimum number of rows in a class. For a class with fewer rows, the share of changed rows is ignored.
 _MIN_CLASS_ROWS = 10

@@ -1,4 +1,4 @@
-"""Runs the nodes before a network. They turn raw rows into encoded columns, in float32 as in ONNX Runtime.
+"""Runs the nodes that come before the network. They turn raw rows into encoded columns, in float32 as in ONNX Runtime.
 
 Each encoded column depends on a single feature. This module finds that feature. It does not know the network.
 """

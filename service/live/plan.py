@@ -95,7 +95,7 @@ class ModelPlan(Message):
 
 
 class Plan(Message):
-    """Everything that serves, by the name of the model."""
+    """The state of all models, by name."""
 
     models: dict[str, ModelPlan] = {}
 

@@ -1,6 +1,6 @@
 """The policy of each model: the versions to keep, their labels, and the conditions of a swap.
 
-Owns the schema of this file.
+This module owns the schema of the file of policies. An example of the file:
 
     [default]                       # for every model that has no table of its own
     versions = "latest 2"           # or "all", or [3, 5]
@@ -125,7 +125,7 @@ class _File(BaseModel):
 class Policies:
     """The policies of all models. The file is read again after it has changed.
 
-    swap: the swap policy of models for which the file names none. Raises `SettingsError` for a wrong file.
+    swap: the swap policy of a model that has none in the file. Raises `SettingsError` for a wrong file.
     """
 
     def __init__(self, file: Path | None, swap: SwapName) -> None:
