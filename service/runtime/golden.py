@@ -40,9 +40,6 @@ def check_graph(bundle: Bundle) -> onnx.ModelProto:
     opsets = [imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx")]
     if opsets != [bundle.manifest.model.opset]:
         raise BundleError(f"{MODEL_FILE} is of opset {opsets}, the manifest says {bundle.manifest.model.opset}")
-    for entry in proto.metadata_props:
-        if entry.key == DESCRIPTION_KEY and entry.value != describe_manifest(bundle.manifest):
-            raise BundleError(f"the description in {MODEL_FILE} does not have the manifest's features and labels")
     graphs = [proto.graph, *proto.functions]
     while graphs:
         graph = graphs.pop()
@@ -69,6 +66,13 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tenso
             yield from (attribute.t, *attribute.tensors)
             for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
                 yield from (sparse.values, sparse.indices)
+
+
+def check_description(graph: onnx.ModelProto, manifest: Manifest) -> None:
+    """Raise `BundleError` unless the description in the model, if there is one, is that of the manifest."""
+    for entry in graph.metadata_props:
+        if entry.key == DESCRIPTION_KEY and entry.value != describe_manifest(manifest):
+            raise BundleError(f"the description in {MODEL_FILE} does not have the manifest's features and labels")
 
 
 def check_interface(session: Any, manifest: Manifest) -> None:

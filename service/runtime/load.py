@@ -14,7 +14,7 @@ from foldserve.service.bundle import Bundle, Manifest, Parity
 from foldserve.service.errors import BundleError, DeviceError
 from foldserve.service.runtime.cpu import CpuRunner
 from foldserve.service.runtime.cuda import CudaRunner
-from foldserve.service.runtime.golden import check_golden, check_graph, check_interface
+from foldserve.service.runtime.golden import check_description, check_golden, check_graph, check_interface
 from foldserve.service.runtime.precision import convert, widen
 from foldserve.service.runtime.session import CPU, CUDA, Options, is_expected
 
@@ -73,6 +73,7 @@ def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
         graph = check_graph(bundle)
         cpu = CpuRunner(bundle.model, options.threads)
         check_interface(cpu.session, bundle.manifest)
+        check_description(graph, bundle.manifest)
         why, reason = "requested", "the CPU is requested"
         if options.device != "cpu":
             try:

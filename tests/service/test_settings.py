@@ -70,6 +70,9 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
         "policy": "/etc/foldserve/policy.toml",
         "swap_policy": "always",
         "uds": "/run/foldserve.sock",
+        "model_name": "digits",
+        "model_dir": "/mnt/models",
+        "page": False,
         "precision": "bf16",
     }
     value = values.get(name, 7)

@@ -13,11 +13,11 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from foldserve.service.runtime.session import CPU, open_session
 from foldserve.training.imports.onnx_constants import widen
 from foldserve.training.table.schema import Column
 
@@ -87,12 +87,7 @@ def run_original(
 
     Raises an exception of ONNX Runtime if it refuses the model.
     """
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    content = cut(model, output).SerializeToString()
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = open_session(cut(model, output).SerializeToString(), CPU, optimise=False)
 
     def evaluate(rows: Rows) -> Array:
         result: Array = np.asarray(session.run([output], feeds(rows))[0])

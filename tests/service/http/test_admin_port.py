@@ -80,9 +80,9 @@ def test_the_metrics_count_the_requests_of_the_main_port(both: tuple[Served, Ser
     before = count()
     for _ in range(5):
         assert ask(main, "POST /predict").status == 200
-    while count() < before + 5:  # each worker adds its counts once a second
+    # Each worker adds its counts once a second, so counts of earlier requests may follow too.
+    while count() < before + 5:
         assert admin.process.poll() is None
-    assert count() == before + 5
 
 
 def test_keys_guard_the_second_port_too(folder: Path, tmp_path: Path) -> None:
