@@ -286,6 +286,7 @@ def test_ctrl_c_ends_the_command_with_130_and_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_failed_compilation_is_one_line(tmp_path):
     environment = {**os.environ, "CXX": "no-such-compiler", "PATH": str(tmp_path)}
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")

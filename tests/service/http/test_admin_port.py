@@ -121,9 +121,9 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104
 @pytest.mark.parametrize(
     ("flags", "warned"),
     [
-        ((), False),
-        (("--host", "localhost"), False),
-        (("--host", EVERYWHERE), True),
+        pytest.param((), False, marks=pytest.mark.slow),
+        pytest.param(("--host", "localhost"), False, marks=pytest.mark.slow),
+        pytest.param(("--host", EVERYWHERE), True, marks=pytest.mark.slow),
         (("--admin-port", 0, "--admin-host", EVERYWHERE), True),
         (("--host", EVERYWHERE, "--keys", "{keys}"), False),
     ],

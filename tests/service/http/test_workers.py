@@ -262,6 +262,7 @@ def test_a_scrape_ignores_the_empty_file_of_a_worker_that_starts(models: Path, t
         until(lambda: counted(server, "foldserve_requests_total") == 1)
 
 
+@pytest.mark.slow
 def test_a_replaced_worker_no_longer_reports_a_version_that_was_repaired(models: Path, tmp_path: Path) -> None:
     whole = bundle.read(models / "roots" / "1")
     second = bundle.write(models, "roots", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))

@@ -68,7 +68,7 @@ def assert_whole(clients: list[Future[Counter[str]]]) -> None:
         assert set(outcomes) == {"whole"}, outcomes
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_twenty_swaps_under_load_drop_nothing(workers: int, tmp_path: Path) -> None:
     models = tmp_path / "models"
     publish(models, 1)

@@ -56,6 +56,7 @@ def fitted(path, **kwargs):
     return fit(build_mlp(4, 2, Architecture(hidden=(8,))), rows, rows, recipe, seed=0, checkpoint=Checkpoint(path, RUN))
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_killed_and_resumed_ends_in_the_same_bytes(tmp_path):
     command = [sys.executable, "-c", FIT]
     undisturbed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

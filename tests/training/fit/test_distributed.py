@@ -51,7 +51,7 @@ def torchrun(count, *arguments, cwd):
     ("count", "placement", "rows", "relative"),
     [
         # The last batch has 5 rows in one process, and 6 in the other. Rounding errors grow during the training.
-        (2, "pre", 203, 1e-3),
+        pytest.param(2, "pre", 203, 1e-3, marks=pytest.mark.slow),
         # The last batch has 2 rows, fewer than the 3 processes. After dropout, the two rows of this batch may be equal.
         # A BN then divides rounding errors by the root of epsilon. So the two trainings differ by more than rounding
         # errors.
