@@ -157,28 +157,37 @@ class Coordinator:
         self._change(found, list(dict.fromkeys((*found, *self._records))))
 
     def _execute(self, command: Command, done: Future[None]) -> None:
+        """Execute a command. When `done` has the outcome, the next command for this model is accepted."""
+        failure: BaseException | None = None
         try:
-            found = self._rules.layout.scan()
-            record = self._records.get(command.name)
-            if record is None:
-                if command.name not in found:
-                    raise UnknownModel("unknown model")
-                record = self._record(command.name)
-            record.look(found.get(command.name, Found({})), time.monotonic())
-            record.decide(command)
-            self._change(found, [command.name], decided=True)
-            if reason := record.shortfall(command):
-                raise LoadRefused(reason)
-            log.info("%s", command)
-            done.set_result(None)
+            self._obey(command)
         except FoldserveError as error:
-            done.set_exception(error)
-        except BaseException as error:
-            done.set_exception(LoadRefused("internal error"))
-            raise error from None
+            failure = error
+        except BaseException:
+            failure = LoadRefused("internal error")
+            raise
         finally:
             with self._lock:
                 self._busy.discard(command.name)
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
+
+    def _obey(self, command: Command) -> None:
+        """Make the change of a command. Raises `UnknownModel` and `LoadRefused`."""
+        found = self._rules.layout.scan()
+        record = self._records.get(command.name)
+        if record is None:
+            if command.name not in found:
+                raise UnknownModel("unknown model")
+            record = self._record(command.name)
+        record.look(found.get(command.name, Found({})), time.monotonic())
+        record.decide(command)
+        self._change(found, [command.name], decided=True)
+        if reason := record.shortfall(command):
+            raise LoadRefused(reason)
+        log.info("%s", command)
 
     # --- one change ---------------------------------------------------------------------------------------------------
 
