@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from foldserve.service.bundle import Bundle, Feature, Manifest, Parity, find_bundle
 from foldserve.service.figures import format_difference, format_figure, format_percent
-from foldserve.service.runtime.golden import check_graph
+from foldserve.service.runtime.golden import check_description, check_graph
 
 _FEATURES_SHOWN = 20
 _LABELS_SHOWN = 100
@@ -72,7 +73,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 def _describe(bundle: Bundle) -> dict[str, Any]:
     """Return the manifest, the digest of its seal (null without a seal), and the graph."""
-    graph = check_graph(bundle).graph
+    graph = _graph(bundle)
     return {
         "manifest": bundle.manifest.model_dump(mode="json"),
         "seal": bundle.digest,
@@ -80,12 +81,19 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def _graph(bundle: Bundle) -> onnx.GraphProto:
+    """Return the graph of the model. Raises `BundleError` unless the graph and the description fit the manifest."""
+    model = check_graph(bundle)
+    check_description(model, bundle.manifest)
+    return model.graph
+
+
 def _count_parameters(graph: Any) -> int:
     return sum(math.prod(tensor.dims) for tensor in graph.initializer)
 
 
 def _model(bundle: Bundle, *, whole: bool) -> Iterable[tuple[str, str]]:
-    manifest, graph = bundle.manifest, check_graph(bundle).graph
+    manifest, graph = bundle.manifest, _graph(bundle)
     parameters = _count_parameters(graph)
     yield "task", manifest.task
     yield "created", manifest.created.isoformat()

@@ -10,7 +10,7 @@ import pytest
 from foldserve.service import bundle
 from foldserve.service.figures import format_figure
 from tests.service.mixed import write_mixed
-from tests.service.support import edit_manifest, foldserve
+from tests.service.support import assert_refused_in_one_line, edit_manifest, foldserve
 
 
 @pytest.mark.parametrize("name", ["digits", "diabetes"])
@@ -58,6 +58,12 @@ def test_markup_in_a_name_is_shown_unchanged(models: Path) -> None:
     digits_folder = models / "digits" / "1"
     edit_manifest(digits_folder, lambda content: content["provenance"].update(source="[red]a[/red]"))
     assert "[red]a[/red]" in foldserve("inspect", digits_folder).stdout
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_name_that_differs_from_the_description_in_the_model_is_refused(flags: tuple[str, ...], models: Path) -> None:
+    edit_manifest(models / "digits" / "1", lambda content: content["features"][0].update(name="other"))
+    assert_refused_in_one_line(foldserve("inspect", models / "digits" / "1", *flags), "the description in model.onnx")
 
 
 def test_all_shows_every_feature_and_golden_row(digits: bundle.Bundle) -> None:
