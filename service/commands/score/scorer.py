@@ -79,7 +79,7 @@ class Scorer:
             len(encoded.rows),
             _batch([*answered, *self._answers.columns(outputs)], self.schema),
             self._refusals(piece, chunk, refused, kept) if refused else None,
-            dict(self._ranges.count(rows) or {}),
+            {(kind, column): count for (kind, column), count in (self._ranges.count(rows) or {}).items()},
             chunk.share,
         )
 
