@@ -13,6 +13,7 @@ import time
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,11 @@ class _RequestMetrics(RequestMetrics):
         for (kind, column), count in self._unusual.items():
             m.unusual[kind].labels(*labels[:2], column).inc(count)
         self._unusual.clear()
-        for status, count in Tally(status for status, _, _ in pending).items():
+        statuses, rows, seconds = zip(*pending, strict=True)
+        for status, count in Tally(statuses).items():
             m.requests.labels(*labels, str(status)).inc(count)
-        m.rows.labels(*labels).inc(sum(rows for _, rows, _ in pending))
-        m.request_seconds.labels(*labels).observe_many(seconds for _, _, seconds in pending)
+        m.rows.labels(*labels).inc(sum(rows))
+        m.request_seconds.labels(*labels).observe_many(seconds)
         m.last_request.labels(*labels[:2]).set(time.time())
 
 
@@ -122,10 +124,13 @@ class _BatchMetrics:
 
     def flush(self) -> None:
         pending, self._pending = self._pending, []
+        if not pending:
+            return
         m, labels = self._metrics, self.labels
-        m.batch_rows.labels(*labels).observe_many(rows for rows, _, _ in pending)
-        m.runtime_seconds.labels(*labels).observe_many(seconds for _, seconds, _ in pending)
-        m.queue_seconds.labels(*labels).observe_many(wait for _, _, waited in pending for wait in waited)
+        rows, seconds, waited = zip(*pending, strict=True)
+        m.batch_rows.labels(*labels).observe_many(rows)
+        m.runtime_seconds.labels(*labels).observe_many(seconds)
+        m.queue_seconds.labels(*labels).observe_many(list(chain.from_iterable(waited)))
 
 
 class PrometheusMetrics(Metrics):
