@@ -6,10 +6,16 @@ It knows rows and outputs, but no request.
 from __future__ import annotations
 
 import threading
+from collections import deque
 
 import numpy as np
 
 from foldserve.service.arrays import Outputs, Rows, Run
+
+# A batch of at most _SMALL_BATCH rows is not written to the arrays at once. _MAX_PENDING such batches are written
+# together, which costs a fraction of one write for each batch.
+_SMALL_BATCH = 32
+_MAX_PENDING = 64
 
 
 class LiveRows:
@@ -26,8 +32,11 @@ class LiveRows:
         self._rows = np.empty((size, ignored.shape[1]), np.float32)
         self._outputs = np.empty((size, outputs), np.float32)
         self._size = size
+        self._small_batch = min(size, _SMALL_BATCH)
         self._next = 0  # the place of the next row
         self._count = 0  # rows that are kept
+        # Small batches that are not in the arrays yet: the bytes of the rows and of their outputs.
+        self._pending: deque[tuple[bytes, bytes]] = deque()
         self._lock = threading.Lock()
 
     def watch(self, run: Run) -> Run:
@@ -45,21 +54,40 @@ class LiveRows:
 
     def add(self, rows: Rows, outputs: Outputs) -> None:
         """Keep the rows of one batch."""
-        size = self._size
-        if len(rows) > size:
-            chosen = np.linspace(0, len(rows) - 1, size).astype(np.intp)
+        if len(rows) <= self._small_batch:
+            self._pending.append((rows.tobytes(), outputs.tobytes()))
+            if len(self._pending) < _MAX_PENDING:
+                return
+            rows, outputs = rows[:0], outputs[:0]
+        elif len(rows) > self._size:
+            chosen = np.linspace(0, len(rows) - 1, self._size).astype(np.intp)
             rows, outputs = rows[chosen], outputs[chosen]
         with self._lock:
-            first = min(len(rows), size - self._next)
-            self._rows[self._next : self._next + first] = rows[:first]
-            self._outputs[self._next : self._next + first] = outputs[:first]
-            if rest := len(rows) - first:
-                self._rows[:rest] = rows[first:]
-                self._outputs[:rest] = outputs[first:]
-            self._next = (self._next + len(rows)) % size
-            self._count = min(size, self._count + len(rows))
+            self._store_pending()
+            self._store(rows, outputs)
 
     def sample(self) -> tuple[Rows, Outputs]:
         """Return copies of the rows and of their outputs: [rows, features] and [rows, outputs]."""
         with self._lock:
+            self._store_pending()
             return self._rows[: self._count].copy(), self._outputs[: self._count].copy()
+
+    def _store_pending(self) -> None:
+        """Store the small batches. Meanwhile, another thread may add a batch."""
+        batches = [self._pending.popleft() for _ in range(len(self._pending))]
+        if batches:
+            rows, outputs = (np.frombuffer(b"".join(part), np.float32) for part in zip(*batches, strict=True))
+            rows, outputs = rows.reshape(-1, self._rows.shape[1]), outputs.reshape(-1, self._outputs.shape[1])
+            self._store(rows[-self._size :], outputs[-self._size :])
+
+    def _store(self, rows: Rows, outputs: Outputs) -> None:
+        """Replace the oldest rows by at most `size` rows."""
+        size = self._size
+        first = min(len(rows), size - self._next)
+        self._rows[self._next : self._next + first] = rows[:first]
+        self._outputs[self._next : self._next + first] = outputs[:first]
+        if rest := len(rows) - first:
+            self._rows[:rest] = rows[first:]
+            self._outputs[:rest] = outputs[first:]
+        self._next = (self._next + len(rows)) % size
+        self._count = min(size, self._count + len(rows))
