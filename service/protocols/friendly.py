@@ -43,6 +43,7 @@ from foldserve.service.protocols.json_text import (
     LongArray,
     Piece,
     cut,
+    has_booleans,
     is_cut,
     parse_json,
     parse_piece,
@@ -139,7 +140,8 @@ class FriendlyCodec:
             instances = self._instances(parse_json(body))
             if len(instances) > self._max_rows:
                 raise InvalidInput(f'"instances" has more rows than the {self._max_rows} that are allowed')
-            return self._checked_rows(instances, 0, counted, by_name=type(instances[0]) is dict)
+            by_name = type(instances[0]) is dict
+            return self._checked_rows(instances, 0, counted, by_name=by_name, booleans=has_booleans(body))
         document = cut(body, self._array)
         if not is_cut(self._instances(document.around)):
             raise InvalidInput('"instances" is in the body more than once')
@@ -178,8 +180,13 @@ class FriendlyCodec:
             raise InvalidInput('"instances" has no rows')
         return instances
 
-    def _checked_rows(self, instances: list[Any], first_row: int, counted: _Counted, *, by_name: bool) -> Rows:
-        """Read whole rows. first_row: the index of the first row in the request."""
+    def _checked_rows(
+        self, instances: list[Any], first_row: int, counted: _Counted, *, by_name: bool, booleans: bool = True
+    ) -> Rows:
+        """Read whole rows.
+
+        first_row: the index of the first row in the request. booleans: whether a value may be true or false.
+        """
         if by_name:
             instances = [self._by_name(i, row, counted) for i, row in enumerate(instances, first_row)]
         width = self._columns.width
@@ -189,7 +196,7 @@ class FriendlyCodec:
             if len(row) != width:
                 raise InvalidInput(f"row {i} has {len(row)} values, expected {width}")
         values = instances[0] if len(instances) == 1 else list(chain.from_iterable(instances))
-        return self._columns.from_json_values(values, first_row)
+        return self._columns.from_json_values(values, first_row, booleans=booleans)
 
     def _by_name(self, i: int, row: Any, counted: _Counted) -> list[Any]:
         if type(row) is not dict:

@@ -86,6 +86,11 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
         raise _invalid_at(error.pos) from None
 
 
+def has_booleans(text: bytes | bytearray) -> bool:
+    """Return whether true or false is in the text. The search for one letter is fast, and often rules them out."""
+    return (b"u" in text and b"true" in text) or (b"f" in text and b"false" in text)
+
+
 def parse_piece(body: bytes | bytearray, piece: Piece) -> list[Any]:
     """Parse the elements of a piece; a piece has at least one. Raises `InvalidInput` for invalid JSON."""
     try:

@@ -39,6 +39,7 @@ from foldserve.service.protocols.json_text import (
     Piece,
     count_commas,
     cut,
+    has_booleans,
     is_cut,
     parse_json,
     parse_piece,
@@ -176,7 +177,7 @@ class OipCodec:
         elif type(data) is not list:
             raise InvalidInput(f'{self._input!r} has neither an array "data" nor a binary_data_size')
         elif document is None:
-            rows = self._tensor.from_json(data, datatype, count)
+            rows = self._tensor.from_json(data, datatype, count, booleans=has_booleans(head))
         elif is_cut(data):
             rows = self._tensor.from_pieces(head, document, datatype, count, fast_only=fast_only)
         else:

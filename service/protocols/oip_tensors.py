@@ -61,15 +61,18 @@ class InputTensor:
 
     # --- data in JSON -------------------------------------------------------------------------------------------------
 
-    def from_json(self, data: list[Any], datatype: str, count: int) -> Rows:
-        """Read `count` rows of parsed values, nested or flat. Raises `InvalidInput`."""
+    def from_json(self, data: list[Any], datatype: str, count: int, *, booleans: bool) -> Rows:
+        """Read `count` rows of parsed values, nested or flat. Raises `InvalidInput`.
+
+        booleans: whether a value may be true or false.
+        """
         nested = bool(data) and type(data[0]) is list
         if nested and len(data) != count:
             raise self._not_rows(count)
         values = self._flat(data, count) if nested else data
         if len(values) != count * self._columns.width:
             raise self._wrong_size(len(values), count)
-        return self._checked(values, datatype, 0)
+        return self._checked(values, datatype, 0, booleans=booleans)
 
     def from_pieces(
         self, body: bytes | bytearray, document: CutDocument, datatype: str, count: int, *, fast_only: bool
@@ -122,10 +125,10 @@ class InputTensor:
             raise self._not_rows(count)
         return list(chain.from_iterable(data))
 
-    def _checked(self, values: list[Any], datatype: str, first_row: int) -> Rows:
+    def _checked(self, values: list[Any], datatype: str, first_row: int, *, booleans: bool = True) -> Rows:
         """Read the values of whole rows. first_row: the index of the first row in the request."""
         values = checked_numbers(repr(self._name), values, datatype)
-        rows = self._columns.from_json_numbers(values, first_row)
+        rows = self._columns.from_json_numbers(values, first_row, booleans=booleans)
         if datatype in _LARGEST and (np.abs(rows) > _LARGEST[datatype]).any():
             raise InvalidInput(f"{self._name!r} holds a value that is too large for {datatype}")
         return rows

@@ -6,7 +6,8 @@ This module owns the checks of values. It does not know where a protocol puts th
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,11 +63,12 @@ class Columns:
         value."""
         return not self.coded and not self._times and not self._missing_numbers
 
-    def from_json_values(self, values: list[Any], first_row: int = 0) -> Rows:
+    def from_json_values(self, values: list[Any], first_row: int = 0, *, booleans: bool = True) -> Rows:
         """Read the values of whole rows, one row after the other, as float32 [rows, features].
 
         A boolean is true or false, a category is its string or number, and a missing value is None. A text is read as
-        training read the table. first_row: the index of the first row in the request. Raises `InvalidInput`.
+        training read the table. first_row: the index of the first row in the request. booleans: whether a value may be
+        true or false. Raises `InvalidInput`.
         """
         if len(values) == self.width:  # faster than slices if there is only one row, as in most requests
             for column in self._converted:
@@ -76,15 +78,15 @@ class Columns:
                 values[column.place :: self.width] = column.codes(values[column.place :: self.width], first_row)
         if self._missing_numbers:
             self._remove_missing(values)
-        return self._from_json_numbers(values, first_row, self._readings)
+        return self._from_json_numbers(values, first_row, self._readings, booleans=booleans)
 
-    def from_json_numbers(self, values: list[Any], first_row: int = 0) -> Rows:
+    def from_json_numbers(self, values: list[Any], first_row: int = 0, *, booleans: bool = True) -> Rows:
         """Read the numbers of whole rows, one row after the other, as float32 [rows, features].
 
         Booleans and categories are codes, and a missing value is None. first_row: the index of the first row in the
-        request. Raises `InvalidInput`.
+        request. booleans: whether a value may be true or false, which is refused. Raises `InvalidInput`.
         """
-        rows = self._from_json_numbers(values, first_row)
+        rows = self._from_json_numbers(values, first_row, booleans=booleans)
         self._check_codes(rows, first_row)
         return rows
 
@@ -120,20 +122,24 @@ class Columns:
                     ) from None
 
     def _from_json_numbers(
-        self, values: list[Any], first_row: int, readings: Sequence[Reading | None] | None = None
+        self,
+        values: list[Any],
+        first_row: int,
+        readings: Sequence[Reading | None] | None = None,
+        *,
+        booleans: bool,
     ) -> Rows:
+        # Packing refuses every value that is not a number, except a boolean. So without booleans, the types of the
+        # values need no check.
+        if not booleans and (rows := self._packed(values)) is not None:
+            return rows
         types = set(map(type, values))
         if str in types and readings is not None:
             self._read_texts(values, first_row, readings)
             types = set(map(type, values))
         if types <= NUMBERS:
-            if len(values) <= _SMALL_COUNT:
-                try:
-                    # The format "=" of struct checks for overflow, and rounds as NumPy does.
-                    packed = struct.pack(f"={len(values)}f", *values)
-                    return np.ndarray((len(values) // self.width, self.width), np.float32, packed)
-                except OverflowError:
-                    pass  # the check below refuses an overflow, with its row and column
+            if (rows := self._packed(values)) is not None:
+                return rows
         elif not types <= _NUMBERS_AND_NULL:
             known = np.array([type(value) in _NUMBERS_AND_NULL for value in values])
             self._refuse_at(~known.reshape(-1, self.width), "is not a number", first_row)
@@ -143,6 +149,20 @@ class Columns:
             reason = "is null, and the feature has no missing values"
             self._refuse_at(np.isnan(exact) & ~self._nullable, reason, first_row)
         return self._float32(exact, first_row)
+
+    def _packed(self, values: list[Any]) -> Rows | None:
+        """Read a few numbers as float32 [rows, features].
+
+        Returns None for many values, for a value that is too large for float32, and for a value that is neither a
+        number nor a boolean.
+        """
+        if len(values) > _SMALL_COUNT:
+            return None
+        try:
+            packed = _packer(len(values))(*values)
+        except (struct.error, OverflowError):
+            return None
+        return np.ndarray((len(values) // self.width, self.width), np.float32, packed)
 
     def from_array(self, exact: npt.NDArray[Any]) -> Rows:
         """Read [rows, features] of any numeric dtype as float32.
@@ -201,6 +221,12 @@ class Columns:
             rows = exact.astype(np.float32)
         self._refuse_at(np.isinf(rows), "is too large for float32", first_row)
         return rows
+
+
+@lru_cache(_SMALL_COUNT)
+def _packer(count: int) -> Callable[..., bytes]:
+    # The format "=" of struct checks for overflow, and rounds as NumPy does.
+    return struct.Struct(f"={count}f").pack
 
 
 class RowsBuffer:
