@@ -21,6 +21,7 @@ RAW_TYPE = b"application/octet-stream"
 ARROW_TYPE = b"application/vnd.apache.arrow.stream"
 
 _PLAIN = AnswerOptions()
+_JSON_HEADERS = (JSON,)
 
 
 class Answers:
@@ -30,6 +31,8 @@ class Answers:
         self._head = orjson.dumps({"model": manifest.name, "version": manifest.version})[:-1]
         self._decision = Decision.of(manifest)
         self._labels = [orjson.dumps(label) for label in manifest.labels]
+        # The text before the probabilities of one row, by the predicted class.
+        self._starts = [b'%b,"predictions":[%b],"probabilities":' % (self._head, label) for label in self._labels]
         self._arrow_writer = ArrowWriter(self._decision)
 
     @property
@@ -49,6 +52,9 @@ class Answers:
 
         warnings: the entries of the member `warnings`; None if the client did not ask for warnings.
         """
+        if options is _PLAIN and warnings is None and len(outputs) == 1 and self._labels:  # the usual answer
+            (predicted,) = self._decision.classes(outputs).tolist()
+            return Reply(200, _JSON_HEADERS, b"%b%b}" % (self._starts[predicted], _dumps(outputs)))
         if self._labels:
             # The JSON texts of the labels are already known, so orjson writes only the numbers.
             predictions = b",".join([self._labels[i] for i in self._decision.classes(outputs).tolist()])
@@ -56,7 +62,7 @@ class Answers:
         else:
             rest = b'"predictions":%b' % _dumps(np.ascontiguousarray(outputs[:, 0]))
         last = b"}" if warnings is None else b',"warnings":%b}' % orjson.dumps(warnings)
-        return Reply(200, (JSON,), b"%b,%b%b" % (self._head, rest, last))
+        return Reply(200, _JSON_HEADERS, b"%b,%b%b" % (self._head, rest, last))
 
     def raw(self, outputs: Outputs) -> Reply:
         """Return the float32 values, little-endian, one row after the other."""
