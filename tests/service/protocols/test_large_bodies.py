@@ -48,7 +48,8 @@ def assert_same_small_and_large(codecs: list[Any], body: bytes) -> None:
     for codec in codecs:
         large = outcome(codec, body + b" " * SMALL)
         # Both parsers read the last of several members with one name. A large body may be refused for an earlier one.
-        repeated = max(body.count(b'"instances"'), body.count(b'"data"')) > 1
+        unescaped = body.replace(b"\\u0069", b"i")
+        repeated = max(unescaped.count(b'"instances"'), unescaped.count(b'"data"')) > 1
         assert large[0] == small[0] or (large[0] == "refused" and repeated)
         # If a body has several faults, the message may differ. A large body is refused for a fault of its document
         # first, then for a fault of its first piece. The values of a large body are counted before they are parsed.
