@@ -40,6 +40,9 @@ _WARM_UP_SECONDS = 1.0
 # The weight of a new measurement in the running estimate of a run's seconds.
 _NEW_WEIGHT = 0.2
 
+# The outputs of a run or its error, and the times of its start and its end.
+_RunResult = tuple[Outputs | Exception, float, float]
+
 
 class Batcher:
     """Batches rows for `run`, which maps float32 [n, features] to float32 [n, outputs].
@@ -67,6 +70,8 @@ class Batcher:
         self._run = run
         self.max_batch = max_batch
         self._max_queue = max_queue
+        self._normal_queue = max_queue - int(max_queue * RESERVE)  # the limit for entries of normal priority
+        self._full = min(max_batch, max_queue / 2)
         self._max_delay = max_delay
         self._max_wait = max_wait
         self.observe = observe
@@ -97,7 +102,7 @@ class Batcher:
     @property
     def filled(self) -> bool:
         """Whether a full batch is queued. The next turn of the event loop runs it before more rows are queued."""
-        return self._queued_rows >= min(self.max_batch, self._max_queue / 2) and not self.running
+        return self._queued_rows >= self._full and not self.running
 
     @property
     def idle(self) -> bool:
@@ -137,8 +142,7 @@ class Batcher:
             raise ModelNotReady("the model is not ready")
         if self._draining:
             raise Draining("the server is stopping", self._retry_after())
-        limit = self._max_queue if high else self._max_queue - int(self._max_queue * RESERVE)
-        if self._queued_rows and self._queued_rows + len(rows) > limit:
+        if self._queued_rows and self._queued_rows + len(rows) > (self._max_queue if high else self._normal_queue):
             raise QueueFull("too many rows wait for this model", self._retry_after())
         entry = Entry(self, rows, deadline, on_result, high=high)
         (self._high if high else self._queue).append(entry)
@@ -245,7 +249,7 @@ class Batcher:
         long.
         """
         self._scheduled = None
-        while batch := self._take_batch():
+        while (self._high or self._queue) and (batch := self._take_batch()):
             count = sum([len(rows) for _, rows in batch])
             if self._run_seconds[count.bit_length()] > _MAX_INLINE_SECONDS:
                 self._run_on_thread(batch, count)
@@ -266,9 +270,7 @@ class Batcher:
         if self._sweeper is None:
             self._sweeper = loop.call_later(_SWEEP_SECONDS, self._drop_expired)
 
-    def _thread_finished(
-        self, batch: list[tuple[Entry, Rows]], count: int, future: asyncio.Future[tuple[Outputs | Exception, float]]
-    ) -> None:
+    def _thread_finished(self, batch: list[tuple[Entry, Rows]], count: int, future: asyncio.Future[_RunResult]) -> None:
         self.running = False
         self._finish(batch, count, *future.result())
         self._run_rest()
@@ -299,11 +301,11 @@ class Batcher:
             if self._drop_if_over(entry, now):
                 queue.popleft()
                 continue
-            left = len(entry.rows) - entry.taken
-            if left > room and batch:
+            left = entry.queued
+            count = left if left <= room else room
+            if count < left and batch:
                 break
             queue.popleft()
-            count = min(left, room)
             rows = entry.rows if count == len(entry.rows) else entry.rows[entry.taken : entry.taken + count]
             batch.append((entry, rows))
             entry.taken += count
@@ -324,31 +326,29 @@ class Batcher:
         entry.resolve(DeadlinePassed("the deadline passed before the model could run"))
         return True
 
-    def _run_batch(self, batch: list[tuple[Entry, Rows]], count: int) -> tuple[Outputs | Exception, float]:
-        """Return the outputs of the batch, or the error, and the seconds of the run."""
-        started = time.perf_counter()
-        self.run_began = time.monotonic()
+    def _run_batch(self, batch: list[tuple[Entry, Rows]], count: int) -> _RunResult:
+        """Return the outputs of the batch, or the error, and the times of the start and the end of the run."""
+        self.run_began = began = time.monotonic()
+        outputs: Outputs | Exception
         try:
             outputs = self._run(batch[0][1] if len(batch) == 1 else np.concatenate([rows for _, rows in batch]))
             if len(outputs) != count:
-                return ValueError(f"{len(outputs)} rows came back for {count}"), time.perf_counter() - started
+                outputs = ValueError(f"{len(outputs)} rows came back for {count}")
         except Exception as error:  # noqa: BLE001 (the callers get any error, and the event loop goes on)
-            return error, time.perf_counter() - started
-        finally:
-            self.run_began = None
-        return outputs, time.perf_counter() - started
+            outputs = error
+        self.run_began = None
+        return outputs, began, time.monotonic()
 
     def _finish(
-        self, batch: list[tuple[Entry, Rows]], count: int, outputs: Outputs | Exception, seconds: float
+        self, batch: list[tuple[Entry, Rows]], count: int, outputs: Outputs | Exception, began: float, ended: float
     ) -> None:
-        size = count.bit_length()
+        size, seconds = count.bit_length(), ended - began
         self.runs += 1
         # The estimate falls at once and rises slowly. Other work of the machine may have interrupted a long run, so a
         # long run says little about the next run.
-        known = min(seconds, self._run_seconds[size])
-        self._run_seconds[size] = known + _NEW_WEIGHT * (seconds - known)
+        known = self._run_seconds[size]
+        self._run_seconds[size] = seconds if seconds < known else known + _NEW_WEIGHT * (seconds - known)
         try:
-            began = time.monotonic() - seconds
             waited = [began - entry.arrived for entry, rows in batch if entry.taken == len(rows)]
             if batch[0][1] is not self.unobserved:
                 self.observe(count, seconds, waited)

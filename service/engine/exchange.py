@@ -123,9 +123,10 @@ class Exchange:
         try:
             if _PRIORITY_HEADER in self._headers:
                 self._high = self._priority()
-            if batcher.running or batcher.filled:
+            filled = batcher.filled
+            if filled or batcher.running:
                 batcher.check_wait(self._timeout(None), high=self._high)
-            if admission.begins_now(self._arrived) and not batcher.filled:
+            if admission.begins_now(self._arrived) and not filled:
                 self._decode_here(body)
             elif wait := admission.wait(self, len(body), self._arrived, patience=self._timeout(None), high=self._high):
                 self._refuse(wait)
