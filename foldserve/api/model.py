@@ -39,7 +39,7 @@ def load(bundle: str | os.PathLike[str] | Bundle, *, device: Device = "auto", th
     """
     found = bundle if isinstance(bundle, Bundle) else find_bundle(Path(bundle))
     require_place(found)
-    return Model(found, Options(device, threads or cgroup.threads(), buckets=()))
+    return Model(found, Options(device, threads or cgroup.threads(), buckets=(), max_batch=_BATCH))
 
 
 class Model:

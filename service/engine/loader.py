@@ -94,6 +94,7 @@ class Loader:
             buckets=tuple(size for size in settings.buckets if size <= settings.max_batch),
             crossover=settings.crossover,
             gpu_memory=settings.gpu_memory,
+            max_batch=settings.max_batch,
         )
 
     def _assemble(self, path: Path, manifest: Manifest, runtime: Runtime, parity: Parity, digest: str) -> Model:

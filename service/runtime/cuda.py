@@ -1,8 +1,8 @@
 """Runs a model on CUDA. Batches are padded to a few sizes; each size is captured as a CUDA graph.
 
-This module owns a session, a stream and buffers. It does not know bundles. A graph has the copy to the device, the
-kernels, and the copy back. So a run is one launch and one wait. A batch that is larger than every graph runs without a
-graph, kernel by kernel.
+This module owns a session and a stream, and recovers from failures. `cuda_buffers` has the runs. This module does not
+know bundles. A graph has the copies and the kernels. So a run is one launch and one wait. A batch that is larger than
+every graph runs without a graph, kernel by kernel.
 
 ONNX Runtime could capture and replay its kernels itself. This module captures them for three reasons. ONNX Runtime
 keeps its graphs per thread. A replay through ONNX Runtime costs its whole call, and the copies are not in the graph.
@@ -19,13 +19,11 @@ import time
 import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from foldserve.service.arrays import Outputs, Rows, Run
 from foldserve.service.errors import DeviceError, DeviceLost, DeviceOutOfMemory, FoldserveError
+from foldserve.service.runtime.cuda_buffers import BoundBuffers, LargeBatches
 from foldserve.service.runtime.cuda_stream import CudaError, CudaStream, Stream
 from foldserve.service.runtime.session import (
     CUDA,
@@ -35,15 +33,12 @@ from foldserve.service.runtime.session import (
     one_line,
     open_cuda,
     require_provider,
-    run_options,
 )
+from foldserve.service.runtime.shortcuts import NO_SHORTCUTS, Shortcuts
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# A capture may not allocate memory. The first run allocates memory for each tensor. ONNX Runtime then plans one block
-# for all tensors, which the second run allocates.
-_RUNS_BEFORE_CAPTURE = 2
 # Errors of ONNX Runtime for a failed device: "CUDA failure 700: ...", "CUDA error cudaErrorIllegalAddress:...".
 _LOST = re.compile(r"CUDA (failure \d+|error \w+)|CUBLAS failure", re.IGNORECASE)
 
@@ -51,6 +46,7 @@ _LOST = re.compile(r"CUDA (failure \d+|error \w+)|CUBLAS failure", re.IGNORECASE
 class CudaRunner:
     """A session on CUDA, for any number of threads. The runs are done one after another.
 
+    shortcuts: the shortcuts for which `model` is prepared.
     connect, open_session: create the stream and the session. Tests pass other functions to simulate CUDA's failures.
     Raises `DeviceError` when CUDA is not available, or has no room for the model and the buffers.
     """
@@ -61,7 +57,9 @@ class CudaRunner:
         options: Options,
         connect: Callable[[], Stream] | None = None,
         open_session: Callable[[bytes, Mapping[str, str]], ort.InferenceSession] = open_cuda,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
     ) -> None:
+        self._shortcuts = shortcuts
         self._model = model
         self._options = options
         self._connect = connect or _connect
@@ -73,8 +71,8 @@ class CudaRunner:
         # outputs.
         self.check_reopened: Callable[[Run], object] = lambda _: None
         self._session: Any = None
-        self._graphs: list[_BoundBuffers] = []  # in the order of `options.buckets`
-        self._large: _BoundBuffers | None = None
+        self._graphs: list[BoundBuffers] = []  # in the order of `options.buckets`
+        self._large: LargeBatches | None = None
         self._seconds_to_open = 0.0
         try:
             self._open()
@@ -107,7 +105,7 @@ class CudaRunner:
         try:
             self._session = self._open_session(self._model, cuda_options(self._options, self._stream.address))
             for size in self._options.buckets:
-                self._graphs.append(_BoundBuffers(self._session, self._stream, size))
+                self._graphs.append(BoundBuffers(self._session, self._stream, size, self._shortcuts))
                 self._graphs[-1].capture()
             self._stream.wait()
             self.check_reopened(self._run)
@@ -119,6 +117,8 @@ class CudaRunner:
         self._seconds_to_open = time.monotonic() - began
 
     def _close(self) -> None:
+        if self._large is not None:
+            self._large.stop()
         if not self._stream.works():
             # Some destructors of ONNX Runtime abort the process if the device reports an error. One more reference
             # keeps the session until the process ends. The operating system then frees the memory.
@@ -152,11 +152,14 @@ class CudaRunner:
         place = bisect_left(self._options.buckets, len(rows))
         if place < len(self._graphs):
             return self._graphs[place].run(rows)
-        if self._large is None or self._large.size < len(rows):
+        size = 1 << (len(rows) - 1).bit_length()
+        if self._shortcuts.piece:
+            size = min(size, self._shortcuts.piece)
+        if self._large is None or self._large.size < size:
             if self._large is not None:  # free the old buffers before new buffers are allocated
                 self._large.free()
                 self._large = None
-            self._large = _BoundBuffers(self._session, self._stream, 1 << (len(rows) - 1).bit_length())
+            self._large = LargeBatches(self._session, self._stream, size, self._shortcuts)
         return self._large.run(rows)
 
     def _reopen(self) -> None:
@@ -176,68 +179,3 @@ class CudaFailure(Exception):  # noqa: N818 (only ever a cause)
 def _connect() -> Stream:
     require_provider(CUDA)
     return CudaStream()
-
-
-class _BoundBuffers:
-    """Buffers for `size` rows on the host and on the device, and the session bound to them. The buffers never move."""
-
-    def __init__(self, session: ort.InferenceSession, stream: Stream, size: int) -> None:
-        (self._input,), (self._output,) = session.get_inputs(), session.get_outputs()
-        self.size = size
-        self._session, self._stream = session, stream
-        self._rows = stream.buffer((size, self._input.shape[1]))
-        try:
-            self._outputs = stream.buffer((size, self._output.shape[1]))
-        except BaseException:
-            stream.free(self._rows)
-            raise
-        self._bound: tuple[int, Any] | None = None  # the number of rows, and ONNX Runtime's binding for it
-        self._replay: Callable[[], None] | None = None
-        self._options = run_options()
-        # The copy back follows on the same stream, so the run need not wait for the device. A capture may not wait.
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-
-    def capture(self) -> None:
-        """Capture a run of all `size` rows, with both copies. Later runs launch this graph."""
-        for _ in range(_RUNS_BEFORE_CAPTURE):
-            self._add(self.size)
-        self._stream.wait()
-        # A lambda in the frames of an error would keep the session, even after `traceback.clear_frames`.
-        self._replay = self._stream.capture(partial(self._add, self.size))
-
-    def run(self, rows: Rows) -> Outputs:
-        """Run the model on `rows`.
-
-        The buffer may hold rows of an earlier batch after the last row. These rows have no effect, since the model
-        computes each row alone.
-        """
-        count = len(rows)
-        if rows.shape[1:] != self._rows.host.shape[1:]:
-            raise ValueError(f"invalid dimensions: rows of shape {rows.shape} for {self._rows.host.shape[1]} columns")
-        self._rows.host[:count] = rows
-        if self._replay is None:
-            self._add(count)
-        else:
-            self._replay()
-        self._stream.wait()
-        return self._outputs.host[:count].copy()
-
-    def free(self) -> None:
-        """Free the buffers. Only buffers without a graph are freed before the stream is closed."""
-        self._bound = None
-        self._stream.free(self._rows)
-        self._stream.free(self._outputs)
-
-    def _add(self, count: int) -> None:
-        """Add the copy to the device, a run of the first `count` rows, and the copy back to the stream."""
-        if self._bound is None or self._bound[0] != count:
-            binding = self._session.io_binding()
-            for bind, tensor, buffer in (
-                (binding.bind_input, self._input, self._rows),
-                (binding.bind_output, self._output, self._outputs),
-            ):
-                bind(tensor.name, self._stream.device, 0, np.float32, (count, buffer.host.shape[1]), buffer.device)
-            self._bound = count, binding
-        self._stream.upload(self._rows, count)
-        self._session.run_with_iobinding(self._bound[1], self._options)
-        self._stream.download(self._outputs, count)

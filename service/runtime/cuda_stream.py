@@ -27,6 +27,7 @@ _NON_BLOCKING = 1
 # models may run, load and allocate on other threads.
 _THREAD_LOCAL = 1
 _HOST_FUNCTION = 3  # cudaGraphNodeTypeHost
+_NO_TIMES = 2  # cudaEventDisableTiming
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
 # The C functions that this module calls, with the types of their arguments. Each returns an error code; 0 is success.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
@@ -48,6 +49,11 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaMalloc": (POINTER(c_void_p), c_size_t),
     "cudaFree": (c_void_p,),
     "cudaMemcpyAsync": (c_void_p, c_void_p, c_size_t, c_int, c_void_p),
+    "cudaEventCreateWithFlags": (POINTER(c_void_p), c_uint),
+    "cudaEventRecord": (c_void_p, c_void_p),
+    "cudaEventSynchronize": (c_void_p,),
+    "cudaEventDestroy": (c_void_p,),
+    "cudaStreamWaitEvent": (c_void_p, c_void_p, c_uint),
 }
 
 
@@ -100,6 +106,21 @@ class Stream(Protocol):
     def download(self, buffer: Buffer, rows: int) -> None:
         """Begin to copy the first rows from the device to the host."""
 
+    def event(self) -> int:
+        """Create a mark in the work, for `upload_meanwhile`, `record` and `wait_for`, until `close`."""
+
+    def upload_meanwhile(self, buffer: Buffer, rows: int, event: int) -> None:
+        """Begin to copy the first rows to the device, at the same time as the earlier work on the stream.
+
+        Later work on the stream waits for the copy. The earlier work may not use `buffer`.
+        """
+
+    def record(self, event: int) -> None:
+        """Put the event after the work so far."""
+
+    def wait_for(self, event: int) -> None:
+        """Wait until the work before the event is done. Later work may still run."""
+
     def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
         """Record the work that `add_work` adds to the stream. Return a function that adds the recorded work again.
 
@@ -119,13 +140,13 @@ class Stream(Protocol):
 class CudaStream:
     """A stream on the first visible CUDA device, for one thread at a time.
 
+    A second CUDA stream does the copies of `upload_meanwhile`.
     Raises `DeviceError` when CUDA is not available, and `CudaError` when a later call fails.
     """
 
     device = "cuda"
 
     def __init__(self) -> None:
-        stream = c_void_p()
         try:
             nvidia.driver()  # without a driver, the CUDA runtime would report a driver that is too old
             self._runtime = nvidia.load("cudart")
@@ -133,10 +154,11 @@ class CudaStream:
             for name, types in _FUNCTIONS.items():
                 getattr(self._runtime, name).argtypes = types
             self._call("cudaSetDevice", 0)
-            self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), _NON_BLOCKING)
+            self.address = self._new("cudaStreamCreateWithFlags", _NON_BLOCKING)
         except (CudaError, DeviceError) as error:
             raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {error}") from error
-        self.address = stream.value or 0
+        self._copies = 0  # the address of a second stream; it copies while the first stream computes
+        self._events: list[int] = []
         self._buffers: dict[int, Buffer] = {}  # by the address on the device
         self._graphs: list[c_void_p] = []
 
@@ -163,11 +185,35 @@ class CudaStream:
 
     def upload(self, buffer: Buffer, rows: int) -> None:
         """Begin to copy the first rows from the host to the device."""
-        self._copy(buffer.device, buffer.host_address, buffer.bytes(rows), _HOST_TO_DEVICE)
+        self._copy(buffer.device, buffer.host_address, buffer.bytes(rows), _HOST_TO_DEVICE, self.address)
 
     def download(self, buffer: Buffer, rows: int) -> None:
         """Begin to copy the first rows from the device to the host."""
-        self._copy(buffer.host_address, buffer.device, buffer.bytes(rows), _DEVICE_TO_HOST)
+        self._copy(buffer.host_address, buffer.device, buffer.bytes(rows), _DEVICE_TO_HOST, self.address)
+
+    def event(self) -> int:
+        """Create a mark in the work, for `upload_meanwhile`, `record` and `wait_for`, until `close`."""
+        self._events.append(self._new("cudaEventCreateWithFlags", _NO_TIMES))
+        return self._events[-1]
+
+    def upload_meanwhile(self, buffer: Buffer, rows: int, event: int) -> None:
+        """Begin to copy the first rows to the device, at the same time as the earlier work on the stream.
+
+        Later work on the stream waits for the copy. The earlier work may not use `buffer`.
+        """
+        if not self._copies:
+            self._copies = self._new("cudaStreamCreateWithFlags", _NON_BLOCKING)
+        self._copy(buffer.device, buffer.host_address, buffer.bytes(rows), _HOST_TO_DEVICE, self._copies)
+        self._call("cudaEventRecord", event, self._copies)
+        self._call("cudaStreamWaitEvent", self.address, event, 0)
+
+    def record(self, event: int) -> None:
+        """Put the event after the work so far."""
+        self._call("cudaEventRecord", event, self.address)
+
+    def wait_for(self, event: int) -> None:
+        """Wait until the work before the event is done. Later work may still run."""
+        self._call("cudaEventSynchronize", event)
 
     def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
         """Record the work that `add_work` adds to the stream. Return a function that adds the recorded work again.
@@ -218,17 +264,24 @@ class CudaStream:
         return True
 
     def close(self) -> None:
-        """Free the stream, its graphs and its buffers. Errors of a device that has failed are ignored."""
+        """Free the stream, its events, its graphs and its buffers. Errors of a device that has failed are ignored."""
         while self._graphs:
             self._release("cudaGraphExecDestroy", self._graphs.pop())
         for buffer in list(self._buffers.values()):
             self.free(buffer)
-        if self.address:
-            self._release("cudaStreamDestroy", self.address)
-            self.address = 0
+        while self._events:
+            self._release("cudaEventDestroy", self._events.pop())
+        self._release("cudaStreamDestroy", self._copies)
+        self._release("cudaStreamDestroy", self.address)
+        self._copies = self.address = 0
 
-    def _copy(self, target: int, source: int, size: int, kind: int) -> None:
-        self._call("cudaMemcpyAsync", target, source, size, kind, self.address)
+    def _new(self, function: str, flags: int) -> int:
+        created = c_void_p()
+        self._call(function, ctypes.byref(created), flags)
+        return created.value or 0
+
+    def _copy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
+        self._call("cudaMemcpyAsync", target, source, size, kind, stream)
 
     def _release(self, name: str, address: c_void_p | int) -> None:
         if address:

@@ -17,6 +17,7 @@ from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.golden import check_description, check_golden, check_graph, check_interface
 from foldserve.service.runtime.precision import convert, widen
 from foldserve.service.runtime.session import CPU, CUDA, Options, is_expected
+from foldserve.service.runtime.shortcuts import NO_SHORTCUTS, Shortcuts, prepare
 
 # ONNX Runtime's Concat of more inputs needs memory on the host for each run, so it refuses a capture.
 _MOST_INPUTS_IN_GRAPH = 32
@@ -96,28 +97,52 @@ def _load_on_cuda(
     no_graphs = any(len(node.input) > _MOST_INPUTS_IN_GRAPH for node in graph.graph.node)
     if no_graphs:
         options = replace(options, buckets=())
-    cuda = CudaRunner(convert(graph, options.precision), options)
-
-    def check(run: Run) -> Parity:
-        tolerance = widen(manifest.certificate.tolerance, options.precision)
-        return check_golden(run, CUDA, manifest, tolerance, options.buckets)
-
+    prepared, shortcuts = prepare(graph, options)
+    refused = ""
     try:
-        parities = [check(cuda.run)]
-        if crossover:
-            parities.append(_check_on_cpu(cpu, manifest))
-        cuda.check_reopened = check
-    except BaseException:
-        cuda.close()
-        raise
+        cuda, parity = _open_on_cuda(prepared, shortcuts, manifest, options)
+    except (BundleError, DeviceError) as error:
+        if shortcuts == NO_SHORTCUTS:
+            raise
+        refused = str(error)
+        cuda, parity = _open_on_cuda(graph, NO_SHORTCUTS, manifest, options)
+    if crossover:
+        try:
+            parity = max(parity, _check_on_cpu(cpu, manifest), key=lambda parity: parity.worst)
+        except BaseException:
+            cuda.close()
+            raise
     why = "requested" if options.device == "cuda" else "CUDA is available"
     if options.precision != "fp32":
         why += f"; products in {options.precision}"
     if no_graphs:
         why += f"; no CUDA graphs, since a node has more than {_MOST_INPUTS_IN_GRAPH} inputs"
+    if refused:
+        why += f"; no shortcuts, since with them: {refused}"
     if crossover:
         why += f"; fewer than {crossover} rows run on the CPU"
-    return Runtime(cpu, cuda, crossover, why), max(parities, key=lambda parity: parity.worst)
+    return Runtime(cpu, cuda, crossover, why), parity
+
+
+def _open_on_cuda(
+    graph: onnx.ModelProto, shortcuts: Shortcuts, manifest: Manifest, options: Options
+) -> tuple[CudaRunner, Parity]:
+    """Open a runner. Raises `BundleError` or `DeviceError` unless it reproduces the golden outputs."""
+    cuda = CudaRunner(convert(graph, options.precision), options, shortcuts=shortcuts)
+    # Three pieces, so that one of the two buffers is used again.
+    in_pieces = (2 * shortcuts.piece + 1,) if shortcuts.piece else ()
+
+    def check(run: Run) -> Parity:
+        tolerance = widen(manifest.certificate.tolerance, options.precision)
+        return check_golden(run, CUDA, manifest, tolerance, (*options.buckets, *in_pieces))
+
+    try:
+        parity = check(cuda.run)
+    except BaseException:
+        cuda.close()
+        raise
+    cuda.check_reopened = check
+    return cuda, parity
 
 
 def _check_on_cpu(cpu: CpuRunner, manifest: Manifest) -> Parity:

@@ -47,7 +47,8 @@ class Options:
     precision: the precision of the matrix products on CUDA. buckets: the batch sizes that are captured as CUDA graphs,
     in ascending order; empty for no graphs. crossover: if `auto` has chosen CUDA, batches with fewer rows than this run
     on the CPU. gpu_memory: the most bytes of device memory in the arena of each model, which has its weights and its
-    intermediate tensors; None for no limit.
+    intermediate tensors; None for no limit. max_batch: the largest batch that the caller usually runs. A larger
+    batch runs too, but maybe more slowly.
     """
 
     device: Device = "auto"
@@ -56,6 +57,7 @@ class Options:
     buckets: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
     crossover: int = 0
     gpu_memory: int | None = None
+    max_batch: int = 1024
 
 
 def open_session(

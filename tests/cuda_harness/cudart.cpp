@@ -1,5 +1,6 @@
-// A stand-in for CUDA's runtime, for tests without a GPU. Host memory is the device memory. A stream does its work at
-// once. The stand-in enforces the rules of captures, detects the use of freed memory, and logs every call.
+// A stand-in for CUDA's runtime, for tests without a GPU. Host memory is the device memory. A stream does its work as late
+// as CUDA allows: when something waits for it. So a missing wait or a missing event changes the outputs. The stand-in
+// enforces the rules of captures, detects the use of freed memory, and logs every call.
 //
 // It computes the few float32 kernels that a folded network runs. All other kernels are logged, but not computed.
 // The rules are those of the CUDA Runtime API 13, "Graph Management" and "Stream Management":
@@ -13,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -30,7 +32,9 @@ enum { OK = 0, INVALID = 1, NO_MEMORY = 2, UNSUPPORTED = 801, IN_CAPTURE = 900, 
 enum { GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2, NON_BLOCKING = 1 };
 
 struct Work { std::string name; std::vector<const void*> pointers; std::function<void()> compute; };
-struct Stream { int number; bool blocking; bool capturing; bool invalid; int mode; long thread; std::vector<Work> work; };
+// added, done: how many works were ever added to the stream, and how many of them are done.
+struct Stream { int number; bool blocking; bool capturing; bool invalid; int mode; long thread; std::vector<Work> work; std::deque<Work> queue; size_t added, done; };
+struct Event { Stream* stream; size_t position; };
 struct Graph { std::vector<Work> work; };
 struct Block { size_t size; const char* kind; int number; bool freed; };
 struct Fault { int skip; int code; };
@@ -88,6 +92,7 @@ static int begin(const char* name) {
     int code = fault->second.code;
     faults.erase(fault);
     harness_log("%s: fault %d", name, code);
+    if (code == 700) lost = code;  // CUDA's reference: "any further CUDA work will return the same error"
     return result(code);
 }
 
@@ -127,6 +132,23 @@ static void do_work(const Work& work) {
     if (work.compute) work.compute();
 }
 
+// Do the works of a stream, up to the given number of works.
+static void finish(Stream* stream, size_t position) {
+    while (streams.count(stream) && stream->done < position && !stream->queue.empty()) {
+        Work work = stream->queue.front();
+        stream->queue.pop_front();
+        stream->done++;
+        do_work(work);
+    }
+}
+static void finish(Stream* stream) { finish(stream, SIZE_MAX); }
+static void finish_all(bool blocking_only = false) { for (Stream* stream : std::set<Stream*>(streams)) if (stream->blocking || !blocking_only) finish(stream); }
+static void queue(Stream* stream, const Work& work) {
+    if (!stream) { finish_all(true); do_work(work); return; }  // the legacy stream waits for the blocking streams
+    stream->queue.push_back(work);
+    stream->added++;
+}
+
 API int harness_add(Stream* stream, const char* name, std::vector<const void*> pointers, std::function<void()> compute) {
     LOCK;
     if (stream && !streams.count(stream)) { violate(std::string(name) + " on a destroyed stream"); return result(INVALID); }
@@ -138,7 +160,7 @@ API int harness_add(Stream* stream, const char* name, std::vector<const void*> p
         for (Stream* other : streams)
             if (other->capturing && other->blocking) { other->invalid = true; violate(work.name + " on the legacy stream during a capture"); return result(IMPLICIT); }
     harness_log("%s%s%s stream %d", capturing ? "captured " : "", name, places.c_str(), stream ? stream->number : 0);
-    if (capturing) stream->work.push_back(work); else do_work(work);
+    if (capturing) stream->work.push_back(work); else queue(stream, work);
     return OK;
 }
 
@@ -159,6 +181,7 @@ static int allocate(void** memory, size_t size, const char* kind) {
 static int release(void* memory) {  // the block is never given back, so that its later use is detected
     LOCK;
     if (!memory) return OK;
+    finish_all();  // a free waits for the device
     auto found = blocks.find((char*)memory);
     if (found == blocks.end() || found->second.freed) { violate("a free of " + place(memory) + " that is not allocated"); return result(INVALID); }
     found->second.freed = true;
@@ -177,7 +200,10 @@ API int cudaMemGetInfo(size_t* free, size_t* total) { BEGIN("cudaMemGetInfo"); *
 
 API int cudaMemcpyAsync(void* target, const void* source, size_t size, int, Stream* stream) {
     BEGIN("cudaMemcpyAsync");
-    return harness_add(stream, ("copy " + std::to_string(size)).c_str(), {source, target}, [=] { memcpy(target, source, size); });
+    int code = harness_add(stream, ("copy " + std::to_string(size)).c_str(), {source, target}, [=] { memcpy(target, source, size); });
+    LOCK;  // a copy of memory that is not page-locked is done before the call returns
+    if (!code && stream && !stream->capturing && (!find_block(source) || !find_block(target))) finish(stream);
+    return code;
 }
 API int cudaMemcpy(void* target, const void* source, size_t size, int kind) { BEGIN_OUTSIDE_CAPTURE("cudaMemcpy"); return cudaMemcpyAsync(target, source, size, kind, nullptr); }
 API int cudaMemsetAsync(void* target, int value, size_t size, Stream* stream) { BEGIN("cudaMemsetAsync"); return harness_add(stream, "memset", {target}, [=] { memset(target, value, size); }); }
@@ -185,19 +211,20 @@ API int cudaMemset(void* target, int value, size_t size) { BEGIN_OUTSIDE_CAPTURE
 
 API int cudaStreamCreateWithFlags(Stream** stream, unsigned flags) {
     BEGIN("cudaStreamCreateWithFlags"); LOCK;
-    *stream = new Stream{++next_stream, flags != NON_BLOCKING, false, false, 0, 0, {}};
+    *stream = new Stream{++next_stream, flags != NON_BLOCKING};
     streams.insert(*stream);
     return OK;
 }
 API int cudaStreamCreate(Stream** stream) { return cudaStreamCreateWithFlags(stream, 0); }
-API int cudaStreamDestroy(Stream* stream) { BEGIN("cudaStreamDestroy"); LOCK; harness_log("destroy stream %d", stream->number); return streams.erase(stream) ? OK : result(INVALID); }
+API int cudaStreamDestroy(Stream* stream) { BEGIN("cudaStreamDestroy"); LOCK; harness_log("destroy stream %d", stream->number); finish(stream); return streams.erase(stream) ? OK : result(INVALID); }
 API int cudaStreamSynchronize(Stream* stream) {
     BEGIN("cudaStreamSynchronize"); LOCK;
     harness_log("wait stream %d", stream ? stream->number : 0);
     if (stream && stream->capturing) { stream->invalid = true; violate("cudaStreamSynchronize of a stream that is captured"); return result(IN_CAPTURE); }
+    if (stream) finish(stream); else finish_all(true);
     return OK;
 }
-API int cudaDeviceSynchronize() { BEGIN_OUTSIDE_CAPTURE("cudaDeviceSynchronize"); return OK; }
+API int cudaDeviceSynchronize() { BEGIN_OUTSIDE_CAPTURE("cudaDeviceSynchronize"); LOCK; finish_all(); return OK; }
 API int cudaStreamBeginCapture(Stream* stream, int mode) {
     BEGIN("cudaStreamBeginCapture"); LOCK;
     if (!stream || stream->capturing) return result(IN_CAPTURE);
@@ -234,16 +261,26 @@ API int cudaGraphLaunch(Graph* graph, Stream* stream) {
     if (!graphs.count(graph)) { violate("a launch of a destroyed graph"); return result(INVALID); }
     if (stream->capturing) { stream->invalid = true; return result(IN_CAPTURE); }
     harness_log("launch nodes %zu", graph->work.size());
-    for (const Work& work : graph->work) do_work(work);
+    for (const Work& work : graph->work) queue(stream, work);
     return OK;
 }
 
-API int cudaEventCreateWithFlags(void** event, unsigned) { BEGIN("cudaEventCreateWithFlags"); *event = malloc(1); return OK; }
-API int cudaEventCreate(void** event) { return cudaEventCreateWithFlags(event, 0); }
-API int cudaEventDestroy(void* event) { BEGIN("cudaEventDestroy"); free(event); return OK; }
-API int cudaEventRecord(void*, Stream*) { BEGIN("cudaEventRecord"); return OK; }
-API int cudaEventSynchronize(void*) { BEGIN_OUTSIDE_CAPTURE("cudaEventSynchronize"); return OK; }
-API int cudaStreamWaitEvent(Stream*, void*, unsigned) { BEGIN("cudaStreamWaitEvent"); return OK; }
+API int cudaEventCreateWithFlags(Event** event, unsigned) { BEGIN("cudaEventCreateWithFlags"); *event = new Event{}; return OK; }
+API int cudaEventCreate(Event** event) { return cudaEventCreateWithFlags(event, 0); }
+API int cudaEventDestroy(Event* event) { BEGIN("cudaEventDestroy"); delete event; return OK; }
+API int cudaEventRecord(Event* event, Stream* stream) { BEGIN("cudaEventRecord"); LOCK; *event = {stream, stream ? stream->added : 0}; return OK; }
+API int cudaEventSynchronize(Event* event) {
+    BEGIN_OUTSIDE_CAPTURE("cudaEventSynchronize"); LOCK;
+    harness_log("wait event of stream %d", event->stream ? event->stream->number : 0);
+    finish(event->stream, event->position);
+    return OK;
+}
+API int cudaStreamWaitEvent(Stream* stream, Event* event, unsigned) {
+    BEGIN("cudaStreamWaitEvent"); LOCK;
+    if (event->stream && stream && !stream->capturing)
+        queue(stream, {"wait event", {}, [on = event->stream, position = event->position] { finish(on, position); }});
+    return OK;
+}
 API int cudaLaunchHostFunc(Stream* stream, void (*function)(void*), void* data) { BEGIN("cudaLaunchHostFunc"); return harness_add(stream, "host function", {}, [=] { function(data); }); }
 
 static int capability() { const char* value = getenv("HARNESS_CAPABILITY"); return value ? atoi(value) : 90; }

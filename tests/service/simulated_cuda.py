@@ -102,6 +102,18 @@ class HostStream:
         self._gpu.record(f"download {rows}")
         self._gpu.add(copy)
 
+    def event(self) -> int:
+        return 0
+
+    def upload_meanwhile(self, buffer: Buffer, rows: int, event: int) -> None:  # noqa: ARG002
+        self.upload(buffer, rows)
+
+    def record(self, event: int) -> None:  # noqa: ARG002
+        self._gpu.record("record")
+
+    def wait_for(self, event: int) -> None:  # noqa: ARG002
+        self._gpu.record("wait for")
+
     def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
         place, number = len(self._graphs), len(self._graphs) + 1
         self._gpu.record(f"capture {number}")

@@ -24,7 +24,10 @@ RUNTIME = """
 #include <stdlib.h>
 #include <string.h>
 #define STREAM ((void *)0x123456789abcdef0)
-static int live, last, capturing, copies;
+#define SECOND ((void *)0x123456789abcdef1)
+#define EVENT ((void *)0x123456789abcdef2)
+static int live, last, capturing, copies, created;
+static char calls[64];
 static struct { void *target; const void *source; size_t size; } copied[8];
 static int result(int error) { if (error) last = error; return error; }
 static int fails(const char *name) { const char *chosen = getenv("FAILS"); return chosen && !strcmp(chosen, name); }
@@ -37,11 +40,25 @@ int live_objects(void) { return live; }
 int cudaGetLastError(void) { int error = last; last = 0; return error; }
 const char *cudaGetErrorString(int error) { return error == 2 ? "out of memory" : "unknown error"; }
 int cudaSetDevice(int device) { return result(device != 0 || fails("cudaSetDevice") ? 999 : 0); }
-int cudaStreamCreateWithFlags(void **stream, unsigned flags) { *stream = STREAM; live++; return flags == 1 ? 0 : 999; }
+int cudaStreamCreateWithFlags(void **stream, unsigned flags) {
+    *stream = created++ ? SECOND : STREAM; live++; return flags == 1 ? 0 : 999;
+}
 int cudaStreamSynchronize(void *stream) {
     return result(stream == STREAM && !fails("cudaStreamSynchronize") ? 0 : 999);
 }
-int cudaStreamDestroy(void *stream) { live--; return stream == STREAM ? 0 : 999; }
+int cudaStreamDestroy(void *stream) { live--; return stream == STREAM || stream == SECOND ? 0 : 999; }
+const char *calls_on_streams(void) { return calls; }
+static int called(const char *name, void *event, void *stream) {
+    strcat(calls, name); strcat(calls, stream == SECOND ? " second," : " first,");
+    return event == EVENT && (stream == STREAM || stream == SECOND) ? 0 : 999;
+}
+int cudaEventCreateWithFlags(void **event, unsigned flags) { *event = EVENT; live++; return flags == 2 ? 0 : 999; }
+int cudaEventRecord(void *event, void *stream) { return called("record", event, stream); }
+int cudaStreamWaitEvent(void *stream, void *event, unsigned flags) {
+    return flags ? 999 : called("wait", event, stream);
+}
+int cudaEventSynchronize(void *event) { return event == EVENT ? 0 : 999; }
+int cudaEventDestroy(void *event) { live--; return event == EVENT ? 0 : 999; }
 int cudaMallocHost(void **memory, size_t size) { return allocate(memory, size); }
 int cudaFreeHost(void *memory) { return result(release(memory) || fails("cudaFreeHost") ? 999 : 0); }
 int cudaMalloc(void **memory, size_t size) { return fails("cudaMalloc") ? result(2) : allocate(memory, size); }
@@ -75,7 +92,9 @@ int cudaGraphLaunch(void *executable, void *stream) {
     return 0;
 }
 int cudaMemcpyAsync(void *target, const void *source, size_t size, int kind, void *stream) {
-    if (stream != STREAM || (kind != 1 && kind != 2)) return 999;
+    if (kind != 1 && kind != 2) return 999;
+    if (stream == SECOND) called("copy", EVENT, stream);
+    else if (stream != STREAM) return 999;
     if (capturing) { copied[copies].target = target; copied[copies].source = source; copied[copies++].size = size; }
     else memcpy(target, source, size);
     return 0;
@@ -146,6 +165,24 @@ print(buffer.host.tolist())
         "[[1.0, 2.0], [3.0, 4.0], [-1.0, -1.0]]",
         "[[7.0, 7.0], [3.0, 4.0], [5.0, 6.0]]",
     ]
+
+
+def test_a_copy_on_the_second_stream_is_awaited_by_the_first_stream(use: Use) -> None:
+    code = """
+stream = CudaStream()
+buffer, event = stream.buffer((2, 1)), stream.event()
+buffer.host[...] = [[1], [2]]
+stream.upload_meanwhile(buffer, 2, event)
+stream.record(event)
+stream.wait_for(event)
+runtime.calls_on_streams.restype = ctypes.c_char_p
+print(on_device(buffer).tolist(), runtime.calls_on_streams().decode(), live_objects())
+stream.close()
+print(live_objects())
+"""
+    # 5 objects: two streams, two blocks of memory, and the event.
+    copied = "[[1.0], [2.0]] copy second,record second,wait first,record first, 5"
+    assert use(code).splitlines() == [copied, "0"]
 
 
 @pytest.mark.parametrize("fails", ["", "cudaFreeHost"])

@@ -90,7 +90,7 @@ def test_auto_chooses_cuda_where_it_is_available(digits: bundle.Bundle, gpu: Sim
     assert parity.holds
     gpu.log.clear()
     drawn = np.random.default_rng(0).integers(0, 17, (3, 64)).astype(np.float32)
-    assert np.array_equal(loaded.run(drawn), oracle(digits.model)(np.resize(drawn, (4, 64)))[:3])
+    np.testing.assert_allclose(loaded.run(drawn), oracle(digits.model)(drawn), rtol=1e-4, atol=1e-5)
     assert gpu.log == ["launch 2", "wait"]
     loaded.close()
     assert gpu.log[-1] == "close"

@@ -1,0 +1,140 @@
+"""Prepares a model for shorter runs on CUDA, without a change of its function.
+
+This module knows a parsed graph; it does not know sessions. Its three shortcuts come from the documentation of CUDA and
+of ONNX Runtime, and from the sources of ONNX Runtime. They were never measured on a GPU. So `load` checks the golden
+rows with all shortcuts, and turns all of them off if a check fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from foldserve.service.runtime.session import Options
+
+# Operators whose kernels write each output once and never read it. A Gemm may add to its output, so the output of a
+# Gemm must be in the memory of the device.
+_WRITE_ONLY = {"Softmax", "Sigmoid"}
+# The most bytes of a model whose biases become rows of its weights. In a larger model, the added column costs more time
+# than the kernel that adds a bias: cuBLAS computes 1,025 columns in one more tile than 1,024.
+_SMALL = 2**20
+_PIECE = 2**23  # bytes of the rows in a piece: enough rows to keep a GPU busy, and few enough to hide the first copy
+# The added columns make the number of columns a multiple of this. So each row of float32 begins at a multiple of 16
+# bytes.
+_ALIGNED = 4
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """The shortcuts of a runner.
+
+    ones: the number of columns after the columns of the rows; the first of them is 1, the others are 0. host_outputs:
+    the last kernel writes the outputs to page-locked memory, so no copy is needed. piece: the number of rows of a
+    piece, or 0 for no pieces. A batch of more rows runs in pieces. Each piece is copied to the device while the piece
+    before it is computed.
+    """
+
+    ones: int = 0
+    host_outputs: bool = False
+    piece: int = 0
+
+
+NO_SHORTCUTS = Shortcuts()
+
+
+def prepare(graph: onnx.ModelProto, options: Options) -> tuple[onnx.ModelProto, Shortcuts]:
+    """Choose the shortcuts for a graph. Return the graph that needs them, which may be `graph` itself."""
+    last = next(node for node in graph.graph.node if graph.graph.output[0].name in node.output)
+    width, ones = _width(graph.graph.input[0]), 0
+    piece = max(1, _PIECE // (4 * width))
+    # In half precision, a sum above 65,504 is infinite, and its product with an added zero is not a number.
+    if options.precision in ("fp32", "tf32") and graph.ByteSize() <= _SMALL:
+        copied = onnx.ModelProto()
+        copied.CopyFrom(graph)
+        if _Biases(copied.graph).move():
+            ones = _width(copied.graph.input[0]) - width
+            graph = copied
+    return graph, Shortcuts(ones, last.op_type in _WRITE_ONLY, piece if piece < options.max_batch else 0)
+
+
+def _width(tensor: onnx.ValueInfoProto) -> int:
+    return int(tensor.type.tensor_type.shape.dim[1].dim_value)
+
+
+class _Biases:
+    """Moves the biases of a graph into its weights: x·W + b is [x, 1]·[W; b].
+
+    ONNX Runtime runs a Gemm with a bias as two kernels: one writes the bias to each row, and the other adds the
+    products. To give each Gemm a column of ones, the Gemm before it computes one more unit. Relu keeps this 1.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._wider: dict[str, int] = {}  # the tensors with a column of ones, and their numbers of added columns
+
+    def move(self) -> bool:
+        """Change the graph. Return whether a bias was moved."""
+        entrance = self._graph.input[0]
+        if (following := self._only_user(entrance.name)) and self._is_dense(following):
+            self._wider[entrance.name] = _added(_width(entrance))
+            entrance.type.tensor_type.shape.dim[1].dim_value += self._wider[entrance.name]
+        for node in self._graph.node:
+            if self._is_dense(node):
+                self._widen(node)
+            elif node.op_type == "Relu" and node.input[0] in self._wider:
+                self._wider[node.output[0]] = self._wider[node.input[0]]
+        del self._graph.value_info[:]  # these shapes are optional, and some are out of date
+        return bool(self._wider)
+
+    def _widen(self, node: onnx.NodeProto) -> None:
+        """Add the column of ones to the inputs of a Gemm, and to its outputs if another Gemm follows."""
+        weights, bias = (numpy_helper.to_array(self._constants[name]) for name in node.input[1:3])
+        taken, given = self._wider.get(node.input[0], 0), 0
+        if self._gemm_follows(node.output[0]):
+            given = self._wider[node.output[0]] = _added(len(bias))
+        wide = np.pad(weights, ((0, given), (0, taken)))
+        longer = np.pad(bias, (0, given))
+        if given:
+            longer[len(bias)] = 1
+        if taken:
+            wide[:, weights.shape[1]] = longer
+            self._graph.initializer.remove(self._constants[node.input[2]])
+            del node.input[2]
+        else:
+            self._constants[node.input[2]].CopyFrom(numpy_helper.from_array(longer, node.input[2]))
+        self._constants[node.input[1]].CopyFrom(numpy_helper.from_array(wide, node.input[1]))
+
+    def _gemm_follows(self, name: str) -> bool:
+        following = self._only_user(name)
+        if following is None or following.op_type != "Relu":
+            return False
+        second = self._only_user(following.output[0])
+        return second is not None and self._is_dense(second)
+
+    def _is_dense(self, node: onnx.NodeProto) -> bool:
+        """Whether the node is a Gemm of the form x·Wᵀ + b, with constants that no other node uses."""
+        return (
+            node.op_type == "Gemm"
+            and [(a.name, a.i) for a in node.attribute] == [("transB", 1)]
+            and len(node.input) == 3
+            and all(name in self._constants and self._only_user(name) is node for name in node.input[1:])
+            and len(self._constants[node.input[2]].dims) == 1
+        )
+
+    def _only_user(self, name: str) -> onnx.NodeProto | None:
+        users = list(self._users(name))
+        return users[0] if len(users) == 1 else None
+
+    def _users(self, name: str) -> Iterator[onnx.NodeProto | None]:
+        yield from (node for node in self._graph.node for used in node.input if used == name)
+        yield from (None for output in self._graph.output if output.name == name)
+
+
+def _added(columns: int) -> int:
+    """Return how many columns to add, at least one."""
+    return _ALIGNED - columns % _ALIGNED
