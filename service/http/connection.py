@@ -43,6 +43,9 @@ _LINGER_SECONDS = 2
 # When the server stops, an idle connection stays open for _LAST_SECONDS, because a request may already be on its way. A
 # connection whose client was active recently stays open until _ACTIVE_SECONDS after the last activity.
 _LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
+# libuv reads up to 8 MB from one connection before it looks at another one. After a read of this number of bytes, a
+# connection waits for the next turn of the event loop. So large bodies do not delay other requests.
+_LONG_READ = 2**17
 # A client may close its side of the connection while it waits for responses. The server sends these responses for at
 # most this number of seconds.
 _HALF_CLOSED_SECONDS = 1.0
@@ -127,6 +130,10 @@ class Connection(asyncio.Protocol):
         if self._phase not in (REFUSED, CLOSED):
             self._unread, self._offset = self._unread[self._offset :] + data, 0
             self._advance()
+        if len(data) >= _LONG_READ and self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._set_reading)
 
     def _take_whole_request(self, data: bytes) -> bool:
         """Start a prediction if `data` is exactly one request for it. This is the fast path of nearly all requests."""
