@@ -163,16 +163,20 @@ class Exchange:
         This method first tries to decompress the body on the event loop. If the decompressed body is small, it need not
         wait in the pool behind large bodies.
         """
-        with suppress(SlowBody, _LargeBody):
-            plain: bytes | bytearray = body
+        request: DecodedRequest | None
+        plain: bytes | bytearray = body
+        try:
             if b"content-encoding" in self._headers:
                 plain = self._inflate_here(body)
             elif len(body) > _LARGE_BODY:
                 raise _LargeBody
             request = self._resources.codec.decode(self._headers, plain, fast_only=len(plain) > _MEDIUM_BODY)
+        except (SlowBody, _LargeBody):
+            request = None
+        if request is None:
+            self._run_in_pool(self._decode, body, then=self._submit)
+        else:
             self._submit(request)
-            return
-        self._run_in_pool(self._decode, body, then=self._submit)
 
     def _inflate_here(self, body: bytes | bytearray) -> bytes | bytearray:
         """Undo the content encoding of a body. Raises `_LargeBody` as soon as the decoded body gets too large."""

@@ -37,6 +37,7 @@ _MARK = secrets.token_hex(16)
 _MARK_TEXT = orjson.dumps(_MARK)
 
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
+_U, _F = b"uf"
 # The change of depth at each bracket.
 _STEPS = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 
@@ -88,7 +89,7 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
 
 def has_booleans(text: bytes | bytearray) -> bool:
     """Return whether true or false is in the text. The search for one letter is fast, and often rules them out."""
-    return (b"u" in text and b"true" in text) or (b"f" in text and b"false" in text)
+    return (_U in text and b"true" in text) or (_F in text and b"false" in text)
 
 
 def parse_piece(body: bytes | bytearray, piece: Piece) -> list[Any]:
