@@ -1,4 +1,4 @@
-"""Measures the cost of the access log and of traces: `python benchmarks/observability.py`; needs wrk.
+"""Measures the cost of the two logs and of traces: `python benchmarks/observability.py`; needs wrk.
 
 It compares the processor time per request, because other programs on the machine disturb it less than the rate.
 In each round, every server gets the same load, one after the other. `--baseline DIR` adds the code of another checkout.
@@ -22,7 +22,16 @@ from rig.environments import ROOT
 
 LOG = ("--access-log", "--log-format", "json")
 TRACES = ("--otel",)
-VARIANTS = {"off": (), "off again": (), "access log": LOG, "traces": TRACES, "both": (*LOG, *TRACES)}
+PREDICTIONS = ("--prediction-log", "FOLDER", "--prediction-log-interval", "5", "--prediction-log-share")
+VARIANTS = {
+    "off": (),
+    "off again": (),
+    "access log": LOG,
+    "traces": TRACES,
+    "both": (*LOG, *TRACES),
+    "predictions, 1%": (*PREDICTIONS, "0.01"),
+    "predictions, all": (*PREDICTIONS, "1"),
+}
 TRACEPARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "X-Request-Id": "order-7"}
 
 
@@ -86,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each load")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="besides off")
     parser.add_argument("--baseline", type=Path, help="another checkout, measured without log and traces")
     options = parser.parse_args()
     sink = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sink)
@@ -95,7 +105,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         (folder / "body").write_text(json.dumps({"instances": row}))
-        running = {name: start(stack, folder, name, flags, ROOT) for name, flags in VARIANTS.items()}
+        running = {
+            name: start(stack, folder, name, tuple(x.replace("FOLDER", str(folder / name)) for x in flags), ROOT)
+            for name, flags in VARIANTS.items()
+            if name == "off" or name in options.only
+        }
         if options.baseline:
             running["baseline"] = start(stack, folder, "baseline", (), options.baseline)
         loads = {"1 row, 32 connections": {}, "the same with traceparent and X-Request-Id": TRACEPARENT}

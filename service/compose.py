@@ -20,6 +20,8 @@ from foldserve.service.engine.lifecycle import Lifecycle
 from foldserve.service.engine.loader import Loader
 from foldserve.service.engine.pool import Pool
 from foldserve.service.engine.repository import Repository
+from foldserve.service.engine.sampled import Sampling
+from foldserve.service.errors import StartError
 from foldserve.service.live.control import Control, LocalControl
 from foldserve.service.live.coordinator import create_coordinator
 from foldserve.service.live.scan import layout_of
@@ -32,11 +34,13 @@ from foldserve.service.telemetry.access_log import AccessLog
 from foldserve.service.telemetry.record import Observer, Sink
 
 if TYPE_CHECKING:
+    from foldserve.service.prediction_log.log import PredictionLog
     from foldserve.service.telemetry.otel import Exporters
 
 # Decoding holds the interpreter most of the time. So more threads are not faster, and each thread delays the event
 # loop.
 _BODY_THREADS = 4
+_DAY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Service:
     page: bool
     deployment: Deployment
     control: Control
+    prediction_log: PredictionLog | None
 
     def close(self) -> None:
         """Write and send what the log and the collector have not got yet. Call it after the last request.
@@ -77,6 +82,8 @@ class Service:
             self.observer.close()
         if self.exporters is not None:
             self.exporters.close()
+        if self.prediction_log is not None:
+            self.prediction_log.close()
 
     @property
     def ready(self) -> bool:
@@ -87,7 +94,7 @@ class Service:
 def compose(settings: Settings, control: Control | None = None) -> Service:
     """Load every model and create the service. control: decides which models serve; by default, in this process.
 
-    Raises the exceptions of `Control.start`.
+    Raises the exceptions of `Control.start`, and `StartError` if an optional part can't be used.
     """
     control = control or LocalControl(partial(create_coordinator, settings))
     metrics = PrometheusMetrics() if settings.metrics else Metrics()
@@ -96,7 +103,9 @@ def compose(settings: Settings, control: Control | None = None) -> Service:
     guard = _guard(settings, metrics)
     memory = BodyMemory(settings.max_memory or 2 * settings.max_body)
     pool = Pool(min(_BODY_THREADS, cgroup.threads()))
-    loader = Loader(settings, pool, memory, metrics, observed=observer is not None)
+    prediction_log = _prediction_log(settings, metrics)
+    sampling = Sampling(prediction_log, settings.prediction_log_share) if prediction_log is not None else None
+    loader = Loader(settings, pool, memory, metrics, observed=observer is not None, sampling=sampling)
     repository = Repository()
     deployment = Deployment(loader, repository, metrics, layout_of(settings), settings.default_model)
     control.start(deployment)
@@ -113,6 +122,7 @@ def compose(settings: Settings, control: Control | None = None) -> Service:
         page=settings.page,
         deployment=deployment,
         control=control,
+        prediction_log=prediction_log,
     )
 
 
@@ -133,6 +143,21 @@ def _observer(settings: Settings, exporters: Exporters | None) -> Observer | Non
     if settings.access_log:
         sinks.append(AccessLog(settings.log_format, settings.access_log_rate))
     return Observer(sinks) if sinks else None
+
+
+def _prediction_log(settings: Settings, metrics: Metrics) -> PredictionLog | None:
+    """Start the log of predictions, if it is wanted. Raises `StartError` without pyarrow, and for a wrong folder."""
+    path = settings.prediction_log
+    if path is None:
+        return None
+    try:
+        # This import comes late, because it needs pyarrow and takes long.
+        from foldserve.service.prediction_log.log import Limits, PredictionLog
+    except ImportError as error:
+        raise StartError("--prediction-log needs pyarrow: pip install 'foldserve[score]'") from error
+    age, interval = settings.prediction_log_days * _DAY_SECONDS, settings.prediction_log_interval
+    limits = Limits(settings.prediction_log_size, age, interval)
+    return PredictionLog(path, limits, settings.prediction_log_exclude, layout_of(settings).folder, metrics)
 
 
 def _guard(settings: Settings, metrics: Metrics) -> Guard | None:

@@ -10,8 +10,8 @@ FoldserveError               the command prints it as one line and exits with 1
 ├── SourceError              sources/, commands/score/: a file can't be read as a table
 ├── TableError               tables/, commands/score/: a table does not fit the model
 ├── ScoreError               cli.py, commands/score/: the output of a run can't be written, or the run can't be resumed
-├── StartError               live/, engine/deployment.py, http/, rpc/server.py, telemetry/otel.py: no models to serve,
-│                            no port, no usable certificate, no gRPC, or no OpenTelemetry
+├── StartError               live/, engine/, compose.py, prediction_log/, http/, rpc/, telemetry/: no models to serve,
+│                            no port, no usable certificate, no folder for the prediction log, or a missing library
 ├── NotReady                 commands/health.py, commands/http_client.py: no service answers, or it is not ready
 ├── CommandRefused           commands/models.py: a server has refused the command of an operator
 └── RequestError             one request is refused or failed; the text is fixed and never repeats the input

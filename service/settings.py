@@ -242,6 +242,35 @@ class Settings(BaseModel):
             " line has the number of the others",
         ),
     ] = 100
+    prediction_log: Annotated[
+        Path | None,
+        Field(
+            description="folder for a sample of the predictions with their inputs, as Parquet files; off by default;"
+            " needs pyarrow, from the extra score"
+        ),
+    ] = None
+    prediction_log_share: Annotated[
+        float, Field(gt=0, le=1, description="share of the requests that the prediction log has, chosen at random")
+    ] = 0.01
+    prediction_log_size: Annotated[
+        int, Field(ge=2**20, description="most bytes of all files of the prediction log; the oldest are removed")
+    ] = 2**30
+    prediction_log_days: Annotated[
+        float, Field(gt=0, description="days after which a file of the prediction log is removed")
+    ] = 30.0
+    prediction_log_interval: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=3600,
+            description="most seconds until a logged prediction is in a file; a killed server loses those that are not",
+        ),
+    ] = 60.0
+    prediction_log_exclude: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_split),
+        Field(description="columns that the prediction log leaves out, such as personal data"),
+    ] = ()
     otel: Annotated[
         bool,
         Field(

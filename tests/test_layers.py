@@ -33,12 +33,13 @@ service.metrics:          bundle errors
 service.telemetry:        metrics errors
 service.protocols:        metrics bundle arrays errors
 service.tables:           protocols bundle arrays text errors
+service.prediction_log:   tables metrics bundle arrays errors
 service.explain:          protocols bundle arrays errors
 service.runtime.session:  machine errors
 service.runtime:          runtime.session machine bundle arrays errors
 service.engine:           live runtime runtime.session explain telemetry protocols metrics bundle machine settings
                           arrays errors
-service.compose:          access engine live telemetry protocols metrics machine settings
+service.compose:          access engine live prediction_log telemetry protocols metrics machine settings errors
 service.rpc:              compose access engine live telemetry protocols metrics settings errors
 service.http:             rpc compose access engine live telemetry protocols metrics bundle machine settings errors
 service.commands.score:   tables sources protocols runtime runtime.session bundle machine arrays text figures errors
@@ -109,7 +110,7 @@ CONFINED = {
     "starlette": "service.http",
     "uvicorn": "service.http",
     "httptools": "service.http",
-    "pyarrow": "service.sources service.tables service.commands.score training api",
+    "pyarrow": "service.sources service.tables service.prediction_log service.commands.score training api",
     "ray": "service.commands.score",
     "prometheus_client": "service.metrics service.http",
     "opentelemetry": "service.telemetry",

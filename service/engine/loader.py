@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from foldserve.service.engine.live_rows import LiveRows
 from foldserve.service.engine.observed import LastRun
 from foldserve.service.engine.pool import Pool
 from foldserve.service.engine.repository import Model, Unavailable
+from foldserve.service.engine.sampled import SampledCodec, Sampling
 from foldserve.service.engine.threads import threads_per_run
 from foldserve.service.errors import BundleError
 from foldserve.service.explain.codec import ExplanationCodec
@@ -45,11 +47,18 @@ _MAX_EXPLAINED = 64
 class Loader:
     """Loads models with the settings of one process. All models share `pool`, `memory`, `metrics` and one admission.
 
-    observed: whether requests have records.
+    observed: whether requests have records. sampling: the log of predictions; None if it is off.
     """
 
     def __init__(
-        self, settings: Settings, pool: Pool, memory: BodyMemory, metrics: Metrics, *, observed: bool = False
+        self,
+        settings: Settings,
+        pool: Pool,
+        memory: BodyMemory,
+        metrics: Metrics,
+        *,
+        observed: bool = False,
+        sampling: Sampling | None = None,
     ) -> None:
         self._settings = settings
         self._admission = Admission(settings.max_wait)
@@ -57,6 +66,7 @@ class Loader:
         self._memory = memory
         self._metrics = metrics
         self._observed = observed
+        self._sampling = sampling
 
     def load_version(self, path: Path, name: str, version: int, *, rename: bool = False) -> Model | Unavailable:
         """Load the bundle in the folder `path`.
@@ -140,14 +150,15 @@ class Loader:
             observe=last_explained or ignore_batch,
         )
         explanation_codec = ExplanationCodec(manifest, friendly, lambda: explanations.method)
+        logged = self._logged(manifest)
 
         return Model(
             manifest,
             runtime,
             parity,
             batcher,
-            friendly=endpoint("friendly", friendly),
-            oip=endpoint("oip", OipCodec(manifest, settings.max_rows)),
+            friendly=endpoint("friendly", logged(friendly)),
+            oip=endpoint("oip", logged(OipCodec(manifest, settings.max_rows))),
             explain=endpoint(EXPLAIN, explanation_codec, explained, last_explained),
             max_rows=settings.max_rows,
             live_rows=live_rows,
@@ -156,3 +167,11 @@ class Loader:
             folder=path,
             forget=lambda: metrics.forget(*labels, created),
         )
+
+    def _logged(self, manifest: Manifest) -> Callable[[Codec], Codec]:
+        """Return a function that lets the log of predictions sample the requests of a codec, if there is a log."""
+        sampling = self._sampling
+        if sampling is None:
+            return lambda codec: codec
+        recorder = sampling.log.open(manifest)
+        return lambda codec: SampledCodec(codec, recorder, sampling.share)

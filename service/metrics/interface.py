@@ -99,6 +99,9 @@ class Metrics:
     def count_rejected(self, error: RequestError) -> None:
         """Count a request that got an error instead of a prediction."""
 
+    def count_logged(self, written: int, dropped: int) -> None:
+        """Count rows of the prediction log: those in files, and those that were lost. Any thread may call it."""
+
     def flush(self) -> None:
         """Add to the metrics the counts since the last call."""
 

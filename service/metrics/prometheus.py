@@ -193,6 +193,12 @@ class PrometheusMetrics(Metrics):
         self.rejected = Counter(
             "foldserve_rejected", "Requests that got an error instead of a prediction.", ("reason",), registry=registry
         )
+        self.logged_rows = Counter(
+            "foldserve_prediction_log_rows",
+            "Rows of predictions that were chosen for the prediction log, by outcome: written or dropped.",
+            ("outcome",),
+            registry=registry,
+        )
         self.key_requests = Counter(
             "foldserve_key_requests", "Requests with a valid API key.", ("key", "outcome"), registry=registry
         )
@@ -330,6 +336,11 @@ class PrometheusMetrics(Metrics):
     def count_rejected(self, error: RequestError) -> None:
         """Count a request that got an error instead of a prediction."""
         self._rejected[type(error)] += 1
+
+    def count_logged(self, written: int, dropped: int) -> None:
+        """Count rows of the prediction log."""
+        self.logged_rows.labels("written").inc(written)
+        self.logged_rows.labels("dropped").inc(dropped)
 
     def flush(self) -> None:
         """Add the counts since the last call to the metrics, and set the gauges."""

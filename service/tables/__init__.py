@@ -1,15 +1,19 @@
-"""Turns Arrow columns or JSON objects into float32 [rows, features], by the rules of the friendly protocol.
+"""Turns Arrow columns or JSON objects into float32 [rows, features], by the rules of the friendly protocol, and back.
 
     encoder.py  whole batches of Arrow columns
     column.py   one Arrow column
     objects.py  a batch of JSON objects
+    decoder.py  the way back, from rows to Arrow columns
+    answers.py  from outputs to Arrow columns
 
 This package reads a value as the server reads the value in a request. The server refuses a request with a bad value.
 This package refuses only the row of the bad value, and keeps the reason. The package needs pyarrow, which the server
 does not need.
 """
 
+from foldserve.service.tables.answers import AnswerColumns
+from foldserve.service.tables.decoder import TableDecoder
 from foldserve.service.tables.encoder import Encoded, TableEncoder
 from foldserve.service.tables.objects import ObjectEncoder
 
-__all__ = ["Encoded", "ObjectEncoder", "TableEncoder"]
+__all__ = ["AnswerColumns", "Encoded", "ObjectEncoder", "TableDecoder", "TableEncoder"]

@@ -105,15 +105,20 @@ def documented(first: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def metrics(served: Served, models: Path) -> Mapping[str, Metric]:
-    """All metrics, after requests that give each metric a sample. The metrics of API keys come from a second server."""
+    """All metrics, after requests that give each metric a sample.
+
+    The metrics of API keys and of the prediction log come from a second server.
+    """
     assert post(served, FRIENDLY, rows(4)) == 200
     assert post(served, FRIENDLY, b"{") == 400
     key, line = create_key("prometheus", [Scope.METRICS], None)
     file = models.parent / "keys"
     file.write_text(line)
-    with serving(models, models.parent / "log-keys", *DEFAULT, "--keys", file) as guarded:
-        name = "foldserve_key_requests"
-        return families(served) | {name: families(guarded, f"X-API-Key: {key}")[name]}
+    flags = ("--keys", file, "--prediction-log", models.parent / "predictions")
+    with serving(models, models.parent / "log-keys", *DEFAULT, *flags) as guarded:
+        found = families(guarded, f"X-API-Key: {key}")
+        names = ("foldserve_key_requests", "foldserve_prediction_log_rows")
+        return families(served) | {name: found[name] for name in names}
 
 
 def test_the_document_lists_exactly_the_metrics_with_type_and_labels(metrics: Mapping[str, Metric]) -> None:

@@ -74,6 +74,10 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
         "model_dir": "/mnt/models",
         "page": False,
         "precision": "bf16",
+        "prediction_log": "/var/lib/foldserve/predictions",
+        "prediction_log_share": 0.5,
+        "prediction_log_size": 2**21,
+        "prediction_log_exclude": "name,email",
     }
     value = values.get(name, 7)
     if name.startswith("tls_"):

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from foldserve.service.arrays import Outputs, Run
-from foldserve.service.bundle import Decision, Label, Manifest
+from foldserve.service.bundle import Manifest
 from foldserve.service.commands.score.inputs import Chunk, Piece, keep
 from foldserve.service.errors import RuntimeFailure, TableError
 from foldserve.service.protocols.ranges import Ranges
 from foldserve.service.runtime.session import one_line
-from foldserve.service.tables import Encoded, ObjectEncoder, TableEncoder
+from foldserve.service.tables import AnswerColumns, Encoded, ObjectEncoder, TableEncoder
 
 NOT_FINITE = "the model gives a value that is not finite, because the numbers are far outside its range"
 
@@ -45,7 +45,7 @@ class Scorer:
         """typed: as in `Stream`. with_all: whether the answers have the probabilities of all classes."""
         self._run = run
         self._kept = list(kept)
-        self._answers = _Answers(manifest, with_all=with_all)
+        self._answers = AnswerColumns(manifest, with_all=with_all)
         self._ranges = Ranges(manifest.features)
         self._tables = TableEncoder(manifest.features, typed=typed)
         self._objects = ObjectEncoder(manifest.features)
@@ -106,32 +106,6 @@ class Scorer:
         reasons = pa.array([refused[place] for place in places], pa.string())
         file = pa.array([piece.file] * len(places), pa.string())
         return _batch([file, rows, reasons, *(column.take(pa.array(places)) for column in kept)], self.refused_schema)
-
-
-class _Answers:
-    """The columns of the answers: the prediction, and the probabilities of all classes if they are wanted."""
-
-    def __init__(self, manifest: Manifest, *, with_all: bool) -> None:
-        self._decision = Decision.of(manifest) if manifest.labels else None
-        self._labels = _label_array(manifest.labels) if manifest.labels else None
-        self.width = len(manifest.labels) or 1
-        names = self._decision.names if self._decision and with_all else ()
-        kind = pa.float32() if self._labels is None else self._labels.type
-        self.fields = [pa.field("prediction", kind), *(pa.field(f"probability_{name}", pa.float32()) for name in names)]
-
-    def columns(self, outputs: Outputs) -> list[pa.Array]:
-        if self._decision is None or self._labels is None:
-            return [pa.array(outputs[:, 0])]
-        predictions = self._labels.take(pa.array(self._decision.classes(outputs)))
-        return [predictions, *(pa.array(outputs[:, place]) for place in range(len(self.fields) - 1))]
-
-
-def _label_array(labels: Sequence[Label]) -> pa.Array:
-    """Return the labels as an Arrow array. Labels of several types become texts."""
-    kinds = {type(label) for label in labels}
-    if len(kinds) > 1 and not kinds <= {int, float}:
-        return pa.array([str(label) for label in labels], pa.string())
-    return pa.array([float(label) for label in labels] if len(kinds) > 1 else list(labels))
 
 
 def _batch(columns: Sequence[Any], schema: pa.Schema) -> pa.RecordBatch:
