@@ -52,7 +52,7 @@ class Lifecycle:
         return self.phase is Phase.LOST
 
     def start(self) -> None:
-        """Become ready: every model is verified, and the port is about to be opened."""
+        """Become ready: every model is verified, and the process is about to accept connections."""
         if self._phase is Phase.STARTING:
             self._phase = Phase.READY
 

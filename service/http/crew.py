@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from foldserve.service.http.line import Line
 from foldserve.service.live.plan import Attempts, Outcomes, Plan
@@ -36,9 +36,13 @@ class Member:
 
 
 class WorkerCrew:
-    """All workers. `add` and `remove` may be called on any thread, the other methods on the coordinator's thread."""
+    """All workers. `add` and `remove` may be called on any thread, the other methods on the coordinator's thread.
 
-    def __init__(self) -> None:
+    before_first: called before the first plan serves.
+    """
+
+    def __init__(self, before_first: Callable[[], object]) -> None:
+        self._before_first = before_first
         self._members: list[Member] = []
         self._plan: Plan | None = None
         self._numbers = itertools.count(1)
@@ -67,6 +71,8 @@ class WorkerCrew:
 
     def commit(self, plan: Plan) -> None:
         """Let every worker serve a plan. Returns when they do."""
+        if self._plan is None:
+            self._before_first()
         with self._lock:
             members = [member for member in self._members if member.follows or self._plan is None]
             self._plan = plan

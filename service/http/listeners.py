@@ -19,7 +19,7 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-_BACKLOG = 2048  # the most connections in the kernel's queue, before the server accepts them
+BACKLOG = 2048  # the most connections in the kernel's queue, before the server accepts them
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Listeners:
         """Let clients connect. Raises `StartError`."""
         for listener in self.all:
             with _one_line_errors(_name(listener)):
-                listener.listen(_BACKLOG)
+                listener.listen(BACKLOG)
 
     def close(self) -> None:
         """Close the sockets in this process."""

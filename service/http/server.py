@@ -32,6 +32,7 @@ from foldserve.service.http.announcement import announcement
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.doors import Door, create_doors, load_tls
 from foldserve.service.http.listeners import Listeners, bind
+from foldserve.service.http.startup import StartupResponder
 from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, exit_on_signals, refuse_handshakes
 from foldserve.service.live.control import Control, LocalControl
 from foldserve.service.live.coordinator import create_coordinator
@@ -62,13 +63,20 @@ def run(settings: Settings) -> None:
     for sentence in unused_variables():
         log.warning("%s", sentence)
     with bind(settings) as listeners:
-        if settings.workers == 1:
-            _serve(settings, listeners, _print, LocalControl(partial(create_coordinator, settings)))
-        else:
-            # This import comes late, because it loads prometheus_client in its mode for several processes.
-            from foldserve.service.http.workers import supervise
+        # Load the certificates first, so that an error in a file comes at once.
+        responder = StartupResponder(listeners, load_tls(settings, listeners))
+        responder.start()
+        try:
+            if settings.workers == 1:
+                control = LocalControl(partial(create_coordinator, settings))
+                _serve(settings, listeners, _print, control, on_loaded=responder.stop)
+            else:
+                # This import comes late, because it loads prometheus_client in its mode for several processes.
+                from foldserve.service.http.workers import supervise
 
-            supervise(serve_in_worker, settings, listeners, _print)
+                supervise(serve_in_worker, settings, listeners, _print, on_loaded=responder.stop)
+        finally:
+            responder.join()
 
 
 def serve_in_worker(
@@ -85,21 +93,30 @@ def _print(text: str) -> None:
         print(text, flush=True)
 
 
-def _serve(settings: Settings, listeners: Listeners, announce: Callable[[str], object], control: Control) -> None:
-    """Serve on bound sockets in this process. announce: called with the lines to print when ready."""
-    tls = load_tls(settings, listeners)  # load the certificates first, so that an error in a file comes at once
+def _serve(
+    settings: Settings,
+    listeners: Listeners,
+    announce: Callable[[str], object],
+    control: Control,
+    on_loaded: Callable[[], object] = lambda: None,
+) -> None:
+    """Serve on sockets that listen, in this process.
+
+    announce: called with the lines to print when ready. on_loaded: called before this process accepts connections.
+    """
+    tls = load_tls(settings, listeners)
     allocator.return_large_blocks()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     service = compose(settings, control)
     doors = create_doors(settings, service, listeners, tls)
-    # Every model is verified now. No client could connect before this line.
+    # Every model is verified now. This process has accepted no connection before this line.
     service.lifecycle.start()
     signal.signal(UNREADY_SIGNAL, lambda *_: service.lifecycle.drain())
-    listeners.listen()
     lines = announcement([door.url for door in doors], service, doors[0].socket_path)
     server = _Server(settings, doors, service, partial(announce, lines))
     stopped = threading.Event()
     _start_watchdog(settings, service, stopped)
+    on_loaded()
     try:
         server.run(sockets=list(listeners.all))
     finally:  # uvicorn raises the signal again that has stopped it

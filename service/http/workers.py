@@ -61,10 +61,17 @@ class _Worker:
         return self.member.line.connection
 
 
-def supervise(serve: Serve, settings: Settings, listeners: Listeners, announce: Callable[[str], object]) -> None:
+def supervise(
+    serve: Serve,
+    settings: Settings,
+    listeners: Listeners,
+    announce: Callable[[str], object],
+    on_loaded: Callable[[], object],
+) -> None:
     """Run `serve` in `settings.workers` processes until SIGTERM or SIGINT.
 
-    announce: called once, when all workers are ready. `supervise` raises `StartError` if a worker can't start before
+    announce: called once, when all workers are ready. on_loaded: called once, when the models are loaded and before a
+    worker accepts connections. `supervise` raises `StartError` if a worker can't start before
     that time.
     """
     try:
@@ -74,7 +81,7 @@ def supervise(serve: Serve, settings: Settings, listeners: Listeners, announce: 
     with counts as folder:
         # prometheus_client keeps the counts of each worker in this folder. It reads the variable when it is imported.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        supervisor = _Supervisor(serve, settings, listeners)
+        supervisor = _Supervisor(serve, settings, listeners, on_loaded)
         try:
             supervisor.start()
             announce(supervisor.announcement)
@@ -84,7 +91,7 @@ def supervise(serve: Serve, settings: Settings, listeners: Listeners, announce: 
 
 
 class _Supervisor:
-    def __init__(self, serve: Serve, settings: Settings, listeners: Listeners) -> None:
+    def __init__(self, serve: Serve, settings: Settings, listeners: Listeners, on_loaded: Callable[[], object]) -> None:
         self._serve = serve
         self._settings = settings
         self._listeners = listeners
@@ -96,7 +103,7 @@ class _Supervisor:
         self._signalled, self._wakeup = os.pipe()
         os.set_blocking(self._wakeup, False)
         signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
-        self._crew = WorkerCrew()
+        self._crew = WorkerCrew(on_loaded)
         self._coordinator = create_coordinator(settings, self._crew)
         self._start_error: FoldserveError | None = None
         self.announcement = ""

@@ -16,17 +16,13 @@ import pytest
 
 from foldserve.service.settings import Settings
 from tests.service.support import (
-    GATED,
     PATIENCE,
     assert_refused_in_one_line,
     command_line,
     environment,
     flip_byte,
     foldserve,
-    run_until_first_line,
     serving,
-    through,
-    while_loading,
     write_square_root,
 )
 
@@ -84,20 +80,6 @@ def test_a_port_in_use_is_refused_in_one_line(trained: Path) -> None:
         port = taken.getsockname()[1]
         done = foldserve("serve", "--models", trained, "--port", port)
     assert_refused_in_one_line(done, f"can't listen on 127.0.0.1 port {port}: Address already in use")
-
-
-def test_a_port_that_another_program_takes_during_loading_is_refused_in_one_line(models: Path) -> None:
-    with socket.socket() as other:
-        # This socket imitates a second foldserve that starts at the same time. Two programs may bind the port until one
-        # of the programs listens.
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", 0))
-        port = other.getsockname()[1]
-        gated = models / "diabetes" / "1"
-        serve = ("serve", "--models", models, "--port", port, "--log-level", "error")
-        with while_loading(gated, other.listen):
-            done = run_until_first_line(*serve, env=through(gated), program=GATED)
-    assert_refused_in_one_line(done, f"can't listen on 127.0.0.1 port {port}")
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "x" * 64], ids=len)
@@ -193,7 +175,8 @@ def test_a_full_disk_under_its_output_does_not_stop_the_server(trained: Path) ->
             while time.monotonic() < until and server.poll() is None:
                 with suppress(httpx.TransportError):
                     ready = httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", timeout=PATIENCE)
-                    break
+                    if ready.status_code == 200:
+                        break
             assert ready.status_code == 200
             assert server.poll() is None
         finally:

@@ -80,11 +80,16 @@ def _add_server(routes: APIRouter, service: Service, server: tuple[str, str], ex
     async def metadata() -> dict[str, Any]:
         return {"name": name, "version": version, "extensions": list(extensions)}
 
-    # A process that answers is live: the port opens after every model is verified.
+    # startup.py answers the paths of health before the models are loaded for the first time.
     @routes.get("/v2/health/live", tags=["health"], summary="The process answers")
     @requires(Scope.OPEN)
     async def is_live() -> dict[str, bool]:
         return {"live": True}
+
+    @routes.get("/v2/health/started", tags=["health"], summary="The models were loaded once")
+    @requires(Scope.OPEN)
+    async def has_started() -> dict[str, bool]:
+        return {"started": True}
 
     @routes.get("/v2/health/ready", tags=["health"], summary="Every model has reproduced its golden outputs")
     @requires(Scope.OPEN)

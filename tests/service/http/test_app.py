@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ from sklearn.datasets import load_digits
 from foldserve.service import bundle, errors
 from foldserve.service.protocols.reply import STATUS
 from tests.service.support import (
-    GATED,
     MARKER,
     PATIENCE,
     Answer,
@@ -33,8 +31,6 @@ from tests.service.support import (
     receive,
     request,
     serving,
-    through,
-    while_loading,
     write_damaged_second,
     write_square_root,
 )
@@ -235,30 +231,13 @@ def test_the_list_has_the_status_of_every_model_and_names_the_default(client: ht
 
 
 def test_the_process_is_live_and_ready(client: httpx.Client) -> None:
-    for path, content in (("/v2/health/live", {"live": True}), ("/v2/health/ready", {"ready": True})):
+    for path, content in (
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/started", {"started": True}),
+        ("/v2/health/ready", {"ready": True}),
+    ):
         answer = client.get(path)
         assert (answer.status_code, answer.json()) == (200, content)
-
-
-def test_no_client_can_connect_before_every_model_is_verified(models: Path, tmp_path: Path) -> None:
-    with socket.socket() as reserved:
-        # Bind a port without listening. The test then knows the number of the port, and the server can still bind the
-        # port.
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        address = reserved.getsockname()
-
-        def knock() -> None:
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(address, timeout=PATIENCE)
-
-        gated = models / "digits" / "1"
-        with (
-            while_loading(gated, knock) as knocked,
-            serving(models, tmp_path / "log", env=through(gated), port=address[1], program=GATED) as server,
-        ):
-            knocked.result()
-            assert server.send("GET", "/v2/health/ready").json() == {"ready": True}
 
 
 # --- documentation ---------------------------------------------------------------------------------------------------
@@ -272,6 +251,7 @@ ROUTES = {
     ("get", "/v1/models/{model}/metadata"),
     ("get", "/v1/models/{model}/versions/{version}/metadata"),
     ("get", "/v2/health/live"),
+    ("get", "/v2/health/started"),
     ("get", "/v2/health/ready"),
     ("get", "/v2"),
     ("get", "/v2/models/{model}"),

@@ -1,0 +1,129 @@
+"""Answers clients while the models are loaded for the first time: the process is alive, and nothing else is ready.
+
+It accepts connections on a thread of its own. The server takes over the listeners when the models serve. This module
+knows HTTP, but no model and no route except those of health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import orjson
+
+from foldserve.service.http.head import BLANK_LINE
+from foldserve.service.http.listeners import BACKLOG, Listeners
+from foldserve.service.http.security import NO_SNIFF
+from foldserve.service.http.tls import Tls
+from foldserve.service.protocols.reply import JSON, Reply, failure
+
+_MAX_HEAD = 2**16
+# Seconds in which a client must send its request and read the response.
+_CONNECTION_SECONDS = 5.0
+_STOP_SECONDS, _JOIN_SECONDS = 5.0, 1.0
+# The longest Retry-After, in seconds.
+_MAX_RETRY = 30
+
+
+class StartupResponder:
+    """Responds on the listeners from `start` to `stop`. tls: of each listener; None without TLS.
+
+    Each response closes its connection, so that the next request of the client reaches the server itself.
+    """
+
+    _loop: asyncio.AbstractEventLoop  # from `start` on
+
+    def __init__(self, listeners: Listeners, tls: Sequence[Tls | None]) -> None:
+        self._listeners = listeners
+        self._tls = tls
+        self._since = time.monotonic()
+        self._wanted = asyncio.Event()  # the event that stops the responder
+        self._stopped = threading.Event()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run, name="startup", daemon=True)
+
+    def start(self) -> None:
+        """Let clients connect. Raises `StartError`."""
+        self._listeners.listen()
+        self._loop = asyncio.SelectorEventLoop()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Accept no more connections. Connections that wait in the kernel are left to the server.
+
+        The thread goes on until the last accepted connection ends, for some seconds at most.
+        """
+        if not self._stopped.is_set():
+            self._loop.call_soon_threadsafe(self._wanted.set)
+            self._stopped.wait(_STOP_SECONDS)
+
+    def join(self) -> None:
+        """Stop, and wait for the last responses, for a second at most."""
+        self.stop()
+        self._thread.join(_JOIN_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._stopped.set()
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        servers = [
+            # `start_server` closes its socket, but the server needs the listener.
+            await asyncio.start_server(
+                self._answer, sock=listener.dup(), limit=_MAX_HEAD, backlog=BACKLOG, ssl=tls and tls.context
+            )
+            for listener, tls in zip(self._listeners.all, self._tls, strict=True)
+        ]
+        await self._wanted.wait()
+        for server in servers:
+            server.close()
+        self._stopped.set()
+        await asyncio.sleep(0)  # connections that were accepted last begin
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=_CONNECTION_SECONDS + _JOIN_SECONDS)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+        try:
+            async with asyncio.timeout(_CONNECTION_SECONDS):
+                head = await reader.readuntil(BLANK_LINE)
+                method, target = (*head.split(b" ", 2), b"", b"")[:2]
+                writer.write(_encode(self._reply(target.partition(b"?")[0]), with_body=method != b"HEAD"))
+                await writer.drain()
+                if writer.can_write_eof():
+                    writer.write_eof()
+                while await reader.read(_MAX_HEAD):  # if the client still sends, a close would reset the connection
+                    pass
+        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+            pass  # the client is gone, too slow, or does not speak HTTP
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    def _reply(self, path: bytes) -> Reply:
+        if path == b"/v2/health/live":
+            return Reply(200, (JSON,), orjson.dumps({"live": True}))
+        # Nobody knows how long the load will take. A client should wait for as long again as the load has taken.
+        seconds = min(_MAX_RETRY, max(1, math.ceil(time.monotonic() - self._since)))
+        reply = failure(503, "the server is loading its models for the first time", seconds)
+        name = {b"/v2/health/ready": "ready", b"/v2/health/started": "started"}.get(path)
+        return reply if name is None else Reply(503, reply.headers, orjson.dumps({name: False}))
+
+
+def _encode(reply: Reply, *, with_body: bool) -> bytes:
+    phrase = b"200 OK" if reply.status == 200 else b"503 Service Unavailable"
+    length = (b"content-length", b"%d" % len(reply.body))
+    headers = (NO_SNIFF, *reply.headers, (b"connection", b"close"), length)
+    head = b"\r\n".join([b"HTTP/1.1 %b" % phrase, *(b"%b: %b" % header for header in headers)])
+    return head + BLANK_LINE + (reply.body if with_body else b"")
