@@ -63,14 +63,14 @@ class Deployment:
             return Outcome(reason=f"the device can't hold it: {error}", final=True)
         if isinstance(found, Unavailable):
             return Outcome(reason=found.reason)
-        compared = None
+        outcome = Outcome()
         if (trial := attempt.trial) is not None and (old := self._serving(attempt.name, trial.against)) is not None:
-            reason, compared = compare(old, found, trial)
-            if reason is not None:
+            outcome = compare(old, found, trial)
+            if outcome.reason is not None:
                 found.close()
-                return Outcome(reason=reason, final=True, compared=compared)
+                return outcome
         self._loaded[attempt.name, attempt.version, attempt.stamp] = found
-        return Outcome(digest=found.digest, compared=compared)
+        return outcome.model_copy(update={"digest": found.digest})
 
     def _serving(self, name: str, version: int) -> Model | None:
         try:

@@ -1,6 +1,6 @@
 """Compares a new version with the version that serves: their interfaces, and their answers to the last live rows.
 
-It knows two models and limits. It does not know why the limits were chosen, or what happens after the comparison.
+It counts the changes of the answers of two models. `live/verdict.py` decides whether they are too large.
 """
 
 from __future__ import annotations
@@ -14,41 +14,37 @@ import numpy as np
 from foldserve.service.arrays import Outputs, Rows
 from foldserve.service.bundle import Decision, Feature, Manifest
 from foldserve.service.engine.repository import Model
-from foldserve.service.live.plan import Trial
+from foldserve.service.live.plan import Changes, Outcome, Trial
 
-# If there are fewer live rows than this, the golden rows of the version that serves are compared too.
-_FEW_ROWS = 32
-# The minimum number of rows in a class. For a class with fewer rows, the share of changed rows is ignored.
-_MIN_CLASS_ROWS = 10
-# If two runs differ by at most this number of seconds, clients do not notice the difference.
-_FREE_SECONDS = 5e-4
 _TIMED_RUNS = 5
 
 
-def compare(old: Model, new: Model, trial: Trial) -> tuple[str | None, dict[str, Any]]:
-    """Return the reason why `new` may not replace `old`, or None.
+def compare(old: Model, new: Model, trial: Trial) -> Outcome:
+    """Compare two versions. The outcome has the reason why `new` may not replace `old`, if its interface decides that.
 
-    Also return the measures of the comparison by name.
+    Otherwise the outcome has the changes of the answers, if the trial asks for them.
     """
     changes = list(interface_changes(old.manifest, new.manifest))
     measures: dict[str, Any] = {"against": old.manifest.version}
     if changes:
         measures["interface"] = changes
         if not trial.allow_interface_change:
-            return f"the interface differs from version {old.manifest.version}: {'; '.join(changes)}", measures
+            reason = f"the interface differs from version {old.manifest.version}: {'; '.join(changes)}"
+            return Outcome(reason=reason, final=True, compared=measures)
     if old.manifest.input.shape != new.manifest.input.shape or old.manifest.labels != new.manifest.labels:
-        return None, measures  # no answers can be compared
+        return Outcome(compared=measures)  # no answers can be compared
     golden = np.array(old.manifest.golden.inputs, np.float32)
     if not np.isfinite(new.runtime.run(golden)).all():
-        return "an output is not finite for the golden rows of the version that serves", measures
+        reason = "an output is not finite for the golden rows of the version that serves"
+        return Outcome(reason=reason, final=True, compared=measures)
     if not trial.shadow:
-        return None, measures
+        return Outcome(compared=measures)
     rows, outputs = old.live_rows.sample()
-    if len(rows) < _FEW_ROWS:
-        rows = np.concatenate([rows, golden])
-        outputs = np.concatenate([outputs, np.array(old.manifest.golden.outputs, np.float32)])
-    measures |= _measure(old, new, rows, outputs)
-    return _judge(measures, trial), measures
+    return Outcome(
+        compared=measures,
+        live=_changes(old, new, rows, outputs) if len(rows) else Changes(rows=0),
+        golden=_changes(old, new, golden, np.array(old.manifest.golden.outputs, np.float32)),
+    )
 
 
 def interface_changes(old: Manifest, new: Manifest) -> Iterator[str]:
@@ -85,30 +81,23 @@ def _feature_changes(old: Feature, new: Feature) -> Iterator[str]:
         yield f"the feature {old.name!r} may not be missing any more"
 
 
-def _measure(old: Model, new: Model, rows: Rows, outputs: Outputs) -> dict[str, Any]:
-    """Return the measures of the answers. outputs: the outputs of the old version, float32 [rows, outputs]."""
+def _changes(old: Model, new: Model, rows: Rows, outputs: Outputs) -> Changes:
+    """Return the changes of the answers. outputs: the outputs of the old version, float32 [rows, outputs]."""
     answers, seconds = _run(new, rows)
-    measures: dict[str, Any] = {"rows": len(rows)}
     expected = old.batcher.expected_seconds(min(len(rows), new.batcher.max_batch))
-    if expected is not None:
-        measures["seconds"], measures["seconds_before"] = seconds, expected
+    timed: dict[str, Any] = {} if expected is None else {"seconds": (seconds, expected)}
     if not np.isfinite(answers).all():
-        return measures | {"not_finite": int((~np.isfinite(answers)).any(axis=1).sum())}
+        return Changes(rows=len(rows), not_finite=int((~np.isfinite(answers)).any(axis=1).sum()), **timed)
+    timed["largest_change"] = float(np.abs(answers - outputs).max())
     if old.manifest.task == "regression":
-        spread = float(np.ptp(outputs)) or 1.0
-        return measures | {"largest_change": float(np.abs(answers - outputs).max()) / spread}
+        return Changes(rows=len(rows), range=(float(outputs.min()), float(outputs.max())), **timed)
     before, after = Decision.of(old.manifest).classes(outputs), Decision.of(new.manifest).classes(answers)
     changed = before != after
     by_class = {
-        str(old.manifest.labels[label]): float(changed[before == label].mean())
+        str(old.manifest.labels[label]): (int((before == label).sum()), int(changed[before == label].sum()))
         for label in np.unique(before).tolist()
-        if (before == label).sum() >= _MIN_CLASS_ROWS
     }
-    return measures | {
-        "largest_change": float(np.abs(answers - outputs).max()),
-        "changed": float(changed.mean()),
-        "changed_by_class": by_class,
-    }
+    return Changes(rows=len(rows), by_class=by_class, **timed)
 
 
 def _run(model: Model, rows: Rows) -> tuple[Outputs, float]:
@@ -121,25 +110,3 @@ def _run(model: Model, rows: Rows) -> tuple[Outputs, float]:
         model.runtime.run(rows[:size])
         times.append(time.perf_counter() - started)
     return outputs, min(times)
-
-
-def _judge(measures: dict[str, Any], trial: Trial) -> str | None:
-    """Return a text about the first limit that the measures exceed."""
-    rows = measures["rows"]
-    if "not_finite" in measures:
-        return f"{measures['not_finite']} of {rows} live rows have an output that is not finite"
-    if (share := measures.get("changed", 0.0)) > trial.max_changed:
-        return f"{share:.1%} of {rows} live rows get another label, and {trial.max_changed:.1%} may"
-    for label, share in measures.get("changed_by_class", {}).items():
-        if share > trial.max_changed_in_class:
-            limit = trial.max_changed_in_class
-            return f"{share:.1%} of the live rows with the label {label} get another label, and {limit:.1%} may"
-    change, limit_change = measures["largest_change"], trial.max_change
-    if limit_change is not None and change > limit_change:
-        return f"an output changes by {change:.3g}, and the limit is {limit_change:g}"
-    ratio, free = trial.max_latency_ratio, _FREE_SECONDS
-    if ratio is not None and "seconds" in measures:
-        seconds, before = measures["seconds"], measures["seconds_before"]
-        if seconds > ratio * before + free:
-            return f"a run takes {seconds:.2g} s, and {before:.2g} s before; the limit is {ratio:g} times"
-    return None

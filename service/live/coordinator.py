@@ -21,10 +21,11 @@ from typing import Protocol
 
 from foldserve.service.errors import FoldserveError, LoadRefused, ModelBusy, StartError, UnknownModel
 from foldserve.service.live.command import Command
-from foldserve.service.live.plan import Attempts, ModelPlan, Outcome, Outcomes, Plan, merge
+from foldserve.service.live.plan import Attempts, ModelPlan, Outcome, Outcomes, Plan
 from foldserve.service.live.policy import Policies
 from foldserve.service.live.record import ModelRecord
 from foldserve.service.live.scan import Found, Layout, layout_of
+from foldserve.service.live.verdict import merge
 from foldserve.service.live.watch import watch
 from foldserve.service.settings import Settings
 
@@ -208,7 +209,7 @@ class Coordinator:
             ]
             outcomes: list[Outcome] = []
             if attempts:
-                outcomes = merge([o.outcomes for o in self._crew.prepare(Attempts(attempts=tuple(attempts)))])
+                outcomes = merge(attempts, [o.outcomes for o in self._crew.prepare(Attempts(attempts=tuple(attempts)))])
                 if not outcomes:  # every process has died; their replacements serve the last plan
                     return
             for attempt, outcome in zip(attempts, outcomes, strict=True):

@@ -6,7 +6,6 @@ neither files nor models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -47,18 +46,38 @@ class Attempt(Message):
     trial: Trial | None = None
 
 
+class Changes(Message):
+    """The differences between the answers of two versions to some rows.
+
+    not_finite: rows with an output of the new version that is not finite; the other counts are then missing. by_class:
+    for each label of the old version, its rows, and those of them that get another label. largest_change: of an output.
+    range: the lowest and the highest output of the old version; only in a regression. seconds: of one run of the new
+    and of the old version; None if they are not known.
+    """
+
+    rows: int
+    not_finite: int = 0
+    by_class: dict[str, tuple[int, int]] = {}
+    largest_change: float = 0.0
+    range: tuple[float, float] | None = None
+    seconds: tuple[float, float] | None = None
+
+
 class Outcome(Message):
     """The result of one attempt in one process.
 
     reason: why the version may not serve; None if it may. final: whether the reason would also hold for completely
     copied files, so that waiting is useless. digest: identifies the contents that were read. compared: the measures of
-    the trial, by name.
+    the trial, by name. live, golden: the changes for the live rows of this process, and for the golden rows of the
+    version that serves.
     """
 
     reason: str | None = None
     final: bool = False
     digest: str | None = None
     compared: dict[str, Any] | None = None
+    live: Changes | None = None
+    golden: Changes | None = None
 
 
 class VersionPlan(Message):
@@ -110,17 +129,3 @@ class Outcomes(Message):
     """The outcomes of `Attempts`, in the same order."""
 
     outcomes: tuple[Outcome, ...] = ()
-
-
-def merge(outcomes: Sequence[Sequence[Outcome]]) -> list[Outcome]:
-    """Merge the outcomes of several processes. A version may serve only if it may serve in every process.
-
-    outcomes: for each process, the outcomes of the same attempts.
-    """
-    merged = []
-    for of_each in zip(*outcomes, strict=True):
-        refused = next((outcome for outcome in of_each if outcome.reason is not None), None)
-        if refused is None and len({outcome.digest for outcome in of_each}) > 1:
-            refused = Outcome(reason="the files changed while the processes read them")
-        merged.append(refused or of_each[0])
-    return merged

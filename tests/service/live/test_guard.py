@@ -81,8 +81,10 @@ def versions(server: Served) -> list[dict[str, Any]]:
 
 
 def test_shadow_refuses_a_version_that_answers_other_labels(start: Callable[..., Any], tmp_path: Path) -> None:
-    with start('[models.sides.swap]\npolicy = "shadow"\n') as server:
-        predict(server)
+    """The rows of both workers decide together."""
+    with start('[models.sides.swap]\npolicy = "shadow"\n', "--workers", 2) as server:
+        for _ in range(20):
+            predict(server, rows=5)
         write(tmp_path / "models", weight=-1)
         found = second(server)
         assert found["state"] == "refused"
