@@ -262,5 +262,7 @@ def _log_to_stderr(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(settings.log_format))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    # The log says which models change, but not that some file has changed.
+    logging.getLogger("watchfiles").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
     # This module logs the same events as uvicorn.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))

@@ -75,6 +75,7 @@ class Coordinator:
         self._wishes: queue.SimpleQueue[tuple[Command, Future[None]] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._unreadable = ""
+        self._unused: set[str] = set()  # the sentences about the policy that the log has
         self.plan = Plan()
 
     # --- for any thread -----------------------------------------------------------------------------------------------
@@ -116,6 +117,7 @@ class Coordinator:
         if found and not any(model.ready() for model in models.values()):
             raise StartError(_nothing_serves(self.plan))
         self._log_changes(Plan())
+        self._warn_of_unused(found)
         if not found:
             log.warning("%s; waiting for models", _nothing_to_serve(self._rules.layout))
 
@@ -156,6 +158,15 @@ class Coordinator:
             return
         self._unreadable = ""
         self._change(found, list(dict.fromkeys((*found, *self._records))))
+        self._warn_of_unused(found)
+
+    def _warn_of_unused(self, found: dict[str, Found]) -> None:
+        """Log once which names of the policy have no effect: they may be misspelt."""
+        unused = self._policies.unused({name: each.versions for name, each in found.items()})
+        for sentence in unused:
+            if sentence not in self._unused:
+                log.warning("%s", sentence)
+        self._unused = set(unused)
 
     def _execute(self, command: Command, done: Future[None]) -> None:
         """Execute a command. When `done` has the outcome, the next command for this model is accepted."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import re
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -155,6 +155,18 @@ class Policies:
                 log.error("the policies stay as they were: %s", error)
         return {name for name, policy in before.items() if self.of(name) != policy}
 
+    def unused(self, found: Mapping[str, Collection[int]]) -> list[str]:
+        """Return a sentence for each model and each label of the file that does not exist. found: versions by model."""
+        sentences = []
+        for name, policy in self._content.models.items():
+            if name not in found:
+                sentences.append(f"the policy names the model {name!r}, which does not exist")
+                continue
+            for label, number in policy.labels.items():
+                if number not in found[name]:
+                    sentences.append(f"the label {label!r} of {name} names version {number}, which does not exist")
+        return sentences
+
     def _read(self, file: Path) -> None:
         try:
             text = file.read_bytes()
@@ -169,5 +181,8 @@ class Policies:
             raise SettingsError(f"{file} is not TOML: {error}") from error
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise SettingsError(f"{file}: {place}: {first['msg']}") from error
+            place, message = list(map(str, first["loc"])), first["msg"]
+            if "versions" in place:  # the error of a union names only one of its members
+                del place[place.index("versions") + 1 :]
+                message = 'expected "all", "latest N" or a list of versions, such as [3, 5]'
+            raise SettingsError(f"{file}: {'.'.join(place)}: {message}") from error

@@ -253,6 +253,7 @@ class ModelRecord:
                 reason = self._describe(wanted)
         if reason is not None and command.kind != "load":
             self._wishes = self._before
+        self._before = _Wishes()
         return reason
 
     def _describe(self, number: int) -> str:
@@ -276,6 +277,8 @@ class ModelRecord:
         """Return the version that answers requests without a version. served: the versions that can answer."""
         stable = self._policy.labels.get(STABLE)
         decision = self._wishes.decision
+        if decision is not None and decision.current not in served:
+            decision = self._before.decision  # a command whose version may not serve changes nothing
         if decision is not None and decision.current in served:
             newer = [] if stable is not None else [number for number in served if number > decision.newest]
             return max(newer, default=decision.current)

@@ -232,4 +232,5 @@ def test_a_wrong_policy_is_refused_in_one_line(models: Path, tmp_path: Path) -> 
     publish(models, 1)
     policy = tmp_path / "policy.toml"
     policy.write_text('[models.roots]\nversions = "newest"\n')
-    assert_refused_in_one_line(foldserve("serve", "--models", models, "--policy", policy), f"{policy}: models.roots")
+    expected = f'{policy}: models.roots.versions: expected "all", "latest N" or a list'
+    assert_refused_in_one_line(foldserve("serve", "--models", models, "--policy", policy), expected)
