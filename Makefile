@@ -155,6 +155,7 @@ kube-check: $(KUBE)/installed ## Check deploy/kubernetes and deploy/kserve with 
 
 # On a machine with a GPU, TORCH_INDEX names PyTorch's builds for its CUDA version.
 test-gpu: $(GPU)/installed ## Test serving and training on a GPU
+	@$(GPU)/bin/python -m foldserve.service doctor --device cuda || { echo "make test-gpu needs a GPU: no test has run" >&2; exit 1; }
 	$(PIP:$(BIN)/%=$(GPU)/bin/%) --constraint constraints.txt --editable '.[gpu,train,test]'
 	$(GPU)/bin/python -m pytest tests/gpu
 

@@ -3,7 +3,8 @@
 One run has four parts. The first part measures the limits of the hardware, with matrix products and with copies between
 host and device. The second part checks the contenders, times them in turns from host memory to host memory, and checks
 them again. The third part measures the kernels and the time that folding saves. The last part measures the service over
-HTTP. `--dry` runs everything on the CPU with tiny sizes. Such a run tests the program and measures nothing.
+HTTP. `--part` runs the last part alone, or the other parts. `--dry` runs everything on the CPU with tiny sizes. Such a
+run tests the program and measures nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-import onnxruntime as ort
-import torch  # loads CUDA's libraries and cuDNN, which the unfolded model needs
+try:
+    import numpy as np
+    import onnxruntime as ort
+    import torch  # loads CUDA's libraries and cuDNN, which the unfolded model needs
+except ImportError as error:
+    raise SystemExit(f"gpu.py needs a GPU and the packages of foldserve[gpu,train]: {error}") from error
 from rig.environments import CONTENDERS as SCRIPTS
 from rig.environments import ROOT
 from rig.gpu import ceilings, kernels, networks, report
@@ -44,6 +48,7 @@ PACKAGES = ("foldserve", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "n
 PROFILED: tuple[type[Contender], ...] = (OursGraphs, OrtFolded, OrtUnfolded, Graphed)
 # Seconds that are reserved for the last two parts. Without them, slow earlier parts could use up the whole time.
 _KERNELS_S, _SERVICE_S = 30, 110
+_PARTS = ("runtime", "service")
 DRY = "DRY RUN: tiny sizes on the CPU. Nothing below is a measurement."
 
 
@@ -51,8 +56,8 @@ DRY = "DRY RUN: tiny sizes on the CPU. Nothing below is a measurement."
 class Bench:
     """The conditions of the whole run, and its results so far.
 
-    until: the value of `time.perf_counter` after which no measurement begins. spent: the seconds of compiling, by
-    contender.
+    until: the value of `time.perf_counter` after which no measurement begins. reserve: the seconds that the last part
+    needs. spent: the seconds of compiling, by contender.
     """
 
     plan: Plan
@@ -61,6 +66,7 @@ class Bench:
     nets: tuple[Network, Network]
     bundles: dict[str, Bundle]
     until: float
+    reserve: float
     out: Path | None
     results: Results
     generator: np.random.Generator
@@ -103,7 +109,8 @@ def main() -> None:
         chosen.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         bench = _bench(plan, device, Path(folder), chosen)
-        for part in (_ceilings_and_contenders, _kernels, _cudnn, _service):
+        runtime, service = (part in (chosen.part or part) for part in _PARTS)
+        for part in ([_ceilings_and_contenders, _kernels, _cudnn] if runtime else []) + ([_service] if service else []):
             with note_failure(bench.results.note, "gpu.py", part.__name__.strip("_")):  # keeps other results
                 part(bench)
             bench.save()
@@ -127,7 +134,8 @@ def _bench(plan: Plan, device: Device, folder: Path, chosen: argparse.Namespace)
     wide = nets[1]
     results = Results(wide.title, wide.flops(1), 4 * wide.widths[0], max(plan.batches), dry=chosen.dry)
     seed = np.random.SeedSequence().entropy if chosen.seed is None else chosen.seed
-    return Bench(plan, device, folder, nets, bundles, until, chosen.out, results, np.random.default_rng(seed))
+    reserve = 0 if chosen.part == "runtime" else _SERVICE_S
+    return Bench(plan, device, folder, nets, bundles, until, reserve, chosen.out, results, np.random.default_rng(seed))
 
 
 def _ceilings_and_contenders(bench: Bench) -> None:
@@ -140,7 +148,7 @@ def _ceilings_and_contenders(bench: Bench) -> None:
         )  # a warm-up, because an idle GPU has a low clock rate
         results.copies += ceilings.copies(plan.copied, bench.device, plan.rounds, plan.seconds)
     for network, precision in [(small, "fp32"), *((wide, precision) for precision in plan.precisions)]:
-        if not bench.has_time(f"{network.title} {precision}", _KERNELS_S + _SERVICE_S):
+        if not bench.has_time(f"{network.title} {precision}", _KERNELS_S + bench.reserve):
             continue
         if network is wide:
             _peaks(bench, precision)
@@ -167,7 +175,7 @@ def _contenders(bench: Bench, block: Block) -> None:
     block.open(CONTENDERS)
     try:
         for batch in plan.batches:
-            if bench.has_time(f"{block.where}, {batch:,} rows", _KERNELS_S + _SERVICE_S):
+            if bench.has_time(f"{block.where}, {batch:,} rows", _KERNELS_S + bench.reserve):
                 results.figures += block.measure(batch)
         results.bit_comparisons.append(block.compare_bits([*plan.batches, *plan.between]))
     finally:
@@ -183,7 +191,7 @@ def _kernels(bench: Bench) -> None:
     cases = [(small, "fp32", some), (wide, "fp32", some), *((wide, x, some[-1:]) for x in plan.precisions[1:])]
     for network, precision, batches in cases:
         block = bench.block(network, precision)
-        if not bench.has_time(f"kernels of {block.where}", _SERVICE_S):
+        if not bench.has_time(f"kernels of {block.where}", bench.reserve):
             continue
         block.open(PROFILED)
         for batch in batches:
@@ -275,6 +283,7 @@ def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dry", action="store_true", help="run everything on the CPU with tiny sizes; measures nothing"
     )
+    parser.add_argument("--part", choices=_PARTS, help="measure the runtime or the service alone")
     parser.add_argument("--minutes", type=float, default=7, help="begin nothing after this time (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="seed of the random rows (default: a new one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="save all figures in DIR as JSON and Markdown")

@@ -1,7 +1,8 @@
 """The first half hour on a GPU: `python benchmarks/gpu_half_hour.py correctness|speed|service --out DIR`.
 
-Each of the three calls takes at most 10 minutes. Each step runs in its own process, so a crash or a hang costs only one
-step. The outputs are saved in DIR as soon as a step ends. The exit status is 1 if there is no GPU or if a step fails.
+Each of the three calls takes at most 10 minutes, and needs no network. Each step runs in its own process, so a crash or
+a hang costs only one step. The outputs are saved in DIR as soon as a step ends. The exit status is 1 if there is no GPU
+or if a step fails.
 """
 
 from __future__ import annotations
@@ -26,52 +27,27 @@ SERVICE = ("-m", "foldserve.service")
 def steps(call: str, out: Path) -> list[tuple[str, int, tuple[str, ...]]]:
     """List the steps of a call: a name, a limit in seconds, and Python's arguments. The first step matters most."""
     question = ("-m", "rig.gpu.questions")
-    models = ("--models", str(out / "models"))
+    benchmark = ("benchmarks/gpu.py", "--out")
+    tuned = ("models/digits/1", "--device", "cuda", "--seconds", "30", "-o", str(out / "tuned.toml"))
+    fit = ("-m", "foldserve.training", "fit", "digits", "--preset", "best", "--models", str(out / "models"))
     return {
         "correctness": [
             ("doctor", 90, (*SERVICE, "doctor", "--device", "cuda")),
             ("verify", 60, (*SERVICE, "verify", "--device", "cuda", "models/digits/1")),
             ("tests", 200, (*PYTEST, "tests/gpu/test_runtime.py")),
-            *[(name, 90, (*question, name)) for name in ("graphs", "latency", "opening", "memory", "lost")],
+            *[(name, 90, (*question, name)) for name in ("golden", "graphs", "lost", "closing", "memory", "opening")],
         ],
-        "speed": [("benchmark", 580, ("benchmarks/gpu.py", "--minutes", "8", "--out", str(out)))],
+        "speed": [
+            ("latency", 60, (*question, "latency")),
+            ("large", 90, (*question, "large")),
+            ("benchmark", 400, (*benchmark, str(out / "speed"), "--part", "runtime", "--minutes", "6")),
+            ("workspace", 60, (*question, "workspace")),
+        ],
         "service": [
-            (
-                "tune",
-                70,
-                (
-                    *SERVICE,
-                    "tune",
-                    "models/digits/1",
-                    "--device",
-                    "cuda",
-                    "--seconds",
-                    "30",
-                    "-o",
-                    str(out / "tuned.toml"),
-                ),
-            ),
-            ("training tests", 300, (*PYTEST, "tests/gpu/test_training.py", "--durations=5")),
-            *[
-                (
-                    f"best on {device}",
-                    110,
-                    (
-                        "-m",
-                        "foldserve.training",
-                        "fit",
-                        "digits",
-                        "--preset",
-                        "best",
-                        "--device",
-                        device,
-                        "--name",
-                        device,
-                        *models,
-                    ),
-                )
-                for device in ("cuda", "cpu")
-            ],
+            ("benchmark", 170, (*benchmark, str(out / "service"), "--part", "service", "--minutes", "2.5")),
+            ("tune", 70, (*SERVICE, "tune", *tuned)),
+            ("training tests", 200, (*PYTEST, "tests/gpu/test_training.py", "--durations=5")),
+            *[(f"best on {device}", 80, (*fit, "--device", device, "--name", device)) for device in ("cuda", "cpu")],
         ],
     }[call]
 

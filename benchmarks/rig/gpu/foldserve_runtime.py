@@ -15,5 +15,5 @@ def open_runtime(bundle: Bundle, device: Literal["cpu", "cuda"], precision: Prec
 
     buckets: batch sizes to capture as CUDA graphs. Raises `DeviceError` or `BundleError`, as `load` does.
     """
-    opened, _ = load(bundle, Options(device=device, precision=precision, buckets=tuple(buckets)))
+    opened, _ = load(bundle, Options(device=device, precision=precision, buckets=tuple(buckets), max_batch=65_536))
     return opened

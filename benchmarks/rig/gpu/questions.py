@@ -1,36 +1,45 @@
 """Questions about CUDA that only a GPU can answer: `python -m rig.gpu.questions NAME` in benchmarks/.
 
 Each question runs in its own process and prints lines. It asserts nothing: tests/gpu has the tests. docs/cuda.md has
-the expected answers. This module does not import PyTorch, which would load cuDNN; only the question `lost` does.
+the expected answers. This module does not import PyTorch, which would load cuDNN; only the questions `lost` and
+`closing` do.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from foldserve.service import bundle
 from foldserve.service.errors import DeviceError
 from foldserve.service.machine import nvidia
 from foldserve.service.runtime.cuda import CudaRunner
-from foldserve.service.runtime.cuda_stream import Buffer, CudaStream
+from foldserve.service.runtime.cuda_stream import CudaStream
+from foldserve.service.runtime.load import load
 from foldserve.service.runtime.precision import convert
 from foldserve.service.runtime.session import Options, Precision, cuda_options, open_cuda, run_options
+from foldserve.service.runtime.shortcuts import NO_SHORTCUTS, Shortcuts, prepare
 
 SMALL, WIDE = (64, 64, 64, 10), (512, 1024, 1024, 1024, 10)  # the widths of two networks
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 _NODES = {0: "kernel", 1: "memcpy", 2: "memset", 3: "host", 5: "empty", 10: "allocation", 11: "free"}
 _GIB = 2**30
+_ROWS = int(os.environ.get("ROWS", "65536"))  # the rows of the largest batch
 _RUNS = int(os.environ.get("RUNS", "5000"))  # the number of runs of each timing
 
 
@@ -47,8 +56,8 @@ class RecordedStream(CudaStream):
         return found
 
 
-def network(widths: Sequence[int], precision: Precision = "fp32") -> bytes:
-    """Make a network with random weights in the form of a folded network, as the service converts it."""
+def network(widths: Sequence[int]) -> onnx.ModelProto:
+    """Make a network with random weights in the form of a folded network."""
     generator, nodes, weights, value = np.random.default_rng(0), [], [], "input"
     for number, (inputs, outputs) in enumerate(pairwise(widths)):
         for name, shape in (("w", (outputs, inputs)), ("b", (outputs,))):
@@ -65,7 +74,21 @@ def network(widths: Sequence[int], precision: Precision = "fp32") -> bytes:
         [tensor("probabilities", shape=("batch", widths[-1]))],
         weights,
     )
-    return convert(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), precision)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def open_runner(
+    widths: Sequence[int],
+    options: Options,
+    choose: Callable[[Shortcuts], Shortcuts] = lambda shortcuts: shortcuts,
+    stream: CudaStream | None = None,
+) -> CudaRunner:
+    """Open a network as the service does. choose: changes the shortcuts that the service would take."""
+    graph = network(widths)
+    prepared, shortcuts = prepare(graph, options)
+    chosen = choose(shortcuts)
+    model = convert(prepared if chosen.ones else graph, options.precision)
+    return CudaRunner(model, options, None if stream is None else lambda: stream, shortcuts=chosen)
 
 
 def say(what: str, value: object) -> None:
@@ -86,66 +109,142 @@ def opening() -> None:
     before = nvidia.gpus()[0].free
     for number in (1, 2, 3):
         began = time.perf_counter()
-        runner = CudaRunner(network(SMALL), Options("cuda"))
+        runner = open_runner(SMALL, Options("cuda"))
         seconds, taken = time.perf_counter() - began, before - nvidia.gpus()[0].free
         say(f"model {number} opens", f"{seconds:.2f} s; all together take {taken / 2**20:.0f} MiB")
         say("its outputs", runner.run(np.ones((1, 64), np.float32)).shape)
     say("a cuDNN is loaded", "libcudnn" in Path("/proc/self/maps").read_text(encoding="utf-8"))
 
 
+def golden() -> None:
+    """Print how much of the tolerance the golden rows of digits use, and whether the shortcuts work."""
+    digits = bundle.read(Path(__file__).parents[3] / "models" / "digits" / "1")
+    for precision in PRECISIONS:
+        for options in (Options("cuda", precision=precision), Options("cuda", precision=precision, buckets=())):
+            attempt(f"{precision}, {len(options.buckets)} graphs", partial(_check, digits, options))
+
+
+def _check(digits: bundle.Bundle, options: Options) -> str:
+    began = time.perf_counter()
+    runtime, parity = load(digits, replace(options, max_batch=_ROWS))
+    runtime.close()
+    return f"{parity.worst:.2g} of the tolerance; {runtime.why}; {time.perf_counter() - began:.2f} s"
+
+
 def graphs() -> None:
     """Print the nodes of the captured graphs: does cuBLAS add allocations, and is the bias of one row a copy?"""
-    for widths in (SMALL, WIDE):
+    for widths, sizes in ((SMALL, (1, 2, 64, 1024)), (WIDE, (1, 2, 64))):
         for precision in PRECISIONS:
-            stream = RecordedStream()
-            sizes = (1, 2, 64, 1024)
-            options = Options("cuda", precision=precision, buckets=sizes)
-            CudaRunner(network(widths, precision), options, partial(_given, stream)).close()
-            say(f"{_title(widths)} {precision}, 1, 2, 64 and 1,024 rows", [dict(kinds) for kinds in stream.kinds])
+            for what, choose in (("with", _keep), ("without", _drop)):
+                stream = RecordedStream()
+                options = Options("cuda", precision=precision, buckets=sizes)
+                open_runner(widths, options, choose, stream).close()
+                kinds = [dict(found) for found in stream.kinds]
+                say(f"{_title(widths)} {precision}, {what} shortcuts, graphs of {sizes} rows", kinds)
 
 
 def _title(widths: Sequence[int]) -> str:
     return "-".join(map(str, widths))
 
 
-def _given(stream: CudaStream) -> CudaStream:
-    return stream
+def _keep(shortcuts: Shortcuts) -> Shortcuts:
+    return shortcuts
+
+
+def _drop(_: Shortcuts) -> Shortcuts:
+    return NO_SHORTCUTS
+
+
+def _copied(shortcuts: Shortcuts) -> Shortcuts:
+    return replace(shortcuts, host_outputs=False)
+
+
+def _with_biases(shortcuts: Shortcuts) -> Shortcuts:
+    return replace(shortcuts, ones=0)
 
 
 def latency() -> None:
-    """Print where the microseconds of one row go, and the time without the copy of the outputs."""
+    """Print the time of one row and of 64 rows: with all shortcuts, without each of them, and without graphs."""
     for widths in (SMALL, WIDE):
-        width, model = widths[0], network(widths)
-        rows = np.ones((1, width), np.float32)
-        for buckets in ((1,), (2,), ()):
-            runner = CudaRunner(model, Options("cuda", buckets=buckets))
-            _time(f"{_title(widths)}, 1 row, graphs of {buckets or 'no'} rows", lambda: runner.run(rows))  # noqa: B023
-            runner.close()
-        for outputs in ("copied back", "written to the host by the GPU"):
+        for what, choose, buckets in (
+            ("all shortcuts", _keep, (1, 64)),
+            ("a graph for two rows", _keep, (2, 64)),
+            ("outputs copied", _copied, (1, 64)),
+            ("biases added by kernels", _with_biases, (1, 64)),
+            ("no shortcuts", _drop, (1, 64)),
+            ("no shortcuts, a graph for two rows", _drop, (2, 64)),
+            ("no graphs", _keep, ()),
+        ):
             stream = CudaStream()
-            session = open_cuda(model, cuda_options(Options("cuda"), stream.address))
-            source, target = stream.buffer((1, width)), stream.buffer((1, widths[-1]))
-            launch = _capture(session, stream, source, target, copied=outputs == "copied back")
-            _time(f"{_title(widths)}, 1 row, launch and wait, outputs {outputs}", lambda: (launch(), stream.wait()))  # noqa: B023
-            _time("  wait without work", stream.wait)
+            runner = open_runner(widths, Options("cuda", buckets=buckets), choose, stream)
+            for count in (1, 64):
+                rows = np.ones((count, widths[0]), np.float32)
+                _time(f"{_title(widths)}, {count} rows, {what}", partial(runner.run, rows))
+            _time("  a wait without work", stream.wait)
+            runner.close()
 
 
-def _capture(session: Any, stream: CudaStream, source: Buffer, target: Buffer, *, copied: bool) -> Callable[[], None]:
-    """Capture a run of one row. Without `copied`, the kernels write to page-locked memory, at the same address."""
+def workspace() -> None:
+    """Print the latencies for values of cuBLAS's own variable for its workspace. cuBLAS reads it once in a process."""
+    for value in (None, ":0:0", ":16:8", ":4096:8"):
+        env = {name: text for name, text in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+        env |= {} if value is None else {"CUBLAS_WORKSPACE_CONFIG": value}
+        program = [sys.executable, "-m", "rig.gpu.questions", "fastest"]
+        done = subprocess.run(program, env=env, capture_output=True, text=True, timeout=60, check=False)
+        say(f"CUBLAS_WORKSPACE_CONFIG={value or ''}", done.stdout.strip().replace("\n", "; ") or done.stderr[-300:])
+
+
+def fastest() -> None:
+    """Print the latencies with all shortcuts."""
+    for widths in (SMALL, WIDE):
+        runner = open_runner(widths, Options("cuda", buckets=(1, 64)))
+        for count in (1, 64):
+            _time(f"{_title(widths)}, {count} rows", partial(runner.run, np.ones((count, widths[0]), np.float32)))
+        runner.close()
+
+
+def large() -> None:
+    """Print the time of a large batch: each step alone, as a whole, and in pieces of several sizes."""
+    rows = np.random.default_rng(0).standard_normal((_ROWS, WIDE[0]), np.float32)
+    _steps(rows)
+    for precision in PRECISIONS:
+        options = Options("cuda", precision=precision, buckets=(), max_batch=_ROWS)
+        for piece in (0, 2048, 4096, 8192, 16384):
+            runner = open_runner(WIDE, options, partial(replace, piece=piece))
+            _time_large(f"{_ROWS} rows, {precision}, {f'pieces of {piece}' if piece else 'whole'}", runner.run, rows)
+            runner.close()
+
+
+def _steps(rows: np.ndarray) -> None:
+    """Print the time of the copies on the host with 1 to 8 threads, of the copy to the device, and of the kernels."""
+    stream = CudaStream()
+    session = open_cuda(convert(network(WIDE), "fp32"), cuda_options(Options("cuda"), stream.address))
+    source, target = stream.buffer(rows.shape), stream.buffer((len(rows), WIDE[-1]))
     binding, options = session.io_binding(), run_options()
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    address = target.device if copied else target.host_address
-    binding.bind_input(session.get_inputs()[0].name, "cuda", 0, np.float32, source.host.shape, source.device)
-    binding.bind_output(session.get_outputs()[0].name, "cuda", 0, np.float32, target.host.shape, address)
+    binding.bind_input("input", "cuda", 0, np.float32, source.host.shape, source.device)
+    binding.bind_output("probabilities", "cuda", 0, np.float32, target.host.shape, target.device)
+    with ThreadPoolExecutor(8) as pool:
+        for threads in (1, 2, 4, 8):
+            parts = zip(np.array_split(source.host, threads), np.array_split(rows, threads), strict=True)
+            pairs = list(parts)
+            fill = partial(_fill, pool, pairs)
+            _time_large(f"  into page-locked memory, {threads} threads", fill)
+    _time_large("  copy to the device", lambda: (stream.upload(source, len(rows)), stream.wait()))
+    _time_large("  kernels, fp32", lambda: session.run_with_iobinding(binding, options))
+    _time_large("  copy to the host", lambda: (stream.download(target, len(rows)), stream.wait()))
 
-    def add_work() -> None:
-        stream.upload(source, 1)
-        session.run_with_iobinding(binding, options)
-        if copied:
-            stream.download(target, 1)
 
-    add_work(), add_work(), stream.wait()
-    return stream.capture(add_work)
+def _fill(pool: ThreadPoolExecutor, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    list(pool.map(np.copyto, *zip(*pairs, strict=True)))
+
+
+def _time_large(what: str, work: Callable[..., object], *arguments: object) -> None:
+    took = []
+    for _ in range(6):
+        began = time.perf_counter()
+        work(*arguments)
+        took.append(time.perf_counter() - began)
+    say(what, f"{np.median(took[1:]) * 1e3:.2f} ms")
 
 
 def _time(what: str, work: Callable[[], object]) -> None:
@@ -161,12 +260,12 @@ def _time(what: str, work: Callable[[], object]) -> None:
 def memory() -> None:
     """Print the errors of a memory limit and of a full device, and whether the next run is answered."""
     few, many = np.ones((1, 512), np.float32), np.ones((60_000, 512), np.float32)
-    attempt("a limit of 1 KiB", lambda: CudaRunner(network(WIDE), Options("cuda", gpu_memory=2**10)))
-    limited = CudaRunner(network(WIDE), Options("cuda", gpu_memory=2**26, buckets=(1,)))
+    attempt("a limit of 1 KiB", lambda: open_runner(WIDE, Options("cuda", gpu_memory=2**10)))
+    limited = open_runner(WIDE, Options("cuda", gpu_memory=2**26, buckets=(1,)))
     attempt("60,000 rows above a limit of 64 MiB", lambda: limited.run(many).shape)
     attempt("  the next run", lambda: limited.run(few).shape)
     limited.close()
-    runner = CudaRunner(network(WIDE), Options("cuda", buckets=(1,)))
+    runner = open_runner(WIDE, Options("cuda", buckets=(1,)))
     runtime, taken = nvidia.load("cudart"), []
     for size in (_GIB, _GIB // 16, _GIB // 64):
         block = ctypes.c_void_p()
@@ -183,21 +282,35 @@ def memory() -> None:
 
 def lost() -> None:
     """Print the errors after a kernel has failed. The process must end with status 0, and not abort."""
-    import torch
-
-    torch.zeros(1, device="cuda")
-    runner, rows = CudaRunner(network(SMALL), Options("cuda")), np.ones((1, 64), np.float32)
-    attempt("before", lambda: runner.run(rows).shape)
-    attempt(
-        "a kernel that fails", lambda: torch.zeros(1, device="cuda")[torch.tensor([10], device="cuda")].sum().item()
-    )
+    runner, rows = _runner_on_a_failed_device(), np.ones((1, 64), np.float32)
     for _ in range(2):
         attempt("after", lambda: runner.run(rows).shape)
     say("lost", runner.lost)
     runner.close()
 
 
-QUESTIONS = {question.__name__: question for question in (opening, graphs, latency, memory, lost)}
+def closing() -> None:
+    """Close a runner on a failed device before a run has found the failure. The status must be 0 too."""
+    _runner_on_a_failed_device().close()
+    say("closed", "yes")
+
+
+def _runner_on_a_failed_device() -> CudaRunner:
+    import torch
+
+    torch.zeros(1, device="cuda")
+    runner, rows = open_runner(SMALL, Options("cuda")), np.ones((1, 64), np.float32)
+    attempt("before", lambda: runner.run(rows).shape)
+    attempt(
+        "a kernel that fails", lambda: torch.zeros(1, device="cuda")[torch.tensor([10], device="cuda")].sum().item()
+    )
+    return runner
+
+
+QUESTIONS = {
+    question.__name__: question
+    for question in (golden, graphs, latency, workspace, fastest, large, opening, memory, lost, closing)
+}
 
 
 def main(name: str) -> None:
