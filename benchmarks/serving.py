@@ -23,7 +23,7 @@ from typing import TypeVar
 from rig import serving_report, wrk
 from rig.bodies import write_bodies
 from rig.cases import CONTENDERS, MODEL, NAMES
-from rig.environments import ROOT, StartError, pins
+from rig.environments import ROOT, StartError, npm_pins, pins
 from rig.report import machine, write_section
 from rig.rounds import Bench, Round
 from rig.wrk import LoadError
@@ -92,7 +92,10 @@ def _versions(program: str) -> list[str]:
 def _contender_versions() -> list[str]:
     """List the pinned version of the package of each contender."""
     names = dict.fromkeys(contender.requirements for contender in CONTENDERS if contender.requirements)
-    return [f"contender {pin}" for name in names for pin in pins(name, name)]
+    npm = [contender.modules for contender in CONTENDERS if contender.modules]
+    return [f"contender {pin}" for name in names for pin in pins(name, name)] + [
+        f"contender {package} {pin}" for name in npm for package, pin in npm_pins(name).items()
+    ]
 
 
 def _names(text: str) -> list[str]:

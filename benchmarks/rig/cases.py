@@ -40,7 +40,8 @@ class Endpoint:
 class Contender:
     """A server.
 
-    In `command`, {python} is replaced by the Python of its environment, and {port} and {spare} by free ports.
+    In `command`, {python} is replaced by the Python of its environment, {modules} by the folder of its npm packages,
+    and {port} and {spare} by free ports.
     """
 
     name: str
@@ -49,14 +50,21 @@ class Contender:
     ready: str
     endpoints: tuple[Endpoint, ...]
     requirements: str | None = None  # None: it runs in the environment of foldserve
+    modules: str | None = None  # the folder in contenders/ whose package.json names its npm packages
 
 
 OIP = "/v2/models/digits/infer"
-OIP_ENDPOINTS = (Endpoint("oip", OIP), Endpoint("binary", OIP, (TABLE,)))
+OIP_ENDPOINTS = (Endpoint("oip", OIP), Endpoint("binary", OIP, (ROW, TABLE)))
 PREDICT = Endpoint("json", "/predict")
 INFERENCE = Endpoint("json", "/inference")
 FOLDSERVE = ("{python}", "-m", "foldserve.service", "serve", "--models", "models", "--port", "{port}")
-CONSTANT = ("{python}", "benchmarks/contenders/serve_constant.py", "{port}", "{sizes}")
+FASTIFY = ("node", "benchmarks/contenders/serve_fastify.mjs", "{port}", MODEL, "{modules}")
+
+
+def _constant(name: str, title: str, script: str) -> Contender:
+    """Return a server of constant responses, which shows an upper bound."""
+    command = ("{python}", f"benchmarks/contenders/{script}.py", "{port}", "{sizes}")
+    return Contender(name, title, command, "/0", (Endpoint("json", "/{index}", predicts=False),))
 
 
 def _other(name: str, title: str, ready: str, endpoints: tuple[Endpoint, ...], *arguments: str) -> Contender:
@@ -71,14 +79,18 @@ def _other(name: str, title: str, ready: str, endpoints: tuple[Endpoint, ...], *
 
 CONTENDERS = (
     Contender("foldserve", "foldserve", FOLDSERVE, "/v2/health/ready", (PREDICT, *OIP_ENDPOINTS)),
-    Contender(
-        "constant", "uvicorn, constant response", CONSTANT, "/0", (Endpoint("json", "/{index}", predicts=False),)
-    ),
+    _constant("protocol", "asyncio protocol, constant response", "serve_protocol"),
+    _constant("nginx", "nginx, constant response", "serve_nginx"),
+    _constant("constant", "uvicorn, constant response", "serve_constant"),
     _other("fastapi", "plain FastAPI", "/health", (PREDICT,)),
     _other("litserve", "LitServe", "/health", (PREDICT,)),
     _other("mosec", "mosec", "/", (INFERENCE,), "json"),
     _other("mosec-single", "mosec, no batching", "/", (INFERENCE,), "single"),
     _other("mosec-msgspec", "mosec, JSON with msgspec", "/", (INFERENCE,), "msgspec"),
+    _other("granian", "FastAPI on granian", "/health", (PREDICT,), "fastapi"),
+    _other("granian-rsgi", "granian, RSGI", "/health", (PREDICT,), "rsgi"),
+    _other("robyn", "Robyn", "/health", (PREDICT,)),
+    Contender("fastify", "Fastify, onnxruntime-node", FASTIFY, "/health", (PREDICT,), modules="fastify"),
     _other("bentoml", "BentoML", "/readyz", (PREDICT,)),
     _other("mlserver", "MLServer", "/v2/models/digits/ready", (Endpoint("oip", OIP),), "{spare}"),
     _other("triton", "Triton (pytriton)", "/v2/models/digits/ready", OIP_ENDPOINTS),
@@ -106,24 +118,50 @@ def case(contender: str, protocol: str, load: Load) -> str:
 
 
 OURS = {load: case("foldserve", "json", load) for load in JSON_LOADS}
-OURS_OIP = case("foldserve", "oip", TABLE)
-OURS_BINARY = case("foldserve", "binary", TABLE)
+OURS_OIP_ROW, OURS_OIP = case("foldserve", "oip", ROW), case("foldserve", "oip", TABLE)
+OURS_BINARY_ROW, OURS_BINARY = case("foldserve", "binary", ROW), case("foldserve", "binary", TABLE)
+
+
+def _ahead(name: str, title: str) -> tuple[Target, Target]:
+    """Return the targets of being ahead of another server, in rate and in latency."""
+    return (
+        Target(f"1 row, 32 connections: rows/s ÷ {title}", OURS[ROW], case(name, "json", ROW), 1),
+        Target(
+            f"1 row, 1 connection: p50 ÷ {title}",
+            OURS[SINGLE],
+            case(name, "json", SINGLE),
+            1,
+            figure="p50_ms",
+            at_least=False,
+        ),
+    )
+
 
 TARGETS = (
-    Target("1 row, 32 connections: rows/s ÷ uvicorn, constant response", OURS[ROW], case("constant", "json", ROW), 0.5),
-    Target("1 row, 32 connections: rows/s ÷ plain FastAPI", OURS[ROW], case("fastapi", "json", ROW), 5),
-    Target("1 row, 32 connections: rows/s ÷ mosec", OURS[ROW], case("mosec", "json", ROW), 4),
-    Target("1 row, 32 connections: rows/s ÷ LitServe", OURS[ROW], case("litserve", "json", ROW), 15),
     Target(
-        "1 row, 1 connection: p50 ÷ uvicorn, constant response",
+        "1 row, 32 connections: rows/s ÷ asyncio protocol, constant response",
+        OURS[ROW],
+        case("protocol", "json", ROW),
+        0.35,
+    ),
+    Target(
+        "1 row, 1 connection: p50 ÷ asyncio protocol, constant response",
         OURS[SINGLE],
-        case("constant", "json", SINGLE),
-        1.6,
+        case("protocol", "json", SINGLE),
+        3.5,
         figure="p50_ms",
         at_least=False,
     ),
+    Target("1 row, 32 connections: OIP's rows/s ÷ friendly", OURS_OIP_ROW, OURS[ROW], 0.85),
+    Target("1 row, 32 connections: rows/s, binary ÷ JSON", OURS_BINARY_ROW, OURS[ROW], 1.3),
+    Target("1,024 rows: rows/s, binary ÷ JSON", OURS_BINARY, OURS[TABLE], 1.3),
+    Target("1,024 rows, binary: rows/s ÷ ONNX Runtime alone", OURS_BINARY, case(BARE, "none", TABLE), 0.5),
+    *_ahead("mosec-msgspec", "mosec, JSON with msgspec"),
+    *_ahead("granian", "FastAPI on granian"),
+    *_ahead("fastify", "Fastify, onnxruntime-node"),
+    Target("1 row, 32 connections: rows/s ÷ plain FastAPI", OURS[ROW], case("fastapi", "json", ROW), 5),
+    Target("1 row, 32 connections: rows/s ÷ LitServe", OURS[ROW], case("litserve", "json", ROW), 15),
     Target("1,024 rows of JSON: rows/s ÷ plain FastAPI", OURS[TABLE], case("fastapi", "json", TABLE), 7),
     Target("1,024 rows of JSON: rows/s ÷ MLServer", OURS[TABLE], case("mlserver", "oip", TABLE), 2),
     Target("1,024 rows, both with OIP: rows/s ÷ MLServer", OURS_OIP, case("mlserver", "oip", TABLE), 2),
-    Target("1,024 rows, binary: rows/s ÷ ONNX Runtime alone", OURS_BINARY, case(BARE, "none", TABLE), 1 / 3),
 )

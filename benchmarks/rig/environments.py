@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -51,17 +53,40 @@ def packages(name: str) -> Path:
     return folder
 
 
+def modules(name: str) -> Path:
+    """Return a folder whose node_modules has the npm packages of a contender, at the versions of its package.json."""
+    folder, wanted = ROOT / ".bench" / name, (CONTENDERS / name / "package.json").read_text()
+    stamp = folder / "installed.txt"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"installing {name} in {folder.relative_to(ROOT)}", file=sys.stderr)
+        npm = shutil.which("npm")
+        if npm is None:
+            raise StartError("can't be installed: npm is missing; apt-get install nodejs npm")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text(wanted)
+        # Without this option, the package of ONNX Runtime downloads its CUDA libraries.
+        _install([npm, "install", "--prefix", str(folder), "--silent", "--onnxruntime-node-install=skip"])
+        stamp.write_text(wanted)
+    return folder
+
+
 def pins(name: str, package: str) -> list[str]:
     """Return "package version" for each requirement of a contender that pins a package whose name ends in `package`."""
     text = (CONTENDERS / f"{name}.txt").read_text()
     return [found.replace("==", " ") for found in re.findall(rf"^.*{package}==.*$", text, re.MULTILINE)]
 
 
+def npm_pins(name: str) -> dict[str, str]:
+    """Return the versions of the npm packages of a contender, by package."""
+    document: dict[str, dict[str, str]] = json.loads((CONTENDERS / name / "package.json").read_text())
+    return document["dependencies"]
+
+
 def _install(program: Sequence[str]) -> None:
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("ERROR")]
-        raise StartError(f"can't be installed: {(lines or ['pip failed'])[-1][:200]}")
+        raise StartError(f"can't be installed: {(lines or ['the installer failed'])[-1][:200]}")
 
 
 def pinned(core: int, program: Sequence[str]) -> list[str]:

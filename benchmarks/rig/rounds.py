@@ -58,9 +58,12 @@ class Bench:
     def serving(self, contender: Contender, *flags: str) -> Iterator[Server]:
         """Run a contender until the `with` block ends. Raises `StartError`."""
         python = str(environments.environment(contender.requirements) if contender.requirements else sys.executable)
+        modules = environments.modules(contender.modules) if contender.modules else None
         port, spare = servers.free_port(), servers.free_port()
         program = [
-            part.format(python=python, port=port, spare=spare) for part in contender.command if part != "{sizes}"
+            part.format(python=python, port=port, spare=spare, modules=modules)
+            for part in contender.command
+            if part != "{sizes}"
         ]
         program += self.sizes if "{sizes}" in contender.command else []
         log = self.folder / f"{'-'.join((contender.name, *flags))}.log"

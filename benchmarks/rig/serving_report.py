@@ -12,8 +12,8 @@ from rig.wrk import Figures
 
 _FIGURES = ("rows_per_second", "p50_ms", "p99_ms")
 # Targets.
-READY_S = 1.0
-RESIDENT_MB = 130
+READY_S = 0.7
+RESIDENT_MB = 110
 TELEMETRY_RATIO = 0.9
 P99_TO_P50 = 4
 MEMORY_GROWTH = 1.05
