@@ -17,6 +17,7 @@ from foldserve.service.access.keys import Keyring
 from foldserve.service.engine.deployment import Deployment
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.lifecycle import Lifecycle
+from foldserve.service.engine.live_quality import LiveQuality
 from foldserve.service.engine.loader import Loader
 from foldserve.service.engine.pool import Pool
 from foldserve.service.engine.repository import Repository
@@ -55,6 +56,7 @@ class Service:
     guard: checks the API keys; None if every client may send requests.
     endpoints: by the path of a prediction request, without percent-encoding. Look each path up when its request
     arrives: the mapping may change while the server runs.
+    quality: the drift and the quality of the models.
     deployment: replaces the models. control: decides which models serve, and executes commands.
     """
 
@@ -68,6 +70,7 @@ class Service:
     memory: BodyMemory
     strict_readiness: bool
     page: bool
+    quality: LiveQuality
     deployment: Deployment
     control: Control
     prediction_log: PredictionLog | None
@@ -108,6 +111,7 @@ def compose(settings: Settings, control: Control | None = None) -> Service:
     loader = Loader(settings, pool, memory, metrics, observed=observer is not None, sampling=sampling)
     repository = Repository()
     deployment = Deployment(loader, repository, metrics, layout_of(settings), settings.default_model)
+    quality = LiveQuality(repository, control, metrics)
     control.start(deployment)
     return Service(
         repository=repository,
@@ -120,6 +124,7 @@ def compose(settings: Settings, control: Control | None = None) -> Service:
         memory=memory,
         strict_readiness=settings.strict_readiness,
         page=settings.page,
+        quality=quality,
         deployment=deployment,
         control=control,
         prediction_log=prediction_log,

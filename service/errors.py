@@ -19,13 +19,13 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── UrlTooLong           http/head.py: the URL is longer than its limit
     ├── HeadTooLarge         http/head.py, http/body.py: the headers are larger than their limit
     ├── MissingKey           access/guard.py: the request has no API key, or an API key that is not valid
-    ├── MissingScope         access/guard.py, http/routes/repository.py, rpc/: the API key lacks the scope
+    ├── MissingScope         access/guard.py, http/routes/, rpc/: the API key lacks the scope
     ├── UnknownHost          access/hosts.py: the name in the Host header is not a name of this server
     ├── ForbiddenOrigin      access/hosts.py: a web page of another site sent the request
     ├── TooSlow              http/connection.py: the client did not send the whole request in time
     ├── TooLarge             http/body.py, http/routes/common.py, protocols/content.py: the body is too large
     ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
-    ├── InvalidInput         protocols/, explain/, engine/, http/routes/, rpc/: the request is not valid for this model
+    ├── InvalidInput         protocols/, explain/, quality/, engine/, http/routes/, rpc/: the request is not valid
     ├── UnknownModel         engine/repository.py, live/, http/routes/, rpc/: the name or version does not exist
     ├── ModelNotReady        engine/, http/routes/oip.py: the model exists, but does not serve
     ├── ModelBusy            live/coordinator.py: another request is changing the model
@@ -36,7 +36,7 @@ FoldserveError               the command prints it as one line and exits with 1
     │   ├── MemoryFull       protocols/body.py: the bodies of other requests fill the memory
     │   ├── Draining         engine/batcher.py: the server is stopping
     │   └── DeviceOutOfMemory  runtime/cuda.py: the device had no room for a run; the next run gets a new session
-    ├── DeadlinePassed       engine/batcher.py, engine/exchange.py: the deadline passed before the model could run
+    ├── DeadlinePassed       engine/: the deadline passed before the model could run, or a worker did not answer in time
     ├── NotExplainable       explain/: the graph of the model can't be explained
     ├── IncompleteExplanation  explain/codec.py: the contributions of a row do not add up to its output
     ├── NonFiniteOutput      engine/entry.py: an output is not finite, because the row has numbers that are too large

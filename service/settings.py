@@ -75,6 +75,21 @@ class Settings(BaseModel):
         int,
         Field(ge=0, le=2**20, description="last rows of each version that stay in memory, to compare a new version"),
     ] = 512
+    drift: Annotated[
+        bool, Field(description="compare live rows with the training rows, at /v1/models/{model}/drift")
+    ] = True
+    drift_window: Annotated[
+        float, Field(gt=0, le=8760, description="hours of live rows and labels that the drift and the quality cover")
+    ] = 24.0
+    feedback_rows: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=2**24,
+            description="last predicted rows of each version that wait in memory for labels at "
+            "/v1/models/{model}/feedback; 0 for none",
+        ),
+    ] = 10_000
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free port")] = 8000
     uds: Annotated[

@@ -32,16 +32,18 @@ service.live:             bundle settings errors
 service.metrics:          bundle errors
 service.telemetry:        metrics errors
 service.protocols:        metrics bundle arrays errors
+service.quality:          telemetry protocols metrics bundle arrays errors
 service.tables:           protocols bundle arrays text errors
 service.prediction_log:   tables metrics bundle arrays errors
 service.explain:          protocols bundle arrays errors
 service.runtime.session:  machine errors
 service.runtime:          runtime.session machine bundle arrays errors
-service.engine:           live runtime runtime.session explain telemetry protocols metrics bundle machine settings
-                          arrays errors
+service.engine:           quality live runtime runtime.session explain telemetry protocols metrics bundle machine
+                          settings arrays errors
 service.compose:          access engine live prediction_log telemetry protocols metrics machine settings errors
 service.rpc:              compose access engine live telemetry protocols metrics settings errors
-service.http:             rpc compose access engine live telemetry protocols metrics bundle machine settings errors
+service.http:             rpc compose access engine quality live telemetry protocols metrics bundle machine settings
+                          errors
 service.commands.score:   tables sources protocols runtime runtime.session bundle machine arrays text figures errors
 service.commands:         access runtime runtime.session bundle machine settings arrays figures errors
 service.cli:              http commands commands.score settings errors

@@ -28,7 +28,7 @@ class Decision:
     def __init__(self, labels: tuple[Label, ...], threshold: Threshold | None = None) -> None:
         self.labels = labels
         self.threshold = threshold
-        self.names = _names(labels)
+        self.names = label_names(labels)
         kinds = [(type(label), label) for label in labels]
         self.positive = kinds.index((type(threshold.positive), threshold.positive)) if threshold else 0
 
@@ -58,7 +58,8 @@ class Decision:
         return (-probabilities).argsort(1, kind="stable")[:, :count]
 
 
-def _names(labels: tuple[Label, ...]) -> tuple[str, ...]:
+def label_names(labels: tuple[Label, ...]) -> tuple[str, ...]:
+    """Return a different text for each label, as `Decision.names` describes."""
     texts = tuple(json.dumps(label, ensure_ascii=False) for label in labels)
     names = tuple(label if isinstance(label, str) else text for label, text in zip(labels, texts, strict=True))
     return names if len(set(names)) == len(names) else texts

@@ -30,6 +30,7 @@ from foldserve.service.protocols import content
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply, failure, refusal
 from foldserve.service.protocols.request import DecodedRequest, SlowBody
+from foldserve.service.quality.predictions import Predictions
 
 log = logging.getLogger("foldserve")
 
@@ -37,6 +38,7 @@ OnReply = Callable[[Reply], None]
 
 _TIMEOUT_HEADER = b"x-request-timeout-ms"
 _PRIORITY_HEADER = b"x-request-priority"
+_ID_HEADER = b"x-request-id"
 # A body above this size, in bytes, is read in the pool, so that other requests do not wait for it.
 _LARGE_BODY = 2**20
 # A body above this size, in bytes, is read on the event loop only if the codec has a fast path for the body.
@@ -83,7 +85,11 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The objects that all exchanges of one endpoint share. labels: the model, its version, and the protocol."""
+    """The objects that all exchanges of one endpoint share.
+
+    labels: the model, its version, and the protocol. predictions: remembers the outputs until their labels are known;
+    None if no outputs are remembered.
+    """
 
     codec: Codec
     admission: Admission
@@ -94,6 +100,7 @@ class Resources:
     metrics: Metrics
     requests: RequestMetrics
     labels: tuple[str, str, str]
+    predictions: Predictions | None = None
 
 
 class Exchange:
@@ -241,6 +248,8 @@ class Exchange:
         if isinstance(outputs, RequestError):
             self._fail(outputs)
             return
+        if (predictions := self._resources.predictions) is not None:
+            self._remember(predictions, outputs)
         request: DecodedRequest = self._request  # type: ignore[assignment]  # set by _submit
         try:
             if request.encodes_slowly:
@@ -250,6 +259,11 @@ class Exchange:
             self._compress(request.encode(outputs))
         except Exception as error:  # noqa: BLE001
             self._fail(error)
+
+    def _remember(self, predictions: Predictions, outputs: Outputs) -> None:
+        """Remember the outputs by the id of the request, if the client has sent one."""
+        if (request_id := self._headers.get(_ID_HEADER)) is not None:
+            predictions.add(request_id, outputs)
 
     def _compress(self, reply: Reply) -> None:
         """Compress the reply if the client accepts that, and finish."""

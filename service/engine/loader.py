@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.friendly import FriendlyCodec
 from foldserve.service.protocols.oip import OipCodec
 from foldserve.service.protocols.ranges import Ranges
+from foldserve.service.quality.monitor import Monitor
+from foldserve.service.quality.monitor import Options as MonitorOptions
 from foldserve.service.runtime.load import Runtime, load
 from foldserve.service.runtime.precision import widen
 from foldserve.service.runtime.session import Options
@@ -67,6 +70,12 @@ class Loader:
         self._metrics = metrics
         self._observed = observed
         self._sampling = sampling
+        self._monitor_options = MonitorOptions(
+            drift=settings.drift,
+            seconds=3600 * settings.drift_window,
+            remembered=settings.feedback_rows,
+            executor=ThreadPoolExecutor(1, "drift"),
+        )
 
     def load_version(self, path: Path, name: str, version: int, *, rename: bool = False) -> Model | Unavailable:
         """Load the bundle in the folder `path`.
@@ -124,7 +133,9 @@ class Loader:
             observe=last_run or observe,
         )
         batcher.warm_up(golden)
+        monitor = Monitor(manifest, live_rows.ignored, self._monitor_options)
         batcher.watch(live_rows.watch)
+        batcher.watch(monitor.watch)
         batcher.unobserved = live_rows.ignored
         created: list[object] = [observe]  # the parts of the metrics that belong to this model
         count_rows = Ranges(manifest.features).count_bytes
@@ -137,7 +148,8 @@ class Loader:
             requests = metrics.for_endpoint(*labels, protocol, count_rows if protocol != EXPLAIN else lambda _: {})
             created.append(requests)
             shared = (codec, self._admission, batcher, limits, self._pool, self._memory, metrics, requests)
-            return Endpoint(Resources(*shared, labels=(*labels, protocol)), last_run)
+            predictions = monitor.predictions if protocol != EXPLAIN else None
+            return Endpoint(Resources(*shared, labels=(*labels, protocol), predictions=predictions), last_run)
 
         friendly = FriendlyCodec(manifest, settings.max_rows)
         explanations = ExplanationRunner(path, manifest)
@@ -162,6 +174,7 @@ class Loader:
             explain=endpoint(EXPLAIN, explanation_codec, explained, last_explained),
             max_rows=settings.max_rows,
             live_rows=live_rows,
+            monitor=monitor,
             tolerance=widen(manifest.certificate.tolerance, settings.precision),
             digest=digest + manifest.model.sha256,
             folder=path,

@@ -15,6 +15,7 @@ from foldserve.service.errors import DeadlinePassed, RequestError
 from foldserve.service.metrics import BatchObserver
 from foldserve.service.protocols.reply import Headers
 from foldserve.service.protocols.request import DecodedRequest
+from foldserve.service.quality.predictions import Predictions
 from foldserve.service.telemetry.record import Batch, Record, current_record
 
 
@@ -41,7 +42,9 @@ class LastRun:
 
 
 class ErrorListener(Protocol):
-    """Gets the errors of exchanges without a record."""
+    """Gets the errors of exchanges without a record. request_id: of the current request."""
+
+    request_id: bytes
 
     def note_error(self, exchange: UnrecordedExchange, error: Exception) -> Record:
         """Begin the record of a request that fails. Called before its reply."""
@@ -58,6 +61,9 @@ class UnrecordedExchange(Exchange):
         """Fill a record that was created only when the request failed."""
         record.model, record.version, record.protocol = self._resources.labels
         record.began = self._arrived
+
+    def _remember(self, predictions: Predictions, outputs: Outputs) -> None:
+        predictions.add(self.listener.request_id, outputs)
 
     def _refuse(self, retry_after: int) -> None:
         self.listener.note_error(self, TOO_MANY)
@@ -106,6 +112,9 @@ class ObservedExchange(Exchange):
             record.ran_to = run.ran_to
             record.batch = run.batch
         super()._encode(outputs)
+
+    def _remember(self, predictions: Predictions, outputs: Outputs) -> None:
+        predictions.add(self._record.request_id, outputs)
 
     def _refuse(self, retry_after: int) -> None:
         self._record.note_error(TOO_MANY)

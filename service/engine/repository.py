@@ -20,6 +20,7 @@ from foldserve.service.engine.batcher import Batcher
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.engine.live_rows import LiveRows
 from foldserve.service.errors import ModelNotReady, UnknownModel
+from foldserve.service.quality.monitor import Monitor
 from foldserve.service.runtime.load import Runtime
 
 log = logging.getLogger("foldserve")
@@ -31,8 +32,9 @@ _DRAIN_SECONDS = 0.05  # between two looks at the requests of a model that no lo
 class Model:
     """One version that serves: its session has reproduced the golden outputs.
 
-    max_rows: the largest number of rows in one request. live_rows: the last rows that the model has answered. digest:
-    identifies the contents of the bundle. folder: of the bundle. forget: removes the model from the metrics.
+    max_rows: the largest number of rows in one request. live_rows: the last rows that the model has answered.
+    monitor: counts the rows, predictions and labels. digest: identifies the contents of the bundle. folder: of the
+    bundle. forget: removes the model from the metrics.
     """
 
     manifest: Manifest
@@ -44,6 +46,7 @@ class Model:
     explain: Endpoint
     max_rows: int
     live_rows: LiveRows
+    monitor: Monitor
     tolerance: Tolerance
     digest: str = ""
     folder: Path = Path()

@@ -26,7 +26,7 @@ from foldserve.service.compose import Service
 from foldserve.service.errors import RequestError
 from foldserve.service.http.guarded import describe_keys
 from foldserve.service.http.page import add_page
-from foldserve.service.http.routes import examples, explain, friendly, oip, report, repository
+from foldserve.service.http.routes import examples, explain, friendly, oip, quality, report, repository
 from foldserve.service.http.routes.common import ErrorBody, register_name_convertor, requires, to_response
 from foldserve.service.http.security import PAGE_HEADERS
 from foldserve.service.metrics import Metrics
@@ -64,8 +64,9 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(oip.router(service, ("foldserve", version)))
     app.include_router(repository.router(service))
     app.include_router(report.router(service.repository))
+    app.include_router(quality.router(service))
     if isinstance(service.metrics, PrometheusMetrics):
-        _add_metrics(app, service.metrics)
+        _add_metrics(app, service, service.metrics)
     _add_pages(app, service)
     return app
 
@@ -84,10 +85,11 @@ def answering_head(app: ASGIApp) -> ASGIApp:
     return with_get
 
 
-def _add_metrics(app: FastAPI, metrics: PrometheusMetrics) -> None:
+def _add_metrics(app: FastAPI, service: Service, metrics: PrometheusMetrics) -> None:
     @app.get("/metrics", tags=["health"], summary="Metrics in Prometheus's text format", response_class=Response)
     @requires(Scope.METRICS)
     async def scrape() -> Response:
+        await service.quality.refresh_metrics()
         return Response(metrics.scrape(), media_type=CONTENT_TYPE.decode())
 
 

@@ -2,8 +2,12 @@
 
     supervisor -> worker    prepare, commit     a change of the models
                             executed            the outcome of a command
+                            question            a question of a worker for all workers
+                            answers             the answers of all workers to a question
     worker -> supervisor    prepared, committed the replies, with the number of the message
                             execute             a command that the worker got from an operator
+                            ask                 a question for all workers
+                            answer              the answer to a question, with the number of the message
                             ready, refused      the start of the worker: its announcement, or the reason
 
 The messages are JSON: a pickle may run code.

@@ -38,6 +38,7 @@ class ObservedConnection(Connection):
         self._observer = observer
         self._record: Record | None = None
         self._client, self._secure = "", False
+        self.request_id = b""  # of the current request, if it has no record
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -78,6 +79,7 @@ class ObservedConnection(Connection):
         if time.monotonic() >= self._observer.next:
             exchange = endpoint.start_observed(head.headers, body, self._reply, self._begin_record(head))
         else:
+            self.request_id = head.request_id or make_id()
             exchange = endpoint.start_unrecorded(head.headers, body, self._reply, self)
         if self._phase is RESPONSE:  # `_reply` may have changed the phase already
             self._exchange = exchange
@@ -100,7 +102,8 @@ class ObservedConnection(Connection):
         if self._record is not None:
             request_id = self._record.request_id
         else:
-            request_id = (head.request_id if head is not None else b"") or make_id()
+            request_id = self.request_id or (head.request_id if head is not None else b"") or make_id()
+            self.request_id = b""
         self._transport.write(self._context.encode(reply, close=close, head=head, request_id=request_id))
 
     def _refuse_key(self, error: RequestError, head: Head) -> None:

@@ -201,6 +201,7 @@ class _Server(uvicorn.Server):
         now = time.monotonic()
         for connection in self._connections():
             connection.check_time(now)
+        self._service.quality.tick()
         self._service.metrics.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

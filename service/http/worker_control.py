@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import os
 import queue
 import signal
 import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
 from foldserve.service.http.line import Line
 from foldserve.service.live.command import Command, CommandOutcome
@@ -31,7 +35,10 @@ class WorkerControl:
         self._line = line
         self._changes: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[CommandOutcome]] = {}
+        # What the supervisor will send, by the number of the message that asks for it.
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._answer: Callable[[str], str] = str
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._follows = False
         threading.Thread(target=self._receive, name="line", daemon=True).start()
 
@@ -41,6 +48,10 @@ class WorkerControl:
                 kind, text, number = self._line.receive()
                 if kind == "executed":
                     self._deliver(number, CommandOutcome.model_validate_json(text))
+                elif kind == "answers":
+                    self._deliver(number, json.loads(text))
+                elif kind == "question":
+                    self._answer_soon(text, number)
                 else:
                     self._changes.put((kind, text, number))
         except (EOFError, OSError):
@@ -57,8 +68,9 @@ class WorkerControl:
                 return
 
     def follow(self) -> None:
-        """Carry out all further changes, on a thread."""
+        """Carry out all further changes, on a thread. Must be called on the event loop."""
         self._follows = True
+        self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._follow, name="models", daemon=True).start()
 
     def _follow(self) -> None:
@@ -89,19 +101,44 @@ class WorkerControl:
 
     async def execute(self, command: Command) -> None:
         """Let the supervisor execute a command. Raises `RequestError`."""
+        outcome: CommandOutcome = await self._request("execute", command.model_dump_json())
+        outcome.raise_error()
+
+    def answer_with(self, answer: Callable[[str], str]) -> None:
+        """Answer the questions of all workers with this function. It is called on the event loop of `follow`."""
+        self._answer = answer
+
+    async def ask(self, question: str) -> Sequence[str]:
+        """Return the answers of all workers that serve, with that of this worker."""
+        answers: list[str] = await self._request("ask", question)
+        return answers
+
+    def _answer_soon(self, question: str, number: int) -> None:
+        def answer() -> None:
+            try:
+                self._line.send("answer", self._answer(question), number)
+            except Exception:  # without an answer, the worker that asks gives up after a while
+                log.exception("internal error")
+
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the event loop is closed, because the worker stops
+                self._loop.call_soon_threadsafe(answer)
+
+    async def _request(self, kind: str, text: str) -> Any:
+        """Send a message to the supervisor, and return its reply."""
         number = next(self._numbers)
-        outcome = asyncio.get_running_loop().create_future()
-        self._waiting[number] = outcome
+        reply = asyncio.get_running_loop().create_future()
+        self._waiting[number] = reply
         try:
-            self._line.send("execute", command.model_dump_json(), number)
-            (await outcome).raise_error()
+            self._line.send(kind, text, number)
+            return await reply
         finally:
             del self._waiting[number]
 
-    def _deliver(self, number: int, outcome: CommandOutcome) -> None:
-        def resolve(waiting: asyncio.Future[CommandOutcome]) -> None:
+    def _deliver(self, number: int, reply: Any) -> None:
+        def resolve(waiting: asyncio.Future[Any]) -> None:
             if not waiting.done():
-                waiting.set_result(outcome)
+                waiting.set_result(reply)
 
         if (found := self._waiting.get(number)) is not None:
             found.get_loop().call_soon_threadsafe(resolve, found)

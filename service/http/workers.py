@@ -24,6 +24,7 @@ from foldserve.service.errors import FoldserveError, StartError
 from foldserve.service.http.crew import Member, WorkerCrew
 from foldserve.service.http.line import Line
 from foldserve.service.http.listeners import Listeners
+from foldserve.service.http.questions import Questions
 from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, refuse_handshakes
 from foldserve.service.http.worker_control import WorkerControl
 from foldserve.service.live.command import Command, outcome_of
@@ -104,6 +105,7 @@ class _Supervisor:
         os.set_blocking(self._wakeup, False)
         signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         self._crew = WorkerCrew(on_loaded)
+        self._questions = Questions()
         self._coordinator = create_coordinator(settings, self._crew)
         self._start_error: FoldserveError | None = None
         self.announcement = ""
@@ -197,6 +199,10 @@ class _Supervisor:
             worker.member.replies.put((text, number))
         elif kind == "execute":
             self._execute(Command.model_validate_json(text), worker.member.line, number)
+        elif kind == "ask":
+            self._questions.ask(text, worker.member.line, number, (w.member.line for w in self._workers if w.ready))
+        elif kind == "answer":
+            self._questions.take(text, number, worker.member.line)
         elif kind == "ready":
             worker.ready = True
             self.announcement = text
@@ -224,6 +230,7 @@ class _Supervisor:
         mark_process_dead(dead.process.pid)  # type: ignore[no-untyped-call]
         self._workers.remove(dead)
         self._crew.remove(dead.member)
+        self._questions.remove(dead.member.line)
         dead.member.line.close()
         # A signal ends this sleep. If another worker dies during the sleep, that worker is replaced after the sleep.
         time.sleep(max(0.0, dead.started + _SECONDS_BETWEEN_STARTS - time.monotonic()))

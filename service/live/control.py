@@ -42,6 +42,12 @@ class Control(Protocol):
     async def execute(self, command: Command) -> None:
         """Execute a command of an operator. Raises `RequestError`."""
 
+    def answer_with(self, answer: Callable[[str], str]) -> None:
+        """Answer the questions of all processes with this function. It is called on the event loop of `follow`."""
+
+    async def ask(self, question: str) -> Sequence[str]:
+        """Return the answers of all processes that serve, with that of this process."""
+
 
 class _Alone:
     """The crew of a server with one process."""
@@ -63,6 +69,7 @@ class LocalControl:
         self._create_coordinator = create_coordinator
         self._coordinator: Coordinator | None = None
         self._thread: threading.Thread | None = None
+        self._answer: Callable[[str], str] = str
 
     def start(self, member: Member) -> None:
         """Load the models. Raises `StartError` and `DeviceError`."""
@@ -90,3 +97,11 @@ class LocalControl:
         if self._coordinator is not None:
             # A client that disconnects does not stop a change that has begun.
             await asyncio.shield(asyncio.wrap_future(self._coordinator.submit(command)))
+
+    def answer_with(self, answer: Callable[[str], str]) -> None:
+        """Answer the questions of this process with this function."""
+        self._answer = answer
+
+    async def ask(self, question: str) -> Sequence[str]:
+        """Return the answer of this process, which is the only one."""
+        return [self._answer(question)]

@@ -36,6 +36,20 @@ Counts = Mapping[tuple[Unusual, str], int]
 MAX_DEFERRED_VALUES = 256
 
 
+# The outcomes of an entry of a feedback request: its labels count; its request is not remembered; the labels do not fit
+# the request; a row had a label already.
+FeedbackOutcome = Literal["counted", "unknown", "mismatched", "repeated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One value of a metric of drift or quality. labels: in the order of the metric's definition."""
+
+    metric: str
+    labels: tuple[str, ...]
+    value: float
+
+
 class RequestMetrics:
     """Counts the requests of one endpoint.
 
@@ -101,6 +115,19 @@ class Metrics:
 
     def count_logged(self, written: int, dropped: int) -> None:
         """Count rows of the prediction log: those in files, and those that were lost. Any thread may call it."""
+
+    def for_quality(self, own_figures: Callable[[], Iterable[Figure]]) -> None:
+        """Publish the metrics of drift and quality.
+
+        own_figures: returns those of this process, on any thread. Exporters that send the metrics of each process call
+        it.
+        """
+
+    def set_figures(self, figures: Iterable[Figure]) -> None:
+        """Set the metrics of drift and quality over all processes."""
+
+    def count_feedback(self, model: str, outcomes: Mapping[FeedbackOutcome, int]) -> None:
+        """Count the entries of a feedback request by their outcome."""
 
     def flush(self) -> None:
         """Add to the metrics the counts since the last call."""

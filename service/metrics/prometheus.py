@@ -8,6 +8,7 @@ environment before it imports this module. This module does not know which code 
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import Counter as Tally
@@ -37,11 +38,14 @@ from foldserve.service.metrics.interface import (
     MAX_DEFERRED_VALUES,
     BatchObserver,
     Counts,
+    FeedbackOutcome,
+    Figure,
     Metrics,
     RequestMetrics,
     Totals,
     Unusual,
 )
+from foldserve.service.metrics.quality import QualityCollector
 from foldserve.service.metrics.workers import WorkersCollector
 
 # Without this call, prometheus_client adds a second series to each series: the time of its creation. With several
@@ -149,6 +153,10 @@ class PrometheusMetrics(Metrics):
         self._refused: set[tuple[str, str]] = set()
         self._unloaded: list[tuple[str, str]] = []  # models whose series are still there, the oldest first
         self._take_key_counts: Callable[[], Mapping[str, Sequence[int]]] = dict
+        self._figures: Iterable[Figure] = ()
+        self._own_figures: Callable[[], Iterable[Figure]] = tuple
+        self._quality = CollectorRegistry()
+        self._quality.register(QualityCollector(lambda: self._figures))
         # A scrape reads this process, or the files of all workers.
         self._scraped = self.registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
@@ -201,6 +209,10 @@ class PrometheusMetrics(Metrics):
         )
         self.key_requests = Counter(
             "foldserve_key_requests", "Requests with a valid API key.", ("key", "outcome"), registry=registry
+        )
+
+        self.feedback = Counter(
+            "foldserve_feedback", "Entries of requests with labels.", ("model", "outcome"), registry=registry
         )
 
     def _define_batch_metrics(self, registry: CollectorRegistry) -> None:
@@ -342,6 +354,19 @@ class PrometheusMetrics(Metrics):
         self.logged_rows.labels("written").inc(written)
         self.logged_rows.labels("dropped").inc(dropped)
 
+    def for_quality(self, own_figures: Callable[[], Iterable[Figure]]) -> None:
+        """Publish the metrics of drift and quality. own_figures: as in `Metrics.for_quality`."""
+        self._own_figures = own_figures
+
+    def set_figures(self, figures: Iterable[Figure]) -> None:
+        """Set the metrics of drift and quality over all processes."""
+        self._figures = tuple(figures)
+
+    def count_feedback(self, model: str, outcomes: Mapping[FeedbackOutcome, int]) -> None:
+        """Count the entries of a feedback request by their outcome."""
+        for outcome, count in outcomes.items():
+            self.feedback.labels(model, outcome).inc(count)
+
     def flush(self) -> None:
         """Add the counts since the last call to the metrics, and set the gauges."""
         for requests in self._requests:
@@ -360,13 +385,15 @@ class PrometheusMetrics(Metrics):
 
     def families(self) -> Callable[[], Iterable[Any]]:
         """Return a function that returns this process's metrics. Any thread may call it."""
-        return self.registry.collect
+        quality = QualityCollector(lambda: self._own_figures())
+        return lambda: itertools.chain(self.registry.collect(), quality.collect())
 
     def scrape(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format. Those of drift and quality are those of `set_figures`."""
         self.flush()
         text: bytes = generate_latest(self._scraped)
-        return text
+        quality: bytes = generate_latest(self._quality)
+        return text + quality
 
     def totals(self, models: Sequence[tuple[str, str]]) -> list[Totals]:
         """Return the totals of each model over all workers. models: names and versions."""

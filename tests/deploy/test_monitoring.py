@@ -130,6 +130,12 @@ def test_the_dashboard_shows_all_metrics_except_a_few() -> None:
         "foldserve_ignored_values_total",
         "foldserve_filled_constants_total",
         "foldserve_last_request_timestamp_seconds",
+        "foldserve_drift_missing_ratio",
+        "foldserve_predicted_label_ratio",
+        "foldserve_prediction_confidence",
+        "foldserve_prediction_mean",
+        "foldserve_prediction_deviation",
+        "foldserve_feedback_total",
     }
     assert set(re.findall(r"\$(\w+)", asked)) == {"__rate_interval"} | {
         variable["name"] for variable in DASHBOARD["templating"]["list"]
@@ -221,7 +227,7 @@ def send(server: Served) -> dict[str, int]:
     """Send requests that succeed and requests that fail; return the count of each status."""
     good, negative = b'{"instances": [[1, 3], [4, 5]]}', b'{"instances": [[-1, 0]]}'
     for path, headers, body, status in (
-        ("/predict", (), good, 200),
+        ("/predict", ("X-Request-Id: labelled",), good, 200),
         ("/v1/models/roots:predict", (), good, 200),
         ("/predict", (), b"{", 400),
         ("/predict", (), negative, 422),
@@ -229,6 +235,8 @@ def send(server: Served) -> dict[str, int]:
         ("/v1/models/other:predict", (), good, 404),
     ):
         assert server.send("POST", path, *headers, body=body).status == status
+    labels = b'{"feedback": [{"request_id": "labelled", "labels": [2, 3]}]}'
+    assert server.send("POST", "/v1/models/roots/feedback", body=labels).status == 200
     return {"200": 2, "400": 1, "422": 1, "504": 1}
 
 

@@ -229,6 +229,30 @@ def test_the_certificate_is_proven_again_and_the_report_opens_in_a_sandbox(page:
     expect(opening.value.locator("h1")).to_be_visible()
 
 
+SEND_SHIFTED = """(rows) => fetch("v1/models/digits:predict", { method: "POST",
+  headers: { "Content-Type": "application/json", "X-Request-Id": "shifted" },
+  body: JSON.stringify({ instances: Array(rows).fill(Array(64).fill(16)) }) })"""
+SEND_LABELS = """(rows) => fetch("v1/models/digits/feedback", { method: "POST",
+  headers: { "Content-Type": "application/json" },
+  body: JSON.stringify({ feedback: [{ request_id: "shifted", labels: Array(rows).fill(1) }] }) })"""
+
+
+def test_shifted_rows_are_drawn_over_the_training_rows_and_labels_give_the_live_accuracy(page: Page) -> None:
+    page.evaluate(SEND_SHIFTED, 1000)
+    page.evaluate(SEND_LABELS, 1000)
+    page.get_by_role("link", name="Models").click()
+    card = page.locator("section[aria-label='Drift']")
+    expect(card.locator("strong")).to_have_text("drift")
+    expect(card.locator(".twin .steps")).to_have_count(12)
+    card.get_by_role("button", name="Show all 64 features").click()
+    expect(card.locator(".twin .steps")).to_have_count(64)
+    expect(card.get_by_role("region", name="Live labels and test rows")).to_contain_text("accuracy")
+    card.get_by_role("link", name="The same as a page").click()
+    expect(page.get_by_role("heading", name="Drift of digits, version 1")).to_be_visible()
+    expect(page.locator("svg")).to_have_count(64)
+    assert Axe().run(page).response["violations"] == []
+
+
 def test_live_figures_follow_the_requests(page: Page) -> None:
     page.get_by_role("link", name="Live").click()
     figure = page.locator("section[aria-label='Requests a second'] .figure")

@@ -109,7 +109,11 @@ def metrics(served: Served, models: Path) -> Mapping[str, Metric]:
 
     The metrics of API keys and of the prediction log come from a second server.
     """
-    assert post(served, FRIENDLY, rows(4)) == 200
+    assert post(served, FRIENDLY, rows(4), "X-Request-Id: one") == 200
+    mixed = {"instances": [[1, "é", True, None, 1, None, "many"]]}
+    assert post(served, "/v1/models/mixed:predict", json.dumps(mixed).encode()) == 200
+    labels = {"feedback": [{"request_id": "one", "labels": [2]}]}
+    assert post(served, "/v1/models/roots/feedback", json.dumps(labels).encode()) == 200
     assert post(served, FRIENDLY, b"{") == 400
     key, line = create_key("prometheus", [Scope.METRICS], None)
     file = models.parent / "keys"

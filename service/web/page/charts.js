@@ -59,3 +59,25 @@ export function drawTimeline(lines, label) {
   });
   return chart;
 }
+
+/** Draw the live rows of a feature as a line of steps over the bars of its training rows. ends: texts of the outer bins. */
+export function drawHistograms(name, training, live, ends) {
+  const shares = (counts) => {
+    const total = counts.reduce((sum, count) => sum + count, 0);
+    return counts.map((count) => (total ? count / total : 0));
+  };
+  const [trained, seen] = [shares(training), shares(live)];
+  const [wide, high] = [100 / trained.length, 36];
+  const top = Math.max(1e-9, ...trained, ...seen);
+  const y = (share) => high - (high * share) / top;
+  const words = (values) => values.some(Boolean) ? `most in bin ${values.indexOf(Math.max(...values)) + 1}` : "no rows";
+  const chart = svg("svg", {
+    viewBox: `0 -1 100 ${high + 2}`, class: "chart", preserveAspectRatio: "none", role: "img",
+    "aria-label": `${name}, ${trained.length} bins: training, ${words(trained)}; live, ${words(seen)}`,
+  }, trained.map((share, i) => svg("rect", { class: "column", x: i * wide, y: y(share), width: wide * 0.92, height: high - y(share) })));
+  if (seen.some(Boolean)) {
+    chart.append(svg("path", { class: "steps", d: `M0 ${high}${seen.map((share, i) => `V${y(share).toFixed(2)}H${((i + 1) * wide).toFixed(2)}`).join("")}V${high}` }));
+  }
+  return el("figure", { class: "twin" }, chart,
+    el("div", { class: "ends", "aria-hidden": "true" }, el("span", {}, ends[0]), el("span", {}, ends[1])));
+}

@@ -3,7 +3,7 @@
 import { get, getText, hasKey, post } from "./api.js";
 import { compareVersions } from "./compare.js";
 import { download, el, short, table } from "./dom.js";
-import { drawDrift } from "./drift.js";
+import { showDrift } from "./drift.js";
 import { prove } from "./proof.js";
 
 export async function showModels(section, state, context) {
@@ -11,10 +11,7 @@ export async function showModels(section, state, context) {
   section.replaceChildren(...models.map((model) => card(model, state, context)));
   if (state.manifest) {
     section.append(await details(state));
-    // The page also works with a server without drift.
-    const { paths } = await get("openapi.json");
-    if ("/v1/models/{model}/drift" in paths) section.append(drawDrift(await get(`v1/models/${state.name}/drift`)));
-    section.append(compareVersions(state, models));
+    section.append(await showDrift(state), compareVersions(state, models));
   }
 }
 

@@ -1,0 +1,155 @@
+"""The drift and the quality of the models over all processes: asks each process for its part, and joins the answers.
+
+Each process counts only the requests that it answers itself. This module knows how processes are asked, but no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, TypeAdapter
+
+from foldserve.service.engine.repository import Model, Repository
+from foldserve.service.errors import DeadlinePassed, UnknownModel
+from foldserve.service.live.control import Control
+from foldserve.service.metrics import Figure, Metrics
+from foldserve.service.quality.document import Drift, describe
+from foldserve.service.quality.feedback import Entry, FeedbackAnswer, Outcome, join_outcomes, read_feedback
+from foldserve.service.quality.figures import figures_of
+from foldserve.service.quality.monitor import Snapshot
+
+log = logging.getLogger("foldserve")
+
+_PATIENCE = 5.0  # seconds for the answers of all processes
+
+
+class Question(BaseModel):
+    """A question for every process.
+
+    snapshots: return the snapshots of all models, or of the model `name`. label: count the labels of `entries`. reset:
+    begin the windows of the model again.
+    """
+
+    kind: Literal["snapshots", "label", "reset"]
+    name: str | None = None
+    entries: list[Entry] = []
+
+
+class _Snapshots(BaseModel):
+    by_key: dict[str, Snapshot]
+
+
+_OUTCOMES = TypeAdapter(list[Outcome])
+
+
+class LiveQuality:
+    """The drift and the quality of all models. All methods belong to one event loop."""
+
+    def __init__(self, repository: Repository, control: Control, metrics: Metrics) -> None:
+        self._repository = repository
+        self._control = control
+        self._metrics = metrics
+        control.answer_with(self._answer)
+        metrics.for_quality(self._own_figures)
+
+    def tick(self) -> None:
+        """Do the work of each second."""
+        for model in self._repository.running_models():
+            model.monitor.tick()
+
+    async def drift(self, name: str, version: int | str | None = None) -> Drift:
+        """Return the drift of one version. Raises the errors of `Repository.find`, and `DeadlinePassed`."""
+        model = self._repository.find(name, version)
+        return describe(model.monitor, (await self._snapshots(name)).get(_key(model), ()))
+
+    async def label(self, name: str, body: bytes | bytearray) -> FeedbackAnswer:
+        """Count labels. body: of the request. Raises `UnknownModel`, `InvalidInput` and `DeadlinePassed`."""
+        models = self._models(name)
+        entries = read_feedback(body, [model.manifest for model in models])
+        answers = await self._ask(Question(kind="label", name=name, entries=entries))
+        answer = join_outcomes([_OUTCOMES.validate_json(each) for each in answers])
+        self._metrics.count_feedback(
+            name,
+            {
+                "counted": len(entries) - answer.unknown.count - answer.mismatched.count - answer.repeated.count,
+                "unknown": answer.unknown.count,
+                "mismatched": answer.mismatched.count,
+                "repeated": answer.repeated.count,
+            },
+        )
+        return answer
+
+    async def reset(self, name: str) -> None:
+        """Begin the windows of all versions of a model again. Raises `UnknownModel` and `DeadlinePassed`."""
+        self._repository.model(name)
+        await self._ask(Question(kind="reset", name=name))
+
+    async def refresh_metrics(self) -> None:
+        """Set the metrics of drift and quality. If a process does not answer, they are left out."""
+        figures: list[Figure] = []
+        try:
+            by_key = await self._snapshots(None)
+        except DeadlinePassed as error:
+            log.error("the metrics of drift and quality are left out: %s", error)
+        else:
+            for model in self._repository.ready_models():
+                figures += figures_of(describe(model.monitor, by_key.get(_key(model), ())))
+        self._metrics.set_figures(figures)
+
+    def _own_figures(self) -> list[Figure]:
+        """Return the figures of this process alone. Any thread may call it."""
+        models = list(self._repository.ready_models())
+        return [
+            figure for model in models for figure in figures_of(describe(model.monitor, [model.monitor.snapshot()]))
+        ]
+
+    def _models(self, name: str) -> list[Model]:
+        """Return the loaded versions of a model, the newest first. Raises `UnknownModel`."""
+        return [found for found in self._repository.versions(name).values() if isinstance(found, Model)]
+
+    # --- processes ----------------------------------------------------------------------------------------------------
+
+    async def _snapshots(self, name: str | None) -> dict[str, list[Snapshot]]:
+        """Return the snapshots of every process, by the key of the version."""
+        found: dict[str, list[Snapshot]] = {}
+        for answer in await self._ask(Question(kind="snapshots", name=name)):
+            for key, snapshot in _Snapshots.model_validate_json(answer).by_key.items():
+                found.setdefault(key, []).append(snapshot)
+        return found
+
+    async def _ask(self, question: Question) -> Sequence[str]:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self._control.ask(question.model_dump_json())
+        except TimeoutError:
+            raise DeadlinePassed("a worker did not answer in time") from None
+
+    def _answer(self, text: str) -> str:
+        """Answer a question in this process."""
+        question = Question.model_validate_json(text)
+        try:
+            names = self._repository.names() if question.name is None else (question.name,)
+            models = [model for name in names for model in self._models(name)]
+        except UnknownModel:  # this process has removed the model a moment earlier
+            models = []
+        if question.kind == "label":
+            return _OUTCOMES.dump_json([_label(models, entry) for entry in question.entries]).decode()
+        if question.kind == "reset":
+            for model in models:
+                model.monitor.reset()
+            return ""
+        return _Snapshots(by_key={_key(model): model.monitor.snapshot() for model in models}).model_dump_json()
+
+
+def _key(model: Model) -> str:
+    """Return the same text in every process that has loaded the same bundle."""
+    return f"{model.manifest.name}/{model.manifest.version}/{model.digest}"
+
+
+def _label(models: Sequence[Model], entry: Entry) -> Outcome:
+    """Count the labels of one request in the version that has answered it."""
+    outcomes = (model.monitor.label(entry.request_id, entry.labels) for model in models)
+    return next((outcome for outcome in outcomes if outcome.problem != "unknown"), Outcome())

@@ -1,0 +1,61 @@
+"""Questions of a worker for all workers: the supervisor passes them on, and returns all answers at once.
+
+All methods belong to the thread of the supervisor that receives the messages. This module knows lines, but no process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from foldserve.service.http.line import Line
+
+
+@dataclass
+class _Question:
+    """A question without all answers. asker, number: the worker that asks, and its number. missing: who must answer."""
+
+    asker: Line
+    number: int
+    missing: list[Line]
+    answers: list[str] = field(default_factory=list)
+
+
+class Questions:
+    """The questions that wait for answers."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, _Question] = {}
+        self._numbers = itertools.count(1)
+
+    def ask(self, text: str, asker: Line, number: int, workers: Iterable[Line]) -> None:
+        """Ask all workers. asker, number: the worker that asks, and the number of its message."""
+        own = next(self._numbers)
+        self._waiting[own] = _Question(asker, number, list(workers))
+        for line in self._waiting[own].missing:
+            line.send("question", text, own)
+        self._finish(own)
+
+    def take(self, text: str, number: int, worker: Line) -> None:
+        """Take the answer of a worker."""
+        if (question := self._waiting.get(number)) is not None and worker in question.missing:
+            question.missing.remove(worker)
+            question.answers.append(text)
+            self._finish(number)
+
+    def remove(self, worker: Line) -> None:
+        """Wait no longer for the answers of a dead worker, and drop its questions."""
+        for number, question in list(self._waiting.items()):
+            if question.asker is worker:
+                del self._waiting[number]
+            elif worker in question.missing:
+                question.missing.remove(worker)
+                self._finish(number)
+
+    def _finish(self, number: int) -> None:
+        """Send the answers to the worker that asked, if all are there."""
+        if not self._waiting[number].missing:
+            question = self._waiting.pop(number)
+            question.asker.send("answers", json.dumps(question.answers), question.number)

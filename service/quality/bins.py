@@ -1,0 +1,53 @@
+"""Counts the values of rows in the bins of the training histograms. It knows features and arrays, but no time.
+
+Each feature has these bins, in order: below the first edge, the bins of its training histogram, above the last edge,
+and missing. For a categorical feature, the bin above the last edge has the unseen categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.service.arrays import Rows
+from foldserve.service.bundle import Feature
+
+Numbers = npt.NDArray[np.float64]
+
+
+class FeatureBins:
+    """The bins of all features of one model.
+
+    size: the number of bins of all features. slices: the bins of each feature, as slices of an array [size]. training:
+    float64 [size], the training rows in each bin. A feature whose histogram counts no rows has only zeros there.
+    """
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self._edges = [np.array(feature.histogram.edges, np.float64) for feature in features]
+        for edges in self._edges:
+            edges[-1] = np.nextafter(edges[-1], np.inf)  # as in np.histogram, the last bin contains its upper edge
+        sizes = [len(edges) + 2 for edges in self._edges]
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        self.size = sum(sizes)
+        self.slices = [slice(start, start + size) for start, size in zip(self._starts.tolist(), sizes, strict=True)]
+        self.training = np.zeros(self.size)
+        for feature, own in zip(features, self.slices, strict=True):
+            counts = np.array(feature.histogram.counts, np.float64)
+            share = feature.missing_share
+            missing = counts.sum() * share / (1 - share) if share < 1 else 0.0
+            self.training[own] = [0.0, *counts, 0.0, missing]
+
+    def count(self, rows: Rows) -> npt.NDArray[np.intp]:
+        """Return the number of values in each bin, intp [size]. rows: float32 [rows, features].
+
+        The bins are those of `numpy.histogram`: each contains its lower edge, and the last bin also its upper edge.
+        """
+        columns = rows.T.astype(np.float64, order="C")
+        places = np.empty(columns.shape, np.intp)
+        for place, edges, column in zip(places, self._edges, columns, strict=True):
+            place[:] = edges.searchsorted(column, side="right")
+        places += np.isnan(columns)  # NumPy sorts NaN behind all numbers, and the next bin is that of missing values
+        places += self._starts[:, None]
+        return np.bincount(places.ravel(), minlength=self.size)

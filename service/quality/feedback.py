@@ -1,0 +1,141 @@
+"""Labels that become known after a prediction: reads the body of a request, and joins the outcomes of all processes.
+
+    {"feedback": [{"request_id": "r-17", "labels": [3, null]}, ...]}
+
+`labels` has an entry for each row of the request with this id. Null means that the label is not known yet. This module
+knows neither predictions nor routes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from foldserve.service.bundle import Label, Manifest
+from foldserve.service.errors import InvalidInput
+from foldserve.service.protocols.json_text import parse_json
+from foldserve.service.telemetry.trace_context import safe_id
+
+_MEMBERS = {"request_id", "labels"}
+_NUMBERS = (int, float)
+
+# Why the labels of an entry do not count, or not all of them. The last reason is the strongest.
+Problem = Literal["unknown", "", "repeated", "mismatched"]
+_ORDER: tuple[Problem, ...] = ("unknown", "", "repeated", "mismatched")
+
+
+class Entry(BaseModel):
+    """The labels of one request. A label is a JSON value of the table; None if it is not known yet."""
+
+    request_id: str
+    labels: list[bool | int | float | str | None]
+
+
+class Outcome(BaseModel):
+    """The outcome of one entry. accepted: the labels that count."""
+
+    accepted: int = 0
+    problem: Problem = "unknown"
+
+
+class Entries(BaseModel):
+    """The entries with a problem. indices: their places in the request, from 0."""
+
+    count: int
+    indices: list[int]
+
+
+class FeedbackAnswer(BaseModel):
+    """The outcome of a request with labels.
+
+    `accepted`: the labels that count. `unknown`: entries whose request is not remembered, because the id is wrong, has
+    no prediction of this model, or is too old. `mismatched`: entries with another number of labels than the request has
+    rows, or with a label that this version does not have. `repeated`: entries with a label for a row that has one
+    already; the first label counts.
+    """
+
+    accepted: int
+    unknown: Entries
+    mismatched: Entries
+    repeated: Entries
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Reads the labels of one model.
+
+    A label of a classification becomes the index of its class, and a label of a regression a float.
+    """
+
+    labels: Sequence[Label]
+
+    def read(self, value: Any) -> float | None:
+        """Return the class or the value of a label; None for null. Raises `ValueError`."""
+        if value is None:
+            return None
+        if not self.labels:
+            if type(value) not in _NUMBERS or not math.isfinite(value):
+                raise ValueError("is not a finite number")
+            return float(value)
+        kinds = _NUMBERS if type(value) in _NUMBERS else (type(value),)
+        for place, label in enumerate(self.labels):
+            if type(label) in kinds and label == value:
+                return place
+        raise ValueError("is not one of the model's labels")
+
+
+def read_feedback(body: bytes | bytearray | memoryview, manifests: Iterable[Manifest]) -> list[Entry]:
+    """Read the body of a request. manifests: the versions that serve. Raises `InvalidInput`.
+
+    A label is refused if no version has it. The versions of a model usually have the same labels.
+    """
+    parsed = parse_json(body)
+    entries = parsed.get("feedback") if type(parsed) is dict and parsed.keys() == {"feedback"} else None
+    if type(entries) is not list or not entries:
+        raise InvalidInput('the body is not an object with an array "feedback" that has an entry')
+    readers = [LabelReader(manifest.labels) for manifest in manifests]
+    return [_read_entry(place, entry, readers) for place, entry in enumerate(entries)]
+
+
+def _read_entry(place: int, entry: Any, readers: Sequence[LabelReader]) -> Entry:
+    if type(entry) is not dict or entry.keys() != _MEMBERS:
+        raise InvalidInput(f'entry {place} is not an object with "request_id" and "labels"')
+    request_id, labels = entry["request_id"], entry["labels"]
+    if type(request_id) is not str or not safe_id(request_id.encode("utf-8", "replace")):
+        raise InvalidInput(f'entry {place}: "request_id" is not a text that X-Request-Id may have')
+    if type(labels) is not list or not labels:
+        raise InvalidInput(f'entry {place}: "labels" is not an array with a label for each row of the request')
+    for row, label in enumerate(labels):
+        problem = ""
+        for reader in readers:
+            try:
+                reader.read(label)
+                break
+            except ValueError as error:
+                problem = str(error)
+        else:
+            raise InvalidInput(f"entry {place}, row {row}: the label {problem}")
+    return Entry.model_construct(request_id=request_id, labels=labels)
+
+
+def join_outcomes(by_process: Sequence[Sequence[Outcome]]) -> FeedbackAnswer:
+    """Join the outcomes of all processes: for each process, an outcome for each entry."""
+    joined = [
+        Outcome(accepted=sum(o.accepted for o in each), problem=max((o.problem for o in each), key=_ORDER.index))
+        for each in zip(*by_process, strict=True)
+    ]
+
+    def entries(problem: Problem) -> Entries:
+        places = [place for place, outcome in enumerate(joined) if outcome.problem == problem]
+        return Entries(count=len(places), indices=places)
+
+    return FeedbackAnswer(
+        accepted=sum(outcome.accepted for outcome in joined),
+        unknown=entries("unknown"),
+        mismatched=entries("mismatched"),
+        repeated=entries("repeated"),
+    )

@@ -1,0 +1,124 @@
+"""Takes rows from the runs of a model, so that they can be counted off the way of the replies.
+
+A run costs at most one copy of its rows. While the server is busy, only every k-th row is taken, and it counts k times.
+So the cost per second has a bound. This module does not know how the rows are counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+
+import numpy as np
+
+from foldserve.service.arrays import Outputs, Rows, Run
+
+log = logging.getLogger("foldserve")
+
+# The largest number of values that are taken in a second, and the bounds of the number of rows.
+_VALUES = 2**16
+_MIN_ROWS, _MAX_ROWS = 64, 1024
+# Rows that wait are counted when there are this many, or after this time.
+_SOON_ROWS, _SOON_SECONDS = 512, 10.0
+# If more rows come than in the last second, each full buffer makes the steps longer by this factor.
+_GROWTH = 4
+
+# Counts float32 [rows, features] and [rows, outputs]. The last argument is the weight of each row.
+Count = Callable[[Rows, Outputs, int], None]
+
+
+class Sampler:
+    """Takes the rows of one model.
+
+    ignored: float32 [1, features]; a batch that is this very array is not counted, because it comes from a check of the
+    server itself. outputs: the number of outputs of a row. executor: has one thread, which calls `count`.
+    """
+
+    def __init__(self, ignored: Rows, outputs: int, count: Count, executor: Executor) -> None:
+        width = ignored.shape[1]
+        self._size = min(_MAX_ROWS, max(_MIN_ROWS, _VALUES // width))
+        self._shapes = (self._size, width), (self._size, outputs)
+        self._ignored = ignored
+        self._count = count
+        self._executor = executor
+        self._lock = threading.Lock()
+        self._step = 1  # every k-th row is taken
+        self._seen = 0  # rows since the last tick
+        self._filled = 0  # rows in the buffer
+        self._skip = 0  # rows before the next row that is taken
+        self._since = 0.0  # the time of the last hand-over
+        self._begin_buffer()
+
+    def watch(self, run: Run) -> Run:
+        """Wrap the run function of the model, so that rows of each run are taken."""
+
+        def watched(rows: Rows) -> Outputs:
+            outputs = run(rows)
+            if rows is not self._ignored:
+                self.add(rows, outputs)
+            return outputs
+
+        return watched
+
+    def add(self, rows: Rows, outputs: Outputs) -> None:
+        """Take rows of one batch. May be called on any thread."""
+        with self._lock:
+            self._seen += len(rows)
+            while self._skip < len(rows):
+                room = self._size - self._filled
+                taken = rows[self._skip :: self._step][:room]
+                end = self._filled + len(taken)
+                self._rows[self._filled : end] = taken
+                self._outputs[self._filled : end] = outputs[self._skip :: self._step][:room]
+                self._filled = end
+                self._skip += len(taken) * self._step
+                if end < self._size:
+                    break
+                left = max(0, self._skip - len(rows))
+                rows, outputs = rows[self._skip :], outputs[self._skip :]
+                self._hand_over(self._step * _GROWTH)
+                self._skip += left
+            self._skip -= len(rows)
+
+    def tick(self) -> None:
+        """Hand waiting rows over, if they are many or have waited long. Call this once a second."""
+        with self._lock:
+            seen, self._seen = self._seen, 0
+            step = max(1, math.ceil(seen / self._size))
+            waits = time.monotonic() - self._since > _SOON_SECONDS
+            if self._filled and (self._filled >= _SOON_ROWS or waits or step != self._step):
+                self._hand_over(step)
+            elif not self._filled:
+                self._step = step
+                self._skip = min(self._skip, random.randrange(step))  # noqa: S311 # nosec B311
+
+    def flush(self) -> None:
+        """Count the waiting rows, and wait until all rows are counted."""
+        with self._lock:
+            if self._filled:
+                self._hand_over(self._step)
+        self._executor.submit(int).result()  # the executor has one thread, so all earlier calls have ended then
+
+    def _hand_over(self, step: int) -> None:
+        """Let the executor count the buffer, and begin another buffer with another step."""
+        filled = self._rows[: self._filled], self._outputs[: self._filled]
+        self._executor.submit(self._count, *filled, self._step).add_done_callback(_log_error)
+        self._step = step
+        self._begin_buffer()
+
+    def _begin_buffer(self) -> None:
+        self._rows, self._outputs = (np.empty(shape, np.float32) for shape in self._shapes)
+        self._filled = 0
+        self._since = time.monotonic()
+        # A random first row: the order of the rows may have a period.
+        self._skip = random.randrange(self._step)  # noqa: S311 # nosec B311
+
+
+def _log_error(counted: Future[None]) -> None:
+    if (error := counted.exception()) is not None:
+        log.error("internal error", exc_info=error)

@@ -1,0 +1,88 @@
+"""The numbers that are counted about one model: one array, so that the numbers of several processes can be added.
+
+A window keeps the last hours in constant memory. It knows neither rows nor labels.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+
+import numpy as np
+
+from foldserve.service.quality.bins import Numbers
+
+# The parts of a window. The oldest part is dropped as a whole.
+PARTS = 12
+
+
+class Sum(IntEnum):
+    """The places of the single numbers, before the bins of the features and the counts of the predicted classes.
+
+    A counted row has a weight, which is the number of rows that it represents. `ROWS` is the sum of the weights, and
+    `SQUARES` the sum of their squares. `PREDICTED` is the weight of the rows with finite outputs.
+    `OUTPUTS`: the sum of the confidences, or of the values minus a constant. `OUTPUT_SQUARES`: the same for the
+    squares of values. `LABELLED`: the rows with a label. `CORRECT`: the rows with the predicted label, or the sum of
+    the squared errors. `LOSS`: the sum of the log losses, or of the absolute errors.
+    """
+
+    ROWS = 0
+    COUNTED = 1
+    SQUARES = 2
+    PREDICTED = 3
+    OUTPUTS = 4
+    OUTPUT_SQUARES = 5
+    LABELLED = 6
+    CORRECT = 7
+    LOSS = 8
+
+
+SUMS = len(Sum)
+
+
+class Window:
+    """The sums of the last hours. Any thread may call the methods.
+
+    size: the length of the arrays that are added. seconds: the length of the window. clock: a monotonic clock.
+    """
+
+    def __init__(self, size: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._size = size
+        self._step = seconds / PARTS
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._parts: deque[tuple[int, Numbers]] = deque()  # the number of the step and its sums, the oldest first
+        self._began = clock()
+
+    def add(self, sums: Numbers) -> None:
+        """Add float64 [size]."""
+        with self._lock:
+            step = self._drop_old()
+            if not self._parts or self._parts[-1][0] != step:
+                self._parts.append((step, np.zeros(self._size)))
+            self._parts[-1][1][:] += sums
+
+    def total(self) -> tuple[Numbers, float]:
+        """Return the sums, float64 [size], and the seconds since the beginning of the window."""
+        with self._lock:
+            step = self._drop_old()
+            total = np.zeros(self._size)
+            for _, sums in self._parts:
+                total += sums
+            return total, self._clock() - max(self._began, (step - PARTS + 1) * self._step)
+
+    def clear(self) -> None:
+        """Begin again."""
+        with self._lock:
+            self._parts.clear()
+            self._began = self._clock()
+
+    def _drop_old(self) -> int:
+        """Drop the parts that are too old. Returns the number of the current step."""
+        step = int(self._clock() // self._step)
+        while self._parts and self._parts[0][0] <= step - PARTS:
+            self._parts.popleft()
+        return step
