@@ -30,7 +30,7 @@ IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
-.PHONY: help demo check audit sbom test test-slow test-soak test-clients test-keras test-page test-ray fuzz
+.PHONY: help demo check audit sbom test test-slow test-soak test-fleet test-clients test-keras test-page test-ray fuzz
 .PHONY: test-uvicorn test-gpu test-gpu-wheel test-cuda-harness kube-check install format lint docs proto
 .PHONY: sentences bench bench-gpu bench-gate bench-training bench-overload bench-ablation bench-scoring
 .PHONY: bench-folding image image-gpu image-trainer image-check image-pin lock clean
@@ -101,6 +101,9 @@ test-slow: install ## Run the slow tests: interrupted, distributed and repeated 
 test-soak: install ## Load a server for SOAK_SECONDS, by default ten minutes, and watch memory, descriptors and threads
 	$(BIN)/python -m pytest -m soak -rP tests/soak
 
+test-fleet: install ## Upgrade, kill and cut off servers behind nginx and HAProxy under load; needs root, nginx-light, haproxy
+	$(BIN)/python -m pytest -m fleet -rP tests/fleet
+
 # The clients have an environment of their own, because their pinned versions conflict with those of constraints.txt.
 test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient, KServe's client and perf_analyzer
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients \
@@ -109,7 +112,7 @@ test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient,
 		tests/clients/test_triton_grpc.py
 
 # Ray is large, so it has an environment of its own.
-test-ray: $(RAY)/installed ## Test foldserve score on a Ray cluster of two nodes on this machine
+test-ray: $(RAY)/installed ## Test foldserve score and Ray Serve on a Ray cluster of two nodes on this machine
 	$(RAY)/bin/python -m pytest --confcutdir=tests/cluster tests/cluster
 
 # Playwright drives the Chromium of the operating system. It has an environment of its own, because its wheel is large.

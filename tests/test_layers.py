@@ -44,6 +44,7 @@ service.compose:          access engine live prediction_log telemetry protocols 
 service.rpc:              compose access engine live telemetry protocols metrics settings errors
 service.http:             rpc compose access engine quality live telemetry protocols metrics bundle machine settings
                           errors
+service.ray_serve:        http settings
 service.commands.score:   tables sources protocols runtime runtime.session bundle machine arrays text figures errors
 service.commands:         access runtime runtime.session bundle machine settings arrays figures errors
 service.cli:              http commands commands.score settings errors
@@ -113,7 +114,7 @@ CONFINED = {
     "uvicorn": "service.http",
     "httptools": "service.http",
     "pyarrow": "service.sources service.tables service.prediction_log service.commands.score training api",
-    "ray": "service.commands.score",
+    "ray": "service.commands.score service.ray_serve",
     "prometheus_client": "service.metrics service.http",
     "opentelemetry": "service.telemetry",
     "torch": "training",

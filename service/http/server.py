@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,14 +22,13 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from foldserve.service.compose import Service, compose
-from foldserve.service.engine.batcher import Batcher
 from foldserve.service.engine.self_check import SelfCheck
-from foldserve.service.engine.watchdog import Watchdog
 from foldserve.service.errors import DeviceError, StartError
 from foldserve.service.http.acceptor import Acceptor
 from foldserve.service.http.announcement import announcement
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.doors import Door, create_doors, load_tls
+from foldserve.service.http.hung import end_if_hung
 from foldserve.service.http.listeners import Listeners, bind
 from foldserve.service.http.startup import StartupResponder
 from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, exit_on_signals, refuse_handshakes
@@ -45,9 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("foldserve")
 
-# If a run hangs, the server may take _GRACE_SECONDS more than drain_timeout to stop. Then it may take _REPORT_SECONDS
-# to report the error.
-_GRACE_SECONDS, _REPORT_SECONDS = 5.0, 1.0
 # The seconds that a thread may hold the interpreter while another thread waits. Python's default is 5 ms. While a
 # thread decodes a large body, the event loop waits for this time at each of its events.
 _SWITCH_INTERVAL = 1e-3
@@ -115,7 +110,7 @@ def _serve(
     lines = announcement([door.url for door in doors], service, doors[0].socket_path)
     server = _Server(settings, doors, service, partial(announce, lines))
     stopped = threading.Event()
-    _start_watchdog(settings, service, stopped)
+    end_if_hung(settings, service, stopped)
     on_loaded()
     try:
         server.run(sockets=list(listeners.all))
@@ -125,27 +120,6 @@ def _serve(
     control.join()
     if service.lifecycle.lost:  # a new process may be able to use the device; a supervisor must start it
         raise DeviceError(service.lifecycle.loss)
-
-
-def _start_watchdog(settings: Settings, service: Service, stopped: threading.Event) -> None:
-    """End the process if a run hangs. stopped: an event that is set when the server has stopped."""
-
-    def end(name: str, blocks_loop: bool) -> None:
-        service.lifecycle.lose(f"a run of {name} has taken more than {settings.run_timeout:g} s")
-        if blocks_loop:  # the event loop is blocked, so only this thread can log it
-            log.error("%s; stopping", service.lifecycle.loss)
-        else:
-            stopped.wait(settings.drain_timeout + _GRACE_SECONDS)
-            time.sleep(_REPORT_SECONDS)
-        # With any other kind of exit, the interpreter would wait for the thread of the run.
-        sys.stderr.flush()
-        os._exit(1)
-
-    def batchers() -> Iterator[tuple[str, Batcher]]:
-        for model in service.repository.running_models():
-            yield f"{model.manifest.name}/{model.manifest.version}", model.batcher
-
-    Watchdog(settings.run_timeout, batchers, end).start()
 
 
 class _Server(uvicorn.Server):

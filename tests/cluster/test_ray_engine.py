@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +17,11 @@ import pytest
 
 from tests.service.support import environment
 
-ray = pytest.importorskip("ray", reason="Ray is not installed here: make test-ray")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
+pytest.importorskip("ray", reason="Ray is not installed here: make test-ray")
 
 # A cluster takes long to start its workers. This limit turns a hang into a failure.
 PATIENCE = 300
 DIGITS = Path(__file__).parents[2] / "models" / "digits"
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The address of a cluster of two nodes with one processor each."""
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    yield cluster.address
-    cluster.shutdown()
 
 
 def score(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

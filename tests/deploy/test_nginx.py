@@ -59,7 +59,7 @@ def proxy(folder: Path, changes: Mapping[str, str]) -> Iterator[Proxied]:
     with serving(folder, folder / "log", "--max-body", 2**20, "--allowed-hosts", "foldserve.example") as server:
         text = NGINX.read_text()
         for ours, here in {
-            "server 127.0.0.1:8000;": f"server 127.0.0.1:{server.port};",
+            "server 127.0.0.1:8000 ": f"server 127.0.0.1:{server.port} ",
             "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
             "/etc/ssl/foldserve/certificate.pem": str(certificate),
             "/etc/ssl/foldserve/key.pem": str(key),

@@ -1,0 +1,40 @@
+"""The application that `serve deploy deploy/ray/serve.yaml` runs: each replica has the service as its ASGI app.
+
+Ray Serve owns sockets, processes, routing and autoscaling. This module does not know HTTP. It needs the extra `ray`.
+https://docs.ray.io/en/latest/serve/http-guide.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+
+from foldserve.service.http.embedded import EmbeddedService, check_settings
+from foldserve.service.settings import load
+
+DEPLOYMENT = "foldserve"
+
+
+class Replica:
+    """One process with all models. app: set by `serve.ingress`."""
+
+    app: EmbeddedService
+
+    def check_health(self) -> None:
+        """Raise `DeviceError` if Ray must start this replica again. Ray calls this method every few seconds."""
+        self.app.check_health()
+
+
+def application(arguments: dict[str, Any]) -> serve.Application:
+    """Create the application. arguments: settings of `foldserve serve`, with underscores, such as `max_batch`.
+
+    Variables `FOLDSERVE_*` of Ray's processes are settings too. Raises `SettingsError`.
+    """
+    settings = load(arguments)
+    check_settings(settings)
+
+    def create_app() -> EmbeddedService:
+        return EmbeddedService(settings)
+
+    return serve.deployment(name=DEPLOYMENT)(serve.ingress(create_app)(Replica)).bind()
