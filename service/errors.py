@@ -4,9 +4,9 @@ a status.
 Each line names the modules that raise the error; a test compares them with the code.
 
 FoldserveError               the command prints it as one line and exits with 1
-├── SettingsError            settings.py, access/keys.py, live/, commands/: a flag, variable or file can't be used
+├── SettingsError            settings.py, access/keys.py, live/, commands/, http/: a flag, variable or file is invalid
 ├── BundleError              bundle/, runtime/, explain/: a bundle is not whole or not certified
-├── DeviceError              machine/, runtime/, commands/tune/, http/server.py: a device is not available or lost
+├── DeviceError              machine/, runtime/, commands/tune/, http/: a device is not available or lost
 ├── SourceError              sources/, commands/score/: a file can't be read as a table
 ├── TableError               tables/, commands/score/: a table does not fit the model
 ├── ScoreError               cli.py, commands/score/: the output of a run can't be written, or the run can't be resumed

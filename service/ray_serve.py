@@ -6,12 +6,13 @@ https://docs.ray.io/en/latest/serve/http-guide.html
 
 from __future__ import annotations
 
-from typing import Any
-
-from ray import serve
+from typing import TYPE_CHECKING, Any
 
 from foldserve.service.http.embedded import EmbeddedService, check_settings
 from foldserve.service.settings import load
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 DEPLOYMENT = "foldserve"
 
@@ -26,11 +27,13 @@ class Replica:
         self.app.check_health()
 
 
-def application(arguments: dict[str, Any]) -> serve.Application:
+def application(arguments: dict[str, Any]) -> Application:
     """Create the application. arguments: settings of `foldserve serve`, with underscores, such as `max_batch`.
 
     Variables `FOLDSERVE_*` of Ray's processes are settings too. Raises `SettingsError`.
     """
+    from ray import serve  # Ray is large, and only this function needs it
+
     settings = load(arguments)
     check_settings(settings)
 
