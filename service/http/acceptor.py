@@ -15,8 +15,12 @@ from collections.abc import Callable
 log = logging.getLogger("foldserve")
 
 # The largest number of connections that are accepted in one turn. After these, the event loop serves the open
-# connections, and other workers may accept the connections that still wait.
+# connections.
 _MAX_PER_TURN = 64
+# The same number for one of several workers. It is small, so that the other workers accept connections of the same
+# client: the connections of its pool often arrive together and stay open. A busy worker has long turns, so it accepts
+# fewer connections than an idle worker.
+_MAX_PER_TURN_OF_WORKER = 2
 # Seconds until the next try when the process or the machine has no descriptor or memory for a connection.
 _RETRY_SECONDS = 0.5
 # The largest number of connections that are accepted when the server stops. The kernel's queue has this length.
@@ -28,7 +32,8 @@ _HANDSHAKE_SECONDS = 1.0
 class Acceptor:
     """Accepts connections, and gives each one a protocol.
 
-    listener: a socket that listens. The caller closes it, after `stop`.
+    listener: a socket that listens. The caller closes it, after `stop`. shared: whether other workers accept from this
+    listener too.
     current_tls: returns the context of the next handshake; None for plain connections.
     """
 
@@ -37,10 +42,13 @@ class Acceptor:
         listener: socket.socket,
         create_protocol: Callable[[], asyncio.BaseProtocol],
         current_tls: Callable[[], ssl.SSLContext | None] = lambda: None,
+        *,
+        shared: bool = False,
     ) -> None:
         self._listener = listener
         self._create_protocol = create_protocol
         self._current_tls = current_tls
+        self._max_per_turn = _MAX_PER_TURN_OF_WORKER if shared else _MAX_PER_TURN
         self._opening: set[asyncio.Task[None]] = set()  # connections without a protocol yet, e.g. in a TLS handshake
         self._retry: asyncio.TimerHandle | None = None
         self._failing = False  # the last try to accept has failed, and the log says so
@@ -67,7 +75,7 @@ class Acceptor:
             await asyncio.wait(self._opening, timeout=_HANDSHAKE_SECONDS)
 
     def _accept(self) -> None:
-        for _ in range(_MAX_PER_TURN):
+        for _ in range(self._max_per_turn):
             if not self._accept_one():
                 break
 

@@ -55,11 +55,14 @@ class Door:
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
-    def acceptor(self, state: ServerState) -> Acceptor:
-        """Create the acceptor of the listener's clients. state: the state of the uvicorn server that counts them."""
+    def acceptor(self, state: ServerState, *, shared: bool) -> Acceptor:
+        """Create the acceptor of the listener's clients.
+
+        state: the state of the uvicorn server that counts them. shared: whether other workers have the same listener.
+        """
         tls = self.tls
         create_protocol = partial(_create_connection, self.context, self.config, state)
-        return Acceptor(self.listener, create_protocol, lambda: None if tls is None else tls.context)
+        return Acceptor(self.listener, create_protocol, lambda: None if tls is None else tls.context, shared=shared)
 
     def tick(self) -> None:
         """Run the tasks that are due once a second."""
