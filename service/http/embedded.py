@@ -128,6 +128,7 @@ async def _tick(service: Service) -> None:
         try:
             if service.guard is not None:
                 service.guard.refresh()
+            service.quality.tick()
             service.metrics.flush()
         except Exception:  # for example, the disk is full; the server must continue
             log.exception("internal error")
