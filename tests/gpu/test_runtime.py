@@ -15,9 +15,11 @@ import pytest
 from foldserve.service import bundle
 from foldserve.service.errors import DeviceError
 from foldserve.service.runtime import load as runtime
+from foldserve.service.runtime.cuda import CudaRunner
 from foldserve.service.runtime.load import Runtime
 from foldserve.service.runtime.precision import widen
 from foldserve.service.runtime.session import Options, Precision
+from foldserve.service.runtime.shortcuts import NO_SHORTCUTS
 from tests.service.mixed import mixed_bundle
 from tests.service.support import foldserve, oracle, serving
 
@@ -50,6 +52,32 @@ def test_every_batch_is_within_the_certificate_s_tolerance_of_the_cpu(
     allowed = digits.manifest.certificate.tolerance
     for _ in range(3):
         assert allowed.measure(oracle(digits.model)(batch).astype(np.float64), graphs.run(batch)).holds
+
+
+def test_the_shortcuts_work_and_change_the_outputs_by_less_than_the_tolerance(
+    digits: bundle.Bundle, graphs: Runtime
+) -> None:
+    assert graphs.why == "requested"  # otherwise it would say why there are no shortcuts
+    without = CudaRunner(digits.model, Options("cuda"), shortcuts=NO_SHORTCUTS)
+    allowed = digits.manifest.certificate.tolerance
+    for count in (1, 3, 64, 1024):
+        batch = rows(count)
+        assert allowed.measure(without.run(batch).astype(np.float64), graphs.run(batch)).holds
+    without.close()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_large_batch_in_pieces_is_within_the_tolerance_again_and_again(
+    precision: Precision, digits: bundle.Bundle
+) -> None:
+    """A missing wait would mix the rows of two pieces."""
+    loaded, _ = runtime.load(digits, Options("cuda", precision=precision, max_batch=200_000))
+    assert "no shortcuts" not in loaded.why
+    allowed = widen(digits.manifest.certificate.tolerance, precision)
+    for _ in range(5):
+        batch = rows(170_001)
+        assert allowed.measure(oracle(digits.model)(batch).astype(np.float64), loaded.run(batch)).holds
+    loaded.close()
 
 
 @pytest.mark.parametrize("size", [1, 4, 16, 64, 256, 1024])
