@@ -56,10 +56,7 @@ def is_on_loopback(listener: socket.socket) -> bool:
 
 @contextmanager
 def bind(settings: Settings) -> Iterator[Listeners]:
-    """Bind the ports, but do not listen until the models are loaded. Raises `StartError`.
-
-    Logs a warning if clients on other machines need neither an API key nor a certificate.
-    """
+    """Bind the ports, but do not listen until the models are loaded. Raises `StartError`."""
     main = _bind(settings.host, settings.port) if settings.uds is None else _bind_path(settings.uds)
     try:
         admin = None if settings.admin_port is None else _bind(settings.admin_host, settings.admin_port)
@@ -72,15 +69,16 @@ def bind(settings: Settings) -> Iterator[Listeners]:
         # The kernel lets a process bind two sockets to one port, but only one of them may listen.
         if admin is not None and admin.getsockname() == main.getsockname():
             raise StartError(f"--port and --admin-port are both {settings.admin_port}")
-        if not settings.keys and settings.tls_client_ca is None:
-            _warn_if_open(listeners)
         yield listeners
     finally:
         listeners.close()
         _remove(settings.uds)
 
 
-def _warn_if_open(listeners: Listeners) -> None:
+def warn_if_open(settings: Settings, listeners: Listeners) -> None:
+    """Log a warning if clients on other machines need neither an API key nor a certificate."""
+    if settings.keys or settings.tls_client_ca is not None:
+        return
     for listener in listeners.all:
         if not is_on_loopback(listener):
             host, port = listener.getsockname()[:2]

@@ -29,7 +29,7 @@ from foldserve.service.http.announcement import announcement
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.doors import Door, create_doors, load_tls
 from foldserve.service.http.hung import end_if_hung
-from foldserve.service.http.listeners import Listeners, bind
+from foldserve.service.http.listeners import Listeners, bind, warn_if_open
 from foldserve.service.http.startup import StartupResponder
 from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, exit_on_signals, refuse_handshakes
 from foldserve.service.live.control import Control, LocalControl
@@ -58,18 +58,23 @@ def run(settings: Settings) -> None:
     for sentence in unused_variables():
         log.warning("%s", sentence)
     with bind(settings) as listeners:
+
+        def announce(text: str) -> None:
+            warn_if_open(settings, listeners)  # only now, so that a server that can't start logs one line
+            _print(text)
+
         # Load the certificates first, so that an error in a file comes at once.
         responder = StartupResponder(listeners, load_tls(settings, listeners))
         responder.start()
         try:
             if settings.workers == 1:
                 control = LocalControl(partial(create_coordinator, settings))
-                _serve(settings, listeners, _print, control, on_loaded=responder.stop)
+                _serve(settings, listeners, announce, control, on_loaded=responder.stop)
             else:
                 # This import comes late, because it loads prometheus_client in its mode for several processes.
                 from foldserve.service.http.workers import supervise
 
-                supervise(serve_in_worker, settings, listeners, _print, on_loaded=responder.stop)
+                supervise(serve_in_worker, settings, listeners, announce, on_loaded=responder.stop)
         finally:
             responder.join()
 

@@ -135,8 +135,11 @@ def check_bad_input(image: Image, scratch: Path) -> None:
     def refused(what: str, done: Ended, *expected: str) -> None:
         held(one_line(done, *expected), f"{what}: {done.stderr.strip()}", done)
 
-    empty = folder(scratch / "empty")
-    refused("an empty volume", image.ran(volumes={empty: "/models"}), "/models")
+    empty, unwatched = folder(scratch / "empty"), {"FOLDSERVE_WATCH": "false"}
+    refused("an empty volume", image.ran(volumes={empty: "/models"}, env=unwatched), "/models")
+    with image.serving(volumes={empty: "/models"}) as service:
+        status, answer = ask(service.port, "/v2/health/ready")
+        held(status == 503, "by default, an empty volume is watched, and the server is unready", answer)
     refused("a missing volume", image.ran(env={"FOLDSERVE_MODELS": "/nowhere"}), "/nowhere")
     newer = folder(scratch / "newer")
     shutil.copytree(ROOT / "models" / "digits", newer / "digits")
