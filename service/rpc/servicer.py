@@ -20,6 +20,7 @@ from foldserve.service.live.command import Command, Kind
 from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols import oip_documents
 from foldserve.service.protocols.reply import Reply, failure, refusal
+from foldserve.service.rpc import messages
 from foldserve.service.rpc import open_inference_pb2 as pb
 from foldserve.service.rpc.translate import metadata_headers, to_body, to_error, to_response
 from foldserve.service.telemetry.record import Record
@@ -62,24 +63,26 @@ class Servicer:
         }
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(name, scope, call), request.FromString, lambda message: message.SerializeToString()
+                self._guarded(name, request, scope, call), None, lambda message: message.SerializeToString()
             )
             for name, (request, scope, call) in unary.items()
         }
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._model_stream_infer, pb.ModelInferRequest.FromString, lambda message: message.SerializeToString()
+            self._model_stream_infer, None, lambda message: message.SerializeToString()
         )
         return grpc.method_handlers_generic_handler(NAME, handlers)
 
-    def _guarded(self, name: str, scope: Scope, call: _Call) -> Callable[[Any, Context], Coroutine[Any, Any, Message]]:
-        """Return a call that checks the API key first, and turns every exception into a status."""
+    def _guarded(
+        self, name: str, kind: type[Message], scope: Scope, call: _Call
+    ) -> Callable[[bytes, Context], Coroutine[Any, Any, Message]]:
+        """Return a call that checks the API key first, then reads the message. Every exception becomes a status."""
 
-        async def guarded(request: Any, context: Context) -> Message:
+        async def guarded(message: bytes, context: Context) -> Message:
             reply = failure(500, "internal error")
             try:
                 headers = metadata_headers(context.invocation_metadata())
                 self._check(headers, scope)
-                return await call(request, context, headers)
+                return await call(messages.read(kind, message), context, headers)
             except _Refused as refused:
                 reply = refused.reply
             except RequestError as error:
@@ -156,8 +159,10 @@ class Servicer:
         self, request: pb.ModelInferRequest, context: Context, headers: dict[bytes, bytes]
     ) -> pb.ModelInferResponse:
         endpoint = self._find(request.model_name, request.model_version).oip
-        inner, body = to_body(request, headers, context.time_remaining())
-        endpoint.memory.check_room(len(body))
+        inner, content = to_body(request, headers, context.time_remaining())
+        body = endpoint.memory.new_body()
+        body.add(content)  # raises MemoryFull
+        del content
         record = self._begin_record(request, context, headers)
         status = 499  # if the client cancels the call
         try:
@@ -170,15 +175,15 @@ class Servicer:
             raise _Refused(reply)
         return to_response(reply)
 
-    async def _model_stream_infer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
-    ) -> AsyncIterator[Message]:
+    async def _model_stream_infer(self, received: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
         """Answer the requests of a stream, one after the other. An error ends only its request."""
         headers = metadata_headers(context.invocation_metadata())
-        async for request in requests:
+        async for message in received:
             response = pb.ModelStreamInferResponse()
+            request = pb.ModelInferRequest()
             try:
                 self._check(headers, Scope.PREDICT)
+                request = messages.read(pb.ModelInferRequest, message)
                 response.infer_response.CopyFrom(await self._model_infer(request, context, headers))
             except _Refused as refused:
                 response.error_message = to_error(refused.reply)[1]

@@ -159,6 +159,24 @@ def test_a_wrong_request_gets_a_code_and_a_text(made: Any, code: str, text: str,
     assert details.startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (b"\x2a\x00" * 600_000, "tensors and parameters"),  # empty tensors
+        (b"\x2a\x80\x89\x7a\x2a\xfb\x88\x7a" + b"\x42\x00" * 1_000_000, "raw_input_contents"),  # empty texts
+        (b"\x3a\xff\xff\xff\xff\x0f", "not valid protobuf"),  # a length past the end
+        (b"\x2b", "not valid protobuf"),
+    ],
+    ids=["tensors", "texts", "length", "group"],
+)
+def test_a_message_that_would_grow_in_memory_is_refused_unread(message: bytes, text: str, caller: Caller) -> None:
+    method = caller.channel.unary_unary(f"/{NAME}/ModelInfer")
+    with pytest.raises(grpc.RpcError) as caught:
+        method(message, timeout=PATIENCE)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert text in caught.value.details()
+
+
 def test_without_api_keys_the_models_can_not_be_changed(caller: Caller) -> None:
     code, text = caller.refused("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="roots"))
     assert (code, text) == (
