@@ -1,4 +1,5 @@
-"""A long mixed load: good, bad, cancelled and slow requests. Memory, descriptors and threads must not grow.
+"""A long mixed load: good, bad, cancelled and slow requests, and versions that replace each other. Memory, descriptors
+and threads must not grow.
 
 `make test-soak` runs it for ten minutes, or for SOAK_SECONDS.
 """
@@ -11,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import shutil
 import socket
 import struct
 import threading
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.service.live.versions import publish
 from tests.service.support import PATIENCE, Served, receive, request, serving, write_square_root
 
 pytestmark = pytest.mark.soak
@@ -84,17 +87,16 @@ def excess(first: Usage, last: Usage) -> set[str]:
 class Load:
     """Clients of each kind. They can pause, so that the test measures the usage without requests."""
 
-    def __init__(self, server: Served) -> None:
+    def __init__(self, server: Served, models: Path) -> None:
         self._server = server
+        self._models, self._version = models, 1
         self._go, self._stop = threading.Event(), threading.Event()
         self._paused = threading.Semaphore(0)
         self.statuses: dict[str, Counter[int]] = {}
-        kinds = (self._good, self._bad, self._cancelled, self._slow)
-        self._clients = len(kinds) * CLIENTS_PER_KIND
+        kinds = [self._swap, *(self._good, self._bad, self._cancelled, self._slow) * CLIENTS_PER_KIND]
+        self._clients = len(kinds)
         self._pool = ThreadPoolExecutor(self._clients)
-        self._futures = [
-            self._pool.submit(self._repeat, kind, seed) for kind in kinds for seed in range(CLIENTS_PER_KIND)
-        ]
+        self._futures = [self._pool.submit(self._repeat, kind, seed) for seed, kind in enumerate(kinds)]
 
     def run(self, seconds: float) -> Usage:
         """Load the server for `seconds`, then pause, and return the usage without connections."""
@@ -168,6 +170,17 @@ class Load:
                 time.sleep(0.005)
             statuses[receive(connection).status] += 1
 
+    def _swap(self, _: random.Random, statuses: Counter[int]) -> None:
+        """Publish the next version, and wait until the server has decided whether it may serve."""
+        self._version += 1
+        publish(self._models, self._version)
+        path = f"/v2/models/roots/versions/{self._version}/ready"
+        while (status := self._server.send("GET", path).status) == 404:
+            time.sleep(0.02)
+        statuses[status] += 1  # 503 if a fault has made the check of the version fail
+        if self._version > 2:
+            shutil.rmtree(self._models / "roots" / str(self._version - 2))
+
 
 def soak(
     tmp_path: Path, seconds: float, warm_up: float, **faults: float
@@ -175,9 +188,10 @@ def soak(
     models, file = tmp_path / "models", tmp_path / "faults"
     models.mkdir()
     write_square_root(models)
-    with serving(models, tmp_path / "log", "--faults", file, program=PROGRAM) as server:
+    flags = ("--faults", file, "--rescan", 0.5)
+    with serving(models, tmp_path / "log", *flags, program=PROGRAM) as server:
         file.write_text(json.dumps(faults))
-        load = Load(server)
+        load = Load(server, models)
         try:
             first = load.run(warm_up)
             last = load.run(seconds)
@@ -196,6 +210,7 @@ def test_nothing_grows_under_a_mixed_load(tmp_path: Path) -> None:
     assert set(statuses["_good"]) <= {200, 500, 503}
     assert statuses["_good"][200] > 0.98 * sum(statuses["_good"].values())
     assert all(400 <= status < 500 or status == 503 for status in statuses["_bad"])
+    assert statuses["_swap"][200] > 0.9 * sum(statuses["_swap"].values())
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log.replace("a fault that the test asked for", "")
 
