@@ -75,8 +75,9 @@ _HEADERS = [
     {
         "name": "X-Request-Id",
         "in": "header",
-        "description": "Identifies the request in the response and in the log. An unsafe value is ignored.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"},
+        "description": "Identifies the request in the response and in the log. A value is ignored unless it has 1 to "
+        "128 of the characters A-Z a-z 0-9 . _ : / + = @ -",
+        "schema": {"type": "string"},
     },
     {
         "name": "X-Request-Timeout-Ms",

@@ -12,6 +12,7 @@ from foldserve.service.engine.repository import Model, Repository
 from foldserve.service.protocols.friendly import JSON_TYPE, example
 
 _NAMED = "/v1/models/{model}:predict", "/v1/models/{model}/versions/{version}:predict"
+_EXPLAIN = "/v1/models/{model}:explain", "/v1/models/{model}/versions/{version}:explain"
 _INFER = "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"
 _JSON = JSON_TYPE.decode()
 # The largest number of models that have an example.
@@ -32,7 +33,7 @@ def describe(document: dict[str, Any], repository: Repository) -> None:
     names = sorted(repository.names(), key=lambda name: name != shown.manifest.name)
     _describe_parameters(document, names, shown.manifest.version)
     schema = _instances_schema(document, models)
-    for path in ("/predict", *_NAMED):
+    for path in ("/predict", *_NAMED, *_EXPLAIN):
         content = document["paths"][path]["post"]["requestBody"]["content"][_JSON]
         content["schema"] = schema
         if path != "/predict":
