@@ -32,6 +32,7 @@ def import_model(
     ranges: Mapping[str, tuple[float, float]] | tuple[float, float] | None = None,
     output: str = "",
     keep_unknown: bool = False,
+    layers: str | os.PathLike[str] | None = None,
     drop: Sequence[str] = (),
     seed: int = 0,
 ) -> bundle.Bundle:
@@ -44,7 +45,8 @@ def import_model(
     the names of the features, in the model's order. labels: the labels, in the order of the outputs. ranges: needed
     only without a table: the range of each feature by name, or one range for all features. output: the output of the
     model, if it has several. keep_unknown: whether an operator that the import does not understand stays in the graph
-    unchanged. drop: columns of the table to leave out. seed: the seed of the random rows.
+    unchanged. layers: a text file with `print(model)`, for a file that has PyTorch weights alone. drop: columns of the
+    table to leave out. seed: the seed of the random rows.
 
     Returns the written bundle, the next version of `name`. Each note is a `TableWarning`. Raises `DataError`, a
     `ValueError`, for a table that does not fit; another `TrainingError` or a `BundleError` if no bundle can be written
@@ -57,7 +59,7 @@ def import_model(
     from foldserve.training.imports.imported import Options
     from foldserve.training.imports.pipeline import ImportPlan, run
 
-    options = Options(tuple(features), tuple(labels), output, keep_unknown)
+    options = Options(tuple(features), tuple(labels), output, keep_unknown, Path(layers) if layers else None)
     is_file = isinstance(model, str | os.PathLike)
     try:
         given, source = open_table(data, target) if data is not None else (None, None)

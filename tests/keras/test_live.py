@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ pytest.importorskip("keras", reason="make test-keras has an environment with Ker
 
 from hypothesis import HealthCheck, given, settings
 
+import foldserve
 from foldserve.training.imports.folding import fold
 from foldserve.training.imports.imported import Options
 from foldserve.training.imports.keras.reader import read
@@ -41,3 +43,36 @@ def test_a_saved_model_gives_the_outputs_of_keras(suffix: str, made: Any) -> Non
         expected = np.concatenate([1 - expected, expected], 1)
     for outputs in (imported.evaluate(rows), fold(imported.network).network.evaluate(rows)):
         np.testing.assert_allclose(outputs, expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_in_memory_becomes_a_bundle_that_predicts_the_same(tmp_path: Path) -> None:
+    import keras
+
+    inputs = [keras.Input((1,), name="age"), keras.Input((2, 2), name="grid")]
+    joined = keras.layers.Concatenate()([inputs[0], keras.layers.Flatten()(inputs[1])])
+    hidden = keras.layers.BatchNormalization()(keras.layers.Dense(8, "relu")(joined))
+    made = keras.Model(inputs, keras.layers.Dense(3)(hidden))
+    made.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", foldserve.TableWarning)
+        written = foldserve.import_model(made, name="live", models=tmp_path, ranges=(-3, 3))
+    assert written.manifest.source is not None
+    assert written.manifest.source.file == "Functional"
+    assert "Keras, original" in {measured.runtime for measured in written.manifest.certificate.measurements}
+    rows = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
+    logits = np.asarray(made.predict([rows[:, :1], rows[:, 1:].reshape(9, 2, 2)], verbose=0), np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(foldserve.load(written.path).predict_proba(rows), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_in_memory_that_is_not_understood_is_refused(tmp_path: Path) -> None:
+    import keras
+
+    for made, message in (
+        (keras.Sequential([keras.layers.Dense(2)]), "does not say how many features it has"),
+        (keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x)]), "Lambda 'lambda.*it has code"),
+    ):
+        with pytest.raises(foldserve.TrainingError, match=message):
+            foldserve.import_model(made, name="live", models=tmp_path, ranges=(-3, 3))

@@ -39,6 +39,9 @@ def add_import_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         help="ranges of the features without a table, as in age=0:99; 0:16 is for all others",
     )
     parser.add_argument("--labels", type=split_texts, default=(), metavar="A,B", help="labels, in the order of outputs")
+    parser.add_argument(
+        "--layers", type=Path, metavar="FILE", help="text file with print(model), for a file of PyTorch weights alone"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random rows (default: %(default)s)")
     _add_model_flags(parser)
     add_options(parser.add_argument_group("table"), DataOptions, only=_TABLE_OPTIONS)
@@ -94,6 +97,7 @@ def _import(parsed: argparse.Namespace) -> None:
         labels=parse_labels(parsed.labels),
         output=parsed.output,
         keep_unknown=parsed.keep_unknown,
+        layers=parsed.layers,
     )
     given = {name: vars(parsed)[name] for name in _TABLE_OPTIONS if name in parsed}
     data = _read_options(parsed.data, given) if parsed.data is not None else None

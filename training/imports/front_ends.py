@@ -19,11 +19,19 @@ FRONT_ENDS = {
     ".skops": "scikit_learn.reader",
     ".pt2": "pytorch.reader",
 }
+# Files of weights alone. `Options.layers` has their layers.
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+FRONT_ENDS |= dict.fromkeys(WEIGHTS, "pytorch.weights")
 # Formats whose readers would run code from the file.
-UNSAFE = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt")
+UNSAFE = (".pkl", ".pickle", ".joblib")
 _SAFE = "save a pipeline with skops.io.dump, a module with torch.export.save, or call foldserve.import_model(object)"
 # A package, and the module whose `read_object` reads objects of its classes and of their subclasses.
-OBJECTS = {"sklearn": "scikit_learn.reader", "torch": "pytorch.reader"}
+OBJECTS = {
+    "sklearn": "scikit_learn.reader",
+    "keras": "keras.live",
+    "tf_keras": "keras.live",
+    "torch": "pytorch.reader",
+}
 
 
 def read_model(path: Path, options: Options) -> Imported:
@@ -33,12 +41,16 @@ def read_model(path: Path, options: Options) -> Imported:
         raise ModelImportError(f"{path.name} is a pickle, and loading it would run its code: {_SAFE}")
     if module is None:
         raise ModelImportError(f"{path.name}: models are read from files with the suffix {', '.join(FRONT_ENDS)}")
+    if options.layers is not None and path.suffix.lower() not in WEIGHTS:
+        raise ModelImportError(f"{path.name} has its layers: --layers is only for weights ({', '.join(WEIGHTS)})")
     read: Read = import_module(f"{_PACKAGE}.{module}").read
     return read(path, options)
 
 
 def read_object(model: Any, options: Options) -> Imported:
     """Read a model in memory. Raises `ModelImportError` with one line."""
+    if options.layers is not None:
+        raise ModelImportError("--layers is only for files of weights: leave it out")
     for kind in type(model).__mro__:
         if module := OBJECTS.get(kind.__module__.partition(".")[0]):
             found: Imported = import_module(f"{_PACKAGE}.{module}").read_object(model, options)

@@ -31,13 +31,15 @@ class Options:
     features: the names of the columns in order; () to take them from the file or the table. labels: the labels of the
     classes in the order of the outputs; () to take them from the file. output: the name of the output, if a model has
     several; "" to choose the one with scores. keep_unknown: whether an operation that is not
-    understood is kept unchanged, if the format allows this.
+    understood is kept unchanged, if the format allows this. layers: a text file with the printed layers of a file that
+    has weights alone.
     """
 
     features: tuple[str, ...] = ()
     labels: tuple[Label, ...] = ()
     output: str = ""
     keep_unknown: bool = False
+    layers: Path | None = None
 
 
 @dataclass(frozen=True)

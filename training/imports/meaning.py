@@ -1,20 +1,22 @@
 """Finds the names and ranges of columns, and the probabilities in outputs, if the file does not state them.
 
-The module knows no file and no framework.
+`interpret` returns the imported model of a front end whose format states layers alone. The module knows no file and no
+framework.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
 from hashlib import sha256
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from foldserve.service.bundle import Label, Task
 from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.form import INPUT, Builder, Network
-from foldserve.training.imports.imported import Options
+from foldserve.training.imports.imported import Imported, Options
 from foldserve.training.imports.layers import Activation, Add, Affine, Array, Concat, Impute, Layer, Select, Softmax
 from foldserve.training.table.schema import Column
 
@@ -23,6 +25,57 @@ Outputs = Literal["", "logits", "value"]
 
 # A standardised feature is rarely more than three standard deviations away from its mean.
 _DEVIATIONS = 3
+
+
+def interpret(
+    builder: Builder,
+    value: str,
+    options: Options,
+    *,
+    framework: tuple[str, str],
+    file: str,
+    checksum: str = "",
+    outputs: Outputs = "",
+    names: tuple[str, ...] = (),
+) -> Imported:
+    """Return the imported model whose last value is `value`. The unfolded layers are its reference.
+
+    framework: the name and the version. file, checksum: of the file; without a checksum, that of the weights. outputs:
+    as in `finish`. names: as in `numeric_columns`. Raises `ModelImportError`.
+    """
+    network, task, labels, notes = finish(builder, value, options, outputs)
+    columns, named = numeric_columns(network.features, options, names)
+    return Imported(
+        network=network,
+        columns=columns,
+        named=named,
+        task=task,
+        labels=labels,
+        framework=framework[0],
+        framework_version=framework[1],
+        file=file,
+        sha256=checksum or digest(network),
+        reference="the layers of the file in float64, before folding",
+        evaluate=network.evaluate,
+        ranges=typical_ranges(network),
+        notes=notes,
+    )
+
+
+def complete(bare: Network, network: Network, outputs: npt.NDArray[np.floating[Any]]) -> Array:
+    """Return the probabilities of the outputs [rows, outputs] of a framework, as `finish` computes them.
+
+    bare: the network without the layers that `finish` adds. network: the network with them.
+    """
+    names = {node.name for node in bare.nodes}
+    added = [node for node in network.nodes if node.name not in names]
+    values: dict[str, Array] = {bare.output: outputs.astype(np.float64)}
+    if added and not any(bare.output in node.inputs for node in added):
+        # The output is a log-softmax, which the network replaces by a softmax.
+        return np.exp(values[bare.output])
+    for node in added:
+        values[node.name] = node.layer.apply(*(values[name] for name in node.inputs))
+    return values[network.output]
 
 
 def numeric_columns(count: int, options: Options, names: tuple[str, ...] = ()) -> tuple[tuple[Column, ...], bool]:

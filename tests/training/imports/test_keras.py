@@ -206,13 +206,11 @@ def test_models_that_call_each_other_are_bounded(tmp_path: Path) -> None:
         read(rewrite(ARTICLE, tmp_path / "nested.keras", nest), Options())
 
 
-def archive_with(path: Path, entries: dict[str, bytes], **info: Any) -> Path:
+def archive_with(path: Path, entries: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             entry = zipfile.ZipInfo(name)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            for key, value in info.items():
-                setattr(entry, key, value)
             archive.writestr(entry, content)
     return path
 
@@ -223,27 +221,21 @@ def entries(**changes: bytes) -> dict[str, bytes]:
 
 
 ARCHIVES = [
-    ({"config.json": b"{}"}, {}, "the archive has no metadata.json: it was not saved by Keras"),
-    ({"config.json": b"{}", "metadata.json": b"{}"}, {}, "the archive has no model.weights.h5"),
-    (entries(**{"config.json": b"["}), {}, "config.json is not JSON"),
-    (entries(**{"config.json": b"[" * 100_000}), {}, "nested too deeply"),
-    (entries(**{"config.json": b"[]"}), {}, "config.json is not a JSON object"),
-    (entries(**{"model.weights.h5": b"\0" * 2**27}), {}, "grows more than 100-fold when it is unpacked"),
-    (entries(**{"config.json": b" " * (2**24 + 1)}), {}, "config.json has more than 16 MiB"),
-    (entries(**{"model.weights.h5": b"text"}), {}, "is damaged"),
-    (entries(**{"../../evil": b"text"}), {}, "a path that leaves the archive"),
-    (entries(**{"/etc/evil": b"text"}), {}, "a path that leaves the archive"),
-    (entries(), {"external_attr": 0o120777 << 16}, "an entry of the archive is a symbolic link"),
-    ({str(i): b"" for i in range(1001)}, {}, "the archive has 1001 entries"),
+    ({"config.json": b"{}"}, "the archive has no metadata.json: it was not saved by Keras"),
+    ({"config.json": b"{}", "metadata.json": b"{}"}, "the archive has no model.weights.h5"),
+    (entries(**{"config.json": b"["}), "config.json is not JSON"),
+    (entries(**{"config.json": b"[" * 100_000}), "nested too deeply"),
+    (entries(**{"config.json": b"[]"}), "config.json is not a JSON object"),
+    (entries(**{"config.json": b" " * (2**24 + 1)}), "config.json has more than 16 MiB"),
+    (entries(**{"model.weights.h5": b"text"}), "is damaged"),
+    (entries(**{"/etc/evil": b"text"}), "a path that leaves the archive"),
 ]
 
 
-@pytest.mark.parametrize(("content", "info", "message"), ARCHIVES, ids=[message[:40] for *_, message in ARCHIVES])
-def test_an_archive_that_lies_gets_one_line(
-    tmp_path: Path, content: dict[str, bytes], info: dict[str, Any], message: str
-) -> None:
+@pytest.mark.parametrize(("content", "message"), ARCHIVES, ids=[message[:40] for _, message in ARCHIVES])
+def test_an_archive_that_lies_gets_one_line(tmp_path: Path, content: dict[str, bytes], message: str) -> None:
     with pytest.raises(ModelImportError, match=message):
-        read(archive_with(tmp_path / "lie.keras", content, **info), Options())
+        read(archive_with(tmp_path / "lie.keras", content), Options())
 
 
 def link_to_a_file(file: h5py.File, folder: Path) -> None:

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import io
 import json
-import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foldserve.training.errors import ModelImportError
+from foldserve.training.imports.archives import MAX_FILE, check_entries, read_bytes
 
 if TYPE_CHECKING:
     import h5py
 
-# A dense network of 1 GiB has 268 million weights.
-MAX_FILE = 2**30
 _MAX_TEXT = 2**24
 _MAX_ENTRIES = 1000
 # The errors of Python's zip reader, of h5py, and of a description that has other types than Keras writes.
@@ -50,11 +48,6 @@ class Archive:
     sha256: str
 
 
-def is_too_dense(size: int, stored: int) -> bool:
-    """Whether `stored` bytes claim to expand to more than 64 MiB and more than 100 times their size."""
-    return size > 2**26 and size > 100 * stored
-
-
 @contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
     """Open a Keras file, by its content. Raises `ModelImportError` with one line."""
@@ -62,7 +55,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
         import h5py
     except ModuleNotFoundError:
         raise ModelImportError("Keras files need h5py: pip install 'foldserve[train]'") from None
-    content = _read(path)
+    content = read_bytes(path)
     digest = sha256(content).hexdigest()
     try:
         if content[:2] == b"PK":
@@ -80,22 +73,11 @@ def open_archive(path: Path) -> Iterator[Archive]:
         raise ModelImportError(f"{path.name} is damaged: {_first_line(error)}") from error
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise ModelImportError(f"{path}: no such file")
-        if path.stat().st_size > MAX_FILE:
-            raise ModelImportError(f"{path.name} has more than {MAX_FILE >> 20} MiB, the limit of an import")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelImportError(f"can't read {path.name}: {error.strerror}") from error
-
-
 def _read_zip(content: bytes) -> tuple[dict[str, Any], str, bytes]:
     """Return the description of the model, the version of Keras, and the bytes of the file of weights."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
-        _check_entries(entries)
+        check_entries(entries, _MAX_ENTRIES)
         names = {entry.filename for entry in entries}
         if lacking := {"config.json", "metadata.json"} - names:
             raise ModelImportError(f"the archive has no {min(lacking)}: it was not saved by Keras")
@@ -107,28 +89,11 @@ def _read_zip(content: bytes) -> tuple[dict[str, Any], str, bytes]:
         return config, version, _extract(archive, "model.weights.h5", MAX_FILE)
 
 
-def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
-    if len(entries) > _MAX_ENTRIES:
-        raise ModelImportError(f"the archive has {len(entries)} entries: it was not saved by Keras")
-    if len({entry.filename for entry in entries}) < len(entries):
-        raise ModelImportError("two entries of the archive have the same name")
-    for entry in entries:
-        path = PurePosixPath(entry.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in entry.filename:
-            raise ModelImportError("an entry of the archive has a path that leaves the archive")
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise ModelImportError("an entry of the archive is a symbolic link")
-        if entry.flag_bits & 1:
-            raise ModelImportError("the archive is encrypted")
-
-
 def _extract(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     """Return the bytes of an entry. Python reads no more bytes than the entry declares."""
     entry = archive.getinfo(name)
     if entry.file_size > limit:
         raise ModelImportError(f"{name} has more than {limit >> 20} MiB, the limit of an import")
-    if is_too_dense(entry.file_size, entry.compress_size):
-        raise ModelImportError(f"{name} grows more than 100-fold when it is unpacked: no Keras writes such a file")
     return archive.read(entry)
 
 

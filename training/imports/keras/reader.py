@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from foldserve.training.imports.form import Network
 from foldserve.training.imports.imported import Imported, Options
 from foldserve.training.imports.keras.archive import open_archive
 from foldserve.training.imports.keras.graph import Input, ModelReader
 from foldserve.training.imports.keras.weights import open_store
-from foldserve.training.imports.meaning import Outputs, finish, numeric_columns, typical_ranges
+from foldserve.training.imports.meaning import Outputs, interpret
 
 _REGRESSION = ("mean_", "mse", "mae", "mape", "msle", "huber", "log_cosh", "logcosh", "poisson")
 
 
 def read(path: Path, options: Options) -> Imported:
     """Read a `.keras` or `.h5` file. Raises `ModelImportError` with one line."""
+    return read_both(path, options)[0]
+
+
+def read_both(path: Path, options: Options) -> tuple[Imported, Network]:
+    """Return the imported model, and the network of the file alone, without the layers that turn logits into
+    probabilities. Raises `ModelImportError`."""
     with open_archive(path) as archive:
         reader = ModelReader(open_store(archive), archive.version.startswith("2."), options.output)
         builder, value = reader.read(archive.config)
-        network, task, labels, notes = finish(builder, value.name, options, _outputs(archive.training.get("loss")))
-    columns, named = numeric_columns(network.features, options, _names(reader.inputs))
+        imported = interpret(
+            builder,
+            value.name,
+            options,
+            framework=("Keras", archive.version),
+            file=path.name,
+            checksum=archive.sha256,
+            outputs=_outputs(archive.training.get("loss")),
+            names=_names(reader.inputs),
+        )
+        bare = builder.network(value.name)
     whole, start = set[int](), 0
     for each in reader.inputs:
         size = prod(each.shape)
         whole.update(range(start, start + size) if each.whole else ())
         start += size
-    return Imported(
-        network=network,
-        columns=columns,
-        named=named,
-        task=task,
-        labels=labels,
-        framework="Keras",
-        framework_version=archive.version,
-        file=path.name,
-        sha256=archive.sha256,
-        reference="the layers of the file in float64, before folding",
-        evaluate=network.evaluate,
-        ranges=typical_ranges(network),
-        whole=frozenset(whole),
-        notes=(*reader.notes, *notes),
-    )
+    return replace(imported, whole=frozenset(whole), notes=(*reader.notes, *imported.notes)), bare
 
 
 def _names(inputs: tuple[Input, ...]) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from foldserve.training.errors import ModelImportError
-from foldserve.training.imports.keras.archive import Archive, is_too_dense
+from foldserve.training.imports.archives import is_too_dense
+from foldserve.training.imports.keras.archive import Archive
 from foldserve.training.imports.layers import Array
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from foldserve.training.errors import ModelImportError
-from foldserve.training.imports.keras.archive import is_too_dense
+from foldserve.training.imports.archives import check_entries
 
 MAX_CALLS = 5000
 _MAX_TEXT = 2**26
+_MAX_ENTRIES = 10_000
 # The numbers of torch._export.serde.schema.ScalarType.
 _DTYPES: dict[int, Any] = {5: np.int64, 6: np.float16, 7: np.float32, 8: np.float64, 13: ml_dtypes.bfloat16}
 
@@ -68,6 +69,7 @@ def read_program(content: bytes) -> Program:
 
 
 def _read(archive: zipfile.ZipFile) -> Program:
+    check_entries(archive.infolist(), _MAX_ENTRIES)
     # The names of the entries begin with the name of the archive.
     entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
     if "models/model.json" not in entries:
@@ -76,10 +78,7 @@ def _read(archive: zipfile.ZipFile) -> Program:
         raise ModelImportError(f"models/model.json has more than {_MAX_TEXT >> 20} MiB, the limit of an import")
 
     def extract(name: str) -> bytes:
-        entry = entries[name]
-        if is_too_dense(entry.file_size, entry.compress_size):
-            raise ModelImportError(f"{name} grows more than 100-fold when it is unpacked")
-        return archive.read(entry)
+        return archive.read(entries[name])
 
     described = json.loads(extract("models/model.json"))
     graph, signature = described["graph_module"]["graph"], described["graph_module"]["signature"]

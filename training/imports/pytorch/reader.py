@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+from dataclasses import replace
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -15,22 +16,17 @@ import numpy.typing as npt
 import torch
 
 from foldserve.training.errors import ModelImportError
-from foldserve.training.imports.form import Builder, Network
-from foldserve.training.imports.imported import Evaluate, Imported, Options
-from foldserve.training.imports.keras.archive import MAX_FILE
-from foldserve.training.imports.meaning import digest, finish, numeric_columns, typical_ranges
+from foldserve.training.imports.archives import read_bytes
+from foldserve.training.imports.form import Builder
+from foldserve.training.imports.imported import Imported, Options
+from foldserve.training.imports.meaning import complete, interpret
 from foldserve.training.imports.pytorch.operators import Mapper
 from foldserve.training.imports.pytorch.program import Program, read_program
 
 
 def read(path: Path, options: Options) -> Imported:
     """Read a `.pt2` file without unpickling anything. Raises `ModelImportError` with one line."""
-    try:
-        if path.stat().st_size > MAX_FILE:
-            raise ModelImportError(f"{path.name} has more than {MAX_FILE >> 20} MiB, the limit of an import")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelImportError(f"can't read {path.name}: {error.strerror}") from error
+    content = read_bytes(path)
     return _read(read_program(content), options, path.name, sha256(content).hexdigest(), None)
 
 
@@ -86,44 +82,15 @@ def _read(program: Program, options: Options, file: str, checksum: str, original
         raise ModelImportError("the number of features of the model is not fixed: export it with a fixed number")
     builder = Builder(prod(program.shapes[program.input]))
     value = Mapper(program, builder, program.weights).run()
-    network, task, labels, notes = finish(builder, value, options, "")
-    columns, named = numeric_columns(network.features, options)
     bare = builder.network(value)
-    return Imported(
-        network=network,
-        columns=columns,
-        named=named,
-        task=task,
-        labels=labels,
-        framework="PyTorch",
-        framework_version=program.version,
-        file=file,
-        sha256=checksum or digest(network),
-        reference="PyTorch, float64"
-        if original is not None
-        else "the operators of the file in float64, before folding",
-        evaluate=network.evaluate if original is None else _original(original, network, bare),
-        ranges=typical_ranges(network),
-        notes=notes,
-    )
-
-
-def _original(module: torch.nn.Module, network: Network, bare: Network) -> Evaluate:
-    """Return a function that runs the module in float64, and then the layers that the import adds after it."""
-    names = {node.name for node in bare.nodes}
-    added = [node for node in network.nodes if node.name not in names]
+    framework = ("PyTorch", program.version)
+    imported = interpret(builder, value, options, framework=framework, file=file, checksum=checksum)
+    if original is None:
+        return imported
 
     def evaluate(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
         with torch.no_grad():
-            outputs = module(torch.from_numpy(np.asarray(rows, np.float64))).reshape(len(rows), -1).numpy()
-        if bare.output not in {name for node in added for name in node.inputs} and added:
-            # The output is a log-softmax, which the network replaces by a softmax.
-            probabilities: npt.NDArray[np.floating[Any]] = np.exp(outputs)
-            return probabilities
-        values = {bare.output: outputs}
-        for node in added:
-            values[node.name] = node.layer.apply(*(values[name] for name in node.inputs))
-        result: npt.NDArray[np.floating[Any]] = values[network.output]
-        return result
+            outputs = original(torch.from_numpy(np.asarray(rows, np.float64))).reshape(len(rows), -1).numpy()
+        return complete(bare, imported.network, outputs)
 
-    return evaluate
+    return replace(imported, reference="PyTorch, float64", evaluate=evaluate)

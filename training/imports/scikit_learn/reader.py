@@ -9,6 +9,7 @@ import copy
 import warnings
 import zipfile
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import numpy.typing as npt
 
 from foldserve.service.bundle import Label, Task
 from foldserve.training.errors import ModelImportError
+from foldserve.training.imports.archives import check_entries, read_bytes
 from foldserve.training.imports.imported import Evaluate, Imported, Options
-from foldserve.training.imports.keras.archive import MAX_FILE, is_too_dense
 from foldserve.training.imports.layers import Activation, Affine, Concat, Softmax
 from foldserve.training.imports.meaning import digest
 from foldserve.training.imports.scikit_learn.estimators import map_estimator
@@ -32,6 +33,7 @@ _DATA_TYPES = (
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
 )
+_MAX_ENTRIES = 10_000
 
 
 def read(path: Path, options: Options) -> Imported:
@@ -40,11 +42,10 @@ def read(path: Path, options: Options) -> Imported:
         from skops import io
     except ModuleNotFoundError:
         raise ModelImportError("files of skops need skops: pip install 'foldserve[train]'") from None
+    content = read_bytes(path)
     try:
-        content = path.read_bytes() if path.stat().st_size <= MAX_FILE else b""
-        with zipfile.ZipFile(path) as archive:
-            if any(is_too_dense(entry.file_size, entry.compress_size) for entry in archive.infolist()):
-                raise ModelImportError(f"{path.name} grows more than 100-fold when it is unpacked")
+        with zipfile.ZipFile(BytesIO(content)) as archive:
+            check_entries(archive.infolist(), _MAX_ENTRIES)
         if untrusted := sorted(set(io.get_untrusted_types(data=content)) - {*_DATA_TYPES}):
             raise ModelImportError(f"{path.name} has types that skops does not trust: {', '.join(untrusted)[:200]}")
         model = io.loads(content, trusted=list(_DATA_TYPES))

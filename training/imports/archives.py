@@ -1,0 +1,53 @@
+"""Reads files that are not trusted into memory, and checks the entries of zip archives. The module knows no model."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from foldserve.training.errors import ModelImportError
+
+# A dense network of 1 GiB has 268 million weights.
+MAX_FILE = 2**30
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file of at most `MAX_FILE` bytes. Raises `ModelImportError`."""
+    try:
+        if not path.is_file():
+            raise ModelImportError(f"{path}: no such file")
+        if path.stat().st_size > MAX_FILE:
+            raise ModelImportError(f"{path.name} has more than {MAX_FILE >> 20} MiB, the limit of an import")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelImportError(f"can't read {path.name}: {error.strerror}") from error
+
+
+def is_too_dense(size: int, stored: int) -> bool:
+    """Whether `stored` bytes claim to expand to more than 64 MiB and more than 100 times their size."""
+    return size > 2**26 and size > 100 * stored
+
+
+def check_entries(entries: Sequence[zipfile.ZipInfo], limit: int) -> None:
+    """Refuse an archive that no framework writes: too many or too large entries, or names that leave the archive.
+
+    limit: the largest number of entries. All entries together have at most `MAX_FILE` bytes. Raises `ModelImportError`.
+    """
+    if len(entries) > limit:
+        raise ModelImportError(f"the archive has {len(entries)} entries; a model has at most {limit}")
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise ModelImportError("two entries of the archive have the same name")
+    for entry in entries:
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in entry.filename:
+            raise ModelImportError("an entry of the archive has a path that leaves the archive")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ModelImportError("an entry of the archive is a symbolic link")
+        if entry.flag_bits & 1:
+            raise ModelImportError("the archive is encrypted")
+        if is_too_dense(entry.file_size, entry.compress_size):
+            raise ModelImportError(f"{path.name} grows more than 100-fold when it is unpacked")
+    if sum(entry.file_size for entry in entries) > MAX_FILE:
+        raise ModelImportError(f"the archive has more than {MAX_FILE >> 20} MiB when it is unpacked")
