@@ -6,7 +6,6 @@ A checkpoint is loaded with `weights_only=True`, so no code of the file runs. Th
 from __future__ import annotations
 
 import io
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -75,12 +74,12 @@ def _load_checkpoint(content: bytes, name: str) -> Tensors:
         if any("/code/" in entry.filename for entry in entries):
             raise ModelImportError(f"{name} is TorchScript, which has code: save it with torch.export.save, as .pt2")
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelImportError(f"{name} has objects, and loading them would run their code: {_TENSORS}") from error
     except ModelImportError:
         raise
     except Exception as error:
-        # PyTorch raises many kinds of errors for a damaged file.
+        # PyTorch raises many kinds of errors for a damaged file, and this one for anything but tensors.
+        if type(error).__name__ == "UnpicklingError":
+            raise ModelImportError(f"{name} has objects, and loading them would run their code: {_TENSORS}") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelImportError(f"{name} is damaged: {reason}") from error
     parts = [loaded, *(loaded.get(key) for key in _KEYS)] if isinstance(loaded, Mapping) else []
