@@ -32,7 +32,7 @@ UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --gene
 
 .PHONY: help demo check audit sbom test test-slow test-soak test-fleet test-clients test-keras test-page test-ray fuzz
 .PHONY: test-uvicorn test-gpu test-gpu-wheel test-cuda-harness kube-check install format lint docs proto
-.PHONY: sentences bench bench-gpu bench-gate bench-training bench-overload bench-ablation bench-scoring
+.PHONY: sentences bench bench-grpc bench-gpu bench-gate bench-training bench-overload bench-ablation bench-scoring
 .PHONY: bench-folding image image-gpu image-trainer image-check image-pin lock clean
 
 help: ## Show this list
@@ -166,6 +166,9 @@ test-gpu: $(GPU)/installed ## Test serving and training on a GPU
 
 bench: install ## Compare foldserve with other model servers; needs wrk
 	$(BIN)/python benchmarks/serving.py $(ARGS)
+
+bench-grpc: install ## Compare foldserve over gRPC with MLServer and Triton; needs h2load and wrk
+	$(BIN)/python benchmarks/rpc.py $(ARGS)
 
 bench-gate: install ## Count the instructions of a request, and compare them with benchmarks/gate.json; needs valgrind
 	$(BIN)/python benchmarks/gate.py $(ARGS)

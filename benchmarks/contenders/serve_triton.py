@@ -1,5 +1,5 @@
 """Serves the model with Triton from nvidia-pytriton, with ONNX Runtime in a Python function: `python serve_triton.py
-PORT MODEL`.
+PORT MODEL [GRPC_PORT]`.
 
 The package does not contain Triton's own ONNX Runtime backend, so this comparison does not measure that backend.
 """
@@ -30,8 +30,15 @@ def main() -> None:
     # The Python backend of Triton links libpython. Without this path, it would load the libpython of the system, which
     # is another patch release.
     os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
+    grpc_port = int(sys.argv[3]) if len(sys.argv) > 3 else None
     config = TritonConfig(
-        http_address="127.0.0.1", http_port=int(sys.argv[1]), allow_grpc=False, allow_metrics=False, log_verbose=0
+        http_address="127.0.0.1",
+        http_port=int(sys.argv[1]),
+        allow_grpc=grpc_port is not None,
+        grpc_address="127.0.0.1",
+        grpc_port=grpc_port,
+        allow_metrics=False,
+        log_verbose=0,
     )
     with Triton(config=config) as triton:
         triton.bind(

@@ -38,13 +38,24 @@ class Server:
                 total += sum(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmRSS"))
         return total * 1024 / 1e6
 
+    def processor_seconds(self) -> float:
+        """Return the processor time of all processes of the server so far, in seconds, with that of the kernel."""
+        ticks = 0
+        for member in _process_tree(self.process):
+            with suppress(OSError):  # the process has just ended
+                fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
 
 @contextmanager
-def running(program: Sequence[str], port: int, ready: str, *, core: int | None, log: Path) -> Iterator[Server]:
+def running(
+    program: Sequence[str], port: int, ready: str, *, core: int | None, log: Path, timeout: float = READY_TIMEOUT
+) -> Iterator[Server]:
     """Run a server until the `with` block ends.
 
     ready: the path that answers 200 once the server is ready. core: the only core that the server may use; None for all
-    cores. Raises `StartError` if the server is not ready in time, or ends before it is ready.
+    cores. Raises `StartError` if the server is not ready in `timeout` seconds, or ends before it is ready.
     """
     command = program if core is None else pinned(core, program)
     with log.open("wb") as output:
@@ -54,7 +65,7 @@ def running(program: Sequence[str], port: int, ready: str, *, core: int | None, 
         )
     try:
         while not _is_ready(port, ready):
-            if process.poll() is not None or time.perf_counter() - start > READY_TIMEOUT:
+            if process.poll() is not None or time.perf_counter() - start > timeout:
                 raise StartError(f"did not start: {_last_line(log)}")
             time.sleep(0.005)
         yield Server(process.pid, port, time.perf_counter() - start)

@@ -80,6 +80,22 @@ def test_the_ports_are_those_of_the_settings_and_of_the_services() -> None:
     assert targets == allowed == set(PORTS)
 
 
+def test_the_component_of_grpc_adds_one_port_to_the_server_the_service_and_the_policy() -> None:
+    folder = KUBERNETES / "components/grpc"
+    patches = yaml.safe_load((folder / "kustomization.yaml").read_text())["patches"]
+    added = {one["target"]["kind"]: yaml.safe_load(one["patch"])[0]["value"] for one in patches if "target" in one}
+    (container,) = resources(folder)["Deployment", "foldserve"]["spec"]["template"]["spec"]["containers"]
+    service = resources(folder)["Service", "foldserve-grpc"]["spec"]
+    (name,) = [
+        port["name"] for port in container["ports"] if added["Deployment"] == f"--grpc-port={port['containerPort']}"
+    ]
+    assert [port["targetPort"] for port in service["ports"]] == [name] == [added["NetworkPolicy"]["port"]]
+    assert "grpc_port" in Settings.model_fields
+    (labels,) = yaml.safe_load((KUBERNETES / "base/kustomization.yaml").read_text())["labels"]
+    assert service["selector"] == labels["pairs"]
+    assert "\ngrpcio==" in (ROOT / "requirements/cpu.txt").read_text()
+
+
 def test_the_pod_may_finish_its_requests_before_it_is_killed() -> None:
     assert (
         POD["terminationGracePeriodSeconds"]
@@ -180,3 +196,11 @@ def test_kserve_scrapes_the_port_of_the_server() -> None:
     assert f"--http_port={port['containerPort']}" in container["args"]
     assert RUNTIME["annotations"]["prometheus.kserve.io/port"] == str(port["containerPort"])
     assert {container[probe]["httpGet"]["port"] for probe in PROBES[1:]} == {port["containerPort"]}
+
+
+def test_the_runtime_of_grpc_differs_only_in_its_port() -> None:
+    (container,) = RUNTIME["containers"]
+    runtime = resources(KSERVE)["ClusterServingRuntime", "foldserve-grpc"]["spec"]
+    ports = [{"name": "h2c", "containerPort": 9000, "protocol": "TCP"}]  # the name that Knative reads
+    changed = {**container, "args": [*container["args"], "--grpc-port=9000"], "ports": ports}
+    assert runtime == {**RUNTIME, "protocolVersions": ["grpc-v2"], "containers": [changed]}

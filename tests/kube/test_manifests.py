@@ -27,7 +27,7 @@ VERSIONS = ("1.33", "1.35", "1.37")
 
 OVERLAYS = [path.name for path in sorted((KUBERNETES / "overlays").iterdir())]
 MODELS = ("models-image", "models-init", "models-volume")
-OTHERS = ("keda", "monitoring")
+OTHERS = ("grpc", "keda", "monitoring")
 COMBINATIONS = [(overlay, components) for overlay in OVERLAYS for components in [(), *((x, *OTHERS) for x in MODELS)]]
 NAMES = ["+".join((overlay, *components)) for overlay, components in COMBINATIONS]
 
