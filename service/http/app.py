@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from copy import deepcopy
 from functools import lru_cache
@@ -90,7 +91,8 @@ def _add_metrics(app: FastAPI, service: Service, metrics: PrometheusMetrics) -> 
     @requires(Scope.METRICS)
     async def scrape() -> Response:
         await service.quality.refresh_metrics()
-        return Response(metrics.scrape(), media_type=CONTENT_TYPE.decode())
+        metrics.flush()
+        return Response(await asyncio.to_thread(metrics.text), media_type=CONTENT_TYPE.decode())
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:

@@ -128,7 +128,7 @@ class _BatchMetrics:
 
     def flush(self) -> None:
         pending, self._pending = self._pending, []
-        if not pending:
+        if not pending:  # a server may have thousands of models without requests
             return
         m, labels = self._metrics, self.labels
         rows, seconds, waited = zip(*pending, strict=True)
@@ -388,18 +388,27 @@ class PrometheusMetrics(Metrics):
         quality = QualityCollector(lambda: self._own_figures())
         return lambda: itertools.chain(self.registry.collect(), quality.collect())
 
-    def scrape(self) -> bytes:
-        """Return all metrics in Prometheus's text format. Those of drift and quality are those of `set_figures`."""
-        self.flush()
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus's text format, as of the last `flush`. Any thread may call it.
+
+        The metrics of drift and quality are those of `set_figures`. The text of a thousand models takes a second, so call it outside the event loop.
+        """
         text: bytes = generate_latest(self._scraped)
         quality: bytes = generate_latest(self._quality)
         return text + quality
 
     def totals(self, models: Sequence[tuple[str, str]]) -> list[Totals]:
-        """Return the totals of each model over all workers. models: names and versions."""
-        self.flush()
-        samples = [sample for family in self._scraped.collect() for sample in family.samples]
-        return [_totals([s for s in samples if (s.labels.get("model"), s.labels.get("version")) == m]) for m in models]
+        """Return the totals of each model over all workers, as of the last `flush`. Any thread may call it.
+
+        models: names and versions. Call it outside the event loop, as `text`.
+        """
+        samples: dict[tuple[str, str], list[Sample]] = {model: [] for model in models}
+        for family in self._scraped.collect():
+            for sample in family.samples:
+                found = samples.get((sample.labels.get("model", ""), sample.labels.get("version", "")))
+                if found is not None:
+                    found.append(sample)
+        return [_totals(samples[model]) for model in models]
 
 
 def _totals(samples: Iterable[Sample]) -> Totals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from importlib.metadata import version
@@ -149,7 +150,9 @@ class Servicer:
             raise InvalidInput("this server has no metrics, because --no-metrics is set")
         models = [self._find(request.name, request.version)] if request.name else self._repository.ready_models()
         models = list(models)
-        totals = metrics.totals([(model.manifest.name, str(model.manifest.version)) for model in models])
+        metrics.flush()
+        names = [(model.manifest.name, str(model.manifest.version)) for model in models]
+        totals = await asyncio.to_thread(metrics.totals, names)
         stats = [oip_documents.statistics(m.manifest, t) for m, t in zip(models, totals, strict=True)]
         return ParseDict({"model_stats": stats}, pb.ModelStatisticsResponse(), ignore_unknown_fields=True)
 

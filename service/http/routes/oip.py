@@ -5,6 +5,7 @@ This module knows the protocol's paths and JSON shapes, and computes nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -155,14 +156,16 @@ def _add_infer(routes: APIRouter, repository: Repository) -> None:
 def _add_statistics(routes: APIRouter, repository: Repository, metrics: PrometheusMetrics) -> None:
     refused = error_responses(errors.UnknownModel, errors.ModelNotReady)
 
-    def statistics(*models: Model) -> dict[str, Any]:
-        totals = metrics.totals([(model.manifest.name, str(model.manifest.version)) for model in models])
+    async def statistics(*models: Model) -> dict[str, Any]:
+        metrics.flush()
+        names = [(model.manifest.name, str(model.manifest.version)) for model in models]
+        totals = await asyncio.to_thread(metrics.totals, names)
         return {"model_stats": [oip_documents.statistics(m.manifest, t) for m, t in zip(models, totals, strict=True)]}
 
     @routes.get("/v2/models/stats", tags=["models"], summary="The statistics of all models")
     @requires(Scope.METRICS)
     async def of_all() -> dict[str, Any]:
-        return statistics(*repository.ready_models())
+        return await statistics(*repository.ready_models())
 
     @routes.get(
         "/v2/models/{model:name}/stats",
@@ -172,7 +175,7 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Promethe
     )
     @requires(Scope.METRICS)
     async def of_newest(model: str) -> dict[str, Any]:
-        return statistics(repository.find(model))
+        return await statistics(repository.find(model))
 
     @routes.get(
         "/v2/models/{model:name}/versions/{version}/stats",
@@ -182,4 +185,4 @@ def _add_statistics(routes: APIRouter, repository: Repository, metrics: Promethe
     )
     @requires(Scope.METRICS)
     async def of_version(model: str, version: str) -> dict[str, Any]:
-        return statistics(repository.find(model, parse_version(version)))
+        return await statistics(repository.find(model, parse_version(version)))
