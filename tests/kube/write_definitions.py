@@ -30,7 +30,9 @@ def structural(schema: Any) -> Any:
     if schema.get("type") == "object" and not {"properties", "additionalProperties"} & schema.keys():
         return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     return {
-        key: {name: structural(value) for name, value in content.items()} if key == "properties" else structural(content)
+        key: {name: structural(value) for name, value in content.items()}
+        if key == "properties"
+        else structural(content)
         for key, content in schema.items()
         if not (key == "additionalProperties" and content is False)
     }

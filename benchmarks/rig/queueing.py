@@ -1,0 +1,65 @@
+"""Simulates servers behind a load balancer, with the rule of the batcher.
+
+Assumptions: requests arrive at random (Poisson). The balancer sends each request to a replica at random, with given
+shares. A replica has one core, and does one turn after the other. A turn takes all requests that wait, up to
+`max_batch`, and its length is `fixed` + `each` for every request. All responses of a turn leave at its end. Nothing is
+refused, and the network takes no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The times of one replica in seconds. law: whether a turn takes exactly its time, or an exponential time."""
+
+    fixed: float
+    each: float
+    max_batch: int
+    law: Literal["constant", "exponential"] = "constant"
+
+    def capacity(self) -> float:
+        """Return the largest number of requests a second."""
+        return self.max_batch / (self.fixed + self.each * self.max_batch)
+
+
+def latencies(replica: Replica, rate: float, count: int, *, shares: Sequence[float] = (1.0,), seed: int = 0) -> Array:
+    """Return the seconds from arrival to response of each of `count` requests, which arrive at `rate` a second.
+
+    shares: the share of the requests for each replica. The first tenth of the requests is left out, because the queues
+    begin empty.
+    """
+    random = np.random.default_rng(seed)
+    arrivals = np.cumsum(random.exponential(1 / rate, count))
+    place = random.choice(len(shares), count, p=np.array(shares) / sum(shares))
+    found = np.empty(count)
+    for number in range(len(shares)):
+        mine = np.flatnonzero(place == number)
+        found[mine] = _one(replica, arrivals[mine], random)
+    return found[count // 10 :]
+
+
+def _one(replica: Replica, arrivals: Array, random: np.random.Generator) -> Array:
+    """Return the seconds of the requests of one replica. arrivals: sorted."""
+    times = arrivals.tolist()
+    count, first, free = len(times), 0, 0.0
+    ends: list[float] = []
+    while first < count:
+        start = max(free, times[first])
+        last = first + 1
+        while last < count and last - first < replica.max_batch and times[last] <= start:
+            last += 1
+        length = replica.fixed + replica.each * (last - first)
+        free = start + (random.exponential(length) if replica.law == "exponential" else length)
+        ends += [free] * (last - first)
+        first = last
+    return np.array(ends) - arrivals
