@@ -11,6 +11,7 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,19 +63,20 @@ class _Client:
 
 
 class Load:
-    """Sends requests on kept connections to one server on this machine.
+    """Sends requests on kept connections to servers on this machine, which get the same number of connections each.
 
     broken: connections that the server has closed.
     """
 
-    def __init__(self, port: int, connections: int) -> None:
+    def __init__(self, ports: int | Sequence[int], connections: int) -> None:
+        ports = [ports] if isinstance(ports, int) else ports
         self._poll = select.epoll()
         self._clients: dict[int, _Client] = {}
         self._idle: deque[_Client] = deque()
         self._busy = 0
         self.broken = 0
-        for _ in range(connections):
-            connection = socket.create_connection(("127.0.0.1", port))
+        for index in range(connections):
+            connection = socket.create_connection(("127.0.0.1", ports[index % len(ports)]))
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client = _Client(connection)

@@ -32,7 +32,7 @@ class Server:
         A shared page counts once for each process.
         """
         total = 0
-        for member in process_tree(self.process):
+        for member in _process_tree(self.process):
             with suppress(OSError):  # the process has just ended
                 status = Path(f"/proc/{member}/status").read_text()
                 total += sum(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmRSS"))
@@ -41,7 +41,7 @@ class Server:
     def processor_seconds(self) -> float:
         """Return the processor time of all processes of the server so far, in seconds, with that of the kernel."""
         ticks = 0
-        for member in process_tree(self.process):
+        for member in _process_tree(self.process):
             with suppress(OSError):  # the process has just ended
                 fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])
@@ -98,7 +98,7 @@ def _last_line(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    members = process_tree(process.pid)
+    members = _process_tree(process.pid)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(20)
@@ -119,7 +119,7 @@ def _is_alive(process: int) -> bool:
         return False
 
 
-def process_tree(process: int) -> list[int]:
+def _process_tree(process: int) -> list[int]:
     """List a process and then all of its descendants."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -220,6 +220,7 @@ def test_samples_above_the_limit_of_memory_are_dropped(tmp_path: Path) -> None:
     recorder.add("small", np.ones((3, 2), np.float32), np.zeros((3, 1), np.float32))
     log.close()
     assert pq.read_table(tmp_path / "log")["request_id"].to_pylist() == ["small"] * 3
-    text = metrics.scrape().decode()
+    metrics.flush()
+    text = metrics.text().decode()
     assert 'foldserve_prediction_log_rows_total{outcome="written"} 3.0' in text
     assert 'foldserve_prediction_log_rows_total{outcome="dropped"} 1.6777216e+07' in text
