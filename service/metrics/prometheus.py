@@ -391,7 +391,8 @@ class PrometheusMetrics(Metrics):
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format, as of the last `flush`. Any thread may call it.
 
-        The metrics of drift and quality are those of `set_figures`. The text of a thousand models takes a second, so call it outside the event loop.
+        The metrics of drift and quality are those of `set_figures`. The text of a thousand models takes a second, so
+        call it outside the event loop.
         """
         text: bytes = generate_latest(self._scraped)
         quality: bytes = generate_latest(self._quality)
