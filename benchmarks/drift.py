@@ -1,4 +1,5 @@
-"""Measures the cost of the drift and of the remembered predictions: `python benchmarks/drift.py`; needs wrk.
+"""Measures the cost of counting rows for the drift, and of remembering predictions for labels: `python
+benchmarks/drift.py`; needs wrk.
 
 It compares processor times and rates as observability.py does: in each round, every server gets the same load, one
 after the other.

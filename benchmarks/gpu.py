@@ -3,8 +3,8 @@
 One run has four parts. The first part measures the limits of the hardware, with matrix products and with copies between
 host and device. The second part checks the contenders, times them in turns from host memory to host memory, and checks
 them again. The third part measures the kernels and the time that folding saves. The last part measures the service over
-HTTP. `--part` runs the last part alone, or the other parts. `--dry` runs everything on the CPU with tiny sizes. Such a
-run tests the program and measures nothing.
+HTTP. `--part service` runs only the last part, and `--part runtime` runs only the other three. `--dry` runs everything
+on the CPU with tiny sizes. Such a run tests the program and measures nothing.
 """
 
 from __future__ import annotations
@@ -139,7 +139,10 @@ def _bench(plan: Plan, device: Device, folder: Path, chosen: argparse.Namespace)
 
 
 def _ceilings_and_contenders(bench: Bench) -> None:
-    """Measure the contenders in each precision, and matrix products of the precision right before and after them."""
+    """Measure the contenders in each precision.
+
+    Matrix products are measured right before and right after the contenders.
+    """
     plan, results = bench.plan, bench.results
     small, wide = bench.nets
     with note_failure(results.note, "copies", "host and device"):

@@ -25,7 +25,7 @@ servers.READY_TIMEOUT = 300
 
 
 class Load(NamedTuple):
-    """A load. headers: of each request."""
+    """A load. headers: the headers of each request."""
 
     title: str
     body: bytes

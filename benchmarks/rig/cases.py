@@ -123,7 +123,7 @@ OURS_BINARY_ROW, OURS_BINARY = case("foldserve", "binary", ROW), case("foldserve
 
 
 def _ahead(name: str, title: str) -> tuple[Target, Target]:
-    """Return the targets of being ahead of another server, in rate and in latency."""
+    """Return two targets: a higher rate and a lower latency than another server."""
     return (
         Target(f"1 row, 32 connections: rows/s ÷ {title}", OURS[ROW], case(name, "json", ROW), 1),
         Target(

@@ -195,8 +195,8 @@ class Provenance(FrozenModel):
 class ImportedModel(FrozenModel):
     """The model that another framework trained, and that was imported.
 
-    version: of the framework, empty if the model does not record it. file: the name of the file, or the class of an
-    object in memory. sha256: of the file, or of the weights of an object.
+    version: the version of the framework, empty if the model does not record it. file: the name of the file, or the
+    class of an object in memory. sha256: the hash of the file, or of the weights of an object.
     """
 
     framework: str

@@ -30,7 +30,7 @@ class Question(BaseModel):
     """A question for every process.
 
     snapshots: return the snapshots of all models, or of the model `name`. label: count the labels of `entries`. reset:
-    begin the windows of the model again.
+    start new windows for the model.
     """
 
     kind: Literal["snapshots", "label", "reset"]
@@ -66,7 +66,7 @@ class LiveQuality:
         return describe(model.monitor, (await self._snapshots(name)).get(_key(model), ()))
 
     async def label(self, name: str, body: bytes | bytearray) -> FeedbackAnswer:
-        """Count labels. body: of the request. Raises `UnknownModel`, `InvalidInput` and `DeadlinePassed`."""
+        """Count labels. body: the body of the request. Raises `UnknownModel`, `InvalidInput` and `DeadlinePassed`."""
         models = self._models(name)
         entries = read_feedback(body, [model.manifest for model in models])
         answers = await self._ask(Question(kind="label", name=name, entries=entries))
@@ -83,12 +83,12 @@ class LiveQuality:
         return answer
 
     async def reset(self, name: str) -> None:
-        """Begin the windows of all versions of a model again. Raises `UnknownModel` and `DeadlinePassed`."""
+        """Start new windows for all versions of a model. Raises `UnknownModel` and `DeadlinePassed`."""
         self._repository.model(name)
         await self._ask(Question(kind="reset", name=name))
 
     async def refresh_metrics(self) -> None:
-        """Set the metrics of drift and quality. If a process does not answer, they are left out."""
+        """Set the metrics of drift and quality. If a process does not answer, the metrics are left out."""
         figures: list[Figure] = []
         try:
             by_key = await self._snapshots(None)

@@ -13,7 +13,7 @@ import numpy as np
 from foldserve.service.arrays import Outputs, Rows, Run
 
 # A batch of at most _SMALL_BATCH rows is not written to the arrays at once. _MAX_PENDING such batches are written
-# together, which costs a fraction of one write for each batch.
+# together, because one large write is cheaper than many small ones.
 _SMALL_BATCH = 32
 _MAX_PENDING = 64
 
@@ -21,10 +21,10 @@ _MAX_PENDING = 64
 class LiveRows:
     """The last rows that a model has answered. size: the number of rows to keep; with 0, no row is kept.
 
-    ignored: float32 [1, features]; a batch that is this very array is not kept, because it comes from a check of the
-    server itself.
+    ignored: float32 [1, features]; a batch that is this same array object is not kept, because it comes from a check by
+    the server itself.
 
-    A new row replaces the oldest row. From a batch larger than `size`, evenly spaced rows are kept.
+    A new row replaces the oldest row. If a batch has more rows than `size`, evenly spaced rows of it are kept.
     """
 
     def __init__(self, ignored: Rows, outputs: int, size: int) -> None:

@@ -42,7 +42,7 @@ class LastRun:
 
 
 class ErrorListener(Protocol):
-    """Gets the errors of exchanges without a record. request_id: of the current request."""
+    """Gets the errors of exchanges without a record. request_id: the id of the current request."""
 
     request_id: bytes
 

@@ -20,7 +20,7 @@ _TIMED_RUNS = 5
 
 
 def compare(old: Model, new: Model, trial: Trial) -> Outcome:
-    """Compare two versions. The outcome has the reason why `new` may not replace `old`, if its interface decides that.
+    """Compare two versions. If the interface of `new` forbids that it replaces `old`, the outcome has the reason.
 
     Otherwise the outcome has the changes of the answers, if the trial asks for them.
     """

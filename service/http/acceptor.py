@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 log = logging.getLogger("foldserve")
 
-# The largest number of connections that are accepted in one turn. After these, the event loop serves the open
-# connections.
+# The largest number of connections that are accepted in one turn. Then the event loop serves the open connections,
+# before it accepts more.
 _MAX_PER_TURN = 64
-# The same number for one of several workers. It is small, so that the other workers accept connections of the same
-# client: the connections of its pool often arrive together and stay open. A busy worker has long turns, so it accepts
+# The same number if there are several workers. A client often opens all connections of its pool at once and keeps them
+# open. The number is small, so that other workers accept some of them. A busy worker has long turns, so it accepts
 # fewer connections than an idle worker.
 _MAX_PER_TURN_OF_WORKER = 2
 # Seconds until the next try when the process or the machine has no descriptor or memory for a connection.

@@ -15,7 +15,10 @@ from foldserve.service.http.line import Line
 
 @dataclass
 class _Question:
-    """A question without all answers. asker, number: the worker that asks, and its number. missing: who must answer."""
+    """A question that lacks answers.
+
+    asker, number: the worker that asks, and its number. missing: workers yet to answer.
+    """
 
     asker: Line
     number: int
@@ -31,7 +34,7 @@ class Questions:
         self._numbers = itertools.count(1)
 
     def ask(self, text: str, asker: Line, number: int, workers: Iterable[Line]) -> None:
-        """Ask all workers. asker, number: the worker that asks, and the number of its message."""
+        """Ask all workers. asker: the worker that asks. number: the number of its message."""
         own = next(self._numbers)
         self._waiting[own] = _Question(asker, number, list(workers))
         for line in self._waiting[own].missing:

@@ -60,7 +60,7 @@ def run(settings: Settings) -> None:
     with bind(settings) as listeners:
 
         def announce(text: str) -> None:
-            warn_if_open(settings, listeners)  # only now, so that a server that can't start logs one line
+            warn_if_open(settings, listeners)  # not earlier: a server that can't start logs only one line
             _print(text)
 
         # Load the certificates first, so that an error in a file comes at once.
@@ -243,7 +243,7 @@ def _log_to_stderr(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(settings.log_format))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    # The log says which models change, but not that some file has changed.
+    # Changed models are logged elsewhere; watchfiles would also log each changed file.
     logging.getLogger("watchfiles").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
     # This module logs the same events as uvicorn.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))

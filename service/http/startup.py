@@ -30,7 +30,7 @@ _MAX_RETRY = 30
 
 
 class StartupResponder:
-    """Responds on the listeners from `start` to `stop`. tls: of each listener; None without TLS.
+    """Responds on the listeners from `start` to `stop`. tls: the certificates of each listener; None without TLS.
 
     Each response closes its connection, so that the next request of the client reaches the server itself.
     """
@@ -53,7 +53,7 @@ class StartupResponder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Accept no more connections. Connections that wait in the kernel are left to the server.
+        """Accept no more connections. The server accepts the connections that still wait in the kernel.
 
         The thread goes on until the last accepted connection ends, for some seconds at most.
         """
@@ -85,7 +85,7 @@ class StartupResponder:
         for server in servers:
             server.close()
         self._stopped.set()
-        await asyncio.sleep(0)  # connections that were accepted last begin
+        await asyncio.sleep(0)  # the tasks of the last connections begin
         if self._connections:
             await asyncio.wait(self._connections, timeout=_CONNECTION_SECONDS + _JOIN_SECONDS)
 
@@ -114,7 +114,7 @@ class StartupResponder:
     def _reply(self, path: bytes) -> Reply:
         if path == b"/v2/health/live":
             return Reply(200, (JSON,), orjson.dumps({"live": True}))
-        # Nobody knows how long the load will take. A client should wait for as long again as the load has taken.
+        # Nobody knows how long the load will take. So a client should wait as long as the load has taken so far.
         seconds = min(_MAX_RETRY, max(1, math.ceil(time.monotonic() - self._since)))
         reply = failure(503, "the server is loading its models for the first time", seconds)
         name = {b"/v2/health/ready": "ready", b"/v2/health/started": "started"}.get(path)

@@ -35,7 +35,7 @@ class WorkerControl:
         self._line = line
         self._changes: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        # What the supervisor will send, by the number of the message that asks for it.
+        # The replies that the supervisor has yet to send, by the number of the message that asks for each.
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._answer: Callable[[str], str] = str
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,7 +109,7 @@ class WorkerControl:
         self._answer = answer
 
     async def ask(self, question: str) -> Sequence[str]:
-        """Return the answers of all workers that serve, with that of this worker."""
+        """Return the answers of all workers that serve, including this worker."""
         answers: list[str] = await self._request("ask", question)
         return answers
 

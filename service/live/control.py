@@ -46,7 +46,7 @@ class Control(Protocol):
         """Answer the questions of all processes with this function. It is called on the event loop of `follow`."""
 
     async def ask(self, question: str) -> Sequence[str]:
-        """Return the answers of all processes that serve, with that of this process."""
+        """Return the answers of all processes that serve, including this process."""
 
 
 class _Alone:

@@ -75,7 +75,7 @@ class Coordinator:
         self._wishes: queue.SimpleQueue[tuple[Command, Future[None]] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._unreadable = ""
-        self._unused: set[str] = set()  # the sentences about the policy that the log has
+        self._unused: set[str] = set()  # warnings about the policy that were logged
         self.plan = Plan()
 
     # --- for any thread -----------------------------------------------------------------------------------------------

@@ -156,7 +156,10 @@ class Policies:
         return {name for name, policy in before.items() if self.of(name) != policy}
 
     def unused(self, found: Mapping[str, Collection[int]]) -> list[str]:
-        """Return a sentence for each model and each label of the file that does not exist. found: versions by model."""
+        """Return a warning for each model and each version that the file names and that does not exist.
+
+        found: versions by model.
+        """
         sentences = []
         for name, policy in self._content.models.items():
             if name not in found:

@@ -119,8 +119,8 @@ class Metrics:
     def for_quality(self, own_figures: Callable[[], Iterable[Figure]]) -> None:
         """Publish the metrics of drift and quality.
 
-        own_figures: returns those of this process, on any thread. Exporters that send the metrics of each process call
-        it.
+        own_figures: returns the metrics of this process; any thread may call it. Exporters that send the metrics of
+        each process call it.
         """
 
     def set_figures(self, figures: Iterable[Figure]) -> None:

@@ -391,8 +391,8 @@ class PrometheusMetrics(Metrics):
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format, as of the last `flush`. Any thread may call it.
 
-        The metrics of drift and quality are those of `set_figures`. The text of a thousand models takes a second, so
-        call it outside the event loop.
+        `set_figures` has set the metrics of drift and quality. The text of a thousand models takes a second, so call
+        this method outside the event loop.
         """
         text: bytes = generate_latest(self._scraped)
         quality: bytes = generate_latest(self._quality)

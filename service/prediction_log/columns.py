@@ -34,8 +34,9 @@ class Sample:
 class LogColumns:
     """The columns of one version of a model. excluded: the names of columns that are left out.
 
-    A feature keeps its name. If a feature has the name of another column, an underscore follows the name of the other
-    column. renamed: the names of such columns, before and after. unknown: names in `excluded` that no column has.
+    A feature keeps its name. If a feature has the name of a column of the log, that column gets an underscore at the
+    end of its name. renamed: the names of such columns, before and after. unknown: names in `excluded` that no column
+    has.
     """
 
     def __init__(self, manifest: Manifest, excluded: Collection[str]) -> None:

@@ -104,7 +104,10 @@ class PredictionLog:
         self._thread.start()
 
     def open(self, manifest: Manifest) -> Recorder:
-        """Return the recorder of one version. Log the columns that differ from what the operator may expect."""
+        """Return the recorder of one version.
+
+        Log a warning for each renamed column, and for each excluded column that does not exist.
+        """
         columns = LogColumns(manifest, self._excluded)
         name = f"{manifest.name}/{manifest.version}"
         for before, after in columns.renamed.items():

@@ -59,8 +59,8 @@ class Piece(NamedTuple):
 class CutDocument:
     """A document whose long array was cut out.
 
-    around: the parsed document, with a mark in place of the array; `is_cut` recognises the mark. elements: the sum over
-    all pieces.
+    around: the parsed document, with a mark in place of the array; `is_cut` recognises the mark. elements: the number
+    of elements in all pieces.
     """
 
     around: Any
@@ -88,7 +88,10 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
 
 
 def has_booleans(text: bytes | bytearray) -> bool:
-    """Return whether true or false is in the text. The search for one letter is fast, and often rules them out."""
+    """Return whether true or false is in the text.
+
+    The search for one letter is fast, and often shows that both are absent.
+    """
     return (_U in text and b"true" in text) or (_F in text and b"false" in text)
 
 

@@ -84,7 +84,7 @@ class Columns:
         """Read the numbers of whole rows, one row after the other, as float32 [rows, features].
 
         Booleans and categories are codes, and a missing value is None. first_row: the index of the first row in the
-        request. booleans: whether a value may be true or false, which is refused. Raises `InvalidInput`.
+        request. booleans: whether `values` may contain true or false; they are refused. Raises `InvalidInput`.
         """
         rows = self._from_json_numbers(values, first_row, booleans=booleans)
         self._check_codes(rows, first_row)

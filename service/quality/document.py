@@ -18,9 +18,9 @@ from foldserve.service.quality.monitor import Monitor, Snapshot
 from foldserve.service.quality.stability import LARGE, LEAST_ROWS, MODERATE, Judgement, State
 from foldserve.service.quality.tally import Sum
 
-# With fewer labels, nothing is said about the quality.
+# With fewer labels, there is no judgement about the quality.
 LEAST_LABELS = 100
-# The states of a model, the most important first. A model has the first state that one of its features has.
+# The states of a model, the most serious first. The state of a model is the first of these that a feature has.
 _ORDER: tuple[State, ...] = (
     *("drift", "moderate drift", "too few rows", "too few training rows", "stable", "no training histogram"),
 )
@@ -86,9 +86,9 @@ class Quality(BaseModel):
 class Drift(BaseModel):
     """The drift of one version.
 
-    `state`: the most important state of a feature; `off` if the server does not count. `rows`: the rows that the model
-    has answered in the window. `counted`: the rows of them that were counted; `sampled` says whether they are a sample.
-    `since`: the beginning of the window. `notes`: remarks in words.
+    `state`: the most serious state among the features; `off` if the server does not count. `rows`: the rows that the
+    model has answered in the window. `counted`: the rows of them that were counted; `sampled` says whether they are a
+    sample. `since`: the beginning of the window. `notes`: remarks in words.
     """
 
     model: str

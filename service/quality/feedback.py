@@ -23,7 +23,7 @@ from foldserve.service.telemetry.trace_context import safe_id
 _MEMBERS = {"request_id", "labels"}
 _NUMBERS = (int, float)
 
-# Why the labels of an entry do not count, or not all of them. The last reason is the strongest.
+# Why some labels of an entry do not count. Of several reasons, the answer gives the last one in this order.
 Problem = Literal["unknown", "", "repeated", "mismatched"]
 _ORDER: tuple[Problem, ...] = ("unknown", "", "repeated", "mismatched")
 

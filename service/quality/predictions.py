@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from foldserve.service.arrays import Outputs
 
-# Predictions wait in a list until they are this many, because it is cheaper to store many at once.
+# Predictions wait in a list until the list has this length, because it is cheaper to store many at once.
 _MAX_WAITING = 128
 # The largest number of bytes of an id. `safe_id` accepts no longer ones.
 _MAX_ID = 128
@@ -44,7 +44,10 @@ class Predictions:
         self._waiting: list[tuple[bytes, Outputs]] = []
 
     def add(self, request_id: bytes, outputs: Outputs) -> None:
-        """Remember the outputs of one request. request_id: the header, which may be unsafe and is then never found."""
+        """Remember the outputs of one request.
+
+        request_id: the header; if it is not a safe id, no label will find it.
+        """
         self._waiting.append((request_id, outputs))
         if len(self._waiting) >= _MAX_WAITING:
             self.tick()

@@ -1,4 +1,4 @@
-"""Takes rows from the runs of a model, so that they can be counted off the way of the replies.
+"""Takes rows from the runs of a model, and lets another thread count them, so replies do not wait.
 
 A run costs at most one copy of its rows. While the server is busy, only every k-th row is taken, and it counts k times.
 So the cost per second has a bound. This module does not know how the rows are counted.
@@ -23,7 +23,7 @@ log = logging.getLogger("foldserve")
 # The largest number of values that are taken in a second, and the bounds of the number of rows.
 _VALUES = 2**16
 _MIN_ROWS, _MAX_ROWS = 64, 1024
-# Rows that wait are counted when there are this many, or after this time.
+# Waiting rows are counted when there are this many, or after this time.
 _SOON_ROWS, _SOON_SECONDS = 512, 10.0
 # If more rows come than in the last second, each full buffer makes the steps longer by this factor.
 _GROWTH = 4
@@ -35,8 +35,8 @@ Count = Callable[[Rows, Outputs, int], None]
 class Sampler:
     """Takes the rows of one model.
 
-    ignored: float32 [1, features]; a batch that is this very array is not counted, because it comes from a check of the
-    server itself. outputs: the number of outputs of a row. executor: has one thread, which calls `count`.
+    ignored: float32 [1, features]; a batch that is this same array object is not counted, because it comes from a check
+    by the server itself. outputs: the number of outputs of a row. executor: has one thread, which calls `count`.
     """
 
     def __init__(self, ignored: Rows, outputs: int, count: Count, executor: Executor) -> None:

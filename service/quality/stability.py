@@ -19,7 +19,7 @@ from foldserve.service.quality.bins import FeatureBins, Numbers
 State = Literal["stable", "moderate drift", "drift", "too few rows", "too few training rows", "no training histogram"]
 
 MODERATE, LARGE = 0.1, 0.25
-# With fewer rows, nothing is said about a feature.
+# With fewer rows, there is no judgement about a feature.
 LEAST_ROWS = 100
 # Half a row is added to each bin, so that the logarithm of an empty bin is finite.
 _ADDED = 0.5
@@ -49,7 +49,7 @@ class Stability:
 
     def __init__(self, features: Sequence[Feature], bins: FeatureBins) -> None:
         self._size = bins.size
-        self._target = np.arange(bins.size)  # the bin in which the values of each bin count
+        self._target = np.arange(bins.size)  # for each bin, the bin to which its count is added
         for feature, own in zip(features, bins.slices, strict=True):
             self._target[own.start] += 1
             if feature.kind != "categorical":

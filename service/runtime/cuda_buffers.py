@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # A capture may not allocate memory. The first run allocates memory for each tensor. ONNX Runtime then plans one block
 # for all tensors, which the second run allocates.
 _RUNS_BEFORE_CAPTURE = 2
-# The most bytes of outputs that a kernel writes to the host. A copy of larger outputs uses the bus better.
+# The most bytes of outputs that a kernel writes to the host. For larger outputs, a copy after the run is faster.
 _MOST_WRITTEN = 2**14
 _SLOTS = 2  # one piece is computed while the next piece is filled
 # One thread copies about a fifth of the bytes that the bus to the GPU moves in the same time.

@@ -69,7 +69,7 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tenso
 
 
 def check_description(graph: onnx.ModelProto, manifest: Manifest) -> None:
-    """Raise `BundleError` unless the description in the model, if there is one, is that of the manifest."""
+    """Raise `BundleError` if the model has a description that differs from that of the manifest."""
     for entry in graph.metadata_props:
         if entry.key == DESCRIPTION_KEY and entry.value != describe_manifest(manifest):
             raise BundleError(f"the description in {MODEL_FILE} does not have the manifest's features and labels")

@@ -32,10 +32,10 @@ _ALIGNED = 4
 class Shortcuts:
     """The shortcuts of a runner.
 
-    ones: the number of columns after the columns of the rows; the first of them is 1, the others are 0. host_outputs:
-    the last kernel writes the outputs to page-locked memory, so no copy is needed. piece: the number of rows of a
-    piece, or 0 for no pieces. A batch of more rows runs in pieces. Each piece is copied to the device while the piece
-    before it is computed.
+    ones: the number of columns that are added after the features; the first of them is 1, the others are 0.
+    host_outputs: the last kernel writes the outputs to page-locked memory, so no copy is needed. piece: the number of
+    rows of a piece, or 0 for no pieces. A batch of more rows runs in pieces. Each piece is copied to the device while
+    the piece before it is computed.
     """
 
     ones: int = 0

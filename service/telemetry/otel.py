@@ -130,7 +130,7 @@ class Traces:
         self.limit = RateLimit(rate, _BURST)
         self._skipped = 0
         self._batch: Batch | None = None
-        self._run: SpanContext | None = None  # the span of a run of `_batch`
+        self._run: SpanContext | None = None  # the first `run` span of `_batch`
 
     def add(self, record: Record) -> None:
         """Send the spans of a request that has reached a model, if the sampler takes it."""

@@ -37,7 +37,7 @@ class Balancer:
 
 
 def changed(file: Path, changes: Mapping[str, str]) -> str:
-    """Return the text of a shipped file with other values. Each text must be in the file exactly once."""
+    """Return the text of a shipped file with replaced values. Each replaced text must be in the file exactly once."""
     text = file.read_text()
     for ours, here in changes.items():
         assert text.count(ours) == 1, ours

@@ -2,9 +2,9 @@
 
     python -m tests.fleet.load URL CERTIFICATE RATE ROWS
 
-Each twentieth request has ROWS rows, and every other one has one row. A request starts on time even if earlier requests
-have no answer yet. The process writes one line of JSON for each answer, and stops after SIGTERM, when each request has
-an answer.
+Every twentieth request has ROWS rows, and all other requests have one row. A request starts on time even if earlier
+requests have no answer yet. The process writes one line of JSON for each answer, and stops after SIGTERM, when each
+request has an answer.
 """
 
 from __future__ import annotations

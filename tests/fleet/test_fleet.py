@@ -39,7 +39,7 @@ from tests.service.support import (
 pytestmark = pytest.mark.fleet
 
 RATE = 100  # requests a second
-CALM = 2 * RATE  # answers after which a phase has had time to show its effects
+CALM = 2 * RATE  # a phase lasts at least this many answers
 
 
 def write_sum(models: Path) -> None:
@@ -81,7 +81,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that the client got. server: the address of the server, or "" without an answer. end: on the clock."""
+    """An answer that the client got. server: the address of the server, or "" if none answered. end: monotonic time."""
 
     number: int
     start: float
@@ -94,7 +94,7 @@ class Answer:
 
 
 class Client:
-    """The answers that the load process has got until now."""
+    """The answers that the load process has received so far."""
 
     def __init__(self, process: subprocess.Popen[str], balancer: Balancer) -> None:
         self._process = process
@@ -125,12 +125,12 @@ class Client:
                 self._changed.notify_all()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds. Each new answer calls it."""
+        """Wait until a condition holds. It is checked after each new answer."""
         with self._changed:
             assert self._changed.wait_for(condition, PATIENCE), "it hangs"
 
     def wait_for(self, condition: Callable[[Answer], bool], count: int = 1) -> None:
-        """Wait for some answers to requests that begin from now on and meet a condition."""
+        """Wait for `count` answers that meet a condition, to requests that begin from now on."""
         now, seen, found = time.monotonic(), len(self._answers), 0
 
         def enough() -> bool:
@@ -142,7 +142,7 @@ class Client:
         self.wait(enough)
 
     def since(self, begin: float) -> Sequence[Answer]:
-        """Return the answers since a time to all requests that have begun until now."""
+        """Wait until all requests so far have an answer. Return the answers that ended after `begin`."""
         self.wait_for(lambda _: True)
         total = 1 + max(each.number for each in self._answers)
         self.wait(lambda: len(self._answers) >= total and sum(each.number < total for each in self._answers) == total)

@@ -57,7 +57,7 @@ def import_provenance(
 ) -> bundle.Provenance:
     """Record the rows and the environment of the import of a trained model.
 
-    seed: of the random rows. data_sha256: None without a table.
+    seed: the seed of the random rows. data_sha256: None without a table.
     """
     return bundle.Provenance(
         source=source,

@@ -185,7 +185,7 @@ def latency() -> None:
 
 
 def workspace() -> None:
-    """Print the latencies for values of cuBLAS's own variable for its workspace. cuBLAS reads it once in a process."""
+    """Print the latencies for several values of CUBLAS_WORKSPACE_CONFIG. A process reads this variable only once."""
     for value in (None, ":0:0", ":16:8", ":4096:8"):
         env = {name: text for name, text in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
         env |= {} if value is None else {"CUBLAS_WORKSPACE_CONFIG": value}
@@ -204,7 +204,7 @@ def fastest() -> None:
 
 
 def large() -> None:
-    """Print the time of a large batch: each step alone, as a whole, and in pieces of several sizes."""
+    """Print the time of each step of a large batch, of the whole batch, and of the batch in pieces of several sizes."""
     rows = np.random.default_rng(0).standard_normal((_ROWS, WIDE[0]), np.float32)
     _steps(rows)
     for precision in PRECISIONS:
@@ -290,7 +290,7 @@ def lost() -> None:
 
 
 def closing() -> None:
-    """Close a runner on a failed device before a run has found the failure. The status must be 0 too."""
+    """Close a runner on a failed device before a run has found the failure. The exit status must be 0 here too."""
     _runner_on_a_failed_device().close()
     say("closed", "yes")
 

@@ -692,7 +692,7 @@ def test_a_client_that_does_not_read_fills_no_memory_and_is_disconnected(sent: b
 
 
 def test_without_the_flag_there_is_no_access_log(served: Served) -> None:
-    # This test runs after the tests above, on the same server, so the log also has the errors of these tests.
+    # The tests above have used the same server, so their errors would be in this log too.
     assert "access" not in served.log.read_text()
     assert "Traceback" not in served.log.read_text()
 

@@ -129,7 +129,7 @@ def test_labels_of_a_regression_give_its_errors_and_old_predictions_are_forgotte
     assert (statistics["mean"], statistics["deviation"]) == pytest.approx((2.5, 0.5))
     predict(served, "roots", [[4, 0]] * 1001, "large")  # more rows than are remembered
     assert label(served, "roots", ("old", [2, 3]), ("large", [2] * 1001)).json()["repeated"]["indices"] == [0]
-    for number in itertools.count():  # until the worker of the old prediction has more rows than it remembers
+    for number in itertools.count():  # until the worker with the old prediction has forgotten it
         predict(served, "roots", [[4, 0]] * 500, f"new-{number}")
         answer = label(served, "roots", ("old", [2, 3]), ("large", [2] * 1001), (f"new-{number}", [2] * 500)).json()
         if answer["unknown"]["count"] == 2:

@@ -26,7 +26,7 @@ BODY = b'{"instances": [[1, 3]]}'
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """Bind a port without listening. The test then knows its number, and the server can still bind it."""
+    """Bind a port without listening. The test then knows the number of the port, and the server can still bind it."""
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
@@ -68,7 +68,7 @@ def test_a_server_that_loads_is_alive_and_refuses_all_else(workers: int, tmp_pat
                 with pytest.raises(OSError, match="in use"):
                     other.bind(("127.0.0.1", port))
         finally:
-            (tmp_path / "empty").replace(gated / "gate")  # for a worker that comes to the gate later
+            (tmp_path / "empty").replace(gated / "gate")  # for a worker that opens the gate later
 
     with (
         reserved_port() as port,
