@@ -65,7 +65,11 @@ class Deployment:
             return Outcome(reason=found.reason)
         outcome = Outcome()
         if (trial := attempt.trial) is not None and (old := self._serving(attempt.name, trial.against)) is not None:
-            outcome = compare(old, found, trial)
+            try:
+                outcome = compare(old, found, trial)
+            except Exception as error:  # noqa: BLE001 (the runtime raises many types)
+                log.error("%s/%d fails on the rows of its trial: %s", attempt.name, attempt.version, error)
+                outcome = Outcome(reason="a run fails on the rows of the comparison with the version that serves")
             if outcome.reason is not None:
                 found.close()
                 return outcome
