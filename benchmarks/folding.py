@@ -162,7 +162,7 @@ def fold(source: Path, target: Path) -> str:
 
 
 def time_all(entries: list[Entry], shape: list[int], rounds: int = 40) -> None:
-    """Time all files by turns: one timing is the mean of several runs."""
+    """Time all files in turns: one timing is the mean of several runs."""
     for size in ROWS:
         rows = np.random.default_rng(1).normal(size=(size, *shape)).astype(np.float32)
         runs = 50 if size == 1 else 3

@@ -1,6 +1,6 @@
 """Asks PyPI for advisories about every pinned package: `make audit` runs it with pip-audit.
 
-It fails for a package with an advisory. It ends with 0 and the reason where nobody can be asked.
+It fails for a package with an advisory. If the advisory service can't be reached, it prints the reason and ends with 0.
 """
 
 from __future__ import annotations

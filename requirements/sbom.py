@@ -93,7 +93,7 @@ def docker(*arguments: str) -> str:
 
 
 def main() -> None:
-    """Write every bill that can be written, and print the others."""
+    """Write every bill that can be written, and print the names of the images that are missing."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in LISTS:
         print(f"requirements-{name}.cdx.json: {write_list(name)} packages")

@@ -265,7 +265,7 @@ def _server(parsed: argparse.Namespace) -> Server:
 
 def _verify(parsed: argparse.Namespace) -> None:
     """Check a bundle again on this machine: its hash, its seal, its name, its graph, its interface, and its golden rows
-    on the CPU and, if it answers, on CUDA."""
+    on the CPU and, if CUDA works, on CUDA."""
     from foldserve.service.commands import verify
 
     verify.run(parsed.bundle, parsed.device)

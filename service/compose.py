@@ -76,7 +76,8 @@ class Service:
     prediction_log: PredictionLog | None
 
     def close(self) -> None:
-        """Write and send what the log and the collector have not got yet. Call it after the last request.
+        """Write the last lines of the logs, and send the last messages to the collector. Call it after the last
+        request.
 
         This call may block for some seconds.
         """

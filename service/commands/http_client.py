@@ -50,7 +50,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Response:
-    """A response. body: whole."""
+    """A response. body: the whole body."""
 
     status: int
     body: bytes = field(repr=False)

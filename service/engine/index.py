@@ -1,4 +1,4 @@
-"""The index of the repository: the state of every version of every model, as the Open Inference Protocol has it."""
+"""The index of the repository: the state of every version, in the form of the Open Inference Protocol."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ class Model:
     """One version that serves: its session has reproduced the golden outputs.
 
     max_rows: the largest number of rows in one request. live_rows: the last rows that the model has answered.
-    monitor: counts the rows, predictions and labels. digest: identifies the contents of the bundle. folder: of the
-    bundle. forget: removes the model from the metrics.
+    monitor: counts the rows, predictions and labels. digest: identifies the contents of the bundle. folder: the folder
+    of the bundle. forget: removes the model from the metrics.
     """
 
     manifest: Manifest
@@ -118,7 +118,7 @@ class Repository:
         self._models: Mapping[str, Versions] = {}
         self._retired: list[Model] = []
         self._failures: dict[int, tuple[Model, str]] = {}  # by the id of the model
-        self._published: Mapping[bytes, Endpoint] = {}  # the endpoints, with those of models that fail
+        self._published: Mapping[bytes, Endpoint] = {}  # all endpoints, including those of models that fail their check
         self.default: str | None = None
         self.endpoints: dict[bytes, Endpoint] = {}
         self.generation = 0
@@ -157,7 +157,10 @@ class Repository:
         return None if found is None else found[1]
 
     def set_failure(self, model: Model, reason: str | None) -> None:
-        """Let a model serve no more, for a reason, or let it serve again. Must be called on the event loop."""
+        """Stop serving a model for a reason, or serve it again if the reason is None.
+
+        Must be called on the event loop.
+        """
         if reason == self.failure(model):
             return
         if reason is None:

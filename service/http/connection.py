@@ -268,7 +268,7 @@ class Connection(asyncio.Protocol):
         self._become_idle(close=close)
 
     def _write(self, reply: Reply, head: Head | None, *, close: bool) -> None:
-        """Write a response. head: of the request, if it was read."""
+        """Write a response. head: the head of the request, if it was read."""
         request_id = b"" if head is None else head.request_id
         self._transport.write(self._context.encode(reply, close=close, head=head, request_id=request_id))
 

@@ -34,7 +34,7 @@ from foldserve.service.settings import Settings
 
 @dataclass(frozen=True)
 class Door:
-    """One listener. config: of uvicorn, with the app. context: for every connection. tls: None without TLS."""
+    """One listener. config: uvicorn's settings, with the app. context: for every connection. tls: None without TLS."""
 
     listener: socket.socket
     config: uvicorn.Config
@@ -110,7 +110,7 @@ def _create_door(
     endpoints: Mapping[bytes, Endpoint],
     tls: Tls | None,
 ) -> Door:
-    """Create one door. host: as in the settings. endpoints: those of the connections, by path."""
+    """Create one door. host: as in the settings. endpoints: the endpoints of the connections, by path."""
     # Web pages can't reach a Unix socket, so its Host headers are those of a proxy, and any host is allowed.
     address = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
     context = ConnectionContext(

@@ -50,9 +50,9 @@ class Changes(Message):
     """The differences between the answers of two versions to some rows.
 
     not_finite: rows with an output of the new version that is not finite; the other counts are then missing. by_class:
-    for each label of the old version, its rows, and those of them that get another label. largest_change: of an output.
-    range: the lowest and the highest output of the old version; only in a regression. seconds: of one run of the new
-    and of the old version; None if they are not known.
+    for each label of the old version, its rows, and those of them that get another label. largest_change: the largest
+    change of an output. range: the lowest and the highest output of the old version; only in a regression. seconds: the
+    time of one run of the new and of the old version; None if they are not known.
     """
 
     rows: int

@@ -32,7 +32,8 @@ Unusual = Literal["unseen", "outside", "ignored", "filled"]
 # The number of such values, by the kind of the value and the name of its column.
 Counts = Mapping[tuple[Unusual, str], int]
 
-# The values of a request with at most this number of values are counted later, and those of a larger request at once.
+# If a request has at most this number of values, its unusual values are counted later. Otherwise they are counted at
+# once.
 MAX_DEFERRED_VALUES = 256
 
 

@@ -63,8 +63,8 @@ _MODEL = ("model", "version")
 _ENDPOINT = (*_MODEL, "protocol")
 # The largest number of requests or runs that a list keeps before they are added to the metrics.
 _MAX_PENDING = 4096
-# A series exists before its first value, so that a rate misses no value. If a model has more features than this, its
-# series begin with their first values, because they would make every scrape large.
+# A series exists before its first value, so that a rate misses no value. If a model has more features than this, a
+# series begins only with its first value: otherwise every scrape would be large.
 _MAX_EARLY_SERIES = 1_000
 # The number of unloaded models whose series are kept.
 _MOST_UNLOADED = 16

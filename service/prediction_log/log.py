@@ -25,9 +25,9 @@ from foldserve.service.prediction_log.folder import LogFolder
 
 log = logging.getLogger("foldserve")
 
-# The most bytes of samples that wait, in the queue and for their file.
+# The largest number of bytes of samples that wait in the queue or for their file.
 _MAX_WAITING = 64 * 2**20
-# The bytes of one version's samples that are enough for a file.
+# A file is written when the samples of one version have this number of bytes.
 _FULL_FILE = 16 * 2**20
 # The seconds between two looks at the queue. A request does not wake up the thread, because that would delay requests.
 _LOOK_SECONDS = 1.0
@@ -42,7 +42,10 @@ _TOO_LARGE = f"a request has more than {_MAX_WAITING // 2**20} MiB of rows and a
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the log. max_bytes: of all files. max_seconds: the age of a file. interval: see `PredictionLog`."""
+    """Limits of the log.
+
+    max_bytes: the size of all files. max_seconds: the age of a file. interval: see `PredictionLog`.
+    """
 
     max_bytes: int
     max_seconds: float

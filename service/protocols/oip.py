@@ -55,7 +55,7 @@ from foldserve.service.protocols.rows import Columns
 _MEDIA_TYPES = (None, b"application/json", b"application/octet-stream")
 # The largest JSON text of one column, in bytes. Parsing a text holds the interpreter: this size, for about 30 ms.
 _MAX_COLUMN_BYTES = 4 * 2**20
-# The largest number of values in one tensor besides its data.
+# The largest number of JSON values that one tensor has in addition to its data, such as its name and its shape.
 _MAX_MEMBERS = 32
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -135,8 +135,8 @@ class OipCodec:
     def for_query(self, query: bytes, /) -> OipCodec:
         """Return the codec for requests whose URL has this query.
 
-        This protocol has no query parameters, and a client may send parameters that are meant for a proxy. Those of the
-        friendly protocol would have no effect, so they raise `InvalidInput`.
+        This protocol has no query parameters, and a client may send parameters that are meant for a proxy. Parameters
+        of the friendly protocol would have no effect, so they raise `InvalidInput`.
         """
         if any(part.partition(b"=")[0] in NAMES for part in query.split(b"&")):
             raise InvalidInput("named, top and warnings are query parameters of /v1/models/...:predict only")

@@ -169,7 +169,8 @@ class InputTensor:
 
 
 def checked_numbers(name: str, values: list[Any], datatype: str) -> list[Any]:
-    """Return numbers from JSON if they fit a datatype. name: of the tensor, for the message. Raises `InvalidInput`.
+    """Return numbers from JSON if they fit a datatype. name: the name of the tensor, for the message. Raises
+    `InvalidInput`.
 
     A number of BOOL may be true, false, 0 or 1, and becomes 0 or 1. The largest FP16 and BF16 are not checked here.
     """

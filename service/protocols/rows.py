@@ -174,7 +174,7 @@ class Columns:
         return rows
 
     def count(self, rows: Rows) -> Counts | None:
-        """Count the unusual values of a large request. The metrics count those of a small request later."""
+        """Count the unusual values of a large request. For a small request, the metrics do this later."""
         return self.ranges.count(rows) if rows.size > MAX_DEFERRED_VALUES else None
 
     def _from_array(self, exact: npt.NDArray[Any]) -> Rows:

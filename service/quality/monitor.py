@@ -83,7 +83,7 @@ class Monitor:
             self.predictions.tick()
 
     def reset(self) -> None:
-        """Begin the window again. Predictions that wait for labels stay."""
+        """Start a new window. Predictions that wait for labels stay."""
         if self.sampler is not None:
             self.sampler.flush()
         self.window.clear()

@@ -20,7 +20,7 @@ PARTS = 12
 
 
 class Sum(IntEnum):
-    """The places of the single numbers, before the bins of the features and the counts of the predicted classes.
+    """The indices of the first numbers in the array. The bins of the features and the predicted classes follow them.
 
     A counted row has a weight, which is the number of rows that it represents. `ROWS` is the sum of the weights, and
     `SQUARES` the sum of their squares. `PREDICTED` is the weight of the rows with finite outputs.

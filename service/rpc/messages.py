@@ -23,7 +23,7 @@ _RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].numb
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
 
-_Request = TypeVar("_Request", bound=Message)  # Python 3.11 has no type parameters of functions
+_Request = TypeVar("_Request", bound=Message)  # Python 3.11 has no syntax for type parameters of functions
 
 
 def read(kind: type[_Request], message: bytes) -> _Request:

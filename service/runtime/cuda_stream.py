@@ -107,7 +107,7 @@ class Stream(Protocol):
         """Begin to copy the first rows from the device to the host."""
 
     def event(self) -> int:
-        """Create a mark in the work, for `upload_meanwhile`, `record` and `wait_for`, until `close`."""
+        """Create an event for `upload_meanwhile`, `record` and `wait_for`. It is valid until `close`."""
 
     def upload_meanwhile(self, buffer: Buffer, rows: int, event: int) -> None:
         """Begin to copy the first rows to the device, at the same time as the earlier work on the stream.
@@ -116,10 +116,10 @@ class Stream(Protocol):
         """
 
     def record(self, event: int) -> None:
-        """Put the event after the work so far."""
+        """Record the event after all earlier work."""
 
     def wait_for(self, event: int) -> None:
-        """Wait until the work before the event is done. Later work may still run."""
+        """Wait until the work before the event is done. Later work may go on."""
 
     def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
         """Record the work that `add_work` adds to the stream. Return a function that adds the recorded work again.
@@ -192,7 +192,7 @@ class CudaStream:
         self._copy(buffer.host_address, buffer.device, buffer.bytes(rows), _DEVICE_TO_HOST, self.address)
 
     def event(self) -> int:
-        """Create a mark in the work, for `upload_meanwhile`, `record` and `wait_for`, until `close`."""
+        """Create an event for `upload_meanwhile`, `record` and `wait_for`. It is valid until `close`."""
         self._events.append(self._new("cudaEventCreateWithFlags", _NO_TIMES))
         return self._events[-1]
 
@@ -208,11 +208,11 @@ class CudaStream:
         self._call("cudaStreamWaitEvent", self.address, event, 0)
 
     def record(self, event: int) -> None:
-        """Put the event after the work so far."""
+        """Record the event after all earlier work."""
         self._call("cudaEventRecord", event, self.address)
 
     def wait_for(self, event: int) -> None:
-        """Wait until the work before the event is done. Later work may still run."""
+        """Wait until the work before the event is done. Later work may go on."""
         self._call("cudaEventSynchronize", event)
 
     def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:

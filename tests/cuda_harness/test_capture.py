@@ -117,7 +117,7 @@ print("create cuBLAS" in lines, sum(line.startswith("free pinned") for line in l
 runtime.close()
 print(cuda.harness_used(), violations())
 """
-    # Two buffers of rows and two of outputs are outgrown. At the end, no memory of the device is left.
+    # Larger batches replace two buffers of rows and two of outputs. At the end, all memory of the device is free.
     assert run(code) == ["False 4 []", "0 []"]
 
 

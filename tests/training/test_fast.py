@@ -1,4 +1,4 @@
-"""A small training imports only what it needs: of its time, most would be imports."""
+"""A small training imports only the modules that it needs, because other imports would take most of its time."""
 
 import os
 import pty

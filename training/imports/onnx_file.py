@@ -43,7 +43,10 @@ def read_file(path: Path) -> tuple[onnx.ModelProto, str]:
 
 
 def parse(content: bytes, name: str) -> onnx.ModelProto:
-    """Parse and check the bytes of an ONNX file. name: of the file, for messages. Raises `ModelImportError`."""
+    """Parse and check the bytes of an ONNX file.
+
+    name: the name of the file, for messages. Raises `ModelImportError`.
+    """
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)

@@ -38,7 +38,7 @@ def read(path: Path, options: Options) -> Imported:
 
 
 def import_onnx(model: onnx.ModelProto, file: str, sha256: str, options: Options) -> Imported:
-    """Import a checked model. file, sha256: of the original, for the manifest."""
+    """Import a checked model. file, sha256: the name and the hash of the original file, for the manifest."""
     inputs = read_inputs(model, options)
     context = translate(model, inputs, options)
     return finish(model, context, inputs, file, sha256, options)

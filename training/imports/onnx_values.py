@@ -30,7 +30,10 @@ class Constant:
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """Columns of the input, not yet used as numbers or as categories. shape: of one row, without the batch."""
+    """Columns of the input, not yet used as numbers or as categories.
+
+    shape: the shape of one row, without the batch.
+    """
 
     columns: tuple[int, ...]
     shape: tuple[int, ...]
@@ -38,7 +41,7 @@ class Raw:
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """A value of the form. shape: of one row, without the batch; its product is the number of columns."""
+    """A value of the form. shape: the shape of one row, without the batch; its product is the number of columns."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,8 +49,8 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """A value of the form that holds 0 and 1, as a boolean tensor. missing_of: the value whose missing
-    values this one marks, or None.
+    """A value of the form that holds 0 and 1, as a boolean tensor. missing_of: if it marks the missing numbers of
+    another value, that value; otherwise None.
     """
 
     name: str

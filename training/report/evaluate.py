@@ -59,7 +59,7 @@ def score(
 
 
 def _r2(squares: float, variance: float) -> float:
-    """Return R2 from the mean squared error and the variance of the targets. Of a constant target, it is 1 or 0."""
+    """Return R2 from the mean squared error and the variance of the targets. For a constant target, R2 is 1 or 0."""
     return 1 - squares / variance if variance else float(squares == 0)
 
 

@@ -1,4 +1,4 @@
-"""Texts: columns of texts that look like numbers or dates, although they are read as categories, and the reverse.
+"""Notes on columns of texts: texts that look like numbers or dates but are categories, and texts that are read as such.
 
 The module words notes. It does not decide the kind of a column.
 """

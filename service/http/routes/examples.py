@@ -17,7 +17,7 @@ _INFER = "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infe
 _JSON = JSON_TYPE.decode()
 # The largest number of models that have an example.
 _MAX_MODELS = 50
-# Each feature is described separately, and an example has its name, if a model has at most this number of features.
+# If a model has more features than this, the document does not describe each feature, and examples have no names.
 _MAX_DESCRIBED = 256
 # Half a step past the largest float32. Numbers below this bound are rounded to a finite float32.
 _OVERFLOW = float(2**128 - 2**103)
@@ -57,7 +57,7 @@ def _describe_parameters(document: dict[str, Any], names: list[str], version: in
     for path, operations in document["paths"].items():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                if parameter["in"] != "path" or path.startswith("/v2/repository"):  # it may name an unloaded model
+                if parameter["in"] != "path" or path.startswith("/v2/repository"):  # it also takes unloaded models
                     continue
                 if parameter["name"] == "model":
                     parameter["schema"]["enum"] = names

@@ -74,7 +74,10 @@ def _add_command(routes: APIRouter, service: Service, kind: Kind) -> None:
 
 
 async def _read_object(request: Request, memory: BodyMemory, member: str) -> dict[str, Any]:
-    """Read the body of a request. No body is an empty object. member: describes the object in an error."""
+    """Read the body of a request.
+
+    A missing body counts as an empty object. member: describes the object in an error.
+    """
     body = await read_body(request, _MAX_BODY, memory)
     parsed = parse_json(body) if body else {}
     if type(parsed) is not dict:

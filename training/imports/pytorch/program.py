@@ -46,7 +46,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Program:
-    """A graph of one input and one output. shapes: of each tensor, without the rows. weights: the arrays by name."""
+    """A graph of one input and one output.
+
+    shapes: the shape of each tensor, without the rows. weights: the arrays by name.
+    """
 
     calls: tuple[Call, ...]
     input: str

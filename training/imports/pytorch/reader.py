@@ -41,7 +41,7 @@ def read_object(model: Any, options: Options) -> Imported:
     buffer = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.export warns of its own future
+            warnings.simplefilter("ignore")  # torch.export warns that it will change
             dynamic = ({0: torch.export.Dim("rows")},)
             program = torch.export.export(module, (torch.zeros(2, columns),), dynamic_shapes=dynamic)
             torch.export.save(program, buffer)
