@@ -1,8 +1,8 @@
 """Measures one foldserve process with many models: `python benchmarks/many_models.py [--models 1,100,1000]`.
 
 Each model is a copy of digits under another name. The program measures the time until the server is ready, its memory,
-the requests of one row over all models in turn, the documents that list the models, an idle minute's processor time, a
-model that is added, and the stop.
+the requests of one row over all models in turn, the documents that list the models, the processor time of an idle
+minute, and the times to add a model and to stop.
 """
 
 from __future__ import annotations

@@ -193,8 +193,8 @@ class Bench:
                 table.append((f"{share:.0%}", number(rate), *map(number, cells)))
             load.close()
         title = (
-            f"Two processes, {CHECK_ROWS} rows of JSON, Poisson arrivals. A turn takes {replica.fixed * 1e6:.0f} µs "
-            f"and {replica.each * 1e6:.0f} µs for each request:"
+            f"Two processes, {CHECK_ROWS} rows of JSON, Poisson arrivals. A turn takes {replica.fixed * 1e6:.0f} µs, "
+            f"plus {replica.each * 1e6:.0f} µs for each request:"
         )
         return replica, f"{title}\n\n{markdown(table)}"
 
@@ -250,7 +250,7 @@ def utilisation(replica: Replica) -> str:
     for title, one in (("batches, 1 replica", replica), ("one request at a time, 1 replica", single)):
         times = [latencies(one, load / (one.fixed + one.each), 100_000) for load in loads]
         table.append((title, *(number(float(np.percentile(t, 99)) * 1e3) for t in times)))
-    return f"100% is one request after the other without a pause:\n\n{markdown(table)}"
+    return f"At a utilisation of 100%, one request would follow the other without a pause:\n\n{markdown(table)}"
 
 
 def balancing(replica: Replica) -> str:

@@ -20,7 +20,10 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Replica:
-    """The times of one replica in seconds. law: whether a turn takes exactly its time, or an exponential time."""
+    """The times of one replica in seconds.
+
+    law: whether the length of a turn is constant or exponentially distributed.
+    """
 
     fixed: float
     each: float

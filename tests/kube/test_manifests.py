@@ -92,7 +92,7 @@ needs_api_server = pytest.mark.skipif("KUBE_CONTEXT" not in os.environ, reason="
 
 
 def dry_run(resources: str) -> str:
-    """Let an API server check resources. The server must have the namespace `foldserve`, and knows no change after."""
+    """Let an API server check resources. The server must have the namespace `foldserve`, and is not changed."""
     context = ("--context", os.environ["KUBE_CONTEXT"])
     return kubectl(*context, "apply", "--dry-run=server", "--server-side", "-f", "-", text=resources)
 

@@ -1,8 +1,8 @@
 """Writes custom resource definitions from schemas/*.json.gz: `python tests/kube/write_definitions.py | kubectl apply
 --server-side -f -`.
 
-An API server without KServe, KEDA and the Prometheus operator can then check their resources. Such a server runs none
-of them.
+An API server without KServe, KEDA and the Prometheus operator can then check their resources. Such a server does not
+run these programs.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
     """
     if world.size == 1:
         return network
-    # The conversion changes the module that is passed to it. So a new `Sequential` of the same layers is passed.
+    # The conversion changes its argument. So the argument is a new `Sequential` with the same layers.
     layers = nn.Sequential(OrderedDict(network.named_children()))
     if world.device.type == "cuda":
         layers = nn.SyncBatchNorm.convert_sync_batchnorm(layers)  # type: ignore[no-untyped-call]

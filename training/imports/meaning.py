@@ -38,10 +38,10 @@ def interpret(
     outputs: Outputs = "",
     names: tuple[str, ...] = (),
 ) -> Imported:
-    """Return the imported model whose last value is `value`. The unfolded layers are its reference.
+    """Return the imported model whose last value is `value`. Its reference is the network before folding.
 
-    framework: the name and the version. file, checksum: of the file; without a checksum, that of the weights. outputs:
-    as in `finish`. names: as in `numeric_columns`. Raises `ModelImportError`.
+    framework: the name and the version. file, checksum: the name and the hash of the file; without a checksum, the hash
+    of the weights is used. outputs: as in `finish`. names: as in `numeric_columns`. Raises `ModelImportError`.
     """
     network, task, labels, notes = finish(builder, value, options, outputs)
     columns, named = numeric_columns(network.features, options, names)

@@ -109,7 +109,10 @@ class RawColumn:
 
 
 class Context:
-    """The translation of one graph. values: by the names of the graph. notes: facts for the user."""
+    """The translation of one graph.
+
+    values: the translated values, by their names in the graph. notes: facts for the user.
+    """
 
     def __init__(self, columns: Sequence[RawColumn], opsets: Mapping[str, int]) -> None:
         self.columns = list(columns)

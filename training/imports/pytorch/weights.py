@@ -77,7 +77,8 @@ def _load_checkpoint(content: bytes, name: str) -> Tensors:
     except ModelImportError:
         raise
     except Exception as error:
-        # PyTorch raises many kinds of errors for a damaged file, and this one for anything but tensors.
+        # PyTorch raises many kinds of errors for a damaged file. An UnpicklingError means an object that is not a
+        # tensor.
         if type(error).__name__ == "UnpicklingError":
             raise ModelImportError(f"{name} has objects, and loading them would run their code: {_TENSORS}") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
