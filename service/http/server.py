@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("foldserve")
 
 # The seconds that a thread may hold the interpreter while another thread waits. Python's default is 5 ms. While a
-# thread decodes a large body, the event loop waits for this time at each of its events.
+# thread decodes a large body, each event of the event loop is delayed by this time.
 _SWITCH_INTERVAL = 1e-3
 
 

@@ -25,8 +25,8 @@ _MIN_BIN_WIDTH = 1e-30
 # The number of rows that are transformed at a time. This number bounds the memory.
 _CHUNK = 65_536
 
-# A feature has tails if its range is at least this many times as wide as the interval with the middle 90% of its
-# values. For a normal distribution, the range is 2.3 times as wide with 5,000 rows, and 3 times as wide with a million.
+# A feature has tails if this ratio is at least _TAILS: the width of its range, divided by the width of the interval
+# with the middle 90% of its values. For a normal distribution, the ratio is 2.3 with 5,000 rows, and 3 with a million.
 _TAILS = 4.0
 # A feature with at most this many different values has no tails.
 _FEW_VALUES = 32

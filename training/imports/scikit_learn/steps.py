@@ -167,7 +167,7 @@ def _encode(context: Context, value: Value, i: int, categories: Any, name: str, 
 
 
 def _codes(known: tuple[Any, ...]) -> Array:
-    """Return the number of each category in a raw row: 0 and 1 for booleans, and the index for others."""
+    """Return the code of each category in a raw row: 0 or 1 for a boolean, and the index for other categories."""
     return np.array([float(each) if isinstance(each, bool) else float(i) for i, each in enumerate(known)])
 
 
