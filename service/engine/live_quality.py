@@ -24,6 +24,8 @@ from foldserve.service.quality.monitor import Snapshot
 log = logging.getLogger("foldserve")
 
 _PATIENCE = 5.0  # seconds for the answers of all processes
+# The largest number of labels in one request, unless the server remembers more rows of a version.
+_MAX_LABELS = 10_000
 
 
 class Question(BaseModel):
@@ -68,7 +70,8 @@ class LiveQuality:
     async def label(self, name: str, body: bytes | bytearray) -> FeedbackAnswer:
         """Count labels. body: the body of the request. Raises `UnknownModel`, `InvalidInput` and `DeadlinePassed`."""
         models = self._models(name)
-        entries = read_feedback(body, [model.manifest for model in models])
+        max_labels = max((model.monitor.options.remembered for model in models), default=0)
+        entries = read_feedback(body, [model.manifest for model in models], max(_MAX_LABELS, max_labels))
         answers = await self._ask(Question(kind="label", name=name, entries=entries))
         answer = join_outcomes([_OUTCOMES.validate_json(each) for each in answers])
         self._metrics.count_feedback(

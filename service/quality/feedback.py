@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -22,6 +23,7 @@ from foldserve.service.telemetry.trace_context import safe_id
 
 _MEMBERS = {"request_id", "labels"}
 _NUMBERS = (int, float)
+_KINDS = (bool, int, float, str)
 
 # Why some labels of an entry do not count. Of several reasons, the answer gives the last one in this order.
 Problem = Literal["unknown", "", "repeated", "mismatched"]
@@ -73,6 +75,11 @@ class LabelReader:
 
     labels: Sequence[Label]
 
+    @cached_property
+    def _places(self) -> dict[tuple[bool, Label], int]:
+        """The index of each label. Python takes true for 1, so the keys also say whether the label is a boolean."""
+        return {(type(label) is bool, label): place for place, label in enumerate(self.labels)}
+
     def read(self, value: Any) -> float | None:
         """Return the class or the value of a label; None for null. Raises `ValueError`."""
         if value is None:
@@ -81,27 +88,34 @@ class LabelReader:
             if type(value) not in _NUMBERS or not math.isfinite(value):
                 raise ValueError("is not a finite number")
             return float(value)
-        kinds = _NUMBERS if type(value) in _NUMBERS else (type(value),)
-        for place, label in enumerate(self.labels):
-            if type(label) in kinds and label == value:
-                return place
-        raise ValueError("is not one of the model's labels")
+        place = self._places.get((type(value) is bool, value)) if type(value) in _KINDS else None
+        if place is None:
+            raise ValueError("is not one of the model's labels")
+        return place
 
 
-def read_feedback(body: bytes | bytearray | memoryview, manifests: Iterable[Manifest]) -> list[Entry]:
+def read_feedback(body: bytes | bytearray | memoryview, manifests: Iterable[Manifest], max_labels: int) -> list[Entry]:
     """Read the body of a request. manifests: the versions that serve. Raises `InvalidInput`.
 
-    A label is refused if no version has it. The versions of a model usually have the same labels.
+    A label is refused if no version has it. The versions of a model usually have the same labels. max_labels: the
+    largest number of labels in all entries. Without this limit, a small body could block the event loop for seconds.
     """
     parsed = parse_json(body)
     entries = parsed.get("feedback") if type(parsed) is dict and parsed.keys() == {"feedback"} else None
     if type(entries) is not list or not entries:
         raise InvalidInput('the body is not an object with an array "feedback" that has an entry')
     readers = [LabelReader(manifest.labels) for manifest in manifests]
-    return [_read_entry(place, entry, readers) for place, entry in enumerate(entries)]
+    found, room = [], max_labels
+    for place, entry in enumerate(entries):
+        request_id, labels = _open_entry(place, entry)
+        if (room := room - len(labels)) < 0:
+            raise InvalidInput(f"the request has more than {max_labels} labels; send them in several requests")
+        _check_labels(place, labels, readers)
+        found.append(Entry.model_construct(request_id=request_id, labels=labels))
+    return found
 
 
-def _read_entry(place: int, entry: Any, readers: Sequence[LabelReader]) -> Entry:
+def _open_entry(place: int, entry: Any) -> tuple[str, list[Any]]:
     if type(entry) is not dict or entry.keys() != _MEMBERS:
         raise InvalidInput(f'entry {place} is not an object with "request_id" and "labels"')
     request_id, labels = entry["request_id"], entry["labels"]
@@ -109,6 +123,10 @@ def _read_entry(place: int, entry: Any, readers: Sequence[LabelReader]) -> Entry
         raise InvalidInput(f'entry {place}: "request_id" is not a text that X-Request-Id may have')
     if type(labels) is not list or not labels:
         raise InvalidInput(f'entry {place}: "labels" is not an array with a label for each row of the request')
+    return request_id, labels
+
+
+def _check_labels(place: int, labels: Sequence[Any], readers: Sequence[LabelReader]) -> None:
     for row, label in enumerate(labels):
         problem = ""
         for reader in readers:
@@ -119,7 +137,6 @@ def _read_entry(place: int, entry: Any, readers: Sequence[LabelReader]) -> Entry
                 problem = str(error)
         else:
             raise InvalidInput(f"entry {place}, row {row}: the label {problem}")
-    return Entry.model_construct(request_id=request_id, labels=labels)
 
 
 def join_outcomes(by_process: Sequence[Sequence[Outcome]]) -> FeedbackAnswer:

@@ -148,6 +148,10 @@ def test_labels_of_a_regression_give_its_errors_and_old_predictions_are_forgotte
         (b'{"feedback": [{"request_id": "a", "labels": []}]}', "entry 0: .* label for each row"),
         (b'{"feedback": [{"request_id": "a", "labels": ["no", "%b"]}]}' % MARKER.encode(), "entry 0, row 1: the label"),
         (b'{"feedback": [{"request_id": "a", "labels": [[1]]}]}', "entry 0, row 0: the label"),
+        (
+            json.dumps({"feedback": [{"request_id": "a", "labels": ["no"] * 5000}] * 3}).encode(),
+            "the request has more than 10000 labels; send them in several requests",
+        ),
     ],
 )
 def test_a_wrong_label_is_refused_without_its_text(body: bytes, error: str, served: Served) -> None:
