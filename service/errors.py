@@ -27,7 +27,7 @@ FoldserveError               the command prints it as one line and exits with 1
     ├── UnsupportedMedia     protocols/: the media type or the content encoding of the body is not supported
     ├── InvalidInput         protocols/, explain/, quality/, engine/, http/routes/, rpc/: the request is not valid
     ├── UnknownModel         engine/repository.py, live/, http/routes/, rpc/: the name or version does not exist
-    ├── ModelNotReady        engine/, http/routes/oip.py: the model exists, but does not serve
+    ├── ModelNotReady        engine/, explain/, http/routes/oip.py: the model does not serve, or its files have changed
     ├── ModelBusy            live/coordinator.py: another request is changing the model
     ├── LoadRefused          live/: a version may not serve, so an operator's command was not executed
     ├── Overloaded           there is no room now; the error says when the client should try again

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from foldserve.service import bundle
 from foldserve.service.arrays import Outputs, Rows
 from foldserve.service.bundle import Manifest
-from foldserve.service.errors import BundleError, NotExplainable
+from foldserve.service.errors import BundleError, ModelNotReady, NotExplainable
 from foldserve.service.explain.explainer import Explainer, Explanations, Method
 
 PREDICTED = -1
@@ -50,7 +50,8 @@ class ExplanationRunner:
     def run(self, rows: npt.NDArray[np.float32]) -> Outputs:
         """Explain rows that `join` has made. Returns an array for `split`.
 
-        Raises `NotExplainable`, and `BundleError` if the bundle is no longer the one that was loaded.
+        Raises `NotExplainable`, and `ModelNotReady` if the bundle is no longer the one that was loaded. The bundle may
+        be repaired, so the next call reads it again.
         """
         if self._loaded is None:
             self._loaded = self._load()
@@ -61,9 +62,12 @@ class ExplanationRunner:
         return np.column_stack([*head, found.contributions]).astype(np.float32)
 
     def _load(self) -> Explainer | NotExplainable:
-        contents = bundle.read(self._path)
+        try:
+            contents = bundle.read(self._path)
+        except BundleError as error:
+            raise ModelNotReady(f"the model can't be explained now: {error.reason}") from error
         if contents.manifest.model.sha256 != self._manifest.model.sha256:
-            raise BundleError("the bundle is not the one that was loaded", self._path)
+            raise ModelNotReady("the model can't be explained now: its files are not those that were loaded")
         try:
             return Explainer(contents.model, self._manifest)
         except NotExplainable as error:

@@ -10,15 +10,17 @@ from typing import Any
 import httpx
 import pytest
 
+from foldserve.service import bundle
 from tests.service.mixed import GOLDEN, LABELS, NAMES, write_mixed
-from tests.service.support import MARKER, Served, serving, write_square_root
+from tests.service.support import MARKER, Served, flip_byte, serving, write_square_root
 
 
 @pytest.fixture(scope="module")
 def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     models = tmp_path_factory.mktemp("explain")
     write_square_root(models)
-    write_mixed(models)
+    mixed = write_mixed(models)
+    bundle.write(models, "changed", mixed.model, lambda _: mixed.manifest.model_copy(update={"name": "changed"}))
     for name in ("digits", "diabetes"):
         (models / name).symlink_to(trained / name)
     with serving(models, models / "log") as server:
@@ -94,6 +96,17 @@ def test_a_request_that_can_not_be_explained_gets_the_reason(
     assert answer.status_code == status
     assert text in answer.json()["error"]
     assert MARKER not in answer.text
+
+
+def test_a_model_whose_files_have_changed_is_not_explained_until_they_are_repaired(served: Served) -> None:
+    file = served.log.parent / "changed" / "1" / bundle.MODEL_FILE
+    body = {"instances": [list(GOLDEN[0])]}
+    flip_byte(file, 500)
+    answer = post(served, "/v1/models/changed:explain", body)
+    assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (503, "the model can't be explained now")
+    assert served.send("POST", "/v1/models/changed:predict", body=json.dumps(body).encode()).status == 200
+    flip_byte(file, 500)
+    assert_complete(post(served, "/v1/models/changed:explain", body).json())
 
 
 def test_explanations_have_their_own_protocol_in_the_metrics_and_no_part_in_the_statistics(served: Served) -> None:
