@@ -8,6 +8,7 @@ import zlib
 from dataclasses import replace
 from typing import NoReturn
 
+from foldserve.service.engine.batcher import Batcher
 from foldserve.service.engine.exchange import Codec, Exchange, OnReply, Resources
 from foldserve.service.engine.observed import ErrorListener, LastRun, ObservedExchange, UnrecordedExchange
 from foldserve.service.errors import InvalidInput
@@ -45,13 +46,10 @@ class Endpoint:
         """The count of the memory that the bodies of all requests take."""
         return self._resources.memory
 
-    def drain(self) -> None:
-        """Refuse new rows, and run the rows in the queue."""
-        self._resources.batcher.drain()
-
-    def close(self) -> None:
-        """Refuse new rows from now on, and end the thread of the batcher."""
-        self._resources.batcher.close()
+    @property
+    def batcher(self) -> Batcher:
+        """The queue of the rows."""
+        return self._resources.batcher
 
     def for_query(self, query: bytes) -> Endpoint:
         """Return the endpoint that answers requests whose URL has this query.

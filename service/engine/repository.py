@@ -58,16 +58,20 @@ class Model:
         return self.manifest.model_dump_json().encode()
 
     @property
+    def batchers(self) -> tuple[Batcher, Batcher]:
+        """The queues of the predictions and of the explanations."""
+        return self.batcher, self.explain.batcher
+
+    @property
     def busy(self) -> bool:
         """Whether a request of this model has no reply yet."""
-        return (
-            self.friendly.in_flight > 0 or self.oip.in_flight > 0 or self.explain.in_flight > 0 or not self.batcher.idle
-        )
+        endpoints = self.friendly, self.oip, self.explain
+        return any(each.in_flight > 0 for each in endpoints) or not all(each.idle for each in self.batchers)
 
     def close(self) -> None:
         """Refuse requests from now on, and release the device's memory."""
-        self.batcher.close()
-        self.explain.close()
+        for batcher in self.batchers:
+            batcher.close()
         self.runtime.close()
         self.forget()
 
@@ -230,14 +234,15 @@ class Repository:
     def drain(self) -> None:
         """Make every model refuse new rows, and run the rows in its queue."""
         for model in self.running_models():
-            model.batcher.drain()
-            model.explain.drain()
+            for batcher in model.batchers:
+                batcher.drain()
 
     def abandon_hung(self) -> None:
         """Fail the requests of each model whose run hangs."""
         for model in self.running_models():
-            if model.batcher.hung:
-                model.batcher.abandon()
+            for batcher in model.batchers:
+                if batcher.hung:
+                    batcher.abandon()
 
     def friendly(self, name: str | None, version: int | str | None = None) -> Endpoint:
         """Return the endpoint of the friendly protocol. Raises the exceptions of `find`."""

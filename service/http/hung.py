@@ -37,6 +37,7 @@ def end_if_hung(settings: Settings, service: Service, stopped: threading.Event) 
 
     def batchers() -> Iterator[tuple[str, Batcher]]:
         for model in service.repository.running_models():
-            yield f"{model.manifest.name}/{model.manifest.version}", model.batcher
+            for batcher in model.batchers:
+                yield f"{model.manifest.name}/{model.manifest.version}", batcher
 
     Watchdog(settings.run_timeout, batchers, end).start()

@@ -4,7 +4,7 @@ The file maps faults to the probability of each in one run, for example {"slow":
 there are no faults, so a test can switch the faults on after the model has reproduced its golden outputs.
 
 slow: the run takes 30 ms longer. fail: the run raises. hang: the run never returns. leak: the run keeps a megabyte, a
-descriptor and a thread for ever.
+descriptor and a thread for ever. explanation_hang: the computation of an explanation never returns.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 
 from foldserve.service.arrays import Outputs, Rows
 from foldserve.service.cli import main
+from foldserve.service.engine import loader
+from foldserve.service.explain.runner import ExplanationRunner
 from foldserve.service.runtime import load as runtime
 from foldserve.service.runtime.cpu import CpuRunner
 
@@ -37,6 +39,15 @@ class FaultyRunner(CpuRunner):
         for kind, act in _ACTS.items():
             if _random.random() < faults.get(kind, 0):
                 act()
+        return super().run(rows)
+
+
+class FaultyExplanationRunner(ExplanationRunner):
+    """Explains rows, with the fault that the file lists."""
+
+    def run(self, rows: Rows) -> Outputs:
+        if _random.random() < _faults().get("explanation_hang", 0):
+            _ACTS["hang"]()
         return super().run(rows)
 
 
@@ -66,6 +77,7 @@ _ACTS = {
 
 # This runs at import, because each worker is a separate process that imports this module.
 runtime.CpuRunner = FaultyRunner  # type: ignore[misc]
+loader.ExplanationRunner = FaultyExplanationRunner  # type: ignore[misc]
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

@@ -55,6 +55,16 @@ def test_a_run_that_hangs_on_the_thread_fails_its_requests_and_ends_the_process(
     assert "Traceback" not in log
 
 
+def test_an_explanation_that_hangs_ends_the_process(models: Path, faults: Path, tmp_path: Path) -> None:
+    flags = ("--faults", faults, "--run-timeout", 0.5)
+    with serving(models, tmp_path / "log", *flags, program=PROGRAM) as server:
+        ask(faults, explanation_hang=1)
+        answer = server.send("POST", "/v1/models/roots:explain", body=BODY)
+        assert (answer.status, answer.json()) == (500, {"error": "the model did not answer in time"})
+        assert server.process.wait(PATIENCE) == 1
+    assert (tmp_path / "log").read_text().rstrip().endswith(f"foldserve: error: {LOSS}")
+
+
 def test_a_run_that_hangs_on_the_event_loop_ends_the_process(models: Path, faults: Path, tmp_path: Path) -> None:
     flags = ("--faults", faults, "--run-timeout", 0.5)
     with serving(models, tmp_path / "log", *flags, program=PROGRAM) as server:
