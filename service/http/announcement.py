@@ -26,7 +26,8 @@ def announcement(urls: Sequence[str], service: Service, socket_path: str | None 
     not_ready = [name for name in repository.names() if name not in names]
     version_text = f"foldserve {version('foldserve')}"
     elsewhere = "".join(f"metrics and administration are on {other}\n" for other in urls[1:])
-    where = f"{url}, documentation on {url}/docs" if socket_path is None else f"the Unix socket {socket_path}"
+    page = f"a page on {url}/, " if service.page else ""
+    where = f"{url}, {page}documentation on {url}/docs" if socket_path is None else f"the Unix socket {socket_path}"
     if repository.shown is None:
         return (
             f"{version_text} serves no model yet on {where}\n"

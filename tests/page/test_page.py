@@ -126,6 +126,10 @@ def test_the_contributions_add_up_and_a_curve_shows_what_another_value_would_do(
     assert offset + sum(map(float, parts)) == pytest.approx(total, abs=0.05)
     page.get_by_label("Move").select_option(label="town")
     expect(page.locator(".why rect")).to_have_count(6)
+    ticks = page.locator(".why .tick").all_text_contents()
+    assert ticks == ["0 %", "50 %", "100 %", "Paris", "é", "", "1", "[18-25)", "l'eau"]
+    page.get_by_label("Move").select_option(label="age")
+    expect(page.locator(".why .tick").last).to_have_text("1")
     page.get_by_label("Explain").select_option(label="yes")
     expect(page.locator(".why > .quiet")).to_contain_text('The logit of "yes"')
 

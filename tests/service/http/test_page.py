@@ -33,7 +33,8 @@ def parts(page: str) -> list[str]:
     return re.findall(r'(?:src|href)="(page/[^"]+)"', page)
 
 
-def test_a_browser_gets_a_page_that_loads_only_files_of_this_server(client: httpx.Client) -> None:
+def test_a_browser_gets_a_page_that_loads_only_files_of_this_server(served: Served, client: httpx.Client) -> None:
+    assert f", a page on {served.url}/, " in served.announcement
     page = client.get("/", headers=BROWSER)
     assert page.status_code == 200
     policy = dict(rule.split(" ", 1) for rule in page.headers["content-security-policy"].split("; "))
@@ -88,6 +89,7 @@ def test_without_the_page_a_browser_is_led_to_the_documentation(trained: Path, t
     with serving(trained, tmp_path / "log", "--no-page") as server:
         answer = httpx.get(server.url, headers=BROWSER)
         assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+        assert "page" not in server.announcement
 
 
 def test_a_report_is_shown_in_a_sandbox(client: httpx.Client, trained: Path) -> None:
