@@ -5,7 +5,7 @@ Each line names the modules that raise the error; a test compares them with the 
 
 FoldserveError               the command prints it as one line and exits with 1
 ├── SettingsError            settings.py, access/keys.py, live/, commands/, http/: a flag, variable or file is invalid
-├── BundleError              bundle/, runtime/, explain/: a bundle is not whole or not certified
+├── BundleError              bundle/, runtime/: a bundle is not whole or not certified
 ├── DeviceError              machine/, runtime/, commands/tune/, http/: a device is not available or lost
 ├── SourceError              sources/, commands/score/: a file can't be read as a table
 ├── TableError               tables/, commands/score/: a table does not fit the model
