@@ -20,7 +20,7 @@ _TIMED_RUNS = 5
 
 
 def compare(old: Model, new: Model, trial: Trial) -> Outcome:
-    """Compare two versions. If the interface of `new` forbids that it replaces `old`, the outcome has the reason.
+    """Compare two versions. If their interfaces do not allow a swap, the outcome has the reason.
 
     Otherwise the outcome has the changes of the answers, if the trial asks for them.
     """

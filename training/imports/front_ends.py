@@ -25,7 +25,7 @@ FRONT_ENDS |= dict.fromkeys(WEIGHTS, "pytorch.weights")
 # Formats whose readers would run code from the file.
 UNSAFE = (".pkl", ".pickle", ".joblib")
 _SAFE = "save a pipeline with skops.io.dump, a module with torch.export.save, or call foldserve.import_model(object)"
-# A package, and the module whose `read_object` reads objects of its classes and of their subclasses.
+# By package: the module whose `read_object` reads objects of the package's classes, and of their subclasses.
 OBJECTS = {
     "sklearn": "scikit_learn.reader",
     "keras": "keras.live",

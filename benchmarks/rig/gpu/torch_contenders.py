@@ -177,7 +177,7 @@ class Graphed(_Staged):
             graph.result.fill_(torch.nan)
 
     def on_device(self) -> Callable[[], Any]:
-        """Return the replay of the computation alone."""
+        """Return a function that replays the computation without the copies."""
         return self._computation.replay
 
 

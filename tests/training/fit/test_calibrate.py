@@ -15,9 +15,8 @@ from foldserve.training.fit.calibrate import fit_temperature
 
 
 def drawn(rows, classes, known, seed=0):
-    """Draw classes from log-probabilities.
-
-    Return the logits, which are the log-probabilities times `known`, and the classes.
+    """Draw classes from log-probabilities. Return logits and classes. The logits are the log-probabilities times
+    `known`.
     """
     generator = np.random.default_rng(seed)
     z = generator.normal(0, 1.5, (rows, classes))

@@ -52,7 +52,7 @@ class Context:
         return len(value.columns) if isinstance(value, Raw) else self.builder.columns[value.name]
 
     def numbers(self, value: Value, step: str) -> str:
-        """Return the name of a value as numbers. Raw columns become numeric features."""
+        """Return the name under which the graph has the value as numbers. Raw columns become numeric features."""
         if isinstance(value, Numbers):
             return value.name
         for column in value.columns:
