@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, TypeAdapter
 
 from foldserve.service.engine.repository import Model, Repository
-from foldserve.service.errors import DeadlinePassed, UnknownModel
+from foldserve.service.errors import DeadlinePassed, ModelNotReady, UnknownModel
 from foldserve.service.live.control import Control
 from foldserve.service.metrics import Figure, Metrics
 from foldserve.service.quality.document import Drift, describe
@@ -68,9 +68,13 @@ class LiveQuality:
         return describe(model.monitor, (await self._snapshots(name)).get(_key(model), ()))
 
     async def label(self, name: str, body: bytes | bytearray) -> FeedbackAnswer:
-        """Count labels. body: the body of the request. Raises `UnknownModel`, `InvalidInput` and `DeadlinePassed`."""
-        models = self._models(name)
-        max_labels = max((model.monitor.options.remembered for model in models), default=0)
+        """Count labels. body: of the request.
+
+        Raises `UnknownModel`, `ModelNotReady` if no version is loaded, `InvalidInput` and `DeadlinePassed`.
+        """
+        if not (models := self._models(name)):
+            raise ModelNotReady("the model is not ready")
+        max_labels = max(model.monitor.options.remembered for model in models)
         entries = read_feedback(body, [model.manifest for model in models], max(_MAX_LABELS, max_labels))
         answers = await self._ask(Question(kind="label", name=name, entries=entries))
         answer = join_outcomes([_OUTCOMES.validate_json(each) for each in answers])

@@ -107,7 +107,12 @@ def _add_feedback(routes: APIRouter, service: Service) -> None:
         summary="Send the labels of earlier predictions",
         response_model=FeedbackAnswer,
         responses=error_responses(
-            errors.InvalidInput, errors.UnknownModel, errors.TooLarge, errors.MemoryFull, errors.DeadlinePassed
+            errors.InvalidInput,
+            errors.UnknownModel,
+            errors.ModelNotReady,
+            errors.TooLarge,
+            errors.MemoryFull,
+            errors.DeadlinePassed,
         ),
         openapi_extra={
             "requestBody": {

@@ -212,6 +212,9 @@ def test_keys_need_their_scopes_and_an_operator_begins_the_window_again(tmp_path
                 assert ask(Scope.METRICS, "GET", "/drift").json()["quality"]["labels"] == 150
         after = ask(Scope.METRICS, "GET", "/drift").json()
         assert (after["rows"], after["quality"]["labels"]) == (0, 0)
+        unload = server.send("POST", "/v2/repository/models/roots/unload", f"X-API-Key: {keys[Scope.ADMIN][0]}")
+        assert unload.status == 200
+        assert ask(Scope.PREDICT, "POST", "/feedback", labelled).status == 503
 
 
 def test_a_server_without_drift_and_labels_says_so(tmp_path: Path) -> None:
