@@ -88,7 +88,7 @@ class Drift(BaseModel):
 
     `state`: the most serious state among the features; `off` if the server does not count. `rows`: the rows that the
     model has answered in the window. `counted`: the rows of them that were counted; `sampled` says whether they are a
-    sample. `since`: the beginning of the window. `notes`: remarks in words.
+    sample; `rows` is then an estimate. `since`: the beginning of the window. `notes`: remarks in words.
     """
 
     model: str
