@@ -217,6 +217,12 @@ class Settings(BaseModel):
         float, Field(gt=0, description="seconds in which a request must arrive completely, or it gets a 408")
     ] = 60.0
     idle_timeout: Annotated[float, Field(gt=0, description="seconds after which an idle connection is closed")] = 75.0
+    early_port: Annotated[
+        bool,
+        Field(
+            description="open the port before the models are loaded; requests then get a 503, but /v2/health/live a 200"
+        ),
+    ] = True
     drain_delay: Annotated[
         float,
         Field(ge=0, description="seconds after SIGTERM in which the server is unready and still accepts every request"),

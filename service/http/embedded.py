@@ -36,7 +36,7 @@ log = logging.getLogger("foldserve")
 FOREIGN_SETTINGS = frozenset(
     {
         *("host", "port", "uds", "grpc_port", "admin_port", "admin_host", "tls_cert", "tls_key", "tls_client_ca"),
-        *("workers", "max_head", "request_timeout", "idle_timeout", "drain_delay", "drain_timeout"),
+        *("workers", "max_head", "request_timeout", "idle_timeout", "early_port", "drain_delay", "drain_timeout"),
         "log_level",
     }
 )

@@ -14,8 +14,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -57,26 +57,38 @@ def run(settings: Settings) -> None:
     _log_to_stderr(settings)
     for sentence in unused_variables():
         log.warning("%s", sentence)
-    with bind(settings) as listeners:
+    with bind(settings) as listeners, _answering_early(settings, listeners) as on_loaded:
 
         def announce(text: str) -> None:
             warn_if_open(settings, listeners)  # not earlier: a server that can't start logs only one line
             _print(text)
 
-        # Load the certificates first, so that an error in a file comes at once.
-        responder = StartupResponder(listeners, load_tls(settings, listeners))
-        responder.start()
-        try:
-            if settings.workers == 1:
-                control = LocalControl(partial(create_coordinator, settings))
-                _serve(settings, listeners, announce, control, on_loaded=responder.stop)
-            else:
-                # This import comes late, because it loads prometheus_client in its mode for several processes.
-                from foldserve.service.http.workers import supervise
+        if settings.workers == 1:
+            control = LocalControl(partial(create_coordinator, settings))
+            _serve(settings, listeners, announce, control, on_loaded=on_loaded)
+        else:
+            # This import comes late, because it loads prometheus_client in its mode for several processes.
+            from foldserve.service.http.workers import supervise
 
-                supervise(serve_in_worker, settings, listeners, announce, on_loaded=responder.stop)
-        finally:
-            responder.join()
+            supervise(serve_in_worker, settings, listeners, announce, on_loaded=on_loaded)
+
+
+@contextmanager
+def _answering_early(settings: Settings, listeners: Listeners) -> Iterator[Callable[[], object]]:
+    """Answer clients while the models are loaded, unless `early_port` is off.
+
+    Yields the function that the server calls before it accepts connections. Raises `StartError`, as the function does.
+    """
+    tls = load_tls(settings, listeners)  # first, so that an error in a file comes at once
+    if not settings.early_port:
+        yield listeners.listen
+        return
+    responder = StartupResponder(listeners, tls)
+    responder.start()
+    try:
+        yield responder.stop
+    finally:
+        responder.join()
 
 
 def serve_in_worker(
@@ -116,8 +128,8 @@ def _serve(
     server = _Server(settings, doors, service, partial(announce, lines))
     stopped = threading.Event()
     end_if_hung(settings, service, stopped)
-    on_loaded()
     try:
+        on_loaded()
         server.run(sockets=list(listeners.all))
     finally:  # uvicorn raises the signal again that has stopped it
         stopped.set()

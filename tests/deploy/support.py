@@ -1,8 +1,9 @@
-"""Helpers for the tests of the deployment: the parsed docker-compose.yml, the alerts, and a function that waits."""
+"""Helpers for the tests of the deployment: the parsed docker-compose.yml, alerts, internal paths, and two functions."""
 
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,17 @@ from tests.service.support import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
+
+# Paths that a proxy does not serve to the public. The server decodes the second path to the first.
+INTERNAL = (
+    "/metrics",
+    "/%6detrics",
+    "/v2/repository/index",
+    "/v1/models/roots/drift",
+    "/v1/models/roots/versions/1/drift",
+    "/v2/models/stats",
+    "/v2/models/roots/stats",
+)
 
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
@@ -45,3 +57,9 @@ def until(condition: Callable[[], object]) -> None:
     hung = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < hung, "it hangs"
+
+
+def listens(port: int) -> bool:
+    """Return whether a program on this machine listens on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

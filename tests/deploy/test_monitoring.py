@@ -65,6 +65,11 @@ def test_each_alert_fires_only_when_it_should_and_has_its_text() -> None:
     assert fired == {rule["alert"] for rule in RULES}
 
 
+def test_the_page_on_deployment_has_every_alert() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    assert re.findall(r"^\| `(Foldserve\w+)` \|", page, re.M) == [rule["alert"] for rule in RULES]
+
+
 # --- names -----------------------------------------------------------------------------------------------------------
 
 

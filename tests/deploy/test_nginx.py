@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.deploy.support import ROOT, until
+from tests.deploy.support import INTERNAL, ROOT, listens, until
 from tests.service.support import PATIENCE, serving, write_square_root
 
 NGINX = ROOT / "deploy" / "nginx" / "foldserve.conf"
@@ -94,11 +94,6 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
         yield running
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def test_the_proxy_returns_the_same_answer_over_tls(proxied: Proxied) -> None:
     body = {"instances": [[1, 3], [4, 5]]}
     answer = proxied.client.post("/predict", json=body)
@@ -130,7 +125,7 @@ def test_behind_the_proxy_the_server_sends_its_own_errors(
     assert answer.json().keys() == {"error"}
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/v2/repository/index"])
+@pytest.mark.parametrize("path", INTERNAL)
 def test_internal_paths_are_not_reachable_through_the_proxy(path: str, proxied: Proxied) -> None:
     assert proxied.client.request("POST" if "index" in path else "GET", path).status_code == 404
     assert httpx.request("POST" if "index" in path else "GET", proxied.direct + path).status_code == 200

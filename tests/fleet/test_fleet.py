@@ -66,7 +66,7 @@ class Server:
     def start(self) -> None:
         """Start the server, and wait until it is ready."""
         flags = ("--host", self.host.address, "--port", 8000, "--allowed-hosts", "foldserve.example")
-        flags += ("--timeout", 2, "--drain-delay", self.drain_delay)
+        flags += ("--timeout", 2, "--drain-delay", self.drain_delay, "--no-early-port")
         command = self.host.command(*command_line("serve", "--models", self.models, *flags))
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True)

@@ -73,6 +73,7 @@ def test_every_setting_has_a_variable_and_a_line_in_the_file(name: str, config: 
         "model_name": "digits",
         "model_dir": "/mnt/models",
         "page": False,
+        "early_port": False,
         "drift": False,
         "precision": "bf16",
         "prediction_log": "/var/lib/foldserve/predictions",

@@ -81,3 +81,29 @@ def test_a_server_that_loads_is_alive_and_refuses_all_else(workers: int, tmp_pat
             assert (answer.status, answer.json()) == (200, {name: True})
         assert {server.send("POST", "/predict", "Connection: close", body=BODY).status for _ in range(20)} == {200}
     assert "ERROR" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_an_early_port_a_server_that_loads_refuses_connections(workers: int, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    gated = write_square_root(models).path
+
+    def connect() -> None:
+        try:
+            with socket.socket() as client:
+                client.settimeout(PATIENCE)
+                client.connect(("127.0.0.1", port))
+        finally:
+            (tmp_path / "empty").replace(gated / "gate")
+
+    (tmp_path / "empty").write_bytes(b"")
+    flags = ("--no-early-port", "--workers", workers)
+    with (
+        reserved_port() as port,
+        while_loading(gated, connect) as connected,
+        serving(models, tmp_path / "log", *flags, env=through(gated), port=port, program=GATED) as server,
+    ):
+        with pytest.raises(ConnectionRefusedError):
+            connected.result()
+        assert server.send("POST", "/predict", body=BODY).status == 200
+    assert "ERROR" not in (tmp_path / "log").read_text()

@@ -11,7 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,14 @@ class Caller:
         response = getattr(pb, type(request).__name__.replace("Request", "Response"))
         method = self.channel.unary_unary(f"/{NAME}/{name}", type(request).SerializeToString, response.FromString)
         return method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
+
+    def stream(self, requests: Sequence[Any], metadata: Any = ()) -> Sequence[Any]:
+        method = self.channel.stream_stream(
+            f"/{NAME}/ModelStreamInfer",
+            pb.ModelInferRequest.SerializeToString,
+            pb.ModelStreamInferResponse.FromString,
+        )
+        return list(method(iter(requests), metadata=metadata, timeout=PATIENCE))
 
     def refused(self, name: str, request: Any, metadata: Any = ()) -> tuple[Any, str]:
         with pytest.raises(grpc.RpcError) as caught:
@@ -98,14 +106,9 @@ def test_rows_are_answered_as_over_http(raw: bool, datatype: str, caller: Caller
 
 
 def test_a_stream_answers_each_request_and_survives_an_error(caller: Caller) -> None:
-    stream = caller.channel.stream_stream(
-        f"/{NAME}/ModelStreamInfer",
-        pb.ModelInferRequest.SerializeToString,
-        pb.ModelStreamInferResponse.FromString,
-    )
     wrong = request(id="b")
     wrong.model_name = "nobody"
-    answers = list(stream(iter([request(id="a"), wrong, request(id="c")]), timeout=PATIENCE))
+    answers = caller.stream([request(id="a"), wrong, request(id="c")])
     assert [answer.infer_response.id for answer in answers] == ["a", "b", "c"]
     assert [answer.error_message for answer in answers] == ["", "unknown model", ""]
 
@@ -208,6 +211,9 @@ def test_every_call_needs_an_api_key_with_its_scope(tmp_path: Path) -> None:
                 code, _ = caller.refused(name, getattr(pb, f"{name}Request")())
                 assert code is grpc.StatusCode.UNAUTHENTICATED, name
         assert caller.call("ModelInfer", request(), good).raw_output_contents
+        for metadata, answered in (((), False), (good, True)):
+            (answer,) = caller.stream([request()], metadata)
+            assert (bool(answer.infer_response.raw_output_contents), not answer.error_message) == (answered, answered)
         code, _ = caller.refused("RepositoryIndex", pb.RepositoryIndexRequest(), good)
         assert code is grpc.StatusCode.PERMISSION_DENIED
         caller.channel.close()

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from foldserve.service import bundle
 from foldserve.service.runtime import load as runtime
@@ -67,6 +67,18 @@ def test_biases_become_rows_of_the_weights_and_the_outputs_stay(model: bytes, on
     rows = GENERATOR.normal(size=(50, graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value)).astype(np.float32)
     outputs = oracle(prepared.SerializeToString())(with_ones(rows, ones))
     np.testing.assert_allclose(outputs, oracle(model)(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_that_overflows_in_a_hidden_layer_has_no_number_as_output() -> None:
+    graph = onnx.load_model_from_string(network(1, 1, 1, 2))
+    for weights, value in zip(graph.graph.initializer, (4, 0, -1, 0, 1, 0), strict=True):
+        weights.CopyFrom(numpy_helper.from_array(np.full(weights.dims, value, np.float32), weights.name))
+    prepared, shortcuts = prepare(graph, Options("cuda"))
+    rows = np.array([[1], [3e38]], np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert oracle(graph.SerializeToString())(rows).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+        outputs = oracle(prepared.SerializeToString())(with_ones(rows, shortcuts.ones))
+    assert np.isfinite(outputs).all(axis=1).tolist() == [True, False]
 
 
 def test_a_model_with_encoded_columns_keeps_its_outputs() -> None:
