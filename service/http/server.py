@@ -206,12 +206,13 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(HANDSHAKE_SECONDS)
         for acceptor in self._acceptors:
             await acceptor.stop()
-        if self._rpc is not None:
-            await self._rpc.stop(self._settings.drain_timeout)
         # uvicorn would cancel the tasks of clients that do not read, each with a traceback in the log.
         loop = asyncio.get_running_loop()
         loop.call_later(self.config.timeout_graceful_shutdown or 0, self._abort_connections)
-        await super().shutdown(sockets)
+        async with asyncio.TaskGroup() as group:  # gRPC and HTTP have the same time to finish
+            if self._rpc is not None:
+                group.create_task(self._rpc.stop(self._settings.drain_timeout))
+            await super().shutdown(sockets)
         self._service.repository.drain()
         self._abort_connections()
         await asyncio.sleep(0)  # the event loop now calls connection_lost

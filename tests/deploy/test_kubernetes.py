@@ -19,7 +19,7 @@ import yaml
 from foldserve.service.http.workers import _GRACE_SECONDS
 from foldserve.service.settings import PREFIX, Settings
 from tests.deploy.support import ROOT, SERVICES
-from tests.service.support import Served, command_line, environment, serving, stop, write_square_root
+from tests.service.support import Served, command_line, environment, serving, write_square_root
 
 KUBERNETES, KSERVE = ROOT / "deploy/kubernetes", ROOT / "deploy/kserve"
 METRICS = (ROOT / "docs/metrics.md").read_text()
@@ -187,7 +187,15 @@ def test_the_arguments_of_kserve_serve_one_bundle_under_the_name_of_the_service(
             answer = served.send("POST", "/v1/models/house-prices:predict", body=b'{"instances": [[1, 3]]}')
             assert answer.json()["predictions"] == [2.0]
         finally:
-            stop(process)
+            process.kill()  # the drain would last --drain-delay
+
+
+def test_the_drain_of_kserve_is_shorter_than_the_default_grace_of_a_pod() -> None:
+    (container,) = RUNTIME["containers"]
+    flags = dict(argument.removeprefix("--").split("=") for argument in container["args"][1:])
+    settings = Settings.model_validate({"drain_delay": flags["drain-delay"]})
+    assert container["readinessProbe"]["periodSeconds"] < settings.drain_delay
+    assert settings.drain_delay + settings.drain_timeout < 30
 
 
 def test_kserve_scrapes_the_port_of_the_server() -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -49,13 +51,17 @@ class Caller:
         method = self.channel.unary_unary(f"/{NAME}/{name}", type(request).SerializeToString, response.FromString)
         return method(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
 
-    def stream(self, requests: Sequence[Any], metadata: Any = ()) -> Sequence[Any]:
+    def open_stream(self, requests: Iterator[Any], metadata: Any = ()) -> Iterator[Any]:
         method = self.channel.stream_stream(
             f"/{NAME}/ModelStreamInfer",
             pb.ModelInferRequest.SerializeToString,
             pb.ModelStreamInferResponse.FromString,
         )
-        return list(method(iter(requests), metadata=metadata, timeout=PATIENCE))
+        answers: Iterator[Any] = method(requests, metadata=metadata, timeout=PATIENCE)
+        return answers
+
+    def stream(self, requests: Sequence[Any], metadata: Any = ()) -> Sequence[Any]:
+        return list(self.open_stream(iter(requests), metadata))
 
     def refused(self, name: str, request: Any, metadata: Any = ()) -> tuple[Any, str]:
         with pytest.raises(grpc.RpcError) as caught:
@@ -234,6 +240,26 @@ def test_accepted_calls_finish_when_the_server_stops(tmp_path: Path) -> None:
         assert calls[0].result().raw_output_contents  # the others are in the queue now
         served.process.send_signal(signal.SIGTERM)
         assert all(call.result().raw_output_contents for call in calls)
+        assert served.process.wait(PATIENCE) == 0
+        caller.channel.close()
+
+
+def test_an_open_stream_does_not_delay_the_drain_of_http(tmp_path: Path) -> None:
+    write_square_root(tmp_path / "models")
+    flags = ("--grpc-port", 0, "--drain-timeout", 3600)
+    with serving(tmp_path / "models", tmp_path / "log", *flags) as served:
+        caller, asked = Caller(f"127.0.0.1:{rpc_port(served)}"), Queue[Any]()
+        answers = caller.open_stream(iter(asked.get, None))
+        asked.put(request())
+        assert next(answers).infer_response.raw_output_contents
+        with socket.create_connection((served.host, served.port), timeout=PATIENCE) as idle:
+            idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert idle.recv(2**16).startswith(b"HTTP/1.1 200 ")
+            served.process.send_signal(signal.SIGTERM)
+            while idle.recv(2**16):
+                pass
+        asked.put(None)
+        assert list(answers) == []
         assert served.process.wait(PATIENCE) == 0
         caller.channel.close()
 
