@@ -54,10 +54,13 @@ def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, secon
     """
     manifest, models = bundle.manifest, bundle.path.parent.parent
     rows = ", ".join(f"{count:,} {part}" for part, count in manifest.provenance.rows.items())
+    folded = [f"{line.layer} -> {line.into}" for line in manifest.folded if line.into not in ("-", line.layer)]
+    kept = dict.fromkeys(line.layer for line in manifest.folded if line.into == line.layer)
     measured = [measurement.parity for measurement in manifest.certificate.measurements]
     lines = [
         ("table", f"{len(manifest.features)} features to {_outcome(len(manifest.labels))}; rows: {rows or 'none'}"),
-        ("folded", ", ".join(f"{line.layer} -> {line.into}" for line in manifest.folded if line.into != "-")),
+        ("folded", ", ".join(folded) or "nothing: the model has no affine step beside a Dense"),
+        *([("kept", f"{', '.join(kept)}: affine steps with no Dense beside them")] if kept else []),
         (
             "certificate",
             f"{count_of(len(measured), 'measurement')}, off by "

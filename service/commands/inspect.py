@@ -57,8 +57,9 @@ def run(path: Path, *, as_json: bool = False, whole: bool = False) -> None:
         *([_table("golden rows", ("", "inputs", "outputs"), _golden(manifest))] if whole else []),
         _table("provenance", ("", ""), _provenance(manifest)),
     ):
-        out.print(table)
-        out.print()
+        if table.row_count:
+            out.print(table)
+            out.print()
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -164,7 +165,7 @@ def _provenance(manifest: Manifest) -> Iterable[tuple[str, str]]:
         yield "its sha256", imported.sha256
     yield "source", provenance.source
     yield "data sha256", provenance.data_sha256 or "no table was given"
-    yield "rows", ", ".join(f"{count:,} {name}" for name, count in provenance.rows.items())
+    yield "rows", ", ".join(f"{count:,} {name}" for name, count in provenance.rows.items()) or "none"
     yield "seed", str(provenance.seed)
     yield "threads", f"{provenance.threads} on {provenance.cpu}"
     if provenance.hyperparameters:

@@ -120,7 +120,10 @@ def _fold(parsed: argparse.Namespace) -> None:
     options = Options(features=parsed.features, output=parsed.output, keep_unknown=parsed.keep_unknown)
     folded = fold_file(parsed.file, parsed.to, options)
     for line in folded.report:
-        print(printable(f"{'folded':<12} {line.layer} -> {line.into}  ({line.rule})"))
+        if line.into == line.layer:
+            print(printable(f"{'kept':<12} {line.layer}  ({line.rule.removeprefix('kept: ')})"))
+        else:
+            print(printable(f"{'folded':<12} {line.layer} -> {line.into}  ({line.rule})"))
     for note in folded.notes:
         print(printable(f"{'note':<12} {note}"))
     before, after = folded.nodes

@@ -13,11 +13,12 @@ from foldserve.service.runtime.session import open_cpu
 from foldserve.training.certify.tolerance import output_tolerance
 from foldserve.training.errors import ModelImportError, ParityError
 from foldserve.training.imports.folding import fold
+from foldserve.training.imports.front_ends import FRONT_ENDS
 from foldserve.training.imports.imported import Options
 from foldserve.training.imports.onnx_file import read_file
 from foldserve.training.imports.onnx_inputs import read_inputs
 from foldserve.training.imports.onnx_model import translate
-from foldserve.training.imports.onnx_reference import run_reference
+from foldserve.training.imports.onnx_reference import run_original, run_reference
 from foldserve.training.imports.onnx_values import Constant, Raw, Stacked
 from foldserve.training.imports.write import write_network
 
@@ -40,6 +41,8 @@ def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
     The outputs are compared on rows of a standard normal distribution, with the tolerance of a certificate. Raises
     `ModelImportError`, `FoldError`, `ExportError` or `ParityError`; nothing is written then.
     """
+    if source.suffix.lower() != ".onnx" and source.suffix.lower() in FRONT_ENDS:
+        raise ModelImportError(f"{source.name} is not an ONNX file: fold reads only ONNX; use import")
     model, _ = read_file(source)
     inputs = read_inputs(model, options)
     context = translate(model, inputs, options)
@@ -58,8 +61,12 @@ def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
     std = float(expected.std()) or 1.0
     parity = output_tolerance(float(expected.mean()), std).measure(expected, outputs)
     if parity.worst > 1:
+        original = run_original(model, inputs.output, lambda x: {feed: x})(rows).reshape(_ROWS, -1)
+        own = output_tolerance(float(expected.mean()), std).measure(expected, original)
         raise ParityError(
-            f"the folded model differs from the original by {parity.max_absolute:.3g}; nothing is written"
+            f"the folded model differs from the original in float64 by {parity.max_absolute:.3g}, "
+            f"{parity.worst:.3g} times the tolerance; the original in float32 differs from it by "
+            f"{own.max_absolute:.3g}, {own.worst:.3g} times the tolerance; nothing is written"
         )
     try:
         replace_file(target, content)

@@ -103,7 +103,7 @@ def finish(
     columns, layers = builder.columns[value], {node.name: node for node in builder.network(value).nodes}
     last = layers[value].layer if value in layers else None
     labels, notes = options.labels, []
-    mass = _mass(builder.network(value))
+    mass = find_mass(builder.network(value))
     if isinstance(last, Softmax) and last.log:
         value = builder.add("probabilities", "Softmax", Softmax(), *layers[value].inputs)
         notes.append("the outputs are logarithms of probabilities; the bundle returns the probabilities")
@@ -123,17 +123,27 @@ def finish(
     elif columns == 1:
         return builder.network(value), "regression", (), ()
     else:
-        raise ModelImportError(
-            f"the model gives {columns} numbers for a row that are no probabilities: if they are the logits of "
-            f"{columns} classes, name the classes with --labels"
-        )
+        raise ModelImportError(unnamed_logits(columns))
     if columns == 1:
         rest = builder.add("complement", "Affine", Affine.of(-1, 0, 1, 1), value)
         value = builder.add("probabilities", "Concat", Concat(), rest, value)
     if not labels:
         labels = tuple(range(builder.columns[value]))
-        notes.append(f"the model does not name its {len(labels)} classes: their labels are 0, 1, ...; see --labels")
+        notes.append(default_labels(len(labels)))
     return builder.network(value), "classification", labels, tuple(notes)
+
+
+def unnamed_logits(count: int) -> str:
+    """Return the error for several outputs that may be logits, or values of several targets."""
+    return (
+        f"the model gives {count} numbers for a row that are not probabilities: if they are the logits of {count} "
+        "classes, name the classes with --labels"
+    )
+
+
+def default_labels(count: int) -> str:
+    """Return the note for classes that have no names."""
+    return f"the model does not name its classes; their labels are the numbers 0 to {count - 1}: see --labels"
 
 
 def _is_probability(mass: float | None, columns: int, last: Layer | None) -> bool:
@@ -147,7 +157,7 @@ def _is_probability(mass: float | None, columns: int, last: Layer | None) -> boo
     return True
 
 
-def _mass(network: Network) -> float | None:
+def find_mass(network: Network) -> float | None:
     """Return the sum of the outputs after a softmax, or the largest possible output after a sigmoid.
 
     Sums and scalings may follow them, as in an ensemble. If the result is 1, the outputs are probabilities. The result

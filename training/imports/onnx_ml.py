@@ -150,11 +150,21 @@ def _mapping(node: onnx.NodeProto, given: dict[str, Any]) -> tuple[list[Category
     return texts, [float(number) for number in numbers], float(default)
 
 
+def _columns_of(coefficients: int, outputs: int) -> str:
+    """Return the correction for a linear model whose input has the wrong number of columns."""
+    if outputs and coefficients and coefficients % outputs == 0:
+        return f"an input of {coefficients // outputs} columns"
+    return "as many coefficients as columns for each output"
+
+
 def _linear(value: Numbers, given: dict[str, Any], outputs: int) -> Dense:
     columns = width(value.shape)
     coefficients: Array = np.array(given.get("coefficients", []), np.float64)
     if outputs < 1 or coefficients.size != outputs * columns:
-        raise Refused(f"it has {coefficients.size} coefficients for {columns} columns and {outputs} outputs")
+        raise Refused(
+            f"it has {coefficients.size} coefficients for {columns} columns and {outputs} outputs",
+            f"the file contradicts itself: export the model with {_columns_of(coefficients.size, outputs)}",
+        )
     intercepts = np.array(given.get("intercepts") or [0.0] * outputs, np.float64)
     return Dense(coefficients.reshape(outputs, columns), intercepts)
 

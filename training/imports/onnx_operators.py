@@ -165,6 +165,8 @@ def _power(
     if exponent is None or exponent.size != 1 or float(exponent.reshape(-1)[0]) not in (1.0, 2.0, 3.0, 0.5):
         raise Refused("only the exponents 0.5, 1, 2 and 3 are understood")
     value, power = context.numbers(node, required(inputs, 0)), float(exponent.reshape(-1)[0])
+    if power == 1:
+        return [value]
     if power == 0.5:
         return [Numbers(context.add(node, Activation("sqrt"), value.name), value.shape)]
     return [Numbers(context.add(node, Multiply(), *[value.name] * int(power)), value.shape)]

@@ -20,7 +20,8 @@ from foldserve.service.bundle import Label, Task
 from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.form import Network
 from foldserve.training.imports.imported import Evaluate, Imported, Options
-from foldserve.training.imports.layers import Activation, Affine, Concat, Dense, Softmax
+from foldserve.training.imports.layers import Affine, Concat, Dense, Softmax
+from foldserve.training.imports.meaning import default_labels, find_mass, unnamed_logits
 from foldserve.training.imports.onnx_inputs import Inputs
 from foldserve.training.imports.onnx_reference import make_feeds, run_original, run_reference
 from foldserve.training.imports.onnx_values import Constant, Context, Numbers, RawColumn, Truth, attributes
@@ -30,6 +31,8 @@ _TRIAL_ROWS = 64
 
 Array = npt.NDArray[Any]
 Last = Callable[[Array], Array]
+# The task, the last value, the same arithmetic for the reference, the labels, and notes.
+_Finished = tuple[Task, str, Last, tuple[Label, ...], list[str]]
 
 
 def finish(
@@ -45,7 +48,11 @@ def finish(
         raise ModelImportError(f"the output {inputs.output!r} is not a row of numbers")
     width = context.builder.columns[name]
     labels = options.labels or _find_labels(model, max(width, 2))
-    task, name, last, labels, notes = _finish_output(context, columns, name, labels)
+    if width == 1:
+        task, name, last, labels, notes = _finish_one(context, name, labels)
+    else:
+        are_scores = inputs.output not in {info.name for info in model.graph.output}
+        task, name, last, labels, notes = _finish_scores(context, columns, name, labels, are_scores=are_scores)
     feeds = partial(make_feeds, inputs.feeds, columns)
     notes = [*inputs.notes, *context.notes, *notes]
     reference = "onnx ReferenceEvaluator float64, original graph"
@@ -113,43 +120,53 @@ def _flat(last: Last, rows: int, outputs: Array) -> Array:
     return last(outputs.reshape(rows, -1))
 
 
-def _finish_output(
-    context: Context, columns: tuple[Column, ...], name: str, labels: tuple[Label, ...]
-) -> tuple[Task, str, Last, tuple[Label, ...], list[str]]:
-    """Return the task, the last value, the same arithmetic for the reference, the labels and notes."""
+def _finish_scores(
+    context: Context, columns: tuple[Column, ...], name: str, labels: tuple[Label, ...], *, are_scores: bool
+) -> _Finished:
+    """Finish several outputs. are_scores: whether the file computes the class from them, so that they may be logits.
+
+    Raises `ModelImportError` if they are neither probabilities nor logits.
+    """
     network, builder = context.builder.network(name), context.builder
     outputs = builder.columns[name]
     final = network.nodes[-1].layer if network.nodes else None
-    if outputs == 1:
-        is_sigmoid = isinstance(final, Activation) and final.function == "sigmoid"
-        if not is_sigmoid and not labels:
-            return "regression", name, _same, (), []
-        if not is_sigmoid:
-            z = name
-            name = builder.add(f"{name}.probabilities", "Softmax", Softmax(), _logits(context, z))
-            note = "the output is taken as the logit of the second label"
-            return "classification", name, _binary, labels, [note]
-        rest = builder.add(f"{name}.first", "Sub", Affine.of(-1.0, 1.0, 0.0, 1), name)
-        both = builder.add(f"{name}.probabilities", "Concat", Concat(), rest, name)
-        return "classification", both, _both, labels or (0, 1), [] if labels else [_default_labels(2)]
-    notes = [] if labels else [_default_labels(outputs)]
-    labels = labels or tuple(range(outputs))
+    notes = [] if labels else [default_labels(outputs)]
+    is_named, labels = bool(labels), labels or tuple(range(outputs))
     if isinstance(final, Softmax) and final.log:
         source = network.nodes[-1].inputs[0]
         return "classification", builder.add(f"{name}.exp", "Softmax", Softmax(), source), np.exp, labels, notes
     if _gives_probabilities(network, columns):
         return "classification", name, _same, labels, notes
-    if isinstance(final, Activation) and final.function == "sigmoid":
+    if find_mass(network) is not None:
         raise ModelImportError(
             f"the output has {outputs} independent probabilities, whose sum is not 1; a bundle has one label for a row"
         )
+    if not is_named and not are_scores:
+        raise ModelImportError(unnamed_logits(outputs))
     notes.append("the outputs are taken as logits: a softmax turns them into probabilities")
     name = builder.add(f"{name}.probabilities", "Softmax", Softmax(), name)
     return "classification", name, partial(special.softmax, axis=1), labels, notes
 
 
-def _default_labels(count: int) -> str:
-    return f"the model names no labels; they are the numbers 0 to {count - 1}: name them with --labels"
+def _finish_one(context: Context, name: str, labels: tuple[Label, ...]) -> _Finished:
+    """Finish one output: a value, the probability of the second label, or its logit. Raises `ModelImportError`."""
+    network, builder = context.builder.network(name), context.builder
+    if network.nodes and isinstance(network.nodes[-1].layer, Softmax):
+        raise ModelImportError("the model ends with a softmax of one column, which is always 1")
+    mass = find_mass(network)
+    if mass is not None and abs(mass - 1) < 1e-6:  # a sigmoid, or a mean of sigmoids
+        rest = builder.add(f"{name}.first", "Sub", Affine.of(-1.0, 1.0, 0.0, 1), name)
+        both = builder.add(f"{name}.probabilities", "Concat", Concat(), rest, name)
+        return "classification", both, _both, labels or (0, 1), [] if labels else [default_labels(2)]
+    if not labels:
+        return "regression", name, _same, (), []
+    if mass is not None:
+        raise ModelImportError(
+            f"the output is neither a probability nor a logit: it is a sum of sigmoids of up to {mass:g}; export a "
+            "model that ends with their mean"
+        )
+    name = builder.add(f"{name}.probabilities", "Softmax", Softmax(), _logits(context, name))
+    return "classification", name, _binary, labels, ["the output is taken as the logit of the second label"]
 
 
 def _logits(context: Context, name: str) -> str:

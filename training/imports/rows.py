@@ -107,7 +107,10 @@ def _draw(imported: Imported, schema: Table, ranges: Mapping[str, Range], seed: 
     example = np.array([[0.0 if i in imported.whole else 0.5 for i in range(len(features))]], np.float32)
     drawn = certificate.draw(features, example, certificate.RANDOM_ROWS, seed)
     note = "no table was given: the certificate is on random rows alone, and there are no metrics and no report"
-    return Rows(replace(schema, source="random rows"), features, drawn, (note,))
+    notes = (
+        [note] if imported.named else [f"the model does not name its features: they are {join_some(names, 3)}", note]
+    )
+    return Rows(replace(schema, source="random rows"), features, drawn, tuple(notes))
 
 
 def _describe(column: Column, limits: Range) -> bundle.Feature:

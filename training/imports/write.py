@@ -63,7 +63,7 @@ def write_network(
         shape, flat = (network.features,), source
     else:
         flat = f"{source}.flat"
-    writer = Writer(network, flat, output)
+    writer = Writer(network, flat, output, reserved=(source,))
     if flat != source:
         writer.node("Flatten", flat, source, axis=1)
     for node in network.nodes:
@@ -72,19 +72,19 @@ def write_network(
 
 
 class Writer:
-    """The ONNX nodes and constants of a network. A value has the name of its node. The caller names the output."""
+    """The ONNX nodes and constants of a network. A value has the name of its node. The caller names the output.
 
-    def __init__(self, network: Network, source: str, output: str) -> None:
+    The names of a graph are arbitrary, so each name that the writer adds is checked against all others. reserved: more
+    names that are in use.
+    """
+
+    def __init__(self, network: Network, source: str, output: str, reserved: Sequence[str] = ()) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._names = {INPUT: source}
-        reserved = {source, output}
+        self._reserved = {source, output, *reserved}
         for node in network.nodes:
-            name = node.name
-            while name in reserved:
-                name += "_"
-            reserved.add(name)
-            self._names[node.name] = name
+            self._names[node.name] = self._reserve(node.name)
         self._names[network.output] = output
         self._widths = network.widths()
         self._splits = _find_splits(network)
@@ -114,8 +114,20 @@ class Writer:
 
     def constant(self, name: str, values: npt.NDArray[Any]) -> str:
         """Add a constant. Floating-point numbers are rounded to float32."""
+        name = self._reserve(name)
         content = values.astype(np.float32) if values.dtype.kind == "f" else values
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(content), name))
+        return name
+
+    def step(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
+        """Add an operator inside a node, and return the name of its output."""
+        return self.node(operator, self._reserve(name), *inputs, **attributes)
+
+    def _reserve(self, name: str) -> str:
+        """Return `name`, with underscores after it if another value has this name."""
+        while name in self._reserved:
+            name += "_"
+        self._reserved.add(name)
         return name
 
     def node(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
@@ -134,7 +146,7 @@ class Writer:
         has_shift = bool(shift.any())
         if (layer.scale != 1).any() or not has_shift:
             scale = self.constant(f"{name}.scale", _shorten(layer.scale))
-            value = self.node("Mul", f"{name}.scaled" if has_shift else name, value, scale)
+            value = self.node("Mul", self._reserve(f"{name}.scaled") if has_shift else name, value, scale)
         if has_shift:
             self.node("Add", name, value, self.constant(f"{name}.shift", _shorten(shift)))
 
@@ -144,7 +156,7 @@ class Writer:
             kind, attributes = operator(layer.parameters)
             self.node(kind, name, value, **attributes)
         elif layer.function == "silu":
-            self.node("Mul", name, value, self.node("Sigmoid", f"{name}.sigmoid", value))
+            self.node("Mul", name, value, self.step("Sigmoid", f"{name}.sigmoid", value))
         else:  # clip, whose limits are inputs; an infinite limit is left out
             limits = []
             for part in ("low", "high"):
@@ -155,9 +167,9 @@ class Writer:
     def _write_norm(self, name: str, value: str, layer: Normalize) -> None:
         axes, zero = self.constant(f"{name}.axes", np.array([1])), self.constant(f"{name}.zero", np.array(0.0))
         one = self.constant(f"{name}.one", np.array(1.0))
-        size = self.node(_NORM[layer.norm], f"{name}.norm", value, axes, keepdims=1)
-        is_zero = self.node("Equal", f"{name}.empty", size, zero)
-        self.node("Div", name, value, self.node("Where", f"{name}.divisor", is_zero, one, size))
+        size = self.step(_NORM[layer.norm], f"{name}.norm", value, axes, keepdims=1)
+        is_zero = self.step("Equal", f"{name}.empty", size, zero)
+        self.node("Div", name, value, self.step("Where", f"{name}.divisor", is_zero, one, size))
 
     def _write_simple(self, name: str, inputs: list[str], layer: Layer) -> None:
         """Write a layer of one operator, with its constants."""
@@ -182,19 +194,23 @@ class Writer:
         """Write a comparison first, so that NaN never reaches a cast."""
         if isinstance(layer, Impute):
             fill = self.constant(f"{name}.fill", layer.fill)
-            self.node("Where", name, self.node("IsNaN", f"{name}.missing", value), fill, value)
+            self.node("Where", name, self.step("IsNaN", f"{name}.missing", value), fill, value)
             return
-        picked = self._gather(f"{name}.raw", value, layer.source)
+        picked = self._gather(self._reserve(f"{name}.raw"), value, layer.source)
         if isinstance(layer, OneHot):
-            found = self.node("Equal", f"{name}.equal", picked, self.constant(f"{name}.code", layer.code))
+            found = self.step("Equal", f"{name}.equal", picked, self.constant(f"{name}.code", layer.code))
         else:
-            found = self.node("IsNaN", f"{name}.nan", picked)
+            found = self.step("IsNaN", f"{name}.nan", picked)
         self.node("Cast", name, found, to=TensorProto.FLOAT)
 
     def _fold_left(self, operator: str, name: str, inputs: Sequence[str]) -> None:
         value = inputs[0]
-        for place, each in enumerate(inputs[1:], start=2):
-            value = self.node(operator, name if place == len(inputs) else f"{name}.{place}", value, each)
+        if len(inputs) == 1:
+            self.node("Identity", name, value)
+            return
+        for place, each in enumerate(inputs[1:-1], start=2):
+            value = self.step(operator, f"{name}.{place}", value, each)
+        self.node(operator, name, value, inputs[-1])
 
     def _gather(self, name: str, value: str, columns: npt.NDArray[np.int64]) -> str:
         """Select columns. ONNX Runtime copies consecutive columns much faster with a Slice than with a Gather."""

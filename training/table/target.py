@@ -123,7 +123,11 @@ def read_test_target(
         rows = None
     if row := first_missing(y):
         label = found.values[found.codes[row - 1]]
-        raise DataError(f"column {name!r}, the target: row {row} is {label!r}, not a class of the training table")
+        known = join_some(list(map(str, table.labels)), 5)
+        raise DataError(
+            f"column {name!r}, the target: row {row} is {label!r}, which is not a class of the model; its classes are "
+            f"{known}"
+        )
     return y, rows
 
 

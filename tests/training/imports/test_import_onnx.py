@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -99,6 +100,42 @@ def test_import_model_takes_a_frame(tmp_path):
 def test_import_model_refuses_an_object_that_is_no_model(tmp_path):
     with pytest.raises(foldserve.TrainingError, match="a dict is not a model that can be imported"):
         foldserve.import_model({}, name="x", models=tmp_path)
+
+
+def test_an_import_says_which_steps_are_kept(tmp_path, capsys):
+    model = Model(4)
+    model.dense(np.random.default_rng(0), 4, 1)
+    model.add("Mul", np.float32(0.5), source=[model.add("Sigmoid")])
+    scaled = model.value
+    onnx.save(model.build(), tmp_path / "model.onnx")
+    assert main(["fold", str(tmp_path / "model.onnx"), "-o", str(tmp_path / "folded.onnx")]) == 0
+    assert f"kept         {scaled}  (no Dense beside it)\n" in capsys.readouterr().out
+    flags = ["--name", "kept", "--models", str(tmp_path), "--ranges", "0:1"]
+    assert main(["import", str(tmp_path / "model.onnx"), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "folded       nothing: the model has no affine step beside a Dense\n" in printed
+    assert f"kept         {scaled}: affine steps with no Dense beside them\n" in printed
+
+
+def test_fold_refuses_a_file_of_another_format_in_one_line(tmp_path, capsys):
+    assert main(["fold", str(tmp_path / "model.keras"), "-o", str(tmp_path / "folded.onnx")]) == 1
+    assert capsys.readouterr().err.endswith("model.keras is not an ONNX file: fold reads only ONNX; use import\n")
+
+
+def test_a_refusal_of_fold_says_how_far_the_original_in_float32_is(tmp_path, capsys):
+    model = Model(1)
+    # The difference of both columns is 1e-6, which float32 loses beside values of about 1.
+    model.add("Gemm", np.ones((1, 2), np.float32), np.array([0, 1e-6], np.float32))
+    model.add("Relu")
+    model.add("MatMul", np.array([[-1e6], [1e6]], np.float32))
+    original, folded = tmp_path / "model.onnx", tmp_path / "folded.onnx"
+    onnx.save(model.build(), original)
+    assert main(["fold", str(original), "-o", str(folded)]) == 1
+    error = capsys.readouterr().err
+    differences = re.search(r"in float64 by (\S+), .* the original in float32 differs from it by (\S+), ", error)
+    assert error.count("\n") == 1
+    assert all(0.01 < float(difference) < 1 for difference in differences.groups())
+    assert not folded.exists()
 
 
 def test_fold_writes_a_file_with_the_names_of_the_original(tmp_path, capsys):

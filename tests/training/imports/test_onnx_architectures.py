@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +99,25 @@ def test_an_ensemble_becomes_one_network():
     np.testing.assert_allclose(outputs, run_unoptimised(model.build(), rows), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("labels", [(), ("stays", "leaves")], ids=["unnamed", "named"])
+def test_a_mean_of_sigmoids_is_the_probability_of_the_second_label(labels):
+    generator = np.random.default_rng(0)
+    model, members = Model(4), []
+    for _ in range(3):
+        model.value = "x"
+        model.dense(generator, 4, 6)
+        model.add("Relu")
+        model.dense(generator, 6, 1)
+        members.append(model.add("Sigmoid"))
+    model.add("Mean", source=members)
+    rows = generator.normal(size=(20, 4)).astype(np.float32)
+    imported = read(model.build(), labels=labels)
+    expected = run_unoptimised(model.build(), rows)
+    assert (imported.task, imported.labels) == ("classification", labels or (0, 1))
+    np.testing.assert_allclose(run_folded(imported, rows)[0], np.hstack([1 - expected, expected]), atol=1e-6)
+    np.testing.assert_allclose(imported.evaluate(rows)[:, 1:], expected, atol=1e-6)
+
+
 def test_the_members_of_a_deep_ensemble_share_their_first_layer():
     generator = np.random.default_rng(0)
     model, members = Model(8), []
@@ -124,7 +144,7 @@ def test_a_batch_norm_on_a_skip_connection_is_kept_and_reported():
     model.add("Relu")
     inner = model.dense(generator, 4, 4)
     model.add("Add", source=[start, inner])
-    (line,) = fold(read(model.build()).network).report
+    (line,) = fold(read(model.build(), labels=tuple("abcd")).network).report
     assert (line.rule, line.into) == ("kept: no Dense beside it", line.layer)
 
 

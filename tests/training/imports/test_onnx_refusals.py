@@ -41,6 +41,14 @@ def independent_sigmoids():
     return model.build()
 
 
+def sum_of_sigmoids():
+    model = Model()
+    model.dense(GENERATOR, 4, 1)
+    model.add("Sigmoid")
+    model.add("Add", source=[model.value, model.value])
+    return model.build()
+
+
 UNKNOWN = {
     "LayerNormalization": (model_of("LayerNormalization", FLOATS), "no rule covers this operator; keep it as it is"),
     "training mode": (training_batch_norm(), "training mode, .*; export the model in eval mode"),
@@ -67,6 +75,11 @@ UNKNOWN = {
     "a shape that mixes rows": (model_of("Reshape", np.array([-1, 2])), "turns rows of the shape"),
     "several outputs": (two_outputs(), "choose one with --output"),
     "independent probabilities": (independent_sigmoids(), "whose sum is not 1"),
+    "several values that may be logits": (model_of("Relu"), "if they are the logits of 4 classes, name the classes"),
+    "a linear model of other columns": (
+        model_of("LinearClassifier", domain=ML, coefficients=[1.0] * 6, classlabels_ints=[0, 1]),
+        "6 coefficients for 4 columns and 2 outputs; the file contradicts itself: .* an input of 3 columns",
+    ),
 }
 
 
@@ -75,6 +88,11 @@ def test_an_operation_that_is_not_understood_is_refused(model, reason):
     with pytest.raises(ModelImportError, match=reason) as raised:
         read(model)
     assert "\n" not in str(raised.value)
+
+
+def test_labels_do_not_turn_a_sum_of_sigmoids_into_a_logit():
+    with pytest.raises(ModelImportError, match="neither a probability nor a logit"):
+        read(sum_of_sigmoids(), labels=("a", "b"))
 
 
 def test_the_refusal_names_the_node_and_its_type():
@@ -101,6 +119,7 @@ def test_an_unknown_node_is_kept_on_request_and_folded_around():
 def valid():
     model = Model()
     model.dense(GENERATOR, 4, 3)
+    model.add("Softmax")
     return model.build()
 
 
