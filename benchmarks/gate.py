@@ -76,11 +76,11 @@ def _versions() -> dict[str, str]:
 
 
 def _print(counts: dict[str, int], committed: dict[str, int]) -> None:
-    print(f"{'request':<20}{'instructions':>14}{'committed':>14}{'change':>9}")
+    print(f"{'request':<22}{'instructions':>14}{'committed':>14}{'change':>9}")
     for name, instructions in counts.items():
         before = committed.get(name)
         change = f"{before:>14,}{instructions / before - 1:>+9.1%}" if before else ""
-        print(f"{name:<20}{instructions:>14,}{change}")
+        print(f"{name:<22}{instructions:>14,}{change}")
 
 
 def _requests() -> dict[str, bytes]:
@@ -88,19 +88,23 @@ def _requests() -> dict[str, bytes]:
     manifest = json.loads((ROOT / "models/digits/1/manifest.json").read_text(encoding="utf-8"))
     row = manifest["golden"]["inputs"][0]
     tensor = {"name": "input", "shape": [1, len(row)], "datatype": "FP32", "data": row}
-    as_json = b"application/json"
+    as_json, as_bytes = b"application/json", b"application/octet-stream"
+    raw = np.asarray(row, "<f4").tobytes()
+    described = {**tensor, "parameters": {"binary_data_size": len(raw)}}
+    del described["data"]
+    head = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
+    length = b"Inference-Header-Content-Length: %d\r\n" % len(head)
     return {
         "JSON": _request(b"/v1/models/digits:predict", as_json, json.dumps({"instances": [row]}).encode()),
         "Open Inference JSON": _request(b"/v2/models/digits/infer", as_json, json.dumps({"inputs": [tensor]}).encode()),
-        "raw float32": _request(
-            b"/v1/models/digits:predict", b"application/octet-stream", np.asarray(row, "<f4").tobytes()
-        ),
+        "Open Inference binary": _request(b"/v2/models/digits/infer", as_bytes, head + raw, length),
+        "raw float32": _request(b"/v1/models/digits:predict", as_bytes, raw),
     }
 
 
-def _request(path: bytes, media_type: bytes, body: bytes) -> bytes:
-    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
-    return head % (path, media_type, len(body)) + body
+def _request(path: bytes, media_type: bytes, body: bytes, headers: bytes = b"") -> bytes:
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: %b\r\n%bContent-Length: %d\r\n\r\n"
+    return head % (path, media_type, headers, len(body)) + body
 
 
 def _count(request: bytes, requests: int) -> int:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from foldserve.service.arrays import Outputs, Rows, Run
 
@@ -60,8 +62,8 @@ class LiveRows:
                 return
             rows, outputs = rows[:0], outputs[:0]
         elif len(rows) > self._size:
-            chosen = np.linspace(0, len(rows) - 1, self._size).astype(np.intp)
-            rows, outputs = rows[chosen], outputs[chosen]
+            chosen = _evenly_spaced(len(rows), self._size)
+            rows, outputs = rows.take(chosen, axis=0), outputs.take(chosen, axis=0)
         with self._lock:
             self._store_pending()
             self._store(rows, outputs)
@@ -91,3 +93,9 @@ class LiveRows:
             self._outputs[:rest] = outputs[first:]
         self._next = (self._next + len(rows)) % size
         self._count = min(size, self._count + len(rows))
+
+
+@lru_cache(16)  # most batches of a busy server have the same size
+def _evenly_spaced(count: int, size: int) -> npt.NDArray[np.intp]:
+    """Return `size` evenly spaced places of `count` rows."""
+    return np.linspace(0, count - 1, size).astype(np.intp)

@@ -22,6 +22,8 @@ ARROW_TYPE = b"application/vnd.apache.arrow.stream"
 
 _PLAIN = AnswerOptions()
 _JSON_HEADERS = (JSON,)
+_RAW_HEADERS = ((b"content-type", RAW_TYPE),)
+_FLOAT = np.dtype("<f4")
 
 
 class Answers:
@@ -66,7 +68,7 @@ class Answers:
 
     def raw(self, outputs: Outputs) -> Reply:
         """Return the float32 values, little-endian, one row after the other."""
-        return Reply(200, ((b"content-type", RAW_TYPE),), outputs.astype("<f4", copy=False).tobytes())
+        return Reply(200, _RAW_HEADERS, outputs.astype(_FLOAT, copy=False).tobytes())
 
     def arrow(self, outputs: Outputs) -> Reply:
         """Return an Arrow stream."""

@@ -59,6 +59,7 @@ JSON_TYPE = b"application/json"
 
 # The largest number of warnings in one answer.
 MAX_WARNINGS = 100
+_FLOAT = np.dtype("<f4")
 # A thread encodes the answer if the query asks for another form, and the answer has more numbers than this.
 _MANY_NUMBERS = 20_000
 
@@ -215,7 +216,7 @@ class FriendlyCodec:
             raise InvalidInput(f"the body is not rows of {width} float32 values, {4 * width} bytes each")
         if count > self._max_rows:
             raise InvalidInput(f"the body has {count} rows, at most {self._max_rows} are allowed")
-        return self._columns.from_array(np.frombuffer(body, "<f4").reshape(count, width))
+        return self._columns.from_array(np.ndarray((count, width), _FLOAT, body))
 
 
 def _count(counted: _Counted, kind: Unusual, names: Iterable[str]) -> None:

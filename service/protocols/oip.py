@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import orjson
 
-from foldserve.service.arrays import Rows
+from foldserve.service.arrays import Outputs, Rows
 from foldserve.service.bundle import Manifest
 from foldserve.service.errors import InvalidInput, UnsupportedMedia
 from foldserve.service.metrics import Unusual
@@ -48,7 +49,7 @@ from foldserve.service.protocols.oip_answers import HEAD_LENGTH, OipAnswers, par
 from foldserve.service.protocols.oip_columns import ColumnTensors
 from foldserve.service.protocols.oip_tensors import InputTensor
 from foldserve.service.protocols.query import NAMES
-from foldserve.service.protocols.reply import Headers
+from foldserve.service.protocols.reply import Headers, Reply
 from foldserve.service.protocols.request import DecodedRequest, SlowBody
 from foldserve.service.protocols.rows import Columns
 
@@ -58,7 +59,25 @@ _MAX_COLUMN_BYTES = 4 * 2**20
 # The largest number of JSON values that one tensor has in addition to its data, such as its name and its shape.
 _MAX_MEMBERS = 32
 
+# The largest number of digits of a length. Python is slow to convert thousands of digits.
+_MAX_DIGITS = 18
+# The largest number of JSON texts in front of binary rows that are kept, and the largest size of one, in bytes.
+_MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 2048
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class _Known(NamedTuple):
+    """The content of a JSON text in front of binary rows. Most clients send the same text before each body.
+
+    size: the bytes of the rows; None if the rows are in the JSON. rows: their number. timeout: in seconds.
+    """
+
+    size: int | None
+    datatype: str
+    rows: int
+    encode: Callable[[Outputs], Reply]
+    timeout: float | None
 
 
 class OipCodec:
@@ -76,6 +95,7 @@ class OipCodec:
         # A request by column has a tensor for each feature, and perhaps for columns that training left out.
         columns = width + len(manifest.ignored)
         self._tensors = LongArray(("inputs",), "tensors", columns, _MAX_COLUMN_BYTES, piece_bytes)
+        self._known: dict[bytes, _Known] = {}  # by the bytes of the text; a text with an id is not kept
         self._one_tensor = re.compile(rb'"name"\s*:\s*' + re.escape(orjson.dumps(self._input)))
 
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
@@ -87,13 +107,14 @@ class OipCodec:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")
         head, tail = body, None
         if (length := headers.get(HEAD_LENGTH)) is not None:
-            # 18 digits are enough for any length. More digits are refused, because Python is slow to convert thousands
-            # of digits.
-            if not re.fullmatch(rb"[0-9]{1,18}", length.strip()) or int(length) > len(body):
+            digits = length.strip()
+            if not digits.isdigit() or len(digits) > _MAX_DIGITS or (size := int(digits)) > len(body):
                 raise InvalidInput("Inference-Header-Content-Length is not a length within the body")
-            tail = memoryview(body)[int(length) :]
+            tail = memoryview(body)[size:]
             if tail:
-                head = body[: int(length)]
+                head = body[:size]
+                if (known := self._known.get(bytes(head) if size <= _MAX_KNOWN_BYTES else b"")) is not None:
+                    return self._with_known(known, tail)
             if not head:
                 return self._with_answer({"parameters": {"binary_data_output": True}}, self._tensor.from_raw(tail))
         if len(head) <= SMALL:
@@ -182,7 +203,21 @@ class OipCodec:
             rows = self._tensor.from_pieces(head, document, datatype, count, fast_only=fast_only)
         else:
             raise InvalidInput(f'{self._input!r} has "data" more than once')
-        return self._with_answer(request, rows)
+        decoded = self._with_answer(request, rows)
+        self._remember(head, _Known(size, datatype, count, decoded.encode, decoded.timeout), decoded.identity)
+        return decoded
+
+    def _remember(self, head: bytes | bytearray, known: _Known, identity: str | None) -> None:
+        """Keep the content of a JSON text in front of binary rows, unless the text is long or has an id."""
+        if known.size is not None and identity is None and len(head) <= _MAX_KNOWN_BYTES:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[bytes(head)] = known
+
+    def _with_known(self, known: _Known, tail: memoryview) -> DecodedRequest:
+        """Decode the binary rows after a JSON text that is known. Raises `InvalidInput`."""
+        rows = self._tensor.from_binary(tail, known.size, known.datatype, known.rows)
+        return DecodedRequest(rows, known.encode, known.timeout, self._columns.count(rows))
 
     def _with_answer(
         self, request: dict[str, Any], rows: Rows, counted: Counter[tuple[Unusual, str]] | None = None

@@ -25,6 +25,8 @@ from foldserve.service.protocols.reply import JSON, Reply
 HEAD_LENGTH = b"inference-header-content-length"
 LABEL = "label"
 _BINARY = (b"content-type", b"application/octet-stream")
+_JSON_HEADERS = (JSON,)
+_FLOAT = np.dtype("<f4")
 
 
 class _Wanted(NamedTuple):
@@ -44,6 +46,9 @@ class OipAnswers:
     def __init__(self, manifest: Manifest) -> None:
         self._model = {"model_name": manifest.name, "model_version": str(manifest.version)}
         self._output = manifest.output.name
+        self._start = orjson.dumps(self._model)[:-1]
+        # The text of the only tensor, up to its shape.
+        self._tensor_start = orjson.dumps({"name": self._output, "datatype": "FP32"})[:-1]
         self._decision = Decision.of(manifest)
         self._has_classes = bool(manifest.labels)
 
@@ -54,13 +59,14 @@ class OipAnswers:
         if type(given) is not list or any(type(output) is not dict for output in given):
             raise InvalidInput('"outputs" is not an array of objects')
         named = self._model if identity is None else {**self._model, "id": identity}
+        start = self._start if identity is None else orjson.dumps(named)[:-1]
         if not given:
-            return partial(self._binary if binary else self._json, named)
+            return partial(self._binary if binary else self._json, start)
         wanted = [self._wanted(output, binary=binary) for output in given]
         if len({output.name for output in wanted}) < len(wanted):
             raise InvalidInput('"outputs" has a tensor more than once')
         if wanted[0] == _Wanted(self._output, binary, 0) and len(wanted) == 1:
-            return partial(self._binary if binary else self._json, named)
+            return partial(self._binary if binary else self._json, start)
         return partial(self._tensors, named, wanted)
 
     def _wanted(self, output: dict[str, Any], *, binary: bool) -> _Wanted:
@@ -78,16 +84,19 @@ class OipAnswers:
 
     # --- only the output of the model, which nearly all requests want ------------------------------------------------
 
-    def _tensor(self, outputs: Outputs) -> dict[str, Any]:
-        return {"name": self._output, "datatype": "FP32", "shape": outputs.shape}
+    # The texts around the numbers are already known, so orjson writes only the numbers. `start` is the answer up to its
+    # member `outputs`.
 
-    def _json(self, named: dict[str, Any], outputs: Outputs) -> Reply:
-        tensor = {**self._tensor(outputs), "data": np.ascontiguousarray(outputs).ravel()}
-        answer = {**named, "outputs": [tensor]}
-        return Reply(200, (JSON,), orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
+    def _json(self, start: bytes, outputs: Outputs) -> Reply:
+        data = orjson.dumps(outputs.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
+        shape = outputs.shape
+        body = b'%b,"outputs":[%b,"shape":[%d,%d],"data":%b}]}' % (start, self._tensor_start, *shape, data)
+        return Reply(200, _JSON_HEADERS, body)
 
-    def _binary(self, named: dict[str, Any], outputs: Outputs) -> Reply:
-        return self._with_content(named, [self._with_size(self._tensor(outputs), content := _floats(outputs))], content)
+    def _binary(self, start: bytes, outputs: Outputs) -> Reply:
+        form = b'%b,"outputs":[%b,"shape":[%d,%d],"parameters":{"binary_data_size":%d}}]}'
+        head = form % (start, self._tensor_start, *outputs.shape, 4 * outputs.size)
+        return Reply(200, (_BINARY, (HEAD_LENGTH, b"%d" % len(head))), head + _floats(outputs))
 
     # --- any tensors --------------------------------------------------------------------------------------------------
 
@@ -101,7 +110,7 @@ class OipAnswers:
                 data: Any = texts
                 content = b"".join(_text(text) for text in texts) if binary else b""
             else:
-                tensor = self._tensor(outputs)
+                tensor = {"name": name, "datatype": "FP32", "shape": outputs.shape}
                 data = np.ascontiguousarray(outputs).ravel()
                 content = _floats(outputs) if binary else b""
             tensors.append(self._with_size(tensor, content) if binary else {**tensor, "data": data})
@@ -132,7 +141,9 @@ class OipAnswers:
 
 def parameters(holder: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of a request or a tensor. Raises `InvalidInput`."""
-    given = holder.get("parameters", {})
+    given = holder.get("parameters")
+    if given is None and "parameters" not in holder:
+        return {}
     if type(given) is not dict:
         raise InvalidInput('"parameters" is not an object')
     for name in given:
@@ -150,7 +161,7 @@ def flag(given: dict[str, Any], name: str, *, default: bool) -> bool:
 
 
 def _floats(outputs: Outputs) -> bytes:
-    return outputs.astype("<f4", copy=False).tobytes()
+    return outputs.astype(_FLOAT, copy=False).tobytes()
 
 
 def _text(text: str) -> bytes:

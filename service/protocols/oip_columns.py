@@ -186,7 +186,7 @@ def _texts(name: str, _: str, content: memoryview, count: int) -> list[str | Non
 
 
 def _numbers(name: str, datatype: str, content: memoryview, count: int) -> list[Any]:
-    dtype = np.dtype(DTYPES[datatype])
+    dtype = DTYPES[datatype]
     if len(content) != count * dtype.itemsize:
         raise InvalidInput(f"the bytes of column {name!r} are not {count} values of {datatype}")
     array = np.frombuffer(content, dtype)

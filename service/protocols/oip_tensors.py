@@ -5,7 +5,6 @@ This module turns one tensor into rows. It knows neither the request around the 
 
 from __future__ import annotations
 
-import math
 from itertools import chain
 from typing import Any
 
@@ -22,12 +21,13 @@ from foldserve.service.protocols.simdjson_numbers import read_numbers
 
 # https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md#tensor-data-types
 # NumPy has no BF16. A BF16 is the upper half of a float32, so its bits are read as an integer and shifted.
-DTYPES: dict[str, npt.DTypeLike] = {
+_CODES = {
     "BOOL": "u1",
     **{"UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8"},
     **{"INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8"},
     **{"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "BF16": "<u2"},
 }
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(code) for name, code in _CODES.items()}
 _INTEGERS = {name for name in DTYPES if "INT" in name}
 _LARGEST = {"FP16": float(np.finfo(np.float16).max), "BF16": 2.0**128 - 2.0**120}
 # These datatypes need no check beyond float32: any finite number that fits float32 is valid.
@@ -45,7 +45,7 @@ class InputTensor:
     def rows_in(self, shape: Any) -> int:
         """Return the number of rows in a shape. Raises `InvalidInput` for a wrong shape."""
         width = self._columns.width
-        if type(shape) is not list or any(type(size) is not int for size in shape):
+        if type(shape) is not list or not set(map(type, shape)) <= {int}:
             raise InvalidInput(f"the shape of {self._name!r} is not an array of integers")
         if len(shape) != 2 or shape[1] != width or shape[0] < 1:
             raise InvalidInput(f"the shape of {self._name!r} is not [rows, {width}] with at least one row")
@@ -144,14 +144,14 @@ class InputTensor:
 
     def from_binary(self, content: memoryview | None, size: Any, datatype: str, count: int) -> Rows:
         """Read `count` rows from the bytes after the JSON. size: binary_data_size. Raises `InvalidInput`."""
-        dtype, width = np.dtype(DTYPES[datatype]), self._columns.width
+        dtype, width = DTYPES[datatype], self._columns.width
         if content is None:
             raise InvalidInput("there is a binary_data_size, and no header Inference-Header-Content-Length")
-        if type(size) is not int or size != math.prod((count, width, dtype.itemsize)):
+        if type(size) is not int or size != count * width * dtype.itemsize:
             raise InvalidInput(f"the binary_data_size of {self._name!r} is not that of its shape and datatype")
         if size != len(content):
             raise InvalidInput(f"the bytes after the JSON are not the {size} of the tensors' binary_data_size")
-        values: npt.NDArray[Any] = np.frombuffer(content, dtype).reshape(count, width)
+        values: npt.NDArray[Any] = np.ndarray((count, width), dtype, content)
         if datatype == "BOOL" and (values > 1).any():
             raise InvalidInput(f"{self._name!r} is BOOL, and holds a byte that is neither 0 nor 1")
         if datatype == "BF16":
@@ -181,7 +181,7 @@ def checked_numbers(name: str, values: list[Any], datatype: str) -> list[Any]:
     if datatype in _INTEGERS:
         if not set(map(type, values)) <= NUMBERS:
             raise InvalidInput(f"{name} is {datatype}, and holds a value that is not a number")
-        bounds = np.iinfo(np.dtype(DTYPES[datatype]))
+        bounds = np.iinfo(DTYPES[datatype])
         if values and not (int(bounds.min) <= min(values) and max(values) <= int(bounds.max)):
             raise InvalidInput(f"{name} holds a value that is out of the range of {datatype}")
         if not all(type(value) is int or value.is_integer() for value in values):

@@ -17,6 +17,8 @@ from foldserve.service.metrics import Counts, Unusual
 
 # The number of values that are compared at a time, so that the arrays of a step fit into the cache of the processor.
 _STEP = 2**16
+# NumPy compares this many values with their bounds in one loop. Loops over single rows of few features are slow.
+_COMPARED = 1024
 
 
 class Ranges:
@@ -30,6 +32,8 @@ class Ranges:
         self._features = features
         ranges = [feature.range or (0.0, len(feature.categories) - 1.0) for feature in features]
         self._low, self._high = np.array(ranges, np.float32).reshape(-1, 2).T.copy()
+        self._repeats = max(1, _COMPARED // len(features))
+        self._many_low, self._many_high = (np.tile(bound, self._repeats) for bound in (self._low, self._high))
         self._keys: list[tuple[Unusual, str]] = [
             ("unseen" if feature.kind == "categorical" else "outside", feature.name) for feature in features
         ]
@@ -66,10 +70,22 @@ class Ranges:
         step = max(1, _STEP // len(self._features))
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            with np.errstate(invalid="ignore"):  # a signalling NaN raises this warning
-                outside: npt.NDArray[np.bool_] = (part < self._low) | (part > self._high)
+            outside = self._outside(part)
             if outside.any():
                 yield start, outside
+
+    def _outside(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Return a bool array [rows, features] that is True where a value is outside its range."""
+        outside = np.empty(rows.shape, np.bool_)
+        whole = len(rows) - len(rows) % self._repeats
+        with np.errstate(invalid="ignore"):  # a signalling NaN raises this warning
+            if whole:
+                many = rows[:whole].reshape(-1, self._many_low.size)
+                np.logical_or(many < self._many_low, many > self._many_high, outside[:whole].reshape(many.shape))
+            if whole < len(rows):
+                rest = rows[whole:]
+                np.logical_or(rest < self._low, rest > self._high, outside[whole:])
+        return outside
 
     def _text(self, column: int, value: float) -> str:
         feature = self._features[column]

@@ -180,7 +180,7 @@ class Columns:
     def _from_array(self, exact: npt.NDArray[Any]) -> Rows:
         if exact.dtype == np.float32:
             rows = exact if exact.flags.aligned else exact.copy()
-            if np.isfinite(rows).all():
+            if _are_finite(rows):
                 return rows
         self._refuse_at(np.isinf(exact), "is infinite")
         self._refuse_at(np.isnan(exact) & ~self._nullable, "is NaN, and the feature has no missing values")
@@ -221,6 +221,11 @@ class Columns:
             rows = exact.astype(np.float32)
         self._refuse_at(np.isinf(rows), "is too large for float32", first_row)
         return rows
+
+
+def _are_finite(rows: Rows) -> bool:
+    # A search in the bytes takes a third of the time of `all`, if the rows are few.
+    return b"\0" not in np.isfinite(rows).tobytes()
 
 
 @lru_cache(_SMALL_COUNT)

@@ -6,6 +6,7 @@ The tests write and read the bytes themselves. test_oip_tensors.py tests the dat
 from __future__ import annotations
 
 import json
+import math
 import struct
 from typing import Any
 
@@ -78,6 +79,23 @@ def test_data_may_be_nested_or_flat(data: Any, datatype: str, space: int) -> Non
 
 def test_a_binary_tensor_comes_after_the_json() -> None:
     assert decode(head(binary()), FLOATS).rows.tolist() == ROWS
+
+
+def test_each_body_with_the_same_json_has_its_own_rows_and_checks() -> None:
+    body = head(binary(), parameters={"binary_data_output": True, "timeout": 5})
+    for tail in (FLOATS, struct.pack("<4f", 9, 8, 7, 6)):
+        call = decode(body, tail)
+        assert call.rows.tobytes() == tail
+        assert call.timeout == 5e-6
+        assert answer(call)[1] == OUTPUTS.tobytes()
+    assert "are not the 16 of" in refusal(body, FLOATS[:-1])
+    assert "is infinite" in refusal(body, struct.pack("<4f", 9, math.inf, 7, 6))
+
+
+def test_each_body_gets_its_own_id() -> None:
+    for identity in ("a", "b", None):
+        call = decode(head(binary(), id=identity), FLOATS)
+        assert answer(call)[0].get("id") == identity
 
 
 @pytest.mark.parametrize("pad", range(9))
