@@ -64,7 +64,13 @@ class BodyReader:
         end = min(len(data), start + self._left)
         self._left -= end - start
         self.complete = not self._left
-        self.on_body(data[start:end])
+        if self._max_body is not None:
+            if self.complete and not self._content:
+                self._content = data[start:end]
+            else:
+                if not isinstance(self._content, Body):
+                    self._content = self._memory.new_body()
+                self._content.add(memoryview(data)[start:end])  # a slice of bytes would be one more copy
         return end
 
     def take(self) -> bytes | bytearray:

@@ -54,7 +54,7 @@ class Body(bytearray):
         super().__init__()
         self._memory = memory
 
-    def add(self, content: bytes) -> None:
+    def add(self, content: bytes | memoryview) -> None:
         """Append bytes. If there is no room, raises `MemoryFull` and appends nothing."""
         self._memory._count(self, len(self) + len(content))
         self += content
