@@ -15,6 +15,7 @@ LOCK ?= .venv-lock
 AUDIT ?= .venv-audit
 PORT ?= 8000
 SEED ?= 0
+JOBS ?= 3
 COMMA := ,
 DEMO := .demo/models
 BIN := $(VENV)/bin
@@ -45,6 +46,7 @@ help: ## Show this list
 	@echo "  TORCH_INDEX=URL     an index to install torch from besides PyPI; PyTorch's CPU index saves gigabytes of CUDA"
 	@echo "                      libraries (https://pytorch.org/get-started/locally/ has its address)"
 	@echo "  ARGS='--help'       arguments of the benchmarks and of make image-check"
+	@echo "  JOBS=1              the processes of make test (default: 3)"
 	@echo "  FUZZ_SECONDS=60     seconds for each part of make fuzz"
 	@echo "  SEED=1              the draw of make sentences (default: 0)"
 
@@ -57,8 +59,10 @@ demo: $(VENV)/installed-demo ## Train, verify and serve a model of handwritten d
 	@echo
 	exec $(BIN)/foldserve serve --models $(DEMO) --port $(PORT)
 
+# Most tests wait for a server, so three processes keep two cores busy. The tests of one module stay in one process,
+# because they share servers.
 test: lint ## Check style and types, then run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope
 
 ##@ Develop
 
