@@ -103,6 +103,7 @@ def test_every_route_has_declared_a_scope(service: Service) -> None:
         ("GET", "/static/swagger-ui/swagger-ui.css"),
         ("GET", "/v2/health/live"),
         ("GET", "/v2/health/ready"),
+        ("GET", "/v2/health/started"),
     }
 
 

@@ -319,4 +319,4 @@ def test_the_document_describes_the_headers_of_predictions(silent: Served) -> No
         described = {each["name"]: each["schema"] for each in operation["parameters"] if each["in"] == "header"}
         assert described["X-Request-Priority"]["enum"] == ["normal", "high"]
         assert described["X-Request-Timeout-Ms"]["type"] == "integer"
-        assert re.fullmatch(described["X-Request-Id"]["pattern"], "order-7")
+        assert described["X-Request-Id"] == {"type": "string"}
