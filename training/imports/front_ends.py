@@ -43,8 +43,17 @@ def read_model(path: Path, options: Options) -> Imported:
         raise ModelImportError(f"{path.name}: models are read from files with the suffix {', '.join(FRONT_ENDS)}")
     if options.layers is not None and path.suffix.lower() not in WEIGHTS:
         raise ModelImportError(f"{path.name} has its layers: --layers is only for weights ({', '.join(WEIGHTS)})")
+    _check_flags(options, module)
     read: Read = import_module(f"{_PACKAGE}.{module}").read
     return read(path, options)
+
+
+def _check_flags(options: Options, module: str) -> None:
+    """Refuse a flag that the front end does not read. Raises `ModelImportError`."""
+    if options.keep_unknown and not module.startswith("onnx"):
+        raise ModelImportError("--keep-unknown is only for ONNX models: leave it out")
+    if options.output and not module.startswith(("onnx", "keras")):
+        raise ModelImportError("--output is only for ONNX and Keras models: leave it out")
 
 
 def read_object(model: Any, options: Options) -> Imported:
@@ -53,6 +62,7 @@ def read_object(model: Any, options: Options) -> Imported:
         raise ModelImportError("--layers is only for files of weights: leave it out")
     for kind in type(model).__mro__:
         if module := OBJECTS.get(kind.__module__.partition(".")[0]):
+            _check_flags(options, module)
             found: Imported = import_module(f"{_PACKAGE}.{module}").read_object(model, options)
             return found
     known = f"files ({', '.join(FRONT_ENDS)})" + "".join(f", objects of {package}" for package in OBJECTS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,11 @@ from foldserve.training.imports.form import INPUT, Builder, Network
 from foldserve.training.imports.imported import Imported, Options
 from foldserve.training.imports.layers import Activation, Add, Affine, Array, Concat, Impute, Layer, Select, Softmax
 from foldserve.training.table.schema import Column
+from foldserve.training.text import join_some
 
 # The meaning of the outputs for the model's loss function; "" if the model does not state it.
 Outputs = Literal["", "logits", "value"]
+_Name = TypeVar("_Name", bound=Label)
 
 # A standardised feature is rarely more than three standard deviations away from its mean.
 _DEVIATIONS = 3
@@ -41,10 +43,10 @@ def interpret(
     """Return the imported model whose last value is `value`. Its reference is the network before folding.
 
     framework: the name and the version. file, checksum: the name and the hash of the file; without a checksum, the hash
-    of the weights is used. outputs: as in `finish`. names: as in `numeric_columns`. Raises `ModelImportError`.
+    of the weights is used. outputs: as in `finish`. names: as in `_numeric_columns`. Raises `ModelImportError`.
     """
     network, task, labels, notes = finish(builder, value, options, outputs)
-    columns, named = numeric_columns(network.features, options, names)
+    columns, named, renamed = _numeric_columns(network.features, options, names)
     return Imported(
         network=network,
         columns=columns,
@@ -58,7 +60,7 @@ def interpret(
         reference="the layers of the file in float64, before folding",
         evaluate=network.evaluate,
         ranges=typical_ranges(network),
-        notes=notes,
+        notes=(*renamed, *notes),
     )
 
 
@@ -78,17 +80,36 @@ def complete(bare: Network, network: Network, outputs: npt.NDArray[np.floating[A
     return values[network.output]
 
 
-def numeric_columns(count: int, options: Options, names: tuple[str, ...] = ()) -> tuple[tuple[Column, ...], bool]:
-    """Return numeric features, and whether the user or the model names them.
+def choose_names(given: tuple[_Name, ...], own: tuple[_Name, ...], flag: str) -> tuple[tuple[_Name, ...], list[str]]:
+    """Return the names of the user or of the model, and a note if the names of the user replace those of the model.
+
+    given: of the user; () for none. own: of the model; () for none. flag: "--features" or "--labels". Raises
+    `ModelImportError` if the user gives the names of the model in another order: it would exchange their meanings.
+    """
+    texts, known = list(map(str, given)), list(map(str, own))
+    if not given or texts == known:
+        return own, []
+    if sorted(texts) == sorted(known):
+        raise ModelImportError(
+            f"{flag} has the names of the model in another order, which would exchange them: leave {flag} out; the "
+            f"order is {join_some(known, 10)}"
+        )
+    return given, [f"{flag} replaces the names of the model: {join_some(known, 5)}"] if own else []
+
+
+def _numeric_columns(
+    count: int, options: Options, names: tuple[str, ...] = ()
+) -> tuple[tuple[Column, ...], bool, list[str]]:
+    """Return numeric features, whether the user or the model names them, and notes.
 
     names: the names in the model; () if it has none. Raises `ModelImportError` if the names do not fit the model.
     """
-    given = options.features or names
+    given, notes = choose_names(options.features, names, "--features")
     if given and len(given) != count:
         raise ModelImportError(f"--features has {len(given)} names, and the model has {count} features")
     if repeated := [name for i, name in enumerate(given) if name in given[:i]]:
         raise ModelImportError(f"two features have the name {repeated[0]!r}: give other names with --features")
-    return tuple(Column(name, "numeric") for name in given or [f"x{i}" for i in range(count)]), bool(given)
+    return tuple(Column(name, "numeric") for name in given or [f"x{i}" for i in range(count)]), bool(given), notes
 
 
 def finish(

@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.imported import Options
+from foldserve.training.imports.meaning import choose_names
 from foldserve.training.imports.onnx_reference import Feed
 from foldserve.training.imports.onnx_values import Raw, RawColumn, Value
 from foldserve.training.text import join_some
@@ -59,7 +60,10 @@ def read_inputs(model: onnx.ModelProto, options: Options) -> Inputs:
             raise ModelImportError(
                 f"--features names {len(options.features)} columns, and the model has {len(columns)}"
             )
-        for column, name in zip(columns, options.features, strict=True):
+        own = tuple(column.name for column in columns) if len(used) > 1 else ()
+        names, renamed = choose_names(options.features, own, "--features")
+        notes += renamed
+        for column, name in zip(columns, names, strict=True):
             column.name = name
     if len({column.name for column in columns}) < len(columns):
         raise ModelImportError("two features have the same name: name all of them with --features")

@@ -21,7 +21,7 @@ from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.form import Network
 from foldserve.training.imports.imported import Evaluate, Imported, Options
 from foldserve.training.imports.layers import Affine, Concat, Dense, Softmax
-from foldserve.training.imports.meaning import default_labels, find_mass, unnamed_logits
+from foldserve.training.imports.meaning import choose_names, default_labels, find_mass, unnamed_logits
 from foldserve.training.imports.onnx_inputs import Inputs
 from foldserve.training.imports.onnx_reference import make_feeds, run_original, run_reference
 from foldserve.training.imports.onnx_values import Constant, Context, Numbers, RawColumn, Truth, attributes
@@ -47,14 +47,14 @@ def finish(
     if not name or len(value.shape) > 1:
         raise ModelImportError(f"the output {inputs.output!r} is not a row of numbers")
     width = context.builder.columns[name]
-    labels = options.labels or _find_labels(model, max(width, 2))
+    labels, renamed = choose_names(options.labels, _find_labels(model, max(width, 2)), "--labels")
     if width == 1:
         task, name, last, labels, notes = _finish_one(context, name, labels)
     else:
         are_scores = inputs.output not in {info.name for info in model.graph.output}
         task, name, last, labels, notes = _finish_scores(context, columns, name, labels, are_scores=are_scores)
     feeds = partial(make_feeds, inputs.feeds, columns)
-    notes = [*inputs.notes, *context.notes, *notes]
+    notes = [*inputs.notes, *context.notes, *renamed, *notes]
     reference = "onnx ReferenceEvaluator float64, original graph"
     network = context.builder.network(name)
     evaluate, float32 = _references(model, inputs, feeds, last, notes)

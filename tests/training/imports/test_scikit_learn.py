@@ -213,3 +213,38 @@ def test_a_file_of_skops_with_foreign_types_or_damage_is_refused(tmp_path: Path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ModelImportError, match=r"can't read model\.skops"):
         read_model(path, Options())
+
+
+RENAMED = {
+    "labels in another order": ({"labels": ("no", "yes")[::-1]}, "--labels has .* in another order.* is no, yes$"),
+    "features in another order": ({"features": ("b", "a")}, "--features has .* in another order.* is a, b$"),
+    "an output": ({"output": "y"}, "--output is only for ONNX and Keras"),
+    "operators to keep": ({"keep_unknown": True}, "--keep-unknown is only for ONNX"),
+}
+
+
+def two_columns() -> tuple[pd.DataFrame, list[str]]:
+    return pd.DataFrame({"a": [0.0, 1, 2, 3], "b": [1.0, 0, 1, 0]}), ["no", "no", "yes", "yes"]
+
+
+@pytest.mark.parametrize(("given", "reason"), RENAMED.values(), ids=RENAMED)
+def test_names_in_another_order_and_flags_without_effect_are_refused(given: dict[str, Any], reason: str) -> None:
+    model = LogisticRegression().fit(*two_columns())
+    with pytest.raises(ModelImportError, match=reason):
+        read_object(model, Options(**given))
+
+
+def test_other_names_replace_those_of_the_model_and_a_note_says_so() -> None:
+    model = LogisticRegression().fit(*two_columns())
+    found = read_object(model, Options(features=("age", "b"), labels=(0, 1)))
+    assert ([column.name for column in found.columns], found.labels) == (["age", "b"], (0, 1))
+    assert found.notes == (
+        "--features replaces the names of the model: a, b",
+        "--labels replaces the names of the model: no, yes",
+    )
+
+
+def test_labels_for_a_regression_are_refused() -> None:
+    model = LinearRegression().fit(two_columns()[0], [0.0, 1, 2, 3])
+    with pytest.raises(ModelImportError, match="leave --labels out"):
+        read_object(model, Options(labels=("a", "b")))

@@ -21,7 +21,7 @@ from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.archives import check_entries, read_bytes
 from foldserve.training.imports.imported import Evaluate, Imported, Options
 from foldserve.training.imports.layers import Activation, Affine, Concat, Softmax
-from foldserve.training.imports.meaning import digest
+from foldserve.training.imports.meaning import choose_names, digest
 from foldserve.training.imports.scikit_learn.estimators import map_estimator
 from foldserve.training.imports.scikit_learn.steps import map_step, plain
 from foldserve.training.imports.scikit_learn.values import Context, Raw, Value
@@ -71,7 +71,7 @@ def _read(model: Any, options: Options, file: str, checksum: str) -> Imported:
     if count is None:
         raise ModelImportError(f"the {type(model).__name__} is not fitted")
     given = tuple(str(name) for name in getattr(model, "feature_names_in_", ()))
-    names = options.features or given
+    names, notes = choose_names(options.features, given, "--features")
     if len(names) not in (0, count):
         raise ModelImportError(f"--features has {len(names)} names, and the model has {count} features")
     context = Context(names or [f"x{i}" for i in range(count)])
@@ -85,8 +85,12 @@ def _read(model: Any, options: Options, file: str, checksum: str) -> Imported:
     task: Task = "classification" if is_logits else "regression"
     labels: tuple[Label, ...] = ()
     if is_logits:
-        labels = options.labels or tuple(plain(each) for each in steps[-1][1].classes_)
+        classes = tuple(plain(each) for each in steps[-1][1].classes_)
+        labels, renamed = choose_names(options.labels, classes, "--labels")
+        notes += renamed
         last = _probabilities(context, last)
+    elif options.labels:
+        raise ModelImportError("the model gives a value and no classes: leave --labels out")
     columns, network = context.columns(), context.builder.network(last)
     return Imported(
         network=network,
@@ -101,7 +105,7 @@ def _read(model: Any, options: Options, file: str, checksum: str) -> Imported:
         reference="scikit-learn, float64",
         evaluate=_original(model, columns, given, is_logits),
         ranges=context.ranges,
-        notes=tuple(context.notes),
+        notes=(*notes, *context.notes),
     )
 
 
