@@ -23,22 +23,33 @@ class LastRun:
     """Observes the runs of a batcher for the exchanges, then calls another observer.
 
     A batcher calls its observer before it calls back the exchanges of the run. So an exchange that is called back finds
-    the times of its own run here. ran_from, ran_to: the start and the end of the run, from `time.monotonic`.
+    the times of its own run here. ran_from, ran_to: the start and the end of the run, from `time.monotonic`. Most runs
+    have no request with a record, so a run only sets numbers.
     """
 
     def __init__(self, observe: BatchObserver) -> None:
         self._observe = observe
         self._runs = 0
-        self.ran_from = self.ran_to = 0.0
-        self.batch: Batch | None = None
+        self._rows = 0
+        self._seconds = self.ran_to = 0.0
 
     def __call__(self, rows: int, seconds: float, waited: list[float]) -> None:
         """Observe a run. The arguments are those of `BatchObserver`."""
         self._runs += 1
         self.ran_to = time.monotonic()
-        self.ran_from = self.ran_to - seconds
-        self.batch = Batch(self, self._runs, rows)
+        self._seconds = seconds
+        self._rows = rows
         self._observe(rows, seconds, waited)
+
+    @property
+    def ran_from(self) -> float:
+        """The start of the run."""
+        return self.ran_to - self._seconds
+
+    @property
+    def batch(self) -> Batch:
+        """The run. Two calls for one run return equal objects."""
+        return Batch(self, self._runs, self._rows)
 
 
 class ErrorListener(Protocol):

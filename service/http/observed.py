@@ -21,7 +21,7 @@ from foldserve.service.http.context import ConnectionContext
 from foldserve.service.http.head import Head
 from foldserve.service.http.phase import APP_BODY, BODY, RESPONSE
 from foldserve.service.protocols.reply import STATUS, Reply
-from foldserve.service.telemetry.record import Observer, Record, current_record, make_id
+from foldserve.service.telemetry.record import Observer, Record, current_record
 
 
 class ObservedConnection(Connection):
@@ -79,7 +79,7 @@ class ObservedConnection(Connection):
         if time.monotonic() >= self._observer.next:
             exchange = endpoint.start_observed(head.headers, body, self._reply, self._begin_record(head))
         else:
-            self.request_id = head.request_id or make_id()
+            self.request_id = head.request_id or self._observer.make_id()
             exchange = endpoint.start_unrecorded(head.headers, body, self._reply, self)
         if self._phase is RESPONSE:  # `_reply` may have changed the phase already
             self._exchange = exchange
@@ -94,7 +94,7 @@ class ObservedConnection(Connection):
     def _reply(self, reply: Reply) -> None:
         super()._reply(reply)
         if self._record is None:
-            self._observer.skip()
+            self._observer.skipped += 1
         else:
             self._finish_record(reply.status)
 
@@ -102,7 +102,7 @@ class ObservedConnection(Connection):
         if self._record is not None:
             request_id = self._record.request_id
         else:
-            request_id = self.request_id or (head.request_id if head is not None else b"") or make_id()
+            request_id = self.request_id or (head.request_id if head is not None else b"") or self._observer.make_id()
             self.request_id = b""
         self._transport.write(self._context.encode(reply, close=close, head=head, request_id=request_id))
 

@@ -5,8 +5,9 @@ Only memory is used, and the number of rows has a bound. This module knows ids a
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -27,63 +28,92 @@ class Prediction:
     labelled: npt.NDArray[np.bool_]
 
 
+class _Block:
+    """The predictions of one `tick`. The id with the index i has the rows `starts[i]` to `starts[i + 1]` of `outputs`.
+
+    rest: the ids that are not forgotten yet, with their indices. No id has an object of its own that the garbage
+    collector would visit.
+    """
+
+    __slots__ = ("index", "outputs", "rest", "starts")
+
+    def __init__(self, waiting: dict[bytes, Outputs]) -> None:
+        self.outputs = np.concatenate(list(waiting.values()))
+        self.starts = [0, *accumulate(map(len, waiting.values()))]
+        self.index = dict(zip(waiting, range(len(waiting)), strict=True))
+        self.rest = iter(self.index.items())
+
+
 class Predictions:
     """The predictions of the last `size` rows. All methods belong to one event loop.
 
     If two requests have the same id, only the later one is remembered. A request with more rows than `size` is not
-    remembered.
+    remembered. If the access log or traces are on, every request has an id. So adding one must be cheap.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._rows = 0
-        # The array of the outputs, and the first and the last row in it, by id. The oldest id comes first. A plain dict
-        # would search its oldest key in linear time.
-        self._by_id: OrderedDict[bytes, tuple[Outputs, int, int]] = OrderedDict()
+        self._blocks: deque[_Block] = deque()  # the oldest one comes first
+        self._block_of: dict[bytes, _Block] = {}
         self._labelled: dict[bytes, Prediction] = {}  # the predictions for which labels have arrived
-        self._waiting: list[tuple[bytes, Outputs]] = []
+        self._waiting_ids: list[bytes] = []
+        self._waiting_outputs: list[Outputs] = []
 
     def add(self, request_id: bytes, outputs: Outputs) -> None:
         """Remember the outputs of one request.
 
         request_id: the header; if it is not a safe id, no label will find it.
         """
-        self._waiting.append((request_id, outputs))
-        if len(self._waiting) >= _MAX_WAITING:
+        self._waiting_ids.append(request_id)
+        self._waiting_outputs.append(outputs)
+        if len(self._waiting_ids) >= _MAX_WAITING:
             self.tick()
 
     def tick(self) -> None:
         """Store the predictions that wait. Call this once a second: until then, they keep whole batches in memory."""
-        waiting = {
-            key: outputs
-            for key, outputs in dict(self._waiting).items()
-            if len(key) <= _MAX_ID and len(outputs) <= self._size
-        }
-        self._waiting.clear()
+        waiting = dict(zip(self._waiting_ids, self._waiting_outputs, strict=True))
+        self._waiting_ids.clear()
+        self._waiting_outputs.clear()
+        if waiting and (max(map(len, waiting)) > _MAX_ID or max(map(len, waiting.values())) > self._size):
+            waiting = {
+                key: outputs for key, outputs in waiting.items() if len(key) <= _MAX_ID and len(outputs) <= self._size
+            }
         if not waiting:
             return
-        stored = np.concatenate(list(waiting.values()))
-        start = 0
-        for key, outputs in waiting.items():
-            if key in self._by_id:
-                self._forget(key)
-            stop = start + len(outputs)
-            self._by_id[key] = stored, start, stop
-            start = stop
-        self._rows += len(stored)
-        while self._rows > self._size:
-            self._forget(next(iter(self._by_id)))
+        block = _Block(waiting)
+        self._blocks.append(block)
+        self._block_of.update(dict.fromkeys(waiting, block))
+        if self._labelled:
+            for key in waiting:
+                self._labelled.pop(key, None)
+        self._rows += len(block.outputs)
+        if self._rows > self._size:
+            self._forget(self._rows - self._size)
 
     def find(self, request_id: bytes) -> Prediction | None:
         """Return the prediction of a request; None if it is not remembered. The caller may change `labelled`."""
-        if self._waiting:
+        if self._waiting_ids:
             self.tick()
-        if (found := self._labelled.get(request_id)) is None and request_id in self._by_id:
-            stored, start, stop = self._by_id[request_id]
-            found = self._labelled[request_id] = Prediction(stored[start:stop], np.zeros(stop - start, np.bool_))
+        found = self._labelled.get(request_id)
+        if found is None and (block := self._block_of.get(request_id)) is not None:
+            index = block.index[request_id]
+            start, stop = block.starts[index : index + 2]
+            found = self._labelled[request_id] = Prediction(block.outputs[start:stop], np.zeros(stop - start, np.bool_))
         return found
 
-    def _forget(self, key: bytes) -> None:
-        _, start, stop = self._by_id.pop(key)
-        self._labelled.pop(key, None)
-        self._rows -= stop - start
+    def _forget(self, rows: int) -> None:
+        """Forget the oldest requests, until they have at least `rows` rows."""
+        block_of = self._block_of
+        while rows > 0:
+            block = self._blocks[0]
+            for key, index in block.rest:
+                if block_of.get(key) is block:  # a later request may have the same id
+                    del block_of[key]
+                    self._labelled.pop(key, None)
+                own = block.starts[index + 1] - block.starts[index]
+                self._rows -= own
+                rows -= own
+                if rows <= 0:
+                    return
+            self._blocks.popleft()

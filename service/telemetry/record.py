@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Protocol
 
 from foldserve.service.errors import RequestError
@@ -23,6 +24,7 @@ INTERNAL_ERROR = "internal_error"
 _FIRST_ERROR = 400
 # If no record follows, the sinks report the number of skipped requests after this time.
 _REPORT_SECONDS = 1.0
+_LAST_DIGITS = tuple(b"%02x" % number for number in range(256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,10 @@ class Batch:
     rows: int
 
 
-def make_id() -> bytes:
-    """Make the identifier of a request without a record."""
-    return b"%016x" % random.getrandbits(64)  # nosec B311
+def _make_ids() -> Iterator[Iterator[bytes]]:
+    """Yield blocks of 256 identifiers. A block shares 56 random bits, because random numbers take much time."""
+    while True:
+        yield map((b"%014x" % random.getrandbits(56)).__add__, _LAST_DIGITS)  # nosec B311
 
 
 class Record:
@@ -147,24 +150,21 @@ class Observer:
     request. The sinks get the number of requests without a record. All methods except `close` belong to one event loop.
 
     next: before this time, no sink takes a record. A request that begins earlier needs no record, unless it fails.
+    skipped: the number of requests without a record since the last report to the sinks. The caller adds to it.
+    make_id: makes the identifier of a request without a record.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks
         self.next = 0.0
-        self._skipped = 0  # the number of requests without a record since the last report to the sinks
+        self.skipped = 0
+        self.make_id = chain.from_iterable(_make_ids()).__next__
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, record: Record) -> None:
         """Choose the sinks of a new record."""
         record.sinks = [sink for sink in self._sinks if sink.limit.take(record.began)]
-        self.next = min(sink.limit.next for sink in self._sinks)
-
-    def skip(self) -> None:
-        """Count a request without an error that has no record."""
-        self._skipped += 1
-        if self._timer is None:
-            self._report_later()
+        self._set_next()
 
     def finish(self, record: Record, status: int) -> None:
         """Finish the record of a request with the status of its response."""
@@ -178,7 +178,7 @@ class Observer:
             else:
                 sink.skip(1)
                 self._report_later()
-        self.next = min(sink.limit.next for sink in self._sinks)
+        self._set_next()
 
     def close(self) -> None:
         """Pass on all that is left. Call it once, after the last request; it may block for some seconds."""
@@ -186,18 +186,26 @@ class Observer:
         for sink in self._sinks:
             sink.close()
 
+    def _set_next(self) -> None:
+        self.next = min(sink.limit.next for sink in self._sinks)
+        if self.next > time.monotonic():  # the next requests may have no record
+            self._report_later()
+
     def _report_later(self) -> None:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._report_skipped)
 
     def _pass_skipped(self) -> None:
-        skipped, self._skipped = self._skipped, 0
+        skipped, self.skipped = self.skipped, 0
         if skipped:
             for sink in self._sinks:
                 sink.skip(skipped)
 
     def _report_skipped(self) -> None:
+        """Report the skipped requests, and again later if more may follow."""
         self._timer = None
+        if self.skipped or self.next > time.monotonic():
+            self._report_later()
         self._pass_skipped()
         for sink in self._sinks:
             sink.report()
