@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, TypeAdapter
@@ -65,7 +65,8 @@ class LiveQuality:
     async def drift(self, name: str, version: int | str | None = None) -> Drift:
         """Return the drift of one version. Raises the errors of `Repository.find`, and `DeadlinePassed`."""
         model = self._repository.find(name, version)
-        return describe(model.monitor, (await self._snapshots(name)).get(_key(model), ()))
+        answers = await self._ask(Question(kind="snapshots", name=name))
+        return describe(model.monitor, _snapshots(answers).get(_key(model), ()))
 
     async def label(self, name: str, body: bytes | bytearray) -> FeedbackAnswer:
         """Count labels. body: of the request.
@@ -98,12 +99,12 @@ class LiveQuality:
         """Set the metrics of drift and quality. If a process does not answer, the metrics are left out."""
         figures: list[Figure] = []
         try:
-            by_key = await self._snapshots(None)
+            answers = await self._ask(Question(kind="snapshots"))
         except DeadlinePassed as error:
             log.error("the metrics of drift and quality are left out: %s", error)
         else:
-            for model in self._repository.ready_models():
-                figures += figures_of(describe(model.monitor, by_key.get(_key(model), ())))
+            # For a thousand models this takes seconds, in which the event loop must answer requests.
+            figures = await asyncio.to_thread(_figures, list(self._repository.ready_models()), answers)
         self._metrics.set_figures(figures)
 
     def _own_figures(self) -> list[Figure]:
@@ -118,14 +119,6 @@ class LiveQuality:
         return [found for found in self._repository.versions(name).values() if isinstance(found, Model)]
 
     # --- processes ----------------------------------------------------------------------------------------------------
-
-    async def _snapshots(self, name: str | None) -> dict[str, list[Snapshot]]:
-        """Return the snapshots of every process, by the key of the version."""
-        found: dict[str, list[Snapshot]] = {}
-        for answer in await self._ask(Question(kind="snapshots", name=name)):
-            for key, snapshot in _Snapshots.model_validate_json(answer).by_key.items():
-                found.setdefault(key, []).append(snapshot)
-        return found
 
     async def _ask(self, question: Question) -> Sequence[str]:
         try:
@@ -149,6 +142,21 @@ class LiveQuality:
                 model.monitor.reset()
             return ""
         return _Snapshots(by_key={_key(model): model.monitor.snapshot() for model in models}).model_dump_json()
+
+
+def _snapshots(answers: Iterable[str]) -> dict[str, list[Snapshot]]:
+    """Return the snapshots in the answers of all processes, by the key of the version."""
+    found: dict[str, list[Snapshot]] = {}
+    for answer in answers:
+        for key, snapshot in _Snapshots.model_validate_json(answer).by_key.items():
+            found.setdefault(key, []).append(snapshot)
+    return found
+
+
+def _figures(models: Iterable[Model], answers: Iterable[str]) -> list[Figure]:
+    """Return the figures of all processes. Any thread may call it. answers: of all processes."""
+    by_key = _snapshots(answers)
+    return [figure for model in models for figure in figures_of(describe(model.monitor, by_key.get(_key(model), ())))]
 
 
 def _key(model: Model) -> str:
