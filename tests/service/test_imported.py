@@ -50,6 +50,8 @@ def test_nothing_downstream_knows_the_difference(tmp_path: Path) -> None:
     report = (models / "article" / "2" / "report.html").read_text()
     assert "article_3.keras" in report
     assert "Learning curves" not in report
+    assert "of the rows of rows.csv" in report
+    assert "of the training rows" not in report
     for version in (1, 2):
         folder = models / "article" / str(version)
         assert foldserve("verify", folder).returncode == 0

@@ -103,12 +103,12 @@ def _import(parsed: argparse.Namespace) -> None:
     data = _read_options(parsed.data, given) if parsed.data is not None else None
     plan = ImportPlan(parsed.name, parsed.models, data, parse_ranges(parsed.ranges), parsed.seed)
     written = run(read_model(parsed.file, options), plan)
-    findings = ""
+    findings, notes = "", written.notes
     if written.evidence is not None:
         from foldserve.training.report.sentences import summarise
 
-        findings = summarise(written.evidence)
-    print(describe_bundle(written.bundle, written.notes, findings, time.perf_counter() - started))
+        findings, notes = summarise(written.evidence), written.evidence.notes
+    print(describe_bundle(written.bundle, notes, findings, time.perf_counter() - started))
 
 
 def _fold(parsed: argparse.Namespace) -> None:

@@ -99,13 +99,14 @@ def run(imported: Imported, plan: ImportPlan, source: Source | None = None) -> W
     notes = (*imported.notes, *rows.notes, *notes)
     if not scores:
         return Written(bundle.write(plan.models, plan.name, model, manifest), None, notes)
+    trust = f"the metrics hold for new rows only if the model was not trained on the rows of {table.source}"
     predict = certificate.onnx_runtime_cpu(model)
     importances = permutation_importance(predict, table.x, table.y, imported.task, plan.seed)
     latency = measure_latency(predict, table.x)
 
     def evidence(manifest: bundle.Manifest) -> Evidence:
         previous = read_previous(plan.models / plan.name, manifest.version)
-        return Evidence(manifest, (), table.y, outputs, importances, notes, previous, latency)
+        return Evidence(manifest, (), table.y, outputs, importances, (*notes, trust), previous, latency)
 
     written = bundle.write(plan.models, plan.name, model, manifest, lambda m: render(evidence(m)))
     return Written(written, evidence(written.manifest), notes)

@@ -22,15 +22,17 @@ _LOWER_IS_BETTER = ("log_loss", "cost", "rmse", "mae")
 def headline(evidence: Evidence) -> str:
     """Compare the model with the best constant answer, in one sentence."""
     manifest, constant, test = evidence.manifest, evidence.baseline, evidence.manifest.metrics["test"]
+    # Nobody knows which rows an imported model was trained on.
+    rows = f"the rows of {format_name(manifest.provenance.source)}" if manifest.source else "the rows it never saw"
     if not manifest.labels:
         return (
-            f"Off by {format_figure(test['rmse'])} (root mean square) on rows it never saw; always answering their "
+            f"Off by {format_figure(test['rmse'])} (root mean square) on {rows}; always answering their "
             f"mean would be off by {format_figure(constant['rmse'])}."
         )
     counts = np.bincount(evidence.y)
     majority = format_name(manifest.labels[int(counts.argmax())])
     return (
-        f"Right on {format_percent(test['accuracy'])} of the rows it never saw; always answering {majority} would be "
+        f"Right on {format_percent(test['accuracy'])} of {rows}; always answering {majority} would be "
         f"right on {format_percent(counts.max() / counts.sum())}."
     )
 

@@ -88,6 +88,7 @@ def test_the_next_version_has_a_report_though_the_one_before_has_no_metrics(tmp_
     assert main(["import", str(FILES / "mixed_logistic.onnx"), "--name", "mixed_logistic", *flags]) == 0
     report = (tmp_path / "mixed_logistic" / "2" / "report.html").read_text()
     assert "imported without a table" in report
+    assert f"not trained on the rows of {ROWS.name}" in report
 
 
 def test_import_model_takes_a_frame(tmp_path):
