@@ -35,16 +35,17 @@ class AccessLog:
     def __init__(self, log_format: LogFormat, rate: int) -> None:
         self.limit = RateLimit(rate, rate)
         self._format = _json if log_format == "json" else _console
-        self._lines: list[str] = []
+        # The time, the record and the number of skipped requests of each line that is not written yet.
+        self._waiting: list[tuple[float, Record | None, int]] = []
         self._skipped = 0
         atexit.register(self.close)  # the lines that are left when the event loop ends
 
     def add(self, record: Record) -> None:
-        """Add a line."""
-        if not self._lines:
+        """Add a line. It is formatted at its writing, because many lines together take less time."""
+        if not self._waiting:
             asyncio.get_running_loop().call_later(_WRITE_SECONDS, self._write)
         skipped, self._skipped = self._skipped, 0
-        self._lines.append(self._format(time.time(), _fields(record), skipped))
+        self._waiting.append((time.time(), record, skipped))
 
     def skip(self, count: int) -> None:
         """Count requests without a line. The next line has their number."""
@@ -54,7 +55,7 @@ class AccessLog:
         """Write a line with the number of skipped requests, unless another line has reported it."""
         skipped, self._skipped = self._skipped, 0
         if skipped:
-            self._lines.append(self._format(time.time(), {}, skipped))
+            self._waiting.append((time.time(), None, skipped))
         self._write()
 
     def close(self) -> None:
@@ -62,7 +63,8 @@ class AccessLog:
         self.report()
 
     def _write(self) -> None:
-        lines, self._lines = self._lines, []
+        waiting, self._waiting = self._waiting, []
+        lines = [self._format(now, _fields(record) if record else {}, skipped) for now, record, skipped in waiting]
         if lines:
             with suppress(OSError, ValueError):  # a full disk, or a closed stream at the end of the process
                 sys.stderr.write("".join(lines))

@@ -123,13 +123,24 @@ class Load:
         self._pool.shutdown()
 
     def _settled(self) -> Usage:
-        """Return the usage once the server has closed its last connections."""
+        """Return the usage once the server has closed its last connections, and its descriptors no longer decrease."""
+        end = time.monotonic() + PATIENCE
+        while self._connections():
+            assert time.monotonic() < end, "the server keeps connections whose clients have disconnected"
+            time.sleep(0.1)
         for _ in range(40):
             usage = Usage.of(self._server.process.pid)
             time.sleep(0.1)
             if Usage.of(self._server.process.pid).descriptors >= usage.descriptors:
                 break
         return usage
+
+    def _connections(self) -> int:
+        """Return the number of connections that the server has not closed."""
+        lines = Path(f"/proc/{self._server.process.pid}/net/tcp").read_text().splitlines()[1:]
+        fields = [line.split() for line in lines]
+        # The second field is the local address, and the fourth one the state: 01 is ESTABLISHED, 08 is CLOSE_WAIT.
+        return sum(f[3] in ("01", "08") and int(f[1].rpartition(":")[2], 16) == self._server.port for f in fields)
 
     def _repeat(self, kind: Callable[[random.Random, Counter[int]], None], seed: int) -> None:
         draw = random.Random(seed)  # noqa: S311

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from foldserve.service import bundle
 from foldserve.service.access.keys import Scope, create_key
@@ -27,10 +27,12 @@ def write(
     labels: Sequence[str] = ("left", "right"),
     features: Sequence[str] = ("a", "b"),
     slow: int = 0,
+    bounded: bool = False,
 ) -> None:
     """Write the next version of a classification. The sign of a - b decides the label.
 
     weight: -1 swaps the answers. slow: the number of large matrix products that slow down a run.
+    bounded: whether a run fails for a value of -4 or below, or of 3 or above.
     """
     weights = constant("weights", weight * np.array([[1.0, -1.0], [-1.0, 1.0]]))
     nodes = [helper.make_node("MatMul", ["input", "weights"], ["logits"])]
@@ -42,10 +44,17 @@ def write(
         nodes += [helper.make_node("MatMul", [f"work{i}", "square"], [f"work{i + 1}"]) for i in range(slow)]
         nodes.append(helper.make_node("ReduceSum", [f"work{slow}", "axes"], ["zero"], keepdims=1))
         nodes.append(helper.make_node("Add", ["logits", "zero"], ["slow_logits"]))
+    if bounded:
+        constants.append(constant("table", np.zeros(3)))
+        nodes.insert(0, helper.make_node("Cast", ["input"], ["indices"], to=TensorProto.INT64))
+        nodes.insert(1, helper.make_node("Gather", ["table", "indices"], ["zeros"]))
+        nodes[2] = helper.make_node("MatMul", ["input", "weights"], ["product"])
+        nodes.insert(3, helper.make_node("Add", ["product", "zeros"], ["logits"]))
     nodes.append(helper.make_node("Softmax", ["slow_logits" if slow else "logits"], ["probabilities"], axis=1))
     model = onnx_model(nodes, constants, outputs=[tensor("probabilities", "batch", 2)])
-    outputs = tuple(tuple(map(float, row)) for row in oracle(model)(np.array(GOLDEN)))
-    golden = bundle.Golden(inputs=GOLDEN, outputs=outputs)
+    inputs = GOLDEN[:-1] if bounded else GOLDEN
+    outputs = tuple(tuple(map(float, row)) for row in oracle(model)(np.array(inputs)))
+    golden = bundle.Golden(inputs=inputs, outputs=outputs)
     fields: dict[str, Any] = {"name": "sides", "golden": golden, "labels": labels, "features": features}
     bundle.write(models, "sides", model, lambda n: manifest(model, version=n, **fields))
 
@@ -106,6 +115,20 @@ def test_without_a_comparison_of_answers_a_version_with_other_labels_serves(
         write(tmp_path / "models", weight=-1)
         assert second(server)["state"] == "ready"
         assert predict(server)["version"] == 2
+
+
+def test_a_version_is_refused_if_its_run_fails_for_the_golden_rows_of_the_old_version(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    with start() as server:
+        write(tmp_path / "models", bounded=True)
+        found = second(server)
+        assert found["state"] == "refused"
+        assert found["why"] == "a run fails on the rows of the comparison with the version that serves"
+        assert len(predict(server)["predictions"]) == 100
+    log = (tmp_path / "log").read_text()
+    assert "sides/2 fails on the rows" in log
+    assert "internal error" not in log
 
 
 def test_shadow_accepts_a_version_that_answers_almost_the_same(start: Callable[..., Any], tmp_path: Path) -> None:
