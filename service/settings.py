@@ -1,7 +1,8 @@
 """Defines every setting: default, limits and line of help. This module also owns the order of the sources of settings.
 
 Flags come first, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. No other module
-of the service reads these variables. This module does not know which part of the service uses a setting.
+of the service reads these variables. This module does not know which part of the service uses a setting. It has
+more than 350 lines, because every setting is defined here.
 """
 
 from __future__ import annotations

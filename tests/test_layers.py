@@ -79,7 +79,8 @@ api.frames:               extras service.errors
 api.rows:                 frames service.tables service.protocols service.bundle service.arrays service.errors
 api.model:                rows service.runtime service.runtime.session service.machine service.bundle service.arrays
                           service.errors
-api.client:               rows extras errors service.bundle service.arrays
+api.conversation:         rows extras errors service.bundle service.arrays
+api.client:               conversation extras service.bundle
 api.fit:                  frames extras errors training.pipeline training.report training.fit training.progress
                           training.table training.summary training.flags training.plan training.activations
                           training.errors service.sources service.bundle service.errors
@@ -119,7 +120,7 @@ CONFINED = {
     "opentelemetry": "service.telemetry",
     "torch": "training",
     "sklearn": "training api.estimators",
-    "httpx": "api.client",
+    "httpx": "api.client api.conversation",
     "pandas": "api.frames training.imports",
     "polars": "api.frames",
     "scipy": "training",

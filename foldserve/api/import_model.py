@@ -38,7 +38,7 @@ def import_model(
 ) -> bundle.Bundle:
     """Fold a model that another framework trained, certify that it gives the same answers, and write a bundle.
 
-    It does the same as `foldserve-train import`, which docs/import.md describes.
+    It does the same as `foldserve-train import`, which docs/import.md describes. Most of its lines describe arguments.
 
     model: the path of a file, or a model in memory. data: a table as in `fit`. The certificate uses its rows. If
     `target` is given, the metrics use them too. name: the name of the model. models: the folder to write to. features:

@@ -1,7 +1,8 @@
 """Collects the rows of many callers into batches, runs the model on each batch, and gives each caller its outputs.
 
 This module owns the queue of one model: limits, deadlines, batches, and the drain. This module knows rows and the
-function that maps rows to outputs, but no HTTP and no ONNX.
+function that maps rows to outputs, but no HTTP and no ONNX. It has more than 350 lines, because one class owns every
+change of the queue.
 
 A run starts as soon as the model is idle. Rows that arrive during a run wait, and form the next batch. A run that is
 expected to take microseconds happens on the event loop. The batch of such a run has all rows that one turn of the loop

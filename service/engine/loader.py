@@ -117,7 +117,10 @@ class Loader:
         )
 
     def _assemble(self, path: Path, manifest: Manifest, runtime: Runtime, parity: Parity, digest: str) -> Model:
-        """Put a batcher before the runtime, and an endpoint for each protocol before the batcher."""
+        """Put a batcher before the runtime, and an endpoint for each protocol before the batcher.
+
+        The function has more than 50 lines, because the parts of a model meet here.
+        """
         settings, metrics = self._settings, self._metrics
         labels = (manifest.name, str(manifest.version))
         golden = np.array(manifest.golden.inputs, np.float32)  # null becomes NaN

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 import foldserve
-from foldserve.api.client import Retries
+from foldserve.api.conversation import Retries
 from foldserve.service import bundle as bundles
 from foldserve.service.access.keys import Scope, create_key
 from tests.api.conftest import PENGUINS

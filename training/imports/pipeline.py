@@ -62,6 +62,8 @@ class Written:
 def run(imported: Imported, plan: ImportPlan, source: Source | None = None) -> Written:
     """Fold, certify and write the next version of `plan.name`. After an error, nothing is left behind.
 
+    The function has more than 50 lines, because the way of an import stands in one place.
+
     source: the table in memory, if `plan.data` does not name a file.
 
     Raises `ModelImportError`, `FoldError`, `DataError`, `ParityError`, `ExportError` or `BundleError`.
