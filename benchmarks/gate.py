@@ -31,13 +31,15 @@ COMMITTED = Path(__file__).with_name("gate.json")
 LIBRARIES = ("httptools", "numpy", "onnxruntime", "orjson", "pysimdjson", "uvloop")
 TOLERANCE = 0.03
 # Valgrind is so slow that the batcher would move runs to its thread, and the number of these runs would depend on the
-# machine. So this server has no limit for the duration of runs on the event loop.
+# machine. So this server has no limit for the duration of runs on the event loop. It also does no work at intervals,
+# because the number of intervals depends on the machine: benchmarks/drift.py measures the cost of drift.
 SERVER = """
 import sys
 from foldserve.service.cli import main
 from foldserve.service.engine import batcher
 batcher._MAX_INLINE_SECONDS = 60.0
-sys.exit(main(["serve", "--models", "models", "--port", "0", "--threads", "1", "--device", "cpu"]))
+flags = ["--threads", "1", "--device", "cpu", "--no-drift", "--no-watch", "--self-check", "0"]
+sys.exit(main(["serve", "--models", "models", "--port", "0", *flags]))
 """
 # The number of requests before the count. They fill the caches of the server.
 WARM_UP = 300
