@@ -54,7 +54,7 @@ def test_the_columns_that_are_no_features_are_kept_by_name(write):
     ("test", "reason"),
     [
         ({"n": ["", 1], "c": "ab", "y": "pq"}, "test.csv: column 'n': row 1 has no value, but every row"),
-        ({"n": [0, 1], "c": "ab", "y": "pr"}, "test.csv: column 'y', the target: row 2 is 'r', not a class"),
+        ({"n": [0, 1], "c": "ab", "y": "pr"}, "test.csv: column 'y', the target: row 2 is 'r', which is not a class"),
         ({"n": [0, 1], "c": "ab", "y": ["p", ""]}, "the target: row 2 has no value"),
         ({"n": [0, "x"], "c": "ab", "y": "pq"}, "column 'n' must be numeric"),
         ({"n": [0], "c": "a", "y": "p"}, "has 1 row"),
