@@ -31,6 +31,9 @@ from foldserve.service.http.security import secured
 from foldserve.service.http.tls import Tls
 from foldserve.service.settings import Settings
 
+# The tasks of aborted connections need some turns of the event loop to end. After this time, uvicorn cancels them.
+_SECONDS_AFTER_ABORT = 2
+
 
 @dataclass(frozen=True)
 class Door:
@@ -134,7 +137,7 @@ def _create_door(
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=max(1, round(settings.idle_timeout)),
-        timeout_graceful_shutdown=settings.drain_timeout,
+        timeout_graceful_shutdown=settings.drain_timeout + _SECONDS_AFTER_ABORT,
     )
     config.load()
     return Door(listener, config, context, tls)

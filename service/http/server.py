@@ -206,9 +206,10 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(HANDSHAKE_SECONDS)
         for acceptor in self._acceptors:
             await acceptor.stop()
-        # uvicorn would cancel the tasks of clients that do not read, each with a traceback in the log.
+        # uvicorn would cancel the tasks of clients that do not read, each with a traceback in the log. So their
+        # connections are aborted before, and doors.py gives uvicorn more time than this.
         loop = asyncio.get_running_loop()
-        loop.call_later(self.config.timeout_graceful_shutdown or 0, self._abort_connections)
+        loop.call_later(self._settings.drain_timeout, self._abort_connections)
         async with asyncio.TaskGroup() as group:  # gRPC and HTTP have the same time to finish
             if self._rpc is not None:
                 group.create_task(self._rpc.stop(self._settings.drain_timeout))
