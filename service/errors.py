@@ -1,5 +1,5 @@
-"""Every error that the service raises on purpose. This module does not know HTTP: `protocols/reply.py` gives each error
-a status.
+"""Every error that the service raises on purpose. This module does not depend on HTTP: `protocols/reply.py` gives each
+error an HTTP status.
 
 Each line names the modules that raise the error; a test compares them with the code.
 
@@ -59,7 +59,7 @@ class SettingsError(FoldserveError):
 
 
 class BundleError(FoldserveError):
-    """A bundle is not whole, or its model is not the one that its manifest certifies.
+    """A bundle is not whole, or its manifest certifies another model.
 
     A client may see `reason`. The message also names the folder, which is for the operator only.
     """
@@ -119,7 +119,7 @@ class HeadTooLarge(RequestError):  # noqa: N818
 
 
 class MissingKey(RequestError):  # noqa: N818
-    """The request has no valid API key. given: whether it has an API key."""
+    """The request has no valid API key. given: whether the request has an API key."""
 
     def __init__(self, text: str, *, given: bool) -> None:
         super().__init__(text)
@@ -182,7 +182,7 @@ class Overloaded(RequestError):  # noqa: N818
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[type[Overloaded], tuple[str, int]]:
-        return type(self), (str(self), self.retry_after)  # `copy` needs this: the inherited method omits retry_after
+        return type(self), (str(self), self.retry_after)  # for `copy`: the inherited method omits retry_after
 
 
 class QueueFull(Overloaded):

@@ -1,7 +1,8 @@
-"""Defines every setting: default, limits and line of help. This module also owns the order of the sources of settings.
+"""Defines every setting: default, limits and line of help. This module also defines the order of the sources of
+settings.
 
 Flags come first, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. No other module
-of the service reads these variables. This module does not know which part of the service uses a setting. It has
+of the service reads these variables. This module does not depend on the parts of the service that use a setting. It has
 more than 350 lines, because every setting is defined here.
 """
 
@@ -48,7 +49,7 @@ def _at_least_max_body(value: int | None, info: ValidationInfo) -> int | None:
 
 
 class Settings(BaseModel):
-    """The settings of `foldserve serve`. A field's description is its line in `--help` and in the documentation."""
+    """The settings of `foldserve serve`. The description of a field appears in `--help` and in the documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -355,7 +356,7 @@ def unused_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Return whether Kubernetes has set this variable for a service, such as FOLDSERVE_PORT=tcp://10.99.0.217:80."""
+    """Return whether Kubernetes has set this variable for a service, for example FOLDSERVE_PORT=tcp://10.99.0.217:80."""
     if _LINK_NAME.fullmatch(name.removeprefix(PREFIX)):
         return True
     return name.endswith("PORT") and bool(_LINK_VALUE.fullmatch(value))

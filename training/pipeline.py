@@ -246,7 +246,7 @@ def export(plan: Plan, trained: Trained) -> Written:
 
     Raises `ParityError` if the certificate does not hold, and `DataError` if the test file can't be read. Raises
     `ExportError` or `BundleError` if the model or the bundle can't be written. The function has more than 50 lines,
-    because the steps after a training stand in one place.
+    because it keeps all steps after a training in one place.
     """
     table, split, task = trained.table, trained.split, trained.table.task
     test, train_rows = load_held_out(plan.data, table, split), table.x[split.train]

@@ -1,3 +1,3 @@
 """The commands that do not serve: health, verify, inspect, doctor, tune. Each command prints its own output. The
-commands know neither the command line, nor HTTP servers, nor the engine.
+commands do not depend on the command line, the HTTP server or the engine.
 """

@@ -11,9 +11,9 @@ from foldserve.service.commands.verify import print_check, prove
 def run(path: Path, name: str, models: Path | None) -> None:
     """Copy the bundle in the folder `path` to <models>/<name>/<next version>, with a new seal.
 
-    path: the folder of a bundle, which may have any name, or of a model, whose newest version is copied. models: by
-    default the folder two levels above the bundle. The report is copied without a change. Raises `BundleError` if a
-    check fails or the copy can't be written; then no file is left.
+    path: the folder of a bundle, which may have any name, or the folder of a model. The newest version of a model is
+    copied. models: by default the folder two levels above the bundle. The report is copied without a change. Raises
+    `BundleError` if a check fails or the copy can't be written. In both cases, no file remains.
     """
     bundle = find_bundle(path)
     if bundle.warning:

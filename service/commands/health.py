@@ -1,6 +1,7 @@
 """`foldserve health`: asks a running service whether it is ready. A container needs no curl for its health check.
 
-This module knows an address and one path of the Open Inference Protocol, but not the modules of the server.
+This module needs only an address and one path of the Open Inference Protocol. It does not depend on the server's
+modules.
 """
 
 from __future__ import annotations

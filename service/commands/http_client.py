@@ -1,4 +1,6 @@
-"""Sends one request to a service: over TCP, a Unix socket or TLS. It knows addresses, but no path of the service."""
+"""Sends one request to a service: over TCP, a Unix socket or TLS. The module does not depend on the paths of the
+service.
+"""
 
 from __future__ import annotations
 

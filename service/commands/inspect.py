@@ -26,8 +26,8 @@ def run(path: Path, *, as_json: bool = False, whole: bool = False) -> None:
     """Print the model, metrics, folded layers, certificate, features and provenance of the bundle in `path`, or of the
     newest version of the model there.
 
-    as_json: print one object with everything instead. whole: print all features and labels, and the golden rows. Raises
-    `BundleError` if the bundle is not whole.
+    as_json: whether to print one JSON object with everything instead. whole: whether to print all features, all labels
+    and the golden rows. Raises `BundleError` if the bundle is not whole.
     """
     bundle = find_bundle(path)
     manifest = bundle.manifest
@@ -68,7 +68,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # rich would read [red] in a name as markup
+        table.add_row(*map(Text, row))  # otherwise rich would read [red] in a name as markup
     return table
 
 

@@ -1,7 +1,7 @@
 """`foldserve models`, `load`, `unload`, `rollback` and `promote`: shows and changes the models of a running server.
 
-It sends HTTP requests to the server. The settings give the address and the file of the API key. This module knows the
-paths of the HTTP API, but not the modules behind them.
+It sends HTTP requests to the server. The settings give the address and the file of the API key. This module uses the
+paths of the HTTP API. It does not depend on the modules of the server.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Server:
 
 
 def find_server(settings: Settings, url: str | None, key_file: Path | None, timeout: float = 10.0) -> Server:
-    """Return the server at `url`, or else at the address of the settings.
+    """Return the server at `url`. Without a URL, return the server at the address in the settings.
 
-    Raises `SettingsError` for a URL that is not usable, or a file of the key that can't be read.
+    Raises `SettingsError` if the URL is not usable, or if the file of the key can't be read.
     """
     key = None if key_file is None else _read_key(key_file)
     if url is not None:
@@ -202,7 +202,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _scrape(server: Server) -> Metrics:
-    """Return the sums of the metrics of each model; nothing if the metrics can't be read."""
+    """Return the sums of the metrics of each model. Return an empty dict if the metrics can't be read."""
     response = server.ask(server.admin, "GET", "/metrics")
     found: defaultdict[tuple[str, str, str], defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     if response.status != 200:

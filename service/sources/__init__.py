@@ -14,8 +14,8 @@ Training reads a whole file as a `Source`, and scoring reads a `Stream` of batch
     join.py         several files as one source
     source.py       the result of every reader, and the checks that all readers share
 
-The sources know no target and no kinds of columns. The sources need pyarrow, which the server does not need. In every
-message, row 1 is the first row below the header.
+The sources do not depend on the target or on the kinds of columns. The sources need pyarrow, which the server does not
+need. In every message, row 1 is the first row below the header.
 """
 
 from foldserve.service.sources.arrays import from_arrays

@@ -116,7 +116,7 @@ def _parse(
 ) -> Iterator[tuple[pa.RecordBatch, float]]:
     """Yield the wanted columns in batches, each with the share of the file that was read so far."""
     places = [str(names.index(name)) for name in wanted]
-    last = str(len(names) - 1)  # always read, because its last cell shows whether a quote is open
+    last = str(len(names) - 1)  # always read this column: its last cell shows whether a quote is open
     read = list(dict.fromkeys([*places, last]))
     is_header, cell = True, None
     with _open_text(path, dialect.encoding) as (text, share):

@@ -1,4 +1,6 @@
-"""Finds the encoding and the separator of a delimited text file from its first bytes. The module parses no row."""
+"""Finds the encoding and the separator of a delimited text file from its first bytes. The module does not parse the
+rows of the file.
+"""
 
 from __future__ import annotations
 

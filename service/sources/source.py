@@ -1,4 +1,4 @@
-"""A source of cells, and the checks that all readers share. The module knows no file format."""
+"""A source of cells, and the checks that all readers share. The module does not depend on a file format."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Source:
 
     rows: the number of rows.
     typed: whether the source states the types of its cells. A CSV file does not state types: all its cells are texts.
-    take: returns the cells of a column and removes them from the source, so that a large table is in memory only once.
-    `take` can be called once for each column. Columns of texts have Arrow's type string. A missing value is null.
-    notes: facts about the reading that the user should know, one sentence each.
+    take: a function that returns the cells of a column and removes them from the source. So a large table is in memory
+    only once. `take` can be called once for each column. Columns of texts have Arrow's type string. A missing value is
+    null. notes: facts about the reading that the user should know, one sentence each.
     """
 
     name: str
@@ -66,7 +66,7 @@ Batch: TypeAlias = pa.RecordBatch | list[Any]
 
 @dataclass(frozen=True)
 class Stream:
-    """The rows of one file, a batch at a time, so that memory holds only a few batches.
+    """The rows of one file, in batches. Only a few batches are in memory at the same time.
 
     schema: the names and types of the columns; None for JSON lines, whose values have types of their own.
     typed: as in `Source`.

@@ -1,13 +1,14 @@
 """The rules of folding. Each rule moves one affine step of a graph. The graph still computes the same function.
 
-A rule gets a graph and one of its nodes. It changes the graph and returns True, or it returns False. With an affine map
-s * (x - m) + b = s * x + t of each column, and a Dense W x + c, the main rules are (training/fold/fold.py)
+A rule gets a graph and one of its nodes. It changes the graph and returns True, or it returns False. An affine map
+computes s * (x - m) + b = s * x + t for each column, and a Dense computes W x + c. These are the main rules
+(training/fold/fold.py):
 
     backward   affine after the Dense     (diag(s) W) x + (s * c + t)
     forward    affine before the Dense    (W diag(s)) x + (c + W t)
 
 The other rules bring an affine map to a Dense: through a Concat, or through an Add into every branch. Two Dense layers
-are not composed if the result has more weights than both, unless it is small.
+are composed if their product is small, or has no more weights than both layers together.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Rule = Callable[[Graph, Node], bool]
 
 _BACKWARD = "backward: W' = diag(s) W, b' = s*b + t"
 _FORWARD = "forward: W' = W diag(s), b' = b + W t"
-# A Dense with at most this many weights takes less time than the start of one more operator.
+# A Dense with at most this many weights is so small that it takes less time than starting an operator.
 _FEW = 1024
 _COMPOSED = "composed: W' = W2 W1, b' = W2 b1 + b2"
 
@@ -111,7 +112,9 @@ def _scale_outputs(graph: Graph, name: str, s: Array, t: Array) -> None:
 
 
 def _are_dense_branches(graph: Graph, node: Node) -> bool:
-    """Whether every input of an Add is a Dense that only the Add reads, and that has as many columns as the Add."""
+    """Whether every input of an Add is a Dense that no other node reads. Each Dense must have as many columns as the
+    Add.
+    """
     return all(
         isinstance(graph.layer(each), Dense)
         and graph.has_single_reader(each)
@@ -149,7 +152,7 @@ def _add_offset(graph: Graph, source: str, offset: Array) -> str:
 
 
 def _large_offset(layer: Affine) -> Array:
-    """Return, rounded to float32, the offset of each column whose folding would lose too many digits; 0 for others."""
+    """Return the float32 offset of each column where folding the offset loses too many digits, and 0 for others."""
     with np.errstate(over="ignore"):
         offset: Array = layer.offset.astype(np.float32).astype(np.float64)
     large = (abs(layer.scale * layer.offset) > MAX_FOLDED_OFFSET) & np.isfinite(offset)
@@ -170,7 +173,7 @@ def _is_raw(graph: Graph, name: str) -> bool:
 
 
 def compose_dense(graph: Graph, node: Node) -> bool:
-    """Compose a Dense with the Dense before it, unless the result has more weights than both."""
+    """Compose a Dense with the Dense before it, if the product is small or has no more weights than both together."""
     second, before = node.layer, node.inputs[0]
     first = graph.layer(before)
     if not (isinstance(second, Dense) and isinstance(first, Dense)) or not graph.has_single_reader(before):
@@ -184,13 +187,13 @@ def compose_dense(graph: Graph, node: Node) -> bool:
 
 
 def _grows(second: Array, first: Array) -> bool:
-    """Whether the product of two weight matrices has more numbers than both together, and is not small."""
+    """Whether the product of two weight matrices is large, and has more numbers than both matrices together."""
     product = len(second) * first.shape[1]
     return bool(product > second.size + first.size and product > _FEW)
 
 
 def lift_over_concat(graph: Graph, node: Node) -> bool:
-    """Move the affine layers before a Concat to the place after it, if only Dense or affine layers read the Concat."""
+    """Move affine layers from before a Concat to after the Concat, if only Dense or affine layers read the Concat."""
     if not isinstance(node.layer, Concat) or node.name == graph.output:
         return False
     lifted = [e for e in node.inputs if isinstance(graph.layer(e), Affine) and graph.has_single_reader(e)]

@@ -1,4 +1,6 @@
-"""Reads files that are not trusted into memory, and checks the entries of zip archives. The module knows no model."""
+"""Reads files that are not trusted into memory, and checks the entries of zip archives. The module does not depend on a
+model format.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def is_too_dense(size: int, stored: int) -> bool:
-    """Whether `stored` bytes claim to expand to more than 64 MiB and more than 100 times their size."""
+    """Whether an entry of `stored` bytes claims to expand to more than 64 MiB, and to more than 100 times `stored`."""
     return size > 2**26 and size > 100 * stored
 
 

@@ -18,7 +18,7 @@ from foldserve.training.plan import DataOptions
 from foldserve.training.summary import describe_bundle
 from foldserve.training.text import printable
 
-# The options of a table that the model does not decide.
+# The options for reading a table. The model decides all other options of a table.
 _TABLE_OPTIONS = ("target", "drop", "missing", "sep", "encoding", "sheet")
 
 
@@ -65,7 +65,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_labels(texts: tuple[str, ...]) -> tuple[Label, ...]:
-    """Return labels in the type that all of them can have: integers, numbers, or texts."""
+    """Convert all labels to one type: to integers if possible, else to numbers if possible, else to texts."""
     for number in (int, float):
         try:
             return tuple(number(text) for text in texts)

@@ -1,7 +1,8 @@
 """Folding of an imported graph: every affine step moves into the Dense weights next to it.
 
-`fold` applies the rules until none of them changes the graph. Each rule is exact. No rule moves a layer across a
-function that is not affine. All values are float64; `write.py` rounds them once. The module knows no arithmetic.
+`fold` applies the rules again and again, until no rule changes the graph. Each rule is exact. No rule moves a layer
+across a function that is not affine. All values are float64; `write.py` rounds them once. The module itself does no
+arithmetic: the rules do it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from foldserve.training.imports.graph import Graph
 from foldserve.training.imports.layers import Affine
 from foldserve.training.imports.structure_rules import STRUCTURE_RULES
 
-# The rules of the structure come first, because they bring affine maps next to a Dense.
+# The rules that change the structure come first, because they move affine maps next to a Dense.
 RULES = (*STRUCTURE_RULES, *AFFINE_RULES)
 
 
 @dataclass(frozen=True, eq=False)
 class FoldedNetwork:
-    """The folded network, and one line for each layer of the original that was folded, dropped or kept."""
+    """The folded network, and a report: one line for each layer of the original that was folded, dropped or kept."""
 
     network: Network
     report: tuple[Folding, ...]

@@ -1,7 +1,7 @@
 """The intermediate form of an imported model: a graph of layers over float64 arrays, and its exact evaluation.
 
 A front end (ONNX, Keras, scikit-learn, PyTorch) maps its model to this form with a `Builder`. Folding and the export
-know only this form. The module knows no file and no framework.
+use only this form. The module does not depend on a file format or a framework.
 
 The value `INPUT` has one column for each feature, as in a bundle: a category is its index, a missing value is NaN.
 """
@@ -87,12 +87,12 @@ class Builder:
         return unique
 
     def network(self, output: str) -> Network:
-        """Return the network up to the value `output`, without the nodes that it does not need."""
+        """Return the network that computes the value `output`, without the nodes that `output` does not need."""
         return prune(Network(self._features, tuple(self._nodes), output))
 
 
 def prune(network: Network) -> Network:
-    """Return the network without the nodes that its output does not need."""
+    """Return the network, but only with the nodes that its output needs."""
     needed, kept = {network.output}, []
     for node in reversed(network.nodes):
         if node.name in needed:
@@ -107,7 +107,9 @@ def refuse(name: str, kind: str, reason: str, remedy: str = "") -> ModelImportEr
 
 
 def chain(builder: Builder, steps: Sequence[tuple[str, str, Layer]], value: str = INPUT) -> str:
-    """Add layers in a row. Each reads the value before it. steps: (name, type, layer). Return the last value's name."""
+    """Add layers in a row. Each layer reads the value of the layer before it. steps: (name, type, layer). Return the
+    last value's name.
+    """
     for name, kind, layer in steps:
         value = builder.add(name, kind, layer, value)
     return value

@@ -19,13 +19,14 @@ FRONT_ENDS = {
     ".skops": "scikit_learn.reader",
     ".pt2": "pytorch.reader",
 }
-# Files of weights alone. `Options.layers` has their layers.
+# The suffixes of files that have only weights. `Options.layers` names a text file with the layers of such a model.
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 FRONT_ENDS |= dict.fromkeys(WEIGHTS, "pytorch.weights")
 # Formats whose readers would run code from the file.
 UNSAFE = (".pkl", ".pickle", ".joblib")
 _SAFE = "save a pipeline with skops.io.dump, a module with torch.export.save, or call foldserve.import_model(object)"
-# By package: the module whose `read_object` reads objects of the package's classes, and of their subclasses.
+# For each package, the module whose function `read_object` reads objects of this package, and of subclasses of its
+# classes.
 OBJECTS = {
     "sklearn": "scikit_learn.reader",
     "keras": "keras.live",

@@ -1,6 +1,6 @@
 """The functions that an imported network applies to each number: their float64 arithmetic and their ONNX nodes.
 
-To add a function, add an entry to `FUNCTIONS`. The module knows no file and no framework.
+To add a function, add an entry to `FUNCTIONS`. The module does not depend on a file format or a framework.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The graph that folding changes. It knows which nodes read each value, and it records every fold for the report.
 
-The module knows no rule of folding.
+The module contains no rule of folding.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from foldserve.training.imports.layers import Layer
 class Graph:
     """The nodes of a network, which the rules of folding change, and the nodes that read each value.
 
-    order: the names of the nodes; each comes after the nodes that it reads. members: by the name of an affine node that
-    is not folded yet, the original layers from which it was made.
+    order: the names of the nodes, sorted so that each node comes after the nodes that it reads. members: by the name of
+    an affine node that is not folded yet, the original layers from which it was made.
     """
 
     def __init__(self, network: Network) -> None:
@@ -44,7 +44,7 @@ class Graph:
         return len(self._readers[name]) == 1 and name != self.output and name != INPUT
 
     def replace(self, name: str, layer: Layer, *inputs: str) -> None:
-        """Give the node `name` another layer and other inputs. Nodes that nothing reads any more are removed."""
+        """Replace the layer and the inputs of the node `name`. Nodes that nothing reads any more are removed."""
         old = self.nodes[name].inputs
         self.nodes[name] = Node(name, layer, inputs)
         self.widths[name] = layer.columns(*(self.widths[each] for each in inputs))
@@ -83,7 +83,7 @@ class Graph:
             self._remove(value)
 
     def _remove(self, name: str) -> None:
-        # A stack instead of a recursion: a chain of nodes may be long.
+        # This loop uses a stack. A recursion could be too deep, because a chain of nodes may be long.
         removed = [name]
         while removed:
             node = self.nodes.pop(removed.pop())

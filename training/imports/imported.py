@@ -1,6 +1,6 @@
 """An imported model: its network, the meaning of its columns and outputs, its origin, and the original model.
 
-Every front end returns an `Imported`. The module knows no file format.
+Every front end returns an `Imported`. The module does not depend on a file format.
 """
 
 from __future__ import annotations

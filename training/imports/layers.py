@@ -1,7 +1,7 @@
-"""The layers of an imported model: the columns and the float64 arithmetic of each.
+"""The layers of an imported model. Each class computes its number of columns and its values in float64.
 
-A layer maps values float64 [rows, columns]. A row never depends on another row. The module knows no graph, no file and
-no framework. It has more than 350 lines, because it defines every layer.
+A layer maps values float64 [rows, columns]. A row never depends on another row. The module does not depend on a graph,
+a file format or a framework. It has more than 350 lines, because it defines every layer.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Dense(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Offset(Layer):
-    """Computes x - offset for each column, before anything else. offset: float64 [columns], exact in float32.
+    """Computes x - offset for each column, before any other layer. offset: float64 [columns], exact in float32.
 
     Folding adds this layer where an offset of the input is too large to be folded. Front ends don't use it.
     """

@@ -1,7 +1,7 @@
-"""Finds the names and ranges of columns, and the probabilities in outputs, if the file does not state them.
+"""Finds the names and ranges of the columns, and the meaning of the outputs, if the file does not state them.
 
-`interpret` returns the imported model of a front end whose format states layers alone. The module knows no file and no
-framework.
+Front ends for formats that have only layers call `interpret`, which returns the imported model. The module does not
+depend on a file format or a framework.
 """
 
 from __future__ import annotations
@@ -81,10 +81,12 @@ def complete(bare: Network, network: Network, outputs: npt.NDArray[np.floating[A
 
 
 def choose_names(given: tuple[_Name, ...], own: tuple[_Name, ...], flag: str) -> tuple[tuple[_Name, ...], list[str]]:
-    """Return the names of the user or of the model, and a note if the names of the user replace those of the model.
+    """Return the user's names, or else the model's names. Also return a note if the user's names replace the model's
+    names.
 
-    given: of the user; () for none. own: of the model; () for none. flag: "--features" or "--labels". Raises
-    `ModelImportError` if the user gives the names of the model in another order: it would exchange their meanings.
+    given: the names that the user gives, or (). own: the names in the model, or (). flag: "--features" or "--labels".
+    Raises `ModelImportError` if the user gives the names of the model in another order, because this would exchange the
+    meanings of two columns or classes.
     """
     texts, known = list(map(str, given)), list(map(str, own))
     if not given or texts == known:
@@ -100,7 +102,7 @@ def choose_names(given: tuple[_Name, ...], own: tuple[_Name, ...], flag: str) ->
 def _numeric_columns(
     count: int, options: Options, names: tuple[str, ...] = ()
 ) -> tuple[tuple[Column, ...], bool, list[str]]:
-    """Return numeric features, whether the user or the model names them, and notes.
+    """Return three values: numeric features, whether the user or the model gives their names, and notes.
 
     names: the names in the model; () if it has none. Raises `ModelImportError` if the names do not fit the model.
     """
@@ -155,7 +157,7 @@ def finish(
 
 
 def unnamed_logits(count: int) -> str:
-    """Return the error for several outputs that may be logits, or values of several targets."""
+    """Return the error for outputs that may be logits, or may be values of several targets."""
     return (
         f"the model gives {count} numbers for a row that are not probabilities: if they are the logits of {count} "
         "classes, name the classes with --labels"
@@ -181,8 +183,8 @@ def _is_probability(mass: float | None, columns: int, last: Layer | None) -> boo
 def find_mass(network: Network) -> float | None:
     """Return the sum of the outputs after a softmax, or the largest possible output after a sigmoid.
 
-    Sums and scalings may follow them, as in an ensemble. If the result is 1, the outputs are probabilities. The result
-    is None for other outputs.
+    Sums and scalings may follow the softmax or the sigmoid, as in an ensemble. If the result is 1, the outputs are
+    probabilities. The result is None for other outputs.
     """
     masses: dict[str, float | None] = {}
     for node in network.nodes:
@@ -205,9 +207,10 @@ def find_mass(network: Network) -> float | None:
 
 
 def typical_ranges(network: Network) -> Array | None:
-    """Return the mean minus and plus three standard deviations of each feature that the network standardises first.
+    """Return the range of each feature that the network standardises: its mean minus and plus three standard
+    deviations.
 
-    float64 [features, 2]; NaN for a feature that is not standardised, None if no feature is.
+    The result is float64 [features, 2], with NaN for other features. It is None if no feature is standardised.
     """
     sources = {INPUT: np.arange(network.features)}
     ranges = np.full((network.features, 2), np.nan)

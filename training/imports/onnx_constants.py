@@ -1,7 +1,7 @@
 """Evaluates in float64 the operators of an ONNX graph whose inputs are all constants.
 
 Exporters compute shapes and parameters in the graph. The size of every result is checked before the result is computed,
-so a file can't exhaust the memory. The module knows no layer.
+so a file can't exhaust the memory. The module does not depend on the layers of the form.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Array = npt.NDArray[np.generic]
 
 
 def to_array(tensor: TensorProto) -> Array:
-    """Return the numbers of a tensor, floating-point numbers as float64.
+    """Return the numbers of a tensor. Floating-point numbers become float64.
 
-    Raises `Refused` if they don't fit its shape.
+    Raises `Refused` if the numbers don't fit the shape of the tensor.
     """
     try:
         array: Array = numpy_helper.to_array(tensor)
@@ -44,7 +44,7 @@ def widen(array: Array) -> Array:
 
 
 def constant_node(node: onnx.NodeProto) -> Constant:
-    """Return the value of a Constant. Raises `Refused` for a sparse one."""
+    """Return the value of a Constant. Raises `Refused` for a sparse value."""
     for name, value in attributes(node).items():
         if name == "value":
             return Constant(to_array(value))
@@ -58,7 +58,7 @@ def constant_node(node: onnx.NodeProto) -> Constant:
 
 
 def evaluate(node: onnx.NodeProto, inputs: list[Array | None], opset: int) -> list[Constant]:
-    """Evaluate a node with constant inputs. Raises `Refused` if constants may not use the operator."""
+    """Evaluate a node with constant inputs. Raises `Refused` if the operator is not allowed for constants."""
     present = [each for each in inputs if each is not None]
     if _size(node, present) > MAX_NUMBERS:
         raise Refused("its constant result has too many numbers")
@@ -84,7 +84,7 @@ def evaluate(node: onnx.NodeProto, inputs: list[Array | None], opset: int) -> li
 
 
 def _size(node: onnx.NodeProto, inputs: list[Array]) -> int:
-    """Return an upper limit of the size of the result."""
+    """Return a size that the result can't exceed."""
     kind = node.op_type
     if kind in _ELEMENTWISE:
         try:

@@ -1,7 +1,7 @@
 """Reads an ONNX file that is not trusted. A size in the file is checked before memory of that size is allocated.
 
 The result is a model in which every node has a known operator set, every value is computed once and before it is read,
-and every initialiser has as many numbers as its shape says. The module knows no layer.
+and every initialiser has as many numbers as its shape says. The module does not depend on the layers of the form.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def parse(content: bytes, name: str) -> onnx.ModelProto:
 
 
 def _require_small(model: onnx.ModelProto, name: str) -> None:
-    """Refuse a graph with too many nodes, also after the functions are inlined."""
+    """Refuse a graph with too many nodes, before or after its functions are inlined."""
     sizes: dict[tuple[str, str], int] = {}
     bodies = {(function.domain, function.name): function for function in model.functions}
     if len(bodies) < len(model.functions):

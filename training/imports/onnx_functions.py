@@ -1,4 +1,4 @@
-"""Translates ONNX's functions of each number, and its comparisons, to layers of the form."""
+"""Translates the comparisons of ONNX, and the functions that ONNX applies to each number, to layers of the form."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _function(
 ) -> Sequence[Value]:
     rows = context.numbers(node, required(inputs, 0))
     function, defaults = _FUNCTIONS[node.op_type]
-    # An attribute has the type float32, and so has its default.
+    # An attribute has the type float32, and its default has the same type.
     layer = Activation(function, {name: given.get(name, float(np.float32(value))) for name, value in defaults.items()})
     return [Numbers(context.add(node, layer, rows.name), rows.shape)]
 

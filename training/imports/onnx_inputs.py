@@ -19,7 +19,7 @@ from foldserve.training.text import join_some
 _MOST_COLUMNS = 100_000
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-# These nodes pass the scores of the classes on, or reduce them to a label.
+# Each of these nodes passes the scores of the classes on unchanged, or computes a label from the scores.
 _LABELS = {"ZipMap", "Identity", "Cast", "ArgMax", "ArrayFeatureExtractor", "Squeeze", "Reshape", "LabelEncoder"}
 
 
@@ -27,8 +27,8 @@ _LABELS = {"ZipMap", "Identity", "Cast", "ArgMax", "ArrayFeatureExtractor", "Squ
 class Inputs:
     """The columns of the input, the feeds of the original, and the values of its input tensors.
 
-    output: the name of the tensor that becomes the output of the bundle. needed: the tensors from which it is computed.
-    named: whether the model names the columns.
+    output: the name of the tensor that becomes the output of the bundle. needed: the tensors from which `output` is
+    computed. named: whether the model has names for the columns.
     """
 
     columns: tuple[RawColumn, ...]
@@ -92,7 +92,7 @@ def _read_columns(
 
 
 def _read_type(info: onnx.ValueInfoProto, given: int) -> tuple[int, tuple[int, ...]]:
-    """Return the type of an input and the shape of a row. given: the number of features that the user names; or 0."""
+    """Return the type of an input and the shape of a row. given: the number of features that the user names, or 0."""
     if not info.type.HasField("tensor_type"):
         raise ModelImportError(f"input {info.name!r} is not a tensor")
     tensor = info.type.tensor_type
@@ -146,7 +146,7 @@ def _is_score(info: onnx.ValueInfoProto, producers: Mapping[str, onnx.NodeProto]
 
 
 def _leads_to_label(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> bool:
-    """Whether a node only passes on the result of an ArgMax or a ZipMap."""
+    """Whether the input of a node is a label, such as the result of an ArgMax or a ZipMap."""
     for _ in range(len(_LABELS)):
         before = producers.get(node.input[0])
         if before is None or before.op_type not in _LABELS:

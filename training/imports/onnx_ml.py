@@ -1,4 +1,5 @@
-"""The operators of the domain ai.onnx.ml, which converters of scikit-learn write, as layers of the form.
+"""Translates the operators of the domain ai.onnx.ml to layers of the form. Converters for scikit-learn write these
+operators.
 
 The definitions are those of https://onnx.ai/onnx/operators/index.html#ai-onnx-ml.
 """
@@ -185,7 +186,7 @@ def _linear_regressor(
 def _linear_classifier(
     context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
 ) -> Sequence[Value]:
-    """Translate the scores. The first output is the label, which follows from them."""
+    """Translate the scores. The first output of the operator is the label, which can be computed from the scores."""
     value = context.numbers(node, required(inputs, 0))
     labels = given.get("classlabels_strings") or given.get("classlabels_ints") or ()
     layer = context.make(lambda: _linear(value, given, len(labels)))

@@ -1,8 +1,8 @@
 """The operators of ONNX's main domain, as layers of the form.
 
 Each function translates one node: it gets the context, the node, its inputs and its attributes, and returns the values
-of its outputs. It raises `Refused` with the reason if the node does something that the form can't express. To add an
-operator, add a function. The definitions are those of https://onnx.ai/onnx/operators/.
+of its outputs. It raises `Refused` with the reason if the form can't express the node. To add an operator, add a
+function. The definitions are those of https://onnx.ai/onnx/operators/.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def constant_or_attribute(
 
 
 def spread(array: npt.NDArray[Any], value: Numbers) -> Array:
-    """Return a constant as one number for each column of `value`. Raises `Refused` if it differs between rows."""
+    """Return a constant as one number for each column of `value`. Raises `Refused` if the constant differs between
+    rows.
+    """
     shape = array.shape
     while len(shape) > len(value.shape):
         if shape[0] != 1:
@@ -82,7 +84,7 @@ def spread(array: npt.NDArray[Any], value: Numbers) -> Array:
 
 
 def _widened(context: Context, node: onnx.NodeProto, value: Numbers, array: npt.NDArray[Any]) -> Numbers:
-    """Repeat a value of one column, if the constant beside it has more columns."""
+    """Repeat the column of a value that has only one column, if the constant beside the value has more columns."""
     if width(value.shape) == 1 and array.size > 1 and array.shape[-1] == array.size:
         repeat = Dense(np.ones((array.size, 1)), np.zeros(array.size))
         return Numbers(context.add(node, repeat, value.name), (array.size,))

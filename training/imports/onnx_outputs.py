@@ -31,7 +31,7 @@ _TRIAL_ROWS = 64
 
 Array = npt.NDArray[Any]
 Last = Callable[[Array], Array]
-# The task, the last value, the same arithmetic for the reference, the labels, and notes.
+# The task, the last value, the same arithmetic as a function for the reference, the labels, and notes.
 _Finished = tuple[Task, str, Last, tuple[Label, ...], list[str]]
 
 
@@ -179,7 +179,7 @@ def _binary(outputs: Array) -> Array:
 
 
 def _gives_probabilities(network: Network, columns: tuple[Column, ...]) -> bool:
-    """Whether the outputs of each of some random rows are numbers from 0 to 1 whose sum is 1."""
+    """Whether the outputs of a row are from 0 to 1 and have the sum 1. Some random rows are checked."""
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(_TRIAL_ROWS, len(columns))) * 10.0 ** generator.integers(-2, 3, (_TRIAL_ROWS, 1))
     for i, column in enumerate(columns):

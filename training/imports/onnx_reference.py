@@ -1,7 +1,7 @@
 """Runs the original ONNX model as the reference: its graph in float64, and its unchanged file in ONNX Runtime.
 
-The float64 evaluation is onnx's `ReferenceEvaluator`, on a copy of the graph in which every float32 is a float64. It
-shares no code with the form and with folding. The module knows no layer.
+The float64 evaluation is onnx's `ReferenceEvaluator`, on a copy of the graph in which every float32 is a float64. The
+reference shares no code with the form or with folding. The module does not depend on the layers of the form.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _feed(feed: Feed, columns: Sequence[Column], rows: Rows, number: Any) -> Arr
 
 
 def _values(column: Column, codes: npt.NDArray[np.float32]) -> Array:
-    """Return the values of one column in the original's terms: a category is its text or its number."""
+    """Return the values of one column as the original expects them: a category is its text or its number."""
     if column.kind != "categorical":
         return codes.astype(np.float64)
     if isinstance(column.categories[0], str):

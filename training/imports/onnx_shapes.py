@@ -69,7 +69,7 @@ def _cast(
         return [Numbers(value.name, value.shape) if isinstance(value, Truth) else value]
     if isinstance(value, Truth) and to in (*_INTEGERS, TensorProto.BOOL):
         return [value]
-    # An encoder reads these columns next. It takes whole numbers, which a cast does not change.
+    # The next node is an encoder of these columns. An encoder takes whole numbers, which a cast does not change.
     if isinstance(value, Raw) and to in _INTEGERS:
         return [value]
     if isinstance(value, Raw) and to == TensorProto.STRING and all(context.columns[c].is_text for c in value.columns):
@@ -106,7 +106,7 @@ def _reshape(
     if inner.count(-1) == 1:
         known = int(-np.prod(inner))
         inner[inner.index(-1)] = width(shape) // known if known > 0 else -1
-    # -1 and 0 are all rows. 1 is the batch of a model that was exported for a single row.
+    # In a target shape, -1 and 0 mean all rows. A model that was exported for a single row has 1.
     if not sizes or sizes[0] not in (-1, 0, 1) or any(size < 1 for size in inner):
         raise Refused(f"it turns rows of the shape {list(shape)} into {sizes[1:]} and changes the number of rows")
     return [reshaped(value, tuple(inner))]
@@ -244,7 +244,7 @@ def _split(
         raise Refused("it separates rows")
     total, count = shape[place - 1], len(node.output)
     parts = given.get("split") if sizes is None else sizes.reshape(-1).tolist()
-    if parts is None:  # equal parts, of which the last may be smaller
+    if parts is None:  # the parts are equal, but the last part may be smaller
         part = -(-total // given.get("num_outputs", count))
         parts = [part] * (count - 1) + [total - part * (count - 1)]
     if sum(parts) != total or len(parts) != count or min(parts) < 1:
@@ -259,6 +259,6 @@ def _shape(
     context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
 ) -> Sequence[Value]:
     del context, node
-    # -1 is the number of rows, as in the target of a Reshape.
+    # -1 stands for the number of rows, as in the target of a Reshape.
     sizes = [-1, *_rows(required(inputs, 0))]
     return [Constant(np.array(sizes[given.get("start", 0) : given.get("end")], np.int64))]

@@ -1,6 +1,7 @@
 """The types of values in the translation of an ONNX graph, and the context of the translation.
 
-A value is a constant, raw columns of the input, numbers of the form, or truth values. The module knows no operator.
+A value is a constant, raw columns of the input, numbers of the form, or truth values. The module does not depend on the
+operators.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """Several values, stacked along a new first axis, in front of the rows: the members of an ensemble."""
+    """The members of an ensemble: values that are stacked along a new axis before the axis of the rows."""
 
     parts: tuple[Numbers, ...]
 
@@ -83,9 +84,10 @@ class Refused(Exception):  # noqa: N818 (it is no error yet: the node may be kep
 
 @dataclass
 class RawColumn:
-    """One column of the input. name, is_text: as in the file. categories: filled by the encoders that read the column.
+    """One column of the input. name, is_text: as in the file. categories: the encoders that read the column fill this
+    list.
 
-    missing: whether the model replaces missing values. read_as_number: whether an operator computes with it.
+    missing: whether the model replaces missing values. read_as_number: whether an operator computes with the column.
     is_closed: whether the list of categories is complete.
     """
 

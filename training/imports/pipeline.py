@@ -1,6 +1,6 @@
 """The steps of an import: front end -> fold -> ONNX -> certificate -> bundle.
 
-The module knows no format of another framework.
+The module does not depend on the formats of other frameworks.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Written:
 def run(imported: Imported, plan: ImportPlan, source: Source | None = None) -> Written:
     """Fold, certify and write the next version of `plan.name`. After an error, nothing is left behind.
 
-    The function has more than 50 lines, because the way of an import stands in one place.
+    The function has more than 50 lines, because it keeps all steps of an import in one place.
 
     source: the table in memory, if `plan.data` does not name a file.
 
@@ -155,7 +155,9 @@ def _certify(
 
 
 def _tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
-    """Return the tolerance. In a regression, its unit is the standard deviation of the target or of the outputs."""
+    """Return the tolerance. For a regression, the unit of the tolerance is the standard deviation of the target or of
+    the outputs.
+    """
     if imported.task == "classification":
         return output_tolerance(0.0, 1.0)
     values = rows.table.y if len(rows.table.y) else exact(rows.drawn)
@@ -163,7 +165,7 @@ def _tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bu
 
 
 def _score(model: bytes, table: Table) -> tuple[Metrics, npt.NDArray[np.floating[Any]]]:
-    """Score the exported model on the rows of the table. There are no metrics without targets."""
+    """Score the exported model on the rows of the table. Without targets, there are no metrics."""
     if not len(table.y):
         return {}, np.empty((0, table.outputs))
     outputs = certificate.onnx_runtime_cpu(model)(table.x)

@@ -28,7 +28,7 @@ _EVERY = ""
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a certificate. table: the user's table; it has no rows if the user gives none.
+    """The rows of a certificate. table: the user's table, or a table without rows if the user gives no table.
 
     features: the features for the manifest. drawn: random rows, float32 [rows, features]. notes: facts for the user.
     """
@@ -64,10 +64,10 @@ def make_rows(
     seed: int,
     source: Source | None = None,
 ) -> Rows:
-    """Read the table `data`, or draw rows from `ranges`, from the ranges of the model and from its categories.
+    """Read the table `data`, or draw rows from `ranges`, from the model's ranges and from its categories.
 
-    source: the table in memory; None if `data` names a file. Raises `DataError` if the table does not fit the model, or
-    if a feature has neither rows nor a range.
+    source: the table in memory; None if `data` names a file. Raises `DataError` if the table does not fit the model.
+    Also raises it if a feature has no rows and no range.
     """
     empty = np.empty((0, len(imported.columns)), np.float32)
     schema = Table("", imported.task, "", imported.columns, empty, np.empty(0), imported.labels)
@@ -103,7 +103,7 @@ def _draw(imported: Imported, schema: Table, ranges: Mapping[str, Range], seed: 
     features = tuple(
         _describe(column, known.get(column.name, known.get(_EVERY, (0.0, 1.0)))) for column in schema.columns
     )
-    # The drawn values of a feature are whole numbers if these examples are.
+    # If these examples are whole numbers, the drawn values of the feature are whole numbers too.
     example = np.array([[0.0 if i in imported.whole else 0.5 for i in range(len(features))]], np.float32)
     drawn = certificate.draw(features, example, certificate.RANDOM_ROWS, seed)
     note = "no table was given: the certificate is on random rows alone, and there are no metrics and no report"
@@ -114,7 +114,7 @@ def _draw(imported: Imported, schema: Table, ranges: Mapping[str, Range], seed: 
 
 
 def _describe(column: Column, limits: Range) -> bundle.Feature:
-    """Describe a feature by its range. Its histogram counts no rows."""
+    """Describe a feature by its range, with a histogram that counts no rows."""
     count = len(column.categories)
     low, high = limits
     edges = [i - 0.5 for i in range(count + 1)] if count else [low, high]

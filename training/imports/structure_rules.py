@@ -59,7 +59,7 @@ def join_selections(graph: Graph, node: Node) -> bool:
             return False
         source = graph.nodes[node.inputs[0]].inputs[0]
         if sorted(selected.source) != list(range(graph.widths[source])):
-            return False  # the weights of the columns that are not selected would be zeros
+            return False  # a Dense would have a weight of zero for each column that is not selected
         weight = np.empty_like(layer.weight)
         weight[:, selected.source] = layer.weight
         graph.replace(node.name, Dense(weight, layer.bias), source)
@@ -169,9 +169,8 @@ def add_dense_branches(graph: Graph, node: Node) -> bool:
 
 
 def stack_siblings(graph: Graph, node: Node) -> bool:
-    """Stack Dense layers that read the same value, if the same function follows each of them.
-
-    The function is then applied once, and each branch selects its columns.
+    """Stack Dense layers that read the same value, if the same function follows each layer. The network then applies
+    the function once, and each branch selects its columns.
     """
     function = node.layer
     if not isinstance(function, Activation) or not isinstance(graph.layer(node.inputs[0]), Dense):

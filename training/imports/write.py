@@ -157,7 +157,7 @@ class Writer:
             self.node(kind, name, value, **attributes)
         elif layer.function == "silu":
             self.node("Mul", name, value, self.step("Sigmoid", f"{name}.sigmoid", value))
-        else:  # clip, whose limits are inputs; an infinite limit is left out
+        else:  # clip: its limits are inputs, and an infinite limit is left out
             limits = []
             for part in ("low", "high"):
                 limit = layer.parameters[part]
@@ -191,7 +191,7 @@ class Writer:
             raise ModelImportError(f"layer {name!r} has no ONNX form: {type(layer).__name__}")
 
     def _write_encoding(self, name: str, value: str, layer: OneHot | IsMissing | Impute) -> None:
-        """Write a comparison first, so that NaN never reaches a cast."""
+        """Write a comparison before the cast, so that the cast never gets NaN."""
         if isinstance(layer, Impute):
             fill = self.constant(f"{name}.fill", layer.fill)
             self.node("Where", name, self.step("IsNaN", f"{name}.missing", value), fill, value)
@@ -221,7 +221,7 @@ class Writer:
         return self.node("Gather", name, value, self.constant(f"{name}.columns", columns), axis=1)
 
     def _write_split(self, node: Node) -> None:
-        """Write all selections of one value as a single Split, when the first of them is written."""
+        """Write all selections of one value as a single Split, in place of the first selection."""
         first, selections = self._splits[node.inputs[0]]
         if node.name != first:
             return
@@ -247,15 +247,16 @@ class Writer:
 
 
 def _shorten(values: Array) -> Array:
-    """Return one number for all columns, if all are equal."""
+    """Return a single number for all columns, if all numbers are equal."""
     return values[:1] if (values == values[0]).all() else values
 
 
 def _find_splits(network: Network) -> dict[str, tuple[str, list[Node]]]:
-    """Find each value whose selections cut it into consecutive parts, so that one Split can give all of them.
+    """Find each value that its selections divide into consecutive parts. One Split can then replace all selections of
+    the value.
 
-    For each value, the result has the name of the selection that comes first in the network, and the selections in the
-    order of their columns.
+    For each value, the result has two items: the name of the selection that comes first in the network, and all
+    selections in the order of their columns.
     """
     selections: dict[str, list[Node]] = {}
     for node in network.nodes:

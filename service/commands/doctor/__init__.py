@@ -7,5 +7,5 @@
     cuda           checks of the driver, CUDA's libraries, the GPUs, and the variables that change them
     resources      checks of processors and memory
 
-It knows neither bundles nor servers.
+The package does not depend on bundles or on the server.
 """

@@ -1,4 +1,4 @@
-"""A check of the doctor, and its result. This module does not know any particular check."""
+"""A check of the doctor, and its result. This module does not depend on any particular check."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Result:
 class Check:
     """One check.
 
-    examine: returns a text if all is well, or a complete result. Raises `ProblemError` or any other exception if
-    something is wrong. remedy: used if the problem has no remedy. cuda: whether only machines that serve on CUDA need
-    the check.
+    examine: a function that returns a text if there is no problem, or else a complete result. Raises `ProblemError` or
+    any other exception if something is wrong. remedy: the default remedy, for a problem without its own remedy. cuda:
+    whether only machines that serve on CUDA need the check.
     """
 
     name: str
@@ -46,7 +46,7 @@ class ProblemError(Exception):
 
 
 def first_line(text: str) -> str:
-    """Return the first line of `text` that is not blank; 'no reason given' if all lines are blank."""
+    """Return the first line of `text` that is not blank. If all lines are blank, return 'no reason given'."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
 
 

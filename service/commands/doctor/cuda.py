@@ -21,7 +21,9 @@ _BUILT_FOR: dict[str, tuple[nvidia.Version, ...]] = {
 
 
 def check_driver() -> str:
-    """Find NVIDIA's driver. Raises `ProblemError` if it is too old, `DeviceError` if it does not load."""
+    """Find NVIDIA's driver. Raises `ProblemError` if the driver is too old, and `DeviceError` if the driver does not
+    load.
+    """
     driver = nvidia.driver()
     version = f"{driver.version}, " if driver.version else ""
     if driver.cuda < (nvidia.MAJOR,):
@@ -32,7 +34,7 @@ def check_driver() -> str:
 
 
 def check_library(name: nvidia.Name) -> str:
-    """Load one of CUDA's libraries. Raises `DeviceError` if it does not load."""
+    """Load one of CUDA's libraries. Raises `DeviceError` if the library does not load."""
     library = nvidia.library(name)
     return f"{dotted(library.version)}, {library.path}"
 
@@ -72,7 +74,7 @@ def check_gpus() -> Result | str:
 
 
 def _built_for() -> tuple[str, tuple[nvidia.Version, ...]]:
-    """Return the installed release of onnxruntime-gpu and the GPUs that it has code for, if they are known."""
+    """Return the installed release of onnxruntime-gpu, and the GPUs for which it has code if these GPUs are known."""
     try:
         release = ".".join(version("onnxruntime-gpu").split(".")[:2])
     except PackageNotFoundError:
@@ -89,7 +91,7 @@ def _runs(capability: nvidia.Version, code: nvidia.Version) -> bool:
 
 
 def check_visible_devices() -> Result | str:
-    """Read CUDA_VISIBLE_DEVICES. Raises `ProblemError` if it hides every GPU."""
+    """Read CUDA_VISIBLE_DEVICES. Raises `ProblemError` if the variable hides every GPU."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return "not set: every GPU is visible"
@@ -106,7 +108,7 @@ def check_visible_devices() -> Result | str:
 
 
 def check_tf32() -> Result | str:
-    """Read NVIDIA_TF32_OVERRIDE. Raises `ProblemError` if it may turn TF32 on for every program."""
+    """Read NVIDIA_TF32_OVERRIDE. Raises `ProblemError` if the variable may turn TF32 on for every program."""
     value = os.environ.get("NVIDIA_TF32_OVERRIDE", "")
     if value == "":
         return "NVIDIA_TF32_OVERRIDE is not set: --precision decides"

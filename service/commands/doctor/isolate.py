@@ -17,13 +17,15 @@ _TIMEOUT = 60  # seconds; on a machine with many GPUs, the first CUDA context ta
 
 
 def run_isolated(check: Check) -> Result:
-    """Run a check in a forked process. A crash, a time-out or any exception becomes a result: nothing is raised."""
+    """Run a check in a forked process. A crash, a time-out or an exception becomes a result, so this function raises no
+    exception.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_run_in_child, args=(check, sender), daemon=True)
     try:
         child.start()
-        sender.close()  # the child then holds the only sending end: if it dies, `recv` raises EOFError
+        sender.close()  # only the child then has the sending end, so `recv` raises EOFError if the child dies
         if not receiver.poll(_TIMEOUT):
             child.kill()
             return Result(check.name, "wrong", f"no answer within {_TIMEOUT} s", check.remedy)
@@ -56,4 +58,4 @@ def _run_in_child(check: Check, sender: Connection) -> None:
         result = Result(check.name, "wrong", str(error), check.remedy)
     except BaseException as error:  # noqa: BLE001 (a broken package may raise anything, SystemExit too)
         result = Result(check.name, "wrong", f"{type(error).__name__}: {first_line(str(error))}", check.remedy)
-    sender.send_bytes(json.dumps(asdict(result)).encode())  # `send` would pickle the result
+    sender.send_bytes(json.dumps(asdict(result)).encode())  # not `send`, which would pickle the result

@@ -36,7 +36,7 @@ def check_build(wheels: list[str]) -> str:
     """Import ONNX Runtime, which must come from the one installed wheel."""
     import onnxruntime as ort
 
-    # The names differ if the other wheel was first installed over this wheel and then uninstalled.
+    # The names differ in one case: the other wheel was installed over this wheel, and then uninstalled.
     if len(wheels) == 1 and wheels != [ort.package_name]:
         raise ProblemError(f"{wheels[0]} is installed, but the module comes from {ort.package_name}")
     built = f"built for CUDA {ort.cuda_version}" if ort.cuda_version else "built without CUDA"
@@ -118,7 +118,7 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
 
 
 def _logged_reason(raised: str, logged: str) -> str | None:
-    """Find the reason why a provider does not load, or an error code of CUDA.
+    """Find the reason why a provider does not load, or find an error code of CUDA.
 
     ONNX Runtime writes the reason only to its log. The exception only says that a fallback to the CPU is disabled.
     """

@@ -1,5 +1,5 @@
-"""Runs the checks in order and prints their results. This module owns the list of checks, and decides which checks
-count.
+"""Runs the checks in order and prints their results. This module defines the list of checks, and decides which problems
+change the exit status.
 
 A problem with CUDA has the status `wrong` only if CUDA is wanted; otherwise it is a note.
 """

@@ -1,4 +1,5 @@
-"""The input files of a run, cut into pieces and chunks. It knows no model: the caller names the wanted columns.
+"""The input files of a run, cut into pieces and chunks. The module does not depend on the model: the caller names the
+wanted columns.
 
 A piece is a part of a file that can be read alone. A chunk has the rows that the model runs at once.
 """
@@ -24,7 +25,7 @@ from foldserve.service.text import join_some
 _PIECE_ROWS = 1 << 20
 # A chunk has at most this many rows, and about this many values. Then its rows fit into the CPU's cache.
 _CHUNK_ROWS, _CHUNK_VALUES = 8_192, 1 << 20
-# The number of chunks that are read ahead. One batch of a Parquet file has fewer chunks.
+# The number of chunks that are read in advance. One batch of a Parquet file has fewer chunks.
 _CHUNKS_AHEAD = 16
 
 
@@ -87,7 +88,9 @@ def _cut_groups(groups: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...] 
 def read_chunks(
     piece: Piece, columns: Sequence[str], options: ReadOptions, size: int, skipped: int = 0
 ) -> Iterator[Chunk]:
-    """Yield the chunks of a piece. Each has `size` rows, and the last may have fewer. skipped: chunks to leave out."""
+    """Yield the chunks of a piece. Each has `size` rows, and the last may have fewer. skipped: the number of chunks to
+    leave out.
+    """
     stream = sources.stream(piece.path, options)
     if stream.schema is not None:
         columns = [name for name in columns if name in stream.schema.names]

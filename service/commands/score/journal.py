@@ -6,7 +6,7 @@
                   /output, refused  the new output files, until they are complete and renamed
 
 A part has the answers of consecutive chunks. Its line in the journal is written after its files, so a part without a
-line is written again. The module knows no format of the output.
+line is written again. The module does not depend on the format of the output.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PART_ROWS = 1 << 22
 
 
 class Journal:
-    """The parts of one run. It must be closed, which releases the folder for another run."""
+    """The parts of one run. The caller must close the journal. Then another run can use the folder."""
 
     def __init__(self, folder: Path, lock: int) -> None:
         self.folder = folder
@@ -55,7 +55,8 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, job: dict[str, Any], *, resume: bool, force: bool) -> Journal:
-        """Open the folder of a new run, or of an interrupted run if there is one and `resume` is set.
+        """Open the folder of an interrupted run if there is such a folder and `resume` is set. Otherwise, open the
+        folder of a new run.
 
         job: the inputs and options, which must equal those of the interrupted run. force: whether to remove an
         interrupted run. Raises `ScoreError` and `OSError`.
@@ -177,7 +178,7 @@ class _Part:
 
 
 def _read_parts(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of the journal. A line that was cut short is removed."""
+    """Return the lines of the journal. An incomplete line is removed."""
     path = folder / "journal.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     if lines and not lines[-1].endswith(b"\n"):

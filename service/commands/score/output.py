@@ -1,4 +1,6 @@
-"""The files of the output: checks their paths, and writes them whole or not at all. It knows no model."""
+"""The files of the output: checks their paths, and writes them whole or not at all. The module does not depend on the
+model.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,8 @@ def choose(output: str, kind: Format | None, refused: Path | None) -> Output:
 
 
 def check(output: Output, inputs: Sequence[str], *, force: bool) -> None:
-    """Raise `ScoreError` if a file of the output can't be written, or if it is one of the inputs. force: files that
-    exist may be replaced.
+    """Raise `ScoreError` if a file of the output can't be written, or is also an input. force: whether existing files
+    may be replaced.
     """
     for path in filter(None, (output.path, output.refused)):
         with _writing(path):
@@ -94,7 +96,7 @@ def write_file(path: Path, kind: Format, batches: Iterable[pa.RecordBatch], sche
 
 @contextmanager
 def new_file(path: Path, schema: pa.Schema) -> Iterator[Writer]:
-    """Yield the writer of a CSV file. The file appears at the end, and only if no error is raised. Raises `OSError`."""
+    """Yield the writer of a CSV file. The file appears at the end if no exception was raised. Raises `OSError`."""
     partial = path.with_name(f".partial-{path.name}")
     try:
         with partial.open("wb") as stream:

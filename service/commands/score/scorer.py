@@ -1,4 +1,6 @@
-"""Scores chunks: turns a chunk of input rows into answers and refused rows. It knows no file and no output format."""
+"""Scores chunks: turns a chunk of input rows into answers and refused rows. The module does not depend on files or
+output formats.
+"""
 
 from __future__ import annotations
 

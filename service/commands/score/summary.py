@@ -1,4 +1,4 @@
-"""The lines that tell the user about a scoring run: notes about the input before it, and the counts after it."""
+"""The lines that the user of a scoring run sees: notes about the input before the run, and counts after the run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Counted:
             self.note_first(scored.refused)
 
     def note_first(self, refused: pa.RecordBatch) -> None:
-        """Keep the first of these refused rows, unless an earlier one is kept."""
+        """Keep the first of these refused rows, if no earlier row is kept."""
         if self.first is None:
             file, row, reason = (refused.column(place)[0].as_py() for place in range(3))
             self.first = f"row {row} of {file}: {reason}"
@@ -65,7 +65,7 @@ def print_note(text: str) -> None:
 
 
 def summarise(output: Output, counted: Counted, manifest: Manifest, provider: str, seconds: float) -> None:
-    """Print the counts. They go to standard error if the answers go to standard output."""
+    """Print the counts. If the answers go to standard output, these lines go to standard error."""
     stream = sys.stdout if output.path else sys.stderr
     model = f"{manifest.name}/{manifest.version}"
     scored = counted.rows - counted.refused

@@ -1,6 +1,6 @@
-"""Writers of answers: CSV, Parquet, Arrow and JSON lines. A writer knows a binary stream, but no path.
+"""Writers of answers: CSV, Parquet, Arrow and JSON lines. A writer uses a binary stream, and does not depend on a path.
 
-The bytes depend only on the answers, not on how they are divided into batches.
+The bytes depend only on the answers. The division into batches has no effect.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class _GroupedWriter:
 
 
 def _parquet(stream: BinaryIO, schema: pa.Schema) -> Writer:
-    # With a Parquet dictionary, a column of probabilities would be larger.
+    # A Parquet dictionary is not used, because it would make a column of probabilities larger.
     texts = [field.name for field in schema if not pa.types.is_floating(field.type)]
     return _GroupedWriter(pyarrow.parquet.ParquetWriter(stream, schema, compression="zstd", use_dictionary=texts))
 

@@ -8,6 +8,6 @@
     report       the result as a table, as TOML and as JSON
     host         the machine: its name, its load, the installed versions
 
-This package knows neither the HTTP server nor the engine. The chosen settings do not change the time that HTTP and the
-engine need.
+This package does not depend on the HTTP server or the engine. The chosen settings do not change the time that HTTP and
+the engine need.
 """

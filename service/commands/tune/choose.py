@@ -1,6 +1,7 @@
 """Chooses each setting from measurements. The module has only pure functions: it measures nothing and writes nothing.
 
-Each constant of this module is the smallest gain that is worth the cost of a setting.
+A setting may cost memory or processor time. Each constant of this module is the smallest gain that justifies such a
+cost.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def choose(latencies: Latencies, throughput: Throughput, device: Device) -> tupl
 def _choose_threads(cpu: Mapping[int, Curve]) -> tuple[int, str]:
     """Choose the number of threads.
 
-    The number is increased until a further increase gains too little at a server's batch sizes.
+    The number is increased as long as each increase saves enough time at a server's batch sizes.
     """
     counts = sorted(cpu)
     chosen, why = counts[0], "this process may use one processor"
@@ -114,7 +115,7 @@ def _choose_buckets(graphs: Curve, plain: Curve) -> tuple[tuple[int, ...], str]:
 
 
 def _cuda_seconds(batch: int, buckets: Sequence[int], latencies: Latencies) -> float:
-    """Return the seconds of a batch on CUDA: in the smallest graph with room for the batch, or else in a plain run."""
+    """Return the seconds of a batch on CUDA: in the smallest graph that holds the batch, or else in a plain run."""
     return next((latencies.graphs[bucket] for bucket in buckets if bucket >= batch), latencies.plain[batch])
 
 

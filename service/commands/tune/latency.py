@@ -1,7 +1,7 @@
 """Measures the seconds of one run, by batch size: on the CPU by number of threads, and on CUDA.
 
-This module knows how to run a bundle, and chooses nothing. The variants take turns in each round, so that a disturbance
-from outside affects all variants alike. The result is a median over the rounds.
+This module runs bundles, and chooses no settings. The variants take turns in each round, so that a disturbance from
+outside affects all variants alike. The result is a median over the rounds.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _measure_rounds(
 def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: list[str]) -> bool:
     """Return whether to measure this batch size.
 
-    A size that no server uses is measured only if its run takes at most `max_seconds`.
+    If no server uses this size, the size is measured only if its run takes at most `max_seconds`.
     """
     used = len(rows) <= MAX_BATCH
     try:
@@ -186,7 +186,7 @@ def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: l
 
 
 def _median_run(run: Run, pool: Rows, batch: int, generator: Generator) -> float:
-    """Run batches from random places of the pool for one turn. Return the median seconds of a run."""
+    """For one turn, run batches that start at random rows of the pool. Return the median seconds of a run."""
     times: list[float] = []
     places = generator.integers(0, len(pool) - batch, 256, endpoint=True).tolist()
     clock = time.perf_counter

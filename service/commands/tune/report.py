@@ -1,6 +1,7 @@
 """The result of `foldserve tune` in three forms: a table for people, TOML for the server, JSON for programs.
 
-This module does not know how the settings were measured or chosen. The TOML file is written completely or not at all.
+This module does not depend on how the settings are measured or chosen. The TOML file is written completely or not at
+all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Measures the rows per second of several processes that run the model at the same time.
 
-This module knows how to run a bundle, and chooses nothing. The numbers of processes take turns, and the result is a
-median.
+This module runs bundles, and chooses no settings. The numbers of processes take turns, and the result is a median.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Co
     The processes end when the context ends.
     """
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # start the tracker now: the start of a process would start it and unblock SIGINT
+    resource_tracker.ensure_running()  # otherwise a new process would start it and unblock SIGINT
     connections: list[Connection] = []
     processes: list[Any] = []  # the class of the spawn context's processes is not public
     try:
@@ -126,7 +125,7 @@ def _serve_requests(folder: Path, options: Options, load: Load, connection: Conn
 
 
 def _send(connection: Connection, value: object) -> None:
-    connection.send_bytes(json.dumps(value).encode())  # `send` would pickle it, and a pickle may run code
+    connection.send_bytes(json.dumps(value).encode())  # not `send`, because a pickle may run code
 
 
 def _receive(connection: Connection) -> Any:

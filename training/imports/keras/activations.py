@@ -1,4 +1,4 @@
-"""Maps the activations of Keras to the intermediate form. The module knows no file and no weights."""
+"""Maps the activations of Keras to the intermediate form. The module reads no file and no weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ _LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax", "ThresholdedReLU")
 def map_activation(activation: Any, name: str, columns: int, keras_2: bool) -> Chain:
     """Return the layers of an activation, by its name or its description.
 
-    name: the name of the layer that has the activation, for messages. Raises `ModelImportError` if it is not known.
+    name: the name of the layer that has the activation, for messages. Raises `ModelImportError` if the activation is
+    not known.
     """
     if activation is None:
         return ()

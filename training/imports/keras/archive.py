@@ -1,6 +1,7 @@
 """Opens a Keras file: a zip archive of Keras 3, or an HDF5 file of Keras 2. The file is not trusted.
 
-Every size is checked before memory is allocated. Nothing is written to a disk. The module knows no layer.
+Every size is checked before memory is allocated. Nothing is written to a disk. The module does not depend on the layers
+of the model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Connects the layers of a Keras model: Sequential, Functional, and models inside models.
 
-The module knows the descriptions of models, and no arithmetic. A file may describe cycles, unknown layers and models
-that call each other millions of times; each is refused.
+The module reads descriptions of models, and does no arithmetic. A file may describe cycles, unknown layers, or models
+that call each other millions of times. The module refuses such a file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Tensor = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Input:
-    """One input of the model. whole: whether it takes whole numbers."""
+    """One input of the model. whole: whether this input takes whole numbers."""
 
     name: str
     shape: tuple[int, ...]

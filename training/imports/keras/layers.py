@@ -1,4 +1,4 @@
-"""Maps each layer of Keras to the intermediate form. The module knows no graph and no HDF5.
+"""Maps each layer of Keras to the intermediate form. The module does not depend on the graph or on HDF5.
 
 To add a layer, add an entry to `_LAYERS`.
 """
@@ -43,7 +43,7 @@ class Call:
     keras_2: bool
 
     def add(self, layer: Layer, *inputs: Value, shape: tuple[int, ...] | None = None) -> Value:
-        """Add a layer, with the shape of the result; by default, one axis."""
+        """Add a layer. By default, a row of its result has one axis."""
         name = self.builder.add(self.name, self.kind, layer, *(value.name for value in inputs))
         return Value(name, (self.builder.columns[name],) if shape is None else shape)
 
@@ -176,7 +176,7 @@ def _prelu(call: Call) -> Value:
 
 
 def _same(call: Call) -> Value:
-    """Return the input: the layer does nothing at inference."""
+    """Return the input unchanged, because the layer does nothing at inference."""
     return call.single()
 
 

@@ -1,6 +1,7 @@
 """Reads a Keras model in memory: it is saved into a temporary file, and the file is read.
 
-The model itself, as Keras runs it, is measured in the certificate. This module never imports Keras; the object has it.
+The certificate also measures the outputs that Keras computes with the model. This module never imports Keras: it uses
+methods of the object.
 """
 
 from __future__ import annotations

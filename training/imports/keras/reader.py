@@ -59,7 +59,7 @@ def _names(inputs: tuple[Input, ...]) -> tuple[str, ...]:
 
 
 def _outputs(loss: Any) -> Outputs:
-    """Return the meaning of the outputs according to the model's loss function; "" if this function is not known."""
+    """Return the meaning of the outputs, found from the loss function of the model; "" if it is unknown."""
     config: Any = {}
     if isinstance(loss, dict):
         loss, config = loss.get("class_name"), loss.get("config")

@@ -1,8 +1,8 @@
 """Reads the arrays of a layer from HDF5, by the naming rules of Keras 3 and of Keras 2.
 
-Keras 3 names the group of a layer after its class, with a number for each further layer of the class: `dense`,
-`dense_1`. Keras 3 numbers the arrays of a layer. Keras 2 names the group after the layer, and the arrays by their role:
-`kernel`. Only arrays that are in the file itself are read. The module knows no layer.
+Keras 3 names the group of a layer after its class. Further layers of the same class get a number: `dense`, `dense_1`.
+Keras 3 numbers the arrays of a layer. Keras 2 names the group after the layer, and each array after its role, such as
+`kernel`. Only arrays that are in the file itself are read. The module does not depend on the arithmetic of the layers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Maps the operators of ATen to the intermediate form.
 
-To add an operator, add an entry to `_FUNCTIONS` or `_OPERATORS`. The module knows no file.
+To add an operator, add an entry to `_FUNCTIONS` or `_OPERATORS`. The module does not depend on a file format.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Mapper:
         return self.names[reference.name]
 
     def constant(self, call: Call, argument: str) -> Array | None:
-        """Return an argument that does not depend on the input; None if it does or is absent."""
+        """Return an argument that does not depend on the input. Return None if the argument depends on the input or is
+        absent.
+        """
         found = call.arguments.get(argument)
         if isinstance(found, Ref):
             return self.constants.get(found.name)
@@ -87,7 +89,7 @@ class Mapper:
         self.names[call.output] = self.builder.add(call.output, kind, layer, *values)
 
     def require_row(self, call: Call, argument: str) -> None:
-        """Refuse a tensor that has more axes than the rows and the columns."""
+        """Refuse a tensor that has more than two axes: the rows and the columns."""
         reference = call.arguments[argument]
         shape = self.program.shapes.get(reference.name) if isinstance(reference, Ref) else None
         if shape is not None and len(shape) != 1:
@@ -164,7 +166,7 @@ def _affine(mapper: Mapper, call: Call, kind: str, argument: str, scale: Any, te
 
 
 def _same(mapper: Mapper, call: Call, kind: str) -> None:
-    """Keep the value, because dropout in eval mode, a copy or a reshape of a row changes no number."""
+    """Return the value unchanged. Dropout in eval mode, a copy and a reshape of a row change no number."""
     del kind
     source = next(iter(call.arguments))
     if call.arguments.get("train"):

@@ -1,6 +1,6 @@
 """Builds an `nn.Sequential` from its printed form, the text of `print(model)`. No code of the text is ever run.
 
-A module of another class is refused, because its `forward` is not in the text. The module knows no weights.
+A module of another class is refused, because its `forward` is not in the text. The module reads no weights.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _layer(kind: str, rest: str, number: int) -> nn.Module:
         arguments = [ast.literal_eval(each) for each in call.args]
         named = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a layer of no columns is refused later
+            warnings.simplefilter("ignore")  # a layer without columns is refused later
             made: nn.Module = getattr(nn, kind)(*arguments, **named)
     except (SyntaxError, ValueError, TypeError, RuntimeError, OverflowError, RecursionError, MemoryError) as error:
         raise ModelImportError(f"line {number} of the layers has arguments that {kind} does not take") from error

@@ -1,7 +1,7 @@
-"""Reads the graph and the weights of a `.pt2` archive without PyTorch, which could run code of the file.
+"""Reads the graph and the weights of a `.pt2` archive without PyTorch, because PyTorch could run code of the file.
 
 `torch.export.load` unpickles objects, so it is never called. Only the JSON description and raw tensors are read. The
-module knows no operator.
+module does not depend on the operators.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def _read(archive: zipfile.ZipFile) -> Program:
 
 
 def _inputs(specs: list[dict[str, Any]]) -> tuple[list[str], dict[str, tuple[str, str]]]:
-    """Return the names of the inputs, and for each weight of the graph its folder and its name in the archive."""
+    """Return the names of the inputs. Also return, for each weight of the graph, its folder and its name in the
+    archive.
+    """
     inputs, sources = [], {}
     for spec in specs:
         ((kind, content),) = spec.items()

@@ -53,7 +53,7 @@ def read_object(model: Any, options: Options) -> Imported:
 
 
 def _find_columns(module: torch.nn.Module, options: Options) -> int:
-    """Return the number of features: the user's, or the input size of the first layer with which the module runs."""
+    """Return the number of features: the number that the user gives, or the first layer's input size that works."""
     sizes = [len(options.features)] if options.features else []
     for part in module.modules():
         sizes += [

@@ -1,6 +1,8 @@
-"""Reads a file of weights alone: `.safetensors`, or a checkpoint of `torch.save`. Their layers come from printed text.
+"""Reads a file that has only weights: `.safetensors`, or a checkpoint of `torch.save`. The layers come from a text that
+shows the printed module.
 
-A checkpoint is loaded with `weights_only=True`, so no code of the file runs. The module knows no operator.
+A checkpoint is loaded with `weights_only=True`, so no code of the file runs. The module does not depend on the
+operators.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ _NETWORKS = ("MLPClassifier", "MLPRegressor")
 
 
 def map_estimator(context: Context, estimator: Any, value: Value, name: str) -> tuple[str, bool]:
-    """Add the last step. Return the name of its output, and whether the output has logits or the value of a regression.
+    """Add the last step. Return the name of the output, and the kind of the output: logits, or the value of a
+    regression.
 
     For two classes, the logits have one column: the logit of the second class. Raises `ModelImportError`.
     """

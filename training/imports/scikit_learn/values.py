@@ -1,6 +1,6 @@
 """The values between the steps of a scikit-learn pipeline: raw columns, or numbers of the graph.
 
-The module knows no step.
+The module does not depend on the steps.
 """
 
 from __future__ import annotations
