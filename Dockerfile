@@ -1,5 +1,5 @@
-# This file builds two images. `service` is the last stage and so the default: it serves on the CPU, or on CUDA with
-# RUNTIME=gpu. `trainer` writes the bundles that `service` serves. requirements/ locks the packages of both images.
+# This file builds two images. `service` is the default, because it is the last stage. It serves on the CPU, or on CUDA
+# with RUNTIME=gpu. `trainer` writes the bundles that `service` serves. requirements/ locks the packages of both images.
 # .dockerignore lists the files that the images may contain.
 
 # The tag is exact, but the image behind it is rebuilt now and then. `make image-pin` adds its current digest.
@@ -15,8 +15,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/apt /var/log/dpkg.log \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin foldserve \
     && install --directory --owner=foldserve --group=foldserve /models /work
-# The image is compiled when it is built, so a run writes no bytecode. The bytecode is checked by the hash of its
-# source. The time of the source is not reliable, because copying a file between stages may round it.
+# The image is compiled when it is built, so a run writes no bytecode. The bytecode is checked by the hash of its source
+# file. The time of the file is not reliable, because a copy between stages may round the time.
 ENV PATH=/opt/foldserve/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1
@@ -43,7 +43,7 @@ COPY requirements/train.txt requirements/torch.txt /requirements/
 RUN python -m venv --without-pip /opt/foldserve \
     && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --requirement /requirements/train.txt
-# Only PyTorch's index has the CPU builds of torch; the build on PyPI needs gigabytes of CUDA libraries.
+# Only PyTorch's index has the CPU builds of torch. The build on PyPI needs gigabytes of CUDA libraries.
 # torch.testing._internal is skipped because some of its files need a newer Python to compile.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \

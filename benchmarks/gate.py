@@ -2,8 +2,8 @@
 
 Times depend on the machine and its load, but counts almost do not. Callgrind, a tool of valgrind, counts every
 instruction of a real server while one client sends one request after the other. A count that is more than 3% above its
-committed count fails. The counts depend on the versions of Python and of the libraries, so with other versions nothing
-is compared.
+committed count fails. The counts depend on the versions of Python and of the libraries. If these versions differ, the
+program compares nothing.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ ROOT = Path(__file__).parent.parent
 COMMITTED = Path(__file__).with_name("gate.json")
 LIBRARIES = ("httptools", "numpy", "onnxruntime", "orjson", "pysimdjson", "uvloop")
 TOLERANCE = 0.03
-# Valgrind is so slow that the batcher would move runs to its thread, and the number of these runs would depend on the
-# machine. So this server has no limit for the duration of runs on the event loop. It also does no work at intervals,
-# because the number of intervals depends on the machine: benchmarks/drift.py measures the cost of drift.
+# Valgrind makes runs so slow that the batcher would move some runs to its thread. The number of these runs would depend
+# on the machine. So this server has no limit for the duration of a run on the event loop. The server also does no
+# periodic work, because the number of periods depends on the machine. benchmarks/drift.py measures the cost of drift.
 SERVER = """
 import sys
 from foldserve.service.cli import main
@@ -127,7 +127,7 @@ def _count(request: bytes, requests: int) -> int:
                     send = _sender(talk, request)
                     send(WARM_UP)
                     _control(server, "--instr=on")
-                    send(WARM_UP)  # valgrind translates the code again, with counters
+                    send(WARM_UP)  # valgrind translates the code again, now with counters
                     _control(server, "--zero")
                     send(requests)
                     _control(server, "--instr=off")

@@ -73,16 +73,16 @@ class Bench:
     spent: dict[str, float] = field(default_factory=dict)
 
     def block(self, network: Network, precision: Precision) -> Block:
-        """Return a `Block` for one network in one precision, without open contenders."""
+        """Return a `Block` for one network in one precision. It has no open contenders."""
         ceilings.set_precision(precision)
         setting = Setting(self.device, network, self.bundles[network.name], precision, self.plan.buckets)
         plan = self.plan
         return Block(setting, plan.rounds, plan.seconds, self.results.note, self.generator, self.spent, plan.compiling)
 
     def has_time(self, what: str, reserve: float) -> bool:
-        """Return whether the measurement `what` may begin while later parts need `reserve` seconds.
+        """Return whether the measurement `what` may begin. The later parts need `reserve` seconds.
 
-        If not, note that it is skipped.
+        If it may not begin, note that the measurement is skipped.
         """
         if time.perf_counter() + reserve < self.until:
             return True
@@ -210,7 +210,7 @@ def _kernels(bench: Bench) -> None:
 
 
 def _cudnn(bench: Bench) -> None:
-    """Run both models in a process without torch, and so without the cuDNN of torch.
+    """Run both models in a process that does not load torch, and so does not load torch's cuDNN.
 
     A model that fails is a result, not an error.
     """

@@ -1,8 +1,8 @@
 """Measures one foldserve process with many models: `python benchmarks/many_models.py [--models 1,100,1000]`.
 
-Each model is a copy of digits under another name. The program measures the time until the server is ready, its memory,
-the requests of one row over all models in turn, the documents that list the models, the processor time of an idle
-minute, and the times to add a model and to stop.
+Each model is a copy of digits under another name. The program measures the start: the time until the server is ready,
+and its memory. It measures requests of one row to all models in turn, and the documents that list the models. It also
+measures the processor time of an idle minute, and the times to add a model and to stop.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ READY_SECONDS = 600
 
 @dataclass
 class Figures:
-    """The figures of one number of models. Times in seconds, sizes in bytes, unless the name says otherwise."""
+    """The figures of one number of models. Times are in seconds, and sizes in bytes, unless the name has a unit."""
 
     ready: float
     ready_processor: float
@@ -111,7 +111,7 @@ def measure(folder: Path, count: int, idle: float) -> Figures:
         threads = len(list(Path(f"/proc/{server.process}/task").iterdir()))
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
         names = [name(index) for index in range(count)]
-        for warm in (names, names):  # a first request of each model creates its parts
+        for warm in (names, names):  # send requests to each model, so that its parts exist
             predictions(server, connection, warm, max(count, 500))
         all_models = predictions(server, connection, names, REQUESTS)
         one_model = predictions(server, connection, names[:1], REQUESTS)
@@ -128,7 +128,9 @@ def measure(folder: Path, count: int, idle: float) -> Figures:
 
 
 def predictions(server: Server, connection: http.client.HTTPConnection, names: list[str], count: int) -> float:
-    """Send requests to the models in turn. Return the processor microseconds of the server for one request."""
+    """Send requests to the models in turn. Return the microseconds of processor time that the server needs for one
+    request.
+    """
     rows = json.loads((SOURCE / "manifest.json").read_text())["golden"]["inputs"][:1]
     body = json.dumps({"instances": rows})
     before = server.processor_seconds()

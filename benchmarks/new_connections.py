@@ -48,7 +48,9 @@ class Busy(asyncio.Protocol):
 
 
 async def knock(port: int, deadline: float) -> list[float]:
-    """Open one connection after the other until the deadline. Return the seconds from each connect to its response."""
+    """Open one connection after the other until the deadline. Return, for each connection, the seconds from the connect
+    to the response.
+    """
     took = []
     while (start := time.perf_counter()) < deadline:
         reader, writer = await asyncio.open_connection(HOST, port)

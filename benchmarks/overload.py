@@ -1,4 +1,4 @@
-"""Measures foldserve under more requests than it can answer: `python benchmarks/overload.py`.
+"""Measures foldserve when it gets more requests than it can answer: `python benchmarks/overload.py`.
 
 The server has one core, and the load has another core. There are four rounds. A closed loop gives the peak rate. A
 small load gives the latency without a queue. An open loop sends at a multiple of the peak rate, which is the overload.
@@ -135,7 +135,9 @@ def _retry_after(outcome: Outcome) -> str:
 
 
 def _per_processor_second(figures: Figures) -> str:
-    """Compare the goodputs per second of processor time of the server. Other programs do not change these figures."""
+    """Compare the rates of good responses per second of the server's processor time. Other programs on the machine have
+    no effect on these figures.
+    """
     peak = figures.peak.count(200) / figures.peak_s
     goodput = figures.overload.count(200) / figures.overload_s
     return f"{goodput:,.0f} ({goodput / peak:.1%} of the peak)"

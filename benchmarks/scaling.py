@@ -1,8 +1,8 @@
 """Computes the replicas for a load from measured one-core figures: `python benchmarks/scaling.py [--write]`.
 
 First, one server on one core answers each protocol in a closed loop, and the processor time of a request is measured.
-The table of replicas follows from these times. Then two servers get requests at random times, and their
-latencies are compared with a simulation (`rig/queueing.py`) that knows only the measured times.
+The table of replicas follows from these times. Then two servers get requests at random times. Their latencies are
+compared with a simulation (`rig/queueing.py`), which uses only the measured times.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def replicas(costs: dict[Protocol, Cost], price: float) -> str:
 
 
 def utilisation(replica: Replica) -> str:
-    """Write the simulated p99 against the utilisation, with the batcher and without."""
+    """Write the simulated p99 for several utilisations, with the batcher and without it."""
     single = Replica(replica.fixed, replica.each, 1)
     loads = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
     table: list[Row] = [("simulated p99, ms", *(f"{load:.0%}" for load in loads))]

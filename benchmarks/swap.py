@@ -1,4 +1,5 @@
-"""Measures the latency of requests in seconds with a swap of versions, and in the quiet seconds between them.
+"""Measures the latency of requests while a server swaps versions. One second has a swap of versions, and the next
+second is quiet.
 
     python benchmarks/swap.py [--seconds 60] [--clients 8] [--workers 1]
 
@@ -23,12 +24,12 @@ from pathlib import Path
 from foldserve.service import bundle
 
 ROOT = Path(__file__).parents[1]
-_PAUSE = 0.002  # seconds between the answer and the next request of a client
-_EDGE = 0.1  # seconds from the start of a second to its swap
+_PAUSE = 0.002  # time in seconds from an answer to the client's next request
+_EDGE = 0.1  # time in seconds from the start of a second until the swap in this second
 
 
 def main() -> None:
-    """Print the p50 and p99 of both kinds of seconds, and the ratio of the p99."""
+    """Print the p50 and p99 of seconds with and without a swap, and the ratio of both p99."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--clients", type=int, default=8)
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def make(folder: Path) -> Path:
-    """Make the next version of digits under a temporary name. A swap then only renames it."""
+    """Make the next version of digits under a temporary name. Later, a swap only renames this folder."""
     whole = bundle.read(ROOT / "models" / "digits" / "1")
     return bundle.write(folder, "digits", whole.model, lambda n: whole.manifest.model_copy(update={"version": n})).path
 
@@ -62,7 +63,9 @@ def make(folder: Path) -> Path:
 def measure(
     port: int, made: list[Path], target: Path, seconds: int, clients: int
 ) -> tuple[dict[bool, list[float]], int]:
-    """Return the latencies in seconds with a swap (True) and without (False), and the number of versions."""
+    """Return the latencies, and the number of versions. The latencies of seconds with a swap have the key True, and all
+    others have the key False.
+    """
     samples: list[tuple[float, float, bytes]] = []
     stop = threading.Event()
     threads = [threading.Thread(target=client, args=(port, samples, stop)) for _ in range(clients)]

@@ -1,7 +1,7 @@
 """Writes the two generated tables of docs/deployment.md: `make docs`. A test checks that they are current.
 
 The settings come from service/settings.py, and the sizes from the measurements in benchmarks/README.md. This script
-knows only the two comments around each table, not the rest of the page.
+depends only on the two comments around each table. It does not depend on the rest of the page.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _escape(text: str | None) -> str:
 def sizes_table(measured: str) -> str:
     """Return a table in Markdown: the loads that one core answers, the start time and the memory of the server.
 
-    measured: the text of benchmarks/README.md. Raises `ValueError` if a figure of foldserve is missing there.
+    measured: the text of benchmarks/README.md. Raises `ValueError` if `measured` lacks a figure of foldserve.
     """
     lines = ["| load on one core | rows/s | p50, ms | p99, ms |", "| --- | --- | --- | --- |"]
     for load, protocol in _LOADS:

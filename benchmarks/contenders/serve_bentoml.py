@@ -22,7 +22,7 @@ class Digits:
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     # A batch has room for four requests of 1,024 rows. BentoML refuses a request that takes longer than
-    # `max_latency_ms`, but no request of this benchmark takes so long.
+    # `max_latency_ms`. All requests of this benchmark are faster.
     @bentoml.api(batchable=True, max_batch_size=4096, max_latency_ms=5000)
     def predict(self, instances: np.ndarray) -> np.ndarray:
         """Compute the probabilities of the rows."""

@@ -27,8 +27,8 @@ def main() -> None:
     def infer(input: np.ndarray) -> list[np.ndarray]:  # noqa: A002  (the name of the model's input)
         return session.run(None, {"input": input})
 
-    # The Python backend of Triton links libpython. Without this path, it would load the libpython of the system, which
-    # is another patch release.
+    # The Python backend of Triton links libpython. Without this path, Triton would load the libpython of the system,
+    # which is another patch release.
     os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
     grpc_port = int(sys.argv[3]) if len(sys.argv) > 3 else None
     config = TritonConfig(

@@ -82,7 +82,7 @@ def skorch(task: Task) -> Train:
 
 
 def sklearn(task: Task) -> Train:
-    """Train scikit-learn's MLP, which has no batch norm, without early stopping."""
+    """Train scikit-learn's MLP without early stopping. This MLP has no batch norm."""
     from sklearn.neural_network import MLPClassifier
 
     learner = MLPClassifier(
@@ -95,7 +95,7 @@ CONTENDERS: dict[str, Callable[[Task], Train]] = {"foldserve": foldserve, "skorc
 
 
 def main() -> None:
-    """Train once to warm up, then once for each line of standard input."""
+    """Train once to warm up. Then train once for each line of standard input."""
     name, widths, batch, epochs, norm = sys.argv[1:]
     warnings.simplefilter("ignore")  # scikit-learn warns that the training ended before it converged
     x, y = load_digits(return_X_y=True)

@@ -52,11 +52,11 @@ class Fit:
     metrics: dict[str, float]
 
 
-Fits = dict[tuple[str, str], list[Fit]]  # by table and contender, with one fit for each seed
+Fits = dict[tuple[str, str], list[Fit]]  # the key is a table and a contender; the list has one fit for each seed
 
 
 def find_tables(folders: Iterable[Path], wanted: Sequence[str] | None) -> list[Table]:
-    """Find the tables in the folders, sorted by name. Raises `SystemExit` if a wanted table is in none of them."""
+    """Find the tables in the folders, sorted by name. Raises `SystemExit` if a wanted table is missing."""
     found = {}
     for train in sorted(path for folder in folders for path in folder.resolve().glob("*.train.csv")):
         name = train.name.removesuffix(".train.csv")
@@ -83,7 +83,7 @@ def measure(tables: Sequence[Table], names: Sequence[str], seeds: int, core: int
                 try:
                     one = _fit(table, name, seed, core)
                     fits.setdefault((table.name, name), []).append(one)
-                except (RunError, StartError) as error:  # without one seed, the median would not be comparable
+                except (RunError, StartError) as error:  # a median over fewer seeds would not be comparable
                     failed[where] = str(error).replace(f"{table.train.parent}/", "")
                     fits.pop((table.name, name), None)
     return fits, failed

@@ -27,21 +27,21 @@ JSON_LOADS = (ROW, SINGLE, TABLE)
 class Endpoint:
     """One protocol of a contender.
 
-    In `path`, {index} is replaced by the position in `bodies.COUNTS` of the number of rows.
+    In `path`, {index} stands for the position of the number of rows in `bodies.COUNTS`.
     """
 
     protocol: Literal["json", "oip", "binary"]
     path: str
     loads: tuple[Load, ...] = JSON_LOADS
-    predicts: bool = True  # False: a server of constant responses, which has no model
+    predicts: bool = True  # False for a server of constant responses, which has no model
 
 
 @dataclass(frozen=True)
 class Contender:
     """A server.
 
-    In `command`, {python} is replaced by the Python of its environment, {modules} by the folder of its npm packages,
-    and {port} and {spare} by free ports.
+    In `command`, {python} stands for the Python of the server's environment, and {modules} for the folder of its npm
+    packages. {port} and {spare} stand for free ports.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Contender:
     command: tuple[str, ...]
     ready: str
     endpoints: tuple[Endpoint, ...]
-    requirements: str | None = None  # None: it runs in the environment of foldserve
+    requirements: str | None = None  # None if the server runs in the environment of foldserve
     modules: str | None = None  # the folder in contenders/ whose package.json names its npm packages
 
 
@@ -95,7 +95,7 @@ CONTENDERS = (
     _other("mlserver", "MLServer", "/v2/models/digits/ready", (Endpoint("oip", OIP),), "{spare}"),
     _other("triton", "Triton (pytriton)", "/v2/models/digits/ready", OIP_ENDPOINTS),
 )
-BARE = "bare"  # a session without a server, which is therefore not a `Contender`
+BARE = "bare"  # this is not a `Contender`, because it is a session without a server
 BARE_TITLE = "ONNX Runtime alone"
 NAMES = (*(contender.name for contender in CONTENDERS), BARE)
 
@@ -123,7 +123,7 @@ OURS_BINARY_ROW, OURS_BINARY = case("foldserve", "binary", ROW), case("foldserve
 
 
 def _ahead(name: str, title: str) -> tuple[Target, Target]:
-    """Return two targets: a higher rate and a lower latency than another server."""
+    """Return two targets in comparison with another server: foldserve has a higher rate and a lower latency."""
     return (
         Target(f"1 row, 32 connections: rows/s ÷ {title}", OURS[ROW], case(name, "json", ROW), 1),
         Target(

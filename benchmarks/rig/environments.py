@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CONTENDERS = ROOT / "benchmarks" / "contenders"
 
-# Every library gets one thread, because a program has one core and more threads would compete for the core.
+# Every library gets one thread. A program has only one core, and several threads would compete for this core.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -39,9 +39,10 @@ def environment(name: str) -> Path:
 
 
 def packages(name: str) -> Path:
-    """Return a folder with the packages of a contender, without their dependencies, for this Python's own path.
+    """Return a folder with the packages of a contender, but without their dependencies. The folder is for the path of
+    this Python.
 
-    A contender that needs PyTorch uses the one of this environment.
+    A contender that needs PyTorch uses the PyTorch of this environment.
     """
     folder, wanted = ROOT / ".bench" / name, (CONTENDERS / f"{name}.txt").read_text()
     stamp = folder / "installed.txt"
@@ -71,7 +72,9 @@ def modules(name: str) -> Path:
 
 
 def pins(name: str, package: str) -> list[str]:
-    """Return "package version" for each requirement of a contender that pins a package whose name ends in `package`."""
+    """Return the pinned versions in a contender's requirements as "package version", for packages whose name ends in
+    `package`.
+    """
     text = (CONTENDERS / f"{name}.txt").read_text()
     return [found.replace("==", " ") for found in re.findall(rf"^.*{package}==.*$", text, re.MULTILINE)]
 

@@ -1,7 +1,7 @@
 """Loads a gRPC server with h2load, which sends one message over HTTP/2 again and again.
 
-h2load sees the status of HTTP, which is 200 even if a call fails. So the load counts the bytes of the responses too:
-every response has the length of a correct one.
+h2load sees the status of HTTP, which is 200 even if a call fails. So the load also counts the bytes of the responses,
+because all correct responses have the same length.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WARM_UP_REQUESTS = 400
 class Call:
     """One message. file: the message with the prefix of gRPC. response_bytes: the length of a response with its prefix.
 
-    connections, streams: `streams` calls are in flight on each of `connections` connections.
+    connections: the number of connections. streams: the number of calls in flight on each connection.
     """
 
     file: Path

@@ -21,8 +21,8 @@ _CHUNK = 50_000
 def write_table(path: Path, rows: int, columns: int = COLUMNS, seed: int = 0) -> None:
     """Write a CSV file of `columns` numbers from 0.0000 to 9.9999 and a `label`.
 
-    The label is the index of the largest of three weighted sums, as a letter. Every number has the same width, so that
-    NumPy can compute the bytes of a whole chunk.
+    The label is the index of the largest of three weighted sums, as a letter. All numbers have the same width. So NumPy
+    can compute the bytes of many rows at once.
     """
     generator = np.random.default_rng(seed)
     weights = generator.standard_normal((columns, CLASSES))

@@ -63,7 +63,7 @@ class _Client:
 
 
 class Load:
-    """Sends requests on kept connections to servers on this machine, which get the same number of connections each.
+    """Sends requests on kept connections to servers on this machine. Each server gets the same number of connections.
 
     broken: connections that the server has closed.
     """
@@ -106,7 +106,7 @@ class Load:
         return outcome
 
     def open_loop(self, request: bytes, seconds: float, rate: float, *, poisson: bool, seed: int) -> Outcome:
-        """Send `rate` requests a second, at random intervals (Poisson) or at constant intervals."""
+        """Send `rate` requests a second. The intervals are random (Poisson) or constant."""
         count = max(1, int(seconds * rate))
         gaps = np.random.default_rng(seed).exponential(1 / rate, count) if poisson else np.full(count, 1 / rate)
         outcome = Outcome(time.perf_counter())
@@ -126,7 +126,7 @@ class Load:
             if client.connection.send(request) < len(request):
                 raise RuntimeError("the kernel's buffer is too small for the request")
         except ConnectionError:
-            pass  # `_receive` handles the closed connection
+            pass  # `_receive` handles a closed connection
 
     def _receive(self, outcome: Outcome, timeout: float) -> None:
         for number, _ in self._poll.poll(timeout):

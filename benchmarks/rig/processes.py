@@ -55,7 +55,7 @@ def run(program: Sequence[str], core: int) -> Run:
     ) as process:
         os.close(theirs)
         first, output = None, bytearray()
-        with suppress(OSError):  # EIO: every process has closed the other end
+        with suppress(OSError):  # EIO means that every process has closed the other end
             while piece := os.read(ours, 65_536):
                 first = time.perf_counter() if first is None else first
                 output += piece

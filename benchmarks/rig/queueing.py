@@ -1,9 +1,9 @@
 """Simulates servers behind a load balancer, with the rule of the batcher.
 
 Assumptions: requests arrive at random (Poisson). The balancer sends each request to a replica at random, with given
-shares. A replica has one core, and does one turn after the other. A turn takes all requests that wait, up to
-`max_batch`, and its length is `fixed` + `each` for every request. All responses of a turn leave at its end. Nothing is
-refused, and the network takes no time.
+shares. A replica has one core, and does one turn after the other. A turn takes all waiting requests, but at most
+`max_batch`. Its length is `fixed` plus `each` times the number of its requests. All responses of a turn leave at the
+end of the turn. Nothing is refused, and the network takes no time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float64]
 class Replica:
     """The times of one replica in seconds.
 
-    law: whether the length of a turn is constant or exponentially distributed.
+    law: the distribution of the length of a turn, which is constant or exponential.
     """
 
     fixed: float
@@ -36,7 +36,7 @@ class Replica:
 
 
 def latencies(replica: Replica, rate: float, count: int, *, shares: Sequence[float] = (1.0,), seed: int = 0) -> Array:
-    """Return the seconds from arrival to response of each of `count` requests, which arrive at `rate` a second.
+    """Return the seconds from arrival to response, for each of `count` requests. `rate` requests arrive per second.
 
     shares: the share of the requests for each replica. The first tenth of the requests is left out, because the queues
     begin empty.
@@ -52,7 +52,7 @@ def latencies(replica: Replica, rate: float, count: int, *, shares: Sequence[flo
 
 
 def _one(replica: Replica, arrivals: Array, random: np.random.Generator) -> Array:
-    """Return the seconds of the requests of one replica. arrivals: sorted."""
+    """Return the seconds from arrival to response, for the requests of one replica. arrivals: sorted times."""
     times = arrivals.tolist()
     count, first, free = len(times), 0, 0.0
     ends: list[float] = []

@@ -1,7 +1,7 @@
 """Measures servers.
 
-There are three measurements: one contender in one round, foldserve with and without metrics, and foldserve under a long
-load.
+There are three measurements: of one contender in one round, of foldserve with and without metrics, and of foldserve
+under a long load.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ OFF = ("--no-metrics", "--no-access-log")
 
 @dataclass
 class Round:
-    """The results of one pass over the contenders. The figures are by case; start time and memory are by contender."""
+    """The results of one pass over the contenders. The figures have a case as the key. The start time and the memory
+    have a contender as the key.
+    """
 
     figures: dict[str, Figures] = field(default_factory=dict)
     ready_s: dict[str, float] = field(default_factory=dict)
@@ -40,9 +42,9 @@ class Round:
 class Bench:
     """The conditions of every measurement, and the failures so far.
 
-    bodies: the request bodies, by protocol and number of rows. excluded: contenders that did not start, and endpoints
-    with a wrong response, each with the reason. load_errors: the endpoints that had errors under load in at least one
-    round. sizes: the lengths in bytes of foldserve's responses, by number of rows.
+    bodies: the request bodies, by protocol and number of rows. excluded: the reason for each contender that did not
+    start, and for each endpoint with a wrong response. load_errors: the endpoints that had errors under load in at
+    least one round. sizes: the lengths in bytes of foldserve's responses, by number of rows.
     """
 
     folder: Path
@@ -81,10 +83,7 @@ class Bench:
             ]
 
     def measure(self, name: str, results: Round) -> None:
-        """Start a contender. Check each of its endpoints before and after a load.
-
-        Failures are recorded, not raised.
-        """
+        """Start a contender. Check each of its endpoints before and after a load. Failures are recorded, not raised."""
         if name in self.excluded:
             return
         if name == BARE:

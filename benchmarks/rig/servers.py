@@ -39,7 +39,9 @@ class Server:
         return total * 1024 / 1e6
 
     def processor_seconds(self) -> float:
-        """Return the processor time of all processes of the server so far, in seconds, with that of the kernel."""
+        """Return the processor time of all processes of the server so far, in seconds. The time in the kernel is
+        included.
+        """
         ticks = 0
         for member in _process_tree(self.process):
             with suppress(OSError):  # the process has just ended

@@ -1,6 +1,5 @@
-"""Compares the training loops of foldserve and of another library, in rows per second on one core. The two take turns.
-
-Both train the same network on the same rows with the same batch size.
+"""Compares the training loops of foldserve and of another library, in rows per second on one core. The two libraries
+take turns. Both train the same network on the same rows with the same batch size.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ TITLES = {"skorch": "skorch", "sklearn": "scikit-learn's MLPClassifier"}
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. bound: the target for the ratio of foldserve's rate to the other's."""
+    """One comparison. bound: the target for the ratio of foldserve's rate to the rate of the other library."""
 
     other: str
     widths: str
@@ -55,7 +54,7 @@ class Pair:
 
 
 def measure(case: Case, pairs: int, core: int) -> list[Pair]:
-    """Measure pairs. Each pair has the opposite order of the pair before it. Raises `StartError`."""
+    """Measure pairs. The order of the libraries alternates from pair to pair. Raises `StartError`."""
     found = []
     with ExitStack() as stack:
         ours = stack.enter_context(_training("foldserve", case, core))

@@ -114,7 +114,7 @@ def _open_text(path: Path, encoding: str) -> Iterator[tuple[_TailStream, Callabl
 def _parse(
     path: Path, dialect: Dialect, names: Sequence[str], wanted: Sequence[str], missing: Sequence[str]
 ) -> Iterator[tuple[pa.RecordBatch, float]]:
-    """Yield the wanted columns in batches, each with the share of the file that was read so far."""
+    """Yield the wanted columns in batches. With each batch, yield the share of the file that was read so far."""
     places = [str(names.index(name)) for name in wanted]
     last = str(len(names) - 1)  # always read this column: its last cell shows whether a quote is open
     read = list(dict.fromkeys([*places, last]))

@@ -79,7 +79,9 @@ def _decode_as(name: str, head: bytes, encoding: str) -> str:
 
 
 def _find_separator(text: str, usual: str) -> str:
-    """Return the separator that splits each of the first rows into the same number of cells, at least two."""
+    """Return the separator that splits all of the first rows into the same number of cells. A row needs at least two
+    cells.
+    """
     whole = text.rpartition("\n")[0] or text
     widths = {separator: _widths(whole, separator) for separator in (usual, *_SEPARATORS)}
     agreeing = [each for each, found in widths.items() if len(set(found)) == 1 and found[0] > 1]

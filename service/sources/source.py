@@ -71,9 +71,9 @@ class Stream:
     schema: the names and types of the columns; None for JSON lines, whose values have types of their own.
     typed: as in `Source`.
     open: takes the names of the wanted columns and the numbers of the wanted groups, or None for all groups. It yields
-    batches of any size, each with the share of the file that was read so far, from 0 to 1.
-    groups: the number of rows of each part that can be read alone, such as the row groups of a Parquet file; () if the
-    file has no such parts.
+    batches of any size. With each batch, it yields the share of the file that was read so far, from 0 to 1.
+    groups: the numbers of rows of the parts that can be read alone, such as the row groups of a Parquet file. () means
+    that the file has no such parts.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Stream:
 
 
 def stream_source(source: Source) -> Stream:
-    """Return a stream of the rows of a source, for a format that must be read whole, such as a spreadsheet."""
+    """Return a stream of the rows of a source. It is for formats that must be read whole, such as spreadsheets."""
     table = pa.table({name: source.take(name) for name in source.names})
 
     def open_batches(columns: Sequence[str], _: Sequence[int] | None) -> Iterator[tuple[Batch, float]]:

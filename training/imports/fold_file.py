@@ -36,10 +36,10 @@ class FoldedFile:
 
 
 def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
-    """Fold the ONNX file `source`, and write the result to `target`, if it gives the same outputs.
+    """Fold the ONNX file `source`. Write the result to `target` if both files give the same outputs.
 
     The outputs are compared on rows of a standard normal distribution, with the tolerance of a certificate. Raises
-    `ModelImportError`, `FoldError`, `ExportError` or `ParityError`; nothing is written then.
+    `ModelImportError`, `FoldError`, `ExportError` or `ParityError`. After an error, nothing is written.
     """
     if source.suffix.lower() != ".onnx" and source.suffix.lower() in FRONT_ENDS:
         raise ModelImportError(f"{source.name} is not an ONNX file: fold reads only ONNX; use import")

@@ -108,7 +108,7 @@ def refuse(name: str, kind: str, reason: str, remedy: str = "") -> ModelImportEr
 
 def chain(builder: Builder, steps: Sequence[tuple[str, str, Layer]], value: str = INPUT) -> str:
     """Add layers in a row. Each layer reads the value of the layer before it. steps: (name, type, layer). Return the
-    last value's name.
+    name of the last value.
     """
     for name, kind, layer in steps:
         value = builder.add(name, kind, layer, value)

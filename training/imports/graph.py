@@ -15,8 +15,8 @@ from foldserve.training.imports.layers import Layer
 class Graph:
     """The nodes of a network, which the rules of folding change, and the nodes that read each value.
 
-    order: the names of the nodes, sorted so that each node comes after the nodes that it reads. members: by the name of
-    an affine node that is not folded yet, the original layers from which it was made.
+    order: the names of the nodes, sorted so that each node comes after the nodes that it reads. members: for each
+    affine node that is not folded yet, the original layers from which this node was made.
     """
 
     def __init__(self, network: Network) -> None:
@@ -36,7 +36,7 @@ class Graph:
         return None if node is None else node.layer
 
     def readers(self, name: str) -> list[str]:
-        """Return the names of the nodes that read the value. A node that reads it twice is listed twice."""
+        """Return the names of the nodes that read the value. A node that reads the value twice is listed twice."""
         return self._readers[name]
 
     def has_single_reader(self, name: str) -> bool:

@@ -30,9 +30,8 @@ class Options:
 
     features: the names of the columns in order; () to take them from the file or the table. labels: the labels of the
     classes in the order of the outputs; () to take them from the file. output: the name of the output, if a model has
-    several; "" to choose the one with scores. keep_unknown: whether an operation that is not
-    understood is kept unchanged, if the format allows this. layers: a text file with the printed layers of a file that
-    has weights alone.
+    several; "" to choose the one with scores. keep_unknown: whether an unknown operation is kept unchanged, if the
+    format allows this. layers: a text file with the printed layers of a file that has weights alone.
     """
 
     features: tuple[str, ...] = ()
@@ -51,10 +50,10 @@ class Imported:
     labels: the classes in the order of the outputs; () for regression. framework, framework_version: the framework
     that wrote the model; the version is empty if the file does not have it. file: the name of the file, or of the class
     of an object. sha256: the hash of the file, or of the weights of an object. evaluate: the original model in float64.
-    reference: words that name the arithmetic of `evaluate`. float32: functions that run the original in float32, by the
-    name of the runtime. The certificate measures their differences too. ranges: the typical range of each feature, if
-    the model has one, float64 [features, 2]; NaN where it has none. whole: the indices of the features that must be
-    whole numbers. notes: facts that the user should know, one sentence each.
+    reference: a text that names the arithmetic of `evaluate`. float32: functions that run the original in float32, by
+    the name of the runtime. The certificate also measures the differences of these functions. ranges: the typical range
+    of each feature, if the model has one, float64 [features, 2]; NaN where it has none. whole: the indices of the
+    features that must be whole numbers. notes: facts that the user should know, one sentence each.
     """
 
     network: Network

@@ -42,8 +42,9 @@ def interpret(
 ) -> Imported:
     """Return the imported model whose last value is `value`. Its reference is the network before folding.
 
-    framework: the name and the version. file, checksum: the name and the hash of the file; without a checksum, the hash
-    of the weights is used. outputs: as in `finish`. names: as in `_numeric_columns`. Raises `ModelImportError`.
+    framework: the name and the version of the framework. file, checksum: the name and the hash of the file. Without a
+    checksum, the hash of the weights is used. The functions `finish` and `_numeric_columns` describe outputs and names.
+    Raises `ModelImportError`.
     """
     network, task, labels, notes = finish(builder, value, options, outputs)
     columns, named, renamed = _numeric_columns(network.features, options, names)
@@ -73,7 +74,7 @@ def complete(bare: Network, network: Network, outputs: npt.NDArray[np.floating[A
     added = [node for node in network.nodes if node.name not in names]
     values: dict[str, Array] = {bare.output: outputs.astype(np.float64)}
     if added and not any(bare.output in node.inputs for node in added):
-        # The output is a log-softmax, which the network replaces by a softmax.
+        # The output is a log-softmax. The network replaces the log-softmax by a softmax.
         return np.exp(values[bare.output])
     for node in added:
         values[node.name] = node.layer.apply(*(values[name] for name in node.inputs))
@@ -120,8 +121,8 @@ def finish(
     """Return the network whose output is probabilities or one value, its task, its labels, and notes for the user.
 
     value: the last value of the model. A softmax or a sigmoid is added if the outputs are logits, because the loss
-    function or the labels of `options` say so. Raises `ModelImportError` if the outputs can't be read as probabilities
-    or as a value.
+    function or the labels of `options` say so. Raises `ModelImportError` if the outputs are neither probabilities nor a
+    value.
     """
     columns, layers = builder.columns[value], {node.name: node for node in builder.network(value).nodes}
     last = layers[value].layer if value in layers else None

@@ -97,7 +97,7 @@ def _translate(
 
 
 class _Keeper:
-    """Keeps a node that is not understood, if its shape and its rows are known."""
+    """Keeps an unknown node without a translation, if the shape and the rows of its result are known."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         try:
@@ -109,7 +109,7 @@ class _Keeper:
         }
 
     def keep(self, context: Context, node: onnx.NodeProto, values: Sequence[Value | None]) -> list[Value] | None:
-        """Return the value of a kept node; None if it can't be kept."""
+        """Return the value of a kept node. Return None if the node can't be kept."""
         data = [value for value in values if value is not None and not isinstance(value, Constant)]
         shape = self._shapes.get(node.output[0])
         has_graph = any(attribute.HasField("g") for attribute in node.attribute)

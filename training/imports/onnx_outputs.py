@@ -123,9 +123,10 @@ def _flat(last: Last, rows: int, outputs: Array) -> Array:
 def _finish_scores(
     context: Context, columns: tuple[Column, ...], name: str, labels: tuple[Label, ...], *, are_scores: bool
 ) -> _Finished:
-    """Finish several outputs. are_scores: whether the file computes the class from them, so that they may be logits.
+    """Finish several outputs. are_scores: whether the file computes the class from these outputs. Then they may be
+    logits.
 
-    Raises `ModelImportError` if they are neither probabilities nor logits.
+    Raises `ModelImportError` if the outputs are neither probabilities nor logits.
     """
     network, builder = context.builder.network(name), context.builder
     outputs = builder.columns[name]

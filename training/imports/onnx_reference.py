@@ -85,7 +85,7 @@ def run_original(
 ) -> Callable[[Rows], Array]:
     """Return a function that runs the original in ONNX Runtime on the CPU, without any optimisation.
 
-    Raises an exception of ONNX Runtime if it refuses the model.
+    If ONNX Runtime refuses the model, its exception is raised.
     """
     session = open_session(cut(model, output).SerializeToString(), CPU, optimise=False)
 
@@ -146,7 +146,7 @@ def _widen(tensor: TensorProto) -> None:
 
 
 class _OneHotEncoder(OpRun):
-    """The operator of ai.onnx.ml in float64; onnx's own gives float32."""
+    """The operator of ai.onnx.ml in float64. The implementation in onnx gives float32."""
 
     op_domain = "ai.onnx.ml"
 
@@ -160,7 +160,7 @@ _OneHotEncoder.__name__ = "OneHotEncoder"
 
 
 class _LabelEncoder(OpRun):
-    """The operator of ai.onnx.ml in float64; onnx's own does not take tensors of more than one key."""
+    """The operator of ai.onnx.ml in float64. The implementation in onnx does not accept a tensor of several keys."""
 
     op_domain = "ai.onnx.ml"
 

@@ -1,4 +1,4 @@
-"""The operators of ONNX that move or select columns, or change nothing in eval mode."""
+"""Translates the operators of ONNX that move or select columns, and the operators that change nothing in eval mode."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """A value of the form that holds 0 and 1, as a boolean tensor. missing_of: if it marks the missing numbers of
-    another value, that value; otherwise None.
+    """A value of the form that holds 0 and 1, as a boolean tensor. missing_of: the value whose missing numbers are
+    marked, or None.
     """
 
     name: str

@@ -16,7 +16,7 @@ from rig.gpu.contender import Device
 from rig.gpu.timing import time_on_device
 from rig.gpu.torch_contenders import DTYPES
 
-_SETS = 2  # the number of sets of operands; products use them in turn
+_SETS = 2  # the number of sets of operands; the products use these sets in turn
 
 
 @dataclass
@@ -48,7 +48,7 @@ def set_precision(precision: Precision) -> None:
 def matmul_shapes(square: int, batch: int, widths: Sequence[int]) -> list[tuple[int, int, int]]:
     """Return the shapes [m, k, n] of the measured products.
 
-    They are a large square product, and the product of a batch with the weights of each hidden layer.
+    One product has large square matrices. The other products multiply a batch with the weights of each hidden layer.
     """
     layers = itertools.pairwise(widths[:-1])
     return [(square, square, square), *dict.fromkeys((batch, k, n) for k, n in layers)]
@@ -98,5 +98,7 @@ def _alternate(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
 
 
 def highest(peaks: Sequence[Peak], precision: str) -> float | None:
-    """Return the operations per second of the fastest shape in a precision, as a median over the rounds."""
+    """Return the operations per second of the fastest shape in a precision. The rate of a shape is the median of its
+    rounds.
+    """
     return max((median(x.rates) for x in peaks if x.precision == precision), default=None)

@@ -1,7 +1,7 @@
 """The interface of a contender, which is one way to run a network on a batch.
 
-The float32 rows and the float32 probabilities are in ordinary host memory. A contender knows its network, its device
-and its precision. A contender does not measure time and does not know the expected outputs.
+The float32 rows and the float32 probabilities are in ordinary host memory. A contender has a network, a device and a
+precision. It does not measure time, and does not need the expected outputs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Setting:
 class Contender(ABC):
     """One way to run the network.
 
-    `prepare` is called before the runs of a batch size, `release` after them, and `close` at the end.
+    `prepare` is called before the runs of a batch size, and `release` after these runs. `close` is called at the end.
     batches: the batch sizes for which the contender is measured; if empty, it is measured for all sizes. compiles:
     whether `prepare` may take long.
     """
@@ -68,9 +68,8 @@ class Contender(ABC):
         self.run(np.full((batch, self.setting.network.widths[0]), np.nan, np.float32))
 
     def on_device(self) -> Callable[[], Any] | None:
-        """Return a function that queues only the computation, with the input on the device.
-
-        Return None if that is impossible.
+        """Return a function that queues only the computation, with the input on the device. Return None if the input
+        can't stay on the device.
         """
         return None
 

@@ -2,7 +2,7 @@
 
 A network exists as ONNX files, as a bundle, and as a float64 reference in NumPy. Its running statistics are those of
 standard normal rows. Nothing is trained, because speed does not depend on the values of the weights. The module does
-not know devices or clocks.
+not depend on devices or clocks.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from foldserve.training.plan import Architecture
 Rows = npt.NDArray[np.float32]
 Exact = npt.NDArray[np.float64]
 
-# |out - ref| <= absolute + relative * |ref|, for probabilities. fp32: the tolerance of a certificate. In a product,
-# TF32 and fp16 keep 10 bits of each factor, and bf16 keeps 7. So each layer adds a relative error of 2^-11 (TF32, fp16)
-# or 2^-8 (bf16). The error of a probability is at most a quarter of the error of a logit.
+# The tolerances of probabilities: |out - ref| <= absolute + relative * |ref|. fp32: the tolerance of a certificate. In
+# a product, TF32 and fp16 keep 10 bits of each factor, and bf16 keeps 7. So each layer adds a relative error of 2^-11
+# (TF32, fp16) or 2^-8 (bf16). The error of a probability is at most a quarter of the error of a logit.
 TOLERANCES: dict[Precision, bundle.Tolerance] = {
     "fp32": bundle.Tolerance(absolute=1e-5, relative=1e-4),
     "tf32": bundle.Tolerance(absolute=5e-3, relative=1e-2),
@@ -44,7 +44,7 @@ TOLERANCES: dict[Precision, bundle.Tolerance] = {
 }
 _CALIBRATION_ROWS = 4096
 _CERTIFICATE_ROWS = 256
-_ORACLE_ROWS = 8192  # rows in one computation, because float64 activations of all rows would take gigabytes
+_ORACLE_ROWS = 8192  # rows of one computation; the float64 activations of all rows would need gigabytes
 _LOGITS = 4.0  # scales the last layer's weights, so that probabilities are neither all equal nor all 0 or 1
 
 

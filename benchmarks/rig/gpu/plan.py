@@ -1,4 +1,4 @@
-"""The sizes and durations of benchmarks/gpu.py: a full run, a quick one, and a dry one on the CPU."""
+"""The sizes and durations of benchmarks/gpu.py: for a full run, a quick run, and a dry run on the CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Plan:
     precisions: the precisions of the wide network; the small network is measured in float32 only. between: batch sizes
     between the buckets, for which outputs with and without graphs are compared bit by bit. seconds: the time of one
     contender in one round. copied: the sizes of copies, in bytes. served: the precisions in which the wide network is
-    measured over HTTP. compiling: the seconds for each contender that compiles.
+    measured over HTTP. compiling: the seconds that each contender may spend on compiling.
     """
 
     small: tuple[int, ...]

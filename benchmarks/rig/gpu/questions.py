@@ -1,8 +1,8 @@
 """Questions about CUDA that only a GPU can answer: `python -m rig.gpu.questions NAME` in benchmarks/.
 
-Each question runs in its own process and prints lines. It asserts nothing: tests/gpu has the tests. docs/cuda.md has
-the expected answers. This module does not import PyTorch, which would load cuDNN; only the questions `lost` and
-`closing` do.
+Each question runs in its own process and prints lines. The module has no assertions, because the tests are in
+tests/gpu. docs/cuda.md has the expected answers. This module does not import PyTorch, because PyTorch would load cuDNN.
+Only the questions `lost` and `closing` import PyTorch.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def open_runner(
     choose: Callable[[Shortcuts], Shortcuts] = lambda shortcuts: shortcuts,
     stream: CudaStream | None = None,
 ) -> CudaRunner:
-    """Open a network as the service does. choose: changes the shortcuts that the service would take."""
+    """Open a network as the service does. choose: a function that changes the shortcuts that the service would use."""
     graph = network(widths)
     prepared, shortcuts = prepare(graph, options)
     chosen = choose(shortcuts)
@@ -164,7 +164,9 @@ def _with_biases(shortcuts: Shortcuts) -> Shortcuts:
 
 
 def latency() -> None:
-    """Print the time of one row and of 64 rows: with all shortcuts, without each of them, and without graphs."""
+    """Print the times of one row and of 64 rows: with all shortcuts, without one shortcut at a time, and without
+    graphs.
+    """
     for widths in (SMALL, WIDE):
         for what, choose, buckets in (
             ("all shortcuts", _keep, (1, 64)),

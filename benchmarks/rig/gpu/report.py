@@ -18,9 +18,9 @@ from rig.gpu.torch_contenders import Graphed
 from rig.report import NONE, Row, markdown, median_and_range, number, target_row
 
 # Targets.
-TORCH_RATIO = 1.2  # p50 of one row ÷ that of PyTorch in a CUDA graph
+TORCH_RATIO = 1.2  # the target for foldserve's p50 of one row ÷ the p50 of PyTorch in a CUDA graph
 PEAK_SHARE = 0.6
-GRAPH_GAIN = 2.0  # the p50 without graphs ÷ the p50 with graphs
+GRAPH_GAIN = 2.0  # the target for the p50 without graphs ÷ the p50 with graphs
 GRAPH_GAIN_ROWS = 64  # the largest number of rows to which the target GRAPH_GAIN applies
 
 TITLES = {kind.name: kind.title for kind in CONTENDERS}
@@ -32,7 +32,7 @@ class Results:
 
     wide: the title of the network that is compared with the hardware limits. flops_per_row: the operations of this
     network for each row. bytes_per_row: the bytes of its input for each row. largest: the rows of the largest batch.
-    dry: whether this is a dry run, which measures nothing and so has no verdicts.
+    dry: whether this is a dry run, which has no verdicts because it measures nothing.
     """
 
     wide: str
@@ -171,7 +171,7 @@ def _peak_rows(results: Results, block: tuple[str, str]) -> list[Row]:
 
 
 def _graphs_row(results: Results, block: tuple[str, str]) -> Row:
-    """Write the table row of the batch size for which graphs save the least time."""
+    """Write a table row for the batch size at which graphs save the least time."""
     gains = {}
     for batch in results.batches(block):
         ours, plain = (results.figure(block, batch, kind.name) for kind in (OursGraphs, OursPlain))

@@ -41,7 +41,7 @@ NEEDS = (
     "annotated_types",
     "opentelemetry",
 )
-_CLIENTS = 4  # client processes, which share the connections; a single process could not load the server
+_CLIENTS = 4  # the clients are processes that share the connections, because one process could not load the server
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Checks the contenders, times them in rounds, and checks them again.
 
-This module knows only that a contender maps rows to outputs. If one contender fails, the failure is noted and does not
-affect the others.
+This module depends on only one fact: a contender maps rows to outputs. If one contender fails, the failure is noted and
+does not affect the others.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rig.gpu.networks import TOLERANCES, Rows, distance
 from rig.gpu.onnx_contenders import OursGraphs, OursPlain
 
 T = TypeVar("T")
-_BATCHES = 3  # the number of batches; runs use them in turn, because a single batch would stay in a cache
-_MIN_RUNS = 3  # minimum runs of a contender in a round, even if it is slow
+_BATCHES = 3  # the number of batches; runs use all batches in turn, because a single batch would stay in a cache
+_MIN_RUNS = 3  # the minimum number of runs of a contender in a round, even for a slow contender
 _MAX_RUNS = 4000
 _MIN_TAIL = 1.0  # a percentile is reported only if at least this many samples are above the percentile
 
@@ -75,11 +75,11 @@ class BitComparison:
 
 @dataclass
 class Block:
-    """One network in one precision, and the contenders that opened.
+    """One network in one precision, and the contenders that could open it.
 
     seconds: the time of one contender in one round. note: called with a contender's title and the reason of a failure.
-    spent: seconds of compiling so far, by contender. compiling: seconds after which nothing more is compiled for a
-    contender.
+    spent: seconds of compiling so far, by contender. compiling: the limit of `spent`. Above this limit, a contender
+    compiles nothing more.
     """
 
     setting: Setting

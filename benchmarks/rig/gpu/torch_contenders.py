@@ -19,7 +19,7 @@ DTYPES: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 _WARM_UPS = 3  # the number of runs before a capture; they create handles, workspaces and kernels
-_LARGE_COPY = 2**20  # from this number of bytes on, torch's copy with several threads is faster than NumPy's copy
+_LARGE_COPY = 2**20  # for at least this number of bytes, torch's copy with several threads is faster than NumPy's copy
 
 
 class _Torch(Contender):
@@ -100,7 +100,7 @@ class _Compiled(_Staged):
         self._plain = self._compute
 
     def prepare(self, batch: int) -> None:
-        # The code is compiled for this size only, because Inductor uses no CUDA graph in code for all sizes.
+        # The code is compiled for this size only. In code for all sizes, Inductor uses no CUDA graph.
         self._compute = torch.compile(self._plain, mode=self.mode, dynamic=False, fullgraph=True)
         super().prepare(batch)
         for _ in range(_WARM_UPS):  # the second run captures its CUDA graph
@@ -146,7 +146,7 @@ class _Graph:
                 work()
         side.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # thread_local: calls from ONNX Runtime's threads do not break the capture.
+        # With the mode thread_local, calls from ONNX Runtime's threads do not break the capture.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             self.result = work()
         self.replay = graph.replay

@@ -48,8 +48,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a piece. first_row: the index of the first row in the file. share: the share of all input bytes that
-    were read so far.
+    """Some rows of a piece. first_row: the index of the first row in the file. share: the part of all input bytes that
+    was read so far, from 0 to 1.
     """
 
     first_row: int

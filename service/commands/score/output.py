@@ -113,7 +113,7 @@ def publish(output: Output, written: Path, refused: Path | None) -> None:
 
     The file of answers is renamed last, so it exists only if the output is complete. Raises `OSError`.
 
-    refused: the new file of refused rows. None means that no row was refused; an old file of refused rows is then
+    refused: the new file of refused rows. None means that no row was refused. Then an old file of refused rows is
     removed.
     """
     if output.path is None:

@@ -79,7 +79,7 @@ def measure_latencies(
     seconds: the approximate time to measure after every session is open. A large model takes longer. batches: batch
     sizes in ascending order.
     on_open: called once every session is open.
-    Raises `BundleError` as `load` does, `DeviceError` if `device` is cuda and CUDA is not available, and
+    Raises `BundleError` as `load` does. Raises `DeviceError` if `device` is cuda and CUDA is not available. Raises
     `RuntimeFailure` if a run fails at a batch size that a server would use.
     """
     skipped: list[str] = []

@@ -1,7 +1,7 @@
 """Maps each step of a fitted scikit-learn pipeline to the intermediate form.
 
-To add a step, add an entry to `STEPS`. Only classes of scikit-learn itself are known, because a subclass may compute
-something else.
+To add a step, add an entry to `STEPS`. The module accepts only classes of scikit-learn itself, because a subclass may
+compute something else.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _ordinal(context: Context, step: Any, value: Value, name: str) -> Value:
 
 
 def _columns(context: Context, step: Any, value: Value, name: str) -> Value:
-    """A ColumnTransformer: each part reads its columns; the results stand side by side."""
+    """A ColumnTransformer: each part reads its columns, and the results are joined side by side."""
     parts = []
     for part, transformer, _ in step.transformers_:
         indices = list(step._transformer_to_input_indices[part])

@@ -70,7 +70,7 @@ class Context:
         return Numbers(self.builder.add(step, "Select", Select(np.array(columns, np.int64)), value.name))
 
     def set_categories(self, column: int, categories: tuple[Category | bool, ...], missing: bool) -> None:
-        """Make a raw column categorical. Raises `ModelImportError` if another step reads it in another way."""
+        """Make a raw column categorical. Raises `ModelImportError` if another step reads the column in another way."""
         if column in self._numeric or self.categories.get(column, categories) != categories:
             raise ModelImportError(f"column {self.names[column]!r} is read as a category and in another way")
         self.categories[column] = categories
