@@ -1,6 +1,6 @@
 """Creates one `Service` from the settings. No other module puts the parts of a server together.
 
-This module knows how to create each part. It does not know the HTTP framework, sockets or processes.
+This module knows how to create each part. It does not depend on the HTTP framework, sockets or processes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from foldserve.service.prediction_log.log import PredictionLog
     from foldserve.service.telemetry.otel import Exporters
 
-# Decoding holds the interpreter most of the time. So more threads are not faster, and each thread delays the event
-# loop.
+# Decoding holds the lock of the interpreter most of the time. So more threads do not decode faster, and each thread
+# delays the event loop.
 _BODY_THREADS = 4
 _DAY_SECONDS = 86_400.0
 
@@ -48,14 +48,14 @@ _DAY_SECONDS = 86_400.0
 class Service:
     """The parts of one serving process.
 
-    page: whether / serves the page.
+    page: whether the path / serves the page.
     strict_readiness: whether the server is ready only if every model is ready.
     memory: counts the bodies of all requests.
     observer: gets the record of each request; None if requests are neither logged nor traced.
     exporters: send traces and metrics to a collector; None without OpenTelemetry.
     guard: checks the API keys; None if every client may send requests.
-    endpoints: by the path of a prediction request, without percent-encoding. Look each path up when its request
-    arrives: the mapping may change while the server runs.
+    endpoints: the endpoints by the path of a prediction request, without percent-encoding. Look each path up
+    when its request arrives: the mapping may change while the server runs.
     quality: the drift and the quality of the models.
     deployment: replaces the models. control: decides which models serve, and executes commands.
     """
@@ -96,9 +96,10 @@ class Service:
 
 
 def compose(settings: Settings, control: Control | None = None) -> Service:
-    """Load every model and create the service. control: decides which models serve; by default, in this process.
+    """Load every model and create the service.
 
-    Raises the exceptions of `Control.start`, and `StartError` if an optional part can't be used.
+    control: decides which models serve; by default, a control in this process. Raises the exceptions of
+    `Control.start`, and `StartError` if an optional part can't be used.
     """
     control = control or LocalControl(partial(create_coordinator, settings))
     metrics = PrometheusMetrics() if settings.metrics else Metrics()
@@ -133,7 +134,10 @@ def compose(settings: Settings, control: Control | None = None) -> Service:
 
 
 def _exporters(settings: Settings, metrics: Metrics) -> Exporters | None:
-    """Start the exporters of OpenTelemetry. Raises `StartError` if they are wanted and can't be used."""
+    """Start the exporters of OpenTelemetry.
+
+    Raises `StartError` if the settings ask for exporters and the exporters can't be used.
+    """
     if not settings.otel:
         return None
     # This import comes late, because it needs the extra `otel` and takes long.
@@ -152,7 +156,10 @@ def _observer(settings: Settings, exporters: Exporters | None) -> Observer | Non
 
 
 def _prediction_log(settings: Settings, metrics: Metrics) -> PredictionLog | None:
-    """Start the log of predictions, if it is wanted. Raises `StartError` without pyarrow, and for a wrong folder."""
+    """Start the log of predictions if the settings ask for this log.
+
+    Raises `StartError` without pyarrow, and for a wrong folder.
+    """
     path = settings.prediction_log
     if path is None:
         return None

@@ -1,4 +1,4 @@
 """Decides which requests the service accepts: hosts and origins, keys, scopes and rates.
 
-This package knows no HTTP framework.
+This package does not depend on an HTTP framework.
 """

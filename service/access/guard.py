@@ -1,4 +1,7 @@
-"""Checks the API key of a request, the scope of the route, and the rate of the key. This module knows no socket."""
+"""Checks the API key of a request, the scope of the route, and the rate of the key.
+
+This module does not use sockets.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class Guard:
     def check(self, headers: Mapping[bytes, bytes], scope: Scope | None) -> None:
         """Raise `MissingKey`, `MissingScope` or `RateExceeded`.
 
-        headers: the names are in lower case. scope: the scope of the route. If no route has this path, scope is None,
-        and any valid key is accepted.
+        headers: the headers of the request, with names in lower case. scope: the scope of the route. If no route has
+        this path, scope is None, and any valid key is accepted.
         """
         if scope is Scope.OPEN:
             return
@@ -44,7 +47,7 @@ class Guard:
         self._keys.refresh()
 
     def take_counts(self) -> Mapping[str, Sequence[int]]:
-        """Return the counts since the last call by the key's name: accepted, forbidden and limited requests."""
+        """Return the numbers of accepted, forbidden and limited requests since the last call, by the key's name."""
         return self._keys.take_counts()
 
 

@@ -1,8 +1,9 @@
-"""Checks the Host and Origin headers of a request. They show whether a web page of another site has sent the request.
+"""Checks the Host and Origin headers of a request.
 
-A browser lets any web page send requests to a server on localhost. The Origin header names the site of the page. A site
-can make its domain name resolve to 127.0.0.1 (DNS rebinding). The browser then treats the site and this server as the
-same origin, and only the Host header still shows the site's domain name.
+These headers show whether a web page of another site has sent the request. A browser lets any web page send requests to
+a server on localhost. The Origin header names the site of the page. A site can make its domain name resolve to
+127.0.0.1 (DNS rebinding). The browser then treats the site and this server as the same origin. Only the Host header
+still shows the site's domain name.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class HostCheck:
     """Refuses the requests of web pages that may not use this server.
 
     names: the host names that the Host header may have, in addition to localhost and `host`. The name `*` allows every
-    host. Without names, a server on loopback accepts only localhost and `host`, and any other server accepts every
-    host.
+    host. Without names, a server on loopback accepts only localhost and `host`. Without names, any other server accepts
+    every host.
     host: the address in the settings of the server. address: the IP address on which the server listens.
     origins: origins of other sites whose pages may use this server, such as `https://app.example`; `*` allows all.
     """
@@ -44,7 +45,7 @@ class HostCheck:
         self._origins = {origin.lower().encode() for origin in origins}
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raise `UnknownHost` or `ForbiddenOrigin`. headers: their names in lower case."""
+        """Raise `UnknownHost` or `ForbiddenOrigin`. headers: the headers of the request, with names in lower case."""
         host = headers.get(b"host")
         if self._hosts is not None and host is not None and _without_port(host.lower()).rstrip(b".") not in self._hosts:
             raise UnknownHost("this server does not answer for this Host; --allowed-hosts can add it")

@@ -1,10 +1,10 @@
 """Makes API keys, reads the files with the hashes of the keys, and finds the `Caller` that a key belongs to.
 
 A key has 256 random bits, so nobody can guess the key from its SHA-256 hash. A slow hash would add no security, and
-make the server slower. A `Keyring` searches for a key by its hash. The time of this search depends only on the hash,
-which says nothing about the key. The hashes are then compared in constant time. A dictionary keeps the keys that were
-found. Python hashes the keys of a dictionary with a random secret of the process, so the time of a search in the
-dictionary says nothing about the keys either.
+make the server slower. A `Keyring` searches for a key by its hash. The time of this search depends only on the hash.
+The hash says nothing about the key. The hashes are then compared in constant time. A dictionary keeps the keys that
+were found. Python hashes the keys of a dictionary with a random secret of the process. So the time of a search in the
+dictionary also says nothing about the keys.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class KeyLine(BaseModel):
 class Caller:
     """The settings and the counts of one key in a running server.
 
-    counts: the numbers of requests that were accepted, that lacked the scope, and that exceeded the rate.
+    counts: the numbers of three kinds of requests: accepted, without the scope, and above the rate.
     `Keyring.take_counts` sets them to 0.
     """
 
@@ -97,7 +97,7 @@ class Keyring:
         self._folder = folder
         self._states: dict[str, list[float] | memoryview[float]] = {}
         self._callers: dict[bytes, Caller] = {}
-        self._verified: dict[bytes, Caller] = {}  # the caller of each key that a search has found
+        self._verified: dict[bytes, Caller] = {}  # the caller of each key that was found before
         self._counts: dict[str, list[int]] = {}
         self._seen = stamp(self._files)
         self._load()
@@ -116,7 +116,7 @@ class Keyring:
     def refresh(self) -> None:
         """Read the files again if a file has changed.
 
-        If that fails, the keys stay as they were, and the log says why.
+        If the reading fails, the old keys stay valid, and the log says why.
         """
         seen = stamp(self._files)
         if seen == self._seen:
@@ -181,7 +181,10 @@ def read_keys(file: Path) -> list[KeyLine]:
 
 
 def _first(error: ValidationError) -> str:
-    """Return the first problem without the wrong value, because that value may be a secret key instead of its hash."""
+    """Return a text about the first problem.
+
+    The text leaves out the wrong value, because this value may be a secret key.
+    """
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     name = ".".join(map(str, first["loc"]))
     return f"{name}: {first['msg']}" if name else first["msg"]

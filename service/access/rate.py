@@ -1,7 +1,8 @@
-"""A token bucket for the rate of one key. Its state is one number: the time at which the bucket is full again.
+"""A token bucket for the rate of one key.
 
-This is the generic cell rate algorithm of ITU-T I.371. Workers share a bucket: its number is in a file that all workers
-map into memory. There is no lock, so two workers may take the same token if they take it in the same microsecond.
+The state of the bucket is one number: the time at which the bucket is full again. This is the generic cell rate
+algorithm of ITU-T I.371. Workers share a bucket: its number is in a file that all workers map into memory. There is no
+lock. So two workers may both take one token in the same microsecond.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Bucket:
 def bucket_state(file: Path | None) -> list[float] | memoryview[float]:
     """Create the state of a bucket.
 
-    file: processes share the state through this file; None if there is only one process.
+    file: the file through which the processes share the state; None if there is only one process.
     """
     if file is None:
         return [0.0]

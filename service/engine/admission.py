@@ -1,15 +1,15 @@
 """Decides when a request may begin. An overloaded process refuses some requests, and answers the other requests soon.
 
 For small models the event loop is the bottleneck: reading and writing requests takes longer than the runs. Without a
-limit, requests would wait unseen in the kernel's buffers while one turn of the loop works on thousands of other
-requests. Therefore a turn of the loop begins requests for a few milliseconds only. The other requests wait in the queue
-of this module, and the next turns begin them. Between two turns, the loop reads and refuses requests, and answers
-health checks.
+limit, one turn of the loop would work on thousands of requests. Meanwhile, other requests would wait unseen in the
+kernel's buffers. Therefore a turn of the loop begins requests for a few milliseconds only. The other requests wait in
+the queue of this module, and the next turns begin them. Between two turns, the loop reads and refuses requests, and
+answers health checks.
 
 A request is refused if its expected wait is too long. The expected wait is the size of the queue in bytes, multiplied
 by the measured seconds per byte. The size of the queue is the sum of the bodies, plus a fixed number of bytes for each
-request. The measured seconds include all the work of the event loop. This module knows no HTTP and no model. It does
-not know the queues of rows, which belong to the batchers.
+request. The measured seconds include all the work of the event loop. This module does not depend on HTTP or models. The
+batchers own the queues of rows.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-# The minimum and the maximum seconds in which one turn of the event loop begins requests. A turn takes more than the
-# minimum only if refusals take long. The turn then takes _WORK_PER_REFUSALS times the time of the refusals. So the
-# event loop has enough time for accepted requests.
+# In one turn, the event loop begins requests for a limited time: the minimum and the maximum, in seconds. A turn takes
+# more than the minimum only if refusals take long. The turn then takes _WORK_PER_REFUSALS times the time of the
+# refusals. So the event loop has enough time for accepted requests.
 _TURN_SECONDS, _LONG_TURN_SECONDS = 0.005, 0.02
 _WORK_PER_REFUSALS = 3
-# A request takes some time even without a body. In this time, the server could handle this number of bytes of JSON;
-# measured.
+# A request takes some time even without a body. In the same time, the server could handle this number of bytes of JSON.
+# The number was measured.
 _REQUEST_BYTES = 2048
-# Each turn updates the measured speed. In the new value, all earlier turns together have this weight.
+# Each turn updates the measured speed. The new value is a weighted mean, in which all earlier turns have this weight.
 _OLD_WEIGHT = 0.9
-# The share of the expected wait, and of any queue, that only requests of high priority may use.
+# Only requests of high priority may use this share of the largest expected wait and of each queue.
 RESERVE = 0.1
 # This number of requests may always wait until their deadlines. A client may send a large request on each connection of
-# its pool; that is not an overload.
+# its pool. Such requests are not an overload.
 ALWAYS_WAITING = 32
 # The largest Retry-After, in seconds.
 _MAX_RETRY_AFTER = 60
@@ -53,8 +53,9 @@ class Waiting(Protocol):
 class Admission:
     """The queue of the requests that have not begun, for one process. All methods belong to one event loop.
 
-    max_wait: the largest expected wait in seconds. Requests of high priority may use all of it; other requests may use
-    90% of it. Requests of high priority begin first. clock: `time.monotonic`, or a function like it.
+    max_wait: the largest expected wait in seconds. Requests of high priority may wait for the whole time; other
+    requests may wait for 90% of the time. Requests of high priority begin first. clock: `time.monotonic`, or a function
+    like it.
     """
 
     def __init__(self, max_wait: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,8 +65,8 @@ class Admission:
         self._high: deque[tuple[Waiting, int]] = deque()
         self._normal: deque[tuple[Waiting, int]] = deque()
         self._high_bytes = self._normal_bytes = 0
-        # Sums over the latest turns: the bytes of bodies, the seconds in `begin`, and all seconds of the event loop.
-        # `_measured`: the time of the last measurement; None without a queue.
+        # These numbers are sums over the latest turns: the bytes of bodies, the seconds in `begin`, and all seconds of
+        # the event loop. `_measured`: the time of the last measurement; None without a queue.
         self._bytes, self._begin_seconds, self._all_seconds = 0.0, 0.0, 0.0
         self._measured: float | None = None
         # The times of the first and the last arrival since the last turn that began requests.
@@ -89,7 +90,7 @@ class Admission:
 
         Returns 0 if the request is queued. A request is refused if its expected wait is longer than `patience` or
         `max_wait`. Then the result is the Retry-After in seconds. `max_wait` does not apply to a request that the next
-        turn can begin. Otherwise a turn might have nothing to do except refusals.
+        turn can begin. Otherwise the next turn might only refuse requests, and begin none.
         """
         if self._first_arrival is None:
             self._first_arrival = now
@@ -113,7 +114,10 @@ class Admission:
         return 0
 
     def _end_turn(self) -> None:
-        """End a turn that began without a queue. Its requests are run first, then the queued requests begin."""
+        """End a turn that began without a queue. The requests of this turn are run first.
+
+        Then the queued requests begin.
+        """
         self._turn_began = None
         if self._high or self._normal:
             self._measured = self._clock()

@@ -1,12 +1,12 @@
 """Collects the rows of many callers into batches, runs the model on each batch, and gives each caller its outputs.
 
-This module owns the queue of one model: limits, deadlines, batches, and the drain. This module knows rows and the
-function that maps rows to outputs, but no HTTP and no ONNX. It has more than 350 lines, because one class owns every
-change of the queue.
+This module owns the queue of one model: limits, deadlines, batches, and the drain. This module uses only rows and the
+function that maps rows to outputs. It does not depend on HTTP or ONNX. It has more than 350 lines, because one class
+owns every change of the queue.
 
 A run starts as soon as the model is idle. Rows that arrive during a run wait, and form the next batch. A run that is
-expected to take microseconds happens on the event loop. The batch of such a run has all rows that one turn of the loop
-has delivered. A longer run happens on a thread, while the queue fills.
+expected to take microseconds happens on the event loop. The batch of such a run has all rows that arrived in one turn
+of the loop. A longer run happens on a thread, while the queue fills.
 
     submit -> queue -> take a batch (cancelled and expired entries are dropped) -> run -> split the outputs
 """
@@ -49,13 +49,14 @@ class Batcher:
     """Batches rows for `run`, which maps float32 [n, features] to float32 [n, outputs].
 
     All methods belong to one event loop. max_batch and max_queue are in rows. max_delay: seconds that the first entry
-    of a batch may wait for other entries. max_wait: the largest expected wait of an entry behind whole batches, in
-    seconds. The last tenth of max_queue and of max_wait is for entries of high priority. observe: called after each
-    run. All times come from `time.monotonic`, so a change of the wall clock has no effect.
+    of a batch may wait for other entries. max_wait: the largest expected wait of an entry, in seconds, if whole batches
+    wait before this entry. The last tenth of max_queue and of max_wait is for entries of high priority. observe: a
+    function that is called after each run. All times come from `time.monotonic`, so a change of the wall clock has no
+    effect.
 
-    runs: the number of finished runs. unobserved: a batch that is this array is not observed. running: whether a run is
-    on the thread. run_began: the time at which the current run began, on either thread; None between two runs. hung:
-    set by the watchdog, if the current run will not end.
+    runs: the number of finished runs. unobserved: an array; if a batch is this same array, its run is not observed.
+    running: whether a run is on the thread. run_began: the time at which the current run began, on either thread; None
+    between two runs. hung: whether the watchdog has found that the current run will not end.
     """
 
     def __init__(
@@ -102,12 +103,15 @@ class Batcher:
 
     @property
     def filled(self) -> bool:
-        """Whether a full batch is queued. The next turn of the event loop runs it before more rows are queued."""
+        """Whether a full batch is queued.
+
+        The next turn of the event loop runs this batch before more rows are queued.
+        """
         return self._queued_rows >= self._full and not self.running
 
     @property
     def idle(self) -> bool:
-        """Whether no rows wait and none are run."""
+        """Say whether the batcher is idle: no row waits, and no row is running now."""
         return not self._queued_rows and not self.running
 
     def expected_seconds(self, rows: int) -> float | None:
@@ -119,10 +123,10 @@ class Batcher:
         """Refuse an entry that would wait longer than `patience` or max_wait.
 
         Call it while a run is on the thread, or while a full batch is queued.
-        max_wait does not apply to an entry that fits into the next batch, or while few entries wait. Raises
-        `QueueFull`.
+        max_wait does not apply to an entry that fits into the next batch. It also does not apply while few entries
+        wait. Raises `QueueFull`.
         """
-        # A large entry is run in pieces, so it delays each other entry by one batch at most.
+        # A large entry is run in pieces. So a large entry delays each other entry by one batch at most.
         entries = len(self._high) if high else len(self._high) + len(self._queue)
         rows = self._high_rows if high else self._queued_rows
         batches = min(rows, entries * self.max_batch) // self.max_batch
@@ -160,7 +164,7 @@ class Batcher:
         return entry
 
     def drain(self) -> None:
-        """Refuse new entries. The entries in the queue are run at once, without waiting for the end of max_delay."""
+        """Refuse new entries. The entries in the queue are run at once: they do not wait until max_delay has passed."""
         self._draining = True
         if self._scheduled is not None:
             self._run_soon()
@@ -168,7 +172,8 @@ class Batcher:
     def warm_up(self, rows: Rows) -> None:
         """Measure runs of all sizes, before the first entry. Without these estimates, the first entries may be refused.
 
-        rows: float32 [n, features], which are repeated. May be called on any thread. A run that fails ends the warm-up.
+        rows: float32 [n, features]. The warm-up repeats these rows to fill larger batches. May be called on any thread.
+        A run that fails ends the warm-up.
         """
         ends = time.perf_counter() + _WARM_UP_SECONDS
         for bits in range(1, self.max_batch.bit_length() + 1):
@@ -195,7 +200,10 @@ class Batcher:
         self._thread.shutdown(wait=False)
 
     def abandon(self) -> None:
-        """Fail every entry in the queue and in the run on the thread, because that run will not end."""
+        """Give every entry an error, because the run on the thread will not end.
+
+        This includes the entries in that run and in the queue.
+        """
         self._draining = True
         entries = [entry for entry, _ in self._on_thread] + [*self._high, *self._queue]
         self._high.clear()
@@ -216,7 +224,10 @@ class Batcher:
             self._high_rows += rows
 
     def _run_after_delay(self, entry: Entry) -> None:
-        """Schedule a run `max_delay` after `entry` arrived, or halfway to its deadline if that is sooner."""
+        """Schedule a run.
+
+        The time is `max_delay` after `entry` arrived, or halfway to the deadline of `entry` if this time is sooner.
+        """
         due = entry.arrived + min(self._max_delay, (entry.deadline - entry.arrived) / 2)
         if self._scheduled is None or due < self._due:
             if self._scheduled is not None:
@@ -246,8 +257,8 @@ class Batcher:
     def _run_next(self) -> None:
         """Run the queue: on the event loop while the runs are fast, otherwise one batch on the thread.
 
-        After a piece of a large entry, the event loop first does its other work, because the rest of the entry may take
-        long.
+        After a piece of a large entry, this method ends, so that the event loop can do its other work. The rest of the
+        entry may take long.
         """
         self._scheduled = None
         while (self._high or self._queue) and (batch := self._take_batch()):
@@ -289,10 +300,11 @@ class Batcher:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._drop_expired)
 
     def _take_batch(self) -> list[tuple[Entry, Rows]]:
-        """Take entries for one batch, each with its rows to run: high priority first, then by arrival.
+        """Take entries for one batch, and return each entry with its rows to run.
 
-        An entry that is larger than a batch is split: one piece fills this batch, and the rest of the entry goes to the
-        end of the queue. So a small entry never waits for all rows of a large entry.
+        Entries of high priority come first, then the entries that arrived first. An entry that is larger than a batch
+        is split: one piece fills this batch, and the rest of the entry goes to the end of the queue. So a small entry
+        never waits for all rows of a large entry.
         """
         batch: list[tuple[Entry, Rows]] = []
         room = self.max_batch
@@ -345,7 +357,7 @@ class Batcher:
     ) -> None:
         size, seconds = count.bit_length(), ended - began
         self.runs += 1
-        # The estimate falls at once and rises slowly. Other work of the machine may have interrupted a long run, so a
+        # The estimate falls at once and rises slowly. Other programs may have interrupted a long run. So the time of a
         # long run says little about the next run.
         known = self._run_seconds[size]
         self._run_seconds[size] = seconds if seconds < known else known + _NEW_WEIGHT * (seconds - known)

@@ -44,7 +44,7 @@ class Deployment:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Replace the models on this event loop from now on. Only after this call may requests be answered."""
+        """Replace the models on this event loop from now on. Requests may be answered only after this call."""
         self._loop = loop
 
     def prepare(self, attempts: Attempts) -> Outcomes:
@@ -89,8 +89,8 @@ class Deployment:
     def commit(self, plan: Plan) -> None:
         """Serve a plan. Returns when the event loop has replaced the models.
 
-        A version that was not prepared is loaded first: this process may have started after the others. Raises
-        `DeviceError` as `prepare` does, and `StartError` if the version that should answer requests is now refused.
+        A version that was not prepared is loaded first: this process may have started after the other processes. Raises
+        `DeviceError` as `prepare` does. Raises `StartError` if the version that should answer requests is now refused.
         """
         models = {name: self._versions(name, model) for name, model in plan.models.items()}
         keep = {
@@ -118,7 +118,7 @@ class Deployment:
             if key not in self._loaded:
                 loaded = self._load(name, number)
                 if isinstance(loaded, Unavailable):
-                    if number == plan.current and self._loop is None:  # the other processes serve this version
+                    if number == plan.current and self._loop is None:  # the other processes already serve this version
                         raise StartError(f"version {number} of {name} may not be served: {loaded.reason}")
                     log.error("refused %s: %s", self._layout.path(name, number), loaded.reason)
                     found[number] = loaded

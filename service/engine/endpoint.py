@@ -1,4 +1,7 @@
-"""One model behind one protocol. It starts an `Exchange` for each request. It knows no socket and no framework."""
+"""One model behind one protocol. It starts an `Exchange` for each request.
+
+It does not depend on sockets or on a framework.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _MAX_QUERIES = 64  # the largest number of queries whose endpoints are kept
 class Endpoint:
     """Answers requests for one model in one protocol.
 
-    last_run: the observer of the batcher, if requests are observed.
+    last_run: the observer of the batcher; None if requests are not observed.
     """
 
     def __init__(self, resources: Resources, last_run: LastRun | None = None) -> None:
@@ -54,8 +57,8 @@ class Endpoint:
     def for_query(self, query: bytes) -> Endpoint:
         """Return the endpoint that answers requests whose URL has this query.
 
-        This method is not called for a request without a query, so such a request costs nothing. The returned endpoint
-        refuses the requests of an invalid query, and counts the refusals.
+        This method is called only for a request with a query. So a request without a query costs nothing. The returned
+        endpoint refuses the requests of an invalid query, and counts the refusals.
         """
         if not query:
             return self
@@ -122,8 +125,8 @@ class SplitEndpoint(Endpoint):
     """Shares the requests of one path between two versions of a model.
 
     share: the share of requests that `canary` answers. The id of a request decides which version answers. So if a
-    client sends a request again, the same version answers, in every worker. A request without an id gets a random
-    version.
+    client sends a request again, the same version answers. This is true in every worker. A random version answers a
+    request without an id.
     """
 
     def __init__(self, main: Endpoint, canary: Endpoint, share: float) -> None:

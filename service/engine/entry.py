@@ -1,6 +1,6 @@
 """Holds the rows of one caller in a queue, and gives each caller its outputs or its error.
 
-This module knows rows and callbacks, but neither the order of a queue nor the model.
+This module uses only rows and callbacks. It does not depend on the order of a queue or on the model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("foldserve")
 # for the next turn of the event loop.
 OnResult = Callable[[Outputs | RequestError], None]
 
-# Up to this number of outputs, Python checks them faster than NumPy does; measured.
+# If there are at most this number of outputs, Python checks them faster than NumPy does. The number was measured.
 _FEW_NUMBERS = 512
 
 
@@ -58,7 +58,7 @@ class Entry:
         self.outputs: list[Outputs] = []
 
     def cancel(self) -> None:
-        """Drop the entry: rows that are still queued are not run. After the result, `cancel` does nothing."""
+        """Drop the entry. Its rows that are still queued are not run. After the result, `cancel` does nothing."""
         if self.on_result is not None:
             self.on_result = None
             self._queue.release(self)

@@ -1,8 +1,8 @@
 """One request from its body to its reply: decode, submit to the batcher, encode.
 
-An exchange uses no task and no coroutine. This module knows a codec, a batcher and a pool of threads, but no socket and
-no framework. Work that would block the event loop too long runs in the pool: reading large or compressed bodies, and
-compressing large responses.
+An exchange uses no task and no coroutine. This module uses a codec, a batcher and a pool of threads. It does not depend
+on sockets or on a framework. Work that would block the event loop too long runs in the pool: reading large or
+compressed bodies, and compressing large responses.
 
     start -> decode -> batcher -> encode -> compress -> on_reply
 """
@@ -65,7 +65,10 @@ class Codec(Protocol):
     """Reads the requests of one protocol for one model."""
 
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
-        """Read one request. Raises `RequestError`. With `fast_only`, raises `SlowBody` if there is no fast path."""
+        """Read one request. Raises `RequestError`.
+
+        If `fast_only` is true and the codec has no fast path for the body, raises `SlowBody`.
+        """
 
     def for_query(self, query: bytes, /) -> Codec:
         """Return the codec for requests whose URL has this query. Raises `InvalidInput` for a wrong query."""
@@ -73,7 +76,7 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Limits of one request: the bytes of the decompressed body, and the seconds until the run of its rows must begin.
+    """The limits of one request: the bytes of the decompressed body, and the seconds until the run must begin.
 
     compression: whether a response may be compressed.
     """
@@ -119,7 +122,8 @@ class Exchange:
         self._body: bytes | bytearray = b""  # kept while the exchange waits to begin
         self._high = False  # whether the request has high priority
         self._request: DecodedRequest | None = None
-        self._pending: Entry | asyncio.Future[Any] | None = None  # the step that the exchange waits for
+        # the future of the step whose end the exchange waits for
+        self._pending: Entry | asyncio.Future[Any] | None = None
         self._open = True
         resources.requests.in_flight += 1
 
@@ -167,8 +171,8 @@ class Exchange:
     def _decode_here(self, body: bytes | bytearray) -> None:
         """Decode the body on the event loop, or in the pool if decoding takes long.
 
-        This method first tries to decompress the body on the event loop. If the decompressed body is small, it need not
-        wait in the pool behind large bodies.
+        This method first tries to decompress the body on the event loop. So a small body does not wait in the pool
+        behind large bodies.
         """
         request: DecodedRequest | None
         plain: bytes | bytearray = body
@@ -266,7 +270,7 @@ class Exchange:
             predictions.add(request_id, outputs)
 
     def _compress(self, reply: Reply) -> None:
-        """Compress the reply if the client accepts that, and finish."""
+        """Compress the reply if the client accepts compression. Then finish."""
         try:
             if self._resources.limits.compression and b"accept-encoding" in self._headers:
                 if len(reply.body) <= _LARGE_RESPONSE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foldserve.service.engine.repository import Model, Repository
 
-# The protocol's states, by the state of a version that does not serve.
+# Maps each state of a version that does not serve to the protocol's name for this state.
 _STATES = {"refused": "UNAVAILABLE", "loading": "LOADING", "unloaded": "UNAVAILABLE"}
 
 

@@ -1,6 +1,7 @@
 """The drift and the quality of the models over all processes: asks each process for its part, and joins the answers.
 
-Each process counts only the requests that it answers itself. This module knows how processes are asked, but no HTTP.
+Each process counts only the requests that it answers itself. This module asks the processes. It does not depend on
+HTTP.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from foldserve.service.quality.monitor import Snapshot
 
 log = logging.getLogger("foldserve")
 
-_PATIENCE = 5.0  # seconds for the answers of all processes
+_PATIENCE = 5.0  # the server waits this number of seconds for the answers of all processes
 # The largest number of labels in one request, unless the server remembers more rows of a version.
 _MAX_LABELS = 10_000
 
@@ -69,7 +70,7 @@ class LiveQuality:
         return describe(model.monitor, _snapshots(answers).get(_key(model), ()))
 
     async def label(self, name: str, body: bytes | bytearray) -> FeedbackAnswer:
-        """Count labels. body: of the request.
+        """Count labels. body: the body of the request.
 
         Raises `UnknownModel`, `ModelNotReady` if no version is loaded, `InvalidInput` and `DeadlinePassed`.
         """
@@ -103,12 +104,12 @@ class LiveQuality:
         except DeadlinePassed as error:
             log.error("the metrics of drift and quality are left out: %s", error)
         else:
-            # For a thousand models this takes seconds, in which the event loop must answer requests.
+            # For a thousand models, this work takes seconds. The event loop must answer requests in this time.
             figures = await asyncio.to_thread(_figures, list(self._repository.ready_models()), answers)
         self._metrics.set_figures(figures)
 
     def _own_figures(self) -> list[Figure]:
-        """Return the figures of this process alone. Any thread may call it."""
+        """Return the figures of only this process. Any thread may call it."""
         models = list(self._repository.ready_models())
         return [
             figure for model in models for figure in figures_of(describe(model.monitor, [model.monitor.snapshot()]))
@@ -154,17 +155,17 @@ def _snapshots(answers: Iterable[str]) -> dict[str, list[Snapshot]]:
 
 
 def _figures(models: Iterable[Model], answers: Iterable[str]) -> list[Figure]:
-    """Return the figures of all processes. Any thread may call it. answers: of all processes."""
+    """Return the figures of all processes. Any thread may call this function. answers: the answers of all processes."""
     by_key = _snapshots(answers)
     return [figure for model in models for figure in figures_of(describe(model.monitor, by_key.get(_key(model), ())))]
 
 
 def _key(model: Model) -> str:
-    """Return the same text in every process that has loaded the same bundle."""
+    """Return the key of a version. Processes that have loaded the same bundle get the same key."""
     return f"{model.manifest.name}/{model.manifest.version}/{model.digest}"
 
 
 def _label(models: Sequence[Model], entry: Entry) -> Outcome:
-    """Count the labels of one request in the version that has answered it."""
+    """Count the labels of one request. They count for the version that has answered this request."""
     outcomes = (model.monitor.label(entry.request_id, entry.labels) for model in models)
     return next((outcome for outcome in outcomes if outcome.problem != "unknown"), Outcome())

@@ -1,6 +1,6 @@
-"""Keeps the last live rows of one model with their outputs, in memory only. A new version is tested with them.
+"""Keeps the last live rows of one model with their outputs, in memory only. A new version is tested with these rows.
 
-It knows rows and outputs, but no request.
+This module uses only rows and outputs. It does not depend on requests.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from foldserve.service.arrays import Outputs, Rows, Run
 
-# A batch of at most _SMALL_BATCH rows is not written to the arrays at once. _MAX_PENDING such batches are written
-# together, because one large write is cheaper than many small ones.
+# A batch of at most _SMALL_BATCH rows first waits in a list. _MAX_PENDING such batches are written together, because
+# one large write is cheaper than many small ones.
 _SMALL_BATCH = 32
 _MAX_PENDING = 64
 
@@ -23,8 +23,8 @@ _MAX_PENDING = 64
 class LiveRows:
     """The last rows that a model has answered. size: the number of rows to keep; with 0, no row is kept.
 
-    ignored: float32 [1, features]; a batch that is this same array object is not kept, because it comes from a check by
-    the server itself.
+    ignored: float32 [1, features]. The server itself checks the model with this array, so a batch that is this same
+    object is not kept.
 
     A new row replaces the oldest row. If a batch has more rows than `size`, evenly spaced rows of it are kept.
     """
@@ -83,7 +83,7 @@ class LiveRows:
             self._store(rows[-self._size :], outputs[-self._size :])
 
     def _store(self, rows: Rows, outputs: Outputs) -> None:
-        """Replace the oldest rows by at most `size` rows."""
+        """Write these rows in place of the oldest rows. There are at most `size` rows."""
         size = self._size
         first = min(len(rows), size - self._next)
         self._rows[self._next : self._next + first] = rows[:first]
@@ -97,5 +97,5 @@ class LiveRows:
 
 @lru_cache(16)  # most batches of a busy server have the same size
 def _evenly_spaced(count: int, size: int) -> npt.NDArray[np.intp]:
-    """Return `size` evenly spaced places of `count` rows."""
+    """Return the places of `size` rows, evenly spaced among `count` rows."""
     return np.linspace(0, count - 1, size).astype(np.intp)

@@ -43,7 +43,7 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-# Rows that are explained in one run. Larger arrays would not stay in the cache of the processor.
+# Rows that are explained in one run. Larger arrays would not fit into the cache of the processor.
 _MAX_EXPLAINED = 64
 
 
@@ -80,9 +80,9 @@ class Loader:
     def load_version(self, path: Path, name: str, version: int, *, rename: bool = False) -> Model | Unavailable:
         """Load the bundle in the folder `path`.
 
-        rename: whether the bundle serves under `name`, although it may have another name. Otherwise, the folder must be
-        <name>/<version> with the manifest's name and version. Raises `DeviceError` if the requested device is not
-        available.
+        rename: whether the bundle serves under `name`, even if its manifest has another name. If this is false, the
+        folder must be <name>/<version> with the manifest's name and version. Raises `DeviceError` if the requested
+        device is not available.
         """
         started = time.perf_counter()
         try:
@@ -117,7 +117,7 @@ class Loader:
         )
 
     def _assemble(self, path: Path, manifest: Manifest, runtime: Runtime, parity: Parity, digest: str) -> Model:
-        """Put a batcher before the runtime, and an endpoint for each protocol before the batcher.
+        """Create a batcher that calls the runtime. Then create an endpoint for each protocol that calls the batcher.
 
         The function has more than 50 lines, because the parts of a model meet here.
         """
@@ -147,7 +147,7 @@ class Loader:
         def endpoint(
             protocol: str, codec: Codec, batcher: Batcher = batcher, last_run: LastRun | None = last_run
         ) -> Endpoint:
-            # The metrics of unusual values and of training ranges are those of predictions.
+            # Explanations and predictions share the metrics of unusual values and of training ranges.
             requests = metrics.for_endpoint(*labels, protocol, count_rows if protocol != EXPLAIN else lambda _: {})
             created.append(requests)
             shared = (codec, self._admission, batcher, limits, self._pool, self._memory, metrics, requests)
@@ -185,7 +185,10 @@ class Loader:
         )
 
     def _logged(self, manifest: Manifest) -> Callable[[Codec], Codec]:
-        """Return a function that lets the log of predictions sample the requests of a codec, if there is a log."""
+        """Return a function that wraps a codec.
+
+        If there is a log of predictions, the wrapped codec passes a sample of its requests to the log.
+        """
         sampling = self._sampling
         if sampling is None:
             return lambda codec: codec

@@ -1,6 +1,6 @@
 """Exchanges that write their steps into the record of the request. `LastRun` keeps the times of a batcher's latest run.
 
-Without a log and without traces, requests use `Exchange` itself. So observing costs nothing if it is off.
+Without a log and without traces, requests use `Exchange` itself. So requests cost nothing more if nobody observes them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class LastRun:
     """Observes the runs of a batcher for the exchanges, then calls another observer.
 
     A batcher calls its observer before it calls back the exchanges of the run. So an exchange that is called back finds
-    the times of its own run here. ran_from, ran_to: the start and the end of the run, from `time.monotonic`. Most runs
-    have no request with a record, so a run only sets numbers.
+    the times of its own run in this object. ran_from, ran_to: the start and the end of the run, from `time.monotonic`.
+    For most runs, no request has a record. So this object only sets numbers in each run.
     """
 
     def __init__(self, observe: BatchObserver) -> None:
@@ -53,12 +53,12 @@ class LastRun:
 
 
 class ErrorListener(Protocol):
-    """Gets the errors of exchanges without a record. request_id: the id of the current request."""
+    """Gets the errors of exchanges that have no record. request_id: the id of the current request."""
 
     request_id: bytes
 
     def note_error(self, exchange: UnrecordedExchange, error: Exception) -> Record:
-        """Begin the record of a request that fails. Called before its reply."""
+        """Begin the record of a request that fails. Called before the request gets its reply."""
 
 
 class UnrecordedExchange(Exchange):
@@ -117,7 +117,8 @@ class ObservedExchange(Exchange):
         run = self._run
         if run is not None and not isinstance(outputs, DeadlinePassed):
             record, entry = self._record, self._pending
-            # The batcher may split an entry into several runs. Its run time begins with the first of them.
+            # The batcher may split an entry into several runs. The run time of the entry begins with the first of these
+            # runs.
             first = getattr(entry, "began", None) if isinstance(entry, Entry) else None
             record.ran_from = run.ran_from if first is None else first
             record.ran_to = run.ran_to

@@ -1,4 +1,4 @@
-"""A few threads for work that would block the event loop too long. This module does not know the kind of work."""
+"""A few threads for work that would block the event loop too long. This module does not depend on the kind of work."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Pool:
         """Call `function` on a thread. Must be called on the event loop. Raises `QueueFull`.
 
         Only the returned future keeps the result. `asyncio.wrap_future` would make a cycle of references that also
-        keeps the result, and the result of a request with many rows takes tens of megabytes.
+        keeps the result. The result of a request with many rows takes tens of megabytes.
         """
         if not self._free.acquire(blocking=False):
             raise QueueFull("too many large bodies wait to be read", retry_after=1)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         running = self._executor.submit(_run, future, function, arguments)
-        # The callback belongs to the thread's future. The event loop's future is done as soon as it is cancelled,
-        # although the thread may still work.
+        # The callback belongs to the thread's future. The event loop's future is done as soon as it is cancelled. The
+        # thread may still work then.
         running.add_done_callback(lambda _: self._free.release())
         future.add_done_callback(lambda done: running.cancel() if done.cancelled() else None)
         return future

@@ -25,7 +25,7 @@ from foldserve.service.runtime.load import Runtime
 
 log = logging.getLogger("foldserve")
 
-_DRAIN_SECONDS = 0.05  # between two looks at the requests of a model that no longer serves
+_DRAIN_SECONDS = 0.05  # the time between two checks whether a retired model still has requests
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class Unavailable:
 class Versions:
     """The versions of one model.
 
-    by_number: newest first. current: the number of the version that answers requests without a version. labels: numbers
-    by label. notes: remarks about versions that serve, by number. compared: the measures of the comparison of a version
-    with the one that served, by number. canary: the share of requests without a version that the
-    label `canary` answers.
+    by_number: the versions by number, the newest first. current: the number of the version that answers requests
+    without a version. labels: the version number of each label. notes: remarks about versions that serve, by number.
+    compared: for each number, the measures of the comparison of this version with the version that served before.
+    canary: of the requests without a version, the share that the label `canary` answers.
     """
 
     by_number: Mapping[int, Model | Unavailable]
@@ -112,10 +112,10 @@ _NO_VERSIONS = Versions(MappingProxyType({}), None)
 
 
 class Repository:
-    """The models by name, and their versions. All methods but `publish` may be called at any time.
+    """The models by name, and their versions. All methods except `publish` may be called at any time.
 
-    default: the name of the model that answers /predict, or None. endpoints: by the path of a prediction request,
-    without percent-encoding. generation: counts the changes.
+    default: the name of the model that answers /predict, or None. endpoints: the endpoints by the path of a prediction
+    request, without percent-encoding. generation: the number of changes until now.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,10 @@ class Repository:
             asyncio.get_running_loop().call_soon(self._close_idle)
 
     def _close_idle(self) -> None:
-        """Close the models that no longer serve and have no request left. Look again soon if there are others."""
+        """Close the models that no longer serve and have no request left.
+
+        If other models still have requests, check again soon.
+        """
         for model in [model for model in self._retired if not model.busy]:
             self._retired.remove(model)
             try:
@@ -156,7 +159,7 @@ class Repository:
             asyncio.get_running_loop().call_later(_DRAIN_SECONDS, self._close_idle)
 
     def failure(self, model: Model) -> str | None:
-        """Return why a model that was loaded does not serve now; None if it does."""
+        """Return the reason why a loaded model does not serve now; None if the model serves."""
         found = self._failures.get(id(model))
         return None if found is None else found[1]
 
@@ -210,13 +213,19 @@ class Repository:
 
     @property
     def all_ready(self) -> bool:
-        """Whether there are models, and each has a version that serves. Models that were unloaded do not count."""
+        """Whether there are models, and each model has a version that serves.
+
+        Models that were unloaded do not count.
+        """
         wanted = [name for name, model in self._models.items() if not model.unloaded]
         return bool(wanted) and all(map(self.is_ready, wanted))
 
     @property
     def shown(self) -> Model | None:
-        """The model of the documentation's examples: the default model if it serves, or else the first that does."""
+        """The model of the documentation's examples.
+
+        This is the default model if it serves, or else the first model that serves.
+        """
         if self.default is not None and (found := self._current(self.default)) is not None:
             return found
         return next((found for name in self._models if (found := self._current(name)) is not None), None)
@@ -256,7 +265,7 @@ class Repository:
         return found.oip if version is not None else self.endpoints.get(f"/v2/models/{name}/infer".encode(), found.oip)
 
     def find(self, name: str | None = None, version: int | str | None = None) -> Model:
-        """Return the model to run. Without `name` it is the default model.
+        """Return the model to run. Without `name`, the result is the default model.
 
         version: a number or a label. Without `version`, the version is the one that answers requests without a version.
         Raises `UnknownModel`, or `ModelNotReady` if the version does not serve.

@@ -1,6 +1,7 @@
 """A codec that passes a sample of its requests and answers to a log.
 
-Without a log, endpoints use the codec itself. So the log costs nothing if it is off. This module knows no file.
+Without a log, endpoints use the codec itself. So requests cost nothing more if there is no log. This module does not
+use files.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Sampling:
 
 
 class SampledCodec:
-    """Reads requests with `codec`, and passes a random share of those that are answered to `recorder`."""
+    """Reads requests with `codec`. Passes a random share of the answered requests to `recorder`."""
 
     def __init__(self, codec: Codec, recorder: Recorder, share: float) -> None:
         self._codec = codec
@@ -58,7 +59,7 @@ class SampledCodec:
 
     def _record(self, request: DecodedRequest, headers: Headers) -> None:
         """Pass the request to the recorder once it is answered."""
-        # The function must not refer to `request`: a cycle would keep the arrays.
+        # The function below must not refer to `request`: a cycle of references would keep the arrays in memory.
         encode, rows, recorder = request.encode, request.rows, self._recorder
         identity = (request.identity or "").encode("utf-8", "replace")
         request_id = safe_id(headers.get(_REQUEST_ID, b"").strip()) or safe_id(identity)

@@ -1,6 +1,7 @@
-"""Every few seconds, predicts a golden row with each idle model. A model that fails is not ready until it succeeds.
+"""Every few seconds, this check lets each idle model predict a golden row.
 
-It belongs to the event loop. It does not know why a model fails.
+A model that fails is not ready until it succeeds. The check belongs to the event loop. It does not
+find out why a model fails.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class SelfCheck:
             asyncio.get_running_loop().call_later(self._interval, self._look)
 
     def _look(self) -> None:
-        """Check the models that have run nothing since the last call, and the models that are not healthy."""
+        """Check each model that had no run since the last call, and each model that is not healthy."""
         before, self._runs = self._runs, {}
         for model in self._repository.ready_models():
             runs = self._runs[id(model)] = model.batcher.runs
@@ -62,7 +63,7 @@ class SelfCheck:
 
 
 def _difference(model: Model, outputs: Outputs) -> str | None:
-    """Return how far the outputs of the golden row are from the reference; None if they are within the tolerance."""
+    """Return a text about the difference from the outputs of the reference; None within the tolerance."""
     reference = np.array(model.manifest.golden.outputs[:1], np.float64)
     parity = model.tolerance.measure(reference, outputs)
     return None if parity.holds else f"a golden output differs by {parity.max_absolute:.3g}"

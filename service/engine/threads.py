@@ -1,6 +1,6 @@
 """Chooses the number of threads for the runs of a model on the CPU.
 
-This module knows sizes and settings, but no session.
+This module uses sizes and settings. It does not use sessions.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from foldserve.service.machine import cgroup
 from foldserve.service.settings import Settings
 
-# A second thread costs more than it gains for a model.onnx below this size, in bytes; measured.
+# If model.onnx has fewer bytes than this, a second thread makes a run slower. The number was measured.
 _SMALL_MODEL = 4 * 2**20
 
 

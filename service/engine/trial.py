@@ -1,6 +1,7 @@
 """Compares a new version with the version that serves: their interfaces, and their answers to the last live rows.
 
-It counts the changes of the answers of two models. `live/verdict.py` decides whether they are too large.
+It counts the differences between the answers of the two versions. `live/verdict.py` decides whether the changes are too
+large.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _TIMED_RUNS = 5
 
 
 def compare(old: Model, new: Model, trial: Trial) -> Outcome:
-    """Compare two versions. If their interfaces do not allow a swap, the outcome has the reason.
+    """Compare two versions. If the interfaces of the two versions do not allow a swap, the outcome has the reason.
 
     Otherwise the outcome has the changes of the answers, if the trial asks for them.
     """
@@ -75,7 +76,7 @@ def interface_changes(old: Manifest, new: Manifest) -> Iterator[str]:
 def _feature_changes(old: Feature, new: Feature) -> Iterator[str]:
     if old.kind != new.kind:
         yield f"the feature {old.name!r} is {new.kind}, not {old.kind}"
-    elif new.categories[: len(old.categories)] != old.categories:  # more categories at the end change no index
+    elif new.categories[: len(old.categories)] != old.categories:  # new categories at the end change no other index
         yield f"the categories of {old.name!r} differ"
     if old.missing and not new.missing:
         yield f"the feature {old.name!r} may not be missing any more"

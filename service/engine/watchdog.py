@@ -1,4 +1,4 @@
-"""Finds a run that hangs. This module knows batchers. The caller decides what to do with the process.
+"""Finds a run that hangs. This module watches batchers. The caller decides what to do with the process.
 
 A hung call of a runtime can't be stopped in its process. Only a new process can serve the model again.
 """
@@ -16,7 +16,7 @@ _CHECKS, _MAX_SECONDS = 10, 1.0
 
 
 class Watchdog:
-    """A thread that looks for a run of more than `limit` seconds.
+    """A thread that searches for a run that takes more than `limit` seconds.
 
     batchers: called at each check; returns the batchers to watch, with their names. on_hang: called once, on the
     thread. Its arguments are the name of a batcher whose run hangs, and whether that run blocks the event loop.
@@ -46,7 +46,8 @@ class Watchdog:
                 began = batcher.run_began
                 if began is None or now - began <= self._limit:
                     continue
-                if (name, began) in before:  # two checks must find it, because a stopped process may just have resumed
+                # one check is not enough: a paused process may have resumed just before the check
+                if (name, began) in before:
                     batcher.hung = True
                     self._on_hang(name, not batcher.running)
                     return

@@ -1,7 +1,8 @@
-"""Accepts the clients of one listening socket. This module knows asyncio's protocols and TLS, but not HTTP.
+"""Accepts the clients of one listening socket. This module uses asyncio's protocols and TLS.
 
-An event loop accepts one connection in each turn. A turn that answers hundreds of busy connections takes long, so new
-connections and health checks would wait. This class accepts all waiting connections in each turn.
+It does not depend on HTTP. An event loop accepts one connection in each turn. A turn that answers hundreds of busy
+connections takes long, so new connections and health checks would wait. This class accepts all waiting connections in
+each turn.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ log = logging.getLogger("foldserve")
 # The largest number of connections that are accepted in one turn. Then the event loop serves the open connections,
 # before it accepts more.
 _MAX_PER_TURN = 64
-# The same number if there are several workers. A client often opens all connections of its pool at once and keeps them
-# open. The number is small, so that other workers accept some of them. A busy worker has long turns, so it accepts
-# fewer connections than an idle worker.
+# The largest number of connections that one of several workers accepts in one turn. A client often opens all
+# connections of its pool at once and keeps them open. The number is small, so that other workers accept some of them. A
+# busy worker has long turns, so it accepts fewer connections than an idle worker.
 _MAX_PER_TURN_OF_WORKER = 2
-# Seconds until the next try when the process or the machine has no descriptor or memory for a connection.
+# If the process or the machine has no descriptor or no memory for a connection, the next try is after this number of
+# seconds.
 _RETRY_SECONDS = 0.5
 # The largest number of connections that are accepted when the server stops. The kernel's queue has this length.
 _MAX_AT_STOP = 2048
@@ -51,7 +53,7 @@ class Acceptor:
         self._max_per_turn = _MAX_PER_TURN_OF_WORKER if shared else _MAX_PER_TURN
         self._opening: set[asyncio.Task[None]] = set()  # connections without a protocol yet, e.g. in a TLS handshake
         self._retry: asyncio.TimerHandle | None = None
-        self._failing = False  # the last try to accept has failed, and the log says so
+        self._failing = False  # whether the last try to accept has failed; the log then has a line about it
 
     def start(self) -> None:
         """Begin to accept connections. Must be called on the event loop."""
@@ -62,8 +64,8 @@ class Acceptor:
     async def stop(self) -> None:
         """Accept the connections that the kernel has queued, then stop accepting.
 
-        If the listener closed while its queue has connections, the kernel would reset these connections, although their
-        clients may have sent requests.
+        Otherwise the kernel would reset the queued connections when the listener closes. Their clients may already have
+        sent requests.
         """
         for _ in range(_MAX_AT_STOP):
             if not self._accept_one():
@@ -80,7 +82,7 @@ class Acceptor:
                 break
 
     def _accept_one(self) -> bool:
-        """Accept one connection. Returns whether more connections may be waiting."""
+        """Accept one connection. Returns whether more connections may wait."""
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError):
@@ -108,7 +110,10 @@ class Acceptor:
             connection.close()
 
     def _pause(self, error: OSError) -> None:
-        """Stop accepting for a moment. The socket stays readable, so the loop would try again without a pause."""
+        """Stop accepting for a moment.
+
+        Without this call, the loop would try again without a pause, because the socket stays readable.
+        """
         if not self._failing:
             log.error("can't accept connections: %s", error.strerror)
         self._failing = True

@@ -1,6 +1,6 @@
 """The lines that the server prints when it is ready: its address, and an example command.
 
-This module knows no sockets.
+This module does not use sockets.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from foldserve.service.protocols.friendly import example
 
 
 def announcement(urls: Sequence[str], service: Service, socket_path: str | None = None) -> str:
-    """Return the lines to print. The command works as printed; if keys are needed, it reads the variable KEY.
+    """Return the lines to print. The user can copy the command.
 
-    urls: the URL of predictions, then the URL of metrics and administration if the two differ. socket_path: the path
-    of the Unix socket that has the first URL; None for a port.
+    If the server needs keys, the command reads the variable KEY.
+    urls: first the URL of predictions. If metrics and administration have another URL, this URL comes second.
+    socket_path: the path of the Unix socket that has the first URL; None for a port.
     """
     url = urls[0]
     repository = service.repository

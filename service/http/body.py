@@ -1,8 +1,8 @@
-"""The bodies of HTTP/1.1 requests: framing and limits. This module does not know sockets or endpoints.
+"""The bodies of HTTP/1.1 requests: framing and limits. This module does not depend on sockets or endpoints.
 
 A reader stops after the last byte of the body, because the next request in the packet must wait for the response.
 httptools does not report the offset at which a chunked body ends. But a chunked body ends with a blank line, and
-httptools refuses a line without CR. So each call passes httptools the bytes up to the next blank line at most. For a
+httptools refuses a line without CR. So each call passes to httptools only the bytes up to the next blank line. For a
 body with a Content-Length, the reader counts the bytes itself.
 """
 
@@ -70,7 +70,7 @@ class BodyReader:
             else:
                 if not isinstance(self._content, Body):
                     self._content = self._memory.new_body()
-                self._content.add(memoryview(data)[start:end])  # a slice of bytes would be one more copy
+                self._content.add(memoryview(data)[start:end])  # a slice of bytes would copy the bytes once more
         return end
 
     def take(self) -> bytes | bytearray:

@@ -3,8 +3,8 @@ protocol.
 
 A prediction needs no task and no ASGI messages: its body goes to `Endpoint.start`, and the reply goes to the socket.
 The connection handles one request at a time, so the bytes of later requests wait. phase.py has a diagram of the phases.
-This module does not know the app or uvicorn: any `asyncio.Protocol` can be the inner protocol.
-This module has more than 350 lines, because one class owns every change of the phase.
+This module does not depend on the app or on uvicorn: any `asyncio.Protocol` can be the inner protocol. This module has
+more than 350 lines, because one class owns every change of the phase.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from foldserve.service.protocols.reply import Reply, refusal
 # The connection closes this number of seconds after an error response. Until then, the client can read the response,
 # although it may still be sending its request.
 _LINGER_SECONDS = 2
-# When the server stops, an idle connection stays open for _LAST_SECONDS, because a request may already be on its way. A
-# connection whose client was active recently stays open until _ACTIVE_SECONDS after the last activity.
+# When the server stops, an idle connection stays open for _LAST_SECONDS, because a request may already be on its way.
+# If the client was active recently, its connection stays open until _ACTIVE_SECONDS after the last activity.
 _LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
 # libuv reads up to 8 MB from one connection before it looks at another one. After a read of this number of bytes, a
 # connection waits for the next turn of the event loop. So large bodies do not delay other requests.
 _LONG_READ = 2**17
-# A client may close its side of the connection while it waits for responses. The server sends these responses for at
-# most this number of seconds.
+# A client may close its side of the connection while it waits for responses. After that, the server still sends
+# responses for at most this number of seconds.
 _HALF_CLOSED_SECONDS = 1.0
 
 
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         self._phase = IDLE
         self._since = 0.0  # the last time a request began, the connection became idle, or the client stopped reading
         self._last = False  # no more requests are read; the connection closes after the remaining responses
-        # Received bytes, and the offset of the first byte that has not been read.
+        # The received bytes, and the offset of the first byte that was not read yet.
         self._unread, self._offset = b"", 0
         self._head_reader = HeadReader(context.heads)
         self._endpoint: Endpoint | None = None  # set in the phase BODY; None in APP_BODY
@@ -101,8 +101,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Keep the connection open if a response is due: the client may have closed only its side for writing."""
         self._inner.eof_received()
-        # The server can't tell whether the client has closed only its side or has disconnected. The rows of a
-        # disconnected client must not stay queued for long.
+        # The server can't see the difference between a client that has closed only its side and a client that has
+        # disconnected. The rows of a disconnected client must not stay queued for long.
         waits = self._phase in (RESPONSE, APP_RESPONSE) or bool(self._unread)
         due = waits and self._transport.can_write_eof()  # not with TLS
         if due and not self._last:
@@ -136,7 +136,10 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._set_reading)
 
     def _take_whole_request(self, data: bytes) -> bool:
-        """Start a prediction if `data` is exactly one request for it. This is the fast path of nearly all requests."""
+        """Start a prediction if `data` is exactly one whole request for a prediction.
+
+        This is the fast path of nearly all requests.
+        """
         body_start = data.find(BLANK_LINE) + len(BLANK_LINE)
         try:
             head = self._context.heads[data[:body_start]]
@@ -184,7 +187,7 @@ class Connection(asyncio.Protocol):
             self._close(abort=self._write_paused)
 
     def shutdown(self) -> None:
-        """Respond to the requests that have arrived or are on their way, then close."""
+        """Respond to the requests that have arrived and to those that are on their way. Then close."""
         self._last = True
         if self._phase is IDLE:
             active = self._since + _ACTIVE_SECONDS - time.monotonic()
@@ -199,7 +202,7 @@ class Connection(asyncio.Protocol):
     # --- a request ----------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Read the received bytes until none are left or a response must be written first."""
+        """Read the received bytes. Stop when no byte is left, or when a response must be written first."""
         while self._offset < len(self._unread) and self._phase in READING and not self._write_paused:
             try:
                 self._read_head() if self._body is None else self._read_body(self._body)
@@ -210,7 +213,7 @@ class Connection(asyncio.Protocol):
         self._set_reading()
 
     def _read_head(self) -> None:
-        """Read until the head is complete or no bytes are left."""
+        """Read until the head is complete, or until no byte is left."""
         head, self._offset = self._head_reader.read(self._unread, self._offset)
         if self._phase is IDLE and (head is not None or self._head_reader.begun):
             self._phase = HEAD
@@ -236,7 +239,7 @@ class Connection(asyncio.Protocol):
             self._finish(body)
 
     def _read_body(self, body: BodyReader) -> None:
-        """Read until the request is complete or no bytes are left."""
+        """Read until the request is complete, or until no byte is left."""
         start, self._offset = self._offset, body.read(self._unread, self._offset)
         if self._phase is APP_BODY:
             self._inner.data_received(self._unread[start : self._offset])
@@ -342,7 +345,10 @@ class Connection(asyncio.Protocol):
             self._body = None
 
     def _close_if_idle(self) -> None:
-        """Close the connection, unless the kernel holds bytes of a request that the event loop has not read yet."""
+        """Close the connection.
+
+        If the kernel has bytes of a request that the event loop has not read, the connection stays open.
+        """
         if self._phase is IDLE and has_bytes(self._transport):
             asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
         elif self._phase is IDLE:

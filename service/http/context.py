@@ -1,4 +1,7 @@
-"""The objects that all connections of one process share. This module does not know sockets or single requests."""
+"""The objects that all connections of one process share.
+
+This module does not depend on sockets or on a single request.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ _MAX_CACHED = 256
 class Limits:
     """Limits of one connection.
 
-    max_head, max_body: in bytes. request_timeout: seconds between the first and the last byte of a request.
+    max_head, max_body: the largest head and the largest body, in bytes. request_timeout: seconds between the first and
+    the last byte of a request.
     idle_timeout: seconds after which a connection closes if it has no request, or if its client does not read.
     """
 
@@ -89,8 +93,8 @@ class ConnectionContext:
     def encode(self, reply: Reply, *, close: bool, head: Head | None = None, request_id: bytes = b"") -> bytes:
         """Return the bytes of a response.
 
-        close: whether to send `Connection: close`. head: the head of the request. request_id: for X-Request-Id; empty
-        for none.
+        close: whether to send `Connection: close`. head: the head of the request. request_id: the value of
+        X-Request-Id; empty if the response has no such header.
         """
         if self.cors and head is not None and (origin := head.headers.get(b"origin")) is not None:
             headers = (b"access-control-allow-origin", origin), EXPOSED_HEADERS, (b"vary", b"origin")

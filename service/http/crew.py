@@ -1,6 +1,6 @@
-"""The workers of a supervisor as the crew of its coordinator: every worker prepares a change, then every one commits.
+"""The workers of a supervisor, as the crew of the coordinator. Every worker prepares a change.
 
-It knows lines and messages, but no process.
+Then every worker commits this change. This module uses lines and messages. It does not depend on processes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from foldserve.service.live.plan import Attempts, Outcomes, Plan
 class Member:
     """One worker. replies: the messages `prepared` and `committed`, then None when the worker is dead.
 
-    follows: whether the worker serves a plan. A worker that is started later loads its first plan by itself, so no
-    change waits for it.
+    follows: whether the worker serves a plan. A worker that starts later loads its first plan by itself. So no change
+    waits for this worker.
     """
 
     def __init__(self, line: Line) -> None:
@@ -31,14 +31,14 @@ class Member:
         while (reply := self.replies.get()) is not None:
             if reply[1] == number:
                 return reply[0]
-        self.replies.put(None)  # for the next call
+        self.replies.put(None)  # the next call must also find None
         return None
 
 
 class WorkerCrew:
-    """All workers. `add` and `remove` may be called on any thread, the other methods on the coordinator's thread.
+    """All workers. Any thread may call `add` and `remove`. Only the coordinator's thread may call the other methods.
 
-    before_first: called before the first plan serves.
+    before_first: a function that is called before the first plan serves.
     """
 
     def __init__(self, before_first: Callable[[], object]) -> None:
@@ -62,7 +62,7 @@ class WorkerCrew:
         member.replies.put(None)
 
     def prepare(self, attempts: Attempts) -> Sequence[Outcomes]:
-        """Let every worker load the versions. Returns the outcomes of those that are alive at the end."""
+        """Let every worker load the versions. Returns the outcomes of the workers that are alive at the end."""
         with self._lock:
             members = [member for member in self._members if member.follows or self._plan is None]
             number = self._send(members, "prepare", attempts.model_dump_json())
@@ -70,7 +70,7 @@ class WorkerCrew:
         return [Outcomes.model_validate_json(reply) for reply in replies]
 
     def commit(self, plan: Plan) -> None:
-        """Let every worker serve a plan. Returns when they do."""
+        """Let every worker serve a plan. Returns when all workers serve the plan."""
         if self._plan is None:
             self._before_first()
         with self._lock:

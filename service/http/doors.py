@@ -1,6 +1,6 @@
 """The doors of a server. A door is a listener, its TLS certificate, and the routes that its clients can use.
 
-This module creates the connections of clients. It knows neither signals nor the phases of the server.
+This module creates the connections of clients. It does not depend on signals or on the phases of the server.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def load_tls(settings: Settings, listeners: Listeners) -> Sequence[Tls | None]:
 def create_doors(
     settings: Settings, service: Service, listeners: Listeners, tls: Sequence[Tls | None]
 ) -> Sequence[Door]:
-    """Create a door for each listener, the main one first. tls: as `load_tls` returns it."""
+    """Create a door for each listener, the main one first. tls: the result of `load_tls`."""
     app = create_app(service)
     door = partial(_create_door, settings, service)
     if listeners.admin is None:
@@ -113,8 +113,8 @@ def _create_door(
     endpoints: Mapping[bytes, Endpoint],
     tls: Tls | None,
 ) -> Door:
-    """Create one door. host: as in the settings. endpoints: the endpoints of the connections, by path."""
-    # Web pages can't reach a Unix socket, so its Host headers are those of a proxy, and any host is allowed.
+    """Create one door. host: the host in the settings. endpoints: the endpoints of the connections, by path."""
+    # Web pages can't reach a Unix socket. A proxy sends the requests, with any Host header. So every host is allowed.
     address = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
     context = ConnectionContext(
         endpoints,

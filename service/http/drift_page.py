@@ -1,6 +1,7 @@
-"""The drift of one version as an HTML page: no script, and no file of any server.
+"""The drift of one version as an HTML page. The page has no script and loads no file.
 
-The only style is the text below, which the content security policy names by its hash. This module knows no route.
+The only style is the text below, which the content security policy names by its hash. This module does not depend on
+routes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ HEADERS = {
 _CLASSES = {"drift": "drift", "moderate drift": "moderate", "stable": "stable"}
 _WIDTH, _HEIGHT = 130, 36
 _MOST_BARS = 40
-# The features with the largest index come first. The page shows at most this many.
+# The page shows at most this number of features. The features with the largest index come first.
 _MOST_FEATURES = 200
 _MEASURES = {"accuracy": "accuracy", "log_loss": "log loss", "rmse": "RMSE", "mae": "MAE"}
 
@@ -160,7 +161,7 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], nu
         "<tr>" + "".join(f"<td{right.get(i, '')}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
     )
     table = f'<table aria-label="{escape(caption)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    # A caption in the table would be as wide as the table, and a phone would not show its end.
+    # A caption inside the table would be as wide as the table. A phone would not show the end of the caption.
     return f'<p class="quiet">{escape(caption)}</p><div class="wide" tabindex="0">{table}</div>'
 
 

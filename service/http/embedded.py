@@ -1,7 +1,7 @@
 """The service as an ASGI app inside another program's server, such as a replica of Ray Serve.
 
-This module owns the life of the service there, by the lifespan protocol of ASGI. The other program owns sockets, HTTP,
-signals and processes. https://asgi.readthedocs.io/en/latest/specs/lifespan.html
+This module starts and stops the service when the lifespan protocol of ASGI says so. The other program owns sockets,
+HTTP, signals and processes. https://asgi.readthedocs.io/en/latest/specs/lifespan.html
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from foldserve.service.telemetry.trace_context import safe_id
 
 log = logging.getLogger("foldserve")
 
-# These settings belong to the other program.
+# The other program decides these settings.
 FOREIGN_SETTINGS = frozenset(
     {
         *("host", "port", "uds", "grpc_port", "admin_port", "admin_host", "tls_cert", "tls_key", "tls_client_ca"),
@@ -51,8 +51,8 @@ def check_settings(settings: Settings) -> None:
 class EmbeddedService:
     """An ASGI app that serves the models of `settings`. The server must use the lifespan protocol.
 
-    The app has the routes of predictions, explanations and health. It has no metrics and no administration, because
-    behind a balancer such a request reaches only one of several processes.
+    The app has the routes of predictions, explanations and health. It has no routes of metrics and administration.
+    Behind a load balancer, a request to such a route would reach only one of several processes.
     """
 
     def __init__(self, settings: Settings) -> None:

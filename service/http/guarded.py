@@ -24,7 +24,7 @@ from foldserve.service.http.routes.common import to_response
 from foldserve.service.protocols.reply import Reply, failure, refusal
 from foldserve.service.telemetry.record import note_error
 
-_MAX_CACHED = 1024  # routes that were found, by method and path
+_MAX_CACHED = 1024  # the largest number of found routes in the cache
 
 
 def declared_scope(route: RouteContext) -> Scope | None:
@@ -52,7 +52,7 @@ def describe_keys(document: dict[str, Any], app: FastAPI) -> dict[str, Any]:
 class GuardedApp:
     """The app behind the guard of a service, for one listener.
 
-    scopes: the scopes of the routes that this listener has. For its clients, all other routes do not exist.
+    scopes: the scopes of the routes that this listener has. Its clients get a 404 for all other routes.
     """
 
     def __init__(self, app: FastAPI, service: Service, scopes: Collection[Scope] = tuple(Scope)) -> None:
@@ -82,8 +82,9 @@ class GuardedApp:
         return None
 
     def _find(self, method: str, path: str) -> tuple[bool, Scope | None]:
-        """Find a route as the app's router does: the first with this path and method, or else the first with this path.
+        """Find a route as the app's router does.
 
+        The result is the first route with this path and method, or else the first route with this path.
         Returns whether there is such a route, and the scope of that route.
         """
         connection: Connection = {"type": "http", "method": method, "path": path, "root_path": ""}

@@ -1,4 +1,4 @@
-"""The heads of HTTP/1.1 requests: parsing, limits and a cache. This module does not know bodies or sockets."""
+"""The heads of HTTP/1.1 requests: parsing, limits and a cache. This module does not depend on bodies or sockets."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ _MAX_CACHED_BYTES = 2048
 class Head:
     """The request line and the headers. Requests share this object, so nothing may change it.
 
-    raw: the bytes of the head, without the header that offers to upgrade to another protocol. headers: the values by
-    header name, in lower case. If several headers have the same name, the last value counts. content_length: the number
-    of bytes of the body; None if the body is chunked. request_id: the value of X-Request-Id; empty if it is missing or
-    not safe.
+    raw: the bytes of the head, without a header that offers another protocol. headers: the values by header name, in
+    lower case. If several headers have the same name, the last value counts. content_length: the number of bytes of the
+    body; None if the body is chunked. request_id: the value of X-Request-Id; empty if it is missing or not safe.
     """
 
     raw: bytes
@@ -58,8 +57,8 @@ class Heads(dict[bytes, Head | None]):
     A key is the bytes of a head with its blank line.
 
     check: called with the headers of each head that is parsed; it raises to refuse the request.
-    Looking up a head that is not in the cache parses it. For bytes that are not a complete head, the value is None. A
-    look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
+    If a head is not in the cache, the look-up parses the head. For bytes that are not a complete head, the value is
+    None. A look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
     """
 
     def __init__(self, max_head: int, check: Callable[[Headers], object] = lambda _: None) -> None:
@@ -115,12 +114,14 @@ class _Collector:
         elif version != "1.0":
             raise InvalidHttp("the version of HTTP is neither 1.1 nor 1.0")
         return Head(
-            # Java's HTTP client offers HTTP/2 by an Upgrade header. With it, httptools and uvicorn would skip the body.
+            # Java's HTTP client offers HTTP/2 by an Upgrade header. With this header, httptools and uvicorn would skip
+            # the body.
             _UPGRADE.sub(b"", self._raw) if upgrades else self._raw,
             method,
             self._url,
             headers,
-            # httptools refuses a length that is not digits, and a length together with a Transfer-Encoding.
+            # httptools refuses a Content-Length with other characters than digits. It also refuses a Content-Length
+            # beside a Transfer-Encoding.
             None if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0)),
             self._keep_alive and version == "1.1",
             safe_id(headers.get(b"x-request-id", b"")),
@@ -138,7 +139,8 @@ class _Collector:
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._keep_alive = self._parser.should_keep_alive()  # only valid here: httptools resets it if no body follows
+        # read this value here: httptools resets it later if no body follows
+        self._keep_alive = self._parser.should_keep_alive()
 
 
 class HeadReader:
@@ -155,7 +157,7 @@ class HeadReader:
 
     @property
     def begun(self) -> bool:
-        """Whether a head has begun. Empty lines before it do not count."""
+        """Whether a head has begun. Empty lines before the head do not count."""
         return bool(self._raw) and not self._raw.isspace()
 
     def read(self, data: bytes, start: int) -> tuple[Head | None, int]:
@@ -200,8 +202,9 @@ def _check_size(url: bytes, raw: bytes, max_head: int) -> None:
 
 
 def end_of_block(before: bytes, data: bytes, start: int) -> int:
-    """Find the offset after the first blank line of `data[start:]`, or the end of `data` if there is none.
+    """Find the offset after the first blank line of `data[start:]`.
 
+    Without a blank line, the result is the end of `data`.
     before: the last bytes before `start`, at most three; the blank line may begin in them.
     """
     if before:

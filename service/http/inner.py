@@ -1,8 +1,9 @@
 """Runs another protocol inside a connection, such as uvicorn's protocol with the FastAPI app.
 
-The connection and the inner protocol know only asyncio's interfaces, not each other. The inner protocol gets the
-unchanged bytes of one forwarded request at a time. The inner protocol writes its responses to an inner transport. The
-inner transport writes these bytes to the real transport, and parses them to find the end of each response.
+The connection and the inner protocol use only asyncio's interfaces. They do not depend on each other. The inner
+protocol gets the unchanged bytes of one forwarded request at a time. The inner protocol writes its responses to an
+inner transport. The inner transport writes these bytes to the real transport, and parses them to find the end of each
+response.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class InnerTransport(asyncio.Transport):
             try:
                 self._parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-                self._on_close()  # the end of this response is unknown, so no other response may follow
+                self._on_close()  # the server can't find the end of this response, so no other response may follow
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         self.write(b"".join(list_of_data))
@@ -212,6 +213,5 @@ class InnerTransport(asyncio.Transport):
     def _end(self) -> None:
         if not self.responded:
             self.responded = True
-            # Call back in the next turn of the event loop, because the inner protocol is still inside its call of
-            # `write`.
+            # Call back in the next turn of the event loop. Now, the inner protocol is still inside its call of `write`.
             asyncio.get_running_loop().call_soon(self._on_change)

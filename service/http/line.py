@@ -34,7 +34,10 @@ class Line:
             self.connection.send_bytes(json.dumps([kind, text, number]).encode())
 
     def receive(self) -> tuple[str, str, int]:
-        """Wait for a message. Returns its kind, text and number. Raises `EOFError` or `OSError` for a dead process."""
+        """Wait for a message. Returns the kind, the text and the number of the message.
+
+        Raises `EOFError` or `OSError` for a dead process.
+        """
         kind, text, number = json.loads(self.connection.recv_bytes())
         return kind, text, number
 

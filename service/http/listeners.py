@@ -1,6 +1,6 @@
 """The sockets on which a server listens: one for predictions, and perhaps another for metrics and administration.
 
-This module knows addresses, but no protocol.
+This module uses addresses. It does not depend on a protocol.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-BACKLOG = 2048  # the most connections in the kernel's queue, before the server accepts them
+BACKLOG = 2048  # the largest number of connections that wait in the kernel's queue until the server accepts them
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def is_on_loopback(listener: socket.socket) -> bool:
 
 @contextmanager
 def bind(settings: Settings) -> Iterator[Listeners]:
-    """Bind the ports, but do not listen until the models are loaded. Raises `StartError`."""
+    """Bind the ports. The sockets do not listen yet: the caller calls `Listeners.listen` later. Raises `StartError`."""
     main = _bind(settings.host, settings.port) if settings.uds is None else _bind_path(settings.uds)
     try:
         admin = None if settings.admin_port is None else _bind(settings.admin_host, settings.admin_port)
@@ -66,7 +66,7 @@ def bind(settings: Settings) -> Iterator[Listeners]:
         raise
     listeners = Listeners(main, admin)
     try:
-        # The kernel lets a process bind two sockets to one port, but only one of them may listen.
+        # A process can bind two sockets to one port, but only one of the sockets can listen.
         if admin is not None and admin.getsockname() == main.getsockname():
             raise StartError(f"--port and --admin-port are both {settings.admin_port}")
         yield listeners
@@ -76,7 +76,7 @@ def bind(settings: Settings) -> Iterator[Listeners]:
 
 
 def warn_if_open(settings: Settings, listeners: Listeners) -> None:
-    """Log a warning if clients on other machines need neither an API key nor a certificate."""
+    """Log a warning if clients on other machines can connect without an API key and without a certificate."""
     if settings.keys or settings.tls_client_ca is not None:
         return
     for listener in listeners.all:
@@ -106,7 +106,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _bind_path(path: Path) -> socket.socket:
-    """Bind a Unix socket. A killed server leaves its socket file behind, and this function removes such a file."""
+    """Bind a Unix socket. If a server was killed, its socket file still exists. This function removes such a file."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _one_line_errors(str(path)):

@@ -1,9 +1,9 @@
 """A connection whose requests have records. An observer gets each record when its response is complete.
 
-While the server is busy, only some predictions have a record. The others get one only if they fail.
+While the server is busy, only some predictions have a record. The other predictions get a record only if they fail.
 
-Without an observer, clients get a `Connection` itself. So observing costs nothing if it is off. This module does not
-know the uses of a record.
+Without an observer, clients get a `Connection` itself. So requests cost nothing more if nobody observes them. This
+module does not depend on how a record is used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ObservedConnection(Connection):
         self._observer = observer
         self._record: Record | None = None
         self._client, self._secure = "", False
-        self.request_id = b""  # of the current request, if it has no record
+        self.request_id = b""  # the id of the current request, if this request has no record
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -53,7 +53,7 @@ class ObservedConnection(Connection):
         self._finish_record(CLIENT_DISCONNECTED)
 
     def _new_record(self, head: Head | None) -> Record:
-        """Begin the record of a request. head: None if it can't be read."""
+        """Begin the record of a request. head: the head of the request; None if the head can't be read."""
         if head is None:
             record = Record(b"-", b"-", {}, b"", b"", self._client, secure=self._secure)
         else:
@@ -131,7 +131,7 @@ class ObservedConnection(Connection):
         super()._close(abort=abort)
 
     def _record_unanswered(self) -> None:
-        """Begin a record for a request whose client has disconnected, if it has none."""
+        """Begin a record for a request whose client has disconnected, if this request has no record."""
         if isinstance(self._exchange, UnrecordedExchange):
             self._exchange.fill(self._new_record(self._head))
 

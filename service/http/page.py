@@ -1,7 +1,7 @@
-"""Serves the page at / and its files. They are read, hashed and compressed once, when the app is created.
+"""Serves the page at / and its files. The files are read, hashed and compressed once, when the app is created.
 
-The path of a file contains the digest of all files. So a browser may keep a file for ever, and gets the new files after
-an upgrade. This module knows no model.
+The path of a file contains the digest of all files. So a browser may keep a file for ever. After an upgrade, the
+browser gets the new files, because their paths differ. This module does not depend on models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent.parent / "web" / "page"
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _INDEX = "index.html"
-# The text in the page that is replaced by the folder of its files.
+# A text in the page. The server replaces this text by the path of the folder with the page's files.
 _PLACE = b"{{files}}"
 
 
@@ -51,7 +51,10 @@ class _File:
 
 
 def add_page(app: FastAPI, *, enabled: bool) -> None:
-    """Add the routes of the page. enabled: if False, / leads a browser to /docs, and the files do not exist."""
+    """Add the routes of the page.
+
+    enabled: if this is False, the path / redirects a browser to /docs, and the files do not exist.
+    """
     contents = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in _TYPES}
     digest = hashlib.sha256(b"\0".join(contents.values())).hexdigest()[:16]
     index = _File(_INDEX, contents.pop(_INDEX).replace(_PLACE, f"page/{digest}".encode()), forever=False)

@@ -1,6 +1,7 @@
-"""Questions of a worker for all workers: the supervisor passes them on, and returns all answers at once.
+"""The supervisor passes a worker's question to all workers. Then it returns all answers to this worker at once.
 
-All methods belong to the thread of the supervisor that receives the messages. This module knows lines, but no process.
+All methods belong to the thread of the supervisor that receives the messages. This module uses lines. It does not
+depend on processes.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from foldserve.service.http.line import Line
 
 @dataclass
 class _Question:
-    """A question that lacks answers.
+    """A question to which at least one worker has not answered.
 
-    asker, number: the worker that asks, and its number. missing: workers yet to answer.
+    asker: the worker that asks. number: the number of its message. missing: the workers that have not answered yet.
     """
 
     asker: Line
@@ -49,7 +50,7 @@ class Questions:
             self._finish(number)
 
     def remove(self, worker: Line) -> None:
-        """Wait no longer for the answers of a dead worker, and drop its questions."""
+        """Stop waiting for the answers of a dead worker. Drop the questions that this worker has asked."""
         for number, question in list(self._waiting.items()):
             if question.asker is worker:
                 del self._waiting[number]
@@ -58,7 +59,7 @@ class Questions:
                 self._finish(number)
 
     def _finish(self, number: int) -> None:
-        """Send the answers to the worker that asked, if all are there."""
+        """If all workers have answered, send the answers to the worker that asked."""
         if not self._waiting[number].missing:
             question = self._waiting.pop(number)
             question.asker.send("answers", json.dumps(question.answers), question.number)

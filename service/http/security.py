@@ -1,7 +1,7 @@
-"""Response headers with which browsers protect users. Some headers are for all responses, some for pages, some for
-requests from other sites.
+"""Response headers with which browsers protect users.
 
-This module knows ASGI, but no route.
+Some headers are for all responses. Other headers are only for pages, or only for requests from other sites.
+This module uses ASGI. It does not depend on routes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ NO_SNIFF = (b"x-content-type-options", b"nosniff")
 _EXPOSED = ("Content-Encoding", "Inference-Header-Content-Length", "Retry-After", "WWW-Authenticate", "X-Request-Id")
 EXPOSED_HEADERS = (b"access-control-expose-headers", ", ".join(_EXPOSED).encode())
 
-# Headers of the page at /. It loads only files of this server, has no inline script or style, and opens in no frame.
+# Headers of the page at /. The page loads only files of this server. It has no inline script or style, and no other
+# page can show it in a frame.
 STRICT_PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
@@ -29,8 +30,8 @@ STRICT_PAGE_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
-# Headers of /docs. The page loads only files of this server and opens in no frame. The browser does not send the page's
-# address to other sites.
+# Headers of /docs. The page loads only files of this server. No other page can show it in a frame. The browser does not
+# send the page's address to other sites.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -64,7 +65,7 @@ def secured(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
 
 
 def _request_id(scope: Scope) -> bytes:
-    """Return the identifier of a request; empty if the client sends none and the request has no record."""
+    """Return the identifier of a request; empty if the client sends no identifier and the request has no record."""
     record = current_record.get()
     if record is not None:
         return record.request_id

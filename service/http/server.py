@@ -1,7 +1,7 @@
 """The listeners and one uvicorn server on them: start, announce, drain, stop.
 
 This module owns the process: signals, log and exit. With several workers, each worker runs `serve_in_worker`. This
-module does not know models or protocols.
+module does not depend on models or protocols.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("foldserve")
 
-# The seconds that a thread may hold the interpreter while another thread waits. Python's default is 5 ms. While a
-# thread decodes a large body, each event of the event loop is delayed by this time.
+# While another thread waits, a thread may hold the lock of the interpreter for this number of seconds. Python's default
+# is 5 ms. While a thread decodes a large body, each event of the event loop is delayed by this time.
 _SWITCH_INTERVAL = 1e-3
 
 
@@ -60,7 +60,8 @@ def run(settings: Settings) -> None:
     with bind(settings) as listeners, _answering_early(settings, listeners) as on_loaded:
 
         def announce(text: str) -> None:
-            warn_if_open(settings, listeners)  # not earlier: a server that can't start logs only one line
+            # this call does not come earlier, because a server that can't start logs only one line
+            warn_if_open(settings, listeners)
             _print(text)
 
         if settings.workers == 1:
@@ -77,9 +78,10 @@ def run(settings: Settings) -> None:
 def _answering_early(settings: Settings, listeners: Listeners) -> Iterator[Callable[[], object]]:
     """Answer clients while the models are loaded, unless `early_port` is off.
 
-    Yields the function that the server calls before it accepts connections. Raises `StartError`, as the function does.
+    Yields the function that the server calls before it accepts connections. This context manager and the function raise
+    `StartError`.
     """
-    tls = load_tls(settings, listeners)  # first, so that an error in a file comes at once
+    tls = load_tls(settings, listeners)  # this step comes first, so that an error in a file is reported at once
     if not settings.early_port:
         yield listeners.listen
         return
@@ -94,14 +96,14 @@ def _answering_early(settings: Settings, listeners: Listeners) -> Iterator[Calla
 def serve_in_worker(
     settings: Settings, listeners: Listeners, announce: Callable[[str], object], control: Control
 ) -> None:
-    """Serve in one of several processes. Their supervisor logs that the server has stopped."""
+    """Serve in one of several processes. The supervisor of these processes logs that the server has stopped."""
     exit_on_signals(quietly=True)
     _log_to_stderr(settings)
     _serve(settings, listeners, announce, control)
 
 
 def _print(text: str) -> None:
-    with suppress(OSError):  # the server serves even if its standard output is a full disk
+    with suppress(OSError):  # the server must serve even if its standard output is a file on a full disk
         print(text, flush=True)
 
 
@@ -114,7 +116,8 @@ def _serve(
 ) -> None:
     """Serve on sockets that listen, in this process.
 
-    announce: called with the lines to print when ready. on_loaded: called before this process accepts connections.
+    announce: a function that is called with the lines to print, when the server is ready. on_loaded: a function that is
+    called before this process accepts connections.
     """
     tls = load_tls(settings, listeners)
     allocator.return_large_blocks()
@@ -131,7 +134,7 @@ def _serve(
     try:
         on_loaded()
         server.run(sockets=list(listeners.all))
-    finally:  # uvicorn raises the signal again that has stopped it
+    finally:  # uvicorn has stopped because of a signal, and now raises this signal again
         stopped.set()
         service.close()
     control.join()
@@ -197,17 +200,18 @@ class _Server(uvicorn.Server):
         self._service.metrics.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Become unready, let uvicorn wait for the requests that have begun, then abort the other connections."""
+        """Become unready. Let uvicorn wait for the requests that have begun. Then abort the other connections."""
         self._service.control.stop()
         await self._wait_for_balancers()
-        if self._settings.workers == 1:  # with several workers the supervisor decides, since other workers may go on
+        # with several workers, the supervisor decides: other workers may continue to serve
+        if self._settings.workers == 1:
             for listener in sockets or ():
                 refuse_handshakes(listener)
             await asyncio.sleep(HANDSHAKE_SECONDS)
         for acceptor in self._acceptors:
             await acceptor.stop()
-        # uvicorn would cancel the tasks of clients that do not read, each with a traceback in the log. So their
-        # connections are aborted before, and doors.py gives uvicorn more time than this.
+        # If a client does not read, uvicorn would cancel the task of this client, and log a traceback.
+        # So the connections of these clients are aborted earlier. doors.py gives uvicorn more time than drain_timeout.
         loop = asyncio.get_running_loop()
         loop.call_later(self._settings.drain_timeout, self._abort_connections)
         async with asyncio.TaskGroup() as group:  # gRPC and HTTP have the same time to finish
@@ -223,7 +227,7 @@ class _Server(uvicorn.Server):
             connection.abort()
 
     async def _wait_for_balancers(self) -> None:
-        """Become unready, but serve for `drain_delay` more seconds: load balancers need time to notice.
+        """Become unready, but serve for `drain_delay` more seconds. Load balancers need this time to notice the change.
 
         With several workers, the supervisor makes the workers unready and waits, so the workers do not wait.
         """
@@ -237,12 +241,12 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.1)
 
     def _connections(self) -> list[Connection]:
-        """List the clients' connections. uvicorn keeps the protocols inside them in the same set."""
+        """List the clients' connections. uvicorn keeps the inner protocols of these connections in the same set."""
         return [found for found in tuple(self.server_state.connections) if isinstance(found, Connection)]
 
 
 def _rpc_server(settings: Settings, service: Service) -> RpcServer | None:
-    """Create the gRPC server, if it is wanted. Raises `StartError` without grpcio."""
+    """Create the gRPC server if the settings ask for it. Raises `StartError` without grpcio."""
     if settings.grpc_port is None:
         return None
     try:

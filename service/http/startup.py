@@ -1,7 +1,7 @@
 """Answers clients while the models are loaded for the first time: the process is alive, and nothing else is ready.
 
 It accepts connections on a thread of its own. The server takes over the listeners when the models serve. This module
-knows HTTP, but no model and no route except those of health.
+uses HTTP. It does not depend on models. Its only routes are the routes of health.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class StartupResponder:
     def stop(self) -> None:
         """Accept no more connections. The server accepts the connections that still wait in the kernel.
 
-        The thread goes on until the last accepted connection ends, for some seconds at most.
+        The thread continues until the last accepted connection ends. This takes a few seconds at most.
         """
         if not self._stopped.is_set():
             self._loop.call_soon_threadsafe(self._wanted.set)
             self._stopped.wait(_STOP_SECONDS)
 
     def join(self) -> None:
-        """Stop, and wait for the last responses, for a second at most."""
+        """Stop. Wait at most one second for the last responses."""
         self.stop()
         self._thread.join(_JOIN_SECONDS)
 
@@ -102,7 +102,8 @@ class StartupResponder:
                 await writer.drain()
                 if writer.can_write_eof():
                     writer.write_eof()
-                while await reader.read(_MAX_HEAD):  # if the client still sends, a close would reset the connection
+                # a close would reset the connection if the client still sends bytes
+                while await reader.read(_MAX_HEAD):
                     pass
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             pass  # the client is gone, too slow, or does not speak HTTP
@@ -114,7 +115,8 @@ class StartupResponder:
     def _reply(self, path: bytes) -> Reply:
         if path == b"/v2/health/live":
             return Reply(200, (JSON,), orjson.dumps({"live": True}))
-        # Nobody knows how long the load will take. So a client should wait as long as the load has taken so far.
+        # The server does not know how long the load will take. So it asks the client to wait as long as the load has
+        # taken until now.
         seconds = min(_MAX_RETRY, max(1, math.ceil(time.monotonic() - self._since)))
         reply = failure(503, "the server is loading its models for the first time", seconds)
         name = {b"/v2/health/ready": "ready", b"/v2/health/started": "started"}.get(path)

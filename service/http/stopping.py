@@ -1,6 +1,6 @@
-"""Steps that stop a server, for each kind of its processes: handle signals, and let no new connection in.
+"""The steps that stop a server: handle signals, and refuse new connections. Every process of a server uses these steps.
 
-This module knows signals and sockets, but no worker and no request.
+This module uses signals and sockets. It does not depend on workers or requests.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def _hang_up(_: int, __: object) -> None:
 def refuse_handshakes(listener: socket.socket) -> None:
     """Let the kernel ignore each new connection from now on, for all processes that share the listener.
 
-    Without this call, the kernel may complete a connection after the last `accept` and before the listener closes. Then
-    it would reset that connection, although its client may have sent a request. An ignored client tries again after a
-    second. By then, the port is closed or the next server listens. On systems other than Linux this function does
-    nothing.
+    Without this call, the kernel may complete a connection after the last `accept` and before the listener closes. The
+    kernel would then reset this connection. But the client may have sent a request already. An ignored client tries
+    again after a second. By then, the port is closed or the next server listens. On systems other than Linux this
+    function does nothing.
     """
     if sys.platform != "linux":
         return
-    # A classic BPF program over the TCP header. It drops each packet whose byte 13, the flags, has no ACK. Only the
-    # first packet of a handshake has no ACK, so handshakes that have begun can finish.
+    # A classic BPF program over the TCP header. Byte 13 of the header has the flags. The program drops each packet
+    # without the flag ACK. Only the first packet of a handshake has no ACK, so handshakes that have begun can finish.
     instructions = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x10), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
     filter_program = struct.pack("HL", len(instructions), ctypes.addressof(program))

@@ -1,6 +1,6 @@
 """TLS: the server's certificate, and the authorities of the clients' certificates. Changed files are loaded again.
 
-This module knows files and OpenSSL, but no socket.
+This module uses files and OpenSSL. It does not use sockets.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Tls:
             except (OSError, ValueError) as error:
                 raise StartError(f"can't use the authorities in {self._client_ca}: {_reason(error)}") from error
             context.verify_mode = ssl.CERT_REQUIRED
-            # A resumed session would skip the check against the current authorities.
+            # If a client resumed an old TLS session, its certificate would not be checked against the current
+            # authorities.
             context.num_tickets = 0
             context.options |= ssl.OP_NO_TICKET
         return context

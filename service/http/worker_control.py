@@ -27,15 +27,16 @@ log = logging.getLogger("foldserve")
 
 
 class WorkerControl:
-    """The control of one worker. line: leads to the supervisor."""
+    """The control of one worker. line: the line to the supervisor."""
 
-    _member: Member  # from `start` on
+    _member: Member  # set by `start`
 
     def __init__(self, line: Line) -> None:
         self._line = line
         self._changes: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        # The replies that the supervisor has yet to send, by the number of the message that asks for each.
+        # The replies that the supervisor has not sent yet. The key is the number of the message that asks for the
+        # reply.
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._answer: Callable[[str], str] = str
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -56,7 +57,7 @@ class WorkerControl:
                     self._changes.put((kind, text, number))
         except (EOFError, OSError):
             if not self._follows:
-                os._exit(0)  # no client waits, and an exit in the middle of the start would print warnings
+                os._exit(0)  # exit at once: no client waits, and a normal exit during the start would print warnings
             os.kill(os.getpid(), signal.SIGTERM)
 
     def start(self, member: Member) -> None:

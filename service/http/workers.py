@@ -1,6 +1,6 @@
 """Several worker processes on one listening socket: start the workers, replace a worker that dies, stop all workers.
 
-This module knows processes and signals. It knows nothing of the server except the function that each worker runs.
+This module uses processes and signals. From the server, it needs only the function that each worker runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Serve = Callable[[Settings, Listeners, Callable[[str], object], Control], None]
 class _Worker:
     """One worker process.
 
-    member: has the line to the worker. When the worker dies, its end of the line closes.
+    member: the object with the line to the worker. When the worker dies, the worker's end of the line closes.
     """
 
     process: Any  # a Process of the spawn context; its class has no public name
@@ -71,9 +71,9 @@ def supervise(
 ) -> None:
     """Run `serve` in `settings.workers` processes until SIGTERM or SIGINT.
 
-    announce: called once, when all workers are ready. on_loaded: called once, when the models are loaded and before a
-    worker accepts connections. `supervise` raises `StartError` if a worker can't start before
-    that time.
+    announce: a function that is called once, when all workers are ready. on_loaded: a function that is called once,
+    after the models are loaded and before a worker accepts connections. `supervise` raises `StartError` if a worker
+    can't start before that time.
     """
     try:
         counts = tempfile.TemporaryDirectory(prefix="foldserve-")
@@ -123,7 +123,7 @@ class _Supervisor:
                 raise self._start_error
 
     def _coordinate(self) -> None:
-        """Load the models in all workers, then let them change."""
+        """Load the models in all workers. Then allow changes of the models."""
         try:
             self._coordinator.start()
         except FoldserveError as error:
@@ -188,7 +188,7 @@ class _Supervisor:
     def _receive(self, worker: _Worker) -> bool:
         """Handle one message of a worker. Returns False if the worker is dead.
 
-        Raises `StartError` if the worker can't start, unless all workers have been ready once.
+        Raises `StartError` if the worker can't start and not all workers have been ready once.
         """
         try:
             kind, text, number = worker.member.line.receive()

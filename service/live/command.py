@@ -15,9 +15,9 @@ _ERRORS = {kind.__name__: kind for kind in (errors.UnknownModel, errors.LoadRefu
 class Command(Message):
     """One command for one model.
 
-    load: load the model, or one version, and try refused versions again. unload: stop serving the model, or one
+    load: load the model, or one version. Also try refused versions again. unload: stop serving the model, or one
     version. promote: let a version answer requests, even if its comparison has failed. rollback: let the previous
-    version answer requests again, or an earlier version with a given number.
+    version answer requests again. With a number, let this earlier version answer requests again.
     """
 
     kind: Kind
@@ -35,7 +35,7 @@ class CommandOutcome(Message):
     text: str = ""
 
     def raise_error(self) -> None:
-        """Raise the error, if there is one."""
+        """Raise the error of the command, if the command has an error."""
         if self.error is not None:
             raise _ERRORS.get(self.error, errors.LoadRefused)(self.text)
 

@@ -95,7 +95,7 @@ class LocalControl:
     async def execute(self, command: Command) -> None:
         """Execute a command of an operator. Raises `RequestError`."""
         if self._coordinator is not None:
-            # A client that disconnects does not stop a change that has begun.
+            # A change that has begun continues even if its client disconnects.
             await asyncio.shield(asyncio.wrap_future(self._coordinator.submit(command)))
 
     def answer_with(self, answer: Callable[[str], str]) -> None:
@@ -103,5 +103,5 @@ class LocalControl:
         self._answer = answer
 
     async def ask(self, question: str) -> Sequence[str]:
-        """Return the answer of this process, which is the only one."""
+        """Return the answer of this process. There is no other process."""
         return [self._answer(question)]

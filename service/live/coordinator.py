@@ -5,7 +5,7 @@ A change has these steps:
     scan -> attempts -> every process prepares -> merged outcomes -> plan -> every process commits
 
 The coordinator runs on a thread of its own. With several workers, it runs in their supervisor. So all workers change
-together: if one of them refuses a version, none serves it. This module knows neither HTTP nor ONNX Runtime.
+together: if one of them refuses a version, none serves it. This module does not depend on HTTP or on ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MOST_ROUNDS = 100
 
 
 class Crew(Protocol):
-    """The processes that serve. A process that dies is left out; its replacement serves the last plan."""
+    """The processes that serve. A process that dies is left out. The process that replaces it serves the last plan."""
 
     def prepare(self, attempts: Attempts) -> Sequence[Outcomes]:
         """Load versions in every process, without serving them. Returns the outcomes of each process."""
@@ -52,7 +52,7 @@ class Rules:
     """The settings of a coordinator.
 
     layout: where the bundles are. follow: whether a change of the folder changes the models. rescan: the seconds
-    between two looks at the folder. default_model: the setting with this name.
+    between two looks at the folder. default_model: the value of the setting `default_model`.
     """
 
     layout: Layout
@@ -122,7 +122,7 @@ class Coordinator:
             log.warning("%s; waiting for models", _nothing_to_serve(self._rules.layout))
 
     def run(self) -> None:
-        """Execute commands, and follow the folder if the rules say so, until `stop` is called."""
+        """Execute commands until `stop` is called. If the rules say so, also follow changes of the folder."""
         rules = self._rules
         if rules.follow:
             watch(rules.layout.folder, lambda: self._wishes.put(None), self._stopped)
@@ -151,7 +151,7 @@ class Coordinator:
             self._records[name].forget_decision()
         try:
             found = self._rules.layout.scan()
-        except StartError as error:  # a volume that is gone for a moment must not stop the models that serve
+        except StartError as error:  # a volume may be gone for a moment, and the models must then continue to serve
             if str(error) != self._unreadable:
                 log.error("the models stay as they were: %s", error)
             self._unreadable = str(error)
@@ -161,7 +161,7 @@ class Coordinator:
         self._warn_of_unused(found)
 
     def _warn_of_unused(self, found: dict[str, Found]) -> None:
-        """Log once which names of the policy have no effect: they may be misspelt."""
+        """Log once which names in the policy have no effect, because these names may be misspelt."""
         unused = self._policies.unused({name: each.versions for name, each in found.items()})
         for sentence in unused:
             if sentence not in self._unused:
@@ -207,7 +207,10 @@ class Coordinator:
         return self._records.setdefault(name, ModelRecord(name, self._policies))
 
     def _change(self, found: dict[str, Found], names: list[str], *, first: bool = False, decided: bool = False) -> None:
-        """Bring the models `names` to the state that the folder, the policies and the decisions ask for."""
+        """Change the models `names` to the wanted state.
+
+        The folder, the policies and the decisions define this state.
+        """
         now = time.monotonic()
         for name in names:
             self._record(name).look(found.get(name, Found({})), now, first=first)
@@ -221,7 +224,7 @@ class Coordinator:
             outcomes: list[Outcome] = []
             if attempts:
                 outcomes = merge(attempts, [o.outcomes for o in self._crew.prepare(Attempts(attempts=tuple(attempts)))])
-                if not outcomes:  # every process has died; their replacements serve the last plan
+                if not outcomes:  # every process has died, and the new processes serve the last plan
                     return
             for attempt, outcome in zip(attempts, outcomes, strict=True):
                 self._records[attempt.name].take(attempt, outcome, now)

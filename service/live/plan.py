@@ -1,7 +1,7 @@
 """The data of a change of models: the versions to try, the outcome of each, and the plan that every process serves.
 
-Several processes may serve the same models. A plan is written as JSON and sent to each of them. This module knows
-neither files nor models.
+Several processes may serve the same models. A plan is written as JSON and sent to each of them. This module does not
+depend on files or models.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ class Attempt(Message):
 class Changes(Message):
     """The differences between the answers of two versions to some rows.
 
-    not_finite: rows with an output of the new version that is not finite; the other counts are then missing. by_class:
-    for each label of the old version, its rows, and those of them that get another label. largest_change: the largest
-    change of an output. range: the lowest and the highest output of the old version; only in a regression. seconds: the
-    time of one run of the new and of the old version; None if they are not known.
+    not_finite: the number of rows for which the new version has an output that is not finite. The other counts are then
+    missing. by_class: for each label of the old version, the number of rows with this label, and how many of these rows
+    get another label.
+    largest_change: the largest change of an output. range: the lowest and the highest output of the old version; None
+    except in a regression.
+    seconds: the time of one run of the new version, and of the old version; None if these times are not known.
     """
 
     rows: int
@@ -66,10 +68,10 @@ class Changes(Message):
 class Outcome(Message):
     """The result of one attempt in one process.
 
-    reason: why the version may not serve; None if it may. final: whether the reason would also hold for completely
-    copied files, so that waiting is useless. digest: identifies the contents that were read. compared: the measures of
-    the trial, by name. live, golden: the changes for the live rows of this process, and for the golden rows of the
-    version that serves.
+    reason: why the version may not serve; None if it may. final: whether waiting is useless: the reason would also hold
+    after all files are copied. digest: identifies the contents that were read. compared: the measures of the trial, by
+    name. live, golden: the changes for the live rows of this process, and for the golden rows of the version that
+    serves.
     """
 
     reason: str | None = None
@@ -92,8 +94,9 @@ class VersionPlan(Message):
 class ModelPlan(Message):
     """One model.
 
-    versions: by number. current: the version that answers a request without a version; None if none does. labels: the
-    version number of each label. canary: the share of the requests without a version that the label `canary` answers.
+    versions: the versions by number. current: the version that answers a request without a version; None if no version
+    does. labels: the version number of each label. canary: of the requests without a version, the share that the label
+    `canary` answers.
     reason: why the folder of the model can't be read; None if it can.
     """
 

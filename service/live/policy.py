@@ -13,7 +13,7 @@ This module owns the schema of the file of policies. An example of the file:
     policy = "shadow"
     max_changed = 0.02
 
-It does not know which versions exist.
+This module does not find out which versions exist.
 """
 
 from __future__ import annotations
@@ -49,12 +49,14 @@ def _check_label(label: str) -> str:
 class SwapPolicy(BaseModel):
     """The conditions that a new version must meet before it replaces the version that serves.
 
-    policy: `always` needs only the checks of every load. `golden` also needs the same interface, and finite outputs for
-    the golden rows of the version that serves. `shadow` also compares the outputs for the last live rows.
-    max_changed: the largest share of rows whose label changes. max_changed_in_class: the same share among the rows to
-    which the old version gives the same label. max_change: the largest change of a probability; in a regression, the
-    largest change of a value divided by the spread of the old values; None for no limit. max_latency_ratio: the largest
-    ratio of the new version's run time to the old version's; None for no limit.
+    policy: `always` needs only the checks of every load. `golden` also needs the same interface. The new version must
+    have finite outputs for the golden rows of the version that serves. `shadow` also compares the outputs for the last
+    live rows.
+    max_changed: the largest share of rows whose label changes. max_changed_in_class: the largest share of changed rows
+    among all rows that have one label from the old version. max_change: the largest change of a probability; None for
+    no limit. In a regression, it is the largest change of a value, divided by the spread of the old values.
+    max_latency_ratio: the largest allowed run time of the new version, divided by the run time of the old version; None
+    for no limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -76,7 +78,7 @@ class SwapPolicy(BaseModel):
 
 
 class ModelPolicy(BaseModel):
-    """The policy of one model. canary: the share of requests without a version that the label `canary` answers."""
+    """The policy of one model. canary: of the requests without a version, the share that the label `canary` answers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -125,7 +127,7 @@ class _File(BaseModel):
 class Policies:
     """The policies of all models. The file is read again after it has changed.
 
-    swap: the swap policy of a model that has none in the file. Raises `SettingsError` for a wrong file.
+    swap: the swap policy of each model that has no swap policy in the file. Raises `SettingsError` for a wrong file.
     """
 
     def __init__(self, file: Path | None, swap: SwapName) -> None:
@@ -156,9 +158,9 @@ class Policies:
         return {name for name, policy in before.items() if self.of(name) != policy}
 
     def unused(self, found: Mapping[str, Collection[int]]) -> list[str]:
-        """Return a warning for each model and each version that the file names and that does not exist.
+        """The file may name models and versions that do not exist. Return a warning for each of them.
 
-        found: versions by model.
+        found: the existing versions by model.
         """
         sentences = []
         for name, policy in self._content.models.items():
@@ -185,7 +187,7 @@ class Policies:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place, message = list(map(str, first["loc"])), first["msg"]
-            if "versions" in place:  # the error of a union names only one of its members
+            if "versions" in place:  # the message for a union would name only one of its members
                 del place[place.index("versions") + 1 :]
                 message = 'expected "all", "latest N" or a list of versions, such as [3, 5]'
             raise SettingsError(f"{file}: {'.'.join(place)}: {message}") from error

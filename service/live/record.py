@@ -1,7 +1,7 @@
 """The state of one model in the coordinator: its files, the results of its attempts, and the operator's decision.
 
-From this state, it decides which versions to try and which version answers requests. It knows neither files nor
-processes.
+From this state, it decides which versions to try and which version answers requests. This module does not depend on
+files or processes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from foldserve.service.live.scan import Found
 
 log = logging.getLogger("foldserve")
 
-# Files that have not changed for this number of seconds are complete. Until then, a failed check may mean that another
-# program is still copying the bundle.
+# Files that have not changed for this number of seconds are complete. Before this time, a check may fail because
+# another program is still copying the bundle.
 _SETTLED_SECONDS = 2.0
 # The minimum number of seconds between two attempts to load a version.
 _RETRY_SECONDS = 0.5
@@ -34,9 +34,9 @@ class _Version:
     """One version. All times are monotonic.
 
     stamp: identifies the contents of the files. since: the time of their last change. gone: the time at which the
-    folder was first missing. tried: the time of the last attempt with this stamp. verdict: its outcome. against: the
-    version with which it was compared. final: whether the verdict holds until the files change. served: the stamp that
-    the processes serve.
+    folder was first missing. tried: the time of the last attempt with this stamp. verdict: the outcome of this attempt.
+    against: the version with which this version was compared. final: whether the verdict holds until the files change.
+    served: the stamp that the processes serve.
     """
 
     stamp: str
@@ -61,7 +61,7 @@ class _Version:
 class _Decision:
     """An operator's choice of the version that answers.
 
-    It holds until a version with a number above `newest` serves.
+    The choice holds until a version with a number above `newest` serves.
     """
 
     current: int
@@ -91,7 +91,7 @@ class ModelRecord:
         self._unreadable: str | None = None
         self._wishes = self._before = _Wishes()
         self._current: int | None = None
-        self._history: list[int] = []  # versions that have answered requests, the latest at the end
+        self._history: list[int] = []  # the versions that have answered requests, the latest version at the end
 
     @property
     def _policy(self) -> ModelPolicy:
@@ -100,7 +100,7 @@ class ModelRecord:
     # --- the folder ---------------------------------------------------------------------------------------------------
 
     def look(self, found: Found, now: float, *, first: bool = False) -> None:
-        """Note the state of the files. first: whether the server is starting; all files then count as complete."""
+        """Note the state of the files. first: whether the server is starting. All files then count as complete."""
         if found.reason is not None:
             if found.reason != self._unreadable:
                 log.error("%s", found.reason)
@@ -171,13 +171,13 @@ class ModelRecord:
         ]
 
     def _may_retry(self, number: int, version: _Version) -> bool:
-        """Whether a version was refused only because of a comparison that no longer matters."""
+        """Whether to try a refused version again, because its comparison with another version no longer matters."""
         if version.against is None or version.against == self._current:
             return False
         return self._current is None or number > self._current
 
     def _trial(self, number: int) -> Trial | None:
-        """Return the comparison that a version needs before it answers; None if it needs none."""
+        """Return the comparison that a version needs before it answers requests; None if it needs no comparison."""
         current, decision = self._current, self._wishes.decision
         if current is None or (decision is not None and number <= decision.newest and number != current):
             return None
@@ -244,7 +244,7 @@ class ModelRecord:
             reason = self._describe(decision.current)
         elif command.kind == "load":
             wanted = command.version
-            if wanted is None:  # the newest version that could not replace the one that serves
+            if wanted is None:  # the newest version that failed to replace the version that serves
                 failed = [
                     n for n, v in self._versions.items() if v.verdict is not None and v.verdict.reason is not None
                 ]

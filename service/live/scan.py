@@ -1,6 +1,6 @@
 """Lists the versions in the folder of the models. Each version has a stamp, which changes when its files change.
 
-It knows the names of files and their status. It does not read them.
+This module uses the names and the status of the files. It does not read the files.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ class ManyModels:
 
 @dataclass(frozen=True)
 class OneModel:
-    """The folder of one model. It is a bundle itself, or the path of each bundle is <folder>/<version>/."""
+    """The folder of one model.
+
+    Either this folder is a bundle itself, or the path of each bundle is <folder>/<version>/.
+    """
 
     folder: Path
     name: str
@@ -122,7 +125,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 @lru_cache(1)
 def _flat_version(folder: Path, stamp: str) -> int:  # noqa: ARG001 (the stamp changes with the file)
-    """Return the version in the manifest of a flat bundle; 1 if it names no version, for example in a partial copy."""
+    """Return the version in the manifest of a flat bundle; 1 without this entry, as in a partial copy."""
     file = folder / bundle.MANIFEST_FILE
     try:
         version = json.loads(file.read_bytes())["version"] if file.is_file() else 1

@@ -1,7 +1,7 @@
-"""Decides whether the answers of a new version are near enough to those of the version that serves.
+"""Decides whether the answers of a new version are near enough to the answers of the version that serves.
 
-Each process compares its own live rows. Their counts are added here, so all rows of all processes decide together. This
-module knows counts and limits, but no model.
+Each process compares its own live rows. This module adds the counts of all processes, and decides about all rows
+together. This module uses counts and limits. It does not depend on models.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from foldserve.service.live.plan import Attempt, Changes, Outcome, Trial
 
-# If there are fewer live rows than this, the golden rows of the version that serves count too.
+# If there are fewer live rows than this number, the golden rows of the version that serves are also compared.
 FEW_ROWS = 32
 # The minimum number of rows in a class. For a class with fewer rows, the share of changed rows is ignored.
 _MIN_CLASS_ROWS = 10
@@ -22,7 +22,7 @@ _FREE_SECONDS = 5e-4
 def merge(attempts: Sequence[Attempt], outcomes: Sequence[Sequence[Outcome]]) -> list[Outcome]:
     """Merge the outcomes of several processes. A version may serve only if it may serve in every process.
 
-    outcomes: for each process, the outcomes of the same attempts; empty if no process has answered.
+    outcomes: one list for each process, with the outcomes of the same attempts; empty if no process has answered.
     """
     return [_merge(attempt, of_each) for attempt, *of_each in zip(attempts, *outcomes, strict=True)] if outcomes else []
 
@@ -48,7 +48,7 @@ def _measures(parts: Sequence[Changes]) -> dict[str, Any]:
     """Return the measures of all rows together, by name."""
     measures: dict[str, Any] = {"rows": sum(part.rows for part in parts)}
     timed = [part.seconds for part in parts if part.seconds is not None]
-    if timed:  # the fastest run is the one that other programs have disturbed least
+    if timed:  # other programs have disturbed the fastest run least
         measures["seconds"] = min(seconds for seconds, _ in timed)
         measures["seconds_before"] = min(seconds for _, seconds in timed)
     if not_finite := sum(part.not_finite for part in parts):

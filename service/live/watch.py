@@ -1,4 +1,4 @@
-"""Reports changes of files in a folder. It does not know models.
+"""Reports changes of files in a folder. It does not depend on models.
 
 inotify sees changes of local files. It does not see changes that another machine makes on a network volume, and it may
 miss a link that is replaced. So the caller also looks at the folder every few seconds.
@@ -15,9 +15,9 @@ import watchfiles
 
 log = logging.getLogger("foldserve")
 
-_DEBOUNCE_MS = 500  # the longest time for which changes are collected before one call
+_DEBOUNCE_MS = 500  # changes are collected for at most this time before one call
 _STEP_MS = 50  # a pause of this length ends the collection
-_STOP_MS = 1000  # the longest time until `stopped` is noticed
+_STOP_MS = 1000  # the thread notices `stopped` after at most this time
 _RETRY_SECONDS = 5.0
 
 
@@ -41,7 +41,7 @@ def _watch(folder: Path, on_change: Callable[[], object], stopped: threading.Eve
                 ignore_permission_denied=True,
             ):
                 on_change()
-                if not folder.is_dir():  # the watch is on a folder that was removed
+                if not folder.is_dir():  # inotify still watches a folder that was removed
                     break
         except (OSError, RuntimeError) as error:
             if not warned:

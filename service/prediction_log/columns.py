@@ -1,6 +1,6 @@
 """The columns of the prediction log of one model: a request's data, the features, and the answers.
 
-This module knows no file.
+This module does not use files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from foldserve.service.tables import AnswerColumns, TableDecoder
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answered request. time: microseconds since 1970. rows, outputs: float32 [rows, ...]."""
+    """One answered request. time: the time of the request in microseconds since 1970.
+
+    rows, outputs: float32 [rows, ...].
+    """
 
     time: int
     request_id: str | None
@@ -35,7 +38,7 @@ class LogColumns:
     """The columns of one version of a model. excluded: the names of columns that are left out.
 
     A feature keeps its name. If a feature has the name of a column of the log, that column gets an underscore at the
-    end of its name. renamed: the names of such columns, before and after. unknown: names in `excluded` that no column
+    end of its name. renamed: the old and the new names of such columns. unknown: the names in `excluded` that no column
     has.
     """
 
@@ -66,7 +69,7 @@ class LogColumns:
         self.schema = pa.schema([fields[place] for place in self._kept])
 
     def table(self, samples: Sequence[Sample]) -> pa.Table:
-        """Return one row for each row of the samples."""
+        """Return a table with one row for each row of the samples."""
         counts = [len(sample.rows) for sample in samples]
         times = np.repeat(np.array([sample.time for sample in samples], np.int64), counts)
         ids = pa.array([sample.request_id for sample in samples], pa.string())

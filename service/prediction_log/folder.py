@@ -1,7 +1,7 @@
 """The files of the prediction log, as <folder>/<model>/<version>/<time>-<process>.parquet.
 
-A file is written under a temporary name, then renamed. Several processes may write to one folder. This module knows
-tables, but no model and no request.
+A file is written under a temporary name, then renamed. Several processes may write to one folder. This module uses
+tables. It does not depend on models or requests.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ _PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
 
 
 class LogFolder:
-    """The folder of the log. max_bytes: the size of all files. max_seconds: the age of a file."""
+    """The folder of the log. max_bytes: the largest size of all files together.
+
+    max_seconds: the largest age of a file.
+    """
 
     def __init__(self, path: Path, max_bytes: int, max_seconds: float) -> None:
         self.path = path
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
-        self._process = secrets.token_hex(8)  # a container always has the same process identifiers
+        # a process identifier is not unique: each start of a container may give the same one
+        self._process = secrets.token_hex(8)
 
     def prepare(self, models: Path) -> None:
-        """Make the folder if it is missing, and remove the temporary files of killed servers.
+        """Create the folder if it is missing. Remove the temporary files of killed servers.
 
         Raises `StartError` if the folder can't be written, or if it is in the folder of the models.
         """
@@ -69,7 +73,8 @@ class LogFolder:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_FILE)
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)  # the start of another server must not remove the file
+                # the lock shows other servers that this file is in use, so they do not remove it
+                fcntl.flock(stream, fcntl.LOCK_EX)
                 pq.write_table(table, stream, compression="zstd")
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -80,7 +85,7 @@ class LogFolder:
             raise
 
     def trim(self) -> None:
-        """Remove files that are too old, and the oldest files while all files together are too large.
+        """Remove files that are too old. Also remove the oldest files, until all files together are small enough.
 
         Raises `OSError`.
         """

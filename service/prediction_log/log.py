@@ -1,7 +1,7 @@
 """Collects samples of predictions and writes them to files, on a thread.
 
-A request never waits for the disk: if too many samples wait, new samples are dropped and counted. This module knows
-neither requests nor files.
+A request never waits for the disk: if too many samples wait, new samples are dropped and counted. This module does not
+depend on requests or files.
 
     Recorder.add -> queue -> thread -> rows of each version -> a file, at the latest after `interval` seconds
 """
@@ -25,7 +25,7 @@ from foldserve.service.prediction_log.folder import LogFolder
 
 log = logging.getLogger("foldserve")
 
-# The largest number of bytes of samples that wait in the queue or for their file.
+# Samples wait in the queue, and then for their file. All waiting samples together may have this number of bytes.
 _MAX_WAITING = 64 * 2**20
 # A file is written when the samples of one version have this number of bytes.
 _FULL_FILE = 16 * 2**20
@@ -34,7 +34,7 @@ _LOOK_SECONDS = 1.0
 _REPORT_SECONDS = 60.0
 _TRIM_SECONDS = 60.0
 _CLOSE_SECONDS = 5.0
-# An array up to this size is copied, since it may be a view that keeps a whole body or batch in memory.
+# An array up to this size is copied. Otherwise it may be a view that keeps a whole body or batch in memory.
 _COPIED_BYTES = 2**16
 _TOO_FAST = "they arrive faster than they are written: lower --prediction-log-share"
 _TOO_LARGE = f"a request has more than {_MAX_WAITING // 2**20} MiB of rows and answers"
@@ -68,7 +68,7 @@ class Recorder:
 
 @dataclass
 class _Waiting:
-    """The samples of one version that have no file yet. since: the monotonic time of the first of them."""
+    """The samples of one version that have no file yet. since: the monotonic time of the first of these samples."""
 
     since: float
     samples: list[Sample] = field(default_factory=list)
@@ -82,8 +82,8 @@ class _Waiting:
 class PredictionLog:
     """The log of one process.
 
-    interval, in `limits`: the longest time between a prediction and its file, in seconds. A killed server loses the
-    samples of this time. excluded: the names of columns that are left out.
+    interval, in `limits`: the longest time between a prediction and its file, in seconds. If the server is killed, it
+    loses the samples of this time. excluded: the names of columns that are left out.
     """
 
     def __init__(self, path: Path, limits: Limits, excluded: Collection[str], models: Path, metrics: Metrics) -> None:
@@ -93,13 +93,13 @@ class PredictionLog:
         self._interval = limits.interval
         self._excluded = frozenset(excluded)
         self._metrics = metrics
-        metrics.count_logged(0, 0)  # the metric exists from the start
+        metrics.count_logged(0, 0)  # the metric must exist from the start, even if its value is 0
         self._queue: deque[tuple[Recorder, Sample]] = deque()
         self._size = 0  # bytes of the samples in the queue and in `_waiting`
         self._lock = threading.Lock()
-        self._dropped = 0  # rows that the metrics do not count yet
+        self._dropped = 0  # the number of rows that the metrics do not count yet
         self._reason = ""
-        self._unreported = 0  # dropped rows that the server's log does not have yet
+        self._unreported = 0  # the number of dropped rows that the server's log does not report yet
         self._reported = -math.inf
         self._waiting: dict[Recorder, _Waiting] = {}
         self._stopped = threading.Event()
@@ -155,7 +155,10 @@ class PredictionLog:
                 return
 
     def _write_due(self, *, last: bool) -> bool:
-        """Write the files that are due. last: write all. Returns whether a file was written."""
+        """Write the files that are due. last: whether to write all waiting samples.
+
+        Returns whether a file was written.
+        """
         now = time.monotonic()
         while self._queue:
             recorder, sample = self._queue.popleft()

@@ -1,7 +1,8 @@
-"""Counts the values of rows in the bins of the training histograms. It knows features and arrays, but no time.
+"""Counts the values of rows in the bins of the training histograms. This module uses features and arrays.
 
-Each feature has these bins, in order: below the first edge, the bins of its training histogram, above the last edge,
-and missing. For a categorical feature, the bin above the last edge has the unseen categories.
+It does not depend on the time. Each feature has these bins, in this order: values below the first edge, the bins of the
+training histogram, values above the last edge, and missing values. For a categorical feature, the bin above the last
+edge counts the unseen categories.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class FeatureBins:
     """The bins of all features of one model.
 
     size: the number of bins of all features. slices: the bins of each feature, as slices of an array [size]. training:
-    float64 [size], the training rows in each bin. A feature whose histogram counts no rows has only zeros there.
+    float64 [size], the number of training rows in each bin. If the histogram of a feature counts no rows, all these
+    numbers of the feature are 0.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:
@@ -48,6 +50,7 @@ class FeatureBins:
         places = np.empty(columns.shape, np.intp)
         for place, edges, column in zip(places, self._edges, columns, strict=True):
             place[:] = edges.searchsorted(column, side="right")
-        places += np.isnan(columns)  # NumPy sorts NaN behind all numbers, and the next bin is that of missing values
+        # NumPy sorts NaN behind all numbers, so NaN is in the bin above the last edge. The next bin has missing values.
+        places += np.isnan(columns)
         places += self._starts[:, None]
         return np.bincount(places.ravel(), minlength=self.size)

@@ -1,6 +1,6 @@
 """The answer of /v1/models/{model}/drift: the sums of all processes, compared with the manifest.
 
-The classes here also describe the answer in OpenAPI. This module knows neither routes nor HTML.
+The classes here also describe the answer in OpenAPI. This module does not depend on routes or HTML.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from foldserve.service.quality.monitor import Monitor, Snapshot
 from foldserve.service.quality.stability import LARGE, LEAST_ROWS, MODERATE, Judgement, State
 from foldserve.service.quality.tally import Sum
 
-# With fewer labels, there is no judgement about the quality.
+# If there are fewer labels than this number, there is no judgement about the quality.
 LEAST_LABELS = 100
-# The states of a model, the most serious first. The state of a model is the first of these that a feature has.
+# The states of a model, the most serious state first. The state of a model is the first of these states that one of its
+# features has.
 _ORDER: tuple[State, ...] = (
     *("drift", "moderate drift", "too few rows", "too few training rows", "stable", "no training histogram"),
 )
-# The quantile of the standard normal distribution for an interval of 95%.
+# The quantile of the standard normal distribution for a 95% confidence interval.
 _NORMAL = 1.95996
 
 
@@ -107,11 +108,11 @@ class Drift(BaseModel):
 
 
 def describe(monitor: Monitor, snapshots: Sequence[Snapshot], now: datetime | None = None) -> Drift:
-    """Describe the drift of one version. snapshots: one of each process."""
+    """Describe the drift of one version. snapshots: one snapshot from each process."""
     sums, seconds = monitor.join(snapshots)
     manifest, options = monitor.manifest, monitor.options
     rows, counted = float(sums[Sum.ROWS]), int(sums[Sum.COUNTED])
-    # The size of a simple sample that is as exact as the weighted one (Kish, Survey Sampling, 1965).
+    # The size of a sample without weights that is as exact as the weighted sample (Kish, Survey Sampling, 1965).
     effective = rows**2 / float(sums[Sum.SQUARES]) if counted else 0.0
     live = monitor.features_of(sums)
     judgements = monitor.stability.judge(live * (effective / rows if rows else 0.0), effective)
@@ -216,7 +217,7 @@ def _quality(monitor: Monitor, sums: Numbers) -> Quality:
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
-    """Return the interval of 95% of a share of `count` cases (Wilson, 1927)."""
+    """Return the 95% confidence interval of a share of `count` cases (Wilson, 1927)."""
     square = _NORMAL**2 / count
     middle = (share + square / 2) / (1 + square)
     half = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)

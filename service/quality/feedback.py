@@ -3,7 +3,7 @@
     {"feedback": [{"request_id": "r-17", "labels": [3, null]}, ...]}
 
 `labels` has an entry for each row of the request with this id. Null means that the label is not known yet. This module
-knows neither predictions nor routes.
+does not depend on predictions or routes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MEMBERS = {"request_id", "labels"}
 _NUMBERS = (int, float)
 _KINDS = (bool, int, float, str)
 
-# Why some labels of an entry do not count. Of several reasons, the answer gives the last one in this order.
+# Why some labels of an entry do not count. If several reasons apply, the answer gives the reason that is last in this
+# order.
 Problem = Literal["unknown", "", "repeated", "mismatched"]
 _ORDER: tuple[Problem, ...] = ("unknown", "", "repeated", "mismatched")
 
@@ -70,14 +71,14 @@ class FeedbackAnswer(BaseModel):
 class LabelReader:
     """Reads the labels of one model.
 
-    A label of a classification becomes the index of its class, and a label of a regression a float.
+    In a classification, a label becomes the index of its class. In a regression, a label becomes a float.
     """
 
     labels: Sequence[Label]
 
     @cached_property
     def _places(self) -> dict[tuple[bool, Label], int]:
-        """The index of each label. Python takes true for 1, so the keys also say whether the label is a boolean."""
+        """The index of each label. For Python, true equals 1. So a key also says whether the label is a boolean."""
         return {(type(label) is bool, label): place for place, label in enumerate(self.labels)}
 
     def read(self, value: Any) -> float | None:
@@ -97,8 +98,9 @@ class LabelReader:
 def read_feedback(body: bytes | bytearray | memoryview, manifests: Iterable[Manifest], max_labels: int) -> list[Entry]:
     """Read the body of a request. manifests: the versions that serve. Raises `InvalidInput`.
 
-    A label is refused if no version has it. The versions of a model usually have the same labels. max_labels: the
-    largest number of labels in all entries. Without this limit, a small body could block the event loop for seconds.
+    A label is refused if no version has this label. The versions of a model usually have the same labels. max_labels:
+    the largest number of labels in all entries. Without this limit, a small body could block the event loop for
+    seconds.
     """
     parsed = parse_json(body)
     entries = parsed.get("feedback") if type(parsed) is dict and parsed.keys() == {"feedback"} else None
@@ -140,7 +142,7 @@ def _check_labels(place: int, labels: Sequence[Any], readers: Sequence[LabelRead
 
 
 def join_outcomes(by_process: Sequence[Sequence[Outcome]]) -> FeedbackAnswer:
-    """Join the outcomes of all processes: for each process, an outcome for each entry."""
+    """Join the outcomes of all processes. Each process gives one outcome for each entry."""
     joined = [
         Outcome(accepted=sum(o.accepted for o in each), problem=max((o.problem for o in each), key=_ORDER.index))
         for each in zip(*by_process, strict=True)

@@ -9,7 +9,7 @@ from foldserve.service.bundle.decision import label_names
 from foldserve.service.metrics import Figure
 from foldserve.service.quality.document import Drift
 
-# Each feature and each label has figures of its own, if there are at most this many.
+# Each feature has its own figures if there are at most this number of features. The same limit applies to labels.
 _MOST_SERIES = 100
 
 

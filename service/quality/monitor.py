@@ -28,8 +28,8 @@ _EPSILON = float(np.finfo(np.float64).eps)
 class Options:
     """The settings of all monitors.
 
-    drift: whether live rows are counted. seconds: the length of the window. remembered: the rows whose predictions wait
-    for labels. executor: has one thread, which counts.
+    drift: whether live rows are counted. seconds: the length of the window. remembered: the largest number of rows
+    whose predictions wait for labels. executor: an executor with one thread, which counts the rows.
     """
 
     drift: bool
@@ -39,7 +39,7 @@ class Options:
 
 
 class Snapshot(BaseModel):
-    """The statistics of one process. seconds: since the beginning of the window. sums: float64 in base64."""
+    """The statistics of one process. seconds: the time since the beginning of the window. sums: float64 in base64."""
 
     seconds: float
     sums: str
@@ -49,7 +49,7 @@ class Monitor:
     """Counts the live rows, the predictions and the labels of one model.
 
     The sums are one array: the numbers of `Sum`, the bins of the features, and the predicted classes. predictions: the
-    remembered predictions; None if none are remembered.
+    remembered predictions; None if the server remembers no predictions.
     """
 
     def __init__(self, manifest: Manifest, ignored: Rows, options: Options) -> None:
@@ -68,7 +68,10 @@ class Monitor:
 
     @cached_property
     def center(self) -> float:
-        """The constant that is subtracted from the values of a regression, so that their squares lose no digits."""
+        """A constant that is subtracted from the values of a regression.
+
+        Without it, the sums of squares would lose digits.
+        """
         return float(np.mean(self.manifest.golden.outputs)) if self.manifest.golden.outputs else 0.0
 
     def watch(self, run: Run) -> Run:
@@ -96,18 +99,21 @@ class Monitor:
         return Snapshot(seconds=seconds, sums=base64.b64encode(sums.astype("<f8").tobytes()).decode())
 
     def join(self, snapshots: Sequence[Snapshot]) -> tuple[Numbers, float]:
-        """Add the snapshots of several processes. Returns the sums, and the seconds since the oldest beginning."""
+        """Add the snapshots of several processes.
+
+        Returns the sums, and the seconds since the earliest beginning of a window.
+        """
         total = np.zeros(self.size)
         for snapshot in snapshots:
             total += np.frombuffer(base64.b64decode(snapshot.sums), "<f8")
         return total, max((snapshot.seconds for snapshot in snapshots), default=0.0)
 
     def features_of(self, sums: Numbers) -> Numbers:
-        """Return the part of the sums with the bins of the features."""
+        """Return the part of the sums that has the bins of the features."""
         return sums[self._of_features]
 
     def classes_of(self, sums: Numbers) -> Numbers:
-        """Return the part of the sums with the predicted classes."""
+        """Return the part of the sums that has the predicted classes."""
         return sums[self._of_features.stop :]
 
     def _count(self, rows: Rows, outputs: Outputs, weight: int) -> None:
@@ -152,9 +158,9 @@ class Monitor:
         return Outcome(accepted=int(new.sum()), problem="repeated" if repeated else "")
 
     def _score(self, outputs: Outputs, labels: npt.NDArray[np.float64]) -> None:
-        """Count labels and errors. labels: float64 [rows], a class or a value.
+        """Count labels and errors. labels: float64 [rows]; each number is the index of a class, or a value.
 
-        The formulas are those of the metrics in the manifest, which `training/report/evaluate.py` computes.
+        The formulas are the same as for the metrics in the manifest, which `training/report/evaluate.py` computes.
         """
         sums = np.zeros(self.size)
         sums[Sum.LABELLED] = len(labels)

@@ -1,6 +1,6 @@
 """Remembers the last predictions of one model by the id of their request, until their labels are known.
 
-Only memory is used, and the number of rows has a bound. This module knows ids and outputs, but no label.
+Only memory is used, and the number of rows has a bound. This module uses ids and outputs. It does not depend on labels.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from foldserve.service.arrays import Outputs
 
-# Predictions wait in a list until the list has this length, because it is cheaper to store many at once.
+# Predictions wait in a list until the list has this length. It is cheaper to store many predictions at once.
 _MAX_WAITING = 128
-# The largest number of bytes of an id. `safe_id` accepts no longer ones.
+# The largest number of bytes of an id. `safe_id` refuses a longer id.
 _MAX_ID = 128
 
 
@@ -31,8 +31,8 @@ class Prediction:
 class _Block:
     """The predictions of one `tick`. The id with the index i has the rows `starts[i]` to `starts[i + 1]` of `outputs`.
 
-    rest: the ids that are not forgotten yet, with their indices. No id has an object of its own that the garbage
-    collector would visit.
+    rest: the ids that are not forgotten yet, with their indices. No id has its own object that the garbage collector
+    would visit.
     """
 
     __slots__ = ("index", "outputs", "rest", "starts")
@@ -48,13 +48,14 @@ class Predictions:
     """The predictions of the last `size` rows. All methods belong to one event loop.
 
     If two requests have the same id, only the later one is remembered. A request with more rows than `size` is not
-    remembered. If the access log or traces are on, every request has an id. So adding one must be cheap.
+    remembered. If the access log or traces are on, every request has an id. So it must be cheap to remember one more
+    request.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._rows = 0
-        self._blocks: deque[_Block] = deque()  # the oldest one comes first
+        self._blocks: deque[_Block] = deque()  # the oldest tick comes first
         self._block_of: dict[bytes, _Block] = {}
         self._labelled: dict[bytes, Prediction] = {}  # the predictions for which labels have arrived
         self._waiting_ids: list[bytes] = []
@@ -63,7 +64,7 @@ class Predictions:
     def add(self, request_id: bytes, outputs: Outputs) -> None:
         """Remember the outputs of one request.
 
-        request_id: the header; if it is not a safe id, no label will find it.
+        request_id: the value of the header. If this value is not a safe id, labels can't refer to the request.
         """
         self._waiting_ids.append(request_id)
         self._waiting_outputs.append(outputs)
@@ -71,7 +72,10 @@ class Predictions:
             self.tick()
 
     def tick(self) -> None:
-        """Store the predictions that wait. Call this once a second: until then, they keep whole batches in memory."""
+        """Store the predictions that wait.
+
+        Call this once a second: until then, the waiting predictions keep whole batches in memory.
+        """
         waiting = dict(zip(self._waiting_ids, self._waiting_outputs, strict=True))
         self._waiting_ids.clear()
         self._waiting_outputs.clear()
@@ -103,7 +107,7 @@ class Predictions:
         return found
 
     def _forget(self, rows: int) -> None:
-        """Forget the oldest requests, until they have at least `rows` rows."""
+        """Forget the oldest requests, until the forgotten requests have at least `rows` rows."""
         block_of = self._block_of
         while rows > 0:
             block = self._blocks[0]

@@ -1,7 +1,7 @@
-"""Takes rows from the runs of a model, and lets another thread count them, so replies do not wait.
+"""Takes rows from the runs of a model. Another thread counts these rows, so replies do not wait.
 
-A run costs at most one copy of its rows. While the server is busy, only every k-th row is taken, and it counts k times.
-So the cost per second has a bound. This module does not know how the rows are counted.
+A run costs at most one copy of its rows. While the server is busy, only every k-th row is taken. Each taken row counts
+k times. So the cost per second has a bound. This module does not know how the rows are counted.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from foldserve.service.arrays import Outputs, Rows, Run
 
 log = logging.getLogger("foldserve")
 
-# The largest number of values that are taken in a second, and the bounds of the number of rows.
+# The largest number of values that are taken in a second. The number of rows has a lower and an upper bound.
 _VALUES = 2**16
 _MIN_ROWS, _MAX_ROWS = 64, 1024
-# Waiting rows are counted when there are this many, or after this time.
+# Waiting rows are counted when there is this number of rows, or after this time.
 _SOON_ROWS, _SOON_SECONDS = 512, 10.0
-# If more rows come than in the last second, each full buffer makes the steps longer by this factor.
+# Only every k-th row is taken. If more rows arrive than in the last second, each full buffer multiplies k by this
+# factor.
 _GROWTH = 4
 
 # Counts float32 [rows, features] and [rows, outputs]. The last argument is the weight of each row.
@@ -35,8 +36,9 @@ Count = Callable[[Rows, Outputs, int], None]
 class Sampler:
     """Takes the rows of one model.
 
-    ignored: float32 [1, features]; a batch that is this same array object is not counted, because it comes from a check
-    by the server itself. outputs: the number of outputs of a row. executor: has one thread, which calls `count`.
+    ignored: float32 [1, features]. The server itself checks the model with this array, so a batch that is this same
+    object is not counted. outputs: the number of outputs of a row. executor: an executor with one thread, which calls
+    `count`.
     """
 
     def __init__(self, ignored: Rows, outputs: int, count: Count, executor: Executor) -> None:
@@ -86,7 +88,10 @@ class Sampler:
             self._skip -= len(rows)
 
     def tick(self) -> None:
-        """Hand waiting rows over, if they are many or have waited long. Call this once a second."""
+        """Let the executor count the waiting rows, if there are many or they have waited long.
+
+        Call this once a second.
+        """
         with self._lock:
             seen, self._seen = self._seen, 0
             step = max(1, math.ceil(seen / self._size))
@@ -115,7 +120,7 @@ class Sampler:
         self._rows, self._outputs = (np.empty(shape, np.float32) for shape in self._shapes)
         self._filled = 0
         self._since = time.monotonic()
-        # A random first row: the order of the rows may have a period.
+        # The first row is random, because the order of the rows may have a period.
         self._skip = random.randrange(self._step)  # noqa: S311 # nosec B311
 
 

@@ -1,8 +1,8 @@
-"""The population stability index (PSI) of each feature, and the judgement about it. It knows counts, but no rows.
+"""The population stability index (PSI) of each feature, and the judgement about it. This module uses counts.
 
-PSI = sum over the bins of (q - p) * ln(q / p), where p is the share of the training rows and q the share of the live
-rows. It is the symmetric divergence of Kullback and Leibler (1951), which Jeffreys (1946) introduced. The thresholds
-0.1 and 0.25 are the convention of credit scoring (Siddiqi, Credit Risk Scorecards, 2006).
+It does not depend on rows. PSI = sum over the bins of (q - p) * ln(q / p), where p is the share of the training rows
+and q the share of the live rows. It is the symmetric divergence of Kullback and Leibler (1951), which Jeffreys (1946)
+introduced. The thresholds 0.1 and 0.25 are the convention of credit scoring (Siddiqi, Credit Risk Scorecards, 2006).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foldserve.service.quality.bins import FeatureBins, Numbers
 State = Literal["stable", "moderate drift", "drift", "too few rows", "too few training rows", "no training histogram"]
 
 MODERATE, LARGE = 0.1, 0.25
-# With fewer rows, there is no judgement about a feature.
+# If there are fewer rows than this number, there is no judgement about a feature.
 LEAST_ROWS = 100
 # Half a row is added to each bin, so that the logarithm of an empty bin is finite.
 _ADDED = 0.5
@@ -31,8 +31,8 @@ _NORMAL = 3.0902
 class Judgement:
     """The judgement about one feature.
 
-    psi: the index; None without a training histogram or without live rows. noise: the index that chance alone exceeds
-    in one of 1,000 cases, at this number of rows.
+    psi: the index; None without a training histogram or without live rows. noise: the index for this number of rows
+    that, without drift, chance exceeds in one of 1,000 cases.
     """
 
     psi: float | None
@@ -43,8 +43,8 @@ class Judgement:
 class Stability:
     """Compares live counts with the training counts of one model.
 
-    Values outside the edges count in the outermost bins. Missing values and unseen categories have bins of their own. A
-    bin without training rows and without live rows does not count.
+    Values outside the edges count in the first or the last bin between the edges. Missing values and unseen categories
+    have bins of their own. If a bin has no training rows and no live rows, it does not count.
     """
 
     def __init__(self, features: Sequence[Feature], bins: FeatureBins) -> None:
@@ -58,7 +58,10 @@ class Stability:
         self._training = bins.training
 
     def judge(self, live: Numbers, rows: float) -> list[Judgement]:
-        """Judge each feature. live: float64 [bins], the live rows in each bin. rows: the number of live rows."""
+        """Judge each feature. live: float64 [bins], the number of live rows in each bin.
+
+        rows: the number of live rows.
+        """
         live = np.bincount(self._target, live, self._size).astype(np.float64, copy=False)
         used = ((self._training > 0) | (live > 0)).astype(np.float64)
         count = self._sums(used)
@@ -71,7 +74,10 @@ class Stability:
         return [_judge(*each, rows) for each in figures]
 
     def _shares(self, counts: Numbers, used: Numbers, count: Numbers) -> Numbers:
-        """Return the share of each bin in its feature; 1 for an unused bin, so that its term of the sum is 0."""
+        """Return the share of each bin in its feature.
+
+        An unused bin has the share 1, so that its term of the sum is 0.
+        """
         totals = self._sums(counts) + _ADDED * count
         sizes = np.diff([*self._starts, self._size])
         return np.where(used > 0, (counts + _ADDED) / np.repeat(np.maximum(totals, _ADDED), sizes), 1.0)
@@ -100,8 +106,8 @@ def _judge(psi: float, noise: float, trained: float, rows: float) -> Judgement:
 def _chi_squared(freedom: Numbers) -> Numbers:
     """Return the 0.999 quantile of the chi-squared distribution, by the approximation of Wilson and Hilferty (1931).
 
-    Without drift, PSI / (1/N + 1/M) of N live and M training rows follows this distribution, with one degree of freedom
-    less than there are bins (Yurdakul, Statistical Properties of Population Stability Index, 2018).
+    There are N live and M training rows. Without drift, PSI / (1/N + 1/M) has this distribution. The number of degrees
+    of freedom is the number of bins minus one (Yurdakul, Statistical Properties of Population Stability Index, 2018).
     """
     part = 2 / (9 * np.maximum(freedom, 1))
     quantile: Numbers = np.where(freedom > 0, freedom * (1 - part + _NORMAL * np.sqrt(part)) ** 3, 0.0)

@@ -1,6 +1,6 @@
-"""The numbers that are counted about one model: one array, so that the numbers of several processes can be added.
+"""The counts of one model. The counts are one array, so that the counts of several processes can be added.
 
-A window keeps the last hours in constant memory. It knows neither rows nor labels.
+A window keeps the last hours in constant memory. This module does not depend on rows or labels.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import numpy as np
 
 from foldserve.service.quality.bins import Numbers
 
-# The parts of a window. The oldest part is dropped as a whole.
+# The number of parts of a window. When a new part begins, the oldest part is dropped.
 PARTS = 12
 
 
 class Sum(IntEnum):
-    """The indices of the first numbers in the array. The bins of the features and the predicted classes follow them.
+    """The indices of the first numbers in the array.
 
-    A counted row has a weight, which is the number of rows that it represents. `ROWS` is the sum of the weights, and
-    `SQUARES` the sum of their squares. `PREDICTED` is the weight of the rows with finite outputs.
-    `OUTPUTS`: the sum of the confidences, or of the values minus a constant. `OUTPUT_SQUARES`: the same for the
-    squares of values. `LABELLED`: the rows with a label. `CORRECT`: the rows with the predicted label, or the sum of
-    the squared errors. `LOSS`: the sum of the log losses, or of the absolute errors.
+    The bins of the features and the predicted classes come after these numbers. A counted row has a weight, which is
+    the number of rows that it represents. `ROWS` is the sum of the weights, and `SQUARES` the sum of their squares.
+    `PREDICTED` is the weight of the rows with finite outputs.
+    `OUTPUTS`: the sum of the confidences, or of the values minus a constant. `OUTPUT_SQUARES`: the sum of the squares
+    of these values. `LABELLED`: the rows with a label. `CORRECT`: the rows with the predicted label, or the sum of the
+    squared errors. `LOSS`: the sum of the log losses, or of the absolute errors.
     """
 
     ROWS = 0
@@ -81,7 +82,7 @@ class Window:
             self._began = self._clock()
 
     def _drop_old(self) -> int:
-        """Drop the parts that are too old. Returns the number of the current step."""
+        """Drop the parts that are too old. Return the number of the current step."""
         step = int(self._clock() // self._step)
         while self._parts and self._parts[0][0] <= step - PARTS:
             self._parts.popleft()

@@ -30,7 +30,7 @@ class ErrorBody(BaseModel):
 
 
 class _NameConvertor(StringConvertor):
-    """A model's name in a path. A name has no colon, so GET on `name:predict` gets a 405."""
+    """A model's name in a path. A name has no colon. So GET on `name:predict` gets a 405."""
 
     regex = "[^/:]+"
 
@@ -97,7 +97,7 @@ _HEADERS = [
 def prediction_docs(
     content: dict[str, Any], response: dict[str, Any], query: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Describe a prediction route in OpenAPI: headers, query, media types of its body, its response, every error."""
+    """Describe a prediction route in OpenAPI: headers, query, media types of the body, response and errors."""
     return {
         "tags": ["predict"],
         "responses": {200: response, **error_responses(*STATUS)},
@@ -116,7 +116,10 @@ def to_response(reply: Reply) -> Response:
 
 
 async def read_body(request: Request, limit: int, memory: BodyMemory) -> Body:
-    """Read a body of at most `limit` bytes. Raises `TooLarge` before it keeps more than that, and `MemoryFull`."""
+    """Read a body of at most `limit` bytes. Raises `TooLarge` as soon as the body is larger.
+
+    Raises `MemoryFull` if all bodies together take too much memory.
+    """
     too_large = errors.TooLarge(f"the body is larger than {limit} bytes")
     length = int(request.headers.get("content-length", 0))  # the HTTP parser has refused every value that is not digits
     if length > limit:
@@ -137,13 +140,13 @@ async def read_body(request: Request, limit: int, memory: BodyMemory) -> Body:
 async def answer(request: Request, find: Callable[[], Endpoint]) -> Response:
     """Return an endpoint's reply to a request. A client that disconnects cancels its prediction.
 
-    find: returns the endpoint. It is called again when the body is complete, because the model may have changed.
-    Raises `ClientDisconnect`.
+    find: returns the endpoint. The function is called again when the body is complete, because the model may have
+    changed. Raises `ClientDisconnect`.
     """
     query = request.scope["query_string"]
     endpoint = find().for_query(query)
     body = [await read_body(request, endpoint.max_body, endpoint.memory)]
-    # No variable keeps the body itself, because a traceback of the errors would keep the variable.
+    # No variable refers to the body. The traceback of an error would keep the variable, and the body with it.
     answering = find().for_query(query).answer(dict(request.headers.raw), body.pop(), current_record.get())
     reply = asyncio.ensure_future(answering)
     disconnect = asyncio.ensure_future(request.receive())  # after the body, the only message is the disconnect

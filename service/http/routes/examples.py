@@ -1,6 +1,7 @@
 """Describes the models that serve now in the OpenAPI document: their names, their rows, and an example for each.
 
-It knows the paths of the predictions, but no request. The document is written again when the models change.
+This module uses the paths of the predictions. It does not handle requests. The document is written again when the
+models change.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ _INFER = "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infe
 _JSON = JSON_TYPE.decode()
 # The largest number of models that have an example.
 _MAX_MODELS = 50
-# If a model has more features than this, the document does not describe each feature, and examples have no names.
+# If a model has more features than this number, the document does not describe each feature. The examples then have no
+# names of features.
 _MAX_DESCRIBED = 256
-# Half a step past the largest float32. Numbers below this bound are rounded to a finite float32.
+# This bound is half a step above the largest float32. A number below the bound is rounded to a finite float32.
 _OVERFLOW = float(2**128 - 2**103)
 _JSON_TYPES = {str: "string", bool: "boolean", int: "number", float: "number"}
 
@@ -53,7 +55,7 @@ def _current_models(repository: Repository, shown: Model) -> list[Model]:
 
 
 def _describe_parameters(document: dict[str, Any], names: list[str], version: int) -> None:
-    """Give every path with a model the names of the models, so that /docs shows a list. The first name is chosen."""
+    """In each path with a model, list the names of the models, so that /docs shows a list. The first name is chosen."""
     for path, operations in document["paths"].items():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
@@ -88,7 +90,10 @@ def _tensors(manifest: Manifest) -> dict[str, Any]:
 
 
 def _instances_schema(document: dict[str, Any], models: list[Model]) -> dict[str, Any]:
-    """Describe the body of /predict. If there is only one model and it is not too wide, describe its exact rows."""
+    """Describe the body of /predict.
+
+    If there is only one model, and it does not have too many features, describe the exact rows of this model.
+    """
     schema: dict[str, Any] = document["paths"]["/predict"]["post"]["requestBody"]["content"][_JSON]["schema"]
     manifest = models[0].manifest
     features = manifest.features

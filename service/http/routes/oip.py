@@ -1,6 +1,6 @@
 """The routes of the Open Inference Protocol: health, metadata, inference, configuration, statistics, repository index.
 
-This module knows the protocol's paths and JSON shapes, and computes nothing.
+This module defines the protocol's paths and JSON shapes. It computes nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def router(service: Service, server: tuple[str, str]) -> APIRouter:
     repository, metrics = service.repository, service.metrics
     if isinstance(metrics, PrometheusMetrics):  # the statistics are computed from the metrics
         _add_server(routes, service, server, (*_EXTENSIONS, _STATISTICS))
-        _add_statistics(routes, repository, metrics)  # first, or "stats" would be read as a model's name
+        # this route comes first, because otherwise "stats" would be read as a model's name
+        _add_statistics(routes, repository, metrics)
     else:
         _add_server(routes, service, server, _EXTENSIONS)
     _add_models(routes, repository)

@@ -10,7 +10,7 @@ from foldserve.service.engine.repository import Repository
 from foldserve.service.http.routes.common import error_responses, parse_version, requires
 
 # The report has styles and inline images, and neither scripts nor links to other files. A bundle may come from another
-# person, so the browser runs nothing of the report, and does not treat it as a page of this server.
+# person. So the browser runs no script of the report, and does not treat the report as a page of this server.
 _HEADERS = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
