@@ -1,4 +1,4 @@
-"""Fixtures for all tests: two small bundles, trained once with the public pipeline, and copies for tests to damage."""
+"""Fixtures for all tests: two small bundles that the public pipeline trains once, and copies that a test may damage."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from foldserve.training.plan import DataOptions, Plan, Recipe
 # The servers under test run on this machine. Requests to them must not use a proxy from a developer's environment.
 os.environ["NO_PROXY"] = "127.0.0.1"
 
-# A shell makes its background jobs ignore SIGINT, and nohup makes programs ignore SIGHUP. Programs inherit that. The
-# programs under test must not do so.
+# A shell makes its background jobs ignore SIGINT, and nohup makes programs ignore SIGHUP. Child processes inherit these
+# settings. The programs under test must not ignore the signals.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# A slow machine is not a failure.
+# A test must not fail because the machine is slow.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 

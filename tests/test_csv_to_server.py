@@ -23,7 +23,7 @@ LABELS = ("maybe", "no", "yes")
 
 
 def people(rows, seed, towns=TOWNS):
-    """Return a dictionary and a score for each row; None is a missing value."""
+    """Return a dictionary and a score for each row. None is a missing value."""
     generator = np.random.default_rng(seed)
     made = []
     for _ in range(rows):
@@ -133,7 +133,10 @@ def server(folder, bundles, tmp_path_factory):
 
 
 def codes(manifest: bundle.Manifest, rows):
-    """Return the input tensor for rows of values: a category is its index, a boolean 0 or 1, a missing value NaN."""
+    """Return the input tensor for rows of values.
+
+    A category becomes its index, a boolean 0 or 1, and a missing value NaN.
+    """
 
     def code(feature, value):
         if value is None:

@@ -128,7 +128,10 @@ CONFINED = {
 
 
 def layer(name: str) -> str | None:
-    """Return the layer of a module below `foldserve`, or of a name in it: the longest key of the table that fits."""
+    """Return the layer of a module below `foldserve`, or of a name in this module.
+
+    The layer is the longest key of the table that fits.
+    """
     parts = name.split(".")
     names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
     return next((found for found in names if found in LAYERS), None)

@@ -27,7 +27,7 @@ def test_exponential_turns_of_one_request_are_an_m_m_1_queue(load: float) -> Non
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
 def test_constant_turns_of_one_request_are_an_m_d_1_queue(load: float) -> None:
-    """The mean is that of the formula of Pollaczek and Khinchine. https://en.wikipedia.org/wiki/M/D/1_queue"""
+    """The mean equals the result of the Pollaczek-Khinchine formula. https://en.wikipedia.org/wiki/M/D/1_queue"""
     found = latencies(Replica(0.0, SERVICE, 1), 2 * load / SERVICE, COUNT, shares=(1, 1))
     assert found.mean() == pytest.approx(SERVICE * (1 + load / (2 * (1 - load))), rel=0.05)
     assert found.min() == pytest.approx(SERVICE)
@@ -36,5 +36,5 @@ def test_constant_turns_of_one_request_are_an_m_d_1_queue(load: float) -> None:
 def test_batches_share_the_fixed_part_of_a_turn() -> None:
     batched, single = Replica(SERVICE, SERVICE / 10, 64), Replica(SERVICE, SERVICE / 10, 1)
     assert batched.capacity() > 8 * single.capacity()
-    rate = 1.5 * single.capacity()  # more than without batches
+    rate = 1.5 * single.capacity()  # more than the capacity without batches
     assert np.percentile(latencies(batched, rate, COUNT), 99) < 3 * (SERVICE + SERVICE / 10 * 4)

@@ -95,7 +95,7 @@ def test_no_module_unpickles_or_runs_code_from_data() -> None:
 
 
 def test_sizes_from_a_request_are_multiplied_without_overflow() -> None:
-    """`np.prod` wraps around at 64 bits; `math.prod` does not."""
+    """`np.prod` wraps around at 64 bits. `math.prod` does not wrap around."""
     for path, tree in MODULES.items():
         if path.startswith("service/"):
             allowed = {"math.prod"} | ({"prod"} if "math.prod" in imported(tree) else set())

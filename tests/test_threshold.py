@@ -1,4 +1,4 @@
-"""A threshold on its whole way: chosen by the training, kept in the manifest, and applied by the service."""
+"""The training chooses a threshold, the manifest keeps the threshold, and the service applies the threshold."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Both clients get from a real server the answers of a loaded model, and raise a named exception for every error."""
+"""Both clients get the answers of a loaded model from a real server. They raise a named exception for every error."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ NAME = "penguins"
 
 
 class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Sends requests to a server, and keeps a record of them.
+    """Sends requests to a server, and records the requests.
 
-    url: the server that gets the requests. refusals: the results of the next requests, which do not reach a server.
+    url: the server that gets the requests. refusals: the results of the next requests. These requests do not reach a
+    server.
     """
 
     def __init__(self, url: str) -> None:
@@ -71,7 +72,10 @@ Connect = Callable[..., Any]
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
-    """Return a function that makes either client. Its methods block, and `wire` has its requests."""
+    """Return a function that makes either client.
+
+    The methods of the client block. The attribute `wire` records the requests of the client.
+    """
     with contextlib.ExitStack() as stack:
 
         def make(url: str, *, model: str | None = NAME, **options: Any) -> Any:
@@ -117,7 +121,7 @@ def strict(bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
-    """A server of the square root, whose output is NaN for a negative number."""
+    """A server whose model computes the square root. The output for a negative number is NaN."""
     place = tmp_path_factory.mktemp("roots")
     write_square_root(place / "models")
     with serving(place / "models", place / "log") as found:
@@ -129,7 +133,7 @@ LABELS = {"Adelie": "c", "Chinstrap": "b", "Gentoo": "a"}
 
 @pytest.fixture(scope="module")
 def second(penguins, tmp_path_factory):
-    """A server with only version 2, whose features and labels have another order."""
+    """A server that has only version 2. The features and labels of version 2 have another order."""
     place = tmp_path_factory.mktemp("second")
     columns = ["species", *reversed(penguins.columns.drop("species"))]
     table = penguins[columns].assign(species=penguins["species"].map(LABELS))
@@ -164,7 +168,7 @@ def test_a_large_frame_is_sent_in_chunks_on_one_connection(connect, server, mode
     assert sizes == [100, 100, 100, 44]  # the server allows 100 rows
     assert len(client.wire.connections) == 1
     client.predict(penguins[:5])
-    assert [request.method for request in client.wire.sent].count("GET") == 2  # the manifest and the limit, once
+    assert [request.method for request in client.wire.sent].count("GET") == 2  # one for the manifest, one for the limit
 
 
 def test_a_chunk_that_is_too_large_for_the_server_is_halved(connect, strict, model, penguins):

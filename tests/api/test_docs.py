@@ -22,7 +22,7 @@ NOTEBOOK = json.loads((ROOT / "examples" / "penguins.ipynb").read_text(encoding=
 
 
 def steady(text: str) -> str:
-    """Replace the figures of a training, which differ between machines."""
+    """Replace the figures of a training, because these figures differ between machines."""
     return re.sub(r"accuracy .*>", "accuracy ...>", text)
 
 

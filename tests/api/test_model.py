@@ -1,4 +1,7 @@
-"""A loaded model gives the answers of a server. Its results have the types of the library of the table."""
+"""A loaded model gives the answers of a server.
+
+If a table comes from a library, the results have the types of this library.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def served(bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answers(served, polars):
-    """The answers of a server to the rows of the table as JSON objects."""
+    """The answers of a server to the rows of the table. The request has the rows as JSON objects."""
     return httpx.post(f"{served.url}/predict", json={"instances": polars.to_dicts()}).raise_for_status().json()
 
 

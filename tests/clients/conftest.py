@@ -1,4 +1,4 @@
-"""The server that all clients use, and the outputs that ONNX Runtime computes alone for the same rows.
+"""Fixtures: the server that all clients use, and the outputs of ONNX Runtime without foldserve for the same rows.
 
 `make test-clients` runs these tests in the environment of the clients, which has no foldserve. SERVER_PYTHON is a
 Python that has foldserve. In other environments the clients are missing, so their tests are skipped with this reason.

@@ -3,8 +3,8 @@
 A Python with foldserve must run this program, because the clients' environment has no foldserve.
 
 `python -m tests.clients.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL and the port of
-gRPC. With the argument `--keys`, clients need an API key of every scope, and the key follows the URL. The program exits
-when its standard input closes.
+gRPC. With the argument `--keys`, clients need an API key that has every scope. The program prints this key after the
+URL. The program exits when its standard input closes.
 """
 
 import re
@@ -27,7 +27,8 @@ def write_models(models: Path) -> None:
     """Write the models of the tests.
 
     digits/1: the shipped model. roots/1: sqrt(a + b). roots/2: sqrt(a + b) + 100. gaps: a + b, where a may be missing.
-    wide: the sum of so many columns that random bytes contain a NaN. table: the size, plus 1 if the colour is blue.
+    wide: the sum of its columns, which are so many that a row of random bytes contains a NaN. table: the size, plus 1
+    if the colour is blue.
     """
     shutil.copytree(ROOT / "models" / "digits", models / "digits")
     write_square_root(models)

@@ -1,7 +1,7 @@
 """The examples of docs/clients.md work. An example is skipped if a program that it needs is not installed.
 
-The tests run the Python code and the commands of the page, and compare the output with the page. perf_analyzer must
-exit with 0.
+The tests run the Python code and the commands of the page, and compare the output with the page. The command
+perf_analyzer must exit with 0.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ import pytest
 from tests.clients.conftest import Server, pixels
 
 PATIENCE = 120
-# The measurement windows have 300 ms. The tolerance is so large that any three windows count as stable, because the
-# test must also pass on a machine with unsteady timings. --request-count is simpler, but perf_analyzer hangs if a
-# request is answered before it starts to count.
+# The measurement windows have 300 ms. The tolerance is large, so any three windows count as stable. The test must also
+# pass on a machine with unsteady timings. --request-count would be simpler. But with this flag, perf_analyzer hangs if
+# it gets an answer before it starts to count.
 WINDOWS = ("-p", "300", "-s", "999", "-r", "10")
 
 

@@ -1,6 +1,6 @@
 """Triton's gRPC clients and perf_analyzer, against the real server.
 
-These tests run in a process of their own, because tritonclient and kserve compile the same messages.
+These tests run in a separate process, because tritonclient and kserve have compiled code for the same messages.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`foldserve score --engine ray` on a cluster of two nodes gives the bytes of a local run.
+"""`foldserve score --engine ray` on a cluster of two nodes writes the same bytes as a local run.
 
-`make test-ray` runs these tests in an environment that has Ray, which is large. Elsewhere they are skipped.
+Ray is large, so `make test-ray` runs these tests in a separate environment. Without Ray, the tests are skipped.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """deploy/ray/serve.yaml on a cluster of two nodes: `serve run` runs the service behind Ray's autoscaler.
 
-`make test-ray` runs these tests in an environment that has Ray, which is large. Elsewhere they are skipped.
+Ray is large, so `make test-ray` runs these tests in a separate environment. Without Ray, the tests are skipped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MOST_REPLICAS = 3
 
 @dataclass(frozen=True)
 class Deployed:
-    """The application on the cluster. models: the folder that its replicas serve."""
+    """The application on the cluster. models: the folder that the replicas serve."""
 
     url: str
     models: Path
@@ -69,10 +69,13 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def configuration(models: Path, port: int) -> dict[str, Any]:
-    """Read the shipped file, and change it for small nodes: quick scaling, and little processor time for a replica."""
+    """Read the shipped file, and change it for small nodes.
+
+    The application then scales quickly. Each replica reserves little processor time.
+    """
     content: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text())
     content["http_options"] |= {"host": "127.0.0.1", "port": port}
-    # The proxies of both nodes would need the same port of this machine.
+    # With one proxy on each node, both proxies would need the same port of this machine.
     content["proxy_location"] = "HeadOnly"
     (application,) = content["applications"]
     # With the default of 50 ms, the service refuses some requests until Ray has added replicas.
@@ -183,7 +186,7 @@ def test_a_killed_replica_is_replaced(deployed: Deployed) -> None:
 
 def test_every_replica_loads_a_new_version(deployed: Deployed) -> None:
     bundle.write(deployed.models, "digits", DIGITS.model, lambda n: DIGITS.manifest.model_copy(update={"version": n}))
-    # The proxy chooses a replica at random, so 20 answers in a row come from every replica.
+    # The proxy chooses a replica at random. So among 20 answers, there is at least one from each replica.
     until(lambda: {deployed.predict().json()["version"] for _ in range(20)} == {2})
 
 

@@ -1,6 +1,6 @@
 """Builds the stand-ins for CUDA's libraries, and an environment in which onnxruntime-gpu finds them first.
 
-This module knows g++, the wheels and files. It does not know the tests.
+This module uses g++, the wheels and files. It does not depend on the tests.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sysconfig
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
-# The file of each stand-in, its source, the macro that selects its part of the source, and the code of its error "not
-# supported".
+# For each stand-in: the file of the library, the source, a macro, and the code of the error "not supported". The macro
+# selects a part of the source.
 _LIBRARIES = (
     ("libcudart.so.13", "cudart.cpp", "CUDART", 801),
     ("libcublas.so.13", "cublas.cpp", "CUBLAS", 15),
@@ -32,10 +32,10 @@ def missing_tools() -> list[str]:
 
 
 def build(folder: Path, site: Path) -> dict[str, str]:
-    """Build everything in `folder`. Return the environment variables for a Python that uses it.
+    """Build everything in `folder`. Return the environment variables for a Python that uses the built files.
 
-    site: the site-packages that have onnxruntime-gpu and NVIDIA's headers. The new environment has links to all its
-    packages except NVIDIA's. Raises `CalledProcessError` if a source does not compile.
+    site: the site-packages that have onnxruntime-gpu and NVIDIA's headers. The new environment has links to all
+    packages of `site` except NVIDIA's packages. Raises `CalledProcessError` if a source does not compile.
     """
     overlay = folder / "site"
     libraries = overlay / "nvidia" / "cu13" / "lib"
@@ -48,7 +48,7 @@ def build(folder: Path, site: Path) -> dict[str, str]:
         _build_library(libraries / file, SOURCES / source, macro, code, site, needed)
     return {
         "PYTHONPATH": f"{overlay}:{SOURCES.parents[1]}",
-        # The loader finds the driver's library here, and every other library that was not loaded by its path.
+        # The loader finds the driver's library here. It also finds here each library that was not loaded by its path.
         "LD_LIBRARY_PATH": str(libraries),
     }
 
@@ -85,7 +85,8 @@ def _build_library(target: Path, source: Path, macro: str, code: int, site: Path
     versions = target.with_suffix(".map")
     versions.write_text(f"{target.name} {{ global: *; }};\n", encoding="ascii")
     runtime = [target.parent / "libcudart.so.13"] if source.name == "cublas.cpp" else []
-    # The loader looks for a library by its SONAME. NVIDIA's libraries name the versions of their symbols the same way.
+    # The loader looks for a library by its SONAME. NVIDIA's libraries use this name for the version of their symbols
+    # too.
     linker = [f"-Wl,-soname,{target.name}", "-Wl,-rpath,$ORIGIN"]
     if macro != "DRIVER":
         linker.append(f"-Wl,--version-script,{versions}")

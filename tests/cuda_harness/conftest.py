@@ -1,7 +1,7 @@
 """Runs the service on onnxruntime-gpu's own CUDA provider without a GPU: `make test-cuda-harness`.
 
 The libraries of CUDA are stand-ins (cudart.cpp, cublas.cpp, others.cpp). The tests check the calls, their order and
-their threads. They show nothing about a GPU: neither its results nor its speed.
+their threads. The tests can show neither the results nor the speed of a GPU.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def run(stand_in: Mapping[str, str]) -> Run:
             timeout=PATIENCE,
             check=False,
         )
-        assert done.returncode == 0, done.stderr  # an abort in a destructor has the status -6
+        assert done.returncode == 0, done.stderr  # an abort in a destructor gives the status -6
         return done.stdout.splitlines()
 
     return run_code

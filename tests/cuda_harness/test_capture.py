@@ -85,7 +85,7 @@ print(cuda.harness_used(), violations())
 """
     *holds, order, end = run(code)
     assert holds == ["True"] * 7
-    # Stream 2 copies; stream 1 computes. The second copy begins before the first wait.
+    # Stream 2 copies. Stream 1 computes. The second copy begins before the first wait.
     assert order == "copy 2 softmax 1 copy 2 softmax 1 wait 1 copy 2 softmax 1 wait 1 wait 1"
     assert end == "0 []"
 
@@ -117,7 +117,8 @@ print("create cuBLAS" in lines, sum(line.startswith("free pinned") for line in l
 runtime.close()
 print(cuda.harness_used(), violations())
 """
-    # Larger batches replace two buffers of rows and two of outputs. At the end, all memory of the device is free.
+    # Larger batches replace two buffers of rows and two buffers of outputs. At the end, all memory of the device is
+    # free.
     assert run(code) == ["False 4 []", "0 []"]
 
 
@@ -191,12 +192,12 @@ for buckets in ((1, 4), ()):
 print(violations(), cuda.harness_used())
 """
     refused, runs, rest = run(code)
-    assert "at most 32 inputs during CUDA Graph capture" in refused  # ONNX Runtime's own words
+    assert "at most 32 inputs during CUDA Graph capture" in refused  # ONNX Runtime writes this text
     assert (runs, rest) == ("runs", "[] 0")
 
 
 def test_the_stand_in_detects_broken_rules(run: Run) -> None:
-    """Without this test, the tests above could pass because the stand-in sees nothing."""
+    """The stand-in must report violations. Otherwise, the tests above could pass although a rule is broken."""
     code = """
 stream = CudaStream()
 buffer = stream.buffer((1, 4))

@@ -45,11 +45,11 @@ print(on_another_thread(run_once, *bind))
     assert run(OPEN + code) == [
         f"kernels 18, {CAPTURE}",
         replayed,
-        replayed,  # 0 is the graph of runs without a number
+        replayed,  # runs without a number use the graph 0
         "kernels 9, no graph, wait stream 1",
         f"kernels 18, {CAPTURE}",  # each number has its own graph
         replayed,
-        f"kernels 18, create cuBLAS, {CAPTURE}",  # and each thread
+        f"kernels 18, create cuBLAS, {CAPTURE}",  # each thread has its own graphs
     ]
 
 

@@ -31,7 +31,7 @@ VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
 def with_defaults(node: Any) -> Any:
-    """Replace each variable by its default, as compose does in an environment without them."""
+    """Replace each variable by its default. Compose does the same if the environment has none of these variables."""
     if isinstance(node, dict):
         return {key: with_defaults(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -1,4 +1,4 @@
-"""docs/deployment.md is right: its tables, its error messages, and its proxy in front of a real server."""
+"""docs/deployment.md is correct: its tables and its error messages. Its proxy works in front of a real server."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class Prometheus:
 def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
     """Run Prometheus with the files of deploy/ on a free port.
 
-    Prometheus scrapes `target` instead of asking a name server.
+    Prometheus scrapes the address `target`, and asks no name server.
     """
     config = json.loads(json.dumps(CONFIG))
     config["global"] = dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "500ms")

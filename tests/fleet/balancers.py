@@ -21,11 +21,13 @@ PORT = 8443
 
 @dataclass(frozen=True)
 class Balancer:
-    """A load balancer. configure: writes its files, and returns its command line.
+    """A load balancer.
 
-    drain_delay: seconds for which a server still accepts requests after SIGTERM.
-    most_rows: rows of the largest requests that the balancer can repeat.
-    read_tried: returns the address of the server that answered, and the number of retries, from the header X-Tried.
+    configure: a function that writes the balancer's files, and returns the balancer's command line.
+    drain_delay: the number of seconds after SIGTERM in which a server still accepts requests.
+    most_rows: the number of rows of the largest request that the balancer can repeat.
+    read_tried: a function that reads the header X-Tried. The function returns the address of the server that answered,
+    and the number of retries.
     """
 
     name: str
@@ -46,7 +48,7 @@ def changed(file: Path, changes: Mapping[str, str]) -> str:
 
 
 def configure_nginx(folder: Path, servers: Sequence[Host]) -> list[object]:
-    """Configure nginx without limits for one address, because this test has one client."""
+    """Configure nginx without its limits for each address, because all requests of a test have one address."""
     file = DEPLOY / "nginx" / "foldserve.conf"
     server = "server {address}:8000 max_fails=1 fail_timeout=5s;"
     text = changed(
@@ -105,7 +107,10 @@ HAPROXY = Balancer("haproxy", "haproxy", configure_haproxy, 5, 1_000, read_hapro
 
 @contextmanager
 def balancing(balancer: Balancer, folder: Path, first: Host, servers: Sequence[Host]) -> Iterator[str]:
-    """Run a balancer with TLS on the first host. Yields its URL; folder/certificate.pem is its certificate."""
+    """Run a balancer with TLS on the first host.
+
+    Yields the URL of the balancer. The certificate of the balancer is folder/certificate.pem.
+    """
     if not all(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in (balancer.name, "openssl")):
         pytest.skip(f"{balancer.name} and openssl are not installed: apt-get install {balancer.package} openssl")
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]

@@ -1,4 +1,7 @@
-"""Hosts on this machine: network namespaces on one switch, each with an address and a cable of its own."""
+"""Simulated hosts on this machine.
+
+Each host is a network namespace with its own address and its own cable to a switch.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ NETWORK = "10.77.0"
 
 @dataclass(frozen=True)
 class Host:
-    """A network namespace. switch: the namespace of the switch, where the other end of the host's cable is."""
+    """A network namespace.
+
+    switch: the namespace of the switch. The other end of the host's cable is in this namespace.
+    """
 
     namespace: str
     address: str
@@ -28,7 +34,10 @@ class Host:
         return ["nsenter", f"--net=/run/netns/{self.namespace}", *map(str, words)]
 
     def cut_off(self) -> None:
-        """Unplug the host. The switch drops each packet from and to the host, and nobody gets an error."""
+        """Unplug the host.
+
+        The switch drops each packet to the host and each packet from the host. No sender gets an error.
+        """
         ip("-n", self.switch, "link", "set", self.namespace, "down")
 
     def connect(self) -> None:
@@ -42,7 +51,10 @@ def ip(*words: str) -> str:
 
 @contextmanager
 def network(size: int) -> Iterator[Sequence[Host]]:
-    """Create the hosts of a network. The first host has the switch. Skips the test where namespaces are not allowed."""
+    """Create the hosts of a network.
+
+    The first host has the switch. Skips the test if the machine does not allow namespaces.
+    """
     if shutil.which("ip") is None:
         pytest.skip("the program ip is not installed: apt-get install iproute2")
     prefix = f"fs{os.getpid()}"  # the name of a network device has at most 15 characters
@@ -71,7 +83,8 @@ def _plug(host: Host, first: Host) -> None:
     ip("-n", host.switch, "link", "set", name, "master", "switch", "up")
     ip("-n", name, "addr", "add", f"{host.address}/24", "dev", "eth0")
     ip("-n", name, "link", "set", "eth0", "up")
-    # Across routers, a host that is cut off is only silent. On one network, a failed look-up of its hardware address
-    # would report it. So the balancer knows this address without a look-up.
+    # If a router is between the balancer and a host, a host that is cut off does not answer. On one network, the
+    # balancer would get an error, because it can't look up the host's hardware address. So the balancer has a fixed
+    # entry for this address.
     (device,) = json.loads(ip("-n", name, "-json", "link", "show", "eth0"))
     ip("-n", first.namespace, "neigh", "replace", host.address, "lladdr", device["address"], "dev", "switch")

@@ -1,10 +1,10 @@
-"""A client in a process of its own: it sends predictions at a constant rate, and checks each answer.
+"""A client in a separate process sends prediction requests at a constant rate, and checks each answer.
 
     python -m tests.fleet.load URL CERTIFICATE RATE ROWS
 
 Every twentieth request has ROWS rows, and all other requests have one row. A request starts on time even if earlier
-requests have no answer yet. The process writes one line of JSON for each answer, and stops after SIGTERM, when each
-request has an answer.
+requests have no answer yet. The process writes one line of JSON for each answer. After SIGTERM, the process stops when
+each request has an answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-# The answers of the two versions of the model: the first and the second have different weights.
+# The function of each version of the model. Its argument is the sum of a row.
 ANSWERS = {1: math.sqrt, 2: float}
 
 

@@ -1,7 +1,7 @@
-"""Four servers on hosts of their own, behind nginx or HAProxy with the shipped configuration: no request fails.
+"""Four servers run on separate hosts, behind nginx or HAProxy with the shipped configuration. No request fails.
 
-A client sends predictions at a constant rate, and checks each answer. Meanwhile the servers and the model are
-upgraded, a server is killed, and a server is cut off from the network. `make test-fleet` prints the figures.
+A client sends prediction requests at a constant rate, and checks each answer. Meanwhile the servers and the model are
+upgraded. One server is killed, and one server is cut off from the network. `make test-fleet` prints the figures.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write_sum(models: Path) -> None:
 
 @dataclass
 class Server:
-    """A server on a host, with a folder of models of its own."""
+    """A server on a host, with its own folder of models."""
 
     host: Host
     folder: Path
@@ -81,7 +81,10 @@ class Server:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that the client got. server: the address of the server, or "" if none answered. end: monotonic time."""
+    """An answer that the client got.
+
+    server: the address of the server, or "" if no server answered. start, end: the monotonic times of the request.
+    """
 
     number: int
     start: float
@@ -125,12 +128,12 @@ class Client:
                 self._changed.notify_all()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds. It is checked after each new answer."""
+        """Wait until a condition holds. Check the condition after each new answer."""
         with self._changed:
             assert self._changed.wait_for(condition, PATIENCE), "it hangs"
 
     def wait_for(self, condition: Callable[[Answer], bool], count: int = 1) -> None:
-        """Wait for `count` answers that meet a condition, to requests that begin from now on."""
+        """Wait for `count` answers that meet a condition. Ignore answers to requests that began before this call."""
         now, seen, found = time.monotonic(), len(self._answers), 0
 
         def enough() -> bool:
@@ -162,7 +165,7 @@ class Fleet:
     def phase(self, title: str) -> Iterator[list[float]]:
         """Require that no request of a phase fails, and print the figures.
 
-        Yields a list for the times of faults.
+        Yields a list. The test appends the time of each fault to this list.
         """
         faults: list[float] = []
         begin = time.monotonic()

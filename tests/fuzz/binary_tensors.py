@@ -1,4 +1,4 @@
-"""Fuzz the codec of the Open Inference Protocol with atheris: it returns rows, or raises a `RequestError`."""
+"""Fuzz the codec of the Open Inference Protocol with atheris. The codec returns rows, or raises a `RequestError`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CODEC = OipCodec(manifest(features=("a", "b"), missing=["b"]), MAX_ROWS)
 def test_one(data: bytes) -> None:
     """Decode a body.
 
-    The first two bytes of the input are the length of the JSON. The length 0 leaves out the header.
+    The first two bytes of the input are the length of the JSON. If the length is 0, the request has no header.
     """
     length, body = int.from_bytes(data[:2], "little"), data[2:]
     headers = {b"inference-header-content-length": b"%d" % length} if length else {}

@@ -1,4 +1,7 @@
-"""Tests that need a GPU, its driver and onnxruntime-gpu: `make test-gpu`. Without these, each test is skipped."""
+"""Tests that need a GPU, its driver and onnxruntime-gpu: `make test-gpu`.
+
+If one of these is missing, each test is skipped.
+"""
 
 from __future__ import annotations
 

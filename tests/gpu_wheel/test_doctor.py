@@ -1,4 +1,4 @@
-"""`foldserve doctor` where onnxruntime-gpu and CUDA's libraries are installed, and there is no GPU.
+"""`foldserve doctor` on a machine with onnxruntime-gpu and CUDA's libraries, but without a GPU.
 
 To run only these tests in such an environment: python -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
 """
@@ -45,7 +45,7 @@ def test_the_doctor_finds_the_cuda_libraries_and_reports_the_missing_driver(devi
     ):
         assert checks[name]["status"] == "ok"
         number, path = checks[name]["found"].split(", ", 1)
-        # Compare the version that the library reports with the version of the wheel, whose number has one part more.
+        # Compare the library's own version with the wheel's version. The wheel's version has one more part.
         assert version(installed).startswith(number)
         assert Path(path).is_file()
     assert checks["cudnn"]["status"] == "ok"

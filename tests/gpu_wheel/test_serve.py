@@ -1,4 +1,4 @@
-"""The messages of `foldserve serve`, `verify` and a loaded runtime where onnxruntime-gpu is installed without a GPU."""
+"""The messages of `foldserve serve`, `verify` and a loaded runtime, with onnxruntime-gpu but without a GPU."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_verify_reports_that_cuda_is_not_available() -> None:
 
 
 def test_a_provider_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When its provider fails, ONNX Runtime's session class silently opens another session on the CPU."""
+    """If a provider fails, ONNX Runtime's session class opens another session on the CPU, without an error."""
     opened = []
 
     def on_the_cpu(model: bytes, _: dict[str, str]) -> ort.InferenceSession:
@@ -87,7 +87,7 @@ def test_a_provider_lost_after_the_start_is_not_replaced_by_the_cpu(monkeypatch:
 
 
 def test_two_installed_wheels_are_named(tmp_path: Path) -> None:
-    """pip lists both wheels, and the module that Python imports is the wheel without CUDA."""
+    """pip lists both wheels, but Python imports the module of the wheel without CUDA."""
     folder = tmp_path / "onnxruntime-1.32.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime\nVersion: 1.32.0\n", encoding="utf-8")

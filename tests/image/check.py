@@ -31,7 +31,7 @@ def build(which: str, arguments: Mapping[str, str]) -> None:
 
 
 def run(chosen: list[str], arguments: Mapping[str, str] | None) -> None:
-    """Run the checks. arguments: the build arguments; with None, the existing images are checked without a build."""
+    """Run the checks. arguments: the build arguments, or None to check the existing images without a build."""
     if arguments is not None:
         # docker-compose.yml needs the images of the server and of the trainer.
         needed = {*chosen, *(("cpu", "trainer") if "compose" in chosen else ())}

@@ -121,7 +121,10 @@ class Project:
 
 @contextmanager
 def project(scratch: Path) -> Iterator[Project]:
-    """Copy docker-compose.yml with the files that it mounts; remove its containers and volumes at the end."""
+    """Copy docker-compose.yml and the files that it mounts.
+
+    At the end, remove the containers and volumes of the copy.
+    """
     shutil.copy(ROOT / "docker-compose.yml", scratch)
     shutil.copytree(ROOT / "deploy", scratch / "deploy", ignore=shutil.ignore_patterns("secrets"))
     name = f"foldserve-check-{os.getpid()}"
@@ -271,7 +274,7 @@ def until_gives_up(compose: Project) -> dict[str, Any]:
 def monitoring_images() -> Iterator[None]:
     """Provide the images of Prometheus and Grafana.
 
-    If the real images are missing, use substitutes and remove them at the end.
+    If the real images are missing, use substitutes. At the end, remove the substitutes.
     """
     with ExitStack() as made:
         for service in ("prometheus", "grafana"):
@@ -286,7 +289,7 @@ def monitoring_images() -> Iterator[None]:
 
 
 def present(image: str) -> bool:
-    """Whether the engine has the image, or can pull it."""
+    """Return whether the engine has the image or can pull the image."""
     commands = (("image", "inspect", image), ("pull", "--quiet", image))
     return any(subprocess.run(["docker", *command], capture_output=True).returncode == 0 for command in commands)
 

@@ -1,4 +1,7 @@
-"""Runs the command `docker`: builds images, starts containers, inspects both. This module does not know foldserve."""
+"""Runs the command `docker`: builds images, starts containers, inspects both.
+
+This module does not depend on foldserve.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ def start(
 
     The container may write only to /tmp and the volumes. SIGTERM ends the container.
 
-    arguments: by default the arguments of the image. port: published on the host. beside: a running container. The new
-    container shares the network of this container.
+    arguments: the arguments of the program. The default is the arguments of the image. port: the port that is published
+    on the host. beside: a running container whose network the new container shares.
     """
     flags = [flag for name, value in (env or {}).items() for flag in ("--env", f"{name}={value}")]
     flags += [flag for host, inside in (volumes or {}).items() for flag in ("--volume", f"{host}:{inside}")]

@@ -77,7 +77,7 @@ def free_port() -> int:
 
 
 def ask(port: int, path: str, body: object = None) -> tuple[int, Any]:
-    """Send one request to this machine; return the status and the parsed JSON of the response."""
+    """Send one request to this machine. Return the status and the parsed JSON of the response."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}",
         None if body is None else json.dumps(body).encode(),
@@ -100,7 +100,7 @@ class Image:
         return dict(docker.inspect(self.tag)["Config"])
 
     def ran(self, *arguments: str, **how: Any) -> Ended:
-        """Run the container until it exits; a hang is a failure."""
+        """Run the container until it exits. A container that hangs is a failure."""
         with docker.start(self.tag, *arguments, **how) as process:
             try:
                 stdout, stderr = process.communicate(timeout=PATIENCE)

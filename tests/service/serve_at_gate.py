@@ -1,4 +1,4 @@
-"""`foldserve` with a pause before it reads a manifest. The environment variable MANIFEST has the path of this file.
+"""`foldserve` with a pause before it reads a certain manifest. The variable MANIFEST has the path of this manifest.
 
 The pause ends when a writer has opened and closed the pipe at the path GATE.
 """
@@ -18,7 +18,7 @@ def wait_at_gate(event: str, arguments: tuple[Any, ...]) -> None:
         Path(os.environ["GATE"]).read_bytes()
 
 
-# This runs at import, because each worker is a separate process that imports this module.
+# The code below runs at import, because each worker is a separate process that imports this module.
 sys.addaudithook(wait_at_gate)
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 The simulated GPU uses host memory as device memory. Its sessions run on the CPU.
 
-Sessions read and write the bound buffers, so a missing or late copy changes the outputs. A capture records the work
-without doing it, and refuses to allocate or to wait, as CUDA does. tests/cuda_harness runs ONNX Runtime's own CUDA
-provider without a GPU.
+Sessions read and write the bound buffers, so a missing or late copy changes the outputs. As in CUDA, a capture records
+the work without doing the work. During a capture, an allocation or a wait is refused. tests/cuda_harness runs ONNX
+Runtime's own CUDA provider without a GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class SimulatedGpu:
     """A GPU that records the calls to it.
 
     log: the calls in order. threads: the threads that made the calls. options: the provider's options for each session.
-    fails: returns the exception that the next call raises, or None. works: False if the device has failed for good.
+    fails: a function that returns the exception that the next call raises, or None. works: False if the device has
+    failed for good.
     recorded: the work of the capture that has begun, or None.
     """
 
@@ -56,7 +57,7 @@ class SimulatedGpu:
             raise error
 
     def add(self, work: Callable[[], object]) -> None:
-        """Do the work, or record it during a capture."""
+        """Do the work. During a capture, record the work instead."""
         if self.recorded is None:
             work()
         else:

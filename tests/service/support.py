@@ -62,9 +62,9 @@ def manifest(
     labels: Sequence[bundle.Label] = (),
     golden: bundle.Golden | None = None,
 ) -> bundle.Manifest:
-    """Make a manifest. It is that of a classification if there are labels, and otherwise that of a regression.
+    """Make a manifest. With labels, the model is a classification. Without labels, it is a regression.
 
-    features: for each feature, its name (then the feature is numeric) or its fields.
+    features: the name or the fields of each feature. A feature with only a name is numeric.
     """
     task, output = ("classification", "probabilities") if labels else ("regression", "value")
     named = [{"name": each, "missing": each in missing} if isinstance(each, str) else each for each in features]
@@ -207,8 +207,8 @@ def through(folder: Path) -> dict[str, str]:
 def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]:
     """Run `act` while `GATED` loads the bundle in `folder`. `GATED` must have `through(folder)` in its environment.
 
-    `GATED` is the reader of the pipe. A writer that opens the pipe waits for this reader. The reader waits until the
-    writer closes the pipe.
+    `GATED` reads the pipe. A writer that opens the pipe waits until `GATED` opens the pipe too. `GATED` then waits
+    until the writer closes the pipe.
     """
     pipe = _gate(folder)
     os.mkfifo(pipe)
@@ -299,14 +299,14 @@ class Served:
         return socket.create_connection((self.host, self.port), timeout=PATIENCE)
 
     def send(self, method: str, path: str, *headers: str, body: bytes = b"") -> Answer:
-        """Send one request byte for byte; a client library would normalise the path."""
+        """Send exactly these bytes as one request. A client library would normalise the path."""
         with self.connect() as connection:
             connection.sendall(request(method, path, *headers, body=body))
             return receive(connection)
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Stop a program; kill it if it does not stop."""
+    """Stop a program. If the program does not stop, kill it."""
     process.terminate()
     try:
         process.wait(PATIENCE)

@@ -18,7 +18,7 @@ from tests.service.support import flip_byte, write_square_root
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """The models roots/1, roots/2 and pairs/1 serve. roots/3 is refused."""
+    """A folder of models. The service serves roots/1, roots/2 and pairs/1, and refuses roots/3."""
     whole = write_square_root(tmp_path)
     for _ in range(2):
         last = bundle.write(tmp_path, "roots", whole.model, lambda n: whole.manifest.model_copy(update={"version": n}))

@@ -23,7 +23,10 @@ def post(server: Served, action: str, rows: object) -> dict[str, object]:
 
 
 def test_nothing_downstream_knows_the_difference(tmp_path: Path) -> None:
-    """One story: import without a table, serve, ask, score, and swap in the same model with metrics and a report."""
+    """Import a model without a table, serve it, ask it, and score a table.
+
+    Then swap in this model with metrics and a report.
+    """
     models, saved = tmp_path / "models", np.load(f"{KERAS}.npz")
     rows, expected = saved["rows"].astype(float).tolist(), saved["outputs"]
     labels = [LABELS[i] for i in expected.argmax(1)]

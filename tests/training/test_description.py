@@ -1,4 +1,4 @@
-"""model.onnx describes its features and labels in one metadata entry, and a load compares it with the manifest."""
+"""A metadata entry of model.onnx describes the features and labels. Each load compares this entry with the manifest."""
 
 from __future__ import annotations
 

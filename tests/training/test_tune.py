@@ -1,4 +1,4 @@
-"""The search is reproducible, is at least as good as the plan, and does not depend on the test rows."""
+"""The search is reproducible and does not depend on the test rows. Its result is at least as good as the plan."""
 
 import math
 import subprocess

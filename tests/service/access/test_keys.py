@@ -1,4 +1,4 @@
-"""API keys: a new key is made, files of key hashes are read, and invalid entries in such files are refused."""
+"""API keys: new keys, and files of key hashes. Invalid entries in such a file are refused."""
 
 from __future__ import annotations
 

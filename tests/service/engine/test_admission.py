@@ -41,7 +41,7 @@ class Seconds:
 
 
 class Simulation:
-    """One server. Each turn writes the responses of the turn before, then reads all requests that have arrived."""
+    """One server. Each turn writes the responses of the previous turn, then reads all requests that have arrived."""
 
     def __init__(self, cost: Cost) -> None:
         self.cost = cost
@@ -54,7 +54,11 @@ class Simulation:
     def run(
         self, arrivals: Iterable[tuple[float, bool]], *, stall_at: float = np.inf, patience: float = PATIENCE
     ) -> None:
-        """Serve all requests. arrivals: (time of arrival, priority is high) of each request, in order of time."""
+        """Serve all requests.
+
+        arrivals: for each request, the time of arrival, and whether the priority is high. The requests are in order of
+        time.
+        """
         asyncio.run(self._serve(deque(arrivals), stall_at, patience))
 
     async def _serve(self, arrivals: deque[tuple[float, bool]], stall_at: float, patience: float) -> None:
@@ -149,7 +153,7 @@ def test_large_requests_are_admitted_up_to_the_same_wait() -> None:
 def test_a_pool_of_32_connections_is_never_refused() -> None:
     cost = Cost(read=20e-6, decode=20e-3, encode=1e-3, size=1_000_000)  # 32 of these requests take 0.7 s
     simulation = Simulation(cost)
-    simulation.run(poisson(cost, 3, seconds=1))  # learn the speed
+    simulation.run(poisson(cost, 3, seconds=1))  # the server learns the speed
     assert simulation.normal.refused
     before = len(simulation.normal.refused)
     simulation.run([(simulation.now + 1, False)] * 32)
@@ -158,7 +162,7 @@ def test_a_pool_of_32_connections_is_never_refused() -> None:
 
 def test_a_burst_that_can_be_answered_in_time_is_accepted_whole() -> None:
     simulation = Simulation(Cost())
-    simulation.run(poisson(simulation.cost, 2, seconds=0.2))  # learn the speed
+    simulation.run(poisson(simulation.cost, 2, seconds=0.2))  # the server learns the speed
     before = len(simulation.normal.refused)
     simulation.run([(simulation.now + 1, False)] * int(MAX_WAIT / 2 * simulation.cost.capacity))
     assert len(simulation.normal.refused) == before

@@ -170,7 +170,7 @@ class World:
         self.turn()
 
     def hold(self, count: int = 1) -> Caller:
-        """Return a caller whose run stays on the thread until `let_go`."""
+        """Return a caller whose run stays on the thread until the test calls `let_go`."""
         assert not self.model.held.is_set()
         self.model.gate.clear()
         (caller,) = self.arrive(count)
@@ -235,7 +235,7 @@ def test_rows_that_arrive_during_a_run_are_batched_in_order_of_arrival(world: Wo
     assert world.batcher.queued_rows == 10
     world.let_go()
     world.until_answered(first, *callers)
-    assert world.sizes() == [1, 5, 5]  # 5 + 4 rows exceed the limit; the last entry waits behind the entry of 4
+    assert world.sizes() == [1, 5, 5]  # 5 + 4 rows exceed the limit, so both last entries wait
     assert [*world.model.runs[1][:, 0], *world.model.runs[2][:, 0]] == sorted(
         row for caller in callers for row in caller.rows[:, 0]
     )
@@ -445,7 +445,7 @@ def test_an_entry_that_expires_in_the_queue_gets_its_error_during_a_long_run(wor
 
 def test_the_rest_of_an_expired_large_entry_is_not_run(world: World) -> None:
     world.model.gate.clear()
-    # A slow machine may run no row of the entry before the deadline. The result is the same.
+    # On a slow machine, the deadline may pass before a row of the entry runs. The result is the same.
     (large,) = world.arrive(20, deadline=time.monotonic() + 0.02)
 
     def answered() -> bool:

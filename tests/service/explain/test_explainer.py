@@ -49,7 +49,7 @@ def explained(count, *, encoded, outputs=3, **architecture):
 
 
 def source_columns(encoded, front):
-    """Return the feature of each encoded column. The order of the groups is that of `Layout`."""
+    """Return the feature of each encoded column. The groups have the same order as in `Layout`."""
     if not encoded:
         return [0, 1, 2, 3]
     layout = front[0]

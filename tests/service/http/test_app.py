@@ -338,7 +338,7 @@ def test_the_documentation_needs_no_other_host(client: httpx.Client) -> None:
     parts = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert {Path(part).suffix for part in parts} == {".js", ".css", ".png"}
     for part in parts:
-        answer = client.get(f"/{part}")  # relative to /docs
+        answer = client.get(f"/{part}")  # the links are relative to /docs
         assert answer.status_code == 200
         assert answer.content
     assert 'fetch("openapi.json"' in client.get("/static/docs.js").text

@@ -63,7 +63,7 @@ def test_the_rows_of_both_workers_are_compared_with_the_training_rows(served: Se
     before = drift(served)
     assert before["state"] == "too few rows"
     assert any("at least 100" in note for note in before["notes"])
-    for _ in range(60):  # each request has a connection of its own, so both workers get some
+    for _ in range(60):  # each request has its own connection, so both workers get requests
         predict(served, "mixed", ROWS)
     found = drift(served)
     assert found["rows"] - before["rows"] == found["counted"] - before["counted"] == 120
@@ -127,9 +127,9 @@ def test_labels_of_a_regression_give_its_errors_and_old_predictions_are_forgotte
     assert drift(served, "roots")["quality"]["live"] == pytest.approx({"rmse": (1.25 / 2) ** 0.5, "mae": 0.75})
     statistics = drift(served, "roots")["predictions"]
     assert (statistics["mean"], statistics["deviation"]) == pytest.approx((2.5, 0.5))
-    predict(served, "roots", [[4, 0]] * 1001, "large")  # more rows than are remembered
+    predict(served, "roots", [[4, 0]] * 1001, "large")  # more rows than the server remembers
     assert label(served, "roots", ("old", [2, 3]), ("large", [2] * 1001)).json()["repeated"]["indices"] == [0]
-    for number in itertools.count():  # until the worker with the old prediction has forgotten it
+    for number in itertools.count():  # until the worker has forgotten the old prediction
         predict(served, "roots", [[4, 0]] * 500, f"new-{number}")
         answer = label(served, "roots", ("old", [2, 3]), ("large", [2] * 1001), (f"new-{number}", [2] * 500)).json()
         if answer["unknown"]["count"] == 2:

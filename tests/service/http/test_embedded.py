@@ -1,4 +1,4 @@
-"""The service as an ASGI app inside another program's server: its routes, its refusals and its life."""
+"""The service as an ASGI app inside another program's server: its routes, its refusals, its start and its end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def serving(service: EmbeddedService, root_path: str = "") -> AsyncIterato
 
 
 def run(act: Callable[[httpx.AsyncClient], Awaitable[None]], models: Path, prefix: str = "", **settings: Any) -> None:
-    """Serve a folder of models, and act as a client."""
+    """Serve a folder of models, and call `act` with a client of the service."""
 
     async def both() -> None:
         async with serving(EmbeddedService(Settings(models=models, **settings)), prefix) as client:

@@ -36,7 +36,7 @@ def post(served: Served, path: str, body: Any) -> httpx.Response:
 
 
 def assert_complete(answer: dict[str, Any]) -> None:
-    """Check in the numbers of the answer that every explanation adds up."""
+    """Check each explanation: the offset and all contributions add up to the output of the model."""
     assert answer["explanations"]
     for each in answer["explanations"]:
         parts = [each["offset"], *each["contributions"].values()]

@@ -1,4 +1,4 @@
-"""The reader finds the same heads and bodies, however the bytes are cut into packets. No socket is needed."""
+"""The reader finds the same heads and bodies for every division of the bytes into packets. The tests use no socket."""
 
 from __future__ import annotations
 

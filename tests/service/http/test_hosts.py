@@ -66,9 +66,9 @@ def test_on_loopback_its_own_names_are_accepted(server: Served, line: str, host:
     "host", [f"{MARKER}.example", f"{MARKER}.example:{{port}}", "localhost.evil.example", "127.0.0.1.evil.example", ""]
 )
 def test_on_loopback_another_host_is_refused(server: Served, line: str, host: str) -> None:
-    """An attacker's name may resolve to 127.0.0.1.
+    """An attacker's host name may resolve to 127.0.0.1.
 
-    The attacker's page and its requests then have the same origin, so only Host shows the attack.
+    The attacker's page and the server then have the same origin. So only the header Host shows the attack.
     """
     answer = ask(server, line, f"Host: {host}", f"Origin: http://{host}")
     assert answer.status == 421

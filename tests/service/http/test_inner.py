@@ -1,4 +1,4 @@
-"""Connections whose inner protocol is not uvicorn's, over TCP, a Unix socket and TLS, in this process."""
+"""Connections that use the tests' own inner protocol instead of uvicorn's. They run over TCP, a Unix socket and TLS."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ class Echo:
 class Inner(asyncio.Protocol):
     """A protocol with a script.
 
-    For each request of the script, the protocol checks the bytes that it receives, then writes the parts of the
-    response.
+    For each request of the script, the protocol checks the received bytes, then writes the parts of the response.
     """
 
     def __init__(self, script: list[tuple[bytes, list[bytes]]]) -> None:

@@ -126,7 +126,7 @@ def test_no_route_answers_without_a_key(service: Service, server: Served) -> Non
         for headers in ((), (f"Authorization: Bearer {MARKER}",), (f"X-API-Key: {MARKER}",)):
             answer = send(server, method, path, *headers)
             if scope is Scope.OPEN:
-                assert answer.status in {200, 404}, path  # the folder of the page has another name
+                assert answer.status in {200, 404}, path  # 404: the path has a wrong name for the page's folder
             else:
                 assert answer.status == 401, path
                 assert answer.json().keys() == {"error"}
@@ -262,7 +262,7 @@ def test_a_running_server_reads_changed_keys(workers: int, folder: Path, tmp_pat
         (tmp_path / "next").replace(file)
         deadline = time.monotonic() + PATIENCE
         row = 0
-        while row < 20 and time.monotonic() < deadline:  # repeated until every worker has read the file
+        while row < 20 and time.monotonic() < deadline:  # the loop ends when every worker has read the file
             row = row + 1 if send(served, "POST", "/predict", bearer(old)).status == 401 else 0
         assert row == 20
         assert send(served, "POST", "/predict", bearer(new)).status == 200

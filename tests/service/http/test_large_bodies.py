@@ -1,6 +1,7 @@
-"""Several large bodies that are refused at the same time neither fill the memory nor block other requests.
+"""The server refuses several large bodies at the same time.
 
-All limits follow from `--max-body`. Before these limits existed, eight of these bodies took 0.4 to 3 GB.
+They do not fill the memory, and do not block other requests. All limits follow from `--max-body`. Before these limits
+existed, eight of these bodies took 0.4 to 3 GB.
 """
 
 from __future__ import annotations

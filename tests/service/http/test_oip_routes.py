@@ -285,7 +285,7 @@ def test_statistics_of_one_model_are_not_those_of_another(client: httpx.Client, 
 ENCODINGS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 PATHS = ["/v1/models/digits:predict", INFER]
 encodings = pytest.mark.parametrize("encoding", list(ENCODINGS))
-# The app answers a path with an escaped letter; the connection answers the others.
+# The app answers a path with an escaped letter. The connection answers the other paths.
 paths = pytest.mark.parametrize("path", [*PATHS, *(path.replace("digits", "%64igits") for path in PATHS)])
 
 

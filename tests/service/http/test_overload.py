@@ -58,7 +58,7 @@ def test_an_expected_wait_longer_than_the_deadline_is_refused_at_once(busy: Serv
         talks = [stack.enter_context(busy.connect()) for _ in range(20)]
         for talk in talks:
             talk.sendall(NORMAL)
-        assert receive(talks[0]).status == 200  # the others are in the queue now
+        assert receive(talks[0]).status == 200  # the other requests are in the queue now
         hurried = stack.enter_context(busy.connect())
         hurried.sendall(request("POST", "/predict", "X-Request-Timeout-Ms: 50", body=BODY))
         assert receive(hurried).status == 503  # a queued request would get 504 after 50 ms

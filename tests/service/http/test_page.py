@@ -1,4 +1,4 @@
-"""The page at / over HTTP: its headers, its cache and its files; and the report of a version."""
+"""The page at / over HTTP: its headers, its cache and its files. The report of a version over HTTP."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ PATH = "/v1/models/mixed:predict"
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Serve the model `mixed`, whose feature `age` is constant and whose training left out `id` and `when`."""
+    """Serve the model `mixed`. Its feature `age` is constant. Its training left out the columns `id` and `when`."""
     folder = tmp_path_factory.mktemp("query")
     models = folder / "models"
     models.mkdir()

@@ -46,7 +46,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def both_ways(served: Served, path: str, protocol: str, body: bytes) -> Answer:
-    """Send a body in both ways. Check that the responses are equal and that a good request succeeds after each."""
+    """Send a body in both ways.
+
+    Check that both responses are equal. Check that a good request succeeds after each response.
+    """
     answers = []
     for spelling in (path, path.replace("/models/", "/m%6fdels/", 1)):
         with served.connect() as connection:

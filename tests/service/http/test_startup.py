@@ -26,7 +26,10 @@ BODY = b'{"instances": [[1, 3]]}'
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """Bind a port without listening. The test then knows the number of the port, and the server can still bind it."""
+    """Bind a port without listening.
+
+    The test then has the number of a free port, and the server can still bind this port.
+    """
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
@@ -43,7 +46,7 @@ def test_a_server_that_loads_is_alive_and_refuses_all_else(workers: int, tmp_pat
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             connection.sendall(request(method, path, body=body))
             answer = receive(connection)
-            assert connection.recv(1) == b""  # the next request of a client reaches the server itself
+            assert connection.recv(1) == b""  # so a client's next request opens a new connection
             return answer
 
     def ask() -> None:

@@ -157,7 +157,7 @@ def test_a_request_that_waits_in_the_backlog_is_answered(workers: int, models: P
 
 
 def test_a_client_that_reads_slowly_gets_its_whole_response(tmp_path: Path) -> None:
-    rows = 60_000  # 8 MB of response, more than the kernel takes
+    rows = 60_000  # the response has 8 MB, more than the kernel can buffer
     body = json.dumps({"instances": [[0] * 64] * rows}).encode()
     with serving(DIGITS, tmp_path / "log") as server, socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

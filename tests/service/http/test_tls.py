@@ -218,7 +218,7 @@ def test_changed_files_are_used_for_new_connections(
             shutil.copy(source, tmp_path / "next")
             (tmp_path / "next").replace(target)
         deadline, row = time.monotonic() + PATIENCE, 0
-        while row < 10 and time.monotonic() < deadline:  # repeated until every worker has loaded the files
+        while row < 10 and time.monotonic() < deadline:  # the loop ends when every worker has loaded the files
             row = row + 1 if not refused(served.port, second, newcomer) else 0
         assert row == 10
         assert predict(served.port, second, newcomer) == "renewed"

@@ -208,7 +208,7 @@ def test_a_worker_that_dies_is_replaced_while_new_connections_are_answered(serve
     until(lambda: len(workers(supervisor)) == 2)
     assert one not in workers(supervisor)
     kill(other)
-    assert_it_predicts(served, 20)  # only the new worker is left; the server answers when this worker is ready
+    assert_it_predicts(served, 20)  # only the new worker is left, so the server answers when this worker is ready
     until(lambda: len(workers(supervisor)) == 2)
     assert not first & workers(supervisor)
     log = served.log.read_text()

@@ -1,4 +1,4 @@
-"""`foldserve` in which one process can't read a certain manifest, whose path is in the variable MANIFEST.
+"""`foldserve` in which one process can't read a certain manifest. The variable MANIFEST has the path of this manifest.
 
 The first process that reads the manifest creates the file REFUSED, and fails.
 """
@@ -27,7 +27,7 @@ def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise OSError(5, "Input/output error")
 
 
-# This runs at import, because each worker is a separate process that imports this module.
+# The code below runs at import, because each worker is a separate process that imports this module.
 sys.addaudithook(refuse)
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Operator:
 
     @property
     def current(self) -> int:
-        """The version that answers."""
+        """The version that answers requests that name no version."""
         version: int = self.predict().json()["version"]
         return version
 

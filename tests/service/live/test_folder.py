@@ -33,7 +33,7 @@ def served(models: Path, tmp_path: Path) -> Iterator[Served]:
 
 
 def answers(server: Served, version: int) -> Callable[[], bool]:
-    """Return a condition: the version answers requests without a version."""
+    """Return a condition. It holds if this version answers the requests that name no version."""
 
     def holds() -> bool:
         answer = server.send("POST", PREDICT, body=BODY)
@@ -137,7 +137,7 @@ def test_the_models_serve_on_when_their_folder_disappears(served: Served, models
 
 
 def test_a_link_that_is_replaced_changes_the_version_in_place(models: Path, tmp_path: Path) -> None:
-    """Kubernetes mounts a ConfigMap like this: each file is a link through `..data`, which is replaced by a rename."""
+    """Kubernetes mounts a ConfigMap like this: each file is a link through `..data`. A rename replaces `..data`."""
     mount = models / "roots" / "1"
     mount.mkdir(parents=True)
 

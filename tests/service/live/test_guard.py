@@ -31,8 +31,8 @@ def write(
 ) -> None:
     """Write the next version of a classification. The sign of a - b decides the label.
 
-    weight: -1 swaps the answers. slow: the number of large matrix products that slow down a run.
-    bounded: whether a run fails for a value of -4 or below, or of 3 or above.
+    weight: a factor of all weights. The factor -1 swaps the two labels. slow: the number of large matrix products that
+    slow down a run. bounded: whether a run fails for a value outside of (-4, 3).
     """
     weights = constant("weights", weight * np.array([[1.0, -1.0], [-1.0, 1.0]]))
     nodes = [helper.make_node("MatMul", ["input", "weights"], ["logits"])]
@@ -79,7 +79,7 @@ def predict(server: Served, rows: int = 100) -> Any:
 
 
 def second(server: Served) -> dict[str, Any]:
-    """Wait for the verdict on version 2, and return its state."""
+    """Wait for the verdict on version 2. Return the state of version 2."""
     until(lambda: len(versions(server)) > 1 and versions(server)[1]["state"] in ("ready", "refused"))
     return versions(server)[1]
 
@@ -90,7 +90,7 @@ def versions(server: Served) -> list[dict[str, Any]]:
 
 
 def test_shadow_refuses_a_version_that_answers_other_labels(start: Callable[..., Any], tmp_path: Path) -> None:
-    """The rows of both workers decide together."""
+    """The verdict depends on the rows of both workers."""
     with start('[models.sides.swap]\npolicy = "shadow"\n', "--workers", 2) as server:
         for _ in range(20):
             predict(server, rows=5)

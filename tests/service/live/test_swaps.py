@@ -44,7 +44,7 @@ def load_without_end(server: Served, client: int, stop: threading.Event) -> Coun
 
 @contextmanager
 def full_load(server: Served) -> Iterator[list[Future[Counter[str]]]]:
-    """Load the server with all clients. After the block, the list has their outcomes."""
+    """Send requests from all clients to the server. After the block, the list has the outcomes of the clients."""
     stop = threading.Event()
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(load_without_end, server, client, stop) for client in range(CLIENTS)]
@@ -55,7 +55,7 @@ def full_load(server: Served) -> Iterator[list[Future[Counter[str]]]]:
 
 
 def swap(server: Served, models: Path, number: int) -> None:
-    """Add a version, wait until it answers, and remove the one before the last."""
+    """Add a version, and wait until it answers. Then remove the version `number - 2`."""
     publish(models, number)
     until(lambda: server.send("GET", "/v1/models/roots").json()["current"] == number)
     if number > 2:

@@ -33,11 +33,11 @@ def graph(added: float) -> bytes:
 
 
 def make(version: int, name: str = "roots", *, added: float | None = None, **changes: Any) -> Path:
-    """Make a bundle in a folder of its own, and return the path <folder>/<name>/<version>."""
+    """Make a bundle in a new folder, and return the path <folder>/<name>/<version>."""
     added = 100.0 * version if added is None else added
     folder = Path(tempfile.mkdtemp(prefix="made-"))
     if version > 1:
-        (folder / name / str(version - 1)).mkdir(parents=True)  # the next version is the one that is asked for
+        (folder / name / str(version - 1)).mkdir(parents=True)  # so the next version is `version`
     model = graph(added)
     golden = bundle.Golden(inputs=((1.0, 3.0), (4.0, 5.0)), outputs=((2.0 + added,), (3.0 + added,)))
     made = bundle.write(folder, name, model, lambda n: manifest(model, name=name, version=n, golden=golden, **changes))
@@ -45,7 +45,7 @@ def make(version: int, name: str = "roots", *, added: float | None = None, **cha
 
 
 def publish(models: Path, version: int, name: str = "roots", **changes: Any) -> Path:
-    """Add a version to a folder of models, by a rename as training does."""
+    """Add a version to a folder of models by a rename. Training does the same."""
     made = make(version, name, **changes)
     (models / name).mkdir(parents=True, exist_ok=True)
     target = models / name / str(version)

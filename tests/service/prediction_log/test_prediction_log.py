@@ -47,7 +47,7 @@ WEIGHTS = np.array([[0.1, -0.2], [0.3, 0.5], [-1.0, 0.7], [0.4, 0.1], [2.0, -1.0
 
 
 def write_people(models: Path) -> bundle.Bundle:
-    """Write a model with a feature of each kind, one of them named like a column of the log."""
+    """Write a model with a feature of each kind. One feature has the name of a column of the log."""
     model = onnx_model(
         [
             helper.make_node("IsNaN", ["input"], ["missing"]),
@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> list[dict]:
-    """The answers of a server with two workers, which has logged them and has stopped."""
+    """The answers of a server with two workers. The server has logged the answers and has stopped."""
     write_people(folder / "models")
     flags = ("--prediction-log", folder / "log", "--prediction-log-share", 1, "--prediction-log-exclude", "country,x")
     with serving(folder / "models", folder / "stderr", "--workers", 2, *flags) as server:

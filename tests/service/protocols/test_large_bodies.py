@@ -1,8 +1,8 @@
-"""A large body, which is parsed in pieces, gets the same answer as a small body, which is parsed as a whole.
+"""A large body is parsed in pieces, and a small body is parsed as a whole. Both get the same answer.
 
-Spaces after a body make it large. The pieces are so small that each large body has several pieces. The bodies are
-written as text, because JSON libraries can't write most of the texts for which the two ways of parsing could differ.
-test_json_text.py tests the cutting itself, and test_friendly.py and test_oip.py test small bodies.
+Spaces after a body make it large. The pieces are so small that each large body has several pieces. The two ways of
+parsing could differ for unusual JSON texts. JSON libraries can't write most of these texts, so the tests write the
+bodies as text. test_json_text.py tests the cutting itself, and test_friendly.py and test_oip.py test small bodies.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ def head(*tensors: Any, **more: Any) -> bytes:
 
 
 def decode(body: bytes, tail: bytes | None = None, length: object = None) -> DecodedRequest:
-    """Decode JSON and the bytes after it, if there is a tail.
+    """Decode a body: JSON, and the bytes after the JSON if there is a tail.
 
-    length: a false length of the JSON for the header.
+    length: the length in the header, if it differs from the length of the JSON.
     """
     if tail is not None and length is None:
         length = len(body)
@@ -373,7 +373,7 @@ def test_a_length_of_the_json_that_cuts_the_json_is_refused(off: int) -> None:
 
 
 def answer(call: DecodedRequest, outputs: np.ndarray = OUTPUTS) -> tuple[dict[str, Any], bytes | None]:
-    """Return the answer's JSON and the bytes after it, or None instead of the bytes if the answer is only JSON."""
+    """Return the answer's JSON and the bytes after the JSON. If the answer is only JSON, the second result is None."""
     reply: Reply = call.encode(outputs)
     headers = dict(reply.headers)
     assert (reply.status, len(headers)) == (200, len(reply.headers))

@@ -68,7 +68,7 @@ def json_request(rows: list[Row], *, nested: bool = False, order: tuple[str, ...
 
 
 def binary_request(rows: list[Row]) -> tuple[bytes, bytes]:
-    """Return the JSON and the bytes after it."""
+    """Return the JSON and the bytes after the JSON."""
     columns = dict(zip(NAMES, zip(*rows, strict=True), strict=True))
     tensors, contents = [], []
     for name in NAMES:
@@ -88,7 +88,10 @@ def tensor(name: str, datatype: str, *data: Any, **changes: Any) -> dict[str, An
 
 
 def refusal(*tensors: dict[str, Any], tail: bytes | None = None, codec: OipCodec = OIP) -> str:
-    """Return the message for the given tensors and, for columns that are not given, a good tensor each."""
+    """Return the message of the refusal.
+
+    The request has the given tensors, and a good tensor for every other column.
+    """
     names = [given["name"] for given in tensors]
     good = {"size": tensor("size", "FP32", 1.5), "colour": tensor("colour", "BYTES", "red")}
     good |= {"code": tensor("code", "INT64", 1), "open": tensor("open", "BOOL", True)}
@@ -147,7 +150,7 @@ PROBABILITIES = np.array([[0.25, 0.5, 0.25], [0.125, 0.125, 0.75]], np.float32)
 
 
 def answer(*outputs: dict[str, Any], **more: Any) -> tuple[dict[str, Any], bytes]:
-    """Return the JSON of the answer, and the bytes after it."""
+    """Return the JSON of the answer, and the bytes after the JSON."""
     body = json.dumps({**ONE_ROW, "outputs": outputs, **more}).encode()
     reply = OipCodec(CLASSES, MAX_ROWS).decode({}, body).encode(PROBABILITIES)
     length = int(dict(reply.headers).get(LENGTH, len(reply.body)))

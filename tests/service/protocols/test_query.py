@@ -1,4 +1,4 @@
-"""The query of a prediction: the other forms of an answer agree with the plain answer, and a wrong query is refused."""
+"""The query of a prediction. Every form of the answer agrees with the plain answer. A wrong query is refused."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def test_accepted_calls_finish_when_the_server_stops(tmp_path: Path) -> None:
         )
         assert method(request(), timeout=PATIENCE, wait_for_ready=True).raw_output_contents
         calls = [method.future(request(), timeout=PATIENCE) for _ in range(8)]
-        assert calls[0].result().raw_output_contents  # the others are in the queue now
+        assert calls[0].result().raw_output_contents  # the other requests are in the queue now
         served.process.send_signal(signal.SIGTERM)
         assert all(call.result().raw_output_contents for call in calls)
         assert served.process.wait(PATIENCE) == 0

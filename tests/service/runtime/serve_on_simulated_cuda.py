@@ -29,7 +29,7 @@ def failure() -> Exception | None:
     return RuntimeError(text)
 
 
-# This runs at import, because each worker is a separate process that imports this module.
+# The code below runs at import, because each worker is a separate process that imports this module.
 gpu = SimulatedGpu(fails=failure)
 runtime.CudaRunner = partial(  # type: ignore[assignment, misc]
     CudaRunner, connect=gpu.connect, open_session=gpu.open_session

@@ -66,7 +66,7 @@ def test_any_thread_runs_and_runs_do_not_mix(gpu: SimulatedGpu, runner: CudaRunn
         outputs = list(pool.map(runner.run, batches))
     for batch, output in zip(batches, outputs, strict=True):
         np.testing.assert_allclose(output, batch.astype(np.float64) @ WEIGHTS, rtol=1e-5, atol=1e-6)
-    # The calling thread waits for the GPU itself: no other thread is between.
+    # The calling thread itself makes all calls to the GPU. No other thread makes a call.
     gpu.threads.clear()
     runner.run(batches[0])
     assert gpu.threads == {threading.get_ident()}
@@ -251,7 +251,7 @@ def test_any_error_is_a_loss_if_the_stream_reports_that_the_device_has_failed(gp
 
 
 def test_on_a_failed_device_neither_the_session_nor_its_memory_is_released(gpu: SimulatedGpu) -> None:
-    """ONNX Runtime's destructors abort the process there."""
+    """On a failed device, ONNX Runtime's destructors abort the process."""
     sessions = []
 
     def open_session(model: bytes, options: dict[str, str]) -> object:

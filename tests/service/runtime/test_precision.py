@@ -1,6 +1,6 @@
-"""A model in fp16 or bf16 has the same graph as in float32, with another type.
+"""A conversion to fp16 or bf16 keeps the operators of a model, but changes the type of the tensors inside the graph.
 
-The golden rows allow a wider tolerance.
+The tolerance of the golden rows is wider.
 """
 
 from __future__ import annotations

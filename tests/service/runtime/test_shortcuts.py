@@ -1,4 +1,4 @@
-"""The shortcuts of a runner on CUDA: they keep the function of a model, and are turned off if a check fails.
+"""The shortcuts of the CUDA runner keep the function of a model. If a check fails, the shortcuts are turned off.
 
 tests/cuda_harness runs them with ONNX Runtime's own CUDA provider.
 """
@@ -25,7 +25,10 @@ GENERATOR = np.random.default_rng(0)
 
 
 def network(*widths: int, hidden: str = "Relu", last: str = "Softmax", first: str | None = None) -> bytes:
-    """Make a network of Gemms. first, hidden, last: operators before the first Gemm, between two, and at the end."""
+    """Make a network of Gemms.
+
+    first: the operator before the first Gemm. hidden: the operator between two Gemms. last: the operator at the end.
+    """
     nodes, constants, value = [], [], "input"
     if first:
         nodes.append(helper.make_node(first, ["input"], [value := "first"]))
@@ -52,7 +55,7 @@ def with_ones(rows: np.ndarray, count: int) -> np.ndarray:
         (network(5, 7, 6, 9, 3), 3, 0),
         (network(3, 2), 1, 0),
         (network(6, 8, 4, hidden="Tanh"), 2, 1),  # the second Gemm follows no Relu, so it keeps its bias
-        (network(6, 8, 8, 4, first="Abs"), 0, 1),  # the first Gemm keeps its bias, which has the 1 of the next Gemm
+        (network(6, 8, 8, 4, first="Abs"), 0, 1),  # the kept bias of the first Gemm makes the next Gemm's 1
         (network(6, 8, 8, 4, first="Abs", hidden="Sigmoid"), 0, 3),
     ],
 )

@@ -37,7 +37,7 @@ def tensor(identity: str | None = None) -> bytes:
 
 
 def access_lines(log: Path) -> list[dict[str, Any]]:
-    """Parse all lines of a log, and return those of the access log."""
+    """Parse all lines of a log, and return the lines of the access log."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) for line in lines)
     return [line for line in lines if line["logger"] == "foldserve.access"]
@@ -232,8 +232,8 @@ def test_while_busy_lines_are_skipped_and_counted_but_no_error_is(models: Path, 
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRACE = PARENT[3:35]
-# Headers of a request, and whether the server continues the trace of the client: W3C Trace Context, level 2, section
-# 3.2.
+# Headers of a request, and whether the server continues the trace of the client. The rules are in W3C Trace Context,
+# level 2, section 3.2.
 TRACEPARENTS = {
     PARENT: True,
     PARENT[:-2] + "00": True,

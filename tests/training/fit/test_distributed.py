@@ -1,4 +1,4 @@
-"""Several processes under torchrun train like one process, and print one line when something is wrong."""
+"""Several processes under torchrun give the same training as one process. An error gives one line."""
 
 import json
 import subprocess

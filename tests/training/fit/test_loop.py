@@ -176,7 +176,7 @@ def test_balanced_weights_find_more_rows_of_a_rare_class():
 
 def test_balanced_weights_are_scikit_learn_s():
     train, validation = imbalanced(200, 0), imbalanced(100, 1)
-    # The class shares of the validation set differ from those of the training set.
+    # The class shares of the validation set differ from the class shares of the training set.
     validation = Examples(validation.x, validation.y.roll(1) | validation.y)
     plain = build_mlp(8, 2, Architecture(hidden=(16,), batch_norm=False))
     fitted = fit(plain, train, validation, Recipe(epochs=1, class_weight="balanced"), seed=0)

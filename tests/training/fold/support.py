@@ -1,8 +1,8 @@
 """The chains, oracles and tolerances that the tests of folding share.
 
 float64   Folding rounds each weight to float32 once, with a relative error of at most 2^-24. `run_with_bound` computes
-          the resulting error of the outputs. A larger difference shows a wrong fold, even if the network is badly
-          conditioned.
+          the resulting error of the outputs. A larger difference means that the fold is wrong. This also holds for a
+          badly conditioned network.
 float32   The tests use the certificate's tolerance, 1e-5 + 1e-4 |reference|, on networks whose outputs are near 1.
 """
 

@@ -1,4 +1,4 @@
-"""Inputs far from zero: folding keeps them within the tolerance of the certificate."""
+"""Inputs far from zero: folding changes the outputs by less than the tolerance of the certificate."""
 
 import copy
 

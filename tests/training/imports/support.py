@@ -21,7 +21,7 @@ ML = "ai.onnx.ml"
 
 
 class Model:
-    """An ONNX graph under construction, from the input `x` of `features` columns."""
+    """Builds an ONNX graph node by node. The input `x` has `features` columns."""
 
     def __init__(self, features: int = 4, opset: int = 18) -> None:
         self.features, self.opset, self.value = features, opset, "x"
@@ -46,7 +46,7 @@ class Model:
         return self.add("Gemm", weight, generator.normal(size=outputs).astype(np.float32))
 
     def batch_norm(self, generator: np.random.Generator, columns: int) -> str:
-        """Add a BatchNormalization with random statistics; its gammas may be negative."""
+        """Add a BatchNormalization with random statistics. Its gammas may be negative."""
         gamma, beta, mean = (generator.normal(size=columns).astype(np.float32) for _ in range(3))
         return self.add("BatchNormalization", gamma, beta, mean, generator.uniform(0.3, 3, columns).astype(np.float32))
 

@@ -1,4 +1,7 @@
-"""Files that lie, grow or are cut get one line and exit 1, with bounded memory. Nothing is written."""
+"""The import of a harmful file prints one line and exits with 1.
+
+The import needs little memory, and writes nothing.
+"""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_raw_rows_get_the_answers_of_scikit_learn(name, tmp_path):
     np.testing.assert_allclose(np.asarray(outputs).reshape(len(frame), -1), expected["answers"], rtol=1e-4, atol=1e-5)
     manifest = found.manifest
     assert [feature.kind for feature in manifest.features] == ["numeric", "numeric", "categorical", "categorical"]
-    assert [feature.missing for feature in manifest.features] == [True, True, False, False]  # as the imputer reads
+    assert [feature.missing for feature in manifest.features] == [True, True, False, False]  # only two are imputed
     assert manifest.features[2].categories == ("Oslo", "Paris", "Rome")
     assert (manifest.source.framework, manifest.source.file) == ("skl2onnx", f"{name}.onnx")
     assert manifest.certificate.reference == "onnx ReferenceEvaluator float64, original graph"

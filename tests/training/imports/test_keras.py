@@ -1,6 +1,7 @@
-"""Real files of Keras 2 and 3 keep their outputs. A damaged file or a file with code is refused in one line.
+"""An import keeps the outputs of real files of Keras 2 and 3.
 
-keras_files/make.py made the files with Keras 3.15 and Keras 2.15, which computed the outputs.
+A damaged file, or a file with code, gives a one-line error. keras_files/make.py made the files with Keras 3.15 and
+Keras 2.15, which computed the outputs.
 """
 
 from __future__ import annotations

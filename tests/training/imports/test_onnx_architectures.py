@@ -1,4 +1,4 @@
-"""Random architectures: the folded model gives the outputs that ONNX Runtime gives for the original, unoptimised."""
+"""Random architectures: the folded model has the outputs of the original model in ONNX Runtime without optimisation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ COLUMNS = 5
 
 @st.composite
 def networks(draw):
-    """A network of blocks, each with a batch norm before or after its function, or a skip connection, or members."""
+    """A network of one to three blocks.
+
+    A block has a batch norm before or after its activation, a skip connection, or three members.
+    """
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     model = Model(COLUMNS)
     if draw(st.booleans()):

@@ -22,7 +22,8 @@ from foldserve.training.imports.onnx_model import translate
 from foldserve.training.imports.onnx_values import Raw, Stacked
 from foldserve.training.imports.write import write_network
 
-# Operators whose test cases of onnx have no rows, or several values. These graphs use them as models do.
+# In onnx's test cases, these operators work without rows, or with several values. The graphs below use the operators as
+# models do.
 GRAPHS = {
     "Max": "y = Max (x, half)",
     "Min": "y = Min (half, x)",
@@ -44,8 +45,8 @@ test (float[rows, 3] x) => (float[rows, 3] y)
 <float half = {0.5}, float[1] one = {1.0}, float two = {2.0}, float three = {3.0}, float[3] medians = {5.0, 6.0, 7.0}>
 """
 
-# The number of onnx's test cases that each operator must pass. Its other cases must be refused: they work across the
-# rows, or with several values.
+# The number of onnx's test cases that each operator must pass. The other test cases of the operator must be refused.
+# They work across the rows, or with several values.
 UNDERSTOOD = {
     **{
         "Abs": 1,
@@ -80,7 +81,10 @@ def collect(operator: str) -> list[TestCase]:
 
 
 def with_constants(case) -> tuple[onnx.ModelProto, np.ndarray]:
-    """Return the case with constants for all inputs except the first, which gets an axis of any number of rows."""
+    """Return the case with constants for all inputs except the first.
+
+    The first input gets an axis for any number of rows.
+    """
     model, (inputs, _) = onnx.ModelProto.FromString(case.model.SerializeToString()), case.data_sets[0]
     first, *rest = list(model.graph.input)
     model.graph.initializer.extend(

@@ -162,7 +162,7 @@ def opset(model):
 
 
 def bomb(model):
-    """Two functions that each call the other one twice would be 2^64 nodes."""
+    """Add 64 functions. Each function calls the next function twice, so the expanded graph would have 2^64 nodes."""
     for level in range(64):
         call = helper.make_node(
             f"f{level + 1}" if level < 63 else "Relu", ["a"], ["b"], domain="d" if level < 63 else ""

@@ -1,4 +1,7 @@
-"""Files of PyTorch weights alone, with the printed layers beside them. A file that does not fit gets one line."""
+"""Imports of a file with PyTorch weights and a text of the printed layers.
+
+If the file and the text do not match, the error has one line.
+"""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_only_the_most_frequent_categories_are_kept(load_columns):
     table = load_columns({"a": column, "y": ["p", "q"] * (len(column) // 2)}, categorical=("a",))
     (kept,) = table.columns
     assert len(kept.categories) == 4096
-    assert kept.categories == tuple(names[900:4996])  # 4,100 names occur twice; the first 4,096 are kept
+    assert kept.categories == tuple(names[900:4996])  # 4,100 names occur twice, and the first 4,096 of these are kept
     assert (table.x == 4096).sum() == len(column) - 2 * 4096
     assert "the 4,096 most frequent are kept" in table.notes[0]
 

@@ -55,9 +55,9 @@ def served(model, tmp_path_factory):
 
 
 def assert_answers(table, served, rtol=0):
-    """The ids, predictions and probabilities of a table are those of the server, row by row.
+    """Check that each row has the id, the prediction and the probabilities that the server returns.
 
-    In runs of other sizes, the last bit of a probability may differ.
+    If a run has another number of rows, the last bit of a probability may differ.
     """
     expected = [row[0] for number, row in enumerate(ROWS, 1) if number not in BAD]
     assert table["id"].to_pylist() == expected

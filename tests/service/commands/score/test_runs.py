@@ -44,7 +44,7 @@ def score(*arguments):
 
 
 def assert_refused(capsys, status, reason):
-    """The command has ended with one line that has the reason. Notes may come before this line."""
+    """Check that the last line of the command has the reason. Only notes may come before this line."""
     assert status == 1
     printed = capsys.readouterr()
     assert printed.out == ""

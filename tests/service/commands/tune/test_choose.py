@@ -40,7 +40,7 @@ def test_without_cuda_only_threads_are_chosen() -> None:
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6)}, 2),
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 4: curve(*[50] * 6)}, 2),
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 4: curve(*[30] * 6)}, 4),
-        ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 3: curve(*[42] * 6)}, 3),  # the limit for four is stricter
+        ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 3: curve(*[42] * 6)}, 3),  # four threads must gain more
     ],
 )
 def test_more_threads_are_chosen_only_if_they_gain_enough(by_threads: dict[int, Curve], threads: int) -> None:

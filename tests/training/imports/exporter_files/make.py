@@ -1,6 +1,7 @@
 """Makes the files of this folder: `python make.py tf2onnx|keras|torch|hummingbird`. README.md has the versions.
 
-For each model, it writes NAME.onnx, and NAME.npz with rows and the outputs of the framework itself for these rows.
+For each model, the script writes NAME.onnx and NAME.npz. NAME.npz has rows, and the framework's own outputs for these
+rows.
 """
 
 from __future__ import annotations

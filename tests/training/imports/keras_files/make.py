@@ -1,6 +1,7 @@
-"""Makes the files of this folder: python make.py, once with Keras 3 and once with TensorFlow 2.15, which has Keras 2.
+"""Makes the files of this folder. Run `python make.py` once with Keras 3 and once with TensorFlow 2.15 (Keras 2).
 
-For each model, it writes a Keras file, and an .npz file with rows and Keras' outputs for these rows.
+For each model, the script writes a Keras file and an .npz file. The .npz file has rows, and Keras' outputs for these
+rows.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def randomise(model: Any) -> None:
 
 
 def save(model: Any, name: str) -> None:
-    """Write the model and its outputs. The archive is compressed; Keras does not compress it."""
+    """Write the model and its outputs. This function compresses the archive. Keras itself does not compress it."""
     path = HERE / name
     model.save(path)
     if path.suffix == ".keras":
