@@ -28,7 +28,7 @@ def is_loopback(address: str) -> bool:
 
 
 class HostCheck:
-    """Refuses the requests of web pages that may not use this server.
+    """Refuses requests from web pages that must not use this server.
 
     names: the host names that the Host header may have, in addition to localhost and `host`. The name `*` allows every
     host. Without names, a server on loopback accepts only localhost and `host`. Without names, any other server accepts

@@ -88,8 +88,7 @@ def create_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[
 class Keyring:
     """All keys in some files.
 
-    folder: has the files through which the workers share the states of the rate limits; None if there is only one
-    process.
+    folder: the folder with the files of the rate limits, which the workers share; None if there is only one process.
     """
 
     def __init__(self, files: Sequence[Path], folder: Path | None) -> None:

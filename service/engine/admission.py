@@ -161,7 +161,7 @@ class Admission:
         self._all_seconds = self._all_seconds * _OLD_WEIGHT + all_seconds
 
     def _retry_after(self, size: int, now: float) -> int:
-        """Return the seconds that the server would need for the requests that it refused in the last second."""
+        """Return the seconds that the server would need for all requests that it refused in the last second."""
         if now - self._refused_since > 1:
             self._refused_since, self._refused_bytes = now, 0
         self._refused_bytes += size

@@ -115,7 +115,7 @@ class Batcher:
         return not self._queued_rows and not self.running
 
     def expected_seconds(self, rows: int) -> float | None:
-        """Return the expected seconds of a run of `rows` rows; None for a size that was never run."""
+        """Return the expected time of a run of `rows` rows, in seconds; None if no run had this size."""
         seconds = self._run_seconds[rows.bit_length()]
         return seconds if seconds < math.inf else None
 
@@ -340,7 +340,7 @@ class Batcher:
         return True
 
     def _run_batch(self, batch: list[tuple[Entry, Rows]], count: int) -> _RunResult:
-        """Return the outputs of the batch, or the error, and the times of the start and the end of the run."""
+        """Run the batch. Return the outputs or the error, and the times of the start and the end of the run."""
         self.run_began = began = time.monotonic()
         outputs: Outputs | Exception
         try:

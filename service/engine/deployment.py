@@ -1,7 +1,7 @@
 """Changes the models of one serving process: loads and compares versions, then serves the versions of a plan.
 
 It runs on a thread, so loading never blocks the event loop. Only the last step, which replaces the models, happens on
-the event loop. It does not know why the models change.
+the event loop. It does not decide which models change.
 """
 
 from __future__ import annotations

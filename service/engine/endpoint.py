@@ -81,7 +81,8 @@ class Endpoint:
     def start(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply) -> Exchange:
         """Start an exchange. Must be called on the event loop.
 
-        on_reply: called once with the reply, possibly before this method returns; never after `Exchange.cancel`.
+        on_reply: a function that is called once with the reply. The call may happen before this method returns. After
+        `Exchange.cancel`, there is no call.
         """
         exchange = Exchange(self._resources, headers, on_reply)
         exchange.start(body)

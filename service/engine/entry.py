@@ -19,8 +19,8 @@ from foldserve.service.errors import NonFiniteOutput, RequestError, RuntimeFailu
 
 log = logging.getLogger("foldserve")
 
-# Called once, with the outputs or with the error. A plain call is faster than a future: the callbacks of a future wait
-# for the next turn of the event loop.
+# The type of a callback that is called once, with the outputs or with the error. A plain call is faster than a future:
+# the callbacks of a future wait for the next turn of the event loop.
 OnResult = Callable[[Outputs | RequestError], None]
 
 # If there are at most this number of outputs, Python checks them faster than NumPy does. The number was measured.
@@ -39,7 +39,7 @@ class Entry:
 
     taken: the number of rows that have been taken for a run. queued: the number of this entry's rows in the total of
     the queue. outputs: the outputs of the pieces that have been run. began: the time at which the first piece was
-    taken; not set for an entry in one piece.
+    taken; not set if the entry has only one piece.
     """
 
     began: float
@@ -81,7 +81,10 @@ def failure(cause: Exception) -> RequestError:
 
 
 def resolve_all(batch: list[tuple[Entry, Rows]], outputs: Outputs) -> None:
-    """Give each entry its rows of float32 [batch, outputs], or an error if a number in those rows is not finite."""
+    """Give each entry its rows of float32 [batch, outputs].
+
+    If a number in these rows is not finite, the entry gets an error.
+    """
     all_finite = _finite(outputs)
     start = 0
     for entry, rows in batch:

@@ -1,8 +1,8 @@
 """One request from its body to its reply: decode, submit to the batcher, encode.
 
 An exchange uses no task and no coroutine. This module uses a codec, a batcher and a pool of threads. It does not depend
-on sockets or on a framework. Work that would block the event loop too long runs in the pool: reading large or
-compressed bodies, and compressing large responses.
+on sockets or on a framework. The pool does the work that would block the event loop too long. It reads large or
+compressed bodies, and compresses large responses.
 
     start -> decode -> batcher -> encode -> compress -> on_reply
 """
@@ -39,7 +39,7 @@ OnReply = Callable[[Reply], None]
 _TIMEOUT_HEADER = b"x-request-timeout-ms"
 _PRIORITY_HEADER = b"x-request-priority"
 _ID_HEADER = b"x-request-id"
-# A body above this size, in bytes, is read in the pool, so that other requests do not wait for it.
+# A body above this size, in bytes, is read in the pool. So other requests do not wait for this body.
 _LARGE_BODY = 2**20
 # A body above this size, in bytes, is read on the event loop only if the codec has a fast path for the body.
 _MEDIUM_BODY = 2**15

@@ -1,4 +1,4 @@
-"""The phase of one serving process: starting, ready, draining or lost. This module does not know HTTP or signals.
+"""The phase of one serving process: starting, ready, draining or lost. This module does not depend on HTTP or signals.
 
     STARTING -> READY -> DRAINING
         each phase -> LOST, when a device fails or a run hangs; a lost process stays lost, so it must be replaced
@@ -24,9 +24,8 @@ class Phase(Enum):
 class Lifecycle:
     """Owns the phase of one process.
 
-    loss: why the process is lost, in words.
-    device_lost: returns whether the device of a model has failed for this process. Each read of the phase calls this
-    function.
+    loss: a text with the reason why the process is lost. device_lost: a function that returns whether the device of a
+    model has failed for this process. Each read of the phase calls this function.
     """
 
     def __init__(self, device_lost: Callable[[], bool]) -> None:

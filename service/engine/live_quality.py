@@ -1,7 +1,7 @@
-"""The drift and the quality of the models over all processes: asks each process for its part, and joins the answers.
+"""Measures the drift and the quality of the models over all processes.
 
-Each process counts only the requests that it answers itself. This module asks the processes. It does not depend on
-HTTP.
+It asks each process for its part, and joins the answers. Each process counts only the requests that it answers itself.
+This module asks the processes. It does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _MAX_LABELS = 10_000
 class Question(BaseModel):
     """A question for every process.
 
-    snapshots: return the snapshots of all models, or of the model `name`. label: count the labels of `entries`. reset:
-    start new windows for the model.
+    The kind `snapshots` asks for the snapshots of all models, or of the model `name`. The kind `label` counts the
+    labels of `entries`. The kind `reset` starts new windows for the model.
     """
 
     kind: Literal["snapshots", "label", "reset"]

@@ -15,7 +15,7 @@ _WAITING_PER_THREAD = 8
 
 
 class Pool:
-    """Runs functions on `threads` threads. A limited number of calls may wait; further calls are refused at once."""
+    """Runs functions on `threads` threads. A limited number of calls may wait. Any further call is refused at once."""
 
     def __init__(self, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, "body")

@@ -1,7 +1,7 @@
 """Owns the models that serve. It finds a model by name and version, and replaces all of them in one step.
 
 The name in a request is only a key of a dictionary. It never becomes a part of a file's path. A model that no longer
-serves is closed after its last request. This module does not know how models are loaded, or why they change.
+serves is closed after its last request. This module does not load models, and does not decide when they change.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Model:
 
     max_rows: the largest number of rows in one request. live_rows: the last rows that the model has answered.
     monitor: counts the rows, predictions and labels. digest: identifies the contents of the bundle. folder: the folder
-    of the bundle. forget: removes the model from the metrics.
+    of the bundle. forget: a function that removes the model from the metrics.
     """
 
     manifest: Manifest

@@ -18,8 +18,9 @@ _CHECKS, _MAX_SECONDS = 10, 1.0
 class Watchdog:
     """A thread that searches for a run that takes more than `limit` seconds.
 
-    batchers: called at each check; returns the batchers to watch, with their names. on_hang: called once, on the
-    thread. Its arguments are the name of a batcher whose run hangs, and whether that run blocks the event loop.
+    batchers: a function that is called at each check, and returns the batchers to watch, with their names. on_hang: a
+    function that is called once, on the thread. The arguments of on_hang are the name of a batcher whose run hangs, and
+    whether this run blocks the event loop.
     """
 
     def __init__(

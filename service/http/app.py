@@ -1,6 +1,6 @@
 """The FastAPI app of one service: its routes, its error handlers and its pages.
 
-`connection.py` answers most prediction requests before they reach the app; every other request comes here.
+`connection.py` answers most prediction requests itself. Every other request comes to this app.
 """
 
 from __future__ import annotations

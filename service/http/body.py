@@ -1,9 +1,9 @@
 """The bodies of HTTP/1.1 requests: framing and limits. This module does not depend on sockets or endpoints.
 
-A reader stops after the last byte of the body, because the next request in the packet must wait for the response.
-httptools does not report the offset at which a chunked body ends. But a chunked body ends with a blank line, and
-httptools refuses a line without CR. So each call passes to httptools only the bytes up to the next blank line. For a
-body with a Content-Length, the reader counts the bytes itself.
+A reader stops after the last byte of the body. The packet may contain the next request, which must wait for the
+response. httptools does not report the offset at which a chunked body ends. But a chunked body ends with a blank line,
+and httptools refuses a line without CR. So each call passes to httptools only the bytes up to the next blank line. For
+a body with a Content-Length, the reader counts the bytes itself.
 """
 
 from __future__ import annotations

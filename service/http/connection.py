@@ -54,8 +54,8 @@ _HALF_CLOSED_SECONDS = 1.0
 class Connection(asyncio.Protocol):
     """A client's connection, over TCP, a Unix socket or TLS.
 
-    create_inner: creates the inner protocol, at the first request that is forwarded.
-    connections: contains this object while the client is connected.
+    create_inner: a function that creates the inner protocol, at the first request that is forwarded. connections: a set
+    that contains this object while the client is connected.
     """
 
     _transport: asyncio.Transport
@@ -357,7 +357,8 @@ class Connection(asyncio.Protocol):
     def _close(self, *, abort: bool = False) -> None:
         """Close after the last response is written, or at once.
 
-        A client may read its response slowly while the server stops, so only a time-out may drop the rest of it.
+        While the server stops, a client may read its response slowly. Only a time-out may drop the rest of this
+        response.
         """
         self._drop_bytes()
         self._phase = CLOSED

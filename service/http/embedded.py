@@ -106,7 +106,7 @@ class EmbeddedService:
         await send({"type": "lifespan.shutdown.complete"})
 
     def _checking_hosts(self, app: ASGIApp) -> ASGIApp:
-        """Wrap an app so that it refuses the requests of web pages that may not use it."""
+        """Wrap an app, so that it refuses requests from web pages that must not use the app."""
 
         async def checked(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":

@@ -56,9 +56,9 @@ class Heads(dict[bytes, Head | None]):
 
     A key is the bytes of a head with its blank line.
 
-    check: called with the headers of each head that is parsed; it raises to refuse the request.
-    If a head is not in the cache, the look-up parses the head. For bytes that are not a complete head, the value is
-    None. A look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
+    check: a function that is called with the headers of each parsed head. The function raises an error to refuse a
+    request. If a head is not in the cache, the look-up parses the head. For bytes that are not a complete head, the
+    value is None. A look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
     """
 
     def __init__(self, max_head: int, check: Callable[[Headers], object] = lambda _: None) -> None:
@@ -205,7 +205,7 @@ def end_of_block(before: bytes, data: bytes, start: int) -> int:
     """Find the offset after the first blank line of `data[start:]`.
 
     Without a blank line, the result is the end of `data`.
-    before: the last bytes before `start`, at most three; the blank line may begin in them.
+    before: at most three bytes before `start`. The blank line may begin in these bytes.
     """
     if before:
         found = (before + data[start : start + 3]).find(BLANK_LINE)

@@ -51,7 +51,7 @@ class Inner:
 
     @property
     def status(self) -> int:
-        """The status of the response to the current request; 0 before its first byte."""
+        """The status of the response to the current request; 0 before the first byte of the response."""
         return 0 if self._inner is None else self._inner.status
 
     @property

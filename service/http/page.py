@@ -63,7 +63,7 @@ def add_page(app: FastAPI, *, enabled: bool) -> None:
     @app.get("/", include_in_schema=False)
     @requires(Scope.OPEN)
     async def root(request: Request) -> Response:
-        # A browser gets the page; KServe's clients ask here whether the server is alive.
+        # A browser gets the page. A client of KServe asks here whether the server is alive.
         if "text/html" not in request.headers.get("accept", ""):
             return JSONResponse({"status": "alive", "docs": "/docs"})
         return index.answer(request) if enabled else RedirectResponse("docs")

@@ -138,7 +138,7 @@ def _serve(
         stopped.set()
         service.close()
     control.join()
-    if service.lifecycle.lost:  # a new process may be able to use the device; a supervisor must start it
+    if service.lifecycle.lost:  # a supervisor must start a new process, which may be able to use the device
         raise DeviceError(service.lifecycle.loss)
 
 

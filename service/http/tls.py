@@ -18,9 +18,9 @@ log = logging.getLogger("foldserve")
 class Tls:
     """Creates the context of the next handshake. The context uses the files that the last `refresh` has read.
 
-    certificate: a PEM file with the server's certificate first, then the certificates of its issuers. key: the file of
-    the private key; None if the key is in the file of the certificate. client_ca: a file with the certificates of the
-    authorities of clients; None if clients need no certificate.
+    certificate: a PEM file. The server's certificate comes first, then the certificates of the issuers. key: the file
+    of the private key; None if the key is in the file of the certificate. client_ca: a file with the certificates of
+    the authorities of clients; None if clients need no certificate.
     """
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None) -> None:

@@ -96,7 +96,8 @@ class _Supervisor:
         self._serve = serve
         self._settings = settings
         self._listeners = listeners
-        # A fork would copy locks that other threads hold, but not the threads that release them.
+        # A fork would copy the locks that other threads hold. It would not copy these threads, so nobody would release
+        # the locks.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         # Python calls a signal's handler in the main thread, but the kernel may deliver the signal to another thread.

@@ -103,8 +103,8 @@ class Coordinator:
     def start(self) -> None:
         """Load all models for the first time.
 
-        Raises `StartError` if the folder is missing or can't be read, if the default model is missing, or if every
-        version of every model is refused. Raises `StartError` for an empty folder, unless changes are followed.
+        Raises `StartError` in these cases: the folder is missing or can't be read, the default model is missing, or no
+        model has a version that passes. Raises `StartError` for an empty folder, unless changes are followed.
         """
         found = self._rules.layout.scan()
         if not found and not self._rules.follow:

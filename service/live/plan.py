@@ -1,7 +1,7 @@
-"""The data of a change of models: the versions to try, the outcome of each, and the plan that every process serves.
+"""The data of a change of models: the versions to try, the outcome of each attempt, and the plan.
 
-Several processes may serve the same models. A plan is written as JSON and sent to each of them. This module does not
-depend on files or models.
+Every process serves the plan. Several processes may serve the same models. A plan is written as JSON and sent to each
+of them. This module does not depend on files or models.
 """
 
 from __future__ import annotations

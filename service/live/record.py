@@ -33,8 +33,9 @@ _MOST_HISTORY = 16
 class _Version:
     """One version. All times are monotonic.
 
-    stamp: identifies the contents of the files. since: the time of their last change. gone: the time at which the
-    folder was first missing. tried: the time of the last attempt with this stamp. verdict: the outcome of this attempt.
+    stamp: a text that identifies the contents of the files. since: the time of the last change of the files. gone: the
+    time at which the folder was first missing. tried: the time of the last attempt with this stamp. verdict: the
+    outcome of this attempt.
     against: the version with which this version was compared. final: whether the verdict holds until the files change.
     served: the stamp that the processes serve.
     """

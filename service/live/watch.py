@@ -1,6 +1,6 @@
 """Reports changes of files in a folder. It does not depend on models.
 
-inotify sees changes of local files. It does not see changes that another machine makes on a network volume, and it may
+inotify sees changes of local files. It does not see changes that another machine makes on a network volume. It may also
 miss a link that is replaced. So the caller also looks at the folder every few seconds.
 """
 

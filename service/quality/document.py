@@ -30,7 +30,7 @@ _NORMAL = 1.95996
 
 
 class FeatureDrift(BaseModel):
-    """One feature. The shares are those of the rows; `training` and `live` have the counts in the bins of `edges`.
+    """One feature. Each share is a share of the rows. `training` and `live` have the counts in the bins of `edges`.
 
     `psi`: the population stability index; null without a training histogram or without live rows. `noise`: the index
     that chance alone exceeds in one of 1,000 cases. `below` and `above`: the shares of values outside the edges. For a
@@ -88,8 +88,9 @@ class Drift(BaseModel):
     """The drift of one version.
 
     `state`: the most serious state among the features; `off` if the server does not count. `rows`: the rows that the
-    model has answered in the window. `counted`: the rows of them that were counted; `sampled` says whether they are a
-    sample; `rows` is then an estimate. `since`: the beginning of the window. `notes`: remarks in words.
+    model has answered in the window. `counted`: the number of these rows that were counted. `sampled`: whether the
+    counted rows are a sample; `rows` is then an estimate. `since`: the beginning of the window. `notes`: remarks in
+    words.
     """
 
     model: str

@@ -55,10 +55,10 @@ class Entries(BaseModel):
 class FeedbackAnswer(BaseModel):
     """The outcome of a request with labels.
 
-    `accepted`: the labels that count. `unknown`: entries whose request is not remembered, because the id is wrong, has
-    no prediction of this model, or is too old. `mismatched`: entries with another number of labels than the request has
-    rows, or with a label that this version does not have. `repeated`: entries with a label for a row that has one
-    already; the first label counts.
+    `accepted`: the labels that count. `unknown`: entries whose request is not remembered. The id is wrong or too old,
+    or no request of this model had it. `mismatched`: entries whose number of labels is not the number of rows, or
+    entries with a label that this version does not have. `repeated`: entries with a label for a row that already has a
+    label; the first label counts.
     """
 
     accepted: int

@@ -1,7 +1,7 @@
 """Takes rows from the runs of a model. Another thread counts these rows, so replies do not wait.
 
 A run costs at most one copy of its rows. While the server is busy, only every k-th row is taken. Each taken row counts
-k times. So the cost per second has a bound. This module does not know how the rows are counted.
+k times. So the cost per second has a bound. This module does not count the rows itself.
 """
 
 from __future__ import annotations

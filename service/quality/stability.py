@@ -1,8 +1,9 @@
 """The population stability index (PSI) of each feature, and the judgement about it. This module uses counts.
 
-It does not depend on rows. PSI = sum over the bins of (q - p) * ln(q / p), where p is the share of the training rows
-and q the share of the live rows. It is the symmetric divergence of Kullback and Leibler (1951), which Jeffreys (1946)
-introduced. The thresholds 0.1 and 0.25 are the convention of credit scoring (Siddiqi, Credit Risk Scorecards, 2006).
+It does not depend on rows. The formula is PSI = sum over the bins of (q - p) * ln(q / p). Here p is the share of the
+training rows, and q is the share of the live rows. It is the symmetric divergence of Kullback and Leibler (1951), which
+Jeffreys (1946) introduced. The thresholds 0.1 and 0.25 are the convention of credit scoring (Siddiqi, Credit Risk
+Scorecards, 2006).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _NORMAL = 3.0902
 class Judgement:
     """The judgement about one feature.
 
-    psi: the index; None without a training histogram or without live rows. noise: the index for this number of rows
-    that, without drift, chance exceeds in one of 1,000 cases.
+    psi: the index; None without a training histogram or without live rows. noise: a limit for the index at this number
+    of rows. Without drift, the index exceeds this limit in one of 1,000 cases.
     """
 
     psi: float | None

@@ -1,4 +1,5 @@
 """FastAPI's routes, one module for each protocol. A route translates a request and delegates to the engine.
 
-The name of a route's function is part of its operation id in OpenAPI, which generated clients use: don't rename it.
+Don't rename the function of a route. The name of the function is part of the operation id in OpenAPI, which generated
+clients use.
 """
