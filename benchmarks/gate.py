@@ -1,7 +1,7 @@
 """Counts the instructions of a request, and compares the counts with gate.json: `python benchmarks/gate.py [--write]`.
 
 Times depend on the machine and its load, but counts almost do not. Callgrind, a tool of valgrind, counts every
-instruction of a real server while one client sends one request after the other. A count that is more than 3% above its
+instruction of a real server. One client sends the requests, one after the other. A count that is more than 3% above its
 committed count fails. The counts depend on the versions of Python and of the libraries. If these versions differ, the
 program compares nothing.
 """

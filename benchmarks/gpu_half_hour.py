@@ -1,8 +1,8 @@
 """The first half hour on a GPU: `python benchmarks/gpu_half_hour.py correctness|speed|service --out DIR`.
 
 Each of the three calls takes at most 10 minutes, and needs no network. Each step runs in its own process, so a crash or
-a hang costs only one step. The outputs are saved in DIR as soon as a step ends. The exit status is 1 if there is no GPU
-or if a step fails.
+a hang affects only one step. The outputs are saved in DIR as soon as a step ends. The exit status is 1 if there is no
+GPU or if a step fails.
 """
 
 from __future__ import annotations

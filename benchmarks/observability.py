@@ -1,7 +1,8 @@
 """Measures the cost of the two logs and of traces: `python benchmarks/observability.py`; needs wrk.
 
 It compares the processor time per request, because other programs on the machine disturb it less than the rate.
-In each round, every server gets the same load, one after the other. `--baseline DIR` adds the code of another checkout.
+In each round, the servers get the same load, one server after the other. `--baseline DIR` adds the code of another
+checkout.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Only one server runs at a time. It has one core, and h2load has another core. All servers have the same model and get
 the same messages, with the rows in `raw_input_contents`. A response is checked before each load. Every round measures
-all servers, and a ratio compares two figures of the same round. foldserve over HTTP, with the same rows as binary
-tensors, is measured too. A processor time includes all processes of the server, and the work of the kernel for these
+all servers, and a ratio compares two figures of the same round. The program also measures foldserve over HTTP, with the
+same rows as binary tensors. A processor time includes all processes of the server, and the work of the kernel for these
 processes.
 """
 

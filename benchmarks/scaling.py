@@ -1,6 +1,6 @@
 """Computes the replicas for a load from measured one-core figures: `python benchmarks/scaling.py [--write]`.
 
-First, one server on one core answers each protocol in a closed loop, and the processor time of a request is measured.
+First, one server on one core answers each protocol in a closed loop. This loop gives the processor time of a request.
 The table of replicas follows from these times. Then two servers get requests at random times. Their latencies are
 compared with a simulation (`rig/queueing.py`), which uses only the measured times.
 """

@@ -49,7 +49,7 @@ def write_input(folder: Path, files: int, model: bundle.Bundle) -> np.ndarray:
 
 
 def bare(model: bundle.Bundle, rows: np.ndarray, files: int) -> float:
-    """Return the rows a second of `session.run` alone."""
+    """Return the rows a second of only `session.run`."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = cgroup.threads()
     session = ort.InferenceSession(model.model, options, providers=["CPUExecutionProvider"])

@@ -1,9 +1,9 @@
 """The command line of `foldserve`: its commands, their arguments, and the exit status.
 
-This module parses, and calls the function that does the work; a command's code is imported when that command runs. Exit
-status: 0 done; 1 refused, with one line on standard error, or the doctor found a problem; 2 a wrong command line; 3 the
-rows of a table were scored, except for some that were refused. This module has more than 350 lines, because every
-argument of every command is defined here.
+This module parses the arguments, and calls the function that does the work. The code of a command is imported when the
+command runs. Exit status: 0 done; 1 refused, with one line on standard error, or the doctor found a problem; 2 a wrong
+command line; 3 the rows of a table were scored, except for some that were refused. This module has more than 350 lines,
+because every argument of every command is defined here.
 """
 
 from __future__ import annotations
@@ -221,8 +221,8 @@ def _seconds(text: str) -> float:
 def _serve(parsed: argparse.Namespace) -> None:
     """Serve every model of a folder. Each setting is a flag, an environment variable or a line of the --config file. If
     a setting is given more than once, the flag wins over the variable, and the variable over the file."""
-    # NumPy computes explanations beside the predictions. More threads than one would only delay the predictions, and
-    # they are slower on a busy machine. NumPy reads this variable when it is imported.
+    # NumPy computes explanations, while other threads compute predictions. More than one thread would delay the
+    # predictions, and would be slower on a busy machine. NumPy reads this variable when it is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from foldserve.service.http.server import run
 

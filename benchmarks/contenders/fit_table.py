@@ -1,10 +1,10 @@
 """Fits a model of another library: `python fit_table.py NAME TRAIN.csv TEST.csv TARGET SEED`. NAME is a key of
 `CONTENDERS`.
 
-The program prints a JSON object. `seconds` is the processor time of the fit alone, without the imports and without
-reading the files. The metrics on the test rows are `accuracy` and `log_loss` (in nats), or `rmse` and `r2`. Each
-contender has its default settings, after the usual preparation: one-hot categories, and imputed and standardised
-numbers if the contender needs them.
+The program prints a JSON object. `seconds` is only the processor time of the fit: it does not include the imports and
+the reading of the files. The metrics on the test rows are `accuracy` and `log_loss` (in nats), or `rmse` and `r2`. Each
+contender has its default settings. Categories are one-hot encoded, and numbers are imputed and standardised, if the
+contender needs this preparation.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Serves a constant response with uvicorn: `python serve_constant.py PORT BYTES...`.
 
-It has the event loop and the HTTP parser of foldserve, but no framework, no JSON and no model. It reads the same
-bodies, and its responses have as many bytes as those of foldserve. BYTES are the lengths of the responses: POST /0 gets
-the first length, and POST /1 the second.
+It has the event loop and the HTTP parser of foldserve, but no framework, no JSON and no model. The server reads the
+same bodies as foldserve, and its responses have as many bytes as foldserve's responses. BYTES are the lengths of the
+responses: POST /0 gets the first length, and POST /1 the second.
 """
 
 from __future__ import annotations

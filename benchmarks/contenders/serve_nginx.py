@@ -1,7 +1,7 @@
 """Serves a constant response with nginx: `python serve_nginx.py PORT BYTES...`. It needs nginx on the PATH.
 
-nginx reads the same bodies, and its responses have as many bytes as those of foldserve. BYTES are the lengths of the
-responses: POST /0 gets the first length, and POST /1 the second. This process becomes nginx.
+nginx reads the same bodies as foldserve, and its responses have as many bytes as foldserve's responses. BYTES are the
+lengths of the responses: POST /0 gets the first length, and POST /1 the second. This process becomes nginx.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def _fit(table: Table, name: str, seed: int, core: int) -> Fit:
 
 
 def fit_other(table: Table, name: str, seed: int, core: int) -> Fit:
-    """Fit a model of another library, and measure the fit alone. Raises `RunError`, `StartError`."""
+    """Fit a model of another library, and measure only the fit. Raises `RunError`, `StartError`."""
     script, files = CONTENDERS / "fit_table.py", (str(table.train), str(table.test))
     done = run([str(environment(ENVIRONMENT)), str(script), name, *files, table.target, str(seed)], core)
     found = json.loads(done.last_line())

@@ -55,7 +55,9 @@ def packages(name: str) -> Path:
 
 
 def modules(name: str) -> Path:
-    """Return a folder whose node_modules has the npm packages of a contender, at the versions of its package.json."""
+    """Return a folder whose node_modules has the npm packages of a contender. The versions are those in its
+    package.json.
+    """
     folder, wanted = ROOT / ".bench" / name, (CONTENDERS / name / "package.json").read_text()
     stamp = folder / "installed.txt"
     if not stamp.exists() or stamp.read_text() != wanted:

@@ -83,7 +83,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def _graph(bundle: Bundle) -> onnx.GraphProto:
-    """Return the graph of the model. Raises `BundleError` unless the graph and the description fit the manifest."""
+    """Return the graph of the model. Raises `BundleError` if the graph or the description does not fit the manifest."""
     model = check_graph(bundle)
     check_description(model, bundle.manifest)
     return model.graph

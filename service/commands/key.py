@@ -1,4 +1,4 @@
-"""`foldserve key`: makes an API key, and the line by which a server knows it."""
+"""`foldserve key`: makes an API key, and the line that lets a server accept the key."""
 
 from __future__ import annotations
 

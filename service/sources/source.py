@@ -100,7 +100,7 @@ def stream_source(source: Source) -> Stream:
 def check_names(source: str, names: Sequence[str]) -> tuple[str, ...]:
     """Return the column names.
 
-    Raises `SourceError` if there are too many names, if a name is empty, or if two names are equal.
+    Raises `SourceError` for too many names, for an empty name, and for two equal names.
     """
     if len(names) > MAX_COLUMNS:
         raise SourceError(f"{source} has {len(names):,} columns; the limit is {MAX_COLUMNS:,}")

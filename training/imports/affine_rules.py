@@ -173,7 +173,7 @@ def _is_raw(graph: Graph, name: str) -> bool:
 
 
 def compose_dense(graph: Graph, node: Node) -> bool:
-    """Compose a Dense with the Dense before it, if the product is small or has no more weights than both together."""
+    """Compose a Dense with the Dense before it, if the product is small or adds no weights."""
     second, before = node.layer, node.inputs[0]
     first = graph.layer(before)
     if not (isinstance(second, Dense) and isinstance(first, Dense)) or not graph.has_single_reader(before):
@@ -219,7 +219,7 @@ def fold_through_concat(graph: Graph, node: Node) -> bool:
     """Compose a Dense that reads a Concat with the Dense layers before this Concat.
 
     The Dense has one part of its weights for each input of the Concat. A part is composed with the Dense that it reads,
-    unless the result has more weights.
+    if the product is small or adds no weights.
     """
     dense, before = node.layer, node.inputs[0]
     if not (isinstance(dense, Dense) and isinstance(graph.layer(before), Concat) and graph.has_single_reader(before)):

@@ -18,7 +18,7 @@ from foldserve.training.plan import DataOptions
 from foldserve.training.summary import describe_bundle
 from foldserve.training.text import printable
 
-# The options for reading a table. The model decides all other options of a table.
+# The options for reading a table that the user can set. The model decides all other options of a table.
 _TABLE_OPTIONS = ("target", "drop", "missing", "sep", "encoding", "sheet")
 
 

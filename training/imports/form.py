@@ -3,7 +3,7 @@
 A front end (ONNX, Keras, scikit-learn, PyTorch) maps its model to this form with a `Builder`. Folding and the export
 use only this form. The module does not depend on a file format or a framework.
 
-The value `INPUT` has one column for each feature, as in a bundle: a category is its index, a missing value is NaN.
+The value `INPUT` has one column for each feature, as in a bundle. A category is an index, and a missing value is NaN.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ FRONT_ENDS = {
 # The suffixes of files that have only weights. `Options.layers` names a text file with the layers of such a model.
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 FRONT_ENDS |= dict.fromkeys(WEIGHTS, "pytorch.weights")
-# Formats whose readers would run code from the file.
+# Formats that are refused, because their readers would run code from the file.
 UNSAFE = (".pkl", ".pickle", ".joblib")
 _SAFE = "save a pipeline with skops.io.dump, a module with torch.export.save, or call foldserve.import_model(object)"
 # For each package, the module whose function `read_object` reads objects of this package, and of subclasses of its

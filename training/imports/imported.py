@@ -19,8 +19,8 @@ from foldserve.training.imports.layers import Array
 from foldserve.training.table.schema import Column
 
 # A function that evaluates the ORIGINAL model: raw rows float32 [rows, features] -> float64 [rows, outputs]. The rows
-# are those of a bundle: a category is its index, len(categories) is a category that the model has not seen, and NaN is
-# a missing value. The outputs are probabilities, or values [rows, 1].
+# have the form of a bundle: a category is its index, and a missing value is NaN. The index len(categories) means an
+# unseen category. The outputs are probabilities, or values [rows, 1].
 Evaluate = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
 
 

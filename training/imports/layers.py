@@ -50,8 +50,8 @@ def _require_finite(*arrays: Array) -> None:
 class Affine(Layer):
     """Computes scale * (x - offset) + shift for each column. All three are float64 [columns].
 
-    offset: the mean of the data that the layer was fitted to, for example of a standardisation or a batch norm; 0 if
-    the layer has none. A fold may subtract the offset in the graph, because a large offset loses digits.
+    offset: the mean of the data for which a standardisation or a batch norm was fitted. It is 0 if the layer has no
+    such mean. A fold may subtract the offset in the graph, because a large offset loses digits.
     """
 
     scale: Array
@@ -178,8 +178,8 @@ class OneHot(Layer):
     """Output column j is 1 where column `source[j]` of the input equals `code[j]`, and 0 elsewhere.
 
     source: int64 [outputs]. code: float64 [outputs]. A missing value does not equal any code. A categorical column has
-    an index, so an encoding of the categories 0, 1 and 2 of column 4 has the sources 4, 4, 4 and the codes 0, 1, 2. An
-    ordinal encoding is a OneHot, followed by a Dense with the number of each category.
+    an index as its value. For example, an encoding of the categories 0, 1 and 2 of column 4 has the sources 4, 4, 4 and
+    the codes 0, 1, 2. An ordinal encoding is a OneHot, followed by a Dense with the number of each category.
     """
 
     source: Indices

@@ -118,10 +118,11 @@ def _numeric_columns(
 def finish(
     builder: Builder, value: str, options: Options, outputs: Outputs
 ) -> tuple[Network, Task, tuple[Label, ...], tuple[str, ...]]:
-    """Return the network whose output is probabilities or one value, its task, its labels, and notes for the user.
+    """Return a network with probabilities or one value as its output. Also return its task, its labels, and notes for
+    the user.
 
-    value: the last value of the model. A softmax or a sigmoid is added if the outputs are logits, because the loss
-    function or the labels of `options` say so. Raises `ModelImportError` if the outputs are neither probabilities nor a
+    value: the last value of the model. If the loss function or the labels in `options` show that the outputs are
+    logits, a softmax or a sigmoid is added. Raises `ModelImportError` if the outputs are neither probabilities nor a
     value.
     """
     columns, layers = builder.columns[value], {node.name: node for node in builder.network(value).nodes}

@@ -1,7 +1,7 @@
 """Reads an ONNX file that is not trusted. A size in the file is checked before memory of that size is allocated.
 
-The result is a model in which every node has a known operator set, every value is computed once and before it is read,
-and every initialiser has as many numbers as its shape says. The module does not depend on the layers of the form.
+In the resulting model, every node has a known operator set. Every value is computed once, before other nodes read it.
+Every initialiser has as many numbers as its shape says. The module does not depend on the layers of the form.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _require_opsets(model: onnx.ModelProto, name: str) -> None:
 
 
 def _require_whole(tensor: TensorProto, name: str) -> None:
-    """Refuse a tensor that is stored in another file, or whose shape does not fit its number of values."""
+    """Refuse a tensor that is stored in another file, or has a shape that does not fit its number of values."""
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise ModelImportError(f"{name}: tensor {tensor.name!r} is stored in another file; {_SINGLE_FILE}")
     if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > MAX_NUMBERS:

@@ -1,7 +1,7 @@
 """The operators of ONNX's main domain, as layers of the form.
 
-Each function translates one node: it gets the context, the node, its inputs and its attributes, and returns the values
-of its outputs. It raises `Refused` with the reason if the form can't express the node. To add an operator, add a
+Each function translates one node. It gets the context, the node, its inputs and its attributes. It returns the values
+of the outputs. It raises `Refused` with the reason if the form can't express the node. To add an operator, add a
 function. The definitions are those of https://onnx.ai/onnx/operators/.
 """
 

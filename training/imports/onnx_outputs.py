@@ -1,6 +1,6 @@
 """Turns the output of an ONNX model into the output of a bundle: probabilities of labels, or one value.
 
-A model often gives logits, log-probabilities, or the probability of the second class alone. The module adds the missing
+A model often gives logits, log-probabilities, or only the probability of the second class. The module adds the missing
 layers, and the same arithmetic to the reference.
 """
 

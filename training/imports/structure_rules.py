@@ -1,4 +1,4 @@
-"""The rules that change the structure of a graph, so that more of its affine steps are next to a Dense.
+"""The rules that change the structure of a graph. After a change, more affine steps are next to a Dense.
 
 They join selections of columns, nested Concat and Add layers, branches of an ensemble, and functions that exporters
 write as several operators. A rule gets a graph and one of its nodes. It changes the graph and returns True, or it
@@ -221,7 +221,7 @@ def join_gate(graph: Graph, node: Node) -> bool:
 
 
 def join_binary(graph: Graph, node: Node) -> bool:
-    """Replace [1 - sigmoid(z), sigmoid(z)] by softmax([0, z]), whose logits fold into the Dense before it."""
+    """Replace [1 - sigmoid(z), sigmoid(z)] by softmax([0, z]). The logits then fold into the Dense before the softmax."""
     if not isinstance(node.layer, Concat) or len(node.inputs) != 2:
         return False
     for place, (rest, positive) in enumerate((node.inputs, node.inputs[::-1])):

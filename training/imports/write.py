@@ -74,8 +74,8 @@ def write_network(
 class Writer:
     """The ONNX nodes and constants of a network. A value has the name of its node. The caller names the output.
 
-    The names of a graph are arbitrary, so each name that the writer adds is checked against all others. reserved: more
-    names that are in use.
+    The names in a graph are arbitrary. So the writer compares each name that it adds with all other names. reserved:
+    more names that are in use.
     """
 
     def __init__(self, network: Network, source: str, output: str, reserved: Sequence[str] = ()) -> None:

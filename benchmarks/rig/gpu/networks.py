@@ -1,8 +1,8 @@
 """Makes random batch-norm networks, folded and unfolded.
 
-A network exists as ONNX files, as a bundle, and as a float64 reference in NumPy. Its running statistics are those of
-standard normal rows. Nothing is trained, because speed does not depend on the values of the weights. The module does
-not depend on devices or clocks.
+A network exists as ONNX files, as a bundle, and as a float64 reference in NumPy. The running statistics of its batch
+norms come from standard normal rows. Nothing is trained, because speed does not depend on the values of the weights.
+The module does not depend on devices or clocks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TOLERANCES: dict[Precision, bundle.Tolerance] = {
 _CALIBRATION_ROWS = 4096
 _CERTIFICATE_ROWS = 256
 _ORACLE_ROWS = 8192  # rows of one computation; the float64 activations of all rows would need gigabytes
-_LOGITS = 4.0  # scales the last layer's weights, so that probabilities are neither all equal nor all 0 or 1
+_LOGITS = 4.0  # scales the weights of the last layer; otherwise probabilities could be all equal, or all 0 or 1
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def attempt(what: str, work: Callable[[], object]) -> None:
 
 
 def opening() -> None:
-    """Print how long a first and a later model take to open, how much memory they take, and whether cuDNN is loaded."""
+    """Print the times to open a first and a later model, and the memory of both. Also print whether cuDNN is loaded."""
     before = nvidia.gpus()[0].free
     for number in (1, 2, 3):
         began = time.perf_counter()

@@ -154,7 +154,9 @@ def _torch_ratios(results: Results, block: tuple[str, str]) -> list[float]:
 
 
 def _peak_rows(results: Results, block: tuple[str, str]) -> list[Row]:
-    """Write two rows of the table: one for the time that a caller sees, with copies, and one for the kernels alone."""
+    """Write two rows of the table. The first has the time that a caller sees, with copies. The second has the time of
+    only the kernels.
+    """
     peak = highest(results.peaks, block[1])
     text, flops = (
         f"{_name(block)}, {results.largest:,} rows: share of the matrix-product peak",

@@ -161,7 +161,7 @@ class Graphed(_Staged):
     name, title = "torch_graph", "PyTorch, CUDA graph"
 
     def prepare(self, batch: int) -> None:
-        """Capture one graph that includes the copies, and one graph of the computation alone."""
+        """Capture one graph that includes the copies, and one graph that has only the computation."""
         super().prepare(batch)
         with torch.no_grad():
             self._with_copies = _Graph(self._copy_and_compute, self._device)

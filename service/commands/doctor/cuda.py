@@ -83,7 +83,8 @@ def _built_for() -> tuple[str, tuple[nvidia.Version, ...]]:
 
 
 def _runs(capability: nvidia.Version, code: nvidia.Version) -> bool:
-    """Whether a GPU runs code for a compute capability: the same major number, and the same or a smaller minor one.
+    """Whether a GPU runs code for a compute capability. The code has the same major number as the GPU, and the same or
+    a smaller minor number.
 
     https://docs.nvidia.com/cuda/cuda-c-programming-guide/#binary-compatibility
     """

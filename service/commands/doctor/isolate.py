@@ -1,4 +1,6 @@
-"""Runs one check in a child process: a damaged library may kill the process that loads it, and a driver may hang."""
+"""Runs one check in a child process. A damaged library may kill the process that loads the library, and a driver may
+hang.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def check_build(wheels: list[str]) -> str:
 
 
 def check_cuda_provider() -> str:
-    """Run a matrix product on CUDA alone."""
+    """Run a matrix product on CUDA only."""
     import onnxruntime as ort
 
     if "CUDAExecutionProvider" not in ort.get_available_providers():
@@ -58,7 +58,7 @@ def check_cuda_provider() -> str:
 
 
 def check_provider(name: str, options: dict[str, str] | None = None) -> str:
-    """Multiply two matrices on this execution provider alone. ONNX Runtime also lists providers that can't load."""
+    """Multiply two matrices on only this execution provider. ONNX Runtime also lists providers that can't load."""
     import numpy as np
 
     from foldserve.service.runtime.session import LOG_WARNINGS, one_line, open_session

@@ -135,8 +135,8 @@ def _join(batches: list[Batch]) -> Batch:
 def kept_fields(streams: Sequence[Stream], names: Sequence[str], first: Sequence[Any]) -> list[pa.Field]:
     """Return the fields of the chosen input columns `names`. Raises `TableError`.
 
-    A column of numbers gets a type that fits this column in all files. first: the first objects of JSON lines, whose
-    values decide the types; () for other formats.
+    A column of numbers gets a type that fits this column in all files. first: the first objects of JSON lines, or ()
+    for other formats. The values of these objects decide the types.
     """
     if streams[0].schema is None:
         return [pa.field(name, _type_of([row.get(name) for row in first if type(row) is dict])) for name in names]

@@ -188,7 +188,7 @@ def _read_parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _settle_job(file: Path, job: dict[str, Any]) -> None:
-    """Write the job of a new run, or compare the job with that of the interrupted run."""
+    """Write the job of a new run, or compare the job with the job of the interrupted run."""
     if not file.exists():  # the file is written whole, so a folder without it has no parts
         partial = file.with_suffix(".new")
         write_synced(partial, json.dumps(job).encode())

@@ -37,5 +37,5 @@ class ScoreProgress:
         self._bar.stop()
 
     def update(self, share: float, rows: int, stage: str = "score") -> None:
-        """Show the share of the work of this stage that is done, 0 to 1, and the rows that were scored."""
+        """Show the finished share of this stage, from 0 to 1, and the number of scored rows."""
         self._bar.update(self._task, completed=share, rows=f"{rows:,}", description=stage)

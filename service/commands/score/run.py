@@ -230,7 +230,7 @@ def _job(options: ScoreOptions, work: Work, runtime: Runtime, target: Output) ->
 
 @contextmanager
 def _explaining(path: Path, journal: Journal | None = None) -> Iterator[None]:
-    """Turn an error of the file system into a message of one line, which says how the user can resume the run."""
+    """Turn an error of the file system into a message of one line. The message says how the user can resume the run."""
     try:
         yield
     except OSError as error:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-# NumPy would import numpy.random on first use, and if a user presses Ctrl-C during that import, the interrupt can get
-# lost. So this module imports it.
+# NumPy would import numpy.random on first use. If a user presses Ctrl-C during this import, the interrupt can get lost.
+# So this module imports it.
 from numpy.random import Generator, default_rng
 
 from foldserve.service.arrays import Rows, Run

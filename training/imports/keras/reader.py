@@ -23,8 +23,9 @@ def read(path: Path, options: Options) -> Imported:
 
 
 def read_both(path: Path, options: Options) -> tuple[Imported, Network]:
-    """Return the imported model, and the network of the file alone, without the layers that turn logits into
-    probabilities. Raises `ModelImportError`."""
+    """Return the imported model and the network of the file. The network has no added layers that turn logits into
+    probabilities. Raises `ModelImportError`.
+    """
     with open_archive(path) as archive:
         reader = ModelReader(open_store(archive), archive.version.startswith("2."), options.output)
         builder, value = reader.read(archive.config)
