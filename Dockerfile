@@ -2,7 +2,7 @@
 # with RUNTIME=gpu. `trainer` writes the bundles that `service` serves. requirements/ locks the packages of both images.
 # .dockerignore lists the files that the images may contain.
 
-# The tag is exact, but the image behind it is rebuilt now and then. `make image-pin` adds its current digest.
+# The tag is exact, but the image with this tag is sometimes rebuilt. `make image-pin` adds its current digest.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 # The ONNX Runtime of the service: cpu or gpu.
 ARG RUNTIME=cpu

@@ -56,7 +56,7 @@ class Entry:
 
 
 def open_file(path: Path, level: ort.GraphOptimizationLevel, written: Path | None = None) -> ort.InferenceSession:
-    """Open a file on one thread. written: the file to which ONNX Runtime writes the optimised graph."""
+    """Open a file with one thread. written: the file to which ONNX Runtime writes the optimised graph."""
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -67,7 +67,7 @@ def open_file(path: Path, level: ort.GraphOptimizationLevel, written: Path | Non
 
 
 def optimise(tool: str, source: Path, target: Path) -> str:
-    """Run a tool of the benchmark's own environment. Return the reason if it fails."""
+    """Run a tool that is installed in the environment of this benchmark. Return the reason if it fails."""
     given = dict(os.environ)
     try:
         if tool == "aimet":  # AIMET needs PyTorch, so AIMET uses the environment of this process
@@ -165,7 +165,7 @@ def fold(source: Path, target: Path) -> str:
 
 
 def time_all(entries: list[Entry], shape: list[int], rounds: int = 40) -> None:
-    """Time all files in turns: one timing is the mean of several runs."""
+    """Measure the times of all files in turns. Each time is the mean of several runs."""
     for size in ROWS:
         rows = np.random.default_rng(1).normal(size=(size, *shape)).astype(np.float32)
         runs = 50 if size == 1 else 3

@@ -37,7 +37,7 @@ class Call:
 
 
 def version() -> str:
-    """Return the version of h2load. Exits if h2load is not installed."""
+    """Return the version of h2load. The program exits if h2load is not installed."""
     if not shutil.which("h2load"):
         raise SystemExit("this benchmark needs h2load: apt-get install nghttp2-client")
     return subprocess.run(["h2load", "--version"], capture_output=True, text=True, check=False).stdout.strip()  # noqa: S607

@@ -41,7 +41,7 @@ class Run:
 def run(program: Sequence[str], core: int) -> Run:
     """Run a program in the root of the repository, on a terminal. A program shows its progress only on a terminal.
 
-    Raises `RunError` if it fails.
+    Raises `RunError` if the program fails.
     """
     ours, theirs = pty.openpty()
     start = time.perf_counter()

@@ -154,7 +154,7 @@ class Bench:
         return {case(BARE, "none", load): Figures(rates[str(load.rows)]) for load in (ROW, TABLE)}
 
     def telemetry(self, pairs: int) -> list[float]:
-        """Return ratios of rows/s: the rate with metrics and access log, divided by the rate without them. The two
+        """Return ratios of two rates: the rate with metrics and access log, divided by the rate without both. The two
         rates of a ratio are measured one after the other, and the order alternates.
 
         Raises `StartError`, `LoadError`.

@@ -27,7 +27,7 @@ class Figures:
 
 
 def version() -> str:
-    """Return the version of wrk. Exits if wrk is not installed."""
+    """Return the version of wrk. The program exits if wrk is not installed."""
     if not shutil.which("wrk") or not shutil.which("taskset"):
         raise SystemExit("serving.py needs wrk and taskset: apt-get install wrk util-linux")
     return subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split(" [")[0]  # noqa: S607

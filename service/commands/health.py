@@ -26,8 +26,8 @@ def run(settings: Settings) -> None:
 def _tls(settings: Settings) -> ssl.SSLContext | None:
     """Create the TLS context of a client that trusts any certificate.
 
-    Trusting any certificate is safe here, since the client sends no secret and the server is on this machine. If the
-    server requires a certificate from clients, this client uses the server's certificate.
+    It is safe to trust any certificate here, because the client sends no secret and the server is on this machine. If
+    the server requires a certificate from clients, this client uses the server's certificate.
     """
     if settings.tls_cert is None:
         return None

@@ -216,8 +216,8 @@ def _scrape(server: Server) -> Metrics:
 def _p99(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
     """Return the smallest bucket bound, in seconds, that at least 99% of the requests do not exceed.
 
-    Only the requests between the two scrapes count. If there are none, all requests count. Returns
-    None if there are no requests at all, or if the bound is infinite.
+    Only the requests between the two scrapes count. If there are no requests between the scrapes, all requests count.
+    Returns None if the server has no requests, or if the bound is infinite.
     """
     bounds = sorted(after, key=float)
     counts = [after[bound] - before.get(bound, 0) for bound in bounds]

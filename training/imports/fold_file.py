@@ -38,7 +38,7 @@ class FoldedFile:
 def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
     """Fold the ONNX file `source`. Write the result to `target` if both files give the same outputs.
 
-    The outputs are compared on rows of a standard normal distribution, with the tolerance of a certificate. Raises
+    The outputs are compared on random rows (standard normal). The tolerance is the tolerance of a certificate. Raises
     `ModelImportError`, `FoldError`, `ExportError` or `ParityError`. After an error, nothing is written.
     """
     if source.suffix.lower() != ".onnx" and source.suffix.lower() in FRONT_ENDS:

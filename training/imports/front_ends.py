@@ -1,4 +1,6 @@
-"""The front ends, by the suffix of the file. A front end is imported when a file of its kind is read."""
+"""The list of front ends. The suffix of a file decides which front end reads the file. A front end is imported when a
+file of its kind is read.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ Operator = Callable[[Mapping[str, float]], tuple[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Function:
-    """One function. compute: maps float64 numbers to float64 numbers. parameters: the names of its parameters.
+    """One function. compute: the Python function, which maps float64 numbers to float64 numbers. parameters: the names
+    of the parameters.
 
     operator: the ONNX operator and its attributes, for these parameters.
     """

@@ -152,7 +152,7 @@ def _mapping(node: onnx.NodeProto, given: dict[str, Any]) -> tuple[list[Category
 
 
 def _columns_of(coefficients: int, outputs: int) -> str:
-    """Return the correction for a linear model whose input has the wrong number of columns."""
+    """Return the text that tells the user how to correct a linear model with the wrong number of input columns."""
     if outputs and coefficients and coefficients % outputs == 0:
         return f"an input of {coefficients // outputs} columns"
     return "as many coefficients as columns for each output"

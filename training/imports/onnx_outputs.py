@@ -123,7 +123,7 @@ def _flat(last: Last, rows: int, outputs: Array) -> Array:
 def _finish_scores(
     context: Context, columns: tuple[Column, ...], name: str, labels: tuple[Label, ...], *, are_scores: bool
 ) -> _Finished:
-    """Finish several outputs. are_scores: whether the file computes the class from these outputs. Then they may be
+    """Finish several outputs. are_scores: whether the file computes the class from these outputs. Such outputs may be
     logits.
 
     Raises `ModelImportError` if the outputs are neither probabilities nor logits.

@@ -31,7 +31,7 @@ class Constant:
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """Columns of the input, not yet used as numbers or as categories.
+    """Columns of the input that no operator has used as numbers or as categories yet.
 
     shape: the shape of one row, without the batch.
     """

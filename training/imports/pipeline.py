@@ -131,8 +131,8 @@ def _certify(
 ) -> tuple[bundle.Certificate, bundle.Golden, tuple[str, ...]]:
     """Compare the folded network and the exported model with the original on the rows of the table and random rows.
 
-    Also compare the original in float32 with its reference, if its framework is installed. Return the certificate, the
-    golden rows and notes.
+    If the framework of the original is installed, also compare the original in float32 with its reference. Return the
+    certificate, the golden rows and notes.
     """
     exact = partial(_in_chunks, imported.evaluate)
     sets: dict[certificate.RowKind, certificate.Rows] = {"random": rows.drawn}

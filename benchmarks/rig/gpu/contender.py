@@ -74,7 +74,7 @@ class Contender(ABC):
         return None
 
     def release(self) -> None:  # noqa: B027
-        """Free the resources of `prepare`."""
+        """Free the resources that `prepare` has allocated."""
 
     def close(self) -> None:  # noqa: B027
         """Free all resources."""

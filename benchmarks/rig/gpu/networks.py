@@ -100,7 +100,7 @@ def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
 
 
 def _oracle(network: nn.Sequential) -> Callable[[Rows], Exact]:
-    """Return a function that computes the unfolded network in NumPy's float64.
+    """Return a function that computes the unfolded network with NumPy in float64.
 
     It maps float32 [rows, features] to probabilities [rows, outputs].
     """

@@ -85,7 +85,7 @@ class Results:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """Return all results for JSON, except the times of single runs, because there are millions.
+    """Return the results for JSON. The times of single runs are left out, because there are millions.
 
     A missing figure is null.
     """
@@ -145,7 +145,7 @@ def targets(results: Results) -> str:
 
 
 def _torch_ratios(results: Results, block: tuple[str, str]) -> list[float]:
-    """Return the ratio of each round to the faster of PyTorch's two graphs."""
+    """Return, for each round, the ratio of foldserve's time to the time of PyTorch's faster graph."""
     ours = results.figure(block, 1, OursGraphs.name)
     theirs = [x for name in GRAPHED if (x := results.figure(block, 1, name))]
     if not ours or not theirs:

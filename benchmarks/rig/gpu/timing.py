@@ -223,7 +223,7 @@ def note_failure(note: Callable[[str, str], None], subject: str, where: str) -> 
 
 
 def one_line(error: Exception) -> str:
-    """Return the first two lines of an error as one."""
+    """Return the first two lines of an error as one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__
 

@@ -13,7 +13,7 @@ Status = Literal["ok", "note", "wrong"]
 class Result:
     """The result of one check, as `--json` prints it.
 
-    found: one line of text. remedy: one line, if possible a command; None unless the status is `wrong`.
+    found: one line of text. remedy: one line, if possible a command. It is None if the status is not `wrong`.
     """
 
     name: str

@@ -27,7 +27,7 @@ def run_isolated(check: Check) -> Result:
     child = context.Process(target=_run_in_child, args=(check, sender), daemon=True)
     try:
         child.start()
-        sender.close()  # only the child then has the sending end, so `recv` raises EOFError if the child dies
+        sender.close()  # now only the child can send, so `recv` raises EOFError if the child dies
         if not receiver.poll(_TIMEOUT):
             child.kill()
             return Result(check.name, "wrong", f"no answer within {_TIMEOUT} s", check.remedy)

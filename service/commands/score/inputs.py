@@ -34,8 +34,8 @@ class Piece:
     """A part of the input.
 
     file: the path of the file, as the user named it. path: the same path, absolute. first_row: the index of the first
-    row in the file. groups: the groups of the stream to read; None for the whole file. before: the share of all input
-    bytes that come before this file. share: the share of all input bytes that are in this file.
+    row in the file. groups: the groups of the stream to read; None for the whole file. before: the part of all input
+    bytes that come before this file, from 0 to 1. share: the share of all input bytes that are in this file.
     """
 
     file: str

@@ -19,7 +19,7 @@ from foldserve.service.runtime.session import Device
 # A graph costs GPU memory. So a graph is chosen only if it saves at least this share of the time. The comparison is
 # with the next larger graph and with a plain run.
 _GRAPH_SAVING = 0.05
-# The number of threads is doubled only if the runs of all batch sizes together get faster by this factor. For
+# The number of threads is doubled only if the runs of all batch sizes together get faster by this factor. As a
 # comparison, two processes on two cores do twice the work of one process.
 _THREADS_GAIN = 1.5
 # Each process needs memory for a copy of the model. So more processes are chosen only if they are faster by this

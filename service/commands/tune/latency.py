@@ -74,7 +74,8 @@ def measure_latencies(
     batches: Sequence[int] = BATCHES,
     on_open: Callable[[], object] = lambda: None,
 ) -> Latencies:
-    """Measure the model on the CPU with 1, 2, 4, ... threads, and on CUDA if it works and `device` is not cpu.
+    """Measure the model on the CPU with 1, 2, 4, ... threads. Also measure it on CUDA, if CUDA works and `device` is
+    not cpu.
 
     seconds: the approximate time to measure after every session is open. A large model takes longer. batches: batch
     sizes in ascending order.

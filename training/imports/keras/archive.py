@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_TEXT = 2**24
 _MAX_ENTRIES = 1000
-# The errors of Python's zip reader, of h5py, and of a description that has other types than Keras writes.
+# The errors that a damaged file can cause: in Python's zip reader, in h5py, and for a description with wrong types.
 _DAMAGE = (
     *(OSError, EOFError, RuntimeError, ValueError, OverflowError, zipfile.BadZipFile, zlib.error),
     *(LookupError, TypeError, AttributeError),

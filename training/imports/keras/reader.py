@@ -49,7 +49,9 @@ def read_both(path: Path, options: Options) -> tuple[Imported, Network]:
 
 
 def _names(inputs: tuple[Input, ...]) -> tuple[str, ...]:
-    """Name the features after the inputs, if there are several. Return () for one input, which may be many features."""
+    """Name the features after the inputs, if there are several. Return () for a single input, because this input may
+    have many features.
+    """
     if len(inputs) < 2:
         return ()
     names = []

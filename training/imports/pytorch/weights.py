@@ -30,7 +30,7 @@ from foldserve.training.text import join_some
 Tensors = dict[str, torch.Tensor]
 _MAX_ENTRIES = 10_000
 _MAX_NUMBERS = MAX_FILE // 4
-# The keys under which training scripts and Lightning save the weights.
+# The keys that training scripts and Lightning use for the weights in a checkpoint.
 _KEYS = ("state_dict", "model_state_dict", "model", "weights")
 _NO_LAYERS = "write print(model) of the nn.Sequential into a text file, and name this file with --layers"
 _TENSORS = "save only the weights: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
