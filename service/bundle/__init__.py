@@ -4,8 +4,8 @@
                             model.onnx       float32 `input` [batch, features] -> `probabilities` or `value`
                             report.html      for people; no program reads it, and a bundle may lack it
 
-This package needs only the standard library and pydantic, so any tool can read a bundle. This package does not know
-ONNX or sessions.
+This package needs only the standard library and pydantic, so any tool can read a bundle. This package does not depend
+on ONNX or sessions.
 """
 
 from foldserve.service.bundle.atomic import replace_file

@@ -1,6 +1,6 @@
 """Writes files and folders. A crash or a full disk leaves the old content or the new content, but never a mixture.
 
-This module knows bytes and paths, but no bundles. Every function may raise `OSError`.
+This module uses bytes and paths. It does not depend on bundles. Every function may raise `OSError`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 def replace_file(file: Path, content: bytes, partial: Path | None = None) -> None:
     """Write `file`, or replace its content.
 
-    partial: the file to which the content is written first, on the same file system; by default a hidden file beside
-    `file`. A failure removes this file. A process that is killed leaves this file behind.
+    partial: the content is first written to this file, which is on the same file system. By default it is a hidden file
+    beside `file`. A failure removes this file. A process that is killed leaves this file behind.
     """
     partial = partial or file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:
@@ -36,7 +36,10 @@ def write_synced(file: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names of the files in `folder`. A crash before that may undo a rename."""
+    """Wait until the disk has the names of the files in `folder`.
+
+    If the machine crashes before this, a rename may be undone.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

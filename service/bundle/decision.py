@@ -1,7 +1,8 @@
-"""The decision: which class each row gets, from the probabilities of a model and the threshold of its manifest.
+"""Chooses the class of each row from the probabilities of a model and the threshold of the model's manifest.
 
-Training, the service and every other reader of a bundle share this module, so that they give the same answers. It knows
-labels and arrays, but no protocol. It does not import NumPy: it calls only methods of the caller's arrays.
+Training, the service and every other reader of a bundle share this module, so that they give the same answers. It uses
+labels and arrays, and does not depend on protocols. It does not import NumPy: it calls only methods of the caller's
+arrays.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ class Decision:
     """The decision rule of one classification model.
 
     labels: the label of each class. threshold: None if the class with the largest probability is predicted.
-    positive: the class that the threshold is about; 0 without a threshold.
-    names: a different text for each class. It is the label itself if the label is a text, and otherwise the JSON text
-    of the label. If two such texts are equal, each name is the JSON text of its label.
+    positive: the index of the class whose probability is compared with the threshold; 0 without a threshold.
+    names: a different text for each class. A name is the label itself if the label is a text, and otherwise the JSON
+    text of the label. If two of these names would be equal, all names are the JSON texts of the labels.
     """
 
     def __init__(self, labels: tuple[Label, ...], threshold: Threshold | None = None) -> None:
@@ -50,7 +51,7 @@ class Decision:
         return (reached if self.positive else ~reached).astype("intp")
 
     def best_classes(self, probabilities: npt.NDArray[np.floating[Any]], count: int) -> npt.NDArray[np.intp]:
-        """Return the `count` classes with the largest probabilities of each row, or all classes if there are fewer.
+        """Return the `count` classes with the largest probabilities in each row, or all classes if the model has fewer.
 
         The result is intp [rows, min(count, classes)] of indices into `labels`, with the largest probability first.
         Classes with equal probabilities keep the order of the labels. The threshold has no effect.

@@ -1,8 +1,8 @@
-"""The description of a model that its ONNX file carries: what its inputs and its outputs mean, as JSON.
+"""The description in the ONNX file of a model: the meaning of the inputs and the outputs, as JSON.
 
 The description is the metadata entry `foldserve` of `model.onnx`, so that the file alone is enough to use the model.
-The description depends on the table's schema alone. It has no name, version, time or path. This module does not know
-ONNX.
+The description depends on the table's schema alone. It has no name, version, time or path. This module does not depend
+on ONNX.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ DESCRIPTION_KEY = "foldserve"
 def describe(task: Task, features: Sequence[Feature], labels: Sequence[Label], target: Target | None) -> str:
     """Return the description as canonical JSON: sorted names, no spaces, only ASCII.
 
-    `features` has the columns of the input, in order: `name`, `kind` and `missing` (whether a value may be missing),
-    and, if the feature has them, `categories` and `reading`. A reading has `missing`, the texts that mean a missing
-    value. A field of a reading with its default value is left out. `labels` has the classes in the order of the output.
+    `features` has the columns of the input, in order. Each has `name`, `kind` and `missing` (whether a value may be
+    missing). If the feature has categories or a reading, the column also has `categories` or `reading`. A reading has
+    `missing`, the texts that mean a missing value. A field of a reading with its default value is left out. `labels`
+    has the classes in the order of the output.
     """
     content = {
         "task": task,
@@ -34,7 +35,7 @@ def describe(task: Task, features: Sequence[Feature], labels: Sequence[Label], t
 
 
 def describe_manifest(manifest: Manifest) -> str:
-    """Return the description that the model of a manifest has."""
+    """Return the description of the model of a manifest."""
     return describe(manifest.task, manifest.features, manifest.labels, manifest.target)
 
 
@@ -45,8 +46,8 @@ def _feature(feature: Feature) -> dict[str, Any]:
 
 
 def _fields(name: str, reading: Reading | None) -> dict[str, Any]:
-    # A later version may add a field to a reading. The description of an older model does not change then, because
-    # defaults are left out.
+    # A later version may add a field to a reading. The description of an older model then stays the same, because
+    # fields with default values are left out.
     if reading is None:
         return {"name": name}
     return {"name": name, "reading": reading.model_dump(mode="json", exclude_defaults=True)}

@@ -1,6 +1,6 @@
 """Bundles on disk: a read checks everything, and a write leaves a whole bundle or nothing.
 
-This module knows the manifest, its seal and the hash of the model; it does not know the contents of the model.
+This module uses the manifest, the seal and the hash of the model. It does not depend on the contents of the model.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Bundle:
 def read(path: Path) -> Bundle:
     """Read the bundle in the folder `path`. The hash is checked on the same bytes of the model that are returned.
 
-    Raises `BundleError` if a file is missing, too large or not regular, if the manifest has another schema or differs
-    from its seal, or if the size or the hash of the model differs from the manifest.
+    Raises `BundleError` in these cases: a file is missing, too large or not regular; the manifest has another schema or
+    differs from its seal; the size or the hash of the model differs from the manifest.
     """
     require_folder(path, "no such bundle")
     manifest, digest = _read_manifest(path)
@@ -133,7 +133,7 @@ def require_folder(path: Path, reason: str = "no such folder; make it first") ->
 
 
 def require_writable(path: Path) -> None:
-    """Raise `BundleError` unless `path` is a folder that can be written to, or can be made."""
+    """Raise `BundleError` unless this process can write to the folder `path`, or can make this folder."""
     try:
         existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
         if not existing.is_dir():
@@ -165,7 +165,7 @@ def _open_regular(file: Path, most: int) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def _read_manifest(path: Path) -> tuple[Manifest, str | None]:
-    """Read the manifest of a bundle. Return it with its digest, which is None for a manifest without a seal."""
+    """Read the manifest of a bundle, and return it with its digest. Without a seal, the digest is None."""
     with _open_regular(path / MANIFEST_FILE, MAX_MANIFEST) as (stream, size):
         text = stream.read(size)
     try:
@@ -237,10 +237,10 @@ def write(
 ) -> Bundle:
     """Write the next version of `name` under `models`, and read it back. The folder `models` is made if it is missing.
 
-    manifest_for: returns the manifest for a version. If another process writes that version first, it is called again
-    with the next version. report_for: returns the HTML report for that manifest.
-    Raises `BundleError` if `models` is not a folder, can't be made or can't be written to, if `name` is not a valid
-    name, or if the manifest describes another model. After an error, nothing is left behind. Also removes partial
+    manifest_for: returns the manifest for a version. If another process writes that version first, `manifest_for` is
+    called again with the next version. report_for: returns the HTML report for that manifest.
+    Raises `BundleError` in these cases: `models` is not a folder, can't be made or can't be written to; `name` is not a
+    valid name; the manifest describes another model. After an error, nothing is left behind. Also removes partial
     folders that are more than a day old: killed writers have left these folders.
     """
     if not NAME.fullmatch(name):

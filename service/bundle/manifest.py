@@ -1,4 +1,4 @@
-"""The schema of `manifest.json`, and the rules that its values must keep. This module does not know files."""
+"""The schema of `manifest.json`, and the rules that its values must keep. This module does not depend on files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt,
 from foldserve.service.bundle.parity import FrozenModel, Parity, Tolerance
 from foldserve.service.bundle.reading import MAX_MOMENT, Reading
 
-# A file of schema 2 also has a seal (seal.py). Fields that schema 1 does not have get a default.
+# A file of schema 2 also has a seal (seal.py). A file of schema 1 lacks some fields, which get default values.
 SCHEMA_VERSION = 2
 UNSEALED_SCHEMA = 1
 
-# A model's name is used as the name of a folder and as a segment of a URL. These characters need no escapes in either.
+# A model's name is used as the name of a folder and as a segment of a URL. These characters need no escapes in a
+# folder's name or in a URL.
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
 
 Task = Literal["classification", "regression"]
@@ -193,7 +194,7 @@ class Provenance(FrozenModel):
 
 
 class ImportedModel(FrozenModel):
-    """The model that another framework trained, and that was imported.
+    """The origin of an imported model, which another framework trained.
 
     version: the version of the framework, empty if the model does not record it. file: the name of the file, or the
     class of an object in memory. sha256: the hash of the file, or of the weights of an object.

@@ -1,6 +1,6 @@
 """The difference between the outputs of a runtime and of the reference, and the tolerance.
 
-This module does not know files.
+This module does not depend on files.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ class FrozenModel(BaseModel):
 
 
 class Parity(FrozenModel):
-    """The difference between one runtime's outputs and the reference's, over `rows` rows.
+    """The difference between the outputs of one runtime and the outputs of the reference, over `rows` rows.
 
-    max_absolute: max |out - ref|. max_relative: max |out - ref| / |ref|, over the outputs for which relative * |ref| is
-    larger than absolute. worst: max |out - ref| / (absolute + relative * |ref|), the used share of the tolerance. If
-    this share is above 1, the check fails.
+    max_absolute: the largest difference, |out - ref|.
+    max_relative: the same, divided by |ref|. It counts only outputs for which the relative tolerance (`relative *
+    |ref|`) is at least the absolute tolerance (`absolute`).
+    worst: the largest share of the tolerance that an output uses: |out - ref| / (absolute + relative * |ref|). If this
+    share is above 1, the check fails.
     argmax_rows: the number of rows whose two largest reference outputs differ by more than the tolerance.
     argmax_agreement: the share of these rows in which both outputs have the same argmax.
     argmax_rows and argmax_agreement are None for regression.
@@ -45,7 +47,7 @@ class Parity(FrozenModel):
 
     @property
     def holds(self) -> bool:
-        """Whether every output is within the tolerance, and every clear argmax is the same."""
+        """Whether every output is within the tolerance, and each row that `argmax_rows` counts has the same argmax."""
         return self.worst <= 1 and self.argmax_agreement in (None, 1.0)
 
 

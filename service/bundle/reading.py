@@ -1,7 +1,8 @@
-"""Reading: how the text of one cell becomes a value. Training chooses a reading for each column; the service uses it.
+"""Reading: how the text of one cell becomes a value.
 
-This module knows one text at a time, but no file and no column. The patterns use only syntax that both Python's `re`
-and RE2 have, so that Arrow can apply them to a whole column.
+Training chooses a reading for each column, and the service uses the same reading. This module handles one text at
+a time. It does not depend on files or columns. The patterns use only syntax that both Python's `re` and RE2 have. So
+Arrow can apply the patterns to a whole column.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Reading(FrozenModel):
     """How the text of a cell becomes a value. The default reads numbers as Python writes them: -1234.5, 1e3, nan.
 
     missing: texts that mean a missing value. A blank text always means a missing value. Blanks around a text are
-    ignored. In a column of numbers, a number that is equal to one of these texts is missing too.
+    ignored. In a column of numbers, a number also means a missing value if it is equal to one of these texts.
     decimal, thousands: the decimal mark and the thousands separator of a number; "" means no separator. If the
     separator is a blank, any other kind of space is accepted too. If the separator is an apostrophe, a typographic
     apostrophe is accepted too.
@@ -102,8 +103,8 @@ class Reading(FrozenModel):
     def moment(self, text: str) -> float | None:
         """Convert the text of a date or time to its number; None for a missing value.
 
-        Raises `ValueError` for any other text. Also raises it for a text with a time zone in a column without time
-        zones, and for a text without a time zone in a column with time zones.
+        Raises `ValueError` for any other text. Also raises `ValueError` if the text has a time zone but the column has
+        none, or if the column has time zones but the text has none.
         """
         if self.is_missing(text):
             return None
@@ -160,7 +161,7 @@ class Reading(FrozenModel):
             parentheses = f"|[(]{digits}[)]" if self.accounting else ""
             return f"{_SPECIAL}|{sign}?{digits}{parentheses}"
         space, unit = f"[{_SPACES}]*", re.escape(self.unit)
-        if self.unit == "%":  # 0.45 may mean 45%, so only a zero may lack the sign
+        if self.unit == "%":  # 0.45 may mean 45%, so only a zero may have no percent sign
             inner = f"(?:{sign}?{space}{digits}{'|[(]' + space + digits + space + '[)]' if self.accounting else ''})"
             closed = f"|[(]{space}{digits}{space}%{space}[)]" if self.accounting else ""
             return f"{_SPECIAL}|{inner}{space}%|{sign}?{space}%{space}{inner}{closed}|{sign}?0+(?:{point}0*)?"

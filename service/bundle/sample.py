@@ -1,8 +1,8 @@
 """Draws random rows, like those of a request, from the ranges and categories of features. The drawn rows hold no
 person's data.
 
-This module knows features, but no network and no session. It does not import NumPy: the caller's generator creates the
-arrays.
+This module uses features. It does not depend on networks or sessions. It does not import NumPy: the caller's generator
+creates the arrays.
 """
 
 from __future__ import annotations

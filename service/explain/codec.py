@@ -98,7 +98,10 @@ class ExplanationCodec:
 
 
 def _row_template(names: Sequence[str], *, has_classes: bool) -> bytes:
-    """Return the JSON of one row with a %b for each number. With classes, the start `{"class":...,` is left out."""
+    """Return the JSON of one row with a %b for each number.
+
+    If the model has classes, the start `{"class":...,` is left out.
+    """
     start = b'"logit":%b' if has_classes else b'{"value":%b'
     contributions = b",".join([orjson.dumps(name).replace(b"%", b"%%") + b":%b" for name in names])
     return start + b',"offset":%b,"contributions":{' + contributions + b"}}"

@@ -57,8 +57,8 @@ def _tanh(_: Mapping[str, Any]) -> Curve:
 
 # --- gelu -------------------------------------------------------------------------------------------------------------
 
-# The normal distribution function on a grid. Beyond the grid, it differs from 0 or 1 by less than 1e-15. NumPy has no
-# such function.
+# The normal distribution function on a grid. Outside the grid, the function differs from 0 or 1 by less than 1e-15.
+# NumPy does not have this function.
 _END, _CELLS = 8.0, 4096
 _WIDTH = 2 * _END / _CELLS
 _GRID = np.linspace(-_END, _END, _CELLS + 1)

@@ -1,14 +1,14 @@
-"""Explains the outputs of one model: an offset, and a contribution of each feature, which add up to the output.
+"""Explains the outputs of one model: each output is the sum of an offset and the contributions of the features.
 
 A network of piecewise-linear activations, such as ReLU, is affine around a row: output = offset + sum of slope *
-(column - reference). These contributions are exact. The offset is the value of this affine map at the reference, the
-mean of the training rows. The slopes come from one backward pass at the row.
+(column - reference). These contributions are exact. The offset is the value of this affine map at the reference. The
+reference is the mean of the training rows. The slopes come from one backward pass at the row.
 
 For other activations, the contributions are integrated gradients on the straight line from the reference to the row
-(Sundararajan, Taly, Yan, 2017, https://arxiv.org/abs/1703.01365), by Gauss-Legendre quadrature. The offset is the
-output at the reference.
+(Sundararajan, Taly, Yan, 2017, https://arxiv.org/abs/1703.01365). The integrals come from Gauss-Legendre quadrature.
+The offset is the output at the reference.
 
-The contributions of the encoded columns of a feature are added up. This module knows no request.
+The contribution of a feature is the sum over the feature's encoded columns. This module does not depend on requests.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ Method = Literal["affine", "integrated gradients"]
 TOLERANCE = 1e-5
 """The largest allowed gap of an explanation, as a share of its largest part."""
 
-# Numbers of points of the quadrature. If the gap of a row is larger than _TARGET, the next number is used for the row.
+# Numbers of points of the quadrature. If the gap of a row is larger than _TARGET, the next number is tried for this
+# row.
 _POINTS = (8, 32, 128, 512)
 _TARGET = TOLERANCE / 10
-# The number of rows multiplied by the number of points is at most this in one evaluation.
+# In one evaluation, the product of the number of rows and the number of points is at most this number.
 _STEP = 2048
 
 

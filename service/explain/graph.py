@@ -1,6 +1,6 @@
 """Reads the graph of `model.onnx` in two parts: the preprocessing, and the network that begins with the first Gemm.
 
-This module knows ONNX's files. It does not know the arithmetic of the nodes.
+This module reads ONNX files. It does not depend on the arithmetic of the nodes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _PRODUCTS = ("Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class Node:
-    """One node. inputs: the names of the tensors that it reads; an input that is left out is an empty name."""
+    """One node.
+
+    inputs: the names of the tensors that the node reads. An empty name means that this input is left out.
+    """
 
     operator: str
     name: str
@@ -37,7 +40,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes in the order of the file. constants: by name. output: the logits of a classification, or the value."""
+    """The nodes in the order of the file.
+
+    constants: the constants by name. output: the logits of a classification, or the value.
+    """
 
     input: str
     output: str
@@ -47,7 +53,9 @@ class Graph:
 
 
 def read_graph(model: bytes) -> Graph:
-    """Read the graph of a model. A Softmax at its end is left out, because logits are explained, not probabilities.
+    """Read the graph of a model.
+
+    A Softmax at the end of the graph is left out, because the logits are explained, not the probabilities.
 
     Raises `NotExplainable` if the file is not ONNX, if the graph has no matrix product, or if its Softmax is not over
     the classes.

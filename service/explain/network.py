@@ -2,8 +2,8 @@
 
 Each operation has a forward pass and a backward pass. The backward pass also computes the share of the constants, which
 is the part of the output that comes from constants. A network whose activations are all piecewise linear is affine
-around a row: the output is the sum of slope times input, plus the share of the constants. This module does not know the
-preprocessing.
+around a row: the output is the sum of slope times input, plus the share of the constants. This module does not depend
+on the preprocessing.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Network:
         return values
 
     def outputs(self, values: Values) -> Floats:
-        """Return the logits or the value, float64 [rows, outputs], of the tensors that `forward` returned."""
+        """Return the logits or the value, float64 [rows, outputs], from the tensors that `forward` returned."""
         return values[self._output]
 
     def backward(self, values: Values, chosen: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:

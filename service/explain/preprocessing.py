@@ -1,6 +1,6 @@
 """Runs the nodes that come before the network. They turn raw rows into encoded columns, in float32 as in ONNX Runtime.
 
-Each encoded column depends on a single feature. This module finds that feature. It does not know the network.
+Each encoded column depends on a single feature. This module finds that feature. It does not depend on the network.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Preprocessing:
         self._output = graph.network[0].inputs[0]
         self._steps = [(_function(node), node) for node in graph.preprocessing]
         sources: dict[str, Array] = {graph.input: np.arange(features)}
-        # Two rows show the number of columns of each tensor.
+        # A run of two rows shows how many columns each tensor has.
         values = self._run(np.zeros((2, features), np.float32))
         for node in graph.preprocessing:
             sources[node.outputs[0]] = _sources(node, graph, sources, values[node.outputs[0]].shape[1])

@@ -1,6 +1,7 @@
 """The reference of an explanation: the mean of each encoded column over the training rows.
 
-The means come from the histograms of the manifest, so they are approximate for numbers. This module knows no network.
+The means come from the histograms of the manifest, so they are approximate for numbers. This module does not depend on
+the network.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from foldserve.service.bundle import Feature
 from foldserve.service.explain.preprocessing import Preprocessing
 
-_STEP = 256  # rows that are encoded at a time
+_STEP = 256  # the number of rows that are encoded at a time
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,7 +44,7 @@ def _points(feature: Feature) -> tuple[Floats, Floats]:
     if feature.kind != "numeric":  # the values are whole numbers
         values = np.rint(values)
     shares = counts / max(counts.sum(), 1.0) * (1 - feature.missing_share)
-    rest = 1 - shares.sum()  # the rows without a value
+    rest = 1 - shares.sum()  # the share of rows without a value
     if feature.missing:
         values, shares = np.append(values, np.nan), np.append(shares, rest)
     elif not counts.any():

@@ -1,7 +1,7 @@
 """Runs the rows of explanation requests in batches, as the runtime runs the rows of predictions.
 
-The model's weights are read again at the first request, so a server that explains nothing needs no memory for them.
-This module owns the arrays between the codec and the explainer. It knows no batcher.
+The model's weights are read again at the first request. So a server without such requests needs no memory for them.
+This module owns the arrays between the codec and the explainer. It does not depend on batchers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foldserve.service.explain.explainer import Explainer, Explanations, Method
 PREDICTED = -1
 """This number in place of a wanted class means the predicted class."""
 
-_HEAD = 3  # columns before the contributions
+_HEAD = 3  # the number of columns before the contributions
 
 
 def join(rows: Rows, wanted: int) -> Rows:
@@ -35,7 +35,7 @@ def split(outputs: Outputs) -> Explanations:
 
 
 class ExplanationRunner:
-    """Explains the rows of one bundle. path: its folder."""
+    """Explains the rows of one bundle. path: the folder of the bundle."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path = path
@@ -50,8 +50,8 @@ class ExplanationRunner:
     def run(self, rows: npt.NDArray[np.float32]) -> Outputs:
         """Explain rows that `join` has made. Returns an array for `split`.
 
-        Raises `NotExplainable`, and `ModelNotReady` if the bundle is no longer the one that was loaded. The bundle may
-        be repaired, so the next call reads it again.
+        Raises `NotExplainable`, and `ModelNotReady` if the bundle is no longer the one that was loaded. The next call
+        then reads the bundle again, because the bundle may be repaired.
         """
         if self._loaded is None:
             self._loaded = self._load()

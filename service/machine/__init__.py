@@ -1,4 +1,4 @@
 """Describes the machine: processors, memory, GPUs, and the installed ONNX Runtime.
 
-This package knows no models or requests.
+This package does not depend on models or requests.
 """

@@ -1,6 +1,6 @@
 """The allocator of the C library: large blocks go back to the operating system when they are freed.
 
-This module knows no Python object. https://man7.org/linux/man-pages/man3/mallopt.3.html
+This module does not depend on Python objects. https://man7.org/linux/man-pages/man3/mallopt.3.html
 """
 
 from __future__ import annotations

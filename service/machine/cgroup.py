@@ -1,7 +1,7 @@
 """Finds the processors and the memory that this process may use, from its control groups and the scheduler.
 
-This module reads files of the kernel under /proc and /sys. It does not know models, thread pools or CUDA. A file that
-can't be read, or has no valid number, sets no limit. The limits of both versions of control groups apply, even if a
+This module reads files of the kernel under /proc and /sys. It does not depend on models, thread pools or CUDA. A file
+sets no limit if it can't be read or has no valid number. The limits of both versions of control groups apply, even if a
 machine uses both. The kernel's documentation describes their files: admin-guide/cgroup-v2.rst,
 admin-guide/cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """
@@ -19,9 +19,10 @@ _UNLIMITED = 2**60
 
 @dataclass(frozen=True)
 class Memory:
-    """The smallest memory limit of this process's groups, and the memory in use by that group, both in bytes.
+    """The smallest memory limit of this process's groups, and the memory that the group with this limit uses, in bytes.
 
-    used: includes the page cache, which the kernel drops when memory is short; None if this number can't be read.
+    used: the memory in use; None if this number can't be read. It includes the page cache, which the kernel drops when
+    memory is short.
     """
 
     limit: int
@@ -43,7 +44,7 @@ def threads(root: Path = Path("/")) -> int:
 
 
 def memory(root: Path = Path("/")) -> Memory | None:
-    """Find the smallest memory limit; None without a limit. root: holds /proc and /sys."""
+    """Find the smallest memory limit; None without a limit. root: the folder that holds /proc and /sys."""
     limits = [
         Memory(limit, _parse(_read(folder / used)))
         for folder, (file, used) in _groups(
@@ -98,6 +99,6 @@ def _read(file: Path) -> str:
 
 
 def _parse(text: str) -> int | None:
-    """Read a number of version 1 or 2; None for "max", -1 and anything else that is not a number."""
+    """Read a number of version 1 or 2; None for "max", for -1 and for a text that is not a number."""
     text = text.strip()
     return int(text) if text.isdecimal() else None

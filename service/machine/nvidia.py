@@ -1,7 +1,7 @@
 """NVIDIA's driver, GPUs and CUDA libraries, through their C interfaces and ctypes.
 
-This module does not know ONNX Runtime or models. Names and numbers are from NVIDIA's references of the CUDA Driver API,
-the CUDA Runtime API, cuBLAS and cuRAND, version 13.
+This module does not depend on ONNX Runtime or models. Names and numbers are from NVIDIA's references of the CUDA Driver
+API, the CUDA Runtime API, cuBLAS and cuRAND, version 13.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 from foldserve.service.errors import DeviceError
 
 MAJOR = 13  # onnxruntime-gpu is built for this version of CUDA; the file names below contain it
-OLDEST_GPU = (7, 5)  # a compute capability; CUDA 13 does not support older GPUs
+OLDEST_GPU = (7, 5)  # the least compute capability that CUDA 13 supports
 
 Version = tuple[int, ...]
 Name = Literal["cudart", "cublasLt", "cublas", "curand", "cudnn"]

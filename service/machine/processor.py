@@ -1,4 +1,4 @@
-"""Names the model of the processor. This module does not know how many processors this process may use."""
+"""Names the model of the processor. This module does not count processors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def model_name(root: Path = Path("/")) -> str:
-    """Name the processor's model, or its architecture where the kernel does not name a model. root: holds /proc."""
+    """Return the name of the processor's model, or its architecture if the kernel names no model. root: holds /proc."""
     with suppress(OSError), (root / "proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             key, _, value = line.partition(":")

@@ -1,4 +1,4 @@
-"""A histogram that adds many observations in one call. It knows no metric."""
+"""A histogram that adds many observations in one call. This module does not depend on any metric."""
 
 from __future__ import annotations
 

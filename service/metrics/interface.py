@@ -12,9 +12,9 @@ from typing import Any, Literal
 from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.errors import RequestError
 
-# Called after each run of a batch, before the callers get their rows. The arguments are the number of rows, the seconds
-# of the run, and a list of waits. The list has, for each entry that starts in this run, the seconds for which the entry
-# was queued.
+# The batcher calls this function after each run, before the callers get their rows. The arguments are the number of
+# rows, the seconds of the run, and a list of waits. For each entry that starts in this run, the list has the seconds
+# for which the entry was queued.
 BatchObserver = Callable[[int, float, list[float]], None]
 
 
@@ -60,7 +60,10 @@ class RequestMetrics:
     in_flight = 0
 
     def record(self, status: int, rows: int, seconds: float) -> None:
-        """Count one request that was answered with `status`. rows: the predicted rows; 0 if the request failed."""
+        """Count one request that was answered with `status`.
+
+        rows: the number of predicted rows; 0 if the request failed.
+        """
 
     def count_unusual(self, counts: Counts) -> None:
         """Count unusual values of an answered request."""
@@ -84,12 +87,12 @@ class Metrics:
     ) -> RequestMetrics:
         """Create the counts of one endpoint.
 
-        count_rows: returns the unusual values in rows; its argument is the bytes of any number of rows.
+        count_rows: counts the unusual values in rows. The argument is the bytes of any number of rows.
         """
         return RequestMetrics()
 
     def for_batcher(self, model: str, version: str, queued_rows: Callable[[], int]) -> BatchObserver:
-        """Create the observer of one batcher. queued_rows: returns the number of rows in its queue."""
+        """Create the observer of one batcher. queued_rows: returns the number of rows in the batcher's queue."""
         return ignore_batch
 
     def for_keys(self, take_counts: Callable[[], Mapping[str, Sequence[int]]]) -> None:
@@ -103,7 +106,7 @@ class Metrics:
         """Record a model that was loaded and verified."""
 
     def record_refused(self, refused: Collection[tuple[str, str]]) -> None:
-        """Record all versions that are refused now: models and versions.
+        """Record all versions that are refused now, each as a pair of a model and a version.
 
         A version is empty if the folder of the model can't be read.
         """
@@ -115,13 +118,13 @@ class Metrics:
         """Count a request that got an error instead of a prediction."""
 
     def count_logged(self, written: int, dropped: int) -> None:
-        """Count rows of the prediction log: those in files, and those that were lost. Any thread may call it."""
+        """Count rows of the prediction log: the rows in files, and the lost rows. Any thread may call it."""
 
     def for_quality(self, own_figures: Callable[[], Iterable[Figure]]) -> None:
         """Publish the metrics of drift and quality.
 
-        own_figures: returns the metrics of this process; any thread may call it. Exporters that send the metrics of
-        each process call it.
+        own_figures: returns the metrics of this process. Exporters call this function to send the metrics of each
+        process. Any thread may call it.
         """
 
     def set_figures(self, figures: Iterable[Figure]) -> None:
@@ -134,7 +137,10 @@ class Metrics:
         """Add to the metrics the counts since the last call."""
 
     def families(self) -> Callable[[], Iterable[Any]] | None:
-        """Return a function that returns this process's metrics, as objects of Prometheus's client; None without."""
+        """Return a function that returns this process's metrics, as objects of Prometheus's client.
+
+        Return None if no metrics are counted.
+        """
         return None
 
 

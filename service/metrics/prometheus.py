@@ -3,8 +3,8 @@
 Counting must cost little compared with serving. So a request only appends its values to lists. The values are added to
 prometheus_client's metrics at a scrape, once a second, or when a list grows long. With several workers,
 prometheus_client's multiprocess mode adds up the processes. Each worker must have PROMETHEUS_MULTIPROC_DIR in its
-environment before it imports this module. This module does not know which code counts. It has more than 350 lines,
-because every metric is defined here.
+environment before it imports this module. This module does not depend on the code that counts. It has more than 350
+lines, because every metric is defined here.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ class PrometheusMetrics(Metrics):
         return created
 
     def for_batcher(self, model: str, version: str, queued_rows: Callable[[], int]) -> BatchObserver:
-        """Create the observer of one batcher. queued_rows: returns the number of rows in its queue."""
+        """Create the observer of one batcher. queued_rows: returns the number of rows in the batcher's queue."""
         created = _BatchMetrics(self, model, version)
         self._queues.append((created, queued_rows))
         self._batches.append(created)
@@ -305,7 +305,7 @@ class PrometheusMetrics(Metrics):
             self.provider.labels(model, version, provider).set(1)
 
     def record_refused(self, refused: Collection[tuple[str, str]]) -> None:
-        """Set the gauges of all versions that are refused now, and clear those of other versions."""
+        """Set the gauges of all versions that are refused now, and clear the gauges of other versions."""
         for labels in self._refused - set(refused):
             self.refused.labels(*labels).set(0)
             if self._scraped is self.registry:
@@ -315,15 +315,15 @@ class PrometheusMetrics(Metrics):
             self.refused.labels(*labels).set(1)
 
     def forget(self, model: str, version: str, parts: Iterable[object]) -> None:
-        """Stop counting for an unloaded model. Its series are removed after some more models were unloaded.
+        """Stop counting for an unloaded model. The model's series are removed after more models are unloaded.
 
-        A scraper has then read the last counts. Several workers keep their series in files, where they stay.
+        By then, a scraper has read the last counts. With several workers, the series are in files and are not removed.
         """
         gone = set(map(id, parts))
         flushes = [part.flush for part in self._requests if id(part) in gone]
         for flush in (*flushes, *(part.flush for part in self._batches if id(part) in gone)):
             flush()
-        # New lists, since another thread may read the old ones.
+        # Make new lists, because another thread may read the old lists.
         self._requests = [part for part in self._requests if id(part) not in gone]
         self._batches = [part for part in self._batches if id(part) not in gone]
         self._queues = [(part, rows) for part, rows in self._queues if id(part) not in gone]
@@ -402,7 +402,7 @@ class PrometheusMetrics(Metrics):
     def totals(self, models: Sequence[tuple[str, str]]) -> list[Totals]:
         """Return the totals of each model over all workers, as of the last `flush`. Any thread may call it.
 
-        models: names and versions. Call it outside the event loop, as `text`.
+        models: names and versions. Like `text`, call this method outside the event loop.
         """
         samples: dict[tuple[str, str], list[Sample]] = {model: [] for model in models}
         for family in self._scraped.collect():

@@ -1,6 +1,6 @@
 """The metrics of drift and quality. Their values are computed at each scrape, over all workers.
 
-An index over several workers is not the sum of the workers' indices, so prometheus_client can't join them.
+An index over all workers is not the sum of the workers' own indices, so prometheus_client can't compute this index.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads the metrics of all workers from their files. It knows no metric."""
+"""Reads the metrics of all workers from their files. This module does not depend on any metric."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 
 class WorkersCollector(MultiProcessCollector):
-    """Reads the counts of all workers, but skips files that are still empty, because their worker is starting.
+    """Reads the counts of all workers. It skips the empty file of a worker that is still starting.
 
-    prometheus_client fails at an empty file: a worker creates its file, and gives it a size a moment later.
+    prometheus_client fails at an empty file. A worker creates an empty file, and gives this file a size a moment later.
     """
 
     def __init__(self, registry: CollectorRegistry, folder: Path) -> None:

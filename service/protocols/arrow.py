@@ -1,7 +1,7 @@
 """Writes outputs as an Arrow stream: the column `prediction`, and for a classification the column `probabilities`.
 
 This module owns the layout of the stream, which has one batch. Each value of `probabilities` is a list of fixed size.
-The module knows no headers.
+The module does not depend on headers.
 
 The format: https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format
 """

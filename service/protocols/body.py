@@ -1,11 +1,11 @@
-"""Counts the bytes of the request bodies in a process. This module knows no socket and no encoding."""
+"""Counts the bytes of the request bodies in a process. This module does not depend on sockets or encodings."""
 
 from __future__ import annotations
 
 from foldserve.service.errors import MemoryFull
 
-# A body below this size, in bytes, is not counted. Small bodies do not fill the memory, and a small request must not
-# fail because large bodies have filled it.
+# A body below this size, in bytes, is not counted. Small bodies need little memory. A small request must not fail
+# because large bodies fill the memory.
 _UNCOUNTED = 2**16
 
 

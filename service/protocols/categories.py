@@ -1,7 +1,7 @@
 """Converts the JSON values of boolean and categorical columns to codes.
 
 The code of a boolean is 0 or 1. The code of a category is its index. If the column of the training table had texts, the
-service reads a text in a request as training read the table. This module knows one column, but no whole row.
+service reads a text in a request in the same way as training. This module handles single columns, not whole rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from foldserve.service.bundle import Category, Feature, Reading
 from foldserve.service.errors import InvalidInput
 
-# Compare exact types: for Python a bool is an int, but for a client a boolean is not a number.
+# Compare exact types. In Python a bool is an int, but for a client a boolean is not a number.
 NUMBERS: frozenset[type] = frozenset({int, float})
 
 JsonValue = Category | bool | None
@@ -29,7 +29,8 @@ _MISFITS: dict[frozenset[type], str] = {
 class _Codes(dict[Any, float | None]):
     """The codes of the known values.
 
-    Other values get the code of an unseen category, unless they mean a missing value.
+    A text that means a missing value gets the code of a missing value. Any other value gets the code of an unseen
+    category.
     """
 
     def __init__(self, known: dict[Any, float | None], reading: Reading | None, unseen: float) -> None:
@@ -43,7 +44,9 @@ class _Codes(dict[Any, float | None]):
 
 
 class TimeColumn:
-    """One column of dates and times, whose values are texts of ISO 8601. place: its index among all columns.
+    """One column of dates and times, whose values are texts of ISO 8601.
+
+    place: the index of this column among all columns.
 
     misfit: the reason why a value is refused.
     """
@@ -56,7 +59,10 @@ class TimeColumn:
         self._read = reading.moment
 
     def code(self, value: Any, row: int) -> float | None:
-        """Return the number of one value. Raises `InvalidInput` unless the value is such a text or null."""
+        """Return the number of one value.
+
+        Raises `InvalidInput` if it is neither null nor the text of a date or time.
+        """
         try:
             if value is None or type(value) is str:
                 return None if value is None else self._read(value)
@@ -88,14 +94,14 @@ class CategoricalColumn:
         self._types = types | {type(None)}
         self.misfit = _MISFITS[types]
         known: dict[Any, float | None] = {value: float(code) for code, value in enumerate(values)}
-        # If no value may be missing, null stays null, and the later check of the whole rows refuses the null.
+        # If no value may be missing, null stays null. The later check of the whole rows then refuses the null.
         known[None] = math.nan if feature.missing else None
-        # A boolean column has no unseen value. So an unknown text in this column is refused.
+        # A boolean column has no code for an unseen value. So an unknown text in this column is refused.
         self._read_boolean = reading.boolean if boolean and reading else None
         if reading and not boolean:
             known = dict.fromkeys(reading.missing_numbers, known[None]) | {str(v): known[v] for v in values} | known
             self._types |= {str}
-        self._codes = _Codes(known, reading, float(largest))  # a boolean column has no unseen value
+        self._codes = _Codes(known, reading, float(largest))  # the last argument has no effect in a boolean column
         self.no_code = "is neither 0 nor 1" if boolean else f"is not an index from 0 to {largest}"
 
     def code(self, value: Any, row: int) -> float | None:
@@ -127,7 +133,7 @@ class CategoricalColumn:
 
 
 def json_value(feature: Feature, value: float | None) -> JsonValue:
-    """Return a number of the model's input as a client would write it."""
+    """Convert a number of the model's input to the JSON value that a client would send."""
     if value is None or feature.kind == "numeric":
         return value
     if feature.kind == "time" and feature.reading is not None:

@@ -1,6 +1,6 @@
 """Media types and content encodings: gzip and deflate for requests, gzip for answers.
 
-This module has pure functions of headers and bytes. The functions know neither JSON nor rows.
+This module has pure functions of headers and bytes. The functions do not depend on JSON or rows.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"defla
 # An answer below this size, in bytes, fits into one packet without compression.
 _MIN_COMPRESSED = 1400
 _FASTEST = 1
-# Each encoding of a body takes time to undo. For the largest body this time is long, so the number of encodings is
-# limited.
+# The largest number of encodings of one body. Decoding takes time for each encoding, and this time is long for a large
+# body.
 _MAX_ENCODINGS = 2
-# The largest allowed ratio of a body's size after decompression to its size before. Gzip makes a table of numbers 3 to
-# 20 times smaller, and a table of zeros 1,000 times smaller.
+# The largest allowed ratio of a body's size after decompression to the body's size before decompression. Gzip makes a
+# table of numbers 3 to 20 times smaller, and a table of zeros 1,000 times smaller.
 _MAX_RATIO = 200
 # The ratio is not checked for a body of at most this number of bytes after decompression.
 _ANY_RATIO = 2**23
 # The number of bytes that one call of zlib decompresses. During this call, zlib does not hold the interpreter's lock.
 _STEP = 2**18
-# The media types of nearly all requests, as nearly all clients write them.
+# The usual media types of requests, in their usual spelling.
 _USUAL_TYPES = (b"application/json", b"application/octet-stream")
 _QUALITY = re.compile(rb"[qQ] *= *([01](?:\.[0-9]{0,3})?)")
 
@@ -108,8 +108,8 @@ def _inflate(body: bytes | bytearray, window: int, max_body: int, ratio_limit: i
 def compressed(headers: Headers, reply: Reply) -> Reply:
     """Compress a large answer with gzip if the client accepts gzip.
 
-    Answers never use deflate. Deflate compresses in the same way as gzip: its result is 12 bytes shorter, but it is not
-    faster.
+    Answers never use deflate. Deflate compresses in the same way as gzip. The result of deflate is 12 bytes shorter,
+    but deflate is not faster.
     """
     if len(reply.body) < _MIN_COMPRESSED:
         return reply

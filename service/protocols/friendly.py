@@ -1,21 +1,21 @@
-"""The friendly protocol: instances in, labels and probabilities out.
+"""The friendly protocol: a request has instances, and an answer has labels and probabilities.
 
     {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
-A row by name may have columns of the training table that are not features. They are ignored. It may leave out features
-that had only one value in training. The metrics count both. The query of the URL may ask for another form of the
-answer.
+An instance that is an object may have columns of the training table that are not features. These columns are ignored.
+Such an instance may leave out features that had only one value in training. The metrics count the ignored columns and
+the left-out features. The query of the URL may ask for another form of the answer.
 
 A category is written as its string or number, a boolean as true or false, and a missing value as null. If the training
-table had texts in a numeric column, the service reads a text in this column as training did.
+table had texts in a numeric column, the service reads a text in this column in the same way as training.
 
 For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`).
 In raw rows, a category is its index, a boolean is 0 or 1, and a missing value is NaN. The answer may be raw as well, or
 an Arrow stream.
 
-This module owns the request of this protocol, and answers.py owns the answer. It knows no route, no batcher and no
-runtime.
+This module owns the request of this protocol, and answers.py owns the answer. This module does not depend on routes,
+batchers or runtimes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ JSON_TYPE = b"application/json"
 # The largest number of warnings in one answer.
 MAX_WARNINGS = 100
 _FLOAT = np.dtype("<f4")
-# A thread encodes the answer if the query asks for another form, and the answer has more numbers than this.
+# A thread encodes the answer if both are true: the query asks for another form, and the answer has more numbers than
+# this.
 _MANY_NUMBERS = 20_000
 
 _Counted = dict[tuple[Unusual, str], int]
@@ -121,7 +122,7 @@ class FriendlyCodec:
         request.encodes_slowly = len(request.rows) * self._answers.width > _MANY_NUMBERS
 
     def _warnings(self, rows: Rows, counted: _Counted) -> list[dict[str, Any]]:
-        """Describe the unusual values of a request. First come the columns of all rows, then single values."""
+        """Describe the unusual values of a request. Entries for whole columns come before entries for single values."""
         texts = {
             "ignored": "ignored: training left this column out",
             "filled": "left out: its only training value is used",

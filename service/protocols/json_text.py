@@ -4,7 +4,7 @@ A JSON parser holds the interpreter for the whole document and creates an object
 is parsed in steps, which limits the memory and the time of each step. First, a scan finds the elements of the long
 array. Then the document is parsed without these elements. Last, the elements are parsed a piece at a time.
 
-This module knows no rows and no protocol.
+This module does not depend on rows or protocols.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import orjson
 
 from foldserve.service.errors import InvalidInput
 
-# A text below this size, in bytes, is parsed at once, because cutting takes longer than parsing; measured.
+# A text below this size, in bytes, is parsed at once. Measurements show that cutting such a text takes longer than
+# parsing.
 SMALL = 2**12
 # The size of a piece in bytes. A larger piece is not faster, and holds the interpreter for more than 1 or 2 ms.
 PIECE_BYTES = 2**16
@@ -38,7 +39,7 @@ _MARK_TEXT = orjson.dumps(_MARK)
 
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
 _U, _F = b"uf"
-# The change of depth at each bracket.
+# Each bracket, and how it changes the depth of nesting.
 _STEPS = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 
 
@@ -121,9 +122,9 @@ def count_commas(body: bytes | bytearray, piece: Piece) -> int:
 class LongArray:
     """The array to cut out of a document.
 
-    path: for example ("inputs", 0, "data"). max_elements: the largest number of elements. noun: the word for elements
-    in messages. max_bytes: the largest number of bytes of one element. piece_bytes: the size of a piece in bytes; a
-    piece is larger only if a single element is larger.
+    path: the names and indices that lead to the array, for example ("inputs", 0, "data"). max_elements: the largest
+    number of elements. noun: the word for elements in messages. max_bytes: the largest number of bytes of one element.
+    piece_bytes: the size of a piece in bytes; a piece is larger only if a single element is larger.
     """
 
     path: tuple[str | int, ...]
@@ -138,7 +139,7 @@ def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
 
     This function does not parse the pieces. The body is valid JSON if `is_cut` finds the array and `parse_piece`
     accepts every piece. The pieces then hold the elements of that array. The reason: the mark in `around` shows that an
-    array is at this place, and JSON allows any elements, with commas between them, in an array.
+    array is at this place. In an array, JSON allows any elements with commas between them.
 
     Raises `InvalidInput` if a long array is not closed, has too many elements, or has an element that is too large.
     Also raises `InvalidInput` if the document around the array is too large or is not JSON.

@@ -1,7 +1,7 @@
 """Matches the names of a request with the columns of a model: features, columns that training left out, constants.
 
-Each protocol that names columns uses this module, so that all give the same errors. It does not read the values of a
-request.
+Each protocol that names columns uses this module, so that all protocols give the same errors. This module does not read
+the values of a request.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ColumnNames:
         return ignored, filled
 
     def _misfit(self, names: Iterable[str], given: set[str], where: str) -> str:
-        """Name the first feature that is not given, and the first unknown name."""
+        """Return a text that names the first missing feature and the first unknown name."""
         lacking = next((name for name in self.features if name not in given and name not in self.constants), None)
         known = self.set | self._left_out
         unknown = next(((place, name) for place, name in enumerate(names) if name not in known), None)

@@ -1,16 +1,17 @@
-"""The Open Inference Protocol, version 2: tensors in, tensors out, as JSON or binary.
+"""The Open Inference Protocol, version 2: requests and answers have tensors, as JSON or binary.
 
     {"id": ..., "parameters": {...}, "inputs": [{"name", "shape", "datatype", "data" | "parameters"}], "outputs": [...]}
     -> {"model_name", "model_version", "id", "outputs": [{"name", "datatype", "shape", "data" | "parameters"}]}
 
-The header Inference-Header-Content-Length gives the length of the JSON. The bytes of the tensors follow it,
-little-endian and row-major. A length of 0 means that the whole body is rows of FP32.
+The header Inference-Header-Content-Length gives the length of the JSON. The bytes of the tensors follow the JSON. These
+bytes are little-endian and row-major. A length of 0 means that the whole body is rows of FP32.
 
 In the one tensor of a model, every value is a number. A missing value is NaN in binary and null in JSON. A boolean is 0
 or 1. A category is its index. A category that training has not seen has the index after the last known category. A
 request may have a tensor for each column instead (`oip_columns.py`).
 
-This module owns the request and the answer of one inference. It knows no route, no batcher and no runtime.
+This module owns the request and the answer of one inference. This module does not depend on routes, batchers or
+runtimes.
 
 https://github.com/kserve/open-inference-protocol, and the binary tensor data extension:
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -54,14 +55,15 @@ from foldserve.service.protocols.request import DecodedRequest, SlowBody
 from foldserve.service.protocols.rows import Columns
 
 _MEDIA_TYPES = (None, b"application/json", b"application/octet-stream")
-# The largest JSON text of one column, in bytes. Parsing a text holds the interpreter: this size, for about 30 ms.
+# The largest JSON text of one column, in bytes. Parsing a text of this size holds the interpreter for about 30 ms.
 _MAX_COLUMN_BYTES = 4 * 2**20
 # The largest number of JSON values that one tensor has in addition to its data, such as its name and its shape.
 _MAX_MEMBERS = 32
 
 # The largest number of digits of a length. Python is slow to convert thousands of digits.
 _MAX_DIGITS = 18
-# The largest number of JSON texts in front of binary rows that are kept, and the largest size of one, in bytes.
+# A codec keeps JSON texts that come before binary rows. It keeps at most this number of texts. A kept text has at most
+# this number of bytes.
 _MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 2048
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -70,7 +72,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 class _Known(NamedTuple):
     """The content of a JSON text in front of binary rows. Most clients send the same text before each body.
 
-    size: the bytes of the rows; None if the rows are in the JSON. rows: their number. timeout: in seconds.
+    size: the number of bytes of the rows; None if the rows are in the JSON. rows: the number of rows. timeout: the
+    timeout of the request, in seconds.
     """
 
     size: int | None
@@ -92,7 +95,8 @@ class OipCodec:
         width = self._columns.width
         row_bytes = max(MAX_ELEMENT_BYTES, 1024 * width)
         self._array = LongArray(("inputs", 0, "data"), "values", max_rows * width, row_bytes, piece_bytes)
-        # A request by column has a tensor for each feature, and perhaps for columns that training left out.
+        # A request by column has a tensor for each feature. It may also have tensors for columns that training left
+        # out.
         columns = width + len(manifest.ignored)
         self._tensors = LongArray(("inputs",), "tensors", columns, _MAX_COLUMN_BYTES, piece_bytes)
         self._known: dict[bytes, _Known] = {}  # by the bytes of the text; a text with an id is not kept
@@ -156,8 +160,8 @@ class OipCodec:
     def for_query(self, query: bytes, /) -> OipCodec:
         """Return the codec for requests whose URL has this query.
 
-        This protocol has no query parameters, and a client may send parameters that are meant for a proxy. Parameters
-        of the friendly protocol would have no effect, so they raise `InvalidInput`.
+        This protocol has no query parameters. Other parameters are ignored, because a client may send them for a proxy.
+        Parameters of the friendly protocol raise `InvalidInput`, because they would have no effect.
         """
         if any(part.partition(b"=")[0] in NAMES for part in query.split(b"&")):
             raise InvalidInput("named, top and warnings are query parameters of /v1/models/...:predict only")
@@ -215,14 +219,14 @@ class OipCodec:
             self._known[bytes(head)] = known
 
     def _with_known(self, known: _Known, tail: memoryview) -> DecodedRequest:
-        """Decode the binary rows after a JSON text that is known. Raises `InvalidInput`."""
+        """Decode the binary rows that come after a known JSON text. Raises `InvalidInput`."""
         rows = self._tensor.from_binary(tail, known.size, known.datatype, known.rows)
         return DecodedRequest(rows, known.encode, known.timeout, self._columns.count(rows))
 
     def _with_answer(
         self, request: dict[str, Any], rows: Rows, counted: Counter[tuple[Unusual, str]] | None = None
     ) -> DecodedRequest:
-        """Check the request's options for the answer, before the rows are run. Raises `InvalidInput`."""
+        """Check the request's options for the answer, before the model runs the rows. Raises `InvalidInput`."""
         identity = request.get("id")
         if identity is not None and (type(identity) is not str or _CONTROL.search(identity)):
             raise InvalidInput('"id" is not a string, or holds a control character')

@@ -1,8 +1,8 @@
 """The answers of the Open Inference Protocol: the tensors that a request asks for, as JSON or binary.
 
-A request may ask for the output of the model, for `label`, or for both. `label` is the predicted label as a text, with
-the decision threshold of the model. With the classification extension, the answer has the best classes of each row
-instead of the outputs. This module knows outputs and the options of a request, but no rows.
+A request may ask for the output of the model, for `label`, or for both. `label` is the predicted label as a text. The
+prediction uses the decision threshold of the model. With the classification extension, the answer has the best classes
+of each row instead of the outputs. This module uses outputs and the options of a request. It does not depend on rows.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
 """
@@ -47,7 +47,7 @@ class OipAnswers:
         self._model = {"model_name": manifest.name, "model_version": str(manifest.version)}
         self._output = manifest.output.name
         self._start = orjson.dumps(self._model)[:-1]
-        # The text of the only tensor, up to its shape.
+        # If the answer has only one tensor, this is the JSON of the tensor before its shape.
         self._tensor_start = orjson.dumps({"name": self._output, "datatype": "FP32"})[:-1]
         self._decision = Decision.of(manifest)
         self._has_classes = bool(manifest.labels)

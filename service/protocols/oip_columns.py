@@ -1,8 +1,9 @@
 """A table in the Open Inference Protocol: one tensor for each column, as KServe's and MLServer's clients send tables.
 
-The values are those of the friendly protocol: a category is its own text or number, a boolean is true or false, and a
-missing value is null, or NaN in binary. A text is read as training read the table. This module turns the tensors of a
-request into rows. It knows neither the request around them nor the answer.
+The values are the same as in the friendly protocol. A category is its own text or number, and a boolean is true or
+false. A missing value is null in JSON, and NaN in binary. A text is read in the same way as training read the table.
+This module turns the tensors of a request into rows. It does not depend on the other parts of the request, or on the
+answer.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md#tensor-data-types
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -47,10 +48,10 @@ class ColumnTensors:
         """Read the tensors of a request, in any order, as float32 [rows, features].
 
         content: the bytes after the JSON; None if no header gives the length of the JSON. Also returns the counts of
-        columns that were ignored and of constants that were left out. Raises `InvalidInput`.
+        ignored columns and of left-out constants. Raises `InvalidInput`.
         """
         table = _Table(self)
-        for tensor in tensors:  # a large request yields one parsed tensor at a time, so the memory holds only one
+        for tensor in tensors:  # a large request yields one tensor at a time, to save memory
             table.add(tensor)
         return table.finish(content)
 
@@ -116,7 +117,7 @@ class _Table:
         self._count = int(sizes[0])
 
     def _read_binary(self, content: memoryview | None) -> None:
-        """Read the bytes of the binary tensors, which are in the order of the tensors."""
+        """Read the bytes of the binary tensors. The bytes are in the order of the tensors."""
         start = 0
         for name, datatype, size in self._binary:
             if content is None:
@@ -149,7 +150,7 @@ class _Column:
 
 
 def _from_json(name: str, datatype: str, data: list[Any], count: int) -> list[Any]:
-    """Return the values of one tensor, flat. Raises `InvalidInput` if they do not fit the datatype."""
+    """Return the values of one tensor as a flat list. Raises `InvalidInput` if a value does not fit the datatype."""
     values = [value[0] if type(value) is list and len(value) == 1 else value for value in data]
     if len(values) != count:
         raise InvalidInput(f'the "data" of column {name!r} has {len(values)} values, its shape {count}')
@@ -165,7 +166,7 @@ def _from_json(name: str, datatype: str, data: list[Any], count: int) -> list[An
 
 
 def _texts(name: str, _: str, content: memoryview, count: int) -> list[str | None]:
-    """Read UTF-8 texts. The length of each text comes before it."""
+    """Read UTF-8 texts. Each text comes after its length."""
     texts: list[str | None] = []
     start, end = 0, len(content)
     while start < end and len(texts) < count:

@@ -1,6 +1,6 @@
 """The Open Inference Protocol's documents about a model: metadata, configuration and statistics.
 
-This module has pure functions of a manifest and counts. The functions know no request and no route.
+This module has pure functions of a manifest and counts. The functions do not depend on requests or routes.
 
 https://github.com/kserve/open-inference-protocol, and the model configuration and statistics extensions:
 https://github.com/triton-inference-server/server/tree/main/docs/protocol

@@ -1,6 +1,6 @@
 """The input tensor of the Open Inference Protocol: its shape, its datatype, and its data in JSON or in binary.
 
-This module turns one tensor into rows. It knows neither the request around the tensor nor the answer.
+This module turns one tensor into rows. It does not depend on the other parts of the request, or on the answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CODES = {
 DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(code) for name, code in _CODES.items()}
 _INTEGERS = {name for name in DTYPES if "INT" in name}
 _LARGEST = {"FP16": float(np.finfo(np.float16).max), "BF16": 2.0**128 - 2.0**120}
-# These datatypes need no check beyond float32: any finite number that fits float32 is valid.
+# For these datatypes, any finite number that fits float32 is valid. They need no further check.
 _FAST = ("FP32", "FP64")
 
 
@@ -143,7 +143,10 @@ class InputTensor:
     # --- data in binary -----------------------------------------------------------------------------------------------
 
     def from_binary(self, content: memoryview | None, size: Any, datatype: str, count: int) -> Rows:
-        """Read `count` rows from the bytes after the JSON. size: binary_data_size. Raises `InvalidInput`."""
+        """Read `count` rows from the bytes after the JSON.
+
+        size: the parameter binary_data_size. Raises `InvalidInput`.
+        """
         dtype, width = DTYPES[datatype], self._columns.width
         if content is None:
             raise InvalidInput("there is a binary_data_size, and no header Inference-Header-Content-Length")
@@ -172,7 +175,8 @@ def checked_numbers(name: str, values: list[Any], datatype: str) -> list[Any]:
     """Return numbers from JSON if they fit a datatype. name: the name of the tensor, for the message. Raises
     `InvalidInput`.
 
-    A number of BOOL may be true, false, 0 or 1, and becomes 0 or 1. The largest FP16 and BF16 are not checked here.
+    A value of BOOL may be true, false, 0 or 1. This function returns 0 or 1 for it. It does not
+    check the limits of FP16 and BF16.
     """
     if datatype == "BOOL":
         if not all(type(value) is bool or (type(value) is int and value in (0, 1)) for value in values):

@@ -1,6 +1,6 @@
 """The query of a prediction request: the parameters that change the form of the answer.
 
-It knows neither rows nor outputs.
+This module does not depend on rows or outputs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AnswerOptions:
 def parse_query(query: bytes) -> AnswerOptions:
     """Read the query of a URL, without its question mark. An empty query gives the default options.
 
-    Raises `InvalidInput` for an unknown, repeated or malformed parameter. The text does not repeat the query.
+    Raises `InvalidInput` for an unknown, repeated or malformed parameter. The error text does not repeat the query.
     """
     given: dict[bytes, bytes] = {}
     for part in query.split(b"&") if query else ():

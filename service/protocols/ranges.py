@@ -1,6 +1,6 @@
 """The training ranges of the features of one model: finds the values of a request that training has not seen.
 
-It reads rows that have passed the checks. It does not know the format of a request.
+It reads rows that have passed the checks. It does not depend on the format of a request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Feature
 from foldserve.service.metrics import Counts, Unusual
 
-# The number of values that are compared at a time, so that the arrays of a step fit into the cache of the processor.
+# The number of values that are compared in one step. The arrays of one step then fit into the cache of the processor.
 _STEP = 2**16
 # NumPy compares this many values with their bounds in one loop. Loops over single rows of few features are slow.
 _COMPARED = 1024
@@ -39,14 +39,17 @@ class Ranges:
         ]
 
     def count(self, rows: Rows) -> Counts | None:
-        """Count the values outside their ranges; return None if there are none. rows: float32 [rows, features]."""
+        """Count the values outside their ranges. Return None if no value is outside. rows: float32 [rows, features]."""
         total = np.zeros(len(self._features), np.int64)
         for _, outside in self._steps(rows):
             total += np.count_nonzero(outside, axis=0)
         return {self._keys[i]: int(total[i]) for i in np.flatnonzero(total).tolist()} or None
 
     def count_bytes(self, rows: bytes) -> Counts:
-        """Count as `count` does. rows: the float32 values of any number of rows, one row after the other."""
+        """Count the values outside their ranges.
+
+        rows: the float32 values of any number of rows, one row after the other.
+        """
         return self.count(np.frombuffer(rows, np.float32).reshape(-1, len(self._features))) or {}
 
     def describe(self, rows: Rows, limit: int) -> tuple[list[dict[str, Any]], int]:
@@ -66,7 +69,10 @@ class Ranges:
         return entries, found
 
     def _steps(self, rows: Rows) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
-        """Yield for each part of `rows` with a value outside: its first row, and a bool array [rows, features]."""
+        """Yield the parts of `rows` that have a value outside its range.
+
+        For each part, yield the index of its first row, and a bool array [rows, features].
+        """
         step = max(1, _STEP // len(self._features))
         for start in range(0, len(rows), step):
             part = rows[start : start + step]

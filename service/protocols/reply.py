@@ -1,4 +1,4 @@
-"""Builds answers and refusals. Owns the table that maps each error to a status.
+"""Builds answers and refusals. This module owns the table that maps each error to a status.
 
 The connection and FastAPI's routes share this module, so it uses no framework: a status is a number, and headers are
 bytes.

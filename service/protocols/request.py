@@ -1,4 +1,4 @@
-"""A decoded request. Every codec returns this type. The module knows no protocol and no batcher."""
+"""A decoded request. Every codec returns this type. The module does not depend on protocols or batchers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class SlowBody(Exception):  # noqa: N818
 class DecodedRequest:
     """The rows of one request, the encoder of its answer, and its deadline.
 
-    timeout: in seconds. counts: the values of the request that the metrics count; None if there are none.
-    encodes_slowly: whether a thread should encode the answer, because encoding takes long. identity: the identifier
-    that the client gives the request, in a protocol that has one.
+    timeout: the time until the deadline, in seconds. counts: the values of the request that the metrics count; None if
+    there are none. encodes_slowly: whether a thread should encode the answer, because encoding takes long. identity:
+    the identifier that the client gives the request, in a protocol that has one.
     """
 
     rows: Rows

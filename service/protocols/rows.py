@@ -1,6 +1,6 @@
 """Converts the values of a request to float32 [rows, features]. The error for a bad value names its row and column.
 
-This module owns the checks of values. It does not know where a protocol puts the values in its body.
+This module owns the checks of values. It does not depend on where a protocol puts the values in a body.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from foldserve.service.protocols.ranges import Ranges
 
 _NUMBERS_AND_NULL = NUMBERS | {type(None)}
 
-# `struct` is faster than NumPy up to this count of numbers; measured.
+# Measurements show that `struct` is faster than NumPy up to this count of numbers.
 _SMALL_COUNT = 512
 
 
@@ -59,18 +59,20 @@ class Columns:
 
     @property
     def are_plain(self) -> bool:
-        """Whether each JSON number is used without a change: no column has codes, and no number means a missing
-        value."""
+        """Whether each JSON number is used without a change.
+
+        This is true if no column has codes, and no number means a missing value.
+        """
         return not self.coded and not self._times and not self._missing_numbers
 
     def from_json_values(self, values: list[Any], first_row: int = 0, *, booleans: bool = True) -> Rows:
         """Read the values of whole rows, one row after the other, as float32 [rows, features].
 
-        A boolean is true or false, a category is its string or number, and a missing value is None. A text is read as
-        training read the table. first_row: the index of the first row in the request. booleans: whether a value may be
-        true or false. Raises `InvalidInput`.
+        A boolean is true or false, a category is its string or number, and a missing value is None. A text is read in
+        the same way as training read the table. first_row: the index of the first row in the request. booleans: whether
+        a value may be true or false. Raises `InvalidInput`.
         """
-        if len(values) == self.width:  # faster than slices if there is only one row, as in most requests
+        if len(values) == self.width:  # for one row, as in most requests, this is faster than slices
             for column in self._converted:
                 values[column.place] = column.code(values[column.place], first_row)
         else:
@@ -84,7 +86,8 @@ class Columns:
         """Read the numbers of whole rows, one row after the other, as float32 [rows, features].
 
         Booleans and categories are codes, and a missing value is None. first_row: the index of the first row in the
-        request. booleans: whether `values` may contain true or false; they are refused. Raises `InvalidInput`.
+        request. booleans: whether `values` may contain true or false. This function refuses both. Raises
+        `InvalidInput`.
         """
         rows = self._from_json_numbers(values, first_row, booleans=booleans)
         self._check_codes(rows, first_row)
@@ -143,7 +146,8 @@ class Columns:
         elif not types <= _NUMBERS_AND_NULL:
             known = np.array([type(value) in _NUMBERS_AND_NULL for value in values])
             self._refuse_at(~known.reshape(-1, self.width), "is not a number", first_row)
-        # orjson reads an integer past 64 bits as a float. None becomes NaN; JSON can't contain NaN, so NaN is missing.
+        # orjson reads an integer of more than 64 bits as a float. None becomes NaN. JSON can't contain NaN, so each NaN
+        # here means a missing value.
         exact = np.array(values, dtype=np.float64).reshape(-1, self.width)
         if type(None) in types:
             reason = "is null, and the feature has no missing values"
@@ -224,7 +228,7 @@ class Columns:
 
 
 def _are_finite(rows: Rows) -> bool:
-    # A search in the bytes takes a third of the time of `all`, if the rows are few.
+    # If the rows are few, a search in the bytes takes a third of the time of `all`.
     return b"\0" not in np.isfinite(rows).tobytes()
 
 

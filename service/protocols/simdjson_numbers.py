@@ -1,9 +1,9 @@
 """Reads the numbers of a piece of JSON into an array with simdjson, without a Python object for each number.
 
-docs/json.md has the measurements that justify this module. This module knows neither features nor protocols. simdjson
-never sees a whole request. simdjson counts the elements of an array only up to 2**24 - 1. If an array is longer,
-pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this module uses only
-`parse`, `len`, iteration and `as_buffer`. It also refuses text that is long enough for such an array.
+docs/json.md has the measurements that justify this module. This module does not depend on features or protocols.
+simdjson never sees a whole request. simdjson counts the elements of an array only up to 2**24 - 1. If an array is
+longer, pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this module
+uses only `parse`, `len`, iteration and `as_buffer`. It also refuses text that is long enough for such an array.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from foldserve.service.protocols.json_text import Piece, in_brackets
 
 # An array of 2**24 elements has 2**24 - 1 commas, and at least as many digits.
 _MAX_TEXT = 2**24
-# A parser keeps memory: many times the size of its longest text. A text above this size gets a new parser, which is not
-# kept.
+# A parser keeps memory: many times the size of the longest text that it has parsed. A text above this size gets a new
+# parser, which is not kept.
 _MAX_REUSED = 2**18
 
 # simdjson and its proxies raise these errors for text that is not JSON, and for a value of an unexpected type.

@@ -1,7 +1,8 @@
-"""Reads the message of a call, after a check of its size. This module knows the bytes of protobuf, but no call.
+"""Reads the message of a call, after a check of its size.
 
-protobuf makes objects of up to a hundred bytes from two bytes of a message, and holds the interpreter for the whole
-message. Therefore a message may have only a limited number of bytes besides the raw bytes of its tensors.
+This module reads the bytes of protobuf. It does not depend on calls. protobuf makes objects of up to a hundred
+bytes from two bytes of a message. It holds the interpreter until the whole message is read. Therefore a message may
+have only a limited number of bytes besides the raw bytes of its tensors.
 
 https://protobuf.dev/programming-guides/encoding
 """
@@ -15,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from foldserve.service.errors import InvalidInput
 from foldserve.service.rpc import open_inference_pb2 as pb
 
-# The largest number of bytes of a message besides raw_input_contents.
+# The largest number of bytes that a message may have outside raw_input_contents.
 MAX_BYTES = 2**20
 _MAX_FIELDS = 2**16  # a model has one tensor, or one for each feature, and each tensor may have raw bytes
 _RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
@@ -27,7 +28,7 @@ _Request = TypeVar("_Request", bound=Message)  # Python 3.11 has no syntax for t
 
 
 def read(kind: type[_Request], message: bytes) -> _Request:
-    """Parse a message. Raises `InvalidInput` if it is too large or not valid."""
+    """Parse a message. Raises `InvalidInput` if the message is too large or not valid."""
     raw = _raw_bytes(message) if kind is pb.ModelInferRequest else 0
     if len(message) - raw > MAX_BYTES:
         raise InvalidInput(

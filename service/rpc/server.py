@@ -1,6 +1,6 @@
 """The gRPC server of one process: its port, TLS, health checks and reflection, from its start to its stop.
 
-This module knows grpcio and the settings. It does not know the calls.
+This module uses grpcio and the settings. It does not depend on the calls.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class RpcServer:
             await self._health.set(name, status)
 
     async def stop(self, grace: float) -> None:
-        """Accept no more calls, and wait at most `grace` seconds for those that have begun."""
+        """Accept no more calls, and wait at most `grace` seconds for the calls that have begun."""
         await self._server.stop(grace)
 
     def _credentials(self, certificate: Path) -> grpc.ServerCredentials:
-        """Return credentials that read the files again when they change."""
+        """Return credentials that read the files again when the files change."""
         settings = self._settings
         files = [file for file in (settings.tls_cert, settings.tls_key, settings.tls_client_ca) if file is not None]
         seen = stamp(files)

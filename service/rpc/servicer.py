@@ -1,4 +1,7 @@
-"""The calls of the Open Inference Protocol. This module knows messages and the service, but no port and no process."""
+"""The calls of the Open Inference Protocol.
+
+This module uses messages and the service. It does not depend on ports or processes.
+"""
 
 from __future__ import annotations
 
@@ -179,7 +182,7 @@ class Servicer:
         return to_response(reply)
 
     async def _model_stream_infer(self, received: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
-        """Answer the requests of a stream, one after the other. An error ends only its request."""
+        """Answer the requests of a stream, one after the other. An error ends only the request that caused it."""
         headers = metadata_headers(context.invocation_metadata())
         async for message in received:
             response = pb.ModelStreamInferResponse()

@@ -1,7 +1,8 @@
 """Translates between the messages of gRPC and the bodies of the Open Inference Protocol over HTTP.
 
 So gRPC and HTTP use the same codec, the same batcher and the same limits. Every tensor is translated to binary data,
-with the same bytes as in `raw_input_contents`. This module knows messages and bytes, but no model and no server.
+with the same bytes as in `raw_input_contents`. This module uses messages and bytes. It does not depend on models or
+servers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models that run: sessions on the CPU or on CUDA, checked against the bundle.
+"""Runs models in sessions on the CPU or on CUDA, and checks these sessions against the bundle.
 
-This package does not know requests or queues.
+This package does not depend on requests or queues.
 """

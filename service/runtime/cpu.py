@@ -1,6 +1,6 @@
 """Runs a model on the CPU. Small batches are copied into arrays to which the session is bound.
 
-This module owns a session and these arrays. This module does not know bundles.
+This module owns a session and these arrays. This module does not depend on bundles.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_BOUND_ROWS = 32
 class CpuRunner:
     """A session on the CPU, for one caller at a time. threads: the number of threads that work on one run.
 
-    Raises `DeviceError` without ONNX Runtime, and `BundleError` for a model that ONNX Runtime refuses.
+    Raises `DeviceError` if ONNX Runtime is not available, and `BundleError` if ONNX Runtime refuses the model.
     """
 
     def __init__(self, model: bytes, threads: int) -> None:

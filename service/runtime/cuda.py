@@ -1,12 +1,13 @@
 """Runs a model on CUDA. Batches are padded to a few sizes; each size is captured as a CUDA graph.
 
 This module owns a session and a stream, and recovers from failures. `cuda_buffers` has the runs. This module does not
-know bundles. A graph has the copies and the kernels. So a run is one launch and one wait. A batch that is larger than
-every graph runs without a graph, kernel by kernel.
+depend on bundles. A graph contains the copies and the kernels of a run. So a run is one launch and one wait. A batch
+that is larger than every graph runs without a graph, kernel by kernel.
 
 ONNX Runtime could capture and replay its kernels itself. This module captures them for three reasons. ONNX Runtime
-keeps its graphs per thread. A replay through ONNX Runtime costs its whole call, and the copies are not in the graph.
-And it captures in CUDA's global mode, in which no other model may allocate memory. docs/cuda.md has the details.
+keeps its graphs per thread. A replay through ONNX Runtime takes a whole call of ONNX Runtime, and the copies are not in
+the graph. ONNX Runtime captures in CUDA's global mode, in which no other model may allocate memory. docs/cuda.md has
+the details.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class CudaRunner:
     """A session on CUDA, for any number of threads. The runs are done one after another.
 
     shortcuts: the shortcuts for which `model` is prepared.
-    connect, open_session: create the stream and the session. Tests pass other functions to simulate CUDA's failures.
-    Raises `DeviceError` when CUDA is not available, or has no room for the model and the buffers.
+    connect: creates the stream. open_session: creates the session. Tests pass other functions to simulate CUDA's
+    failures. Raises `DeviceError` when CUDA is not available, or has no room for the model and the buffers.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class CudaRunner:
         self._one_run = threading.Lock()
         self._closed = False
         self.lost = False
-        # Called with the run function of a session that is opened again. Raises unless it reproduces the golden
-        # outputs.
+        # When a session is opened again, this function is called with the run function of the session. It raises an
+        # error unless the session reproduces the golden outputs.
         self.check_reopened: Callable[[Run], object] = lambda _: None
         self._session: Any = None
         self._graphs: list[BoundBuffers] = []  # in the order of `options.buckets`

@@ -1,7 +1,8 @@
 """Buffers for batches on CUDA that are bound to a session, and the runs that use them.
 
-This module knows a session, a stream and buffers. It does not know devices that fail, or bundles. A large batch runs in
-pieces: while the GPU computes a piece, the host copies the next piece to page-locked memory and on to the GPU.
+This module uses a session, a stream and buffers. It does not depend on bundles, and does not handle a failed device. A
+large batch runs in pieces: while the GPU computes a piece, the host copies the next piece to page-locked memory and on
+to the GPU.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 # A capture may not allocate memory. The first run allocates memory for each tensor. ONNX Runtime then plans one block
 # for all tensors, which the second run allocates.
 _RUNS_BEFORE_CAPTURE = 2
-# The most bytes of outputs that a kernel writes to the host. For larger outputs, a copy after the run is faster.
+# A kernel writes outputs of at most this number of bytes directly to the host. For larger outputs, a copy after the run
+# is faster.
 _MOST_WRITTEN = 2**14
 _SLOTS = 2  # one piece is computed while the next piece is filled
 # The bus to the GPU is about five times as fast as a copy by one thread.
 _FILLING_THREADS = 4
-_LEAST_PER_THREAD = 2**20  # bytes; for fewer bytes, a second thread would take longer to start than to copy
+_LEAST_PER_THREAD = 2**20  # for fewer bytes, a second thread takes longer to start than to copy
 
 
 class BoundBuffers:
@@ -53,7 +55,8 @@ class BoundBuffers:
         self._bound: tuple[int, Any] | None = None  # the number of rows, and ONNX Runtime's binding for it
         self._replay: Callable[[], None] | None = None
         self._options = run_options()
-        # The copy back follows on the same stream, so the run need not wait for the device. A capture may not wait.
+        # The copy of the outputs follows on the same stream, so the run need not wait for the device. A capture may not
+        # wait.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def capture(self) -> None:

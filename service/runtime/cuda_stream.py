@@ -1,6 +1,6 @@
 """A CUDA stream, its graphs, and memory on the host and the device, through the C API of the CUDA runtime.
 
-This module knows addresses and bytes, but no models. https://docs.nvidia.com/cuda/cuda-runtime-api/
+This module uses addresses and bytes. It does not depend on models. https://docs.nvidia.com/cuda/cuda-runtime-api/
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CudaError(Exception):
 
 
 class CaptureError(Exception):
-    """The work can't be launched again and again."""
+    """The recorded work can't be launched more than once."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ class CudaStream:
             self.address = self._new("cudaStreamCreateWithFlags", _NON_BLOCKING)
         except (CudaError, DeviceError) as error:
             raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {error}") from error
-        self._copies = 0  # the address of a second stream; it copies while the first stream computes
+        self._copies = 0  # the address of a second stream, which copies while the first stream computes
         self._events: list[int] = []
-        self._buffers: dict[int, Buffer] = {}  # by the address on the device
+        self._buffers: dict[int, Buffer] = {}  # the buffers by their address on the device
         self._graphs: list[c_void_p] = []
 
     def buffer(self, shape: tuple[int, int]) -> Buffer:
@@ -220,7 +220,8 @@ class CudaStream:
 
         The work is not done during the recording. The returned function may be called on any thread, until `close`.
         Raises the exception of `add_work`, for example because it has allocated memory. Raises `CaptureError` if the
-        work calls a function on the host: ONNX Runtime's functions free memory, which only the first launch may do.
+        work calls a function on the host. ONNX Runtime uses such functions to free memory, so only the first launch may
+        call them.
         """
         graph, executable = c_void_p(), c_void_p()
         self._call("cudaStreamBeginCapture", self.address, _THREAD_LOCAL)

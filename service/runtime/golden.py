@@ -1,6 +1,6 @@
 """The checks that a bundle's model passes before it serves: its graph, its interface and its golden outputs.
 
-This module knows a bundle, an open session, and a run function; it does not know devices.
+This module uses a bundle, an open session, and a run function. It does not depend on devices.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tenso
 
 
 def check_description(graph: onnx.ModelProto, manifest: Manifest) -> None:
-    """Raise `BundleError` if the model has a description that differs from that of the manifest."""
+    """Raise `BundleError` if the model's description differs from the manifest's description."""
     for entry in graph.metadata_props:
         if entry.key == DESCRIPTION_KEY and entry.value != describe_manifest(manifest):
             raise BundleError(f"the description in {MODEL_FILE} does not have the manifest's features and labels")

@@ -1,6 +1,7 @@
 """Opens a bundle's model on the requested device, and returns it only if it reproduces the golden outputs there.
 
-A model that reproduces them is called "ready". This module chooses the device. It does not know HTTP or queues.
+A model that reproduces the golden outputs is called "ready". This module chooses the device. It does not depend on HTTP
+or queues.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from foldserve.service.runtime.precision import convert, widen
 from foldserve.service.runtime.session import CPU, CUDA, Options, is_expected
 from foldserve.service.runtime.shortcuts import NO_SHORTCUTS, Shortcuts, prepare
 
-# ONNX Runtime's Concat of more inputs needs memory on the host for each run, so it refuses a capture.
+# A Concat of more inputs can't be captured, because ONNX Runtime then needs memory on the host for each run.
 _MOST_INPUTS_IN_GRAPH = 32
 
 
@@ -66,9 +67,9 @@ class Runtime:
 def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
     """Open and check the model of `bundle`. The returned parity is the worst over the golden rows.
 
-    Raises `DeviceError` when the device is not available. Raises `BundleError` when the graph has external data, when
-    ONNX Runtime can't run the model, when the model's interface differs from the manifest, and when the golden outputs
-    are not reproduced.
+    Raises `DeviceError` when the device is not available. Raises `BundleError` in these cases: the graph has external
+    data; ONNX Runtime can't run the model; the model's interface differs from the manifest; the model does not
+    reproduce the golden outputs.
     """
     try:
         graph = check_graph(bundle)
@@ -127,9 +128,9 @@ def _load_on_cuda(
 def _open_on_cuda(
     graph: onnx.ModelProto, shortcuts: Shortcuts, manifest: Manifest, options: Options
 ) -> tuple[CudaRunner, Parity]:
-    """Open a runner. Raises `BundleError` or `DeviceError` unless it reproduces the golden outputs."""
+    """Open a runner. Raises `BundleError` or `DeviceError` unless the model reproduces the golden outputs."""
     cuda = CudaRunner(convert(graph, options.precision), options, shortcuts=shortcuts)
-    # Three pieces, so that one of the two buffers is used again.
+    # Use three pieces, so that one of the two buffers is used again.
     in_pieces = (2 * shortcuts.piece + 1,) if shortcuts.piece else ()
 
     def check(run: Run) -> Parity:

@@ -1,8 +1,8 @@
 """The only module that opens ONNX Runtime sessions. A session runs on exactly the requested device.
 
 Serving, the certificate, the doctor and the diagnosis all use this module. So the session that certifies a model is of
-the same kind as the session that serves it. This module knows ONNX Runtime and the bytes of a model. It does not know
-bundles or rows.
+the same kind as the session that serves it. This module uses ONNX Runtime and the bytes of a model. It does not depend
+on bundles or rows.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Options:
     CPU.
     precision: the precision of the matrix products on CUDA. buckets: the batch sizes that are captured as CUDA graphs,
     in ascending order; empty for no graphs. crossover: if `auto` has chosen CUDA, batches with fewer rows than this run
-    on the CPU. gpu_memory: the most bytes of device memory in the arena of each model, which has its weights and its
-    intermediate tensors; None for no limit. max_batch: the largest batch that the caller usually runs. A larger
-    batch runs too, but maybe more slowly.
+    on the CPU. gpu_memory: the largest number of bytes in the arena of each model on the device; None for no limit. The
+    arena has the model's weights and intermediate tensors. max_batch: the largest batch that the caller usually runs. A
+    larger batch runs too, but maybe more slowly.
     """
 
     device: Device = "auto"
@@ -77,7 +77,7 @@ def open_session(
     optimised_file: the file to which ONNX Runtime writes the optimised graph. log_severity: the least severity of the
     messages that ONNX Runtime writes to standard error. By default it writes no messages, since the exception repeats
     them.
-    Raises `DeviceError` without ONNX Runtime or this provider, and any exception of ONNX Runtime.
+    Raises `DeviceError` if ONNX Runtime or this provider is not available. Also raises any exception of ONNX Runtime.
     """
     require_provider(provider)
     ort.set_default_logger_severity(log_severity)
@@ -91,7 +91,7 @@ def open_session(
     if optimised_file is not None:
         options.optimized_model_filepath = str(optimised_file)
     if provider != CPU:
-        # Without this, ONNX Runtime moves nodes to the CPU in silence.
+        # Without this option, ONNX Runtime moves nodes to the CPU and reports nothing.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     # By default, ONNX Runtime's Python class prints each error of a session and opens a second session on the CPU.
     providers = [(provider, dict(provider_options or {}))]
@@ -102,7 +102,10 @@ def open_session(
 
 
 def open_cpu(model: bytes, threads: int = 1) -> ort.InferenceSession:
-    """Open a session on the CPU. Raises `DeviceError` without ONNX Runtime, `BundleError` if it refuses the model."""
+    """Open a session on the CPU.
+
+    Raises `DeviceError` if ONNX Runtime is not available, and `BundleError` if ONNX Runtime refuses the model.
+    """
     try:
         return open_session(model, CPU, threads=threads)
     except DeviceError:
@@ -150,7 +153,7 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
 
 
 def is_expected(refusal: DeviceError) -> bool:
-    """Whether CUDA is refused because the machine has no GPU and an ONNX Runtime for the CPU.
+    """Whether CUDA is refused because the machine has no GPU, and its ONNX Runtime is built for the CPU.
 
     On such a machine, nobody needs to know why CUDA is not available.
     """
@@ -185,7 +188,7 @@ def run_options() -> Any:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device had no memory for a session or a run, by the text of the error."""
+    """Whether the text of the error says that the device had no memory for a session or a run."""
     return _OUT_OF_MEMORY.search(str(error)) is not None
 
 

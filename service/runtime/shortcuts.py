@@ -1,6 +1,6 @@
-"""Prepares a model for shorter runs on CUDA, without a change of its function.
+"""Prepares a model for shorter runs on CUDA. The model keeps its function.
 
-This module knows a parsed graph; it does not know sessions. Its three shortcuts come from the documentation of CUDA and
+This module uses a parsed graph. It does not use sessions. The three shortcuts come from the documentation of CUDA and
 of ONNX Runtime, and from the sources of ONNX Runtime. They were never measured on a GPU. So `load` checks the golden
 rows with all shortcuts, and turns all of them off if a check fails.
 """
@@ -19,8 +19,8 @@ from foldserve.service.runtime.session import Options
 # Operators whose kernels write each output once and never read it. A Gemm may add to its output, so the output of a
 # Gemm must be in the memory of the device.
 _WRITE_ONLY = {"Softmax", "Sigmoid"}
-# The most bytes of a model whose biases become rows of its weights. In a larger model, the added column costs more time
-# than the kernel that adds a bias: cuBLAS computes 1,025 columns in one more tile than 1,024.
+# Biases become rows of the weights only in a model of at most this number of bytes. In a larger model, the added column
+# costs more time than the kernel that adds a bias: cuBLAS computes 1,025 columns in one more tile than 1,024.
 _SMALL = 2**20
 _PIECE = 2**23  # bytes of the rows in a piece: enough rows to keep a GPU busy, and few enough to hide the first copy
 # The added columns make the number of columns a multiple of this. So each row of float32 begins at a multiple of 16
@@ -32,7 +32,7 @@ _ALIGNED = 4
 class Shortcuts:
     """The shortcuts of a runner.
 
-    ones: the number of columns that are added after the features; the first of them is 1, the others are 0.
+    ones: the number of columns that are added after the features. The first added column is 1, and the others are 0.
     host_outputs: the last kernel writes the outputs to page-locked memory, so no copy is needed. piece: the number of
     rows of a piece, or 0 for no pieces. A batch of more rows runs in pieces. Each piece is copied to the device while
     the piece before it is computed.
@@ -47,7 +47,7 @@ NO_SHORTCUTS = Shortcuts()
 
 
 def prepare(graph: onnx.ModelProto, options: Options) -> tuple[onnx.ModelProto, Shortcuts]:
-    """Choose the shortcuts for a graph. Return the graph that needs them, which may be `graph` itself."""
+    """Choose the shortcuts for a graph. Return the graph for these shortcuts, which may be `graph` itself."""
     last = next(node for node in graph.graph.node if graph.graph.output[0].name in node.output)
     width, ones = _width(graph.graph.input[0]), 0
     piece = max(1, _PIECE // (4 * width))
@@ -75,7 +75,7 @@ class _Biases:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._wider: dict[str, int] = {}  # the tensors with a column of ones, and their numbers of added columns
+        self._wider: dict[str, int] = {}  # the number of added columns of each widened tensor
 
     def move(self) -> bool:
         """Change the graph. Return whether a bias was moved."""

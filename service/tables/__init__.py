@@ -1,14 +1,14 @@
-"""Turns Arrow columns or JSON objects into float32 [rows, features], by the rules of the friendly protocol, and back.
+"""Converts Arrow columns or JSON objects to float32 [rows, features], and back, by the rules of the friendly protocol.
 
     encoder.py  whole batches of Arrow columns
     column.py   one Arrow column
     objects.py  a batch of JSON objects
-    decoder.py  the way back, from rows to Arrow columns
-    answers.py  from outputs to Arrow columns
+    decoder.py  rows, converted back to Arrow columns
+    answers.py  outputs, converted to Arrow columns
 
-This package reads a value as the server reads the value in a request. The server refuses a request with a bad value.
-This package refuses only the row of the bad value, and keeps the reason. The package needs pyarrow, which the server
-does not need.
+This package reads a value in the same way as the server reads a value in a request. The server refuses a request with a
+bad value. This package refuses only the row of the bad value, and keeps the reason. The package needs pyarrow, which
+the server does not need.
 """
 
 from foldserve.service.tables.answers import AnswerColumns

@@ -11,7 +11,7 @@ from foldserve.service.bundle import Decision, Label, Manifest
 
 
 class AnswerColumns:
-    """The columns of the answers of one model. with_all: whether they have the probabilities of all classes.
+    """The columns of the answers of one model. with_all: whether the columns include the probabilities of all classes.
 
     width: the number of outputs of a row. fields: the names and types of the columns.
     """

@@ -1,7 +1,7 @@
-"""Turns one Arrow column into the numbers of a feature. This module knows one column, but no whole row.
+"""Turns one Arrow column into the numbers of a feature. This module handles single columns, not whole rows.
 
-Cells that Arrow can convert are converted together. Any other text is read by the same function as in a request, once
-for each different text.
+Cells that Arrow can convert are converted together. The function for requests reads all other cells. It reads each
+different cell only once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str]
 """A bool array [rows] that is True for the refused rows, and the reason, which follows the name of the column."""
 
-# The texts that are booleans in a file without types, such as a CSV file. Used if training read typed cells.
+# The texts that are booleans in a file without types, such as a CSV file. This reading is used if the training table
+# had types.
 _UNTYPED = Reading(true=TRUE, false=FALSE)
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Category, Feature, Reading
 
-# A row has only the code of a category that training has not seen. This text takes its place.
+# The text in place of a category that training has not seen. A row has only the code of such a category.
 UNSEEN = "(unseen)"
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 
@@ -22,7 +22,7 @@ _Convert = Callable[[_Numbers, npt.NDArray[np.bool_]], pa.Array]
 
 
 class TableDecoder:
-    """Decodes the rows of one model. If `TableEncoder` encodes the columns, it gives the same rows.
+    """Decodes the rows of one model. If `TableEncoder` encodes the columns again, the result is the same rows.
 
     A number is float32, a boolean is bool, a time is a timestamp, and a category has the type of the categories. A
     missing value is null. An unseen category is `UNSEEN`, or the number after the largest category. fields: the names

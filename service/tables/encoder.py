@@ -97,7 +97,7 @@ class TableEncoder:
                 continue
             cells = table.column(name)
             values, problems = column.read(cells if isinstance(cells, pa.ChunkedArray) else pa.chunked_array([cells]))
-            with np.errstate(over="ignore", invalid="ignore"):  # overflows are found below
+            with np.errstate(over="ignore", invalid="ignore"):  # the code below finds overflows
                 rows[:, place] = values
             for mask, reason in problems:
                 if mask.any():

@@ -40,7 +40,10 @@ class ObjectEncoder:
         return Encoded(rows, refused)
 
     def _fill(self, rows: Rows, values: list[list[Any]], places: Sequence[int], refused: dict[int, str]) -> None:
-        """Write `values` into the rows `places`. If a batch has a bad value, halve it until the bad row is alone."""
+        """Write `values` into the rows `places`.
+
+        If a batch has a bad value, halve the batch until the bad row is alone.
+        """
         if not values:
             return
         try:

@@ -1,1 +1,4 @@
-"""Observes requests: the access log, the format of the log, and OpenTelemetry. It knows no socket and no model."""
+"""Observes requests: the access log, the format of the log, and OpenTelemetry.
+
+This package does not depend on sockets or models.
+"""

@@ -1,6 +1,7 @@
-"""The access log: a line for each request, many lines in one write.
+"""The access log: it has a line for each request, and writes many lines at once.
 
-While the server is busy, only some successful requests get a line, and the next line has the number of the others.
+While the server is busy, only some successful requests get a line. The next line has the number of requests without a
+line.
 Each error gets a line.
 """
 
@@ -41,18 +42,18 @@ class AccessLog:
         atexit.register(self.close)  # the lines that are left when the event loop ends
 
     def add(self, record: Record) -> None:
-        """Add a line. It is formatted at its writing, because many lines together take less time."""
+        """Add a line. `_write` formats the line later, because formatting many lines at once takes less time."""
         if not self._waiting:
             asyncio.get_running_loop().call_later(_WRITE_SECONDS, self._write)
         skipped, self._skipped = self._skipped, 0
         self._waiting.append((time.time(), record, skipped))
 
     def skip(self, count: int) -> None:
-        """Count requests without a line. The next line has their number."""
+        """Count requests without a line. The next line has the number of these requests."""
         self._skipped += count
 
     def report(self) -> None:
-        """Write a line with the number of skipped requests, unless another line has reported it."""
+        """Write a line with the number of skipped requests, unless another line has reported this number."""
         skipped, self._skipped = self._skipped, 0
         if skipped:
             self._waiting.append((time.time(), None, skipped))
@@ -72,7 +73,7 @@ class AccessLog:
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    """Return the fields of a line, without those that the request does not have. Times are in milliseconds."""
+    """Return the fields of a line. Fields that the request does not have are left out. Times are in milliseconds."""
     ended = record.ended or record.began
     fields: dict[str, Any] = {
         "request_id": record.request_id.decode(),

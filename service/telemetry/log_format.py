@@ -1,9 +1,9 @@
 """The two formats of the log, for people (console) and for programs (JSON).
 
-It decides which characters a line may have.
+This module decides which characters a line may have.
 
-A line of the JSON format is one object. Its time is in UTC, in the format of RFC 3339. No line has a control character
-or a character outside ASCII, so a client can't add a line to the log.
+A line of the JSON format is one object. The time of a line is in UTC, in the format of RFC 3339. No line has a control
+character or a character outside ASCII, so a client can't add a line to the log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foldserve.service.telemetry.record import current_record
 LogFormat = Literal["console", "json"]
 
 _CONSOLE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# A line break in the message of an operator's error, or in a traceback, is part of the console format.
+# The console format allows line breaks in a traceback, and in the message of an operator's error.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\"\\]|[^\x00-\x7f]")
 _MAX_URL = 1024
 
@@ -31,7 +31,7 @@ def formatter(log_format: LogFormat) -> logging.Formatter:
 
 
 def safe_url(url: bytes) -> str:
-    """Return a URL with escapes for all characters that could break a line, and at most 1,024 characters of it."""
+    """Return at most 1,024 characters of a URL, with escapes for all characters that could break a line."""
     text = url[:_MAX_URL].decode("latin-1")
     if not text.isascii() or not text.isprintable() or '"' in text or "\\" in text:
         text = _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

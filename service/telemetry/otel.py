@@ -1,9 +1,9 @@
 """Sends traces and metrics to a collector, with OpenTelemetry's SDK and OTLP over HTTP.
 
-A trace has the span of a request, and the spans of its steps. This module makes them from the record of the request
-when the response is complete. The standard environment variables OTEL_* choose the collector, the name of the service
-and the sampler. Only this module and `otel_metrics.py` import OpenTelemetry. Each process creates its own exporters,
-whose threads never block it.
+A trace has the span of a request, and the spans of the request's steps. This module makes the spans from the record of
+the request when the response is complete. The standard environment variables OTEL_* choose the collector, the name of
+the service and the sampler. Only this module and `otel_metrics.py` import OpenTelemetry. Each process creates its own
+exporters. Their threads never block the process.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Traces:
         self._run: SpanContext | None = None  # the first `run` span of `_batch`
 
     def add(self, record: Record) -> None:
-        """Send the spans of a request that has reached a model, if the sampler takes it."""
+        """Send the spans of a request that has reached a model, if the sampler takes this request."""
         if not record.model:
             self.limit.give_back(1)
             return
@@ -197,7 +197,7 @@ def _steps(record: Record) -> Iterator[tuple[str, float, float]]:
 
 
 def _parent_context(record: Record) -> Context:
-    """Return the client's span as the SDK's context; an empty context if there is none."""
+    """Return the client's span as the SDK's context; an empty context if the client sent no span."""
     parent = record.parent
     if parent is None:
         return Context()
@@ -215,7 +215,7 @@ def _route(record: Record) -> str:
 
 
 def _attributes(record: Record, route: str) -> dict[str, str | int]:
-    """Return the attributes of the semantic conventions for HTTP servers, and foldserve's own.
+    """Return the attributes of the semantic conventions for HTTP servers, and foldserve's own attributes.
 
     https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server
     """
@@ -270,14 +270,15 @@ class _Ids(IdGenerator):
         return self._trace_id
 
     def generate_span_id(self) -> int:
-        """Return the span of the record once, then random ones."""
+        """Return the identifier of the record's span in the first call after `use`, then random identifiers."""
         span_id, self._span_id = self._span_id, 0
         return span_id or random.getrandbits(64) or 1  # nosec B311
 
     def is_trace_id_random(self) -> bool:
         """Return True.
 
-        The SDK asks only for a trace without a parent, and `Record.trace_id` makes its identifier at random.
+        The SDK asks this only for a trace without a parent. `Record.trace_id` makes the identifier of such a trace at
+        random.
         """
         return True
 
@@ -290,7 +291,7 @@ class _Reporting(SpanExporter):
         self._report = Report("spans", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send spans. Called on the thread of the processor."""
+        """Send spans. The processor calls this method on its own thread."""
         result = self._exporter.export(spans)
         self._report.note(len(spans), success=result is SpanExportResult.SUCCESS)
         return result

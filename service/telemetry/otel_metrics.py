@@ -1,6 +1,7 @@
-"""Sends the metrics of one process to a collector. They are the metrics of /metrics, with the same names and labels.
+"""Sends the metrics of one process to a collector. The metrics have the same names and labels as in /metrics.
 
-The Prometheus client already counts. So the module converts its samples and uses no instrument of OpenTelemetry.
+The Prometheus client already counts, so this module only converts the client's samples. It uses no instrument of
+OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class Family(Protocol):
 class Report:
     """Logs once when the collector stops answering, with the reason, and once when it answers again.
 
-    what: the name of the things that are sent, for the message. logger: the name of the exporter's logger. Its own
-    lines are left out, because they would fill the log.
+    what: the noun for the sent items in the message. logger: the name of the exporter's logger. The lines of this
+    logger are left out, because they would fill the log.
     """
 
     def __init__(self, what: str, logger: str) -> None:
@@ -72,7 +73,7 @@ class Report:
         return False
 
     def note(self, count: int, *, success: bool) -> None:
-        """Note that `count` things were sent, or lost."""
+        """Note that `count` items were sent or lost."""
         if not success:
             if not self._lost:
                 log.warning("the collector gets no %s: %s", self._what, self._reason)
@@ -85,8 +86,8 @@ class Report:
 class MetricsExport:
     """A thread that sends the metrics every OTEL_METRIC_EXPORT_INTERVAL milliseconds, and once at the end.
 
-    families: returns the current metrics of this process; called on the thread. Raises `ValueError` for a wrong
-    interval.
+    families: returns the current metrics of this process. The thread calls this function. Raises `ValueError` for a
+    wrong interval.
     """
 
     def __init__(self, families: Callable[[], Iterable[Family]], resource: Resource) -> None:
@@ -113,7 +114,7 @@ class MetricsExport:
             try:
                 metrics = convert(self._families(), self._started, time.time_ns())
                 result = self._exporter.export(self._of_resource(metrics))
-            except Exception:  # the next metrics may be sent again
+            except Exception:  # the next export may succeed
                 log.exception("internal error")
             else:
                 self._report.note(len(metrics), success=result is MetricExportResult.SUCCESS)
@@ -171,6 +172,6 @@ def _histogram(samples: Iterable[Sample], start: int, now: int) -> list[Histogra
         counts = [int(total - before) for before, total in itertools.pairwise((0.0, *totals))]
         amount = kinds["sum"][0][1]
         fields = (dict(key), start, now, sum(counts), amount, counts, bounds[:-1])
-        # The smallest and the largest value are unknown, and optional in OTLP.
+        # The smallest and the largest value are unknown. OTLP does not require them.
         points.append(HistogramDataPoint(*fields, min=None, max=None))  # type: ignore[arg-type]
     return points

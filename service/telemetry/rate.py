@@ -20,7 +20,7 @@ class RateLimit:
     def take(self, now: float) -> bool:
         """Return whether an event may happen now, and count it if so.
 
-        now: in seconds, never less than in the call before.
+        now: the time in seconds. It is never less than in the call before.
         """
         if now < self.next:
             return False

@@ -1,7 +1,7 @@
 """The record of one request: its identifiers, its model, its times and its outcome.
 
 Each handler of a request writes into its record. When the response is complete, `Observer.finish` passes the record on.
-This module knows neither the format of a log nor OpenTelemetry.
+This module does not depend on the format of a log or on OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -47,19 +47,22 @@ class Record:
 
     All times come from `time.monotonic`. A time is None if the request has not reached that step.
 
-    request_id: from X-Request-Id, or made here. body_id: the `id` in the body of the Open Inference Protocol.
+    request_id: the identifier from X-Request-Id, or a new identifier. body_id: the `id` in the body of the Open
+    Inference Protocol.
     method, url: `-` if the request can't be read. client: the address of the client. secure: whether the connection has
     TLS.
     model, version, protocol: empty if the request did not reach a model.
-    began: the time when the whole request has arrived; if the app reads the body, the time when the head has arrived.
-    decoding, decoded: the beginning and the end of the decoding. ran_from, ran_to: the beginning and the end of the
-    run. ended: the end of the encoding. The rows wait in the queue from `decoded` to `ran_from`, and the encoding
-    begins at `ran_to`.
-    sinks: the sinks that get the record even if the request succeeds. rows: None if they are not known.
+    began: normally, the time when the whole request had arrived. If the app itself reads the body, it is the time when
+    the head had arrived. decoding, decoded: the beginning and the end of the decoding. ran_from, ran_to: the beginning
+    and the end of the run. ended: the end of the encoding. The rows wait in the queue from `decoded` to `ran_from`, and
+    the encoding begins at `ran_to`.
+    sinks: the sinks that get the record even if the request succeeds. rows: the number of rows; None if this number is
+    not known.
     reason: the reason for an error, as in the metric foldserve_rejected_total.
     """
 
-    # Class attributes are the defaults: assigning all of them for each request would take longer than the rest.
+    # Class attributes are the defaults. Assigning all of them for each request would take longer than the rest of the
+    # constructor.
     model = version = protocol = body_id = ""
     rows: int | None = None
     status = 0
@@ -96,11 +99,11 @@ class Record:
 
     @cached_property
     def trace_id(self) -> int:
-        """The trace of the request: the client's, or a new one."""
+        """The identifier of the request's trace: the identifier from the client, or a new one."""
         return self.parent.trace_id if self.parent else random.getrandbits(128) or 1  # nosec B311
 
     def note_identity(self, identity: str | None) -> None:
-        """Note the identifier in a body, if it is safe."""
+        """Note the identifier from a body, if this identifier is safe."""
         if identity:
             self.body_id = safe_id(identity.encode("utf-8", "replace")).decode()
 
@@ -123,8 +126,8 @@ def note_error(error: BaseException) -> None:
 class Sink(Protocol):
     """A user of finished records, such as the access log.
 
-    limit: limits the number of records that it gets. keeps_errors: whether it gets the record of each error, even above
-    this limit.
+    limit: the limit of the number of records that the sink gets. keeps_errors: whether the sink gets the record of each
+    error, even above this limit.
     """
 
     limit: RateLimit
@@ -140,7 +143,7 @@ class Sink(Protocol):
         """Report the skipped requests, even if no record follows."""
 
     def close(self) -> None:
-        """Pass on all that is left. This call may block for some seconds."""
+        """Pass on all records that are left. This call may block for some seconds."""
 
 
 class Observer:
@@ -149,8 +152,9 @@ class Observer:
     While the server is busy, most requests have no record, because recording takes a large part of the time of a
     request. The sinks get the number of requests without a record. All methods except `close` belong to one event loop.
 
-    next: before this time, no sink takes a record. A request that begins earlier needs no record, unless it fails.
-    skipped: the number of requests without a record since the last report to the sinks. The caller adds to it.
+    next: the time before which no sink takes a record. A request that begins earlier needs no record, unless it fails.
+    skipped: the number of requests without a record since the last report to the sinks. The caller increases this
+    number.
     make_id: makes the identifier of a request without a record.
     """
 
@@ -181,7 +185,7 @@ class Observer:
         self._set_next()
 
     def close(self) -> None:
-        """Pass on all that is left. Call it once, after the last request; it may block for some seconds."""
+        """Pass on all records that are left. Call this once, after the last request. It may block for some seconds."""
         self._pass_skipped()
         for sink in self._sinks:
             sink.close()
@@ -202,7 +206,7 @@ class Observer:
                 sink.skip(skipped)
 
     def _report_skipped(self) -> None:
-        """Report the skipped requests, and again later if more may follow."""
+        """Report the skipped requests. If more may follow, report again later."""
         self._timer = None
         if self.skipped or self.next > time.monotonic():
             self._report_later()

@@ -1,6 +1,6 @@
 """The identifiers of a request: X-Request-Id, and the trace context of W3C Trace Context, level 2.
 
-https://www.w3.org/TR/trace-context-2/. The module reads headers, and knows neither logs nor OpenTelemetry.
+https://www.w3.org/TR/trace-context-2/. The module reads headers. It does not depend on logs or OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ _INVALID_VERSION, _FIRST_VERSION = b"ff", b"00"
 
 
 def safe_id(value: bytes) -> bytes:
-    """Return a client's identifier; empty if it has more than 128 characters or an unsafe character."""
+    """Return a client's identifier; empty if the identifier has more than 128 characters or an unsafe character."""
     return value if _REQUEST_ID.fullmatch(value) else b""
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The span of the client that sent a request. flags: 1 if the client records the trace. state: tracestate."""
+    """The span of the client that sent a request.
+
+    flags: 1 if the client records the trace. state: the value of the header tracestate.
+    """
 
     trace_id: int
     span_id: int
@@ -57,5 +60,5 @@ def _state(headers: Headers, raw: bytes) -> tuple[str, ...]:
 
 
 def _values(raw: bytes, name: bytes) -> list[bytes]:
-    """Return all values of a header in a head. name: in lower case."""
+    """Return all values of a header in a head. name: the header's name in lower case."""
     return re.findall(rb"(?i)\r\n%b[ \t]*:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)" % re.escape(name), raw)
