@@ -1,4 +1,6 @@
-"""The activations. Each has a name, a PyTorch module and ONNX nodes. To add an activation, add an entry here.
+"""The activations.
+
+Each activation has a name, a PyTorch module and ONNX nodes. To add an activation, add an entry here.
 
 This module imports neither torch nor onnx, so that `--help` is quick.
 """
@@ -23,8 +25,8 @@ class Graph(Protocol):
 
 @dataclass(frozen=True)
 class Form:
-    """One activation. module: a class of `torch.nn`. add_nodes: a function of the graph, the layer's name and the
-    module.
+    """One activation. module: a class of `torch.nn`. add_nodes: a function with three arguments: the graph, the name of
+    the layer, and the module.
     """
 
     module: str

@@ -2,7 +2,7 @@
 `import` makes a bundle from a model of another framework, and `fold` folds an ONNX file (imports/cli.py).
 
 The module puts the parts together, and no other module imports it. The exit status is 0 after success, and 1 after an
-error, with one line on standard error. It is 2 for a wrong command line, and 130 after an interrupt.
+error, with one line on standard error. The status is 2 for a wrong command line, and 130 after an interrupt.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ def _fit(parsed: argparse.Namespace) -> None:
     for library in _LIBRARIES:
         _require(library)
     with ExitStack() as stack:
-        # Under torchrun, the processes join before anything can fail, so that an error is printed once. Without
-        # torchrun, the process reads the table before it imports torch. The import takes seconds, and an error in the
-        # table should come sooner.
+        # Under torchrun, the processes first join a group. So any later error is printed only once. Without torchrun,
+        # the process reads the table before it imports torch. The import takes seconds, and an error in the table
+        # should come sooner.
         world = _join(stack, execution.device) if _TORCHRUN in os.environ else None
         bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder costs no time
         table = _read(plan.data)
@@ -163,7 +163,7 @@ def _require(library: str) -> None:
 
 @contextmanager
 def _start_trainer() -> Iterator[None]:
-    """Show a bar during the import of PyTorch, which takes a second, and don't collect garbage in this time.
+    """Show a bar while PyTorch is imported, which takes a second. Collect no garbage in this time.
 
     The imported modules are no garbage. The collections during the import and at the end of the process would take
     another 0.4 s.
@@ -182,7 +182,7 @@ def _start_trainer() -> Iterator[None]:
 
 
 def _join(stack: ExitStack, device: Device) -> World:
-    """If torchrun started this process, join the group of its processes until `stack` is closed."""
+    """If torchrun started this process, join the group of processes, and leave the group when `stack` is closed."""
     from foldserve.training.fit.distributed import join_processes
 
     return stack.enter_context(join_processes(device))

@@ -29,7 +29,7 @@ _NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters
 
 
 def add_options(group: argparse._ArgumentGroup, owner: Options, only: Sequence[str] | None = None) -> None:
-    """Add a flag for each annotated field of `owner`, or for those that `only` names.
+    """Add a flag for each annotated field of `owner`, or only for the fields that `only` names.
 
     If a flag is not given, it is absent from the parsed arguments, so that the preset's value stays.
     """

@@ -52,10 +52,10 @@ _FEW_ROWS = 30
 class Prepared:
     """A table after the split and the preprocessing.
 
-    preprocessing: the layers in front of every network. They are fitted to the training rows, and map raw features
-    [rows, features] to `train.x`. target_mean, target_std: the mean and the standard deviation of a regression's
-    targets in the training rows. With these two figures, `y` of `train` and `validation` is standardised. For
-    classification they are 0 and 1.
+    preprocessing: the layers in front of every network. These layers are fitted to the training rows, and map raw
+    features [rows, features] to `train.x`. target_mean, target_std: the mean and the standard deviation of a
+    regression's targets in the training rows. `y` of `train` and `validation` is standardised with these two figures.
+    For classification, the two figures are 0 and 1.
     """
 
     table: Table
@@ -167,7 +167,8 @@ def assemble(plan: Plan, prepared: Prepared, fitted: tuple[Fitted, ...]) -> Trai
 def prepare(plan: Plan, table: Table, split: Split | None = None) -> Prepared:
     """Split the table, and preprocess the training and validation rows.
 
-    The preprocessing is fitted to the training rows alone. split: as for `train`.
+    The preprocessing is fitted to the training rows alone. split: the rows of each part; by default, the plan decides
+    them.
     """
     if split is None:
         test = 0.0 if plan.data.test else plan.data.test_share

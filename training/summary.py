@@ -41,7 +41,7 @@ def describe_table(table: Table) -> str:
 
 
 def describe_search(plan: Plan, found: Plan, trials: int) -> str:
-    """Return the lines that list the changes of the search. found: the plan that the search returned."""
+    """Return the lines that list the settings that the search has changed. found: the plan that the search returned."""
     before, after = ({**vars(each.architecture), **vars(each.recipe)} for each in (plan, found))
     changes = [f"{name} {_setting(value)}" for name, value in after.items() if value != before[name]]
     return _line("tuned", f"{', '.join(changes) or 'no change: the plan itself was the best'} (of {trials} trials)")

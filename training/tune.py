@@ -72,8 +72,9 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def _planned_parameters(plan: Plan) -> dict[str, int | float]:
-    """Return the parameters for which `_suggest` returns the plan itself, or the plan of the search space that is
-    closest to it.
+    """Return the parameters for which `_suggest` returns the plan itself.
+
+    For a plan outside the search space, return the parameters of the closest plan in the search space.
     """
     return {
         "width": min(_WIDTHS, key=lambda width: abs(width - max(plan.architecture.hidden, default=64))),

@@ -1,6 +1,7 @@
-"""Clients of a foldserve server: tables in, tables out.
+"""Clients of a foldserve server: they take a table and return predictions.
 
-`Client` and `AsyncClient` execute the steps of a conversation with httpx. This module knows no path of the server.
+`Client` and `AsyncClient` execute the steps of a conversation with httpx. The paths of the server are in
+conversation.py.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ class Client:
             client.predict(frame)
 
     url: the address of the server. model: the name of the model; by default, the server's only or default model.
-    version: its version; by default, the version that serves. api_key: the key, where the server needs one. deadline:
-    the seconds that one call may take; the server drops rows that can't run in time. timeout: the client closes a
-    connection on which no byte arrives for this number of seconds. retries: how the client waits for a busy server.
-    chunk_rows: the largest number of rows in one request; a larger table is sent in several requests. refresh: the
-    seconds after which the client asks again which version serves. http: an httpx client with other settings, such as
-    certificates; its `base_url` is the address of the server.
+    version: the version of the model; by default, the version that serves. api_key: the API key, if the server needs a
+    key. deadline: the seconds that one call may take; the server drops rows that can't run in time. timeout: the client
+    closes a connection on which no byte arrives for this number of seconds. retries: how the client waits for a busy
+    server. chunk_rows: the largest number of rows in one request; a larger table is sent in several requests. refresh:
+    after this number of seconds, the client asks again which version serves. http: an httpx client with other settings,
+    such as certificates; its `base_url` is the address of the server.
 
-    A call raises `InvalidInput` or `TableError`, both `ValueError`, for a table that does not fit the model. It raises
-    a `ClientError` with the status and the text of the server if it gets no predictions.
+    A call raises `InvalidInput` or `TableError` for a table that does not fit the model. Both are subclasses of
+    `ValueError`. If the server sends no predictions, the call raises a `ClientError` with the status and the text of
+    the server.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Client:
         self._http = http or httpx.Client(base_url=url, headers=headers_of(api_key), timeout=timeout)
 
     def predict(self, table: Any) -> Any:
-        """Return the label of each row, or its value, as `Model.predict` does."""
+        """Return the label of each row, or the value of each row in a regression, as `Model.predict` does."""
         return self._drive(self._steps.predict(table))
 
     def predict_proba(self, table: Any) -> Any:
@@ -137,7 +139,7 @@ class AsyncClient:
         self._http = http or httpx.AsyncClient(base_url=url, headers=headers_of(api_key), timeout=timeout)
 
     async def predict(self, table: Any) -> Any:
-        """Return the label of each row, or its value, as `Model.predict` does."""
+        """Return the label of each row, or the value of each row in a regression, as `Model.predict` does."""
         return await self._drive(self._steps.predict(table))
 
     async def predict_proba(self, table: Any) -> Any:

@@ -1,11 +1,11 @@
 """The conversation of a client with a server: requests, answers, retries and refusals.
 
-A client asks the server for the manifest of the model, turns the table into float32 rows itself, and sends the rows to
-the version of this manifest. Raw rows are the fastest protocol. The request names the version, so the server reads the
-rows by the same manifest, even after another version has begun to serve.
+A client first asks the server for the manifest of the model. With this manifest, the client itself converts the table
+to float32 rows. The client sends raw rows, because they are the fastest protocol. Each request names the version of the
+manifest. So the server reads the rows with the same manifest, even if another version serves by then.
 
-A generator yields the steps of a call: requests, waits and computations. This module knows HTTP, but opens no
-connection and knows no model.
+A generator yields the steps of a call: requests, waits and computations. This module builds HTTP requests and reads
+responses. It opens no connection and runs no model.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Retries:
     """How a client waits for a busy server, which answers 503 or 429 with Retry-After.
 
     attempts: the largest number of retries of one request. most_wait: the longest total time in seconds that one call
-    waits before its retries. A request is sent again only if the wait before it fits into this time.
+    waits before its retries. The client repeats a request only if the wait before the repetition fits into this time.
     """
 
     attempts: int = 4
@@ -71,7 +71,7 @@ class Retries:
 
 @dataclass(frozen=True)
 class Call:
-    """A request to the server. path: with its query, if it has one."""
+    """A request to the server. path: the path of the URL, followed by the query if there is one."""
 
     method: str
     path: str
@@ -88,7 +88,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class _Known:
-    """The facts about one version of a model. asked: the monotonic time of the server's answer."""
+    """The facts about one version of a model. asked: the time of the server's answer, by the monotonic clock."""
 
     reader: RowReader
     most_rows: int
@@ -109,7 +109,10 @@ class _Budget:
         self.wait = retries.most_wait
 
     def headers(self) -> dict[str, str]:
-        """Return the header with the time left. Raises `DeadlineExceeded` if the deadline has passed."""
+        """Return the HTTP header that tells the server how much time is left.
+
+        Raises `DeadlineExceeded` if the deadline has passed.
+        """
         if self._end is None:
             return {}
         left = round((self._end - time.monotonic()) * 1000)
@@ -118,7 +121,7 @@ class _Budget:
         return {"x-request-timeout-ms": str(left)}
 
     def allows(self, wait: float) -> bool:
-        """Return whether a wait of `wait` seconds ends in time. If so, subtract it from the budget."""
+        """Return whether there is time for a wait of `wait` seconds. If there is, subtract the wait from the budget."""
         if wait > self.wait or (self._end is not None and time.monotonic() + wait >= self._end):
             return False
         self.wait -= wait
@@ -126,7 +129,7 @@ class _Budget:
 
 
 class Conversation:
-    """The steps of all calls to one server. Client and AsyncClient pass their arguments to it."""
+    """The steps of all calls to one server. Client and AsyncClient pass their arguments to this class."""
 
     def __init__(
         self,
@@ -234,7 +237,7 @@ class Conversation:
     def _send(self, call: Call, budget: _Budget, first_row: int = 0) -> Steps[httpx.Response]:
         """Send one request, and repeat it while the server is busy.
 
-        first_row: the row of the table that the server calls row 0.
+        first_row: the index in the table of the first row of this request. The server calls this row 0.
         """
         for attempt in range(budget.attempts + 1):
             headers = {**call.headers, **budget.headers()}
@@ -260,8 +263,8 @@ class Conversation:
 def _retry_after(response: httpx.Response) -> float | None:
     """Return the seconds to wait before a retry; None if a retry is useless.
 
-    Up to a quarter of the time is added at random, so that all clients of a busy server do not come back at the same
-    time.
+    A random part of up to a quarter of the time is added. So the clients of a busy server do not all come back at the
+    same time.
     """
     text = response.headers.get("retry-after", "")
     if response.status_code not in _BUSY or not text.isascii() or not text.isdigit():

@@ -1,8 +1,8 @@
-"""Estimators for scikit-learn. They use the network, the training and the folding of `foldserve.fit`.
+"""Estimators for scikit-learn. The estimators use the network, the training and the folding of `foldserve.fit`.
 
-The method `fit` uses all its rows for training and validation. It keeps no test rows and writes no bundle. The
-predictions come from the folded model in ONNX Runtime. This module is the only one outside of `training/` that imports
-scikit-learn.
+The method `fit` uses all rows that it gets for training and validation. The method keeps no test rows and writes no
+bundle. The predictions come from the folded model in ONNX Runtime. This module is the only one outside of `training/`
+that imports scikit-learn.
 """
 
 from __future__ import annotations

@@ -124,16 +124,16 @@ def fit(
     options, both write the same `model.onnx`.
 
     data: a data frame of pandas or polars, an Arrow table, a dict of columns, an array [rows, columns], or the path of
-    a file. The index of pandas is left out. target: the name of the column to predict, by default the last; or the
-    values themselves, [rows]. preset: `fast` trains one small network, `best` six larger ones. name: the name of the
-    model, by default the file's stem, or for a table in memory the name of the target. models: the folder to write to.
-    seed: the seed of all random numbers. threads: CPU threads of the fit. progress: whether to print the lines of the
-    command, and to show its progress bars on a terminal. By default nothing is printed, and each note on the table is a
-    `TableWarning`.
+    a file. The index of a pandas frame is not used. target: the name of the column to predict, by default the last
+    column. It may also be an array of the values to predict, [rows]. preset: `fast` trains one small network, `best`
+    six larger ones. name: the name of the model. For a file, the default is the stem of the file's name. For a table in
+    memory, the default is the name of the target. models: the folder to write to. seed: the seed of all random numbers.
+    threads: CPU threads of the fit. progress: whether to print the lines that the command prints. On a terminal, the
+    progress bars are shown too. By default nothing is printed, and each note on the table is a `TableWarning`.
 
-    Returns the written bundle, the next version of `name`. Raises `DataError`, a `ValueError`, for a table that can't
-    be used; another `TrainingError` or a `BundleError` if no bundle can be written for another reason; `ValueError` for
-    a wrong option; and `MissingExtra` if a library is not installed.
+    Returns the written bundle, the next version of `name`. Raises `DataError`, which is a `ValueError`, for a table
+    that can't be used. Raises another `TrainingError` or a `BundleError` if no bundle can be written for another
+    reason. Raises `ValueError` for a wrong option, and `MissingExtra` if a library is not installed.
     """
     require(*_LIBRARIES, extra=_EXTRAS)
     try:

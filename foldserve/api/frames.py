@@ -1,7 +1,8 @@
-"""Converts data frames, Arrow tables, dicts of columns and arrays to Arrow columns, and results back.
+"""Converts tables of Python libraries to Arrow columns, and converts results back to the same library.
 
-Neither pandas nor polars is imported, unless a frame of that library is passed. The index of a pandas frame is not a
-column. A result gets the same index. This module knows no model.
+A table may be a data frame, an Arrow table, a dict of columns or an array. The module imports pandas only for a frame
+of pandas, and polars only for a frame of polars. The index of a pandas frame is not a column. The result for a frame of
+pandas gets the index of this frame. This module does not depend on a model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _LIBRARIES = ("pandas", "polars", "pyarrow")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table. name: the kind of table, for messages. take: returns a column as Arrow ChunkedArray.
+    """The columns of a table. name: the kind of table, for messages. take: a function that returns a column as an Arrow
+    ChunkedArray.
 
     `take` raises `InvalidInput` for a column that Arrow can't represent.
     """
@@ -33,7 +35,10 @@ class Columns:
 
 
 def library(data: Any) -> str | None:
-    """Return the library of a data frame or Arrow table: pandas, polars or pyarrow. None for any other object."""
+    """Return the library of a data frame or Arrow table: pandas, polars or pyarrow.
+
+    Return None for any other object.
+    """
     for kind in type(data).__mro__:
         package = kind.__module__.partition(".")[0]
         if package in _LIBRARIES and kind.__name__ in ("DataFrame", "Table", "RecordBatch"):

@@ -1,6 +1,6 @@
 """A bundle that is loaded in this process.
 
-It must pass the same checks as in a server. It reads rows as a server does.
+The bundle must pass the same checks as in a server. The loaded model reads rows in the same way as a server.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from foldserve.service.runtime.session import Device, Options
 if TYPE_CHECKING:
     from foldserve.service.arrays import Outputs, Rows
 
-# The largest number of rows in one run. It bounds the memory of the hidden layers.
+# The largest number of rows in one run. This number limits the memory of the hidden layers.
 _BATCH = 8192
 
 
 def load(bundle: str | os.PathLike[str] | Bundle, *, device: Device = "auto", threads: int | None = None) -> Model:
     """Load a bundle in this process.
 
-    The checks are the same as in a server. They cover the seal and the hash of the bundle, the place of its folder, the
-    graph and its tensors, and the golden rows on the device that will run the model.
+    The checks are the same as in a server. The checks cover the seal and the hash of the bundle, the place of its
+    folder, and the graph with its tensors. They also run the golden rows on the device that will run the model.
 
-    bundle: the folder of a bundle, such as `models/penguins/1`, or of a model, whose newest version is then loaded; or
-    the result of `fit`. device: `auto` takes CUDA if it works, and `Model.device` says which device was taken. threads:
-    the threads of one run on the CPU; by default, one for each processor. Raises `BundleError` if a check fails, and
-    `DeviceError` without ONNX Runtime or the device.
+    bundle: the folder of a bundle, such as `models/penguins/1`, or the result of `fit`. It may also be the folder of a
+    model. Then the newest version of this model is loaded. device: `auto` takes CUDA if CUDA works. `Model.device` says
+    which device was taken. threads: the threads of one run on the CPU; by default, one for each processor. Raises
+    `BundleError` if a check fails, and `DeviceError` if ONNX Runtime or the device is missing.
     """
     found = bundle if isinstance(bundle, Bundle) else find_bundle(Path(bundle))
     require_place(found)
@@ -46,9 +46,9 @@ class Model:
     """A loaded model. `load` makes it. Several threads may use a model.
 
     A table may be a data frame of pandas or polars, an Arrow table, a dict of columns, an array [rows, features], or a
-    list of rows, where a row is a dict or a list. Columns are found by name, and other columns are ignored. An array
-    and a list have their values in the order of `features`. A value is written as in the training table: a category as
-    its text or number, and a missing value as null, None or NaN.
+    list of rows. In such a list, a row is a dict or a list. Columns are found by name, and other columns are ignored.
+    The values of an array or a list are in the order of `features`. A value is written as in the training table: a
+    category as its text or number, and a missing value as null, None or NaN.
     """
 
     def __init__(self, bundle: Bundle, options: Options) -> None:
@@ -82,21 +82,22 @@ class Model:
         return f"{self._runtime.provider} ({self._runtime.why})"
 
     def predict(self, table: Any) -> Any:
-        """Return the label of each row, or its value in a regression.
+        """Return the label of each row, or the value of each row in a regression.
 
-        The result is a Series with the index of the frame for pandas, a Series for polars, an array for Arrow, and a
-        NumPy array [rows] otherwise. Values of a regression are float32. Raises `InvalidInput`, a `ValueError`, with
-        the text that a server would send; `TableError`, a `ValueError`, for a table that lacks a column or has a column
-        of the wrong type; and `NonFiniteOutput` for a row whose numbers are far outside the model's range.
+        For a frame of pandas, the result is a Series with the index of the frame. For polars it is a Series, for Arrow
+        it is an array, and otherwise it is a NumPy array [rows]. Values of a regression are float32. Raises
+        `InvalidInput` with the text that a server would send. Raises `TableError` for a table that lacks a column or
+        has a column of the wrong type. Both are subclasses of `ValueError`. Raises `NonFiniteOutput` for a row whose
+        numbers are far outside the model's range.
         """
         return self._reader.labels(table, self._run(self._reader.read(table)))
 
     def predict_proba(self, table: Any) -> Any:
         """Return the probability of each label, float32 [rows, labels].
 
-        The result is a frame with the index of the frame for pandas, a frame for polars, a table for Arrow, and a NumPy
-        array otherwise. Its columns are the labels. Raises the same errors as `predict`, and `TypeError` for a
-        regression.
+        For a frame of pandas, the result is a frame with the same index. For polars it is a frame, for Arrow it is a
+        table, and otherwise it is a NumPy array. The columns of the result are the labels. Raises the same errors as
+        `predict`, and `TypeError` for a regression.
         """
         if not self.labels:
             raise TypeError("a regression has no probabilities: use predict")

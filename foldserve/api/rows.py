@@ -1,4 +1,4 @@
-"""Turns Python tables into the float32 rows of one model, and outputs into labels, in the same way as the server.
+"""Converts Python tables to the float32 rows of one model, and outputs to labels, in the same way as the server.
 
 `Model` runs the rows in this process, and `Client` sends them to a server. This module uses neither class.
 """
@@ -39,8 +39,8 @@ class RowReader:
     def read(self, data: Any) -> Rows:
         """Return float32 [rows, features].
 
-        data: a table as in `read_columns`, or a list of rows, where a row is a dict or a list of values. An array and a
-        list have their values in the order of the features. Raises the same errors as `encode`.
+        data: a table as in `read_columns`, or a list of rows. In such a list, a row is a dict or a list of values. The
+        values of an array or a list are in the order of the features. Raises the same errors as `encode`.
         """
         if isinstance(data, list | tuple):
             return self._read_list(data)
@@ -61,7 +61,7 @@ class RowReader:
         return self._codec.decode(_JSON, body).rows
 
     def labels(self, data: Any, outputs: Outputs) -> Any:
-        """Return the label of each row, or its value in a regression, as an object of the library of `data`."""
+        """Return one label or value for each row, as an object of the library of `data`."""
         values: npt.NDArray[Any]
         values = self._labels[self._decision.classes(outputs)] if self.manifest.labels else outputs[:, 0]
         return column_like(data, values, self._target)
@@ -74,9 +74,9 @@ class RowReader:
 def encode(table: TableColumns, features: Sequence[Feature]) -> Rows:
     """Return the rows of a table, float32 [rows, features].
 
-    A table may lack a feature that has only one value in training, and it may have further columns. Raises
-    `InvalidInput` with the text of the server, which names the first refused row and its column. Raises `TableError`
-    for a table that lacks a column, or has a column of the wrong type.
+    A table may have further columns. It may lack a feature that has only one value in training. Raises `InvalidInput`
+    with the text of the server. The text names the first refused row and its column. Raises `TableError` for a table
+    that lacks a column, or has a column of the wrong type.
     """
     import pyarrow as pa
 

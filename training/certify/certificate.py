@@ -1,4 +1,4 @@
-"""The certificate: measures that the exported model computes the same function as the trained network.
+"""The certificate: measures whether the exported model computes the same function as the trained network.
 
 The reference is the *unfolded* network, which PyTorch evaluates in float64. The folded network in float32 is compared
 with this reference. The exported model is compared with the same reference, in ONNX Runtime on every available device.
@@ -64,8 +64,8 @@ def certify(
 
     held_out: rows outside the training set, float32 [rows, features]. drawn: random rows, float32 [rows, features].
     Each runtime runs each of the two sets in batches of 1 row, in batches of 2 rows, and as one batch. Raises
-    `ParityError` if an output is outside the tolerance. The error is also raised if the predicted class differs
-    although the two largest outputs are further apart than the tolerance.
+    `ParityError` if an output is outside the tolerance. The error is also raised if both are true: the predicted class
+    differs, and the two largest outputs differ by more than the tolerance.
     """
     sets: dict[RowKind, Rows] = {"held-out": held_out, "random": drawn}
     candidates = {"torch float32": _torch(folded, task, torch.float32)}
@@ -83,7 +83,7 @@ def compare(
     """Compare `candidates` and the exported model in ONNX Runtime with the reference `exact`, on each set of rows.
 
     name: the description of the reference. candidates: functions of float32 [rows, features], by the name of their
-    runtime. Each of them runs each set in batches of 1 row, in batches of 2 rows, and as one batch. Raises
+    runtime. Each candidate runs each set of rows in batches of 1 row, in batches of 2 rows, and as one batch. Raises
     `ParityError` as `certify` does.
     """
     expected = {kind: exact(rows) for kind, rows in sets.items()}

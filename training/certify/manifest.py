@@ -2,7 +2,7 @@
 
 The module describes each feature with figures from the training rows, and puts all parts together.
 
-The module knows the schema of a manifest. It does not train or measure.
+The module does not train or measure.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def _versions() -> dict[str, str]:
     return {
         "python": python_version(),
         **{name: version(name) for name in _LIBRARIES},
-        "torch": torch.__version__,  # includes the build, as in 2.13.0+cu130; the metadata may lack the build
+        "torch": torch.__version__,  # has the build, as in 2.13.0+cu130; the metadata may lack it
         "onnxruntime": onnxruntime.__version__,
     }
 

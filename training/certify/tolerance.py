@@ -1,4 +1,4 @@
-"""The tolerance of a certificate: the largest allowed distance between a model's outputs and those of the reference."""
+"""The tolerance of a certificate: the largest allowed distance of a model's outputs from the reference."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Measures the speed of training and the sigmoids' inputs.
 
 This is the experiment of figure 1 in Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain SGD.
 The paper gives no learning rate. Here the experiment runs at several learning rates, because the two networks may need
-different rates. The module knows no plot.
+different rates. The module draws no plot.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _GOAL = 0.95
 # A network is faster if the other one needs more than this multiple of its steps.
 _FASTER = 1.1
 # If a mean or a variance moves less than this, it counts as constant, because a plot would not show the movement. The
-# movement of a mean is in units of the sigmoid's input. The movement of a variance is its max / min.
+# movement of a mean is in units of the sigmoid's input. The movement of a variance is its maximum divided by its
+# minimum.
 _CONSTANT_MEAN = 0.1
 _CONSTANT_RATIO = 1.1
 
@@ -46,10 +47,9 @@ class Run:
 
     scores: the scores on the held-out rows in evaluation mode. percentiles: the 15th, 50th and 85th percentile of the
     inputs to one sigmoid of the last hidden layer. The chosen sigmoid is one whose median moves a typical distance.
-    means,
-    variances: the mean and the variance over the rows of each sigmoid's inputs, averaged over the units of each layer.
-    For the inputs, the held-out rows are one batch in training mode, because networks are in this mode during training.
-    After a divergence all figures are NaN.
+    means, variances: the mean and the variance of each sigmoid's inputs over the rows. Both are averaged over the units
+    of each layer. For the inputs, the held-out rows are one batch in training mode, because networks are in this mode
+    during training. After a divergence all figures are NaN.
     diverged: the step whose loss was not finite, or None.
     """
 
@@ -68,10 +68,12 @@ class Run:
 
     @property
     def movement(self) -> tuple[float, float, float]:
-        """Three figures on how much the sigmoids' inputs move during the training. They are NaN if the run diverged.
+        """Three figures on how much the sigmoids' inputs move during the training.
+
+        The figures are NaN if the run diverged.
 
         The first is the range of the measured sigmoid's median input. The second is the largest range of a layer's
-        mean. The third is the largest factor between two variances of a layer.
+        mean. The third is the largest ratio of two variances of one layer.
         """
         medians, means, variances = (np.array(v) for v in (self.percentiles, self.means, self.variances))
         smallest = np.maximum(variances.min(0), np.finfo(np.float64).tiny)
@@ -83,7 +85,7 @@ class Run:
 
 
 def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tuple[Run, ...]:
-    """At each of the plan's rates, train first without and then with batch norm."""
+    """At each learning rate of the plan, train first without batch norm and then with batch norm."""
     runs: list[Run] = []
     count = 2 * len(plan.rates)
     for rate in plan.rates:
@@ -117,7 +119,7 @@ def _measure_run(sample: Sample, plan: DiagnosisPlan, *, batch_norm: bool, rate:
     if diverged:
         scores[-1], inputs[-1] = math.nan, torch.full_like(inputs[-1], math.nan)
     stacked = np.stack([layers.double().numpy() for layers in inputs])  # [measurements, layers, rows, units]
-    with np.errstate(invalid="ignore", over="ignore"):  # a divergence is a result
+    with np.errstate(invalid="ignore", over="ignore"):  # a divergence is a result, not an error
         # The percentiles of the last layer's inputs: [measurements, percentiles, units].
         last = np.moveaxis(np.percentile(stacked[:, -1], PERCENTILES, axis=1), 0, 1)
         typical = np.argsort(np.ptp(last[:, 1], axis=0), kind="stable")[_WIDTH // 2]
@@ -159,7 +161,7 @@ def find_goal(runs: tuple[Run, ...]) -> float:
 
 
 def describe_speed(runs: tuple[Run, ...], score_name: str) -> str:
-    """Say which network reaches the goal first, each at its best learning rate."""
+    """Say which network reaches the goal first. Each network has its best learning rate."""
     goal, limit = find_goal(runs), max(run.steps[-1] for run in runs)
     if goal <= 0:
         return "No run learned anything in these steps, so this shows nothing."
@@ -177,7 +179,7 @@ def _fewest_steps(runs: tuple[Run, ...], goal: float, *, batch_norm: bool) -> in
 
 
 def describe_steps(steps: int | None, limit: int) -> str:
-    """Write a number of steps. None is more than `limit`."""
+    """Write a number of steps. None means more than `limit` steps."""
     return f"more than {limit:,} steps" if steps is None else count_of(steps, "step")
 
 

@@ -1,9 +1,9 @@
-"""Measures the norm of the gradient in each layer of networks of growing depth, and whether it vanishes or explodes.
+"""Measures the norm of the gradient in each layer, for networks of several depths.
 
 Batch norm keeps the gradients of sigmoids from vanishing. It is less well known that batch norm also makes gradients
 explode with depth at initialisation. For Dense - BN - ReLU with wide layers and large batches, the squared norm grows
 by a factor of pi / (pi - 1) from each layer to the layer before it (Yang and others, 2019, arXiv:1902.08129). The
-module knows no plot.
+module draws no plot.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _WIDTH = 128
 _MEASURED_ROWS = 256
 _BATCH = 60
 _RATE = 0.1
-# The relative error up to which a measured growth agrees with the prediction. The prediction holds for layers of
-# infinite width.
+# A measured growth agrees with the prediction if its relative error is at most this number. The prediction holds for
+# layers of infinite width.
 _AGREES = 0.05
 # If the growth per layer differs from 1 by at most this much, the gradient counts as neither vanishing nor exploding.
 # Over 64 layers, such a growth gives a factor of at most 23.
@@ -46,11 +46,11 @@ _STEADY = 0.05
 class Depth:
     """The measurements of one network with `depth` hidden layers.
 
-    initial, trained: the gradient norms before and after training. There is one norm for each hidden Dense, starting
-    next to the input. It is the Frobenius norm of the gradient of the loss with respect to this Dense's weights. Both
-    are measured in training mode on the same batch. The batch has 256 training rows, or all training rows if there are
-    fewer. score: the score on this batch in training mode, after training.
-    diverged: the step whose loss was not finite, or None. After a divergence, `trained` and `score` are NaN.
+    initial, trained: the gradient norms before and after training. There is one norm for each hidden Dense. The first
+    norm is that of the Dense next to the input. Each norm is the Frobenius norm of the gradient of the loss with
+    respect to the weights of its Dense. Both sequences are measured in training mode on the same batch. The batch has
+    256 training rows, or all training rows if there are fewer. score: the score on this batch in training mode, after
+    training. diverged: the step whose loss was not finite, or None. After a divergence, `trained` and `score` are NaN.
     """
 
     activation: Activation
@@ -78,9 +78,9 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 def growth(norms: tuple[float, ...]) -> float:
     """Fit the factor by which the norm grows from each layer to the layer before it.
 
-    The factor comes from the slope of the logarithm of the norm. norms: one norm for each hidden Dense, starting next
-    to the input. The first layer is left out, because its number of inputs depends on the table. Returns NaN if fewer
-    than two layers are left, or if a norm is 0 or not finite.
+    The factor comes from the slope of the logarithm of the norm. norms: one norm for each hidden Dense, in the order
+    from the input to the output. The first layer is left out, because its number of inputs depends on the table.
+    Returns NaN if fewer than two layers are left, or if a norm is 0 or not finite.
     """
     rest = np.array(norms[1:])
     if len(rest) < 2 or not np.isfinite(rest).all() or (rest <= 0).any():
@@ -91,8 +91,8 @@ def growth(norms: tuple[float, ...]) -> float:
 def gradient_norms(network: nn.Sequential, sample: Sample, rows: Examples) -> tuple[float, ...]:
     """For each hidden Dense, compute the Frobenius norm of the gradient of the loss with respect to its weights.
 
-    rows: the batch, which is used in training mode. The computation is in float64, because a gradient falls below the
-    smallest float32 over 64 sigmoid layers. `network` does not change.
+    rows: the batch, which is used in training mode. The computation is in float64, because over 64 sigmoid layers, a
+    gradient becomes smaller than the smallest float32. `network` does not change.
     """
     network = copy.deepcopy(network).double().train()
     y = rows.y.double() if rows.y.is_floating_point() else rows.y

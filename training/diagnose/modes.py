@@ -3,7 +3,7 @@
 Training mode uses the statistics of a batch.
 
 The same network (the reference topology) is scored in both modes on the same held-out rows. Only the statistics in its
-BNs differ between the modes. The module knows no plot.
+BNs differ between the modes. The module draws no plot.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The plots of a diagnosis: draws measurements as SVG. The module does not know the sentences or the page.
+"""The plots of a diagnosis: draws measurements as SVG. The module does not depend on the sentences or the page.
 
-In every plot, one colour is for networks with batch norm, and the other colour for networks without. Each plot is
-a list of charts with one legend. The page puts them side by side, or below each other on a phone.
+In every plot, one colour is for networks with batch norm. The other colour is for networks without batch norm. Each
+plot is a list of charts with one legend. The page puts the charts side by side. On a phone, the charts are below each
+other.
 """
 
 from __future__ import annotations

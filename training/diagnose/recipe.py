@@ -1,7 +1,7 @@
 """Trains the user's own recipe with and without batch norm, and measures what folding changes in the user's network.
 
-The split, the preprocessing, the network and the fit are those of `foldserve-train fit` with the same flags, for one
-member of an ensemble. The module knows no plot.
+The split, the preprocessing, the network and the fit are those of `foldserve-train fit` with the same flags. Only one
+member of an ensemble is trained. The module draws no plot.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from foldserve.training.plan import Plan
 from foldserve.training.table.load import load_held_out
 from foldserve.training.table.schema import Table
 
-# Two mean losses whose relative difference is at most this count as equal. Other initial weights alone move a loss by
-# as much.
+# Two mean losses whose relative difference is at most this count as equal. A change of the initial weights alone can
+# change a loss by this much.
 _CLEAR = 0.02
 
 
@@ -41,7 +41,7 @@ class Training:
     """One training with the recipe. losses, scores: the loss and the score of the validation rows, after each epoch.
 
     test_loss, test_score: the loss and the score of the test rows, with the weights of the best epoch. The loss is the
-    log loss in nats, or the mean squared error of the standardised target; the score is the accuracy or R2. seconds:
+    log loss in nats, or the mean squared error of the standardised target. The score is the accuracy or R2. seconds:
     the time of the fit. If the training diverged, the sequences are empty and the other figures are NaN.
     """
 
@@ -57,7 +57,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Graph:
-    """The user's network in ONNX, unfolded or folded. size: bytes of the file. latency: median seconds by rows."""
+    """The user's network in ONNX, unfolded or folded.
+
+    size: the size of the file in bytes. latency: the median seconds of a run, by the number of rows.
+    """
 
     folded: bool
     nodes: int
@@ -68,10 +71,10 @@ class Graph:
 
 @dataclass(frozen=True)
 class Study:
-    """The trainings with and without batch norm, and the graphs of the first training with the recipe as it is.
+    """The trainings with and without batch norm, and the graphs of the first training with the unchanged recipe.
 
-    rows: the numbers of training, validation and test rows. total: the rows of the table. graphs: (unfolded, folded),
-    or () if that training diverged.
+    rows: the numbers of training, validation and test rows. total: the rows of the table. graphs: the unfolded graph
+    and the folded graph, or () if the training of the graphs diverged.
     """
 
     plan: Plan
@@ -88,7 +91,7 @@ class Study:
 def measure(table: Table, plan: Plan, diagnosis: DiagnosisPlan, on_progress: OnProgress) -> Study:
     """Train `diagnosis.repeats` times with and without batch norm, each time with other initial weights.
 
-    A table of more than 20,000 rows is cut to as many rows, drawn at random.
+    From a table of more than 20,000 rows, only 20,000 random rows are used.
     """
     total = len(table.x)
     if total > MAX_ROWS:

@@ -31,7 +31,8 @@ class Diagnosis:
 def diagnose(table: Table, plan: DiagnosisPlan, own: Plan, on_progress: OnProgress = lambda *_: None) -> Diagnosis:
     """Measure everything in `plan` on `table`, on one thread. A divergence is a result, not an error.
 
-    own: the plan of the user's recipe, which is studied besides the textbook networks, on its own number of threads.
+    own: the plan of the user's recipe. The recipe is measured in addition to the textbook networks. It runs on the
+    plan's own number of threads.
     """
     sample = draw_sample(table, plan.seed)
     study = recipe.measure(table, own, plan, on_progress)

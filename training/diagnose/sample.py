@@ -1,4 +1,7 @@
-"""The rows of a diagnosis, standardised and split, and plain SGD on these rows. The module knows no experiment."""
+"""The rows of a diagnosis, standardised and split, and plain SGD on these rows.
+
+The module does not depend on an experiment.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ from foldserve.training.table.schema import Table
 MAX_ROWS = 20_000
 _MIN_ROWS = 20
 _HELD_OUT_SHARE = 0.25
-# The largest number of held-out rows. It is small because each network is scored on them up to a hundred times, and
-# because they also form one batch in training mode.
+# The largest number of held-out rows. The number is small for two reasons. Each network is scored on these rows up to a
+# hundred times. The rows also form one batch in training mode.
 _MAX_HELD_OUT = 1_000
 
 OnProgress = Callable[[str, int, int], None]
@@ -49,7 +52,7 @@ class Sample:
 
     @property
     def score_name(self) -> str:
-        """The name of `score`."""
+        """The name of the score that the method `score` computes."""
         return "accuracy" if self.classification else "R2"
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
@@ -97,9 +100,9 @@ def train_sgd(
     """Train `network` in place with plain SGD, without momentum. Yield the number and the loss of each step.
 
     The first step has number 1. Each pass over the training rows has a new random order, which is cut into batches of
-    `batch` rows. Rows that do not fill a last batch are left out. If the table has fewer than `batch` rows, each batch
-    has all of them. The training ends after a loss that is not finite. Each step puts the network into training mode
-    again, so the caller may change the mode between two steps.
+    `batch` rows. Rows that do not fill a last batch are left out. If there are fewer than `batch` training rows, each
+    batch has all training rows. The training ends after a loss that is not finite. Each step puts the network into
+    training mode again, so the caller may change the mode between two steps.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = list(network.parameters())

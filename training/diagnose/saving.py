@@ -1,6 +1,6 @@
 """Measures how folding the reference topology changes nodes, parameters, latency and memory in ONNX Runtime on the CPU.
 
-The module does not draw.
+The module draws no plot.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Model:
     nodes: the nodes in the file. run: the operators that ONNX Runtime runs after it has optimised the graph, including
     the Softmax. written: the bytes per row that these operators write, including the output of the model. peak: the
     largest number of bytes per row that a single operator reads and writes, if no operator overwrites its input.
-    latency: the median latency in seconds. There is a median for each number of rows, with graph optimisations on and
-    with graph optimisations off.
+    latency: the median latency in seconds. Each number of rows has two medians: one with graph optimisations on, and
+    one with graph optimisations off.
     """
 
     placement: Placement
@@ -133,8 +133,8 @@ def time_models(
 ) -> dict[_Name, dict[bool, dict[int, float]]]:
     """Return the median seconds of a run by model, optimisations of ONNX Runtime (on or off), and number of rows.
 
-    The models take turns, round after round, so that other work on the machine affects all of them alike. contents:
-    ONNX files by name. rows: float32 [rows, features], repeated as often as necessary. stage: the name for on_progress.
+    In each round, all models run in turn. So other work on the machine affects all models alike. contents: ONNX files
+    by name. rows: float32 [rows, features], repeated as often as necessary. stage: the name for on_progress.
     """
     sessions: dict[tuple[_Name, bool], ort.InferenceSession] = {
         (key, optimise): open_session(content, CPU, optimise=optimise)
@@ -182,7 +182,7 @@ def _describe_model(
 def _widths(graph: onnx.GraphProto) -> dict[str, int]:
     """Return the number of columns of each value [batch, columns], by the name of the value.
 
-    A fused operator's output keeps its name.
+    The output of a fused operator has the same name as before the fusion.
     """
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     width = {graph.input[0].name: graph.input[0].type.tensor_type.shape.dim[1].dim_value}

@@ -19,8 +19,8 @@ from foldserve.training.report.page import render_page
 class Finding:
     """One result: a sentence, and the plot and the table that show the figures for the sentence.
 
-    table: rows of cells. The first row has the titles. Texts are escaped later, but the plot is inserted without
-    escaping.
+    table: rows of cells. The first row has the titles of the columns. Texts are escaped later, but the plot is inserted
+    without escaping.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Section:
-    """The findings of one experiment. setting: the experiment in a few sentences."""
+    """The findings of one experiment. setting: a few sentences that describe the experiment."""
 
     title: str
     setting: str
@@ -179,7 +179,7 @@ def describe_rows(sample: Sample) -> str:
 
 
 def render(diagnosis: Diagnosis, sections: Sequence[Section]) -> str:
-    """Render the sections of `diagnosis` as one HTML page. Its text must be encoded in UTF-8."""
+    """Render the sections of `diagnosis` as one HTML page. The text of the page must be encoded in UTF-8."""
     sample, rows = diagnosis.sample, describe_rows(diagnosis.sample)
     return render_sections(
         f"Batch norm on {sample.source}",

@@ -1,4 +1,4 @@
-"""The tables of a diagnosis: measurements as rows of texts. The first row of a table has its titles."""
+"""The tables of a diagnosis: measurements as rows of texts. The first row of a table has the titles of the columns."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training: the loop, its optimiser, checkpoints, processes and calibration. It does not know tables."""
+"""Training: the loop, its optimiser, checkpoints, processes and calibration. The package does not depend on tables."""

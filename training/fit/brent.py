@@ -1,7 +1,7 @@
 """Brent's method: finds the minimum of a function of one variable in an interval.
 
-The steps are those of `scipy.optimize.minimize_scalar(method="bounded")`, bit for bit, and a test compares both. The
-import of scipy.optimize takes 0.3 s, which is a tenth of a whole training of a small table.
+The steps are those of `scipy.optimize.minimize_scalar(method="bounded")`, bit for bit. A test compares both.
+scipy.optimize is not used here, because its import takes 0.3 s. This is a tenth of a whole training on a small table.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _MOST_CALLS = 500
 def minimise(cost: Callable[[float], float], low: float, high: float) -> float:
     """Return the point between `low` and `high` where `cost` is lowest, to about 1e-5.
 
-    `cost` must have only one minimum there. Source: Brent, Algorithms for Minimization without Derivatives, 1973,
-    chapter 5; the variables have the meanings of Forsythe, Malcolm and Moler, 1977, `fmin`.
+    `cost` must have only one minimum in this interval. Source: Brent, Algorithms for Minimization without Derivatives,
+    1973, chapter 5. The variables have the same meanings as in `fmin` of Forsythe, Malcolm and Moler, 1977.
     """
     # best, second, third: the points with the lowest costs so far, with their costs.
     best = second = third = low + _GOLDEN * (high - low)
@@ -72,5 +72,5 @@ def _parabolic_step(
     p = -p if q > 0.0 else p
     q = abs(q)
     if abs(p) < abs(0.5 * q * previous) and q * (low - best[0]) < p < q * (high - best[0]):
-        return (p + 0.0) / q  # + 0.0 makes a zero positive
+        return (p + 0.0) / q  # adding 0.0 turns -0.0 into 0.0
     return None

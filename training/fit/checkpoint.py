@@ -1,7 +1,7 @@
 """Checkpoints: the state of an unfinished run, in a folder with one safetensors file per network of the run.
 
-A file is replaced atomically: after a crash, the file holds the new state or the previous state. No pickle is read. The
-module knows tensors and text; loop.py decides which tensors a state consists of.
+A file is replaced atomically: after a crash, the file holds the new state or the previous state. The module never reads
+a pickle. It only stores tensors and text. loop.py decides which tensors are in a state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor
 from foldserve.service.bundle.atomic import replace_file
 from foldserve.training.errors import CheckpointError
 
-# Minimum seconds between two writes of a state. A killed run loses at most this much, and a slow disk costs little.
+# Minimum seconds between two writes of a state. A killed run loses at most the work of this time. A slow disk delays
+# the run only a little.
 SECONDS_BETWEEN = 5.0
 _SUFFIX, _UNFINISHED = ".safetensors", ".partial"
 _NAME = re.compile(r"member\d+")
@@ -43,8 +44,8 @@ class State:
 class Checkpoints:
     """The folder of one run. run: every setting that decides the result of the run, by name; see `Checkpoint.load`.
 
-    Raises `CheckpointError` if the folder can't be made. If `resume` is False, a folder that holds a checkpoint raises
-    the error too, because overwriting the checkpoint could lose hours of work.
+    Raises `CheckpointError` if the folder can't be made. If `resume` is False, the error is also raised for a folder
+    that holds a checkpoint. Otherwise the run would overwrite this checkpoint, and hours of work could be lost.
     """
 
     folder: Path
@@ -82,7 +83,7 @@ class Checkpoints:
 
 @dataclass
 class Checkpoint:
-    """The file of one network. The clock decides when a state is written. It does not affect the training."""
+    """The file of one network. The clock decides when a state is written. The clock does not affect the training."""
 
     path: Path
     run: Mapping[str, str]

@@ -1,10 +1,10 @@
 """The device of a fit, and the processes that share each batch.
 
-torchrun can start several processes. Otherwise, there is one.
+torchrun can start several processes. Without torchrun, there is one process.
 
 Every process has all rows and draws the same random numbers. Each process computes its share of each batch. The
-gradients, statistics and losses are combined, so that they are those of the whole batch. The module knows tensors and
-layers, no table and no loop.
+gradients, statistics and losses of the processes are combined. The results are those of the whole batch. The module
+works on tensors and layers. It does not depend on tables or on the training loop.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class World:
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """Return this process's part of `rows` rows. The parts are disjoint and differ by at most one row."""
+        """Return this process's part of `rows` rows.
+
+        The parts are disjoint, and their sizes differ by at most one row.
+        """
         return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
     """
     if world.size == 1:
         return network
-    # The conversion changes its argument. So the argument is a new `Sequential` with the same layers.
+    # The conversion changes its argument. So the conversion gets a new `Sequential` with the same layers.
     layers = nn.Sequential(OrderedDict(network.named_children()))
     if world.device.type == "cuda":
         layers = nn.SyncBatchNorm.convert_sync_batchnorm(layers)  # type: ignore[no-untyped-call]
@@ -76,8 +79,8 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
 class CpuSyncBatchNorm(nn.Module):
     """Batch norm with the statistics of all processes' rows. `nn.SyncBatchNorm` does the same, but refuses CPUs.
 
-    The layer trains the parameters and buffers of `norm`. A process may have no rows, but all processes together have
-    at least two.
+    The layer trains the parameters and buffers of `norm`. A process may have no rows. All processes together have at
+    least two rows.
     """
 
     def __init__(self, norm: nn.BatchNorm1d) -> None:
@@ -104,7 +107,10 @@ class CpuSyncBatchNorm(nn.Module):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over all processes. Each process's loss depends on every term, so the gradients are summed too."""
+    """The sum over all processes.
+
+    The loss of each process depends on every term of the sum, so the gradients are summed too.
+    """
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:
@@ -145,7 +151,7 @@ def join_processes(device: Device) -> Iterator[World]:
     try:
         yield World(chosen, rank, size)
     except BaseException as error:
-        with contextlib.suppress(RuntimeError):  # if torchrun has ended, so has the store; torchrun prints the reason
+        with contextlib.suppress(RuntimeError):  # the store ends with torchrun; torchrun prints the reason
             if store.add("failed", 1) > 1:
                 raise SystemExit(1) from error
         if "gloo" in str(error) or isinstance(error, distributed.DistError):

@@ -1,8 +1,8 @@
 """The loop: minibatch gradient descent on tensors in memory, early stopping, and exact batch-norm statistics.
 
-The module knows no file format, no terminal and no ONNX; a hook receives the progress. On a CPU the result depends only
-on the seed, the library versions, the kind of CPU, and the numbers of threads and processes. Checkpoints do not change
-the result, and a resumed run has the same result.
+The module does not depend on file formats, terminals or ONNX. It reports the progress to hooks. On a CPU the result
+depends only on the seed, the library versions, the kind of CPU, and the numbers of threads and processes. Checkpoints
+do not change the result, and a resumed run has the same result.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ _CHUNK = 8192
 
 @dataclass(frozen=True)
 class Examples:
-    """x: float32 [rows, features], standardised. y: int64 [rows], classes; or float32 [rows], standardised targets."""
+    """x: the standardised features, float32 [rows, features].
+
+    y: the classes, int64 [rows]; in a regression, the standardised targets, float32 [rows].
+    """
 
     x: Tensor
     y: Tensor
@@ -67,7 +70,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class EpochProgress:
-    """The progress within epoch `number` of `epochs`. rows_done, rows: numbers of rows of all processes together."""
+    """The progress within epoch `number` of `epochs`.
+
+    rows_done: the number of finished rows. rows: the number of all rows of the epoch. Both count the rows of all
+    processes.
+    """
 
     number: int
     epochs: int
@@ -101,9 +108,9 @@ def fit(
     """Train a copy of `network`, a chain on the CPU. `network` itself does not change.
 
     If there are several processes, all of them call this function with the same arguments and get the same result. Only
-    the first process calls the hooks. If a checkpoint is given, the fit resumes from the state in it, and writes its
-    last state to it. Raises `FitError` with the number of the epoch if the loss is not finite, and `ExecutionError` if
-    the network can't be compiled. The checkpoint may raise `CheckpointError`.
+    the first process calls the hooks. If a checkpoint is given, the fit resumes from the state in the checkpoint. The
+    fit also writes its last state to the checkpoint. Raises `FitError` with the number of the epoch if the loss is not
+    finite, and `ExecutionError` if the network can't be compiled. The checkpoint may raise `CheckpointError`.
     """
     recipe = recipe.resolved(len(train.x))
     train, validation = train.to(world.device), validation.to(world.device)
@@ -172,8 +179,8 @@ class _Training:
         self._network.train()
         for batch in batches:
             loss = self._batch_loss(train, batch)
-            # The loss is a sum over rows, and DDP averages the gradients of the processes. The weight is a factor of
-            # the loss, because `backward` with a weight as its argument imports sympy, which takes 0.4 s.
+            # The loss is a sum over rows, and DDP averages the gradients of the processes. The loss is multiplied by
+            # the weight here. If `backward` got the weight as its argument, it would import sympy, which takes 0.4 s.
             (loss * (world.size / len(batch))).backward()  # type: ignore[no-untyped-call]  # torch 2.13: untyped
             self._optimiser.step(learning_rate(recipe, step, steps))
             total += loss.detach()
@@ -224,8 +231,8 @@ class _Training:
         for x, y in zip(*(torch.split(part[share], _CHUNK) for part in (validation.x, validation.y)), strict=True):
             output = self._network(x)
             total[0] += self._sum_loss(output, y, 0.0)
-            # In classification, the term counts the right answers. In a regression, it is the squared error, whose sum
-            # `_r2` needs.
+            # In classification, the term counts the right answers. In a regression, the term is the squared error,
+            # because `_r2` needs the sum of the squared errors.
             term = (output.squeeze(1) - y).square() if y.is_floating_point() else output.argmax(1) == y
             total[1] += term.sum()
         loss, score = (self._world.sum(total) / len(validation.x)).tolist()

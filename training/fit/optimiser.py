@@ -1,9 +1,11 @@
-"""AdamW on one flat tensor. It calls PyTorch's fused kernel directly, without the bookkeeping around the kernel.
+"""AdamW on one flat tensor.
+
+The module calls PyTorch's fused kernel directly, without the bookkeeping around the kernel.
 
 For a network of a few thousand weights, a step of `torch.optim.AdamW(fused=True)` takes 10 microseconds for the
-arithmetic and 140 microseconds for bookkeeping. With `torch.optim.AdamW` the weights are the same, bit for bit, but the
-whole command `fit` takes 17% more CPU time on digits, and 22% more on a mixed table of 1,000 rows (medians of 7 pairs).
-The module knows no schedule: the caller passes the learning rate of each step.
+arithmetic and 140 microseconds for bookkeeping. `torch.optim.AdamW` gives the same weights, bit for bit. But with it,
+the whole command `fit` takes 17% more CPU time on digits, and 22% more on a mixed table of 1,000 rows (medians of 7
+pairs). The caller passes the learning rate of each step.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ class FlatAdamW:
     """Decoupled weight decay and bias-corrected moments (Loshchilov and Hutter, 2019, arXiv:1711.05101).
 
     Only weight matrices decay. A gamma or a bias corrects statistics, and decay would weaken this correction. The
-    constructor makes the parameters views of one tensor, so no other code may replace their storage.
+    constructor turns the parameters into views of one tensor. So no other code may replace the storage of a parameter.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
@@ -67,5 +69,8 @@ class FlatAdamW:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Return the optimiser's tensors. Together with the weights, they decide the next step. They are not copies."""
+        """Return the optimiser's tensors.
+
+        Together with the weights, these tensors decide the next step. The tensors are not copies.
+        """
         return {"mean": self._mean, "square": self._square, "steps": self._steps}

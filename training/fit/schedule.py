@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as functions of the step. The module does not know the optimiser."""
+"""Learning-rate schedules, as functions of the step. The module does not depend on the optimiser."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
     cosine: the rate falls along half a cosine from the highest rate to 0 (Loshchilov and Hutter, 2017,
     arXiv:1608.03983). onecycle: over the first 30% of the steps, the rate rises from 1/25 of the highest rate to the
-    highest rate. Then it falls to 4e-6 of the highest rate (Smith and Topin, 2018, arXiv:1708.07120). Both parts are
-    half a cosine.
+    highest rate. Then it falls to 4e-6 of the highest rate (Smith and Topin, 2018, arXiv:1708.07120). Each of the two
+    parts has the form of half a cosine.
     """
     highest = recipe.learning_rate
     if recipe.schedule == "cosine":

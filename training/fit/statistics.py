@@ -1,4 +1,7 @@
-"""Computes exact batch-norm statistics over all training rows, after the last step. It does not know the loop."""
+"""Computes exact batch-norm statistics over all training rows, after the last step.
+
+The module does not depend on the training loop.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = 8192) -> None:
-    """Set the running statistics of every BN to the statistics of `x` [rows, features] under the final weights, in
-    place.
+    """Set the running statistics of every BN in place.
 
-    The method is PreciseBN (Wu and Johnson, 2021, arXiv:2105.07576). It is needed because the moving average of the
-    training contains statistics of earlier weights. Dropout is off, as in every later use of the network (Li and
-    others, 2019, arXiv:1801.05134). The BNs are set one after the other. So the statistics of each BN come from the
-    inputs that this BN will get in eval mode. Two passes and float64 sums give the exact variance instead of a mean of
-    batch variances.
+    The new values are the statistics of `x` [rows, features] under the final weights.
+
+    The method is PreciseBN (Wu and Johnson, 2021, arXiv:2105.07576). This method is needed, because the moving average
+    of the training also contains statistics of earlier weights. Dropout is off, as in every later use of the network
+    (Li and others, 2019, arXiv:1801.05134). The BNs are set one after the other. So the statistics of each BN come from
+    the inputs that this BN will get in eval mode. Two passes and float64 sums give the exact variance instead of a mean
+    of batch variances.
     chunk: the number of rows that are computed at a time.
     """
     network.eval()

@@ -1,6 +1,6 @@
 """Chooses the decision threshold of a model with two classes, on rows that the network was not trained on.
 
-The module knows only arrays. service/bundle/decision.py applies the threshold.
+The module works only on arrays. service/bundle/decision.py applies the threshold.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def choose_threshold(
 
     y: int64 [rows], true classes. outputs: float32 [rows, 2], probabilities. positive: the class of the threshold.
     `f1` gives the largest F1 of this class, and `cost:FP,FN` the smallest total cost of the errors. Several intervals
-    of thresholds may be equally good. Then the interval nearest to a preferred value is chosen. This value is 0.5 for
-    `f1`, and FP / (FP + FN) for costs, the best threshold of calibrated probabilities (Elkan, 2001, "The foundations of
-    cost-sensitive learning"). If the value is in the interval, it is the threshold. Otherwise, the threshold is a short
-    number near the middle of the interval.
+    of thresholds may be equally good. Then the interval nearest to a preferred value is chosen. The preferred value is
+    0.5 for `f1`. For costs it is FP / (FP + FN), the best threshold of calibrated probabilities (Elkan, 2001, "The
+    foundations of cost-sensitive learning"). If the preferred value is in the interval, this value is the threshold.
+    Otherwise, the threshold is a short number near the middle of the interval.
     """
     chosen = options.value
     rule = "value"
@@ -41,16 +41,16 @@ def choose_threshold(
         distance = np.maximum(low[best] - preferred, preferred - high[best])
         place = best[distance.argmin()]
         chosen = _value_in(np.float32(low[place]), np.float32(high[place]), preferred)
-    # The shortest text of the float32, so that every reader compares the same number.
+    # The value is the shortest decimal text of the float32. So every reader of the value uses the same number.
     return Threshold(positive=labels[positive], value=float(str(np.float32(chosen))), rule=rule)
 
 
 def _intervals(
     is_positive: npt.NDArray[np.bool_], probabilities: _Probabilities, costs: tuple[float, float] | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the intervals of thresholds that give the same classes, and the gain of each.
+    """Return the intervals of thresholds, and the gain of each interval.
 
-    Every threshold t with low < t <= high gives these classes. The gain is the F1, or the total cost times -1.
+    All thresholds t with low < t <= high give the same classes. The gain is the F1, or the total cost times -1.
     """
     edges, group = np.unique(probabilities, return_inverse=True)
     rows = np.bincount(group, minlength=len(edges))
@@ -70,7 +70,7 @@ def _intervals(
 
 
 def _value_in(low: np.float32, high: np.float32, preferred: float) -> float:
-    """Return a value above `low` and up to `high`, and at least 0."""
+    """Return a value that is at least 0, above `low`, and at most `high`."""
     if low < np.float32(preferred) <= high:
         return preferred
     middle = (max(float(low), 0.0) + float(high)) / 2

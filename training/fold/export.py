@@ -1,7 +1,7 @@
 """Export: turns a folded chain into one ONNX file. The bytes of the file depend on the network and its description.
 
 The nodes are few and are built by hand. PyTorch's exporter would add stack traces with local paths, and its graphs
-change from version to version. Each layer type adds its own nodes. This module knows no data and no bundle.
+change from version to version. Each layer type adds its own nodes. This module does not depend on data or on bundles.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def write_model(
 ) -> bytes:
     """Write an ONNX model of one float32 input [batch, columns] and one float32 output [batch, columns].
 
-    inputs, outputs: the name and the number of columns, or the shape of a row. Raises `ExportError` if `onnx.checker`
-    refuses the graph.
+    inputs, outputs: the name of the tensor with its number of columns, or with the shape of a row. Raises `ExportError`
+    if `onnx.checker` refuses the graph.
     """
     tensors = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])

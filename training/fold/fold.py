@@ -1,7 +1,7 @@
-"""Folding: turns a chain of Dense, batch norm and activations into the same function with every affine step in a Dense.
+"""Folding: moves every affine step of a chain of Dense, batch norm and activations into a Dense.
 
-Folding never changes the network that is passed to it. The module knows layers and arithmetic, but no data and no
-files.
+The folded chain computes the same function. Folding never changes the network that is passed to it. The module does not
+depend on data or files.
 
 In eval mode a batch norm is an affine map of each column, BN(x) = s * x + t with
 
@@ -104,10 +104,11 @@ _Step = _Dense | _Scale | _Opaque
 def fold(network: nn.Sequential) -> Folded:
     """Fold every affine layer of `network`, a chain in eval mode, into the Dense layers around it.
 
-    Consecutive BNs and Affines are composed into one affine map. If this map directly follows a Dense, it folds into
-    that Dense (backward). Otherwise it folds into the Dense directly after it (forward). Without a Dense on either
-    side, the map stays in the chain as a scale and a shift. An input offset that is many standard deviations from zero
-    is subtracted at the start of the chain. Dropout and Identity do nothing in eval mode, so they are dropped.
+    Consecutive BNs and Affines are composed into one affine map. If this map directly follows a Dense, the map folds
+    into that Dense (backward). Otherwise the map folds into the Dense directly after the map (forward). Without a Dense
+    on either side, the map stays in the chain as a scale and a shift. An input offset that is many standard deviations
+    from zero is subtracted at the start of the chain. Dropout and Identity do nothing in eval mode, so they are
+    dropped.
 
     Raises `FoldError` with the name of the layer in these cases: the network is in training mode, a BN has no running
     statistics, the statistics are not finite, var + eps is not above 0, no rule covers the layer, the widths don't
@@ -260,9 +261,10 @@ def _compose_neighbours(steps: Iterator[_Step]) -> Iterator[_Step]:
 #     d = (m2 - b1) / s1      m is the x that the first map takes to m2: the offset of the data that the second map
 #                             was fitted to. Then s1*d + b1 - m2 = 0, and beta = b2.
 #
-# The second choice is taken for a column if the data of the second map are further from zero, in standard deviations,
-# than the data of the first map. For example, the first map only changes the unit, and a BN after it subtracts the
-# mean. If s1 = 0, the quotient is not finite and z is constant; then d = 0.
+# For each column, the distance of the data from zero is measured in standard deviations. The second choice is taken if
+# this distance is larger for the data of the second map than for the data of the first map. For example, the first map
+# only changes the unit, and a BN after it subtracts the mean. If s1 = 0, the quotient is not finite and z is constant;
+# then d = 0.
 def _compose(first: _Scale, second: _Scale) -> _Scale:
     d = torch.where(second.distance > first.distance, (second.mean - first.beta) / first.scale, 0.0)
     d = d.nan_to_num(0.0, 0.0, 0.0)
@@ -278,15 +280,15 @@ def _compose(first: _Scale, second: _Scale) -> _Scale:
 def _subtract_offsets(steps: Iterator[_Step], network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
     """Put a Shift in front of a _Scale that is applied to the raw or encoded input.
 
-    It subtracts the offsets above `MAX_FOLDED_OFFSET`.
+    The Shift subtracts the offsets above `MAX_FOLDED_OFFSET`.
 
     Only inputs have such offsets. The mean of a Dense's outputs is small, compared with their std.
     """
     on_input = True
     for step in steps:
         if on_input and isinstance(step, _Scale):
-            # s * (x - m) + b = s * ((x - o) - (m - o)) + b. The offset o is m rounded to float32, because ONNX Runtime
-            # subtracts in float32. The term m - o corrects the rounding error of o.
+            # The map s * (x - m) + b is written as s * ((x - o) - (m - o)) + b. The offset o is m rounded to float32,
+            # because ONNX Runtime subtracts in float32. The term m - o corrects the rounding error of o.
             offset = step.mean.float()
             offset = torch.where((step.distance > MAX_FOLDED_OFFSET) & offset.isfinite(), offset, 0.0)
             if offset.any():

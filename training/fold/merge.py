@@ -43,7 +43,7 @@ def fold_mean(networks: Sequence[nn.Sequential]) -> Folded:
             continue
         merged[name], rule = _merge_dense(layers, first=name == dense[0], last=name == dense[-1])
         report.append(Fold(f"{name} of {len(networks)} members", rule, name))
-    # All members have the same layers, so the report of one member is the report of all.
+    # All members have the same layers, so the report of one member is valid for all members.
     return Folded(nn.Sequential(merged).eval(), (*folded[0].report, *report))
 
 

@@ -1,7 +1,7 @@
 """The calendar of a moment: a layer that turns a number of days or hours since an origin into the parts of the date.
 
 The parts are computed with whole numbers, which float32 holds exactly up to 2^24. Each cycle then gets a sine and a
-cosine. The module does not know how a text becomes the number.
+cosine. Other modules convert texts to this number.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
     """Compute the parts of moments: first `NUMBERS`, then `CYCLES`. If a moment is missing (NaN), its parts are NaN.
 
     x: whole numbers of days or hours since an origin. per_day: 1 for days, 24 for hours. origin: the origin in days
-    since 0000-03-01. January is 1, and Monday is 0. The date is that of the proleptic Gregorian calendar, by the
-    algorithm `civil_from_days` of Howard Hinnant (https://howardhinnant.github.io/date_algorithms.html).
+    since 0000-03-01. January is 1, and Monday is 0. The date is in the proleptic Gregorian calendar. The computation
+    uses the algorithm `civil_from_days` of Howard Hinnant (https://howardhinnant.github.io/date_algorithms.html).
     """
     day = (x / per_day).floor()
     hour = (x - day * per_day) * 24.0 / per_day

@@ -1,8 +1,8 @@
 """Dropout that draws one byte per unit.
 
 PyTorch's dropout draws one 32-bit number per unit and makes a Bernoulli variable of it. On one core this takes about 10
-ns per unit, or a third of the time of a training step of a small network. Here one 64-bit random number is enough for
-eight units.
+ns per unit. This is a third of the time of a training step of a small network. Here one 64-bit random number is enough
+for eight units.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The encoding of a raw row: the first layer, which turns categories and missing values into numbers.
 
 In a raw row, a category is an index and a missing value is NaN. A product of such a value and a weight has no meaning.
-The module does not know how a layout is chosen. A table without categories, missing values and bins needs no encoding
-layer.
+preprocessing.py chooses the layout. A table without categories, missing values and bins needs no encoding layer.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ class Layout:
 
     The four groups of columns stand side by side, in the order below.
 
-    Numbers. numeric: int64, the indices of their features; fill: float32, the value that replaces a missing number, or
-    NaN if the feature has no missing values. Bins. binned: int64, positions in `numeric`; low, rate: float32, a bin's
-    lower edge and 1 / its width. Categories. categorical: int64, the indices of their features; index: float32, the
-    category for which the column is 1. Missing values. missing: int64, the indices of the features; the column is 1
-    where the feature is missing.
-    The arrays of a group have one entry for each of its columns.
+    Numbers. numeric: the index of the feature, int64. fill: the value that replaces a missing number, float32; NaN if
+    the feature has no missing values. Bins. binned: the position of the feature in `numeric`, int64. low: the lower
+    edge of the bin, float32. rate: 1 divided by the width of the bin, float32. Categories. categorical: the index of
+    the feature, int64. index: the category for which the column is 1, float32. Missing values. missing: the index of
+    the feature, int64. The column is 1 where the feature is missing. The arrays of a group have one entry for each of
+    its columns.
     """
 
     numeric: Indices

@@ -1,4 +1,4 @@
-"""An ONNX graph under construction, one node after the other. The module knows no layer."""
+"""An ONNX graph under construction, one node after the other. The module does not depend on layers.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The layer types of this project: the arithmetic in PyTorch, the width and the ONNX nodes of each.
 
 To add a layer type, subclass `Layer`: folding, merging and export use only the methods of `Layer`. The module does not
-know how a layer is trained or folded.
+train or fold layers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Layer(nn.Module):
     def add_nodes(self, graph: Graph, name: str) -> None:
         """Add the nodes of this layer to `graph`.
 
-        They read the graph's current value, and the last node is called `name`.
+        The nodes read the graph's current value, and the last node has the name `name`.
         """
         raise NotImplementedError
 

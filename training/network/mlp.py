@@ -1,4 +1,4 @@
-"""The batch-norm MLP: its layers and their order. The module does not know how layers are trained or folded.
+"""The batch-norm MLP: its layers and their order. The module does not train or fold layers.
 
 A network is a flat `nn.Sequential` of named layers. Folding works on such a chain, and reports and errors use the
 names.

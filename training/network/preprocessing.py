@@ -25,17 +25,18 @@ _MIN_BIN_WIDTH = 1e-30
 # The number of rows that are transformed at a time. This number bounds the memory.
 _CHUNK = 65_536
 
-# A feature has tails if this ratio is at least _TAILS: the width of its range, divided by the width of the interval
-# with the middle 90% of its values. For a normal distribution, the ratio is 2.3 with 5,000 rows, and 3 with a million.
+# A feature has tails if a ratio is at least _TAILS. The ratio is the width of the feature's range, divided by the width
+# of the interval with the middle 90% of its values. For a normal distribution, the ratio is 2.3 with 5,000 rows, and 3
+# with a million.
 _TAILS = 4.0
 # A feature with at most this many different values has no tails.
 _FEW_VALUES = 32
 
 
 def fit_preprocessing(columns: Sequence[Column], x: Floats, bins: int, binned: Binned = "all") -> nn.Sequential:
-    """Fit the layers in front of a network. They map raw [batch, features] to standardised [batch, columns].
+    """Fit the layers in front of a network. The layers map raw [batch, features] to standardised [batch, columns].
 
-    x: float32 [rows, features], the training rows. bins, binned: see `choose_layout`.
+    x: the training rows, float32 [rows, features]. bins, binned: the arguments of `choose_layout`.
     """
     parts, raw = with_parts(columns), x
     layers = OrderedDict[str, nn.Module]()
@@ -65,13 +66,14 @@ def choose_layout(
 ) -> Layout:
     """Choose the encoded columns of each feature from the training rows `x`, float32 [rows, features].
 
-    bins: the largest number of bins of a numeric feature; the edges are quantiles. binned: whether `all` numeric
-    features get bins, or only the features with `tails`. A feature with tails has many different values, and its range
-    is at least four times as wide as the interval with the middle 90% of them. A scale that fits this whole range would
-    hide the differences between most rows. A scale that fits most rows would give the other rows values without a
-    bound.
+    bins: the largest number of bins of a numeric feature; the edges are quantiles. binned: with `all`, all numeric
+    features get bins; with `tails`, only the features with tails get bins. A feature with tails has many different
+    values, and its range is at least four times as wide as the interval with the middle 90% of them. A scale that fits
+    this whole range would hide the differences between most rows. With a scale that fits most rows, the values of the
+    other rows would have no bound.
 
-    raw: the number of columns before the parts of times. Only these columns get an extra column for missing values.
+    raw: the number of columns that come before the parts of times. Only these columns get an extra column for missing
+    values.
     """
     features = np.arange(len(columns))
     is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
@@ -134,13 +136,13 @@ def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) 
 
     Each group of columns has a different rule for std.
 
-    chunks: a function that returns the encoded training rows in chunks [any, columns]. It is called twice.
+    chunks: a function that returns the encoded training rows in chunks [any, columns]. The function is called twice.
 
     For a column of numbers, std is at least a sixth of the column's range. Otherwise a value that is rare in training
     could be 30 standard deviations from the mean, and decide a prediction alone. An example is a pixel in a corner,
-    which is nearly always 0. All bins share one std, the root mean square of the stds of the bins, so that rare bins do
-    not dominate. Columns of 0 and 1 are only centred. A column that is constant in training becomes 0 for every value.
-    The weights of such a column keep their random initial values, so they must not influence a prediction.
+    which is nearly always 0. All bins share one std: the root mean square of the stds of all bins. So rare bins do not
+    dominate. Columns of 0 and 1 are only centred. A column that is constant in training becomes 0 for every value. The
+    weights of such a column keep their random initial values, so they must not influence a prediction.
     """
     sums, lowest, highest, counts = zip(
         *((chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()),

@@ -16,14 +16,17 @@ Values = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MOST_TICKS = 6
-# Powers of ten from here on are written with an exponent, such as 10⁻³.
+# A power of ten is written without an exponent if its exponent is in this range. Otherwise it is written as, for
+# example, 10⁻³.
 _PLAIN_POWERS = range(-2, 5)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An interval of values with ticks. ticks: pairs of a value and its label. logarithmic: equal factors are equally
-    far apart, and the values are positive.
+    """An interval of values with ticks.
+
+    ticks: pairs of a value and its label. logarithmic: whether equal factors are equally far apart. On such an axis,
+    all values are positive.
     """
 
     label: str
@@ -53,9 +56,10 @@ def linear_axis(
     integers: bool = False,
     most_ticks: int = _MOST_TICKS,
 ) -> Axis:
-    """Return an axis for `values`, arrays of numbers. low, high: fixed ends; by default a margin is added.
+    """Return an axis for `values`, arrays of numbers.
 
-    integers: no tick between two whole numbers. Numbers that are not finite are ignored.
+    low, high: the fixed ends of the axis. By default, there is a margin around the values. integers: whether all ticks
+    are at whole numbers. Numbers that are not finite are ignored.
     """
     shown = _finite(values)
     first, last = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
@@ -74,7 +78,7 @@ def linear_axis(
 
 
 def log_axis(label: str, values: Iterable[Any], *, least_decades: float = 1.0) -> Axis:
-    """Return a logarithmic axis for the positive ones of `values`, with a tick at powers of ten."""
+    """Return a logarithmic axis for the positive numbers in `values`, with ticks at powers of ten."""
     shown = _finite(values)
     shown = shown[shown > 0]
     low, high = (math.log10(shown.min()), math.log10(shown.max())) if len(shown) else (0.0, 1.0)

@@ -1,4 +1,7 @@
-"""The charts of the report: draws arrays as SVG with a legend. The module does not know the manifest or the page."""
+"""The charts of the report: draws arrays as SVG with a legend.
+
+The module does not depend on the manifest or the page.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from foldserve.training.report.svg import Chart, Colour, Dash, legend
 MAX_POINTS = 1_000
 MAX_CURVES = 3
 _MAX_LINES = 20
-# An axis is logarithmic if its largest value is above this multiple of the smallest. On a linear axis, the late epochs
-# would look like a flat line, and most of the rows would be one dot.
+# An axis is logarithmic if its largest value is more than this number times its smallest value. On a linear axis, the
+# late epochs would look like a flat line, and most of the rows would be one dot.
 _LOGARITHMIC = 30
 _MAX_BINS = 40
 # Two points of a curve that are closer than this share of the chart look the same.
@@ -49,10 +52,13 @@ def draw_losses(histories: Sequence[tuple[Values, Values]], alt: str) -> str:
 
 
 def draw_scores(histories: Sequence[Values], name: str, alt: str) -> str:
-    """Draw a score of the validation rows by epoch. histories: arrays [epochs]. The first 20 are drawn as lines."""
+    """Draw a score of the validation rows by epoch.
+
+    histories: arrays [epochs]. The first 20 histories are drawn as lines.
+    """
     shown = histories[:_MAX_LINES]
-    # The axis has a fixed top and a limited bottom, because the R2 of an untrained model can be any negative number,
-    # and a score can be 1 in every epoch.
+    # The bottom of the axis is limited, because the R2 of an untrained model can be any negative number. The top of the
+    # axis is fixed, because a score can be 1 in every epoch.
     lowest = min(float(score.min()) for score in shown)
     chart = Chart(_epochs(shown), linear_axis(f"validation {name}", [], low=min(max(lowest, 0.0), 0.95), high=1.0))
     for score in shown:
@@ -70,7 +76,8 @@ def _epochs(histories: Sequence[Values]) -> Axis:
 def draw_reliability(edges: Values, confidence: Values, accuracy: Values, share: Values, alt: str) -> str:
     """Draw the accuracy by confidence as a line, and the share of the rows in each bin as bars.
 
-    edges: [bins + 1]. confidence, accuracy: [bins], NaN for an empty bin. share: [bins].
+    edges: the edges of the bins, [bins + 1]. confidence, accuracy: the means of each bin, [bins]; NaN for an empty bin.
+    share: the share of the rows in each bin, [bins].
     """
     chart = Chart(_share_axis("confidence"), _share_axis("accuracy"))
     chart.bars(edges[:-1], edges[1:], share, "pale")
@@ -95,15 +102,18 @@ def draw_roc(curves: Sequence[tuple[str, Curve]], marked: int | None, alt: str) 
 
 
 def draw_precision_recall(curves: Sequence[tuple[str, Curve]], marked: int | None, alt: str) -> str:
-    """Draw the precision by the recall of the first 3 curves. marked: as in `draw_roc`."""
+    """Draw the precision by the recall of the first 3 curves. `marked` has the same meaning as in `draw_roc`."""
     chart = Chart(_share_axis("recall"), _share_axis("precision"))
-    # The first point predicts no row, so its precision is only a convention.
+    # At the first point no row is predicted, so the precision at this point is only a convention.
     shown = [(name, curve.recall[1:], curve.precision[1:]) for name, curve in curves[:MAX_CURVES]]
     return _draw_curves(chart, shown, None if marked is None else max(marked - 1, 0), alt)
 
 
 def draw_gains(name: str, curve: Curve, marked: int, alt: str) -> str:
-    """Draw the share of a class that is found, over the share of all rows that is chosen by the highest scores."""
+    """Draw the found share of a class over the chosen share of all rows.
+
+    The rows with the highest scores are chosen first.
+    """
     chart = Chart(_share_axis("share of the rows, highest scores first"), _share_axis("share of the class found"))
     _diagonal(chart)
     shown = [(name, curve.predicted_share, curve.recall)]
@@ -129,7 +139,10 @@ def _draw_curves(
 
 
 def _thin(x: Values, y: Values) -> tuple[Values, Values]:
-    """Leave out the points of a curve from (0, 0) to (1, 1) that are not visibly different from the point before."""
+    """Leave out the points of a curve that do not visibly differ from the point before.
+
+    The curve goes from (0, 0) to (1, 1).
+    """
     places = np.stack([x, y]) // _RESOLUTION
     moved = np.append(True, (np.diff(places) != 0).any(0))
     moved |= np.append(moved[1:], True)  # the point before a step stays, so that the step stays vertical
@@ -144,7 +157,8 @@ def is_log_scaled(values: Values) -> bool:
 def draw_predictions(y: Values, values: Values, alt: str) -> str:
     """Draw the predicted values over the true values, both [rows]. The axes may be logarithmic, see `is_log_scaled`.
 
-    At most `MAX_POINTS` rows are drawn, at equal distances. A logarithmic chart has no predicted value below 0.
+    At most `MAX_POINTS` rows are drawn, evenly spread over the rows. A logarithmic chart has no predicted value below
+    0.
     """
     taken = np.unique(np.linspace(0, len(y) - 1, MAX_POINTS).round().astype(int))
     make = log_axis if is_log_scaled(y) else linear_axis
@@ -157,7 +171,7 @@ def draw_predictions(y: Values, values: Values, alt: str) -> str:
 
 
 def has_long_tail(residual: Values) -> bool:
-    """Whether the residuals are drawn by size on a logarithmic axis, because a few are far larger than most."""
+    """Whether the residuals are drawn by size on a logarithmic axis, because a few are much larger than the others."""
     size = abs(residual)
     half = float(np.median(size))
     return half > 0 and float(size.max()) > _LOGARITHMIC * half
@@ -179,7 +193,10 @@ def _draw_signed(residual: Values, bins: int, alt: str) -> str:
 
 
 def _draw_sizes(residual: Values, bins: int, alt: str) -> str:
-    """Draw the residuals above and below 0 as one bar each, by their size."""
+    """Draw a histogram of the sizes of the residuals.
+
+    Each bar has one part for residuals above 0, and one part for the others.
+    """
     size = abs(residual)
     low = float(np.quantile(size[size > 0], 0.01))
     edges = np.geomspace(low, float(size.max()), bins + 1)

@@ -1,6 +1,6 @@
 """Curves over all decision thresholds: ROC, precision and recall, lift, and the areas below them.
 
-The module knows only arrays. `positive` is bool [rows]: whether a row belongs to the class. `scores` is [rows]: the
+The module works only on arrays. `positive` is bool [rows]: whether a row belongs to the class. `scores` is [rows]: the
 probability of this class. Rows with equal scores always fall on the same side of a threshold.
 """
 
@@ -22,8 +22,8 @@ class Curve:
     """The counts at each threshold, from the highest threshold to the lowest. All arrays are [points].
 
     A row counts as predicted if its score is at least the threshold. The first point has the threshold infinity, at
-    which no row is predicted. found: the number of predicted rows that are of the class. wrong: the number of the other
-    predicted rows.
+    which no row is predicted. found: the number of predicted rows that belong to the class. wrong: the number of
+    predicted rows that do not belong to the class.
     """
 
     thresholds: Values
@@ -67,7 +67,7 @@ class Curve:
         return int(np.searchsorted(-self.thresholds, -threshold, side="right")) - 1
 
     def found_in_first(self, share: float) -> float:
-        """Return the share of the class among the `share` of all rows that have the highest scores.
+        """Return the share of the class that is found if `share` of all rows are predicted, the highest scores first.
 
         If the limit is among rows with equal scores, a part of them counts, as if these rows were in random order.
         """
@@ -97,8 +97,8 @@ def trace_curve(positive: npt.NDArray[np.bool_], scores: Scores) -> Curve | None
 def auc_by_class(y: npt.NDArray[np.int64], outputs: Scores) -> Values:
     """Return the area under the ROC curve of each class against the others, [classes].
 
-    y: class indices [rows]. outputs: probabilities [rows, classes]. The area is NaN for a class that has no row, or
-    all rows. It is computed from ranks (Mann and Whitney, 1947), which needs no curve.
+    y: class indices [rows]. outputs: probabilities [rows, classes]. The area is NaN for a class that has no rows or
+    that has all rows. The area is computed from ranks (Mann and Whitney, 1947), so no curve is needed.
     """
     areas = np.full(outputs.shape[1], np.nan)
     for place, count in enumerate(np.bincount(y, minlength=len(areas)).tolist()):
@@ -112,9 +112,10 @@ def auc_by_class(y: npt.NDArray[np.int64], outputs: Scores) -> Values:
 
 
 def mean_auc(y: npt.NDArray[np.int64], outputs: Scores) -> float:
-    """Return the AUC of a classifier: the AUC of the second of two classes, or the mean AUC of more classes.
+    """Return the AUC of a classifier.
 
-    A class without an AUC is left out. The result is NaN if no class has one.
+    For two classes, this is the AUC of the second class. For more classes, it is the mean AUC. A class without an AUC
+    is left out. The result is NaN if no class has an AUC.
     """
     if outputs.shape[1] == 2:
         return float(auc_by_class(y, outputs)[1])

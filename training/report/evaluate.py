@@ -1,7 +1,7 @@
 """The quality of a model on rows whose targets are known: metrics, a baseline, classes, calibration, feature
 importance.
 
-The module knows only arrays: no network, no bundle, no page.
+The module works only on arrays. It does not depend on networks, bundles or pages.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ def score(
     """Score `outputs` [rows, outputs] against `y` [rows].
 
     Classification: `accuracy`; `log_loss` in nats; `auc`, the area under the ROC curve, NaN if it is undefined.
-    A threshold decides the predictions. There are then also `precision`, `recall`, `f1` and `cost`.
+    If there is a threshold, it decides the predictions. The result then also has `precision`, `recall`, `f1` and
+    `cost`.
     Regression: `rmse` and `mae` in the target's units, and `r2`. decision: by default, the class with the largest
     probability is predicted.
     """
-    # scikit-learn has the same metrics, and the tests compare with it. Its import takes a second.
+    # scikit-learn has the same metrics, and the tests compare with scikit-learn. scikit-learn is not used here, because
+    # its import takes a second.
     if task == "regression":
         residual = outputs[:, 0].astype(np.float64) - y
         squares = float(np.square(residual).mean())
@@ -59,7 +61,10 @@ def score(
 
 
 def _r2(squares: float, variance: float) -> float:
-    """Return R2 from the mean squared error and the variance of the targets. For a constant target, R2 is 1 or 0."""
+    """Return R2 from the mean squared error and the variance of the targets.
+
+    For a constant target, R2 is 1 without any error, and otherwise 0.
+    """
     return 1 - squares / variance if variance else float(squares == 0)
 
 
@@ -102,8 +107,8 @@ def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int, decision: Deci
     A model that is not better than this answer has learned nothing from the features.
 
     For classification, the answer is the share of each class in `y` [rows]. For regression, it is the mean of `y`. No
-    other constant answer scores better on these rows. outputs: the number of outputs of the model. decision: as in
-    `score`.
+    other constant answer scores better on these rows. outputs: the number of outputs of the model. decision: the
+    decision rule, as for `score`.
     """
     constant = np.full(1, y.mean()) if task == "regression" else np.bincount(y, minlength=outputs) / len(y)
     return score(task, y, np.tile(constant, (len(y), 1)), decision)
@@ -197,8 +202,8 @@ class Importances:
     std: npt.NDArray[np.float64]
 
 
-# The largest number of rows that the model predicts for the importances. The work is about that of one training epoch
-# over 20,000 rows. A limit on the time instead would give different figures in every run. A wide table gets fewer rows
+# The largest number of rows that the model predicts for the importances. The work is about as much as one training
+# epoch over 20,000 rows. A limit on the time would give different figures in every run. A wide table gets fewer rows
 # and fewer shuffles.
 _MAX_PREDICTIONS = 60_000
 _MIN_ROWS, _MAX_ROWS = 64, 2_000

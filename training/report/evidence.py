@@ -64,8 +64,9 @@ class Evidence:
     def curves(self) -> dict[int, Curve]:
         """The curves over all thresholds, by the index of the class. The class of the first curve matters most.
 
-        For two classes, there is the curve of the positive one. For more classes, there are those of the classes with
-        the lowest AUC, each against the others. A class without an AUC has no curve.
+        For two classes, there is only the curve of the positive class. For more classes, there are the curves of the
+        classes with the lowest AUC. Each of these is the curve of one class against the others. A class without an AUC
+        has no curve.
         """
         labels = len(self.manifest.labels)
         by_auc = sorted(range(labels), key=lambda i: (math.isnan(self.classes[i].auc), self.classes[i].auc))
@@ -77,7 +78,10 @@ class Evidence:
 
     @property
     def threshold(self) -> float:
-        """The lowest probability of the positive class with which a row gets this class, if there are two classes."""
+        """The decision threshold, if there are two classes.
+
+        A row gets the positive class if the probability of this class is at least the threshold.
+        """
         threshold = self.manifest.threshold
         return 0.5 if threshold is None else float(np.float32(threshold.value))
 

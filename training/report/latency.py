@@ -21,7 +21,10 @@ _MOST_SECONDS = 0.03
 
 @dataclass(frozen=True)
 class Latency:
-    """The median time in seconds of one run with `rows` rows, over `runs` runs after the first."""
+    """The median time of one run with `rows` rows, in seconds.
+
+    It is the median of `runs` runs, without the first run.
+    """
 
     rows: int
     seconds: float

@@ -2,7 +2,7 @@
 
 It renders templates of `training/` as HTML pages without scripts, links and fonts.
 
-The module owns the filters and the escaping. report/base.html.jinja owns the style of every page.
+The module defines the filters and the escaping. report/base.html.jinja defines the style of every page.
 """
 
 from __future__ import annotations
@@ -37,5 +37,8 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Render a template as one HTML page, to be encoded in UTF-8. template: the template's path below `training/`."""
+    """Render a template as one HTML page.
+
+    The caller must encode the page in UTF-8. template: the template's path below `training/`.
+    """
     return _environment().get_template(template).render(values)

@@ -1,4 +1,4 @@
-"""The version before a new one: reads its manifest, and says whether both were measured on the same test rows."""
+"""The version before a new version: reads its manifest, and says whether the two versions have the same test rows."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from pathlib import Path
 
 from foldserve.service import bundle
 
-# The settings that decide which rows are test rows, besides the table, its target and the seed.
+# These settings decide which rows are test rows. The table, its target and the seed decide it too.
 _SPLIT_SETTINGS = ("test_share", "validation_share", "group", "time", "rare", "keep_duplicates")
 
 
 @dataclass(frozen=True)
 class Previous:
-    """The version before this one. manifest: None if it can't be compared; `reason` then says why."""
+    """The version before this one.
+
+    manifest: its manifest, or None if the two versions can't be compared. Then `reason` says why.
+    """
 
     version: int
     manifest: bundle.Manifest | None
     reason: str = ""
 
     def has_rows_of(self, manifest: bundle.Manifest) -> bool:
-        """Whether this version was measured on the test rows of `manifest`. False if that is not certain."""
+        """Whether this version was measured on the test rows of `manifest`.
+
+        The result is False if this is not certain.
+        """
         if self.manifest is None or manifest.target is None:
             return False
         theirs, ours = self.manifest.provenance, manifest.provenance

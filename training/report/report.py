@@ -52,7 +52,7 @@ _ZERO = 1e-12
 
 
 def render(evidence: Evidence) -> str:
-    """Render the report as one HTML page, to be encoded in UTF-8."""
+    """Render the report as one HTML page. The caller must encode the page in UTF-8."""
     manifest = evidence.manifest
     return render_page(
         "report/report.html.jinja",

@@ -1,6 +1,6 @@
 """The sentences about a training: a headline, findings, and the lines for the terminal.
 
-The module does not know the page.
+The module does not depend on the page.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def describe_threshold(evidence: Evidence) -> list[str]:
 
 
 def compare_versions(evidence: Evidence) -> str:
-    """Say for each metric of the test rows whether it is better than in the version before. "" without that version."""
+    """Say for each metric of the test rows whether it is better than in the version before.
+
+    The text is empty if there is no version before.
+    """
     previous = evidence.previous and evidence.previous.manifest
     if not previous:
         return ""

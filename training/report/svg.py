@@ -1,8 +1,8 @@
 """Draws one chart as an `<svg>` element of an HTML page. The same numbers give the same bytes.
 
-The module knows axes and marks, but no particular chart. The page gives colours, lines and fonts to the CSS classes of
-the marks, and may change them with the reader's colour scheme. A chart is about as wide as a phone, so that its text is
-readable there; on a wide page, charts stand side by side.
+The module draws axes and marks. It does not depend on a particular chart. The marks have CSS classes. The page defines
+the colours, lines and fonts of these classes. The page may change the colours with the reader's colour scheme. A chart
+is about as wide as a phone, so that its text is readable on a phone. On a wide page, charts are side by side.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from foldserve.training.report.axis import Axis, Values
 Colour = Literal["first", "second", "ink", "pale"]
 Dash = Literal["", "dashed", "dotted"]
 
-# All sizes are in the units of the viewBox, which are about pixels on a phone.
+# All sizes are in units of the viewBox. On a phone, one unit is about one pixel.
 _WIDTH, _HEIGHT = 400, 250
 _RIGHT, _TOP, _BOTTOM = 12, 12, 42
 _LEFT_OF_LABELS, _RIGHT_OF_LABELS = 22, 6
 _TITLE = 20
 _TICK, _CHARACTER = 4, 6.2
-# The largest number of labels that fit below a chart depends on their length.
+# The smallest gap between two labels below a chart.
 _LABEL_GAP = 12
 
 
 @dataclass
 class Chart:
-    """A chart with marks in the order of the calls. title: a line above the chart."""
+    """A chart. Its marks are drawn in the order in which its methods were called. title: a line above the chart."""
 
     x: Axis
     y: Axis
@@ -53,7 +53,7 @@ class Chart:
         self._marks.append(f'<path class="line {colour} {dash}"{faint} d="{"".join(parts)}"/>')
 
     def points(self, x: Values, y: Values, colour: Colour, *, size: float = 3.0, faint: bool = False) -> None:
-        """Draw dots. Dots of one call are one element, so that many dots need little space."""
+        """Draw dots. The dots of one call are one SVG element, so that many dots need little space."""
         columns, rows = self._places(x, y)
         shown = np.isfinite(columns) & np.isfinite(rows)
         dots = zip(columns[shown].tolist(), rows[shown].tolist(), strict=True)
@@ -62,7 +62,10 @@ class Chart:
         self._marks.append(f'<path class="dots {colour}" style="{style}" d="{path}"/>')
 
     def bars(self, low: Values, high: Values, heights: Values, colour: Colour, floor: Values | None = None) -> None:
-        """Draw a bar from `low` to `high` on the x axis for each of `heights`. floor: where the bars begin."""
+        """Draw a bar for each of `heights`.
+
+        On the x axis, a bar goes from `low` to `high`. floor: the values on the y axis at which the bars begin.
+        """
         left, tops = self._places(low, heights)
         right, bottoms = self._places(high, np.full(len(heights), self.y.low) if floor is None else floor)
         bars = zip(*(ends.tolist() for ends in (left, right, tops, bottoms)), strict=True)
@@ -85,7 +88,7 @@ class Chart:
             self._marks.append(f'<path class="band {colour}" d="M{path}Z"/>')
 
     def text(self, x: float, y: float, text: str, anchor: Literal["start", "middle", "end"] = "middle") -> None:
-        """Write a text at a point, a little above it."""
+        """Write a text a little above a point."""
         columns, rows = self._places(np.array([x]), np.array([y]))
         place = f'x="{_number(float(columns[0]))}" y="{_number(float(rows[0]) - 4)}"'
         self._marks.append(f'<text {place} text-anchor="{anchor}">{escape(text)}</text>')
@@ -123,7 +126,10 @@ class Chart:
         return self._height - _BOTTOM
 
     def _places(self, x: Values, y: Values) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return the places of points in the units of the viewBox. A place outside the axes is moved to their edge."""
+        """Return the places of points in the units of the viewBox.
+
+        A place outside the axes is moved to the edge of the axes.
+        """
         columns = self._left + (_WIDTH - self._left - _RIGHT) * self.x.place(x).clip(0, 1)
         rows = self._bottom - (self._bottom - self._top) * self.y.place(y).clip(0, 1)
         return columns, rows

@@ -1,6 +1,6 @@
-"""Copies Arrow columns into NumPy arrays, and makes null cells. The module knows no kinds of columns.
+"""Copies Arrow columns into NumPy arrays, and makes null cells. The module does not depend on the kinds of columns.
 
-Arrow's own `to_numpy` and `scalar` give the same results, but they import pandas where it is installed, which takes
+Arrow's own `to_numpy` and `scalar` give the same results. But they import pandas if pandas is installed, which takes
 0.3 s.
 """
 
@@ -15,9 +15,12 @@ import pyarrow.compute as pc
 
 
 def copy_numbers(cells: pa.ChunkedArray, null: float) -> npt.NDArray[Any]:
-    """Return a column of integers or floating-point numbers as an array [rows] of the same type. A null is `null`."""
+    """Return a column of integers or floating-point numbers as an array [rows] of the same type.
+
+    A null becomes the value `null`.
+    """
     fill = _number(null, cells.type)
-    # DLPack passes the memory of an Arrow array to NumPy. It has no nulls.
+    # DLPack passes the memory of an Arrow array to NumPy. DLPack does not support nulls.
     chunks = [np.from_dlpack(chunk.fill_null(fill) if chunk.null_count else chunk) for chunk in cells.chunks]
     return np.concatenate(chunks) if chunks else np.empty(0, cells.type.to_pandas_dtype())
 

@@ -1,6 +1,6 @@
-"""Cells: a column of a source as an Arrow array, and the column's distinct values.
+"""Cells: an Arrow array holds the cells of one column of a source.
 
-The module does not know kinds or schemas.
+The module finds the distinct values of a column. It does not depend on kinds or schemas.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def is_time(cells: pa.ChunkedArray) -> bool:
 
 
 def simplify(name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Decode a dictionary column, and return decimals and float16 as float64, and string views as strings.
+    """Convert a column to a simpler type.
+
+    A dictionary column is decoded, decimals and float16 become float64, and string views become strings.
 
     Raises `DataError` for a nested or binary column.
     """

@@ -21,8 +21,8 @@ from foldserve.training.table.suspects import identifier_note
 from foldserve.training.table.texts import category_note, has_minutes, read_note
 from foldserve.training.text import flag_value, join_some
 
-# A column is dropped as free text if it has more different texts than this, and if there are more than half as many
-# different texts as rows.
+# A column is dropped as free text if both are true: it has more distinct texts than this number, and its distinct texts
+# are more than half of its rows.
 _MAX_FREE_TEXTS = 20
 # Above this number, float32 no longer represents every integer.
 _FLOAT32_EXACT = 2**24

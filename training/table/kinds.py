@@ -44,9 +44,9 @@ def read_declared(kind: Kind, name: str, cells: pa.ChunkedArray, marks: Marks) -
 def infer(name: str, cells: pa.ChunkedArray, marks: Marks, *, typed: bool) -> Decision:
     """Infer the kind of a column, and read it.
 
-    typed: whether the source states the types of its cells. If it does, a text such as 12 stays a text, but a date or a
-    number in a special notation is read. Raises `DataError` for a
-    column of numbers in which some cells are texts, and for numbers that can be read in two ways.
+    typed: whether the source states the types of its cells. If the source states the types, a text such as 12 stays a
+    text. A date or a number in a special notation is still read. Raises `DataError` for a column of numbers in which
+    some cells are texts, and for numbers that can be read in two ways.
     """
     if pa.types.is_boolean(cells.type):
         return "boolean", read_booleans(name, cells), _reading("boolean", cells, marks)
@@ -81,7 +81,7 @@ def _reading(kind: Kind, cells: pa.ChunkedArray, marks: Marks) -> Reading | None
 
 
 def _if_texts(reading: Reading, cells: pa.ChunkedArray) -> Reading | None:
-    """Return the reading of a column that has texts, or numbers that mean a missing value."""
+    """Return the reading if the column has texts, or if some numbers mean a missing value. Otherwise return None."""
     return reading if is_text(cells) or reading.missing else None
 
 

@@ -98,9 +98,10 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
 def load_for_model(options: DataOptions, table: Table, *, by_position: bool, given: Source | None = None) -> Table:
     """Read the table that `options` describes with the schema of a model that is trained already.
 
-    table: the schema, without rows. If `options.target` is None, the rows get no targets. by_position: take the columns
-    in their order, because the model does not name its features; the schema gets their names. given: the table, if it
-    is in memory. Raises `DataError` if a column is missing, or if a cell does not fit the schema.
+    table: the schema, without rows. If `options.target` is None, the rows get no targets. by_position: whether to take
+    the columns in their order, because the model does not name its features. Then the schema gets the names of these
+    columns. given: the table, if it is in memory. Raises `DataError` if a column is missing, or if a cell does not fit
+    the schema.
     """
     source = given or _open(options.source, options, lambda _: None, options.more)
     _check_flags(options, source, options.target or "")

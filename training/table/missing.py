@@ -52,7 +52,7 @@ def require_values(name: str, role: str, values: npt.NDArray[Any]) -> None:
     """Raise `DataError` with the row of the first missing value of column `name`, if there is one.
 
     role: a description of the column for the message, such as `the target`.
-    values: the array, as in `first_missing`.
+    values: the array of the column, as for `first_missing`.
     """
     if row := first_missing(values):
         raise DataError(f"column {name!r}, {role}: row {row} has no value")

@@ -1,7 +1,7 @@
 """Moments: converts dates and times to whole days or hours since an origin, according to a `Reading`.
 
-A column is stored in days if all of its times are midnight, or if its times lie many centuries apart. Any other column
-is stored in whole hours. float32 represents every day exactly, and every hour within 1,900 years.
+A column is stored in whole days in two cases: all of its times are midnight, or its times are many centuries apart. Any
+other column is stored in whole hours. float32 represents every day exactly, and every hour within 1,900 years.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ def _count(times: npt.NDArray[np.int64], absent: npt.NDArray[np.bool_], reading:
 def _microseconds(
     cells: pa.ChunkedArray,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], bool] | None:
-    """Return the times as int64 microseconds since 1970 [rows], a bool array [rows] that is True for a missing value,
-    and whether the times have a time zone. Times with a zone are converted to UTC.
+    """Return three results: the times as int64 microseconds since 1970 [rows], a bool array [rows] that is True for a
+    missing value, and whether the times have a time zone.
+
+    Times with a zone are converted to UTC.
     """
     zoned = False
     if is_text(cells):

@@ -147,13 +147,12 @@ def first_text(found: Distinct) -> str | None:
 
 
 def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
-    """Describe the cells that are not numbers in a column that looks numeric, or return None for other columns of
-    texts.
+    """Describe the cells that are not numbers, if the column looks numeric. Return None for any other column of texts.
 
-    A column looks numeric if at least half of its cells are numbers in some notation, or if all cells that are not
-    numbers are common texts for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor as
-    texts. A column that has only numbers is described too, if no single notation fits all of them. allow_plain: whether
-    numbers with a decimal point count as such a notation.
+    A column looks numeric if one of these is true: at least half of its cells are numbers in some notation, or all its
+    other cells are common texts for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor
+    as texts. A column that has only numbers is described too, if no single notation fits all of them. allow_plain:
+    whether numbers with a decimal point count as such a notation.
     """
     if allow_plain and all_plain(found):
         return None

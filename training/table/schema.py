@@ -1,4 +1,4 @@
-"""A table's schema, its values and its split. The module knows no files, no cells and no networks."""
+"""A table's schema, its values and its split. The module does not depend on files, cells or networks."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Table:
     NaN. There are no infinities.
     y: for classification, int64 [rows], indices into `labels`; for regression, float64 [rows], finite values.
     labels: the classes in the order of their indices, in the JSON type of the target; () for regression.
-    group: int64 [rows]. Rows with an equal number stay together in the split. It is None without a group column.
-    time: float64 or int64 [rows]. A later row has a larger number. It is None without a time column.
+    group: int64 [rows]. Rows with an equal number stay together in the split. `group` is None without a group column.
+    time: float64 or int64 [rows]. A later row has a larger number. `time` is None without a time column.
     notes: facts about the reading that the user should know, one sentence each.
     target_reading: how the texts of a regression target become numbers; None if the cells are numbers.
     rare: the labels of the classes that were too small, so they were dropped or merged.

@@ -1,4 +1,6 @@
-"""The split: decides which rows are for training, for validation and for the test. It knows no cells and no files.
+"""The split: decides which rows are for training, for validation and for the test.
+
+The module does not depend on cells or files.
 
 By default, rows are drawn at random, class by class. With groups, whole groups are drawn, so that no group is in two
 parts. With a time, the training rows are the earliest and the test rows are the latest.
@@ -16,8 +18,9 @@ from foldserve.service.figures import count_of
 from foldserve.training.errors import DataError
 from foldserve.training.table.schema import RowIndices, Split, Table
 
-# The least number of rows that can be split, which is the sum of the smallest parts. Batch norm needs two training rows
-# for its statistics. A test needs two rows. The validation needs one row, and in a regression two rows for R2.
+# The smallest number of rows that can be split. It is the sum of the smallest sizes of the three parts. Batch norm
+# needs two training rows for its statistics. A test needs two rows. The validation needs one row, and in a regression
+# two rows for R2.
 _MIN_ROWS = 5
 # Groups can have any size and any mix of classes. So this number of random orders is tried, and the best order is used.
 _GROUP_ORDERS = 16
@@ -133,8 +136,8 @@ def _assign_groups(
 
 
 def _imbalance(table: Table, parts: Sequence[RowIndices], shares: tuple[float, float]) -> float:
-    """Return the distance of the parts from their wanted sizes, plus the distance of the class shares from those of the
-    table.
+    """Return the sum of two distances: the distance of the parts from their wanted sizes, and the distance of the class
+    shares from the class shares of the table.
 
     The result grows by 1 for each class without a training row.
     """

@@ -1,6 +1,6 @@
 """Suspects: columns that look like an identifier or a leak of the target.
 
-The module words notes. It does not drop a column.
+The module writes notes. It does not drop a column.
 
 Each column is examined alone. A leak is found without a network: half of the rows predict the other half.
 """
@@ -27,7 +27,10 @@ Values = npt.NDArray[Any]
 
 
 def identifier_note(name: str, values: Values) -> str | None:
-    """Return a note if a numeric column only numbers the rows. values: float64 [rows], NaN for a missing value."""
+    """Return a note if the values of a numeric column only count the rows.
+
+    values: float64 [rows], NaN for a missing value.
+    """
     if len(values) < _MIN_ROWS:
         return None
     head = values[:_MIN_ROWS]
@@ -84,7 +87,10 @@ def _is_copy(column: Column, cells: Values, y: Values, table: Table) -> bool:
 
 
 def _predicts(column: Column, cells: Values, y: Values, classes: int) -> bool:
-    """Whether the target in one half of the rows can be predicted from this column and the other half of the rows."""
+    """Whether this column alone predicts the target.
+
+    The prediction for one half of the rows uses the other half of the rows.
+    """
     half = len(y) // 2
     if column.kind in ("numeric", "time"):
         highest = np.nanmax(cells, initial=0.0)

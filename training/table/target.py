@@ -54,9 +54,9 @@ class Target:
 def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> Target:
     """Read the target.
 
-    typed: whether the source states the types of its cells. If it does, a text such as 12 stays a text. Raises
-    `DataError` for a missing or infinite value, for too many classes, for a single class or value, and for numbers that
-    can be read in two ways.
+    typed: whether the source states the types of its cells. If the source states the types, a text such as 12 stays a
+    text. Raises `DataError` for a missing or infinite value, for too many classes, for a single class or value, and for
+    numbers that can be read in two ways.
     """
     numbers, reading = _numbers(name, cells, options, typed=typed)
     found = distinct(cells) if numbers is None else None
@@ -207,8 +207,8 @@ def _check_values(name: str, cells: pa.ChunkedArray, values: Values, reading: Re
 def _numbers(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> tuple[Values | None, Reading]:
     """Return the target as numbers, and their reading.
 
-    The numbers are None if a text is not a number, if the texts of a typed source have no special notation, or if the
-    texts are codes with leading zeros.
+    The numbers are None in three cases: a text is not a number, the texts of a typed source have no special notation,
+    or the texts are codes with leading zeros.
     """
     if options.task != "regression" and has_leading_zeros(cells):
         return None, PLAIN

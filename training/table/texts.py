@@ -1,6 +1,7 @@
-"""Notes on columns of texts: texts that look like numbers or dates but are categories, and texts that are read as such.
+"""Notes on columns of texts that look like numbers or dates.
 
-The module words notes. It does not decide the kind of a column.
+Such texts are either kept as categories, or read as numbers or dates. The module writes notes. It does not decide the
+kind of a column.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from foldserve.training.text import flag_value
 _DATE = re.compile(
     r"\s*(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}([-/.])\d{1,2}\1\d{4}|\d{1,2}/\d{1,2}/\d\d)(?:[T ,]|\s*$)", re.ASCII
 )
-# A time that is not a whole hour. The zone, which may follow, does not count.
+# A time that is not a whole hour. A time zone may follow and does not count.
 _PART_OF_AN_HOUR = r"[T ]\d\d:(?:[0-5][1-9]|[1-5]0|00:(?:[0-5][1-9]|[1-5]0|00[.]\d*[1-9]))"
 
 
