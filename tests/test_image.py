@@ -68,7 +68,10 @@ def test_a_list_has_an_allowed_version_of_each_declared_package(name: str) -> No
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_list_has_every_package_that_its_packages_require(name: str) -> None:
-    """The packages of the other runtime are not installed here, so the test does not follow their requirements."""
+    """The packages of the other ONNX Runtime wheel are not installed here.
+
+    So the test does not follow their requirements.
+    """
     packages, reached = locked(name), set()
     waiting = [(requirement.name, frozenset(requirement.extras)) for requirement in declared(name)]
     while waiting:

@@ -147,7 +147,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Yield all names that `file` imports anywhere. `from a import b` yields a.b."""
+    """Yield all names that `file` imports, at the top or inside a function. `from a import b` yields a.b."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -38,7 +38,7 @@ def test_the_provenance_equals_that_of_a_fresh_training(shipped, fresh):
     assert shipped.manifest.features == fresh.manifest.features
     assert shipped.manifest.folded == fresh.manifest.folded
     theirs, ours = shipped.manifest.provenance, fresh.manifest.provenance
-    # These two values are results of the training, which may differ on another kind of CPU.
+    # These two values are results of the training. Another kind of CPU may give other results.
     made_with = [p.hyperparameters | dict.fromkeys(("best_epochs", "temperature")) for p in (theirs, ours)]
     assert made_with[1] == made_with[0]
     same = ("source", "data_sha256", "rows", "seed", "threads")
@@ -56,7 +56,7 @@ def test_the_predictions_agree_with_a_fresh_training(shipped, fresh):
     table = load(DataOptions("digits"))
     held_out = split_rows(table, test=0.2, validation=0.1, seed=0).test
     theirs, ours = (oracle(found.model)(table.x[held_out]) for found in (shipped, fresh))
-    # Another kind of CPU rounds differently. The training amplifies the differences, so a few labels may differ.
+    # Different kinds of CPU round differently. The training amplifies the differences, so a few labels may differ.
     assert (theirs.argmax(1) == ours.argmax(1)).mean() >= 0.97
     assert (theirs.argmax(1) == table.y[held_out]).mean() == shipped.manifest.metrics["test"]["accuracy"]
     assert np.abs(theirs - ours).mean() < 0.02

@@ -1,4 +1,7 @@
-"""Both clients get the answers of a loaded model from a real server. They raise a named exception for every error."""
+"""Both clients get the answers of a loaded model from a real server.
+
+The clients raise a named exception for every error.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tests.service.support import environment
 
 pytest.importorskip("ray", reason="Ray is not installed here: make test-ray")
 
-# A cluster takes long to start its workers. This limit turns a hang into a failure.
+# A cluster takes long to start its workers. This time limit turns a hang into a failure.
 PATIENCE = 300
 DIGITS = Path(__file__).parents[2] / "models" / "digits"
 

@@ -33,7 +33,7 @@ serve = pytest.importorskip("ray.serve")
 ROOT = Path(__file__).parents[2]
 DIGITS = bundle.read(ROOT / "models" / "digits" / "1")
 GOLDEN = DIGITS.manifest.golden
-# Ray takes long to start its processes. This limit turns a hang into a failure.
+# Ray takes long to start its processes. This time limit turns a hang into a failure.
 PATIENCE = 300
 MOST_REPLICAS = 3
 

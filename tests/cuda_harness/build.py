@@ -1,6 +1,6 @@
 """Builds the stand-ins for CUDA's libraries, and an environment in which onnxruntime-gpu finds them first.
 
-This module uses g++, the wheels and files. It does not depend on the tests.
+This module uses g++, the wheels and files. This module does not depend on the tests.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def build(folder: Path, site: Path) -> dict[str, str]:
         _build_library(libraries / file, SOURCES / source, macro, code, site, needed)
     return {
         "PYTHONPATH": f"{overlay}:{SOURCES.parents[1]}",
-        # The loader finds the driver's library here. It also finds here each library that was not loaded by its path.
+        # The loader finds the driver's library here. The loader also finds here each library that is loaded without a
+        # path.
         "LD_LIBRARY_PATH": str(libraries),
     }
 

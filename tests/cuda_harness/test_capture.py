@@ -197,7 +197,10 @@ print(violations(), cuda.harness_used())
 
 
 def test_the_stand_in_detects_broken_rules(run: Run) -> None:
-    """The stand-in must report violations. Otherwise, the tests above could pass although a rule is broken."""
+    """The stand-in must report violations.
+
+    Without such reports, the tests above could pass although a rule is broken.
+    """
     code = """
 stream = CudaStream()
 buffer = stream.buffer((1, 4))

@@ -1,4 +1,4 @@
-"""docker-compose.yml matches its schema, and every name in the file exists. These tests need no engine."""
+"""docker-compose.yml matches its schema, and every name in the file exists. These tests need no Docker engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""docs/deployment.md is correct: its tables and its error messages. Its proxy works in front of a real server."""
+"""docs/deployment.md is correct: its tables and its error messages.
+
+The proxy of this page works in front of a real server.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every name, port, path and setting in deploy/kubernetes and deploy/kserve exists. These tests need no cluster.
+"""Every name, port, path and setting in deploy/kubernetes and deploy/kserve exists.
 
-`make kube-check` compares the manifests with the schemas of Kubernetes.
+These tests need no Kubernetes cluster. `make kube-check` compares the manifests with the schemas of Kubernetes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 
 @contextmanager
 def served_as_in_the_pod(tmp_path: Path) -> Iterator[tuple[Served, Served]]:
-    """Start a server with the flags of the container on free ports. Gives its main port and its admin port."""
+    """Start a server with the flags of the container on free ports.
+
+    Yields the main port and the admin port of the server.
+    """
     write_square_root(tmp_path / "models")
     free = ("--admin-port", 0, "--admin-host", "127.0.0.1")
     with serving(tmp_path / "models", tmp_path / "log", *CONTAINER["args"][1:], *free) as main:

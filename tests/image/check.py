@@ -1,6 +1,6 @@
 """Builds, runs and tests the images and docker-compose.yml with a Docker engine: `make image-check`.
 
-It prints a line for each check that passed. The first check that fails ends the program with status 1.
+The program prints a line for each check that passed. The first check that fails ends the program with status 1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A simulated GPU for the CUDA runner.
 
-The simulated GPU uses host memory as device memory. Its sessions run on the CPU.
+The simulated GPU uses host memory as device memory. The sessions of the simulated GPU run on the CPU.
 
 Sessions read and write the bound buffers, so a missing or late copy changes the outputs. As in CUDA, a capture records
 the work without doing the work. During a capture, an allocation or a wait is refused. tests/cuda_harness runs ONNX

@@ -26,7 +26,7 @@ GOOD = b'{"instances": [[1, 3]]}'
 
 
 def add_copy(models: Path, name: str) -> Path:
-    """Write the bundle roots/1 once more, under another name."""
+    """Write a copy of the bundle roots/1 under another name."""
     whole = bundle.read(models / "roots" / "1")
     update = {"name": name}
     return bundle.write(

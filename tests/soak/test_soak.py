@@ -85,7 +85,7 @@ def excess(first: Usage, last: Usage) -> set[str]:
 
 
 class Load:
-    """Clients of each kind. They can pause, so that the test measures the usage without requests."""
+    """Clients of each kind. The clients can pause, so that the test measures the usage without requests."""
 
     def __init__(self, server: Served, models: Path) -> None:
         self._server = server

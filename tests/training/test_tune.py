@@ -1,4 +1,7 @@
-"""The search is reproducible and does not depend on the test rows. Its result is at least as good as the plan."""
+"""The search is reproducible and does not depend on the test rows.
+
+The result of the search is at least as good as the plan.
+"""
 
 import math
 import subprocess

@@ -422,6 +422,6 @@ def test_a_write_killed_at_any_step_leaves_a_whole_bundle_or_nothing(digits, tmp
     assert done.returncode == 0, done.stderr
     *killed, last = done.stdout.splitlines()
     assert last == "ended 1"
-    # The bundle appears in one step of the writing. It exists in all later steps.
+    # The bundle appears in one step of the writing. The bundle exists in all later steps.
     assert killed == sorted(killed)
     assert {"killed 0", "killed 1"} == set(killed)

@@ -711,7 +711,8 @@ class Waiting:
 class Batching(RuleBasedStateMachine):
     """Each caller that is not cancelled gets exactly one result, which belongs to its rows. Rows are run in order.
 
-    After each rule, the test waits until nothing changes. Then every caller has a result, or the gate holds one run.
+    After each rule, the test waits until nothing changes. After that wait, every caller has a result, or the gate holds
+    one run.
     """
 
     @initialize(max_batch=strategies.integers(1, 9), max_queue=strategies.integers(1, 60))

@@ -1,4 +1,7 @@
-"""Connections that use the tests' own inner protocol instead of uvicorn's. They run over TCP, a Unix socket and TLS."""
+"""Connections that use the tests' own inner protocol instead of uvicorn's.
+
+These connections use TCP, a Unix socket or TLS.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The server refuses several large bodies at the same time.
 
-They do not fill the memory, and do not block other requests. All limits follow from `--max-body`. Before these limits
-existed, eight of these bodies took 0.4 to 3 GB.
+These bodies do not fill the memory, and do not block other requests. All limits follow from `--max-body`. Before these
+limits existed, eight of these bodies took 0.4 to 3 GB.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ ROWS = np.random.default_rng(0).integers(0, 17, (40, 64)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of digits/1 and diabetes/1. It refuses digits/2, which has a flipped byte."""
+    """A server of digits/1 and diabetes/1. The server refuses digits/2, which has a flipped byte."""
     folder = tmp_path_factory.mktemp("oip")
     models = Path(shutil.copytree(trained, folder / "models"))
     write_damaged_second(models, "digits")

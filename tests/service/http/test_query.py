@@ -17,7 +17,10 @@ PATH = "/v1/models/mixed:predict"
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Serve the model `mixed`. Its feature `age` is constant. Its training left out the columns `id` and `when`."""
+    """Serve the model `mixed`.
+
+    The feature `age` is constant. The training of the model left out the columns `id` and `when`.
+    """
     folder = tmp_path_factory.mktemp("query")
     models = folder / "models"
     models.mkdir()

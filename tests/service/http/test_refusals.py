@@ -1,7 +1,7 @@
 """Invalid requests over HTTP: each gets a fixed text, and the connection stays usable.
 
-The tests send every request in both protocols and in two ways. One way is the fast path of the connection. The other is
-FastAPI's route, which serves paths with a percent-encoded letter.
+The tests send every request in both protocols and in two ways. One way is the fast path of the connection. The other
+way is FastAPI's route, which serves paths with a percent-encoded letter.
 """
 
 from __future__ import annotations

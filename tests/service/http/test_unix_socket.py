@@ -28,7 +28,7 @@ BODY = {"instances": [[1, 3]]}
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Give an empty folder with a short name, because the path of a Unix socket has at most 107 bytes."""
+    """Yield an empty folder with a short name, because the path of a Unix socket has at most 107 bytes."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 
@@ -42,7 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving_on(path: Path, models: Path, *flags: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start a server on a Unix socket. Gives its process and its announcement."""
+    """Start a server on a Unix socket. Yields the process of the server and the announcement of the server."""
     command = command_line("serve", "--models", models, "--uds", path, *flags)
     variables = environment()
     del variables["FOLDSERVE_ALLOWED_HOSTS"]

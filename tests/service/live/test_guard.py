@@ -61,7 +61,7 @@ def write(
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., Any]:
-    """Start a server with sides/1 and a policy. Its clients need a key."""
+    """Start a server with sides/1 and a policy. Clients of the server need a key."""
     models = tmp_path / "models"
     write(models)
     (tmp_path / "keys").write_text(create_key("operator", tuple(Scope)[1:], None)[1])

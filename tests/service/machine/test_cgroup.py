@@ -56,7 +56,8 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0::/a\n", {"b/cpu.max": "100000 100000\n"}, 64),
         # The name of a group may contain a colon.
         ("0::/a:b\n", {"a:b/cpu.max": "200000 100000\n"}, 2),
-        # In a container, the path may be a path of the host. Then the container sees only the root of the tree.
+        # In a container, the path may be a path of the host. In this case, the container sees only the root of the
+        # tree.
         ("0::/system.slice/docker-1.scope\n", {"cpu.max": "200000 100000\n"}, 2),
         ("0::/../other\n", {"cpu.max": "200000 100000\n", "other/cpu.max": "100000 100000\n"}, 1),
     ],

@@ -51,8 +51,8 @@ def assert_same_small_and_large(codecs: list[Any], body: bytes) -> None:
         unescaped = body.replace(b"\\u0069", b"i")
         repeated = max(unescaped.count(b'"instances"'), unescaped.count(b'"data"')) > 1
         assert large[0] == small[0] or (large[0] == "refused" and repeated)
-        # If a body has several faults, the message may differ. A large body is refused for a fault of its document
-        # first, then for a fault of its first piece. The values of a large body are counted before they are parsed.
+        # If a body has several faults, the message may differ. For a large body, the check of the document comes first.
+        # The check of the first piece comes next. The values of a large body are counted before they are parsed.
         if small[0] == "read":
             assert large == small or repeated
 

@@ -56,7 +56,8 @@ def test_an_array_longer_than_simdjson_counts_does_not_end_the_server(
     body = json.dumps(request_body).encode().replace(json.dumps(PLACE).encode(), LONG)
     headers = ("Content-Encoding: gzip",) if compressed else ()
     answer = served.send("POST", INFER, *headers, body=gzip.compress(body, 1) if compressed else body)
-    # A compressed body is refused before it is parsed, because it is far larger than the bytes that were sent.
+    # The server refuses a compressed body before parsing, because the decompressed body is far larger than the sent
+    # bytes.
     assert answer.status == (413 if compressed else 400)
     assert served.send("POST", INFER, body=json.dumps({"inputs": [TENSOR]}).encode()).status == 200
     assert served.process.poll() is None

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: valid tensors and parameters are read, and all others are refused.
+"""The Open Inference Protocol: valid tensors and parameters are read, and invalid ones are refused.
 
 The tests write and read the bytes themselves. test_oip_tensors.py tests the datatypes.
 """

@@ -1,4 +1,4 @@
-"""The training ranges: values outside of these ranges are counted by feature, and described for the client."""
+"""Values outside of the training ranges are counted by feature, and described for the client."""
 
 from __future__ import annotations
 

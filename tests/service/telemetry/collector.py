@@ -59,7 +59,7 @@ class Collector:
             return condition()
 
     def trace(self, name: str, **attributes: Any) -> tuple[ReceivedSpan, dict[str, ReceivedSpan]]:
-        """Wait for the span of a request with these attributes. Return it, and its children by name.
+        """Wait for the span of a request with these attributes. Return the span, and the children of the span by name.
 
         A processor sends the children before the span of their request.
         """

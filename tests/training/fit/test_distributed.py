@@ -50,7 +50,8 @@ def torchrun(count, *arguments, cwd):
 @pytest.mark.parametrize(
     ("count", "placement", "rows", "relative"),
     [
-        # The last batch has 5 rows in one process, and 6 in the other. Rounding errors grow during the training.
+        # The last batch has 5 rows in one process, and 6 rows in the other process. Rounding errors grow during the
+        # training.
         pytest.param(2, "pre", 203, 1e-3, marks=pytest.mark.slow),
         # The last batch has 2 rows, fewer than the 3 processes. After dropout, the two rows of this batch may be equal.
         # A BN then divides rounding errors by the root of epsilon. So the two trainings differ by more than rounding

@@ -1,8 +1,8 @@
 """The chains, oracles and tolerances that the tests of folding share.
 
 float64   Folding rounds each weight to float32 once, with a relative error of at most 2^-24. `run_with_bound` computes
-          the resulting error of the outputs. A larger difference means that the fold is wrong. This also holds for a
-          badly conditioned network.
+          the resulting error of the outputs. A larger difference means that the fold is wrong. This conclusion also
+          holds for a badly conditioned network.
 float32   The tests use the certificate's tolerance, 1e-5 + 1e-4 |reference|, on networks whose outputs are near 1.
 """
 
@@ -31,7 +31,7 @@ GAMMAS: dict[str, Callable[[Tensor], Tensor]] = {
     "zero": torch.zeros_like,
     "mixed": lambda gamma: torch.where(gamma.abs() < 0.2, 0.0, gamma),
 }
-# The variances of a BN are drawn between two powers of ten. These are the exponents.
+# The variances of a BN are drawn between two powers of ten. These numbers are the exponents.
 ORDINARY = (-0.5, 0.5)
 DECADES = [ORDINARY, (-12, -12), (12, 12), (-12, 12)]
 

@@ -72,7 +72,7 @@ def read(model: onnx.ModelProto, **options: Any) -> Imported:
 
 
 def run_folded(imported: Imported, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Fold and export a model. Return its outputs in ONNX Runtime, and the types of its nodes."""
+    """Fold and export a model. Return the outputs of the exported model in ONNX Runtime, and the types of its nodes."""
     content = to_onnx(fold(imported.network).network, imported.task)
     session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load_from_string(content).graph.node]

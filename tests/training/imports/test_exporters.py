@@ -1,4 +1,4 @@
-"""Files of tf2onnx, Keras, both exporters of PyTorch, and Hummingbird give the outputs of their frameworks.
+"""Imports of files from tf2onnx, Keras, two exporters of PyTorch, and Hummingbird give the outputs of the frameworks.
 
 exporter_files/README.md has the versions.
 """

@@ -125,7 +125,7 @@ def test_fold_refuses_a_file_of_another_format_in_one_line(tmp_path, capsys):
 
 def test_a_refusal_of_fold_says_how_far_the_original_in_float32_is(tmp_path, capsys):
     model = Model(1)
-    # The difference of both columns is 1e-6, which float32 loses beside values of about 1.
+    # The difference of both columns is 1e-6. For values of about 1, float32 loses this difference.
     model.add("Gemm", np.ones((1, 2), np.float32), np.array([0, 1e-6], np.float32))
     model.add("Relu")
     model.add("MatMul", np.array([[-1e6], [1e6]], np.float32))

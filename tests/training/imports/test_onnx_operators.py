@@ -46,7 +46,7 @@ test (float[rows, 3] x) => (float[rows, 3] y)
 """
 
 # The number of onnx's test cases that each operator must pass. The other test cases of the operator must be refused.
-# They work across the rows, or with several values.
+# These other cases work across the rows, or with several values.
 UNDERSTOOD = {
     **{
         "Abs": 1,

@@ -1,4 +1,4 @@
-"""The encoding is compared with NumPy. Its ONNX nodes are compared with the layers in float64."""
+"""The encoding is compared with NumPy. The ONNX nodes of the encoding are compared with the layers in float64."""
 
 from collections import OrderedDict
 

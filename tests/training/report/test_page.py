@@ -1,4 +1,7 @@
-"""The report page loads no other file. It has descriptions and enough contrast, escapes every name, and stays small."""
+"""The report page loads no other file.
+
+The page has descriptions and enough contrast, escapes every name, and stays small.
+"""
 
 import re
 from dataclasses import replace
