@@ -2,7 +2,7 @@
 
 Each activation has a name, a PyTorch module and ONNX nodes. To add an activation, add an entry here.
 
-This module imports neither torch nor onnx, so that `--help` is quick.
+This module does not import torch or onnx, so that `--help` is quick.
 """
 
 from __future__ import annotations

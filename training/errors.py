@@ -1,6 +1,6 @@
 """The errors that the trainer raises on purpose.
 
-Each error belongs to one step. The module does not know the command line.
+Each error belongs to one step. The module does not depend on the command line.
 
 Each line of the tree below names the modules that raise the error. A test compares these names with the code.
 

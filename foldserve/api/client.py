@@ -111,7 +111,7 @@ class Client:
 
 
 class AsyncClient:
-    """The client for asyncio. Its arguments are those of `Client`; `http` is an `httpx.AsyncClient`.
+    """The client for asyncio. The arguments are the same as for `Client`, but `http` is an `httpx.AsyncClient`.
 
         async with foldserve.AsyncClient("http://127.0.0.1:8000", model="penguins") as client:
             await client.predict(frame)

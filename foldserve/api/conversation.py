@@ -5,7 +5,7 @@ to float32 rows. The client sends raw rows, because they are the fastest protoco
 manifest. So the server reads the rows with the same manifest, even if another version serves by then.
 
 A generator yields the steps of a call: requests, waits and computations. This module builds HTTP requests and reads
-responses. It opens no connection and runs no model.
+responses. The module opens no connection and runs no model.
 """
 
 from __future__ import annotations

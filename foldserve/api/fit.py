@@ -120,16 +120,17 @@ def fit(
 ) -> bundle.Bundle:
     """Train on a table, fold every affine step into the Dense weights, certify the result, and write a bundle.
 
-    It is the same training as `foldserve-train fit`, with the same options and defaults. From the same file and
-    options, both write the same `model.onnx`.
+    The training is the same as that of the command `foldserve-train fit`, with the same options and defaults. From the
+    same file and options, the function and the command write the same `model.onnx`.
 
     data: a data frame of pandas or polars, an Arrow table, a dict of columns, an array [rows, columns], or the path of
     a file. The index of a pandas frame is not used. target: the name of the column to predict, by default the last
-    column. It may also be an array of the values to predict, [rows]. preset: `fast` trains one small network, `best`
-    six larger ones. name: the name of the model. For a file, the default is the stem of the file's name. For a table in
-    memory, the default is the name of the target. models: the folder to write to. seed: the seed of all random numbers.
-    threads: CPU threads of the fit. progress: whether to print the lines that the command prints. On a terminal, the
-    progress bars are shown too. By default nothing is printed, and each note on the table is a `TableWarning`.
+    column. The target may also be an array of the values to predict, [rows]. preset: `fast` trains one small network,
+    `best` six larger ones. name: the name of the model. For a file, the default name is the stem of the file's name.
+    For a table in memory, the default name is the name of the target. models: the folder to write to. seed: the seed of
+    all random numbers. threads: CPU threads of the fit. progress: whether to print the lines that the command prints.
+    On a terminal, `progress` also shows the progress bars. By default nothing is printed, and each note on the table is
+    a `TableWarning`.
 
     Returns the written bundle, the next version of `name`. Raises `DataError`, which is a `ValueError`, for a table
     that can't be used. Raises another `TrainingError` or a `BundleError` if no bundle can be written for another

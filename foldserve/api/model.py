@@ -30,11 +30,11 @@ def load(bundle: str | os.PathLike[str] | Bundle, *, device: Device = "auto", th
     """Load a bundle in this process.
 
     The checks are the same as in a server. The checks cover the seal and the hash of the bundle, the place of its
-    folder, and the graph with its tensors. They also run the golden rows on the device that will run the model.
+    folder, and the graph with its tensors. The checks also run the golden rows on the device that will run the model.
 
-    bundle: the folder of a bundle, such as `models/penguins/1`, or the result of `fit`. It may also be the folder of a
-    model. Then the newest version of this model is loaded. device: `auto` takes CUDA if CUDA works. `Model.device` says
-    which device was taken. threads: the threads of one run on the CPU; by default, one for each processor. Raises
+    bundle: the folder of a bundle, such as `models/penguins/1`, or the result of `fit`. `bundle` may also be the folder
+    of a model. Then the newest version of this model is loaded. device: `auto` takes CUDA if CUDA works. `Model.device`
+    says which device was taken. threads: the threads of one run on the CPU; by default, one for each processor. Raises
     `BundleError` if a check fails, and `DeviceError` if ONNX Runtime or the device is missing.
     """
     found = bundle if isinstance(bundle, Bundle) else find_bundle(Path(bundle))
@@ -84,19 +84,19 @@ class Model:
     def predict(self, table: Any) -> Any:
         """Return the label of each row, or the value of each row in a regression.
 
-        For a frame of pandas, the result is a Series with the index of the frame. For polars it is a Series, for Arrow
-        it is an array, and otherwise it is a NumPy array [rows]. Values of a regression are float32. Raises
-        `InvalidInput` with the text that a server would send. Raises `TableError` for a table that lacks a column or
-        has a column of the wrong type. Both are subclasses of `ValueError`. Raises `NonFiniteOutput` for a row whose
-        numbers are far outside the model's range.
+        For a frame of pandas, the result is a Series with the index of the frame. The result is a Series for polars, an
+        array for Arrow, and otherwise a NumPy array [rows]. Values of a regression are float32. Raises `InvalidInput`
+        with the text that a server would send. Raises `TableError` for a table that lacks a column or has a column of
+        the wrong type. Both are subclasses of `ValueError`. Raises `NonFiniteOutput` for a row whose numbers are far
+        outside the model's range.
         """
         return self._reader.labels(table, self._run(self._reader.read(table)))
 
     def predict_proba(self, table: Any) -> Any:
         """Return the probability of each label, float32 [rows, labels].
 
-        For a frame of pandas, the result is a frame with the same index. For polars it is a frame, for Arrow it is a
-        table, and otherwise it is a NumPy array. The columns of the result are the labels. Raises the same errors as
+        For a frame of pandas, the result is a frame with the same index. The result is a frame for polars, a table for
+        Arrow, and otherwise a NumPy array. The columns of the result are the labels. Raises the same errors as
         `predict`, and `TypeError` for a regression.
         """
         if not self.labels:

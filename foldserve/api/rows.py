@@ -1,6 +1,6 @@
 """Converts Python tables to the float32 rows of one model, and outputs to labels, in the same way as the server.
 
-`Model` runs the rows in this process, and `Client` sends them to a server. This module uses neither class.
+`Model` runs the rows in this process, and `Client` sends them to a server. This module does not use these classes.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class RowReader:
 def encode(table: TableColumns, features: Sequence[Feature]) -> Rows:
     """Return the rows of a table, float32 [rows, features].
 
-    A table may have further columns. It may lack a feature that has only one value in training. Raises `InvalidInput`
-    with the text of the server. The text names the first refused row and its column. Raises `TableError` for a table
-    that lacks a column, or has a column of the wrong type.
+    A table may have further columns. A table may lack a feature that has only one value in training. Raises
+    `InvalidInput` with the text of the server. The text names the first refused row and its column. Raises `TableError`
+    for a table that lacks a column, or has a column of the wrong type.
     """
     import pyarrow as pa
 

@@ -95,7 +95,7 @@ def compare(
 
 
 def draw(features: Sequence[Feature], train: Rows, rows: int, seed: int) -> Rows:
-    """Draw random rows like those of a request, as float32 [rows, features].
+    """Draw random rows that are similar to the rows of a request, as float32 [rows, features].
 
     train: float32 [training rows, features]. If all values of a column in `train` are whole numbers, the drawn values
     are whole numbers too. If the values of a feature may be missing, one in eight of its drawn values is NaN.
@@ -166,7 +166,7 @@ def _onnx_runtimes(model: bytes) -> dict[str, Predict]:
     runtimes = {"onnxruntime CPU": onnx_runtime_cpu(model)}
     if CUDA in ort.get_available_providers():
         # ONNX Runtime may list a provider that fails to load. In this case the certificate does not cover CUDA. A
-        # server checks the device that it uses by itself.
+        # server itself checks the device that it uses.
         with contextlib.suppress(Exception):
             runtimes["onnxruntime CUDA"] = partial(_run, open_cuda(model, cuda_options(Options(buckets=()))))
     return runtimes

@@ -13,10 +13,10 @@ def output_tolerance(mean: float, std: float) -> Tolerance:
     """Return the tolerance for outputs whose target has this mean and standard deviation.
 
     For probabilities (mean 0, standard deviation 1), the tolerance is 1e-5 + 1e-4 |reference|. For a regression, the
-    same formula applies to the standardised target. So in the units of the target, the absolute part is multiplied by
-    the standard deviation. For a reference at the mean, the relative part is at most 1e-4 standard deviations. If the
-    relative part allowed 1e-4 of the mean, any model would pass for a target whose mean is 10,000 standard deviations
-    from zero.
+    same formula applies to the standardised target. In the units of the target, the absolute part is therefore
+    multiplied by the standard deviation. For a reference at the mean, the relative part is at most 1e-4 standard
+    deviations. If the relative part allowed 1e-4 of the mean, any model would pass for a target whose mean is 10,000
+    standard deviations from zero.
     """
     relative = _RELATIVE * std / abs(mean) if mean else _RELATIVE
     return Tolerance(absolute=_ABSOLUTE * std, relative=min(max(relative, _LEAST_RELATIVE), _RELATIVE))

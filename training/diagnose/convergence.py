@@ -46,10 +46,10 @@ class Run:
     """One training, measured after each step number in `steps`. Every sequence has one entry for each measurement.
 
     scores: the scores on the held-out rows in evaluation mode. percentiles: the 15th, 50th and 85th percentile of the
-    inputs to one sigmoid of the last hidden layer. The chosen sigmoid is one whose median moves a typical distance.
-    means, variances: the mean and the variance of each sigmoid's inputs over the rows. Both are averaged over the units
-    of each layer. For the inputs, the held-out rows are one batch in training mode, because networks are in this mode
-    during training. After a divergence all figures are NaN.
+    inputs to one sigmoid of the last hidden layer. The chosen sigmoid is one whose median input moves by a typical
+    distance. means, variances: the mean and the variance of each sigmoid's inputs over the rows. Both are averaged over
+    the units of each layer. For the inputs, the held-out rows are one batch in training mode, because networks are in
+    this mode during training. After a divergence all figures are NaN.
     diverged: the step whose loss was not finite, or None.
     """
 
@@ -97,7 +97,7 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 
 
 def select_pair(runs: tuple[Run, ...], rate: float) -> tuple[Run, Run]:
-    """Return the two runs at this rate: without batch norm, and with batch norm."""
+    """Return the two runs at this rate. The first run is without batch norm, and the second run is with batch norm."""
     without, with_bn = (next(r for r in runs if r.rate == rate and r.batch_norm == bn) for bn in (False, True))
     return without, with_bn
 

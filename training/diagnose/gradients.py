@@ -1,9 +1,9 @@
 """Measures the norm of the gradient in each layer, for networks of several depths.
 
 Batch norm keeps the gradients of sigmoids from vanishing. It is less well known that batch norm also makes gradients
-explode with depth at initialisation. For Dense - BN - ReLU with wide layers and large batches, the squared norm grows
-by a factor of pi / (pi - 1) from each layer to the layer before it (Yang and others, 2019, arXiv:1902.08129). The
-module draws no plot.
+explode with depth at initialisation. In networks of Dense - BN - ReLU with wide layers and large batches, the squared
+norm grows from each layer to the layer before it. The factor is pi / (pi - 1) (Yang and others, 2019,
+arXiv:1902.08129). The module draws no plot.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _RATE = 0.1
 # A measured growth agrees with the prediction if its relative error is at most this number. The prediction holds for
 # layers of infinite width.
 _AGREES = 0.05
-# If the growth per layer differs from 1 by at most this much, the gradient counts as neither vanishing nor exploding.
-# Over 64 layers, such a growth gives a factor of at most 23.
+# The gradient does not vanish or explode if its growth per layer differs from 1 by at most this number. Over 64 layers,
+# such a growth gives a factor of at most 23.
 _STEADY = 0.05
 
 
@@ -63,7 +63,10 @@ class Depth:
 
 
 def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tuple[Depth, ...]:
-    """Measure each activation and depth without and with batch norm, at initialisation and after training."""
+    """Measure each activation and depth, first without and then with batch norm.
+
+    Each network is measured at initialisation and after training.
+    """
     cases = list(product(ACTIVATIONS, (False, True), plan.depths))
     measured = []
     done, total = 0, sum(depth for *_, depth in cases)

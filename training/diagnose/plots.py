@@ -137,7 +137,7 @@ def draw_moments(without: Run, with_bn: Run) -> Plot:
 def draw_gradients(measured: Sequence[Depth], *, trained: bool) -> Plot:
     """Draw the gradient norm by layer. Deeper networks have stronger lines.
 
-    There is one chart for each activation without batch norm, and one for each activation with batch norm.
+    There are two charts for each activation: one without batch norm, and one with batch norm.
     """
     depths = sorted({m.depth for m in measured})
     strengths = dict(zip(depths, np.linspace(0.35, 1.0, len(depths)) if len(depths) > 1 else [1.0], strict=True))

@@ -89,7 +89,9 @@ class Study:
 
 
 def measure(table: Table, plan: Plan, diagnosis: DiagnosisPlan, on_progress: OnProgress) -> Study:
-    """Train `diagnosis.repeats` times with and without batch norm, each time with other initial weights.
+    """Train `diagnosis.repeats` times with batch norm, and as often without batch norm.
+
+    Each time, the initial weights are different.
 
     From a table of more than 20,000 rows, only 20,000 random rows are used.
     """

@@ -31,8 +31,8 @@ class Diagnosis:
 def diagnose(table: Table, plan: DiagnosisPlan, own: Plan, on_progress: OnProgress = lambda *_: None) -> Diagnosis:
     """Measure everything in `plan` on `table`, on one thread. A divergence is a result, not an error.
 
-    own: the plan of the user's recipe. The recipe is measured in addition to the textbook networks. It runs on the
-    plan's own number of threads.
+    own: the plan of the user's recipe. The recipe is measured in addition to the textbook networks. The recipe runs on
+    the number of threads in `own`.
     """
     sample = draw_sample(table, plan.seed)
     study = recipe.measure(table, own, plan, on_progress)

@@ -21,8 +21,8 @@ from foldserve.training.fit.loop import Examples
 from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.table.schema import Table
 
-# The largest number of rows of a sample. More rows would take longer and give the same result, because each network of
-# a diagnosis is trained for at most a few thousand steps.
+# The largest number of rows of a sample. More rows would take longer and give the same result. The reason is that each
+# network of a diagnosis is trained for at most a few thousand steps.
 MAX_ROWS = 20_000
 _MIN_ROWS = 20
 _HELD_OUT_SHARE = 0.25

@@ -1,7 +1,8 @@
 """Brent's method: finds the minimum of a function of one variable in an interval.
 
-The steps are those of `scipy.optimize.minimize_scalar(method="bounded")`, bit for bit. A test compares both.
-scipy.optimize is not used here, because its import takes 0.3 s. This is a tenth of a whole training on a small table.
+The module makes the same steps as `scipy.optimize.minimize_scalar(method="bounded")`, bit for bit. A test compares
+both. scipy.optimize is not used here, because its import takes 0.3 s. This is a tenth of a whole training on a small
+table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints: the state of an unfinished run, in a folder with one safetensors file per network of the run.
 
 A file is replaced atomically: after a crash, the file holds the new state or the previous state. The module never reads
-a pickle. It only stores tensors and text. loop.py decides which tensors are in a state.
+a pickle. The module only stores tensors and text. loop.py decides which tensors are in a state.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 torchrun can start several processes. Without torchrun, there is one process.
 
 Every process has all rows and draws the same random numbers. Each process computes its share of each batch. The
-gradients, statistics and losses of the processes are combined. The results are those of the whole batch. The module
-works on tensors and layers. It does not depend on tables or on the training loop.
+gradients, statistics and losses of the processes are combined. The combined values are the values of the whole batch.
+The module works on tensors and layers. The module does not depend on tables or on the training loop.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _sum_over_processes(x: Tensor) -> Tensor:
 def join_processes(device: Device) -> Iterator[World]:
     """Join the group of processes that torchrun has started, and run on `device`.
 
-    Without torchrun, use this process alone.
+    Without torchrun, only this process runs.
 
     Raises `ExecutionError` if CUDA is requested and missing. When one process fails, torchrun ends the others. The
     process that fails first raises its own error, and the other processes raise `SystemExit`. So the reason is printed

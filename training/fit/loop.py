@@ -1,8 +1,8 @@
 """The loop: minibatch gradient descent on tensors in memory, early stopping, and exact batch-norm statistics.
 
-The module does not depend on file formats, terminals or ONNX. It reports the progress to hooks. On a CPU the result
-depends only on the seed, the library versions, the kind of CPU, and the numbers of threads and processes. Checkpoints
-do not change the result, and a resumed run has the same result.
+The module does not depend on file formats, terminals or ONNX. The module reports the progress to hooks. On a CPU, the
+result depends only on these: the seed, the library versions, the kind of CPU, and the numbers of threads and processes.
+Checkpoints do not change the result, and a resumed run has the same result.
 """
 
 from __future__ import annotations
@@ -55,8 +55,7 @@ class Examples:
 class Epoch:
     """The figures of epoch `number` of `epochs`.
 
-    loss, validation_loss: the mean over the rows of the log loss in nats, or of the squared error of the standardised
-    target.
+    loss, validation_loss: the mean log loss of the rows in nats, or the mean squared error of the standardised target.
     validation_score: the accuracy, or R2 in a regression.
     """
 
@@ -85,7 +84,10 @@ class EpochProgress:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The network of the best epoch, on the CPU, in eval mode. Its BN statistics are those of all training rows."""
+    """The network of the best epoch, on the CPU, in eval mode.
+
+    The statistics of its BNs are computed from all training rows.
+    """
 
     network: nn.Sequential
     best_epoch: int

@@ -3,9 +3,9 @@
 The module calls PyTorch's fused kernel directly, without the bookkeeping around the kernel.
 
 For a network of a few thousand weights, a step of `torch.optim.AdamW(fused=True)` takes 10 microseconds for the
-arithmetic and 140 microseconds for bookkeeping. `torch.optim.AdamW` gives the same weights, bit for bit. But with it,
-the whole command `fit` takes 17% more CPU time on digits, and 22% more on a mixed table of 1,000 rows (medians of 7
-pairs). The caller passes the learning rate of each step.
+arithmetic and 140 microseconds for bookkeeping. `torch.optim.AdamW` gives the same weights, bit for bit. But with
+`torch.optim.AdamW`, the whole command `fit` takes 17% more CPU time on digits, and 22% more on a mixed table of 1,000
+rows (medians of 7 pairs). The caller passes the learning rate of each step.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class FlatAdamW:
             lr=rate,
             beta1=_BETA1,
             beta2=_BETA2,
-            weight_decay=0.0,  # the decay is done above, for the matrices alone
+            weight_decay=0.0,  # the code above applies the decay, and only to the matrices
             eps=_EPS,
             amsgrad=False,
             maximize=False,

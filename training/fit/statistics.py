@@ -16,10 +16,10 @@ def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = 8192) -
     The new values are the statistics of `x` [rows, features] under the final weights.
 
     The method is PreciseBN (Wu and Johnson, 2021, arXiv:2105.07576). This method is needed, because the moving average
-    of the training also contains statistics of earlier weights. Dropout is off, as in every later use of the network
-    (Li and others, 2019, arXiv:1801.05134). The BNs are set one after the other. So the statistics of each BN come from
-    the inputs that this BN will get in eval mode. Two passes and float64 sums give the exact variance instead of a mean
-    of batch variances.
+    of the training also contains statistics of earlier weights. Dropout is off here, because it is also off in every
+    later use of the network (Li and others, 2019, arXiv:1801.05134). The BNs are set one after the other. So the
+    statistics of each BN come from the inputs that this BN will get in eval mode. Two passes and float64 sums give the
+    exact variance instead of a mean of batch variances.
     chunk: the number of rows that are computed at a time.
     """
     network.eval()

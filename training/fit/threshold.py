@@ -26,9 +26,9 @@ def choose_threshold(
     y: int64 [rows], true classes. outputs: float32 [rows, 2], probabilities. positive: the class of the threshold.
     `f1` gives the largest F1 of this class, and `cost:FP,FN` the smallest total cost of the errors. Several intervals
     of thresholds may be equally good. Then the interval nearest to a preferred value is chosen. The preferred value is
-    0.5 for `f1`. For costs it is FP / (FP + FN), the best threshold of calibrated probabilities (Elkan, 2001, "The
-    foundations of cost-sensitive learning"). If the preferred value is in the interval, this value is the threshold.
-    Otherwise, the threshold is a short number near the middle of the interval.
+    0.5 for `f1`. For costs, the preferred value is FP / (FP + FN), the best threshold of calibrated probabilities
+    (Elkan, 2001, "The foundations of cost-sensitive learning"). If the preferred value is in the interval, this value
+    is the threshold. Otherwise, the threshold is a short number near the middle of the interval.
     """
     chosen = options.value
     rule = "value"

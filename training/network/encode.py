@@ -27,7 +27,7 @@ _UNIT = (("zero", 0.0), ("one", 1.0))
 class Layout:
     """The columns that `Encode` computes from [batch, features].
 
-    The four groups of columns stand side by side, in the order below.
+    The output has four groups of columns side by side, in the order below.
 
     Numbers. numeric: the index of the feature, int64. fill: the value that replaces a missing number, float32; NaN if
     the feature has no missing values. Bins. binned: the position of the feature in `numeric`, int64. low: the lower

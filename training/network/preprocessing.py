@@ -68,9 +68,9 @@ def choose_layout(
 
     bins: the largest number of bins of a numeric feature; the edges are quantiles. binned: with `all`, all numeric
     features get bins; with `tails`, only the features with tails get bins. A feature with tails has many different
-    values, and its range is at least four times as wide as the interval with the middle 90% of them. A scale that fits
-    this whole range would hide the differences between most rows. With a scale that fits most rows, the values of the
-    other rows would have no bound.
+    values. Its range is at least four times as wide as the interval with the middle 90% of the values. A scale that
+    fits this whole range would hide the differences between most rows. With a scale that fits most rows, the values of
+    the other rows would have no bound.
 
     raw: the number of columns that come before the parts of times. Only these columns get an extra column for missing
     values.
@@ -78,8 +78,8 @@ def choose_layout(
     features = np.arange(len(columns))
     is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
     numeric, categorical = features[~is_category], features[is_category]
-    # A category gets no column if no training row has it, because the weights of the column would keep their random
-    # initial values.
+    # A category gets no column if no training row has this category. The weights of such a column would keep their
+    # random initial values.
     seen = [_known(np.unique(x[:, feature])) for feature in categorical]
     gets_bins = [columns[i].kind == "numeric" and (binned == "all" or _has_tails(x[:, i])) for i in numeric]
     edges = [_bin_edges(x[:, i], bins if wanted else 0) for i, wanted in zip(numeric, gets_bins, strict=True)]
@@ -139,10 +139,10 @@ def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) 
     chunks: a function that returns the encoded training rows in chunks [any, columns]. The function is called twice.
 
     For a column of numbers, std is at least a sixth of the column's range. Otherwise a value that is rare in training
-    could be 30 standard deviations from the mean, and decide a prediction alone. An example is a pixel in a corner,
-    which is nearly always 0. All bins share one std: the root mean square of the stds of all bins. So rare bins do not
-    dominate. Columns of 0 and 1 are only centred. A column that is constant in training becomes 0 for every value. The
-    weights of such a column keep their random initial values, so they must not influence a prediction.
+    could be 30 standard deviations from the mean. Such a value alone could decide a prediction. An example is a pixel
+    in a corner, which is nearly always 0. All bins share one std: the root mean square of the stds of all bins. So rare
+    bins do not dominate. Columns of 0 and 1 are only centred. A column that is constant in training becomes 0 for every
+    value. The weights of such a column keep their random initial values, so they must not influence a prediction.
     """
     sums, lowest, highest, counts = zip(
         *((chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()),

@@ -119,9 +119,9 @@ class ClassScores:
     """The scores of one class.
 
     rows: the number of rows of this class. predicted: the number of rows that were predicted as this class. An
-    undefined figure is NaN. The precision is undefined if `predicted` is 0, the recall if `rows` is 0, and the F1 if
-    both are 0. baseline_f1: the F1 of the baseline that always answers the most frequent class. auc: the area under the
-    ROC curve of this class against the others.
+    undefined figure is NaN. The precision is undefined if `predicted` is 0. The recall is undefined if `rows` is 0. The
+    F1 is undefined if both are 0. baseline_f1: the F1 of the baseline that always answers the most frequent class. auc:
+    the area under the ROC curve of this class against the others.
     """
 
     rows: int
@@ -163,9 +163,9 @@ class Calibration:
     """Calibration: whether a confidence (the largest probability of a row) is the probability of a right answer.
 
     edges: [bins + 1], the edges of bins of equal width. share: [bins], the share of the rows in each bin. confidence,
-    accuracy: [bins], the mean confidence and the accuracy in each bin. Both are NaN for an empty bin. error: the
-    expected calibration error, which is the mean of |accuracy - confidence| over the bins, weighted by share (Guo and
-    others, 2017, arXiv:1706.04599).
+    accuracy: [bins], the mean confidence and the accuracy in each bin. `confidence` and `accuracy` are NaN for an empty
+    bin. error: the expected calibration error, which is the mean of |accuracy - confidence| over the bins, weighted by
+    share (Guo and others, 2017, arXiv:1706.04599).
     """
 
     edges: npt.NDArray[np.float64]
@@ -221,8 +221,8 @@ def permutation_importance(
 
     predict: a function float32 [n, features] -> [n, outputs] for any n. x: [rows, features]; y: [rows]. At most 2,000
     rows are used. They are drawn at random with `seed`. A wide table gets fewer rows and fewer `repeats`, but at least
-    64 rows and 2 repeats. Two features with the same information hide each other: when one of them is shuffled, the
-    model still has the other.
+    64 rows and 2 repeats. Two features with the same information hide each other. When the values of one feature are
+    shuffled, the model still has the other feature.
     """
     # scikit-learn's `permutation_importance` needs an estimator, and calls it once per shuffle. Here one batch holds
     # all shuffles of a feature. For a small network, this is several times faster than one call per shuffle.

@@ -1,6 +1,7 @@
-"""Measures how long one run of the exported model takes on this machine. The figures are for the report alone.
+"""Measures how long one run of the exported model takes on this machine.
 
-They are not in the manifest, because a second training on the same table would give other figures.
+Only the report contains the figures. The figures are not in the manifest, because a second training on the same table
+would give other figures.
 """
 
 from __future__ import annotations

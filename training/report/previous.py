@@ -7,7 +7,7 @@ from pathlib import Path
 
 from foldserve.service import bundle
 
-# These settings decide which rows are test rows. The table, its target and the seed decide it too.
+# These settings, the table, its target and the seed decide which rows are test rows.
 _SPLIT_SETTINGS = ("test_share", "validation_share", "group", "time", "rare", "keep_duplicates")
 
 

@@ -22,7 +22,7 @@ _LOWER_IS_BETTER = ("log_loss", "cost", "rmse", "mae")
 def headline(evidence: Evidence) -> str:
     """Compare the model with the best constant answer, in one sentence."""
     manifest, constant, test = evidence.manifest, evidence.baseline, evidence.manifest.metrics["test"]
-    # Nobody knows which rows an imported model was trained on.
+    # The rows on which an imported model was trained are not known.
     rows = f"the rows of {format_name(manifest.provenance.source)}" if manifest.source else "the rows it never saw"
     if not manifest.labels:
         return (

@@ -144,8 +144,8 @@ class FeatureBuilder:
 def encode(column: Column, cells: pa.ChunkedArray) -> Values:
     """Encode a column of a test file with the schema of the training table. Return float64 [rows].
 
-    Raises `DataError` for a cell that does not fit the schema, and for a missing value if the training table has no
-    missing values in this column.
+    Raises `DataError` for a cell that does not fit the schema. Raises `DataError` for a missing value too, if the
+    training table has no missing values in this column.
     """
     found = read_as(column.kind, column.name, cells, column.reading)
     values = category_indices(found, column.categories) if isinstance(found, Distinct) else found

@@ -100,6 +100,6 @@ def read_booleans(name: str, cells: pa.ChunkedArray) -> Values:
 
 
 def booleans(found: Distinct) -> list[bool] | None:
-    """Return `found.values` as booleans, or None if a value is neither true nor false."""
+    """Return `found.values` as booleans. Return None if a value is not true or false."""
     texts = [str(value).strip().lower() for value in found.values]
     return [text == "true" for text in texts] if all(text in _BOOLEANS for text in texts) else None

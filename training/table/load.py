@@ -3,7 +3,7 @@
     service/sources/ (file -> cells) -> missing.py, numbers.py, notation.py, kinds.py, categories.py (cells -> values)
         -> target.py, features.py, split_keys.py -> schema.Table
 
-The training table alone decides the schema. A test file is read with this schema.
+Only the training table decides the schema. A test file is read with this schema.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def _read_with_schema(source: Source, options: DataOptions, table: Table, on_rea
 def load_held_out(options: DataOptions, table: Table, split: Split, on_read: OnRead = lambda _: None) -> Table:
     """Return the test rows. If there is a test file, it is read now; otherwise the test rows come from `table`.
 
-    A test row that is equal to a training or validation row is left out, unless the options keep such rows. A note
-    gives the number of these rows.
+    A test row that is equal to a training or validation row is left out by default. The options can keep such rows. A
+    note gives the number of equal rows.
     """
     test = load_test(options, table, on_read) if options.test else table.select(split.test)
     seen = np.concatenate([split.train, split.validation])

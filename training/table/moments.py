@@ -27,7 +27,7 @@ _ZONED = r"(?:Z|[+-][0-9]{2}:?[0-9]{2})$"
 def find_moments(cells: pa.ChunkedArray, missing: tuple[str, ...]) -> tuple[Values, Reading] | None:
     """Return the moments of a column as float64 [rows], and their reading. A missing value is NaN.
 
-    Returns None if a cell is not a date or time of ISO 8601, or if only some of the cells have a time zone.
+    Returns None in two cases: a cell is not a date or time of ISO 8601, or only some of the cells have a time zone.
     """
     found = _microseconds(cells)
     if found is None:

@@ -28,7 +28,7 @@ from foldserve.training.table.numbers import (
 from foldserve.training.text import flag_value
 
 _DECIMALS = (".", ",")
-# The first entry that fits is taken. The order ensures that a separator is recorded only if a cell has it.
+# The first entry that fits is taken. With this order, a separator is recorded only if a cell contains the separator.
 _THOUSANDS = ("", ",", ".", " ", "'")
 # The number of distinct cells that are checked first, before the whole column is checked.
 _HEAD = 50

@@ -150,9 +150,9 @@ def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
     """Describe the cells that are not numbers, if the column looks numeric. Return None for any other column of texts.
 
     A column looks numeric if one of these is true: at least half of its cells are numbers in some notation, or all its
-    other cells are common texts for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor
-    as texts. A column that has only numbers is described too, if no single notation fits all of them. allow_plain:
-    whether numbers with a decimal point count as such a notation.
+    other cells are common texts for a missing value, such as NA. The texts `nan` and `inf` do not count as numbers, and
+    they do not count as texts. A column that has only numbers is described too, if no single notation fits all of them.
+    allow_plain: whether numbers with a decimal point count as such a notation.
     """
     if allow_plain and all_plain(found):
         return None
@@ -165,7 +165,7 @@ def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
 
 
 def not_numeric(name: str, claim: str, found: Distinct) -> DataError:
-    """Return the error for a column that has cells that are not numbers. claim: the requirement that the column does
+    """Return the error for a column in which some cells are not numbers. claim: the requirement that the column does
     not meet, such as `must be numeric`.
     """
     description, first = _describe_others(found)

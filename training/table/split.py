@@ -119,7 +119,7 @@ def _assign_groups(
     """Assign whole groups, in order, to consecutive parts. group_of: int64 [rows]; group_sizes: int64 [groups].
 
     shares: the share of the rows for every part except the last. The last part gets the remaining groups. Each part
-    ends at the group that brings the part closest to its share. A part has at least one group, unless its share is 0.
+    ends at the group that brings the part closest to its share. A part whose share is not 0 has at least one group.
     """
     ends = np.cumsum(group_sizes)
     parts, first, wanted = [], 0, 0.0

@@ -46,7 +46,7 @@ def identifier_note(name: str, values: Values) -> str | None:
 
 
 def leak_notes(table: Table) -> list[str]:
-    """Return a note on each column that is equal to the target, or that predicts the target almost perfectly alone."""
+    """Return a note on each column that is equal to the target, or that alone predicts the target almost perfectly."""
     rows = len(table.y)
     if rows < _MIN_ROWS:
         return []

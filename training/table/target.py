@@ -140,7 +140,7 @@ def check_decision(options: DecisionOptions, table: Table) -> None:
 def positive_class(options: DecisionOptions, target: str, labels: tuple[Label, ...]) -> int:
     """Return the index of the class that a threshold is about. target: the name of the target.
 
-    Raises `DataError` unless the target has two classes and `options.positive` is one of them.
+    Raises `DataError` if the target does not have two classes, or if `options.positive` is not a class.
     """
     if len(labels) != 2:
         found = f"{len(labels)} classes" if labels else "numbers"
@@ -159,8 +159,8 @@ def settle_rare_classes(
     """Drop, merge or refuse each class that has fewer than `least` rows.
 
     Returns the target, the indices of the rows that are left, and notes. The indices are None if all rows are left.
-    Raises `DataError` if a class is too small and is refused, if the merged class is too small, and if fewer than two
-    classes are left.
+    Raises `DataError` in three cases: a class is too small and is refused, the merged class is too small, or fewer than
+    two classes are left.
     """
     counts = np.bincount(target.y, minlength=len(target.labels)) if target.labels else np.empty(0, np.int64)
     small = [index for index, rows in enumerate(counts) if rows < least]
