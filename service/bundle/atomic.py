@@ -1,6 +1,6 @@
 """Writes files and folders. A crash or a full disk leaves the old content or the new content, but never a mixture.
 
-This module uses bytes and paths. It does not depend on bundles. Every function may raise `OSError`.
+This module uses bytes and paths. This module does not depend on bundles. Every function may raise `OSError`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def replace_file(file: Path, content: bytes, partial: Path | None = None) -> Non
     """Write `file`, or replace its content.
 
     partial: the content is first written to this file, which is on the same file system. By default it is a hidden file
-    beside `file`. A failure removes this file. A process that is killed leaves this file behind.
+    beside `file`. If the write fails, this file is removed. If the process is killed, this file remains.
     """
     partial = partial or file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:

@@ -1,8 +1,8 @@
 """Chooses the class of each row from the probabilities of a model and the threshold of the model's manifest.
 
 Training, the service and every other reader of a bundle share this module, so that they give the same answers. It uses
-labels and arrays, and does not depend on protocols. It does not import NumPy: it calls only methods of the caller's
-arrays.
+labels and arrays, and does not depend on protocols. This module does not import NumPy: it calls only methods of the
+caller's arrays.
 """
 
 from __future__ import annotations

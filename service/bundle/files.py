@@ -1,6 +1,7 @@
-"""Bundles on disk: a read checks everything, and a write leaves a whole bundle or nothing.
+"""Reads and writes bundles on disk. A read checks everything, and a write leaves a whole bundle or nothing.
 
-This module uses the manifest, the seal and the hash of the model. It does not depend on the contents of the model.
+This module uses the manifest, the seal and the hash of the model. This module does not depend on the contents of the
+model.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Bundle:
 
 
 def read(path: Path) -> Bundle:
-    """Read the bundle in the folder `path`. The hash is checked on the same bytes of the model that are returned.
+    """Read the bundle in the folder `path`. The returned bytes of the model are the bytes whose hash is checked.
 
     Raises `BundleError` in these cases: a file is missing, too large or not regular; the manifest has another schema or
     differs from its seal; the size or the hash of the model differs from the manifest.

@@ -196,8 +196,9 @@ class Provenance(FrozenModel):
 class ImportedModel(FrozenModel):
     """The origin of an imported model, which another framework trained.
 
-    version: the version of the framework, empty if the model does not record it. file: the name of the file, or the
-    class of an object in memory. sha256: the hash of the file, or of the weights of an object.
+    version: the version of the framework, empty if the model does not record it. file: the name of the model's file.
+    For a model that was an object in memory, it is the name of the class. sha256: the hash of the file. For an object
+    in memory, it is the hash of the weights.
     """
 
     framework: str
@@ -227,7 +228,7 @@ class Threshold(FrozenModel):
 
     @property
     def costs(self) -> tuple[float, float] | None:
-        """The costs of a false positive and of a false negative, if they chose the value."""
+        """The costs of a false positive and of a false negative; None if another rule chose the value."""
         if not self.rule.startswith("cost:"):
             return None
         false_positive, false_negative = self.rule.removeprefix("cost:").split(",")

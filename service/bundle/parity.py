@@ -58,7 +58,7 @@ class Tolerance(FrozenModel):
     relative: float = Field(gt=0)
 
     def measure(self, reference: Array, output: Array) -> Parity:
-        """Compare `output` with `reference`. Both have the shape [rows, outputs].
+        """Compare `output` with `reference`. Both arrays have the shape [rows, outputs].
 
         Raises `BundleError` when the shapes differ or a value is not finite.
         """

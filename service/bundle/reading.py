@@ -1,8 +1,8 @@
 """Reading: how the text of one cell becomes a value.
 
 Training chooses a reading for each column, and the service uses the same reading. This module handles one text at
-a time. It does not depend on files or columns. The patterns use only syntax that both Python's `re` and RE2 have. So
-Arrow can apply the patterns to a whole column.
+a time. This module does not depend on files or columns. The patterns use only syntax that both Python's `re` and RE2
+have. So Arrow can apply the patterns to a whole column.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Reading(FrozenModel):
     accounting: whether parentheses mean a negative number, so that (12.50) is -12.5.
     true, false: the spellings of a boolean column, in lower case.
     step, origin: a date or time is the number of whole days or hours since midnight of `origin`. zoned: whether the
-    texts have a time zone; they are then converted to UTC.
+    texts have a time zone. Times with a time zone are converted to UTC.
     """
 
     missing: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ class Reading(FrozenModel):
         """Convert the text of a date or time to its number; None for a missing value.
 
         Raises `ValueError` for any other text. Also raises `ValueError` if the text has a time zone but the column has
-        none, or if the column has time zones but the text has none.
+        none. The same is true if the column has time zones but the text has none.
         """
         if self.is_missing(text):
             return None
@@ -161,7 +161,7 @@ class Reading(FrozenModel):
             parentheses = f"|[(]{digits}[)]" if self.accounting else ""
             return f"{_SPECIAL}|{sign}?{digits}{parentheses}"
         space, unit = f"[{_SPACES}]*", re.escape(self.unit)
-        if self.unit == "%":  # 0.45 may mean 45%, so only a zero may have no percent sign
+        if self.unit == "%":  # all numbers but 0 need the sign: 0.45 may mean 45%
             inner = f"(?:{sign}?{space}{digits}{'|[(]' + space + digits + space + '[)]' if self.accounting else ''})"
             closed = f"|[(]{space}{digits}{space}%{space}[)]" if self.accounting else ""
             return f"{_SPECIAL}|{inner}{space}%|{sign}?{space}%{space}{inner}{closed}|{sign}?0+(?:{point}0*)?"

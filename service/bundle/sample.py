@@ -1,8 +1,9 @@
-"""Draws random rows, like those of a request, from the ranges and categories of features. The drawn rows hold no
-person's data.
+"""Draws random rows from the ranges and categories of features.
 
-This module uses features. It does not depend on networks or sessions. It does not import NumPy: the caller's generator
-creates the arrays.
+The rows are similar to the rows of a request. The drawn rows hold no person's data.
+
+This module uses features. This module does not depend on networks or sessions. This module does not import NumPy: the
+caller's generator creates the arrays.
 """
 
 from __future__ import annotations

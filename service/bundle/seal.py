@@ -1,7 +1,7 @@
 """The seal of a manifest: SHA-256 digests of its values, which show any later change and name the changed field.
 
-This module uses parsed JSON. It does not depend on the schema or on files. A digest is not a signature. The seal shows
-damage and careless edits. A person who changes a manifest on purpose can also compute a new seal.
+This module uses parsed JSON. This module does not depend on the schema or on files. A digest is not a signature. The
+seal shows damage and careless edits. A person who changes a manifest on purpose can also compute a new seal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ _MOST_NAMED = 4  # the largest number of changed fields that one message names
 
 
 def compute(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the seal of a manifest, as JSON values. content: the whole manifest; a seal in it is ignored.
+    """Return the seal of a manifest, as JSON values.
+
+    content: the whole manifest. If it has a seal, the seal is ignored.
 
     `digest` is the digest of the whole manifest. `parts` has a digest for each field, such as `labels`. If a field is
     an object or an array of objects, `parts` has a digest for each member: `certificate.tolerance`, `features.3`.

@@ -1,5 +1,6 @@
 """Explains an answer: computes how much each feature of a row contributes to a logit or a value.
 
 `codec` reads the requests and writes the answers, and `runner` runs the rows. The other modules use the nodes of a
-graph, NumPy arrays and a manifest. They do not depend on requests. No module depends on a device or a framework.
+graph, NumPy arrays and a manifest. These modules do not depend on requests. No module depends on a device or a
+framework.
 """

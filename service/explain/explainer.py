@@ -1,8 +1,8 @@
 """Explains the outputs of one model: each output is the sum of an offset and the contributions of the features.
 
-A network of piecewise-linear activations, such as ReLU, is affine around a row: output = offset + sum of slope *
-(column - reference). These contributions are exact. The offset is the value of this affine map at the reference. The
-reference is the mean of the training rows. The slopes come from one backward pass at the row.
+A network of piecewise-linear activations, such as ReLU, is affine around a row. The output is the offset, plus the sum
+of slope * (column - reference) over all columns. These contributions are exact. The offset is the value of this affine
+map at the reference. The reference is the mean of the training rows. The slopes come from one backward pass at the row.
 
 For other activations, the contributions are integrated gradients on the straight line from the reference to the row
 (Sundararajan, Taly, Yan, 2017, https://arxiv.org/abs/1703.01365). The integrals come from Gauss-Legendre quadrature.
@@ -60,8 +60,8 @@ class Explainer:
     def __init__(self, model: bytes, manifest: Manifest) -> None:
         """model: the bytes of `model.onnx`.
 
-        Raises `NotExplainable` if the graph has a node that is not known, or if this module's arithmetic does not
-        reproduce the golden rows.
+        Raises `NotExplainable` if the graph has an unknown node. Also raises `NotExplainable` if this module's
+        arithmetic does not reproduce the golden rows.
         """
         graph = read_graph(model)
         self._preprocessing = Preprocessing(graph, len(manifest.features))
@@ -116,7 +116,7 @@ class Explainer:
     def _integrate(self, from_reference: Floats, chosen: npt.NDArray[np.intp], gap: Floats) -> Floats:
         """Return the integrated gradients, float64 [rows, columns].
 
-        gap: the sum that the gradients of each row should have, [rows].
+        gap: the correct sum of the gradients of each row, [rows].
         """
         parts = np.zeros_like(from_reference)
         left = np.arange(len(chosen))

@@ -1,6 +1,6 @@
 """Reads the graph of `model.onnx` in two parts: the preprocessing, and the network that begins with the first Gemm.
 
-This module reads ONNX files. It does not depend on the arithmetic of the nodes.
+This module reads ONNX files. This module does not depend on the arithmetic of the nodes.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def read_graph(model: bytes) -> Graph:
 
     A Softmax at the end of the graph is left out, because the logits are explained, not the probabilities.
 
-    Raises `NotExplainable` if the file is not ONNX, if the graph has no matrix product, or if its Softmax is not over
-    the classes.
+    Raises `NotExplainable` in these cases: the file is not ONNX; the graph has no matrix product; the Softmax is not
+    over the classes.
     """
     try:
         graph = onnx.load_model_from_string(model).graph

@@ -1,9 +1,9 @@
 """Evaluates a network in float64 and differentiates one output of each row, node by node.
 
 Each operation has a forward pass and a backward pass. The backward pass also computes the share of the constants, which
-is the part of the output that comes from constants. A network whose activations are all piecewise linear is affine
-around a row: the output is the sum of slope times input, plus the share of the constants. This module does not depend
-on the preprocessing.
+is the part of the output that comes from constants. A network with only piecewise-linear activations is affine around a
+row. The output is then the sum of slope times input, plus the share of the constants. This module does not depend on
+the preprocessing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Runs the nodes that come before the network. They turn raw rows into encoded columns, in float32 as in ONNX Runtime.
 
-Each encoded column depends on a single feature. This module finds that feature. It does not depend on the network.
+Each encoded column depends on a single feature. This module finds that feature. This module does not depend on the
+network.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs the rows of explanation requests in batches, as the runtime runs the rows of predictions.
 
 The model's weights are read again at the first request. So a server without such requests needs no memory for them.
-This module owns the arrays between the codec and the explainer. It does not depend on batchers.
+This module owns the arrays between the codec and the explainer. This module does not depend on batchers.
 """
 
 from __future__ import annotations

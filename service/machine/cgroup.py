@@ -1,8 +1,8 @@
 """Finds the processors and the memory that this process may use, from its control groups and the scheduler.
 
-This module reads files of the kernel under /proc and /sys. It does not depend on models, thread pools or CUDA. A file
-sets no limit if it can't be read or has no valid number. The limits of both versions of control groups apply, even if a
-machine uses both. The kernel's documentation describes their files: admin-guide/cgroup-v2.rst,
+This module reads files of the kernel under /proc and /sys. This module does not depend on models, thread pools or CUDA.
+A file sets no limit if it can't be read or has no valid number. The limits of both versions of control groups apply,
+even if a machine uses both. The kernel's documentation describes their files: admin-guide/cgroup-v2.rst,
 admin-guide/cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """
 
@@ -57,7 +57,7 @@ def memory(root: Path = Path("/")) -> Memory | None:
 
 def _quotas(root: Path) -> Iterator[float]:
     for folder, files in _groups(root, "cpu", ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        # Version 2 has both numbers in one file: "150000 100000", or "max 100000".
+        # Version 2 has the quota and the period in one file: "150000 100000", or "max 100000".
         words = " ".join(_read(folder / file) for file in files).split()
         if len(words) == 2:
             quota, period = map(_parse, words)

@@ -140,8 +140,8 @@ def _wheel_folders() -> list[Path]:
 def _load_first(candidates: list[Path]) -> ctypes.CDLL:
     reasons = []
     for candidate in candidates:
-        # A candidate without a folder is not checked here: the loader searches for its name in LD_LIBRARY_PATH, in the
-        # loader's cache, and in the system's folders.
+        # A candidate without a folder is not checked here. The loader searches for the candidate's name in
+        # LD_LIBRARY_PATH, in the loader's cache, and in the system's folders.
         if candidate.is_absolute() and not candidate.is_file():
             continue
         try:

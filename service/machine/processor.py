@@ -1,4 +1,4 @@
-"""Names the model of the processor. This module does not count processors."""
+"""Finds the name of the processor's model. This module does not count processors."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ WHEELS = ("onnxruntime", "onnxruntime-gpu")  # both wheels install the module on
 
 
 def installed() -> list[str]:
-    """Name the installed wheels; more than one is an error of the installation."""
+    """Return the names of the installed wheels. More than one wheel is an error of the installation."""
     return [name for name in WHEELS if _is_installed(name)]
 
 

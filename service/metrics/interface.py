@@ -22,12 +22,13 @@ def ignore_batch(rows: int, seconds: float, waited: list[float]) -> None:
     """Observe a run and do nothing."""
 
 
-# The outcomes of a request with a valid API key, in order: the request is accepted, the key lacks the scope, or the key
-# has reached its rate.
+# The outcomes of a request with a valid API key, in order: the request is accepted; the key lacks the scope; the key
+# has reached its rate limit.
 KEY_OUTCOMES = ("accepted", "forbidden", "limited")
 
-# A value that the metrics count: a category that training has not seen; a number outside the training range; a value of
-# a column that training left out; a value that the request left out, because the feature is constant.
+# A kind of value that the metrics count. "unseen": a category that training has not seen. "outside": a number outside
+# the training range. "ignored": a value of a column that training left out. "filled": a value that the request left
+# out, because the feature is constant.
 Unusual = Literal["unseen", "outside", "ignored", "filled"]
 # The number of such values, by the kind of the value and the name of its column.
 Counts = Mapping[tuple[Unusual, str], int]
@@ -37,8 +38,9 @@ Counts = Mapping[tuple[Unusual, str], int]
 MAX_DEFERRED_VALUES = 256
 
 
-# The outcomes of an entry of a feedback request: its labels count; its request is not remembered; the labels do not fit
-# the request; a row had a label already.
+# The outcomes of an entry of a feedback request. "counted": the labels of the entry count. "unknown": the server does
+# not remember the request of the entry. "mismatched": the labels do not fit that request. "repeated": a row had a label
+# already.
 FeedbackOutcome = Literal["counted", "unknown", "mismatched", "repeated"]
 
 

@@ -55,8 +55,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
-# The bounds in seconds. The smallest bound is the time to predict one row in a direct call, and the largest bound is
-# the default deadline.
+# The bounds in seconds. The smallest bound is the time to predict one row in a direct call. The largest bound is the
+# default deadline.
 _SECONDS_BUCKETS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS_BUCKETS = tuple(4**n for n in range(9))
 # Labels.
@@ -64,8 +64,8 @@ _MODEL = ("model", "version")
 _ENDPOINT = (*_MODEL, "protocol")
 # The largest number of requests or runs that a list keeps before they are added to the metrics.
 _MAX_PENDING = 4096
-# A series exists before its first value, so that a rate misses no value. If a model has more features than this, a
-# series begins only with its first value: otherwise every scrape would be large.
+# A series exists before its first value, so that a rate misses no value. If a model has more features than this number,
+# a series begins only with its first value. Otherwise every scrape would be large.
 _MAX_EARLY_SERIES = 1_000
 # The number of unloaded models whose series are kept.
 _MOST_UNLOADED = 16
@@ -94,7 +94,7 @@ class _RequestMetrics(RequestMetrics):
 
     def observe(self, rows: Any) -> None:
         if rows.size <= MAX_DEFERRED_VALUES:
-            self._observed.append(rows.tobytes())  # a copy, because the array may keep a whole request alive
+            self._observed.append(rows.tobytes())  # copy the array, because it may keep the memory of a whole request
 
     def flush(self) -> None:
         pending, self._pending = self._pending, []
@@ -152,7 +152,7 @@ class PrometheusMetrics(Metrics):
         self._queues: list[tuple[_BatchMetrics, Callable[[], int]]] = []
         self._providers: dict[tuple[str, str], tuple[str, ...]] = {}
         self._refused: set[tuple[str, str]] = set()
-        self._unloaded: list[tuple[str, str]] = []  # models whose series are still there, the oldest first
+        self._unloaded: list[tuple[str, str]] = []  # unloaded models whose series still exist, the oldest first
         self._take_key_counts: Callable[[], Mapping[str, Sequence[int]]] = dict
         self._figures: Iterable[Figure] = ()
         self._own_figures: Callable[[], Iterable[Figure]] = tuple
@@ -269,7 +269,7 @@ class PrometheusMetrics(Metrics):
     def for_endpoint(
         self, model: str, version: str, protocol: str, count_rows: Callable[[bytes], Counts]
     ) -> RequestMetrics:
-        """Create the counts of one endpoint. count_rows: as in `Metrics.for_endpoint`."""
+        """Create the counts of one endpoint. count_rows: the same function as in `Metrics.for_endpoint`."""
         created = _RequestMetrics(self, (model, version, protocol), count_rows)
         self._requests.append(created)
         return created
@@ -282,7 +282,7 @@ class PrometheusMetrics(Metrics):
         return created
 
     def for_keys(self, take_counts: Callable[[], Mapping[str, Sequence[int]]]) -> None:
-        """Count the requests of each API key. take_counts: as in `Metrics.for_keys`."""
+        """Count the requests of each API key. take_counts: the same function as in `Metrics.for_keys`."""
         self._take_key_counts = take_counts
 
     def record_load(self, manifest: Manifest, seconds: float, parity: Parity, providers: Iterable[str]) -> None:
@@ -356,7 +356,7 @@ class PrometheusMetrics(Metrics):
         self.logged_rows.labels("dropped").inc(dropped)
 
     def for_quality(self, own_figures: Callable[[], Iterable[Figure]]) -> None:
-        """Publish the metrics of drift and quality. own_figures: as in `Metrics.for_quality`."""
+        """Publish the metrics of drift and quality. own_figures: the same function as in `Metrics.for_quality`."""
         self._own_figures = own_figures
 
     def set_figures(self, figures: Iterable[Figure]) -> None:

@@ -1,6 +1,6 @@
 """The answers of the friendly protocol: writes outputs as JSON, raw float32 or an Arrow stream.
 
-This module owns the form of an answer, and the effect of a query on it. It does not depend on requests.
+This module owns the form of an answer, and the effect of a query on it. This module does not depend on requests.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]
         if values.dtype == np.int64:
             return na.int64(), partial(_numbers, na.int64(), values)
         exact = values.astype(np.float64)
-        if exact.tolist() == list(labels):  # false if a label is an integer that float64 can't represent
+        if exact.tolist() == list(labels):  # not equal if float64 can't represent an integer label
             return na.float64(), partial(_numbers, na.float64(), exact)
     return na.string(), partial(_strings, [_text(label).encode() for label in labels])
 

@@ -1,7 +1,7 @@
 """Converts the JSON values of boolean and categorical columns to codes.
 
-The code of a boolean is 0 or 1. The code of a category is its index. If the column of the training table had texts, the
-service reads a text in a request in the same way as training. This module handles single columns, not whole rows.
+The code of a boolean is 0 or 1. The code of a category is its index. If the column had texts in the training table, the
+service reads a text in the same way as training. This module handles single columns, not whole rows.
 """
 
 from __future__ import annotations

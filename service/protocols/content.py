@@ -43,7 +43,7 @@ def media_type(headers: Headers) -> bytes | None:
 
 
 def preferred(headers: Headers, name: bytes, offered: Container[bytes]) -> bytes | None:
-    """Return the offered value that has the largest q in the header `name`; None if the header has no offered value.
+    """Return the value of `offered` with the largest q in the header `name`; None if the header has no such value.
 
     If several values have the same q, the first of them is returned.
     """
@@ -62,9 +62,8 @@ def inflated(headers: Headers, body: bytes | bytearray, max_body: int, memory: B
     """Undo the body's Content-Encoding.
 
     Raises `UnsupportedMedia` for an encoding other than gzip, deflate and identity. Raises `InvalidInput` for a body
-    that does not have the encoding of its header. Raises `TooLarge` when the decoded body would have more than
-    `max_body` bytes, or would be many times larger than the encoded body. Raises `MemoryFull` if there is no room for
-    the decoded body.
+    that does not have the encoding of its header. Raises `TooLarge` if the decoded body has more than `max_body` bytes,
+    or is many times larger than the encoded body. Raises `MemoryFull` if there is no room for the decoded body.
     """
     encodings = headers.get(b"content-encoding", b"identity").split(b",")
     if len(encodings) > _MAX_ENCODINGS:

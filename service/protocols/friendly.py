@@ -7,8 +7,8 @@ An instance that is an object may have columns of the training table that are no
 Such an instance may leave out features that had only one value in training. The metrics count the ignored columns and
 the left-out features. The query of the URL may ask for another form of the answer.
 
-A category is written as its string or number, a boolean as true or false, and a missing value as null. If the training
-table had texts in a numeric column, the service reads a text in this column in the same way as training.
+A category is written as its string or number, a boolean as true or false, and a missing value as null. If a numeric
+column had texts in the training table, the service reads a text in the same way as training.
 
 For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`).
 In raw rows, a category is its index, a boolean is 0 or 1, and a missing value is NaN. The answer may be raw as well, or
@@ -60,8 +60,8 @@ JSON_TYPE = b"application/json"
 # The largest number of warnings in one answer.
 MAX_WARNINGS = 100
 _FLOAT = np.dtype("<f4")
-# A thread encodes the answer if both are true: the query asks for another form, and the answer has more numbers than
-# this.
+# A thread encodes the answer if both are true: the query asks for another form, and the answer has more than this
+# number of values.
 _MANY_NUMBERS = 20_000
 
 _Counted = dict[tuple[Unusual, str], int]
@@ -79,7 +79,7 @@ class FriendlyCodec:
         self._max_rows = max_rows
         self._answers = Answers(manifest)
         self._encoders = {JSON_TYPE: self._answers.json, RAW_TYPE: self._answers.raw, ARROW_TYPE: self._answers.arrow}
-        self._options: AnswerOptions | None = None  # None without a query
+        self._options: AnswerOptions | None = None  # None if the URL has no query
         row_bytes = max(MAX_ELEMENT_BYTES, 1024 * self._columns.width)
         self._array = LongArray(("instances",), "rows", max_rows, row_bytes, piece_bytes)
 
@@ -166,7 +166,7 @@ class FriendlyCodec:
             if some is None:
                 if fast_only:
                     raise SlowBody
-                fast = False  # the following pieces are probably like this one
+                fast = False  # the next pieces probably need the slow path too
                 instances = parse_piece(body, piece)
                 if by_name is None:
                     by_name = not rows.count and type(instances[0]) is dict

@@ -244,8 +244,8 @@ def _next_piece(body: bytes | bytearray, start: int, end: int, array: LongArray)
 def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] | None:
     """Find the last element that ends in `body[start:stop]`. An element begins at `start`.
 
-    Returns the piece up to the end of that element, and the place from which to search the next comma or `]`. Returns
-    None if no element ends in this range.
+    Returns the piece up to the end of that element. Also returns the place where the search for the next comma or `]`
+    begins. Returns None if no element ends in this range.
     """
     text = np.frombuffer(body, np.uint8, stop - start, start)
     quotes = _quotes(text) if body.find(b'"', start, stop) >= 0 else None

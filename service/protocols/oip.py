@@ -57,7 +57,7 @@ from foldserve.service.protocols.rows import Columns
 _MEDIA_TYPES = (None, b"application/json", b"application/octet-stream")
 # The largest JSON text of one column, in bytes. Parsing a text of this size holds the interpreter for about 30 ms.
 _MAX_COLUMN_BYTES = 4 * 2**20
-# The largest number of JSON values that one tensor has in addition to its data, such as its name and its shape.
+# The largest number of JSON values of one tensor besides its data. Examples are the name and the shape.
 _MAX_MEMBERS = 32
 
 # The largest number of digits of a length. Python is slow to convert thousands of digits.
@@ -99,7 +99,7 @@ class OipCodec:
         # out.
         columns = width + len(manifest.ignored)
         self._tensors = LongArray(("inputs",), "tensors", columns, _MAX_COLUMN_BYTES, piece_bytes)
-        self._known: dict[bytes, _Known] = {}  # by the bytes of the text; a text with an id is not kept
+        self._known: dict[bytes, _Known] = {}  # the key is the JSON text; a text with an id is not kept
         self._one_tensor = re.compile(rb'"name"\s*:\s*' + re.escape(orjson.dumps(self._input)))
 
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:

@@ -2,8 +2,8 @@
 
 The values are the same as in the friendly protocol. A category is its own text or number, and a boolean is true or
 false. A missing value is null in JSON, and NaN in binary. A text is read in the same way as training read the table.
-This module turns the tensors of a request into rows. It does not depend on the other parts of the request, or on the
-answer.
+This module turns the tensors of a request into rows. This module does not depend on the other parts of the request, or
+on the answer.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md#tensor-data-types
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -62,11 +62,11 @@ class _Table:
     def __init__(self, model: ColumnTensors) -> None:
         self._model = model
         self._count = 0  # rows
-        self._read: dict[str, Rows | None] = {}  # None if the bytes of the column come after the JSON
+        self._read: dict[str, Rows | None] = {}  # a value is None if the column's bytes follow the JSON
         self._binary: list[tuple[str, str, Any]] = []  # name, datatype and size, in the order of the bytes
 
     def add(self, tensor: Any) -> None:
-        """Read one tensor. The bytes of a binary tensor are read by `finish`."""
+        """Read one tensor. `finish` reads the bytes of a binary tensor."""
         name = tensor.get("name") if type(tensor) is dict else None
         place = len(self._read) + 1
         if type(name) is not str:

@@ -1,6 +1,6 @@
 """The input tensor of the Open Inference Protocol: its shape, its datatype, and its data in JSON or in binary.
 
-This module turns one tensor into rows. It does not depend on the other parts of the request, or on the answer.
+This module turns one tensor into rows. This module does not depend on the other parts of the request, or on the answer.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class InputTensor:
             elif fast_only:
                 raise SlowBody
             else:
-                fast = False  # the following pieces are probably like this one
+                fast = False  # the next pieces probably need the slow path too
                 values = parse_piece(body, piece)
                 values = rest + (self._flat(values, count) if nested else values)
                 whole = len(values) // width * width

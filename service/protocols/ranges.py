@@ -1,6 +1,6 @@
 """The training ranges of the features of one model: finds the values of a request that training has not seen.
 
-It reads rows that have passed the checks. It does not depend on the format of a request.
+It reads rows that have passed the checks. This module does not depend on the format of a request.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _COMPARED = 1024
 class Ranges:
     """The smallest and the largest value of each feature in the training rows.
 
-    The range of a categorical feature contains all of its categories, so only the code of an unseen category is outside
-    its range. A missing value is never outside.
+    The range of a categorical feature contains all known categories. So only the code of an unseen category is outside.
+    A missing value is never outside the range.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:

@@ -1,7 +1,7 @@
 """Builds answers and refusals. This module owns the table that maps each error to a status.
 
-The connection and FastAPI's routes share this module, so it uses no framework: a status is a number, and headers are
-bytes.
+The connection and FastAPI's routes share this module, so this module uses no framework. A status is a number, and
+headers are bytes.
 """
 
 from __future__ import annotations

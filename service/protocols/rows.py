@@ -1,6 +1,6 @@
 """Converts the values of a request to float32 [rows, features]. The error for a bad value names its row and column.
 
-This module owns the checks of values. It does not depend on where a protocol puts the values in a body.
+This module owns the checks of values. This module does not depend on where a protocol puts the values in a body.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class Columns:
         *,
         booleans: bool,
     ) -> Rows:
-        # Packing refuses every value that is not a number, except a boolean. So without booleans, the types of the
-        # values need no check.
+        # Packing refuses every value that is neither a number nor a boolean. So if there are no booleans, the types of
+        # the values need no check.
         if not booleans and (rows := self._packed(values)) is not None:
             return rows
         types = set(map(type, values))
@@ -157,7 +157,7 @@ class Columns:
     def _packed(self, values: list[Any]) -> Rows | None:
         """Read a few numbers as float32 [rows, features].
 
-        Returns None for many values, for a value that is too large for float32, and for a value that is neither a
+        Returns None in three cases: there are many values; a value is too large for float32; a value is neither a
         number nor a boolean.
         """
         if len(values) > _SMALL_COUNT:

@@ -1,9 +1,9 @@
 """Reads the numbers of a piece of JSON into an array with simdjson, without a Python object for each number.
 
 docs/json.md has the measurements that justify this module. This module does not depend on features or protocols.
-simdjson never sees a whole request. simdjson counts the elements of an array only up to 2**24 - 1. If an array is
-longer, pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this module
-uses only `parse`, `len`, iteration and `as_buffer`. It also refuses text that is long enough for such an array.
+This module never gives a whole request to simdjson, which counts the elements of an array only up to 2**24 - 1. If an
+array is longer, pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this
+module uses only `parse`, `len`, iteration and `as_buffer`. It also refuses text that is long enough for such an array.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _parsers = _Parsers()
 def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArray[np.float64] | None:
     """Read a piece of numbers, or of arrays of `width` numbers each, as float64 [values].
 
-    The returned numbers are finite. Returns None for any other piece; then `parse_piece` must check the piece.
+    The returned numbers are finite. Returns None for any other piece. The caller must then check the piece with
+    `parse_piece`.
     """
     nested = piece.brackets != 0
     if piece.end - piece.start >= _MAX_TEXT or (nested and piece.brackets != 2 * piece.elements):

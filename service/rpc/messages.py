@@ -1,6 +1,6 @@
 """Reads the message of a call, after a check of its size.
 
-This module reads the bytes of protobuf. It does not depend on calls. protobuf makes objects of up to a hundred
+This module reads the bytes of protobuf. This module does not depend on calls. protobuf makes objects of up to a hundred
 bytes from two bytes of a message. It holds the interpreter until the whole message is read. Therefore a message may
 have only a limited number of bytes besides the raw bytes of its tensors.
 

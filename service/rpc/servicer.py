@@ -1,6 +1,6 @@
 """The calls of the Open Inference Protocol.
 
-This module uses messages and the service. It does not depend on ports or processes.
+This module uses messages and the service. This module does not depend on ports or processes.
 """
 
 from __future__ import annotations

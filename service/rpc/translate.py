@@ -1,8 +1,7 @@
 """Translates between the messages of gRPC and the bodies of the Open Inference Protocol over HTTP.
 
-So gRPC and HTTP use the same codec, the same batcher and the same limits. Every tensor is translated to binary data,
-with the same bytes as in `raw_input_contents`. This module uses messages and bytes. It does not depend on models or
-servers.
+So gRPC and HTTP use the same codec, the same batcher and the same limits. Every tensor becomes binary data, as in
+`raw_input_contents`. This module uses messages and bytes. This module does not depend on models or servers.
 """
 
 from __future__ import annotations

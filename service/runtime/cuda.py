@@ -85,8 +85,9 @@ class CudaRunner:
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch.
 
-        Raises `DeviceOutOfMemory`; then the next call uses a new session. Raises `DeviceLost`; then every later call
-        raises it again. Raises `RuntimeError` after `close`. Also raises any other exception of ONNX Runtime.
+        Raises `DeviceOutOfMemory`. After this error, the next call uses a new session. Raises `DeviceLost`. After this
+        error, every later call raises `DeviceLost` again. Raises `RuntimeError` after `close`. Also raises any other
+        exception of ONNX Runtime.
         """
         with self._one_run:
             if self._closed:

@@ -1,8 +1,8 @@
 """Buffers for batches on CUDA that are bound to a session, and the runs that use them.
 
-This module uses a session, a stream and buffers. It does not depend on bundles, and does not handle a failed device. A
-large batch runs in pieces: while the GPU computes a piece, the host copies the next piece to page-locked memory and on
-to the GPU.
+This module uses a session, a stream and buffers. This module does not depend on bundles, and does not handle a failed
+device. A large batch runs in pieces. While the GPU computes one piece, the host copies the next piece to page-locked
+memory, and from there to the GPU.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class BoundBuffers:
         for _ in range(_RUNS_BEFORE_CAPTURE):
             add_run()
         self._stream.wait()
-        # A lambda in the frames of an error would keep the session, even after `traceback.clear_frames`.
+        # `add_run` is not a lambda. In the frames of an error, a lambda would keep the session, even after
+        # `traceback.clear_frames`.
         self._replay = self._stream.capture(add_run)
 
     def run(self, rows: Rows) -> Outputs:
@@ -154,7 +155,7 @@ class LargeBatches:
         starts = range(0, len(rows), self.size)
         for number, start in enumerate([*starts, *[len(rows)] * _SLOTS]):
             slot, event = self._slots[number % _SLOTS], self._events[number % _SLOTS]
-            if number >= _SLOTS:  # the slot has an earlier piece
+            if number >= _SLOTS:  # the slot still has an earlier piece
                 self._stream.wait_for(event)
                 done = outputs[starts[number - _SLOTS] :][: self.size]
                 done[...] = slot.outputs(len(done))

@@ -1,6 +1,7 @@
 """A CUDA stream, its graphs, and memory on the host and the device, through the C API of the CUDA runtime.
 
-This module uses addresses and bytes. It does not depend on models. https://docs.nvidia.com/cuda/cuda-runtime-api/
+This module uses addresses and bytes. This module does not depend on models.
+https://docs.nvidia.com/cuda/cuda-runtime-api/
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from foldserve.service.machine import nvidia
 # cudaStreamNonBlocking: the stream does not wait for the default stream. So another thread may use the default stream
 # while this stream is captured.
 _NON_BLOCKING = 1
-# cudaStreamCaptureModeThreadLocal: during the capture, only the capturing thread may not allocate memory or wait. Other
-# models may run, load and allocate on other threads.
+# cudaStreamCaptureModeThreadLocal: during the capture, the capturing thread must not allocate memory or wait. Other
+# models may run, load and allocate memory on other threads.
 _THREAD_LOCAL = 1
 _HOST_FUNCTION = 3  # cudaGraphNodeTypeHost
 _NO_TIMES = 2  # cudaEventDisableTiming
@@ -228,7 +229,7 @@ class CudaStream:
         try:
             add_work()
         except BaseException:
-            with suppress(CudaError):  # after an error, the capture is invalid, and its end fails too
+            with suppress(CudaError):  # after an error, the capture is invalid, so ending it fails too
                 self._call("cudaStreamEndCapture", self.address, ctypes.byref(graph))
             self._release("cudaGraphDestroy", graph)
             raise
@@ -292,7 +293,7 @@ class CudaStream:
     def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._runtime, name)(*arguments)
         if code:
-            # The error is also the last error of this thread. Unless it is cleared, ONNX Runtime reports it as the
-            # failure of its next kernel.
+            # CUDA also keeps the error as the last error of this thread. Unless it is cleared, ONNX Runtime reports it
+            # as the failure of its next kernel.
             self._runtime.cudaGetLastError()
             raise CudaError(name, code, self._runtime.cudaGetErrorString(code).decode())

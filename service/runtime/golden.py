@@ -1,6 +1,6 @@
 """The checks that a bundle's model passes before it serves: its graph, its interface and its golden outputs.
 
-This module uses a bundle, an open session, and a run function. It does not depend on devices.
+This module uses a bundle, an open session, and a run function. This module does not depend on devices.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Opens a bundle's model on the requested device, and returns it only if it reproduces the golden outputs there.
+"""Opens a bundle's model on the requested device.
 
-A model that reproduces the golden outputs is called "ready". This module chooses the device. It does not depend on HTTP
-or queues.
+Returns the model only if it reproduces the golden outputs on this device. A model that reproduces the golden outputs is
+called "ready". This module chooses the device. This module does not depend on HTTP or queues.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Runtime:
 
     @property
     def lost(self) -> bool:
-        """Whether the device has failed, so that only a new process can use it again."""
+        """Whether the device has failed. After that, only a new process can use the device again."""
         return self._cuda is not None and self._cuda.lost
 
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch.
 
-        Raises `DeviceOutOfMemory`, `DeviceLost`, or another exception of ONNX Runtime. Outputs that are not finite are
-        returned without an error, because only the caller knows which request has these rows.
+        Raises `DeviceOutOfMemory`, `DeviceLost`, or another exception of ONNX Runtime. Outputs that are not finite
+        raise no error here, because only the caller knows the request of each row.
         """
         if self._cuda is None or len(rows) < self._crossover:
             return self._cpu.run(rows)

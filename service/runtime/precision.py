@@ -1,9 +1,9 @@
 """Converts a graph to matrix products in fp16 or bf16, and widens the tolerance of the golden outputs.
 
-This module uses a parsed graph and a tolerance. It does not use sessions. TF32 needs no conversion: it is an option of
-the CUDA provider. ONNX Runtime's converter is not used for three reasons. The converter has no bf16. It clips weights
-that overflow instead of refusing them. The converted graph is not sorted topologically, so `onnx.checker` refuses this
-graph.
+This module uses a parsed graph and a tolerance. This module does not use sessions. TF32 needs no conversion: it is an
+option of the CUDA provider. ONNX Runtime's converter is not used for three reasons. The converter has no bf16. It clips
+weights that overflow instead of refusing them. The converted graph is not sorted topologically, so `onnx.checker`
+refuses this graph.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The only module that opens ONNX Runtime sessions. A session runs on exactly the requested device.
 
 Serving, the certificate, the doctor and the diagnosis all use this module. So the session that certifies a model is of
-the same kind as the session that serves it. This module uses ONNX Runtime and the bytes of a model. It does not depend
-on bundles or rows.
+the same kind as the session that serves it. This module uses ONNX Runtime and the bytes of a model. This module does
+not depend on bundles or rows.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
 def is_expected(refusal: DeviceError) -> bool:
     """Whether CUDA is refused because the machine has no GPU, and its ONNX Runtime is built for the CPU.
 
-    On such a machine, nobody needs to know why CUDA is not available.
+    On such a machine, the user does not need the reason why CUDA is not available.
     """
     return str(refusal) == _WITHOUT_CUDA and not nvidia.has_gpu()
 

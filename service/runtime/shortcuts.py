@@ -1,8 +1,8 @@
 """Prepares a model for shorter runs on CUDA. The model keeps its function.
 
-This module uses a parsed graph. It does not use sessions. The three shortcuts come from the documentation of CUDA and
-of ONNX Runtime, and from the sources of ONNX Runtime. They were never measured on a GPU. So `load` checks the golden
-rows with all shortcuts, and turns all of them off if a check fails.
+This module uses a parsed graph. This module does not use sessions. The three shortcuts come from the documentation of
+CUDA and of ONNX Runtime, and from the sources of ONNX Runtime. They were never measured on a GPU. So `load` checks the
+golden rows with all shortcuts, and turns all of them off if a check fails.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from foldserve.service.runtime.session import Options
 # Gemm must be in the memory of the device.
 _WRITE_ONLY = {"Softmax", "Sigmoid"}
 # Biases become rows of the weights only in a model of at most this number of bytes. In a larger model, the added column
-# costs more time than the kernel that adds a bias: cuBLAS computes 1,025 columns in one more tile than 1,024.
+# takes more time than the kernel that adds a bias. For example, cuBLAS needs one more tile for 1,025 columns than for
+# 1,024.
 _SMALL = 2**20
-_PIECE = 2**23  # bytes of the rows in a piece: enough rows to keep a GPU busy, and few enough to hide the first copy
+_PIECE = 2**23  # bytes of a piece: large enough to keep a GPU busy, small enough to hide the first copy
 # The added columns make the number of columns a multiple of this. So each row of float32 begins at a multiple of 16
 # bytes.
 _ALIGNED = 4
@@ -33,9 +34,9 @@ class Shortcuts:
     """The shortcuts of a runner.
 
     ones: the number of columns that are added after the features. The first added column is 1, and the others are 0.
-    host_outputs: the last kernel writes the outputs to page-locked memory, so no copy is needed. piece: the number of
-    rows of a piece, or 0 for no pieces. A batch of more rows runs in pieces. Each piece is copied to the device while
-    the piece before it is computed.
+    host_outputs: whether the last kernel writes the outputs to page-locked memory, so that no copy is needed. piece:
+    the number of rows of a piece; 0 if batches are not cut. A batch of more rows runs in pieces. Each piece is copied
+    to the device while the piece before it is computed.
     """
 
     ones: int = 0
@@ -68,8 +69,9 @@ def _width(tensor: onnx.ValueInfoProto) -> int:
 class _Biases:
     """Moves the biases of a graph into its weights: x·W + b is [x, 1]·[W; b].
 
-    ONNX Runtime runs a Gemm with a bias as two kernels: one writes the bias to each row, and the other adds the
-    products. To give each Gemm a column of ones, the Gemm before it computes one more unit. Relu keeps this 1.
+    ONNX Runtime runs a Gemm with a bias as two kernels. The first writes the bias to each row, and the second adds the
+    products. To give each Gemm a column of ones, the Gemm before it computes one more unit. A Relu does not change the
+    value 1.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:

@@ -24,9 +24,9 @@ _Convert = Callable[[_Numbers, npt.NDArray[np.bool_]], pa.Array]
 class TableDecoder:
     """Decodes the rows of one model. If `TableEncoder` encodes the columns again, the result is the same rows.
 
-    A number is float32, a boolean is bool, a time is a timestamp, and a category has the type of the categories. A
-    missing value is null. An unseen category is `UNSEEN`, or the number after the largest category. fields: the names
-    and types of the columns, in the order of the features.
+    The Arrow types are float32 for a number, bool for a boolean, and timestamp for a time. A category has the type of
+    the categories. A missing value is null. An unseen category is `UNSEEN`, or the number after the largest category.
+    fields: the names and types of the columns, in the order of the features.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:

@@ -52,7 +52,7 @@ class TableEncoder:
         self._numeric = all(feature.kind == "numeric" and not _missing_numbers(feature) for feature in features)
 
     def check(self, schema: pa.Schema, source: str = "the table") -> None:
-        """Raise `TableError` if the table lacks a feature, or if a column has a type that no value of the feature has.
+        """Raise `TableError` if the table lacks a feature, or if a column's type does not fit the feature.
 
         source: the name of the table for the message.
         """

@@ -47,14 +47,14 @@ log = logging.getLogger("foldserve")
 _FLUSH_SECONDS = 3.0
 # The largest number of traces that may be sent without a pause. Further traces are spread evenly over time.
 _BURST = 10
-# A request that the sampler does not take costs less than a trace: 20 such requests count as one trace.
+# A request that the sampler does not take costs less than a trace. So 20 such requests count as one trace.
 _UNSAMPLED_SHARE = 0.95
 _PROTOCOL = "http/protobuf"
 
 
 @dataclass(frozen=True)
 class Exporters:
-    """The exporters of one process. An exporter is None if the variables turn it off."""
+    """The exporters of one process. An exporter is None if the variables OTEL_* turn this exporter off."""
 
     traces: Traces | None = None
     metrics: MetricsExport | None = None
@@ -284,7 +284,7 @@ class _Ids(IdGenerator):
 
 
 class _Reporting(SpanExporter):
-    """An exporter that logs when the collector stops or starts to answer."""
+    """An exporter that logs when the collector stops answering, and when the collector answers again."""
 
     def __init__(self, exporter: OTLPSpanExporter) -> None:
         self._exporter = exporter

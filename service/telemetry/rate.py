@@ -18,7 +18,7 @@ class RateLimit:
         self.next = 0.0
 
     def take(self, now: float) -> bool:
-        """Return whether an event may happen now, and count it if so.
+        """Return whether an event may happen now. If it may, count the event.
 
         now: the time in seconds. It is never less than in the call before.
         """

@@ -29,7 +29,10 @@ _LAST_DIGITS = tuple(b"%02x" % number for number in range(256))
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One run of a model. runs: the batcher's count of runs. rows: the number of rows of all requests in the run."""
+    """One run of a model.
+
+    runs: the number of runs of the batcher so far. rows: the number of rows of all requests in the run.
+    """
 
     batcher: object
     runs: int
@@ -37,7 +40,10 @@ class Batch:
 
 
 def _make_ids() -> Iterator[Iterator[bytes]]:
-    """Yield blocks of 256 identifiers. A block shares 56 random bits, because random numbers take much time."""
+    """Yield blocks of 256 identifiers.
+
+    All identifiers of a block share 56 random bits, because it is slow to draw random numbers.
+    """
     while True:
         yield map((b"%014x" % random.getrandbits(56)).__add__, _LAST_DIGITS)  # nosec B311
 
@@ -149,8 +155,8 @@ class Sink(Protocol):
 class Observer:
     """Decides which requests have a record, and passes each finished record to its sinks.
 
-    While the server is busy, most requests have no record, because recording takes a large part of the time of a
-    request. The sinks get the number of requests without a record. All methods except `close` belong to one event loop.
+    While the server is busy, most requests have no record, because recording takes much of the time of a request.
+    The sinks get the number of requests without a record. All methods except `close` belong to one event loop.
 
     next: the time before which no sink takes a record. A request that begins earlier needs no record, unless it fails.
     skipped: the number of requests without a record since the last report to the sinks. The caller increases this
@@ -185,7 +191,10 @@ class Observer:
         self._set_next()
 
     def close(self) -> None:
-        """Pass on all records that are left. Call this once, after the last request. It may block for some seconds."""
+        """Pass on all records that are left.
+
+        Call this once, after the last request. The call may block for some seconds.
+        """
         self._pass_skipped()
         for sink in self._sinks:
             sink.close()

@@ -1,6 +1,6 @@
 """The identifiers of a request: X-Request-Id, and the trace context of W3C Trace Context, level 2.
 
-https://www.w3.org/TR/trace-context-2/. The module reads headers. It does not depend on logs or OpenTelemetry.
+https://www.w3.org/TR/trace-context-2/. The module reads headers. This module does not depend on logs or OpenTelemetry.
 """
 
 from __future__ import annotations
