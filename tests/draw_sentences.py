@@ -18,9 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# A sentence ends before a capital, a quote or code. An abbreviation before a capital letter also ends a sentence. This
-# is rare.
-END = re.compile(r"(?<=[.!?])(?<!et al\.)\s+(?=[A-Z`'\"*\[(])")
+# A sentence ends before a capital, a quote, code, or the name of the next argument. An abbreviation before a capital
+# letter also ends a sentence. Such an abbreviation is rare.
+END = re.compile(r"(?<=[.!?])(?<!et al\.)\s+(?=[A-Z`'\"*\[(]|\w+(?:, \w+)*: )")
 # Comments that only tools read, and lines that only separate other lines.
 NOT_PROSE = re.compile(r"^(noqa|type:|pragma|fmt:|!/)|-{4}")
 MIN_WORDS = 4
