@@ -98,7 +98,8 @@ def report(fits: Fits) -> str:
         )
     names = dict.fromkeys(table for table, _ in fits)
     runs = f"{len(fits)} run" + ("" if len(fits) == 1 else "s")
-    return f"{markdown(rows)}\n\nMeans of {runs} of each variant, on {', '.join(names) or 'no table'}."
+    tables = ", ".join(names) or "none"
+    return f"{markdown(rows)}\n\nEach figure is the mean of {runs} of a variant, on these tables: {tables}."
 
 
 def _values(fits: Fits, name: str, metric: str) -> list[float]:

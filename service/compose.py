@@ -50,7 +50,7 @@ class Service:
 
     page: whether the path / serves the page.
     strict_readiness: whether the server is ready only if every model is ready.
-    memory: counts the bodies of all requests.
+    memory: the counter of the bytes that the bodies of all requests hold.
     observer: gets the record of each request; None if requests are neither logged nor traced.
     exporters: send traces and metrics to a collector; None without OpenTelemetry.
     guard: checks the API keys; None if every client may send requests.

@@ -1,4 +1,7 @@
-"""A few threads for work that would block the event loop too long. This module does not depend on the kind of work."""
+"""A few threads for work that would block the event loop for too long.
+
+This module does not depend on the kind of work.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from foldserve.service.http.line import Line
 
 @dataclass
 class _Question:
-    """A question to which at least one worker has not answered.
+    """A question that at least one worker has not answered yet.
 
     asker: the worker that asks. number: the number of its message. missing: the workers that have not answered yet.
     """

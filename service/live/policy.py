@@ -187,7 +187,7 @@ class Policies:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place, message = list(map(str, first["loc"])), first["msg"]
-            if "versions" in place:  # the message for a union would name only one of its members
+            if "versions" in place:  # pydantic's message names only one of the types that are allowed here
                 del place[place.index("versions") + 1 :]
                 message = 'expected "all", "latest N" or a list of versions, such as [3, 5]'
             raise SettingsError(f"{file}: {'.'.join(place)}: {message}") from error

@@ -21,9 +21,9 @@ Numbers = npt.NDArray[np.float64]
 class FeatureBins:
     """The bins of all features of one model.
 
-    size: the number of bins of all features. slices: the bins of each feature, as slices of an array [size]. training:
-    float64 [size], the number of training rows in each bin. If the histogram of a feature counts no rows, all these
-    numbers of the feature are 0.
+    size: the total number of bins, over all features. slices: the bins of each feature, as slices of an array [size].
+    training: float64 [size], the number of training rows in each bin. If the histogram of a feature counts no rows, all
+    these numbers of the feature are 0.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:

@@ -57,7 +57,7 @@ class Sampler:
         self._begin_buffer()
 
     def watch(self, run: Run) -> Run:
-        """Wrap the run function of the model, so that rows of each run are taken."""
+        """Wrap the run function of the model, so that each run gives rows to the sample."""
 
         def watched(rows: Rows) -> Outputs:
             outputs = run(rows)

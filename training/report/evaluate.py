@@ -164,8 +164,8 @@ class Calibration:
 
     edges: [bins + 1], the edges of bins of equal width. share: [bins], the share of the rows in each bin. confidence,
     accuracy: [bins], the mean confidence and the accuracy in each bin. `confidence` and `accuracy` are NaN for an empty
-    bin. error: the expected calibration error, which is the mean of |accuracy - confidence| over the bins, weighted by
-    share (Guo and others, 2017, arXiv:1706.04599).
+    bin. error: the expected calibration error (Guo and others, 2017, arXiv:1706.04599). This error is the mean of
+    |accuracy - confidence| over the bins. The weight of a bin is its share of the rows.
     """
 
     edges: npt.NDArray[np.float64]
@@ -202,7 +202,7 @@ class Importances:
     std: npt.NDArray[np.float64]
 
 
-# The largest number of rows that the model predicts for the importances. The work is about as much as one training
+# To compute the importances, the model predicts at most this number of rows. The work is about as much as one training
 # epoch over 20,000 rows. A limit on the time would give different figures in every run. A wide table gets fewer rows
 # and fewer shuffles.
 _MAX_PREDICTIONS = 60_000

@@ -33,7 +33,7 @@ def check_wheel(wheels: list[str]) -> str:
 
 
 def check_build(wheels: list[str]) -> str:
-    """Import ONNX Runtime. It must come from the only installed wheel."""
+    """Import ONNX Runtime. Exactly one of its wheels must be installed, and the module must come from this wheel."""
     import onnxruntime as ort
 
     # The names differ in one case: the other wheel was installed over this wheel, and then uninstalled.

@@ -92,7 +92,7 @@ def _tensors(manifest: Manifest) -> dict[str, Any]:
 def _instances_schema(document: dict[str, Any], models: list[Model]) -> dict[str, Any]:
     """Describe the body of /predict.
 
-    If there is only one model, and it does not have too many features, describe the exact rows of this model.
+    Describe the features of a row by name if there is only one model and it has few enough features.
     """
     schema: dict[str, Any] = document["paths"]["/predict"]["post"]["requestBody"]["content"][_JSON]["schema"]
     manifest = models[0].manifest

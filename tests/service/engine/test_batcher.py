@@ -701,7 +701,7 @@ class Waiting:
     cancelled: bool = False
     taken: int = 0
     wanted: type[RequestError] | None = None  # None: the caller must get the outputs of its rows
-    over: bool = False  # the caller must have its result, or the caller is cancelled
+    over: bool = False  # two outcomes are correct then: the caller gets its result, or the caller is cancelled
 
     def end(self, wanted: type[RequestError] | None) -> None:
         if not self.over:
