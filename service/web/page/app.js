@@ -19,6 +19,7 @@ const problem = document.getElementById("problem");
 const state = { models: [], name: "", version: 0, isCurrent: true, path: "", manifest: null, provider: "" };
 let leave = () => {};
 let turn = 0;
+let pending = 0; // changes that have begun and have not ended; the page is busy until then
 
 export function report(error) {
   problem.textContent = error === null ? "" : error.message;
@@ -76,25 +77,25 @@ async function show() {
     if (link.getAttribute("href") === `#${part}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  main.ariaBusy = "true";
-  await guarded(async () => {
-    const left = await PARTS[part](document.getElementById(`part-${part}`), state, { reload, report });
-    if (mine === turn) leave = left ?? (() => {});
-    else left?.();
+  await working(async () => {
+    await guarded(async () => {
+      const left = await PARTS[part](document.getElementById(`part-${part}`), state, { reload, report });
+      if (mine === turn) leave = left ?? (() => {});
+      else left?.();
+    });
+    if (mine === turn) main.dataset.shown = `${part} ${state.name} ${state.version}`;
   });
-  if (mine === turn) {
-    main.ariaBusy = "false";
-    main.dataset.shown = `${part} ${state.name} ${state.version}`;
-  }
 }
 
 /** Load the list of models again, and show the part again. */
 async function reload() {
-  await guarded(async () => {
-    await loadModels();
-    await loadManifest();
+  await working(async () => {
+    await guarded(async () => {
+      await loadModels();
+      await loadManifest();
+    });
+    await show();
   });
-  await show();
 }
 
 /** Look for a change of the models or versions, while the page is visible. The chosen version stays chosen. */
@@ -118,8 +119,21 @@ async function guarded(action) {
   }
 }
 
-model.addEventListener("change", () => guarded(async () => { fillVersions(); await loadManifest(); await show(); }));
-version.addEventListener("change", () => guarded(async () => { await loadManifest(); await show(); }));
+/** Do a change. Until the last change has ended, the page says that it is busy. */
+async function working(change) {
+  pending += 1;
+  main.ariaBusy = "true";
+  try {
+    await change();
+  } finally {
+    pending -= 1;
+    if (pending === 0) main.ariaBusy = "false";
+  }
+}
+
+const change = (load) => working(() => guarded(async () => { await load(); await show(); }));
+model.addEventListener("change", () => change(() => { fillVersions(); return loadManifest(); }));
+version.addEventListener("change", () => change(loadManifest));
 addEventListener("hashchange", () => {
   if (location.hash === "#main") return;
   show().then(() => main.focus({ preventScroll: true }));
