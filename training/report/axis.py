@@ -119,11 +119,12 @@ def _round_step(step: float) -> float:
 
 
 def _label(value: float, step: float) -> str:
-    """Write a tick with as many decimals as `step` needs."""
+    """Write a tick with as many digits as `step` needs."""
     if value == 0:
         return "0"
     if not 1e-4 <= abs(step) < 1e6:
-        return f"{value:.3g}"
+        digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(step) + 1e-9) + 1
+        return f"{value:.{max(3, digits)}g}"
     return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 

@@ -79,9 +79,18 @@ def predict(server: Served, rows: int = 100) -> Any:
 
 
 def second(server: Served) -> dict[str, Any]:
-    """Wait for the verdict on version 2. Return the state of version 2."""
-    until(lambda: len(versions(server)) > 1 and versions(server)[1]["state"] in ("ready", "refused"))
-    return versions(server)[1]
+    """Wait for the verdict on version 2. Return the state of version 2.
+
+    The next response may come from a worker that does not have the verdict yet. So the state is kept.
+    """
+    found: list[dict[str, Any]] = []
+
+    def is_decided() -> bool:
+        found[:] = versions(server)[1:2]
+        return bool(found) and found[0]["state"] in ("ready", "refused")
+
+    until(is_decided)
+    return found[0]
 
 
 def versions(server: Served) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from foldserve.training.report.axis import category_axis, linear_axis, log_axis, powers_axis
@@ -20,6 +20,7 @@ def numbers(labels):
 
 
 @given(st.lists(FINITE, min_size=1, max_size=20), st.booleans())
+@example([983949704141.0, 981634966242.0], False)
 def test_a_linear_axis_has_a_few_round_ticks_between_its_ends(values, integers):
     axis = linear_axis("x", [values], integers=integers)
     places = [place for place, _ in axis.ticks]
