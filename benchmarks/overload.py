@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from rig.environments import ROOT
 from rig.open_loop import Load, Outcome
+from rig.processes import two_cores
 from rig.servers import Server, free_port, running
 from sklearn.datasets import load_digits
 
@@ -46,9 +47,7 @@ class Figures:
 def main() -> None:
     """Measure, and print the table."""
     chosen = _arguments()
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise SystemExit("overload.py needs two cores: one for the server, one for the load")
+    cores = two_cores()
     os.sched_setaffinity(0, cores[-1:])
     port = free_port()
     program = [sys.executable, "-m", "foldserve.service", "serve", "--models", chosen.models, "--port", str(port)]

@@ -25,6 +25,7 @@ from rig.bodies import Body, WrongResponseError, write_bodies
 from rig.cases import FOLDSERVE, MODEL, OIP
 from rig.environments import ROOT, StartError, pins
 from rig.h2load import Call
+from rig.processes import two_cores
 from rig.report import NONE, Row, machine, markdown, median_and_range, number, write_section
 from rig.wrk import Figures, LoadError
 
@@ -73,9 +74,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
     chosen = parser.parse_args()
     programs = [h2load.version(), f"wrk {wrk.version().removeprefix('wrk ')}"]
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise SystemExit("rpc.py needs two cores: one for the server, one for the load")
+    cores = two_cores()
     os.chdir(ROOT)
     rounds: list[dict[Key, Measured]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -27,6 +27,7 @@ from rig.cases import OIP
 from rig.environments import ROOT
 from rig.h2load import Call
 from rig.open_loop import Load
+from rig.processes import two_cores
 from rig.queueing import Replica, latencies
 from rig.report import Row, machine, markdown, number, write_section
 from sklearn.datasets import load_digits
@@ -79,9 +80,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
     chosen = parser.parse_args()
     programs = [h2load.version(), f"wrk {wrk.version().removeprefix('wrk ')}"]
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise SystemExit("scaling.py needs two cores")
+    cores = two_cores()
     rows = load_digits().data[:1024].astype("<f4")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), rows, chosen.seconds, cores)

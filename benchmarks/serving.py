@@ -24,6 +24,7 @@ from rig import serving_report, wrk
 from rig.bodies import write_bodies
 from rig.cases import CONTENDERS, MODEL, NAMES
 from rig.environments import ROOT, StartError, npm_pins, pins
+from rig.processes import two_cores
 from rig.report import machine, write_section
 from rig.rounds import Bench, Round
 from rig.wrk import LoadError
@@ -35,9 +36,7 @@ def main() -> None:
     """Measure and print the tables. With --write, also write them to benchmarks/README.md."""
     chosen = _arguments()
     program = f"wrk {wrk.version().removeprefix('wrk ')}"
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise SystemExit("serving.py needs two cores: one for the server, one for the load")
+    cores = two_cores()
     os.chdir(ROOT)
     with ExitStack() as stack:
         folder = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -1,16 +1,26 @@
-"""Runs a program on one core until it ends, and measures its processor time, memory and first output."""
+"""Gives the cores of this process. Runs a program on one core, and measures its processor time, memory and output."""
 
 from __future__ import annotations
 
 import os
 import pty
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from rig.environments import ROOT, pinned, variables
+
+
+def two_cores() -> list[int]:
+    """Return the cores of this process, in order. Exit with one line if there are fewer than two."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit(f"{Path(sys.argv[0]).name} needs two cores: one for the server, one for the load")
+    return cores
 
 
 class RunError(Exception):
