@@ -1,4 +1,4 @@
-"""The Python API: the names of `import foldserve`. It accepts data frames, dicts and arrays.
+"""The Python API: the names of `import foldserve`. The API accepts data frames, dicts and arrays.
 
 errors.py      the errors and warnings that only this API raises
 extras.py      checks that an optional library is installed

@@ -28,18 +28,18 @@ _RETRIES = Retries()
 
 
 class Client:
-    """A client of a server. It reuses its connections, and several threads may use it.
+    """A client of a server. A client reuses its connections, and several threads may use one client.
 
         with foldserve.Client("http://127.0.0.1:8000", model="penguins") as client:
             client.predict(frame)
 
     url: the address of the server. model: the name of the model; by default, the server's only or default model.
-    version: the version of the model; by default, the version that serves. api_key: the API key, if the server needs a
-    key. deadline: the seconds that one call may take; the server drops rows that can't run in time. timeout: the client
+    version: the version of the model; by default, the active version. api_key: the API key, if the server needs a key.
+    deadline: the seconds that one call may take; the server drops rows that can't run in time. timeout: the client
     closes a connection on which no byte arrives for this number of seconds. retries: how the client waits for a busy
     server. chunk_rows: the largest number of rows in one request; a larger table is sent in several requests. refresh:
-    after this number of seconds, the client asks again which version serves. http: an httpx client with other settings,
-    such as certificates; its `base_url` is the address of the server.
+    after this number of seconds, the client asks again for the active version. http: an httpx client with other
+    settings, such as certificates; its `base_url` is the address of the server.
 
     A call raises `InvalidInput` or `TableError` for a table that does not fit the model. Both are subclasses of
     `ValueError`. If the server sends no predictions, the call raises a `ClientError` with the status and the text of
@@ -74,7 +74,7 @@ class Client:
         return self._drive(self._steps.predict_proba(table))
 
     def manifest(self) -> Manifest:
-        """Return the manifest of the version that serves: features, labels, metrics and provenance."""
+        """Return the manifest of the active version: features, labels, metrics and provenance."""
         return self._drive(self._steps.manifest())
 
     def _drive(self, steps: Steps[Result]) -> Result:
@@ -147,7 +147,7 @@ class AsyncClient:
         return await self._drive(self._steps.predict_proba(table))
 
     async def manifest(self) -> Manifest:
-        """Return the manifest of the version that serves: features, labels, metrics and provenance."""
+        """Return the manifest of the active version: features, labels, metrics and provenance."""
         return await self._drive(self._steps.manifest())
 
     async def _drive(self, steps: Steps[Result]) -> Result:

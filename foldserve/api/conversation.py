@@ -2,7 +2,7 @@
 
 A client first asks the server for the manifest of the model. With this manifest, the client itself converts the table
 to float32 rows. The client sends raw rows, because they are the fastest protocol. Each request names the version of the
-manifest. So the server reads the rows with the same manifest, even if another version serves by then.
+manifest. If the server then switches to another version, the server still reads the rows with the same manifest.
 
 A generator yields the steps of a call: requests, waits and computations. This module builds HTTP requests and reads
 responses. The module opens no connection and runs no model.
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from foldserve.service.arrays import Outputs, Rows
 
 _RAW = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
-_MOST_BYTES = 8 * 2**20  # the size of one request; a server accepts 64 MiB by default
+_MOST_BYTES = 8 * 2**20  # The maximum size of one request, in bytes. A server accepts 64 MiB by default.
 _ERRORS: dict[int, type[ClientError]] = {
     **dict.fromkeys((400, 413, 414, 415, 422), RequestRefused),
     **dict.fromkeys((401, 403, 421), AccessDenied),
@@ -121,7 +121,10 @@ class _Budget:
         return {"x-request-timeout-ms": str(left)}
 
     def allows(self, wait: float) -> bool:
-        """Return whether there is time for a wait of `wait` seconds. If there is, subtract the wait from the budget."""
+        """Return whether there is time for a wait of `wait` seconds.
+
+        If there is enough time, subtract `wait` from the budget.
+        """
         if wait > self.wait or (self._end is not None and time.monotonic() + wait >= self._end):
             return False
         self.wait -= wait
@@ -237,7 +240,8 @@ class Conversation:
     def _send(self, call: Call, budget: _Budget, first_row: int = 0) -> Steps[httpx.Response]:
         """Send one request, and repeat it while the server is busy.
 
-        first_row: the index in the table of the first row of this request. The server calls this row 0.
+        first_row: the index of the first row of this request in the whole table. In an error message, the server counts
+        this row as row 0.
         """
         for attempt in range(budget.attempts + 1):
             headers = {**call.headers, **budget.headers()}
@@ -263,8 +267,8 @@ class Conversation:
 def _retry_after(response: httpx.Response) -> float | None:
     """Return the seconds to wait before a retry; None if a retry is useless.
 
-    A random part of up to a quarter of the time is added. So the clients of a busy server do not all come back at the
-    same time.
+    The returned time is up to a quarter longer than the server's time; the extra part is random. So the clients of a
+    busy server do not all come back at the same time.
     """
     text = response.headers.get("retry-after", "")
     if response.status_code not in _BUSY or not text.isascii() or not text.isdigit():

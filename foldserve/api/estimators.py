@@ -151,11 +151,13 @@ class _FoldedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     def _read_training(self, X: Any, y: Any) -> tuple[tuple[Column, ...], Rows, npt.NDArray[Any]]:  # noqa: N803
-        """Return the columns, float32 [rows, features], and the target [rows]. scikit-learn checks arrays."""
+        """Return the columns, the rows as float32 [rows, features], and the target [rows]. scikit-learn checks X if X
+        is an array.
+        """
         numeric = self._task == "regression"
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        self._names: tuple[str, ...] | None = None  # the columns of a frame
+        self._names: tuple[str, ...] | None = None  # the names of the columns of a data frame
         if library(X) is None:
             checks = {"dtype": np.float32, "ensure_all_finite": "allow-nan", "ensure_min_samples": _MIN_ROWS}
             X, y = validate_data(self, X, y, y_numeric=numeric, multi_output=False, **checks)  # noqa: N806
@@ -232,8 +234,8 @@ class FoldedClassifier(ClassifierMixin, _FoldedEstimator):  # type: ignore[misc]
 
     The parameters are options of `foldserve.fit`; None means the value of the preset. X may be an array of numbers, or
     a frame of pandas or polars with numbers, texts, booleans, dates and missing values. `foldserve.fit` describes how
-    columns of a frame become features. validation_share: the share of the rows that decide when the training stops.
-    There are no sample weights.
+    columns of a frame become features. validation_share: the share of the rows that are validation rows. The error on
+    the validation rows decides when the training stops. The estimators don't support sample weights.
     random_state: the seed of all random numbers; a fit with the same seed gives the same model.
 
     Attributes: `classes_` the labels [classes], `features_` the features as a manifest describes them, `onnx_` the

@@ -51,7 +51,9 @@ _TARGET = "target"
 
 
 class FitOptions(TypedDict, total=False):
-    """The other options of `fit`. Each is a flag of `foldserve-train fit`, and docs/training.md explains it.
+    """The optional arguments of `foldserve.fit`.
+
+    Each argument has the meaning of a flag of `foldserve-train fit`, and docs/training.md explains the flags.
 
     An option that is not given has the value of the preset.
     """
@@ -144,7 +146,7 @@ def fit(
     except (DataError, InvalidInput, SourceError) as error:
         raise DataError(in_python(str(error))) from error
     except TrainingError as error:
-        if type(error).__init__ is not TrainingError.__init__:  # its constructor takes more than a message
+        if type(error).__init__ is not TrainingError.__init__:  # the constructor needs more arguments than a message
             raise
         raise type(error)(in_python(str(error))) from error
     except bundle.BundleError:

@@ -159,7 +159,8 @@ def column_like(data: Any, values: npt.NDArray[Any], name: str) -> Any:
 def table_like(data: Any, values: npt.NDArray[Any], names: Sequence[Any], texts: Sequence[str]) -> Any:
     """Return values [rows, columns] as an object of the library of `data`: a frame, an Arrow table or a NumPy array.
 
-    names: the names of the columns in a frame of pandas. texts: the names of the columns in other tables.
+    names: the names of the columns in a frame of pandas. texts: the names of the columns in an Arrow table or a polars
+    frame.
     """
     found = library(data)
     if found == "pandas":

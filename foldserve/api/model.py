@@ -33,9 +33,10 @@ def load(bundle: str | os.PathLike[str] | Bundle, *, device: Device = "auto", th
     folder, and the graph with its tensors. The checks also run the golden rows on the device that will run the model.
 
     bundle: the folder of a bundle, such as `models/penguins/1`, or the result of `fit`. `bundle` may also be the folder
-    of a model. Then the newest version of this model is loaded. device: `auto` takes CUDA if CUDA works. `Model.device`
-    says which device was taken. threads: the threads of one run on the CPU; by default, one for each processor. Raises
-    `BundleError` if a check fails, and `DeviceError` if ONNX Runtime or the device is missing.
+    of a model. If `bundle` is the folder of a model, `load` takes the newest version of the model. device: `auto` takes
+    CUDA if CUDA works. `Model.device` says which device was taken. threads: the threads of one run on the CPU; by
+    default, one for each processor. Raises `BundleError` if a check fails, and `DeviceError` if ONNX Runtime or the
+    device is missing.
     """
     found = bundle if isinstance(bundle, Bundle) else find_bundle(Path(bundle))
     require_place(found)
@@ -46,9 +47,9 @@ class Model:
     """A loaded model. `load` makes it. Several threads may use a model.
 
     A table may be a data frame of pandas or polars, an Arrow table, a dict of columns, an array [rows, features], or a
-    list of rows. In such a list, a row is a dict or a list. Columns are found by name, and other columns are ignored.
-    The values of an array or a list are in the order of `features`. A value is written as in the training table: a
-    category as its text or number, and a missing value as null, None or NaN.
+    list of rows. In a list of rows, each row is a dict or a list. Columns are found by name, and other columns are
+    ignored. The values of an array or a list are in the order of `features`. A value is written as in the training
+    table: a category as its text or number, and a missing value as null, None or NaN.
     """
 
     def __init__(self, bundle: Bundle, options: Options) -> None:
@@ -87,8 +88,8 @@ class Model:
         For a frame of pandas, the result is a Series with the index of the frame. The result is a Series for polars, an
         array for Arrow, and otherwise a NumPy array [rows]. Values of a regression are float32. Raises `InvalidInput`
         with the text that a server would send. Raises `TableError` for a table that lacks a column or has a column of
-        the wrong type. Both are subclasses of `ValueError`. Raises `NonFiniteOutput` for a row whose numbers are far
-        outside the model's range.
+        the wrong type. `InvalidInput` and `TableError` are subclasses of `ValueError`. Raises `NonFiniteOutput` for a
+        row whose numbers are far outside the model's range.
         """
         return self._reader.labels(table, self._run(self._reader.read(table)))
 
