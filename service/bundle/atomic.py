@@ -13,8 +13,8 @@ from pathlib import Path
 def replace_file(file: Path, content: bytes, partial: Path | None = None) -> None:
     """Write `file`, or replace its content.
 
-    partial: the content is first written to this file, which is on the same file system. By default it is a hidden file
-    beside `file`. If the write fails, this file is removed. If the process is killed, this file remains.
+    partial: the content is first written to this file, which is on the same file system. The default for `partial` is a
+    hidden file beside `file`. If the write fails, this file is removed. If the process is killed, this file remains.
     """
     partial = partial or file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:
@@ -38,7 +38,7 @@ def write_synced(file: Path, content: bytes) -> None:
 def sync_folder(folder: Path) -> None:
     """Wait until the disk has the names of the files in `folder`.
 
-    If the machine crashes before this, a rename may be undone.
+    If the machine crashes before `sync_folder` returns, the rename of a file in the folder may be lost.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

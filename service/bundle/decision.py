@@ -1,8 +1,8 @@
 """Chooses the class of each row from the probabilities of a model and the threshold of the model's manifest.
 
-Training, the service and every other reader of a bundle share this module, so that they give the same answers. It uses
-labels and arrays, and does not depend on protocols. This module does not import NumPy: it calls only methods of the
-caller's arrays.
+Training, the service and every other reader of a bundle share this module, so that they give the same answers. This
+module uses labels and arrays, and does not depend on protocols. This module does not import NumPy: it calls only
+methods of the caller's arrays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Decision:
     labels: the label of each class. threshold: None if the class with the largest probability is predicted.
     positive: the index of the class whose probability is compared with the threshold; 0 without a threshold.
     names: a different text for each class. A name is the label itself if the label is a text, and otherwise the JSON
-    text of the label. If two of these names would be equal, all names are the JSON texts of the labels.
+    text of the label. If this rule gives two equal names, all names are the JSON texts of the labels.
     """
 
     def __init__(self, labels: tuple[Label, ...], threshold: Threshold | None = None) -> None:

@@ -1,8 +1,8 @@
 """The description in the ONNX file of a model: the meaning of the inputs and the outputs, as JSON.
 
 The description is the metadata entry `foldserve` of `model.onnx`, so that the file alone is enough to use the model.
-The description depends on the table's schema alone. It has no name, version, time or path. This module does not depend
-on ONNX.
+The description depends on the table's schema alone. The description has no name, version, time or path. This module
+does not depend on ONNX.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ DESCRIPTION_KEY = "foldserve"
 def describe(task: Task, features: Sequence[Feature], labels: Sequence[Label], target: Target | None) -> str:
     """Return the description as canonical JSON: sorted names, no spaces, only ASCII.
 
-    `features` has the columns of the input, in order. Each has `name`, `kind` and `missing` (whether a value may be
-    missing). If the feature has categories or a reading, the column also has `categories` or `reading`. A reading has
-    `missing`, the texts that mean a missing value. A field of a reading with its default value is left out. `labels`
-    has the classes in the order of the output.
+    `features` has the columns of the input, in order. Each column has `name`, `kind` and `missing` (whether a value may
+    be missing). If the feature has categories or a reading, the column also has `categories` or `reading`. A reading
+    always has `missing`, the texts that mean a missing value. The other fields of a reading are left out if they have
+    their default values. `labels` has the classes in the order of the output.
     """
     content = {
         "task": task,
@@ -46,8 +46,8 @@ def _feature(feature: Feature) -> dict[str, Any]:
 
 
 def _fields(name: str, reading: Reading | None) -> dict[str, Any]:
-    # A later version may add a field to a reading. The description of an older model then stays the same, because
-    # fields with default values are left out.
+    # A later version may add a field to a reading. Fields with default values are left out, so that the description of
+    # an older model stays the same.
     if reading is None:
         return {"name": name}
     return {"name": name, "reading": reading.model_dump(mode="json", exclude_defaults=True)}

@@ -129,7 +129,7 @@ def require_folder(path: Path, reason: str = "no such folder; make it first") ->
     try:
         if not path.is_dir():
             raise BundleError(reason, path)
-    except OSError as error:  # is_dir raises where a parent folder denies access
+    except OSError as error:  # `is_dir` raises an error if a parent folder denies access
         raise BundleError(f"can't be read: {error.strerror}", path) from error
 
 
@@ -147,7 +147,7 @@ def require_writable(path: Path) -> None:
 
 @contextmanager
 def _open_regular(file: Path, most: int) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file of at most `most` bytes. Yield the file and its size. A link to such a file is allowed."""
+    """Open a regular file of at most `most` bytes. Yield the file and its size. A link to a regular file is allowed."""
     try:
         # Without O_NONBLOCK, opening a FIFO would wait for a writer.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -241,8 +241,8 @@ def write(
     manifest_for: returns the manifest for a version. If another process writes that version first, `manifest_for` is
     called again with the next version. report_for: returns the HTML report for that manifest.
     Raises `BundleError` in these cases: `models` is not a folder, can't be made or can't be written to; `name` is not a
-    valid name; the manifest describes another model. After an error, nothing is left behind. Also removes partial
-    folders that are more than a day old: killed writers have left these folders.
+    valid name; the manifest describes another model. After an error, the function leaves no file behind. Also removes
+    partial folders that are more than a day old: killed writers have left these folders.
     """
     if not NAME.fullmatch(name):
         raise BundleError(f"{name!r} is not a valid name for a model")

@@ -48,7 +48,7 @@ class ModelFile(FrozenModel):
 
 
 class Tensor(FrozenModel):
-    """An input or output of the graph. A shape of -1 is any number of rows."""
+    """An input or output of the graph. The value -1 in a shape means any number of rows."""
 
     name: str
     dtype: Literal["float32"] = "float32"
@@ -69,9 +69,9 @@ _MOST_CATEGORIES = 2**24 - 1
 class Feature(FrozenModel):
     """One column of the model's input. The input has only numbers, and NaN is a missing value.
 
-    kind: a `numeric` feature is the raw value. A `boolean` feature is 0 or 1. A `categorical` feature is an index into
-    `categories`, and the index len(categories) is reserved for unseen categories. A `time` feature is a whole number of
-    days or hours, as its `reading` says.
+    kind: the value of a `numeric` feature is the raw number. The value of a `boolean` feature is 0 or 1. The value of a
+    `categorical` feature is an index into `categories`. The index len(categories) is reserved for unseen categories.
+    The value of a `time` feature is a whole number of days or hours; its `reading` says which.
     missing: whether the value may be missing.
     range: minimum and maximum over the training rows that have a value; None for a categorical feature.
     histogram: the histogram of the same rows. A categorical feature has one bin for each category, with the edges -0.5,
@@ -132,8 +132,8 @@ class Feature(FrozenModel):
         return self
 
 
-# The upper limit of the absolute and of the relative part of a tolerance. For a regression, the absolute part has the
-# units of the target and therefore no limit.
+# The upper limit of the absolute and of the relative part of a tolerance. For a regression, the absolute part has no
+# upper limit, because this part has the unit of the target.
 _WIDEST = 1e-3
 
 
@@ -166,7 +166,7 @@ class Golden(FrozenModel):
 
 
 class Folding(FrozenModel):
-    """An affine layer, the rule that removed this layer, and the layer into which it was folded."""
+    """An affine layer, the rule that folded this layer, and the layer that now includes it."""
 
     layer: str
     rule: str
@@ -197,8 +197,8 @@ class ImportedModel(FrozenModel):
     """The origin of an imported model, which another framework trained.
 
     version: the version of the framework, empty if the model does not record it. file: the name of the model's file.
-    For a model that was an object in memory, it is the name of the class. sha256: the hash of the file. For an object
-    in memory, it is the hash of the weights.
+    For a model that was an object in memory, file is the name of the class. sha256: the hash of the file. For a model
+    that was an object in memory, sha256 is the hash of the weights.
     """
 
     framework: str
@@ -208,7 +208,9 @@ class ImportedModel(FrozenModel):
 
 
 class Target(FrozenModel):
-    """The column that the model predicts. reading: for a regression on a text column, the way texts become numbers."""
+    """The column that the model predicts. reading: how a text becomes a number, if the model is a regression and the
+    column of the target has texts.
+    """
 
     name: str
     reading: Reading | None = None
@@ -217,9 +219,9 @@ class Target(FrozenModel):
 class Threshold(FrozenModel):
     """The decision threshold of a model with two labels.
 
-    A row gets the label `positive` if the probability of this label is at least `value`. Otherwise the row gets the
-    other label. Both numbers are compared in float32. rule: the rule that chose the value: `f1`, `cost:FP,FN` or
-    `value`.
+    A row gets the label `positive` if the probability of this label is at least `value`. If the probability is less
+    than `value`, the row gets the other label. The probability and `value` are compared in float32. rule: the rule that
+    chose the value: `f1`, `cost:FP,FN` or `value`.
     """
 
     positive: Label
@@ -265,7 +267,10 @@ class Manifest(FrozenModel):
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The columns of the training table that are not features. A request may have them, without any effect."""
+        """The columns of the training table that are not features.
+
+        A request may include these columns, and the server ignores their values.
+        """
         return self.left_out if self.target is None else (*self.left_out, self.target.name)
 
     @model_validator(mode="after")

@@ -29,10 +29,10 @@ class Parity(FrozenModel):
     """The difference between the outputs of one runtime and the outputs of the reference, over `rows` rows.
 
     max_absolute: the largest difference, |out - ref|.
-    max_relative: the same, divided by |ref|. It counts only outputs for which the relative tolerance (`relative *
+    max_relative: the largest value of |out - ref| / |ref|. Outputs count only if their relative tolerance (`relative *
     |ref|`) is at least the absolute tolerance (`absolute`).
-    worst: the largest share of the tolerance that an output uses: |out - ref| / (absolute + relative * |ref|). If this
-    share is above 1, the check fails.
+    worst: the largest share of the tolerance that an output uses: |out - ref| / (absolute + relative * |ref|). If
+    `worst` is above 1, the check fails.
     argmax_rows: the number of rows whose two largest reference outputs differ by more than the tolerance.
     argmax_agreement: the share of these rows in which both outputs have the same argmax.
     argmax_rows and argmax_agreement are None for regression.

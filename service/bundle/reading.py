@@ -22,7 +22,7 @@ Thousands = Literal["", ",", ".", " ", "'"]
 FALSE = ("false", "0", "0.0", "no", "n", "f", "off")
 TRUE = ("true", "1", "1.0", "yes", "y", "t", "on")
 
-# White space that occurs in numbers. It includes the no-break, figure, thin and narrow no-break space.
+# White space that occurs in numbers. The list includes the no-break, figure, thin and narrow no-break space.
 _SPACES = " \t\n\r\f\v\u00a0\u2007\u2009\u202f"
 _MINUS = "\u2212"
 _SEPARATORS = {"": "", ",": ",", ".": "[.]", " ": "[ \u00a0\u2007\u2009\u202f]", "'": "['\u2019]"}
@@ -42,11 +42,11 @@ class Reading(FrozenModel):
     """How the text of a cell becomes a value. The default reads numbers as Python writes them: -1234.5, 1e3, nan.
 
     missing: texts that mean a missing value. A blank text always means a missing value. Blanks around a text are
-    ignored. In a column of numbers, a number also means a missing value if it is equal to one of these texts.
+    ignored. In a column of numbers, a cell is also missing if its number is equal to the number of one of these texts.
     decimal, thousands: the decimal mark and the thousands separator of a number; "" means no separator. If the
     separator is a blank, any other kind of space is accepted too. If the separator is an apostrophe, a typographic
     apostrophe is accepted too.
-    unit: a currency or `%`, on either side of the number. The value is the written number: 45% is 45.
+    unit: a currency or `%`, on either side of the number. The unit does not change the value: 45% is 45.
     accounting: whether parentheses mean a negative number, so that (12.50) is -12.5.
     true, false: the spellings of a boolean column, in lower case.
     step, origin: a date or time is the number of whole days or hours since midnight of `origin`. zoned: whether the
@@ -104,7 +104,7 @@ class Reading(FrozenModel):
         """Convert the text of a date or time to its number; None for a missing value.
 
         Raises `ValueError` for any other text. Also raises `ValueError` if the text has a time zone but the column has
-        none. The same is true if the column has time zones but the text has none.
+        none. Also raises `ValueError` if the column has time zones but the text has none.
         """
         if self.is_missing(text):
             return None
@@ -161,7 +161,8 @@ class Reading(FrozenModel):
             parentheses = f"|[(]{digits}[)]" if self.accounting else ""
             return f"{_SPECIAL}|{sign}?{digits}{parentheses}"
         space, unit = f"[{_SPACES}]*", re.escape(self.unit)
-        if self.unit == "%":  # all numbers but 0 need the sign: 0.45 may mean 45%
+        # A number without the sign % is ambiguous, because 0.45 may mean 45%. Only 0 needs no sign.
+        if self.unit == "%":
             inner = f"(?:{sign}?{space}{digits}{'|[(]' + space + digits + space + '[)]' if self.accounting else ''})"
             closed = f"|[(]{space}{digits}{space}%{space}[)]" if self.accounting else ""
             return f"{_SPECIAL}|{inner}{space}%|{sign}?{space}%{space}{inner}{closed}|{sign}?0+(?:{point}0*)?"
@@ -171,7 +172,10 @@ class Reading(FrozenModel):
 
     @property
     def number_rewrites(self) -> tuple[tuple[str, str], ...]:
-        """Regular expressions, each with a replacement. They turn the text of a number into a text for `float`."""
+        """Regular expressions, each with a replacement.
+
+        The replacements turn the text of a number into a text that `float` accepts.
+        """
         if self.is_plain:
             return ((_MINUS, "-"),)
         parts = [f"[{_SPACES}]"]

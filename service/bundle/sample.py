@@ -1,9 +1,9 @@
 """Draws random rows from the ranges and categories of features.
 
-The rows are similar to the rows of a request. The drawn rows hold no person's data.
+The rows are similar to the rows of a request. The drawn rows contain no personal data.
 
-This module uses features. This module does not depend on networks or sessions. This module does not import NumPy: the
-caller's generator creates the arrays.
+This module uses the features of a manifest. This module does not depend on networks or sessions. This module does not
+import NumPy: the caller's generator creates the arrays.
 """
 
 from __future__ import annotations

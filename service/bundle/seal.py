@@ -19,7 +19,7 @@ _MOST_NAMED = 4  # the largest number of changed fields that one message names
 def compute(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the seal of a manifest, as JSON values.
 
-    content: the whole manifest. If it has a seal, the seal is ignored.
+    content: the whole manifest. If the manifest has a seal, the computation ignores this seal.
 
     `digest` is the digest of the whole manifest. `parts` has a digest for each field, such as `labels`. If a field is
     an object or an array of objects, `parts` has a digest for each member: `certificate.tolerance`, `features.3`.
