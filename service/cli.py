@@ -232,8 +232,9 @@ def _serve(parsed: argparse.Namespace) -> None:
 
 def _health(_: argparse.Namespace) -> None:
     """Ask the service at FOLDSERVE_HOST and FOLDSERVE_PORT (by default 127.0.0.1 and 8000) whether all of its models
-    are ready. It uses TLS if FOLDSERVE_TLS_CERT is set. A container can use it as its health check. The exit status is
-    1 if a model is not ready, or if the service does not answer within 3 seconds."""
+    are ready. The request uses TLS if FOLDSERVE_TLS_CERT is set. A container can use this command as its health check.
+    The exit status is 1 if a model is not ready, or if the service does not answer within 3 seconds.
+    """
     from foldserve.service.commands import health
 
     health.run(settings.load({}))
@@ -319,8 +320,10 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 def _tune(parsed: argparse.Namespace) -> None:
     """Measure a model on this machine, and write the settings that suit it to a TOML file for `foldserve serve
-    --config`. It measures the latency by batch size, on the CPU by threads and on CUDA with and without graphs, and the
-    rows per second by number of processes. Every session must first reproduce the golden outputs of the bundle."""
+    --config`. The command measures the latency and the throughput. The latency is the time of one run by batch size: on
+    the CPU by number of threads, and on CUDA with and without CUDA graphs. The throughput is the rows per second by
+    number of processes. Every session must first reproduce the golden outputs of the bundle.
+    """
     from foldserve.service.commands.tune.run import run
 
     run(parsed.model, parsed.output, parsed.device, parsed.seconds, parsed.json)

@@ -1,7 +1,9 @@
-"""`foldserve health`: asks a running service whether it is ready. A container needs no curl for its health check.
+"""`foldserve health`: asks a running service whether it is ready.
 
-This module needs only an address and one path of the Open Inference Protocol. It does not depend on the server's
-modules.
+With this command, a container image does not need curl for its health check.
+
+This module needs only an address and one path of the Open Inference Protocol. This module does not depend on the
+modules of the server.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from foldserve.service.settings import Settings
 
 
 def run(settings: Settings) -> None:
-    """Print the address of the service with these settings if it is ready. Raises `NotReady` if it is not."""
+    """Print the address of the service with these settings if it is ready.
+
+    Raises `NotReady` if the service is not ready.
+    """
     host, port, uds = settings.host, settings.port, settings.uds
     if settings.tls_client_ca is not None and settings.admin_port is not None:
         uds = None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from foldserve.service.errors import NotReady
 
-# If the service listens on all addresses, this address is asked.
+# If the service listens on all addresses, the client connects to the loopback address.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 

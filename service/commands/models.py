@@ -1,7 +1,7 @@
 """`foldserve models`, `load`, `unload`, `rollback` and `promote`: shows and changes the models of a running server.
 
-It sends HTTP requests to the server. The settings give the address and the file of the API key. This module uses the
-paths of the HTTP API. It does not depend on the modules of the server.
+This module sends HTTP requests to the server. The settings give the address and the file of the API key. This module
+uses the paths of the HTTP API. This module does not depend on the modules of the server.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ Metrics = Mapping[tuple[str, str, str], Mapping[str, float]]  # (metric, model, 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. main: answers predictions. admin: has the metrics and the commands. key: the API key."""
+    """A running server. main: answers predictions. admin: answers the requests for metrics and the commands. key: the
+    API key.
+    """
 
     main: Address
     admin: Address
@@ -133,8 +135,8 @@ def _require_success(response: Response) -> Response:
 def show(server: Server, *, as_json: bool) -> None:
     """Print every version of every model. Raises `CommandRefused`.
 
-    Rates and latencies come from two scrapes of the metrics. They are left out if the server has no metrics, or if the
-    key may not read them.
+    Rates and latencies come from two scrapes of the metrics. Rates and latencies are left out if the server has no
+    metrics, or if the key may not read the metrics.
     """
     index = server.get(server.admin, "POST", "/v2/repository/index")
     before, began = _scrape(server), time.monotonic()

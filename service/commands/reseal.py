@@ -12,7 +12,7 @@ def run(path: Path) -> None:
     """Check the bundle in the folder `path` as `verify` does, then replace its manifest in one step.
 
     A sealed bundle is not changed. Raises `BundleError` if a check fails or the manifest differs from its seal. Also
-    raises it if the folder is not writable.
+    raises `BundleError` if the folder is not writable.
     """
     bundle = read(path)
     if bundle.digest is not None:

@@ -13,7 +13,7 @@ Status = Literal["ok", "note", "wrong"]
 class Result:
     """The result of one check, as `--json` prints it.
 
-    found: one line of text. remedy: one line, if possible a command. It is None if the status is not `wrong`.
+    found: one line of text. remedy: one line, if possible a command. remedy is None if the status is not `wrong`.
     """
 
     name: str
@@ -26,9 +26,9 @@ class Result:
 class Check:
     """One check.
 
-    examine: a function that returns a text if there is no problem, or else a complete result. Raises `ProblemError` or
-    any other exception if something is wrong. remedy: the default remedy, for a problem without its own remedy. cuda:
-    whether only machines that serve on CUDA need the check.
+    examine: a function that performs the check. If there is no problem, the function returns the text for `found`, or a
+    complete result. Raises `ProblemError` or any other exception if something is wrong. remedy: the default remedy, for
+    a problem without its own remedy. cuda: whether only machines that serve on CUDA need the check.
     """
 
     name: str

@@ -11,10 +11,11 @@ from foldserve.service.errors import DeviceError
 from foldserve.service.machine import nvidia
 
 _GIB = 2**30
-# The smallest sufficient free GPU memory in bytes. A context, cuBLAS's workspace and a model take about this much.
+# Less free GPU memory than this number of bytes gives a note. CUDA's context, cuBLAS's workspace and a model need about
+# this much memory.
 _LITTLE_GPU_MEMORY = 2**30
 # The compute capabilities for which a release of onnxruntime-gpu has code, read from the library of its CUDA provider.
-# The library has no PTX, which the driver could translate for other GPUs.
+# The library has no PTX code. The driver could translate PTX code for other GPUs.
 _BUILT_FOR: dict[str, tuple[nvidia.Version, ...]] = {
     "1.31": ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)),
 }
@@ -74,7 +75,10 @@ def check_gpus() -> Result | str:
 
 
 def _built_for() -> tuple[str, tuple[nvidia.Version, ...]]:
-    """Return the installed release of onnxruntime-gpu, and the GPUs for which it has code if these GPUs are known."""
+    """Return the installed release of onnxruntime-gpu, and the compute capabilities that this release supports.
+
+    The second value is empty if the release is not in `_BUILT_FOR`.
+    """
     try:
         release = ".".join(version("onnxruntime-gpu").split(".")[:2])
     except PackageNotFoundError:
@@ -83,8 +87,9 @@ def _built_for() -> tuple[str, tuple[nvidia.Version, ...]]:
 
 
 def _runs(capability: nvidia.Version, code: nvidia.Version) -> bool:
-    """Whether a GPU runs code for a compute capability. The code has the same major number as the GPU, and the same or
-    a smaller minor number.
+    """Whether a GPU runs code for a compute capability.
+
+    The major number of the code must be equal to that of the GPU. The minor number of the code must not be larger.
 
     https://docs.nvidia.com/cuda/cuda-c-programming-guide/#binary-compatibility
     """

@@ -50,7 +50,7 @@ def _run_in_child(check: Check, sender: Connection) -> None:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # then a crash writes no core file
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # with this limit, a crash writes no core dump
     try:
         found = check.examine()
         result = found if isinstance(found, Result) else Result(check.name, "ok", found)
@@ -60,4 +60,5 @@ def _run_in_child(check: Check, sender: Connection) -> None:
         result = Result(check.name, "wrong", str(error), check.remedy)
     except BaseException as error:  # noqa: BLE001 (a broken package may raise anything, SystemExit too)
         result = Result(check.name, "wrong", f"{type(error).__name__}: {first_line(str(error))}", check.remedy)
-    sender.send_bytes(json.dumps(asdict(result)).encode())  # not `send`, which would pickle the result
+    # JSON instead of `send`, because `send` would pickle the result.
+    sender.send_bytes(json.dumps(asdict(result)).encode())

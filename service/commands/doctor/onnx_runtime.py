@@ -33,10 +33,13 @@ def check_wheel(wheels: list[str]) -> str:
 
 
 def check_build(wheels: list[str]) -> str:
-    """Import ONNX Runtime. Exactly one of its wheels must be installed, and the module must come from this wheel."""
+    """Import ONNX Runtime.
+
+    Exactly one wheel of ONNX Runtime must be installed, and the imported module must come from this wheel.
+    """
     import onnxruntime as ort
 
-    # The names differ in one case: the other wheel was installed over this wheel, and then uninstalled.
+    # The two names differ if the other wheel was installed over this wheel, and the other wheel was then uninstalled.
     if len(wheels) == 1 and wheels != [ort.package_name]:
         raise ProblemError(f"{wheels[0]} is installed, but the module comes from {ort.package_name}")
     built = f"built for CUDA {ort.cuda_version}" if ort.cuda_version else "built without CUDA"
@@ -101,7 +104,10 @@ def _matrix_product() -> bytes:
 
 @contextmanager
 def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """Capture the standard error of this process, including C++ code. Yield a function that returns the text."""
+    """Capture the standard error of this process, including C++ code.
+
+    Yield a function that returns the captured text so far.
+    """
     original = os.dup(2)
     with os.fdopen(os.memfd_create("standard error"), "r+b") as file:
         os.dup2(file.fileno(), 2)
@@ -118,9 +124,10 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
 
 
 def _logged_reason(raised: str, logged: str) -> str | None:
-    """Find the reason why a provider does not load, or find an error code of CUDA.
+    """Return the reason why an execution provider did not load, or the error code of CUDA.
 
-    ONNX Runtime writes the reason only to its log. The exception only says that a fallback to the CPU is disabled.
+    ONNX Runtime writes the reason only to its log. The text of the exception only says that a fallback to the CPU is
+    disabled.
     """
     found = re.search(r"with error: (.+)", logged) or re.search(r"(CU\w+ failure \d+: .+?)(?: ; |$)", raised, re.M)
     return found[1].strip() if found else None

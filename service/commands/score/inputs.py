@@ -23,15 +23,15 @@ from foldserve.service.text import join_some
 
 # Row groups are read together until they have this many rows.
 _PIECE_ROWS = 1 << 20
-# A chunk has at most this many rows, and about this many values. Then its rows fit into the CPU's cache.
+# A chunk has at most 8,192 rows and about 2**20 values. The rows of a chunk then fit into the CPU's cache.
 _CHUNK_ROWS, _CHUNK_VALUES = 8_192, 1 << 20
-# The number of chunks that are read in advance. One batch of a Parquet file has fewer chunks.
+# The number of chunks that are read in advance. A batch of a Parquet file has fewer chunks than this number.
 _CHUNKS_AHEAD = 16
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of the input.
+    """A part of the input: a whole file, or some row groups of a Parquet file.
 
     file: the path of the file, as the user named it. path: the same path, absolute. first_row: the index of the first
     row in the file. groups: the groups of the stream to read; None for the whole file. before: the part of all input
@@ -88,8 +88,9 @@ def _cut_groups(groups: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...] 
 def read_chunks(
     piece: Piece, columns: Sequence[str], options: ReadOptions, size: int, skipped: int = 0
 ) -> Iterator[Chunk]:
-    """Yield the chunks of a piece. Each has `size` rows, and the last may have fewer. skipped: the number of chunks to
-    leave out.
+    """Yield the chunks of a piece.
+
+    Each chunk has `size` rows, and the last chunk may have fewer rows. skipped: the number of chunks to leave out.
     """
     stream = sources.stream(piece.path, options)
     if stream.schema is not None:
@@ -104,7 +105,7 @@ def read_chunks(
 
 
 def _rebatch(batches: Iterator[tuple[Batch, float]], size: int) -> Iterator[tuple[Batch, float]]:
-    """Yield the same rows in batches of `size` rows. The last batch may have fewer."""
+    """Yield the same rows in batches of `size` rows. The last batch may have fewer rows."""
     waiting: list[Batch] = []
     count, share = 0, 0.0
     for batch, share in batches:
@@ -135,8 +136,8 @@ def _join(batches: list[Batch]) -> Batch:
 def kept_fields(streams: Sequence[Stream], names: Sequence[str], first: Sequence[Any]) -> list[pa.Field]:
     """Return the fields of the chosen input columns `names`. Raises `TableError`.
 
-    A column of numbers gets a type that fits this column in all files. first: the first objects of JSON lines, or ()
-    for other formats. The values of these objects decide the types.
+    A column of numbers gets a type that fits this column in all files. first: the first objects of a file of JSON
+    lines, or () for other formats. The values in these objects decide the types of the columns.
     """
     if streams[0].schema is None:
         return [pa.field(name, _type_of([row.get(name) for row in first if type(row) is dict])) for name in names]
@@ -201,7 +202,7 @@ def _misfit(field: pa.Field, first_row: int) -> TableError:
 
 
 def ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Yield the same chunks. A thread reads the next chunks while the caller works on one."""
+    """Yield the chunks of `chunks` without a change. A thread reads the next chunks while the caller works on one."""
     with ThreadPoolExecutor(1, "reader") as pool:
         waiting = deque(pool.submit(next, chunks, None) for _ in range(_CHUNKS_AHEAD))
         try:

@@ -1,12 +1,12 @@
-"""The folder of an unfinished run. A run that was interrupted at any moment can be resumed from it.
+"""The folder of an unfinished run. If a run is interrupted at any moment, it can be resumed from this folder.
 
     OUTPUT.partial/job.json         the inputs and options of the run
                   /journal.jsonl    a line for each finished part
                   /part-000000.arrow, refused-000000.arrow
                   /output, refused  the new output files, until they are complete and renamed
 
-A part has the answers of consecutive chunks. Its line in the journal is written after its files, so a part without a
-line is written again. The module does not depend on the format of the output.
+A part has the answers of consecutive chunks. The line of a part is written after the files of the part. So a part
+without a line is incomplete, and is written again. The module does not depend on the format of the output.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _PART_ROWS = 1 << 22
 
 
 class Journal:
-    """The parts of one run. The caller must close the journal. Then another run can use the folder."""
+    """The finished parts of one run, and the part that is being written.
+
+    The caller must close the journal. After that, another run can use the folder.
+    """
 
     def __init__(self, folder: Path, lock: int) -> None:
         self.folder = folder
@@ -41,7 +44,7 @@ class Journal:
         self._parts = _read_parts(folder)
         self._part: _Part | None = None
         following: list[int] = self._parts[-1]["next"] if self._parts else [0, 0]
-        self.piece, self.chunk = following  # the first chunk that is not in a part
+        self.piece, self.chunk = following  # the first chunk that is not in a finished part
         self.rows = self.saved
         self.refused = sum(part["refused"] for part in self._parts)
         self.unusual: Counter[tuple[str, str]] = Counter()
@@ -55,8 +58,9 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, job: dict[str, Any], *, resume: bool, force: bool) -> Journal:
-        """Open the folder of an interrupted run if there is such a folder and `resume` is set. Otherwise, open the
-        folder of a new run.
+        """Open the folder of the interrupted run if this folder exists and `resume` is set.
+
+        In all other cases, create the folder of a new run.
 
         job: the inputs and options, which must equal those of the interrupted run. force: whether to remove an
         interrupted run. Raises `ScoreError` and `OSError`.
@@ -162,7 +166,7 @@ class _Part:
         self._unusual.update(scored.unusual)
 
     def close(self, following: tuple[int, int]) -> dict[str, Any]:
-        """Finish the files, wait until the disk has them, and return the line of the journal."""
+        """Close the files, wait until their contents are on the disk, and return the part's line for the journal."""
         for writer in filter(None, (self._answers, self._refusals)):
             writer.close()
         for file in self._files:
@@ -189,7 +193,7 @@ def _read_parts(folder: Path) -> list[dict[str, Any]]:
 
 def _settle_job(file: Path, job: dict[str, Any]) -> None:
     """Write the job of a new run, or compare the job with the job of the interrupted run."""
-    if not file.exists():  # the file is written whole, so a folder without it has no parts
+    if not file.exists():  # this file is written atomically before any part, so a folder without this file has no parts
         partial = file.with_suffix(".new")
         write_synced(partial, json.dumps(job).encode())
         partial.replace(file)

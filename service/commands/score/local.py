@@ -10,7 +10,7 @@ from foldserve.service.runtime.load import Runtime
 
 
 def score(work: Work, runtime: Runtime, piece: int, chunk: int) -> Iterator[Scored]:
-    """Score from chunk `chunk` of the piece `piece` to the end, in order."""
+    """Score the input from chunk `chunk` of piece `piece` to the end of the input, and yield the results in order."""
     scorer = work.scorer(runtime.run)
     for place in range(piece, len(work.pieces)):
         yield from work.score(scorer, place, chunk if place == piece else 0)

@@ -1,5 +1,6 @@
-"""The files of the output: checks their paths, and writes them whole or not at all. The module does not depend on the
-model.
+"""Checks the paths of the output files, and writes each output file whole or not at all.
+
+The module does not depend on the model.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def publish(output: Output, written: Path, refused: Path | None) -> None:
 
     The file of answers is renamed last, so it exists only if the output is complete. Raises `OSError`.
 
-    refused: the new file of refused rows. None means that no row was refused. Then an old file of refused rows is
-    removed.
+    refused: the new file of refused rows. None means that no row was refused. If no row was refused, a file of refused
+    rows from an earlier run is removed.
     """
     if output.path is None:
         return

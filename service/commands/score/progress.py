@@ -11,7 +11,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class ScoreProgress:
-    """A context manager around rich's progress bar on standard error. Without a terminal it shows nothing."""
+    """A context manager around rich's progress bar on standard error.
+
+    Without a terminal, the progress bar is not shown.
+    """
 
     def __init__(self) -> None:
         self._bar = Progress(
@@ -21,7 +24,7 @@ class ScoreProgress:
             TextColumn("{task.fields[rows]} rows"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            # This does not use `console.is_terminal`, which is true in a pipe if FORCE_COLOR is set.
+            # `console.is_terminal` is not used, because it is true in a pipe if FORCE_COLOR is set.
             disable=not sys.stderr.isatty(),
             transient=True,
         )

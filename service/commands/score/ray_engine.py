@@ -35,12 +35,12 @@ class _Worker:
 
 
 def score(work: Work, piece: int, chunk: int) -> Iterator[Scored]:
-    """Score from chunk `chunk` of the piece `piece` to the end, in order.
+    """Score the input from chunk `chunk` of piece `piece` to the end of the input, and yield the results in order.
 
     Uses the cluster of the variable RAY_ADDRESS, or starts Ray on this machine. Raises `ScoreError` without Ray.
     """
     try:
-        import ray  # imported late: only this engine needs it
+        import ray  # Only this engine needs Ray, so Ray is imported late.
         import ray.data
     except ImportError as error:
         raise ScoreError(f"Ray is not installed ({error}): pip install 'foldserve[ray]'") from error

@@ -142,7 +142,7 @@ def _engine(options: ScoreOptions, work: Work, runtime: Runtime, piece: int, chu
 def _write_stream(
     options: ScoreOptions, work: Work, runtime: Runtime, scorer: Scorer, target: Output, counted: Counted
 ) -> None:
-    """Write the answers to the standard output as they come, and the refused rows to their file."""
+    """Write each answer to the standard output as soon as it is ready. Write the refused rows to their own file."""
     with ExitStack() as stack:
         writer = open_writer(target.kind, sys.stdout.buffer, scorer.schema)
         refused = None
@@ -163,7 +163,7 @@ def _write_stream(
 def _write_files(
     options: ScoreOptions, work: Work, runtime: Runtime, scorer: Scorer, target: Output, counted: Counted
 ) -> None:
-    """Write the answers into the journal. At the end, copy them from the journal into the output."""
+    """Write the answers into the journal. At the end of the run, copy the answers from the journal into the output."""
     path = target.path or Path()
     with _explaining(path):
         job = _job(options, work, runtime, target)

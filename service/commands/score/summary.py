@@ -22,7 +22,8 @@ _MOST_NAMES = 10
 
 @dataclass
 class Counted:
-    """The counts of a run. rows: the input rows. unusual: the values that training has not seen, by kind and feature.
+    """The counts of one scoring run. rows: the input rows. unusual: the values that training has not seen, by kind and
+    feature.
 
     first: the place and the reason of the first refused row.
     """
@@ -41,7 +42,7 @@ class Counted:
             self.note_first(scored.refused)
 
     def note_first(self, refused: pa.RecordBatch) -> None:
-        """Keep the first of these refused rows, if no earlier row is kept."""
+        """Keep the first row of `refused`, unless an earlier refused row was kept."""
         if self.first is None:
             file, row, reason = (refused.column(place)[0].as_py() for place in range(3))
             self.first = f"row {row} of {file}: {reason}"
@@ -65,7 +66,7 @@ def print_note(text: str) -> None:
 
 
 def summarise(output: Output, counted: Counted, manifest: Manifest, provider: str, seconds: float) -> None:
-    """Print the counts. If the answers go to standard output, these lines go to standard error."""
+    """Print the counts. If the answers go to standard output, the counts go to standard error."""
     stream = sys.stdout if output.path else sys.stderr
     model = f"{manifest.name}/{manifest.version}"
     scored = counted.rows - counted.refused

@@ -16,7 +16,7 @@ from foldserve.service.sources import ReadOptions
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one run.
+    """The work of one scoring run.
 
     kept: the fields of the input columns that the output repeats. typed: as in `Stream`. with_all: whether the answers
     have the probabilities of all classes.

@@ -1,6 +1,6 @@
 """Writers of answers: CSV, Parquet, Arrow and JSON lines. A writer uses a binary stream, and does not depend on a path.
 
-The bytes depend only on the answers. The division into batches has no effect.
+The bytes depend only on the answers. The division of the answers into batches does not change the bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Writer(Protocol):
         """Write the rows of a batch."""
 
     def close(self) -> None:
-        """Write the end of the file. The stream stays open."""
+        """Write the last bytes of the file. The stream stays open."""
 
 
 def open_writer(kind: Format, stream: BinaryIO, schema: pa.Schema) -> Writer:

@@ -1,7 +1,7 @@
 """Chooses each setting from measurements. The module has only pure functions: it measures nothing and writes nothing.
 
-A setting may cost memory or processor time. Each constant of this module is the smallest gain that justifies such a
-cost.
+A setting may cost memory or processor time. Each constant in this module is the smallest gain for which such a cost is
+worth paying.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from foldserve.service.commands.tune.workload import MAX_BATCH
 from foldserve.service.figures import count_of, format_duration
 from foldserve.service.runtime.session import Device
 
-# A graph costs GPU memory. So a graph is chosen only if it saves at least this share of the time. The comparison is
-# with the next larger graph and with a plain run.
+# A CUDA graph needs GPU memory. So a graph is chosen only if the graph saves at least this share of the time. The time
+# of a graph is compared with the time of the next larger graph and with the time of a plain run.
 _GRAPH_SAVING = 0.05
-# The number of threads is doubled only if the runs of all batch sizes together get faster by this factor. As a
+# The number of threads is doubled only if the runs of all batch sizes together get faster by this factor. For
 # comparison, two processes on two cores do twice the work of one process.
 _THREADS_GAIN = 1.5
-# Each process needs memory for a copy of the model. So more processes are chosen only if they are faster by this
-# factor.
+# Each process needs memory for a copy of the model. So more processes are chosen only if their rows per second grow by
+# at least this factor.
 _WORKERS_GAIN = 1.1
 
 
@@ -58,7 +58,7 @@ def choose(latencies: Latencies, throughput: Throughput, device: Device) -> tupl
 def _choose_threads(cpu: Mapping[int, Curve]) -> tuple[int, str]:
     """Choose the number of threads.
 
-    The number is increased as long as each increase saves enough time at a server's batch sizes.
+    Try larger numbers in turn. Stop at the first number that does not save enough time at the batch sizes of a server.
     """
     counts = sorted(cpu)
     chosen, why = counts[0], "this process may use one processor"
@@ -89,7 +89,7 @@ def _choose_on_cuda(on_cpu: Curve, latencies: Latencies, device: Device) -> list
         return f"{count_of(batch, 'row')} in {cuda} on CUDA, {cpu} on the CPU"
 
     largest = compare(max(on_cuda))
-    if device == "cuda":  # with this setting, every batch runs on CUDA
+    if device == "cuda":  # --device cuda makes the server run every batch on CUDA
         return [Choice("device", "cuda", f"requested; {largest}"), graphs]
     if not faster:
         return [Choice("device", "cpu", f"CUDA is not faster at a full batch: {largest}")]
@@ -120,7 +120,10 @@ def _cuda_seconds(batch: int, buckets: Sequence[int], latencies: Latencies) -> f
 
 
 def _choose_workers(throughput: Throughput) -> Choice:
-    """Choose the number of processes. The number grows step by step, as long as each step gains enough."""
+    """Choose the number of processes.
+
+    Try larger numbers in turn, and stop at the first number that does not give enough additional rows per second.
+    """
     rates = throughput.rates
     counts = sorted(rates)
     chosen = counts[0]

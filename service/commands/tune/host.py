@@ -31,7 +31,10 @@ def versions() -> str:
 
 
 def busy() -> str | None:
-    """Return a warning if other programs use the machine. Call this before the measurements, which also cause load."""
+    """Return a warning if other programs use the machine.
+
+    Call this function before the measurements, because the measurements also cause load.
+    """
     try:
         load, _, _ = os.getloadavg()  # the load of the whole host over the last minute
     except OSError:

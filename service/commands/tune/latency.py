@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-# NumPy would import numpy.random on first use. If a user presses Ctrl-C during this import, the interrupt can get lost.
-# So this module imports it.
+# NumPy imports numpy.random when it is first used. If a user presses Ctrl-C during this import, the interrupt can get
+# lost. So this module imports numpy.random at the start.
 from numpy.random import Generator, default_rng
 
 from foldserve.service.arrays import Rows, Run
@@ -28,7 +28,8 @@ from foldserve.service.runtime.session import Device, Options, is_expected
 
 Curve = Mapping[int, float]  # batch size -> median seconds of one run
 
-# Batch sizes above `MAX_BATCH` are measured only to show the trend. A server runs such batches in pieces.
+# Batch sizes above `MAX_BATCH` are measured only to show the trend. A server splits a batch above `MAX_BATCH` into
+# several runs.
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
 _GRAPHS, _PLAIN = "CUDA, graphs", "CUDA, plain runs"
 _MIN_ROUNDS = 3
@@ -40,9 +41,9 @@ _POOL_BYTES = 2**28  # upper limit of the memory for the rows of one round
 class Latencies:
     """Seconds of one run, by batch size.
 
-    cpu: curves by number of threads; one thread is always measured. graphs: the curve on CUDA with a graph for each
-    batch size. plain: the curve on CUDA without graphs. Both are empty without CUDA. skipped: one line for each omitted
-    measurement, with the reason.
+    cpu: the curve for each number of threads. One thread is always measured. graphs: the curve on CUDA with a graph for
+    each batch size. plain: the curve on CUDA without graphs. graphs and plain are empty without CUDA. skipped: one line
+    for each omitted measurement, with the reason.
     """
 
     cpu: Mapping[int, Curve]
@@ -52,7 +53,7 @@ class Latencies:
 
     @property
     def by_name(self) -> dict[str, Curve]:
-        """The curves by variant. A variant has the name that the printed table shows."""
+        """The curve of each variant, by the variant's name. A variant has the name that the printed table shows."""
         curves = {_cpu_name(threads): curve for threads, curve in self.cpu.items()}
         return curves | ({_GRAPHS: self.graphs, _PLAIN: self.plain} if self.plain else {})
 
@@ -74,11 +75,12 @@ def measure_latencies(
     batches: Sequence[int] = BATCHES,
     on_open: Callable[[], object] = lambda: None,
 ) -> Latencies:
-    """Measure the model on the CPU with 1, 2, 4, ... threads. Also measure it on CUDA, if CUDA works and `device` is
-    not cpu.
+    """Measure the model on the CPU with 1, 2, 4, ... threads.
 
-    seconds: the approximate time to measure after every session is open. A large model takes longer. batches: batch
-    sizes in ascending order.
+    Also measure the model on CUDA, if CUDA works and `device` is not cpu.
+
+    seconds: the approximate time to measure after every session is open. The measurement of a large model takes longer.
+    batches: batch sizes in ascending order.
     on_open: called once every session is open.
     Raises `BundleError` as `load` does. Raises `DeviceError` if `device` is cuda and CUDA is not available. Raises
     `RuntimeFailure` if a run fails at a batch size that a server would use.
@@ -106,7 +108,10 @@ def measure_latencies(
 def _open_cuda(
     open_variant: Callable[[str, Options, int], _Variant], device: Device, batches: Sequence[int], skipped: list[str]
 ) -> list[_Variant]:
-    """Open the model on CUDA with graphs and without. Return both variants, or an empty list."""
+    """Open the model on CUDA twice: with CUDA graphs, and without CUDA graphs.
+
+    Return both variants. Return an empty list if CUDA is not measured.
+    """
     if device == "cpu":
         skipped.append("CUDA: --device cpu")
         return []
@@ -127,7 +132,10 @@ def _open_cuda(
 def _measure_rounds(
     variants: Sequence[_Variant], manifest: Manifest, batches: Sequence[int], seconds: float, skipped: list[str]
 ) -> dict[str, dict[int, float]]:
-    """Measure each variant at each of its batch sizes, in rounds, for `seconds`. Return the curves by name."""
+    """Measure each variant at each of its batch sizes, in rounds, for `seconds`.
+
+    Return the curve of each variant by the name of the variant.
+    """
     generator = default_rng()
     row_bytes = 4 * len(manifest.features)
     # A pool has twice as many rows as the largest batch, so that successive runs get different rows.
@@ -165,7 +173,7 @@ def _measure_rounds(
 def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: list[str]) -> bool:
     """Return whether to measure this batch size.
 
-    If no server uses this size, the size is measured only if its run takes at most `max_seconds`.
+    A batch size above `MAX_BATCH` is measured only if one run takes at most `max_seconds`.
     """
     used = len(rows) <= MAX_BATCH
     try:
@@ -187,7 +195,10 @@ def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: l
 
 
 def _median_run(run: Run, pool: Rows, batch: int, generator: Generator) -> float:
-    """For one turn, run batches that start at random rows of the pool. Return the median seconds of a run."""
+    """Run batches for `_TURN_SECONDS` seconds.
+
+    Each batch starts at a random row of the pool. Return the median seconds of a run.
+    """
     times: list[float] = []
     places = generator.integers(0, len(pool) - batch, 256, endpoint=True).tolist()
     clock = time.perf_counter

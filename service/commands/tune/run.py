@@ -21,7 +21,7 @@ from foldserve.service.runtime.session import Device, Options
 # The largest number of processes to measure. Each process has a copy of the model. On CUDA, each process also has a
 # context of several hundred MiB.
 _MAX_WORKERS = {"cpu": 64, "cuda": 16}
-# The share of the time for measuring latency. The rest of the time is for measuring throughput.
+# The share of the time that is for the latency. The rest of the time is for the throughput.
 _LATENCY_SHARE = 0.65
 
 
@@ -61,8 +61,8 @@ def tune(
 ) -> Tuning:
     """Measure for about `seconds`, and choose.
 
-    load: opens and checks a model. It must be a function of a module, since other processes import it. on_open: called
-    when every session is open. Raises the exceptions of `measure_latencies` and `measure_throughput`.
+    load: opens and checks a model. load must be a function of a module, because other processes import it by its name.
+    on_open: called when every session is open. Raises the exceptions of `measure_latencies` and `measure_throughput`.
     """
     busy = host.busy()
     latencies = measure_latencies(bundle, device, _LATENCY_SHARE * seconds, load, on_open=on_open)
@@ -80,7 +80,10 @@ def tune(
 
 
 def _measure_processes(bundle: Bundle, latencies: Latencies, device: Device, seconds: float, load: Load) -> Throughput:
-    """Measure several processes with the settings chosen from the latencies. Their threads use all cores."""
+    """Measure several processes with the settings chosen from the latencies.
+
+    Together, the threads of these processes use all cores.
+    """
     chosen = {choice.setting: choice.value for choice in choose(latencies, Throughput(), device)}
     options = Options(**{"device": "cuda" if latencies.plain else "cpu"} | chosen)  # type: ignore[arg-type]
     cores = cgroup.threads()

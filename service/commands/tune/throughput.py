@@ -71,7 +71,8 @@ def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Co
     The processes end when the context ends.
     """
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # otherwise a new process would start it and unblock SIGINT
+    # Otherwise a new process would start the resource tracker, and starting it unblocks SIGINT.
+    resource_tracker.ensure_running()
     connections: list[Connection] = []
     processes: list[Any] = []  # the class of the spawn context's processes is not public
     try:
@@ -96,8 +97,8 @@ def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Co
 def _serve_requests(folder: Path, options: Options, load: Load, connection: Connection) -> None:
     """Run the model in a child process.
 
-    Send None when the model is open, or the reason why it can't be opened. Then receive a number of seconds, run for
-    that time, send the rows per second, and repeat.
+    Send None when the model is open, or the reason why it can't be opened. Then repeat these steps: receive a number of
+    seconds, run the model for that time, and send the rows per second.
     """
     try:
         bundle = read(folder)
@@ -125,7 +126,8 @@ def _serve_requests(folder: Path, options: Options, load: Load, connection: Conn
 
 
 def _send(connection: Connection, value: object) -> None:
-    connection.send_bytes(json.dumps(value).encode())  # not `send`, because a pickle may run code
+    # JSON instead of `send`, because unpickling the received bytes may run code.
+    connection.send_bytes(json.dumps(value).encode())
 
 
 def _receive(connection: Connection) -> Any:

@@ -17,8 +17,8 @@ from foldserve.service.runtime.load import Runtime
 from foldserve.service.runtime.session import Options, one_line
 from foldserve.service.settings import Settings
 
-# A function that opens a model and checks it against its golden rows, as `runtime.load.load` does. It must be a
-# function of a module, because other processes import it by its name.
+# A function that opens a model and checks it against its golden rows, as `runtime.load.load` does. The function must be
+# defined at the top level of a module, because other processes import it by its name.
 Load = Callable[[Bundle, Options], tuple[Runtime, Parity]]
 
 # The number of rows in the largest batch that a server runs by default. A server runs a larger request in pieces.
@@ -26,7 +26,10 @@ MAX_BATCH: int = Settings.model_fields["max_batch"].default
 
 
 def draw(manifest: Manifest, rows: int, generator: Generator) -> Rows:
-    """Draw float32 [rows, features] from the training ranges, as in a request. No value is missing."""
+    """Draw random rows from the training ranges, as float32 [rows, features] like the rows of a request.
+
+    No value is missing.
+    """
     return np.stack([draw_column(feature, rows, generator) for feature in manifest.features], axis=1)
 
 
