@@ -1,1 +1,4 @@
-"""Decides which versions of each model serve. It reads the folder of models and the policies, and plans each change."""
+"""Decides which versions of each model serve.
+
+This package reads the folder of models and the policies, and plans each change.
+"""

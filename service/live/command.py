@@ -17,7 +17,7 @@ class Command(Message):
 
     load: load the model, or one version. Also try refused versions again. unload: stop serving the model, or one
     version. promote: let a version answer requests, even if its comparison has failed. rollback: let the previous
-    version answer requests again. With a number, let this earlier version answer requests again.
+    version answer requests again. If `version` is given, rollback lets this earlier version answer requests again.
     """
 
     kind: Kind

@@ -34,10 +34,10 @@ class Control(Protocol):
         """Allow changes of the models from now on."""
 
     def stop(self) -> None:
-        """Allow no more changes of the models."""
+        """Refuse all later changes of the models."""
 
     def join(self) -> None:
-        """Wait for a change that has begun, for some seconds at most. Call this after `stop`."""
+        """Wait for a change that has begun, for some seconds at most. Call `join` after `stop`."""
 
     async def execute(self, command: Command) -> None:
         """Execute a command of an operator. Raises `RequestError`."""
@@ -50,7 +50,7 @@ class Control(Protocol):
 
 
 class _Alone:
-    """The crew of a server with one process."""
+    """The only process of a server, in the role of a crew."""
 
     def __init__(self, member: Member) -> None:
         self._member = member
@@ -88,7 +88,7 @@ class LocalControl:
             self._coordinator.stop()
 
     def join(self) -> None:
-        """Wait for a change that has begun, for some seconds at most. Call this after `stop`."""
+        """Wait for a change that has begun, for some seconds at most. Call `join` after `stop`."""
         if self._thread is not None:
             self._thread.join(_JOIN_SECONDS)
 
@@ -103,5 +103,5 @@ class LocalControl:
         self._answer = answer
 
     async def ask(self, question: str) -> Sequence[str]:
-        """Return the answer of this process. There is no other process."""
+        """Return the answer of this process. This server has no other process."""
         return [self._answer(question)]

@@ -1,11 +1,12 @@
 """Changes the plan that every process serves, when the folder of models changes or an operator sends a command.
 
-A change has these steps:
+A change of the models has these steps:
 
     scan -> attempts -> every process prepares -> merged outcomes -> plan -> every process commits
 
-The coordinator runs on a thread of its own. With several workers, it runs in their supervisor. So all workers change
-together: if one of them refuses a version, none serves it. This module does not depend on HTTP or on ONNX Runtime.
+The coordinator runs on a thread of its own. With several workers, the coordinator runs in the supervisor of the
+workers. So all workers change together: if one of them refuses a version, none serves it. This module does not depend
+on HTTP or on ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ _MOST_ROUNDS = 100
 
 
 class Crew(Protocol):
-    """The processes that serve. A process that dies is left out. The process that replaces it serves the last plan."""
+    """The processes that serve.
+
+    A process that dies is left out. A new process that replaces a dead process serves the last plan.
+    """
 
     def prepare(self, attempts: Attempts) -> Sequence[Outcomes]:
         """Load versions in every process, without serving them. Returns the outcomes of each process."""
@@ -71,7 +75,7 @@ class Coordinator:
         self._records: dict[str, ModelRecord] = {}
         self._busy: set[str] = set()
         self._lock = threading.Lock()
-        # The thread waits for commands. None is a request to look at the folder.
+        # The thread waits for commands. The entry None means that the thread looks at the folder.
         self._wishes: queue.SimpleQueue[tuple[Command, Future[None]] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._unreadable = ""
@@ -122,7 +126,7 @@ class Coordinator:
             log.warning("%s; waiting for models", _nothing_to_serve(self._rules.layout))
 
     def run(self) -> None:
-        """Execute commands until `stop` is called. If the rules say so, also follow changes of the folder."""
+        """Execute commands until `stop` is called. If `Rules.follow` is set, also follow changes of the folder."""
         rules = self._rules
         if rules.follow:
             watch(rules.layout.folder, lambda: self._wishes.put(None), self._stopped)
@@ -187,7 +191,7 @@ class Coordinator:
                 done.set_exception(failure)
 
     def _obey(self, command: Command) -> None:
-        """Make the change of a command. Raises `UnknownModel` and `LoadRefused`."""
+        """Change the models as a command asks. Raises `UnknownModel` and `LoadRefused`."""
         found = self._rules.layout.scan()
         record = self._records.get(command.name)
         if record is None:
@@ -209,7 +213,7 @@ class Coordinator:
     def _change(self, found: dict[str, Found], names: list[str], *, first: bool = False, decided: bool = False) -> None:
         """Change the models `names` to the wanted state.
 
-        The folder, the policies and the decisions define this state.
+        The wanted state follows from the folder, the policies and the operator's decisions.
         """
         now = time.monotonic()
         for name in names:
@@ -292,7 +296,7 @@ def _nothing_to_serve(layout: Layout) -> str:
 def _nothing_serves(plan: Plan) -> str:
     """Return a text with the reason why no model serves.
 
-    It names some of the models, each with the reason for its newest version.
+    The text names some of the models, each with the reason for its newest version.
     """
     reasons = [
         f"no version of {name} may be served: {model.versions[max(model.versions)].reason}"

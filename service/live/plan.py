@@ -1,7 +1,7 @@
 """The data of a change of models: the versions to try, the outcome of each attempt, and the plan.
 
-Every process serves the plan. Several processes may serve the same models. A plan is written as JSON and sent to each
-of them. This module does not depend on files or models.
+Every process serves the plan. Several processes may serve the same models. A plan is sent to each process as JSON. This
+module does not depend on files or models.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Message(BaseModel):
 
 
 class Trial(Message):
-    """A comparison of a new version with the version that serves. `service/live/policy.py` describes the limits.
+    """A comparison of a new version with the active version. `service/live/policy.py` describes the limits.
 
-    against: the number of the version that serves.
+    against: the number of the active version.
     """
 
     against: int
@@ -49,9 +49,9 @@ class Attempt(Message):
 class Changes(Message):
     """The differences between the answers of two versions to some rows.
 
-    not_finite: the number of rows for which the new version has an output that is not finite. The other counts are then
-    missing. by_class: for each label of the old version, the number of rows with this label, and how many of these rows
-    get another label.
+    not_finite: the number of rows for which the new version has an output that is not finite. If this number is not 0,
+    the other counts are missing. by_class: for each label of the old version, the number of rows with this label, and
+    how many of these rows get another label.
     largest_change: the largest change of an output. range: the lowest and the highest output of the old version; None
     except in a regression.
     seconds: the time of one run of the new version, and of the old version; None if these times are not known.
@@ -83,7 +83,9 @@ class Outcome(Message):
 
 
 class VersionPlan(Message):
-    """The state of one version. reason: None if it is ready. compared: the measures of its trial."""
+    """The state of one version. reason: why the version is not ready; None if it is ready. compared: the measures of
+    its trial.
+    """
 
     state: State
     stamp: str
@@ -94,9 +96,9 @@ class VersionPlan(Message):
 class ModelPlan(Message):
     """One model.
 
-    versions: the versions by number. current: the version that answers a request without a version; None if no version
-    does. labels: the version number of each label. canary: of the requests without a version, the share that the label
-    `canary` answers.
+    versions: the versions by number. current: the active version, which answers a request that names no version; None
+    if no version is active. labels: the version number of each label. canary: of the requests without a version, the
+    share that the label `canary` answers.
     reason: why the folder of the model can't be read; None if it can.
     """
 

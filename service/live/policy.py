@@ -47,14 +47,14 @@ def _check_label(label: str) -> str:
 
 
 class SwapPolicy(BaseModel):
-    """The conditions that a new version must meet before it replaces the version that serves.
+    """The conditions that a new version must meet before it replaces the active version.
 
-    policy: `always` needs only the checks of every load. `golden` also needs the same interface. The new version must
-    have finite outputs for the golden rows of the version that serves. `shadow` also compares the outputs for the last
-    live rows.
+    policy: `always` needs only the checks that every load runs. `golden` also needs the same interface as the active
+    version. The new version must also have finite outputs for the golden rows of the active version. `shadow` also
+    compares the outputs for the last live rows.
     max_changed: the largest share of rows whose label changes. max_changed_in_class: the largest share of changed rows
     among all rows that have one label from the old version. max_change: the largest change of a probability; None for
-    no limit. In a regression, it is the largest change of a value, divided by the spread of the old values.
+    no limit. In a regression, max_change is the largest change of a value, divided by the spread of the old values.
     max_latency_ratio: the largest allowed run time of the new version, divided by the run time of the old version; None
     for no limit.
     """
@@ -144,7 +144,10 @@ class Policies:
         return self._content.models.get(name, self._content.default)
 
     def refresh(self, names: Iterable[str]) -> set[str]:
-        """Read the file again. Returns the models in `names` whose policy has changed. A wrong file changes nothing."""
+        """Read the file again.
+
+        Returns the models in `names` whose policy has changed. If the file is wrong, the policies stay the same.
+        """
         if self._file is None:
             return set()
         before = {name: self.of(name) for name in names}
@@ -158,7 +161,7 @@ class Policies:
         return {name for name, policy in before.items() if self.of(name) != policy}
 
     def unused(self, found: Mapping[str, Collection[int]]) -> list[str]:
-        """The file may name models and versions that do not exist. Return a warning for each of them.
+        """Return a warning for each model or version that the file names but that does not exist.
 
         found: the existing versions by model.
         """

@@ -1,7 +1,7 @@
 """The state of one model in the coordinator: its files, the results of its attempts, and the operator's decision.
 
-From this state, it decides which versions to try and which version answers requests. This module does not depend on
-files or processes.
+The record decides which versions to try, and which version answers requests. This module does not depend on files or
+processes.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ModelRecord:
         self._unreadable: str | None = None
         self._wishes = self._before = _Wishes()
         self._current: int | None = None
-        self._history: list[int] = []  # the versions that have answered requests, the latest version at the end
+        self._history: list[int] = []  # the versions that have answered requests, in the order of time
 
     @property
     def _policy(self) -> ModelPolicy:
@@ -101,7 +101,10 @@ class ModelRecord:
     # --- the folder ---------------------------------------------------------------------------------------------------
 
     def look(self, found: Found, now: float, *, first: bool = False) -> None:
-        """Note the state of the files. first: whether the server is starting. All files then count as complete."""
+        """Record the state of the files. first: whether the server is starting.
+
+        When the server starts, all files count as complete.
+        """
         if found.reason is not None:
             if found.reason != self._unreadable:
                 log.error("%s", found.reason)
@@ -172,7 +175,7 @@ class ModelRecord:
         ]
 
     def _may_retry(self, number: int, version: _Version) -> bool:
-        """Whether to try a refused version again, because its comparison with another version no longer matters."""
+        """Whether to try a refused version again, because the version that it was compared with is no longer active."""
         if version.against is None or version.against == self._current:
             return False
         return self._current is None or number > self._current
@@ -187,7 +190,7 @@ class ModelRecord:
         return self._policy.swap.trial(current, self._policies.swap)
 
     def take(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        """Note the outcome of an attempt."""
+        """Record the outcome of an attempt."""
         version = self._versions[attempt.version]
         version.tried, version.verdict = now, outcome
         version.against = None if attempt.trial is None else attempt.trial.against
@@ -237,7 +240,7 @@ class ModelRecord:
     def shortfall(self, command: Command) -> str | None:
         """Check that a command has led to the state that it asks for.
 
-        If not, undo the command and return the reason. Otherwise return None.
+        If the command has led to another state, undo the command and return the reason. Otherwise return None.
         """
         reason = None
         decision = self._wishes.decision
@@ -245,7 +248,7 @@ class ModelRecord:
             reason = self._describe(decision.current)
         elif command.kind == "load":
             wanted = command.version
-            if wanted is None:  # the newest version that failed to replace the version that serves
+            if wanted is None:  # the newest version that failed to replace the active version
                 failed = [
                     n for n, v in self._versions.items() if v.verdict is not None and v.verdict.reason is not None
                 ]

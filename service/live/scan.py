@@ -1,6 +1,6 @@
 """Lists the versions in the folder of the models. Each version has a stamp, which changes when its files change.
 
-This module uses the names and the status of the files. It does not read the files.
+This module uses the names and the status of the files. This module does not read the contents of the files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _FILES = (bundle.MANIFEST_FILE, bundle.MODEL_FILE)
 
 @dataclass(frozen=True)
 class Found:
-    """The folder of one model. versions: stamps by number. reason: why the folder can't be read; None if it can."""
+    """The folder of one model. versions: the stamp of each version, by number. reason: why the folder can't be read;
+    None if it can.
+    """
 
     versions: Mapping[int, str]
     reason: str | None = None
@@ -37,7 +39,7 @@ class Layout(Protocol):
 
     @property
     def name(self) -> str | None:
-        """The name of the only model; its bundles may have another name. None for a folder of many models."""
+        """The name of the only model; its bundles may have another name. None if the folder has many models."""
 
     def scan(self) -> dict[str, Found]:
         """List every model by its name. Raises `StartError` if the folder is missing or can't be read."""
@@ -125,7 +127,10 @@ def _readable(folder: Path) -> Iterator[None]:
 
 @lru_cache(1)
 def _flat_version(folder: Path, stamp: str) -> int:  # noqa: ARG001 (the stamp changes with the file)
-    """Return the version in the manifest of a flat bundle; 1 without this entry, as in a partial copy."""
+    """Return the version in the manifest of a flat bundle.
+
+    Return 1 if the manifest is missing or has no valid version, as in a partial copy.
+    """
     file = folder / bundle.MANIFEST_FILE
     try:
         version = json.loads(file.read_bytes())["version"] if file.is_file() else 1
@@ -146,7 +151,8 @@ def _scan_model(folder: Path) -> Found:
 def _stamp(folder: Path) -> str:
     """Return a text that changes with the files of a bundle.
 
-    Kubernetes mounts each file as a link and changes the target of the link. So the stamp has the status of the target.
+    Kubernetes mounts each file as a link and changes the target of the link. So the stamp has the status of the file
+    that the link names.
     """
     stamps = []
     for name in _FILES:

@@ -1,7 +1,7 @@
-"""Decides whether the answers of a new version are near enough to the answers of the version that serves.
+"""Decides whether the answers of a new version are near enough to the answers of the active version.
 
 Each process compares its own live rows. This module adds the counts of all processes, and decides about all rows
-together. This module uses counts and limits. It does not depend on models.
+together. This module compares counts with limits. This module does not depend on models.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 
 from foldserve.service.live.plan import Attempt, Changes, Outcome, Trial
 
-# If there are fewer live rows than this number, the golden rows of the version that serves are also compared.
+# If there are fewer live rows than this number, the golden rows of the active version are also compared.
 FEW_ROWS = 32
-# The minimum number of rows in a class. For a class with fewer rows, the share of changed rows is ignored.
+# The minimum number of rows in a class. If a class has fewer rows than this number, the share of its changed rows is
+# not checked.
 _MIN_CLASS_ROWS = 10
 # If two runs differ by at most this number of seconds, clients do not notice the difference.
 _FREE_SECONDS = 5e-4

@@ -1,7 +1,7 @@
-"""Reports changes of files in a folder. It does not depend on models.
+"""Reports changes of files in a folder. This module does not depend on models.
 
-inotify sees changes of local files. It does not see changes that another machine makes on a network volume. It may also
-miss a link that is replaced. So the caller also looks at the folder every few seconds.
+inotify sees changes of local files. inotify does not see changes that another machine makes on a network volume.
+inotify may also miss a link that is replaced. So the caller also looks at the folder every few seconds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import watchfiles
 
 log = logging.getLogger("foldserve")
 
-_DEBOUNCE_MS = 500  # changes are collected for at most this time before one call
-_STEP_MS = 50  # a pause of this length ends the collection
+_DEBOUNCE_MS = 500  # changes within this time may lead to a single call of `on_change`
+_STEP_MS = 50  # after a pause of this length, `on_change` is called
 _STOP_MS = 1000  # the thread notices `stopped` after at most this time
 _RETRY_SECONDS = 5.0
 
