@@ -4,8 +4,9 @@
     -> {"model": ..., "version": ..., "method": ..., "explanations": [
         {"class": label, "logit": ..., "offset": ..., "contributions": {"feature": ..., ...}}, ...]}
 
-A regression has "value" instead of "class" and "logit". The contributions and the offset add up to the logit or the
-value. This module checks the sum of the numbers that it writes into each answer. It computes no contribution.
+The answer of a regression has "value" instead of "class" and "logit". The contributions and the offset add up to the
+logit or the value. This module checks the sum of the numbers that it writes into each answer. This module computes no
+contribution.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from foldserve.service.protocols.request import DecodedRequest
 
 # The largest number of contributions in one answer.
 MAX_CONTRIBUTIONS = 1_000_000
-# A thread encodes an answer with more contributions than this.
+# If an answer has more contributions than this number, a thread encodes the answer.
 _MANY_CONTRIBUTIONS = 10_000
 
 
@@ -77,15 +78,15 @@ class ExplanationCodec:
         return codec
 
     def _encode(self, outputs: Outputs) -> Reply:
-        """Write an answer. Raises `IncompleteExplanation` if the numbers of a row do not add up."""
+        """Write an answer. Raises `IncompleteExplanation` if the contributions of a row do not add up to its output."""
         found = split(outputs)
         parts = np.column_stack([found.output, found.offset, found.contributions])
         gap = np.abs(found.offset + found.contributions.sum(1) - found.output)
         complete = gap <= TOLERANCE * np.abs(parts).max(1)
         if not complete.all():
             raise IncompleteExplanation(f"the contributions of row {complete.argmin()} do not add up to the output")
-        # orjson writes the numbers of all rows, and the template of a row puts the names between them. This is several
-        # times as fast as making an object for each row.
+        # orjson writes the numbers of all rows, and the template of a row puts the names between them. The template is
+        # several times as fast as making a Python object for each row.
         numbers = orjson.dumps(np.ascontiguousarray(outputs[:, 1:]), option=orjson.OPT_SERIALIZE_NUMPY)
         template = self._template
         rows = [template % (*row.split(b","),) for row in numbers[2:-2].split(b"],[")]
@@ -98,7 +99,7 @@ class ExplanationCodec:
 
 
 def _row_template(names: Sequence[str], *, has_classes: bool) -> bytes:
-    """Return the JSON of one row with a %b for each number.
+    """Return a bytes template for the JSON of one row, with a %b in place of each number.
 
     If the model has classes, the start `{"class":...,` is left out.
     """

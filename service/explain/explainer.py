@@ -33,8 +33,8 @@ Method = Literal["affine", "integrated gradients"]
 TOLERANCE = 1e-5
 """The largest allowed gap of an explanation, as a share of its largest part."""
 
-# Numbers of points of the quadrature. If the gap of a row is larger than _TARGET, the next number is tried for this
-# row.
+# The numbers of quadrature points that are tried in turn for a row. The next number is tried for a row if the gap of
+# this row is larger than _TARGET.
 _POINTS = (8, 32, 128, 512)
 _TARGET = TOLERANCE / 10
 # In one evaluation, the product of the number of rows and the number of points is at most this number.
@@ -67,7 +67,8 @@ class Explainer:
         self._preprocessing = Preprocessing(graph, len(manifest.features))
         self._network = Network(graph)
         self._decision = Decision.of(manifest) if manifest.labels else None
-        # _order sorts the encoded columns by feature. The columns of a feature begin at _starts.
+        # _order sorts the encoded columns by feature. _starts has the position of the first column of each feature,
+        # after this sort.
         source = self._preprocessing.source
         self._order = np.argsort(source, kind="stable")
         self._features, self._starts = np.unique(source[self._order], return_index=True)
@@ -86,8 +87,8 @@ class Explainer:
     def explain(self, rows: Rows, wanted: npt.NDArray[np.intp] | None = None) -> Explanations:
         """Explain float32 [rows, features].
 
-        wanted: for each row, the index of the output to explain. -1 means the predicted output. None means -1 for all
-        rows.
+        wanted: for each row, the index of the output to explain. -1 means the predicted output. If wanted is None, the
+        predicted output of each row is explained.
         """
         columns = self._preprocessing.encode(rows)
         values = self._network.forward(columns)

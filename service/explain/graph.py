@@ -24,7 +24,8 @@ _PRODUCTS = ("Gemm", "MatMul")
 class Node:
     """One node.
 
-    inputs: the names of the tensors that the node reads. An empty name means that this input is left out.
+    inputs: the names of the tensors that the node reads. An empty name stands for an optional input that the node does
+    not have.
     """
 
     operator: str

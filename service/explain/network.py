@@ -2,8 +2,8 @@
 
 Each operation has a forward pass and a backward pass. The backward pass also computes the share of the constants, which
 is the part of the output that comes from constants. A network with only piecewise-linear activations is affine around a
-row. The output is then the sum of slope times input, plus the share of the constants. This module does not depend on
-the preprocessing.
+row. For such a network, the output is the sum of slope times input over all inputs, plus the share of the constants.
+This module does not depend on the preprocessing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Values = dict[str, Floats]
 
 @dataclass(frozen=True)
 class _Product:
-    """alpha * x @ weight + bias. weight: float64 [inputs, outputs]; bias: float64 [outputs]."""
+    """The operation y = alpha * x @ weight + bias. weight: float64 [inputs, outputs]; bias: float64 [outputs]."""
 
     x: str
     y: str
@@ -63,7 +63,9 @@ class _Activation:
 
 @dataclass(frozen=True)
 class _Scale:
-    """x * factor + shift, with a constant for each column or for all columns."""
+    """The operation y = x * factor + shift. factor and shift have one number for each column, or one number for all
+    columns.
+    """
 
     x: str
     y: str
@@ -83,7 +85,7 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Sum:
-    """a + b, as in a residual connection."""
+    """The operation y = a + b, as in a residual connection."""
 
     a: str
     b: str
@@ -101,7 +103,7 @@ class _Sum:
 
 @dataclass(frozen=True)
 class _Times:
-    """a * b, as in silu."""
+    """The operation y = a * b, as in the activation SiLU."""
 
     a: str
     b: str
@@ -173,7 +175,7 @@ class Network:
         self.is_piecewise_linear = all(operation.is_piecewise_linear for operation in self._operations)
 
     def forward(self, columns: Floats) -> Values:
-        """Return every tensor for float64 [rows, columns]."""
+        """Run the network on float64 [rows, columns], and return every tensor by its name."""
         values = {self._input: columns}
         for operation in self._operations:
             operation.forward(values)

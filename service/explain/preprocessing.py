@@ -1,7 +1,8 @@
-"""Runs the nodes that come before the network. They turn raw rows into encoded columns, in float32 as in ONNX Runtime.
+"""Runs the nodes that come before the network.
 
-Each encoded column depends on a single feature. This module finds that feature. This module does not depend on the
-network.
+These nodes turn raw rows into encoded columns, in float32 as in ONNX Runtime.
+Each encoded column depends on a single feature. This module finds the feature of each encoded column. This module does
+not depend on the network.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Preprocessing:
 
 
 def _function(node: Node) -> Callable[..., Array]:
-    """Return the function of a node. Raises `NotExplainable`."""
+    """Return the NumPy function that computes a node. Raises `NotExplainable`."""
     if node.operator in _ELEMENTWISE:
         return _ELEMENTWISE[node.operator]
     if node.operator == "Gather" and node.attributes.get("axis") == 1:
@@ -82,7 +83,7 @@ def _function(node: Node) -> Callable[..., Array]:
 
 
 def _sources(node: Node, graph: Graph, sources: dict[str, Array], width: int) -> Array:
-    """Return the feature of each output column of a node."""
+    """Return the index of the feature that each output column of a node depends on."""
     parts: Sequence[Array] = [sources[name] for name in node.inputs if name in sources]
     if not parts:
         raise node.refuse("it reads no feature")

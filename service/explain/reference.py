@@ -41,7 +41,7 @@ def _points(feature: Feature) -> tuple[Floats, Floats]:
     """Return values of a feature, and the share of the training rows near each value. The shares add up to 1."""
     edges, counts = np.array(feature.histogram.edges), np.array(feature.histogram.counts, np.float64)
     values = (edges[:-1] + edges[1:]) / 2
-    if feature.kind != "numeric":  # the values are whole numbers
+    if feature.kind != "numeric":  # the values of any other kind are whole numbers
         values = np.rint(values)
     shares = counts / max(counts.sum(), 1.0) * (1 - feature.missing_share)
     rest = 1 - shares.sum()  # the share of rows without a value

@@ -1,7 +1,8 @@
 """Runs the rows of explanation requests in batches, as the runtime runs the rows of predictions.
 
-The model's weights are read again at the first request. So a server without such requests needs no memory for them.
-This module owns the arrays between the codec and the explainer. This module does not depend on batchers.
+At the first explanation request, this module reads the weights of the model again. So a server without explanation
+requests needs no memory for these weights. This module owns the arrays between the codec and the explainer. This module
+does not depend on batchers.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ class ExplanationRunner:
         return self._loaded.method if isinstance(self._loaded, Explainer) else None
 
     def run(self, rows: npt.NDArray[np.float32]) -> Outputs:
-        """Explain rows that `join` has made. Returns an array for `split`.
+        """Explain rows that `join` has made. The function `split` decodes the returned array.
 
-        Raises `NotExplainable`, and `ModelNotReady` if the bundle is no longer the one that was loaded. The next call
-        then reads the bundle again, because the bundle may be repaired.
+        Raises `NotExplainable`, and `ModelNotReady` if the bundle is no longer the one that was loaded. After
+        `ModelNotReady`, the next call reads the bundle again, because the files may have been repaired.
         """
         if self._loaded is None:
             self._loaded = self._load()
