@@ -1,6 +1,6 @@
 """Creates one `Service` from the settings. No other module puts the parts of a server together.
 
-This module knows how to create each part. It does not depend on the HTTP framework, sockets or processes.
+This module creates each part. This module does not depend on the HTTP framework, sockets or processes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from foldserve.service.prediction_log.log import PredictionLog
     from foldserve.service.telemetry.otel import Exporters
 
-# Decoding holds the lock of the interpreter most of the time. So more threads do not decode faster, and each thread
-# delays the event loop.
+# Decoding holds the lock of the interpreter most of the time. So more threads would not decode faster, and each
+# additional thread delays the event loop.
 _BODY_THREADS = 4
 _DAY_SECONDS = 86_400.0
 
@@ -54,10 +54,10 @@ class Service:
     observer: gets the record of each request; None if requests are neither logged nor traced.
     exporters: send traces and metrics to a collector; None without OpenTelemetry.
     guard: checks the API keys; None if every client may send requests.
-    endpoints: the endpoints by the path of a prediction request, without percent-encoding. Look each path up
-    when its request arrives: the mapping may change while the server runs.
+    endpoints: maps the path of a prediction request to its endpoint. The path has no percent-encoding. Look each path
+    up when its request arrives: the mapping may change while the server runs.
     quality: the drift and the quality of the models.
-    deployment: replaces the models. control: decides which models serve, and executes commands.
+    deployment: changes the models of this process. control: decides which models serve, and executes commands.
     """
 
     repository: Repository
@@ -76,8 +76,9 @@ class Service:
     prediction_log: PredictionLog | None
 
     def close(self) -> None:
-        """Write the last lines of the logs, and send the last messages to the collector. Call it after the last
-        request.
+        """Write the last lines of the logs, and send the last messages to the collector.
+
+        Call this method after the last request.
 
         This call may block for some seconds.
         """

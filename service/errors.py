@@ -127,7 +127,7 @@ class MissingKey(RequestError):  # noqa: N818
 
 
 class MissingScope(RequestError):  # noqa: N818
-    """The API key is not for this part of the service."""
+    """The API key is valid, but lacks the scope that the request needs."""
 
     def __init__(self, text: str, scope: str) -> None:
         super().__init__(text)
@@ -175,14 +175,15 @@ class LoadRefused(RequestError):  # noqa: N818
 
 
 class Overloaded(RequestError):  # noqa: N818
-    """There is no room for the request now. The client should try again in `retry_after` seconds."""
+    """The server has no room for the request now. The client should try again in `retry_after` seconds."""
 
     def __init__(self, text: str, retry_after: int) -> None:
         super().__init__(text)
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[type[Overloaded], tuple[str, int]]:
-        return type(self), (str(self), self.retry_after)  # for `copy`: the inherited method omits retry_after
+        # `copy` calls `__reduce__`. The inherited method would omit `retry_after`.
+        return type(self), (str(self), self.retry_after)
 
 
 class QueueFull(Overloaded):
@@ -194,7 +195,7 @@ class RateExceeded(Overloaded):
 
 
 class MemoryFull(Overloaded):
-    """The bodies of other requests fill the memory that is set aside for them."""
+    """The bodies of other requests fill the memory that the server sets aside for request bodies."""
 
 
 class Draining(Overloaded):

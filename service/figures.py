@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 _UNDEFINED = "\N{EN DASH}"
-# An absolute value below this is written as 0. Such a value is only a rounding error, for example the R2 of a constant
-# answer.
+# A value is written as 0 if its absolute value is below this limit. A value so close to 0 is only a rounding error, for
+# example in the R2 of a constant answer.
 _ZERO = 1e-12
 # A number outside this interval is written with an exponent.
 _SMALL, _LARGE = 1e-4, 1e12
@@ -19,12 +19,15 @@ _MOST_DECIMALS = 6
 
 
 def format_figure(value: float) -> str:
-    """Write a measured figure with four digits: 0.9721, 12.30, 1,235, 3.200e-06. NaN becomes a dash."""
+    """Write a measured figure with four digits: 0.9721, 12.30, 1,235, 3.200e-06. NaN is written as a dash."""
     return _digits(value, 4)
 
 
 def format_value(value: float) -> str:
-    """Write a value of a table. A whole number has no decimals; another number has up to four digits: 32.1, 1,500."""
+    """Write a value of a column of a table.
+
+    A whole number has no decimals; another number has up to four digits: 32.1, 1,500.
+    """
     if math.isfinite(value) and value == round(value) and abs(value) < _LARGE:
         return f"{value:,.0f}"
     mantissa, exponent, power = _digits(value, 4).partition("e")

@@ -2,8 +2,8 @@
 settings.
 
 Flags come first, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. No other module
-of the service reads these variables. This module does not depend on the parts of the service that use a setting. It has
-more than 350 lines, because every setting is defined here.
+of the service reads these variables. This module does not depend on the parts of the service that use a setting. This
+module has more than 350 lines, because every setting is defined here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PREFIX = "FOLDSERVE_"
 # The file with the API key that the commands for a running server send.
 KEY_FILE = PREFIX + "KEY_FILE"
 
-# Kubernetes sets these variables in every container, for each service of the container's namespace. Their names begin
-# with the name of the service. Docker's container links set the same variables.
+# Kubernetes sets these variables in every container, for each service of the container's namespace. The name of such a
+# variable begins with the name of the service. Docker's container links set the same variables.
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _LINK_NAME = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
 _LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)

@@ -21,8 +21,8 @@ _UNLIMITED = 2**60
 class Memory:
     """The smallest memory limit of this process's groups, and the memory that the group with this limit uses, in bytes.
 
-    used: the memory in use; None if this number can't be read. It includes the page cache, which the kernel drops when
-    memory is short.
+    used: the memory in use; None if this number can't be read. The memory in use includes the page cache, which the
+    kernel frees when memory is short.
     """
 
     limit: int
@@ -70,8 +70,8 @@ def _groups(
 ) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Yield the folder and the file names of each group of this process, from the innermost group to the root.
 
-    The limits of all these groups apply. In a container, the kernel may report the group's path on the host. Then only
-    the root group exists here.
+    The limits of all these groups apply. In a container, the kernel may report the group's path on the host. The
+    container has no group with this path, so only the root group exists in the container.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         parts = line.split(":", 2)

@@ -50,7 +50,10 @@ class Driver:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One visible GPU. Memory is in bytes; `free` does not count the context of this process."""
+    """One visible GPU.
+
+    The numbers of memory are in bytes. `free` does not include the memory that the context of this process takes.
+    """
 
     name: str
     capability: Version
@@ -98,7 +101,7 @@ def driver() -> Driver:
 
 
 def gpus() -> list[Gpu]:
-    """List the visible GPUs in CUDA's order. This creates a context on each GPU for a moment.
+    """List the visible GPUs in CUDA's order. The call creates a context on each GPU for a moment.
 
     Raises `DeviceError` if the driver is missing or reports an error, or if no GPU is visible.
     """
@@ -131,7 +134,10 @@ def _gpu(loaded: ctypes.CDLL, ordinal: int) -> Gpu:
 
 
 def _wheel_folders() -> list[Path]:
-    """List the library folders of NVIDIA's wheels. This imports no code, since `nvidia` is a namespace package."""
+    """List the library folders of NVIDIA's wheels.
+
+    `find_spec` imports no code, because `nvidia` is a namespace package.
+    """
     found = importlib.util.find_spec("nvidia")
     places = (found and found.submodule_search_locations) or []
     return [Path(place, package, "lib") for place in places for package in (f"cu{MAJOR}", "cudnn")]
@@ -148,16 +154,19 @@ def _load_first(candidates: list[Path]) -> ctypes.CDLL:
             return ctypes.CDLL(str(candidate))
         except OSError as error:
             reasons.append(str(error))
-    # The first reason helps most: it may say why an existing file does not load. The last reason may only say that a
-    # search found no file.
+    # The reason of the first candidate helps most, because it may say why an existing file does not load. The reason of
+    # the last candidate may only say that a search found no file.
     raise DeviceError(reasons[0])
 
 
 def _mapped_file(file: str) -> Path:
-    """Find the file of a loaded library in this process's memory map. The file's name has the full version."""
+    """Find the file of a loaded library in this process's memory map.
+
+    The name of the found file has the full version of the library.
+    """
     stem = file.partition(".so")[0] + ".so"
     with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
-        # A line has five columns, then the path. The path may have spaces.
+        # A line of this file has five columns, and then the path. The path may have spaces.
         paths = (Path(fields[5].strip()) for line in lines if len(fields := line.split(maxsplit=5)) == 6)
         return next((path for path in paths if path.name.startswith(stem)), Path(file))
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.errors import RequestError
 
-# The batcher calls this function after each run, before the callers get their rows. The arguments are the number of
-# rows, the seconds of the run, and a list of waits. For each entry that starts in this run, the list has the seconds
-# for which the entry was queued.
+# The batcher calls this function after each run, before the callers get their rows. The arguments of the function are
+# the number of rows, the seconds of the run, and a list of waits. The list has the queue time in seconds of each entry
+# that starts in this run.
 BatchObserver = Callable[[int, float, list[float]], None]
 
 
@@ -30,17 +30,17 @@ KEY_OUTCOMES = ("accepted", "forbidden", "limited")
 # the training range. "ignored": a value of a column that training left out. "filled": a value that the request left
 # out, because the feature is constant.
 Unusual = Literal["unseen", "outside", "ignored", "filled"]
-# The number of such values, by the kind of the value and the name of its column.
+# The number of unusual values, by the kind of the value and the name of its column.
 Counts = Mapping[tuple[Unusual, str], int]
 
-# If a request has at most this number of values, its unusual values are counted later. Otherwise they are counted at
-# once.
+# If a request has at most this number of values, its unusual values are counted later. If a request has more values,
+# they are counted at once.
 MAX_DEFERRED_VALUES = 256
 
 
 # The outcomes of an entry of a feedback request. "counted": the labels of the entry count. "unknown": the server does
-# not remember the request of the entry. "mismatched": the labels do not fit that request. "repeated": a row had a label
-# already.
+# not remember the request of the entry. "mismatched": the labels do not fit the request of the entry. "repeated": a row
+# had a label already.
 FeedbackOutcome = Literal["counted", "unknown", "mismatched", "repeated"]
 
 
@@ -56,7 +56,7 @@ class Figure:
 class RequestMetrics:
     """Counts the requests of one endpoint.
 
-    in_flight: the number of requests that have no response yet. The endpoint changes this number.
+    in_flight: the number of requests that have no response yet. The endpoint changes in_flight.
     """
 
     in_flight = 0
@@ -71,7 +71,7 @@ class RequestMetrics:
         """Count unusual values of an answered request."""
 
     def observe(self, rows: Any) -> None:
-        """Count later the unusual values in the rows of an answered request, float32 [rows, features].
+        """Take the rows of an answered request, float32 [rows, features], and count their unusual values later.
 
         This method ignores rows with more than `MAX_DEFERRED_VALUES` values.
         """
@@ -89,7 +89,8 @@ class Metrics:
     ) -> RequestMetrics:
         """Create the counts of one endpoint.
 
-        count_rows: counts the unusual values in rows. The argument is the bytes of any number of rows.
+        count_rows: counts the unusual values in rows. The argument of the function is the bytes of float32 rows, of any
+        number of rows.
         """
         return RequestMetrics()
 
@@ -110,7 +111,7 @@ class Metrics:
     def record_refused(self, refused: Collection[tuple[str, str]]) -> None:
         """Record all versions that are refused now, each as a pair of a model and a version.
 
-        A version is empty if the folder of the model can't be read.
+        The version is an empty text if the folder of the model can't be read.
         """
 
     def forget(self, model: str, version: str, parts: Iterable[object]) -> None:
@@ -136,7 +137,7 @@ class Metrics:
         """Count the entries of a feedback request by their outcome."""
 
     def flush(self) -> None:
-        """Add to the metrics the counts since the last call."""
+        """Add the counts since the last call of `flush` to the metrics."""
 
     def families(self) -> Callable[[], Iterable[Any]] | None:
         """Return a function that returns this process's metrics, as objects of Prometheus's client.
@@ -150,7 +151,7 @@ class Metrics:
 class Totals:
     """The work of one model since the start: counts, sums of seconds, and the Unix time of the last response.
 
-    queued: the number of entries that have left the queue for a run.
+    queued: the number of entries that have left the queue because their run began.
     """
 
     succeeded: int

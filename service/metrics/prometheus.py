@@ -1,10 +1,10 @@
 """Defines every Prometheus metric: name, help, labels and buckets. A test compares docs/metrics.md with this file.
 
-Counting must cost little compared with serving. So a request only appends its values to lists. The values are added to
-prometheus_client's metrics at a scrape, once a second, or when a list grows long. With several workers,
+Counting must cost little compared with serving. So the code for a request only appends values to lists. The values are
+added to prometheus_client's metrics at a scrape, once a second, or when a list grows long. With several workers,
 prometheus_client's multiprocess mode adds up the processes. Each worker must have PROMETHEUS_MULTIPROC_DIR in its
-environment before it imports this module. This module does not depend on the code that counts. It has more than 350
-lines, because every metric is defined here.
+environment before it imports this module. This module does not depend on the modules that call it to count. This module
+has more than 350 lines, because every metric is defined here.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from foldserve.service.metrics.interface import (
 from foldserve.service.metrics.quality import QualityCollector
 from foldserve.service.metrics.workers import WorkersCollector
 
-# Without this call, prometheus_client adds a second series to each series: the time of its creation. With several
-# workers, prometheus_client never adds this second series.
+# Without this call, prometheus_client adds a second series to each series: the time of its creation. In multiprocess
+# mode, prometheus_client never adds this second series.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -64,8 +64,9 @@ _MODEL = ("model", "version")
 _ENDPOINT = (*_MODEL, "protocol")
 # The largest number of requests or runs that a list keeps before they are added to the metrics.
 _MAX_PENDING = 4096
-# A series exists before its first value, so that a rate misses no value. If a model has more features than this number,
-# a series begins only with its first value. Otherwise every scrape would be large.
+# Each series is created before its first value, so that Prometheus's function rate() includes the first value. If a
+# model has more features than this number, a series begins only with its first value. Otherwise every scrape would be
+# large.
 _MAX_EARLY_SERIES = 1_000
 # The number of unloaded models whose series are kept.
 _MOST_UNLOADED = 16
@@ -315,9 +316,10 @@ class PrometheusMetrics(Metrics):
             self.refused.labels(*labels).set(1)
 
     def forget(self, model: str, version: str, parts: Iterable[object]) -> None:
-        """Stop counting for an unloaded model. The model's series are removed after more models are unloaded.
+        """Stop counting for an unloaded model.
 
-        By then, a scraper has read the last counts. With several workers, the series are in files and are not removed.
+        The series of this model are removed only after `_MOST_UNLOADED` more models are unloaded. So a scraper has
+        time to read the last counts. With several workers, the series are in files and are not removed.
         """
         gone = set(map(id, parts))
         flushes = [part.flush for part in self._requests if id(part) in gone]
@@ -385,15 +387,15 @@ class PrometheusMetrics(Metrics):
                 self.key_requests.labels(key, outcome).inc(count)
 
     def families(self) -> Callable[[], Iterable[Any]]:
-        """Return a function that returns this process's metrics. Any thread may call it."""
+        """Return a function that returns this process's metrics. Any thread may call the returned function."""
         quality = QualityCollector(lambda: self._own_figures())
         return lambda: itertools.chain(self.registry.collect(), quality.collect())
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format, as of the last `flush`. Any thread may call it.
 
-        `set_figures` has set the metrics of drift and quality. The text of a thousand models takes a second, so call
-        this method outside the event loop.
+        `set_figures` sets the metrics of drift and quality before a call of `text`. The text of a thousand models takes
+        a second, so call this method outside the event loop.
         """
         text: bytes = generate_latest(self._scraped)
         quality: bytes = generate_latest(self._quality)

@@ -1,4 +1,4 @@
-"""The metrics of drift and quality. Their values are computed at each scrape, over all workers.
+"""The metrics of drift and quality. The values of these metrics are computed at each scrape, over all workers.
 
 An index over all workers is not the sum of the workers' own indices, so prometheus_client can't compute this index.
 """
@@ -33,7 +33,7 @@ _METRICS = (
 
 
 class QualityCollector(Collector):
-    """Gives prometheus_client the metrics. take: returns the figures."""
+    """Gives prometheus_client the metrics. take: returns the figures of drift and quality."""
 
     def __init__(self, take: Callable[[], Iterable[Figure]]) -> None:
         self._take = take

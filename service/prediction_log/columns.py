@@ -30,7 +30,7 @@ class Sample:
 
     @property
     def size(self) -> int:
-        """The bytes of the arrays."""
+        """The size of the arrays in bytes."""
         return self.rows.nbytes + self.outputs.nbytes
 
 

@@ -1,7 +1,7 @@
 """The files of the prediction log, as <folder>/<model>/<version>/<time>-<process>.parquet.
 
-A file is written under a temporary name, then renamed. Several processes may write to one folder. This module uses
-tables. It does not depend on models or requests.
+A file is written under a temporary name, then renamed. Several processes may write to one folder. This module writes
+Arrow tables. This module does not depend on models or requests.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LogFolder:
         self.path = path
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
-        # a process identifier is not unique: each start of a container may give the same one
+        # A process identifier is not unique, because each start of a container may give the same identifier.
         self._process = secrets.token_hex(8)
 
     def prepare(self, models: Path) -> None:
@@ -65,7 +65,7 @@ class LogFolder:
             ) from error
 
     def write(self, name: str, version: int, table: pa.Table) -> None:
-        """Write a new file with all rows of the table. Only the owner may read it. Raises `OSError`."""
+        """Write a new file with all rows of the table. Only the owner of the file may read it. Raises `OSError`."""
         folder = self.path / name / str(version)
         folder.mkdir(_PRIVATE_FOLDER, parents=True, exist_ok=True)
         target = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}Z-{self._process}.parquet"

@@ -25,7 +25,8 @@ from foldserve.service.prediction_log.folder import LogFolder
 
 log = logging.getLogger("foldserve")
 
-# Samples wait in the queue, and then for their file. All waiting samples together may have this number of bytes.
+# Samples wait in the queue, and after that for the next file of their version. This number is the maximum size in bytes
+# of all waiting samples together.
 _MAX_WAITING = 64 * 2**20
 # A file is written when the samples of one version have this number of bytes.
 _FULL_FILE = 16 * 2**20
@@ -34,7 +35,7 @@ _LOOK_SECONDS = 1.0
 _REPORT_SECONDS = 60.0
 _TRIM_SECONDS = 60.0
 _CLOSE_SECONDS = 5.0
-# An array up to this size is copied. Otherwise it may be a view that keeps a whole body or batch in memory.
+# An array up to this size is copied, because a small view would keep a whole body or batch in memory.
 _COPIED_BYTES = 2**16
 _TOO_FAST = "they arrive faster than they are written: lower --prediction-log-share"
 _TOO_LARGE = f"a request has more than {_MAX_WAITING // 2**20} MiB of rows and answers"
@@ -80,10 +81,10 @@ class _Waiting:
 
 
 class PredictionLog:
-    """The log of one process.
+    """The prediction log of one process.
 
-    interval, in `limits`: the longest time between a prediction and its file, in seconds. If the server is killed, it
-    loses the samples of this time. excluded: the names of columns that are left out.
+    interval, in `limits`: the longest time between a prediction and its file, in seconds. If the server is killed, the
+    samples of the last `interval` seconds are lost. excluded: the names of columns that are left out.
     """
 
     def __init__(self, path: Path, limits: Limits, excluded: Collection[str], models: Path, metrics: Metrics) -> None:
@@ -95,7 +96,7 @@ class PredictionLog:
         self._metrics = metrics
         metrics.count_logged(0, 0)  # the metric must exist from the start, even if its value is 0
         self._queue: deque[tuple[Recorder, Sample]] = deque()
-        self._size = 0  # bytes of the samples in the queue and in `_waiting`
+        self._size = 0  # the total size in bytes of the samples in the queue and in `_waiting`
         self._lock = threading.Lock()
         self._dropped = 0  # the number of rows that the metrics do not count yet
         self._reason = ""

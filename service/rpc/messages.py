@@ -1,8 +1,8 @@
 """Reads the message of a call, after a check of its size.
 
-This module reads the bytes of protobuf. This module does not depend on calls. protobuf makes objects of up to a hundred
-bytes from two bytes of a message. It holds the interpreter until the whole message is read. Therefore a message may
-have only a limited number of bytes besides the raw bytes of its tensors.
+This module reads the bytes of protobuf. This module does not depend on calls. From two bytes of a message, protobuf can
+make objects of up to a hundred bytes. protobuf also holds the interpreter lock until the whole message is read. So this
+module limits the number of bytes that a message may have besides the raw bytes of its tensors.
 
 https://protobuf.dev/programming-guides/encoding
 """
@@ -20,7 +20,7 @@ from foldserve.service.rpc import open_inference_pb2 as pb
 MAX_BYTES = 2**20
 _MAX_FIELDS = 2**16  # a model has one tensor, or one for each feature, and each tensor may have raw bytes
 _RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
-# The wire types of protobuf. The other types are not used any more.
+# The wire types of protobuf. protobuf has deprecated its other two wire types.
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
 

@@ -1,6 +1,6 @@
 """The gRPC server of one process: its port, TLS, health checks and reflection, from its start to its stop.
 
-This module uses grpcio and the settings. This module does not depend on the calls.
+This module uses grpcio and the settings. This module does not depend on the calls that the server answers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RpcServer:
         options = (
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
-            # The workers share the port. A single process must not share it with another server.
+            # The workers share the port. The only process of a server must not share the port with another server.
             ("grpc.so_reuseport", int(settings.workers > 1)),
         )
         servicer = Servicer(service, administers=settings.admin_port is None)
@@ -59,7 +59,7 @@ class RpcServer:
         log.info("gRPC is on %s port %s", host, port)
 
     async def tick(self) -> None:
-        """Update the status of the health checks. Call it about once a second, and when the server drains."""
+        """Update the status of the health checks. Call `tick` about once a second, and when the server drains."""
         serving = health_pb2.HealthCheckResponse.SERVING
         status = serving if self._service.ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", NAME):

@@ -1,7 +1,7 @@
 """Translates between the messages of gRPC and the bodies of the Open Inference Protocol over HTTP.
 
 So gRPC and HTTP use the same codec, the same batcher and the same limits. Every tensor becomes binary data, as in
-`raw_input_contents`. This module uses messages and bytes. This module does not depend on models or servers.
+`raw_input_contents`. This module works with messages and bytes. This module does not depend on models or servers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from foldserve.service.protocols.oip_answers import HEAD_LENGTH
 from foldserve.service.protocols.reply import Headers, Reply
 from foldserve.service.rpc import open_inference_pb2 as pb
 
-# The member of `InferTensorContents` that has the values of a datatype, and NumPy's dtype of the values. FP16 and BF16
-# have no member: their values must be raw.
+# The member of `InferTensorContents` that has the values of a datatype, and NumPy's dtype of the values. For FP16 and
+# BF16, `InferTensorContents` has no member, so a message must have raw values.
 _CONTENTS = {
     "BOOL": ("bool_contents", "u1"),
     **{name: ("int_contents", dtype) for name, dtype in (("INT8", "<i1"), ("INT16", "<i2"), ("INT32", "<i4"))},

@@ -30,7 +30,7 @@ _TAIL = 1 << 16
 
 
 def read(path: Path, usual: str, options: ReadOptions, on_read: OnRead) -> Source:
-    """Read every cell as a text. usual: the delimiter of files with this suffix. Raises `SourceError`."""
+    """Read every cell as a text. usual: the usual separator of files with this suffix. Raises `SourceError`."""
     names, dialect = _read_header(path, usual, options)
     batches = []
     for batch, share in _parse(path, dialect, names, names, options.missing):
@@ -42,7 +42,10 @@ def read(path: Path, usual: str, options: ReadOptions, on_read: OnRead) -> Sourc
 
 
 def stream(path: Path, usual: str, options: ReadOptions) -> Stream:
-    """Open the file as a stream of texts. usual: the delimiter of files with this suffix. Raises `SourceError`."""
+    """Open the file as a stream of text cells. usual: the usual separator of files with this suffix.
+
+    Raises `SourceError`.
+    """
     names, dialect = _read_header(path, usual, options)
 
     def open_batches(columns: Sequence[str], _: Sequence[int] | None) -> Iterator[tuple[Batch, float]]:
@@ -81,7 +84,7 @@ def _read_header(path: Path, usual: str, options: ReadOptions) -> tuple[tuple[st
 
 
 class _TailStream(io.RawIOBase):
-    """A readable stream. Its attribute `last` has the last bytes that were read."""
+    """A readable stream. The attribute `last` has the last bytes that were read from the stream."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -101,7 +104,7 @@ class _TailStream(io.RawIOBase):
 def _open_text(path: Path, encoding: str) -> Iterator[tuple[_TailStream, Callable[[], float]]]:
     """Open the uncompressed text of a file as UTF-8.
 
-    The second value is a function that returns the share of the file that was read so far.
+    The second yielded value is a function that returns the share of the file that was read so far.
     """
     with path.open("rb") as raw:
         size = path.stat().st_size
@@ -146,7 +149,7 @@ def _batches(
 ) -> Iterator[Any]:
     """Yield the rows in batches. The header is the first row of the first batch.
 
-    wanted: the places of the columns that are converted, as texts; () means all columns.
+    wanted: the positions of the columns to convert, as in ("0", "2"); () means all columns.
     """
     columns = [str(position) for position in range(len(names))]
     return iter(

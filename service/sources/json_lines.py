@@ -20,7 +20,8 @@ _BLOCK = 8 << 20
 def read(path: Path) -> Source:
     """Read all lines.
 
-    If a line has no member for a column, its value is missing. A text in the form of a time becomes a time.
+    If a line has no member for a column, the cell of this column is missing. A text in the form of a time becomes a
+    time.
     """
     with path.open("rb") as raw:
         stream = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw

@@ -33,7 +33,7 @@ _BATCH_ROWS = 1 << 16
 
 
 def stream(path: Path) -> Stream:
-    """Open a Parquet file as a stream. Its groups are the row groups of the file."""
+    """Open a Parquet file as a stream. The groups of the stream are the row groups of the file."""
     with pyarrow.parquet.ParquetFile(path) as file:
         metadata, fields = file.metadata, file.schema_arrow
     names, notes = without_index(fields)

@@ -39,7 +39,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """Columns of equal length, with cells.
+    """The columns of a table, with the cells of all rows.
 
     rows: the number of rows.
     typed: whether the source states the types of its cells. A CSV file does not state types: all its cells are texts.
@@ -70,10 +70,11 @@ class Stream:
 
     schema: the names and types of the columns; None for JSON lines, whose values have types of their own.
     typed: as in `Source`.
-    open: takes the names of the wanted columns and the numbers of the wanted groups, or None for all groups. It yields
-    batches of any size. With each batch, it yields the share of the file that was read so far, from 0 to 1.
+    open: takes the names of the wanted columns, and the numbers of the wanted groups or None for all groups. The
+    function yields batches of any size. With each batch, the function also yields the share of the file that was read
+    so far, from 0 to 1.
     groups: the numbers of rows of the parts that can be read alone, such as the row groups of a Parquet file. () means
-    that the file has no such parts.
+    that no part of the file can be read alone.
     """
 
     name: str
@@ -85,7 +86,10 @@ class Stream:
 
 
 def stream_source(source: Source) -> Stream:
-    """Return a stream of the rows of a source. It is for formats that must be read whole, such as spreadsheets."""
+    """Return a stream of the rows of a source.
+
+    This function is for formats that must be read whole, such as spreadsheets.
+    """
     table = pa.table({name: source.take(name) for name in source.names})
 
     def open_batches(columns: Sequence[str], _: Sequence[int] | None) -> Iterator[tuple[Batch, float]]:

@@ -7,7 +7,7 @@
     answers.py  outputs, converted to Arrow columns
 
 This package reads a value in the same way as the server reads a value in a request. The server refuses a request with a
-bad value. This package refuses only the row of the bad value, and keeps the reason. The package needs pyarrow, which
+bad value. This package refuses only the row with the bad value, and keeps the reason. The package needs pyarrow, which
 the server does not need.
 """
 

@@ -1,7 +1,7 @@
 """Turns one Arrow column into the numbers of a feature. This module handles single columns, not whole rows.
 
-Cells that Arrow can convert are converted together. The function for requests reads all other cells. It reads each
-different cell only once.
+Cells that Arrow can convert are converted together. Other cells are converted by the function that converts the values
+of a request. The function for requests converts each different cell only once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str]
 """A bool array [rows] that is True for the refused rows, and the reason, which follows the name of the column."""
 
-# The texts that are booleans in a file without types, such as a CSV file. This reading is used if the training table
-# had types.
+# The texts that are booleans in a file without types, such as a CSV file. These spellings are used if the columns of
+# the training table had types.
 _UNTYPED = Reading(true=TRUE, false=FALSE)
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 
@@ -131,7 +131,7 @@ class FeatureColumn:
     def _categories(self, cells: pa.ChunkedArray) -> tuple[Values, list[Problem]]:
         kind = cells.type
         if pa.types.is_boolean(kind) or _is_time(kind):
-            cells = cells.cast(pa.string())  # as in training, where a boolean becomes the text true or false
+            cells = cells.cast(pa.string())  # as in training, a boolean becomes the text true or false
         elif pa.types.is_decimal(kind) or pa.types.is_float16(kind):
             cells = cells.cast(pa.float64())
         return self._by_distinct(cells)
@@ -186,7 +186,7 @@ def _is_time(kind: pa.DataType) -> bool:
 
 
 def _to_numpy(cells: pa.ChunkedArray) -> Values:
-    """Return the cells as float32 if they are float32, otherwise as float64. A null is NaN."""
+    """Return the cells as float32 if they are float32, otherwise as float64. A null becomes NaN."""
     kind = cells.type
     if pa.types.is_boolean(kind):
         cells = cells.cast(pa.uint8()).cast(pa.float64())

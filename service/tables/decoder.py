@@ -13,7 +13,8 @@ import pyarrow as pa
 from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Category, Feature, Reading
 
-# The text in place of a category that training has not seen. A row has only the code of such a category.
+# The text in place of a category that training has not seen. A row has only the code for unseen categories, not the
+# text of the category.
 UNSEEN = "(unseen)"
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 
@@ -22,11 +23,12 @@ _Convert = Callable[[_Numbers, npt.NDArray[np.bool_]], pa.Array]
 
 
 class TableDecoder:
-    """Decodes the rows of one model. If `TableEncoder` encodes the columns again, the result is the same rows.
+    """Decodes the rows of one model. If `TableEncoder` encodes the decoded columns again, the rows are the same.
 
     The Arrow types are float32 for a number, bool for a boolean, and timestamp for a time. A category has the type of
-    the categories. A missing value is null. An unseen category is `UNSEEN`, or the number after the largest category.
-    fields: the names and types of the columns, in the order of the features.
+    the categories. A missing value is null. An unseen category becomes `UNSEEN` in a column of texts, or the number
+    after the largest category in a column of numbers. fields: the names and types of the columns, in the order of the
+    features.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:

@@ -39,8 +39,8 @@ class Encoded:
 class TableEncoder:
     """Encodes tables for one model. Columns are found by name, and further columns are ignored.
 
-    A feature that had only one value in training may be left out. The encoder then uses that value. typed: whether the
-    source states the types of its cells. A CSV file does not state types: all its cells are texts.
+    A feature that had only one value in training may be left out. The encoder then uses the value from training. typed:
+    whether the source states the types of its cells. A CSV file does not state types: all its cells are texts.
     """
 
     def __init__(self, features: Sequence[Feature], *, typed: bool) -> None:
