@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -41,8 +41,13 @@ _WARM_UP_SECONDS = 1.0
 # The weight of a new measurement in the running estimate of a run's seconds.
 _NEW_WEIGHT = 0.2
 
-# The outputs of a run or its error, and the times of its start and its end.
-_RunResult = tuple[Outputs | Exception, float, float]
+# The rows of a run, its outputs or its error, and the times of its start and its end.
+_RunResult = tuple[Rows, Outputs | Exception, float, float]
+
+# Called on the event loop after each run, before the callers get their outputs. A watcher must copy what it keeps.
+RowsWatcher = Callable[[Rows, Outputs], None]
+
+_NO_ROWS: Rows = np.empty((0, 0), np.float32)
 
 
 class Batcher:
@@ -51,12 +56,14 @@ class Batcher:
     All methods belong to one event loop. max_batch and max_queue are in rows. max_delay: seconds that the first entry
     of a batch may wait for other entries. max_wait: the largest expected wait of an entry, in seconds, if whole batches
     wait before this entry. The last tenth of max_queue and of max_wait is for entries of high priority. observe: a
-    function that is called after each run. All times come from `time.monotonic`, so a change of the wall clock has no
+    function that is called with the times of each run. watchers: functions that are called with the rows and the
+    outputs of each run. unobserved: an array with which the server checks the model; a run of this same array is not
+    passed to `observe` and `watchers`. All times come from `time.monotonic`, so a change of the wall clock has no
     effect.
 
-    runs: the number of finished runs. unobserved: an array; if a batch is this same array, its run is not observed.
-    running: whether a run is on the thread. run_began: the time at which the current run began, on either thread; None
-    between two runs. hung: whether the watchdog has found that the current run will not end.
+    runs: the number of finished runs. running: whether a run is on the thread. run_began: the time at which the current
+    run began, on either thread; None between two runs. hung: whether the watchdog has found that the current run will
+    not end.
     """
 
     def __init__(
@@ -68,6 +75,8 @@ class Batcher:
         max_delay: float = 0.0,
         max_wait: float = math.inf,
         observe: BatchObserver = ignore_batch,
+        watchers: Sequence[RowsWatcher] = (),
+        unobserved: Rows = _NO_ROWS,
     ) -> None:
         self._run = run
         self.max_batch = max_batch
@@ -76,7 +85,9 @@ class Batcher:
         self._full = min(max_batch, max_queue / 2)
         self._max_delay = max_delay
         self._max_wait = max_wait
-        self.observe = observe
+        self._observe = observe
+        self._watchers = watchers
+        self.unobserved = unobserved
         self._high: deque[Entry] = deque()  # entries of high priority, which are run first
         self._queue: deque[Entry] = deque()  # all others
         self._queued_rows = self._high_rows = 0  # rows in both queues, and in the first queue
@@ -84,7 +95,6 @@ class Batcher:
         self._due = math.inf  # the time of the next call, if it waits for max_delay
         self.running = False
         self.runs = 0
-        self.unobserved: Rows | None = None
         self.run_began: float | None = None
         self.hung = False
         self._on_thread: list[tuple[Entry, Rows]] = []
@@ -190,10 +200,6 @@ class Batcher:
                 if now > ends:
                     return
 
-    def watch(self, wrap: Callable[[Run], Run]) -> None:
-        """Replace the run function by a wrapped one. Call this before the first entry."""
-        self._run = wrap(self._run)
-
     def close(self) -> None:
         """Refuse new entries, because the model is unloaded. Call it only while the batcher is idle."""
         self._closed = True
@@ -266,7 +272,7 @@ class Batcher:
             if self._run_seconds[count.bit_length()] > _MAX_INLINE_SECONDS:
                 self._run_on_thread(batch, count)
                 return
-            self._finish(batch, count, *self._run_batch(batch, count))
+            self._finish(batch, count, self._run_batch(batch, count))
             if (queue := self._high or self._queue) and queue[0].taken:
                 break
         self._run_rest()
@@ -284,7 +290,7 @@ class Batcher:
 
     def _thread_finished(self, batch: list[tuple[Entry, Rows]], count: int, future: asyncio.Future[_RunResult]) -> None:
         self.running = False
-        self._finish(batch, count, *future.result())
+        self._finish(batch, count, future.result())
         self._run_rest()
 
     def _drop_expired(self) -> None:
@@ -340,21 +346,23 @@ class Batcher:
         return True
 
     def _run_batch(self, batch: list[tuple[Entry, Rows]], count: int) -> _RunResult:
-        """Run the batch. Return the outputs or the error, and the times of the start and the end of the run."""
+        """Run the batch. Return its rows, the outputs or the error, and the times of the start and the end."""
         self.run_began = began = time.monotonic()
+        rows = batch[0][1]
         outputs: Outputs | Exception
         try:
-            outputs = self._run(batch[0][1] if len(batch) == 1 else np.concatenate([rows for _, rows in batch]))
+            if len(batch) > 1:
+                rows = np.concatenate([own for _, own in batch])
+            outputs = self._run(rows)
             if len(outputs) != count:
                 outputs = ValueError(f"{len(outputs)} rows came back for {count}")
         except Exception as error:  # noqa: BLE001 (the callers get any error, and the event loop goes on)
             outputs = error
         self.run_began = None
-        return outputs, began, time.monotonic()
+        return rows, outputs, began, time.monotonic()
 
-    def _finish(
-        self, batch: list[tuple[Entry, Rows]], count: int, outputs: Outputs | Exception, began: float, ended: float
-    ) -> None:
+    def _finish(self, batch: list[tuple[Entry, Rows]], count: int, result: _RunResult) -> None:
+        rows, outputs, began, ended = result
         size, seconds = count.bit_length(), ended - began
         self.runs += 1
         # The estimate falls at once and rises slowly. Other programs may have interrupted a long run. So the time of a
@@ -362,9 +370,12 @@ class Batcher:
         known = self._run_seconds[size]
         self._run_seconds[size] = seconds if seconds < known else known + _NEW_WEIGHT * (seconds - known)
         try:
-            waited = [began - entry.arrived for entry, rows in batch if entry.taken == len(rows)]
-            if batch[0][1] is not self.unobserved:
-                self.observe(count, seconds, waited)
+            if rows is not self.unobserved:
+                waited = [began - entry.arrived for entry, own in batch if entry.taken == len(own)]
+                self._observe(count, seconds, waited)
+                if not isinstance(outputs, Exception):
+                    for watch in self._watchers:
+                        watch(rows, outputs)
             if not isinstance(outputs, Exception):
                 resolve_all(batch, outputs)
         except Exception as error:  # every caller must get a result

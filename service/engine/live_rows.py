@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from foldserve.service.arrays import Outputs, Rows, Run
+from foldserve.service.arrays import Outputs, Rows
 
 # A batch of at most _SMALL_BATCH rows first waits in a list. _MAX_PENDING such batches are written together, because
 # one large write is cheaper than many small ones.
@@ -21,17 +21,15 @@ _MAX_PENDING = 64
 
 
 class LiveRows:
-    """The last rows that a model has answered. size: the number of rows to keep; with 0, no row is kept.
+    """The last rows that a model has answered.
 
-    ignored: float32 [1, features]. The server itself checks the model with this array, so a batch that is this same
-    object is not kept.
+    features and outputs: the numbers of columns. size: the number of rows to keep; `add` needs at least 1.
 
     A new row replaces the oldest row. If a batch has more rows than `size`, evenly spaced rows of it are kept.
     """
 
-    def __init__(self, ignored: Rows, outputs: int, size: int) -> None:
-        self.ignored = ignored
-        self._rows = np.empty((size, ignored.shape[1]), np.float32)
+    def __init__(self, features: int, outputs: int, size: int) -> None:
+        self._rows = np.empty((size, features), np.float32)
         self._outputs = np.empty((size, outputs), np.float32)
         self._size = size
         self._small_batch = min(size, _SMALL_BATCH)
@@ -40,19 +38,6 @@ class LiveRows:
         # Small batches that are not in the arrays yet: the bytes of the rows and of their outputs.
         self._pending: deque[tuple[bytes, bytes]] = deque()
         self._lock = threading.Lock()
-
-    def watch(self, run: Run) -> Run:
-        """Wrap the run function of the model, so that the rows of each run are kept."""
-        if not self._size:
-            return run
-
-        def watched(rows: Rows) -> Outputs:
-            outputs = run(rows)
-            if rows is not self.ignored:
-                self.add(rows, outputs)
-            return outputs
-
-        return watched
 
     def add(self, rows: Rows, outputs: Outputs) -> None:
         """Keep the rows of one batch."""

@@ -124,7 +124,11 @@ class Loader:
         settings, metrics = self._settings, self._metrics
         labels = (manifest.name, str(manifest.version))
         golden = np.array(manifest.golden.inputs, np.float32)  # null becomes NaN
-        live_rows = LiveRows(golden[:1], manifest.output.shape[1], settings.live_rows)
+        live_rows = LiveRows(manifest.input.shape[1], manifest.output.shape[1], settings.live_rows)
+        monitor = Monitor(manifest, self._monitor_options)
+        watchers = [live_rows.add] if settings.live_rows else []
+        if monitor.sampler is not None:
+            watchers.append(monitor.sampler.add)
         observe = metrics.for_batcher(*labels, lambda: batcher.queued_rows)
         last_run = LastRun(observe) if self._observed else None
         batcher = Batcher(
@@ -134,12 +138,10 @@ class Loader:
             max_delay=settings.max_delay,
             max_wait=settings.max_wait,
             observe=last_run or observe,
+            watchers=watchers,
+            unobserved=golden[:1],
         )
         batcher.warm_up(golden)
-        monitor = Monitor(manifest, live_rows.ignored, self._monitor_options)
-        batcher.watch(live_rows.watch)
-        batcher.watch(monitor.watch)
-        batcher.unobserved = live_rows.ignored
         created: list[object] = [observe]  # the parts of the metrics that belong to this model
         count_rows = Ranges(manifest.features).count_bytes
         limits = RequestLimits(settings.max_body, settings.timeout, settings.compression)

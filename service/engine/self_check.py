@@ -57,7 +57,7 @@ class SelfCheck:
             self._repository.set_failure(model, reason)
 
         try:
-            model.batcher.submit(model.live_rows.ignored, time.monotonic() + _TIMEOUT, judge)
+            model.batcher.submit(model.batcher.unobserved, time.monotonic() + _TIMEOUT, judge)
         except RequestError as error:
             judge(error)
 

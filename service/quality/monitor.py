@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from foldserve.service.arrays import Outputs, Rows, Run
+from foldserve.service.arrays import Outputs, Rows
 from foldserve.service.bundle import Decision, Manifest
 from foldserve.service.quality.bins import FeatureBins, Numbers
 from foldserve.service.quality.feedback import LabelReader, Outcome
@@ -52,7 +52,7 @@ class Monitor:
     remembered predictions; None if the server remembers no predictions.
     """
 
-    def __init__(self, manifest: Manifest, ignored: Rows, options: Options) -> None:
+    def __init__(self, manifest: Manifest, options: Options) -> None:
         self.manifest = manifest
         self.options = options
         self.bins = FeatureBins(manifest.features)
@@ -62,8 +62,8 @@ class Monitor:
         self._of_features = slice(SUMS, SUMS + self.bins.size)
         self.size = self._of_features.stop + len(manifest.labels)
         self.window = Window(self.size, options.seconds)
-        width = manifest.output.shape[1]
-        self.sampler = Sampler(ignored, width, self._count, options.executor) if options.drift else None
+        columns = manifest.input.shape[1], manifest.output.shape[1]
+        self.sampler = Sampler(*columns, self._count, options.executor) if options.drift else None
         self.predictions = Predictions(options.remembered) if options.remembered else None
 
     @cached_property
@@ -73,10 +73,6 @@ class Monitor:
         Without it, the sums of squares would lose digits.
         """
         return float(np.mean(self.manifest.golden.outputs)) if self.manifest.golden.outputs else 0.0
-
-    def watch(self, run: Run) -> Run:
-        """Wrap the run function of the model, so that its rows are counted."""
-        return run if self.sampler is None else self.sampler.watch(run)
 
     def tick(self) -> None:
         """Do the work of each second."""

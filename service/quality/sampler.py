@@ -16,7 +16,7 @@ from concurrent.futures import Executor, Future
 
 import numpy as np
 
-from foldserve.service.arrays import Outputs, Rows, Run
+from foldserve.service.arrays import Outputs, Rows
 
 log = logging.getLogger("foldserve")
 
@@ -36,16 +36,12 @@ Count = Callable[[Rows, Outputs, int], None]
 class Sampler:
     """Takes the rows of one model.
 
-    ignored: float32 [1, features]. The server itself checks the model with this array, so a batch that is this same
-    object is not counted. outputs: the number of outputs of a row. executor: an executor with one thread, which calls
-    `count`.
+    features and outputs: the numbers of columns. executor: an executor with one thread, which calls `count`.
     """
 
-    def __init__(self, ignored: Rows, outputs: int, count: Count, executor: Executor) -> None:
-        width = ignored.shape[1]
-        self._size = min(_MAX_ROWS, max(_MIN_ROWS, _VALUES // width))
-        self._shapes = (self._size, width), (self._size, outputs)
-        self._ignored = ignored
+    def __init__(self, features: int, outputs: int, count: Count, executor: Executor) -> None:
+        self._size = min(_MAX_ROWS, max(_MIN_ROWS, _VALUES // features))
+        self._shapes = (self._size, features), (self._size, outputs)
         self._count = count
         self._executor = executor
         self._lock = threading.Lock()
@@ -55,17 +51,6 @@ class Sampler:
         self._skip = 0  # rows before the next row that is taken
         self._since = 0.0  # the time of the last hand-over
         self._begin_buffer()
-
-    def watch(self, run: Run) -> Run:
-        """Wrap the run function of the model, so that each run gives rows to the sample."""
-
-        def watched(rows: Rows) -> Outputs:
-            outputs = run(rows)
-            if rows is not self._ignored:
-                self.add(rows, outputs)
-            return outputs
-
-        return watched
 
     def add(self, rows: Rows, outputs: Outputs) -> None:
         """Take rows of one batch. May be called on any thread."""

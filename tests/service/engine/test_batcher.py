@@ -105,12 +105,14 @@ class World:
         self.loop = Loop()
         self.model = Model()
         self.observed: list[tuple[int, float, list[float]]] = []
+        self.watched: list[tuple[Rows, Rows]] = []
         self.batcher = Batcher(
             self.model,
             max_batch=max_batch,
             max_queue=max_queue,
             max_delay=max_delay,
             observe=lambda *seen: self.observed.append(seen),
+            watchers=[lambda *seen: self.watched.append(seen)],
         )
         self._made = 0
 
@@ -302,6 +304,40 @@ def test_the_observer_gets_each_run_and_the_wait_of_each_entry_that_starts_in_it
     assert [(rows, len(waited)) for rows, _, waited in world.observed] == [(1, 1), (8, 1), (6, 1), (8, 0), (4, 0)]
     assert all(0 <= seconds <= took for _, seconds, _ in world.observed)
     assert all(0 <= wait <= took for _, _, waited in world.observed for wait in waited)
+
+
+def test_a_watcher_gets_the_rows_and_the_outputs_of_each_run(world: World) -> None:
+    callers = world.arrive(2, 20)
+    world.until_answered(*callers)
+    assert len(world.watched) == len(world.model.runs) > 1
+    for run, (rows, outputs) in zip(world.model.runs, world.watched, strict=True):
+        assert (rows == run).all()
+        assert (outputs == Model.of(run)).all()
+
+
+def test_a_run_that_fails_is_observed_but_not_watched(world: World) -> None:
+    world.until_answered(*world.submit(Caller(world.rows(1, RAISES))))
+    assert len(world.observed) == 1
+    assert not world.watched
+
+
+def test_a_check_of_the_server_itself_is_neither_observed_nor_watched(world: World) -> None:
+    check, observed, watched = world.rows(1), [], []
+    world.batcher = Batcher(
+        Model.of,
+        max_batch=8,
+        max_queue=100,
+        observe=lambda *seen: observed.append(seen),
+        watchers=[lambda *seen: watched.append(seen)],
+        unobserved=check,
+    )
+    (checked,) = world.submit(Caller(check))
+    world.until_answered(checked)
+    assert checked.got_its_own_rows()
+    assert not observed
+    assert not watched
+    world.until_answered(*world.submit(Caller(check), Caller(check.copy())))  # both callers are in one run
+    assert [count for count, *_ in observed] == [len(rows) for rows, _ in watched] == [2]
 
 
 def test_a_batcher_needs_no_observer(world: World) -> None:
