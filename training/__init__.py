@@ -2,8 +2,8 @@
 
 import sys
 
-# In the repository, this folder can also be imported as `training`, and then every module would exist twice. Only
-# `python -m training` may import the folder under this name, because this command runs `foldserve-train`. Python sets
-# sys.argv[0] to "-m" while it looks for this module.
+# Code in the repository could also import this folder under the name `training`. Then every module would exist twice.
+# So this name is refused, except for the command `python -m training`, which runs `foldserve-train`. Python sets
+# sys.argv[0] to "-m" while it looks for the module that `-m` names.
 if __name__ != "foldserve.training" and sys.argv[:1] != ["-m"]:
     raise ImportError("training/ is the folder of foldserve.training: import that instead")

@@ -1,6 +1,6 @@
 """The activations.
 
-Each activation has a name, a PyTorch module and ONNX nodes. To add an activation, add an entry here.
+Each activation has a name, a PyTorch module and ONNX nodes. To add an activation, add an entry to `FORMS`.
 
 This module does not import torch or onnx, so that `--help` is quick.
 """
@@ -34,8 +34,8 @@ class Form:
 
 
 def _operator(operator: str, *options: str) -> Callable[[Graph, str, Any], None]:
-    """Add a single node of `operator`. options: the attributes that have the same name in the module and in the
-    operator.
+    """Return a function that adds one ONNX node with this operator. options: the attributes that have the same name in
+    the PyTorch module and in the ONNX operator.
     """
 
     def add_nodes(graph: Graph, name: str, module: Any) -> None:
@@ -45,7 +45,7 @@ def _operator(operator: str, *options: str) -> Callable[[Graph, str, Any], None]
 
 
 def _silu(graph: Graph, name: str, _: Any) -> None:
-    """Add the nodes of x * sigmoid(x). Opset 20 has no operator for this function."""
+    """Add the nodes of x * sigmoid(x). ONNX opset 20 has no operator for SiLU."""
     x = graph.value
     graph.node("Sigmoid", f"{name}.sigmoid")
     graph.node("Mul", name, x)

@@ -1,8 +1,8 @@
 """`foldserve-train`: `fit` makes a bundle from a table, and `diagnose` measures what batch norm does on a table.
 `import` makes a bundle from a model of another framework, and `fold` folds an ONNX file (imports/cli.py).
 
-The module puts the parts together, and no other module imports it. The exit status is 0 after success, and 1 after an
-error, with one line on standard error. The status is 2 for a wrong command line, and 130 after an interrupt.
+No other module imports this module. The exit status is 0 after success. After an error, the exit status is 1, and
+standard error has one line about the error. The exit status is 2 for a wrong command line, and 130 after an interrupt.
 """
 
 from __future__ import annotations
@@ -130,11 +130,11 @@ def _fit(parsed: argparse.Namespace) -> None:
     for library in _LIBRARIES:
         _require(library)
     with ExitStack() as stack:
-        # Under torchrun, the processes first join a group. So any later error is printed only once. Without torchrun,
-        # the process reads the table before it imports torch. The import takes seconds, and an error in the table
-        # should come sooner.
+        # Under torchrun, the processes join a group before they do anything else. A group of processes prints an error
+        # only once. Without torchrun, the process reads the table before it imports torch, because the import takes
+        # seconds. So the user sees an error in the table sooner.
         world = _join(stack, execution.device) if _TORCHRUN in os.environ else None
-        bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder costs no time
+        bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder is reported at once
         table = _read(plan.data)
         from foldserve.training.table.target import check_decision
 
@@ -163,10 +163,11 @@ def _require(library: str) -> None:
 
 @contextmanager
 def _start_trainer() -> Iterator[None]:
-    """Show a bar while PyTorch is imported, which takes a second. Collect no garbage in this time.
+    """Show a progress bar while PyTorch is imported, which takes a second. Switch off Python's garbage collection
+    during the import.
 
-    The imported modules are no garbage. The collections during the import and at the end of the process would take
-    another 0.4 s.
+    The import creates no garbage. Garbage collection during the import and at the end of the process would take another
+    0.4 s.
     """
     from foldserve.training.progress import StartProgress
 
@@ -210,9 +211,10 @@ def _search(plan: Plan, table: Table, trials: int, world: World) -> Plan:
 
 
 def _diagnose(parsed: argparse.Namespace) -> None:
-    """Train small networks with and without batch norm on SOURCE, and write an HTML report. The report says for each
-    claim about batch norm whether the figures support the claim: faster training, steady activations, gradients that
-    don't vanish. It also has figures on the cost of batch norm."""
+    """Train small networks with and without batch norm on SOURCE, and write an HTML report. The usual claims about
+    batch norm are faster training, steady activations, and gradients that don't vanish. For each claim, the report says
+    whether the figures support the claim. The report also has figures on the cost of batch norm.
+    """
     started = time.perf_counter()
     plan = QUICK if parsed.quick else DiagnosisPlan()
     try:
@@ -223,7 +225,7 @@ def _diagnose(parsed: argparse.Namespace) -> None:
         raise TrainingError(str(error)) from error
     own, _ = read_plan(parsed)
     outputs = [path for path in (parsed.output, parsed.json) if path is not None]
-    for path in outputs:  # checked before the measurements, so that a wrong path costs no time
+    for path in outputs:  # checked before the measurements, so that a wrong path is reported at once
         if path.is_dir() or not path.parent.is_dir():
             raise TrainingError(f"{path}: not a file in an existing folder")
     for library in _LIBRARIES:

@@ -1,8 +1,9 @@
 """The errors that the trainer raises on purpose.
 
-Each error belongs to one step. The module does not depend on the command line.
+Each class of error belongs to one step of a training. The module does not depend on the command line.
 
-Each line of the tree below names the modules that raise the error. A test compares these names with the code.
+Each line of the tree below has a class of error and the modules that raise this error. A test compares the modules in
+the tree with the code.
 
 TrainingError            cli.py, flags.py: the command prints it as one line and exits with 1
 ├── DataError            table/, diagnose/, imports/: the source, a column or a row can't be used
@@ -17,7 +18,7 @@ TrainingError            cli.py, flags.py: the command prints it as one line and
 
 
 class TrainingError(Exception):
-    """An error for which no bundle is written."""
+    """The base class of the trainer's errors. After such an error, the trainer writes no bundle."""
 
 
 class DataError(TrainingError, ValueError):
@@ -29,11 +30,13 @@ class FitError(TrainingError):
 
 
 class ExecutionError(TrainingError):
-    """The run is impossible here: the device or the compiler is missing, or another process of the run has ended."""
+    """The run is impossible on this machine: the device or the compiler is missing, or another process of the run has
+    ended.
+    """
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint can't be read, written or continued."""
+    """A checkpoint can't be read or written, or a run can't continue from the checkpoint."""
 
 
 class FoldError(TrainingError):
@@ -45,7 +48,7 @@ class FoldError(TrainingError):
 
 
 class ModelImportError(TrainingError):
-    """The model of another framework is damaged, or it has a part that can't be imported."""
+    """The model of another framework is damaged, or a part of the model can't be imported."""
 
 
 class ExportError(TrainingError):

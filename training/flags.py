@@ -31,7 +31,7 @@ _NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters
 def add_options(group: argparse._ArgumentGroup, owner: Options, only: Sequence[str] | None = None) -> None:
     """Add a flag for each annotated field of `owner`, or only for the fields that `only` names.
 
-    If a flag is not given, it is absent from the parsed arguments, so that the preset's value stays.
+    If the user does not give a flag, the parsed arguments do not have this flag. So the preset's value stays.
     """
     hints = get_type_hints(owner, include_extras=True)
     for option in fields(owner):
@@ -66,7 +66,7 @@ def _argument(kind: Any) -> dict[str, Any]:
 
 
 def split_texts(text: str) -> tuple[str, ...]:
-    """Split the text like a row of a CSV, so that a value with a comma can be quoted."""
+    """Split `text` like one row of a CSV file. So a value with a comma can be quoted."""
     return tuple(next(csv.reader([text]), ()))
 
 
@@ -103,7 +103,7 @@ def read_data_options(parsed: argparse.Namespace) -> DataOptions:
 
 
 def read_plan(parsed: argparse.Namespace) -> tuple[Plan, Execution]:
-    """Return the plan: the preset with the changes of the given flags. Raises `TrainingError`."""
+    """Return the plan that consists of the preset and the changes by the given flags. Raises `TrainingError`."""
     preset = PRESETS[parsed.preset]
     data = read_data_options(parsed)
     try:

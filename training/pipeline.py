@@ -42,7 +42,7 @@ from foldserve.training.table.schema import Split, Table
 from foldserve.training.table.split import split_rows
 from foldserve.training.table.target import check_decision, positive_class
 
-# The number of rows that are evaluated at a time. This number bounds the memory.
+# The number of rows that are evaluated at a time, which limits the memory.
 _CHUNK = 8192
 # If a class has fewer validation rows than this, a note says that the threshold is uncertain.
 _FEW_ROWS = 30
@@ -50,12 +50,12 @@ _FEW_ROWS = 30
 
 @dataclass(frozen=True)
 class Prepared:
-    """A table after the split and the preprocessing.
+    """A table that has been split and preprocessed.
 
     preprocessing: the layers in front of every network. These layers are fitted to the training rows, and map raw
-    features [rows, features] to `train.x`. target_mean, target_std: the mean and the standard deviation of a
-    regression's targets in the training rows. `y` of `train` and `validation` is standardised with these two figures.
-    For classification, the two figures are 0 and 1.
+    features [rows, features] to `train.x`. target_mean, target_std: in a regression, the mean and the standard
+    deviation of the targets in the training rows; in a classification, 0 and 1. `train.y` and `validation.y` of a
+    regression are standardised with `target_mean` and `target_std`.
     """
 
     table: Table
@@ -71,9 +71,10 @@ class Prepared:
 class Trained:
     """A trained model, before its export.
 
-    tolerance: the tolerance of the certificate, in the units of the output. fitted: one network for each member of the
-    ensemble. network: the unfolded model, which maps raw features [rows, features] to logits or values [rows, outputs].
-    folded: a chain that computes the same function as `network`, with every affine step folded into the Dense weights.
+    tolerance: the tolerance of the certificate, in the units of the output. fitted: the trained network of each member
+    of the ensemble. network: the unfolded model, which maps raw features [rows, features] to logits or values [rows,
+    outputs]. folded: a chain that computes the same function as `network`, with every affine step folded into the Dense
+    weights.
     """
 
     table: Table
@@ -109,13 +110,13 @@ class Context:
 
 
 def run(plan: Plan, table: Table | None = None, context: Context | None = None) -> Written | None:
-    """Train, fold and certify a model, and write the next version of `plan.name`. The result is None in all processes
-    except the first.
+    """Train, fold and certify a model, and write the next version of the model `plan.name`. With several processes, all
+    processes except the first return None.
 
-    table: the result of `load(plan.data)`, if the caller has loaded it already. Raises `TrainingError` or
-    `BundleError`. After an error no bundle is written.
+    table: the result of `load(plan.data)`, if the caller has loaded the table already. Raises `TrainingError` or
+    `BundleError`. After an error, no bundle is written.
     """
-    bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder costs no time
+    bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder is reported at once
     table, context = table or load(plan.data), context or Context()
     check_decision(plan.decision, table)
     checkpoints = None
@@ -140,7 +141,8 @@ def train(
 ) -> Trained:
     """Prepare the table, fit each member of the ensemble, calibrate, and fold.
 
-    If `table` is None, the table is loaded first. split: the rows of each part; by default, the plan decides them.
+    If `table` is None, the function loads the table first. split: the training, validation and test rows; by default,
+    the function splits the table as the plan says.
     """
     prepared, context = prepare(plan, table or load(plan.data), split), context or Context()
     members = range(plan.architecture.members)
@@ -167,8 +169,8 @@ def assemble(plan: Plan, prepared: Prepared, fitted: tuple[Fitted, ...]) -> Trai
 def prepare(plan: Plan, table: Table, split: Split | None = None) -> Prepared:
     """Split the table, and preprocess the training and validation rows.
 
-    The preprocessing is fitted to the training rows alone. split: the rows of each part; by default, the plan decides
-    them.
+    The preprocessing is fitted to the training rows alone. split: the training, validation and test rows; by default,
+    the function splits the table as the plan says.
     """
     if split is None:
         test = 0.0 if plan.data.test else plan.data.test_share
@@ -194,12 +196,12 @@ def fit_member(
 
     Each member has different initial weights and a different order of rows.
     """
-    # The members' seeds are far apart. So the ensembles of two neighbouring seeds have no member in common.
+    # The seeds of the members are far apart. So two ensembles whose seeds are neighbours have no member in common.
     seed = (plan.seed + member * 0x9E3779B1) % 2**32
     epochs = plan.recipe.resolved(len(prepared.train)).epochs or 0
     first, total = member * epochs, plan.architecture.members * epochs
     with deterministic(plan.threads):
-        torch.manual_seed(seed)  # for the initial weights
+        torch.manual_seed(seed)  # decides the initial weights
         return fit(
             build_mlp(prepared.train.x.shape[1], prepared.table.outputs, plan.architecture),
             prepared.train,
@@ -224,9 +226,10 @@ def _temperature(plan: Plan, prepared: Prepared, fitted: Sequence[Fitted]) -> fl
 
 
 def _output_layer(prepared: Prepared, temperature: float) -> tuple[str, Affine]:
-    """Return the last layer and its name.
+    """Return the name of the network's last layer, and the layer.
 
-    The layer divides logits by the temperature, or undoes the standardisation of the target.
+    In a classification, this layer divides the logits by the temperature. In a regression, this layer undoes the
+    standardisation of the target.
     """
     outputs = torch.ones(prepared.table.outputs, dtype=torch.float64)
     if prepared.table.task == "classification":
@@ -246,8 +249,8 @@ def export(plan: Plan, trained: Trained) -> Written:
     """Export the model to ONNX, certify it, and write the bundle.
 
     Raises `ParityError` if the certificate does not hold, and `DataError` if the test file can't be read. Raises
-    `ExportError` or `BundleError` if the model or the bundle can't be written. The function has more than 50 lines,
-    because it keeps all steps after a training in one place.
+    `ExportError` or `BundleError` if the model or the bundle can't be written. This function has more than 50 lines,
+    because all steps after a training stay in one function.
     """
     table, split, task = trained.table, trained.split, trained.table.task
     test, train_rows = load_held_out(plan.data, table, split), table.x[split.train]
@@ -261,7 +264,7 @@ def export(plan: Plan, trained: Trained) -> Written:
             trained.network, trained.folded.network, model, task, trained.tolerance, held_out=test.x, drawn=drawn
         )
         golden = certificate.golden(certificate.reference(trained.network, task), drawn)
-    # The metrics are measured on the exported model, not on the trained network.
+    # The metrics are those of the exported model, not of the trained network.
     predict = certificate.onnx_runtime_cpu(model)
     validation, outputs = table.select(split.validation), predict(test.x)
     validated = predict(validation.x)
@@ -304,7 +307,7 @@ def export(plan: Plan, trained: Trained) -> Written:
 def _threshold(
     plan: Plan, validation: Table, outputs: npt.NDArray[np.float32]
 ) -> tuple[bundle.Threshold | None, list[str]]:
-    """Return the decision threshold, and a note if few validation rows have chosen it."""
+    """Return the decision threshold, and a note if only a few validation rows decided the threshold."""
     options, labels = plan.decision, validation.labels
     if options.threshold is None:
         return None, []

@@ -26,7 +26,7 @@ Thousands = Literal["", ",", ".", " ", "'"]
 TaskOption = Literal["auto", "classification", "regression"]
 
 _MIN_EPOCHS = 5
-# The default number of epochs is smaller if all epochs together would have more rows than this.
+# If all epochs of a training together would have more rows than this, the default number of epochs is smaller.
 _MAX_ROWS_SEEN = 3_000_000
 
 
@@ -37,7 +37,7 @@ def _require(condition: bool, text: str) -> None:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The table, and how its columns are read and its rows are split.
+    """The table, and the options for reading the columns and splitting the rows of the table.
 
     source: the name of a built-in table, the path of a file or of a folder of Parquet files, or - for the standard
     input. more: further files, whose rows follow those of `source`. test_share, validation_share: shares of the rows of
@@ -85,11 +85,12 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The settings of the network's layers, for any table. Raises `ValueError` for a value out of range.
+    """The settings of the network's layers. The same settings work for any table. Raises `ValueError` for a value out
+    of range.
 
     `eps` and `momentum` have the same meaning as in PyTorch, where `momentum` is the weight of the newest batch. In
-    Keras it is the weight of the past, so 0.99 in Keras is 0.01 here. The default `epsilon` is 1e-3 in Keras and 1e-5
-    in PyTorch.
+    Keras, `momentum` is the weight of the earlier batches, so 0.99 in Keras is 0.01 here. The default `epsilon` is 1e-3
+    in Keras and 1e-5 in PyTorch.
     """
 
     hidden: Annotated[tuple[int, ...], "widths of the hidden Dense layers"] = (64, 64)
@@ -118,7 +119,8 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of the optimisation, for any table. Raises `ValueError` for a value out of range.
+    """The settings of the optimisation. The same settings work for any table. Raises `ValueError` for a value out of
+    range.
 
     epochs, batch_size: if they are None, `resolved` chooses them from the number of training rows.
     """
@@ -152,14 +154,14 @@ class Recipe:
         _require(0 <= self.label_smoothing < 1, "label smoothing must be at least 0 and below 1")
 
     def resolved(self, rows: int) -> Recipe:
-        """Return the recipe with a batch size and a number of epochs for this number of training rows.
+        """Return the recipe with a batch size and a number of epochs that suit this number of training rows.
 
-        Given values stay.
+        A batch size or a number of epochs that the user gave does not change.
 
-        The batch size is a power of two. A batch of 32 to 256 rows is chosen so that an epoch has about `steps` steps.
-        On a large table, a batch may have up to 1024 rows, so that an epoch has about 1024 steps. The number of epochs
-        is `most_epochs`. If all epochs together would have more than 3 million rows, the number of epochs is smaller,
-        but at least 5.
+        The batch size is a power of two. A batch has 32 to 256 rows, so that an epoch has about `steps` steps. On a
+        large table, a batch may have up to 1024 rows, so that an epoch has about 1024 steps. The number of epochs is
+        `most_epochs`. If all epochs together would have more than 3 million rows, the number of epochs is smaller, but
+        at least 5.
         """
         small, large = min(max(rows // self.steps, 32), 256), min(rows // 1024, 1024)
         size = 2 ** round(log2(max(small, large)))
@@ -169,9 +171,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class DecisionOptions:
-    """The decision threshold of a target with two classes. Raises `ValueError` for a threshold in another form.
+    """The decision threshold for a target with two classes. Raises `ValueError` if the text of the threshold is not
+    valid.
 
-    threshold: None if the class with the larger probability is predicted.
+    threshold: if it is None, the model predicts the class with the larger probability.
     """
 
     threshold: Annotated[
@@ -196,13 +199,13 @@ class DecisionOptions:
 
     @property
     def value(self) -> float | None:
-        """The threshold itself, if it was given."""
+        """The threshold as a number, if the user gave a number."""
         value = _number(self.threshold or "")
         return value if 0 <= value <= 1 else None
 
 
 def _number(text: str) -> float:
-    """Convert a text to its number; NaN for any other text."""
+    """Convert the text of a number to this number. Return NaN for any other text."""
     try:
         return float(text)
     except ValueError:
@@ -211,7 +214,7 @@ def _number(text: str) -> float:
 
 @dataclass(frozen=True)
 class Execution:
-    """The device and the checkpoints of a run; they are not hyper-parameters.
+    """The options for the device and the checkpoints of a run. These options are not hyper-parameters.
 
     Raises `ValueError` for options that contradict each other.
     """
@@ -229,7 +232,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class Preset:
-    """An architecture and its recipe, for any table."""
+    """An architecture and a recipe for training it. A preset works for any table."""
 
     architecture: Architecture = Architecture()
     recipe: Recipe = Recipe()
@@ -259,8 +262,9 @@ class Plan:
     The same plan, data, library versions and kind of CPU give the same `model.onnx`, byte for byte.
 
     preset: the name of the preset from which the architecture and the recipe were made. seed: the seed of the split and
-    of the fit. threads: the number of CPU threads of the fit. It affects the last bits of the result, because a sum
-    that two threads share rounds differently from a sum in one thread. Raises `ValueError` for a value out of range.
+    of the fit. threads: the number of CPU threads of the fit. The number of threads affects the last bits of the
+    result, because a sum in two threads and a sum in one thread are rounded differently. Raises `ValueError` for a
+    value out of range.
     """
 
     data: DataOptions

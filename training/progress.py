@@ -1,6 +1,7 @@
 """Progress bars on a terminal: one for reading a table, one for a fit and its losses, one for the stages of a command.
 
-Without a terminal the bars show nothing. The module does not import torch, so that the first bar appears at once.
+If the output is not a terminal, no bar appears. The module does not import torch, so that the first bar appears at
+once.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class ReadProgress(_Bar):
             BarColumn(bar_width=20),
             TaskProgressColumn(),
             TimeRemainingColumn(),
-            transient=True,  # removed at the end, because the command then describes the table
+            transient=True,  # the bar disappears at the end; a description of the table takes its place
         )
         self._task = self._bar.add_task(source[-40:], total=1.0)
 
     def __enter__(self) -> Self:
-        self._bar.start()  # shown before the first row is read
+        self._bar.start()  # the bar appears before the first row is read
         return self
 
     def update(self, share: float) -> None:
@@ -67,7 +68,7 @@ class ReadProgress(_Bar):
 
 
 class StartProgress(_Bar):
-    """A moving bar while the trainer starts."""
+    """An animated bar that is shown while the trainer starts."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, TextColumn("start"), BarColumn(bar_width=20), transient=True)
@@ -85,7 +86,7 @@ class FitProgress(_Bar):
         super().__init__(
             console,
             TextColumn("fit"),
-            BarColumn(bar_width=12),  # so that the whole line fits into 80 columns
+            BarColumn(bar_width=12),  # with this width, the whole line fits into 80 columns
             TextColumn("{task.fields[epoch]} loss {task.fields[loss]} val {task.fields[validation]}"),
             TextColumn("{task.fields[rate]} rows/s"),
             TimeRemainingColumn(),

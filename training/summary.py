@@ -1,4 +1,6 @@
-"""The lines that `foldserve-train fit` prints: the table before the training, and the bundle after it."""
+"""The lines that `foldserve-train fit` prints about the table before the training, and about the bundle after the
+training.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def describe_table(table: Table) -> str:
 
 
 def describe_search(plan: Plan, found: Plan, trials: int) -> str:
-    """Return the lines that list the settings that the search has changed. found: the plan that the search returned."""
+    """Return the lines that list the settings that the search for hyper-parameters changed. found: the plan that the
+    search returned.
+    """
     before, after = ({**vars(each.architecture), **vars(each.recipe)} for each in (plan, found))
     changes = [f"{name} {_setting(value)}" for name, value in after.items() if value != before[name]]
     return _line("tuned", f"{', '.join(changes) or 'no change: the plan itself was the best'} (of {trials} trials)")
@@ -50,7 +54,8 @@ def describe_search(plan: Plan, found: Plan, trials: int) -> str:
 def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, seconds: float) -> str:
     """Return the lines about the result of a training.
 
-    notes: the notes on the test rows. findings: lines of the report. seconds: the duration of the whole command.
+    notes: the notes on the test rows. findings: the text that `summarise` returns. seconds: the duration of the whole
+    command.
     """
     manifest, models = bundle.manifest, bundle.path.parent.parent
     rows = ", ".join(f"{count:,} {part}" for part, count in manifest.provenance.rows.items())

@@ -1,4 +1,4 @@
-"""The spelling of names and lists on pages and terminals. The module needs only the standard library."""
+"""Writes names and lists for pages and terminals. The module needs only the standard library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_NAME = 60
 
 
 def format_name(name: object) -> str:
-    """Write the name of a column, class or category, printable and at most `MAX_NAME` characters long."""
+    """Return the name of a column, class or category as printable text of at most `MAX_NAME` characters."""
     text = printable(str(name))
     return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
 
@@ -20,6 +20,6 @@ def format_name(name: object) -> str:
 def flag_value(text: str) -> str:
     """Quote `text` as one value of a flag that takes a list.
 
-    Commas are quoted as in a CSV, and then the value is quoted for a shell.
+    A value with commas is quoted as in a CSV file. The result is then quoted for a shell.
     """
     return shlex.quote('"' + text.replace('"', '""') + '"' if "," in text or text.startswith('"') else text)

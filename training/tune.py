@@ -1,7 +1,7 @@
 """Hyper-parameter search: runs Optuna's TPE over the settings that matter most, and minimises the validation loss.
 
-The search chooses an architecture and a recipe. Each trial trains one network; the number of ensemble members does not
-change. The search never sees the test rows.
+The search chooses an architecture and a recipe. Each trial trains only one network, and the search does not change the
+number of ensemble members. The search never sees the test rows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None
     The first trial is the plan itself. A trial is stopped when its loss is worse than the median loss of the earlier
     trials. The same plan and table give the same result. Raises `FitError` if no trial finishes.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a lower level would print the traceback of a failed trial
+    # With a lower log level, Optuna would print the traceback of a failed trial.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=plan.seed),
         pruner=optuna.pruners.MedianPruner(
@@ -50,12 +51,13 @@ def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None
     study.enqueue_trial(_planned_parameters(plan))
 
     def report_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        # For a stopped trial, Optuna returns the loss of the last epoch.
+        # For a trial that was stopped early, Optuna returns the loss of the last epoch.
         loss = trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None
         losses = [finished.value for finished in _finished(study) if finished.value is not None]
         on_trial(Trial(trial.number + 1, trials, loss, min(losses, default=float("inf"))))
 
-    prepared = prepare(plan, table)  # prepared only once, because no parameter of the search changes the preprocessing
+    # Prepared once for all trials, because no parameter of the search changes the preprocessing.
+    prepared = prepare(plan, table)
     study.optimize(
         lambda trial: _objective(trial, _suggest(trial, plan), prepared),
         n_trials=trials,
@@ -72,9 +74,9 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def _planned_parameters(plan: Plan) -> dict[str, int | float]:
-    """Return the parameters for which `_suggest` returns the plan itself.
+    """Return the parameters of the trial for which `_suggest` returns an unchanged plan.
 
-    For a plan outside the search space, return the parameters of the closest plan in the search space.
+    If the plan is outside the search space, return the parameters of the closest plan in the search space.
     """
     return {
         "width": min(_WIDTHS, key=lambda width: abs(width - max(plan.architecture.hidden, default=64))),

@@ -1,8 +1,8 @@
 """Brent's method: finds the minimum of a function of one variable in an interval.
 
-The module makes the same steps as `scipy.optimize.minimize_scalar(method="bounded")`, bit for bit. A test compares
-both. scipy.optimize is not used here, because its import takes 0.3 s. This is a tenth of a whole training on a small
-table.
+This module makes the same steps as `scipy.optimize.minimize_scalar(method="bounded")`, bit for bit. A test compares the
+module with SciPy. The module does not import scipy.optimize, because this import takes 0.3 s, which is a tenth of a
+whole training on a small table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def minimise(cost: Callable[[float], float], low: float, high: float) -> float:
     `cost` must have only one minimum in this interval. Source: Brent, Algorithms for Minimization without Derivatives,
     1973, chapter 5. The variables have the same meanings as in `fmin` of Forsythe, Malcolm and Moler, 1977.
     """
-    # best, second, third: the points with the lowest costs so far, with their costs.
+    # best, second, third: the three points with the lowest costs so far. of_best, of_second, of_third: the costs of
+    # these points.
     best = second = third = low + _GOLDEN * (high - low)
     of_best = of_second = of_third = cost(best)
     step = previous = 0.0
@@ -62,9 +63,11 @@ _Point = tuple[float, float]
 def _parabolic_step(
     best: _Point, second: _Point, third: _Point, previous: float, low: float, high: float
 ) -> float | None:
-    """Return the step from `best` to the minimum of the parabola through three points, each with its cost.
+    """Return the step from `best` to the minimum of the parabola through the three points. A point is a pair of a
+    position and a cost.
 
-    Return None if the step is not smaller than half of the `previous` step, or if it leaves the interval.
+    Return None if this step is not smaller than half of the `previous` step, or if the minimum is outside the interval
+    from `low` to `high`.
     """
     r = (best[0] - second[0]) * (best[1] - third[1])
     q = (best[0] - third[0]) * (best[1] - second[1])
@@ -73,5 +76,5 @@ def _parabolic_step(
     p = -p if q > 0.0 else p
     q = abs(q)
     if abs(p) < abs(0.5 * q * previous) and q * (low - best[0]) < p < q * (high - best[0]):
-        return (p + 0.0) / q  # adding 0.0 turns -0.0 into 0.0
+        return (p + 0.0) / q  # the addition of 0.0 turns -0.0 into 0.0
     return None

@@ -1,7 +1,7 @@
 """Checkpoints: the state of an unfinished run, in a folder with one safetensors file per network of the run.
 
 A file is replaced atomically: after a crash, the file holds the new state or the previous state. The module never reads
-a pickle. The module only stores tensors and text. loop.py decides which tensors are in a state.
+a pickle. The module only stores tensors and text. The module loop.py decides which tensors are in a state.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 from foldserve.service.bundle.atomic import replace_file
 from foldserve.training.errors import CheckpointError
 
-# Minimum seconds between two writes of a state. A killed run loses at most the work of this time. A slow disk delays
-# the run only a little.
+# Minimum seconds between two writes of a state. If a run is killed, the work since the last write is lost. With this
+# interval, a slow disk delays the run only a little.
 SECONDS_BETWEEN = 5.0
 _SUFFIX, _UNFINISHED = ".safetensors", ".partial"
 _NAME = re.compile(r"member\d+")
@@ -42,10 +42,12 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder of one run. run: every setting that decides the result of the run, by name; see `Checkpoint.load`.
+    """The folder with the checkpoints of one run. run: the name and value of every setting that decides the result of
+    the run; see `Checkpoint.load`.
 
-    Raises `CheckpointError` if the folder can't be made. If `resume` is False, the error is also raised for a folder
-    that holds a checkpoint. Otherwise the run would overwrite this checkpoint, and hours of work could be lost.
+    Raises `CheckpointError` if the folder can't be made. If `resume` is False, a folder that already holds a checkpoint
+    also raises `CheckpointError`. Without this error, a new run would overwrite the old checkpoint, and hours of work
+    could be lost.
     """
 
     folder: Path
@@ -67,7 +69,9 @@ class Checkpoints:
         return Checkpoint(self.folder / f"member{member + 1}{_SUFFIX}", dict(self.run), self.seconds_between)
 
     def _files(self, suffix: str) -> list[Path]:
-        """List the files that runs have written. The folder may have unrelated files with the same suffix."""
+        """List the files with this suffix that a run has written. The folder may have unrelated files with the same
+        suffix.
+        """
         return [file for file in self.folder.glob("*" + suffix) if _NAME.fullmatch(file.stem)]
 
     def remove(self) -> None:
@@ -83,7 +87,9 @@ class Checkpoints:
 
 @dataclass
 class Checkpoint:
-    """The file of one network. The clock decides when a state is written. The clock does not affect the training."""
+    """The checkpoint file of one network. A state is written when enough time has passed since the last write. The time
+    of the writes does not affect the result of the training.
+    """
 
     path: Path
     run: Mapping[str, str]
@@ -97,8 +103,8 @@ class Checkpoint:
     def load(self) -> State | None:
         """Read the state into tensors on the CPU. Return None if there is no file yet.
 
-        Raises `CheckpointError` for a damaged file and for a file of a different run. The message names the setting
-        that differs.
+        Raises `CheckpointError` for a damaged file and for the file of a run with other settings. The message names a
+        setting that is different.
         """
         if not self.path.exists():
             return None

@@ -3,8 +3,8 @@
 torchrun can start several processes. Without torchrun, there is one process.
 
 Every process has all rows and draws the same random numbers. Each process computes its share of each batch. The
-gradients, statistics and losses of the processes are combined. The combined values are the values of the whole batch.
-The module works on tensors and layers. The module does not depend on tables or on the training loop.
+gradients, statistics and losses of all processes are combined, so that they are equal to those of the whole batch. The
+module does not depend on tables or on the training loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class World:
-    """The place of this process: its rank among `size` processes, and its device."""
+    """The rank of this process among `size` processes, and the device of this process."""
 
     device: torch.device = _CPU
     rank: int = 0
@@ -48,7 +48,9 @@ class World:
         return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum `x` over the processes, in place. All processes get the same bits. No gradient flows through this sum."""
+        """Sum `x` over the processes, in place. All processes get the same bits. The sum is not part of the autograd
+        graph.
+        """
         if self.size > 1:
             distributed.all_reduce(x)
         return x
@@ -58,11 +60,11 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
     """Wrap `network` for training by all processes. With one process, return `network` itself.
 
     The parameters and buffers of `network` are trained in place, and stay equal in all processes. Each BN uses the
-    statistics of the whole batch. Each gradient is the mean of the gradients of all processes.
+    statistics of the rows of all processes. Each gradient is the mean of the gradients of all processes.
     """
     if world.size == 1:
         return network
-    # The conversion changes its argument. So the conversion gets a new `Sequential` with the same layers.
+    # `convert_sync_batchnorm` changes its argument. So the argument is a new `Sequential` with the same layers.
     layers = nn.Sequential(OrderedDict(network.named_children()))
     if world.device.type == "cuda":
         layers = nn.SyncBatchNorm.convert_sync_batchnorm(layers)  # type: ignore[no-untyped-call]
@@ -79,8 +81,8 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
 class CpuSyncBatchNorm(nn.Module):
     """Batch norm with the statistics of all processes' rows. `nn.SyncBatchNorm` does the same, but refuses CPUs.
 
-    The layer trains the parameters and buffers of `norm`. A process may have no rows. All processes together have at
-    least two rows.
+    The parameters and the running statistics are those of `norm`. A process may have no rows, but all processes
+    together have at least two rows.
     """
 
     def __init__(self, norm: nn.BatchNorm1d) -> None:
@@ -88,13 +90,13 @@ class CpuSyncBatchNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x`, float32 [rows of this process, columns]. The result has the same shape."""
+        """Normalise `x`, float32 [rows of this process, columns]. The result has the same shape as `x`."""
         norm, x = self.norm, x.float()
         sums = _sum_over_processes(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
         rows = sums[-1].detach()
         mean = sums[:-1] / rows
-        # The variance is computed in two passes, as in PyTorch's kernel for a single process. A mean of squares would
-        # lose digits if the mean is far from 0.
+        # The variance is computed in two passes, as in PyTorch's kernel for a single process. If the mean is far from
+        # 0, the formula E[x^2] - E[x]^2 would lose digits.
         variance = _sum_over_processes((x - mean).square().sum(0)) / rows
         if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
             weight = 1 / (int(norm.num_batches_tracked) + 1) if norm.momentum is None else norm.momentum
@@ -107,9 +109,10 @@ class CpuSyncBatchNorm(nn.Module):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over all processes.
+    """Sums a tensor over all processes, with a gradient.
 
-    The loss of each process depends on every term of the sum, so the gradients are summed too.
+    The loss of each process depends on the tensors of all processes, so the backward pass sums the gradients of all
+    processes.
     """
 
     @staticmethod
@@ -134,11 +137,11 @@ def _sum_over_processes(x: Tensor) -> Tensor:
 def join_processes(device: Device) -> Iterator[World]:
     """Join the group of processes that torchrun has started, and run on `device`.
 
-    Without torchrun, only this process runs.
+    Without torchrun, there is only this process.
 
     Raises `ExecutionError` if CUDA is requested and missing. When one process fails, torchrun ends the others. The
-    process that fails first raises its own error, and the other processes raise `SystemExit`. So the reason is printed
-    once.
+    process that fails first raises its own error, and the other processes raise `SystemExit`. So the user sees the
+    reason only once.
     """
     local = int(os.environ["LOCAL_RANK"]) if distributed.is_torchelastic_launched() else 0
     chosen = _choose_device(device, local)
@@ -151,7 +154,8 @@ def join_processes(device: Device) -> Iterator[World]:
     try:
         yield World(chosen, rank, size)
     except BaseException as error:
-        with contextlib.suppress(RuntimeError):  # the store ends with torchrun; torchrun prints the reason
+        # `store.add` fails if torchrun has ended; torchrun then prints the reason.
+        with contextlib.suppress(RuntimeError):
             if store.add("failed", 1) > 1:
                 raise SystemExit(1) from error
         if "gloo" in str(error) or isinstance(error, distributed.DistError):

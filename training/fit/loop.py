@@ -1,8 +1,8 @@
 """The loop: minibatch gradient descent on tensors in memory, early stopping, and exact batch-norm statistics.
 
-The module does not depend on file formats, terminals or ONNX. The module reports the progress to hooks. On a CPU, the
-result depends only on these: the seed, the library versions, the kind of CPU, and the numbers of threads and processes.
-Checkpoints do not change the result, and a resumed run has the same result.
+The module does not depend on file formats, terminals or ONNX. The module reports its progress by calling hooks. On a
+CPU, the result depends only on the seed, the library versions, the kind of CPU, and the numbers of threads and
+processes. Checkpoints do not change the result, and a resumed run has the same result as a run without interruption.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from foldserve.training.plan import Recipe
 
 # Minimum seconds between two progress reports within an epoch.
 SECONDS_BETWEEN_REPORTS = 0.2
-# The number of rows that are evaluated at a time. This number bounds the memory.
+# The number of rows that are evaluated at a time, which limits the memory.
 _CHUNK = 8192
 
 
@@ -53,7 +53,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Epoch:
-    """The figures of epoch `number` of `epochs`.
+    """The loss, score and speed of epoch `number` of `epochs`.
 
     loss, validation_loss: the mean log loss of the rows in nats, or the mean squared error of the standardised target.
     validation_score: the accuracy, or R2 in a regression.
@@ -71,8 +71,8 @@ class Epoch:
 class EpochProgress:
     """The progress within epoch `number` of `epochs`.
 
-    rows_done: the number of finished rows. rows: the number of all rows of the epoch. Both count the rows of all
-    processes.
+    rows_done: the number of rows of this epoch that all processes together have finished. rows: the number of all rows
+    of the epoch, in all processes together.
     """
 
     number: int
@@ -86,7 +86,7 @@ class EpochProgress:
 class Fitted:
     """The network of the best epoch, on the CPU, in eval mode.
 
-    The statistics of its BNs are computed from all training rows.
+    The statistics of the BNs in this network are computed from all training rows.
     """
 
     network: nn.Sequential
@@ -107,12 +107,13 @@ def fit(
     compiled: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Fitted:
-    """Train a copy of `network`, a chain on the CPU. `network` itself does not change.
+    """Train a copy of `network`, which is a chain of layers on the CPU. `network` itself does not change.
 
-    If there are several processes, all of them call this function with the same arguments and get the same result. Only
-    the first process calls the hooks. If a checkpoint is given, the fit resumes from the state in the checkpoint. The
-    fit also writes its last state to the checkpoint. Raises `FitError` with the number of the epoch if the loss is not
-    finite, and `ExecutionError` if the network can't be compiled. The checkpoint may raise `CheckpointError`.
+    If there are several processes, all processes call this function with the same arguments and get the same result.
+    Only the first process calls the hooks. If the caller gives a checkpoint, the fit resumes from the state in the
+    checkpoint. At the end, the fit also writes its last state to the checkpoint. Raises `FitError` with the number of
+    the epoch if the loss is not finite, and `ExecutionError` if the network can't be compiled. Reading or writing the
+    checkpoint may raise `CheckpointError`.
     """
     recipe = recipe.resolved(len(train.x))
     train, validation = train.to(world.device), validation.to(world.device)
@@ -145,8 +146,8 @@ def fit(
 
 
 class _Training:
-    """The state that changes during a fit: the weights, the optimiser's moments, the random state, and the best epoch
-    so far.
+    """The state that changes during a fit: the weights, the moments of the optimiser, the random state, and the best
+    epoch so far.
     """
 
     def __init__(
@@ -161,8 +162,8 @@ class _Training:
         self._forward = torch.compile(wrapped, dynamic=False) if compiled else wrapped
         self._dropouts = [module for module in self._network.modules() if isinstance(module, Dropout)]
         self._class_weight = _balanced_weights(train.y) if recipe.class_weight == "balanced" else None
-        # Each column has its own scale of noise. With the same scale for all columns, the noise would be larger than
-        # the values of a column with a small variance.
+        # The standard deviation of the input noise is different for each column. With one standard deviation for all
+        # columns, the noise would be larger than the values of a column with a small variance.
         self._column_std = train.x.std(0, correction=0)
         self.history: list[Epoch] = []
         self.best_epoch = 0
@@ -181,8 +182,9 @@ class _Training:
         self._network.train()
         for batch in batches:
             loss = self._batch_loss(train, batch)
-            # The loss is a sum over rows, and DDP averages the gradients of the processes. The loss is multiplied by
-            # the weight here. If `backward` got the weight as its argument, it would import sympy, which takes 0.4 s.
+            # The loss is a sum over rows, and DDP averages the gradients of the processes. So the loss is multiplied by
+            # a weight. The weight is not an argument of `backward`, because `backward` would then import sympy, which
+            # takes 0.4 s.
             (loss * (world.size / len(batch))).backward()  # type: ignore[no-untyped-call]  # torch 2.13: untyped
             self._optimiser.step(learning_rate(recipe, step, steps))
             total += loss.detach()
@@ -233,8 +235,8 @@ class _Training:
         for x, y in zip(*(torch.split(part[share], _CHUNK) for part in (validation.x, validation.y)), strict=True):
             output = self._network(x)
             total[0] += self._sum_loss(output, y, 0.0)
-            # In classification, the term counts the right answers. In a regression, the term is the squared error,
-            # because `_r2` needs the sum of the squared errors.
+            # In a classification, the sum of `term` is the number of right answers. In a regression, the sum of `term`
+            # is the sum of the squared errors, which `_r2` needs.
             term = (output.squeeze(1) - y).square() if y.is_floating_point() else output.argmax(1) == y
             total[1] += term.sum()
         loss, score = (self._world.sum(total) / len(validation.x)).tolist()
@@ -251,7 +253,7 @@ class _Training:
         return functional.cross_entropy(output, y, weight, label_smoothing=smoothing, reduction="sum")
 
     def record(self, epoch: Epoch) -> None:
-        """Add `epoch` to the history, and keep the weights if they are the best so far."""
+        """Add `epoch` to the history, and keep the weights if `epoch` has the lowest validation loss so far."""
         if not self.history or epoch.validation_loss < self.history[self.best_epoch - 1].validation_loss:
             self.best_epoch = epoch.number
             for name, tensor in self._network.state_dict().items():
@@ -259,7 +261,7 @@ class _Training:
         self.history.append(epoch)
 
     def state(self) -> State:
-        """Return everything that the rest of the fit depends on."""
+        """Return the complete state from which a later run can continue this fit."""
         tensors = self._tensors() | {
             "order": self._order.get_state(),
             "random": torch.get_rng_state(),
@@ -270,9 +272,9 @@ class _Training:
         return State(tensors, {"best_epoch": self.best_epoch})
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that the training itself uses, not copies.
+        """Return the tensors of the running training, not copies of these tensors.
 
-        To restore a tensor, copy the saved values into it.
+        To restore a state, copy the saved values into these tensors.
         """
         return {
             **{f"network.{name}": tensor for name, tensor in self._network.state_dict().items()},

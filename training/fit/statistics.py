@@ -13,14 +13,15 @@ from torch import Tensor, nn
 def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = 8192) -> None:
     """Set the running statistics of every BN in place.
 
-    The new values are the statistics of `x` [rows, features] under the final weights.
+    The new values are the mean and the variance of each BN's input for all rows `x` [rows, features], computed with the
+    final weights.
 
-    The method is PreciseBN (Wu and Johnson, 2021, arXiv:2105.07576). This method is needed, because the moving average
-    of the training also contains statistics of earlier weights. Dropout is off here, because it is also off in every
-    later use of the network (Li and others, 2019, arXiv:1801.05134). The BNs are set one after the other. So the
-    statistics of each BN come from the inputs that this BN will get in eval mode. Two passes and float64 sums give the
-    exact variance instead of a mean of batch variances.
-    chunk: the number of rows that are computed at a time.
+    The method is PreciseBN (Wu and Johnson, 2021, arXiv:2105.07576). The moving averages from the training are not
+    accurate enough, because they also contain statistics of earlier weights. Dropout is off in this computation,
+    because dropout is also off in every later use of the network (Li and others, 2019, arXiv:1801.05134). The function
+    sets one BN after the other, from the first to the last. So the statistics of each BN come from the inputs that this
+    BN will get in eval mode. Two passes with float64 sums give the exact variance of all rows. A mean of the variances
+    of the batches would be inexact. chunk: the number of rows for which a layer is computed at a time.
     """
     network.eval()
     chunks = list(torch.split(x, chunk))

@@ -1,6 +1,6 @@
 """Chooses the decision threshold of a model with two classes, on rows that the network was not trained on.
 
-The module works only on arrays. service/bundle/decision.py applies the threshold.
+The module works only on arrays. The module service/bundle/decision.py applies the threshold.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ def choose_threshold(
     y: npt.NDArray[np.int64],
     outputs: _Probabilities,
 ) -> Threshold:
-    """Return the threshold that the options ask for.
+    """Return the threshold that follows from the options.
 
-    y: int64 [rows], true classes. outputs: float32 [rows, 2], probabilities. positive: the class of the threshold.
-    `f1` gives the largest F1 of this class, and `cost:FP,FN` the smallest total cost of the errors. Several intervals
-    of thresholds may be equally good. Then the interval nearest to a preferred value is chosen. The preferred value is
-    0.5 for `f1`. For costs, the preferred value is FP / (FP + FN), the best threshold of calibrated probabilities
-    (Elkan, 2001, "The foundations of cost-sensitive learning"). If the preferred value is in the interval, this value
-    is the threshold. Otherwise, the threshold is a short number near the middle of the interval.
+    y: int64 [rows], true classes. outputs: float32 [rows, 2], probabilities. positive: the index of the positive class.
+    With the rule `f1`, the threshold is the one with the largest F1 of the positive class. With the rule `cost:FP,FN`,
+    the threshold is the one with the smallest total cost of the errors. Several intervals of thresholds may be equally
+    good. The function then chooses the interval nearest to a preferred threshold. The preferred threshold is 0.5 for
+    the rule `f1`. For the rule `cost:FP,FN`, the preferred threshold is FP / (FP + FN), which is the best threshold if
+    the probabilities are calibrated (Elkan, 2001, "The foundations of cost-sensitive learning"). If the preferred
+    threshold is in the chosen interval, the function returns the preferred threshold. Otherwise, the function returns a
+    number with few digits near the middle of the interval.
     """
     chosen = options.value
     rule = "value"
@@ -41,22 +43,24 @@ def choose_threshold(
         distance = np.maximum(low[best] - preferred, preferred - high[best])
         place = best[distance.argmin()]
         chosen = _value_in(np.float32(low[place]), np.float32(high[place]), preferred)
-    # The value is the shortest decimal text of the float32. So every reader of the value uses the same number.
+    # The stored threshold is the shortest decimal text of the float32 nearest to `chosen`. So every program that reads
+    # the threshold gets the same float32.
     return Threshold(positive=labels[positive], value=float(str(np.float32(chosen))), rule=rule)
 
 
 def _intervals(
     is_positive: npt.NDArray[np.bool_], probabilities: _Probabilities, costs: tuple[float, float] | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the intervals of thresholds, and the gain of each interval.
+    """Return the lower ends, the upper ends and the gains of all intervals of thresholds.
 
-    All thresholds t with low < t <= high give the same classes. The gain is the F1, or the total cost times -1.
+    All thresholds t with low < t <= high predict the same classes. The gain of an interval is the F1 of these
+    predictions, or their total cost times -1.
     """
     edges, group = np.unique(probabilities, return_inverse=True)
     rows = np.bincount(group, minlength=len(edges))
     positives = np.bincount(group, weights=is_positive, minlength=len(edges))
-    # Rows whose probability is at least edges[k] are predicted as positive. Above the last edge, no row is predicted as
-    # positive.
+    # predicted[k] counts the rows whose probability is at least edges[k]. The last entry is for a threshold above all
+    # probabilities.
     predicted = np.append(rows[::-1].cumsum()[::-1], 0)
     found = np.append(positives[::-1].cumsum()[::-1], 0.0)
     total = positives.sum()
@@ -70,7 +74,7 @@ def _intervals(
 
 
 def _value_in(low: np.float32, high: np.float32, preferred: float) -> float:
-    """Return a value that is at least 0, above `low`, and at most `high`."""
+    """Return a threshold that is at least 0, above `low`, and at most `high`."""
     if low < np.float32(preferred) <= high:
         return preferred
     middle = (max(float(low), 0.0) + float(high)) / 2

@@ -1,7 +1,8 @@
-"""The calendar of a moment: a layer that turns a number of days or hours since an origin into the parts of the date.
+"""The calendar layer turns a number of days or hours since an origin into the parts of the date and time, such as the
+month.
 
-The parts are computed with whole numbers, which float32 holds exactly up to 2^24. Each cycle then gets a sine and a
-cosine. Other modules convert texts to this number.
+The parts are computed with whole numbers, which float32 holds exactly up to 2^24. Each part that repeats, such as the
+month, also gets a sine and a cosine. Other modules convert the text of a date to the number of days or hours.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from foldserve.training.network.graph import Graph
 from foldserve.training.network.layers import Layer
 from foldserve.training.table.schema import Column
 
-# The number of days from 0000-03-01 to 1970-01-01. The count starts on March 1, because then a leap day is the last day
-# of a year.
+# The number of days from 0000-03-01 to 1970-01-01. The count starts on March 1, so that a leap day is the last day of a
+# year.
 _EPOCH = 719_468
 
 NUMBERS = ("year", "month", "day of week", "hour")
@@ -28,9 +29,9 @@ CYCLES = tuple(f"{function} of {part}" for part in NUMBERS[1:] for function in (
 
 
 class _Number(Protocol):
-    """The arithmetic that the parts need.
+    """The arithmetic operations that `compute_parts` uses.
 
-    Tensors support this arithmetic, and so do the symbols of tensors in a graph.
+    A tensor supports these operations. A `_Symbol`, which stands for a tensor in a graph, supports them too.
     """
 
     def __add__(self: N, other: float | N, /) -> N: ...
@@ -46,7 +47,7 @@ N = TypeVar("N", bound=_Number)
 
 
 def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
-    """Compute the parts of moments: first `NUMBERS`, then `CYCLES`. If a moment is missing (NaN), its parts are NaN.
+    """Compute the parts of dates and times: first `NUMBERS`, then `CYCLES`. All parts of a missing date (NaN) are NaN.
 
     x: whole numbers of days or hours since an origin. per_day: 1 for days, 24 for hours. origin: the origin in days
     since 0000-03-01. January is 1, and Monday is 0. The date is in the proleptic Gregorian calendar. The computation
@@ -62,8 +63,8 @@ def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
     leap_days = (day_of_era / 1_460.0).floor() - (day_of_era / 36_524.0).floor() + (day_of_era / 146_096.0).floor()
     year_of_era = ((day_of_era - leap_days) / 365.0).floor()
     first = year_of_era * 365.0 + (year_of_era / 4.0).floor() - (year_of_era / 100.0).floor()
-    month_from_march = (((day_of_era - first) * 5.0 + 2.0) / 153.0).floor()  # month 0 is March
-    next_year = (month_from_march / 10.0).floor()  # adds 1 in January and February
+    month_from_march = (((day_of_era - first) * 5.0 + 2.0) / 153.0).floor()  # in this variable, March is 0
+    next_year = (month_from_march / 10.0).floor()  # this is 1 in January and February, and otherwise 0
     month = month_from_march + 3.0 - next_year * 12.0
     year = era * 400.0 + year_of_era + next_year
     cycles = [part * (2 * math.pi / length) for part, length in ((month, 12), (weekday, 7), (hour, 24))]
@@ -71,9 +72,9 @@ def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
 
 
 class Calendar(Layer):
-    """Map [batch, features] to [batch, features + parts]: the unchanged features, followed by the parts of the moments.
+    """Map [batch, features] to [batch, features + parts]: the unchanged features, followed by the parts of the dates.
 
-    The first part of every moment comes first, then the second part of every moment, and so on.
+    The parts start with the year of every date column, then comes the month of every date column, and so on.
     """
 
     places: Tensor
@@ -81,7 +82,7 @@ class Calendar(Layer):
     origin: Tensor
 
     def __init__(self, columns: Sequence[Column]) -> None:
-        """columns: the columns of the table. The columns of the kind `time` have parts."""
+        """columns: the columns of the table. The layer computes the parts of the columns of the kind `time`."""
         super().__init__()
         readings = {place: c.reading for place, c in enumerate(columns) if c.kind == "time" and c.reading}
         self.features = len(columns)
@@ -96,7 +97,7 @@ class Calendar(Layer):
         return self.features + len(self.places) * (len(NUMBERS) + len(CYCLES))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute in the dtype of `x`."""
+        """Append the parts of the dates to `x`. The computation uses the dtype of `x`."""
         parts = compute_parts(x[:, self.places], self.per_day.to(x.dtype), self.origin.to(x.dtype))
         return torch.cat([x, *parts], 1)
 
@@ -111,7 +112,7 @@ class Calendar(Layer):
 
 
 class _Symbols:
-    """Names the values of an expression in a graph, and stores each constant only once."""
+    """Adds the nodes of an expression to a graph. This class names each value, and stores each constant only once."""
 
     def __init__(self, graph: Graph, name: str) -> None:
         self._graph = graph
@@ -136,7 +137,7 @@ class _Symbols:
 
 @dataclass(frozen=True)
 class _Symbol:
-    """A value of the graph that supports the arithmetic of a tensor."""
+    """A value in the graph. Each arithmetic operation on this value adds a node to the graph."""
 
     symbols: _Symbols
     value: str
@@ -165,19 +166,19 @@ class _Symbol:
 
 @dataclass(frozen=True)
 class Parts:
-    """The columns of a table after the calendar layer: the features, followed by the parts of the moments."""
+    """The columns of a table after the calendar layer: the features, followed by the parts of the dates."""
 
     columns: tuple[Column, ...]
     calendar: Calendar | None
 
 
 def with_parts(columns: Sequence[Column]) -> Parts:
-    """Return the columns with the parts of their moments, and the layer that computes the parts.
+    """Return the columns with the parts of their dates, and the layer that computes the parts.
 
-    The layer is None if there are no moments.
+    The layer is None if the table has no column of the kind `time`.
 
-    A part that is a number has the kind `numeric`, and may have bins. A sine or cosine has the kind `time`, and has no
-    bins.
+    The year, month, day of week and hour are new columns of the kind `numeric`, which may have bins. The sines and
+    cosines are new columns of the kind `time`, which have no bins.
     """
     moments = [column for column in columns if column.kind == "time"]
     if not moments:

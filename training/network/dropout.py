@@ -1,8 +1,8 @@
 """Dropout that draws one byte per unit.
 
-PyTorch's dropout draws one 32-bit number per unit and makes a Bernoulli variable of it. On one core this takes about 10
-ns per unit. This is a third of the time of a training step of a small network. Here one 64-bit random number is enough
-for eight units.
+PyTorch's dropout draws one 32-bit number per unit and makes a Bernoulli variable of it. On one core, this method takes
+about 10 ns per unit, which is a third of the time of a training step of a small network. This module draws one 64-bit
+random number for eight units.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
-    """Zero each element with probability k/256, and scale the others by 256/(256-k).
+    """Sets each element to 0 with probability k/256, and multiplies the other elements by 256/(256-k).
 
-    Here k is round(256 p), from 1 to 255.
+    k is the integer round(256 p), but at least 1 and at most 255.
 
-    The expected value is exact. The probability is rounded to the nearest multiple of 1/256, so 0.1 becomes 26/256 =
-    0.1016. With p = 0 nothing is dropped. The random numbers come from the default generator of the input's device.
+    The expected value of each element does not change. The probability p is rounded to a multiple of 1/256, so 0.1
+    becomes 26/256 = 0.1016. With p = 0, no element is set to 0. The random numbers come from the default generator of
+    the input's device.
     """
 
     _rows: slice | None = None
     _batch_size: int = 0
 
     def share_mask(self, rows: slice, batch_size: int) -> None:
-        """Draw the next masks for all `batch_size` rows of a batch, and use only the masks of `rows`. rows: the share
-        of this process.
+        """From now on, draw the mask for all `batch_size` rows of a batch, and use only the part of the mask for
+        `rows`. rows: the rows that this process computes.
         """
         self._rows, self._batch_size = rows, batch_size
 

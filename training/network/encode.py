@@ -1,7 +1,8 @@
 """The encoding of a raw row: the first layer, which turns categories and missing values into numbers.
 
-In a raw row, a category is an index and a missing value is NaN. A product of such a value and a weight has no meaning.
-preprocessing.py chooses the layout. A table without categories, missing values and bins needs no encoding layer.
+In a raw row, a category is an index and a missing value is NaN. The product of a weight and an index, or of a weight
+and NaN, has no meaning. The module preprocessing.py chooses the layout. A table without categories, missing values and
+bins needs no encoding layer.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ _UNIT = (("zero", 0.0), ("one", 1.0))
 class Layout:
     """The columns that `Encode` computes from [batch, features].
 
-    The output has four groups of columns side by side, in the order below.
+    The encoded columns are in four groups, in the order below. Each array of a group has one entry for each encoded
+    column of the group.
 
     Numbers. numeric: the index of the feature, int64. fill: the value that replaces a missing number, float32; NaN if
     the feature has no missing values. Bins. binned: the position of the feature in `numeric`, int64. low: the lower
     edge of the bin, float32. rate: 1 divided by the width of the bin, float32. Categories. categorical: the index of
     the feature, int64. index: the category for which the column is 1, float32. Missing values. missing: the index of
-    the feature, int64. The column is 1 where the feature is missing. The arrays of a group have one entry for each of
-    its columns.
+    the feature, int64. The encoded column is 1 where the feature is missing.
     """
 
     numeric: Indices
@@ -48,7 +49,7 @@ class Layout:
 
     @property
     def is_needed(self) -> bool:
-        """Whether the encoded columns differ from the raw ones."""
+        """Whether the encoded columns differ from the raw columns."""
         groups = (self.binned, self.categorical, self.missing)
         return any(len(group) for group in groups) or not np.isnan(self.fill).all()
 
@@ -59,9 +60,10 @@ class Encode(Layer):
 
     A missing number becomes `fill`. The column of a bin is clamp((x - low) * rate, 0, 1). Together, the bins of a
     feature form the piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556). One detail differs from
-    the paper: the outer bins are flat outside the training range. So an outlier changes only the column of the number
-    itself. The column of a category is 1 where the feature has the index of this category, and 0 elsewhere. If the
-    category is missing, or if training has not seen it, all category columns of the feature are 0.
+    the paper: outside the range of the training values, the columns of the outer bins stay at 0 or 1. So outside this
+    range, only the column of the unbinned number still changes. The column of a category is 1 where the feature has the
+    index of this category, and 0 elsewhere. If the category is missing, or if training has not seen it, all category
+    columns of the feature are 0.
     """
 
     numeric: Tensor
@@ -84,7 +86,7 @@ class Encode(Layer):
         return len(self.numeric) + len(self.binned) + len(self.categorical) + len(self.missing)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode in the dtype of `x`."""
+        """Encode the rows `x`. The result has the dtype of `x`."""
         numbers = x[:, self.numeric]
         numbers = torch.where(numbers.isnan(), self.fill.to(x.dtype), numbers)
         bins = ((numbers[:, self.binned] - self.low.to(x.dtype)) * self.rate.to(x.dtype)).clamp(0, 1)
@@ -93,7 +95,7 @@ class Encode(Layer):
         return torch.cat([numbers, bins, categories.to(x.dtype), missing.to(x.dtype)], 1)
 
     def add_nodes(self, graph: Graph, name: str) -> None:
-        """Add one chain of nodes for each group of columns, and a Concat.
+        """Add one chain of nodes for each group of columns, and a Concat that joins the groups.
 
         Each chain starts with a comparison or a replacement, so NaN never reaches arithmetic or a cast.
         """
@@ -101,7 +103,7 @@ class Encode(Layer):
         groups = []
         if len(self.numeric):
             groups.append(self._add_numbers(graph, name))
-        if len(self.binned):  # the current value is now the group of the numbers
+        if len(self.binned):  # the graph's current value is the group of numbers
             groups.append(self._add_bins(graph, name))
         if len(self.categorical):
             _gather(graph, raw, f"{name}.categorical", self.categorical)
@@ -115,7 +117,7 @@ class Encode(Layer):
         graph.concatenate(name, groups)
 
     def _add_numbers(self, graph: Graph, name: str) -> str:
-        if len(self.categorical):  # otherwise every feature is a number
+        if len(self.categorical):  # without categories, all features are numbers
             _gather(graph, graph.value, f"{name}.numeric", self.numeric)
         if not self.fill.isnan().all():
             numbers = graph.value
@@ -134,6 +136,6 @@ class Encode(Layer):
 
 
 def _gather(graph: Graph, source: str, name: str, columns: Tensor) -> None:
-    """Select `columns` of the tensor `source` as the current value."""
+    """Add a Gather that selects `columns` of the tensor `source`. The result becomes the current value."""
     graph.value = source
     graph.node("Gather", f"{name}.raw", graph.constant(f"{name}.columns", columns), axis=1)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 
 class Graph:
-    """The nodes and constants so far. value: the name of the tensor that the next node reads."""
+    """The nodes and constants that have been added so far. value: the name of the current value, which is the tensor
+    that the next node reads.
+    """
 
     def __init__(self, value: str) -> None:
         self.value = value
@@ -29,7 +31,7 @@ class Graph:
         return name
 
     def node(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node that reads the current value and `inputs`.
+        """Add a node that reads the current value first and then `inputs`.
 
         The output of the node is called `name`, and becomes the current value.
         """
@@ -51,13 +53,15 @@ class Graph:
         return self.node("BatchNormalization", name, *inputs, epsilon=layer.eps)
 
     def split(self, name: str, parts: int) -> list[str]:
-        """Cut the current value into `parts` equal groups of columns, and return their names."""
+        """Cut the current value into `parts` equal groups of columns, and return the names of the groups."""
         outputs = [f"{name}.{part}" for part in range(parts)]
         self.nodes.append(helper.make_node("Split", [self.value], outputs, name, axis=1, num_outputs=parts))
         return outputs
 
     def concatenate(self, name: str, parts: Sequence[str]) -> None:
-        """Put the columns of `parts` side by side. A single part becomes the current value without a node."""
+        """Put the columns of `parts` side by side. If there is only one part, this part becomes the current value, and
+        no node is added.
+        """
         self.value = parts[0]
         if len(parts) > 1:
             self.node("Concat", name, *parts[1:], axis=1)

@@ -1,7 +1,7 @@
-"""The layer types of this project: the arithmetic in PyTorch, the width and the ONNX nodes of each.
+"""The layer types of this project. Each type defines its arithmetic in PyTorch, its width and its ONNX nodes.
 
-To add a layer type, subclass `Layer`: folding, merging and export use only the methods of `Layer`. The module does not
-train or fold layers.
+To add a layer type, write a subclass of `Layer`. Folding, merging and export use only the methods of `Layer`. The
+module does not train or fold layers.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _ADD_NODES: dict[type[nn.Module], Callable[..., None]] = {ACTIVATIONS[name]: FOR
 
 
 class Layer(nn.Module):
-    """A layer whose output for a row does not depend on other rows.
+    """The base class of the layer types. The output of a layer for one row does not depend on other rows.
 
     Folding moves an affine map across an `Affine`, but not across any other `Layer`.
     """
 
     @property
     def columns(self) -> int | None:
-        """The number of output columns; None if it equals the number of input columns."""
+        """The number of output columns; None if the layer has as many output columns as input columns."""
         return None
 
     def add_nodes(self, graph: Graph, name: str) -> None:
@@ -39,10 +39,12 @@ class Layer(nn.Module):
 
 
 class Affine(Layer):
-    """Computes x * scale + shift for each column: a standardisation in front of the network, or the inverse after the
-    network.
+    """Computes x * scale + shift for each column. An `Affine` in front of the network standardises the features. An
+    `Affine` at the end of the network undoes the standardisation of the target, or divides the logits by the
+    temperature.
 
-    scale, shift: float64 [columns]. Both are buffers: they are computed from the data, not learned.
+    scale, shift: float64 [columns]. `scale` and `shift` are buffers, because they are computed from the data, not
+    learned.
     """
 
     scale: Tensor
@@ -73,7 +75,7 @@ class Shift(Layer):
         self.register_buffer("offset", offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, columns] to the same shape."""
+        """Subtract the offset from x [batch, columns]. The result has the same shape as x."""
         return x - self.offset
 
     def add_nodes(self, graph: Graph, name: str) -> None:
@@ -82,9 +84,10 @@ class Shift(Layer):
 
 
 class Blocks(Layer):
-    """Dense layers side by side.
+    """Several Dense layers that run side by side, one for each member of an ensemble.
 
-    Each member reads only its own columns, so the whole is a Dense with a block-diagonal weight.
+    Each Dense layer reads only the columns of its own member. So the layers together are one Dense layer with a
+    block-diagonal weight.
     """
 
     def __init__(self, members: Sequence[nn.Linear]) -> None:
@@ -123,12 +126,12 @@ class Mean(nn.Module):
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether `module` is one of `ACTIVATIONS`. An activation maps each number separately."""
+    """Whether `module` is one of `ACTIVATIONS`. An activation maps each number independently of the other numbers."""
     return type(module) in _ADD_NODES
 
 
 def add_nodes(graph: Graph, name: str, module: nn.Module) -> bool:
-    """Add a Dense, an activation or a `Layer` to `graph`; return False for any other module."""
+    """Add the nodes of a Dense, an activation or a `Layer` to `graph`. Return False for any other module."""
     if type(module) is nn.Linear:
         graph.dense(name, module)
     elif is_activation(module):

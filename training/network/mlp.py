@@ -1,7 +1,7 @@
 """The batch-norm MLP: its layers and their order. The module does not train or fold layers.
 
-A network is a flat `nn.Sequential` of named layers. Folding works on such a chain, and reports and errors use the
-names.
+A network is a flat `nn.Sequential` of named layers. Folding needs a flat chain of layers. Reports and errors use the
+names of the layers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from foldserve.training.plan import Architecture
 def build_mlp(features: int, outputs: int, architecture: Architecture) -> nn.Sequential:
     """Build the network [batch, features] -> [batch, outputs].
 
-    It ends in a Dense layer, without a softmax: the outputs are logits or a value.
+    The network ends with a Dense layer, without a softmax. So the outputs are logits or a value.
 
     Layers are named `dense1`, `norm1`, `relu1`, `dropout1`, `dense2`, ...; a BN on the input is `norm0`. A Dense
-    directly before a BN has no bias. The BN subtracts the mean of its input, so a bias would have no effect. `eps` and
-    `momentum` have the same meaning as in PyTorch. Keras's momentum of 0.99 is 0.01 here, and Keras's default epsilon
-    is 1e-3.
+    directly before a BN has no bias, because the BN subtracts the mean of its input. `eps` and `momentum` have the same
+    meaning as in PyTorch. Keras's momentum of 0.99 is 0.01 here, and Keras's default epsilon is 1e-3.
     """
     a = architecture
     layers: OrderedDict[str, nn.Module] = OrderedDict()

@@ -1,6 +1,7 @@
 """Preprocessing: fits the encoding and the standardisation in front of a network to the training rows.
 
-The module decides the encoded columns, and their bins, means and scales. Gradient descent does not change them.
+The module decides the encoded columns, and their bins, means and scales. Gradient descent does not change the
+preprocessing.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from foldserve.training.network.layers import Affine
 from foldserve.training.plan import Binned
 from foldserve.training.table.schema import Column
 
-# The smallest width of a bin. If a width were much smaller, float32 could not hold its reciprocal.
+# The smallest width of a bin. If a bin were much narrower, float32 could not hold the reciprocal of the width.
 _MIN_BIN_WIDTH = 1e-30
-# The number of rows that are transformed at a time. This number bounds the memory.
+# The number of rows that are transformed at a time, which limits the memory.
 _CHUNK = 65_536
 
-# A feature has tails if a ratio is at least _TAILS. The ratio is the width of the feature's range, divided by the width
-# of the interval with the middle 90% of its values. For a normal distribution, the ratio is 2.3 with 5,000 rows, and 3
-# with a million.
+# A feature has tails if its whole range is at least this many times as wide as the interval with the middle 90% of its
+# values. For a normal distribution, the whole range is 2.3 times as wide in 5,000 rows, and 3 times as wide in a
+# million rows.
 _TAILS = 4.0
-# A feature with at most this many different values has no tails.
+# A feature with at most this many different values counts as a feature without tails.
 _FEW_VALUES = 32
 
 
@@ -68,9 +69,9 @@ def choose_layout(
 
     bins: the largest number of bins of a numeric feature; the edges are quantiles. binned: with `all`, all numeric
     features get bins; with `tails`, only the features with tails get bins. A feature with tails has many different
-    values. Its range is at least four times as wide as the interval with the middle 90% of the values. A scale that
-    fits this whole range would hide the differences between most rows. With a scale that fits most rows, the values of
-    the other rows would have no bound.
+    values, and a few of these values are extreme: see `_TAILS`. If the standardisation of such a feature used the whole
+    range, most rows would have almost equal values. If the standardisation used only the middle 90% of the values, the
+    extreme values could be arbitrarily large.
 
     raw: the number of columns that come before the parts of times. Only these columns get an extra column for missing
     values.
@@ -78,8 +79,8 @@ def choose_layout(
     features = np.arange(len(columns))
     is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
     numeric, categorical = features[~is_category], features[is_category]
-    # A category gets no column if no training row has this category. The weights of such a column would keep their
-    # random initial values.
+    # A category that no training row has gets no column, because training would not change the random initial weights
+    # of this column.
     seen = [_known(np.unique(x[:, feature])) for feature in categorical]
     gets_bins = [columns[i].kind == "numeric" and (binned == "all" or _has_tails(x[:, i])) for i in numeric]
     edges = [_bin_edges(x[:, i], bins if wanted else 0) for i, wanted in zip(numeric, gets_bins, strict=True)]
@@ -116,33 +117,35 @@ def _has_tails(column: Floats) -> bool:
 def _bin_edges(column: Floats, bins: int) -> npt.NDArray[np.float64]:
     """Choose the edges of at most `bins` bins with about equal numbers of rows.
 
-    Return an empty array for fewer than two bins.
+    Return an empty array if the column would have fewer than two bins.
 
     Each edge is a value of the column, so float32 represents it exactly.
     """
     known = _known(column).astype(np.float64)
     if not bins or not len(known):
         return np.empty(0)
-    # Edge k is the smallest value such that at least the share k / bins of the rows are at or below this value. The
-    # computation uses integers, because the rounding of k / bins could move the edge by a row.
+    # At least k / bins of the rows have a value that is not larger than edge k, and edge k is the smallest such value.
+    # The positions are computed with integers, because a rounded k / bins could give the position of a neighbouring
+    # row.
     positions = np.maximum(-(-np.arange(bins + 1) * len(known) // bins) - 1, 0)
     edges = np.unique(np.partition(known, positions)[positions])
     edges = edges[np.append(True, np.diff(edges) > _MIN_BIN_WIDTH)]
-    return edges if len(edges) > 2 else np.empty(0)  # a single bin would repeat the column itself
+    return edges if len(edges) > 2 else np.empty(0)  # a single bin would be a copy of the column
 
 
 def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) -> Affine:
     """Fit the standardisation (x - mean) / std to the encoded training rows, in float64.
 
-    Each group of columns has a different rule for std.
+    The function computes std differently for numbers, bins, and columns of 0 and 1.
 
     chunks: a function that returns the encoded training rows in chunks [any, columns]. The function is called twice.
 
-    For a column of numbers, std is at least a sixth of the column's range. Otherwise a value that is rare in training
-    could be 30 standard deviations from the mean. Such a value alone could decide a prediction. An example is a pixel
-    in a corner, which is nearly always 0. All bins share one std: the root mean square of the stds of all bins. So rare
-    bins do not dominate. Columns of 0 and 1 are only centred. A column that is constant in training becomes 0 for every
-    value. The weights of such a column keep their random initial values, so they must not influence a prediction.
+    For a column of numbers, std is at least a sixth of the column's range. Without this rule, a value that is rare in
+    training could be 30 standard deviations from the mean, and could alone decide a prediction. An example is a bright
+    pixel in a corner of an image, where the pixel is nearly always 0. All bins of all features share one std, which is
+    the root mean square of the stds of the bins. So a bin with few rows does not get a very large scale. For columns of
+    0 and 1, std is 1. If a column is constant in training, its standardised value is always 0. Training does not change
+    the random initial weights of a constant column, so these weights must not influence a prediction.
     """
     sums, lowest, highest, counts = zip(
         *((chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()),

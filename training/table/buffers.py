@@ -1,7 +1,8 @@
-"""Copies Arrow columns into NumPy arrays, and makes null cells. The module does not depend on the kinds of columns.
+"""Copies Arrow columns into NumPy arrays, and replaces cells by null. The module does not depend on the kinds of
+columns.
 
-Arrow's own `to_numpy` and `scalar` give the same results. But they import pandas if pandas is installed, which takes
-0.3 s.
+This module does not use Arrow's `to_numpy` and `scalar`. These functions give the same results, but import pandas if
+pandas is installed, which takes 0.3 s.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def copy_numbers(cells: pa.ChunkedArray, null: float) -> npt.NDArray[Any]:
 
 
 def replace_by_null(cells: pa.ChunkedArray, chosen: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the cells with null in the place of each chosen cell. chosen: bool [rows]."""
+    """Return a copy of the cells in which each chosen cell is null. chosen: bool [rows], True for a chosen cell."""
     return pc.if_else(chosen, pa.nulls(1, cells.type)[0], cells)
 
 
 def find_empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return which texts are empty, as bool [rows]. A null stays null."""
+    """Return bool [rows], which is True for an empty text and null for a null."""
     return pc.equal(pc.binary_length(texts), _number(0, pa.int32()))
 
 
@@ -40,5 +41,5 @@ def _number(value: float, kind: pa.DataType) -> pa.Scalar:
 
 
 def find_nulls(cells: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    """Return which cells are null, as an array [rows]."""
+    """Return bool [rows], which is True for a null cell."""
     return copy_numbers(pc.is_null(cells).cast(pa.uint8()), 0).astype(np.bool_)

@@ -1,4 +1,4 @@
-"""The built-in tables: tables of scikit-learn that a training can name instead of a file."""
+"""The built-in tables. The user can give the name of a table of scikit-learn instead of a file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from foldserve.service.sources import Source, from_arrays
 def _load(name: str) -> Source:
     """Return a table of scikit-learn.
 
-    The labels are scikit-learn's names of the classes: 0 to 9 for digits, texts for iris.
+    The labels are the names that scikit-learn gives to the classes, such as 0 to 9 for digits, and texts for iris.
     """
-    from sklearn import datasets  # imported here because the import takes a second, and files do not need scikit-learn
+    from sklearn import datasets  # imported only for a built-in table, because the import takes a second
 
     raw = getattr(datasets, f"load_{name}")()
     y = raw.target_names[raw.target] if "target_names" in raw else raw.target

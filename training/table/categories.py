@@ -14,15 +14,15 @@ from foldserve.training.table.schema import Category
 
 MAX_CATEGORIES = 4_096
 
-# An integer in the form that Python and JSON use. In this form 007 is not an integer, so 007 stays a text.
+# The text of an integer as in Python and JSON. The text 007 does not match, so 007 stays a text.
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
 
 
 def choose_categories(found: Distinct) -> tuple[tuple[Category, ...], int]:
-    """Return the categories of a column, sorted, and the number of rows whose value is not among them.
+    """Return the sorted categories of a column, and the number of rows whose value is not one of the categories.
 
-    The categories are integers if every cell is an integer in its usual form. Otherwise they are the values of the
-    cells. The `MAX_CATEGORIES` most frequent values are kept.
+    The categories are integers if every cell is an integer or the text of an integer. Otherwise, the categories are the
+    values of the cells. Only the `MAX_CATEGORIES` most frequent values are kept.
     """
     used = [(_simple(value), int(n)) for value, n in zip(found.values, found.counts, strict=True) if n]
     if all(isinstance(value, int) or (isinstance(value, str) and _INTEGER.fullmatch(value)) for value, _ in used):
@@ -34,14 +34,16 @@ def choose_categories(found: Distinct) -> tuple[tuple[Category, ...], int]:
 
 
 def category_indices(found: Distinct, categories: Sequence[Category]) -> Values:
-    """Return each row's index in `categories`. An unknown category gets len(categories); a missing value gets NaN."""
+    """Return the index of each row's value in `categories`. An unknown value gets len(categories), and a missing value
+    gets NaN.
+    """
     indices = {str(category): index for index, category in enumerate(categories)}
     index_of = [indices.get(str(_simple(value)), len(categories)) for value in found.values]
     return np.array([*index_of, np.nan], np.float64)[found.codes]
 
 
 def _simple(value: Any) -> Category:
-    """Return a value in the form of a category: 2.0 becomes the integer 2, and a boolean becomes a text."""
+    """Convert a value to a category: 2.0 becomes the integer 2, and a boolean becomes a text."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT_INTEGER:

@@ -1,6 +1,6 @@
-"""Cells: an Arrow array holds the cells of one column of a source.
+"""Cells: the cells of one column of a source, in an Arrow array.
 
-The module finds the distinct values of a column. It does not depend on kinds or schemas.
+The module finds the distinct values of a column. The module does not depend on the kinds of columns or on schemas.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foldserve.training.text import flag_value
 
 @dataclass(frozen=True)
 class Distinct:
-    """The distinct values of a column, in the order of their first row.
+    """The distinct values of a column, in the order in which they first occur.
 
     values: texts, numbers or booleans. codes: int64 [rows], the index of each row's value in `values`; -1 for a missing
     value.
@@ -65,7 +65,7 @@ def simplify(name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = cells.type
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
         return cells.cast(pa.float64())
-    if pa.types.is_string_view(kind):  # few functions of Arrow take string views
+    if pa.types.is_string_view(kind):  # only a few functions of Arrow accept string views
         return cells.cast(pa.large_string())
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if number or pa.types.is_null(kind) or is_text(cells) or is_time(cells):
@@ -96,6 +96,6 @@ def as_text(cells: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def cell_text(cells: pa.ChunkedArray, row: int) -> str:
-    """Return the cell of `row`, counted from 0, as a text for a message."""
+    """Return the cell in row number `row`, counted from 0, as a text for a message."""
     cell = cells[row]
     return str((cell.cast(pa.string()) if is_time(cells) else cell).as_py())

@@ -1,6 +1,6 @@
-"""Duplicates: test rows that are equal to rows seen in training. Such rows would make the test figures too good.
+"""Duplicates: test rows that are equal to rows seen in training. Duplicates would make the test figures too good.
 
-This module compares whole rows: the features and the target. It does not choose the split.
+This module compares whole rows: the features and the target. The module does not split the table.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import numpy.typing as npt
 
 from foldserve.training.table.schema import RowIndices, Table
 
-# The number of rows that are hashed at a time. This number bounds the memory.
+# The number of rows that are hashed at a time, which limits the memory.
 _CHUNK = 65_536
 
 
 def leave_out_duplicates(test: Table, table: Table, seen: RowIndices, *, keep: bool) -> Table:
     """Return the test rows without the rows that also occur among the rows `seen` of `table`.
 
-    A note gives their number.
+    A note says how many test rows are duplicates.
 
     keep: whether to keep the duplicates and only count them. The duplicates are also kept if fewer than half of the
-    test rows would be left. In such a table, equal rows are common and are not copies of each other. An example is a
-    table that has only a few categories.
+    test rows would be left. In a table with so many duplicates, rows are equal by chance. For example, many rows are
+    equal if the only feature has a few categories.
     """
     known = np.isin(_hash_rows(test), _hash_rows(table)[seen])
     count, rows = int(known.sum()), len(known)
@@ -39,7 +39,8 @@ def leave_out_duplicates(test: Table, table: Table, seen: RowIndices, *, keep: b
 
 def _hash_rows(table: Table) -> npt.NDArray[np.uint64]:
     """Return a hash of each row, uint64 [rows]. Equal rows have equal hashes. -0 and 0 count as equal."""
-    # Each column has a random odd factor. The chance that two different rows get the same hash is about 2^-63.
+    # The hash of a row is a weighted sum over its columns, with a random odd factor for each column. The chance that
+    # two different rows get the same hash is about 2^-63.
     factors = np.random.default_rng(0).integers(0, 2**63, table.x.shape[1] + 1, np.uint64) * np.uint64(2) + np.uint64(1)
     hashes: npt.NDArray[np.uint64] = _mix(_bits(table.y.astype(np.float64))) * factors[-1]
     for start in range(0, len(hashes), _CHUNK):
@@ -55,7 +56,9 @@ def _bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
 
 
 def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Scramble 64 bits (the finaliser of SplitMix64, Steele and others, 2014): nearby numbers become unrelated."""
+    """Mix 64 bits with the last step of SplitMix64 (Steele and others, 2014), so that similar numbers get unrelated
+    results.
+    """
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))

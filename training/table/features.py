@@ -1,5 +1,5 @@
-"""The features: derives the schema and `x` from the columns' cells, and encodes the columns of a test file in the same
-way.
+"""The features: derives the schema and the array `x` from the cells of the columns. The columns of a test file are
+encoded with the same schema.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from foldserve.training.table.suspects import identifier_note
 from foldserve.training.table.texts import category_note, has_minutes, read_note
 from foldserve.training.text import flag_value, join_some
 
-# A column is dropped as free text if both are true: it has more distinct texts than this number, and its distinct texts
-# are more than half of its rows.
+# A column is dropped as free text if it has more distinct texts than this number, and also more distinct texts than
+# half of its number of rows.
 _MAX_FREE_TEXTS = 20
-# Above this number, float32 no longer represents every integer.
+# Some integers above this number are not exact in float32.
 _FLOAT32_EXACT = 2**24
 
 
 class FeatureBuilder:
-    """Encodes the columns one by one.
+    """Encodes the columns one after the other.
 
-    So memory holds the encoded numbers of all columns, but the cells of only one column.
+    So memory holds the encoded numbers of all columns, but never the cells of more than one column.
     """
 
     def __init__(self, options: DataOptions, rows: int, columns: int, *, typed: bool) -> None:
@@ -50,9 +50,9 @@ class FeatureBuilder:
         self._minutes: list[str] = []
 
     def add(self, name: str, cells: pa.ChunkedArray) -> None:
-        """Encode a column, or drop the column and note the reason.
+        """Encode a column, or drop the column and add a note with the reason.
 
-        Raises `DataError` for a cell that does not fit its kind.
+        Raises `DataError` for a cell that does not fit the kind of the column.
         """
         if is_empty(cells):
             self._empty.append(name)
@@ -88,7 +88,7 @@ class FeatureBuilder:
         self._notes.append(text)
 
     def finish(self) -> tuple[tuple[Column, ...], npt.NDArray[np.float32], list[str]]:
-        """Return the schema's columns, the array `x` in C order, and the notes."""
+        """Return the columns of the schema, the array `x` in C order, and the notes."""
         if self._empty:
             self.note(f"dropped, because no row has a value: {join_some(self._empty, 10)}")
         if self._minutes:
@@ -98,9 +98,10 @@ class FeatureBuilder:
         return tuple(self._columns), np.ascontiguousarray(self._x[:, : len(self._columns)]), self._notes
 
     def _is_free_text(self, name: str, found: Distinct) -> bool:
-        """Whether the column has so many different texts that a new row would probably have a new text.
+        """Whether the column has so many different texts that a new row would probably have a text that no training row
+        has.
 
-        If so, add a note.
+        If the result is true, the method also adds a note.
         """
         different = len(found.used)
         if different <= _MAX_FREE_TEXTS or different * 2 <= found.present:
@@ -144,8 +145,8 @@ class FeatureBuilder:
 def encode(column: Column, cells: pa.ChunkedArray) -> Values:
     """Encode a column of a test file with the schema of the training table. Return float64 [rows].
 
-    Raises `DataError` for a cell that does not fit the schema. Raises `DataError` for a missing value too, if the
-    training table has no missing values in this column.
+    Raises `DataError` for a cell that does not fit the schema. A missing value also raises `DataError` if this column
+    of the training table has no missing values.
     """
     found = read_as(column.kind, column.name, cells, column.reading)
     values = category_indices(found, column.categories) if isinstance(found, Distinct) else found

@@ -1,4 +1,4 @@
-"""Kinds: whether a column is numeric, boolean or categorical, and how its cells are read."""
+"""Kinds: decides whether a column is numeric, boolean, categorical or a time, and converts the cells of the column."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from foldserve.training.table.numbers import PLAIN, Values, almost_numeric, chec
 from foldserve.training.table.schema import Kind
 
 Decision = tuple[Kind, Values | Distinct, Reading | None]
-"""The kind of a column, its numbers or its distinct values, and the reading of its texts, if it has any."""
+"""The kind of a column, its numbers or its distinct values, and the `Reading` for its texts, if there are texts."""
 
-# A column that has only these texts is boolean. A column with other spellings is boolean only if the user declares it.
+# A column of texts is boolean if all texts are in `_BOOLEANS`. A column with other texts for true and false is boolean
+# only if the user declares the column as boolean.
 _BOOLEANS = {"false", "true"}
 _SPELLINGS = dict.fromkeys(FALSE, 0.0) | dict.fromkeys(TRUE, 1.0)
 
 
 def read_as(kind: Kind, name: str, cells: pa.ChunkedArray, reading: Reading | None) -> Values | Distinct:
-    """Return the numbers or the distinct values of a column whose kind and reading are given.
+    """Return the numbers or the distinct values of a column with this kind and this `Reading`.
 
-    Raises `DataError` if a cell does not fit.
+    Raises `DataError` if a cell does not fit the kind.
     """
     if kind == "numeric":
         return read_numbers(name, cells, reading or PLAIN)
@@ -42,11 +43,12 @@ def read_declared(kind: Kind, name: str, cells: pa.ChunkedArray, marks: Marks) -
 
 
 def infer(name: str, cells: pa.ChunkedArray, marks: Marks, *, typed: bool) -> Decision:
-    """Infer the kind of a column, and read it.
+    """Infer the kind of a column, and convert the cells of the column.
 
     typed: whether the source states the types of its cells. If the source states the types, a text such as 12 stays a
-    text. A date or a number in a special notation is still read. Raises `DataError` for a column of numbers in which
-    some cells are texts, and for numbers that can be read in two ways.
+    text. Texts of dates are still read as dates, and texts of numbers in a special notation are still read as numbers.
+    Raises `DataError` for a column of numbers in which some cells are texts, and for numbers that can be read in two
+    ways.
     """
     if pa.types.is_boolean(cells.type):
         return "boolean", read_booleans(name, cells), _reading("boolean", cells, marks)
@@ -81,7 +83,7 @@ def _reading(kind: Kind, cells: pa.ChunkedArray, marks: Marks) -> Reading | None
 
 
 def _if_texts(reading: Reading, cells: pa.ChunkedArray) -> Reading | None:
-    """Return the reading if the column has texts, or if some numbers mean a missing value. Otherwise return None."""
+    """Return `reading` if the column has texts, or if some numbers mean a missing value. Otherwise return None."""
     return reading if is_text(cells) or reading.missing else None
 
 
@@ -100,6 +102,6 @@ def read_booleans(name: str, cells: pa.ChunkedArray) -> Values:
 
 
 def booleans(found: Distinct) -> list[bool] | None:
-    """Return `found.values` as booleans. Return None if a value is not true or false."""
+    """Return `found.values` as booleans. Return None if a value is neither true nor false."""
     texts = [str(value).strip().lower() for value in found.values]
     return [text == "true" for text in texts] if all(text in _BOOLEANS for text in texts) else None

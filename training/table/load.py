@@ -3,7 +3,7 @@
     service/sources/ (file -> cells) -> missing.py, numbers.py, notation.py, kinds.py, categories.py (cells -> values)
         -> target.py, features.py, split_keys.py -> schema.Table
 
-Only the training table decides the schema. A test file is read with this schema.
+Only the training table decides the schema. A test file is read with the schema of the training table.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ from foldserve.training.text import join_some
 
 
 def load(options: DataOptions, on_read: OnRead = lambda _: None, source: Source | None = None) -> Table:
-    """Read the table that `options` describes, and infer the other settings.
+    """Read the table that `options` describes. The kinds of columns that `options` does not state are inferred.
 
-    on_read: a function that is called with the share of the work that is done, from 0 to 1. source: the cells, if they
-    are in memory already; `options.source` is then only their name. The column names of a test file are checked, but
-    its rows are not read. Raises `DataError` with a message of one line, which names the column or row.
+    on_read: a function that is called with the share of the work that is done, from 0 to 1. source: the table, if it is
+    already in memory; `options.source` is then only the name of the table. If there is a test file, its column names
+    are checked, but its rows are not read. Raises `DataError` with a message of one line, which names the column or
+    row.
     """
     source = source or _open(options.source, options, on_read, options.more)
     target = options.target or source.names[-1]
@@ -83,9 +84,9 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None, source: Source 
 def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: None) -> Table:
     """Read the file `options.test` with the schema of `table`.
 
-    Columns are found by name. A category that the schema does not list gets the index len(categories). Raises
-    `DataError` for a missing column, for an unknown label, and for a cell that does not fit. The error is also raised
-    for a missing value in a column that has no missing values in `table`.
+    The function finds columns by their names. A category that the schema does not list gets the index len(categories).
+    Raises `DataError` for a missing column, for an unknown label, and for a cell that does not fit the schema. A
+    missing value also raises `DataError` if this column of `table` has no missing values.
     """
     source = _open(str(options.test), options, on_read)
     _check_test_file(options, (*table.features, table.target), table.target)
@@ -96,12 +97,12 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
 
 
 def load_for_model(options: DataOptions, table: Table, *, by_position: bool, given: Source | None = None) -> Table:
-    """Read the table that `options` describes with the schema of a model that is trained already.
+    """Read the table that `options` describes with the schema of a trained model.
 
-    table: the schema, without rows. If `options.target` is None, the rows get no targets. by_position: whether to take
-    the columns in their order, because the model does not name its features. Then the schema gets the names of these
-    columns. given: the table, if it is in memory. Raises `DataError` if a column is missing, or if a cell does not fit
-    the schema.
+    table: the schema of the model, in a table without rows. If `options.target` is None, the rows get no targets.
+    by_position: whether to find the columns by their positions, because the model has no names of features. The schema
+    then gets the names of the columns. given: the table, if it is already in memory. Raises `DataError` if a column is
+    missing, or if a cell does not fit the schema.
     """
     source = given or _open(options.source, options, lambda _: None, options.more)
     _check_flags(options, source, options.target or "")
@@ -127,7 +128,7 @@ def load_for_model(options: DataOptions, table: Table, *, by_position: bool, giv
 
 
 def _read_with_schema(source: Source, options: DataOptions, table: Table, on_read: OnRead) -> Table:
-    """Read the rows of `source` with the schema of `table`. Without a target, `y` has no values."""
+    """Read the rows of `source` with the schema of `table`. If `table` has no target, `y` is empty."""
     x = np.empty((source.rows, len(table.columns)), np.float32)
     y: npt.NDArray[Any] = np.empty(0)
     try:
@@ -143,10 +144,10 @@ def _read_with_schema(source: Source, options: DataOptions, table: Table, on_rea
 
 
 def load_held_out(options: DataOptions, table: Table, split: Split, on_read: OnRead = lambda _: None) -> Table:
-    """Return the test rows. If there is a test file, it is read now; otherwise the test rows come from `table`.
+    """Return the test rows. The test rows come from the test file if there is one, and otherwise from `table`.
 
-    A test row that is equal to a training or validation row is left out by default. The options can keep such rows. A
-    note gives the number of equal rows.
+    A test row that is equal to a training or validation row is left out, except if `options.keep_duplicates` is true. A
+    note says how many test rows are equal to training or validation rows.
     """
     test = load_test(options, table, on_read) if options.test else table.select(split.test)
     seen = np.concatenate([split.train, split.validation])
@@ -170,7 +171,7 @@ def _take(source: Source, name: str, options: DataOptions) -> pa.ChunkedArray:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Turn the error of a source into the error of a training."""
+    """Raise `DataError` in place of `SourceError`."""
     try:
         yield
     except SourceError as error:
@@ -191,10 +192,10 @@ def _check_flags(options: DataOptions, source: Source, target: str) -> None:
 
 
 def _check_test_file(options: DataOptions, names: tuple[str, ...], target: str) -> list[str]:
-    """Return a note that lists the columns of the test file that are not used.
+    """Return a note that lists the unused columns of the test file, or no note if all columns are used.
 
-    Raises `DataError` if the test file lacks a column. This check is made early, so that the error comes before the
-    training.
+    Raises `DataError` if the test file lacks a column. The function reads only the header, and the user sees the error
+    before the training starts.
     """
     if options.test is None:
         return []

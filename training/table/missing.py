@@ -1,4 +1,4 @@
-"""Missing values: finds the cells that have no value, and words the messages that refuse such cells."""
+"""Missing values: finds the cells that have no value, and raises the errors about missing values."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from foldserve.training.table.cells import is_text
 
 
 def remove_missing(cells: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
-    """Return `cells` with null in place of each cell that equals an entry of `missing`, as a text or as a number.
+    """Return a copy of `cells` in which a cell is null if it equals an entry of `missing`, as a text or as a number.
 
-    Blanks around a text are ignored in the comparison.
+    Blanks around the text of a cell are ignored.
     """
     if not missing:
         return cells
@@ -40,7 +40,7 @@ def is_empty(cells: pa.ChunkedArray) -> bool:
 
 
 def first_missing(values: npt.NDArray[Any]) -> int | None:
-    """Return the row, counted from 1, of the first missing value; None if there is none.
+    """Return the number of the first row with a missing value, counted from 1. Return None if no value is missing.
 
     A missing value is a NaN among floats, or a negative integer code.
     """
@@ -49,7 +49,7 @@ def first_missing(values: npt.NDArray[Any]) -> int | None:
 
 
 def require_values(name: str, role: str, values: npt.NDArray[Any]) -> None:
-    """Raise `DataError` with the row of the first missing value of column `name`, if there is one.
+    """Raise `DataError` if column `name` has a missing value. The message names the first row with a missing value.
 
     role: a description of the column for the message, such as `the target`.
     values: the array of the column, as for `first_missing`.

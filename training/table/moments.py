@@ -1,7 +1,8 @@
-"""Moments: converts dates and times to whole days or hours since an origin, according to a `Reading`.
+"""Moments: converts dates and times to whole days or hours since an origin. A `Reading` stores the unit and the origin.
 
 A column is stored in whole days in two cases: all of its times are midnight, or its times are many centuries apart. Any
-other column is stored in whole hours. float32 represents every day exactly, and every hour within 1,900 years.
+other column is stored in whole hours. In float32, the number of every day is exact, and the number of every hour within
+1,900 years is exact.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _ZONED = r"(?:Z|[+-][0-9]{2}:?[0-9]{2})$"
 
 
 def find_moments(cells: pa.ChunkedArray, missing: tuple[str, ...]) -> tuple[Values, Reading] | None:
-    """Return the moments of a column as float64 [rows], and their reading. A missing value is NaN.
+    """Return the dates or times of a column as float64 [rows], and the `Reading` with their unit and origin. A missing
+    value is NaN.
 
     Returns None in two cases: a cell is not a date or time of ISO 8601, or only some of the cells have a time zone.
     """
@@ -44,7 +46,9 @@ def find_moments(cells: pa.ChunkedArray, missing: tuple[str, ...]) -> tuple[Valu
 
 
 def read_moments(name: str, cells: pa.ChunkedArray, reading: Reading) -> Values:
-    """Return the moments of a column according to its reading. Raises `DataError` if a cell does not fit."""
+    """Convert the dates or times of a column with the unit and origin in `reading`. Raises `DataError` if a cell does
+    not fit `reading`.
+    """
     found = _microseconds(cells)
     if found is None or found[2] != reading.zoned:
         form = "with a time zone" if reading.zoned else "without a time zone"
@@ -81,7 +85,7 @@ def _microseconds(
         zoned = cells.type.tz is not None
     try:
         times = cells.cast(pa.timestamp("us", "UTC" if zoned else None), **({} if is_text(cells) else {"safe": False}))
-    except pa.ArrowInvalid:  # only some of the texts have a zone, or a text names a day that does not exist
+    except pa.ArrowInvalid:  # some texts have a time zone and others do not, or a text is a day that does not exist
         return None
     if times.null_count == len(times):
         return None

@@ -1,8 +1,8 @@
 """Notation: the marks, units and parentheses in a column of numbers.
 
-All cells of the column decide the notation together.
+The cells of a column have one notation in common, so the module looks at all cells to find the notation.
 
-The module chooses a `Reading`. It does not convert the values.
+The result is a `Reading`. Another module converts the cells with this `Reading`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from foldserve.training.table.numbers import (
 from foldserve.training.text import flag_value
 
 _DECIMALS = (".", ",")
-# The first entry that fits is taken. With this order, a separator is recorded only if a cell contains the separator.
+# The module tries the separators in this order and takes the first one that fits all cells. The empty separator is the
+# first, so another separator is taken only if a cell contains it.
 _THOUSANDS = ("", ",", ".", " ", "'")
-# The number of distinct cells that are checked first, before the whole column is checked.
+# The module checks this number of distinct cells before it checks the whole column.
 _HEAD = 50
 
 
@@ -38,7 +39,7 @@ _HEAD = 50
 class Marks:
     """The user's settings for all columns: the missing texts, and the marks of numbers.
 
-    If a mark is None, the cells decide it.
+    A mark is None if the user did not choose it. The notation of the cells then decides the mark.
 
     missing: texts that mean a missing value, in the same way as a blank cell.
     """
@@ -49,27 +50,28 @@ class Marks:
 
     @classmethod
     def of(cls, options: DataOptions) -> Marks:
-        """Return the marks that the flags give."""
+        """Return the marks that the user chose by flags."""
         return cls(options.missing, options.decimal, options.thousands)
 
     @property
     def plain(self) -> Reading:
-        """The reading of a column that has no numbers in a special notation."""
+        """The `Reading` of a column without a special notation of numbers."""
         return Reading(missing=self.missing)
 
     @property
     def allow_point(self) -> bool:
-        """Whether a point may be a decimal mark."""
+        """Whether the user's flags allow a point as the decimal mark."""
         return self.decimal != "," and self.thousands != "."
 
 
 def read_notation(
     name: str, cells: pa.ChunkedArray, marks: Marks, otherwise: str = ""
 ) -> tuple[Values, Reading] | None:
-    """Return the numbers of a column as float64 [rows], and their reading. A missing value is NaN.
+    """Return the numbers of a column as float64 [rows], and the `Reading` with their notation. A missing value is NaN.
 
     Returns None if a cell is not a number, or if no single notation fits all cells. Raises `DataError` if the column
-    can be read in two ways. otherwise: the flag that reads such a column as texts, by default --categorical.
+    can be read in two ways. otherwise: the flag that the error message recommends for reading the column as texts; by
+    default, --categorical.
     """
     if marks.allow_point or not is_text(cells):
         values = number_column(cells, marks.plain)
@@ -87,7 +89,7 @@ def _find(name: str, cells: pa.ChunkedArray, marks: Marks, otherwise: str) -> Re
         return None
     unit = next((match[0] for text in head if (match := UNIT.search(text))), "")
     if unit and not matches(pc.if_else(pc.match_substring(texts, unit), None, texts), "[+-]?0*[.,]?0+|[nN][aA][nN]"):
-        return None  # only some of the cells have the unit
+        return None  # some cells have the unit and others do not
     accounting = bool(pc.any(pc.match_substring(texts, "(")).as_py())
     found: dict[str, Reading] = {}
     for decimal, thousands in _candidates(marks):

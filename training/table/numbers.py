@@ -1,4 +1,5 @@
-"""Numbers: converts cells to float64 according to a `Reading`, and words the messages that refuse a cell.
+"""Numbers: converts cells to float64 with the notation in a `Reading`, and raises the errors about cells that are not
+valid numbers.
 
 Blanks around a number are ignored. In a column of numbers, the text `nan` is a missing value, in lower or upper case.
 In any other column, `nan` is an ordinary text.
@@ -22,7 +23,7 @@ from foldserve.training.text import flag_value
 
 PLAIN = Reading()
 
-# A currency sign or code, or a percent sign.
+# A unit of a number: a currency sign, a currency code or a percent sign.
 _UNIT = "[%$\u00a2-\u00a5\u20a0-\u20c0]|USD|EUR|GBP|JPY|CNY|CHF|INR|AUD|CAD|SEK|NOK|DKK|PLN|BRL|MXN|ZAR|KRW|RUB|kr"
 UNIT = re.compile(_UNIT)
 _DIGITS = (
@@ -37,9 +38,9 @@ NUMBER_IN_ANY_NOTATION = re.compile(
 )
 _PLAIN_NUMBER = re.compile(PLAIN.number_pattern)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
-# Texts that often mean a missing value. In a column of texts, such a text is an ordinary value.
+# Texts that often mean a missing value. In a column of categories, these texts are ordinary values.
 _MISSING_MARKERS = {"na", "n/a", "#n/a", "null", "none", "nil", "missing", "?", "-", "--", "."}
-# Up to this number, float64 represents every integer exactly.
+# All integers up to this number are exact in float64.
 MAX_EXACT_INTEGER = 2**53
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -60,8 +61,8 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
 
     A missing value is NaN. Infinities are kept.
 
-    reading: the notation of the numbers in texts. A number that means a missing value becomes NaN, whether the cells
-    are texts or numbers.
+    reading: the notation of the numbers in texts, and the numbers that mean a missing value. These numbers become NaN,
+    whether the cells are texts or numbers.
     """
     if not is_text(cells):
         if pa.types.is_boolean(cells.type) or is_time(cells):
@@ -73,7 +74,8 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
         except pa.ArrowInvalid:
             pass
     texts = without_blanks(cells)
-    # In most columns of texts, one of the first rows already has a text that is not a number.
+    # The first 64 rows are checked before all rows, because most columns of texts have a text that is not a number in
+    # these rows.
     if not all(matches(part, reading.number_pattern) for part in (texts.slice(0, 64), texts)):
         return None
     for pattern, replacement in reading.number_rewrites:
@@ -112,8 +114,10 @@ def read_numbers(name: str, cells: pa.ChunkedArray, reading: Reading = PLAIN) ->
 
 
 def check_numbers(name: str, cells: pa.ChunkedArray, values: Values, reading: Reading = PLAIN) -> None:
-    """Raise `DataError` if a number is infinite, too large for float32, or an integer above 2^53 in size."""
-    too_large = np.abs(values) > _MAX_FLOAT32  # this comparison is False for NaN
+    """Raise `DataError` for an infinite number, a number that is too large for float32, and an integer whose absolute
+    value is above 2^53.
+    """
+    too_large = np.abs(values) > _MAX_FLOAT32  # False for NaN
     if too_large.any():
         row = int(too_large.argmax())
         text = cell_text(cells, row)
@@ -137,22 +141,23 @@ def check_numbers(name: str, cells: pa.ChunkedArray, values: Values, reading: Re
 
 
 def all_plain(found: Distinct) -> bool:
-    """Whether all values are numbers with a decimal point and without other marks."""
+    """Whether all values are plain numbers, which have no mark besides a decimal point."""
     return all(_PLAIN_NUMBER.fullmatch(str(value).strip()) for value in found.used)
 
 
 def first_text(found: Distinct) -> str | None:
-    """Return the text of the first cell that is not a number in any notation."""
+    """Return the text of the first cell that is not a number in any notation, or None if there is no such cell."""
     return _describe_others(found)[1]
 
 
 def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
-    """Describe the cells that are not numbers, if the column looks numeric. Return None for any other column of texts.
+    """If the column looks numeric, return a description of the cells that are not numbers. Return None if the column
+    does not look numeric.
 
-    A column looks numeric if one of these is true: at least half of its cells are numbers in some notation, or all its
-    other cells are common texts for a missing value, such as NA. The texts `nan` and `inf` do not count as numbers, and
-    they do not count as texts. A column that has only numbers is described too, if no single notation fits all of them.
-    allow_plain: whether numbers with a decimal point count as such a notation.
+    A column looks numeric in two cases: at least half of its cells are numbers in some notation, or all its other cells
+    are common texts for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor as texts.
+    If all cells are numbers but have different notations, the function returns a description of the notations.
+    allow_plain: whether to return None if all cells are plain numbers, which have no mark besides a decimal point.
     """
     if allow_plain and all_plain(found):
         return None
@@ -165,8 +170,8 @@ def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
 
 
 def not_numeric(name: str, claim: str, found: Distinct) -> DataError:
-    """Return the error for a column in which some cells are not numbers. claim: the requirement that the column does
-    not meet, such as `must be numeric`.
+    """Return the error for a column in which some cells are not numbers. claim: the words that follow the name of the
+    column in the message, such as `must be numeric`.
     """
     description, first = _describe_others(found)
     missing = f"--missing {flag_value(first)}, " if first else ""
@@ -181,7 +186,7 @@ def _which_are_numbers(found: Distinct) -> npt.NDArray[np.bool_]:
 
 
 def _describe_others(found: Distinct) -> tuple[str, str | None]:
-    """Describe the cells that are not numbers, and return the text of the first one."""
+    """Return a description of the cells that are not numbers, and the text of the first of these cells."""
     number = _which_are_numbers(found)
     if number[found.counts > 0].all():
         return _describe_notations([str(value).strip() for value in found.used]), None
@@ -192,7 +197,7 @@ def _describe_others(found: Distinct) -> tuple[str, str | None]:
 
 
 def _describe_notations(texts: list[str]) -> str:
-    """Describe numbers that no single notation fits, or that do not have the notation that the flags demand."""
+    """Describe a column of numbers with different notations, or with a notation that differs from the user's flags."""
     first = texts[0]
     other = next((text for text in texts if _marks(text) != _marks(first)), None)
     if other is None:
@@ -205,5 +210,7 @@ def _marks(text: str) -> list[str]:
 
 
 def has_leading_zeros(cells: pa.ChunkedArray) -> bool:
-    """Whether a text is a number with leading zeros. In such a column, 007 and 7 are two different codes."""
+    """Whether a cell is a number with leading zeros, such as 007. A column with such a cell has codes, in which 007 and
+    7 are different.
+    """
     return is_text(cells) and bool(pc.any(pc.match_substring_regex(cells, r"^\s*[+-]?0\d")).as_py())

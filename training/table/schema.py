@@ -21,11 +21,11 @@ RowIndices = npt.NDArray[np.int64]
 class Column:
     """One feature.
 
-    categories: the sorted categories. A category's index is its position. Categories are numbers if every cell is a
-    number, and otherwise texts. A column of another kind has no categories.
+    categories: the sorted categories. The index of a category is its position in `categories`. The categories are
+    numbers if every cell is a number, and otherwise texts. Only a categorical column has categories.
     missing: whether a row of the table has a missing value in the column.
-    reading: how a text becomes a value. It is None if the column has no texts in the table. A column of times always
-    has a reading.
+    reading: the rules that convert a text to a value. `reading` is None if the column has no texts in the table.
+    `reading` is never None for a column of times.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Table:
 
     x: float32 [rows, features], raw values. A boolean is 0 or 1. A category is stored as its index in `categories`, or
     as len(categories) if `categories` does not list it. A time is a whole number of days or hours. A missing value is
-    NaN. There are no infinities.
+    NaN. No value is infinite.
     y: for classification, int64 [rows], indices into `labels`; for regression, float64 [rows], finite values.
     labels: the classes in the order of their indices, in the JSON type of the target; () for regression.
     group: int64 [rows]. Rows with an equal number stay together in the split. `group` is None without a group column.
     time: float64 or int64 [rows]. A later row has a larger number. `time` is None without a time column.
-    notes: facts about the reading that the user should know, one sentence each.
-    target_reading: how the texts of a regression target become numbers; None if the cells are numbers.
-    rare: the labels of the classes that were too small, so they were dropped or merged.
+    notes: facts that the user should know about how the table was read, one sentence each.
+    target_reading: the rules that convert the texts of a regression target to numbers; None if the cells are numbers.
+    rare: the labels of the classes that were dropped or merged because they were too small.
     left_out: the columns of the source that are neither features nor the target.
     """
 
@@ -68,12 +68,12 @@ class Table:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The names of the columns."""
+        """The names of the features."""
         return tuple(column.name for column in self.columns)
 
     @property
     def outputs(self) -> int:
-        """The number of outputs of a model for this table: one for each class, or one in a regression."""
+        """The number of outputs of a model for this table: the number of classes, or 1 in a regression."""
         return len(self.labels) or 1
 
     def select(self, rows: RowIndices) -> Table:

@@ -1,9 +1,9 @@
-"""The split: decides which rows are for training, for validation and for the test.
+"""The split: divides the rows of a table into training rows, validation rows and test rows.
 
 The module does not depend on cells or files.
 
-By default, rows are drawn at random, class by class. With groups, whole groups are drawn, so that no group is in two
-parts. With a time, the training rows are the earliest and the test rows are the latest.
+By default, rows are drawn at random, class by class. If the table has groups, whole groups are drawn, so that no group
+is in two parts. If the table has a time, the training rows are the earliest rows and the test rows are the latest rows.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from foldserve.service.figures import count_of
 from foldserve.training.errors import DataError
 from foldserve.training.table.schema import RowIndices, Split, Table
 
-# The smallest number of rows that can be split. It is the sum of the smallest sizes of the three parts. Batch norm
-# needs two training rows for its statistics. A test needs two rows. The validation needs one row, and in a regression
-# two rows for R2.
+# The smallest number of rows that can be split, which is the sum of the smallest sizes of the three parts. Batch norm
+# needs two training rows for its statistics. The test set needs two rows. The validation set needs one row, but in a
+# regression two rows, because R2 is undefined for one row.
 _MIN_ROWS = 5
-# Groups can have any size and any mix of classes. So this number of random orders is tried, and the best order is used.
+# The number of random orders of the groups that the split tries. The split uses the best order. One order would not be
+# enough, because a group can have any size and any mix of classes.
 _GROUP_ORDERS = 16
 
 
 def split_rows(table: Table, *, test: float, validation: float, seed: int) -> Split:
-    """Split the rows of `table`. test, validation: the shares of the rows in these two parts. test is 0 if there is a
-    test file.
+    """Split the rows of `table`. test, validation: the shares of all rows that become test rows and validation rows.
+    `test` is 0 if there is a test file.
 
     By default, rows are split class by class, so that every part has every class. If the table has groups, the rows of
     a group stay together. If the table has a time, rows of equal time stay together. Raises `DataError` if there are
@@ -61,7 +62,7 @@ def _check_classes(table: Table, train: RowIndices) -> None:
 
 def _by_class(table: Table, test: float, validation: float, generator: np.random.Generator) -> list[RowIndices]:
     classes = [np.flatnonzero(table.y == index) for index in range(len(table.labels))] or [np.arange(len(table.y))]
-    least = 1 if table.labels else 2  # a single row has no R2 and no batch-norm statistics
+    least = 1 if table.labels else 2  # neither R2 nor batch-norm statistics exist for a single row
     parts = [_cut(generator.permutation(rows), test, validation, least) for rows in classes]
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
@@ -79,7 +80,7 @@ def _cut(rows: RowIndices, test: float, validation: float, least: int) -> tuple[
 
 
 def _by_time(time: npt.NDArray[Any], shares: Sequence[float]) -> list[RowIndices]:
-    """Put the latest rows into the first part. Rows of equal time stay in the same part."""
+    """Put the latest rows into the first part, which is the test set. Rows of equal time stay in the same part."""
     times, group_of = np.unique(time, return_inverse=True)
     _check_count("time", len(times), shares)
     latest_first = len(times) - 1 - group_of
@@ -91,7 +92,7 @@ def _by_group(
 ) -> list[RowIndices]:
     """Try several random orders of the groups.
 
-    Use the order whose parts come closest to the wanted sizes and class shares.
+    Use the order that gives parts closest to the wanted sizes and class shares.
     """
     groups, group_of = np.unique(group, return_inverse=True)
     _check_count("group", len(groups), shares)
@@ -118,8 +119,9 @@ def _assign_groups(
 ) -> list[RowIndices]:
     """Assign whole groups, in order, to consecutive parts. group_of: int64 [rows]; group_sizes: int64 [groups].
 
-    shares: the share of the rows for every part except the last. The last part gets the remaining groups. Each part
-    ends at the group that brings the part closest to its share. A part whose share is not 0 has at least one group.
+    shares: the share of the rows for every part except the last. The last part gets the remaining groups. The function
+    chooses the last group of each part so that the number of rows is as close as possible to the share. A part whose
+    share is not 0 has at least one group.
     """
     ends = np.cumsum(group_sizes)
     parts, first, wanted = [], 0, 0.0
@@ -136,10 +138,10 @@ def _assign_groups(
 
 
 def _imbalance(table: Table, parts: Sequence[RowIndices], shares: tuple[float, float]) -> float:
-    """Return the sum of two distances: the distance of the parts from their wanted sizes, and the distance of the class
-    shares from the class shares of the table.
+    """Return an error of the split, which is the sum of two differences: between the sizes of the parts and the wanted
+    sizes, and between the class shares in the parts and in the table.
 
-    The result grows by 1 for each class without a training row.
+    Each class without a training row adds 1 to the error.
     """
     rows, classes = len(table.y), len(table.labels)
     error = sum(abs(len(part) / rows - share) for part, share in zip(parts, shares, strict=False))

@@ -16,7 +16,7 @@ from foldserve.training.table.numbers import number_column
 
 
 def read_group(name: str, cells: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Return int64 [rows]; rows with equal values get equal numbers. Raises `DataError` for a missing value."""
+    """Return int64 [rows]. Rows of the same group get the same number. Raises `DataError` for a missing value."""
     codes = distinct(cells).codes
     require_values(name, "the group", codes)
     return codes

@@ -1,8 +1,9 @@
 """Suspects: columns that look like an identifier or a leak of the target.
 
-The module writes notes. It does not drop a column.
+The module writes notes. The module does not drop columns.
 
-Each column is examined alone. A leak is found without a network: half of the rows predict the other half.
+Each column is examined alone. The search for a leak trains no network: the target of a row is predicted from other rows
+with nearly the same value in the column.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import numpy.typing as npt
 from foldserve.training.table.schema import Column, Table
 from foldserve.training.text import flag_value
 
-# A table with fewer rows is too small to show an identifier or a leak.
+# With fewer rows than this, an identifier or a leak can't be recognised.
 _MIN_ROWS = 40
 # The largest number of rows that the search for a leak uses.
 _SAMPLE = 10_000
-# A column predicts the target almost perfectly if at most this share of the baseline's errors remains. In a regression,
-# the share of the target's variance that remains counts instead.
+# A column predicts the target almost perfectly if the prediction has at most this share of the baseline's errors. In a
+# regression, the squared error of the prediction must be at most this share of the target's variance.
 _LEFT = 0.01
 
 Values = npt.NDArray[Any]
 
 
 def identifier_note(name: str, values: Values) -> str | None:
-    """Return a note if the values of a numeric column only count the rows.
+    """Return a note if the values of a numeric column look like an identifier of the rows.
 
     values: float64 [rows], NaN for a missing value.
     """
@@ -89,16 +90,17 @@ def _is_copy(column: Column, cells: Values, y: Values, table: Table) -> bool:
 def _predicts(column: Column, cells: Values, y: Values, classes: int) -> bool:
     """Whether this column alone predicts the target.
 
-    The prediction for one half of the rows uses the other half of the rows.
+    The targets of one half of the rows are predicted from the other half of the rows.
     """
     half = len(y) // 2
     if column.kind in ("numeric", "time"):
         highest = np.nanmax(cells, initial=0.0)
-        cells = np.nan_to_num(cells, nan=2 * abs(highest) + 1)  # a missing value becomes a number far from all values
+        # Replaces a missing value by a number far from all other values.
+        cells = np.nan_to_num(cells, nan=2 * abs(highest) + 1)
         predicted = y[:half][_nearest(cells[:half], cells[half:])]
     else:
         found = np.nan_to_num(cells, nan=len(column.categories) + 2).astype(np.int64)
-        if len(np.unique(found)) > half // 4:  # a leak can't be shown if categories have few rows
+        if len(np.unique(found)) > half // 4:  # too few rows per category to recognise a leak
             return False
         predicted = _typical(found[:half], y[:half], classes)[found[half:]]
     if classes:
@@ -114,7 +116,7 @@ def _predicts(column: Column, cells: Values, y: Values, classes: int) -> bool:
 
 
 def _nearest(known: Values, asked: Values) -> npt.NDArray[np.int64]:
-    """For each value of `asked`, return the index of the nearest value of `known`, as int64 [asked]."""
+    """Return int64 [asked]: for each value of `asked`, the index of the nearest value of `known`."""
     order = np.argsort(known, kind="stable")
     ordered = known[order]
     right = np.searchsorted(ordered, asked).clip(1, len(known) - 1)

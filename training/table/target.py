@@ -1,4 +1,6 @@
-"""The target: derives the task, the labels and `y` from the cells, in the training table and in a test file."""
+"""The target: derives the task, the labels and the array `y` from the cells of the target column, in the training table
+and in a test file.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,17 @@ from foldserve.training.table.schema import Table
 from foldserve.training.text import join_some
 
 MAX_CLASSES = 4_096
-# With `--rare merge`, all rare classes become this class.
+# With `--rare merge`, all rare classes are merged into a class with this name.
 OTHER = "other"
-# A row of a test file gets this code if the class of the row was dropped as rare.
+# In a test file, a row whose class was dropped as rare gets this number in place of an index.
 _RARE = np.iinfo(np.int64).max
-# A target of integers is read as classes if it has at most this many different values.
+# If a target of integers has at most this many different values, the values are classes.
 _MAX_INTEGER_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Target:
-    """The target of a table. Each field has the same meaning as in `Table`; `reading` is `Table.target_reading`."""
+    """The target of a table. The fields have the same meanings as in `Table`, and `reading` is `Table.target_reading`."""
 
     task: Task
     y: npt.NDArray[Any]
@@ -65,11 +67,11 @@ def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, type
             raise not_numeric(name, "must be numeric", distinct(as_text(cells)))
         _check_values(name, cells, numbers, reading)
         return Target("regression", numbers, reading=reading if is_text(cells) else None)
-    if not reading.is_plain:  # in a classification, texts in a special notation are names of classes
+    if not reading.is_plain:  # in a classification, numbers in a special notation are names of classes
         numbers = None
     found = found or distinct(cells)
     if numbers is not None:
-        require_values(name, "the target", numbers)  # the text NaN is a missing value, not a class
+        require_values(name, "the target", numbers)  # refuses the text NaN, which is a missing value and not a class
         if row := first_missing(np.where(np.isinf(numbers), np.nan, numbers)):
             raise DataError(f"column {name!r}, the target: row {row} is infinite")
     require_values(name, "the target", found.codes)
@@ -89,12 +91,13 @@ def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, type
 def read_test_target(
     cells: pa.ChunkedArray, table: Table, option: Rare = "refuse"
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None]:
-    """Return `y` of a test file, as indices into the labels of `table`, and the indices of the rows that have a label.
+    """Return the array `y` of a test file, as indices into the labels of `table`, and the indices of the rows that have
+    a label.
 
-    The second value is None if all rows have a label. For regression, `y` has the values themselves.
+    The second result is None if all rows have a label. In a regression, `y` has the values of the target.
 
-    option: the treatment of the rare classes in `table`. Raises `DataError` for a missing value and for an unknown
-    class.
+    option: the value of `--rare` with which `table` was loaded. Raises `DataError` for a missing value and for an
+    unknown class.
     """
     name = table.target
     if table.task == "regression":
@@ -103,10 +106,10 @@ def read_test_target(
         return values, None
     found = distinct(cells)
     require_values(name, "the target", found.codes)
-    # 1 and 1.0 are the same class, so they need the same key. True is a different class, although Python treats True
-    # and 1 as equal.
+    # 1 and 1.0 are the same class, so 1 and 1.0 need the same key. True is a different class, although Python treats
+    # True and 1 as equal.
     indices = {(type(label) is bool, label): index for index, label in enumerate(table.labels)}
-    # The rare labels are compared as texts, because a merge turns every label into a text, even a number.
+    # The rare labels are compared as texts, because `--rare merge` turns all labels into texts, even numbers.
     rare = {str(label) for label in table.rare}
     merged = table.labels.index(OTHER) if rare and option == "merge" else _RARE
     if isinstance(table.labels[0], str):
@@ -132,13 +135,13 @@ def read_test_target(
 
 
 def check_decision(options: DecisionOptions, table: Table) -> None:
-    """Raise `DataError` if the table can't have the threshold that the options ask for."""
+    """Raise `DataError` if the options set a threshold that is impossible for the target of this table."""
     if options.threshold is not None:
         positive_class(options, table.target, table.labels)
 
 
 def positive_class(options: DecisionOptions, target: str, labels: tuple[Label, ...]) -> int:
-    """Return the index of the class that a threshold is about. target: the name of the target.
+    """Return the index of the positive class, which the threshold decides about. target: the name of the target column.
 
     Raises `DataError` if the target does not have two classes, or if `options.positive` is not a class.
     """
@@ -158,9 +161,9 @@ def settle_rare_classes(
 ) -> tuple[Target, npt.NDArray[np.int64] | None, list[str]]:
     """Drop, merge or refuse each class that has fewer than `least` rows.
 
-    Returns the target, the indices of the rows that are left, and notes. The indices are None if all rows are left.
-    Raises `DataError` in three cases: a class is too small and is refused, the merged class is too small, or fewer than
-    two classes are left.
+    Returns the target, the indices of the rows that are left, and notes. The second result is None if all rows are
+    left. Raises `DataError` in three cases: a class is too small and `option` is `refuse`, the merged class is too
+    small, or fewer than two classes are left.
     """
     counts = np.bincount(target.y, minlength=len(target.labels)) if target.labels else np.empty(0, np.int64)
     small = [index for index, rows in enumerate(counts) if rows < least]
@@ -185,7 +188,7 @@ def settle_rare_classes(
     if counts[small].sum() < least:
         rows_text = count_of(int(counts[small].sum()), "row")
         raise DataError(f"the rare classes have {rows_text} together: {need}; use --rare drop to leave them out")
-    # `OTHER` is a text. So all labels become texts, and have the same JSON type.
+    # `OTHER` is a text, so the other labels become texts too. All labels of a target must have the same JSON type.
     label_of = [OTHER if index in small else str(label) for index, label in enumerate(target.labels)]
     if OTHER in (str(label) for label in target.labels):
         raise DataError(f"column {name!r}, the target, has a class {OTHER!r} already: use --rare drop")
@@ -205,10 +208,10 @@ def _check_values(name: str, cells: pa.ChunkedArray, values: Values, reading: Re
 
 
 def _numbers(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> tuple[Values | None, Reading]:
-    """Return the target as numbers, and their reading.
+    """Return the target as numbers, and the `Reading` with the notation of these numbers.
 
-    The numbers are None in three cases: a text is not a number, the texts of a typed source have no special notation,
-    or the texts are codes with leading zeros.
+    The first result is None if the target is not a column of numbers. Codes with leading zeros are not numbers. If the
+    source states the types of its cells, a text without a special notation is not a number either.
     """
     if options.task != "regression" and has_leading_zeros(cells):
         return None, PLAIN
@@ -237,7 +240,7 @@ def _task(name: str, option: TaskOption, numbers: Values | None, found: Distinct
 
 
 def _labels(found: Distinct, *, numeric: bool) -> list[Any]:
-    """Return each distinct value as a label.
+    """Return the label of each distinct value.
 
     All labels have the JSON type of the target: integer, number, boolean or text.
     """

@@ -1,7 +1,6 @@
 """Notes on columns of texts that look like numbers or dates.
 
-Such texts are either kept as categories, or read as numbers or dates. The module writes notes. It does not decide the
-kind of a column.
+Other modules decide whether these texts are categories, numbers or dates. This module only writes notes for the user.
 """
 
 from __future__ import annotations
@@ -19,12 +18,14 @@ from foldserve.training.text import flag_value
 _DATE = re.compile(
     r"\s*(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}([-/.])\d{1,2}\1\d{4}|\d{1,2}/\d{1,2}/\d\d)(?:[T ,]|\s*$)", re.ASCII
 )
-# A time that is not a whole hour. A time zone may follow and does not count.
+# A time that is not a whole hour. The time zone after the time is ignored.
 _PART_OF_AN_HOUR = r"[T ]\d\d:(?:[0-5][1-9]|[1-5]0|00:(?:[0-5][1-9]|[1-5]0|00[.]\d*[1-9]))"
 
 
 def read_note(name: str, kind: Kind) -> str | None:
-    """Return the note on texts of a typed source that are read as numbers or times."""
+    """Return a note on a column that is read as numbers or times, although its cells are texts in a source that states
+    types.
+    """
     if kind not in ("numeric", "time"):
         return None
     read = "all numbers and are read as numbers" if kind == "numeric" else "all dates and are read as times"
@@ -32,7 +33,7 @@ def read_note(name: str, kind: Kind) -> str | None:
 
 
 def category_note(name: str, cells: pa.ChunkedArray, found: Distinct, *, typed: bool) -> str | None:
-    """Return a note if texts look like numbers or dates, but have no form that is read as such."""
+    """Return a note if the texts of a categorical column look like numbers or dates."""
     if not is_text(cells) or not found.used:
         return None
     if all(_DATE.match(value) for value in found.used):
@@ -54,7 +55,7 @@ def category_note(name: str, cells: pa.ChunkedArray, found: Distinct, *, typed: 
 
 
 def has_minutes(cells: pa.ChunkedArray) -> bool:
-    """Whether a time of the column is not a whole hour."""
+    """Whether the column has a time that is not a whole hour."""
     if is_text(cells):
         found = pc.any(pc.match_substring_regex(cells, _PART_OF_AN_HOUR), min_count=0)
     elif pa.types.is_timestamp(cells.type):
