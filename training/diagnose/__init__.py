@@ -1,6 +1,6 @@
-"""Measures on a table whether the usual claims about batch norm are true.
+"""The diagnosis measures whether the usual claims about batch norm are true for one table.
 
-Each claim is measured with and without batch norm. The result is an HTML report.
+Each experiment runs with and without batch norm. The result is an HTML report.
 
     plan.py          the choices of a diagnosis
     sample.py        a table -> standardised rows, a loss, a score; plain SGD

@@ -1,10 +1,10 @@
 """Trains three layers of 100 sigmoids with and without batch norm.
 
-Measures the speed of training and the sigmoids' inputs.
+The module measures the speed of the training and the inputs of the sigmoids.
 
 This is the experiment of figure 1 in Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain SGD.
-The paper gives no learning rate. Here the experiment runs at several learning rates, because the two networks may need
-different rates. The module draws no plot.
+The paper of Ioffe and Szegedy gives no learning rate. So the experiment runs at several learning rates, because the
+networks with and without batch norm may need different rates. The module draws no plot.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from foldserve.training.plan import Architecture
 LAYERS = 3
 _WIDTH = 100
 _BATCH = 60
-# The number of measurements in a run.
+# The number of measurements during one training.
 _MEASUREMENTS = 80
 PERCENTILES = (15, 50, 85)
 
-# The goal is a score, given as a share of the highest score of all runs. The steps to the goal measure the speed.
+# The goal is this share of the highest score of all runs. The speed of a training is measured by the number of steps
+# until its score reaches the goal.
 _GOAL = 0.95
-# A network is faster if the other one needs more than this multiple of its steps.
+# A network counts as faster if the other network needs more than this multiple of the steps of the faster network.
 _FASTER = 1.1
-# If a mean or a variance moves less than this, it counts as constant, because a plot would not show the movement. The
-# movement of a mean is in units of the sigmoid's input. The movement of a variance is its maximum divided by its
-# minimum.
+# A mean counts as constant if its range is at most `_CONSTANT_MEAN`, in units of the sigmoid's input. A variance counts
+# as constant if its maximum divided by its minimum is at most `_CONSTANT_RATIO`. Such small changes are not visible in
+# a plot.
 _CONSTANT_MEAN = 0.1
 _CONSTANT_RATIO = 1.1
 
@@ -46,11 +47,11 @@ class Run:
     """One training, measured after each step number in `steps`. Every sequence has one entry for each measurement.
 
     scores: the scores on the held-out rows in evaluation mode. percentiles: the 15th, 50th and 85th percentile of the
-    inputs to one sigmoid of the last hidden layer. The chosen sigmoid is one whose median input moves by a typical
-    distance. means, variances: the mean and the variance of each sigmoid's inputs over the rows. Both are averaged over
-    the units of each layer. For the inputs, the held-out rows are one batch in training mode, because networks are in
-    this mode during training. After a divergence all figures are NaN.
-    diverged: the step whose loss was not finite, or None.
+    inputs to one sigmoid of the last hidden layer. This sigmoid is the one whose median input has the median range
+    among the sigmoids of the layer. means, variances: the mean and the variance of each sigmoid's inputs over the rows,
+    averaged over the units of each layer. The inputs of the sigmoids are computed in training mode, with all held-out
+    rows as one batch, because a network is in training mode during the training. If the training diverges, the last
+    measurement has NaN for all figures. diverged: the step whose loss was not finite, or None.
     """
 
     batch_norm: bool
@@ -63,17 +64,20 @@ class Run:
     diverged: int | None
 
     def steps_to(self, score: float) -> int | None:
-        """Return the number of steps after which `score` was first reached, or None if no measurement reached it."""
+        """Return the number of steps after which a measurement first reached `score`. Return None if no measurement
+        reached `score`.
+        """
         return next((step for step, s in zip(self.steps, self.scores, strict=True) if s >= score), None)
 
     @property
     def movement(self) -> tuple[float, float, float]:
-        """Three figures on how much the sigmoids' inputs move during the training.
+        """Three figures that say how much the inputs of the sigmoids change during the training.
 
-        The figures are NaN if the run diverged.
+        The figures are NaN if the training diverged.
 
-        The first is the range of the measured sigmoid's median input. The second is the largest range of a layer's
-        mean. The third is the largest ratio of two variances of one layer.
+        The first figure is the range of the median input of the sigmoid that `percentiles` describes. The second figure
+        is the range of the mean input of a layer, for the layer with the largest range. The third figure is the highest
+        variance of a layer divided by its lowest variance, for the layer with the largest ratio.
         """
         medians, means, variances = (np.array(v) for v in (self.percentiles, self.means, self.variances))
         smallest = np.maximum(variances.min(0), np.finfo(np.float64).tiny)
@@ -97,7 +101,7 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 
 
 def select_pair(runs: tuple[Run, ...], rate: float) -> tuple[Run, Run]:
-    """Return the two runs at this rate. The first run is without batch norm, and the second run is with batch norm."""
+    """Return the runs without and with batch norm at this learning rate, in this order."""
     without, with_bn = (next(r for r in runs if r.rate == rate and r.batch_norm == bn) for bn in (False, True))
     return without, with_bn
 
@@ -106,7 +110,7 @@ def _measure_run(sample: Sample, plan: DiagnosisPlan, *, batch_norm: bool, rate:
     torch.manual_seed(plan.seed)
     architecture = Architecture(hidden=(_WIDTH,) * LAYERS, activation="sigmoid", batch_norm=batch_norm, dropout=0)
     network = build_mlp(sample.features, sample.outputs, architecture)
-    # Most measurements are made at the start of the training, where most changes happen.
+    # Most measurements are at the start of the training, because the network changes most at the start.
     measured_at = {round(plan.steps * (i / _MEASUREMENTS) ** 2) for i in range(_MEASUREMENTS + 1)}
     steps, diverged = [0], None
     scores, inputs = [_score(network, sample)], [sigmoid_inputs(network, sample.held_out.x)]
@@ -119,7 +123,8 @@ def _measure_run(sample: Sample, plan: DiagnosisPlan, *, batch_norm: bool, rate:
     if diverged:
         scores[-1], inputs[-1] = math.nan, torch.full_like(inputs[-1], math.nan)
     stacked = np.stack([layers.double().numpy() for layers in inputs])  # [measurements, layers, rows, units]
-    with np.errstate(invalid="ignore", over="ignore"):  # a divergence is a result, not an error
+    # NaN and infinity are not errors, because a training may diverge.
+    with np.errstate(invalid="ignore", over="ignore"):
         # The percentiles of the last layer's inputs: [measurements, percentiles, units].
         last = np.moveaxis(np.percentile(stacked[:, -1], PERCENTILES, axis=1), 0, 1)
         typical = np.argsort(np.ptp(last[:, 1], axis=0), kind="stable")[_WIDTH // 2]
@@ -143,9 +148,9 @@ def _score(network: nn.Sequential, sample: Sample) -> float:
 
 @torch.no_grad()
 def sigmoid_inputs(network: nn.Sequential, x: Tensor) -> Tensor:
-    """Compute the inputs of each layer's sigmoids for x [rows, features]. Return [layers, rows, units].
+    """Compute the inputs of the sigmoids in each layer for x [rows, features]. Return [layers, rows, units].
 
-    x is one batch in training mode. The running statistics of `network` do not change.
+    The network is in training mode, and x is one batch. The running statistics of `network` do not change.
     """
     inputs = []
     for layer in copy.deepcopy(network).train():
@@ -156,12 +161,14 @@ def sigmoid_inputs(network: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def find_goal(runs: tuple[Run, ...]) -> float:
-    """Return the score that the networks race to reach: 95% of the highest score of all runs."""
+    """Return the score at which the speeds of the networks are compared: 95% of the highest score of all runs."""
     return _GOAL * max((s for run in runs for s in run.scores if math.isfinite(s)), default=0.0)
 
 
 def describe_speed(runs: tuple[Run, ...], score_name: str) -> str:
-    """Say which network reaches the goal first. Each network has its best learning rate."""
+    """Say whether the network with batch norm reaches the goal in fewer steps than the network without batch norm, each
+    at its best learning rate.
+    """
     goal, limit = find_goal(runs), max(run.steps[-1] for run in runs)
     if goal <= 0:
         return "No run learned anything in these steps, so this shows nothing."
@@ -179,7 +186,7 @@ def _fewest_steps(runs: tuple[Run, ...], goal: float, *, batch_norm: bool) -> in
 
 
 def describe_steps(steps: int | None, limit: int) -> str:
-    """Write a number of steps. None means more than `limit` steps."""
+    """Write the number of steps as text. If `steps` is None, write that more than `limit` steps are needed."""
     return f"more than {limit:,} steps" if steps is None else count_of(steps, "step")
 
 
@@ -189,7 +196,9 @@ def _verdict(without: int | None, with_bn: int | None) -> str:
 
 
 def describe_percentiles(without: Run, with_bn: Run) -> str:
-    """Say in which of the two runs the inputs of the measured sigmoid move less."""
+    """Say whether the inputs of a typical sigmoid change less in the run with batch norm than in the run without batch
+    norm.
+    """
     plain, normed = without.movement[0], with_bn.movement[0]
     if not (math.isfinite(plain) and math.isfinite(normed)):
         return _describe_divergence(without, with_bn)
@@ -201,7 +210,7 @@ def describe_percentiles(without: Run, with_bn: Run) -> str:
 
 
 def describe_moments(without: Run, with_bn: Run) -> str:
-    """Say whether batch norm keeps the mean and variance of each layer's inputs constant."""
+    """Say whether batch norm keeps the mean and the variance of the sigmoids' inputs constant."""
     (_, mean, ratio), (_, plain_mean, plain_ratio) = with_bn.movement, without.movement
     if not all(map(math.isfinite, (mean, ratio, plain_mean, plain_ratio))):
         return _describe_divergence(without, with_bn)

@@ -1,8 +1,8 @@
 """Measures the norm of the gradient in each layer, for networks of several depths.
 
-Batch norm keeps the gradients of sigmoids from vanishing. It is less well known that batch norm also makes gradients
-explode with depth at initialisation. In networks of Dense - BN - ReLU with wide layers and large batches, the squared
-norm grows from each layer to the layer before it. The factor is pi / (pi - 1) (Yang and others, 2019,
+Batch norm keeps the gradients of sigmoid networks from vanishing. But batch norm also makes gradients explode in deep
+networks at initialisation. In networks of Dense - BN - ReLU with wide layers and large batches, the squared norm of the
+gradient grows by the factor pi / (pi - 1) from each layer to the layer before it (Yang and others, 2019,
 arXiv:1902.08129). The module draws no plot.
 """
 
@@ -26,7 +26,9 @@ from foldserve.training.network.mlp import build_mlp
 from foldserve.training.plan import Architecture
 
 PREDICTED_GROWTH = math.sqrt(math.pi / (math.pi - 1))
-"""The factor of the norm per layer towards the input, for Dense - BN - ReLU at initialisation: about 1.211."""
+"""The factor, about 1.211, by which the norm of the gradient grows per layer towards the input. The factor is for
+networks of Dense - BN - ReLU at initialisation.
+"""
 
 Activation = Literal["sigmoid", "relu"]
 ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "relu")
@@ -34,11 +36,11 @@ _WIDTH = 128
 _MEASURED_ROWS = 256
 _BATCH = 60
 _RATE = 0.1
-# A measured growth agrees with the prediction if its relative error is at most this number. The prediction holds for
-# layers of infinite width.
+# The measured growth agrees with the prediction if the relative difference is at most this number. The prediction is
+# exact only for layers of infinite width.
 _AGREES = 0.05
-# The gradient does not vanish or explode if its growth per layer differs from 1 by at most this number. Over 64 layers,
-# such a growth gives a factor of at most 23.
+# The gradient neither vanishes nor explodes if its growth per layer differs from 1 by at most this number. A growth of
+# 1.05 per layer is a factor of about 23 over 64 layers.
 _STEADY = 0.05
 
 
@@ -46,11 +48,11 @@ _STEADY = 0.05
 class Depth:
     """The measurements of one network with `depth` hidden layers.
 
-    initial, trained: the gradient norms before and after training. There is one norm for each hidden Dense. The first
-    norm is that of the Dense next to the input. Each norm is the Frobenius norm of the gradient of the loss with
-    respect to the weights of its Dense. Both sequences are measured in training mode on the same batch. The batch has
-    256 training rows, or all training rows if there are fewer. score: the score on this batch in training mode, after
-    training. diverged: the step whose loss was not finite, or None. After a divergence, `trained` and `score` are NaN.
+    initial, trained: the gradient norms before and after training, one for each hidden Dense. The first norm is that of
+    the Dense next to the input. Each norm is the Frobenius norm of the gradient of the loss with respect to the weights
+    of one Dense. `initial` and `trained` are measured in training mode on the same batch. This batch has 256 training
+    rows, or all training rows if there are fewer. score: the score on the same batch in training mode, after training.
+    diverged: the step whose loss was not finite, or None. If the training diverged, `trained` and `score` are NaN.
     """
 
     activation: Activation
@@ -63,7 +65,7 @@ class Depth:
 
 
 def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tuple[Depth, ...]:
-    """Measure each activation and depth, first without and then with batch norm.
+    """Measure a network for each activation and depth, first without and then with batch norm.
 
     Each network is measured at initialisation and after training.
     """
@@ -79,11 +81,12 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 
 
 def growth(norms: tuple[float, ...]) -> float:
-    """Fit the factor by which the norm grows from each layer to the layer before it.
+    """Estimate the factor by which the gradient norm grows from each layer to the layer before it.
 
-    The factor comes from the slope of the logarithm of the norm. norms: one norm for each hidden Dense, in the order
-    from the input to the output. The first layer is left out, because its number of inputs depends on the table.
-    Returns NaN if fewer than two layers are left, or if a norm is 0 or not finite.
+    The function fits a line to the logarithms of the norms. The factor follows from the slope of this line. norms: one
+    norm for each hidden Dense, in the order from the input to the output. The first Dense is left out, because its
+    number of inputs depends on the table. The result is NaN if fewer than two other norms are left, or if one of them
+    is 0 or not finite.
     """
     rest = np.array(norms[1:])
     if len(rest) < 2 or not np.isfinite(rest).all() or (rest <= 0).any():
@@ -94,8 +97,8 @@ def growth(norms: tuple[float, ...]) -> float:
 def gradient_norms(network: nn.Sequential, sample: Sample, rows: Examples) -> tuple[float, ...]:
     """For each hidden Dense, compute the Frobenius norm of the gradient of the loss with respect to its weights.
 
-    rows: the batch, which is used in training mode. The computation is in float64, because over 64 sigmoid layers, a
-    gradient becomes smaller than the smallest float32. `network` does not change.
+    rows: the batch for which the gradient is computed, in training mode. The computation uses float64, because a
+    gradient that passes through 64 sigmoid layers becomes smaller than the smallest float32. `network` does not change.
     """
     network = copy.deepcopy(network).double().train()
     y = rows.y.double() if rows.y.is_floating_point() else rows.y
@@ -109,7 +112,7 @@ def _measure_depth(
     torch.manual_seed(plan.seed)
     architecture = Architecture(hidden=(_WIDTH,) * depth, activation=activation, batch_norm=batch_norm, dropout=0)
     network = build_mlp(sample.features, sample.outputs, architecture)
-    if activation == "relu":  # PyTorch's default initialisation would multiply a gradient by 0.41 in each layer
+    if activation == "relu":  # with PyTorch's default initialisation, each layer would multiply the gradient by 0.41
         for layer in network:
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -124,13 +127,15 @@ def _measure_depth(
 
 
 def deepest(measured: tuple[Depth, ...], activation: Activation, *, batch_norm: bool) -> Depth:
-    """Return the measurements of the deepest network with this activation, with or without batch norm."""
+    """Return the measurements of the deepest network with this activation and this choice of batch norm."""
     chosen = [m for m in measured if m.activation == activation and m.batch_norm == batch_norm]
     return max(chosen, key=lambda m: m.depth)
 
 
 def describe_initial(measured: tuple[Depth, ...]) -> str:
-    """Say how the gradient changes on its way through the deepest networks, and compare it with the prediction."""
+    """Say how the gradient changes from the output to the input of the deepest networks, and whether the prediction is
+    right.
+    """
     sigmoid, sigmoid_bn, _, relu_bn = (
         growth(deepest(measured, activation, batch_norm=batch_norm).initial)
         for activation, batch_norm in product(ACTIVATIONS, (False, True))
@@ -152,7 +157,7 @@ def _describe_growth(rate: float) -> str:
 
 
 def describe_trained(measured: tuple[Depth, ...], steps: int) -> str:
-    """Say whether the gradient of the deepest ReLU network with batch norm still explodes."""
+    """Say whether the gradient of the deepest ReLU network with batch norm still explodes after training."""
     relu = deepest(measured, "relu", batch_norm=True)
     before, after = growth(relu.initial), growth(relu.trained)
     if relu.diverged:

@@ -1,9 +1,9 @@
-"""Measures the gap between training mode and evaluation mode by batch size.
+"""Measures the gap between training mode and evaluation mode for several batch sizes.
 
-Training mode uses the statistics of a batch.
+In training mode, batch norm uses the statistics of a batch.
 
-The same network (the reference topology) is scored in both modes on the same held-out rows. Only the statistics in its
-BNs differ between the modes. The module draws no plot.
+The network is the reference topology. The module measures the network in both modes on the same held-out rows. Only the
+statistics in the BNs of the network differ between the modes. The module draws no plot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DRAWS = 5
 
 @dataclass(frozen=True)
 class Gap:
-    """The losses and scores of a network that was trained with batches of `batch` rows, in both modes.
+    """The losses and scores in both modes of one network, which was trained with batches of `batch` rows.
 
     The losses are measured on the held-out rows. The loss is the log loss in nats, or the squared error of the
     standardised target. All figures are NaN if training diverged.
@@ -52,7 +52,7 @@ class Gap:
 
 
 def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tuple[Gap, ...]:
-    """Train once with each batch size, always for the same number of steps.
+    """Train a network with each batch size, always for the same number of steps.
 
     A batch size is skipped if the table has too few rows.
     """
@@ -73,8 +73,8 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 def measure_gap(network: nn.Sequential, sample: Sample, batch: int, seed: int) -> Gap:
     """Score `network` on the held-out rows in both modes. Training mode uses random batches of `batch` rows.
 
-    In training mode, the last rows of a permutation are left out if they do not fill a batch. The running statistics of
-    `network` do not change.
+    In training mode, the rows of an incomplete last batch are left out. The running statistics of `network` do not
+    change.
     """
     generator = torch.Generator().manual_seed(seed)
     rows, training = sample.held_out, copy.deepcopy(network).train()
@@ -96,7 +96,7 @@ def measure_gap(network: nn.Sequential, sample: Sample, batch: int, seed: int) -
 
 
 def describe_gap(gaps: tuple[Gap, ...]) -> str:
-    """Say whether the gap gets smaller as the batches grow."""
+    """Say whether the gap between the modes is smaller for larger batches."""
     known = [g for g in gaps if math.isfinite(g.loss)]
     diverged = [str(g.batch) for g in gaps if not math.isfinite(g.loss)]
     also = f"; training diverged with batches of {', '.join(diverged)}" if diverged else ""

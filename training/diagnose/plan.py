@@ -1,4 +1,4 @@
-"""The choices of a diagnosis. The module imports no torch, so that `--help` is quick."""
+"""The settings of a diagnosis. The module imports no torch, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 class DiagnosisPlan:
     """The same plan, table, versions and kind of CPU give the same figures, except for latencies.
 
-    steps: the number of steps for which three sigmoid layers are trained. rates: the learning rates of these trainings.
-    The inputs of the sigmoids are measured at the middle rate. depths: the numbers of hidden layers of the networks
-    whose gradients are measured. gradient_steps: the number of steps for which these networks are trained. batch_sizes:
-    the batch sizes at which the two modes are compared.
-    mode_steps: the number of training steps before this comparison. rounds: the number of timed runs of each model. The
-    latency is the median of these runs. repeats: the number of trainings with the user's own recipe, each with and
-    without batch norm. Raises `ValueError` for a value that is out of range.
+    steps: the number of training steps of the networks with three sigmoid layers. rates: the learning rates of the
+    networks with three sigmoid layers. The inputs of the sigmoids are measured at the middle rate. depths: the numbers
+    of hidden layers of the networks whose gradients are measured. gradient_steps: the number of training steps of the
+    networks whose gradients are measured. batch_sizes: the batch sizes with which training mode and evaluation mode are
+    compared. mode_steps: the number of training steps before training mode and evaluation mode are compared. rounds:
+    the number of timed runs of each model. The latency is the median of these runs. repeats: the number of trainings
+    with the user's own recipe, each with and without batch norm. Raises `ValueError` for a value that is out of range.
     """
 
     seed: int = 0

@@ -1,7 +1,7 @@
 """The plots of a diagnosis: draws measurements as SVG. The module does not depend on the sentences or the page.
 
-In every plot, one colour is for networks with batch norm. The other colour is for networks without batch norm. Each
-plot is a list of charts with one legend. The page puts the charts side by side. On a phone, the charts are below each
+In every plot, networks with batch norm have one colour, and networks without batch norm have another colour. Each plot
+is a list of charts with one legend. On a wide page, the charts are side by side. On a phone, the charts are below each
 other.
 """
 
@@ -26,7 +26,7 @@ from foldserve.training.report.svg import Chart, Colour, Dash, legend
 
 @dataclass(frozen=True)
 class Plot:
-    """SVG charts that belong together, and the HTML of their legend."""
+    """SVG charts that share a legend, and the HTML of the legend."""
 
     charts: tuple[str, ...]
     legend: str
@@ -35,7 +35,8 @@ class Plot:
 Norms = npt.NDArray[np.float64]
 
 _DASHES: tuple[Dash, ...] = ("dotted", "", "dashed")
-# The range of R2 that is shown, because the R2 of an untrained network can be any negative number.
+# The range of an axis for R2. The axis does not show every R2, because the R2 of an untrained network can be any
+# negative number.
 _R2_RANGE = (-0.5, 1.0)
 _LEAST_DECADES = 2.0
 _BAR, _GAP = 0.38, 0.02
@@ -53,7 +54,7 @@ _BOTH: tuple[tuple[Colour, Dash, str], ...] = (("first", "", "with BN"), ("secon
 
 
 def draw_trainings(study: Study, score_name: str) -> Plot:
-    """Draw the validation loss and score by epoch for every training with the user's recipe."""
+    """Draw the validation loss and the validation score by epoch for every training with the user's recipe."""
     trainings = [training for training in study.trainings if training.losses]
     low, high = _R2_RANGE if score_name == "R2" else (None, None)
     x = linear_axis("epoch", [[1, len(training.losses)] for training in trainings], integers=True)
@@ -94,7 +95,9 @@ def draw_speed(runs: Sequence[Run], score_name: str) -> Plot:
 
 
 def draw_percentiles(without: Run, with_bn: Run) -> Plot:
-    """Draw the percentiles of one sigmoid's inputs during training, side by side on one scale."""
+    """Draw the percentiles of one sigmoid's inputs during training. The chart without batch norm and the chart with
+    batch norm have the same scale.
+    """
     y = linear_axis("input to the sigmoid", [without.percentiles, with_bn.percentiles])
     charts = []
     for run in (without, with_bn):
@@ -110,7 +113,7 @@ def draw_percentiles(without: Run, with_bn: Run) -> Plot:
 
 
 def draw_moments(without: Run, with_bn: Run) -> Plot:
-    """Draw the mean and variance of each layer's sigmoid inputs during training."""
+    """Draw the mean and the variance of the sigmoids' inputs during training, with one line for each layer."""
     axes = (
         ("mean", linear_axis("mean of sigmoid inputs", [without.means, with_bn.means])),
         (
@@ -135,7 +138,7 @@ def draw_moments(without: Run, with_bn: Run) -> Plot:
 
 
 def draw_gradients(measured: Sequence[Depth], *, trained: bool) -> Plot:
-    """Draw the gradient norm by layer. Deeper networks have stronger lines.
+    """Draw the gradient norm by layer. The lines of deeper networks are stronger.
 
     There are two charts for each activation: one without batch norm, and one with batch norm.
     """
@@ -171,7 +174,9 @@ def _describe_prediction() -> str:
 
 
 def _predict(norms: Norms) -> Norms | None:
-    """Return a line with the predicted slope above the measured norms; None if a norm is 0 or not finite."""
+    """Return the points of a line with the predicted slope, drawn above the measured norms. Return None if a norm is 0
+    or not finite.
+    """
     if not np.isfinite(norms).all() or (norms <= 0).any():
         return None
     layers = np.arange(1, len(norms) + 1)
@@ -180,7 +185,7 @@ def _predict(norms: Norms) -> Norms | None:
 
 
 def draw_gaps(measured: Sequence[Gap], score_name: str) -> Plot:
-    """Draw the loss and the score in both modes by batch size."""
+    """Draw the loss and the score in training mode and in evaluation mode, by batch size."""
     sizes = [gap.batch for gap in measured]
     x = powers_axis("rows in a batch", sizes)
     charts = []

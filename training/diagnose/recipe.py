@@ -31,18 +31,20 @@ from foldserve.training.plan import Plan
 from foldserve.training.table.load import load_held_out
 from foldserve.training.table.schema import Table
 
-# Two mean losses whose relative difference is at most this count as equal. A change of the initial weights alone can
-# change a loss by this much.
+# Two mean losses count as equal if their relative difference is at most this number. Other initial weights alone can
+# change a loss by this share.
 _CLEAR = 0.02
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training with the recipe. losses, scores: the loss and the score of the validation rows, after each epoch.
+    """One training with the user's recipe. losses, scores: the loss and the score of the validation rows, after each
+    epoch.
 
     test_loss, test_score: the loss and the score of the test rows, with the weights of the best epoch. The loss is the
     log loss in nats, or the mean squared error of the standardised target. The score is the accuracy or R2. seconds:
-    the time of the fit. If the training diverged, the sequences are empty and the other figures are NaN.
+    the duration of the training. If the training diverged, `losses` and `scores` are empty and the other figures are
+    NaN.
     """
 
     batch_norm: bool
@@ -57,9 +59,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Graph:
-    """The user's network in ONNX, unfolded or folded.
+    """The unfolded or the folded ONNX graph of the user's network.
 
-    size: the size of the file in bytes. latency: the median seconds of a run, by the number of rows.
+    size: the size of the file in bytes. latency: the median number of seconds of a run, by the number of rows.
     """
 
     folded: bool
@@ -71,10 +73,11 @@ class Graph:
 
 @dataclass(frozen=True)
 class Study:
-    """The trainings with and without batch norm, and the graphs of the first training with the unchanged recipe.
+    """The trainings with and without batch norm, and the ONNX graphs of the first training that used the user's recipe
+    without a change.
 
-    rows: the numbers of training, validation and test rows. total: the rows of the table. graphs: the unfolded graph
-    and the folded graph, or () if the training of the graphs diverged.
+    rows: the numbers of training, validation and test rows. total: the number of rows of the table. graphs: the
+    unfolded graph and the folded graph, or () if this first training diverged.
     """
 
     plan: Plan
@@ -84,16 +87,17 @@ class Study:
     graphs: tuple[Graph, ...]
 
     def select(self, *, batch_norm: bool) -> tuple[Training, ...]:
-        """Return the trainings with or without batch norm, in the order of their repeats."""
+        """Return all trainings with batch norm, or all trainings without batch norm, in the order in which they ran."""
         return tuple(training for training in self.trainings if training.batch_norm == batch_norm)
 
 
 def measure(table: Table, plan: Plan, diagnosis: DiagnosisPlan, on_progress: OnProgress) -> Study:
-    """Train `diagnosis.repeats` times with batch norm, and as often without batch norm.
+    """Train the user's recipe `diagnosis.repeats` times with batch norm, and `diagnosis.repeats` times without batch
+    norm.
 
-    Each time, the initial weights are different.
+    Each repeat has different initial weights.
 
-    From a table of more than 20,000 rows, only 20,000 random rows are used.
+    If the table has more than 20,000 rows, the function uses only 20,000 random rows.
     """
     total = len(table.x)
     if total > MAX_ROWS:
@@ -148,7 +152,7 @@ def _compare_graphs(
 ) -> tuple[Graph, ...]:
     try:
         trained = assemble(plan, prepared, (fitted,))
-    except FoldError:  # a weight is not finite
+    except FoldError:  # raised if a weight is not finite
         return ()
     table, chains = prepared.table, {False: trained.network, True: trained.folded.network}
     contents = {
@@ -172,7 +176,7 @@ def _describe(folded: bool, content: bytes, latency: dict[int, float]) -> Graph:
 
 
 def describe_trainings(study: Study) -> str:
-    """Say whether batch norm lowers the loss on the test rows in every pair of trainings."""
+    """Say whether the training with batch norm has the lower loss on the test rows in every pair of trainings."""
     without, with_bn = (study.select(batch_norm=batch_norm) for batch_norm in (False, True))
     differences = [b.test_loss - a.test_loss for a, b in zip(without, with_bn, strict=True)]
     if any(map(math.isnan, differences)):
@@ -192,7 +196,7 @@ def describe_trainings(study: Study) -> str:
 
 
 def describe_graphs(study: Study) -> str:
-    """Say what folding changes in the user's network."""
+    """Say how folding changes the number of nodes and the latency of the user's network."""
     if not study.graphs:
         return "Training diverged, so there was nothing to fold."
     unfolded, folded = study.graphs

@@ -17,7 +17,7 @@ from foldserve.training.table.schema import Table
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All measurements of a diagnosis. saving: None if the training for this measurement diverged."""
+    """All measurements of a diagnosis. saving: the measurements of what folding saves; None if their training diverged."""
 
     plan: DiagnosisPlan
     sample: Sample
@@ -29,10 +29,9 @@ class Diagnosis:
 
 
 def diagnose(table: Table, plan: DiagnosisPlan, own: Plan, on_progress: OnProgress = lambda *_: None) -> Diagnosis:
-    """Measure everything in `plan` on `table`, on one thread. A divergence is a result, not an error.
+    """Run the experiments of `plan` on `table`, on one thread. A training that diverges is a result, not an error.
 
-    own: the plan of the user's recipe. The recipe is measured in addition to the textbook networks. The recipe runs on
-    the number of threads in `own`.
+    own: the plan with the user's recipe. The trainings with the user's recipe use the number of threads in `own`.
     """
     sample = draw_sample(table, plan.seed)
     study = recipe.measure(table, own, plan, on_progress)

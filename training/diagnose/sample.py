@@ -1,6 +1,7 @@
-"""The rows of a diagnosis, standardised and split, and plain SGD on these rows.
+"""The sample of a diagnosis: rows of the table, standardised and split. The module also trains networks on the sample
+with plain SGD.
 
-The module does not depend on an experiment.
+The module does not depend on the experiments.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from foldserve.training.fit.loop import Examples
 from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.table.schema import Table
 
-# The largest number of rows of a sample. More rows would take longer and give the same result. The reason is that each
-# network of a diagnosis is trained for at most a few thousand steps.
+# The largest number of rows of a sample. Each network of a diagnosis is trained for at most a few thousand steps. So
+# with more rows, the diagnosis would take longer but give the same result.
 MAX_ROWS = 20_000
 _MIN_ROWS = 20
 _HELD_OUT_SHARE = 0.25
-# The largest number of held-out rows. The number is small for two reasons. Each network is scored on these rows up to a
-# hundred times. The rows also form one batch in training mode.
+# The largest number of held-out rows. This number is small, because each network is measured on the held-out rows up to
+# a hundred times, and because all held-out rows form one batch in training mode.
 _MAX_HELD_OUT = 1_000
 
 OnProgress = Callable[[str, int, int], None]
@@ -36,7 +37,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """Disjoint training rows and held-out rows of a table. total: the number of rows of the table."""
+    """Training rows and held-out rows of a table, without a row in common. total: the number of rows of the table."""
 
     source: str
     classification: bool
@@ -47,7 +48,7 @@ class Sample:
 
     @property
     def features(self) -> int:
-        """The number of columns of x."""
+        """The number of columns of the network's input."""
         return self.train.x.shape[1]
 
     @property
@@ -72,7 +73,7 @@ class Sample:
 
 
 def draw_sample(table: Table, seed: int) -> Sample:
-    """Draw at most `MAX_ROWS` rows at random, and hold out a quarter of them.
+    """Draw at most `MAX_ROWS` rows of the table at random, and hold out a quarter of these rows.
 
     All rows are standardised with the statistics of the training rows.
 
@@ -100,9 +101,9 @@ def train_sgd(
     """Train `network` in place with plain SGD, without momentum. Yield the number and the loss of each step.
 
     The first step has number 1. Each pass over the training rows has a new random order, which is cut into batches of
-    `batch` rows. Rows that do not fill a last batch are left out. If there are fewer than `batch` training rows, each
-    batch has all training rows. The training ends after a loss that is not finite. Each step puts the network into
-    training mode again, so the caller may change the mode between two steps.
+    `batch` rows. The rows of an incomplete last batch are left out. If there are fewer than `batch` training rows, each
+    batch has all training rows. The training ends when a loss is not finite. Each step puts the network into training
+    mode again, so the caller may change the mode between two steps.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = list(network.parameters())

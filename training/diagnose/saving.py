@@ -1,4 +1,5 @@
-"""Measures how folding the reference topology changes nodes, parameters, latency and memory in ONNX Runtime on the CPU.
+"""Measures what folding saves. The module compares the unfolded and the folded reference topology in ONNX Runtime on
+the CPU: nodes, parameters, latency and memory.
 
 The module draws no plot.
 """
@@ -33,12 +34,13 @@ from foldserve.training.plan import Architecture, Placement
 PLACEMENTS: tuple[Placement, ...] = ("pre", "post")
 _RATE = 0.1
 _BATCH = 60
-_STEPS = 200  # enough steps to move the running statistics away from their initial values
+_STEPS = 200  # after these steps, the running statistics are far from their initial values
 _FLOAT_BYTES = 4
-# If the relative difference of two latencies is at most this, they count as equal, because such a difference is noise.
+# Two latencies count as equal if their relative difference is at most this number, because smaller differences are
+# noise.
 _NOISE = 0.03
 
-# The placement of the batch norm, and whether the model is folded.
+# The key of a model: the placement of the batch norm, and whether the model is folded.
 _Key = tuple[Placement, bool]
 _Name = TypeVar("_Name")
 
@@ -48,11 +50,11 @@ class Model:
     """The figures of one graph. parameters: the number of values in the initialisers. size: the size of the file in
     bytes.
 
-    nodes: the nodes in the file. run: the operators that ONNX Runtime runs after it has optimised the graph, including
-    the Softmax. written: the bytes per row that these operators write, including the output of the model. peak: the
-    largest number of bytes per row that a single operator reads and writes, if no operator overwrites its input.
-    latency: the median latency in seconds. Each number of rows has two medians: one with graph optimisations on, and
-    one with graph optimisations off.
+    nodes: the number of nodes in the file. run: the operators that ONNX Runtime runs after it has optimised the graph,
+    including the Softmax. written: the number of bytes per row that all operators together write, including the output
+    of the model. peak: the largest number of bytes per row that a single operator reads and writes, if no operator
+    overwrites its input. latency: the median latency in seconds. The first key says whether the graph optimisations of
+    ONNX Runtime are on, and the second key is the number of rows.
     """
 
     placement: Placement
@@ -68,7 +70,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Saving:
-    """The figures of the unfolded and the folded model for each placement of the batch norm.
+    """The measurements of the unfolded and the folded model, for each placement of the batch norm.
 
     apart: the largest difference between the outputs of the two models on the held-out rows.
     """
@@ -85,7 +87,7 @@ class Saving:
 
 
 def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> Saving | None:
-    """Train the reference topology briefly in both placements, fold it, and measure it.
+    """Train the reference topology with each placement for a few steps. Measure the network before and after folding.
 
     Return None if a training diverged.
     """
@@ -99,7 +101,7 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> Sav
         task: Task = "classification" if sample.classification else "regression"
         try:
             folded = fold(network.eval()).network
-        except FoldError:  # a weight is not finite
+        except FoldError:  # raised if a weight is not finite
             return None
         for chain in (network, folded):
             content = to_onnx(chain, sample.features, sample.outputs, task, unfolded=chain is network)
@@ -131,10 +133,12 @@ def time_models(
     on_progress: OnProgress,
     stage: str,
 ) -> dict[_Name, dict[bool, dict[int, float]]]:
-    """Return the median seconds of a run by model, optimisations of ONNX Runtime (on or off), and number of rows.
+    """Return the median number of seconds of a run. The keys are the name of the model, whether the graph optimisations
+    of ONNX Runtime are on, and the number of rows.
 
-    In each round, all models run in turn. So other work on the machine affects all models alike. contents: ONNX files
-    by name. rows: float32 [rows, features], repeated as often as necessary. stage: the name for on_progress.
+    In each round, every model runs once for each number of rows. So other work on the machine affects all models in the
+    same way. contents: ONNX files by name. rows: float32 [rows, features], repeated as often as necessary. stage: the
+    name of the experiment that is passed to on_progress.
     """
     sessions: dict[tuple[_Name, bool], ort.InferenceSession] = {
         (key, optimise): open_session(content, CPU, optimise=optimise)
@@ -180,9 +184,9 @@ def _describe_model(
 
 
 def _widths(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return the number of columns of each value [batch, columns], by the name of the value.
+    """Return the number of columns of each value in the unoptimised graph. The keys are the names of the values.
 
-    The output of a fused operator has the same name as before the fusion.
+    The names are also valid in the optimised graph, because the output of a fused operator keeps its name.
     """
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     width = {graph.input[0].name: graph.input[0].type.tensor_type.shape.dim[1].dim_value}
@@ -203,7 +207,9 @@ def describe_size(saving: Saving | None) -> str:
 
 
 def describe_latency(saving: Saving | None) -> str:
-    """Say whether the folded models are faster than the unfolded models when ONNX Runtime's optimisations are on."""
+    """Say whether the folded models are faster than the unfolded models if the graph optimisations of ONNX Runtime are
+    on.
+    """
     if saving is None:
         return "Training diverged, so there was nothing to time."
     ratios = [

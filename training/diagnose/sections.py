@@ -1,4 +1,4 @@
-"""Turns measurements into sections of sentences, plots and tables, and into one HTML page. It measures nothing."""
+"""Turns measurements into sections of sentences, plots and tables, and into one HTML page. The module measures nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from foldserve.training.report.page import render_page
 
 @dataclass(frozen=True)
 class Finding:
-    """One result: a sentence, and the plot and the table that show the figures for the sentence.
+    """One result: a sentence, and a plot and a table with the figures behind the sentence.
 
-    table: rows of cells. The first row has the titles of the columns. Texts are escaped later, but the plot is inserted
-    without escaping.
+    table: rows of cells. The first row has the titles of the columns. The template escapes the texts, but inserts the
+    plot without escaping.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Section:
-    """The findings of one experiment. setting: a few sentences that describe the experiment."""
+    """The section of one experiment. setting: a few sentences that describe the experiment."""
 
     title: str
     setting: str
@@ -171,7 +171,7 @@ def _saving_section(d: Diagnosis) -> Section:
 
 
 def describe_rows(sample: Sample) -> str:
-    """Say how many rows were used."""
+    """Say how many rows the textbook experiments used."""
     train, held_out = len(sample.train), len(sample.held_out)
     used = train + held_out
     rows = f"all {used:,} rows" if used == sample.total else f"{used:,} of {sample.total:,} rows, drawn at random"
@@ -195,5 +195,5 @@ def render(diagnosis: Diagnosis, sections: Sequence[Section]) -> str:
 
 
 def render_sections(title: str, about: Sequence[str], sections: Sequence[Section]) -> str:
-    """Render a page of `sections`. about: the paragraphs before the sections."""
+    """Render `sections` as one HTML page. about: the paragraphs before the sections."""
     return render_page("diagnose/diagnosis.html.jinja", title=title, about=about, sections=sections)

@@ -1,4 +1,6 @@
-"""The tables of a diagnosis: measurements as rows of texts. The first row of a table has the titles of the columns."""
+"""The tables of a diagnosis. Each function turns measurements into rows of texts. The first row of a table has the
+titles of the columns.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ def list_graphs(study: Study) -> Rows:
 
 
 def list_speeds(runs: tuple[Run, ...], score: str) -> Rows:
-    """List the steps to the goal and the best scores at each learning rate."""
+    """List the number of steps to the goal and the best score of each run."""
     goal, limit = find_goal(runs), max(run.steps[-1] for run in runs)
     rows = []
     for run in sorted(runs, key=lambda run: (run.rate, run.batch_norm)):
@@ -77,13 +79,13 @@ def list_speeds(runs: tuple[Run, ...], score: str) -> Rows:
 
 
 def list_medians(runs: tuple[Run, ...]) -> Rows:
-    """List the range of the median input of the measured sigmoid."""
+    """List the range of the median input of a typical sigmoid."""
     rows = ((_NAMES[run.batch_norm], format_difference(run.movement[0])) for run in runs)
     return (("network", "range of the median"), *rows)
 
 
 def list_moments(runs: tuple[Run, ...]) -> Rows:
-    """List the range of the mean and of the variance, each for the layer in which it moves most."""
+    """List the largest range of the mean and the largest ratio of variances among the layers."""
     rows = ((_NAMES[run.batch_norm], *map(format_difference, run.movement[1:])) for run in runs)
     return (("network", "range of the mean", "largest / smallest variance"), *rows)
 
@@ -100,7 +102,7 @@ def list_growth(measured: tuple[Depth, ...]) -> Rows:
 
 
 def list_scores(measured: tuple[Depth, ...], score: str) -> Rows:
-    """List the growth of the deepest networks and the scores of all networks after training."""
+    """List, after training, the growth of the gradient in the deepest networks and the scores of all networks."""
     depths = sorted({m.depth for m in measured})
     rows = []
     for activation, batch_norm in product(ACTIVATIONS, (False, True)):
@@ -112,7 +114,7 @@ def list_scores(measured: tuple[Depth, ...], score: str) -> Rows:
 
 
 def list_gaps(gaps: tuple[Gap, ...], score: str) -> Rows:
-    """List the losses and the scores in both modes by batch size."""
+    """List the losses and the scores in training mode and in evaluation mode, by batch size."""
     titles = ("rows in a batch", "loss, training", "loss, evaluation", f"{score}, training", f"{score}, evaluation")
     rows = (
         (
@@ -125,7 +127,7 @@ def list_gaps(gaps: tuple[Gap, ...], score: str) -> Rows:
 
 
 def list_sizes(saving: Saving | None) -> Rows:
-    """List the nodes, the parameters and the memory of the textbook networks."""
+    """List the nodes, the parameters and the memory of the reference topology before and after folding."""
     if saving is None:
         return ()
     titles = ("model", "nodes", "operators run", "parameters", "file, B", "written per row, B", "largest operator, B")
@@ -142,7 +144,7 @@ def list_sizes(saving: Saving | None) -> Rows:
 
 
 def list_latencies(saving: Saving | None) -> Rows:
-    """List the median latencies of the textbook networks."""
+    """List the median latencies of the reference topology before and after folding."""
     if saving is None:
         return ()
     rows = []

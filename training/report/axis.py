@@ -1,4 +1,6 @@
-"""The axes of charts: the range of values, the place of a value, and the ticks with their labels. Draws nothing."""
+"""The axes of charts: the range of values, the position of a value on the axis, and the ticks with their labels. The
+module draws nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ Values = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MOST_TICKS = 6
-# A power of ten is written without an exponent if its exponent is in this range. Otherwise it is written as, for
-# example, 10⁻³.
+# A power of ten whose exponent is in this range is written as an ordinary number. Any other power of ten is written
+# with an exponent, such as 10⁻³.
 _PLAIN_POWERS = range(-2, 5)
 
 
@@ -25,8 +27,8 @@ _PLAIN_POWERS = range(-2, 5)
 class Axis:
     """An interval of values with ticks.
 
-    ticks: pairs of a value and its label. logarithmic: whether equal factors are equally far apart. On such an axis,
-    all values are positive.
+    ticks: pairs of a value and its label. logarithmic: whether the axis is logarithmic. All values on a logarithmic
+    axis are positive.
     """
 
     label: str
@@ -36,7 +38,8 @@ class Axis:
     logarithmic: bool = False
 
     def place(self, values: Values) -> npt.NDArray[np.float64]:
-        """Return the places of `values` as shares of the axis: 0 is at `low` and 1 at `high`.
+        """Return the position of each value on the axis: 0 for `low`, 1 for `high`, and a number between 0 and 1 for a
+        value between them.
 
         NaN stays NaN. On a logarithmic axis, a value that is not positive becomes NaN.
         """
@@ -58,8 +61,8 @@ def linear_axis(
 ) -> Axis:
     """Return an axis for `values`, arrays of numbers.
 
-    low, high: the fixed ends of the axis. By default, there is a margin around the values. integers: whether all ticks
-    are at whole numbers. Numbers that are not finite are ignored.
+    low, high: the ends of the axis. An end that is not given is chosen with a margin around the values. integers:
+    whether all ticks are at whole numbers. Numbers that are not finite are ignored.
     """
     shown = _finite(values)
     first, last = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
@@ -87,7 +90,7 @@ def log_axis(label: str, values: Iterable[Any], *, least_decades: float = 1.0) -
     powers = range(math.ceil(low), math.floor(high) + 1)
     stride = max(1, math.ceil(len(powers) / _MOST_TICKS))
     ticks = [(10.0**power, _power_of_ten(power)) for power in powers if power % stride == 0]
-    if len(ticks) < 2:  # less than two decades: 2 and 5 get a tick too
+    if len(ticks) < 2:  # few powers of ten: add ticks at 2 and 5 times a power of ten
         steps = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 2, 5)]
         ticks = [(step, format_value(step)) for step in steps if low <= math.log10(step) <= high]
     return Axis(label, 10**low, 10**high, tuple(ticks), logarithmic=True)
@@ -101,7 +104,7 @@ def powers_axis(label: str, values: Iterable[int]) -> Axis:
 
 
 def category_axis(label: str, names: Iterable[str]) -> Axis:
-    """Return an axis with the places 0, 1, ... for `names`."""
+    """Return an axis with the names as the labels of the ticks 0, 1, 2, ..."""
     ticks = tuple((float(place), name) for place, name in enumerate(names))
     return Axis(label, -0.6, max(len(ticks), 1) - 0.4, ticks)
 
@@ -113,13 +116,13 @@ def _finite(values: Iterable[Any]) -> npt.NDArray[np.float64]:
 
 
 def _round_step(step: float) -> float:
-    """Return the smallest of 1, 2, 5, 10, ... times a power of ten that is at least `step`."""
+    """Round `step` up to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step * (1 - 1e-9))
 
 
 def _label(value: float, step: float) -> str:
-    """Write a tick with as many digits as `step` needs."""
+    """Write the value of a tick with as many digits as the distance `step` between two ticks needs."""
     if value == 0:
         return "0"
     if not 1e-4 <= abs(step) < 1e6:

@@ -1,4 +1,4 @@
-"""The charts of the report: draws arrays as SVG with a legend.
+"""The charts of the report. Each function draws arrays as an SVG chart with a legend.
 
 The module does not depend on the manifest or the page.
 """
@@ -15,15 +15,16 @@ from foldserve.training.report.axis import Axis, linear_axis, log_axis
 from foldserve.training.report.curves import Curve
 from foldserve.training.report.svg import Chart, Colour, Dash, legend
 
-# The largest number of points in a scatter chart. More points would look the same and only make the file larger.
+# The largest number of points in a scatter chart. A chart with more points would look the same, but its file would be
+# larger.
 MAX_POINTS = 1_000
 MAX_CURVES = 3
 _MAX_LINES = 20
 # An axis is logarithmic if its largest value is more than this number times its smallest value. On a linear axis, the
-# late epochs would look like a flat line, and most of the rows would be one dot.
+# loss of the late epochs would look like a flat line, and the points of most rows would overlap in one dot.
 _LOGARITHMIC = 30
 _MAX_BINS = 40
-# Two points of a curve that are closer than this share of the chart look the same.
+# If two points of a curve are closer than this share of the width of the chart, they look like one point.
 _RESOLUTION = 1 / 250
 _CURVE_STYLES: tuple[tuple[Colour, Dash], ...] = (("first", ""), ("second", "dashed"), ("ink", "dotted"))
 
@@ -31,7 +32,7 @@ Values = npt.NDArray[np.floating[Any]]
 
 
 def draw_losses(histories: Sequence[tuple[Values, Values]], alt: str) -> str:
-    """Draw the training and validation loss by epoch, and mark the lowest validation loss of each history.
+    """Draw the training loss and the validation loss by epoch. Mark the lowest validation loss of each history.
 
     histories: pairs of training losses [epochs] and validation losses [epochs], with at least one epoch. The first 20
     histories are drawn, each as a pair of lines.
@@ -57,14 +58,14 @@ def draw_scores(histories: Sequence[Values], name: str, alt: str) -> str:
     histories: arrays [epochs]. The first 20 histories are drawn as lines.
     """
     shown = histories[:_MAX_LINES]
-    # The bottom of the axis is limited, because the R2 of an untrained model can be any negative number. The top of the
-    # axis is fixed, because a score can be 1 in every epoch.
+    # The lower end of the axis is at least 0, because the R2 of an untrained model can be any negative number. The
+    # upper end of the axis is always 1, so that the axis has a range even if every epoch has the score 1.
     lowest = min(float(score.min()) for score in shown)
     chart = Chart(_epochs(shown), linear_axis(f"validation {name}", [], low=min(max(lowest, 0.0), 0.95), high=1.0))
     for score in shown:
         epochs = np.arange(1, len(score) + 1)
         chart.line(epochs, score, "first")
-        if len(score) == 1:  # a single epoch can't be drawn as a line
+        if len(score) == 1:  # a line needs at least two epochs
             chart.points(epochs, score, "first")
     return chart.svg(alt)
 
@@ -74,10 +75,10 @@ def _epochs(histories: Sequence[Values]) -> Axis:
 
 
 def draw_reliability(edges: Values, confidence: Values, accuracy: Values, share: Values, alt: str) -> str:
-    """Draw the accuracy by confidence as a line, and the share of the rows in each bin as bars.
+    """Draw a line of the accuracy against the confidence, and bars with the share of the rows in each bin.
 
-    edges: the edges of the bins, [bins + 1]. confidence, accuracy: the means of each bin, [bins]; NaN for an empty bin.
-    share: the share of the rows in each bin, [bins].
+    edges: the edges of the bins, [bins + 1]. confidence, accuracy: the mean confidence and the accuracy in each bin,
+    [bins]; NaN for an empty bin. share: the share of the rows in each bin, [bins].
     """
     chart = Chart(_share_axis("confidence"), _share_axis("accuracy"))
     chart.bars(edges[:-1], edges[1:], share, "pale")
@@ -91,9 +92,9 @@ def draw_reliability(edges: Values, confidence: Values, accuracy: Values, share:
 
 
 def draw_roc(curves: Sequence[tuple[str, Curve]], marked: int | None, alt: str) -> str:
-    """Draw the true positive rate by the false positive rate of the first 3 curves, each with its name.
+    """Draw the true positive rate against the false positive rate for the first 3 curves, each with its name.
 
-    marked: the index of the point of the first curve that belongs to the decision threshold, or None.
+    marked: the index of the point for the decision threshold on the first curve; None to mark no point.
     """
     chart = Chart(_share_axis("false positive rate"), _share_axis("true positive rate (recall)"))
     _diagonal(chart)
@@ -102,17 +103,18 @@ def draw_roc(curves: Sequence[tuple[str, Curve]], marked: int | None, alt: str) 
 
 
 def draw_precision_recall(curves: Sequence[tuple[str, Curve]], marked: int | None, alt: str) -> str:
-    """Draw the precision by the recall of the first 3 curves. `marked` has the same meaning as in `draw_roc`."""
+    """Draw the precision against the recall for the first 3 curves. `marked` has the same meaning as in `draw_roc`."""
     chart = Chart(_share_axis("recall"), _share_axis("precision"))
-    # At the first point no row is predicted, so the precision at this point is only a convention.
+    # At the first point, no row is predicted as the class, so the precision at this point is only a convention.
     shown = [(name, curve.recall[1:], curve.precision[1:]) for name, curve in curves[:MAX_CURVES]]
     return _draw_curves(chart, shown, None if marked is None else max(marked - 1, 0), alt)
 
 
 def draw_gains(name: str, curve: Curve, marked: int, alt: str) -> str:
-    """Draw the found share of a class over the chosen share of all rows.
+    """Draw the gains curve. For each share of all rows, the curve shows which share of the rows of the class is among
+    these rows.
 
-    The rows with the highest scores are chosen first.
+    The rows are sorted by their score, and the row with the highest score comes first.
     """
     chart = Chart(_share_axis("share of the rows, highest scores first"), _share_axis("share of the class found"))
     _diagonal(chart)
@@ -139,26 +141,26 @@ def _draw_curves(
 
 
 def _thin(x: Values, y: Values) -> tuple[Values, Values]:
-    """Leave out the points of a curve that do not visibly differ from the point before.
+    """Leave out each point of a curve that is too close to the point before it to be visible.
 
     The curve goes from (0, 0) to (1, 1).
     """
     places = np.stack([x, y]) // _RESOLUTION
     moved = np.append(True, (np.diff(places) != 0).any(0))
-    moved |= np.append(moved[1:], True)  # the point before a step stays, so that the step stays vertical
+    moved |= np.append(moved[1:], True)  # keeps the point before each step, so that the step stays vertical
     return x[moved], y[moved]
 
 
 def is_log_scaled(values: Values) -> bool:
-    """Whether the chart of these values, such as prices, has logarithmic axes."""
+    """Whether a chart of these values needs logarithmic axes, as for prices."""
     return bool(values.min() > 0) and float(values.max() / values.min()) > _LOGARITHMIC
 
 
 def draw_predictions(y: Values, values: Values, alt: str) -> str:
-    """Draw the predicted values over the true values, both [rows]. The axes may be logarithmic, see `is_log_scaled`.
+    """Draw the predicted values against the true values, both [rows]. The axes may be logarithmic: see `is_log_scaled`.
 
-    At most `MAX_POINTS` rows are drawn, evenly spread over the rows. A logarithmic chart has no predicted value below
-    0.
+    At most `MAX_POINTS` rows are drawn, which are evenly spread over the table. A chart with logarithmic axes leaves
+    out rows whose predicted value is not positive.
     """
     taken = np.unique(np.linspace(0, len(y) - 1, MAX_POINTS).round().astype(int))
     make = log_axis if is_log_scaled(y) else linear_axis
@@ -171,7 +173,9 @@ def draw_predictions(y: Values, values: Values, alt: str) -> str:
 
 
 def has_long_tail(residual: Values) -> bool:
-    """Whether the residuals are drawn by size on a logarithmic axis, because a few are much larger than the others."""
+    """Whether a few residuals are much larger than the others. The absolute values of the residuals are then drawn on a
+    logarithmic axis.
+    """
     size = abs(residual)
     half = float(np.median(size))
     return half > 0 and float(size.max()) > _LOGARITHMIC * half
@@ -193,9 +197,9 @@ def _draw_signed(residual: Values, bins: int, alt: str) -> str:
 
 
 def _draw_sizes(residual: Values, bins: int, alt: str) -> str:
-    """Draw a histogram of the sizes of the residuals.
+    """Draw a histogram of the absolute values of the residuals.
 
-    Each bar has one part for residuals above 0, and one part for the others.
+    Each bar has a part for the residuals above 0 and a part for the other residuals.
     """
     size = abs(residual)
     low = float(np.quantile(size[size > 0], 0.01))

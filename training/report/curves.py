@@ -1,4 +1,4 @@
-"""Curves over all decision thresholds: ROC, precision and recall, lift, and the areas below them.
+"""Curves over all decision thresholds: ROC, precision and recall, lift, and the areas below these curves.
 
 The module works only on arrays. `positive` is bool [rows]: whether a row belongs to the class. `scores` is [rows]: the
 probability of this class. Rows with equal scores always fall on the same side of a threshold.
@@ -19,11 +19,12 @@ Scores = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Curve:
-    """The counts at each threshold, from the highest threshold to the lowest. All arrays are [points].
+    """The numbers of right and wrong predictions at each threshold, from the highest threshold to the lowest. All
+    arrays are [points].
 
-    A row counts as predicted if its score is at least the threshold. The first point has the threshold infinity, at
-    which no row is predicted. found: the number of predicted rows that belong to the class. wrong: the number of
-    predicted rows that do not belong to the class.
+    A row is predicted as the class if its score is at least the threshold. The first point has the threshold infinity,
+    so no row is predicted as the class. found: the number of predicted rows that belong to the class. wrong: the number
+    of predicted rows that do not belong to the class.
     """
 
     thresholds: Values
@@ -32,44 +33,50 @@ class Curve:
 
     @property
     def recall(self) -> Values:
-        """The share of the rows of the class that are predicted; also the true positive rate."""
+        """The recall, or true positive rate: the share of the class's rows that are predicted as the class."""
         return _share_of_last(self.found)
 
     @property
     def false_positive_rate(self) -> Values:
-        """The share of the other rows that are predicted."""
+        """The share of the rows of other classes that are wrongly predicted as the class."""
         return _share_of_last(self.wrong)
 
     @property
     def precision(self) -> Values:
-        """The share of the predicted rows that belong to the class. It is 1 where no row is predicted."""
+        """The share of the predicted rows that belong to the class. At a threshold with no predicted row, the precision
+        is 1.
+        """
         predicted = self.found + self.wrong
         precision: Values = np.divide(self.found, predicted, out=np.ones(len(predicted)), where=predicted > 0)
         return precision
 
     @property
     def predicted_share(self) -> Values:
-        """The share of all rows that are predicted."""
+        """The share of all rows that are predicted as the class."""
         return _share_of_last(self.found + self.wrong)
 
     @property
     def auc(self) -> float:
-        """The area under the ROC curve: the chance that a row of the class has a higher score than another row."""
+        """The area under the ROC curve. The area is the chance that a row of the class has a higher score than a row of
+        another class.
+        """
         return float(np.trapezoid(self.recall, self.false_positive_rate))
 
     @property
     def average_precision(self) -> float:
-        """The mean of the precision over the recall, as a sum of rectangles."""
+        """The area under the curve of precision against recall, computed as a sum of rectangles."""
         return float((np.diff(self.recall) * self.precision[1:]).sum())
 
     def at(self, threshold: float) -> int:
-        """Return the index of the point where the rows with a score of at least `threshold` are predicted."""
+        """Return the index of the point on the curve for `threshold`."""
         return int(np.searchsorted(-self.thresholds, -threshold, side="right")) - 1
 
     def found_in_first(self, share: float) -> float:
-        """Return the share of the class that is found if `share` of all rows are predicted, the highest scores first.
+        """Return the share of the class's rows that is among the rows with the highest scores. share: the share of all
+        rows that counts as the highest scores.
 
-        If the limit is among rows with equal scores, a part of them counts, as if these rows were in random order.
+        If this share includes only some of the rows with a certain score, the result is that of a random order of the
+        rows with this score.
         """
         return float(np.interp(share, self.predicted_share, self.recall))
 
@@ -80,12 +87,14 @@ def _share_of_last(counts: npt.NDArray[np.int64]) -> Values:
 
 
 def trace_curve(positive: npt.NDArray[np.bool_], scores: Scores) -> Curve | None:
-    """Return the curve, with one point for each different score; None if all rows are of the class, or no row is."""
+    """Return the curve, which has one point for each different score. Return None if all rows belong to the class, or
+    if no row does.
+    """
     if positive.all() or not positive.any():
         return None
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order].astype(np.float64)
-    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # the last row of each different score
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # the index of the last row with each score
     found = np.cumsum(positive[order])[last]
     return Curve(
         np.append(math.inf, ordered[last]),
@@ -95,7 +104,7 @@ def trace_curve(positive: npt.NDArray[np.bool_], scores: Scores) -> Curve | None
 
 
 def auc_by_class(y: npt.NDArray[np.int64], outputs: Scores) -> Values:
-    """Return the area under the ROC curve of each class against the others, [classes].
+    """Return the area under the ROC curve of each class against all other classes, [classes].
 
     y: class indices [rows]. outputs: probabilities [rows, classes]. The area is NaN for a class that has no rows or
     that has all rows. The area is computed from ranks (Mann and Whitney, 1947), so no curve is needed.
@@ -114,8 +123,8 @@ def auc_by_class(y: npt.NDArray[np.int64], outputs: Scores) -> Values:
 def mean_auc(y: npt.NDArray[np.int64], outputs: Scores) -> float:
     """Return the AUC of a classifier.
 
-    For two classes, this is the AUC of the second class. For more classes, it is the mean AUC. A class without an AUC
-    is left out. The result is NaN if no class has an AUC.
+    For two classes, the result is the AUC of the second class. For more classes, the result is the mean of the AUCs of
+    all classes. A class without an AUC is left out. The result is NaN if no class has an AUC.
     """
     if outputs.shape[1] == 2:
         return float(auc_by_class(y, outputs)[1])

@@ -1,7 +1,7 @@
 """The quality of a model on rows whose targets are known: metrics, a baseline, classes, calibration, feature
 importance.
 
-The module works only on arrays. It does not depend on networks, bundles or pages.
+The module works only on arrays. The module does not depend on networks, bundles or pages.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ def score(
 ) -> dict[str, float]:
     """Score `outputs` [rows, outputs] against `y` [rows].
 
-    Classification: `accuracy`; `log_loss` in nats; `auc`, the area under the ROC curve, NaN if it is undefined.
-    If there is a threshold, it decides the predictions. The result then also has `precision`, `recall`, `f1` and
-    `cost`.
-    Regression: `rmse` and `mae` in the target's units, and `r2`. decision: by default, the class with the largest
-    probability is predicted.
+    In a classification, the result has `accuracy`, `log_loss` in nats, and `auc`, the area under the ROC curve. `auc` is
+    NaN if the area is undefined. If `decision` has a threshold, the threshold decides the predictions, and the result
+    also has `precision`, `recall`, `f1` and `cost`. In a regression, the result has `rmse` and `mae` in the target's
+    units, and `r2`. decision: by default, the class with the largest probability is the prediction.
     """
     # scikit-learn has the same metrics, and the tests compare with scikit-learn. scikit-learn is not used here, because
     # its import takes a second.
@@ -63,29 +62,31 @@ def score(
 def _r2(squares: float, variance: float) -> float:
     """Return R2 from the mean squared error and the variance of the targets.
 
-    For a constant target, R2 is 1 without any error, and otherwise 0.
+    If all targets are equal, R2 is 1 if the model makes no error, and otherwise 0.
     """
     return 1 - squares / variance if variance else float(squares == 0)
 
 
 def _log_loss(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floating]) -> float:
     of_true_class = np.take_along_axis(outputs, y[:, None], axis=1)[:, 0].astype(np.float64)
-    # The float32 probabilities of a row sum to 1 only within 1e-7.
+    # The sum of a row's float32 probabilities differs from 1 by up to 1e-7.
     of_true_class /= outputs.sum(1, dtype=np.float64)
     eps = np.finfo(np.float64).eps
     return float(-np.log(of_true_class.clip(eps, 1 - eps)).mean())
 
 
 def keep_defined(scores: dict[_Part, dict[str, float]]) -> dict[_Part, dict[str, float]]:
-    """Leave out a metric that is undefined for any part, such as the AUC of rows of a single class."""
+    """Leave out each metric that is undefined for a part of the rows. For example, the AUC is undefined if all rows
+    have the same class.
+    """
     undefined = {metric for values in scores.values() for metric, value in values.items() if math.isnan(value)}
     return {part: {m: v for m, v in values.items() if m not in undefined} for part, values in scores.items()}
 
 
 def _score_threshold(decision: Decision, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) -> dict[str, float]:
-    """Return the `precision`, `recall` and `f1` of the positive class, and the mean `cost` of a row.
+    """Return the `precision`, `recall` and `f1` of the positive class, and the mean `cost` per row.
 
-    An undefined precision, recall or F1 is 0. The cost is left out if the threshold was not chosen by costs.
+    An undefined precision, recall or F1 is 0. The result has no `cost` if the threshold was not chosen by costs.
     """
     if decision.threshold is None:
         return {}
@@ -104,11 +105,11 @@ def _score_threshold(decision: Decision, y: npt.NDArray[Any], outputs: npt.NDArr
 def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int, decision: Decision | None = None) -> dict[str, float]:
     """Score the best constant answer with the metrics of `score`.
 
-    A model that is not better than this answer has learned nothing from the features.
+    A model that is not better than the best constant answer has learned nothing from the features.
 
-    For classification, the answer is the share of each class in `y` [rows]. For regression, it is the mean of `y`. No
-    other constant answer scores better on these rows. outputs: the number of outputs of the model. decision: the
-    decision rule, as for `score`.
+    In a classification, the best constant answer is the share of each class in `y` [rows]. In a regression, the best
+    constant answer is the mean of `y`. No other constant answer scores better on these rows. outputs: the number of
+    outputs of the model. decision: the decision rule, as for `score`.
     """
     constant = np.full(1, y.mean()) if task == "regression" else np.bincount(y, minlength=outputs) / len(y)
     return score(task, y, np.tile(constant, (len(y), 1)), decision)
@@ -120,8 +121,8 @@ class ClassScores:
 
     rows: the number of rows of this class. predicted: the number of rows that were predicted as this class. An
     undefined figure is NaN. The precision is undefined if `predicted` is 0. The recall is undefined if `rows` is 0. The
-    F1 is undefined if both are 0. baseline_f1: the F1 of the baseline that always answers the most frequent class. auc:
-    the area under the ROC curve of this class against the others.
+    F1 is undefined if both `rows` and `predicted` are 0. baseline_f1: the F1 of the baseline that always answers the
+    most frequent class. auc: the area under the ROC curve of this class against all other classes.
     """
 
     rows: int
@@ -145,7 +146,8 @@ def score_classes(
     predicted, classes = decision.classes(outputs), outputs.shape[1]
     rows, counts = (np.bincount(values, minlength=classes) for values in (y, predicted))
     right = np.bincount(y[y == predicted], minlength=classes)
-    always = np.where(np.arange(classes) == np.bincount(y).argmax(), len(y), 0)  # predictions of the baseline
+    # The number of rows that the baseline predicts as each class.
+    always = np.where(np.arange(classes) == np.bincount(y).argmax(), len(y), 0)
     columns = (
         rows,
         counts,
@@ -164,8 +166,8 @@ class Calibration:
 
     edges: [bins + 1], the edges of bins of equal width. share: [bins], the share of the rows in each bin. confidence,
     accuracy: [bins], the mean confidence and the accuracy in each bin. `confidence` and `accuracy` are NaN for an empty
-    bin. error: the expected calibration error (Guo and others, 2017, arXiv:1706.04599). This error is the mean of
-    |accuracy - confidence| over the bins. The weight of a bin is its share of the rows.
+    bin. error: the expected calibration error (Guo and others, 2017, arXiv:1706.04599). The expected calibration error
+    is the mean of |accuracy - confidence| over the bins, in which each bin has its share of the rows as its weight.
     """
 
     edges: npt.NDArray[np.float64]
@@ -179,7 +181,7 @@ def measure_calibration(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floati
     """Measure the calibration of the probabilities `outputs` [rows, classes]. The true classes are `y` [rows]."""
     confidence = outputs.max(1).astype(np.float64).clip(0, 1)
     edges = np.linspace(0, 1, bins + 1)
-    bin_of = np.searchsorted(edges[1:-1], confidence, side="left")  # a bin includes its upper edge
+    bin_of = np.searchsorted(edges[1:-1], confidence, side="left")  # the upper edge belongs to the bin
     rows = np.bincount(bin_of, minlength=bins).astype(np.float64)
     sums = (np.bincount(bin_of, values, bins) for values in (confidence, outputs.argmax(1) == y))
     mean, right = (np.divide(total, rows, out=np.full(bins, np.nan), where=rows > 0) for total in sums)
@@ -189,8 +191,8 @@ def measure_calibration(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floati
 
 @dataclass(frozen=True)
 class Importances:
-    """The importance of each feature: the amount by which `metric` gets worse when the feature's values are shuffled
-    among `rows` rows.
+    """The importance of each feature. The importance is the amount by which `metric` gets worse if the values of the
+    feature are shuffled among `rows` rows.
 
     mean, std: [features], the mean and the standard deviation over `repeats` shuffles, in the units of the metric.
     """
@@ -202,9 +204,9 @@ class Importances:
     std: npt.NDArray[np.float64]
 
 
-# To compute the importances, the model predicts at most this number of rows. The work is about as much as one training
-# epoch over 20,000 rows. A limit on the time would give different figures in every run. A wide table gets fewer rows
-# and fewer shuffles.
+# The computation of the importances predicts at most this number of rows. These predictions cost about as much time as
+# one training epoch over 20,000 rows. The limit is a number of rows, because a limit on the time would give different
+# figures in every run. For a table with many columns, the computation uses fewer rows and fewer shuffles.
 _MAX_PREDICTIONS = 60_000
 _MIN_ROWS, _MAX_ROWS = 64, 2_000
 
@@ -219,13 +221,14 @@ def permutation_importance(
 ) -> Importances:
     """Shuffle one feature after the other, and measure the model's loss (Breiman, 2001; Fisher and others, 2019).
 
-    predict: a function float32 [n, features] -> [n, outputs] for any n. x: [rows, features]; y: [rows]. At most 2,000
-    rows are used. They are drawn at random with `seed`. A wide table gets fewer rows and fewer `repeats`, but at least
-    64 rows and 2 repeats. Two features with the same information hide each other. When the values of one feature are
-    shuffled, the model still has the other feature.
+    predict: a function float32 [n, features] -> [n, outputs] for any n. x: [rows, features]; y: [rows]. The function
+    uses at most 2,000 rows, which are drawn at random with `seed`. For a table with many columns, the function uses
+    fewer rows and fewer repeats, but at least 64 rows and 2 repeats. If two features have the same information, both
+    importances are too low. When the function shuffles one of these features, the model still has the other feature.
     """
-    # scikit-learn's `permutation_importance` needs an estimator, and calls it once per shuffle. Here one batch holds
-    # all shuffles of a feature. For a small network, this is several times faster than one call per shuffle.
+    # scikit-learn's `permutation_importance` needs an estimator, and calls the estimator once per shuffle. This
+    # function puts all shuffles of a feature into one batch. For a small network, one call with all shuffles is several
+    # times faster than one call per shuffle.
     generator = np.random.default_rng(seed)
     features = x.shape[1]
     repeats = min(repeats, max(2, _MAX_PREDICTIONS // (features * _MIN_ROWS)))
@@ -252,6 +255,6 @@ def _loss(task: Task, y: npt.NDArray[Any], outputs: npt.NDArray[np.floating]) ->
 
 
 def _ratio(counts: npt.NDArray[np.int64], of: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Divide element by element. 0 / 0 is NaN."""
+    """Divide `counts` by `of`, element by element. 0 / 0 is NaN."""
     ratio: npt.NDArray[np.float64] = np.divide(counts, of, out=np.full(len(counts), np.nan), where=of > 0)
     return ratio

@@ -1,4 +1,4 @@
-"""The evidence of one training: the arrays and scores that the report shows. The module has no sentences."""
+"""The evidence of one training: the arrays and scores that the report shows. The module writes no sentences."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CURVES = 3
 
 @dataclass(frozen=True)
 class Evidence:
-    """The contents of a report. It contains no row of the table, except the targets of the test rows.
+    """The contents of a report. The contents include no data of the table besides the targets of the test rows.
 
     histories: the epochs of each member of the model; () for a member without a history. y: the targets of the test
     rows. For classification, int64 [rows], indices into `manifest.labels`; for regression, float64 [rows], in the units
     of the target. outputs: the outputs of the exported model for the same rows, [rows, outputs]. importances: one entry
-    per feature of the manifest. notes: further sentences for the reader. previous: the version before this one, if
-    there is one. latency: the speed of the model on the machine of the training.
+    per feature of the manifest. notes: more sentences for the reader of the report. previous: the previous version of
+    the model, if there is one. latency: the speed of the model on the machine of the training.
     """
 
     manifest: Manifest
@@ -47,12 +47,12 @@ class Evidence:
 
     @cached_property
     def predicted(self) -> npt.NDArray[np.intp]:
-        """The predicted class of each test row, [rows]. It exists for classification only."""
+        """The predicted class of each test row, [rows]; only for classification."""
         return self.decision.classes(self.outputs)
 
     @cached_property
     def baseline(self) -> dict[str, float]:
-        """The metrics of the best constant answer."""
+        """The metrics that the best constant answer gets on the test rows."""
         return score_baseline(self.manifest.task, self.y, self.outputs.shape[1], self.decision)
 
     @cached_property
@@ -62,11 +62,12 @@ class Evidence:
 
     @cached_property
     def curves(self) -> dict[int, Curve]:
-        """The curves over all thresholds, by the index of the class. The class of the first curve matters most.
+        """The curves over all thresholds. The keys are the indices of the classes, and the most important class comes
+        first.
 
         For two classes, there is only the curve of the positive class. For more classes, there are the curves of the
-        classes with the lowest AUC. Each of these is the curve of one class against the others. A class without an AUC
-        has no curve.
+        classes with the lowest AUC. Each curve is for one class against all other classes. A class without an AUC has
+        no curve.
         """
         labels = len(self.manifest.labels)
         by_auc = sorted(range(labels), key=lambda i: (math.isnan(self.classes[i].auc), self.classes[i].auc))
@@ -87,7 +88,9 @@ class Evidence:
 
     @property
     def positive(self) -> int:
-        """The positive class, if there are two classes: the class of the threshold, or the second class by default."""
+        """The index of the positive class of a target with two classes. By default, the second class is the positive
+        class.
+        """
         return self.decision.positive if self.manifest.threshold else 1
 
     @property
@@ -97,7 +100,7 @@ class Evidence:
 
     @cached_property
     def residual(self) -> npt.NDArray[np.float64]:
-        """The predicted values minus the true values, [rows]. It exists for regression only."""
+        """The predicted values minus the true values, [rows]; only for regression."""
         residual: npt.NDArray[np.float64] = self.outputs[:, 0].astype(np.float64) - self.y
         return residual
 

@@ -1,7 +1,7 @@
 """Measures how long one run of the exported model takes on this machine.
 
-Only the report contains the figures. The figures are not in the manifest, because a second training on the same table
-would give other figures.
+The report contains the measured times. The manifest does not, because a second training on the same table would give
+other times, and so another manifest.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _MOST_SECONDS = 0.03
 
 @dataclass(frozen=True)
 class Latency:
-    """The median time of one run with `rows` rows, in seconds.
+    """The median time of one run of the model on `rows` rows, in seconds.
 
-    It is the median of `runs` runs, without the first run.
+    The first run does not count. The median is over the next `runs` runs.
     """
 
     rows: int
@@ -45,7 +45,7 @@ def measure_latency(
 def _measure(
     predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]], batch: npt.NDArray[np.float32]
 ) -> Latency:
-    predict(batch)  # the first run allocates memory
+    predict(batch)  # not measured, because the first run allocates memory
     seconds = list[float]()
     end = time.perf_counter() + _MOST_SECONDS
     while not seconds or (len(seconds) < _MOST_RUNS and time.perf_counter() < end):

@@ -1,8 +1,8 @@
 """The Jinja environment of all pages.
 
-It renders templates of `training/` as HTML pages without scripts, links and fonts.
+The environment renders the templates in `training/` as HTML pages without scripts, links and fonts.
 
-The module defines the filters and the escaping. report/base.html.jinja defines the style of every page.
+The module defines the filters and the escaping. The template report/base.html.jinja defines the style of every page.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ def _environment() -> Environment:
 def render_page(template: str, **values: Any) -> str:
     """Render a template as one HTML page.
 
-    The caller must encode the page in UTF-8. template: the template's path below `training/`.
+    The caller must encode the page in UTF-8. template: the path of the template, relative to `training/`.
     """
     return _environment().get_template(template).render(values)

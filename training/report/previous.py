@@ -1,4 +1,4 @@
-"""The version before a new version: reads its manifest, and says whether the two versions have the same test rows."""
+"""The previous version of a model: reads its manifest, and decides whether the new version has the same test rows."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 
 from foldserve.service import bundle
 
-# These settings, the table, its target and the seed decide which rows are test rows.
+# The settings that decide which rows are test rows, together with the table, its target and the seed.
 _SPLIT_SETTINGS = ("test_share", "validation_share", "group", "time", "rare", "keep_duplicates")
 
 
 @dataclass(frozen=True)
 class Previous:
-    """The version before this one.
+    """The previous version of the model that is being trained.
 
-    manifest: its manifest, or None if the two versions can't be compared. Then `reason` says why.
+    manifest: the manifest of the previous version. If the two versions can't be compared, `manifest` is None and
+    `reason` is the reason.
     """
 
     version: int
@@ -23,9 +24,9 @@ class Previous:
     reason: str = ""
 
     def has_rows_of(self, manifest: bundle.Manifest) -> bool:
-        """Whether this version was measured on the test rows of `manifest`.
+        """Whether the metrics of this version were measured on the same test rows as those of `manifest`.
 
-        The result is False if this is not certain.
+        The result is False if it is not certain that the test rows are the same.
         """
         if self.manifest is None or manifest.target is None:
             return False
@@ -34,13 +35,14 @@ class Previous:
             self.manifest.target == manifest.target
             and (theirs.data_sha256, theirs.seed, theirs.rows) == (ours.data_sha256, ours.seed, ours.rows)
             and all(theirs.hyperparameters.get(name) == ours.hyperparameters.get(name) for name in _SPLIT_SETTINGS)
-            # The provenance has only the name of a file with test rows, and not its content.
+            # If the test rows come from a file, the provenance has only the name of the file. So the rows of two
+            # versions can't be compared.
             and "test" not in {**theirs.hyperparameters, **ours.hyperparameters}
         )
 
 
 def read_previous(model: Path, version: int) -> Previous | None:
-    """Read the highest version below `version` in the folder of one model; None if there is none."""
+    """Read the highest version below `version` in the folder `model`. Return None if there is no such version."""
     before = [found for found in bundle.versions(model) if found < version] if model.is_dir() else []
     if not before:
         return None

@@ -1,7 +1,8 @@
 """The report: turns the evidence of one training into one HTML page for people.
 
-The module computes the contents of each section. sentences.py writes the sentences, charts.py draws the charts, and
-report.html.jinja arranges both. The same evidence gives the same bytes.
+The module computes the contents of each section. The module sentences.py writes the sentences, and charts.py draws the
+charts. The template report.html.jinja arranges the sentences and the charts. The same evidence always gives the same
+HTML, byte for byte.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ MAX_CLASSES = 50
 MAX_PAIRS = 20
 MAX_FEATURES = 100
 LIFT_SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
-# The cells of a larger confusion matrix have no room for the share below the count.
+# In a confusion matrix with more classes, the cells have no space for a share below the count.
 _MAX_SHARES = 12
 _MAX_BARS = 40
 _MOST_NAMES = 5
-# A label with more characters than this is written vertically above its column of the confusion matrix.
+# Above a column of the confusion matrix, a label with more characters than this is written vertically.
 _SHORT_LABEL = 3
-# If an importance is below this, it differs from 0 only by rounding.
+# If all importances are below this number, they differ from 0 only by rounding errors.
 _ZERO = 1e-12
 
 
@@ -106,7 +107,7 @@ def _describe_previous(evidence: Evidence) -> str:
 
 
 def _describe_speed(evidence: Evidence) -> list[tuple[str, str]]:
-    """Return the size of the model and its speed as pairs of a name and a text."""
+    """Return the size and the speed of the model, as pairs of a name and a text."""
     manifest = evidence.manifest
     facts = [("model.onnx", count_of(manifest.model.size, "byte"))]
     if evidence.previous and evidence.previous.manifest:
@@ -118,7 +119,7 @@ def _describe_speed(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def _ranking(evidence: Evidence) -> dict[str, Any]:
-    """Return the charts over all thresholds for the template; {} for a regression or if no class has a curve."""
+    """Return the charts over all thresholds, for the template. Return {} for a regression, and if no class has a curve."""
     labels, curves = evidence.manifest.labels, evidence.curves
     if not curves:
         return {}
@@ -151,7 +152,7 @@ def _ranking(evidence: Evidence) -> dict[str, Any]:
 
 
 def _list_figures(named: Sequence[tuple[str, float]]) -> str:
-    """Write the figure of each class with its name. A single figure needs no name."""
+    """Write the figure of each class with the name of the class. If there is only one figure, the name is left out."""
     if len(named) == 1:
         return format_figure(named[0][1])
     return ", ".join(f"{format_figure(figure)} for {name}" for name, figure in named)
@@ -214,8 +215,8 @@ def _classification(evidence: Evidence) -> dict[str, Any]:
 def _confusions(counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> list[tuple[int, int, int, float]]:
     """List the most frequent confusions.
 
-    Each entry has the indices of the true and the predicted class, the number of test rows, and their share of the true
-    class.
+    Each entry has four numbers: the index of the true class, the index of the predicted class, the number of test rows,
+    and the share of these rows among all test rows of the true class.
     """
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
@@ -263,10 +264,10 @@ def _error_sizes(residual: npt.NDArray[np.float64]) -> list[tuple[str, str]]:
 
 
 def _features(evidence: Evidence) -> list[dict[str, Any]]:
-    """Return one entry for each line of the table, with the most important feature first."""
+    """Return the lines of the table of features. The most important feature comes first."""
     mean, std = evidence.importances.mean, evidence.importances.std
     largest = max(float(mean.max()), 0.0)
-    # All numbers of the column have the same number of decimals, so that they can be compared. The largest number has
+    # All importances have the same number of decimals, so that a reader can compare them. The largest importance has
     # three digits.
     places = max(2 - math.floor(math.log10(largest)), 0) if largest > _ZERO else 4
     return [
@@ -299,7 +300,7 @@ def _values(feature: Feature) -> str:
 
 
 def _bars(counts: Sequence[int]) -> str:
-    """Return the SVG path of a small histogram.
+    """Return a small histogram as an SVG path.
 
     Each bar is 1 wide and begins at y = 1. The highest bar has the height 1.
     """

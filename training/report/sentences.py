@@ -1,4 +1,4 @@
-"""The sentences about a training: a headline, findings, and the lines for the terminal.
+"""The sentences about a training: a headline and findings for the report, and lines for the terminal.
 
 The module does not depend on the page.
 """
@@ -20,9 +20,9 @@ _LOWER_IS_BETTER = ("log_loss", "cost", "rmse", "mae")
 
 
 def headline(evidence: Evidence) -> str:
-    """Compare the model with the best constant answer, in one sentence."""
+    """Write one sentence that compares the model with the best constant answer."""
     manifest, constant, test = evidence.manifest, evidence.baseline, evidence.manifest.metrics["test"]
-    # The rows on which an imported model was trained are not known.
+    # Nobody knows on which rows an imported model was trained.
     rows = f"the rows of {format_name(manifest.provenance.source)}" if manifest.source else "the rows it never saw"
     if not manifest.labels:
         return (
@@ -38,7 +38,7 @@ def headline(evidence: Evidence) -> str:
 
 
 def explain_threshold(manifest: Manifest) -> str:
-    """Say in one sentence how the decision threshold was chosen; the text is empty without a threshold."""
+    """Say in one sentence how the decision threshold was chosen. Return an empty text if there is no threshold."""
     threshold = manifest.threshold
     if threshold is None:
         return ""
@@ -56,7 +56,7 @@ def findings(evidence: Evidence) -> list[str]:
         useless = test["r2"] <= 0
     elif evidence.manifest.threshold is None:
         useless = test["accuracy"] <= evidence.baseline["accuracy"]
-    else:  # a threshold may give up accuracy for recall or for lower costs
+    else:  # a threshold that increases the recall or lowers the costs may lower the accuracy
         useless = test["log_loss"] >= evidence.baseline["log_loss"]
     if useless:
         sentences.append("The model is no better than an answer that looks at no feature.")
@@ -72,7 +72,8 @@ def findings(evidence: Evidence) -> list[str]:
 
 
 def describe_threshold(evidence: Evidence) -> list[str]:
-    """Say what the decision threshold of a model with two classes does, and how well the model ranks the rows.
+    """Describe the precision and recall of a model with two classes at its threshold, and how well the model ranks the
+    rows.
 
     Return [] if the test rows have only one class.
     """
@@ -92,15 +93,15 @@ def describe_threshold(evidence: Evidence) -> list[str]:
 
 
 def compare_versions(evidence: Evidence) -> str:
-    """Say for each metric of the test rows whether it is better than in the version before.
+    """Say for each test metric whether it is better or worse than in the previous version.
 
-    The text is empty if there is no version before.
+    The text is empty if there is no previous version.
     """
     previous = evidence.previous and evidence.previous.manifest
     if not previous:
         return ""
     ours, theirs = evidence.manifest.metrics["test"], previous.metrics["test"]
-    # The costs of two versions are comparable only if the same rule weighs the errors.
+    # The costs of two versions are comparable only if both versions have the same rule of the threshold.
     if evidence.manifest.threshold and evidence.manifest.threshold.rule != getattr(previous.threshold, "rule", None):
         theirs = {metric: value for metric, value in theirs.items() if metric != "cost"}
     changes = [
@@ -122,9 +123,9 @@ def _compare(metric: str, before: float, after: float) -> str:
 
 def summarise(evidence: Evidence) -> str:
     """Return the lines for the terminal: the baseline, the worst classes or the residuals, the best features, the
-    version before, and the findings.
+    previous version, and the findings.
 
-    The notes of the evidence are left out, because the command printed them when it read the table.
+    The result leaves out the notes of the evidence, because the command has already printed these notes.
     """
     manifest = evidence.manifest
     threshold = explain_threshold(manifest)

@@ -1,8 +1,9 @@
 """Draws one chart as an `<svg>` element of an HTML page. The same numbers give the same bytes.
 
-The module draws axes and marks. It does not depend on a particular chart. The marks have CSS classes. The page defines
-the colours, lines and fonts of these classes. The page may change the colours with the reader's colour scheme. A chart
-is about as wide as a phone, so that its text is readable on a phone. On a wide page, charts are side by side.
+The module draws axes, lines, points and bars. The module does not depend on a particular chart. Each element of a chart
+has CSS classes, and the page defines the colours, lines and fonts of these classes. So the page can have other colours
+in a dark colour scheme. A chart is about as wide as a phone, so that its text is readable on a phone. On a wide page,
+charts are side by side.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ _RIGHT, _TOP, _BOTTOM = 12, 12, 42
 _LEFT_OF_LABELS, _RIGHT_OF_LABELS = 22, 6
 _TITLE = 20
 _TICK, _CHARACTER = 4, 6.2
-# The smallest gap between two labels below a chart.
+# The smallest gap between two labels of the x axis.
 _LABEL_GAP = 12
 
 
 @dataclass
 class Chart:
-    """A chart. Its marks are drawn in the order in which its methods were called. title: a line above the chart."""
+    """A chart. The lines, points and bars are drawn in the order in which the caller adds them. title: a line above the
+    chart.
+    """
 
     x: Axis
     y: Axis
@@ -53,7 +56,7 @@ class Chart:
         self._marks.append(f'<path class="line {colour} {dash}"{faint} d="{"".join(parts)}"/>')
 
     def points(self, x: Values, y: Values, colour: Colour, *, size: float = 3.0, faint: bool = False) -> None:
-        """Draw dots. The dots of one call are one SVG element, so that many dots need little space."""
+        """Draw dots. All dots of one call are one SVG element, so that a chart with many dots is a small file."""
         columns, rows = self._places(x, y)
         shown = np.isfinite(columns) & np.isfinite(rows)
         dots = zip(columns[shown].tolist(), rows[shown].tolist(), strict=True)
@@ -64,7 +67,8 @@ class Chart:
     def bars(self, low: Values, high: Values, heights: Values, colour: Colour, floor: Values | None = None) -> None:
         """Draw a bar for each of `heights`.
 
-        On the x axis, a bar goes from `low` to `high`. floor: the values on the y axis at which the bars begin.
+        On the x axis, each bar goes from `low` to `high`. floor: the values on the y axis at which the bars begin; by
+        default, the lower end of the axis.
         """
         left, tops = self._places(low, heights)
         right, bottoms = self._places(high, np.full(len(heights), self.y.low) if floor is None else floor)
@@ -99,7 +103,7 @@ class Chart:
         self._marks.append(f"<text {place}>{escape(text)}</text>")
 
     def svg(self, alt: str) -> str:
-        """Return the chart. alt: the description for a reader who can't see it."""
+        """Return the chart as an SVG element. alt: a description of the chart for a reader who can't see the chart."""
         title = (
             f'<text class="title" x="{self._left}" y="{_TITLE - 4}">{escape(self.title)}</text>' if self.title else ""
         )
@@ -126,9 +130,9 @@ class Chart:
         return self._height - _BOTTOM
 
     def _places(self, x: Values, y: Values) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return the places of points in the units of the viewBox.
+        """Convert points to positions in the units of the viewBox.
 
-        A place outside the axes is moved to the edge of the axes.
+        A point outside the range of an axis is moved to the end of the axis.
         """
         columns = self._left + (_WIDTH - self._left - _RIGHT) * self.x.place(x).clip(0, 1)
         rows = self._bottom - (self._bottom - self._top) * self.y.place(y).clip(0, 1)
@@ -158,7 +162,7 @@ class Chart:
         return f'<path class="rule" d="{lines}"/><path class="axis" d="{axis}"/>{"".join(labels)}'
 
     def _thinned(self, ticks: Sequence[tuple[float, str]]) -> Sequence[tuple[float, str]]:
-        """Leave out ticks until their labels fit side by side."""
+        """Leave out ticks until the labels of the remaining ticks fit side by side."""
         longest = max((len(label) for _, label in ticks), default=0)
         fitting = max(1, int((_WIDTH - self._left) / (_CHARACTER * longest + _LABEL_GAP)))
         return ticks[:: -(-len(ticks) // fitting)] if ticks else ticks
