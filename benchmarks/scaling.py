@@ -1,8 +1,8 @@
 """Computes the replicas for a load from measured one-core figures: `python benchmarks/scaling.py [--write]`.
 
 First, one server on one core answers each protocol in a closed loop. This loop gives the processor time of a request.
-The table of replicas follows from these times. Then two servers get requests at random times. Their latencies are
-compared with a simulation (`rig/queueing.py`), which uses only the measured times.
+The table of replicas follows from these times. Then servers get requests at random times. Their latencies are compared
+with a simulation (`rig/queue_check.py`), which uses only processor times.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from rig.bodies import binary
 from rig.cases import OIP
 from rig.environments import ROOT
 from rig.h2load import Call
-from rig.open_loop import Load
 from rig.processes import two_cores
+from rig.queue_check import Plan, compare, turn
 from rig.queueing import Replica, latencies
 from rig.report import Row, machine, markdown, number, write_section
 from sklearn.datasets import load_digits
@@ -39,8 +39,6 @@ TARGET_ROWS = 1_000_000
 UTILISATION = 0.6
 RESIDENT_MB = 120
 CHECK_ROWS = 64
-CONNECTIONS = 32
-CHECKED_LOADS = (0.3, 0.5, 0.7)
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4, help="length of each load (default: %(default)s)")
     parser.add_argument("--price", type=float, default=0.04, help="price of a core for an hour (default: %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="workers of the server that shares its cores with the load (default: %(default)s)",
+    )
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
     chosen = parser.parse_args()
     programs = [h2load.version(), f"wrk {wrk.version().removeprefix('wrk ')}"]
@@ -85,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), rows, chosen.seconds, cores)
         costs = {protocol: bench.cost(protocol) for protocol in PROTOCOLS}
-        replica, comparison = bench.check()
+        replica, comparison = bench.check(chosen.workers)
     versions = [f"{name} {version(name)}" for name in ("foldserve", "onnxruntime", "numpy", "grpcio")]
     text = "\n\n".join(
         [
@@ -111,19 +115,20 @@ class Bench:
         self._cores = cores
 
     @contextmanager
-    def _serving(self, core: int) -> Iterator[tuple[servers.Server, int]]:
-        port, grpc_port = servers.free_port(), servers.free_port()
+    def _serving(self, workers: int, core: int | None, *flags: str) -> Iterator[servers.Server]:
+        port = servers.free_port()
         program = [sys.executable, "-m", "foldserve.service", "serve", "--models", "models", "--port", str(port)]
-        program += ["--grpc-port", str(grpc_port)]
+        program += ["--workers", str(workers), *flags]
         log = self._folder / "log"
         with servers.running(program, port, "/v2/health/ready", core=core, log=log) as server:
-            yield server, grpc_port
+            yield server
 
     def cost(self, protocol: Protocol) -> Cost:
         """Measure the processor time of a request in a closed loop on one core."""
         print(protocol.title, file=sys.stderr)
         rows, file = self._rows[: protocol.rows], self._folder / "body"
-        with self._serving(core=self._cores[0]) as (server, grpc_port):
+        grpc_port = servers.free_port()
+        with self._serving(1, self._cores[0], "--grpc-port", str(grpc_port)) as server:
             if protocol.kind == "grpc":
                 return self._grpc_cost(server, grpc_port, protocol, rows)
             headers, path = {"Content-Type": "application/octet-stream"}, OIP
@@ -166,44 +171,19 @@ class Bench:
         seconds = (server.processor_seconds() - before) / (count + h2load.WARM_UP_REQUESTS)
         return Cost(seconds, len(content), len(response))
 
-    def check(self) -> tuple[Replica, str]:
-        """Measure the times of a turn, then compare two servers with the simulation. Return the times and a table."""
+    def check(self, workers: int) -> tuple[Replica, str]:
+        """Measure the times of a turn, then compare servers with the simulation. Return the times and a table."""
         body = json.dumps({"instances": self._rows[:CHECK_ROWS].tolist()}).encode()
         lines = ("POST /predict HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json")
         request = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
         print("times of a turn", file=sys.stderr)
-        with self._serving(core=self._cores[0]) as (server, _):
-            alone, together = (self._turn(server, request, connections) for connections in (1, 16))
-        replica = Replica(max(0.0, alone - together), together, 65_536 // CHECK_ROWS)
-        table: list[Row] = [
-            ("utilisation", "requests/s", "p50, ms: measured", "simulated", "p99, ms: measured", "simulated")
-        ]
-        first, last = self._cores[0], self._cores[-1]
-        with self._serving(core=first) as (one, _), self._serving(core=last) as (other, _):
-            load = Load((one.port, other.port), CONNECTIONS)
-            load.closed_loop(request, 1.0, 4)
-            for share in CHECKED_LOADS:
-                print(f"two replicas at {share:.0%}", file=sys.stderr)
-                rate = share * 2 / (replica.fixed + replica.each)
-                outcome = load.open_loop(request, 2 * self._seconds, rate, poisson=True, seed=1)
-                measured = np.percentile(outcome.latencies(200), (50, 99)) * 1e3
-                simulated = np.percentile(latencies(replica, rate, 200_000, shares=(1, 1)), (50, 99)) * 1e3
-                cells = (measured[0], simulated[0], measured[1], simulated[1])
-                table.append((f"{share:.0%}", number(rate), *map(number, cells)))
-            load.close()
+        plan = Plan(self._serving, request, 65_536 // CHECK_ROWS, self._seconds, workers, self._cores)
+        replica = turn(plan)
         title = (
-            f"Two processes, {CHECK_ROWS} rows of JSON, Poisson arrivals. A turn takes {replica.fixed * 1e6:.0f} µs, "
+            f"{CHECK_ROWS} rows of JSON, Poisson arrivals. A turn takes {replica.fixed * 1e6:.0f} µs, "
             f"plus {replica.each * 1e6:.0f} µs for each request:"
         )
-        return replica, f"{title}\n\n{markdown(table)}"
-
-    def _turn(self, server: servers.Server, request: bytes, connections: int) -> float:
-        load = Load(server.port, connections)
-        load.closed_loop(request, 1.0, connections)
-        before = server.processor_seconds()
-        outcome = load.closed_loop(request, self._seconds, connections)
-        load.close()
-        return (server.processor_seconds() - before) / outcome.count(200)
+        return replica, f"{title}\n\n{compare(plan, replica)}"
 
 
 def _response_bytes(port: int, path: str, body: bytes, headers: dict[str, str]) -> int:

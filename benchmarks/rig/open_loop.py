@@ -130,7 +130,9 @@ class Load:
             pass  # `_receive` handles a closed connection
 
     def _receive(self, outcome: Outcome, timeout: float) -> None:
-        for number, _ in self._poll.poll(timeout):
+        """Wait for responses, and read them. `select` waits, because epoll rounds its timeout up to a millisecond."""
+        select.select([self._poll], [], [], timeout)
+        for number, _ in self._poll.poll(0):
             client = self._clients[number]
             try:
                 data = client.connection.recv(_RECEIVE_BYTES)

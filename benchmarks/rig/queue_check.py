@@ -1,0 +1,149 @@
+"""Compares real servers with the simulation of `queueing.py`.
+
+Requests arrive at random times. A latency starts at the scheduled arrival. The comparison has two servers. The first
+server has one worker on one core, and the load has another core. The second server has several workers, which share
+all cores with the load. Each server runs once with the kernel's ordinary scheduler and once with real-time priority.
+With real-time priority, the servers wait for no other program, and the load waits for no server. So the difference
+between the two runs is the time that the scheduler lets them wait.
+
+The simulation gets three measured processor times, but no measured latency. Two times describe a turn of the server. The third is the load's own time for a request. If the load has its own core, its time is added to each latency. Otherwise,
+its time is added to the turns of the server, because it takes the same cores.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from rig.open_loop import Load
+from rig.queueing import Replica, latencies
+from rig.report import Row, markdown, number
+from rig.servers import Server
+
+CONNECTIONS = 32
+UTILISATIONS = (0.3, 0.5, 0.7)
+_WARM_UP_SECONDS = 1.0
+_TOGETHER = 16
+_LONE_UTILISATION = 0.1
+_SIMULATED = 200_000
+# The real-time priorities of the server and of the load. The load runs first, if both wait for the same core.
+_PRIORITIES = {"ordinary": (None, None), "real-time": (10, 20)}
+_HEADER = (
+    "workers",
+    "priority",
+    "utilisation",
+    "requests/s",
+    "share of the busiest worker",
+    "p50, ms: measured",
+    "simulated",
+    "p99, ms: measured",
+    "simulated",
+    "measured ÷ simulated",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run. serve: starts a server with a number of workers, on one core or on all cores (None)."""
+
+    serve: Callable[[int, int | None], AbstractContextManager[Server]]
+    request: bytes
+    max_batch: int
+    seconds: float
+    workers: int
+    cores: list[int]
+
+
+def turn(plan: Plan) -> Replica:
+    """Measure the processor time of a turn.
+
+    16 requests in flight give the time of a further request. The time of a lone request, which arrives after a pause,
+    also has the fixed part of a turn.
+    """
+    with plan.serve(1, plan.cores[0]) as server:
+        load = Load(server.port, _TOGETHER)
+        load.closed_loop(plan.request, _WARM_UP_SECONDS, _TOGETHER)
+        before = server.processor_seconds()
+        answered = load.closed_loop(plan.request, plan.seconds, _TOGETHER).count(200)
+        together = (server.processor_seconds() - before) / answered
+        before = server.processor_seconds()
+        rate = _LONE_UTILISATION / together
+        lone = load.open_loop(plan.request, 2 * plan.seconds, rate, poisson=True, seed=0).count(200)
+        alone = (server.processor_seconds() - before) / lone
+        load.close()
+    return Replica(max(0.0, alone - together), together, plan.max_batch)
+
+
+def compare(plan: Plan, replica: Replica) -> str:
+    """Run both servers with both priorities. Return a table."""
+    table: list[Row] = [_HEADER]
+    everywhere = os.sched_getaffinity(0)
+    for workers in sorted({1, plan.workers}):
+        core = plan.cores[0] if workers == 1 else None
+        for name, (first, second) in _PRIORITIES.items():
+            if not _may_have(second):
+                print("left out: real-time priority needs root (CAP_SYS_NICE)", file=sys.stderr)
+                continue
+            try:
+                with _priority(first), plan.serve(workers, core) as server:
+                    if core is not None:
+                        os.sched_setaffinity(0, plan.cores[-1:])
+                    with _priority(second):
+                        rows = list(_measure(plan, replica, server, workers))
+                table += [(f"{workers}", name, *row) for row in rows]
+            finally:
+                os.sched_setaffinity(0, everywhere)
+    return markdown(table)
+
+
+def _measure(plan: Plan, replica: Replica, server: Server, workers: int) -> Iterator[Row]:
+    load = Load(server.port, CONNECTIONS)
+    load.closed_loop(plan.request, _WARM_UP_SECONDS, 2 * workers)
+    for utilisation in UTILISATIONS:
+        print(f"workers: {workers}, utilisation: {utilisation:.0%}", file=sys.stderr)
+        rate = utilisation * workers / (replica.fixed + replica.each)
+        before, own = server.processor_seconds_by_process(), time.process_time()
+        outcome = load.open_loop(plan.request, 2 * plan.seconds, rate, poisson=True, seed=1)
+        client = (time.process_time() - own) / outcome.count(200)
+        shares = _shares(before, server.processor_seconds_by_process(), workers)
+        if workers == 1:
+            simulated = client + latencies(replica, rate, _SIMULATED)
+        else:
+            slower = Replica(replica.fixed, replica.each + client, replica.max_batch)
+            simulated = latencies(slower, rate, _SIMULATED, shares=shares)
+        real, model = (np.percentile(x, (50, 99)) * 1e3 for x in (outcome.latencies(200), simulated))
+        cells = (rate, real[0], model[0], real[1], model[1], real[1] / model[1])
+        busiest = f"{max(shares) / sum(shares):.0%}"
+        yield (f"{utilisation:.0%}", number(cells[0]), busiest, *map(number, cells[1:]))
+    load.close()
+
+
+def _shares(before: dict[int, float], after: dict[int, float], workers: int) -> Sequence[float]:
+    """Return the processor time of each worker. The workers are the busiest processes of a server."""
+    return sorted((after[process] - before[process] for process in before), reverse=True)[:workers]
+
+
+def _may_have(priority: int | None) -> bool:
+    try:
+        with _priority(priority):
+            return True
+    except PermissionError:
+        return False
+
+
+@contextmanager
+def _priority(priority: int | None) -> Iterator[None]:
+    """Give this process and the processes that it starts a real-time priority. None changes nothing."""
+    policy, old = os.sched_getscheduler(0), os.sched_getparam(0)
+    if priority is not None:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, old)
