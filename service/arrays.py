@@ -1,4 +1,7 @@
-"""Names the array types that protocols, engine and runtime exchange. Each name means one dtype and one shape."""
+"""Names the array types that protocols, engine and runtime exchange.
+
+Each name in this module means one dtype and one shape.
+"""
 
 from __future__ import annotations
 

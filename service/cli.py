@@ -243,7 +243,8 @@ def _health(_: argparse.Namespace) -> None:
 def _models(parsed: argparse.Namespace) -> None:
     """Show the models of a running server: each version with its state, its provider, the rows per second and the p99
     of the last second, and the share of the tolerance that its golden rows use. The API key needs the scopes admin and
-    predict, and metrics for the figures."""
+    predict. To show the figures, the key also needs the scope metrics.
+    """
     from foldserve.service.commands import models
 
     models.show(_server(parsed), as_json=parsed.json)
@@ -282,8 +283,11 @@ def _reseal(parsed: argparse.Namespace) -> None:
 
 
 def _copy(parsed: argparse.Namespace) -> None:
-    """Write a bundle under another name, as the next version of that model. A server refuses a folder that was merely
-    renamed, because its manifest has another name. The copy is checked as `verify` does, and has a new seal."""
+    """Write a bundle under another name, as the next version of that model.
+
+    A server refuses a folder that was merely renamed, because its manifest has another name. The command checks the
+    copy as `verify` does, and gives the copy a new seal.
+    """
     from foldserve.service.commands import copy
 
     copy.run(parsed.bundle, parsed.name, parsed.models)

@@ -1,6 +1,6 @@
 """Creates one `Service` from the settings. No other module puts the parts of a server together.
 
-This module creates each part. This module does not depend on the HTTP framework, sockets or processes.
+This module creates each part of the service. This module does not depend on the HTTP framework, sockets or processes.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class SettingsError(FoldserveError):
 class BundleError(FoldserveError):
     """A bundle is not whole, or its manifest certifies another model.
 
-    A client may see `reason`. The message also names the folder, which is for the operator only.
+    The text in `reason` may be sent to a client. The message also names the folder, which only the operator may see.
     """
 
     def __init__(self, reason: str, path: Path | None = None) -> None:
@@ -191,7 +191,7 @@ class QueueFull(Overloaded):
 
 
 class RateExceeded(Overloaded):
-    """The API key has reached its rate."""
+    """The API key has reached its rate limit."""
 
 
 class MemoryFull(Overloaded):
@@ -203,7 +203,7 @@ class Draining(Overloaded):
 
 
 class DeviceOutOfMemory(Overloaded):
-    """The device had no room for this run."""
+    """The device did not have enough free memory for the run."""
 
 
 class DeadlinePassed(RequestError):  # noqa: N818

@@ -18,7 +18,7 @@ DEPLOYMENT = "foldserve"
 
 
 class Replica:
-    """One process of Ray Serve, which serves all models. app: set by `serve.ingress`."""
+    """One process of Ray Serve, which serves all models. app: the ASGI application, which `serve.ingress` sets."""
 
     app: EmbeddedService
 

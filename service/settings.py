@@ -1,9 +1,9 @@
 """Defines every setting: default, limits and line of help. This module also defines the order of the sources of
 settings.
 
-Flags come first, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. No other module
-of the service reads these variables. This module does not depend on the parts of the service that use a setting. This
-module has more than 350 lines, because every setting is defined here.
+Flags have the highest priority, then `FOLDSERVE_*` environment variables, then a TOML file, then the defaults below. No
+other module of the service reads settings from these environment variables. This module does not depend on the parts of
+the service that use a setting. This module has more than 350 lines, because every setting is defined here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PREFIX = "FOLDSERVE_"
 # The file with the API key that the commands for a running server send.
 KEY_FILE = PREFIX + "KEY_FILE"
 
-# Kubernetes sets these variables in every container, for each service of the container's namespace. The name of such a
+# Kubernetes sets these variables in every container, for each service of the container's namespace. The name of each
 # variable begins with the name of the service. Docker's container links set the same variables.
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _LINK_NAME = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
@@ -312,7 +312,7 @@ class Settings(BaseModel):
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, config: Path | None = None) -> Settings:
-    """Merge flags, environment and file. The first source that has a setting wins. flags: only the given flags.
+    """Merge flags, environment and file. The first source that has a setting wins. flags: the flags that the user gave.
 
     A variable that a Kubernetes service named `foldserve` sets is ignored.
     Raises `SettingsError` with the name of the setting and its source.

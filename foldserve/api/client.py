@@ -1,7 +1,7 @@
 """Clients of a foldserve server: they take a table and return predictions.
 
-`Client` and `AsyncClient` execute the steps of a conversation with httpx. The paths of the server are in
-conversation.py.
+`Client` and `AsyncClient` execute the steps of a conversation with httpx. conversation.py has the URL paths of the
+server.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Client:
     after this number of seconds, the client asks again for the active version. http: an httpx client with other
     settings, such as certificates; its `base_url` is the address of the server.
 
-    A call raises `InvalidInput` or `TableError` for a table that does not fit the model. Both are subclasses of
-    `ValueError`. If the server sends no predictions, the call raises a `ClientError` with the status and the text of
-    the server.
+    A call raises `InvalidInput` or `TableError` for a table that does not fit the model. `InvalidInput` and
+    `TableError` are subclasses of `ValueError`. If the server sends no predictions, the call raises a `ClientError`
+    with the status and the text of the server.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 A client first asks the server for the manifest of the model. With this manifest, the client itself converts the table
 to float32 rows. The client sends raw rows, because they are the fastest protocol. Each request names the version of the
-manifest. If the server then switches to another version, the server still reads the rows with the same manifest.
+manifest. If the active version changes after that, the server still uses the version that the request names.
 
 A generator yields the steps of a call: requests, waits and computations. This module builds HTTP requests and reads
 responses. The module opens no connection and runs no model.
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from foldserve.service.arrays import Outputs, Rows
 
 _RAW = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
-_MOST_BYTES = 8 * 2**20  # The maximum size of one request, in bytes. A server accepts 64 MiB by default.
+# The maximum size of one request, in bytes. A server accepts requests of up to 64 MiB by default.
+_MOST_BYTES = 8 * 2**20
 _ERRORS: dict[int, type[ClientError]] = {
     **dict.fromkeys((400, 413, 414, 415, 422), RequestRefused),
     **dict.fromkeys((401, 403, 421), AccessDenied),
@@ -61,8 +62,9 @@ Steps = Generator["Call | Wait | Callable[[], Any]", Any, Result]
 class Retries:
     """How a client waits for a busy server, which answers 503 or 429 with Retry-After.
 
-    attempts: the largest number of retries of one request. most_wait: the longest total time in seconds that one call
-    waits before its retries. The client repeats a request only if the wait before the repetition fits into this time.
+    attempts: the largest number of retries of one request. most_wait: the maximum total time, in seconds, that one call
+    waits before its retries. The client repeats a request only if the wait before the repetition fits into the rest of
+    this time.
     """
 
     attempts: int = 4

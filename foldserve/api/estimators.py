@@ -1,8 +1,8 @@
 """Estimators for scikit-learn. The estimators use the network, the training and the folding of `foldserve.fit`.
 
-The method `fit` uses all rows that it gets for training and validation. The method keeps no test rows and writes no
-bundle. The predictions come from the folded model in ONNX Runtime. This module is the only one outside of `training/`
-that imports scikit-learn.
+The method `fit` uses all rows of X for training and validation. `fit` keeps no test rows and writes no bundle. The
+predictions come from the folded model in ONNX Runtime. This module is the only one outside of `training/` that imports
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -230,7 +230,9 @@ def _numeric_columns(x: Rows) -> tuple[tuple[Column, ...], Rows]:
 
 
 class FoldedClassifier(ClassifierMixin, _FoldedEstimator):  # type: ignore[misc]
-    """A batch-norm MLP for classification, folded and run by ONNX Runtime. It can replace a classifier of scikit-learn.
+    """A batch-norm MLP for classification, folded and run by ONNX Runtime.
+
+    The estimator can replace a classifier of scikit-learn.
 
     The parameters are options of `foldserve.fit`; None means the value of the preset. X may be an array of numbers, or
     a frame of pandas or polars with numbers, texts, booleans, dates and missing values. `foldserve.fit` describes how
@@ -271,7 +273,7 @@ class FoldedClassifier(ClassifierMixin, _FoldedEstimator):  # type: ignore[misc]
 class FoldedRegressor(RegressorMixin, _FoldedEstimator):  # type: ignore[misc]
     """A batch-norm MLP for regression, folded and run by ONNX Runtime.
 
-    It has the same parameters, inputs and attributes as `FoldedClassifier`, except `classes_`.
+    The estimator has the same parameters, inputs and attributes as `FoldedClassifier`, except `classes_`.
     """
 
     _task = "regression"

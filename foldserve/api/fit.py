@@ -127,16 +127,16 @@ def fit(
 
     data: a data frame of pandas or polars, an Arrow table, a dict of columns, an array [rows, columns], or the path of
     a file. The index of a pandas frame is not used. target: the name of the column to predict, by default the last
-    column. The target may also be an array of the values to predict, [rows]. preset: `fast` trains one small network,
-    `best` six larger ones. name: the name of the model. For a file, the default name is the stem of the file's name.
-    For a table in memory, the default name is the name of the target. models: the folder to write to. seed: the seed of
-    all random numbers. threads: CPU threads of the fit. progress: whether to print the lines that the command prints.
-    On a terminal, `progress` also shows the progress bars. By default nothing is printed, and each note on the table is
-    a `TableWarning`.
+    column. `target` may also be an array of the values to predict, [rows]. preset: `fast` trains one small network,
+    `best` six larger ones. name: the name of the model. If `data` is a file, the default name of the model is the name
+    of the file without its suffix. If `data` is a table in memory, the default name of the model is the name of the
+    target. models: the folder to write to. seed: the seed of all random numbers. threads: the number of CPU threads of
+    the training. progress: whether to print the lines that the command prints. On a terminal, `progress` also shows the
+    progress bars. By default nothing is printed, and each note on the table is a `TableWarning`.
 
     Returns the written bundle, the next version of `name`. Raises `DataError`, which is a `ValueError`, for a table
-    that can't be used. Raises another `TrainingError` or a `BundleError` if no bundle can be written for another
-    reason. Raises `ValueError` for a wrong option, and `MissingExtra` if a library is not installed.
+    that can't be used. Raises another subclass of `TrainingError`, or `BundleError`, if the bundle can't be written for
+    any other reason. Raises `ValueError` for a wrong option, and `MissingExtra` if a library is not installed.
     """
     require(*_LIBRARIES, extra=_EXTRAS)
     try:

@@ -38,8 +38,8 @@ def import_model(
 ) -> bundle.Bundle:
     """Fold a model that another framework trained, certify that it gives the same answers, and write a bundle.
 
-    The function does the same as `foldserve-train import`, which docs/import.md describes. Most lines of this function
-    describe arguments.
+    The function does the same as `foldserve-train import`, which docs/import.md describes. This function has more than
+    50 lines, because most of its lines describe arguments.
 
     model: the path of a file, or a model in memory. data: a table as in `fit`. The certificate uses the rows of this
     table. If `target` is given, the metrics of the model are computed on the same rows. name: the name of the model.
@@ -51,9 +51,9 @@ def import_model(
     the seed of the random rows.
 
     Returns the written bundle, the next version of `name`. Each note is shown as a `TableWarning`. Raises `DataError`,
-    which is a `ValueError`, for a table that does not fit. Raises another `TrainingError` or a `BundleError` if no
-    bundle can be written for another reason. Raises `ValueError` for a wrong name, and `MissingExtra` if a library is
-    not installed.
+    which is a `ValueError`, for a table that does not fit the model. Raises another subclass of `TrainingError`, or
+    `BundleError`, if the bundle can't be written for any other reason. Raises `ValueError` for a wrong name, and
+    `MissingExtra` if a library is not installed.
     """
     require(*_LIBRARIES, extra=_EXTRAS)
     if not bundle.NAME.fullmatch(name):

@@ -22,7 +22,7 @@ from foldserve.service.runtime.session import Device, Options
 if TYPE_CHECKING:
     from foldserve.service.arrays import Outputs, Rows
 
-# The largest number of rows in one run. This number limits the memory of the hidden layers.
+# The largest number of rows in one run. A larger number would need more memory for the hidden layers.
 _BATCH = 8192
 
 
@@ -56,7 +56,7 @@ class Model:
         self.bundle = bundle
         self._runtime, _ = runtime.load(bundle, options)
         self._reader = RowReader(bundle.manifest)
-        self._lock = threading.Lock()  # a runtime has one caller at a time
+        self._lock = threading.Lock()  # only one thread at a time may call a runtime
 
     def __repr__(self) -> str:
         """Return one line with the name, the version and the device."""

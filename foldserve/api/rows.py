@@ -1,6 +1,7 @@
 """Converts Python tables to the float32 rows of one model, and outputs to labels, in the same way as the server.
 
-`Model` runs the rows in this process, and `Client` sends them to a server. This module does not use these classes.
+`Model` runs the rows in this process, and `Client` sends them to a server. This module uses neither `Model` nor
+`Client`.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class RowReader:
     def read(self, data: Any) -> Rows:
         """Return float32 [rows, features].
 
-        data: a table as in `read_columns`, or a list of rows. In such a list, a row is a dict or a list of values. The
-        values of an array or a list are in the order of the features. Raises the same errors as `encode`.
+        data: a table as in `read_columns`, or a list of rows. In a list of rows, each row is a dict or a list of
+        values. The values of an array or a list are in the order of the features. Raises the same errors as `encode`.
         """
         if isinstance(data, list | tuple):
             return self._read_list(data)
@@ -74,9 +75,9 @@ class RowReader:
 def encode(table: TableColumns, features: Sequence[Feature]) -> Rows:
     """Return the rows of a table, float32 [rows, features].
 
-    A table may have further columns. A table may lack a feature that has only one value in training. Raises
-    `InvalidInput` with the text of the server. The text names the first refused row and its column. Raises `TableError`
-    for a table that lacks a column, or has a column of the wrong type.
+    A table may have further columns, which are ignored. A table may lack a feature that has only one value in training.
+    Raises `InvalidInput` with the text of the server. The error message names the first refused row and its column.
+    Raises `TableError` for a table that lacks a column, or has a column of the wrong type.
     """
     import pyarrow as pa
 

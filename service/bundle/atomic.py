@@ -28,7 +28,7 @@ def replace_file(file: Path, content: bytes, partial: Path | None = None) -> Non
 
 
 def write_synced(file: Path, content: bytes) -> None:
-    """Write `file` and wait until the disk has it. A crash during the write leaves a part of the file."""
+    """Write `file`, and wait until its content is on the disk. A crash during the write leaves a part of the file."""
     with file.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -36,7 +36,7 @@ def write_synced(file: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names of the files in `folder`.
+    """Wait until the names of the files in `folder` are on the disk.
 
     If the machine crashes before `sync_folder` returns, the rename of a file in the folder may be lost.
     """

@@ -54,7 +54,7 @@ class Decision:
         """Return the `count` classes with the largest probabilities in each row, or all classes if the model has fewer.
 
         The result is intp [rows, min(count, classes)] of indices into `labels`, with the largest probability first.
-        Classes with equal probabilities keep the order of the labels. The threshold has no effect.
+        Classes with equal probabilities keep the order of the labels. The threshold does not change the result.
         """
         return (-probabilities).argsort(1, kind="stable")[:, :count]
 

@@ -238,8 +238,8 @@ def write(
 ) -> Bundle:
     """Write the next version of `name` under `models`, and read it back. The folder `models` is made if it is missing.
 
-    manifest_for: returns the manifest for a version. If another process writes that version first, `manifest_for` is
-    called again with the next version. report_for: returns the HTML report for that manifest.
+    manifest_for: returns the manifest for a version. If another process writes the same version first, `manifest_for`
+    is called again with the next version. report_for: returns the HTML report for a manifest.
     Raises `BundleError` in these cases: `models` is not a folder, can't be made or can't be written to; `name` is not a
     valid name; the manifest describes another model. After an error, the function leaves no file behind. Also removes
     partial folders that are more than a day old: killed writers have left these folders.

@@ -15,8 +15,8 @@ from foldserve.service.bundle.reading import MAX_MOMENT, Reading
 SCHEMA_VERSION = 2
 UNSEALED_SCHEMA = 1
 
-# A model's name is used as the name of a folder and as a segment of a URL. These characters need no escapes in a
-# folder's name or in a URL.
+# A model's name is used as the name of a folder and as a segment of a URL. The characters of a model's name need no
+# escapes in a folder's name or in a URL.
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
 
 Task = Literal["classification", "regression"]
@@ -74,8 +74,8 @@ class Feature(FrozenModel):
     The value of a `time` feature is a whole number of days or hours; its `reading` says which.
     missing: whether the value may be missing.
     range: minimum and maximum over the training rows that have a value; None for a categorical feature.
-    histogram: the histogram of the same rows. A categorical feature has one bin for each category, with the edges -0.5,
-    0.5, ...
+    histogram: the histogram of the training rows that have a value. A categorical feature has one bin for each
+    category, with the edges -0.5, 0.5, ...
     missing_share: the share of training rows without a value.
     reading: how a text in a request becomes a value; None if the training table had no texts in the column.
     """
@@ -157,7 +157,7 @@ class Certificate(FrozenModel):
 class Golden(FrozenModel):
     """Random rows from the training ranges and categories, and the reference's outputs for these rows.
 
-    The rows contain no person's data. inputs: [rows, features]; a missing value is null. outputs: [rows, outputs],
+    The rows contain no personal data. inputs: [rows, features]; a missing value is null. outputs: [rows, outputs],
     which the reference has computed in float64.
     """
 
@@ -241,8 +241,8 @@ class Manifest(FrozenModel):
     """The contents of `manifest.json`.
 
     target: None if the bundle does not record the target. left_out: the columns of the training table that are neither
-    features nor the target. threshold: None if the largest probability decides. source: the origin of a model that was
-    imported; None for a model that foldserve trained.
+    features nor the target. threshold: None if the class with the largest probability is predicted. source: the origin
+    of a model that was imported; None for a model that foldserve trained.
     """
 
     schema_version: Annotated[StrictInt, Field(ge=1, le=SCHEMA_VERSION)]

@@ -34,7 +34,7 @@ class Parity(FrozenModel):
     worst: the largest share of the tolerance that an output uses: |out - ref| / (absolute + relative * |ref|). If
     `worst` is above 1, the check fails.
     argmax_rows: the number of rows whose two largest reference outputs differ by more than the tolerance.
-    argmax_agreement: the share of these rows in which both outputs have the same argmax.
+    argmax_agreement: among the rows that `argmax_rows` counts, the share in which both outputs have the same argmax.
     argmax_rows and argmax_agreement are None for regression.
     """
 
@@ -47,7 +47,9 @@ class Parity(FrozenModel):
 
     @property
     def holds(self) -> bool:
-        """Whether every output is within the tolerance, and each row that `argmax_rows` counts has the same argmax."""
+        """Whether every output is within the tolerance, and both outputs have the same argmax in each row that
+        `argmax_rows` counts.
+        """
         return self.worst <= 1 and self.argmax_agreement in (None, 1.0)
 
 

@@ -39,7 +39,9 @@ MAX_MOMENT = 2**24
 
 
 class Reading(FrozenModel):
-    """How the text of a cell becomes a value. The default reads numbers as Python writes them: -1234.5, 1e3, nan.
+    """How the text of a cell becomes a value.
+
+    With the default settings, numbers are read as Python writes them: -1234.5, 1e3, nan.
 
     missing: texts that mean a missing value. A blank text always means a missing value. Blanks around a text are
     ignored. In a column of numbers, a cell is also missing if its number is equal to the number of one of these texts.
@@ -81,7 +83,7 @@ class Reading(FrozenModel):
         return self.known_number(value)
 
     def plain_number(self, text: str) -> str:
-        """Convert the text of a number from this notation to Python's notation."""
+        """Convert the text of a number from the notation of the column to Python's notation."""
         plain = text.strip()
         for pattern, replacement in self._compiled_rewrites:
             plain = pattern.sub(replacement, plain)
@@ -161,7 +163,7 @@ class Reading(FrozenModel):
             parentheses = f"|[(]{digits}[)]" if self.accounting else ""
             return f"{_SPECIAL}|{sign}?{digits}{parentheses}"
         space, unit = f"[{_SPACES}]*", re.escape(self.unit)
-        # A number without the sign % is ambiguous, because 0.45 may mean 45%. Only 0 needs no sign.
+        # A number without the sign % is ambiguous, because 0.45 may mean 45%. The number 0 needs no sign %.
         if self.unit == "%":
             inner = f"(?:{sign}?{space}{digits}{'|[(]' + space + digits + space + '[)]' if self.accounting else ''})"
             closed = f"|[(]{space}{digits}{space}%{space}[)]" if self.accounting else ""

@@ -1,5 +1,6 @@
-"""Sends one request to a service: over TCP, a Unix socket or TLS. The module does not depend on the paths of the
-service.
+"""Sends one request to a service: over TCP, a Unix socket or TLS.
+
+The module does not depend on the URL paths of the service.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 class Address:
     """The address that a service listens on.
 
-    tls: the client's TLS context; None without TLS. uds: the path of the Unix socket; None for a port. timeout: in
-    seconds, for each step of an exchange.
+    tls: the client's TLS context; None without TLS. uds: the path of the Unix socket; None for a port. timeout: the
+    time limit in seconds for each step of a request, such as the connection or a read.
     """
 
     host: str

@@ -23,11 +23,11 @@ _LABELS_SHOWN = 100
 
 
 def run(path: Path, *, as_json: bool = False, whole: bool = False) -> None:
-    """Print the model, metrics, folded layers, certificate, features and provenance of the bundle in `path`, or of the
-    newest version of the model there.
+    """Print the model, metrics, folded layers, certificate, features and provenance of a bundle.
 
-    as_json: whether to print one JSON object with everything instead. whole: whether to print all features, all labels
-    and the golden rows. Raises `BundleError` if the bundle is not whole.
+    path: the folder of the bundle, or the folder of a model, whose newest version is printed.
+    as_json: whether to print one JSON object with all contents instead of the tables. whole: whether to print all
+    features, all labels and the golden rows. Raises `BundleError` if the bundle is not whole.
     """
     bundle = find_bundle(path)
     manifest = bundle.manifest

@@ -1,7 +1,7 @@
 """`foldserve models`, `load`, `unload`, `rollback` and `promote`: shows and changes the models of a running server.
 
-This module sends HTTP requests to the server. The settings give the address and the file of the API key. This module
-uses the paths of the HTTP API. This module does not depend on the modules of the server.
+This module sends HTTP requests to the server. The settings give the address of the server, and the file with the API
+key. This module uses the paths of the HTTP API. This module does not depend on the modules of the server.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Server:
         return send(address, method, path, content, headers)
 
     def get(self, address: Address, method: str, path: str) -> Any:
-        """Return the parsed answer to a request. Raises `CommandRefused` for an error."""
+        """Return the parsed answer to a request. Raises `CommandRefused` if the server answers with an error."""
         return json.loads(_require_success(self.ask(address, method, path)).body)
 
 
@@ -218,8 +218,8 @@ def _scrape(server: Server) -> Metrics:
 def _p99(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
     """Return the smallest bucket bound, in seconds, that at least 99% of the requests do not exceed.
 
-    Only the requests between the two scrapes count. If there are no requests between the scrapes, all requests count.
-    Returns None if the server has no requests, or if the bound is infinite.
+    Only the requests between the two scrapes count. If the server received no requests between the scrapes, all
+    requests since its start count. Returns None if the server has no requests, or if the bound is infinite.
     """
     bounds = sorted(after, key=float)
     counts = [after[bound] - before.get(bound, 0) for bound in bounds]

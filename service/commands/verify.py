@@ -13,8 +13,9 @@ from foldserve.service.runtime.session import Device, Options, is_expected
 
 
 def run(path: Path, device: Device = "auto") -> None:
-    """Check the bundle in the folder `path`, or the newest version of the model there. Print a line for each check that
-    passes.
+    """Check the bundle in the folder `path`.
+
+    If `path` is the folder of a model, check the newest version of the model. Print a line for each check that passes.
 
     device: `auto` checks the model on the CPU, and on CUDA if it is available. A machine that has a GPU, or an ONNX
     Runtime for CUDA, gets the reason why CUDA is skipped. `cpu` never checks CUDA, and `cuda` requires it.

@@ -29,14 +29,14 @@ from foldserve.service.protocols.request import DecodedRequest
 
 # The largest number of contributions in one answer.
 MAX_CONTRIBUTIONS = 1_000_000
-# If an answer has more contributions than this number, a thread encodes the answer.
+# If an answer has more contributions than this number, a thread of a pool encodes the answer.
 _MANY_CONTRIBUTIONS = 10_000
 
 
 class ExplanationCodec:
     """Decodes the explanation requests of one model, and encodes its answers.
 
-    rows: reads the rows of a request. method: returns the method of the explanations.
+    rows: reads the rows of a request. method: a function that returns the method of the explanations.
     """
 
     def __init__(self, manifest: Manifest, rows: FriendlyCodec, method: Callable[[], Method | None]) -> None:

@@ -74,7 +74,7 @@ _SLOPE_AT_GRID = _density(_GRID)
 
 
 def normal_cdf(x: Floats) -> Floats:
-    """Compute the normal distribution function to 1e-11, with cubic Hermite interpolation on the grid."""
+    """Compute the normal distribution function to an accuracy of 1e-11, by cubic Hermite interpolation on the grid."""
     clipped = np.clip(x, -_END, _END)
     cell = np.minimum(((clipped + _END) / _WIDTH).astype(np.intp), _CELLS - 1)
     t = (clipped - _GRID[cell]) / _WIDTH

@@ -1,8 +1,9 @@
 """Explains the outputs of one model: each output is the sum of an offset and the contributions of the features.
 
 A network of piecewise-linear activations, such as ReLU, is affine around a row. The output is the offset, plus the sum
-of slope * (column - reference) over all columns. These contributions are exact. The offset is the value of this affine
-map at the reference. The reference is the mean of the training rows. The slopes come from one backward pass at the row.
+of slope * (column - reference) over all columns. For such a network, the contributions are exact. The offset is the
+value of this affine map at the reference. The reference is the mean of the training rows. The slopes come from one
+backward pass at the row.
 
 For other activations, the contributions are integrated gradients on the straight line from the reference to the row
 (Sundararajan, Taly, Yan, 2017, https://arxiv.org/abs/1703.01365). The integrals come from Gauss-Legendre quadrature.
@@ -33,8 +34,8 @@ Method = Literal["affine", "integrated gradients"]
 TOLERANCE = 1e-5
 """The largest allowed gap of an explanation, as a share of its largest part."""
 
-# The numbers of quadrature points that are tried in turn for a row. The next number is tried for a row if the gap of
-# this row is larger than _TARGET.
+# The numbers of quadrature points, which are tried in turn. For a row, the next number is tried only if the gap of the
+# row is larger than _TARGET.
 _POINTS = (8, 32, 128, 512)
 _TARGET = TOLERANCE / 10
 # In one evaluation, the product of the number of rows and the number of points is at most this number.
@@ -85,7 +86,7 @@ class Explainer:
         return "affine" if self._network.is_piecewise_linear else "integrated gradients"
 
     def explain(self, rows: Rows, wanted: npt.NDArray[np.intp] | None = None) -> Explanations:
-        """Explain float32 [rows, features].
+        """Explain the rows, float32 [rows, features].
 
         wanted: for each row, the index of the output to explain. -1 means the predicted output. If wanted is None, the
         predicted output of each row is explained.
@@ -117,7 +118,7 @@ class Explainer:
     def _integrate(self, from_reference: Floats, chosen: npt.NDArray[np.intp], gap: Floats) -> Floats:
         """Return the integrated gradients, float64 [rows, columns].
 
-        gap: the correct sum of the gradients of each row, [rows].
+        gap: for each row, the output minus the offset. The parts of a row must add up to its gap.
         """
         parts = np.zeros_like(from_reference)
         left = np.arange(len(chosen))

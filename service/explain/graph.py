@@ -41,7 +41,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes in the order of the file.
+    """The nodes of the graph, in the order of the file.
 
     constants: the constants by name. output: the logits of a classification, or the value.
     """

@@ -15,7 +15,7 @@ _ERRORS = {kind.__name__: kind for kind in (errors.UnknownModel, errors.LoadRefu
 class Command(Message):
     """One command for one model.
 
-    load: load the model, or one version. Also try refused versions again. unload: stop serving the model, or one
+    load: load the model, or one version. load also tries refused versions again. unload: stop serving the model, or one
     version. promote: let a version answer requests, even if its comparison has failed. rollback: let the previous
     version answer requests again. If `version` is given, rollback lets this earlier version answer requests again.
     """
@@ -41,5 +41,5 @@ class CommandOutcome(Message):
 
 
 def outcome_of(error: BaseException | None) -> CommandOutcome:
-    """Describe the exception of a command; None if it was executed."""
+    """Describe the exception of a command; None if the command was executed."""
     return CommandOutcome() if error is None else CommandOutcome(error=type(error).__name__, text=str(error))

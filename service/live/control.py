@@ -83,7 +83,7 @@ class LocalControl:
             self._thread.start()
 
     def stop(self) -> None:
-        """Allow no more changes of the models."""
+        """Refuse all later changes of the models."""
         if self._coordinator is not None:
             self._coordinator.stop()
 

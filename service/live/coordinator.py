@@ -39,7 +39,7 @@ _MOST_ROUNDS = 100
 
 
 class Crew(Protocol):
-    """The processes that serve.
+    """The processes that serve the models.
 
     A process that dies is left out. A new process that replaces a dead process serves the last plan.
     """
@@ -66,7 +66,10 @@ class Rules:
 
 
 class Coordinator:
-    """Owns the plan. Any thread may call `submit` and `stop`. Only one thread at a time may call the other methods."""
+    """Owns the plan.
+
+    Any thread may call `submit` and `stop`. Only one thread at a time may call the other methods of a coordinator.
+    """
 
     def __init__(self, rules: Rules, policies: Policies, crew: Crew) -> None:
         self._rules = rules
@@ -75,7 +78,7 @@ class Coordinator:
         self._records: dict[str, ModelRecord] = {}
         self._busy: set[str] = set()
         self._lock = threading.Lock()
-        # The thread waits for commands. The entry None means that the thread looks at the folder.
+        # The thread waits for commands. An entry None makes the thread look at the folder.
         self._wishes: queue.SimpleQueue[tuple[Command, Future[None]] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._unreadable = ""
@@ -240,7 +243,10 @@ class Coordinator:
                 return
 
     def _commit(self, names: list[str], *, tried: bool) -> None:
-        """Commit the plan if it has changed, or if versions were tried. Processes then close unused versions."""
+        """Commit the plan if it has changed, or if versions were tried.
+
+        After a commit, the processes close unused versions.
+        """
         models = dict(self.plan.models)
         for name in names:
             record = self._records.get(name)

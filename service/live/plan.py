@@ -37,7 +37,8 @@ class Trial(Message):
 class Attempt(Message):
     """A version that every process must try to load.
 
-    stamp: identifies the contents of its files. trial: None if the version need not be compared with another one.
+    stamp: identifies the contents of the version's files. trial: None if the version need not be compared with another
+    one.
     """
 
     name: str
@@ -49,9 +50,9 @@ class Attempt(Message):
 class Changes(Message):
     """The differences between the answers of two versions to some rows.
 
-    not_finite: the number of rows for which the new version has an output that is not finite. If this number is not 0,
-    the other counts are missing. by_class: for each label of the old version, the number of rows with this label, and
-    how many of these rows get another label.
+    not_finite: the number of rows for which the new version has an output that is not finite. If `not_finite` is above
+    0, the other counts are missing. by_class: for each label of the old version, the number of rows with this label,
+    and how many of these rows get another label.
     largest_change: the largest change of an output. range: the lowest and the highest output of the old version; None
     except in a regression.
     seconds: the time of one run of the new version, and of the old version; None if these times are not known.
@@ -68,10 +69,10 @@ class Changes(Message):
 class Outcome(Message):
     """The result of one attempt in one process.
 
-    reason: why the version may not serve; None if it may. final: whether waiting is useless: the reason would also hold
-    after all files are copied. digest: identifies the contents that were read. compared: the measures of the trial, by
-    name. live, golden: the changes for the live rows of this process, and for the golden rows of the version that
-    serves.
+    reason: why the version may not serve; None if it may. final: whether waiting is useless, because the reason would
+    still hold after all files are copied. digest: identifies the contents that were read. compared: the measures of the
+    trial, by name. live, golden: the changes for the live rows of this process, and for the golden rows of the active
+    version.
     """
 
     reason: str | None = None

@@ -127,7 +127,8 @@ class _File(BaseModel):
 class Policies:
     """The policies of all models. The file is read again after it has changed.
 
-    swap: the swap policy of each model that has no swap policy in the file. Raises `SettingsError` for a wrong file.
+    swap: the swap policy of each model that has no swap policy in the file. Raises `SettingsError` if the file is not
+    valid.
     """
 
     def __init__(self, file: Path | None, swap: SwapName) -> None:

@@ -19,8 +19,8 @@ from foldserve.service.live.scan import Found
 
 log = logging.getLogger("foldserve")
 
-# Files that have not changed for this number of seconds are complete. Before this time, a check may fail because
-# another program is still copying the bundle.
+# The files of a version count as complete if they have not changed for this number of seconds. If a file changed more
+# recently, a check may fail because another program is still copying the bundle.
 _SETTLED_SECONDS = 2.0
 # The minimum number of seconds between two attempts to load a version.
 _RETRY_SECONDS = 0.5
@@ -35,7 +35,7 @@ class _Version:
 
     stamp: a text that identifies the contents of the files. since: the time of the last change of the files. gone: the
     time at which the folder was first missing. tried: the time of the last attempt with this stamp. verdict: the
-    outcome of this attempt.
+    outcome of the last attempt.
     against: the version with which this version was compared. final: whether the verdict holds until the files change.
     served: the stamp that the processes serve.
     """
@@ -153,7 +153,7 @@ class ModelRecord:
     # --- attempts -----------------------------------------------------------------------------------------------------
 
     def attempts(self, now: float, *, hurry: bool) -> Iterator[Attempt]:
-        """Yield the versions to load now. hurry: do not wait between two attempts."""
+        """Yield the versions to load now. hurry: whether to skip the wait between two attempts."""
         if self._wishes.unloaded or self._unreadable is not None:
             return
         for number in sorted(self._to_try(), reverse=True):
@@ -278,7 +278,7 @@ class ModelRecord:
         return [n for n, v in self._versions.items() if v.served is not None and n not in dropped]
 
     def _choose(self, served: list[int]) -> int | None:
-        """Return the version that answers requests without a version. served: the versions that can answer."""
+        """Return the version that answers requests that name no version. served: the versions that can answer."""
         stable = self._policy.labels.get(STABLE)
         decision = self._wishes.decision
         if decision is not None and decision.current not in served:

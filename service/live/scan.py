@@ -31,7 +31,7 @@ class Found:
 
 
 class Layout(Protocol):
-    """Where the bundles of a server are."""
+    """The places of the bundles of a server."""
 
     @property
     def folder(self) -> Path:
@@ -152,7 +152,7 @@ def _stamp(folder: Path) -> str:
     """Return a text that changes with the files of a bundle.
 
     Kubernetes mounts each file as a link and changes the target of the link. So the stamp has the status of the file
-    that the link names.
+    that the link points to.
     """
     stamps = []
     for name in _FILES:

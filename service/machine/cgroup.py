@@ -2,8 +2,8 @@
 
 This module reads files of the kernel under /proc and /sys. This module does not depend on models, thread pools or CUDA.
 A file sets no limit if it can't be read or has no valid number. The limits of both versions of control groups apply,
-even if a machine uses both. The kernel's documentation describes their files: admin-guide/cgroup-v2.rst,
-admin-guide/cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
+even if a machine uses both. The kernel's documentation describes the files of control groups:
+admin-guide/cgroup-v2.rst, admin-guide/cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-# In version 1, the kernel writes "no limit" as the largest whole number of pages. No real limit is this large.
+# In version 1, the kernel writes "no limit" as the largest whole number of pages. No real memory limit is this large.
 _UNLIMITED = 2**60
 
 

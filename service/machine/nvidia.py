@@ -14,7 +14,7 @@ from typing import Literal
 
 from foldserve.service.errors import DeviceError
 
-MAJOR = 13  # onnxruntime-gpu is built for this version of CUDA; the file names below contain it
+MAJOR = 13  # onnxruntime-gpu is built for this version of CUDA; the file names below contain this number
 OLDEST_GPU = (7, 5)  # the least compute capability that CUDA 13 supports
 
 Version = tuple[int, ...]
@@ -146,8 +146,8 @@ def _wheel_folders() -> list[Path]:
 def _load_first(candidates: list[Path]) -> ctypes.CDLL:
     reasons = []
     for candidate in candidates:
-        # A candidate without a folder is not checked here. The loader searches for the candidate's name in
-        # LD_LIBRARY_PATH, in the loader's cache, and in the system's folders.
+        # A candidate without a folder is passed to the loader without a check. The loader searches for the candidate's
+        # name in LD_LIBRARY_PATH, in the loader's cache, and in the system's folders.
         if candidate.is_absolute() and not candidate.is_file():
             continue
         try:

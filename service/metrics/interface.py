@@ -46,7 +46,9 @@ FeedbackOutcome = Literal["counted", "unknown", "mismatched", "repeated"]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One value of a metric of drift or quality. labels: in the order of the metric's definition."""
+    """One value of a metric of drift or quality. labels: the values of the labels, in the order of the metric's
+    definition.
+    """
 
     metric: str
     labels: tuple[str, ...]
@@ -121,17 +123,20 @@ class Metrics:
         """Count a request that got an error instead of a prediction."""
 
     def count_logged(self, written: int, dropped: int) -> None:
-        """Count rows of the prediction log: the rows in files, and the lost rows. Any thread may call it."""
+        """Count rows of the prediction log: the rows in files, and the lost rows.
+
+        Any thread may call this method.
+        """
 
     def for_quality(self, own_figures: Callable[[], Iterable[Figure]]) -> None:
         """Publish the metrics of drift and quality.
 
         own_figures: returns the metrics of this process. Exporters call this function to send the metrics of each
-        process. Any thread may call it.
+        process. Any thread may call `own_figures`.
         """
 
     def set_figures(self, figures: Iterable[Figure]) -> None:
-        """Set the metrics of drift and quality over all processes."""
+        """Set the metrics of drift and quality to the figures of all processes together."""
 
     def count_feedback(self, model: str, outcomes: Mapping[FeedbackOutcome, int]) -> None:
         """Count the entries of a feedback request by their outcome."""

@@ -362,7 +362,7 @@ class PrometheusMetrics(Metrics):
         self._own_figures = own_figures
 
     def set_figures(self, figures: Iterable[Figure]) -> None:
-        """Set the metrics of drift and quality over all processes."""
+        """Set the metrics of drift and quality to the figures of all processes together."""
         self._figures = tuple(figures)
 
     def count_feedback(self, model: str, outcomes: Mapping[FeedbackOutcome, int]) -> None:
@@ -392,7 +392,7 @@ class PrometheusMetrics(Metrics):
         return lambda: itertools.chain(self.registry.collect(), quality.collect())
 
     def text(self) -> bytes:
-        """Return all metrics in Prometheus's text format, as of the last `flush`. Any thread may call it.
+        """Return all metrics in Prometheus's text format, as of the last `flush`. Any thread may call this method.
 
         `set_figures` sets the metrics of drift and quality before a call of `text`. The text of a thousand models takes
         a second, so call this method outside the event loop.
@@ -402,9 +402,9 @@ class PrometheusMetrics(Metrics):
         return text + quality
 
     def totals(self, models: Sequence[tuple[str, str]]) -> list[Totals]:
-        """Return the totals of each model over all workers, as of the last `flush`. Any thread may call it.
+        """Return the totals of each model over all workers, as of the last `flush`. Any thread may call this method.
 
-        models: names and versions. Like `text`, call this method outside the event loop.
+        models: the names and versions of the models. Like `text`, call this method outside the event loop.
         """
         samples: dict[tuple[str, str], list[Sample]] = {model: [] for model in models}
         for family in self._scraped.collect():
@@ -436,5 +436,5 @@ def _totals(samples: Iterable[Sample]) -> Totals:
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...], registry: CollectorRegistry, mode: Any) -> Gauge:
-    """Create a gauge. mode: the way prometheus_client joins the values of several workers."""
+    """Create a gauge. mode: how prometheus_client combines the values of several workers."""
     return Gauge(name, text, labels, registry=registry, multiprocess_mode=mode)

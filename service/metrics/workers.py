@@ -13,7 +13,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 class WorkersCollector(MultiProcessCollector):
     """Reads the counts of all workers. The collector skips the empty file of a worker that is still starting.
 
-    prometheus_client fails at an empty file. A worker creates an empty file, and gives this file a size a moment later.
+    prometheus_client raises an error for an empty file. A worker creates an empty file, and gives this file a size a
+    moment later.
     """
 
     def __init__(self, registry: CollectorRegistry, folder: Path) -> None:

@@ -100,7 +100,7 @@ class LogFolder:
         """Yield the files of the log, each with the time of its last change and its size."""
         for file in self.path.glob("*/*/*.parquet"):
             if _FILE.fullmatch(file.name):
-                with suppress(FileNotFoundError):  # another process has removed it
+                with suppress(FileNotFoundError):  # another process has removed the file
                     status = file.stat()
                     yield status.st_mtime, status.st_size, file
 

@@ -69,7 +69,7 @@ class Recorder:
 
 @dataclass
 class _Waiting:
-    """The samples of one version that have no file yet. since: the monotonic time of the first of these samples."""
+    """The samples of one version that have no file yet. since: the monotonic time of the first sample."""
 
     since: float
     samples: list[Sample] = field(default_factory=list)

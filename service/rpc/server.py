@@ -24,7 +24,7 @@ _HEALTH = "grpc.health.v1.Health"
 
 
 class RpcServer:
-    """Serves on `--grpc-port`. All methods belong to one event loop."""
+    """Serves on `--grpc-port`. All methods must be called on the same event loop."""
 
     def __init__(self, settings: Settings, service: Service) -> None:
         self._settings = settings

@@ -96,7 +96,7 @@ class Servicer:
                 log.exception("internal error in %s", name)
             code, text, trailing = to_error(reply)
             await context.abort(code, text, trailing)
-            raise AssertionError  # abort raises an exception
+            raise AssertionError  # `abort` raises an exception
 
         return guarded
 

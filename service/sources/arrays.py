@@ -15,11 +15,11 @@ from foldserve.service.sources.source import Source, check_names, one_line
 
 
 def read(path: Path) -> Source:
-    """Read the arrays `x` and `y` of an .npz file. If the file has no arrays with these names, read its only two arrays
-    of these shapes.
+    """Read the arrays `x` and `y` of an .npz file.
 
-    The array `feature_names` gives the names of the columns. Without this array, the names are x0, x1 and so on. The
-    target is y.
+    If the file has no arrays named `x` and `y`, read its only two arrays with the shapes of the features and the
+    target. The array `feature_names` gives the names of the columns. Without `feature_names`, the names are x0, x1 and
+    so on. The target is the array `y`.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -46,7 +46,9 @@ def _pair(name: str, arrays: dict[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[A
 
 
 def from_arrays(name: str, features: Sequence[str], x: npt.NDArray[Any], target: str, y: npt.NDArray[Any]) -> Source:
-    """Return a source of the features `x` [rows, features] and the target `y` [rows]. target: the name of `y`."""
+    """Return a source of the features `x` [rows, features] and the target `y` [rows]. target: the name of the target
+    column.
+    """
     positions = {feature: position for position, feature in enumerate(features)}
 
     def take(column: str) -> pa.ChunkedArray:

@@ -21,7 +21,10 @@ def read(path: Path) -> Source:
 
 
 def from_table(name: str, table: pa.Table) -> Source:
-    """Return a source of a table in memory. name: its name for messages. Raises `SourceError` for wrong names."""
+    """Return a source of a table in memory. name: the name of the table in messages.
+
+    Raises `SourceError` if the column names are not valid.
+    """
     names, notes = without_index(table.schema)
     check_names(name, names)
     return Source(name, names, len(table), typed=True, take=table.column, notes=notes)

@@ -1,4 +1,6 @@
-"""Chooses the reader of a source by its name, and checks that the content of a file has the format of its name."""
+"""Chooses the reader of a source by the name of the source, and checks that the content of a file has the format of its
+name.
+"""
 
 from __future__ import annotations
 
@@ -133,9 +135,9 @@ def _open_typed(path: Path, suffix: str) -> Source:
 
 @contextmanager
 def spool_standard_input() -> Iterator[Path]:
-    """Copy the standard input into a temporary file, because the readers need a file. Yield the path of this file.
+    """Copy the standard input into a temporary file, because the readers need a file.
 
-    The first bytes of the file show its format.
+    Yield the path of the temporary file. The first bytes of the file show its format.
     """
     head = sys.stdin.buffer.read(8)
     with tempfile.TemporaryDirectory() as folder:
@@ -147,9 +149,10 @@ def spool_standard_input() -> Iterator[Path]:
 
 
 def find_suffix(source: str, built_in: Iterable[str] = ()) -> str:
-    """Return the suffix in `_SUFFIXES` that the name of a file has. Raises `SourceError` for any other name.
+    """Return the suffix in `_SUFFIXES` that the name of a file has.
 
-    The file must begin with the bytes that files with this suffix have.
+    Raises `SourceError` if the name has no known suffix. The file must begin with the bytes that files with
+    this suffix have.
     """
     suffix = _suffix_of(source)
     path = Path(source)

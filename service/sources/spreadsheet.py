@@ -1,7 +1,7 @@
 """Spreadsheets (.xlsx): reads one sheet, whose first row is the header.
 
-A column that has only numbers, only booleans or only dates keeps its type. Any other column becomes texts, as in a CSV
-file.
+A column that has only numbers, only booleans or only dates keeps its type. Any other column becomes a column of texts,
+as in a CSV file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def header(path: Path, sheet: str | None) -> tuple[str, ...]:
 def _rows(path: Path, sheet: str | None) -> list[list[Any]]:
     """Return the rows of a sheet.
 
-    There is at least one row, and all rows have equal lengths. An empty cell is an empty text.
+    The result has at least one row, and all rows have equal lengths. An empty cell is an empty text.
     """
     try:
         import python_calamine  # imported here because only this format needs the library

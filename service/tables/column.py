@@ -1,7 +1,7 @@
 """Turns one Arrow column into the numbers of a feature. This module handles single columns, not whole rows.
 
-Cells that Arrow can convert are converted together. Other cells are converted by the function that converts the values
-of a request. The function for requests converts each different cell only once.
+Cells that Arrow can convert are converted together. The function for the values of a request converts all other cells.
+This function converts each different cell only once.
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ def _built_for() -> tuple[str, tuple[nvidia.Version, ...]]:
 def _runs(capability: nvidia.Version, code: nvidia.Version) -> bool:
     """Whether a GPU runs code for a compute capability.
 
-    The major number of the code must be equal to that of the GPU. The minor number of the code must not be larger.
+    The major number of the code must be equal to that of the GPU. The minor number of the code must not be larger than
+    that of the GPU.
 
     https://docs.nvidia.com/cuda/cuda-c-programming-guide/#binary-compatibility
     """
@@ -97,11 +98,12 @@ def _runs(capability: nvidia.Version, code: nvidia.Version) -> bool:
 
 
 def check_visible_devices() -> Result | str:
-    """Read CUDA_VISIBLE_DEVICES. Raises `ProblemError` if the variable hides every GPU."""
+    """Read CUDA_VISIBLE_DEVICES. Raises `ProblemError` if CUDA_VISIBLE_DEVICES hides every GPU."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return "not set: every GPU is visible"
-    # The variable is a list of numbers or names. CUDA stops at the first invalid entry, so -1 hides every GPU.
+    # CUDA_VISIBLE_DEVICES is a list of numbers or names of GPUs. CUDA stops at the first invalid entry, so -1 hides
+    # every GPU.
     first = value.split(",")[0].strip()
     present = len([file for file in Path("/dev").glob("nvidia*") if file.name.removeprefix("nvidia").isdecimal()])
     is_number = first.isdecimal() and (present == 0 or int(first) < present)
@@ -114,7 +116,7 @@ def check_visible_devices() -> Result | str:
 
 
 def check_tf32() -> Result | str:
-    """Read NVIDIA_TF32_OVERRIDE. Raises `ProblemError` if the variable may turn TF32 on for every program."""
+    """Read NVIDIA_TF32_OVERRIDE. Raises `ProblemError` if NVIDIA_TF32_OVERRIDE may turn TF32 on for every program."""
     value = os.environ.get("NVIDIA_TF32_OVERRIDE", "")
     if value == "":
         return "NVIDIA_TF32_OVERRIDE is not set: --precision decides"

@@ -27,7 +27,8 @@ def run_isolated(check: Check) -> Result:
     child = context.Process(target=_run_in_child, args=(check, sender), daemon=True)
     try:
         child.start()
-        sender.close()  # now only the child can send, so `recv` raises EOFError if the child dies
+        # From here on, only the child holds the sending end, so `recv` raises EOFError if the child dies.
+        sender.close()
         if not receiver.poll(_TIMEOUT):
             child.kill()
             return Result(check.name, "wrong", f"no answer within {_TIMEOUT} s", check.remedy)
@@ -60,5 +61,5 @@ def _run_in_child(check: Check, sender: Connection) -> None:
         result = Result(check.name, "wrong", str(error), check.remedy)
     except BaseException as error:  # noqa: BLE001 (a broken package may raise anything, SystemExit too)
         result = Result(check.name, "wrong", f"{type(error).__name__}: {first_line(str(error))}", check.remedy)
-    # JSON instead of `send`, because `send` would pickle the result.
+    # `send` is not used, because it would pickle the result.
     sender.send_bytes(json.dumps(asdict(result)).encode())

@@ -11,7 +11,7 @@ _GIB = 2**30
 
 
 def check_processors() -> Result | str:
-    """Compare the processors granted to this process with the host's."""
+    """Compare the number of processors that this process may use with the number of processors of the host."""
     granted, host = cgroup.processors(), os.cpu_count() or 1
     text = f"{round(granted, 2):g} of the host's {host}, by affinity and cgroup quota"
     if granted < 1:

@@ -202,7 +202,10 @@ def _misfit(field: pa.Field, first_row: int) -> TableError:
 
 
 def ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Yield the chunks of `chunks` without a change. A thread reads the next chunks while the caller works on one."""
+    """Yield the items of `chunks` unchanged.
+
+    A thread reads the next chunks while the caller works on the current chunk.
+    """
     with ThreadPoolExecutor(1, "reader") as pool:
         waiting = deque(pool.submit(next, chunks, None) for _ in range(_CHUNKS_AHEAD))
         try:

@@ -83,7 +83,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, kind: Format, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
-    """Write all batches to a new file, and wait until the disk has it. Raises `OSError`."""
+    """Write all batches to a new file, and wait until the file is on the disk. Raises `OSError`."""
     with path.open("wb") as stream:
         writer = open_writer(kind, stream, schema)
         try:

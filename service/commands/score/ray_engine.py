@@ -1,7 +1,8 @@
 """The engine of a Ray cluster: Ray Data gives the pieces to the machines, and returns the answers in order.
 
-Each worker has its own copy of the model, which must reproduce its golden outputs there. Every machine must see the
-input files under the same paths. The caller writes the output, so the answers pass through its machine.
+Each worker has its own copy of the model, and each copy must reproduce the golden outputs on its machine. Every machine
+must see the input files under the same paths. The caller writes the output, so all answers pass through the machine of
+the caller.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ def choose(latencies: Latencies, throughput: Throughput, device: Device) -> tupl
 def _choose_threads(cpu: Mapping[int, Curve]) -> tuple[int, str]:
     """Choose the number of threads.
 
-    Try larger numbers in turn. Stop at the first number that does not save enough time at the batch sizes of a server.
+    Try larger numbers of threads in turn. Stop at the first number that does not save enough time at the batch sizes of
+    a server.
     """
     counts = sorted(cpu)
     chosen, why = counts[0], "this process may use one processor"
@@ -122,7 +123,8 @@ def _cuda_seconds(batch: int, buckets: Sequence[int], latencies: Latencies) -> f
 def _choose_workers(throughput: Throughput) -> Choice:
     """Choose the number of processes.
 
-    Try larger numbers in turn, and stop at the first number that does not give enough additional rows per second.
+    Try larger numbers of processes in turn, and stop at the first number that does not give enough additional rows per
+    second.
     """
     rates = throughput.rates
     counts = sorted(rates)

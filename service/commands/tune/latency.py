@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-# NumPy imports numpy.random when it is first used. If a user presses Ctrl-C during this import, the interrupt can get
-# lost. So this module imports numpy.random at the start.
+# NumPy imports numpy.random at the first use of numpy.random. If a user presses Ctrl-C during this import, the
+# interrupt can get lost. So this module imports numpy.random at the start.
 from numpy.random import Generator, default_rng
 
 from foldserve.service.arrays import Rows, Run
@@ -81,7 +81,7 @@ def measure_latencies(
 
     seconds: the approximate time to measure after every session is open. The measurement of a large model takes longer.
     batches: batch sizes in ascending order.
-    on_open: called once every session is open.
+    on_open: called when every session is open.
     Raises `BundleError` as `load` does. Raises `DeviceError` if `device` is cuda and CUDA is not available. Raises
     `RuntimeFailure` if a run fails at a batch size that a server would use.
     """

@@ -21,7 +21,7 @@ from foldserve.service.runtime.session import Device, Options
 # The largest number of processes to measure. Each process has a copy of the model. On CUDA, each process also has a
 # context of several hundred MiB.
 _MAX_WORKERS = {"cpu": 64, "cuda": 16}
-# The share of the time that is for the latency. The rest of the time is for the throughput.
+# The share of the measuring time for the latency. The rest of the measuring time is for the throughput.
 _LATENCY_SHARE = 0.65
 
 
@@ -59,7 +59,7 @@ def tune(
     load: Load = load_bundle,
     on_open: Callable[[], object] = lambda: None,
 ) -> Tuning:
-    """Measure for about `seconds`, and choose.
+    """Measure the model for about `seconds`, and choose the settings.
 
     load: opens and checks a model. load must be a function of a module, because other processes import it by its name.
     on_open: called when every session is open. Raises the exceptions of `measure_latencies` and `measure_throughput`.

@@ -1,6 +1,7 @@
 """Measures the rows per second of several processes that run the model at the same time.
 
-This module runs bundles, and chooses no settings. The numbers of processes take turns, and the result is a median.
+This module runs bundles, and chooses no settings. Each round measures every number of processes, and the result is the
+median over the rounds.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def _serve_requests(folder: Path, options: Options, load: Load, connection: Conn
 
 
 def _send(connection: Connection, value: object) -> None:
-    # JSON instead of `send`, because unpickling the received bytes may run code.
+    # `send` is not used, because unpickling the received bytes may run code.
     connection.send_bytes(json.dumps(value).encode())
 
 

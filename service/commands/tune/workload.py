@@ -45,7 +45,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def sigint_blocked() -> Iterator[None]:
-    """Block SIGINT in this context. Threads and processes that start in the context keep the signal blocked.
+    """Block SIGINT in this context. Threads and processes that start in the context keep SIGINT blocked.
 
     So Ctrl-C reaches only the main thread of this process, where Python raises KeyboardInterrupt.
     """
