@@ -17,7 +17,9 @@ from foldserve.training.table.schema import Table
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All measurements of a diagnosis. saving: the measurements of what folding saves; None if their training diverged."""
+    """All measurements of a diagnosis. saving: the measurements of the folding; None if the training before the folding
+    diverged.
+    """
 
     plan: DiagnosisPlan
     sample: Sample

@@ -1,4 +1,4 @@
-"""Turns measurements into sections of sentences, plots and tables, and into one HTML page. The module measures nothing."""
+"""Turns measurements into one HTML page with sections of sentences, plots and tables. The module measures nothing."""
 
 from __future__ import annotations
 

@@ -39,10 +39,11 @@ def score(
 ) -> dict[str, float]:
     """Score `outputs` [rows, outputs] against `y` [rows].
 
-    In a classification, the result has `accuracy`, `log_loss` in nats, and `auc`, the area under the ROC curve. `auc` is
-    NaN if the area is undefined. If `decision` has a threshold, the threshold decides the predictions, and the result
-    also has `precision`, `recall`, `f1` and `cost`. In a regression, the result has `rmse` and `mae` in the target's
-    units, and `r2`. decision: by default, the class with the largest probability is the prediction.
+    In a classification, the result has `accuracy`, `log_loss` in nats, and `auc`, the area under the ROC curve. `auc`
+    is NaN if the area under the curve is undefined. If `decision` has a threshold, the threshold decides the
+    predictions, and the result also has `precision`, `recall`, `f1` and `cost`. In a regression, the result has `rmse`
+    and `mae` in the target's units, and `r2`. decision: by default, the class with the largest probability is the
+    prediction.
     """
     # scikit-learn has the same metrics, and the tests compare with scikit-learn. scikit-learn is not used here, because
     # its import takes a second.

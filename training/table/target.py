@@ -44,7 +44,7 @@ _MAX_INTEGER_CLASSES = 20
 
 @dataclass(frozen=True)
 class Target:
-    """The target of a table. The fields have the same meanings as in `Table`, and `reading` is `Table.target_reading`."""
+    """The target of a table. The fields have the same meanings as in `Table`. `reading` is `Table.target_reading`."""
 
     task: Task
     y: npt.NDArray[Any]
