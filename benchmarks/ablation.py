@@ -26,7 +26,8 @@ PACKAGES = ("foldserve", "torch", "onnxruntime")
 DOCUMENT = ROOT / "docs" / "training.md"
 MARKERS = "<!-- ablation -->", "<!-- /ablation -->"
 
-# The learning rate of `best` is too high for a network without batch norm. It would hide the effect of the batch norm.
+# The learning rate of `best` is too high for a network without batch norm. At the learning rate of `best`, the
+# comparison would not show the effect of batch norm alone.
 VARIANTS = {
     "best": ("--preset", "best"),
     "without bins": ("--preset", "best", "--bins", "0"),
@@ -42,7 +43,7 @@ Fits = dict[tuple[str, int], dict[str, Fit]]  # the outer key is a table and a s
 
 
 def main() -> None:
-    """Measure and print the table. With --write, also write it to docs/training.md."""
+    """Measure and print the table. With --write, also write the table to docs/training.md."""
     chosen = _arguments()
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
@@ -79,8 +80,8 @@ def _measure(tables: Sequence[Table], seeds: int, core: int) -> tuple[Fits, dict
 
 
 def report(fits: Fits) -> str:
-    """Write a row for each variant. The row has means over tables and seeds, and the number of runs that are worse than
-    `best`.
+    """Write a row for each variant. Each row has the means over all tables and seeds, and the number of runs with a
+    worse metric than `best`.
     """
     rows: list[Row] = [("", "accuracy", "log loss", "higher than best's", "R2", "lower than best's", "s per fit")]
     for name in VARIANTS:

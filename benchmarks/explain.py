@@ -21,7 +21,7 @@ _ROUNDS = 400
 
 
 def main() -> None:
-    """Print the median of each request and their ratio."""
+    """Print the median time of a prediction and of an explanation, and the ratio of both medians."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--model", default="digits")
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def measure(url: str) -> None:
-    """Send both requests in turns, for several numbers of rows."""
+    """Send requests for predictions and for explanations in turn, for several numbers of rows."""
     manifest = httpx.get(f"{url}/metadata").json()
     golden = np.array([[np.nan if v is None else v for v in row] for row in manifest["golden"]["inputs"]], "<f4")
     print(f"{'rows':>5} {'predict':>10} {'explain':>10} {'ratio':>6}   medians of {_ROUNDS} requests each")

@@ -2,8 +2,8 @@
 
 Times depend on the machine and its load, but counts almost do not. Callgrind, a tool of valgrind, counts every
 instruction of a real server. One client sends the requests, one after the other. A count that is more than 3% above its
-committed count fails. The counts depend on the versions of Python and of the libraries. If these versions differ, the
-program compares nothing.
+committed count fails. The number of instructions depends on the versions of Python and of the libraries. If one of
+these versions differs from the version in gate.json, the program does not compare the counts.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ ROOT = Path(__file__).parent.parent
 COMMITTED = Path(__file__).with_name("gate.json")
 LIBRARIES = ("httptools", "numpy", "onnxruntime", "orjson", "pysimdjson", "uvloop")
 TOLERANCE = 0.03
-# Valgrind makes runs so slow that the batcher would move some runs to its thread. The number of these runs would depend
-# on the machine. So this server has no limit for the duration of a run on the event loop. The server also does no
-# periodic work, because the number of periods depends on the machine. benchmarks/drift.py measures the cost of drift.
+# Valgrind makes runs so slow that the batcher would move some runs to its thread. The number of runs on the thread
+# would depend on the machine. So the measured server allows runs of up to 60 seconds on the event loop. The server also
+# does no periodic work, because the number of periods depends on the machine. benchmarks/drift.py measures the cost of
+# drift.
 SERVER = """
 import sys
 from foldserve.service.cli import main
@@ -41,7 +42,7 @@ batcher._MAX_INLINE_SECONDS = 60.0
 flags = ["--threads", "1", "--device", "cpu", "--no-drift", "--no-watch", "--self-check", "0"]
 sys.exit(main(["serve", "--models", "models", "--port", "0", *flags]))
 """
-# The number of requests before the count. They fill the caches of the server.
+# The number of warm-up requests, which are not counted. The warm-up requests fill the caches of the server.
 WARM_UP = 300
 
 

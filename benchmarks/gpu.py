@@ -4,7 +4,7 @@ One run has four parts. The first part measures the limits of the hardware, with
 host and device. The second part checks the contenders, times them in turns from host memory to host memory, and checks
 them again. The third part measures the kernels and the time that folding saves. The last part measures the service over
 HTTP. `--part service` runs only the last part, and `--part runtime` runs only the other three. `--dry` runs everything
-on the CPU with tiny sizes. Such a run tests the program and measures nothing.
+on the CPU with tiny sizes. A run with `--dry` tests the program and measures nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 try:
     import numpy as np
     import onnxruntime as ort
-    import torch  # loads CUDA's libraries and cuDNN, which the unfolded model needs
+    import torch  # torch loads CUDA's libraries and cuDNN, which the unfolded model needs
 except ImportError as error:
     raise SystemExit(f"gpu.py needs a GPU and the packages of foldserve[gpu,train]: {error}") from error
 from rig.environments import CONTENDERS as SCRIPTS
@@ -46,7 +46,8 @@ from foldserve.service.runtime.session import Precision
 
 PACKAGES = ("foldserve", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "numpy")
 PROFILED: tuple[type[Contender], ...] = (OursGraphs, OrtFolded, OrtUnfolded, Graphed)
-# Seconds that are reserved for the last two parts. Without them, slow earlier parts could use up the whole time.
+# The seconds that are reserved for the last two parts of the benchmark. Without this reserve, slow earlier parts could
+# use up the whole time.
 _KERNELS_S, _SERVICE_S = 30, 110
 _PARTS = ("runtime", "service")
 DRY = "DRY RUN: tiny sizes on the CPU. Nothing below is a measurement."
@@ -73,7 +74,7 @@ class Bench:
     spent: dict[str, float] = field(default_factory=dict)
 
     def block(self, network: Network, precision: Precision) -> Block:
-        """Return a `Block` for one network in one precision. It has no open contenders."""
+        """Return a `Block` for one network in one precision. The block has no open contenders yet."""
         ceilings.set_precision(precision)
         setting = Setting(self.device, network, self.bundles[network.name], precision, self.plan.buckets)
         plan = self.plan
@@ -82,7 +83,7 @@ class Bench:
     def has_time(self, what: str, reserve: float) -> bool:
         """Return whether the measurement `what` may begin. The later parts need `reserve` seconds.
 
-        If it may not begin, note that the measurement is skipped.
+        If the measurement may not begin, note that it is skipped.
         """
         if time.perf_counter() + reserve < self.until:
             return True
@@ -96,7 +97,7 @@ class Bench:
 
 
 def main() -> None:
-    """Measure and print the tables. With --out or --write, also save them."""
+    """Measure and print the tables. With --out or --write, also save the tables."""
     chosen = _arguments()
     device: Device = "cpu" if chosen.dry else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
@@ -212,7 +213,7 @@ def _kernels(bench: Bench) -> None:
 def _cudnn(bench: Bench) -> None:
     """Run both models in a process that does not load torch, and so does not load torch's cuDNN.
 
-    A model that fails is a result, not an error.
+    If a model fails, the report shows the reason of the failure.
     """
     small = bench.nets[0]
     for (name, content), options in itertools.product(
@@ -270,7 +271,7 @@ def _gpu(device: Device) -> str:
 
 
 def _versions() -> list[str]:
-    """List the versions of foldserve and of the libraries it is compared with."""
+    """List the versions of foldserve and of the libraries that it is compared with."""
     results = []
     for package in PACKAGES:
         try:

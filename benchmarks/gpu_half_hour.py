@@ -1,8 +1,8 @@
 """The first half hour on a GPU: `python benchmarks/gpu_half_hour.py correctness|speed|service --out DIR`.
 
-Each of the three calls takes at most 10 minutes, and needs no network. Each step runs in its own process, so a crash or
-a hang affects only one step. The outputs are saved in DIR as soon as a step ends. The exit status is 1 if there is no
-GPU or if a step fails.
+The program has three calls: correctness, speed and service. Each call takes at most 10 minutes, and needs no network.
+Each step runs in its own process, so a crash or a hang affects only one step. The outputs are saved in DIR as soon as a
+step ends. The exit status is 1 if there is no GPU or if a step fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ SERVICE = ("-m", "foldserve.service")
 
 
 def steps(call: str, out: Path) -> list[tuple[str, int, tuple[str, ...]]]:
-    """List the steps of a call: a name, a limit in seconds, and Python's arguments. The first step matters most."""
+    """List the steps of a call: a name, a limit in seconds, and Python's arguments. The most important step comes
+    first.
+    """
     question = ("-m", "rig.gpu.questions")
     benchmark = ("benchmarks/gpu.py", "--out")
     tuned = ("models/digits/1", "--device", "cuda", "--seconds", "30", "-o", str(out / "tuned.toml"))
@@ -53,7 +55,7 @@ def steps(call: str, out: Path) -> list[tuple[str, int, tuple[str, ...]]]:
 
 
 def main() -> None:
-    """Run the steps of one call."""
+    """Run the steps of the chosen call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("call", choices=("correctness", "speed", "service"))
     parser.add_argument("--out", type=Path, default=Path("gpu"), metavar="DIR", help="default: %(default)s")

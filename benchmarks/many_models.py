@@ -1,8 +1,9 @@
 """Measures one foldserve process with many models: `python benchmarks/many_models.py [--models 1,100,1000]`.
 
 Each model is a copy of digits under another name. The program measures the start: the time until the server is ready,
-and its memory. It measures requests of one row to all models in turn, and the documents that list the models. It also
-measures the processor time of an idle minute, and the times to add a model and to stop.
+and its memory. The program measures requests of one row to all models in turn, and requests for the documents that list
+the models. The program also measures the processor time of an idle minute, the time to add a model, and the time to
+stop.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ READY_SECONDS = 600
 
 @dataclass
 class Figures:
-    """The figures of one number of models. Times are in seconds, and sizes in bytes, unless the name has a unit."""
+    """The figures of a server with a given number of models. Times are in seconds, and sizes in bytes, unless the name
+    has a unit.
+    """
 
     ready: float
     ready_processor: float
@@ -111,7 +114,7 @@ def measure(folder: Path, count: int, idle: float) -> Figures:
         threads = len(list(Path(f"/proc/{server.process}/task").iterdir()))
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
         names = [name(index) for index in range(count)]
-        for warm in (names, names):  # send requests to each model, so that its parts exist
+        for warm in (names, names):  # the first requests to a model create its parts
             predictions(server, connection, warm, max(count, 500))
         all_models = predictions(server, connection, names, REQUESTS)
         one_model = predictions(server, connection, names[:1], REQUESTS)

@@ -29,7 +29,7 @@ def prediction() -> bytes:
 
 
 class Busy(asyncio.Protocol):
-    """A kept connection, which sends the next request as soon as it receives a response."""
+    """A client with one keep-alive connection. The client sends the next request as soon as it receives a response."""
 
     answers = 0
 

@@ -1,10 +1,10 @@
 """Compares the Open Inference Protocol over gRPC on foldserve, MLServer and Triton: `python benchmarks/rpc.py`.
 
-Only one server runs at a time. It has one core, and h2load has another core. All servers have the same model and get
-the same messages, with the rows in `raw_input_contents`. A response is checked before each load. Every round measures
-all servers, and a ratio compares two figures of the same round. The program also measures foldserve over HTTP, with the
-same rows as binary tensors. A processor time includes all processes of the server, and the work of the kernel for these
-processes.
+Only one server runs at a time. The server has one core, and h2load has another core. All servers have the same model
+and get the same messages, with the rows in `raw_input_contents`. A response is checked before each load. Every round
+measures all servers, and a ratio compares two figures of the same round. The program also measures foldserve over HTTP,
+with the same rows as binary tensors. A processor time includes all processes of the server, and the work of the kernel
+for these processes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ Key = tuple[str, tuple[int, int, int]]
 
 
 def main() -> None:
-    """Measure and print the tables. With --write, also write them to benchmarks/README.md."""
+    """Measure and print the tables. With --write, also write the tables to benchmarks/README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3, help="length of each load (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")

@@ -2,8 +2,9 @@
 
 The input is a folder of Parquet files with float32 columns. The command reads the files, checks every value, runs the
 model and writes the predictions as Parquet. The bare program runs the same model on the same rows in a session with the
-same number of threads. The rows are already in memory, and the program drops the outputs. Each round measures both, one
-after the other. The time of the command is the time of its whole process, from start to end.
+same number of threads. The rows are already in memory, and the program drops the outputs. Each round measures the
+command and the bare program, one after the other. The time of the command is the time of its whole process, from start
+to end.
 """
 
 from __future__ import annotations

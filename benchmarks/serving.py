@@ -1,9 +1,9 @@
 """Compares foldserve with other model servers: `python benchmarks/serving.py [--write]`.
 
-Only one contender runs at a time. It has one core, and wrk has another core. All contenders have the same model and the
-same bodies, and their responses are checked before and after the load. Every round measures all contenders. A ratio
-compares two figures of the same round, and the tables show the median of the rounds. Other servers are installed on
-first use, in `.bench/`, at the versions of `benchmarks/contenders/*.txt`.
+Only one contender runs at a time. The contender has one core, and wrk has another core. All contenders have the same
+model and the same bodies, and their responses are checked before and after the load. Every round measures all
+contenders. A ratio compares two figures of the same round, and the tables show the median of the rounds. Other servers
+are installed on first use, in `.bench/`, at the versions of `benchmarks/contenders/*.txt`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def main() -> None:
-    """Measure and print the tables. With --write, also write them to benchmarks/README.md."""
+    """Measure and print the tables. With --write, also write the tables to benchmarks/README.md."""
     chosen = _arguments()
     program = f"wrk {wrk.version().removeprefix('wrk ')}"
     cores = two_cores()

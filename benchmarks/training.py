@@ -1,8 +1,8 @@
 """Compares foldserve's training with other libraries for tables: `python benchmarks/training.py --data DIR`.
 
-It has three parts. The first part compares metrics and time on tables with a fixed split. The second part compares the
-rows per second of training loops. The third part measures the memory of a training on a large table. Every program has
-one core and one thread. Other libraries are installed on first use, in `.bench/`, at the versions of
+The benchmark has three parts. The first part compares metrics and time on tables with a fixed split. The second part
+compares the rows per second of training loops. The third part measures the memory of a training on a large table. Every
+program has one core and one thread. Other libraries are installed on first use, in `.bench/`, at the versions of
 `benchmarks/contenders/training.txt`.
 """
 
@@ -26,7 +26,7 @@ OTHER_PACKAGES = ("pytabkit", "skorch", "scikit-learn", "torch")
 
 
 def main() -> None:
-    """Measure and print the tables. With --write, also write them to benchmarks/README.md."""
+    """Measure and print the tables. With --write, also write the tables to benchmarks/README.md."""
     chosen = _arguments()
     measure: dict[str, Callable[[argparse.Namespace, int], str]] = {
         "accuracy": _accuracy,

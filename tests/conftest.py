@@ -14,11 +14,12 @@ from foldserve.service import bundle
 from foldserve.training.pipeline import run
 from foldserve.training.plan import DataOptions, Plan, Recipe
 
-# The servers under test run on this machine. Requests to them must not use a proxy from a developer's environment.
+# The servers under test run on this machine. Requests to the servers must not use a proxy from a developer's
+# environment.
 os.environ["NO_PROXY"] = "127.0.0.1"
 
-# A shell makes its background jobs ignore SIGINT, and nohup makes programs ignore SIGHUP. Child processes inherit these
-# settings. The programs under test must not ignore the signals.
+# A shell makes its background jobs ignore SIGINT, and nohup makes programs ignore SIGHUP. Child processes inherit the
+# ignored signals. The programs under test must not ignore the signals.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -31,7 +32,9 @@ settings.load_profile("steady")
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with digits/1, a classification, and diabetes/1, a regression. Copy it before you change it."""
+    """A folder with digits/1, a classification, and diabetes/1, a regression. A test that changes the folder must copy
+    it first.
+    """
     models = tmp_path_factory.mktemp("trained")
     for source in ("digits", "diabetes"):
         run(Plan(data=DataOptions(source), name=source, models=models, recipe=Recipe(epochs=5)))

@@ -76,7 +76,7 @@ print(count(events, 2))
 
 
 def test_the_reference_of_a_network_agrees_with_each_of_its_files(tmp_path: Path) -> None:
-    """NumPy computes the reference. ONNX Runtime runs all files, including the file in float16."""
+    """NumPy computes the reference. ONNX Runtime runs all files of the network, including the float16 file."""
     code = f"""
 import numpy as np
 from pathlib import Path

@@ -70,7 +70,7 @@ def test_a_list_has_an_allowed_version_of_each_declared_package(name: str) -> No
 def test_a_list_has_every_package_that_its_packages_require(name: str) -> None:
     """The packages of the other ONNX Runtime wheel are not installed here.
 
-    So the test does not follow their requirements.
+    So the test does not follow the requirements of packages that are not installed.
     """
     packages, reached = locked(name), set()
     waiting = [(requirement.name, frozenset(requirement.extras)) for requirement in declared(name)]

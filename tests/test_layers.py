@@ -130,7 +130,7 @@ CONFINED = {
 def layer(name: str) -> str | None:
     """Return the layer of a module below `foldserve`, or of a name in this module.
 
-    The layer is the longest key of the table that fits.
+    The layer is the longest key of `LAYERS` that is a prefix of the name.
     """
     parts = name.split(".")
     names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))

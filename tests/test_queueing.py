@@ -36,5 +36,5 @@ def test_constant_turns_of_one_request_are_an_m_d_1_queue(load: float) -> None:
 def test_batches_share_the_fixed_part_of_a_turn() -> None:
     batched, single = Replica(SERVICE, SERVICE / 10, 64), Replica(SERVICE, SERVICE / 10, 1)
     assert batched.capacity() > 8 * single.capacity()
-    rate = 1.5 * single.capacity()  # more than the capacity without batches
+    rate = 1.5 * single.capacity()  # a server without batches can't handle this rate
     assert np.percentile(latencies(batched, rate, COUNT), 99) < 3 * (SERVICE + SERVICE / 10 * 4)

@@ -149,5 +149,5 @@ def test_the_page_on_training_names_every_flag_of_fit_and_no_flag_that_does_not_
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page))
     fit, diagnose = _flags("fit", capsys), _flags("diagnose", capsys)
     assert {"--target", "--no-batch-norm", "--help"} <= fit
-    assert {flag for flag in fit if not flag.startswith("--no-")} <= named  # the page may leave out the --no- form
+    assert {flag for flag in fit if not flag.startswith("--no-")} <= named  # the page may leave out the flags --no-*
     assert named <= fit | diagnose

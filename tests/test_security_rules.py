@@ -113,7 +113,7 @@ class Audited:
     record: Path
 
     def events(self) -> list[tuple[str, str]]:
-        """Return the events until now."""
+        """Return the events that are recorded so far."""
         return [tuple(json.loads(line)) for line in self.record.read_text().splitlines()]
 
     def send(self, method: str, path: str, *headers: str, body: bytes = b"") -> Answer:
@@ -246,7 +246,7 @@ REFUSED = {
     "model": ("POST", f"/v2/models/{MARKER}/infer", (), tensor([1, 2], data=[1, 3])),
     "failure": ("POST", "/predict", (), b'{"instances": [[-1, 0]]}'),
 }
-# Internal details: a path, a module, an address in memory, the class of an exception.
+# Internal details that no response may show: a path, a module, an address in memory, the class of an exception.
 INSIDE = re.compile(
     rb"/(?:tmp|home|root|opt|usr)/|\.py\b|0x[0-9a-f]{6}|Traceback|[A-Z]\w+(?:Error|Exception)\b|onnxruntime"
 )

@@ -44,7 +44,7 @@ def sklearn_mlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipel
 
 
 def realmlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipeline:
-    """Build RealMLP-TD. This library encodes and scales the features itself. It does not support missing numbers."""
+    """Build RealMLP-TD. RealMLP encodes and scales the features itself. RealMLP does not support missing numbers."""
     from pytabkit import RealMLP_TD_Classifier, RealMLP_TD_Regressor  # imported here because it imports torch
 
     kind = RealMLP_TD_Classifier if classifies else RealMLP_TD_Regressor

@@ -1,8 +1,8 @@
 """Posts one body repeatedly: `python post_binary.py PORT PATH BODY HEAD_LENGTH SECONDS CONNECTIONS`.
 
-It uses keep-alive connections on plain sockets, with one request in flight on each connection. It needs only the
-standard library. Prints a JSON object: `seconds`, `latencies` (in seconds, one for each request that began within
-SECONDS) and `errors`.
+The program uses keep-alive connections on plain sockets, with one request in flight on each connection. The program
+needs only the standard library. Prints a JSON object: `seconds`, `latencies` (in seconds, one for each request that
+began within SECONDS) and `errors`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _receive(one: Connection, scratch: bytearray) -> str | None:
 
 
 def main() -> None:
-    """Post, and print the result."""
+    """Post the body repeatedly, and print the result as JSON."""
     port, path, body, head_length, seconds, connections = sys.argv[1:]
     content = Path(body).read_bytes()
     head = (

@@ -13,7 +13,7 @@ import onnxruntime
 
 @bentoml.service(workers=1, logging={"access": {"enabled": False}})
 class Digits:
-    """The model, in the only worker."""
+    """A service with one worker, which runs the model."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
@@ -22,7 +22,7 @@ class Digits:
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     # A batch has room for four requests of 1,024 rows. BentoML refuses a request that takes longer than
-    # `max_latency_ms`. All requests of this benchmark are faster.
+    # `max_latency_ms`. Every request of this benchmark takes less time than `max_latency_ms`.
     @bentoml.api(batchable=True, max_batch_size=4096, max_latency_ms=5000)
     def predict(self, instances: np.ndarray) -> np.ndarray:
         """Compute the probabilities of the rows."""

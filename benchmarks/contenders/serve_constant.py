@@ -1,8 +1,8 @@
 """Serves a constant response with uvicorn: `python serve_constant.py PORT BYTES...`.
 
-It has the event loop and the HTTP parser of foldserve, but no framework, no JSON and no model. The server reads the
-same bodies as foldserve, and its responses have as many bytes as foldserve's responses. BYTES are the lengths of the
-responses: POST /0 gets the first length, and POST /1 the second.
+The server uses the same event loop and HTTP parser as foldserve, but no framework, no JSON and no model. The server
+reads the same bodies as foldserve, and its responses have as many bytes as foldserve's responses. BYTES are the lengths
+of the responses: POST /0 gets the first length, and POST /1 the second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ async def app(
     send: Callable[[dict[str, Any]], Awaitable[None]],
 ) -> None:
     """Read the whole body, and send the constant response."""
-    body = bytearray()  # collects the pieces of the body, as foldserve does
+    body = bytearray()  # foldserve also collects the pieces of a body in a bytearray
     more = True
     while more:
         message = await receive()

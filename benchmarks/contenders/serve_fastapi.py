@@ -1,8 +1,8 @@
 """Serves the model with plain FastAPI, as a competent developer writes such a server in an hour: `python
 serve_fastapi.py PORT MODEL`.
 
-The server checks the body with a pydantic model, runs one ONNX Runtime session, and returns lists of probabilities. It
-runs on uvicorn with one worker.
+The server checks the body with a pydantic model, runs one ONNX Runtime session, and returns lists of probabilities. The
+server runs on uvicorn with one worker.
 """
 
 from __future__ import annotations

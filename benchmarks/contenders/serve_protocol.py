@@ -1,8 +1,9 @@
 """Serves a constant response with an asyncio protocol: `python serve_protocol.py PORT BYTES...`.
 
-It has the event loop and the HTTP parser of foldserve, and nothing else. The server reads the same bodies as foldserve,
-and its responses have as many bytes as foldserve's responses. So its rate is an upper limit for servers in Python with
-these two libraries. BYTES are the lengths of the responses: POST /0 gets the first length, and POST /1 the second.
+The server uses the same event loop and HTTP parser as foldserve, and nothing else. The server reads the same bodies as
+foldserve, and its responses have as many bytes as foldserve's responses. So the rate of this server is an upper limit
+for Python servers that use uvloop and httptools. BYTES are the lengths of the responses: POST /0 gets the first length,
+and POST /1 the second.
 """
 
 from __future__ import annotations

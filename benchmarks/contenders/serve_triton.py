@@ -27,7 +27,7 @@ def main() -> None:
     def infer(input: np.ndarray) -> list[np.ndarray]:  # noqa: A002  (the name of the model's input)
         return session.run(None, {"input": input})
 
-    # The Python backend of Triton links libpython. Without this path, Triton would load the libpython of the system,
+    # The Python backend of Triton links libpython. Without LD_LIBRARY_PATH, Triton would load the system's libpython,
     # which is another patch release.
     os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
     grpc_port = int(sys.argv[3]) if len(sys.argv) > 3 else None

@@ -1,9 +1,9 @@
 """Trains repeatedly: `python train_digits.py NAME WIDTHS BATCH EPOCHS norm|plain`.
 
 NAME is a key of `CONTENDERS`, and WIDTHS are the widths of the hidden layers. For each line on standard input, the
-program trains a new network with or without batch norm. It then prints the training rows per second of processor time.
-The data is scikit-learn's digits, repeated eight times: 14,376 rows of 64 features in float32. Training uses one
-thread, cross-entropy, and Adam or AdamW. Almost no rows are used for validation.
+program trains a new network with or without batch norm. After each training, the program prints the training rows per
+second of processor time. The data is scikit-learn's digits, repeated eight times: 14,376 rows of 64 features in
+float32. Training uses one thread, cross-entropy, and Adam or AdamW. Almost no rows are used for validation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Compares the presets of foldserve with other libraries, by their metrics and times on tables with a fixed split.
 
-A table is `NAME.train.csv` and `NAME.test.csv`. Its target is the column `label` (classes) or `target` (numbers).
+A table consists of the files `NAME.train.csv` and `NAME.test.csv`. The target of a table is the column `label`
+(classes) or `target` (numbers).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Fit:
-    """One fit. seconds: its processor time. metrics: the metrics on the test rows."""
+    """One fit. seconds: the processor time of the fit. metrics: the metrics on the test rows."""
 
     seconds: float
     metrics: dict[str, float]

@@ -23,7 +23,7 @@ HEAD_LENGTH = "Inference-Header-Content-Length"
 
 
 class WrongResponseError(Exception):
-    """Raised if a response does not have the probabilities of the model. The message is one line."""
+    """Raised if a response does not have the probabilities of the model. The error message has one line."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Body:
 
 
 def write_bodies(model: Path, folder: Path) -> dict[tuple[str, int], Body]:
-    """Write the body of each protocol and number of rows, and `rows.npy` for the session without a server."""
+    """Write a request body for each protocol and each number of rows. Also write `rows.npy`, for the session without a
+    server.
+    """
     rows = load_digits().data[: max(COUNTS)].astype(np.float32)
     np.save(folder / "rows.npy", rows)
     options = onnxruntime.SessionOptions()
@@ -119,7 +121,7 @@ def check(protocol: str, port: int, path: str, body: Body) -> None:
 def read(protocol: str, content: bytes, headers: http.client.HTTPMessage) -> npt.NDArray[np.float64]:
     """Return the probabilities of a response, float64 [rows, classes].
 
-    Raises `ValueError`, `KeyError`, `TypeError` or `IndexError` for anything else.
+    Raises `ValueError`, `KeyError`, `TypeError` or `IndexError` if the response has no probabilities.
     """
     if protocol == "json":
         document = json.loads(content)

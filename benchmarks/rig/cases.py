@@ -27,7 +27,7 @@ JSON_LOADS = (ROW, SINGLE, TABLE)
 class Endpoint:
     """One protocol of a contender.
 
-    In `path`, {index} stands for the position of the number of rows in `bodies.COUNTS`.
+    In `path`, {index} is replaced by the index of the load's number of rows in `bodies.COUNTS`.
     """
 
     protocol: Literal["json", "oip", "binary"]
@@ -70,7 +70,7 @@ def _constant(name: str, title: str, script: str) -> Contender:
 def _other(name: str, title: str, ready: str, endpoints: tuple[Endpoint, ...], *arguments: str) -> Contender:
     """Return a server of another project.
 
-    Its script is contenders/serve_X.py, where X is the name up to its first hyphen.
+    The script of the contender is contenders/serve_X.py, where X is the contender's name up to its first hyphen.
     """
     project = name.partition("-")[0]
     command = ("{python}", f"benchmarks/contenders/serve_{project}.py", "{port}", MODEL, *arguments)
@@ -102,7 +102,7 @@ NAMES = (*(contender.name for contender in CONTENDERS), BARE)
 
 @dataclass(frozen=True)
 class Target:
-    """The ratio of the same figure in two cases, and the target for this ratio."""
+    """A target for the ratio of the same figure in two cases."""
 
     text: str
     ours: str

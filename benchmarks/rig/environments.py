@@ -19,7 +19,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class StartError(Exception):
-    """Raised if a contender can't be installed or started. The message is one line."""
+    """Raised if a contender can't be installed or started. The error message has one line."""
 
 
 def environment(name: str) -> Path:
@@ -39,10 +39,10 @@ def environment(name: str) -> Path:
 
 
 def packages(name: str) -> Path:
-    """Return a folder with the packages of a contender, but without their dependencies. The folder is for the path of
-    this Python.
+    """Return a folder with the packages of a contender, but without their dependencies. Python can
+    import the packages if the folder is on PYTHONPATH.
 
-    A contender that needs PyTorch uses the PyTorch of this environment.
+    A contender that needs PyTorch uses the PyTorch that is installed for foldserve.
     """
     folder, wanted = ROOT / ".bench" / name, (CONTENDERS / f"{name}.txt").read_text()
     stamp = folder / "installed.txt"
@@ -55,8 +55,8 @@ def packages(name: str) -> Path:
 
 
 def modules(name: str) -> Path:
-    """Return a folder whose node_modules has the npm packages of a contender. The versions are those in its
-    package.json.
+    """Return a folder whose node_modules has the npm packages of a contender. The versions are pinned in the
+    contender's package.json.
     """
     folder, wanted = ROOT / ".bench" / name, (CONTENDERS / name / "package.json").read_text()
     stamp = folder / "installed.txt"
@@ -67,7 +67,7 @@ def modules(name: str) -> Path:
             raise StartError("can't be installed: npm is missing; apt-get install nodejs npm")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "package.json").write_text(wanted)
-        # Without this option, the package of ONNX Runtime downloads its CUDA libraries.
+        # Without --onnxruntime-node-install=skip, the package of ONNX Runtime downloads its CUDA libraries.
         _install([npm, "install", "--prefix", str(folder), "--silent", "--onnxruntime-node-install=skip"])
         stamp.write_text(wanted)
     return folder
@@ -100,6 +100,8 @@ def pinned(core: int, program: Sequence[str]) -> list[str]:
 
 
 def variables() -> dict[str, str]:
-    """Return the environment variables for a contender. They do not include the FOLDSERVE_* settings of this shell."""
+    """Return the environment variables for a contender. The variables do not include the FOLDSERVE_* settings of the
+    shell.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
     return kept | _ONE_THREAD

@@ -24,7 +24,8 @@ WARM_UP_REQUESTS = 400
 
 @dataclass(frozen=True)
 class Call:
-    """One message. file: the message with the prefix of gRPC. response_bytes: the length of a response with its prefix.
+    """One message. file: the path of a file with the message, including its gRPC prefix. response_bytes: the length of
+    a response, including its gRPC prefix.
 
     connections: the number of connections. streams: the number of calls in flight on each connection.
     """
@@ -49,7 +50,7 @@ def prefixed(message: bytes) -> bytes:
 
 
 def load(port: int, call: Call, *, seconds: float, core: int) -> tuple[Figures, int]:
-    """Send a call for about `seconds`, after a short warm-up. Return the figures and the number of calls.
+    """Send calls for about `seconds`, after a short warm-up. Return the figures and the number of calls.
 
     Raises `LoadError` if a call fails.
     """

@@ -16,7 +16,7 @@ from rig.environments import ROOT, pinned, variables
 
 
 def two_cores() -> list[int]:
-    """Return the cores of this process, in order. Exit with one line if there are fewer than two."""
+    """Return the cores of this process, in order. Exit with a message of one line if there are fewer than two cores."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise SystemExit(f"{Path(sys.argv[0]).name} needs two cores: one for the server, one for the load")

@@ -1,9 +1,9 @@
-"""Simulates servers behind a load balancer, with the rule of the batcher.
+"""Simulates servers behind a load balancer. The servers form batches by the same rule as foldserve's batcher.
 
 Assumptions: requests arrive at random (Poisson). The balancer sends each request to a replica at random, with given
 shares. A replica has one core, and does one turn after the other. A turn takes all waiting requests, but at most
-`max_batch`. Its length is `fixed` plus `each` times the number of its requests. All responses of a turn leave at the
-end of the turn. Nothing is refused, and the network takes no time.
+`max_batch`. The length of a turn is `fixed` plus `each` times the number of requests in the turn. All responses of a
+turn leave at the end of the turn. No request is refused, and the network takes no time.
 """
 
 from __future__ import annotations

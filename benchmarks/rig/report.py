@@ -25,7 +25,7 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {"≥": ge, ">": gt, "≤": 
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Write an aligned Markdown table. The first row is its header."""
+    """Write an aligned Markdown table. The first row is the header of the table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *rest = ("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
     return "\n".join([head, "| " + " | ".join("-" * width for width in widths) + " |", *rest])

@@ -29,8 +29,8 @@ OFF = ("--no-metrics", "--no-access-log")
 
 @dataclass
 class Round:
-    """The results of one pass over the contenders. The figures have a case as the key. The start time and the memory
-    have a contender as the key.
+    """The results of one pass over the contenders. `figures` is keyed by the name of a case. `ready_s` and
+    `resident_mb` are keyed by the name of a contender.
     """
 
     figures: dict[str, Figures] = field(default_factory=dict)
@@ -73,7 +73,8 @@ class Bench:
             yield server
 
     def find_sizes(self) -> None:
-        """Find the lengths of foldserve's responses. The constant responses must have the same lengths.
+        """Find the lengths of foldserve's responses. The servers of constant responses must send responses of the same
+        lengths.
 
         Raises `StartError`, `WrongResponseError`.
         """
@@ -83,7 +84,9 @@ class Bench:
             ]
 
     def measure(self, name: str, results: Round) -> None:
-        """Start a contender. Check each of its endpoints before and after a load. Failures are recorded, not raised."""
+        """Start a contender. Check each endpoint of the contender before and after a load. Failures are recorded, not
+        raised.
+        """
         if name in self.excluded:
             return
         if name == BARE:

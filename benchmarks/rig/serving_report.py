@@ -22,7 +22,7 @@ Soak = tuple[Figures, float, float]
 
 
 def targets(rounds: Sequence[Round], telemetry: list[float] | str | None, soak: Soak | str | None) -> str:
-    """Write the table of targets. An argument without figures is a text with the reason."""
+    """Write the table of targets. If `telemetry` or `soak` has no figures, the argument is a text with the reason."""
     rows: list[Row] = [("foldserve", "median (lowest to highest)", "target", "")]
     rows += [_ratio_row(rounds, target) for target in TARGETS]
     if telemetry is not None:

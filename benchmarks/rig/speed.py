@@ -1,5 +1,5 @@
 """Compares the training loops of foldserve and of another library, in rows per second on one core. The two libraries
-take turns. Both train the same network on the same rows with the same batch size.
+take turns. Both libraries train the same network on the same rows with the same batch size.
 """
 
 from __future__ import annotations

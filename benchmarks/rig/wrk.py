@@ -14,7 +14,7 @@ ERRORS = ("not_2xx", "connect", "read", "write", "timeout")
 
 
 class LoadError(Exception):
-    """Raised if a load had errors, because its figures are then invalid. The message is one line."""
+    """Raised if a load had errors, because its figures are then invalid. The error message has one line."""
 
 
 @dataclass(frozen=True)

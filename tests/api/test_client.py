@@ -1,4 +1,4 @@
-"""Both clients get the answers of a loaded model from a real server.
+"""The sync client and the async client get the answers of a loaded model from a real server.
 
 The clients raise a named exception for every error.
 """
@@ -32,8 +32,8 @@ NAME = "penguins"
 class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
     """Sends requests to a server, and records the requests.
 
-    url: the server that gets the requests. refusals: the results of the next requests. These requests do not reach a
-    server.
+    url: the server that gets the requests. refusals: the responses or errors that the next requests get. A request that
+    gets a refusal does not reach a server.
     """
 
     def __init__(self, url: str) -> None:
@@ -171,7 +171,8 @@ def test_a_large_frame_is_sent_in_chunks_on_one_connection(connect, server, mode
     assert sizes == [100, 100, 100, 44]  # the server allows 100 rows
     assert len(client.wire.connections) == 1
     client.predict(penguins[:5])
-    assert [request.method for request in client.wire.sent].count("GET") == 2  # one for the manifest, one for the limit
+    # One GET asks for the manifest, and one GET for the limit of rows.
+    assert [request.method for request in client.wire.sent].count("GET") == 2
 
 
 def test_a_chunk_that_is_too_large_for_the_server_is_halved(connect, strict, model, penguins):

@@ -26,9 +26,9 @@ WIDE = 300
 def write_models(models: Path) -> None:
     """Write the models of the tests.
 
-    digits/1: the shipped model. roots/1: sqrt(a + b). roots/2: sqrt(a + b) + 100. gaps: a + b, where a may be missing.
-    wide: the sum of its columns, which are so many that a row of random bytes contains a NaN. table: the size, plus 1
-    if the colour is blue.
+    digits/1: the shipped model. roots/1: sqrt(a + b). roots/2: sqrt(a + b) + 100. gaps: a + b, where `a` may be
+    missing. wide: the sum of the columns. There are so many columns that a row of random bytes contains a NaN. table:
+    the value of `size`, plus 1 if `colour` is blue.
     """
     shutil.copytree(ROOT / "models" / "digits", models / "digits")
     write_square_root(models)

@@ -21,13 +21,13 @@ from tests.clients.conftest import Server, pixels
 
 PATIENCE = 120
 # The measurement windows have 300 ms. The tolerance is large, so any three windows count as stable. The test must also
-# pass on a machine with unsteady timings. --request-count would be simpler. But with --request-count, perf_analyzer
-# hangs if an answer arrives before the count starts.
+# pass on a machine with unsteady timings. The option --request-count would be simpler. But with --request-count,
+# perf_analyzer hangs if an answer arrives before the count starts.
 WINDOWS = ("-p", "300", "-s", "999", "-r", "10")
 
 
 def found() -> str | None:
-    """Find a perf_analyzer that runs here. Versions before 2.58 on PyPI are empty."""
+    """Find a perf_analyzer that runs here. On PyPI, the packages of perf_analyzer before version 2.58 are empty."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     candidate = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer", path=path)
     if candidate is None:

@@ -69,9 +69,9 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def configuration(models: Path, port: int) -> dict[str, Any]:
-    """Read the shipped file, and change it for small nodes.
+    """Read deploy/ray/serve.yaml, and change its values for small nodes.
 
-    The application then scales quickly. Each replica reserves little processor time.
+    With the changed values, the application adds replicas quickly. Each replica reserves little processor time.
     """
     content: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text())
     content["http_options"] |= {"host": "127.0.0.1", "port": port}

@@ -1,6 +1,7 @@
 """Builds the stand-ins for CUDA's libraries, and an environment in which onnxruntime-gpu finds them first.
 
-This module uses g++, the wheels and files. This module does not depend on the tests.
+This module needs only g++, the installed wheels, and the files of this folder. This module does not depend on the
+tests.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def build(folder: Path, site: Path) -> dict[str, str]:
         _build_library(libraries / file, SOURCES / source, macro, code, site, needed)
     return {
         "PYTHONPATH": f"{overlay}:{SOURCES.parents[1]}",
-        # The loader finds the driver's library here. The loader also finds here each library that is loaded without a
-        # path.
+        # The loader finds the driver's library in this folder. The loader also finds there each library that is
+        # loaded without a path.
         "LD_LIBRARY_PATH": str(libraries),
     }
 
@@ -86,8 +87,8 @@ def _build_library(target: Path, source: Path, macro: str, code: int, site: Path
     versions = target.with_suffix(".map")
     versions.write_text(f"{target.name} {{ global: *; }};\n", encoding="ascii")
     runtime = [target.parent / "libcudart.so.13"] if source.name == "cublas.cpp" else []
-    # The loader looks for a library by its SONAME. NVIDIA's libraries use this name for the version of their symbols
-    # too.
+    # The loader looks for a library by its SONAME. NVIDIA's libraries also use the SONAME as the version of their
+    # symbols.
     linker = [f"-Wl,-soname,{target.name}", "-Wl,-rpath,$ORIGIN"]
     if macro != "DRIVER":
         linker.append(f"-Wl,--version-script,{versions}")

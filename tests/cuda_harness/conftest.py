@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Build the stand-ins. Return the environment variables of a Python that finds them."""
+    """Build the stand-ins. Return the environment variables with which Python finds the stand-ins."""
     return build(tmp_path_factory.mktemp("cuda"), site_packages())
 
 
@@ -90,7 +90,7 @@ Run = Callable[..., list[str]]
 
 @pytest.fixture
 def run(stand_in: Mapping[str, str]) -> Run:
-    """Run Python code after `PROGRAM`, in its own process. Return the lines of its output."""
+    """Run Python code after `PROGRAM`, in its own process. Return the lines that the process prints."""
 
     def run_code(code: str) -> list[str]:
         done = subprocess.run(

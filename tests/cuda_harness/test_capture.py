@@ -44,7 +44,7 @@ print_captures()
 print(violations())
 """
     assert run(CAPTURES + code) == [
-        # For one row, ONNX Runtime copies the bias. For more rows, a kernel repeats it.
+        # For one row, ONNX Runtime copies the bias of a Gemm. For more rows, a kernel repeats the bias.
         f"{THREAD_LOCAL} | copy copy gemm relu copy gemm relu copy gemm softmax copy | end capture nodes 11",
         f"{THREAD_LOCAL} | copy bias gemm relu bias gemm relu bias gemm softmax copy | end capture nodes 11",
         "[]",
@@ -85,7 +85,7 @@ print(cuda.harness_used(), violations())
 """
     *holds, order, end = run(code)
     assert holds == ["True"] * 7
-    # Stream 2 copies. Stream 1 computes. The second copy begins before the first wait.
+    # Stream 2 copies. Stream 1 computes. The copy of the second piece begins before the host first waits.
     assert order == "copy 2 softmax 1 copy 2 softmax 1 wait 1 copy 2 softmax 1 wait 1 wait 1"
     assert end == "0 []"
 
@@ -197,9 +197,9 @@ print(violations(), cuda.harness_used())
 
 
 def test_the_stand_in_detects_broken_rules(run: Run) -> None:
-    """The stand-in must report violations.
+    """The stand-in must report each broken rule of CUDA.
 
-    Without such reports, the tests above could pass although a rule is broken.
+    If the stand-in reported nothing, the tests above could pass although a rule is broken.
     """
     code = """
 stream = CudaStream()

@@ -45,9 +45,9 @@ print(on_another_thread(run_once, *bind))
     assert run(OPEN + code) == [
         f"kernels 18, {CAPTURE}",
         replayed,
-        replayed,  # runs without a number use the graph 0
+        replayed,  # a run without a graph id uses the graph 0
         "kernels 9, no graph, wait stream 1",
-        f"kernels 18, {CAPTURE}",  # each number has its own graph
+        f"kernels 18, {CAPTURE}",  # each graph id has its own graph
         replayed,
         f"kernels 18, create cuBLAS, {CAPTURE}",  # each thread has its own graphs
     ]

@@ -16,7 +16,7 @@ from tests.service.support import PATIENCE
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
 
-# Paths that a proxy does not serve to the public. The server decodes the second path to the first.
+# Paths that a proxy does not serve to the public. The server decodes /%6detrics to /metrics.
 INTERNAL = (
     "/metrics",
     "/%6detrics",
@@ -31,7 +31,9 @@ VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
 def with_defaults(node: Any) -> Any:
-    """Replace each variable by its default. Compose does the same if the environment has none of these variables."""
+    """Replace each variable by its default. Docker Compose does the same for each variable that the environment does
+    not set.
+    """
     if isinstance(node, dict):
         return {key: with_defaults(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -46,7 +46,8 @@ def test_its_settings_are_the_settings_of_the_server() -> None:
         assert meaning.replace("\\", "") == Settings.model_fields[name].description
         if default:
             given[name] = default
-    # The page gives the default of each setting. If these defaults are set by flags, no setting changes.
+    # The page gives the default of each setting. Settings that are built from the documented defaults must equal the
+    # real defaults.
     assert Settings.model_validate(given) == Settings()
     assert {name for name in Settings.model_fields if getattr(Settings(), name) not in (None, ())} == given.keys()
 

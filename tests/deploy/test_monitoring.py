@@ -1,6 +1,6 @@
 """promtool checks the files of deploy/prometheus and deploy/grafana.
 
-A real Prometheus loads these files and scrapes a real service.
+A real Prometheus loads the same files, and scrapes a real service.
 """
 
 from __future__ import annotations
@@ -124,8 +124,9 @@ def test_the_dashboard_shows_all_metrics_except_a_few() -> None:
     documented = set(re.findall(r"^\| `(foldserve_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     asked = " ".join(QUERIES.values())
     shown = {name for name in documented if re.search(rf"{name}(_bucket|_sum|_count)?\b", asked)}
-    # The dashboard does not show these metrics. The first one exists only on a server with API keys. An alert shows
-    # the second one. The third one exists only on a server with a prediction log.
+    # The dashboard does not show the metrics in the set below. `foldserve_key_requests_total` exists only on a server
+    # with API keys. An alert shows `foldserve_model_refused`. `foldserve_prediction_log_rows_total` exists only on a
+    # server with a prediction log.
     assert documented - shown == {
         "foldserve_key_requests_total",
         "foldserve_model_refused",

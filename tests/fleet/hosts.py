@@ -22,7 +22,7 @@ NETWORK = "10.77.0"
 class Host:
     """A network namespace.
 
-    switch: the namespace of the switch. The other end of the host's cable is in this namespace.
+    switch: the namespace of the switch, which has the other end of the host's cable.
     """
 
     namespace: str
@@ -41,7 +41,7 @@ class Host:
         ip("-n", self.switch, "link", "set", self.namespace, "down")
 
     def connect(self) -> None:
-        """Plug the host in again."""
+        """Connect the host to the switch again."""
         ip("-n", self.switch, "link", "set", self.namespace, "up")
 
 
@@ -53,7 +53,7 @@ def ip(*words: str) -> str:
 def network(size: int) -> Iterator[Sequence[Host]]:
     """Create the hosts of a network.
 
-    The first host has the switch. Skips the test if the machine does not allow namespaces.
+    The switch is in the namespace of the first host. Skips the test if the machine does not allow namespaces.
     """
     if shutil.which("ip") is None:
         pytest.skip("the program ip is not installed: apt-get install iproute2")
@@ -84,7 +84,7 @@ def _plug(host: Host, first: Host) -> None:
     ip("-n", name, "addr", "add", f"{host.address}/24", "dev", "eth0")
     ip("-n", name, "link", "set", "eth0", "up")
     # If a router is between the balancer and a host, a host that is cut off does not answer. On one network, the
-    # balancer would get an error, because it can't look up the host's hardware address. So the balancer has a fixed
-    # entry for this address.
+    # balancer would get an error, because it can't look up the host's hardware address. So the balancer has a fixed ARP
+    # entry for the address of each host.
     (device,) = json.loads(ip("-n", name, "-json", "link", "show", "eth0"))
     ip("-n", first.namespace, "neigh", "replace", host.address, "lladdr", device["address"], "dev", "switch")

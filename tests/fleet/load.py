@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-# The function of each version of the model. The argument of the function is the sum of a row.
+# The function that each version of the model computes. The argument of the function is the sum of a row.
 ANSWERS = {1: math.sqrt, 2: float}
 
 

@@ -18,7 +18,8 @@ CODEC = OipCodec(manifest(features=("a", "b"), missing=["b"]), MAX_ROWS)
 def test_one(data: bytes) -> None:
     """Decode a body.
 
-    The first two bytes of the input are the length of the JSON. If the length is 0, the request has no header.
+    The first two bytes of the input are the length of the JSON. If the length is 0, the request does not have the
+    header Inference-Header-Content-Length.
     """
     length, body = int.from_bytes(data[:2], "little"), data[2:]
     headers = {b"inference-header-content-length": b"%d" % length} if length else {}

@@ -27,7 +27,9 @@ def read(data: bytes, size: int) -> list[object]:
 
 
 def test_one(data: bytes) -> None:
-    """Read the bytes at once, then in packets. The results must be equal. The first byte is the size of a packet."""
+    """Read all bytes at once, then in packets. Both ways of reading must give the same result. The first byte is the
+    size of a packet.
+    """
     size, data = data[0] + 1 if data else 1, data[1:]
     whole, cut = read(data, max(1, len(data))), read(data, size)
     if whole != cut:

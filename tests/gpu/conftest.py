@@ -1,6 +1,6 @@
 """Tests that need a GPU, its driver and onnxruntime-gpu: `make test-gpu`.
 
-If one of these is missing, each test is skipped.
+If the GPU, the driver or the package is missing, all tests are skipped.
 """
 
 from __future__ import annotations

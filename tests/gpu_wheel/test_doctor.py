@@ -45,7 +45,8 @@ def test_the_doctor_finds_the_cuda_libraries_and_reports_the_missing_driver(devi
     ):
         assert checks[name]["status"] == "ok"
         number, path = checks[name]["found"].split(", ", 1)
-        # Compare the library's own version with the wheel's version. The wheel's version has one more part.
+        # Compare the library's own version with the wheel's version. The version of the wheel has one part more than
+        # the library's own version.
         assert version(installed).startswith(number)
         assert Path(path).is_file()
     assert checks["cudnn"]["status"] == "ok"

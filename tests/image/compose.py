@@ -1,7 +1,7 @@
 """Checks docker-compose.yml: starts, limits, training, restarts, stops, monitoring and secrets.
 
 A project is a copy of docker-compose.yml and of the files that it mounts. Each project has its own name, ports and
-volumes. The check removes them at the end.
+volumes. At the end, the check removes the containers and volumes of each project.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def writes(place):
 print(json.dumps({"uid": os.getuid(), "capabilities": int(status["CapEff"], 16), "no_new": status["NoNewPrivs"],
     "writable": [place for place in ("/", "/work", "/models", "/opt/foldserve", "/tmp") if writes(place)]}))
 """
-# This code starts threads until the limit is reached, and prints the number of threads.
+# The code starts threads until the container's limit is reached, and prints the number of threads.
 THREADS = """
 import threading
 ended, count = threading.Event(), 0
@@ -274,7 +274,7 @@ def until_gives_up(compose: Project) -> dict[str, Any]:
 def monitoring_images() -> Iterator[None]:
     """Provide the images of Prometheus and Grafana.
 
-    If the real images are missing, use substitutes. At the end, remove the substitutes.
+    If an image can't be pulled, build a substitute for the image. At the end, remove the substitute images.
     """
     with ExitStack() as made:
         for service in ("prometheus", "grafana"):

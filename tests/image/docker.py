@@ -38,8 +38,8 @@ def start(
 
     The container may write only to /tmp and the volumes. SIGTERM ends the container.
 
-    arguments: the arguments of the program. The default is the arguments of the image. port: the port that is published
-    on the host. beside: a running container whose network the new container shares.
+    arguments: the arguments of the program. By default, the program gets the arguments that the image defines. port:
+    the port that is published on the host. beside: a running container whose network the new container shares.
     """
     flags = [flag for name, value in (env or {}).items() for flag in ("--env", f"{name}={value}")]
     flags += [flag for host, inside in (volumes or {}).items() for flag in ("--volume", f"{host}:{inside}")]

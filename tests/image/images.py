@@ -61,7 +61,8 @@ print(json.dumps({
 }))
 """
 
-# This code binds the service's port, then starts the service in the same container. The service must fail.
+# This code binds the service's port, then starts the service in the same container. The service must fail, because its
+# port is taken.
 TAKEN = """
 import os, socket, subprocess, sys
 taken = socket.create_server(("0.0.0.0", int(os.environ["FOLDSERVE_PORT"])))

@@ -41,7 +41,7 @@ def held(condition: object, what: str, found: object = "") -> None:
 
 
 def until(condition: Callable[[], object], what: str) -> float:
-    """Call `condition` repeatedly until it returns true. Return how many seconds this took."""
+    """Call `condition` repeatedly until it returns true. Return the seconds until the condition was true."""
     began = time.monotonic()
     while not condition():
         if time.monotonic() > began + PATIENCE:
@@ -138,7 +138,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Service:
-    """A container that serves."""
+    """A container that runs the service."""
 
     process: subprocess.Popen[str]
     port: int

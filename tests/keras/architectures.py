@@ -55,7 +55,7 @@ def _apply(draw: st.DrawFn, value: Any) -> Any:
 
 @st.composite
 def model(draw: st.DrawFn) -> Any:
-    """Draw a Sequential or Functional model with random weights. Its output is one value or probabilities."""
+    """Draw a Sequential or Functional model with random weights. The model's output is one value or probabilities."""
     features, classes = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     end = layers.Dense(classes, "softmax" if classes > 1 else draw(st.sampled_from(["linear", "sigmoid"])))
     if draw(st.booleans()):
@@ -83,6 +83,6 @@ def _randomise(made: Any, seed: int) -> None:
         shape = tuple(weight.shape)
         values = random.uniform(0.3, 1.5, shape) if "var" in weight.path else random.normal(0, 0.7, shape)
         weight.assign(values.astype(weight.dtype))
-    for each in made._flatten_layers():  # an adapted Normalization computes its constants from its weights
+    for each in made._flatten_layers():  # an adapted Normalization layer computes its constants from its weights
         if isinstance(each, layers.Normalization):
             each.finalize_state()

@@ -34,7 +34,7 @@ NAMES = tuple(feature["name"] for feature in FEATURES)
 LABELS = ("no", "maybe", "yes")
 
 # The number of encoded columns of each feature. A categorical feature has a column for each category and one for unseen
-# categories. Any other feature has a column for the value and one for "missing".
+# categories. Any other feature has one column for the value, and one column that marks a missing value.
 WIDTHS = [len(feature.get("categories", " ")) + 1 for feature in FEATURES]
 WEIGHTS = np.random.default_rng(5).normal(size=(sum(WIDTHS), len(LABELS))).astype(np.float32)
 FILLED = -1.5
@@ -72,7 +72,9 @@ def codes(rows: Sequence[Sequence[Any]]) -> np.ndarray:
 
 
 def graph() -> bytes:
-    """Write the same model in ONNX. A missing value is NaN, and a category is its index."""
+    """Write the ONNX graph of the model that `probabilities` computes. A missing value is NaN, and a category is its
+    index.
+    """
     nodes, constants = [], [constant("weights", WEIGHTS), constant("filled", [FILLED])]
     parts = []
     for place, feature in enumerate(FEATURES):
@@ -96,8 +98,8 @@ def graph() -> bytes:
     return onnx_model(nodes, constants, inputs=[inputs], outputs=[outputs])
 
 
-# The first row has an unseen town. Examples replace the unseen town by the last town. The name of the last town has a
-# quote, which is special to a shell.
+# The first row has an unseen town. Example requests have the last town in the place of the unseen town. The name of the
+# last town has a quote, which is special to a shell.
 GOLDEN = (
     (0.5, "Oslo", True, 2.5, 3, False, -7),
     (1.0, "l'eau", False, None, 2.5, True, "many"),

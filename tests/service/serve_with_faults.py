@@ -1,4 +1,5 @@
-"""`foldserve` with runs on the CPU that are slow, fail, hang or leak. Each run reads the JSON file of `--faults FILE`.
+"""`foldserve` with runs on the CPU that are slow, fail, hang or leak. Each run of the model reads the JSON file that
+`--faults FILE` names.
 
 The file maps each fault to its probability in one run, for example {"slow": 0.1, "hang": 0.001}. Without the file
 there are no faults. So a test can switch the faults on after the model has reproduced its golden outputs.
@@ -32,7 +33,7 @@ _leaked: list[object] = []
 
 
 class FaultyRunner(CpuRunner):
-    """Runs a model, with the faults that the file lists."""
+    """Runs a model with the faults that the JSON file lists."""
 
     def run(self, rows: Rows) -> Outputs:
         faults = _faults()

@@ -23,7 +23,7 @@ from foldserve.service.runtime.session import open_cpu
 
 @dataclass
 class SimulatedGpu:
-    """A GPU that records the calls to it.
+    """A simulated GPU that records the calls to it.
 
     log: the calls in order. threads: the threads that made the calls. options: the provider's options for each session.
     fails: a function that returns the exception that the next call raises, or None. works: False if the device has
@@ -57,7 +57,7 @@ class SimulatedGpu:
             raise error
 
     def add(self, work: Callable[[], object]) -> None:
-        """Do the work. During a capture, record the work instead."""
+        """Do the work. During a capture, record the work instead of doing it."""
         if self.recorded is None:
             work()
         else:

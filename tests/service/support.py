@@ -27,11 +27,11 @@ from onnx import TensorProto, helper, numpy_helper
 from foldserve.service import bundle
 from foldserve.service.bundle import seal
 
-# A time limit in seconds that is long enough for any machine. This limit turns a hang into a failure. No other result
-# depends on the limit.
+# A time limit in seconds that is long enough for any machine. This limit turns a hang into a failure. Apart from a
+# hang, no result of a test depends on the limit.
 PATIENCE = 60
 
-# A text that the service never writes by itself. If a response contains this text, the service repeated its input.
+# A text that the service never writes by itself. If a response contains MARKER, the service repeated its input.
 MARKER = "Zq7xMarker"
 
 
@@ -62,7 +62,7 @@ def manifest(
     labels: Sequence[bundle.Label] = (),
     golden: bundle.Golden | None = None,
 ) -> bundle.Manifest:
-    """Make a manifest. With labels, the model is a classification. Without labels, it is a regression.
+    """Make a manifest. With labels, the model is a classification. Without labels, the model is a regression.
 
     features: the name or the fields of each feature. A feature with only a name is numeric.
     """
@@ -205,10 +205,11 @@ def through(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]:
-    """Run `act` while `GATED` loads the bundle in `folder`. `GATED` must have `through(folder)` in its environment.
+    """Run `act` while `GATED` loads the bundle in `folder`. The environment of `GATED` must contain the variables of
+    `through(folder)`.
 
-    `GATED` reads the pipe. A writer that opens the pipe waits until `GATED` opens the pipe too. `GATED` then waits
-    until the writer closes the pipe.
+    `GATED` reads the pipe. A writer that opens the pipe waits until `GATED` opens the pipe too. With the pipe open,
+    `GATED` waits until the writer closes the pipe.
     """
     pipe = _gate(folder)
     os.mkfifo(pipe)

@@ -239,7 +239,8 @@ def test_histograms_have_the_count_and_the_sum_of_the_requests(served: Served) -
         ("runtime_seconds", {}),
     ):
         assert 0 < grown[sample(f"foldserve_{name}_sum", **of(**labels))] < took
-    # The batches have 1, 2 and 5 rows. The buckets are cumulative: 1 <= 1, 2 <= 4, 5 <= 16.
+    # The batches have 1, 2 and 5 rows. The buckets are cumulative: 1 batch has at most 1 row, 2 batches have at most 4
+    # rows, and 3 batches at most 16.
     for bound, count in ((1.0, 1), (4.0, 2), (16.0, 3)):
         assert grown[sample("foldserve_batch_rows_bucket", **of(le=str(bound)))] == count
 
@@ -343,7 +344,7 @@ def test_a_request_that_is_too_slow_is_counted(models: Path, tmp_path: Path) -> 
 
 
 def test_the_gauges_show_waiting_requests_and_a_full_queue_is_counted(models: Path, tmp_path: Path) -> None:
-    # With these flags, requests wait until there are four rows.
+    # With the flags below, requests wait until four rows have arrived.
     flags = (*DEFAULT, "--max-delay", 10, "--max-batch", 4, "--max-queue", 4)
     queued, in_flight = sample("foldserve_queued_rows", **of()), sample("foldserve_requests_in_flight")
     with serving(models, tmp_path / "log", *flags) as server, server.connect() as waits:

@@ -31,13 +31,14 @@ from tests.service.support import PATIENCE, Served, receive, request, serving, w
 pytestmark = pytest.mark.soak
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
-# Caches and pools fill during the warm-up. The test compares the usage after the warm-up with the usage at the end.
+# Caches and pools fill during the warm-up. The test compares the use of resources after the warm-up with the use at the
+# end.
 WARM_UP = max(10.0, SECONDS / 10)
 CONTROL_SECONDS = 20.0
 CLIENTS_PER_KIND = 2
 PROGRAM = "tests.service.serve_with_faults"
 
-# The gates: growth from the end of the warm-up to the end.
+# The largest growth that the test allows, from the end of the warm-up to the end of the test.
 MOST_BYTES = 24 * 2**20
 MOST_DESCRIPTORS = 8
 MOST_THREADS = 4
@@ -85,7 +86,9 @@ def excess(first: Usage, last: Usage) -> set[str]:
 
 
 class Load:
-    """Clients of each kind. The clients can pause, so that the test measures the usage without requests."""
+    """Clients of each kind. The clients can pause, so that the test can measure the server's resources without
+    requests.
+    """
 
     def __init__(self, server: Served, models: Path) -> None:
         self._server = server
@@ -139,7 +142,8 @@ class Load:
         """Return the number of connections that the server has not closed."""
         lines = Path(f"/proc/{self._server.process.pid}/net/tcp").read_text().splitlines()[1:]
         fields = [line.split() for line in lines]
-        # The second field is the local address, and the fourth one the state: 01 is ESTABLISHED, 08 is CLOSE_WAIT.
+        # In /proc/PID/net/tcp, the second field is the local address, and the fourth field is the state: 01 is
+        # ESTABLISHED, 08 is CLOSE_WAIT.
         return sum(f[3] in ("01", "08") and int(f[1].rpartition(":")[2], 16) == self._server.port for f in fields)
 
     def _repeat(self, kind: Callable[[random.Random, Counter[int]], None], seed: int) -> None:

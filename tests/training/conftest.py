@@ -4,7 +4,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """The command also uses one thread, because two threads on such small tensors mostly wait for each other."""
+    """Use one thread, as the command does. With small tensors, two threads mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

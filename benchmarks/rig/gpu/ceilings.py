@@ -40,7 +40,7 @@ class Copies:
 def set_precision(precision: Precision) -> None:
     """Allow or forbid TF32 in float32 products.
 
-    PyTorch reads this setting when it queues, captures or compiles a kernel.
+    PyTorch reads the setting of TF32 when it queues, captures or compiles a kernel.
     """
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 

@@ -1,7 +1,7 @@
 """The interface of a contender, which is one way to run a network on a batch.
 
 The float32 rows and the float32 probabilities are in ordinary host memory. A contender has a network, a device and a
-precision. It does not measure time, and does not need the expected outputs.
+precision. A contender does not measure time, and does not need the expected outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Device = Literal["cpu", "cuda"]
 
 
 class ContenderError(Exception):
-    """Raised if a contender can't be measured. The message is one line with the reason."""
+    """Raised if a contender can't be measured. The error message gives the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Contender(ABC):
 
     `prepare` is called before the runs of a batch size, and `release` after these runs. `close` is called at the end.
     batches: the batch sizes for which the contender is measured; if empty, it is measured for all sizes. compiles:
-    whether `prepare` may take long.
+    whether `prepare` compiles code, which may take long.
     """
 
     name: ClassVar[str]
@@ -64,7 +64,7 @@ class Contender(ABC):
         """Prepare for batches of one size."""
 
     def poison(self, batch: int) -> None:
-        """Overwrite the buffers that a run of this size uses. By default, this method runs a batch of NaN."""
+        """Overwrite the buffers that a run of `batch` rows uses. By default, this method runs a batch of NaN."""
         self.run(np.full((batch, self.setting.network.widths[0]), np.nan, np.float32))
 
     def on_device(self) -> Callable[[], Any] | None:

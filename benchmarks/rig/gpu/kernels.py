@@ -63,7 +63,7 @@ def count(events: Sequence[dict[str, Any]], runs: int) -> tuple[float, float, fl
 def _busy_time(events: Sequence[dict[str, Any]]) -> float:
     """Return the time in which at least one event runs.
 
-    Events on two streams may overlap, and such time counts once.
+    Events on two streams may overlap. The time of an overlap counts only once.
     """
     total, until = 0.0, float("-inf")
     for start, end in sorted((float(x["ts"]), float(x["ts"]) + float(x["dur"])) for x in events):

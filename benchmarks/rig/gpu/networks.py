@@ -1,6 +1,6 @@
 """Makes random batch-norm networks, folded and unfolded.
 
-A network exists as ONNX files, as a bundle, and as a float64 reference in NumPy. The running statistics of its batch
+A network exists as ONNX files, as a bundle, and as a float64 reference in NumPy. The running statistics of the batch
 norms come from standard normal rows. Nothing is trained, because speed does not depend on the values of the weights.
 The module does not depend on devices or clocks.
 """
@@ -77,7 +77,7 @@ class Network:
 
 
 def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
-    """Make a random network. Its batch norms have the statistics of standard normal rows."""
+    """Make a random network. The batch norms have the statistics of standard normal rows."""
     features, *hidden, outputs = widths
     torch.manual_seed(seed)
     network = build_mlp(features, outputs, Architecture(hidden=tuple(hidden), dropout=0.0))
@@ -102,7 +102,7 @@ def make(name: str, widths: tuple[int, ...], seed: int) -> Network:
 def _oracle(network: nn.Sequential) -> Callable[[Rows], Exact]:
     """Return a function that computes the unfolded network with NumPy in float64.
 
-    It maps float32 [rows, features] to probabilities [rows, outputs].
+    The function maps float32 [rows, features] to probabilities [rows, outputs].
     """
     steps: list[Callable[[Exact], Exact]] = []
 
@@ -170,7 +170,9 @@ def half(content: bytes, precision: Literal["fp16", "bf16"]) -> bytes:
 
 
 def write_bundle(network: Network, models: Path) -> bundle.Bundle:
-    """Write a network as the next version of a model in `models`, with a certificate. Raises what `certify` raises."""
+    """Write a network as the next version of a model in `models`, with a certificate. Raises the exceptions of
+    `certify`.
+    """
     features, outputs = network.widths[0], network.widths[-1]
     random_rows = np.random.default_rng(0).standard_normal((2 * _CERTIFICATE_ROWS, features), np.float32)
     rows, others = random_rows[:_CERTIFICATE_ROWS], random_rows[_CERTIFICATE_ROWS:]

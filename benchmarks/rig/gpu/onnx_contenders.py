@@ -77,7 +77,7 @@ class OrtFolded(_Session):
 
 
 class OrtUnfolded(_Session):
-    """`session.run` of the model before folding. Its batch norms need cuDNN on CUDA."""
+    """`session.run` of the model before folding. On CUDA, the batch norms of the unfolded model need cuDNN."""
 
     name, title = "unfolded", "ONNX Runtime, unfolded"
 

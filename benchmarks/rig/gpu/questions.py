@@ -1,8 +1,8 @@
 """Questions about CUDA that only a GPU can answer: `python -m rig.gpu.questions NAME` in benchmarks/.
 
-Each question runs in its own process and prints lines. The module has no assertions, because the tests are in
-tests/gpu. docs/cuda.md has the expected answers. This module does not import PyTorch, because PyTorch would load cuDNN.
-Only the questions `lost` and `closing` import PyTorch.
+Each question runs in its own process and prints its results as lines of text. The module has no assertions, because the
+tests are in tests/gpu. docs/cuda.md has the expected answers. This module does not import PyTorch, because PyTorch
+would load cuDNN. Only the questions `lost` and `closing` import PyTorch.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ def _check(digits: bundle.Bundle, options: Options) -> str:
 
 
 def graphs() -> None:
-    """Print the nodes of the captured graphs: does cuBLAS add allocations, and is the bias of one row a copy?"""
+    """Print the nodes of the captured graphs. The nodes show whether cuBLAS adds allocations, and whether the bias of
+    one row is a copy.
+    """
     for widths, sizes in ((SMALL, (1, 2, 64, 1024)), (WIDE, (1, 2, 64))):
         for precision in PRECISIONS:
             for what, choose in (("with", _keep), ("without", _drop)):
@@ -187,7 +189,9 @@ def latency() -> None:
 
 
 def workspace() -> None:
-    """Print the latencies for several values of CUBLAS_WORKSPACE_CONFIG. A process reads this variable only once."""
+    """Print the latencies for several values of CUBLAS_WORKSPACE_CONFIG. A process reads CUBLAS_WORKSPACE_CONFIG only
+    once, so each value has its own process.
+    """
     for value in (None, ":0:0", ":16:8", ":4096:8"):
         env = {name: text for name, text in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
         env |= {} if value is None else {"CUBLAS_WORKSPACE_CONFIG": value}
@@ -292,7 +296,10 @@ def lost() -> None:
 
 
 def closing() -> None:
-    """Close a runner on a failed device before a run has found the failure. The exit status must be 0 here too."""
+    """Close a runner on a failed device before a run has found the failure.
+
+    The exit status of the process must be 0.
+    """
     _runner_on_a_failed_device().close()
     say("closed", "yes")
 

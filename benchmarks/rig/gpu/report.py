@@ -30,9 +30,9 @@ TITLES = {kind.name: kind.title for kind in CONTENDERS}
 class Results:
     """All results. `notes` has the reasons for missing figures, as pairs of a contender and a reason.
 
-    wide: the title of the network that is compared with the hardware limits. flops_per_row: the operations of this
-    network for each row. bytes_per_row: the bytes of its input for each row. largest: the rows of the largest batch.
-    dry: whether this is a dry run, which has no verdicts because it measures nothing.
+    wide: the title of the network that is compared with the hardware limits. flops_per_row: the floating-point
+    operations of the network for each row. bytes_per_row: the bytes of the network's input for each row. largest: the
+    rows of the largest batch. dry: whether this is a dry run, which has no verdicts because it measures nothing.
     """
 
     wide: str
@@ -58,7 +58,7 @@ class Results:
         return list(dict.fromkeys((x.network, x.precision) for x in self.figures))
 
     def batches(self, block: tuple[str, str]) -> list[int]:
-        """List the batch sizes of a block, ascending."""
+        """List the measured batch sizes of one network in one precision, in ascending order."""
         return sorted({x.batch for x in self.figures if (x.network, x.precision) == block})
 
     def figure(self, block: tuple[str, str], batch: int, contender: str) -> Figures | None:
@@ -154,8 +154,8 @@ def _torch_ratios(results: Results, block: tuple[str, str]) -> list[float]:
 
 
 def _peak_rows(results: Results, block: tuple[str, str]) -> list[Row]:
-    """Write two rows of the table. The first has the time that a caller sees, with copies. The second has the time of
-    only the kernels.
+    """Write two rows with foldserve's rate as a share of the peak rate of matrix products. The first row uses the
+    time that a caller sees, including the copies. The second row uses only the time of the kernels.
     """
     peak = highest(results.peaks, block[1])
     text, flops = (

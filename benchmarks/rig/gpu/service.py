@@ -157,7 +157,7 @@ class Service:
             yield server
 
     def _check(self, server: Server, network: Network, found: Sequence[Served], failed: set[int]) -> None:
-        """Send new random rows for each load's number of rows, and compare the responses with the reference."""
+        """For each number of rows in the loads, send new random rows, and compare the responses with the reference."""
         for count in dict.fromkeys(one.rows for one in found):
             same_rows = [one for one in found if one.rows == count]
             try:

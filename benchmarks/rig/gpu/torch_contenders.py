@@ -103,7 +103,7 @@ class _Compiled(_Staged):
         # The code is compiled for this size only. In code for all sizes, Inductor uses no CUDA graph.
         self._compute = torch.compile(self._plain, mode=self.mode, dynamic=False, fullgraph=True)
         super().prepare(batch)
-        for _ in range(_WARM_UPS):  # the second run captures its CUDA graph
+        for _ in range(_WARM_UPS):  # in its second run, the compiled code captures a CUDA graph
             self._copy_and_compute()
 
     def release(self) -> None:
@@ -155,7 +155,7 @@ class _Graph:
 class Graphed(_Staged):
     """PyTorch's kernels and both copies in one CUDA graph.
 
-    This is the fastest contender that a user can write with little effort.
+    Of the contenders that a user can write with little effort, this contender is the fastest.
     """
 
     name, title = "torch_graph", "PyTorch, CUDA graph"

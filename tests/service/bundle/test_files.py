@@ -1,6 +1,6 @@
 """A bundle is written completely or not at all.
 
-Reading makes every check and refuses a damaged bundle with the reason.
+The reader makes every check, and refuses a damaged bundle with the reason.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def test_a_file_with_the_name_of_a_version_does_not_hang_the_writer(models: Path
     asked: list[int] = []
 
     def once(version: int) -> Manifest:
-        # A writer that loses a race must ask for another version. If it asked for the same version, the loop would
-        # never end.
+        # If a version exists already, the writer must ask for another version. If the writer asked for the same version
+        # again, its loop would never end.
         assert version not in asked
         asked.append(version)
         return numbered(diabetes)(version)
@@ -242,7 +242,7 @@ def test_the_error_names_the_folder_and_the_reason_does_not(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def copied(diabetes: bundle.Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An intact bundle. Every example replaces the bundle's model."""
+    """An intact bundle. Every example of Hypothesis replaces the model of this bundle."""
     return Path(shutil.copytree(diabetes.path, tmp_path_factory.mktemp("copied") / "1"))
 
 
@@ -422,6 +422,6 @@ def test_a_write_killed_at_any_step_leaves_a_whole_bundle_or_nothing(digits, tmp
     assert done.returncode == 0, done.stderr
     *killed, last = done.stdout.splitlines()
     assert last == "ended 1"
-    # The bundle appears in one step of the writing. The bundle exists in all later steps.
+    # The bundle appears in a single step of the writing, and exists from this step on.
     assert killed == sorted(killed)
     assert {"killed 0", "killed 1"} == set(killed)

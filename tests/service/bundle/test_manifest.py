@@ -1,4 +1,6 @@
-"""The manifest keeps its values and their JSON types. A manifest that contradicts itself is refused."""
+"""A manifest keeps its values and their JSON types when it is written and read. A manifest that contradicts itself is
+refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of a cell is a number in a notation, a boolean or a missing value. Any other text is refused."""
+"""The text of a cell is a number in a notation, a boolean or a missing value. A cell with any other text is refused."""
 
 import pytest
 from hypothesis import given

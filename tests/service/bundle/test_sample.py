@@ -1,4 +1,4 @@
-"""A feature admits every value that is drawn for this feature. Every kind of value is drawn."""
+"""Every value that is drawn for a feature is valid for this feature. Every kind of value is drawn."""
 
 from __future__ import annotations
 

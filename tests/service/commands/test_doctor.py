@@ -233,7 +233,7 @@ def test_a_variable_that_hides_every_gpu_is_wrong(value: str, expected: str) -> 
 
 # --- drivers ---------------------------------------------------------------------------------------------------------
 
-# The functions of NVIDIA's driver that the doctor calls. Macros set the return values of these functions.
+# The functions of NVIDIA's driver that the doctor calls. Macros set the return values of the driver's functions.
 DRIVER = """
 #include <stddef.h>
 #include <stdlib.h>

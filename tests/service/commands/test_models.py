@@ -57,7 +57,10 @@ _lines: dict[int, str] = {}
 
 
 def _admin_port(served: Served) -> str:
-    """Read the admin port from the server's announcement. This line can be read only once."""
+    """Read the admin port from the server's announcement.
+
+    The announcement can be read only once, so the port is kept.
+    """
     if served.port not in _lines:
         assert served.process.stdout
         _lines[served.port] = served.process.stdout.readline().rpartition(":")[2].strip()

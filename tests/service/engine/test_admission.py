@@ -1,4 +1,7 @@
-"""Admission under simulated loads. The clock moves only by the cost of the work, so the figures are exact."""
+"""Admission under simulated loads.
+
+The simulated clock advances only by the cost of the work, so the figures are exact.
+"""
 
 from __future__ import annotations
 
@@ -135,8 +138,8 @@ def test_refusals_that_take_a_sixth_of_a_request_leave_time_for_accepted_ones() 
     cost = Cost(decode=25e-6, encode=25e-6, size=4000)
     simulation = Simulation(cost)
     simulation.run(poisson(cost, 3))
-    # The load is 3 times the capacity, and a refusal costs a sixth of a request. So the goodput g solves g + (3 - g) /
-    # 6 = 1.
+    # The load is 3 times the capacity, and a refusal costs a sixth of a request. If g is the goodput as a share of the
+    # capacity, then g + (3 - g) / 6 = 1.
     assert simulation.goodput() == pytest.approx(0.6, abs=0.03)
     assert p99(simulation.normal.refused) < 50 * MILLISECOND
     assert p99(simulation.normal.accepted) < 200 * MILLISECOND
@@ -153,7 +156,7 @@ def test_large_requests_are_admitted_up_to_the_same_wait() -> None:
 def test_a_pool_of_32_connections_is_never_refused() -> None:
     cost = Cost(read=20e-6, decode=20e-3, encode=1e-3, size=1_000_000)  # 32 of these requests take 0.7 s
     simulation = Simulation(cost)
-    simulation.run(poisson(cost, 3, seconds=1))  # the server learns the speed
+    simulation.run(poisson(cost, 3, seconds=1))  # the server learns its own speed
     assert simulation.normal.refused
     before = len(simulation.normal.refused)
     simulation.run([(simulation.now + 1, False)] * 32)
@@ -162,7 +165,7 @@ def test_a_pool_of_32_connections_is_never_refused() -> None:
 
 def test_a_burst_that_can_be_answered_in_time_is_accepted_whole() -> None:
     simulation = Simulation(Cost())
-    simulation.run(poisson(simulation.cost, 2, seconds=0.2))  # the server learns the speed
+    simulation.run(poisson(simulation.cost, 2, seconds=0.2))  # the server learns its own speed
     before = len(simulation.normal.refused)
     simulation.run([(simulation.now + 1, False)] * int(MAX_WAIT / 2 * simulation.cost.capacity))
     assert len(simulation.normal.refused) == before

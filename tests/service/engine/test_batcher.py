@@ -27,7 +27,7 @@ T = TypeVar("T")
 FAR = math.inf
 PAST = -math.inf
 
-# The last column of a row has one of these values. The value decides how the run of that row behaves.
+# The last column of a row has one of the values below. The value decides how the model's run of the row behaves.
 FINE, NAN, INFINITE, RAISES, TOO_FEW, NO_ROWS = range(6)
 
 
@@ -481,7 +481,8 @@ def test_an_entry_that_expires_in_the_queue_gets_its_error_during_a_long_run(wor
 
 def test_the_rest_of_an_expired_large_entry_is_not_run(world: World) -> None:
     world.model.gate.clear()
-    # On a slow machine, the deadline may pass before a row of the entry runs. The result is the same.
+    # On a slow machine, the deadline may pass before a row of the entry runs. The result of the test is the same in
+    # both cases.
     (large,) = world.arrive(20, deadline=time.monotonic() + 0.02)
 
     def answered() -> bool:
@@ -736,8 +737,8 @@ class Waiting:
     late: bool
     cancelled: bool = False
     taken: int = 0
-    wanted: type[RequestError] | None = None  # None: the caller must get the outputs of its rows
-    over: bool = False  # two outcomes are correct then: the caller gets its result, or the caller is cancelled
+    wanted: type[RequestError] | None = None  # None if the caller must get the outputs of its rows
+    over: bool = False  # if true, two outcomes are correct: the caller gets its result, or the caller is cancelled
 
     def end(self, wanted: type[RequestError] | None) -> None:
         if not self.over:
@@ -747,8 +748,7 @@ class Waiting:
 class Batching(RuleBasedStateMachine):
     """Each caller that is not cancelled gets exactly one result, which belongs to its rows. Rows are run in order.
 
-    After each rule, the test waits until nothing changes. After that wait, every caller has a result, or the gate holds
-    one run.
+    After each rule, the test waits until every caller has a result, or the gate holds one run.
     """
 
     @initialize(max_batch=strategies.integers(1, 9), max_queue=strategies.integers(1, 60))
@@ -757,7 +757,7 @@ class Batching(RuleBasedStateMachine):
         self.world = World(max_batch=max_batch, max_queue=max_queue)
         self.callers: list[Waiting] = []
         self.queue: list[Waiting] = []
-        self.in_run: list[tuple[Waiting, int]] = []  # (caller, index of the caller's first row in this run)
+        self.in_run: list[tuple[Waiting, int]] = []  # a caller, and the index of the caller's first row in the run
         self.known_runs = self.known_ends = 0
         self.draining = False
 
@@ -788,8 +788,8 @@ class Batching(RuleBasedStateMachine):
         if arrival.cancelled:
             self._cancel(waiting)
 
-    # Rules have no preconditions. The speed of the machine decides whether a run is held, and the examples must not
-    # depend on this speed.
+    # The rules of this class have no preconditions. The speed of the machine decides whether a run is held, and the
+    # examples must not depend on this speed.
 
     @rule(number=strategies.integers(1, 12))
     def cancel(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""The last live rows of a model: which rows are kept, and that each row keeps its outputs."""
+"""The last live rows of a model. The tests check which rows are kept, and that each row keeps its outputs."""
 
 from __future__ import annotations
 

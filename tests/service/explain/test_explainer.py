@@ -49,7 +49,7 @@ def explained(count, *, encoded, outputs=3, **architecture):
 
 
 def source_columns(encoded, front):
-    """Return the feature of each encoded column. The groups have the same order as in `Layout`."""
+    """Return the feature of each encoded column. The groups of columns have the same order as in `Layout`."""
     if not encoded:
         return [0, 1, 2, 3]
     layout = front[0]
@@ -107,7 +107,8 @@ def test_integrated_gradients_agree_with_a_fine_sum_of_derivatives(activation):
 def test_every_kind_of_feature_of_a_linear_model_has_the_contribution_of_a_hand_calculation():
     made = mixed_bundle()
     found = Explainer(made.model, made.manifest).explain(codes(GOLDEN), np.full(len(GOLDEN), 2))
-    # The histograms of this model have one bin from 0 to 1, or one row for each category.
+    # The histogram of a numeric feature has one bin from 0 to 1. The histogram of a categorical feature has one row in
+    # each category.
     shares = {"income": 0.25, "size": 0.125}
     start = 0
     for place, feature in enumerate(FEATURES):

@@ -35,7 +35,7 @@ GOOD = request("POST", "/predict", body=BODY)
 LIVE = request("GET", "/v2/health/live")
 
 # The connection answers requests for the path HOT. APP is the same path, percent-encoded, and the app answers requests
-# for APP. INDEX has a separate size limit.
+# for APP. Requests for INDEX have a separate limit for their size.
 HOT, APP, INDEX = "/predict", "/%70redict", "/v2/repository/index"
 
 
@@ -67,7 +67,7 @@ def hasty(models: Path) -> Iterator[Served]:
         yield server
 
 
-# With these flags, requests wait until four rows have arrived.
+# With the flags in LAZY, requests wait until four rows have arrived.
 LAZY = ("--max-delay", 10, "--max-batch", 4)
 
 

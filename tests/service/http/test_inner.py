@@ -1,6 +1,6 @@
 """Connections that use the tests' own inner protocol instead of uvicorn's.
 
-These connections use TCP, a Unix socket or TLS.
+The connections of the tests use TCP, a Unix socket or TLS.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Echo:
 
 
 class Inner(asyncio.Protocol):
-    """A protocol with a script.
+    """An inner protocol that follows a script.
 
     For each request of the script, the protocol checks the received bytes, then writes the parts of the response.
     """
@@ -148,7 +148,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[None]], 
 
 Run = Callable[[Awaitable[None]], None]
 
-# Forwarded requests. Each comes with the parts of the response that the inner protocol writes.
+# Forwarded requests. Each request has the parts of the response that the inner protocol writes for it.
 FORWARDED: Mapping[str, tuple[bytes, list[bytes]]] = {
     "no body": (request("GET", "/a"), [OK]),
     "counted": (request("POST", "/b", body=b"\r\n\r\n" * 9), [OK[:20], OK[20:]]),

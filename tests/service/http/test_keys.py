@@ -54,7 +54,7 @@ def service(folder: Path) -> Service:
 def keys() -> dict[str, tuple[str, str]]:
     """One key for each scope, with the name of the scope.
 
-    `all` has every scope. `slow` may send one request in 1000 s.
+    The key `all` has every scope. The key `slow` may send one request in 1000 s.
     """
     made = {scope.value: create_key(scope.value, [scope], None) for scope in SCOPES}
     return made | {"all": create_key("all", SCOPES, None), "slow": create_key("slow", SCOPES, 0.001)}

@@ -1,7 +1,7 @@
 """The server refuses several large bodies at the same time.
 
-These bodies do not fill the memory, and do not block other requests. All limits follow from `--max-body`. Before these
-limits existed, eight of these bodies took 0.4 to 3 GB.
+The refused bodies do not fill the memory, and do not block other requests. All limits follow from `--max-body`. Before
+the limits existed, eight large bodies took 0.4 to 3 GB of memory.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def keys() -> bytes:
 
 GZIP = ("Content-Encoding: gzip",)
 START = b'{"instances": ['
-# Each case has a path, a function that makes the body, additional headers, and a status. Requests that the server
-# refuses for lack of memory get 503 instead of this status.
+# Each case has a path, a function that makes the body, additional headers, and a status. A request that the server
+# refuses for lack of memory gets 503 instead of the status of its case.
 BODIES: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...], int]] = {
     "strings": (PREDICT, lambda: full(START + b"[", b'"a",', b'"a"]]}'), (), 400),
     "numbers": (PREDICT, lambda: full(START + b"[", b"0,", b"0]]}"), (), 400),
@@ -73,7 +73,7 @@ BODIES: dict[str, tuple[str, Callable[[], bytes], tuple[str, ...], int]] = {
 }
 
 
-# `make test` sends these bodies. `make test-slow` sends the other bodies.
+# `make test` sends only the bodies in QUICK. `make test-slow` sends the bodies that are not in QUICK.
 QUICK = ("strings", "a bad last cell", "compressed strings")
 
 
@@ -125,7 +125,8 @@ def test_bodies_that_are_refused_do_not_fill_the_memory(case: str, served: Serve
     statuses = send_all(served, path, headers, body)
     assert set(statuses) <= {status, 503}
     assert statuses[status] > 0
-    # The bodies may take 2 x MAX_BODY. The rows that are read from these bodies take some more memory.
+    # All bodies together may take 2 x MAX_BODY bytes of memory. The rows that are read from the bodies take some more
+    # memory.
     assert memory(served, "VmHWM") - before < 150 * MEGABYTE
     good = json.dumps({"instances": [[0.0] * 64]}).encode()
     assert served.send("POST", PREDICT, body=good).status == 200
@@ -147,13 +148,13 @@ def test_a_body_is_refused_while_other_bodies_fill_the_memory(served: Served) ->
     with served.connect() as first, served.connect() as second:
         for connection in (first, second):
             connection.sendall(request("POST", PREDICT, f"Content-Length: {MAX_BODY}") + bytes(MAX_BODY - 1))
-        # The server may still have to read some of these bytes.
+        # The server may not have read all bytes of both connections yet.
         while (answer := served.send("POST", PREDICT, body=body)).status == 400:
             pass
         assert answer.status == 503
         assert answer.json() == {"error": "the bodies of other requests fill the memory that is set aside for them"}
         assert int(answer.headers["retry-after"]) >= 1
-        # FastAPI's route refuses the body too. A small body is still read.
+        # FastAPI's route refuses the body too. The server still reads a small body.
         assert served.send("POST", APP_PREDICT, body=body).status == 503
         assert served.send("POST", PREDICT, body=b'{"instances": [%b]}' % ROW).status == 200
     while (answer := served.send("POST", PREDICT, body=body)).status == 503:

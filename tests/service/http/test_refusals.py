@@ -1,7 +1,7 @@
 """Invalid requests over HTTP: each gets a fixed text, and the connection stays usable.
 
-The tests send every request in both protocols and in two ways. One way is the fast path of the connection. The other
-way is FastAPI's route, which serves paths with a percent-encoded letter.
+The tests send every request in both protocols, once on the fast path and once through FastAPI's route. FastAPI's route
+serves paths with a percent-encoded letter.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def both_ways(served: Served, path: str, protocol: str, body: bytes) -> Answer:
-    """Send a body in both ways.
+    """Send a body on the fast path and through FastAPI's route.
 
-    Check that both responses are equal. Check that a good request succeeds after each response.
+    Check that both responses are equal. Check that a good request on the same connection succeeds after each response.
     """
     answers = []
     for spelling in (path, path.replace("/models/", "/m%6fdels/", 1)):
@@ -128,7 +128,8 @@ NOT_JSON = {
 @protocols
 def test_a_body_that_is_not_json_is_refused(protocol: str, case: str, served: Served) -> None:
     answer = both_ways(served, PATHS[protocol].format("roots"), protocol, NOT_JSON[case][protocol])
-    # A large body is cut before it is parsed. The cutting may fail first, because the body has no array of rows.
+    # A large body is cut before it is parsed. The cutting may fail before the parser does, because the body has no
+    # array of rows.
     large = "22 nested" in case
     allowed = ("the body is not valid JSON, at character ", *(["the JSON has no array "] if large else []))
     assert error(answer, 400).startswith(allowed)

@@ -71,7 +71,7 @@ def test_a_server_that_loads_is_alive_and_refuses_all_else(workers: int, tmp_pat
                 with pytest.raises(OSError, match="in use"):
                     other.bind(("127.0.0.1", port))
         finally:
-            (tmp_path / "empty").replace(gated / "gate")  # for a worker that opens the gate later
+            (tmp_path / "empty").replace(gated / "gate")  # a worker that opens the gate later finds an empty file
 
     with (
         reserved_port() as port,

@@ -23,9 +23,9 @@ from tests.service.support import PATIENCE, Served, receive, request, serving, w
 BODY = b'{"instances": [[1, 3]]}'
 REQUEST = request("POST", "/predict", body=BODY)
 CLIENTS = 24
-# The server keeps an idle connection open for this many seconds after the signal. A request that is sent in this time
-# must be answered. A client may send a later request while the server closes the connection. HTTP/1.1 can't prevent
-# this.
+# After the signal, the server keeps an idle connection open for GRACE seconds. The server must answer a request that is
+# sent within GRACE seconds. A client may send a later request while the server closes the connection. HTTP/1.1 can't
+# prevent the loss of a later request.
 GRACE = 0.1
 DIGITS = Path(__file__).parents[3] / "models"
 BOTH = pytest.mark.parametrize("workers", [1, 2])

@@ -247,7 +247,7 @@ def test_files_that_can_not_be_used_are_a_refusal_to_start(
     for flags, reason in (
         (("--tls-cert", tmp_path / "none"), "No such file"),
         (("--tls-cert", nonsense), "can't use the TLS certificate"),
-        (("--tls-cert", authority.certificate), "can't use the TLS certificate"),  # this file has no key
+        (("--tls-cert", authority.certificate), "can't use the TLS certificate"),  # the file has no private key
         (("--tls-cert", certificate, "--tls-key", other), "key values mismatch"),
         (("--tls-cert", certificate, "--tls-key", encrypted), "its key is encrypted"),
         (("--tls-cert", certificate, "--tls-client-ca", nonsense), "can't use the authorities"),

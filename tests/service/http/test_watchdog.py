@@ -37,7 +37,7 @@ def ask(file: Path, **faults: float) -> None:
 def test_a_run_that_hangs_on_the_thread_fails_its_requests_and_ends_the_process(
     models: Path, faults: Path, tmp_path: Path
 ) -> None:
-    ask(faults, slow=1)  # this makes every run happen on the thread
+    ask(faults, slow=1)  # slow runs happen on the thread, not on the event loop
     flags = ("--faults", faults, "--run-timeout", 0.5)
     with serving(models, tmp_path / "log", *flags, program=PROGRAM) as server:
         assert server.send("POST", "/predict", body=BODY).status == 200

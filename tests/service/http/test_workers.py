@@ -178,7 +178,7 @@ def test_workers_stop_when_their_supervisor_dies(served: Served) -> None:
 def test_a_supervisor_that_is_killed_during_the_start_leaves_no_worker_and_no_traceback(
     seconds: float, models: Path
 ) -> None:
-    """The test kills the server `seconds` after the start. The result must not depend on this time."""
+    """The test kills the server `seconds` after the start. The result must not depend on `seconds`."""
     with subprocess.Popen(
         command_line("serve", "--models", models, "--port", 0, *TWO),
         env=environment(),

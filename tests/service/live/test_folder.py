@@ -33,7 +33,7 @@ def served(models: Path, tmp_path: Path) -> Iterator[Served]:
 
 
 def answers(server: Served, version: int) -> Callable[[], bool]:
-    """Return a condition. The condition is true if this version answers the requests that name no version."""
+    """Return a condition. The condition is true if `version` answers the requests that name no version."""
 
     def holds() -> bool:
         answer = server.send("POST", PREDICT, body=BODY)

@@ -31,8 +31,8 @@ def write(
 ) -> None:
     """Write the next version of a classification. The sign of a - b decides the label.
 
-    weight: a factor of all weights. The factor -1 swaps the two labels. slow: the number of large matrix products that
-    slow down a run. bounded: whether a run fails for a value outside of (-4, 3).
+    weight: a factor that multiplies all weights. The factor -1 swaps the two labels. slow: the number of large matrix
+    products that slow down a run. bounded: whether a run fails for a value outside of (-4, 3).
     """
     weights = constant("weights", weight * np.array([[1.0, -1.0], [-1.0, 1.0]]))
     nodes = [helper.make_node("MatMul", ["input", "weights"], ["logits"])]
@@ -81,7 +81,8 @@ def predict(server: Served, rows: int = 100) -> Any:
 def second(server: Served) -> dict[str, Any]:
     """Wait for the verdict on version 2. Return the state of version 2.
 
-    The next response may come from a worker that does not have the verdict yet. So the state is kept.
+    The next response may come from a worker that does not have the verdict yet. So the function returns the first state
+    that has a verdict.
     """
     found: list[dict[str, Any]] = []
 

@@ -44,7 +44,10 @@ def load_without_end(server: Served, client: int, stop: threading.Event) -> Coun
 
 @contextmanager
 def full_load(server: Served) -> Iterator[list[Future[Counter[str]]]]:
-    """Send requests from all clients to the server. After the block, the list has the outcomes of the clients."""
+    """Send requests from all clients to the server.
+
+    After the `with` block, the list has the outcomes of the clients.
+    """
     stop = threading.Event()
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(load_without_end, server, client, stop) for client in range(CLIENTS)]

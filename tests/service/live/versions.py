@@ -37,7 +37,7 @@ def make(version: int, name: str = "roots", *, added: float | None = None, **cha
     added = 100.0 * version if added is None else added
     folder = Path(tempfile.mkdtemp(prefix="made-"))
     if version > 1:
-        (folder / name / str(version - 1)).mkdir(parents=True)  # so the next version is `version`
+        (folder / name / str(version - 1)).mkdir(parents=True)  # so that the writer chooses the number `version`
     model = graph(added)
     golden = bundle.Golden(inputs=((1.0, 3.0), (4.0, 5.0)), outputs=((2.0 + added,), (3.0 + added,)))
     made = bundle.write(folder, name, model, lambda n: manifest(model, name=name, version=n, golden=golden, **changes))
@@ -45,7 +45,7 @@ def make(version: int, name: str = "roots", *, added: float | None = None, **cha
 
 
 def publish(models: Path, version: int, name: str = "roots", **changes: Any) -> Path:
-    """Add a version to a folder of models by a rename. Training does the same."""
+    """Add a version to a folder of models by a rename. A training also publishes a version by a rename."""
     made = make(version, name, **changes)
     (models / name).mkdir(parents=True, exist_ok=True)
     target = models / name / str(version)

@@ -1,4 +1,7 @@
-"""The processor's model is read from /proc/cpuinfo. If that file names no model, the architecture is used."""
+"""The processor's model is read from /proc/cpuinfo.
+
+If /proc/cpuinfo names no model, the architecture is used instead.
+"""
 
 from __future__ import annotations
 

@@ -227,7 +227,8 @@ def test_null_is_refused_where_the_feature_has_no_missing_values(by_name: bool) 
 @pytest.mark.parametrize(
     ("rows", "text"),
     [
-        # The total number of values is right in each case. A parser that flattens the rows would accept these bodies.
+        # The total number of values is right in each case. A parser that flattens the rows would accept the bodies
+        # below.
         ([[1, 2], [3, 4, 5, 6]], "row 0 has 2 values, expected 3"),
         ([[1, 2, 3], [1, 2, 3, 4], [1, 2]], "row 1 has 4 values, expected 3"),
         ([[1, 2, 3], []], "row 1 has 0 values, expected 3"),

@@ -31,7 +31,7 @@ def value_at(document: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def read(body: bytes, array: LongArray) -> tuple[Any, Any]:
-    """Cut and parse a body. Return the document and the elements of the array. In the document, the array is empty."""
+    """Cut and parse a body. Return the document with an empty array, and the elements of the array."""
     document = cut(body, array)
     holder = value_at(document.around, array.path[:-1])
     assert is_cut(holder[array.path[-1]])
@@ -141,7 +141,8 @@ def test_the_place_may_be_after_the_array() -> None:
 
 @pytest.mark.parametrize("element", ["1", "[1]", '{"a": [1]}', '"a"', "null"])
 def test_more_elements_than_allowed_are_refused_before_they_are_parsed(element: str) -> None:
-    # The array has no end. If the server read the whole body, the message would say that the body is not JSON.
+    # The array in the body has no closing bracket. If the server read the whole body, the message would say that the
+    # body is not JSON.
     body = b'{"rows": [' + b",".join([element.encode()] * 10_000)
     text = refusal(body, rows_array(max_elements=99, piece_bytes=2**10))
     assert text == '"rows" has more rows than the 99 that are allowed'

@@ -1,8 +1,10 @@
-"""A large body is parsed in pieces, and a small body is parsed as a whole. Both get the same answer.
+"""A large body is parsed in pieces, and a small body is parsed as a whole. A large body and a small body with the same
+content get the same answer.
 
-Spaces after a body make it large. The pieces are so small that each large body has several pieces. The two ways of
-parsing could differ for unusual JSON texts. JSON libraries can't write most of these texts, so the tests write the
-bodies as text. test_json_text.py tests the cutting itself, and test_friendly.py and test_oip.py test small bodies.
+Spaces after a body make it large. The pieces are so small that each large body has several pieces. The results of both
+parsers could differ for unusual JSON texts. JSON libraries can't write most unusual texts, so the tests build the
+bodies from strings. test_json_text.py has the tests of the cutting itself. test_friendly.py and test_oip.py test small
+bodies.
 """
 
 from __future__ import annotations
@@ -47,12 +49,14 @@ def assert_same_small_and_large(codecs: list[Any], body: bytes) -> None:
     small = outcome(codecs[0], body)
     for codec in codecs:
         large = outcome(codec, body + b" " * SMALL)
-        # Both parsers read the last of several members with one name. A large body may be refused for an earlier one.
+        # If a name occurs several times in an object, both parsers read the last member. A large body may be refused
+        # because of an earlier member.
         unescaped = body.replace(b"\\u0069", b"i")
         repeated = max(unescaped.count(b'"instances"'), unescaped.count(b'"data"')) > 1
         assert large[0] == small[0] or (large[0] == "refused" and repeated)
-        # If a body has several faults, the message may differ. For a large body, the check of the document comes first.
-        # The check of the first piece comes next. The values of a large body are counted before they are parsed.
+        # If a body has several faults, the message may depend on the size of the body. For a large body, the server
+        # checks the document first, then the first piece. The values of a large body are counted before they are
+        # parsed.
         if small[0] == "read":
             assert large == small or repeated
 
@@ -70,7 +74,7 @@ def array(values: list[str]) -> str:
 
 
 def members(pairs: list[tuple[str, str]]) -> str:
-    """Write a JSON object. A name may occur twice."""
+    """Write a JSON object. In the object, a name may occur twice."""
     return "{" + ",".join(f'"{name}":{value}' for name, value in pairs) + "}"
 
 
@@ -273,7 +277,7 @@ def test_rows_that_come_twice_are_refused() -> None:
 
 # --- both paths ------------------------------------------------------------------------------------------------------
 
-# The last text has an escape. A parser reads all four texts as the same name.
+# In the last text, one letter is escaped. A parser reads each of the four texts as `instances`.
 instances = st.sampled_from(["instances", "instances", "instances", "\\u0069nstances"])
 
 

@@ -1,4 +1,6 @@
-"""Arrays longer than simdjson can count, in every place of a request. The server refuses them and continues."""
+"""Arrays longer than simdjson can count, in every place of a request. The server refuses requests with such arrays, and
+still answers other requests.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from tests.service.support import Served, serving
 
 INFER = "/v2/models/digits/infer"
 # simdjson counts an array's elements in a field of 24 bits. `as_list` allocates a list of that length, then writes
-# every element. With 4 million elements more than this field can count, `as_list` writes 32 MB past the list's end.
+# every element. With 4 million elements more than 24 bits can count, `as_list` writes 32 MB past the end of its list.
 LONG = b"[" + b"0," * (2**24 + 2**22) + b"0]"
 PLACE = "the long array"
 

@@ -31,7 +31,7 @@ LENGTH = b"inference-header-content-length"
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
-    """Make a tensor of two FP32 rows, with changed members. The value `...` leaves a member out."""
+    """Make a tensor of two FP32 rows, with changed members. A member with the value `...` is left out of the tensor."""
     whole = {"name": "input", "shape": [2, 2], "datatype": "FP32", "data": [1.5, 2.5, 3.5, 4.5], **changes}
     return {name: value for name, value in whole.items() if value is not ...}
 
@@ -311,7 +311,7 @@ def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes, l
 
 def test_binary_bytes_that_look_like_brackets_are_not_counted() -> None:
     codec = OipCodec(manifest(), 200_000)
-    content = b"[[[[" * 400_000  # four brackets are the bytes of the float32 1.6e17
+    content = b"[[[[" * 400_000  # the bytes of "[[[[" are the float32 number 1.6e17
     tensor_of_it = binary(len(content), shape=[200_000, 2])
     body = head(tensor_of_it)
     assert len(codec.decode({LENGTH: b"%d" % len(body)}, body + content).rows) == 200_000

@@ -141,7 +141,7 @@ def test_an_integer_past_its_datatype_is_refused(datatype: str, way: str) -> Non
     low, high = INTEGERS[datatype]
     value = {"below": low - 1, "above": high + 1, "far below": -(10**300), "far above": 10**300}[way]
     if (datatype, way) == ("INT64", "below"):
-        value = -(2**63) - 2**11  # this is the next lower double, because larger JSON integers are read as doubles
+        value = -(2**63) - 2**11  # the next double below -2**63, because smaller integers are read as doubles
     text = f"'input' holds a value that is out of the range of {datatype}"
     assert refusal(as_json, datatype, 0, value) == text
     assert refusal(as_json, datatype, value, 0) == text

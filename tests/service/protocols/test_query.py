@@ -1,4 +1,6 @@
-"""The query of a prediction. Every form of the answer agrees with the plain answer. A wrong query is refused."""
+"""The query of a prediction. Every form of the answer has the same values as the plain answer. A wrong query is
+refused.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,10 @@ RANGES = Ranges(mixed_manifest().features)
 
 
 def expected_counts(rows: list[Any]) -> dict[tuple[str, str], int]:
-    """Count with Python's comparisons of the plain values. The range of each numeric feature is 0 to 1."""
+    """Count the unusual values of each feature with Python's comparisons.
+
+    The range of each numeric feature is 0 to 1.
+    """
     counts: dict[tuple[str, str], int] = {}
     for row in rows:
         for feature, value in zip(FEATURES, row, strict=True):

@@ -79,13 +79,13 @@ def test_more_missing_values_are_a_drift() -> None:
 
 
 def test_chance_alone_is_no_drift_whether_few_rows_are_live_or_in_training() -> None:
-    # The indices of these rows differ from 0 only by chance. Many indices are above 0.1.
+    # The stability indices below differ from 0 only by chance. Many of the stability indices are above 0.1.
     few_live = [judged(numeric(drawn(TRAINING)), drawn(110)) for _ in range(200)]
     few_training = [judged(numeric(drawn(80)), drawn(2000)) for _ in range(200)]
     for found, name in ((few_live, "too few rows"), (few_training, "too few training rows")):
         assert {each.state for each in found} == {"stable", name}
     beyond = [each.psi > each.noise for each in few_live if each.psi is not None and each.noise is not None]
-    assert sum(beyond) <= 3  # the expected number is 0.2 of 200 cases
+    assert sum(beyond) <= 3  # of 200 indices, 0.2 are expected to exceed the noise
 
 
 def test_a_category_that_training_has_not_seen_has_a_bin_of_its_own() -> None:

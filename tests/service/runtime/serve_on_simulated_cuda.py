@@ -1,7 +1,7 @@
 """`foldserve` with a simulated GPU.
 
-The environment variable FAILURE has the path of a file. If this file exists, the GPU fails once, and the error has the
-text of the file.
+The environment variable FAILURE has the path of a file. If the file that FAILURE names exists, the simulated GPU fails
+once, with the text of the file as its error.
 """
 
 from __future__ import annotations

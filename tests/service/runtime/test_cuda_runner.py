@@ -66,7 +66,7 @@ def test_any_thread_runs_and_runs_do_not_mix(gpu: SimulatedGpu, runner: CudaRunn
         outputs = list(pool.map(runner.run, batches))
     for batch, output in zip(batches, outputs, strict=True):
         np.testing.assert_allclose(output, batch.astype(np.float64) @ WEIGHTS, rtol=1e-5, atol=1e-6)
-    # The calling thread itself makes all calls to the GPU. No other thread makes a call.
+    # The calling thread itself makes all calls to the GPU.
     gpu.threads.clear()
     runner.run(batches[0])
     assert gpu.threads == {threading.get_ident()}
@@ -210,7 +210,8 @@ def test_larger_batches_share_one_buffer_that_grows_and_frees_the_smaller_one(
     for count in (17, 1000, 20, 40):
         batch = rows(count)
         np.testing.assert_allclose(runner.run(batch), batch @ WEIGHTS, rtol=1e-5, atol=1e-6)
-    assert [line for line in gpu.log if line.startswith("free")] == ["free 32"] * 2  # the rows and the outputs
+    # The runner frees one buffer of rows and one buffer of outputs.
+    assert [line for line in gpu.log if line.startswith("free")] == ["free 32"] * 2
 
 
 def test_out_of_memory_in_the_new_session_too_is_a_lost_device(gpu: SimulatedGpu) -> None:

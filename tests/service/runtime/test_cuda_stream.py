@@ -121,7 +121,7 @@ Use = Callable[..., str]
 
 @pytest.fixture
 def use(tmp_path: Path) -> Use:
-    """Run Python code in a process that finds these libraries, and return its output."""
+    """Run Python code in a process that finds the C library of this module, and return the output of the code."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler to make a CUDA runtime with")

@@ -11,7 +11,8 @@ from tests.service.http.test_workers import until
 from tests.service.support import PATIENCE, Served, serving
 
 PROGRAM = "tests.service.runtime.serve_on_simulated_cuda"
-# The variable that serve_on_simulated_cuda.py reads. An import of that module would change the runtime of this process.
+# The environment variable that serve_on_simulated_cuda.py reads. An import of serve_on_simulated_cuda would change the
+# runtime of this process.
 FAILURE = "FAILURE"
 OUT_OF_MEMORY = "Failed to allocate memory for requested buffer of size 4096"
 LOST = "CUDA failure 700: an illegal memory access was encountered ; GPU=0"

@@ -85,7 +85,8 @@ def in_a_sparse_initializer(location: str) -> bytes:
 def test_a_tensor_in_another_file_is_refused_in_every_part_of_a_graph(
     build: Callable[[str], bytes], location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The file exists, and its weights are right. The model is refused because the hash does not cover the file.
+    # The file exists, and its weights are right. The model is refused because the bundle's hash does not cover the file
+    # of weights.
     folder = tmp_path / "folder"
     folder.mkdir()
     for place in (tmp_path, folder):

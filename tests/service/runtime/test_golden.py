@@ -53,14 +53,14 @@ def test_the_error_has_onnx_runtime_s_text_without_its_codes() -> None:
     model = onnx_model([helper.make_node("Invented", ["input"], ["value"])])
     with pytest.raises(Exception, match="Invented") as theirs:
         oracle(model)
-    # The text has three parts before the reason: "[ONNXRuntimeError] : 10 : INVALID_GRAPH".
+    # ONNX Runtime's error text has three parts before the reason: "[ONNXRuntimeError] : 10 : INVALID_GRAPH".
     said = str(theirs.value).split(" : ", 3)[3]
     assert refusal(bundle_in_memory(model, GOLDEN)) == f"ONNX Runtime refuses model.onnx: {said}"
 
 
 def test_a_refusal_prints_and_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     # ONNX Runtime logs to standard error, and prints a line when it falls back to another provider. A name that is not
-    # UTF-8 causes a fallback.
+    # UTF-8 causes a fallback to another provider.
     name = "Bad"
     not_text = onnx_model([helper.make_node("MatMul", ["input", name], ["value"])]).replace(b"Bad", b"B\xffd")
     for model in (linear(opset=999), not_text):
@@ -161,7 +161,7 @@ def test_a_regression_with_labels_is_refused(models: Path) -> None:
 
 
 def test_a_regression_with_several_outputs_is_refused(models: Path) -> None:
-    # A response for a regression would have only the first column of such an output.
+    # If the server accepted the model, its responses would have only the first output column.
     edit_manifest(models / "digits" / "1", lambda content: content.update(task="regression", labels=[]))
     with pytest.raises(BundleError, match="output"):
         runtime.load(bundle.read(models / "digits" / "1"), Options("cpu"))
@@ -193,7 +193,7 @@ def test_golden_outputs_within_the_tolerance_are_accepted(models: Path) -> None:
 
 
 def test_a_model_whose_output_depends_on_other_rows_is_refused() -> None:
-    # The model computes twice the value minus the batch's mean. This is right for a single row and wrong for two
+    # The model computes twice the value minus the batch's mean. The output is right for a single row, and wrong for two
     # different rows.
     model = onnx_model(
         [

@@ -1,4 +1,4 @@
-"""A runtime opens on the requested device only. The model must reproduce the golden outputs on that device."""
+"""A runtime opens on the requested device only. The model must reproduce the golden outputs on the requested device."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_encodings_stay_in_float32() -> None:
 def test_golden_outputs_are_within_the_tolerance_of_the_precision_and_not_of_float32(
     precision: str, digits: bundle.Bundle
 ) -> None:
-    # ONNX's reference evaluator rounds after every node. A GPU rounds less often than this evaluator.
+    # ONNX's reference evaluator rounds after every node. A GPU rounds less often than the reference evaluator.
     evaluator = ReferenceEvaluator(narrowed(digits, precision))
 
     def run(rows: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """One function opens every session, and only on the requested provider.
 
-If the function can't, it reports the reason.
+If the function can't open a session, it reports the reason.
 """
 
 from __future__ import annotations

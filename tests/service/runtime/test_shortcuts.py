@@ -1,6 +1,6 @@
 """The shortcuts of the CUDA runner keep the function of a model. If a check fails, the shortcuts are turned off.
 
-tests/cuda_harness runs them with ONNX Runtime's own CUDA provider.
+The tests in tests/cuda_harness run the shortcuts with ONNX Runtime's own CUDA provider.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def with_ones(rows: np.ndarray, count: int) -> np.ndarray:
         (network(5, 7, 6, 9, 3), 3, 0),
         (network(3, 2), 1, 0),
         (network(6, 8, 4, hidden="Tanh"), 2, 1),  # the second Gemm follows no Relu, so it keeps its bias
-        (network(6, 8, 8, 4, first="Abs"), 0, 1),  # the kept bias of the first Gemm makes the next Gemm's 1
+        (network(6, 8, 8, 4, first="Abs"), 0, 1),  # the first Gemm keeps its bias, to give the next Gemm a 1
         (network(6, 8, 8, 4, first="Abs", hidden="Sigmoid"), 0, 3),
     ],
 )

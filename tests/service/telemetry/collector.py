@@ -61,7 +61,7 @@ class Collector:
     def trace(self, name: str, **attributes: Any) -> tuple[ReceivedSpan, dict[str, ReceivedSpan]]:
         """Wait for the span of a request with these attributes. Return the span, and the children of the span by name.
 
-        A processor sends the children before the span of their request.
+        A span processor sends the child spans of a request before the request's own span.
         """
 
         def find() -> ReceivedSpan | None:

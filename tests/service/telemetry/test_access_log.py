@@ -91,7 +91,7 @@ def silent(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture
 def logged(server: Served) -> Iterator[Logged]:
-    """The server with the JSON format. No request has two lines."""
+    """The server with the JSON format. At the end, check that the log has one line for each request."""
     requests = Logged(server)
     yield requests
     assert len(requests.text()) == len(requests.sent)

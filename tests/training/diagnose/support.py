@@ -25,7 +25,7 @@ TINY = DiagnosisPlan(
     rounds=2,
     repeats=2,
 )
-# The plan of the recipe that is studied.
+# The plan of the user's own recipe, which the diagnosis studies.
 OWN = Plan(DataOptions("iris"), "made", Path(), recipe=Recipe(epochs=2))
 
 

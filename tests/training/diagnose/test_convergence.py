@@ -83,7 +83,9 @@ def test_the_sentence_on_speed_follows_the_figures():
 
 
 def test_each_network_is_compared_at_its_best_rate():
-    """With equal rates, only the network with BN learns. With a better rate, the network without BN is as fast."""
+    """With equal learning rates, only the network with BN learns. With a better learning rate, the network without BN
+    is as fast as the network with BN.
+    """
     never, fast = (0.1, 0.1), (0.1, 0.9)
     runs = (made(False, never), made(True, fast), made(False, fast, rate=2.0), made(True, never, rate=2.0))
     sentence = convergence.describe_speed(runs, "accuracy")

@@ -1,4 +1,4 @@
-"""The losses of both modes are compared with NumPy.
+"""The losses in training mode and in evaluation mode are compared with NumPy.
 
 The sentence is tested with figures that support its claim, and with figures that contradict the claim.
 """

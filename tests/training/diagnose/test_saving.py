@@ -1,4 +1,4 @@
-"""The graphs before and after folding are compared with arithmetic.
+"""The figures of the graphs before and after folding are compared with plain arithmetic.
 
 Each sentence is tested with figures that support its claim, and with figures that contradict the claim.
 """
@@ -26,7 +26,7 @@ def test_the_graphs_of_the_reference_topology_have_the_expected_nodes_and_parame
     assert "BatchNormalization" in before.run
     assert "BatchNormalization" not in after.run
     assert 0 < after.size < before.size
-    # Each node writes float32 numbers. For one row, these are 64 numbers of a hidden layer, 10 logits or 10
+    # Each node writes float32 numbers. For one row, a node writes 64 numbers of a hidden layer, 10 logits or 10
     # probabilities.
     assert after.written == 4 * (64 + 64 + 10 + 10)
     assert after.written < before.written <= 4 * (6 * 64 + 20)

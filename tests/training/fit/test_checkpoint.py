@@ -68,8 +68,8 @@ def test_a_fit_that_is_killed_and_resumed_ends_in_the_same_bytes(tmp_path):
             process.send_signal(signal.SIGKILL)
             rest = process.communicate()[0].splitlines()
         assert process.returncode == -signal.SIGKILL
-        # The checkpoint of an epoch is written before the line of this epoch is printed. More lines may follow before
-        # the signal arrives.
+        # The checkpoint of an epoch is written before the line of this epoch is printed. The process may print more
+        # lines before the signal arrives.
         reported += rest
     resumed = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True).stdout.splitlines()
     assert resumed[-1] == undisturbed[-1]
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
-    """A limit on the file size imitates a full disk. In both cases, the write fails half way."""
+    """A limit on the file size imitates a full disk. With the limit, as with a full disk, a write fails half way."""
     path = tmp_path / "a.safetensors"
     script = textwrap.dedent("""
         import resource, sys

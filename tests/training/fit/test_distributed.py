@@ -1,4 +1,4 @@
-"""Several processes under torchrun give the same training as one process. An error gives one line."""
+"""Several processes under torchrun give the same training as one process. Only one process prints an error."""
 
 import json
 import subprocess
@@ -54,13 +54,15 @@ def torchrun(count, *arguments, cwd):
         # training.
         pytest.param(2, "pre", 203, 1e-3, marks=pytest.mark.slow),
         # The last batch has 2 rows, fewer than the 3 processes. After dropout, the two rows of this batch may be equal.
-        # A BN then divides rounding errors by the root of epsilon. So the two trainings differ by more than rounding
-        # errors.
+        # If two rows are equal, a BN divides rounding errors by the square root of epsilon. So the two trainings differ
+        # by more than rounding errors.
         pytest.param(3, "post", 194, 1e-2, marks=pytest.mark.slow),
     ],
 )
 def test_several_processes_train_the_same_network_as_one(tmp_path, count, placement, rows, relative):
-    """The losses of each epoch and the outputs agree, even with dropout and noise."""
+    """The losses of each epoch and the outputs are the same for one process and for several, even with dropout and
+    noise.
+    """
     script = tmp_path / "script.py"
     script.write_text(FIT)
     alone = subprocess.run(

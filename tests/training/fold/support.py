@@ -1,9 +1,10 @@
 """The chains, oracles and tolerances that the tests of folding share.
 
-float64   Folding rounds each weight to float32 once, with a relative error of at most 2^-24. `run_with_bound` computes
-          the resulting error of the outputs. A larger difference means that the fold is wrong. This conclusion also
-          holds for a badly conditioned network.
-float32   The tests use the certificate's tolerance, 1e-5 + 1e-4 |reference|, on networks whose outputs are near 1.
+Folding rounds each weight to float32 once, with a relative error of at most 2^-24. `run_with_bound` computes the
+largest error of the outputs that this rounding can cause in float64. If an output has a larger error, the fold is
+wrong, even for a badly conditioned network.
+
+In float32, the tests use the certificate's tolerance, 1e-5 + 1e-4 |reference|, on networks whose outputs are near 1.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ GAMMAS: dict[str, Callable[[Tensor], Tensor]] = {
     "zero": torch.zeros_like,
     "mixed": lambda gamma: torch.where(gamma.abs() < 0.2, 0.0, gamma),
 }
-# The variances of a BN are drawn between two powers of ten. These numbers are the exponents.
+# The variances of a BN are drawn between two powers of ten. The pairs below are the exponents of the two powers.
 ORDINARY = (-0.5, 0.5)
 DECADES = [ORDINARY, (-12, -12), (12, 12), (-12, 12)]
 
@@ -102,7 +103,7 @@ def run_with_bound(folded: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
         elif not isinstance(layer, Shift):  # a Shift adds no error, because the next bias compensates for the rounding
             bound = bound * STEEPEST_ACTIVATION
         value = layer(value)
-    # The added terms allow for the rounding of the reference and for weights below the smallest float32.
+    # The added terms allow for the rounding of the reference, and for weights below the smallest float32 number.
     return value, 1.01 * bound + 1e-12 * value.abs() + 1e-15
 
 
@@ -130,7 +131,9 @@ def run_onnx(model: bytes, x: Tensor, *, optimised: bool = True) -> dict[str, np
 
 
 def entries(report: tuple[Fold, ...]) -> list[tuple[str, str, str]]:
-    """Return a sorted list of (folded layer, name of the rule, layer that takes the folded layer in)."""
+    """Return a sorted list with an entry for each fold: the folded layer, the name of the rule, and the layer that
+    absorbs the folded layer.
+    """
     return sorted((line.layer, line.rule.split(":")[0], line.into) for line in report)
 
 

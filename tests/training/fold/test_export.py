@@ -47,7 +47,7 @@ def test_opset_and_ir_are_fixed_and_the_file_has_no_trace_of_the_machine():
     proto = onnx.load_model_from_string(to_onnx(folded(), 64, 10, "classification"))
     assert [(o.domain, o.version) for o in proto.opset_import] == [("", OPSET)]
     assert proto.ir_version == IR_VERSION
-    assert not proto.metadata_props  # the pipeline adds one entry; tests/training/test_description.py has its tests
+    assert not proto.metadata_props  # test_description.py tests the entry that the pipeline adds
     assert not proto.graph.metadata_props
     for node in proto.graph.node:
         assert not node.metadata_props

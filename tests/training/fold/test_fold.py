@@ -119,7 +119,7 @@ def test_a_kept_scale_and_every_activation_are_the_same_in_onnx(activation):
 def test_the_oracle_detects_a_bn_after_a_relu_that_is_folded_backwards():
     network = randomise(build_mlp(6, 3, Architecture(hidden=(16,), placement="post", dropout=0)), seed=5)
     with torch.no_grad():
-        network.norm1.weight.abs_()  # this fold is wrong even if every gamma is positive
+        network.norm1.weight.abs_()  # folding backwards is wrong even if every gamma is positive
     double = copy.deepcopy(network).double()
     fused = fuse_linear_bn_eval(double.dense1, double.norm1).float().requires_grad_(requires_grad=False)
     wrong = chain(dense1=fused, relu1=nn.ReLU(), dense2=network.dense2)

@@ -31,7 +31,9 @@ seeds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def trained_mlps(draw):
-    """Draw rows and a network of `build_mlp`. Some BNs have no affine parameters. A standardisation may come first."""
+    """Draw rows and a network of `build_mlp`. Some BNs have no affine parameters. The first layer may be a
+    standardisation.
+    """
     features = draw(st.integers(1, 5))
     architecture = draw(
         st.builds(

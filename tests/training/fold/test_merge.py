@@ -27,7 +27,9 @@ FEATURES = 4
 
 
 def preprocessing(*, encoded, far):
-    """Build the layers in front of each member, and rows: column 1 is a category, column 2 may be missing."""
+    """Build rows, and the layers in front of each member of the ensemble. Column 1 is a category, and column 2 may be
+    missing.
+    """
     generator = np.random.default_rng(0)
     mean = np.array([1e6 if far else 0.5, 0, -1, 0])
     rows = (mean + generator.normal(0, 1, (60, FEATURES))).astype(np.float32)
@@ -101,7 +103,7 @@ def test_the_merged_chain_is_the_mean_of_its_members(count, outputs, encoded, fa
     assert_near(outputs_of(merged, rows), expected)
     task = "regression"
     assert_near(oracle(to_onnx(merged, FEATURES, outputs, task))(rows), expected)
-    # The function does not change the members. The merged network shares no tensor with the members.
+    # `fold_mean` does not change the members of the ensemble. The merged network shares no tensor with the members.
     for network, state in zip(members, before, strict=True):
         for name, value in network.state_dict().items():
             torch.testing.assert_close(value, state[name], rtol=0, atol=0, equal_nan=True)

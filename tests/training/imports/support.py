@@ -46,12 +46,14 @@ class Model:
         return self.add("Gemm", weight, generator.normal(size=outputs).astype(np.float32))
 
     def batch_norm(self, generator: np.random.Generator, columns: int) -> str:
-        """Add a BatchNormalization with random statistics. Its gammas may be negative."""
+        """Add a BatchNormalization with random statistics. The gammas may be negative."""
         gamma, beta, mean = (generator.normal(size=columns).astype(np.float32) for _ in range(3))
         return self.add("BatchNormalization", gamma, beta, mean, generator.uniform(0.3, 3, columns).astype(np.float32))
 
     def build(self, outputs: Sequence[str] = ()) -> onnx.ModelProto:
-        """Return the model. outputs: the names of its outputs, by default the current value."""
+        """Return the model. outputs: the names of the model's outputs. By default, the only output is the current
+        value.
+        """
         graph = helper.make_graph(
             self.nodes,
             "test",

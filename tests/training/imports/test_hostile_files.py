@@ -109,7 +109,7 @@ def lie_about_header(content: bytes) -> bytes:
 
 
 def ask_for_memory(content: bytes) -> bytes:
-    """Let a pickle make an array of 2^44 bytes."""
+    """Replace the archive's pickle by a pickle that allocates an array of 2^44 bytes."""
     payload = b"\x80\x02cbuiltins\nbytearray\n" + pickle.dumps((2**44,), 2)[2:-1] + b"R."
     return rezip(content, lambda entries: entries.update({next(name for name in entries if "pkl" in name): payload}))
 
@@ -120,7 +120,7 @@ def run_code(content: bytes) -> bytes:
 
 
 def lie_about_array(content: bytes) -> bytes:
-    """Let an array of NumPy claim 2^40 numbers."""
+    """Write the header of a NumPy array that claims to have 2^40 numbers."""
 
     def change(entries: dict[str, bytes]) -> None:
         name = next(name for name in entries if name.endswith(".npy"))

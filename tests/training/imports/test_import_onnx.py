@@ -43,7 +43,8 @@ def test_raw_rows_get_the_answers_of_scikit_learn(name, tmp_path):
     np.testing.assert_allclose(np.asarray(outputs).reshape(len(frame), -1), expected["answers"], rtol=1e-4, atol=1e-5)
     manifest = found.manifest
     assert [feature.kind for feature in manifest.features] == ["numeric", "numeric", "categorical", "categorical"]
-    assert [feature.missing for feature in manifest.features] == [True, True, False, False]  # only two are imputed
+    # The pipeline imputes only the first two features.
+    assert [feature.missing for feature in manifest.features] == [True, True, False, False]
     assert manifest.features[2].categories == ("Oslo", "Paris", "Rome")
     assert (manifest.source.framework, manifest.source.file) == ("skl2onnx", f"{name}.onnx")
     assert manifest.certificate.reference == "onnx ReferenceEvaluator float64, original graph"
@@ -125,7 +126,8 @@ def test_fold_refuses_a_file_of_another_format_in_one_line(tmp_path, capsys):
 
 def test_a_refusal_of_fold_says_how_far_the_original_in_float32_is(tmp_path, capsys):
     model = Model(1)
-    # The difference of both columns is 1e-6. For values of about 1, float32 loses this difference.
+    # The two columns of the first Gemm differ by 1e-6. Between values of about 1, float32 keeps few digits of this
+    # difference of 1e-6.
     model.add("Gemm", np.ones((1, 2), np.float32), np.array([0, 1e-6], np.float32))
     model.add("Relu")
     model.add("MatMul", np.array([[-1e6], [1e6]], np.float32))

@@ -36,7 +36,7 @@ def test_a_file_gives_the_outputs_of_keras(path: Path) -> None:
     saved = np.load(f"{path}.npz")
     imported = read(path, Options())
     expected = saved["outputs"].astype(np.float64)
-    if path.name.startswith("image"):  # its outputs are logits
+    if path.name.startswith("image"):  # the outputs of this model are logits
         expected = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
     if path.name.startswith("branches"):  # one probability
         expected = np.concatenate([1 - expected, expected], 1)
@@ -52,7 +52,7 @@ def test_the_ranges_of_the_features_come_from_the_first_normalisation() -> None:
     ranges = read(FILES / "branches_3.keras", Options()).ranges
     assert ranges is not None
     assert np.isnan(ranges[0]).all()
-    assert ((ranges[1:, 0] < 2) & (ranges[1:, 1] > 8)).all()  # the data has the mean 5 and the deviation 2
+    assert ((ranges[1:, 0] < 2) & (ranges[1:, 1] > 8)).all()  # the data has the mean 5 and the standard deviation 2
 
 
 def test_names_and_labels_of_the_user_replace_the_defaults() -> None:

@@ -32,7 +32,7 @@ ACTIVATIONS: list[Callable[[], nn.Module]] = [
 
 
 class Branches(nn.Module):
-    """Uses arithmetic with constants, a skip connection, and a selection of columns."""
+    """A network that computes with constants, has a skip connection, and selects columns."""
 
     def __init__(self, first: nn.Module, second: nn.Module, width: int) -> None:
         super().__init__()

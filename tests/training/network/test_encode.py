@@ -19,8 +19,8 @@ from foldserve.training.table.schema import Column
 from tests.service.support import oracle
 from tests.training.network.support import by_numpy, mixed, standardised, tables
 
-# ONNX Runtime's docs/OperatorKernels.md lists these operators for the CUDA provider at this opset. Any other node would
-# run on the CPU. Every request would then copy data from the GPU and back.
+# ONNX Runtime's docs/OperatorKernels.md lists these operators for the CUDA provider at this opset. A node with any
+# other operator would run on the CPU. For a node on the CPU, every request would copy data from the GPU and back.
 ON_CUDA = {"Cast", "Clip", "Concat", "Equal", "Gather", "Gemm", "IsNaN", "Mul", "Relu", "Softmax", "Sub", "Where"}
 
 

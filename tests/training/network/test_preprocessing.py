@@ -36,7 +36,7 @@ def test_a_categorical_column_without_training_values_needs_encoding_too():
     [
         ([5, 5, 5, 5], 8, 0),  # constant
         ([0, 1, 0, 1], 8, 0),  # a single bin would repeat this column of two values
-        ([0, 0, 0, 0, 0, 0, 0, 1, 2], 2, 0),  # the median is the minimum
+        ([0, 0, 0, 0, 0, 0, 0, 1, 2], 2, 0),  # the median equals the minimum
         ([0, 1, 2], 2, 2),
         ([0, 1, 2], 0, 0),
         ([0, 1e-38, 1e-37, 1], 4, 0),  # the bin is too narrow: float32 can't hold 1 / width
@@ -74,7 +74,7 @@ SHARES = GENERATOR.random(5000)
         ("numeric", 1e9 * LOGNORMAL, True),
         ("numeric", np.where(np.arange(5000) % 3, LOGNORMAL, NAN), True),
         ("numeric", np.where(SHARES < 0.3, LOGNORMAL, 0), True),
-        ("numeric", np.where(SHARES < 0.03, LOGNORMAL, 0), False),  # all edges except one are 0
+        ("numeric", np.where(SHARES < 0.03, LOGNORMAL, 0), False),  # all edges of the bins except one are 0
         ("numeric", LOGNORMAL // 5, False),  # the column has tails, but few values
         ("numeric", np.append(NORMAL, 1e6), True),  # one row is far from the others
         ("numeric", np.full(5000, NAN), False),

@@ -19,7 +19,7 @@ from tests.training.report.support import HOSTILE, Page, classification, regress
 
 @pytest.fixture(scope="module")
 def pages():
-    """One page for each task."""
+    """The report pages of a classification and of a regression."""
     return render(classification()), render(regression())
 
 

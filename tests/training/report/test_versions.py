@@ -18,7 +18,7 @@ from tests.training.report.support import Page, classification, regression
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Three versions. The third is split with another seed."""
+    """Three versions. The table of the third version is split with another seed."""
     folder = tmp_path_factory.mktemp("models")
     plan = Plan(DataOptions("iris"), "iris", folder, recipe=Recipe(epochs=2))
     for changed in (plan, replace(plan, recipe=Recipe(epochs=3)), replace(plan, seed=1)):

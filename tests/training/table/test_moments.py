@@ -118,7 +118,7 @@ def test_a_moment_is_written_as_it_is_read():
 
 @pytest.fixture(scope="module")
 def weekends(tmp_path_factory):
-    """The bundle of a table in which the weekday and the hour decide the class. Some moments are missing."""
+    """The bundle of a table in which the weekday and the hour decide the class. In some rows, the moment is missing."""
     folder = tmp_path_factory.mktemp("weekends")
     generator = np.random.default_rng(0)
     start, lines = datetime(2023, 5, 1, tzinfo=UTC).replace(tzinfo=None), ["when,n,open"]

@@ -1,6 +1,7 @@
-"""Numbers in other notations.
+"""Tables with numbers in several notations.
 
-A column is read if one notation fits all its cells. A column with two possible readings is refused.
+A column is read if one notation fits all its cells. A column is refused if its cells can be read as two different sets
+of numbers.
 """
 
 import numpy as np

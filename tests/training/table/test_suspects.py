@@ -85,7 +85,7 @@ def test_test_rows_that_were_seen_in_training_are_left_out(write):
     train = {"a": range(10), "b": ["", *[0] * 9], "y": [*"pq"] * 5}
     test = {"a": [0, 1, 1, 20, 21, 22], "b": ["", "-0", 0, 0, 0, 0], "y": [*"pqpppp"]}
     left = held_out(write, train, test)
-    assert left.x[:, 0].tolist() == [1, 20, 21, 22]  # the row with a = 1 and another label stays
+    assert left.x[:, 0].tolist() == [1, 20, 21, 22]  # one row with a = 1 stays, because its label differs
     assert left.notes == (
         "2 of 6 test rows are equal to a row that the model was trained with, and are left out of the test; use "
         "--keep-duplicates to keep them",

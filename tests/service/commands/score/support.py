@@ -48,7 +48,9 @@ def train_sales(models: Path) -> Path:
 
 
 def digits_table(rows: int) -> pa.Table:
-    """Repeat float32 rows in the ranges of the shipped model of digits, with an id."""
+    """Make a table for the shipped model of digits: an id, and float32 values that are drawn from the range of each
+    feature.
+    """
     features = bundle.read(DIGITS).manifest.features
     draw = random.Random(1)  # noqa: S311
     columns = {

@@ -31,7 +31,7 @@ def roots(tmp_path_factory):
 
 @pytest.fixture
 def table(tmp_path):
-    """A table of 30,000 rows for the model of roots. The root of every 1,000th row is not finite."""
+    """A table of 30,000 rows for the model of roots. In every 1,000th row, the model's output is not finite."""
     a = np.arange(30_000, dtype=np.float32)
     a[999::1000] = -10
     path = tmp_path / "in.parquet"
@@ -44,7 +44,9 @@ def score(*arguments):
 
 
 def assert_refused(capsys, status, reason):
-    """Check that the last line of the command has the reason. Only notes may come before this line."""
+    """Check that the last line on standard error has the reason of the refusal. Only notes may come before the last
+    line.
+    """
     assert status == 1
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -76,7 +78,9 @@ sys.exit(main(sys.argv[3:]))
 
 
 def interrupt(number, kind, *arguments):
-    """Run the command until the chunk `number`. The process then sends the signal `kind` to itself."""
+    """Run the command, and interrupt it at the chunk `number`. At this chunk, the process sends the signal `kind` to
+    itself.
+    """
     command = [*command_line()[:3], "-c", INTERRUPTED, str(number), str(int(kind)), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=PATIENCE, check=False)
 

@@ -40,7 +40,8 @@ def test_without_cuda_only_threads_are_chosen() -> None:
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6)}, 2),
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 4: curve(*[50] * 6)}, 2),
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 4: curve(*[30] * 6)}, 4),
-        ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 3: curve(*[42] * 6)}, 3),  # four threads must gain more
+        # For four threads, the same gain would be too small.
+        ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 3: curve(*[42] * 6)}, 3),
     ],
 )
 def test_more_threads_are_chosen_only_if_they_gain_enough(by_threads: dict[int, Curve], threads: int) -> None:
@@ -79,7 +80,7 @@ def test_a_requested_device_is_kept(cpu: Curve) -> None:
 
 
 def test_the_crossover_compares_padded_batches() -> None:
-    # The graph for 1 row saves too little and is dropped. One row is then padded to 4 rows, and the graph for 4 rows is
+    # The graph for 1 row saves too little and is dropped. So one row is padded to 4 rows, and the graph for 4 rows is
     # slower than the CPU.
     graphs = curve(29.5, 30.5, 50, 70, 100, 150)
     values = chosen(Latencies({1: curve(30, 60, 90, 200, 500, 900)}, graphs, PLAIN))

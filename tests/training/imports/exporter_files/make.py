@@ -1,4 +1,5 @@
-"""Makes the files of this folder: `python make.py tf2onnx|keras|torch|hummingbird`. README.md has the versions.
+"""Makes the files of this folder: `python make.py tf2onnx|keras|torch|hummingbird`. README.md lists the versions of the
+exporters.
 
 For each model, the script writes NAME.onnx and NAME.npz. NAME.npz has rows, and the framework's own outputs for these
 rows.

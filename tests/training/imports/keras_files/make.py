@@ -1,4 +1,4 @@
-"""Makes the files of this folder. Run `python make.py` once with Keras 3 and once with TensorFlow 2.15 (Keras 2).
+"""Makes the Keras files of this folder. Run `python make.py` once with Keras 3 and once with TensorFlow 2.15 (Keras 2).
 
 For each model, the script writes a Keras file and an .npz file. The .npz file has rows, and Keras' outputs for these
 rows.
@@ -53,7 +53,7 @@ def branches() -> Any:
 
 
 def image() -> Any:
-    """Build a model of small pictures whose output is logits, as its loss says."""
+    """Build a model for small pictures. The loss of the model declares that the output is logits."""
     model = keras.Sequential(
         [keras.Input((2, 3)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(4, "elu"), layers.Dense(3)]
     )
@@ -62,7 +62,7 @@ def image() -> Any:
 
 
 def randomise(model: Any) -> None:
-    """Give the weights other values than the initial ones."""
+    """Replace the initial weights by random values."""
     random = np.random.default_rng(1)
     for weight in model.weights:
         if "count" not in weight.name and "/mean" not in getattr(weight, "path", "") and len(weight.shape):
@@ -73,7 +73,9 @@ def randomise(model: Any) -> None:
 
 
 def save(model: Any, name: str) -> None:
-    """Write the model and its outputs. This function compresses the archive. Keras itself does not compress it."""
+    """Write the model and its outputs. Keras writes an archive without compression, so this function compresses the
+    archive.
+    """
     path = HERE / name
     model.save(path)
     if path.suffix == ".keras":
