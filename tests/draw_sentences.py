@@ -19,10 +19,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 # A sentence ends before a capital, a quote, code, or the name of the next argument. An abbreviation before a capital
-# letter also ends a sentence. Such an abbreviation is rare.
+# letter ends a sentence too, but this is rare.
 END = re.compile(r"(?<=[.!?])(?<!et al\.)\s+(?=[A-Z`'\"*\[(]|\w+(?:, \w+)*: )")
-# Comments that only tools read, and lines that only separate other lines.
-NOT_PROSE = re.compile(r"^(noqa|type:|pragma|fmt:|!/)|-{4}")
+# Comments that only tools read, headings between rules of dashes, and lines that are indented, such as formulas.
+NOT_PROSE = re.compile(r"^(noqa|type:|pragma|fmt:|!/|-{3} |  )|-{4}")
+# Lines of a docstring that are a command, code, a table with columns, or a diagram.
+NOT_TEXT = re.compile(r"^ {4}|^python |\S {2,}\S|-->|[│├└]")
 MIN_WORDS = 4
 
 Block = tuple[int, str]  # the number of the first line, counted from 1, and the text
@@ -34,13 +36,14 @@ def comments(text: str) -> Iterator[Block]:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type != tokenize.COMMENT:
             continue
-        line, content = token.start[0], token.string.lstrip("#").strip()
+        line, content = token.start[0], token.string.lstrip("#").removeprefix(" ")
         after_code = bool(token.line[: token.start[1]].strip())
         if line != last + 1 or after_code:
             yield begins, " ".join(lines)
             begins, lines = line, []
-        last = -1 if after_code else line
-        if not NOT_PROSE.search(content):
+        prose = not NOT_PROSE.search(content)
+        last = line if prose and not after_code else -1
+        if prose:
             lines.append(content)
     yield begins, " ".join(lines)
 
@@ -49,7 +52,7 @@ def hash_comments(text: str) -> Iterator[Block]:
     """Join the full-line comments of a Makefile, a Dockerfile, YAML or TOML that follow each other."""
     begins, lines = 0, []
     for number, line in enumerate([*text.splitlines(), ""], 1):
-        match = re.match(r"\s*#+\s*(.*)", line)
+        match = re.match(r"\s*#+ ?(.*)", line)
         if match and not NOT_PROSE.search(match[1]):
             begins, lines = (begins, lines) if lines else (number, [])
             lines.append(match[1])
@@ -59,22 +62,24 @@ def hash_comments(text: str) -> Iterator[Block]:
 
 
 def docstrings(text: str) -> Iterator[Block]:
+    """Split docstrings into paragraphs, without commands, code, tables and diagrams."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
             if docstring:
                 for paragraph in re.split(r"\n\s*\n", docstring):
-                    yield node.body[0].lineno, paragraph
+                    prose = [line for line in paragraph.splitlines() if not NOT_TEXT.search(line)]
+                    yield node.body[0].lineno, " ".join(prose)
 
 
 def paragraphs(text: str) -> Iterator[Block]:
-    """Split Markdown into paragraphs and list items, without code, tables, headings and comments."""
+    """Split Markdown into paragraphs and list items, without code, tables, headings, images and comments."""
     begins, lines, fenced = 0, [], False
     for number, line in enumerate([*text.splitlines(), ""], 1):
         fence = line.lstrip().startswith("```")
         fenced ^= fence
-        prose = bool(line.strip()) and not (fence or fenced or re.match(r"\s*\||    |#|<!--", line))
-        item = re.match(r"\s*(?:[-*]|\d+\.) ", line)
+        prose = bool(line.strip()) and not (fence or fenced or re.match(r"\s*\||    |#|<!--|!\[", line))
+        item = re.match(r"\s*(?:[-*]|\d+\.) (?:\[ \] )?", line)
         if lines and (item or not prose):
             yield begins, " ".join(lines)
             lines = []
