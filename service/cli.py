@@ -111,7 +111,7 @@ def _add_device(parser: argparse.ArgumentParser, text: str = "device that will s
 
 
 def _add_serve(commands: Commands) -> None:
-    """Add `serve`, with a flag for each setting. `Settings` validates every value, whichever source it comes from."""
+    """Add `serve`, with a flag for each setting. `Settings` validates the values of all sources."""
     serve = _add(commands, "serve", _serve, "serve every model of a folder")
     serve.add_argument("--config", type=Path, metavar="TOML", help="file with the settings below, names with _")
     for name, field in Settings.model_fields.items():

@@ -90,7 +90,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class _Known:
-    """The facts about one version of a model. asked: the time of the server's answer, by the monotonic clock."""
+    """The facts about one version of a model. asked: the time at which the server answered, by the monotonic clock."""
 
     reader: RowReader
     most_rows: int
@@ -168,7 +168,7 @@ class Conversation:
         return known.reader.probabilities(table, outputs)
 
     def manifest(self) -> Steps[Manifest]:
-        """Return the manifest that the server has now."""
+        """Return the current manifest of the model on the server."""
         known = yield from self._ask(_Budget(self._retries, self._deadline))
         return known.reader.manifest
 

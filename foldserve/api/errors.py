@@ -12,7 +12,7 @@ ClientError                  a request of a client has no answer; `status` is th
 ├── ServerFailed             any other status
 └── ServerUnreachable        no server answers at the address
 
-The module also rewrites the messages of the command line for Python.
+The module also rewrites messages of the command line, so that the messages name Python arguments instead of flags.
 """
 
 from __future__ import annotations

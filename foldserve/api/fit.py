@@ -195,7 +195,10 @@ def _run(plan: Plan, execution: Execution, source: Source | None, *, progress: b
 
 
 def open_table(data: Any, target: Any) -> tuple[DataOptions, Source | None]:
-    """Return the options that name the table and its target, and the table if it is in memory."""
+    """Return the options that name the table and its target.
+
+    Also return the table if the table is in memory, or else None.
+    """
     if isinstance(data, str | os.PathLike):
         if target is not None and not isinstance(target, str):
             raise DataError("the target of a file must be the name of a column")
@@ -266,7 +269,10 @@ _TEXTS = ("categorical", "numeric", "boolean", "drop", "missing")
 
 
 def _setting(key: str, value: Any) -> Any:
-    """Convert a value to the type in the plan: one text or number becomes a tuple, and a path becomes a Path."""
+    """Convert a value to the type that the plan needs.
+
+    A single text or number becomes a tuple, and a path becomes a Path.
+    """
     if key in _TEXTS:
         return (value,) if isinstance(value, str) else tuple(value)
     if key == "hidden":

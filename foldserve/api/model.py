@@ -29,7 +29,7 @@ _BATCH = 8192
 def load(bundle: str | os.PathLike[str] | Bundle, *, device: Device = "auto", threads: int | None = None) -> Model:
     """Load a bundle in this process.
 
-    The checks are the same as in a server. The checks cover the seal and the hash of the bundle, the place of its
+    The checks are the same as in a server. The checks cover the seal and the hash of the bundle, the path of its
     folder, and the graph with its tensors. The checks also run the golden rows on the device that will run the model.
 
     bundle: the folder of a bundle, such as `models/penguins/1`, or the result of `fit`. `bundle` may also be the folder
@@ -97,7 +97,7 @@ class Model:
         """Return the probability of each label, float32 [rows, labels].
 
         For a frame of pandas, the result is a frame with the same index. The result is a frame for polars, a table for
-        Arrow, and otherwise a NumPy array. The columns of the result are the labels. Raises the same errors as
+        Arrow, and otherwise a NumPy array. The result has one column for each label. Raises the same errors as
         `predict`, and `TypeError` for a regression.
         """
         if not self.labels:

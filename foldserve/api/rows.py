@@ -27,7 +27,7 @@ _ANY_NUMBER_OF_ROWS = 2**62
 
 
 class RowReader:
-    """Reads tables for one model, and returns its outputs in the library of the table."""
+    """Reads tables for one model, and returns the outputs as objects of the library of the table."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest

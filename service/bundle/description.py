@@ -35,7 +35,7 @@ def describe(task: Task, features: Sequence[Feature], labels: Sequence[Label], t
 
 
 def describe_manifest(manifest: Manifest) -> str:
-    """Return the description of the model of a manifest."""
+    """Return the description for the model of a manifest."""
     return describe(manifest.task, manifest.features, manifest.labels, manifest.target)
 
 

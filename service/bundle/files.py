@@ -284,7 +284,7 @@ def _publish(
     manifest_for: Callable[[int], Manifest],
     report_for: Callable[[Manifest], str] | None,
 ) -> Bundle:
-    """Complete `partial` as the next version in `folder`, check it, and rename it."""
+    """Complete the folder `partial` as the next version in `folder`, check the bundle, and rename the folder."""
     while True:
         # The name of a file also counts as a version, because no folder can get this name.
         taken = _version_numbers(entry.name for entry in folder.iterdir()) if folder.exists() else []

@@ -91,7 +91,9 @@ class Feature(FrozenModel):
 
     @property
     def largest_code(self) -> int | None:
-        """The largest code of a value: 1 for a boolean, the reserved index for a category; None for other features."""
+        """The largest number that stands for a value: 1 for a boolean feature, the reserved index for a categorical
+        feature; None for other features.
+        """
         return {"numeric": None, "time": None, "boolean": 1, "categorical": len(self.categories)}[self.kind]
 
     @property

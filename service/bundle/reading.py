@@ -51,8 +51,8 @@ class Reading(FrozenModel):
     unit: a currency or `%`, on either side of the number. The unit does not change the value: 45% is 45.
     accounting: whether parentheses mean a negative number, so that (12.50) is -12.5.
     true, false: the spellings of a boolean column, in lower case.
-    step, origin: a date or time is the number of whole days or hours since midnight of `origin`. zoned: whether the
-    texts have a time zone. Times with a time zone are converted to UTC.
+    step, origin: a date or time becomes the number of whole days or hours since midnight of `origin`. zoned: whether
+    the texts have a time zone. Times with a time zone are converted to UTC.
     """
 
     missing: tuple[str, ...] = ()

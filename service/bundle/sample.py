@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def draw_column(
     feature: Feature, rows: int, generator: np.random.Generator, *, integers: bool = False
 ) -> npt.NDArray[np.float32]:
-    """Draw float32 [rows] from a uniform distribution. No drawn value is missing.
+    """Draw random values, float32 [rows], from a uniform distribution. No drawn value is missing.
 
     A number or a time is in the training range, and a boolean is 0 or 1. A drawn category may be any index, including
     the reserved index for unseen categories. integers: draw only whole numbers for a numeric feature.

@@ -11,10 +11,10 @@ from foldserve.service.commands.verify import print_check, prove
 def run(path: Path, name: str, models: Path | None) -> None:
     """Copy the bundle in the folder `path` to <models>/<name>/<next version>, with a new seal.
 
-    path: the folder of a bundle, which may have any name, or the folder of a model. The newest version of a model is
-    copied. models: the folder for the copy. The default is the folder two levels above the bundle. The report is copied
-    without a change. Raises `BundleError` if a check fails or the copy can't be written. After either error, `run`
-    leaves no file behind.
+    path: the folder of a bundle, which may have any name, or the folder of a model. If `path` is the folder of a model,
+    `run` copies the newest version of the model. models: the folder for the copy. The default is the folder two levels
+    above the bundle. The report is copied without a change. Raises `BundleError` if a check fails or the copy can't be
+    written. After either error, `run` leaves no file behind.
     """
     bundle = find_bundle(path)
     if bundle.warning:

@@ -17,8 +17,9 @@ def run(path: Path, device: Device = "auto") -> None:
 
     If `path` is the folder of a model, check the newest version of the model. Print a line for each check that passes.
 
-    device: `auto` checks the model on the CPU, and on CUDA if it is available. A machine that has a GPU, or an ONNX
-    Runtime for CUDA, gets the reason why CUDA is skipped. `cpu` never checks CUDA, and `cuda` requires it.
+    device: `auto` checks the model on the CPU, and on CUDA if it is available. If the machine has a GPU or an ONNX
+    Runtime for CUDA, the command prints the reason why CUDA is skipped. `cpu` never checks CUDA, and `cuda` requires
+    it.
     Raises `BundleError` for the first check that fails. Raises `DeviceError` if ONNX Runtime is not installed, or if
     the required CUDA is not available.
     """

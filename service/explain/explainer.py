@@ -118,7 +118,8 @@ class Explainer:
     def _integrate(self, from_reference: Floats, chosen: npt.NDArray[np.intp], gap: Floats) -> Floats:
         """Return the integrated gradients, float64 [rows, columns].
 
-        gap: for each row, the output minus the offset. The parts of a row must add up to its gap.
+        gap: for each row, the output minus the offset. The integrated gradients of a row must add up to the gap of the
+        row.
         """
         parts = np.zeros_like(from_reference)
         left = np.arange(len(chosen))

@@ -43,7 +43,7 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Activation:
-    """A curve that maps each number separately."""
+    """An activation: a curve that is applied to each number separately."""
 
     x: str
     y: str

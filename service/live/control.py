@@ -43,7 +43,10 @@ class Control(Protocol):
         """Execute a command of an operator. Raises `RequestError`."""
 
     def answer_with(self, answer: Callable[[str], str]) -> None:
-        """Answer the questions of all processes with this function. It is called on the event loop of `follow`."""
+        """Use `answer` to answer the questions of all processes.
+
+        `answer` is called on the event loop on which `follow` was called.
+        """
 
     async def ask(self, question: str) -> Sequence[str]:
         """Return the answers of all processes that serve, including this process."""
@@ -99,7 +102,7 @@ class LocalControl:
             await asyncio.shield(asyncio.wrap_future(self._coordinator.submit(command)))
 
     def answer_with(self, answer: Callable[[str], str]) -> None:
-        """Answer the questions of this process with this function."""
+        """Use `answer` to answer the questions of this process."""
         self._answer = answer
 
     async def ask(self, question: str) -> Sequence[str]:

@@ -78,7 +78,7 @@ class SwapPolicy(BaseModel):
 
 
 class ModelPolicy(BaseModel):
-    """The policy of one model. canary: of the requests without a version, the share that the label `canary` answers."""
+    """The policy of one model. canary: the label `canary` answers this share of the requests that name no version."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -127,7 +127,7 @@ class _File(BaseModel):
 class Policies:
     """The policies of all models. The file is read again after it has changed.
 
-    swap: the swap policy of each model that has no swap policy in the file. Raises `SettingsError` if the file is not
+    swap: the swap policy for models that have no swap policy in the file. Raises `SettingsError` if the file is not
     valid.
     """
 

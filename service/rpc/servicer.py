@@ -79,7 +79,10 @@ class Servicer:
     def _guarded(
         self, name: str, kind: type[Message], scope: Scope, call: _Call
     ) -> Callable[[bytes, Context], Coroutine[Any, Any, Message]]:
-        """Return a call that checks the API key first, then reads the message. Every exception becomes a status."""
+        """Return the handler of a call, which checks the API key first and then reads the message.
+
+        Every exception becomes a status.
+        """
 
         async def guarded(message: bytes, context: Context) -> Message:
             reply = failure(500, "internal error")

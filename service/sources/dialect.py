@@ -15,7 +15,7 @@ from foldserve.service.sources.source import ReadOptions, one_line
 _SEPARATORS = (",", ";", "\t", "|")
 SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _WRITTEN = {"\\t": "\t", "tab": "\t"}
-# The number of rows at the start of the file from which the separator is found.
+# The number of rows at the start of the file that are used to find the separator.
 _ROWS = 20
 
 
@@ -29,7 +29,9 @@ class Dialect:
 
 
 def find_dialect(name: str, head: bytes, usual: str, options: ReadOptions) -> tuple[Dialect, str]:
-    """Find the dialect of a file that begins with the bytes `head`. Return the dialect and the decoded head.
+    """Find the dialect of a file that begins with the bytes `head`.
+
+    Return the dialect, and the decoded first bytes of the file.
 
     usual: the usual separator of files with this suffix. Raises `SourceError` if the text can't be decoded.
     """

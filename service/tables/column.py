@@ -24,8 +24,8 @@ Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str]
 """A bool array [rows] that is True for the refused rows, and the reason, which follows the name of the column."""
 
-# The texts that are booleans in a file without types, such as a CSV file. These spellings are used if the columns of
-# the training table had types.
+# The texts that are booleans in a file without types, such as a CSV file. These spellings are used if the column had no
+# texts in the training table.
 _UNTYPED = Reading(true=TRUE, false=FALSE)
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 
@@ -166,7 +166,7 @@ class FeatureColumn:
 
 
 def _code_of(value: Any, code: Callable[[Any, int], float | None]) -> tuple[float, bool]:
-    """Return the number that a value becomes, and whether the feature allows the value. A missing value is NaN."""
+    """Return the number for a value, and whether the feature allows the value. A missing value is NaN."""
     if isinstance(value, float) and math.isnan(value):
         value = None
     try:

@@ -61,7 +61,7 @@ def check_cuda_provider() -> str:
 
 
 def check_provider(name: str, options: dict[str, str] | None = None) -> str:
-    """Multiply two matrices on only this execution provider. ONNX Runtime also lists providers that can't load."""
+    """Multiply two matrices with this execution provider alone. ONNX Runtime also lists providers that can't load."""
     import numpy as np
 
     from foldserve.service.runtime.session import LOG_WARNINGS, one_line, open_session
@@ -81,7 +81,8 @@ def check_provider(name: str, options: dict[str, str] | None = None) -> str:
 def _matrix_product() -> bytes:
     """Build a model of a Gemm with the weights [[1, 2], [3, 4]] and a Relu. `input`, `output`: float32 [batch, 2].
 
-    On CUDA, cuBLAS computes the Gemm. The Relu is a kernel of ONNX Runtime, which may have no code for the GPU.
+    On CUDA, cuBLAS computes the Gemm. ONNX Runtime computes the Relu with a kernel of its own, which may have no code
+    for the GPU.
     """
     from onnx import TensorProto, helper
 

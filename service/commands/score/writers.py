@@ -30,7 +30,7 @@ _GROUP_ROWS = 1 << 18
 
 
 class Writer(Protocol):
-    """Writes batches of one schema, and ends the file when it is closed."""
+    """Writes batches of one schema, and ends the file when the writer is closed."""
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Write the rows of a batch."""

@@ -37,7 +37,7 @@ class Choice:
 
 
 def choose(latencies: Latencies, throughput: Throughput, device: Device) -> tuple[Choice, ...]:
-    """Choose the settings that these measurements decide. A setting without measurements is left out.
+    """Choose a value for each setting that was measured. A setting without measurements is left out.
 
     device: the device that the caller requested.
     """
@@ -116,7 +116,10 @@ def _choose_buckets(graphs: Curve, plain: Curve) -> tuple[tuple[int, ...], str]:
 
 
 def _cuda_seconds(batch: int, buckets: Sequence[int], latencies: Latencies) -> float:
-    """Return the seconds of a batch on CUDA: in the smallest graph that holds the batch, or else in a plain run."""
+    """Return the seconds of a batch on CUDA.
+
+    The batch runs in the smallest graph that holds the batch, or in a plain run if no graph is large enough.
+    """
     return next((latencies.graphs[bucket] for bucket in buckets if bucket >= batch), latencies.plain[batch])
 
 
