@@ -221,8 +221,8 @@ def _seconds(text: str) -> float:
 def _serve(parsed: argparse.Namespace) -> None:
     """Serve every model of a folder. Each setting is a flag, an environment variable or a line of the --config file. If
     a setting is given more than once, the flag wins over the variable, and the variable over the file."""
-    # NumPy computes explanations, while other threads compute predictions. More than one thread would delay the
-    # predictions, and would be slower on a busy machine. NumPy reads this variable when it is imported.
+    # NumPy computes explanations, while other threads compute predictions. With more than one thread, NumPy would delay
+    # the predictions, and would be slower on a busy machine. NumPy reads this variable when it is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from foldserve.service.http.server import run
 
@@ -314,9 +314,12 @@ def _key(parsed: argparse.Namespace) -> None:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
-    """Find what is wrong with this machine and its packages, and print the remedy: ONNX Runtime, the driver, CUDA's
-    libraries, GPUs, processors and memory. A problem with CUDA counts only with --device cuda, and with --device auto
-    if onnxruntime-gpu is installed; otherwise it is a note. The exit status is 1 if something is wrong."""
+    """Find what is wrong with this machine and its packages, and print the remedy.
+
+    The command checks ONNX Runtime, the driver, CUDA's libraries, GPUs, processors and memory. A problem with CUDA
+    counts only with --device cuda, and with --device auto if onnxruntime-gpu is installed; otherwise it is a note. The
+    exit status is 1 if something is wrong.
+    """
     from foldserve.service.commands.doctor.run import run
 
     return run(parsed.device, parsed.json)

@@ -340,7 +340,8 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, 
 def unused_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return a sentence for each `FOLDSERVE_*` variable that is ignored. The server logs these sentences.
 
-    A variable that Kubernetes sets for a service gets a sentence only if the variable has the name of a setting.
+    For a variable that Kubernetes sets for a service, a sentence is returned only if the variable has the name of a
+    setting.
     """
     known = [PREFIX + name.upper() for name in Settings.model_fields] + [KEY_FILE]
     sentences = []

@@ -22,8 +22,8 @@ def draw_column(
 ) -> npt.NDArray[np.float32]:
     """Draw random values, float32 [rows], from a uniform distribution. No drawn value is missing.
 
-    A number or a time is in the training range, and a boolean is 0 or 1. A drawn category may be any index, including
-    the reserved index for unseen categories. integers: draw only whole numbers for a numeric feature.
+    A drawn number or time is in the training range, and a drawn boolean is 0 or 1. A drawn category may be any index,
+    including the reserved index for unseen categories. integers: draw only whole numbers for a numeric feature.
     """
     if feature.largest_code is not None:
         return generator.integers(0, feature.largest_code, rows, endpoint=True).astype("float32")

@@ -216,7 +216,9 @@ def _scrape(server: Server) -> Metrics:
 
 
 def _p99(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
-    """Return the smallest bucket bound, in seconds, that at least 99% of the requests do not exceed.
+    """Return an upper bound of the 99th percentile of the response time, in seconds.
+
+    The result is the smallest bucket bound that at least 99% of the requests do not exceed.
 
     Only the requests between the two scrapes count. If the server received no requests between the scrapes, all
     requests since its start count. Returns None if the server has no requests, or if the bound is infinite.

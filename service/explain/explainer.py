@@ -134,7 +134,7 @@ class Explainer:
         return parts
 
     def _mean_slopes(self, from_reference: Floats, chosen: npt.NDArray[np.intp], points: int) -> Floats:
-        """Return the mean of the slopes on the line from the reference to each row, float64 [rows, columns]."""
+        """Return the mean of the slopes along the line from the reference to each row, float64 [rows, columns]."""
         nodes, weights = np.polynomial.legendre.leggauss(points)
         line = (nodes + 1) / 2
         columns = self.reference + from_reference[:, None, :] * line[:, None]

@@ -53,7 +53,7 @@ class Control(Protocol):
 
 
 class _Alone:
-    """The only process of a server, in the role of a crew."""
+    """A crew with one member: the only process of a server."""
 
     def __init__(self, member: Member) -> None:
         self._member = member

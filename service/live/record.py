@@ -19,8 +19,8 @@ from foldserve.service.live.scan import Found
 
 log = logging.getLogger("foldserve")
 
-# The files of a version count as complete if they have not changed for this number of seconds. If a file changed more
-# recently, a check may fail because another program is still copying the bundle.
+# The files of a version count as complete if they have not changed for this number of seconds. If a file changed within
+# this time, a check may fail because another program is still copying the bundle.
 _SETTLED_SECONDS = 2.0
 # The minimum number of seconds between two attempts to load a version.
 _RETRY_SECONDS = 0.5

@@ -30,7 +30,9 @@ class Memory:
 
 
 def processors(root: Path = Path("/")) -> float:
-    """Count the processors that this process may keep busy: the minimum of its affinity and its groups' quotas.
+    """Count the processors that this process may keep busy.
+
+    The result is the minimum of the CPU affinity and the quotas of the control groups.
 
     A quota is processor time per period, so the result may be a fraction, or less than 1. root: the folder that holds
     /proc and /sys.

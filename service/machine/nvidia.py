@@ -166,7 +166,7 @@ def _mapped_file(file: str) -> Path:
     """
     stem = file.partition(".so")[0] + ".so"
     with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
-        # A line of this file has five columns, and then the path. The path may have spaces.
+        # A line of /proc/self/maps has five columns, and then the path. The path may have spaces.
         paths = (Path(fields[5].strip()) for line in lines if len(fields := line.split(maxsplit=5)) == 6)
         return next((path for path in paths if path.name.startswith(stem)), Path(file))
 

@@ -91,8 +91,7 @@ class Metrics:
     ) -> RequestMetrics:
         """Create the counts of one endpoint.
 
-        count_rows: counts the unusual values in rows. The argument of the function is the bytes of float32 rows, of any
-        number of rows.
+        count_rows: counts the unusual values in rows. The function takes the bytes of any number of float32 rows.
         """
         return RequestMetrics()
 

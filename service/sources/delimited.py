@@ -60,7 +60,7 @@ def _schema(names: Sequence[str]) -> pa.Schema:
 
 
 def header(path: Path, usual: str, options: ReadOptions) -> tuple[str, ...]:
-    """Read the column names. Raises `SourceError` for a file that can't be decoded or has another delimiter."""
+    """Read the column names. Raises `SourceError` if the file can't be decoded or does not use the given separator."""
     return _read_header(path, usual, options)[0]
 
 

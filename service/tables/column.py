@@ -1,7 +1,7 @@
 """Turns one Arrow column into the numbers of a feature. This module handles single columns, not whole rows.
 
-Cells that Arrow can convert are converted together. The function for the values of a request converts all other cells.
-This function converts each different cell only once.
+Cells that Arrow can convert are converted together. All other cells go through the function that converts the values of
+a request. This function converts each different cell only once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str]
 """A bool array [rows] that is True for the refused rows, and the reason, which follows the name of the column."""
 
-# The texts that are booleans in a file without types, such as a CSV file. These spellings are used if the column had no
-# texts in the training table.
+# The texts that count as booleans in a file without types, such as a CSV file. These spellings are used if the column
+# had no texts in the training table.
 _UNTYPED = Reading(true=TRUE, false=FALSE)
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 
@@ -82,7 +82,7 @@ class FeatureColumn:
             )
 
     def read(self, cells: pa.ChunkedArray) -> tuple[Values, list[Problem]]:
-        """Return the numbers of the cells as [rows], and the refused rows. A missing value is NaN.
+        """Return the cells as numbers, [rows], and the refused rows. A missing value is NaN.
 
         The Arrow type must have passed `check_type`.
         """

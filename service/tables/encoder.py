@@ -106,7 +106,7 @@ class TableEncoder:
         return Encoded(rows, self._check(rows, refused))
 
     def _check(self, rows: Rows, refused: dict[int, str]) -> dict[int, str]:
-        """Refuse the rows with an infinity, or with a NaN in a column without missing values."""
+        """Refuse a row with an infinity, and a row with a NaN in a column that must not have missing values."""
         if np.isfinite(rows).all():
             return refused
         for place, name in enumerate(self.names):
