@@ -43,7 +43,7 @@ _SOURCES = (
     "folder of such files of one format, - for the standard input, or digits, iris, wine, breast_cancer, diabetes"
 )
 _MORE = "further files with the same columns; their rows follow"
-# torchrun sets this variable in each process that torchrun starts.
+# torchrun sets this environment variable in each process that it starts.
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
 _LIBRARIES = ("onnxruntime", "pyarrow", "safetensors", "sklearn", "torch")
 

@@ -31,7 +31,7 @@ _NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters
 def add_options(group: argparse._ArgumentGroup, owner: Options, only: Sequence[str] | None = None) -> None:
     """Add a flag for each annotated field of `owner`, or only for the fields that `only` names.
 
-    If the user does not give a flag, the parsed arguments do not have this flag. So the preset's value stays.
+    A flag that the user does not give is absent from the parsed arguments, so that the value of the preset is used.
     """
     hints = get_type_hints(owner, include_extras=True)
     for option in fields(owner):

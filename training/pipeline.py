@@ -42,7 +42,7 @@ from foldserve.training.table.schema import Split, Table
 from foldserve.training.table.split import split_rows
 from foldserve.training.table.target import check_decision, positive_class
 
-# The number of rows that are evaluated at a time, which limits the memory.
+# Rows are evaluated in chunks of this size, to limit the memory.
 _CHUNK = 8192
 # If a class has fewer validation rows than this, a note says that the threshold is uncertain.
 _FEW_ROWS = 30
@@ -201,7 +201,7 @@ def fit_member(
     epochs = plan.recipe.resolved(len(prepared.train)).epochs or 0
     first, total = member * epochs, plan.architecture.members * epochs
     with deterministic(plan.threads):
-        torch.manual_seed(seed)  # decides the initial weights
+        torch.manual_seed(seed)  # the seed of the initial weights
         return fit(
             build_mlp(prepared.train.x.shape[1], prepared.table.outputs, plan.architecture),
             prepared.train,

@@ -205,7 +205,7 @@ class DecisionOptions:
 
 
 def _number(text: str) -> float:
-    """Convert the text of a number to this number. Return NaN for any other text."""
+    """Convert a text to a number. Return NaN if the text is not a number."""
     try:
         return float(text)
     except ValueError:

@@ -32,7 +32,7 @@ class _Bar:
     """A context manager around rich's progress bar. The bar appears with the first update."""
 
     def __init__(self, console: Console, *columns: ProgressColumn, **options: Any) -> None:
-        # `console.is_terminal` is not used, because in a pipe it is true if FORCE_COLOR is set.
+        # `console.is_terminal` is not used, because it is also true for a pipe if FORCE_COLOR is set.
         self._bar = Progress(*columns, console=console, disable=not console.file.isatty(), **options)
 
     def __enter__(self) -> Self:

@@ -14,5 +14,5 @@ Each experiment runs with and without batch norm. The result is an HTML report.
     sections.py      measurements -> sentences, plots and tables, as one HTML page
     run.py           all of the above, in this order
 
-Each module that measures also writes the sentence that says whether the result supports the claim.
+Each module with an experiment also writes the sentence that says whether the figures support the claim.
 """

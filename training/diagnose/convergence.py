@@ -3,8 +3,8 @@
 The module measures the speed of the training and the inputs of the sigmoids.
 
 This is the experiment of figure 1 in Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain SGD.
-The paper of Ioffe and Szegedy gives no learning rate. So the experiment runs at several learning rates, because the
-networks with and without batch norm may need different rates. The module draws no plot.
+The paper of Ioffe and Szegedy gives no learning rate. So the experiment runs at several learning rates. The networks
+with and without batch norm may need different rates. The module draws no plot.
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ PERCENTILES = (15, 50, 85)
 # The goal is this share of the highest score of all runs. The speed of a training is measured by the number of steps
 # until its score reaches the goal.
 _GOAL = 0.95
-# A network counts as faster if the other network needs more than this multiple of the steps of the faster network.
+# BN counts as faster if the number of steps without BN is more than this factor times the number of steps with BN.
 _FASTER = 1.1
 # A mean counts as constant if its range is at most `_CONSTANT_MEAN`, in units of the sigmoid's input. A variance counts
-# as constant if its maximum divided by its minimum is at most `_CONSTANT_RATIO`. Such small changes are not visible in
-# a plot.
+# as constant if its maximum divided by its minimum is at most `_CONSTANT_RATIO`. Changes below these limits are not
+# visible in a plot.
 _CONSTANT_MEAN = 0.1
 _CONSTANT_RATIO = 1.1
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, measured after each step number in `steps`. Every sequence has one entry for each measurement.
+    """One training of a network. The network is measured after each step in `steps`. Every sequence has one entry for
+    each measurement.
 
     scores: the scores on the held-out rows in evaluation mode. percentiles: the 15th, 50th and 85th percentile of the
-    inputs to one sigmoid of the last hidden layer. This sigmoid is the one whose median input has the median range
-    among the sigmoids of the layer. means, variances: the mean and the variance of each sigmoid's inputs over the rows,
-    averaged over the units of each layer. The inputs of the sigmoids are computed in training mode, with all held-out
-    rows as one batch, because a network is in training mode during the training. If the training diverges, the last
-    measurement has NaN for all figures. diverged: the step whose loss was not finite, or None.
+    inputs to one sigmoid of the last hidden layer. The sigmoids of the layer are sorted by the range of their median
+    input, and the middle sigmoid is chosen. means, variances: the mean and the variance of each sigmoid's inputs over
+    the rows, averaged over the units of each layer. The inputs of the sigmoids are computed in training mode, with all
+    held-out rows as one batch, because a network is in training mode during the training. If the training diverges, the
+    last measurement has NaN for all figures. diverged: the step whose loss was not finite, or None.
     """
 
     batch_norm: bool
@@ -76,8 +77,8 @@ class Run:
         The figures are NaN if the training diverged.
 
         The first figure is the range of the median input of the sigmoid that `percentiles` describes. The second figure
-        is the range of the mean input of a layer, for the layer with the largest range. The third figure is the highest
-        variance of a layer divided by its lowest variance, for the layer with the largest ratio.
+        is the largest range of a layer's mean input. The third figure is the largest ratio of a layer's highest
+        variance to its lowest variance.
         """
         medians, means, variances = (np.array(v) for v in (self.percentiles, self.means, self.variances))
         smallest = np.maximum(variances.min(0), np.finfo(np.float64).tiny)
@@ -123,7 +124,7 @@ def _measure_run(sample: Sample, plan: DiagnosisPlan, *, batch_norm: bool, rate:
     if diverged:
         scores[-1], inputs[-1] = math.nan, torch.full_like(inputs[-1], math.nan)
     stacked = np.stack([layers.double().numpy() for layers in inputs])  # [measurements, layers, rows, units]
-    # NaN and infinity are not errors, because a training may diverge.
+    # NumPy must not warn about NaN and infinity, which occur if the training diverges.
     with np.errstate(invalid="ignore", over="ignore"):
         # The percentiles of the last layer's inputs: [measurements, percentiles, units].
         last = np.moveaxis(np.percentile(stacked[:, -1], PERCENTILES, axis=1), 0, 1)
@@ -166,9 +167,7 @@ def find_goal(runs: tuple[Run, ...]) -> float:
 
 
 def describe_speed(runs: tuple[Run, ...], score_name: str) -> str:
-    """Say whether the network with batch norm reaches the goal in fewer steps than the network without batch norm, each
-    at its best learning rate.
-    """
+    """Say how many steps each network needs to the goal at its best learning rate, and whether BN is faster."""
     goal, limit = find_goal(runs), max(run.steps[-1] for run in runs)
     if goal <= 0:
         return "No run learned anything in these steps, so this shows nothing."

@@ -28,7 +28,8 @@ _DRAWS = 5
 
 @dataclass(frozen=True)
 class Gap:
-    """The losses and scores in both modes of one network, which was trained with batches of `batch` rows.
+    """The losses and scores of one network in training mode and in evaluation mode. The network was trained with
+    batches of `batch` rows.
 
     The losses are measured on the held-out rows. The loss is the log loss in nats, or the squared error of the
     standardised target. All figures are NaN if training diverged.

@@ -31,8 +31,8 @@ from foldserve.training.plan import Plan
 from foldserve.training.table.load import load_held_out
 from foldserve.training.table.schema import Table
 
-# Two mean losses count as equal if their relative difference is at most this number. Other initial weights alone can
-# change a loss by this share.
+# Two mean losses count as equal if their relative difference is at most this number. A change of the initial weights
+# alone can change a loss by this share.
 _CLEAR = 0.02
 
 
@@ -73,8 +73,8 @@ class Graph:
 
 @dataclass(frozen=True)
 class Study:
-    """The trainings with and without batch norm, and the ONNX graphs of the first training that used the user's recipe
-    without a change.
+    """The trainings with and without batch norm, and the ONNX graphs of the first training with the user's own choice
+    of batch norm.
 
     rows: the numbers of training, validation and test rows. total: the number of rows of the table. graphs: the
     unfolded graph and the folded graph, or () if this first training diverged.

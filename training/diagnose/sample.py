@@ -37,7 +37,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """Training rows and held-out rows of a table, without a row in common. total: the number of rows of the table."""
+    """Training rows and held-out rows of a table. No row is in both sets. total: the number of rows of the table."""
 
     source: str
     classification: bool

@@ -53,8 +53,8 @@ class Model:
     nodes: the number of nodes in the file. run: the operators that ONNX Runtime runs after it has optimised the graph,
     including the Softmax. written: the number of bytes per row that all operators together write, including the output
     of the model. peak: the largest number of bytes per row that a single operator reads and writes, if no operator
-    overwrites its input. latency: the median latency in seconds. The first key says whether the graph optimisations of
-    ONNX Runtime are on, and the second key is the number of rows.
+    overwrites its input. latency: the median latency in seconds. For example, `latency[True][64]` is for 64 rows with
+    the graph optimisations of ONNX Runtime, and `latency[False][64]` is without these optimisations.
     """
 
     placement: Placement

@@ -1,7 +1,7 @@
 """Calibration: finds one temperature for all logits.
 
-After the division of the logits by this temperature, about 80% of the answers with probability 0.8 are right. A
-division by a constant is an affine map, so this division folds into the last Dense.
+After the logits are divided by the temperature, about 80% of the answers with probability 0.8 are right. A division by
+a constant is an affine map, so this division folds into the last Dense.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from foldserve.training.fit.brent import minimise
 
-# The loss gets a penalty of this number of nats times log(T)^2. If there are few rows, a temperature T far from 1 is
-# probably an effect of noise. Because of the penalty, T = e is chosen only if T = e reduces the total loss by at least
-# this number of nats.
+# The penalty on a temperature T is this number of nats times log(T)^2. If there are few rows, a temperature T far from
+# 1 is probably an effect of noise. Because of the penalty, T = e is chosen only if T = e reduces the total loss by at
+# least this number of nats.
 _PENALTY = 5.0
 _MAX_LOG_T = math.log(8.0)
 

@@ -65,7 +65,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} holds the checkpoint of an unfinished run: --resume, or remove it")
 
     def for_member(self, member: int) -> Checkpoint:
-        """Return the checkpoint of the run's network number `member`, counted from 0."""
+        """Return the checkpoint of network number `member` of the run, counted from 0."""
         return Checkpoint(self.folder / f"member{member + 1}{_SUFFIX}", dict(self.run), self.seconds_between)
 
     def _files(self, suffix: str) -> list[Path]:

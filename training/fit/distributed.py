@@ -3,8 +3,8 @@
 torchrun can start several processes. Without torchrun, there is one process.
 
 Every process has all rows and draws the same random numbers. Each process computes its share of each batch. The
-gradients, statistics and losses of all processes are combined, so that they are equal to those of the whole batch. The
-module does not depend on tables or on the training loop.
+processes combine their gradients, statistics and losses. The combined values are those of the whole batch. The module
+does not depend on tables or on the training loop.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class World:
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """Return this process's part of `rows` rows.
+        """Return the slice of `rows` rows that this process computes.
 
         The parts are disjoint, and their sizes differ by at most one row.
         """
@@ -79,10 +79,10 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
 
 
 class CpuSyncBatchNorm(nn.Module):
-    """Batch norm with the statistics of all processes' rows. `nn.SyncBatchNorm` does the same, but refuses CPUs.
+    """Batch norm with statistics over the rows of all processes. `nn.SyncBatchNorm` does the same, but refuses CPUs.
 
-    The parameters and the running statistics are those of `norm`. A process may have no rows, but all processes
-    together have at least two rows.
+    The layer uses and updates the parameters and the running statistics of `norm`. A process may have no rows, but all
+    processes together have at least two rows.
     """
 
     def __init__(self, norm: nn.BatchNorm1d) -> None:
@@ -109,7 +109,7 @@ class CpuSyncBatchNorm(nn.Module):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Sums a tensor over all processes, with a gradient.
+    """Sums a tensor over all processes. The sum is part of the autograd graph.
 
     The loss of each process depends on the tensors of all processes, so the backward pass sums the gradients of all
     processes.
@@ -172,8 +172,8 @@ def _choose_device(device: Device, local: int) -> torch.device:
         raise ExecutionError("--device cuda: this PyTorch finds no CUDA device; --device cpu trains without one")
     if local >= torch.cuda.device_count():
         raise ExecutionError(f"process {local + 1} has no GPU of its own: the machine has {torch.cuda.device_count()}")
-    # cuBLAS adds numbers in a fixed order only if its workspace has a fixed size. cuBLAS reads this variable once, when
-    # it starts.
+    # cuBLAS adds numbers in a fixed order only if its workspace has a fixed size. cuBLAS reads CUBLAS_WORKSPACE_CONFIG
+    # once, when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)

@@ -29,7 +29,7 @@ from foldserve.training.plan import Recipe
 
 # Minimum seconds between two progress reports within an epoch.
 SECONDS_BETWEEN_REPORTS = 0.2
-# The number of rows that are evaluated at a time, which limits the memory.
+# Rows are evaluated in chunks of this size, to limit the memory.
 _CHUNK = 8192
 
 

@@ -61,7 +61,7 @@ class FlatAdamW:
             lr=rate,
             beta1=_BETA1,
             beta2=_BETA2,
-            weight_decay=0.0,  # `self._decaying.mul_` has applied the decay to the matrices
+            weight_decay=0.0,  # the call of `mul_` above has applied the decay to the matrices
             eps=_EPS,
             amsgrad=False,
             maximize=False,

@@ -59,8 +59,8 @@ def _intervals(
     edges, group = np.unique(probabilities, return_inverse=True)
     rows = np.bincount(group, minlength=len(edges))
     positives = np.bincount(group, weights=is_positive, minlength=len(edges))
-    # predicted[k] counts the rows whose probability is at least edges[k]. The last entry is for a threshold above all
-    # probabilities.
+    # predicted[k] counts the rows whose probability is at least edges[k]. The last entry of `predicted` is for a
+    # threshold above all probabilities.
     predicted = np.append(rows[::-1].cumsum()[::-1], 0)
     found = np.append(positives[::-1].cumsum()[::-1], 0.0)
     total = positives.sum()

@@ -31,7 +31,7 @@ CYCLES = tuple(f"{function} of {part}" for part in NUMBERS[1:] for function in (
 class _Number(Protocol):
     """The arithmetic operations that `compute_parts` uses.
 
-    A tensor supports these operations. A `_Symbol`, which stands for a tensor in a graph, supports them too.
+    Tensors have these operations. A `_Symbol`, which stands for a tensor in a graph, has the same operations.
     """
 
     def __add__(self: N, other: float | N, /) -> N: ...
@@ -74,7 +74,7 @@ def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
 class Calendar(Layer):
     """Map [batch, features] to [batch, features + parts]: the unchanged features, followed by the parts of the dates.
 
-    The parts start with the year of every date column, then comes the month of every date column, and so on.
+    The parts start with the year of every date column. The month of every date column follows, and so on.
     """
 
     places: Tensor

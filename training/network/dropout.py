@@ -1,8 +1,8 @@
 """Dropout that draws one byte per unit.
 
-PyTorch's dropout draws one 32-bit number per unit and makes a Bernoulli variable of it. On one core, this method takes
-about 10 ns per unit, which is a third of the time of a training step of a small network. This module draws one 64-bit
-random number for eight units.
+PyTorch's dropout draws one 32-bit random number per unit and turns this number into a Bernoulli variable. On one core,
+this method takes about 10 ns per unit, which is a third of the time of a training step of a small network. This module
+draws one 64-bit random number for eight units.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Dropout(nn.Dropout):
     _batch_size: int = 0
 
     def share_mask(self, rows: slice, batch_size: int) -> None:
-        """From now on, draw the mask for all `batch_size` rows of a batch, and use only the part of the mask for
+        """After this call, the layer draws masks for all `batch_size` rows of a batch, and uses only the masks for
         `rows`. rows: the rows that this process computes.
         """
         self._rows, self._batch_size = rows, batch_size

@@ -23,12 +23,11 @@ from foldserve.training.table.schema import Column
 
 # The smallest width of a bin. If a bin were much narrower, float32 could not hold the reciprocal of the width.
 _MIN_BIN_WIDTH = 1e-30
-# The number of rows that are transformed at a time, which limits the memory.
+# Rows are transformed in chunks of this size, to limit the memory.
 _CHUNK = 65_536
 
 # A feature has tails if its whole range is at least this many times as wide as the interval with the middle 90% of its
-# values. For a normal distribution, the whole range is 2.3 times as wide in 5,000 rows, and 3 times as wide in a
-# million rows.
+# values. For a normal distribution, this ratio of the widths is 2.3 in 5,000 rows, and 3 in a million rows.
 _TAILS = 4.0
 # A feature with at most this many different values counts as a feature without tails.
 _FEW_VALUES = 32
@@ -69,12 +68,12 @@ def choose_layout(
 
     bins: the largest number of bins of a numeric feature; the edges are quantiles. binned: with `all`, all numeric
     features get bins; with `tails`, only the features with tails get bins. A feature with tails has many different
-    values, and a few of these values are extreme: see `_TAILS`. If the standardisation of such a feature used the whole
-    range, most rows would have almost equal values. If the standardisation used only the middle 90% of the values, the
-    extreme values could be arbitrarily large.
+    values, and a few of these values are extreme: see `_TAILS`. If the standardisation of a feature with tails used the
+    whole range, most rows would have almost equal values. If the standardisation used only the middle 90% of the
+    values, the extreme values could be arbitrarily large.
 
-    raw: the number of columns that come before the parts of times. Only these columns get an extra column for missing
-    values.
+    raw: the number of columns of the table, which come before the columns with parts of dates. Only the columns of the
+    table get an extra column for missing values.
     """
     features = np.arange(len(columns))
     is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
@@ -124,9 +123,8 @@ def _bin_edges(column: Floats, bins: int) -> npt.NDArray[np.float64]:
     known = _known(column).astype(np.float64)
     if not bins or not len(known):
         return np.empty(0)
-    # At least k / bins of the rows have a value that is not larger than edge k, and edge k is the smallest such value.
-    # The positions are computed with integers, because a rounded k / bins could give the position of a neighbouring
-    # row.
+    # Edge k is the smallest value for which at least k / bins of the rows have this value or a lower one. The positions
+    # are computed with integers, because the rounding of k / bins could lead to a neighbouring row.
     positions = np.maximum(-(-np.arange(bins + 1) * len(known) // bins) - 1, 0)
     edges = np.unique(np.partition(known, positions)[positions])
     edges = edges[np.append(True, np.diff(edges) > _MIN_BIN_WIDTH)]
@@ -138,14 +136,15 @@ def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) 
 
     The function computes std differently for numbers, bins, and columns of 0 and 1.
 
-    chunks: a function that returns the encoded training rows in chunks [any, columns]. The function is called twice.
+    chunks: a function that returns the encoded training rows in chunks [any, columns]. This function is called twice.
 
     For a column of numbers, std is at least a sixth of the column's range. Without this rule, a value that is rare in
     training could be 30 standard deviations from the mean, and could alone decide a prediction. An example is a bright
-    pixel in a corner of an image, where the pixel is nearly always 0. All bins of all features share one std, which is
-    the root mean square of the stds of the bins. So a bin with few rows does not get a very large scale. For columns of
-    0 and 1, std is 1. If a column is constant in training, its standardised value is always 0. Training does not change
-    the random initial weights of a constant column, so these weights must not influence a prediction.
+    pixel in the corner of an image, because pixels in the corner are nearly always 0. All bins of all features share
+    one std, which is the root mean square of the stds of the bins. So a bin with few rows does not get a very large
+    scale. For columns of 0 and 1, std is 1. If a column is constant in training, its standardised value is always 0.
+    Training does not change the random initial weights of a constant column, so these weights must not influence a
+    prediction.
     """
     sums, lowest, highest, counts = zip(
         *((chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()),

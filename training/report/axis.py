@@ -61,8 +61,8 @@ def linear_axis(
 ) -> Axis:
     """Return an axis for `values`, arrays of numbers.
 
-    low, high: the ends of the axis. An end that is not given is chosen with a margin around the values. integers:
-    whether all ticks are at whole numbers. Numbers that are not finite are ignored.
+    low, high: the ends of the axis. If an end is not given, the function chooses the end and leaves a margin around the
+    values. integers: whether all ticks are at whole numbers. Numbers that are not finite are ignored.
     """
     shown = _finite(values)
     first, last = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
@@ -90,7 +90,7 @@ def log_axis(label: str, values: Iterable[Any], *, least_decades: float = 1.0) -
     powers = range(math.ceil(low), math.floor(high) + 1)
     stride = max(1, math.ceil(len(powers) / _MOST_TICKS))
     ticks = [(10.0**power, _power_of_ten(power)) for power in powers if power % stride == 0]
-    if len(ticks) < 2:  # few powers of ten: add ticks at 2 and 5 times a power of ten
+    if len(ticks) < 2:  # too few powers of ten: add ticks at 2 and 5 times the powers
         steps = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 2, 5)]
         ticks = [(step, format_value(step)) for step in steps if low <= math.log10(step) <= high]
     return Axis(label, 10**low, 10**high, tuple(ticks), logarithmic=True)
@@ -122,7 +122,7 @@ def _round_step(step: float) -> float:
 
 
 def _label(value: float, step: float) -> str:
-    """Write the value of a tick with as many digits as the distance `step` between two ticks needs."""
+    """Write the value of a tick. step: the distance between two ticks, which decides the number of digits."""
     if value == 0:
         return "0"
     if not 1e-4 <= abs(step) < 1e6:

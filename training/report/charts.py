@@ -111,8 +111,7 @@ def draw_precision_recall(curves: Sequence[tuple[str, Curve]], marked: int | Non
 
 
 def draw_gains(name: str, curve: Curve, marked: int, alt: str) -> str:
-    """Draw the gains curve. For each share of all rows, the curve shows which share of the rows of the class is among
-    these rows.
+    """Draw the gains curve. The x axis is the share of rows that are predicted as the class. The y axis is the recall.
 
     The rows are sorted by their score, and the row with the highest score comes first.
     """
@@ -141,7 +140,7 @@ def _draw_curves(
 
 
 def _thin(x: Values, y: Values) -> tuple[Values, Values]:
-    """Leave out each point of a curve that is too close to the point before it to be visible.
+    """Leave out each point of a curve that looks the same as the point before it.
 
     The curve goes from (0, 0) to (1, 1).
     """
@@ -173,8 +172,8 @@ def draw_predictions(y: Values, values: Values, alt: str) -> str:
 
 
 def has_long_tail(residual: Values) -> bool:
-    """Whether a few residuals are much larger than the others. The absolute values of the residuals are then drawn on a
-    logarithmic axis.
+    """Whether a few residuals are much larger than the others. If so, `draw_residuals` draws the absolute values of the
+    residuals on a logarithmic axis.
     """
     size = abs(residual)
     half = float(np.median(size))

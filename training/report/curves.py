@@ -72,11 +72,11 @@ class Curve:
         return int(np.searchsorted(-self.thresholds, -threshold, side="right")) - 1
 
     def found_in_first(self, share: float) -> float:
-        """Return the share of the class's rows that is among the rows with the highest scores. share: the share of all
-        rows that counts as the highest scores.
+        """Return the recall if the rows with the highest scores are predicted as the class. share: the number of
+        predicted rows, as a share of all rows.
 
-        If this share includes only some of the rows with a certain score, the result is that of a random order of the
-        rows with this score.
+        If only some of several rows with equal scores are predicted, the result is the one for a random order of these
+        rows.
         """
         return float(np.interp(share, self.predicted_share, self.recall))
 

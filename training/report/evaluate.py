@@ -110,7 +110,7 @@ def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int, decision: Deci
 
     In a classification, the best constant answer is the share of each class in `y` [rows]. In a regression, the best
     constant answer is the mean of `y`. No other constant answer scores better on these rows. outputs: the number of
-    outputs of the model. decision: the decision rule, as for `score`.
+    outputs of the model. decision: the decision rule of the model, or None for the default of `score`.
     """
     constant = np.full(1, y.mean()) if task == "regression" else np.bincount(y, minlength=outputs) / len(y)
     return score(task, y, np.tile(constant, (len(y), 1)), decision)
@@ -163,12 +163,13 @@ def score_classes(
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration: whether a confidence (the largest probability of a row) is the probability of a right answer.
+    """The calibration of a model compares the confidence of its answers with the share of right answers. The confidence
+    of an answer is the largest probability of the row.
 
     edges: [bins + 1], the edges of bins of equal width. share: [bins], the share of the rows in each bin. confidence,
     accuracy: [bins], the mean confidence and the accuracy in each bin. `confidence` and `accuracy` are NaN for an empty
     bin. error: the expected calibration error (Guo and others, 2017, arXiv:1706.04599). The expected calibration error
-    is the mean of |accuracy - confidence| over the bins, in which each bin has its share of the rows as its weight.
+    is the mean of |accuracy - confidence| over the bins, weighted by the share of the rows in each bin.
     """
 
     edges: npt.NDArray[np.float64]

@@ -1,7 +1,7 @@
 """Measures how long one run of the exported model takes on this machine.
 
-The report contains the measured times. The manifest does not, because a second training on the same table would give
-other times, and so another manifest.
+The report contains the measured times. The manifest has no measured times, because a second training on the same table
+would give other times, and so another manifest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_SECONDS = 0.03
 class Latency:
     """The median time of one run of the model on `rows` rows, in seconds.
 
-    The first run does not count. The median is over the next `runs` runs.
+    The model first runs once without a measurement. `seconds` is the median of the next `runs` runs.
     """
 
     rows: int

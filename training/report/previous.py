@@ -7,7 +7,7 @@ from pathlib import Path
 
 from foldserve.service import bundle
 
-# The settings that decide which rows are test rows, together with the table, its target and the seed.
+# The test rows depend on these settings, on the table, on its target and on the seed.
 _SPLIT_SETTINGS = ("test_share", "validation_share", "group", "time", "rare", "keep_duplicates")
 
 
@@ -16,7 +16,7 @@ class Previous:
     """The previous version of the model that is being trained.
 
     manifest: the manifest of the previous version. If the two versions can't be compared, `manifest` is None and
-    `reason` is the reason.
+    `reason` says why.
     """
 
     version: int

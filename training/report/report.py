@@ -119,7 +119,9 @@ def _describe_speed(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def _ranking(evidence: Evidence) -> dict[str, Any]:
-    """Return the template's charts over all thresholds. Return {} for a regression or if no class has a curve."""
+    """Return the charts over all thresholds, by their names in the template. Return {} for a regression or if no class
+    has a curve.
+    """
     labels, curves = evidence.manifest.labels, evidence.curves
     if not curves:
         return {}

@@ -101,7 +101,7 @@ def compare_versions(evidence: Evidence) -> str:
     if not previous:
         return ""
     ours, theirs = evidence.manifest.metrics["test"], previous.metrics["test"]
-    # The costs of two versions are comparable only if both versions have the same rule of the threshold.
+    # The costs of two versions are comparable only if the same rule chose both thresholds.
     if evidence.manifest.threshold and evidence.manifest.threshold.rule != getattr(previous.threshold, "rule", None):
         theirs = {metric: value for metric, value in theirs.items() if metric != "cost"}
     changes = [

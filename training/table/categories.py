@@ -14,7 +14,7 @@ from foldserve.training.table.schema import Category
 
 MAX_CATEGORIES = 4_096
 
-# The text of an integer as in Python and JSON. The text 007 does not match, so 007 stays a text.
+# A text that Python and JSON read as an integer. This pattern does not match 007, so 007 stays a text.
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from foldserve.training.table.schema import RowIndices, Table
 
-# The number of rows that are hashed at a time, which limits the memory.
+# Rows are hashed in chunks of this size, to limit the memory.
 _CHUNK = 65_536
 
 

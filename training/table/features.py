@@ -21,8 +21,8 @@ from foldserve.training.table.suspects import identifier_note
 from foldserve.training.table.texts import category_note, has_minutes, read_note
 from foldserve.training.text import flag_value, join_some
 
-# A column is dropped as free text if it has more distinct texts than this number, and also more distinct texts than
-# half of its number of rows.
+# A column is dropped as free text if the number of its distinct texts is above this number and above half of its number
+# of rows.
 _MAX_FREE_TEXTS = 20
 # Some integers above this number are not exact in float32.
 _FLOAT32_EXACT = 2**24

@@ -36,7 +36,8 @@ from foldserve.training.text import join_some
 
 
 def load(options: DataOptions, on_read: OnRead = lambda _: None, source: Source | None = None) -> Table:
-    """Read the table that `options` describes. The kinds of columns that `options` does not state are inferred.
+    """Read the table that `options` describes. If `options` does not state the kind of a column, the function infers
+    the kind.
 
     on_read: a function that is called with the share of the work that is done, from 0 to 1. source: the table, if it is
     already in memory; `options.source` is then only the name of the table. If there is a test file, its column names
@@ -97,12 +98,12 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
 
 
 def load_for_model(options: DataOptions, table: Table, *, by_position: bool, given: Source | None = None) -> Table:
-    """Read the table that `options` describes with the schema of a trained model.
+    """Read the table that `options` describes, and use the schema of a trained model.
 
     table: the schema of the model, in a table without rows. If `options.target` is None, the rows get no targets.
-    by_position: whether to find the columns by their positions, because the model has no names of features. The schema
-    then gets the names of the columns. given: the table, if it is already in memory. Raises `DataError` if a column is
-    missing, or if a cell does not fit the schema.
+    by_position: whether to find the columns by their positions, because the model has no names of features. The
+    features in the schema then get the names of the columns. given: the table, if it is already in memory. Raises
+    `DataError` if a column is missing, or if a cell does not fit the schema.
     """
     source = given or _open(options.source, options, lambda _: None, options.more)
     _check_flags(options, source, options.target or "")
@@ -146,7 +147,7 @@ def _read_with_schema(source: Source, options: DataOptions, table: Table, on_rea
 def load_held_out(options: DataOptions, table: Table, split: Split, on_read: OnRead = lambda _: None) -> Table:
     """Return the test rows. The test rows come from the test file if there is one, and otherwise from `table`.
 
-    A test row that is equal to a training or validation row is left out, except if `options.keep_duplicates` is true. A
+    A test row that is equal to a training or validation row is left out, unless `options.keep_duplicates` is true. A
     note says how many test rows are equal to training or validation rows.
     """
     test = load_test(options, table, on_read) if options.test else table.select(split.test)
@@ -179,7 +180,9 @@ def _refusing() -> Iterator[None]:
 
 
 def _check_flags(options: DataOptions, source: Source, target: str) -> None:
-    """Raise `DataError` if a flag names the target or a column that does not exist."""
+    """Raise `DataError` if a flag names a column that does not exist, or if a flag other than --target names the
+    target.
+    """
     single = {"target": options.target, "group": options.group, "time": options.time}
     several = {kind: getattr(options, kind) for kind in ("categorical", "numeric", "boolean", "drop")}
     given = [(flag, name) for flag, name in single.items() if name is not None]

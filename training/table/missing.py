@@ -42,7 +42,7 @@ def is_empty(cells: pa.ChunkedArray) -> bool:
 def first_missing(values: npt.NDArray[Any]) -> int | None:
     """Return the number of the first row with a missing value, counted from 1. Return None if no value is missing.
 
-    A missing value is a NaN among floats, or a negative integer code.
+    A missing value is NaN in an array of floats, and a negative number in an array of codes.
     """
     missing = np.isnan(values) if values.dtype.kind == "f" else values < 0
     return int(missing.argmax()) + 1 if missing.any() else None

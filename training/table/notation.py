@@ -2,7 +2,7 @@
 
 The cells of a column have one notation in common, so the module looks at all cells to find the notation.
 
-The result is a `Reading`. Another module converts the cells with this `Reading`.
+The result is a `Reading`. The module numbers.py converts the cells with this `Reading`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Marks:
 
     @property
     def plain(self) -> Reading:
-        """The `Reading` of a column without a special notation of numbers."""
+        """The `Reading` for a column whose numbers have no special notation."""
         return Reading(missing=self.missing)
 
     @property

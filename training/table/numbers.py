@@ -61,8 +61,8 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
 
     A missing value is NaN. Infinities are kept.
 
-    reading: the notation of the numbers in texts, and the numbers that mean a missing value. These numbers become NaN,
-    whether the cells are texts or numbers.
+    reading: the notation of the numbers in texts, and the numbers that mean a missing value. Numbers that mean a
+    missing value become NaN, whether the cells are texts or numbers.
     """
     if not is_text(cells):
         if pa.types.is_boolean(cells.type) or is_time(cells):
@@ -74,8 +74,8 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
         except pa.ArrowInvalid:
             pass
     texts = without_blanks(cells)
-    # The first 64 rows are checked before all rows, because most columns of texts have a text that is not a number in
-    # these rows.
+    # Most columns of texts have a text that is not a number among their first 64 rows. So these rows are checked before
+    # the whole column.
     if not all(matches(part, reading.number_pattern) for part in (texts.slice(0, 64), texts)):
         return None
     for pattern, replacement in reading.number_rewrites:

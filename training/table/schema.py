@@ -44,8 +44,9 @@ class Table:
     NaN. No value is infinite.
     y: for classification, int64 [rows], indices into `labels`; for regression, float64 [rows], finite values.
     labels: the classes in the order of their indices, in the JSON type of the target; () for regression.
-    group: int64 [rows]. Rows with an equal number stay together in the split. `group` is None without a group column.
-    time: float64 or int64 [rows]. A later row has a larger number. `time` is None without a time column.
+    group: int64 [rows]. Rows with the same number stay in the same part of the split. `group` is None if the table has
+    no group column.
+    time: float64 or int64 [rows]. A later row has a larger number. `time` is None if the table has no time column.
     notes: facts that the user should know about how the table was read, one sentence each.
     target_reading: the rules that convert the texts of a regression target to numbers; None if the cells are numbers.
     rare: the labels of the classes that were dropped or merged because they were too small.
@@ -96,7 +97,7 @@ class Table:
 class Split:
     """The rows of each part, as int64 indices in ascending order. No row is in two parts.
 
-    test: the test rows; empty if they come from a test file.
+    test: the test rows; empty if the test rows come from a test file.
     """
 
     train: RowIndices

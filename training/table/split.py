@@ -28,8 +28,8 @@ _GROUP_ORDERS = 16
 
 
 def split_rows(table: Table, *, test: float, validation: float, seed: int) -> Split:
-    """Split the rows of `table`. test, validation: the shares of all rows that become test rows and validation rows.
-    `test` is 0 if there is a test file.
+    """Split the rows of `table`. test, validation: the share of test rows and the share of validation rows among all
+    rows. `test` is 0 if there is a test file.
 
     By default, rows are split class by class, so that every part has every class. If the table has groups, the rows of
     a group stay together. If the table has a time, rows of equal time stay together. Raises `DataError` if there are
@@ -120,7 +120,7 @@ def _assign_groups(
     """Assign whole groups, in order, to consecutive parts. group_of: int64 [rows]; group_sizes: int64 [groups].
 
     shares: the share of the rows for every part except the last. The last part gets the remaining groups. The function
-    chooses the last group of each part so that the number of rows is as close as possible to the share. A part whose
+    chooses the last group of each part so that the size of the part is as close as possible to its share. A part whose
     share is not 0 has at least one group.
     """
     ends = np.cumsum(group_sizes)
@@ -138,8 +138,8 @@ def _assign_groups(
 
 
 def _imbalance(table: Table, parts: Sequence[RowIndices], shares: tuple[float, float]) -> float:
-    """Return an error of the split, which is the sum of two differences: between the sizes of the parts and the wanted
-    sizes, and between the class shares in the parts and in the table.
+    """Return the error of a split, which is a sum of differences. The first differences are between the sizes of the
+    parts and the wanted sizes. The other differences are between the class shares in each part and in the whole table.
 
     Each class without a training row adds 1 to the error.
     """

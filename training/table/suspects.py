@@ -2,8 +2,8 @@
 
 The module writes notes. The module does not drop columns.
 
-Each column is examined alone. The search for a leak trains no network: the target of a row is predicted from other rows
-with nearly the same value in the column.
+Each column is examined alone. The search for a leak trains no network. Instead, the target of a row is predicted from
+other rows that have nearly the same value in the column.
 """
 
 from __future__ import annotations
@@ -135,5 +135,6 @@ def _typical(found: npt.NDArray[np.int64], y: Values, classes: int) -> Values:
     pairs, rows = np.unique(found * classes + y, return_counts=True)
     order = np.argsort(rows, kind="stable")
     typical = np.full(count, int(np.bincount(y).argmax()))
-    typical[pairs[order] // classes] = pairs[order] % classes  # the most frequent class is written last, so it stays
+    # The most frequent class of a category comes last, so it replaces the others.
+    typical[pairs[order] // classes] = pairs[order] % classes
     return typical

@@ -211,7 +211,7 @@ def _numbers(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: 
     """Return the target as numbers, and the `Reading` with the notation of these numbers.
 
     The first result is None if the target is not a column of numbers. Codes with leading zeros are not numbers. If the
-    source states the types of its cells, a text without a special notation is not a number either.
+    source states the types of its cells, a text is a number only if it has a special notation.
     """
     if options.task != "regression" and has_leading_zeros(cells):
         return None, PLAIN

@@ -18,7 +18,7 @@ from foldserve.training.text import flag_value
 _DATE = re.compile(
     r"\s*(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}([-/.])\d{1,2}\1\d{4}|\d{1,2}/\d{1,2}/\d\d)(?:[T ,]|\s*$)", re.ASCII
 )
-# A time that is not a whole hour. The time zone after the time is ignored.
+# A time that is not a whole hour. A time zone at the end of the text is ignored.
 _PART_OF_AN_HOUR = r"[T ]\d\d:(?:[0-5][1-9]|[1-5]0|00:(?:[0-5][1-9]|[1-5]0|00[.]\d*[1-9]))"
 
 
