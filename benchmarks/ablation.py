@@ -1,9 +1,9 @@
 """Measures the effect of each part of the preset `best`. Each variant is `best` without one part: `python
 benchmarks/ablation.py --data DIR`.
 
-Each run is a whole `foldserve-train fit` on the training file of a table. The command splits this file by the seed.
-This benchmark never reads the test files, so decisions that use its figures do not depend on test rows. A run has one
-core and one thread.
+Each run is a whole `foldserve-train fit` on the training file of a table. The command splits the training file by the
+seed. This benchmark never reads the test files, so decisions that use its figures do not depend on test rows. A run has
+one core and one thread.
 """
 
 from __future__ import annotations

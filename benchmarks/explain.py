@@ -2,7 +2,7 @@
 
     python benchmarks/explain.py [--models DIR] [--model NAME]
 
-The requests alternate, so that other work of the machine affects both alike.
+The two kinds of requests alternate, so that other work of the machine affects both kinds alike.
 """
 
 from __future__ import annotations

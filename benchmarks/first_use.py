@@ -1,7 +1,7 @@
 """Measures the first use of foldserve: `python benchmarks/first_use.py`.
 
 The program measures the time and the accuracy of a training, and the time and memory of a server's start. Each run is a
-whole process, with its imports. It prints medians over the runs, as rows of the README's table.
+whole process, with its imports. The program prints medians over the runs, as rows of the README's table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compares a replica of Ray Serve with `foldserve serve`: `python benchmarks/ray_serve.py`; needs Ray and wrk.
 
-Run it with the Python of `make test-ray`. All processes of a server share one core, and wrk has another core. In each
-round, both servers get the same load, one after the other.
+Run this program with the Python of `make test-ray`. All processes of a server share one core, and wrk has another core.
+In each round, both servers get the same load, one after the other.
 """
 
 from __future__ import annotations

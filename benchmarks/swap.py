@@ -3,8 +3,8 @@ second is quiet.
 
     python benchmarks/swap.py [--seconds 60] [--clients 8] [--workers 1]
 
-Seconds with and without a swap alternate in one run, so other work of the machine affects both alike. The clients are
-threads of this process and wait between requests, so the server is loaded but not saturated.
+Seconds with and without a swap alternate in one run, so other work of the machine affects both kinds of seconds alike.
+The clients are threads of this process and wait between requests, so the server is loaded but not saturated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EDGE = 0.1  # time in seconds from the start of a second until the swap in this
 
 
 def main() -> None:
-    """Print the p50 and p99 of seconds with and without a swap, and the ratio of both p99."""
+    """Print the p50 and the p99 latency of seconds with and without a swap, and the ratio of the two p99 latencies."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--clients", type=int, default=8)

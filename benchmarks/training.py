@@ -1,9 +1,9 @@
 """Compares foldserve's training with other libraries for tables: `python benchmarks/training.py --data DIR`.
 
-The benchmark has three parts. The first part compares metrics and time on tables with a fixed split. The second part
-compares the rows per second of training loops. The third part measures the memory of a training on a large table. Every
-program has one core and one thread. Other libraries are installed on first use, in `.bench/`, at the versions of
-`benchmarks/contenders/training.txt`.
+The benchmark has three parts. The first part of the benchmark compares metrics and time on tables with a fixed split.
+The second part of the benchmark compares the rows per second of training loops. The third part of the benchmark
+measures the memory of a training on a large table. Every program has one core and one thread. Other libraries are
+installed on first use, in `.bench/`, at the versions of `benchmarks/contenders/training.txt`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The docstrings of both `errors.py` have a tree of errors.
+"""Both modules named `errors.py` draw a tree of their errors in the docstring.
 
 For each error, the tree names exactly the modules that raise the error.
 """
@@ -17,8 +17,8 @@ import foldserve
 
 PACKAGE = Path(foldserve.__file__).parent
 
-# A line of the tree is "├── Name module.py, room/: the reason". If only subclasses of an error are raised, the line
-# names no modules.
+# A line of the tree is "├── Name module.py, room/: the reason". If only subclasses of an error are raised, its line in
+# the tree names no modules.
 LINE = re.compile(r"^(?P<branch>[│ ]*[├└]── )?(?P<name>\w+) {2,}(?:(?P<sites>[\w./, ]+(?:\.py|/)): )?\S.*$")
 
 

@@ -24,7 +24,7 @@ TRAINER_ONLY = {"torch", "scikit-learn", "scipy", "pyarrow", "optuna"}
 
 
 def locked(name: str) -> dict[str, tuple[Version, list[str]]]:
-    """Return the packages of a list, each with its version and hashes. Any other line is an error."""
+    """Return the packages of a list, each with its version and hashes. Any other line in the list is an error."""
     found: dict[str, tuple[Version, list[str]]] = {}
     package = ""
     for line in (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines():
@@ -68,7 +68,7 @@ def test_a_list_has_an_allowed_version_of_each_declared_package(name: str) -> No
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_list_has_every_package_that_its_packages_require(name: str) -> None:
-    """The packages of the other ONNX Runtime wheel are not installed here.
+    """Only one of the two ONNX Runtime wheels is installed here.
 
     So the test does not follow the requirements of packages that are not installed.
     """

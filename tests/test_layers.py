@@ -1,6 +1,6 @@
 """One table for all packages lists the layers that each layer may import.
 
-docs/architecture.md draws the same table.
+docs/architecture.md shows the same table of layers.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Yield all names that `file` imports, at the top or inside a function. `from a import b` yields a.b."""
+    """Yield all names that `file` imports, at the top or inside a function. For `from a import b`, the function yields
+    a.b.
+    """
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -21,8 +21,8 @@ class Digits(litserve.LitAPI):
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
 
-    # LitServe reads this annotation: `Request` means the parsed body. With `from __future__ import annotations`,
-    # LitServe would see a text instead of the type `Request`.
+    # LitServe reads the annotation of the argument `request`: the type `Request` means the parsed body. With `from
+    # __future__ import annotations`, LitServe would see a text instead of the type `Request`.
     def decode_request(self, request: Request) -> Rows:
         """Return the rows of the parsed body."""
         return np.array(request["instances"], dtype=np.float32)

@@ -36,7 +36,7 @@ class Constant(asyncio.Protocol):
         self.url = url
 
     def on_message_complete(self) -> None:
-        """Respond to the whole request."""
+        """Send the constant response, once the whole request has arrived."""
         self.transport.write(RESPONSES[self.url])
 
 

@@ -20,7 +20,7 @@ app = Robyn(__file__)
 HEADERS = Headers({"content-type": "application/json"})
 
 
-# The handlers are `async def`. Otherwise Robyn would use a thread for each request.
+# The handlers are `async def`. Without `async def`, Robyn would use a thread for each request.
 @app.post("/predict")
 async def predict(request: Request) -> Response:
     """Compute the probabilities of the rows."""

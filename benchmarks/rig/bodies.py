@@ -1,7 +1,6 @@
 """Makes the request bodies that every contender gets, and checks the responses of the contenders.
 
-The rows are rows of scikit-learn's digits, the same for every contender. ONNX Runtime computes the expected
-probabilities.
+Every contender gets the same rows of scikit-learn's digits. ONNX Runtime computes the expected probabilities.
 """
 
 from __future__ import annotations

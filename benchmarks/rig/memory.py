@@ -21,8 +21,8 @@ _CHUNK = 50_000
 def write_table(path: Path, rows: int, columns: int = COLUMNS, seed: int = 0) -> None:
     """Write a CSV file of `columns` numbers from 0.0000 to 9.9999 and a `label`.
 
-    The label is the index of the largest of three weighted sums, as a letter. All numbers have the same width. So NumPy
-    can compute the bytes of many rows at once.
+    The label is the index of the largest of three weighted sums, as a letter. All numbers have the same number of
+    characters. So NumPy can compute the bytes of many rows at once.
     """
     generator = np.random.default_rng(seed)
     weights = generator.standard_normal((columns, CLASSES))
@@ -51,7 +51,7 @@ def measure(folder: Path, rows: int, core: int) -> Run:
 
 
 def report(done: Run, rows: int) -> str:
-    """Compare the run with the targets, as a table."""
+    """Write a table that compares the run with the targets."""
     title = f"`foldserve-train fit`, {rows:,} rows of {COLUMNS} columns"
     return markdown(
         [

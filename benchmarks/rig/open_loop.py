@@ -53,7 +53,7 @@ class Outcome:
 
 
 class _Client:
-    """One kept connection with at most one request at a time."""
+    """One keep-alive connection with at most one request at a time."""
 
     __slots__ = ("connection", "received", "scheduled", "sent")
 
@@ -64,7 +64,9 @@ class _Client:
 
 
 class Load:
-    """Sends requests on kept connections to servers on this machine. Each server gets the same number of connections.
+    """Sends requests on keep-alive connections to servers on this machine.
+
+    Each server gets the same number of connections.
 
     broken: connections that the server has closed.
     """
@@ -130,7 +132,9 @@ class Load:
             pass  # `_receive` handles a closed connection
 
     def _receive(self, outcome: Outcome, timeout: float) -> None:
-        """Wait for responses, and read them. `select` waits, because epoll rounds its timeout up to a millisecond."""
+        """Wait for responses, and read them. This function waits with `select`, because epoll rounds its timeout up to
+        a millisecond.
+        """
         select.select([self._poll], [], [], timeout)
         for number, _ in self._poll.poll(0):
             client = self._clients[number]

@@ -4,10 +4,12 @@ Requests arrive at random times. A latency starts at the scheduled arrival. The 
 server has one worker on one core, and the load has another core. The second server has several workers, which share
 all cores with the load. Each server runs once with the kernel's ordinary scheduler and once with real-time priority.
 With real-time priority, the servers wait for no other program, and the load waits for no server. So the difference
-between the two runs is the time that the scheduler lets them wait.
+between the latencies of the two runs is the time that the scheduler lets the programs wait.
 
-The simulation gets three measured processor times, but no measured latency. Two times describe a turn of the server. The third is the load's own time for a request. If the load has its own core, its time is added to each latency. Otherwise,
-its time is added to the turns of the server, because it takes the same cores.
+The simulation gets three measured processor times, but no measured latency. Two of the processor times describe a turn
+of the server. The third processor time is the load's own time for a request. If the load has its own core, the load's
+time is added to each latency. Otherwise, the load's time is added to the turns of the server, because the load takes
+the same cores.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _WARM_UP_SECONDS = 1.0
 _TOGETHER = 16
 _LONE_UTILISATION = 0.1
 _SIMULATED = 200_000
-# The real-time priorities of the server and of the load. The load runs first, if both wait for the same core.
+# The real-time priorities of the server and of the load. If both wait for the same core, the load runs first.
 _PRIORITIES = {"ordinary": (None, None), "real-time": (10, 20)}
 _HEADER = (
     "workers",
@@ -50,7 +52,10 @@ _HEADER = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. serve: starts a server with a number of workers, on one core or on all cores (None)."""
+    """The settings of a comparison.
+
+    serve: starts a server with a number of workers, on one core or on all cores (None).
+    """
 
     serve: Callable[[int, int | None], AbstractContextManager[Server]]
     request: bytes
@@ -63,8 +68,8 @@ class Plan:
 def turn(plan: Plan) -> Replica:
     """Measure the processor time of a turn.
 
-    16 requests in flight give the time of a further request. The time of a lone request, which arrives after a pause,
-    also has the fixed part of a turn.
+    A load with 16 requests in flight measures the time that one more request adds to a turn. A lone request, which
+    arrives after a pause, also takes the fixed part of a turn.
     """
     with plan.serve(1, plan.cores[0]) as server:
         load = Load(server.port, _TOGETHER)

@@ -44,7 +44,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Pair:
-    """The rows per second of processor time of both libraries.
+    """Both libraries are compared by their training rows per second of processor time.
 
     The second library is measured directly after the first.
     """

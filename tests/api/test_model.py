@@ -1,4 +1,4 @@
-"""A loaded model gives the answers of a server.
+"""A model that is loaded in Python gives the same answers as a server.
 
 If a table comes from a library, the results have the types of this library.
 """

@@ -3,7 +3,7 @@
 A Python with foldserve must run this program, because the clients' environment has no foldserve.
 
 `python -m tests.clients.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL and the port of
-gRPC. With the argument `--keys`, clients need an API key that has every scope. The program prints this key after the
+gRPC. With the argument `--keys`, clients need an API key that has every scope. The program prints the API key after the
 URL. The program exits when its standard input closes.
 """
 

@@ -62,7 +62,7 @@ def rounded(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(server, tmp_path_factory) -> Path:
-    """The folder with the files of the first block."""
+    """Run the first code block of the page, and return the folder with the files that it writes."""
     made = tmp_path_factory.mktemp("docs")
     run(sys.executable, "-W", "error", "-", given=here(PYTHON[0], server), folder=made)
     assert {file.name for file in made.iterdir()} == {"rows.json", "tensor.json", "rows.bin"}

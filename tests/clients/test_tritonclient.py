@@ -403,7 +403,8 @@ def test_shared_memory_as_an_input_is_refused(client):
 
 
 # --- asyncio ---------------------------------------------------------------------------------------------------------
-# This client sends Accept-Encoding: gzip, deflate, br with every request, but decompresses only responses of infer.
+# tritonclient's HTTP client sends Accept-Encoding: gzip, deflate, br with every request, but decompresses only
+# responses of infer.
 
 
 def test_the_asyncio_client_reads_health_and_metadata(server):

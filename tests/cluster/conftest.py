@@ -1,4 +1,4 @@
-"""The cluster of these tests."""
+"""The Ray cluster that the tests of this folder share."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ def missing_tools() -> list[str]:
 
 
 def build(folder: Path, site: Path) -> dict[str, str]:
-    """Build everything in `folder`. Return the environment variables for a Python that uses the built files.
+    """Build the stand-ins and an environment in `folder`. Return the environment variables for a Python that uses the
+    built files.
 
     site: the site-packages that have onnxruntime-gpu and NVIDIA's headers. The new environment has links to all
     packages of `site` except NVIDIA's packages. Raises `CalledProcessError` if a source does not compile.
@@ -49,8 +50,7 @@ def build(folder: Path, site: Path) -> dict[str, str]:
         _build_library(libraries / file, SOURCES / source, macro, code, site, needed)
     return {
         "PYTHONPATH": f"{overlay}:{SOURCES.parents[1]}",
-        # The loader finds the driver's library in this folder. The loader also finds there each library that is
-        # loaded without a path.
+        # In this folder, the loader finds the driver's library, and each library that is loaded without a path.
         "LD_LIBRARY_PATH": str(libraries),
     }
 

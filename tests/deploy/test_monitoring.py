@@ -1,6 +1,6 @@
 """promtool checks the files of deploy/prometheus and deploy/grafana.
 
-A real Prometheus loads the same files, and scrapes a real service.
+A real Prometheus loads the shipped files, and scrapes a real service.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Host:
     switch: str
 
     def command(self, *words: object) -> list[str]:
-        """Return the command line that runs a program on this host. The program has the process id of the command."""
+        """Return the command line that runs a program on this host. The program gets the process id of the command."""
         return ["nsenter", f"--net=/run/netns/{self.namespace}", *map(str, words)]
 
     def cut_off(self) -> None:
@@ -84,7 +84,7 @@ def _plug(host: Host, first: Host) -> None:
     ip("-n", name, "addr", "add", f"{host.address}/24", "dev", "eth0")
     ip("-n", name, "link", "set", "eth0", "up")
     # If a router is between the balancer and a host, a host that is cut off does not answer. On one network, the
-    # balancer would get an error, because it can't look up the host's hardware address. So the balancer has a fixed ARP
-    # entry for the address of each host.
+    # balancer would get an error at once, because it can't look up the host's hardware address. So the balancer has a
+    # fixed ARP entry for the address of each host.
     (device,) = json.loads(ip("-n", name, "-json", "link", "show", "eth0"))
     ip("-n", first.namespace, "neigh", "replace", host.address, "lladdr", device["address"], "dev", "switch")

@@ -145,7 +145,7 @@ class Client:
         self.wait(enough)
 
     def since(self, begin: float) -> Sequence[Answer]:
-        """Wait until all requests so far have an answer. Return the answers that ended after `begin`."""
+        """Wait until all requests that were sent so far have an answer. Return the answers that ended after `begin`."""
         self.wait_for(lambda _: True)
         total = 1 + max(each.number for each in self._answers)
         self.wait(lambda: len(self._answers) >= total and sum(each.number < total for each in self._answers) == total)

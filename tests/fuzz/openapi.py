@@ -13,7 +13,7 @@ ROOT = HERE.parents[1]
 
 
 def main() -> int:
-    """Run schemathesis for FUZZ_SECONDS against the digits of this repository."""
+    """Run schemathesis for FUZZ_SECONDS against a server of this repository's digits model."""
     serve = [os.environ["SERVER_PYTHON"], "-m", "foldserve.service", "serve", "--models", str(ROOT / "models")]
     with subprocess.Popen([*serve, "--port", "0"], stdout=subprocess.PIPE, text=True) as server:
         try:

@@ -1,6 +1,6 @@
 """`foldserve doctor` on a machine with onnxruntime-gpu and CUDA's libraries, but without a GPU.
 
-To run only these tests in such an environment: python -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
+To run only these tests in an environment without a GPU: python -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def test_a_precision_for_cuda_is_refused_rather_than_replaced() -> None:
 
 
 def test_a_cuda_session_that_would_fall_back_to_the_cpu_is_refused() -> None:
-    # ONNX Runtime lists this provider even without a GPU.
+    # ONNX Runtime lists its CUDA provider even without a GPU.
     assert "CUDAExecutionProvider" in ort.get_available_providers()
     with pytest.raises(DeviceError, match="CUDA is not available"):
         open_cuda(MODEL, {"use_tf32": "0"})

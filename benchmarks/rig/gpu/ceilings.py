@@ -48,7 +48,8 @@ def set_precision(precision: Precision) -> None:
 def matmul_shapes(square: int, batch: int, widths: Sequence[int]) -> list[tuple[int, int, int]]:
     """Return the shapes [m, k, n] of the measured products.
 
-    One product has large square matrices. The other products multiply a batch with the weights of each hidden layer.
+    One product has large square matrices. Each other measured product multiplies a batch by the weights of a hidden
+    layer.
     """
     layers = itertools.pairwise(widths[:-1])
     return [(square, square, square), *dict.fromkeys((batch, k, n) for k, n in layers)]

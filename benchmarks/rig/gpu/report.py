@@ -85,7 +85,8 @@ class Results:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """Return the results for JSON. The times of single runs are left out, because there are millions.
+    """Return the results in a form that JSON can hold. The times of single runs are left out, because there are
+    millions of runs.
 
     A missing figure is null.
     """

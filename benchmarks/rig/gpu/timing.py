@@ -1,7 +1,7 @@
 """Checks the contenders, times them in rounds, and checks them again.
 
-This module depends on only one fact: a contender maps rows to outputs. If one contender fails, the failure is noted and
-does not affect the others.
+This module only assumes that a contender maps rows to outputs. If one contender fails, the failure is noted and does
+not affect the others.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ DTYPES: dict[Precision, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-_WARM_UPS = 3  # the number of runs before a capture; they create handles, workspaces and kernels
+_WARM_UPS = 3  # the number of runs before a capture; these runs create handles, workspaces and kernels
 _LARGE_COPY = 2**20  # for at least this number of bytes, torch's copy with several threads is faster than NumPy's copy
 
 
@@ -100,7 +100,7 @@ class _Compiled(_Staged):
         self._plain = self._compute
 
     def prepare(self, batch: int) -> None:
-        # The code is compiled for this size only. In code for all sizes, Inductor uses no CUDA graph.
+        # The code is compiled for one batch size only. In code for all sizes, Inductor uses no CUDA graph.
         self._compute = torch.compile(self._plain, mode=self.mode, dynamic=False, fullgraph=True)
         super().prepare(batch)
         for _ in range(_WARM_UPS):  # in its second run, the compiled code captures a CUDA graph
@@ -171,7 +171,7 @@ class Graphed(_Staged):
         self._with_copies.replay()
 
     def poison(self, batch: int) -> None:
-        """Overwrite the buffers, and also the outputs of the graphs."""
+        """Overwrite the contender's buffers, and also the outputs of its graphs."""
         super().poison(batch)
         for graph in (self._with_copies, self._computation):
             graph.result.fill_(torch.nan)

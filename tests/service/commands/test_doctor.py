@@ -95,7 +95,7 @@ def test_requested_cuda_that_is_missing_is_wrong_with_a_remedy() -> None:
     status, checks = run_doctor("--device", "cuda")
     assert status == 1
     assert checks["cuda provider"]["status"] == "wrong"
-    # Two installed wheels would be another problem, so the remedy removes the CPU wheel.
+    # Two installed wheels of ONNX Runtime would cause another problem, so the remedy removes the CPU wheel.
     assert checks["cuda provider"]["remedy"] == "pip uninstall --yes onnxruntime && pip install 'foldserve[gpu]'"
 
 

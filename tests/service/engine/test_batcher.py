@@ -481,8 +481,7 @@ def test_an_entry_that_expires_in_the_queue_gets_its_error_during_a_long_run(wor
 
 def test_the_rest_of_an_expired_large_entry_is_not_run(world: World) -> None:
     world.model.gate.clear()
-    # On a slow machine, the deadline may pass before a row of the entry runs. The result of the test is the same in
-    # both cases.
+    # On a slow machine, the deadline may pass before a row of the entry runs. The test passes in both cases.
     (large,) = world.arrive(20, deadline=time.monotonic() + 0.02)
 
     def answered() -> bool:
@@ -846,8 +845,8 @@ class Batching(RuleBasedStateMachine):
     def _one_run_begins(self) -> None:
         """Take entries in order while they fit into the run.
 
-        If an entry is larger than a batch, take a piece of the entry. The rest of this entry goes to the end of the
-        queue.
+        If an entry is larger than a batch, take a piece of the entry. The rest of the large entry goes to the end of
+        the queue.
         """
         rows: list[Rows] = []
         room = self.max_batch

@@ -20,7 +20,7 @@ def test_the_last_rows_are_kept_with_their_outputs(size: int, batches: list[int]
         kept.add(rows, rows[:, :2] * 2)
         chosen = np.arange(count) if count <= size else np.linspace(0, count - 1, size).astype(int)
         expected = [*expected, *rows[chosen, 0].tolist()][-size:]
-        rows[:] = np.nan  # the caller may use the array again
+        rows[:] = np.nan  # the caller may overwrite its array afterwards
         if sampled_often:
             kept.sample()
     rows, outputs = kept.sample()

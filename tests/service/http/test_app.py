@@ -1,4 +1,4 @@
-"""The REST surface of the real server, over HTTP. test_refusals.py tests the bodies that are refused."""
+"""The REST surface of the real server, over HTTP. The tests of refused bodies are in test_refusals.py."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Talk:
         return self._stream.read(1) == b""
 
     def reset(self) -> None:
-        """Close without reading, so that the kernel resets the connection."""
+        """Close the connection without reading, so that the kernel resets it."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.__exit__()
 
@@ -712,7 +712,8 @@ def test_a_stopping_server_responds_to_the_requests_it_has_and_accepts_no_connec
         app.send(rows(25, path=APP))
         until_queued(server, 2)
         late.send(half)
-        assert server.send("GET", "/v2/health/live").status == 200  # now the server has read the first half of `late`
+        # After this answer, the server has also read the first half of the request on the connection `late`.
+        assert server.send("GET", "/v2/health/live").status == 200
         server.process.send_signal(number)
         assert idle.is_over()  # the server has begun to stop
         with pytest.raises(ConnectionError):

@@ -79,7 +79,7 @@ def test_the_rows_of_both_workers_are_compared_with_the_training_rows(served: Se
     assert shares == pytest.approx({name: predictions.count(name) / 2 for name in LABELS})
     assert 1 / len(LABELS) <= found["predictions"]["confidence"] <= 1
 
-    for _ in range(60):  # the ages are now in the lower half
+    for _ in range(60):  # the ages are now in the lower half of their range
         predict(served, "mixed", [[1, *row[1:]] for row in ROWS])
     found = drift(served)
     assert found["state"] == "drift"
@@ -129,7 +129,7 @@ def test_labels_of_a_regression_give_its_errors_and_old_predictions_are_forgotte
     assert (statistics["mean"], statistics["deviation"]) == pytest.approx((2.5, 0.5))
     predict(served, "roots", [[4, 0]] * 1001, "large")  # more rows than the server remembers
     assert label(served, "roots", ("old", [2, 3]), ("large", [2] * 1001)).json()["repeated"]["indices"] == [0]
-    for number in itertools.count():  # until the worker has forgotten the old prediction
+    for number in itertools.count():  # wait until the worker has forgotten the old prediction
         predict(served, "roots", [[4, 0]] * 500, f"new-{number}")
         answer = label(served, "roots", ("old", [2, 3]), ("large", [2] * 1001), (f"new-{number}", [2] * 500)).json()
         if answer["unknown"]["count"] == 2:

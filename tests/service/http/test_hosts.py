@@ -68,7 +68,8 @@ def test_on_loopback_its_own_names_are_accepted(server: Served, line: str, host:
 def test_on_loopback_another_host_is_refused(server: Served, line: str, host: str) -> None:
     """An attacker's host name may resolve to 127.0.0.1.
 
-    The attacker's page and the server then have the same origin. So only the header Host shows the attack.
+    For a browser, the attacker's page and the server would have the same origin. So only the header Host shows the
+    attack.
     """
     answer = ask(server, line, f"Host: {host}", f"Origin: http://{host}")
     assert answer.status == 421
@@ -119,7 +120,7 @@ def test_a_page_of_another_origin_is_refused(server: Served, line: str, origin: 
         ("localhost:{port}", "http://localhost:{port}"),
         ("LocalHost:{port}", "http://localhost:{port}"),
         ("localhost", "http://localhost:80"),
-        ("localhost:443", "https://localhost"),  # a proxy in front of the server ends TLS
+        ("localhost:443", "https://localhost"),  # a proxy in front of the server terminates TLS
     ],
 )
 def test_the_pages_of_the_server_itself_are_accepted(server: Served, line: str, host: str, origin: str) -> None:

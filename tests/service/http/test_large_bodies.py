@@ -154,7 +154,7 @@ def test_a_body_is_refused_while_other_bodies_fill_the_memory(served: Served) ->
         assert answer.status == 503
         assert answer.json() == {"error": "the bodies of other requests fill the memory that is set aside for them"}
         assert int(answer.headers["retry-after"]) >= 1
-        # FastAPI's route refuses the body too. The server still reads a small body.
+        # FastAPI's route also refuses the body. The server still reads a small body.
         assert served.send("POST", APP_PREDICT, body=body).status == 503
         assert served.send("POST", PREDICT, body=b'{"instances": [%b]}' % ROW).status == 200
     while (answer := served.send("POST", PREDICT, body=body)).status == 503:

@@ -33,7 +33,7 @@ MAX_ROWS = 500
 LENGTH = "Inference-Header-Content-Length"
 MODEL = "/v2/models/digits"
 INFER = f"{MODEL}/infer"
-# The values are integers, as in the table. float32 holds these integers exactly. The response to these rows is
+# The values are integers, as in the table. float32 holds these integers exactly. The response to the rows below is
 # large enough to be compressed.
 ROWS = np.random.default_rng(0).integers(0, 17, (40, 64)).astype(np.float32)
 
@@ -285,7 +285,7 @@ def test_statistics_of_one_model_are_not_those_of_another(client: httpx.Client, 
 ENCODINGS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 PATHS = ["/v1/models/digits:predict", INFER]
 encodings = pytest.mark.parametrize("encoding", list(ENCODINGS))
-# The app answers a path with an escaped letter. The connection answers the other paths.
+# The app answers a path with an escaped letter. The connection itself answers the other two paths.
 paths = pytest.mark.parametrize("path", [*PATHS, *(path.replace("digits", "%64igits") for path in PATHS)])
 
 

@@ -42,7 +42,7 @@ def models(tmp_path: Path) -> Path:
 class Load:
     """Clients that send predictions until the server refuses connections.
 
-    Half of the clients keep their connections.
+    Half of the clients keep their connections open.
     """
 
     def __init__(self, server: Served) -> None:

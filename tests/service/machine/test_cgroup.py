@@ -59,8 +59,8 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0::/a\n", {"b/cpu.max": "100000 100000\n"}, 64),
         # The name of a group may contain a colon.
         ("0::/a:b\n", {"a:b/cpu.max": "200000 100000\n"}, 2),
-        # In a container, /proc/self/cgroup may name a path of the host. Such a container sees only the root of the tree
-        # of control groups.
+        # In a container, /proc/self/cgroup may name a path of the host. The container sees only the root of the tree of
+        # control groups.
         ("0::/system.slice/docker-1.scope\n", {"cpu.max": "200000 100000\n"}, 2),
         ("0::/../other\n", {"cpu.max": "200000 100000\n", "other/cpu.max": "100000 100000\n"}, 1),
     ],

@@ -338,7 +338,8 @@ def test_values_parse_back_to_the_exact_float32_and_have_no_probabilities(output
 
 @pytest.mark.parametrize("row", [b"[]", b"{}"], ids=["arrays", "objects"])
 def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes) -> None:
-    # The last bracket is missing. If the server parsed the whole body, the message would say that the body is not JSON.
+    # The last bracket of the JSON text is missing. If the server parsed the whole body, the message would say that the
+    # body is not JSON.
     flood = b'{"instances": [' + b",".join([row] * 2_000_000)
     with pytest.raises(InvalidInput, match="has more rows than the 4 that are allowed"):
         FriendlyCodec(manifest(features=FEATURES), MAX_ROWS).decode({}, flood)

@@ -3,8 +3,8 @@ content get the same answer.
 
 Spaces after a body make it large. The pieces are so small that each large body has several pieces. The results of both
 parsers could differ for unusual JSON texts. JSON libraries can't write most unusual texts, so the tests build the
-bodies from strings. test_json_text.py has the tests of the cutting itself. test_friendly.py and test_oip.py test small
-bodies.
+bodies from strings. The tests of the cutting itself are in test_json_text.py. The tests of small bodies are in
+test_friendly.py and test_oip.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Arrays longer than simdjson can count, in every place of a request. The server refuses requests with such arrays, and
-still answers other requests.
+"""Arrays longer than simdjson can count, in every place of a request. The server refuses requests with these long
+arrays, and still answers other requests.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import pytest
 from tests.service.support import Served, serving
 
 INFER = "/v2/models/digits/infer"
-# simdjson counts an array's elements in a field of 24 bits. `as_list` allocates a list of that length, then writes
-# every element. With 4 million elements more than 24 bits can count, `as_list` writes 32 MB past the end of its list.
+# simdjson counts an array's elements in a field of 24 bits. `as_list` allocates a list of the counted length, then
+# writes every element. With 4 million elements more than 24 bits can count, `as_list` writes 32 MB past the end of its
+# list.
 LONG = b"[" + b"0," * (2**24 + 2**22) + b"0]"
 PLACE = "the long array"
 

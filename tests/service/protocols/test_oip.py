@@ -1,6 +1,6 @@
 """The Open Inference Protocol: valid tensors and parameters are read, and invalid ones are refused.
 
-The tests write and read the bytes themselves. test_oip_tensors.py tests the datatypes.
+The tests write and read the bytes themselves. The tests of the datatypes are in test_oip_tensors.py.
 """
 
 from __future__ import annotations
@@ -300,7 +300,8 @@ def test_an_infinity_is_refused_by_row_and_column(number: float, place: int) -> 
 @pytest.mark.parametrize("row", [b"[]", b"{}"], ids=["arrays", "objects"])
 @pytest.mark.parametrize("length", [False, True], ids=["alone", "with its length"])
 def test_millions_of_empty_rows_are_refused_before_they_are_parsed(row: bytes, length: bool) -> None:
-    # The last bracket is missing. If the server parsed the whole body, the message would say that the body is not JSON.
+    # The last bracket of the JSON text is missing. If the server parsed the whole body, the message would say that the
+    # body is not JSON.
     flood = b'{"inputs": [{"name": "input", "data": [' + b",".join([row] * 2_000_000)
     assert refusal(flood, b"" if length else None) == '"data" has more values than the 8 that are allowed'
     flood = b'{"inputs": [{"data": [' + b",".join([row] * 2_000_000)

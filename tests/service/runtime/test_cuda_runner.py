@@ -1,6 +1,6 @@
 """The runner for CUDA: the graph and the order of each run, and the error for each failure.
 
-The tests simulate the GPU in the host's memory. tests/gpu tests the runner on a real GPU.
+The tests simulate the GPU in the host's memory. The tests in tests/gpu use a real GPU.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The calls to the CUDA runtime, tested with a library in C that uses host memory as device memory.
 
-The library checks each argument against CUDA's reference. tests/gpu runs the same code on a GPU.
+The library checks each argument against CUDA's reference. The tests in tests/gpu run the same code on a GPU.
 """
 
 from __future__ import annotations

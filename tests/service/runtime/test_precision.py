@@ -1,6 +1,6 @@
 """A conversion to fp16 or bf16 keeps the operators of a model, but changes the type of the tensors inside the graph.
 
-The tolerance of the golden rows is wider.
+In fp16 or bf16, the tolerance of the golden rows is wider than in float32.
 """
 
 from __future__ import annotations

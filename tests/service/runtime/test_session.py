@@ -60,7 +60,8 @@ def test_the_graph_is_optimised_on_request_and_can_be_written(
     session = open_session(FUSED, CPU, optimise=optimise, optimised_file=file)
     assert [node.op_type for node in onnx.load_model(file).graph.node] == operators
     assert session.run(None, {"input": ROWS})[0].tolist() == [[3], [4], [6]]
-    assert capfd.readouterr() == ("", "")  # by default ONNX Runtime would warn that the file is only for this machine
+    # By default, ONNX Runtime would warn that the optimised file is only for this machine.
+    assert capfd.readouterr() == ("", "")
 
 
 def test_warnings_can_be_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ def test_texts_are_read_as_the_server_reads_them(rows, data):
     assert_read_as_by_the_server(TableEncoder(made, typed=False).encode(halves), expected)
     objects = [dict(zip(columns, row, strict=True)) for row in cells]
     assert_read_as_by_the_server(ObjectEncoder(made).encode(objects), expected)
-    # The numbers become columns again, which are read as the same numbers.
+    # The decoded numbers become columns of a table, and the encoder reads these columns as the same numbers.
     decoder = TableDecoder(made)
     accepted = expected[0][[place for place in range(len(cells)) if place not in expected[1]]]
     decoded = pa.Table.from_arrays(decoder.columns(accepted), schema=pa.schema(decoder.fields))

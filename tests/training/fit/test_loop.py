@@ -156,7 +156,7 @@ def test_bf16_trains_a_float32_network_that_differs_by_rounding():
 
 
 def imbalanced(count, seed):
-    """One row in twenty has the rare class. The features of both classes overlap."""
+    """One row in twenty has the rare class. The two classes overlap in the values of the features."""
     generator = torch.Generator().manual_seed(seed)
     y = (torch.arange(count) % 20 == 0).long()
     return Examples(torch.randn(count, 8, generator=generator) + 0.5 * y[:, None], y)

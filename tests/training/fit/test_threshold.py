@@ -1,4 +1,6 @@
-"""The chosen threshold is as good as every other threshold, and close to the best one of calibrated probabilities."""
+"""The chosen threshold is as good as every other threshold, and close to the best threshold for calibrated
+probabilities.
+"""
 
 import numpy as np
 import pytest

@@ -1,8 +1,8 @@
 """The chains, oracles and tolerances that the tests of folding share.
 
 Folding rounds each weight to float32 once, with a relative error of at most 2^-24. `run_with_bound` computes the
-largest error of the outputs that this rounding can cause in float64. If an output has a larger error, the fold is
-wrong, even for a badly conditioned network.
+largest error of the outputs that the rounding of the weights can cause in float64. If an output has a larger error, the
+fold is wrong, even for a badly conditioned network.
 
 In float32, the tests use the certificate's tolerance, 1e-5 + 1e-4 |reference|, on networks whose outputs are near 1.
 """
@@ -24,7 +24,7 @@ from foldserve.training.network.layers import ACTIVATIONS, Affine, Shift
 CERTIFICATE = {"atol": 1e-5, "rtol": 1e-4}
 HALF_ULP = 2.0**-24
 ACTIVATION_TYPES = tuple(ACTIVATIONS.values())
-# GELU has the steepest slope of these activations: 1.129.
+# Of these activations, GELU has the steepest slope: 1.129.
 STEEPEST_ACTIVATION = 1.13
 GAMMAS: dict[str, Callable[[Tensor], Tensor]] = {
     "positive": torch.abs,

@@ -19,7 +19,7 @@ from foldserve.training.table.schema import Column
 from tests.service.support import oracle
 from tests.training.network.support import by_numpy, mixed, standardised, tables
 
-# ONNX Runtime's docs/OperatorKernels.md lists these operators for the CUDA provider at this opset. A node with any
+# ONNX Runtime's docs/OperatorKernels.md lists the operators below for the CUDA provider at this opset. A node with any
 # other operator would run on the CPU. For a node on the CPU, every request would copy data from the GPU and back.
 ON_CUDA = {"Cast", "Clip", "Concat", "Equal", "Gather", "Gemm", "IsNaN", "Mul", "Relu", "Softmax", "Sub", "Where"}
 

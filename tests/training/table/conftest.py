@@ -10,7 +10,10 @@ from foldserve.training.table.load import load
 
 @pytest.fixture
 def write(tmp_path):
-    """Return a function that writes columns of equal length as a CSV file. The last column is the target."""
+    """Return a function that writes columns of equal length as a CSV file.
+
+    The last column of the table is the target.
+    """
 
     def write_columns(columns, name="table.csv"):
         with (tmp_path / name).open("w", newline="", encoding="utf-8") as file:

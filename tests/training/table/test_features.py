@@ -107,11 +107,12 @@ def test_decisions_of_the_reader_are_noted(write):
 
 def test_only_the_most_frequent_categories_are_kept(load_columns):
     names = [f"c{number:04}" for number in range(5000)]
-    column = names + names[900:]  # c0900 and later occur twice
+    column = names + names[900:]  # the names from c0900 on occur twice
     table = load_columns({"a": column, "y": ["p", "q"] * (len(column) // 2)}, categorical=("a",))
     (kept,) = table.columns
     assert len(kept.categories) == 4096
-    assert kept.categories == tuple(names[900:4996])  # 4,100 names occur twice, and the first 4,096 of these are kept
+    # 4,100 names occur twice, and the first 4,096 of these names are kept.
+    assert kept.categories == tuple(names[900:4996])
     assert (table.x == 4096).sum() == len(column) - 2 * 4096
     assert "the 4,096 most frequent are kept" in table.notes[0]
 

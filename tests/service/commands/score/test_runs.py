@@ -78,7 +78,7 @@ sys.exit(main(sys.argv[3:]))
 
 
 def interrupt(number, kind, *arguments):
-    """Run the command, and interrupt it at the chunk `number`. At this chunk, the process sends the signal `kind` to
+    """Run the command, and interrupt it at a chunk. At the chunk `number`, the process sends the signal `kind` to
     itself.
     """
     command = [*command_line()[:3], "-c", INTERRUPTED, str(number), str(int(kind)), *map(str, arguments)]

@@ -2,8 +2,8 @@
 
     python -m venv venv && venv/bin/pip install skl2onnx==1.20.0 scikit-learn==1.9.1 pandas && venv/bin/python make.py
 
-sklearn-onnx writes NAME.onnx. rows.csv has the rows and their targets. NAME.json has the answers of
-scikit-learn for these rows: probabilities or values in float64.
+sklearn-onnx writes NAME.onnx. rows.csv has the rows and their targets. NAME.json has the answers of scikit-learn for
+the rows of rows.csv: probabilities or values in float64.
 """
 
 from __future__ import annotations
