@@ -241,9 +241,11 @@ def _health(_: argparse.Namespace) -> None:
 
 
 def _models(parsed: argparse.Namespace) -> None:
-    """Show the models of a running server: each version with its state, its provider, the rows per second and the p99
-    of the last second, and the share of the tolerance that its golden rows use. The API key needs the scopes admin and
-    predict. To show the figures, the key also needs the scope metrics.
+    """Show the models of a running server.
+
+    For each version, the table shows the state, the provider, the rows per second and the p99 of the last second, and
+    the share of the tolerance that the golden rows use. The API key needs the scopes admin and predict. To show the
+    figures, the key also needs the scope metrics.
     """
     from foldserve.service.commands import models
 

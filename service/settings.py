@@ -25,8 +25,8 @@ PREFIX = "FOLDSERVE_"
 # The file with the API key that the commands for a running server send.
 KEY_FILE = PREFIX + "KEY_FILE"
 
-# Kubernetes sets these variables in every container, for each service of the container's namespace. The name of each
-# variable begins with the name of the service. Docker's container links set the same variables.
+# Kubernetes sets variables of this form in every container, for each service of the container's namespace. The name of
+# each variable begins with the name of the service. Docker's container links set the same variables.
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _LINK_NAME = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
 _LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
@@ -338,7 +338,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, 
 
 
 def unused_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return a sentence for each `FOLDSERVE_*` variable that is ignored. The server logs these sentences.
+    """Return a sentence for each `FOLDSERVE_*` variable that is ignored. The server logs the returned sentences.
 
     For a variable that Kubernetes sets for a service, a sentence is returned only if the variable has the name of a
     setting.

@@ -98,7 +98,7 @@ def _of_array(data: Any, names: Sequence[str] | None) -> Columns:
 
 
 def as_array(data: Any) -> npt.NDArray[Any]:
-    """Return an array [rows, columns]. Raises `InvalidInput` if `data` has no such form."""
+    """Return an array [rows, columns]. Raises `InvalidInput` if `data` has another type."""
     if hasattr(data, "__array__") or hasattr(data, "__array_interface__"):
         array = np.asarray(data)
         if array.ndim == 2:

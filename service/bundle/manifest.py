@@ -107,7 +107,7 @@ class Feature(FrozenModel):
         return low if low == high else None
 
     def admits(self, value: float | None) -> bool:
-        """Return whether a row of the input may have `value` in this column. None is a missing value."""
+        """Return whether a row of the input may have `value` in this column. The value None is a missing value."""
         if value is None:
             return self.missing
         if self.kind == "time":
@@ -271,7 +271,7 @@ class Manifest(FrozenModel):
     def ignored(self) -> tuple[str, ...]:
         """The columns of the training table that are not features.
 
-        A request may include these columns, and the server ignores their values.
+        A request may include columns that are not features, and the server ignores their values.
         """
         return self.left_out if self.target is None else (*self.left_out, self.target.name)
 

@@ -17,7 +17,7 @@ from foldserve.service.settings import Settings
 
 
 def run(settings: Settings) -> None:
-    """Print the address of the service with these settings if it is ready.
+    """Print the address of the service if it is ready.
 
     Raises `NotReady` if the service is not ready.
     """

@@ -2,8 +2,8 @@
 
 Each operation has a forward pass and a backward pass. The backward pass also computes the share of the constants, which
 is the part of the output that comes from constants. A network with only piecewise-linear activations is affine around a
-row. For such a network, the output is the sum of slope times input over all inputs, plus the share of the constants.
-This module does not depend on the preprocessing.
+row. For a network with only piecewise-linear activations, the output is the sum of slope times input over all inputs,
+plus the share of the constants. This module does not depend on the preprocessing.
 """
 
 from __future__ import annotations

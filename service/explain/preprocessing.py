@@ -1,6 +1,6 @@
 """Runs the nodes that come before the network.
 
-These nodes turn raw rows into encoded columns, in float32 as in ONNX Runtime.
+The preprocessing turns raw rows into encoded columns, in float32 as in ONNX Runtime.
 Each encoded column depends on a single feature. This module finds the feature of each encoded column. This module does
 not depend on the network.
 """

@@ -1,8 +1,8 @@
 """Runs the rows of explanation requests in batches, as the runtime runs the rows of predictions.
 
 At the first explanation request, this module reads the weights of the model again. So a server without explanation
-requests needs no memory for these weights. This module owns the arrays between the codec and the explainer. This module
-does not depend on batchers.
+requests needs no memory for the weights of the network. This module owns the arrays between the codec and the
+explainer. This module does not depend on batchers.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ class Coordinator:
 
 
 def create_coordinator(settings: Settings, crew: Crew) -> Coordinator:
-    """Create a coordinator from the settings. Raises `SettingsError` for a wrong file of policies."""
+    """Create a coordinator from the settings. Raises `SettingsError` if the file of policies is not valid."""
     rules = Rules(layout_of(settings), settings.watch, settings.rescan, settings.default_model)
     return Coordinator(rules, Policies(settings.policy, settings.swap_policy), crew)
 

@@ -191,7 +191,7 @@ class Policies:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place, message = list(map(str, first["loc"])), first["msg"]
-            if "versions" in place:  # pydantic's message names only one of the types that are allowed here
+            if "versions" in place:  # pydantic's message would name only one of the allowed types
                 del place[place.index("versions") + 1 :]
                 message = 'expected "all", "latest N" or a list of versions, such as [3, 5]'
             raise SettingsError(f"{file}: {'.'.join(place)}: {message}") from error

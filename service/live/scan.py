@@ -31,7 +31,7 @@ class Found:
 
 
 class Layout(Protocol):
-    """The places of the bundles of a server."""
+    """The layout of the bundles of a server on the disk."""
 
     @property
     def folder(self) -> Path:

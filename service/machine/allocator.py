@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 
 _M_MMAP_THRESHOLD = -3
-# A block of at least this number of bytes is large. Only a large body or its rows need such a block.
+# A block of at least this number of bytes is large. Only a large body or its rows need a large block.
 _LARGE = 4 * 2**20
 
 

@@ -1,4 +1,6 @@
-"""The calls that the service makes to count its work. The classes here do nothing; `prometheus.py` overrides them.
+"""The calls that the service makes to count its work.
+
+The classes in this module do nothing; `prometheus.py` overrides them.
 
 This module does not import Prometheus, so the code that counts does not load Prometheus.
 """

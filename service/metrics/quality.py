@@ -1,4 +1,6 @@
-"""The metrics of drift and quality. The values of these metrics are computed at each scrape, over all workers.
+"""The metrics of drift and quality.
+
+The values of the drift and quality metrics are computed at each scrape, over all workers.
 
 An index over all workers is not the sum of the workers' own indices, so prometheus_client can't compute this index.
 """

@@ -85,9 +85,9 @@ class LogFolder:
             raise
 
     def trim(self) -> None:
-        """Remove files that are too old. Also remove the oldest files, until all files together are small enough.
+        """Remove files that are too old.
 
-        Raises `OSError`.
+        Also remove the oldest files, until all files together have at most `max_bytes` bytes. Raises `OSError`.
         """
         files = sorted(self._files(), reverse=True)  # the newest first
         total, oldest = 0, time.time() - self._max_seconds

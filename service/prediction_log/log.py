@@ -45,7 +45,8 @@ _TOO_LARGE = f"a request has more than {_MAX_WAITING // 2**20} MiB of rows and a
 class Limits:
     """Limits of the log.
 
-    max_bytes: the size of all files. max_seconds: the age of a file. interval: see `PredictionLog`.
+    max_bytes: the largest size of all files together. max_seconds: the largest age of a file. interval: see
+    `PredictionLog`.
     """
 
     max_bytes: int

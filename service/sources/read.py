@@ -91,8 +91,8 @@ def stream(file: str, options: ReadOptions = _PLAIN) -> Stream:
 def list_files(source: str, built_in: Container[str] = ()) -> list[str]:
     """Return the files of a folder in the order of their names. All files must have the same format.
 
-    If the folder has Parquet files, only these are returned. If `source` is not a folder, return only `source`. Raises
-    `SourceError`.
+    If the folder has Parquet files, only the Parquet files are returned. If `source` is not a folder, return only
+    `source`. Raises `SourceError`.
     """
     path = Path(source)
     if not source or source in built_in or not path.is_dir():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from foldserve.service.errors import SourceError
 
 _EXPECTED = {".parquet": b"PAR1", ".npz": b"PK\x03\x04", ".xlsx": b"PK\x03\x04"}
-# The first bytes of each binary format, and the suffix of such files. No text file begins with the first bytes of a
-# binary format.
+# The first bytes of each binary format, and the suffix of files in this format. No text file begins with the first
+# bytes of a binary format.
 _SUFFIXES = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"ARROW1": ".arrow", b"\x1f\x8b": ".csv.gz", b"{": ".jsonl"}
 _KNOWN = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",

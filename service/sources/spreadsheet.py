@@ -38,7 +38,7 @@ def _rows(path: Path, sheet: str | None) -> list[list[Any]]:
     The result has at least one row, and all rows have equal lengths. An empty cell is an empty text.
     """
     try:
-        import python_calamine  # imported here because only this format needs the library
+        import python_calamine  # imported here because only spreadsheets need the library
     except ImportError:
         raise SourceError(
             f"{path.name}: python-calamine is not installed, which reads .xlsx files: pip install 'foldserve[score]'"

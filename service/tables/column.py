@@ -24,8 +24,8 @@ Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str]
 """A bool array [rows] that is True for the refused rows, and the reason, which follows the name of the column."""
 
-# The texts that count as booleans in a file without types, such as a CSV file. These spellings are used if the column
-# had no texts in the training table.
+# The texts that count as booleans in a file without types, such as a CSV file. The texts are used if the column had no
+# texts in the training table.
 _UNTYPED = Reading(true=TRUE, false=FALSE)
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 

@@ -137,7 +137,7 @@ def kept_fields(streams: Sequence[Stream], names: Sequence[str], first: Sequence
     """Return the fields of the chosen input columns `names`. Raises `TableError`.
 
     A column of numbers gets a type that fits this column in all files. first: the first objects of a file of JSON
-    lines, or () for other formats. The values in these objects decide the types of the columns.
+    lines, or () for other formats. The values in `first` decide the types of the columns.
     """
     if streams[0].schema is None:
         return [pa.field(name, _type_of([row.get(name) for row in first if type(row) is dict])) for name in names]

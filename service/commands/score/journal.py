@@ -62,8 +62,8 @@ class Journal:
 
         In all other cases, create the folder of a new run.
 
-        job: the inputs and options, which must equal those of the interrupted run. force: whether to remove an
-        interrupted run. Raises `ScoreError` and `OSError`.
+        job: the inputs and options of the run, which must be equal to the inputs and options of the interrupted run.
+        force: whether to remove an interrupted run. Raises `ScoreError` and `OSError`.
         """
         exists = folder.exists()
         if exists and not resume and not force:

@@ -1,7 +1,7 @@
 """Chooses each setting from measurements. The module has only pure functions: it measures nothing and writes nothing.
 
-A setting may cost memory or processor time. Each constant in this module is the smallest gain for which such a cost is
-worth paying.
+A setting may cost memory or processor time. Each constant in this module is the smallest gain that justifies the
+additional cost of a setting.
 """
 
 from __future__ import annotations

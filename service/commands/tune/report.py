@@ -21,7 +21,7 @@ from foldserve.service.commands.tune.throughput import Throughput
 from foldserve.service.errors import SettingsError
 from foldserve.service.figures import format_duration
 
-# Every file that `tune` writes starts with these words. A file that starts with other words is not overwritten.
+# Every file that `tune` writes starts with this text. A file that starts with other words is not overwritten.
 _FIRST_WORDS = "# foldserve tune"
 
 

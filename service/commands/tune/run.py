@@ -82,7 +82,7 @@ def tune(
 def _measure_processes(bundle: Bundle, latencies: Latencies, device: Device, seconds: float, load: Load) -> Throughput:
     """Measure several processes with the settings chosen from the latencies.
 
-    Together, the threads of these processes use all cores.
+    The threads of all processes together use all cores.
     """
     chosen = {choice.setting: choice.value for choice in choose(latencies, Throughput(), device)}
     options = Options(**{"device": "cuda" if latencies.plain else "cpu"} | chosen)  # type: ignore[arg-type]
