@@ -132,7 +132,7 @@ def _fit(parsed: argparse.Namespace) -> None:
     with ExitStack() as stack:
         # Under torchrun, the processes join a group before they do anything else. A group of processes prints an error
         # only once. Without torchrun, the process reads the table before it imports torch, because the import takes
-        # seconds. So the user sees an error in the table sooner.
+        # seconds. So an error in the table is reported before this slow import.
         world = _join(stack, execution.device) if _TORCHRUN in os.environ else None
         bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder is reported at once
         table = _read(plan.data)

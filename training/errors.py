@@ -18,7 +18,7 @@ TrainingError            cli.py, flags.py: the command prints it as one line and
 
 
 class TrainingError(Exception):
-    """The base class of the trainer's errors. After such an error, the trainer writes no bundle."""
+    """The base class of the trainer's errors. After an error of this class, the trainer writes no bundle."""
 
 
 class DataError(TrainingError, ValueError):

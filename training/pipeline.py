@@ -52,7 +52,7 @@ _FEW_ROWS = 30
 class Prepared:
     """A table that has been split and preprocessed.
 
-    preprocessing: the layers in front of every network. These layers are fitted to the training rows, and map raw
+    preprocessing: the layers in front of every network. The layers are fitted to the training rows, and map raw
     features [rows, features] to `train.x`. target_mean, target_std: in a regression, the mean and the standard
     deviation of the targets in the training rows; in a classification, 0 and 1. `train.y` and `validation.y` of a
     regression are standardised with `target_mean` and `target_std`.
@@ -228,8 +228,8 @@ def _temperature(plan: Plan, prepared: Prepared, fitted: Sequence[Fitted]) -> fl
 def _output_layer(prepared: Prepared, temperature: float) -> tuple[str, Affine]:
     """Return the name of the network's last layer, and the layer.
 
-    In a classification, this layer divides the logits by the temperature. In a regression, this layer undoes the
-    standardisation of the target.
+    In a classification, the last layer divides the logits by the temperature. In a regression, the last layer undoes
+    the standardisation of the target.
     """
     outputs = torch.ones(prepared.table.outputs, dtype=torch.float64)
     if prepared.table.task == "classification":

@@ -122,7 +122,7 @@ class Recipe:
     """The settings of the optimisation. The same settings work for any table. Raises `ValueError` for a value out of
     range.
 
-    epochs, batch_size: if they are None, `resolved` chooses them from the number of training rows.
+    If `epochs` or `batch_size` is None, `resolved` chooses a number that suits the number of training rows.
     """
 
     epochs: Annotated[int | None, "passes over the training rows (default: --most-epochs, fewer for a large table)"] = (
@@ -154,7 +154,7 @@ class Recipe:
         _require(0 <= self.label_smoothing < 1, "label smoothing must be at least 0 and below 1")
 
     def resolved(self, rows: int) -> Recipe:
-        """Return the recipe with a batch size and a number of epochs that suit this number of training rows.
+        """Return the recipe with a batch size and a number of epochs that suit `rows` training rows.
 
         A batch size or a number of epochs that the user gave does not change.
 
@@ -171,7 +171,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class DecisionOptions:
-    """The decision threshold for a target with two classes. Raises `ValueError` if the text of the threshold is not
+    """The decision threshold for a target with two classes. Raises `ValueError` if the text of `threshold` is not
     valid.
 
     threshold: if it is None, the model predicts the class with the larger probability.

@@ -20,6 +20,6 @@ def format_name(name: object) -> str:
 def flag_value(text: str) -> str:
     """Quote `text` as one value of a flag that takes a list.
 
-    A value with commas is quoted as in a CSV file. The result is then quoted for a shell.
+    The value is quoted as in a CSV file if it has commas, and then quoted for a shell.
     """
     return shlex.quote('"' + text.replace('"', '""') + '"' if "," in text or text.startswith('"') else text)

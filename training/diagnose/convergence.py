@@ -2,9 +2,9 @@
 
 The module measures the speed of the training and the inputs of the sigmoids.
 
-This is the experiment of figure 1 in Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain SGD.
-The paper of Ioffe and Szegedy gives no learning rate. So the experiment runs at several learning rates. The networks
-with and without batch norm may need different rates. The module draws no plot.
+The experiment is the one of figure 1 in Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain
+SGD. The paper of Ioffe and Szegedy gives no learning rate. So the experiment runs at several learning rates. The
+networks with and without batch norm may need different rates. The module draws no plot.
 """
 
 from __future__ import annotations

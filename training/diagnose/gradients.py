@@ -50,9 +50,10 @@ class Depth:
 
     initial, trained: the gradient norms before and after training, one for each hidden Dense. The first norm is that of
     the Dense next to the input. Each norm is the Frobenius norm of the gradient of the loss with respect to the weights
-    of one Dense. `initial` and `trained` are measured in training mode on the same batch. This batch has 256 training
-    rows, or all training rows if there are fewer. score: the score on the same batch in training mode, after training.
-    diverged: the step whose loss was not finite, or None. If the training diverged, `trained` and `score` are NaN.
+    of one Dense. `initial` and `trained` are measured in training mode on the same batch. The batch has 256 training
+    rows, or all training rows if there are fewer. score: the score after training, measured in training mode on the
+    batch of the gradients. diverged: the step whose loss was not finite, or None. If the training diverged, `trained`
+    and `score` are NaN.
     """
 
     activation: Activation
@@ -83,10 +84,10 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 def growth(norms: tuple[float, ...]) -> float:
     """Estimate the factor by which the gradient norm grows from each layer to the layer before it.
 
-    The function fits a line to the logarithms of the norms. The factor follows from the slope of this line. norms: one
-    norm for each hidden Dense, in the order from the input to the output. The first Dense is left out, because its
-    number of inputs depends on the table. The result is NaN if fewer than two other norms are left, or if one of them
-    is 0 or not finite.
+    The function fits a line to the logarithms of the norms, and computes the factor from the slope of the line. norms:
+    one norm for each hidden Dense, in the order from the input to the output. The first Dense is left out, because its
+    number of inputs depends on the table. The result is NaN if `norms` has fewer than three entries, or if an entry
+    after the first is 0 or not finite.
     """
     rest = np.array(norms[1:])
     if len(rest) < 2 or not np.isfinite(rest).all() or (rest <= 0).any():
@@ -97,8 +98,9 @@ def growth(norms: tuple[float, ...]) -> float:
 def gradient_norms(network: nn.Sequential, sample: Sample, rows: Examples) -> tuple[float, ...]:
     """For each hidden Dense, compute the Frobenius norm of the gradient of the loss with respect to its weights.
 
-    rows: the batch for which the gradient is computed, in training mode. The computation uses float64, because a
-    gradient that passes through 64 sigmoid layers becomes smaller than the smallest float32. `network` does not change.
+    rows: the batch for which the gradient is computed. The network is in training mode. The computation uses float64,
+    because a gradient that passes through 64 sigmoid layers becomes smaller than the smallest float32. `network` does
+    not change.
     """
     network = copy.deepcopy(network).double().train()
     y = rows.y.double() if rows.y.is_floating_point() else rows.y
@@ -127,7 +129,7 @@ def _measure_depth(
 
 
 def deepest(measured: tuple[Depth, ...], activation: Activation, *, batch_norm: bool) -> Depth:
-    """Return the measurements of the deepest network with this activation and this choice of batch norm."""
+    """Return the measurements of the deepest network with `activation`, with or without batch norm."""
     chosen = [m for m in measured if m.activation == activation and m.batch_norm == batch_norm]
     return max(chosen, key=lambda m: m.depth)
 

@@ -14,8 +14,9 @@ class DiagnosisPlan:
     of hidden layers of the networks whose gradients are measured. gradient_steps: the number of training steps of the
     networks whose gradients are measured. batch_sizes: the batch sizes with which training mode and evaluation mode are
     compared. mode_steps: the number of training steps before training mode and evaluation mode are compared. rounds:
-    the number of timed runs of each model. The latency is the median of these runs. repeats: the number of trainings
-    with the user's own recipe, each with and without batch norm. Raises `ValueError` for a value that is out of range.
+    the number of timed runs of each model. The latency of a model is the median over its timed runs. repeats: the
+    number of trainings with the user's own recipe, each with and without batch norm. Raises `ValueError` for a value
+    that is out of range.
     """
 
     seed: int = 0

@@ -77,7 +77,7 @@ class Study:
     of batch norm.
 
     rows: the numbers of training, validation and test rows. total: the number of rows of the table. graphs: the
-    unfolded graph and the folded graph, or () if this first training diverged.
+    unfolded graph and the folded graph, or () if the training of the network in these graphs diverged.
     """
 
     plan: Plan

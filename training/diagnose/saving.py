@@ -79,7 +79,7 @@ class Saving:
     apart: float
 
     def pair(self, placement: Placement) -> tuple[Model, Model]:
-        """Return the unfolded and the folded model of this placement."""
+        """Return the unfolded and the folded model with this placement of the batch norm."""
         unfolded, folded = (
             next(m for m in self.models if m.placement == placement and m.folded == f) for f in (False, True)
         )

@@ -23,7 +23,7 @@ def minimise(cost: Callable[[float], float], low: float, high: float) -> float:
     1973, chapter 5. The variables have the same meanings as in `fmin` of Forsythe, Malcolm and Moler, 1977.
     """
     # best, second, third: the three points with the lowest costs so far. of_best, of_second, of_third: the costs of
-    # these points.
+    # `best`, `second` and `third`.
     best = second = third = low + _GOLDEN * (high - low)
     of_best = of_second = of_third = cost(best)
     step = previous = 0.0

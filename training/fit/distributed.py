@@ -140,8 +140,8 @@ def join_processes(device: Device) -> Iterator[World]:
     Without torchrun, there is only this process.
 
     Raises `ExecutionError` if CUDA is requested and missing. When one process fails, torchrun ends the others. The
-    process that fails first raises its own error, and the other processes raise `SystemExit`. So the user sees the
-    reason only once.
+    process that fails first raises its own error, and the other processes raise `SystemExit`. So the user sees only the
+    error of the process that failed first.
     """
     local = int(os.environ["LOCAL_RANK"]) if distributed.is_torchelastic_launched() else 0
     chosen = _choose_device(device, local)

@@ -274,7 +274,7 @@ class _Training:
     def _tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the running training, not copies of these tensors.
 
-        To restore a state, copy the saved values into these tensors.
+        To restore a state, copy the saved values into the returned tensors.
         """
         return {
             **{f"network.{name}": tensor for name, tensor in self._network.state_dict().items()},

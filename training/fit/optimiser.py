@@ -72,6 +72,6 @@ class FlatAdamW:
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that the optimiser updates in every step, not copies of these tensors.
 
-        The next step depends only on these tensors, the weights, the gradients and the learning rate.
+        The next step depends only on the returned tensors, the weights, the gradients and the learning rate.
         """
         return {"mean": self._mean, "square": self._square, "steps": self._steps}

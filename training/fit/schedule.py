@@ -8,7 +8,8 @@ from foldserve.training.plan import Recipe
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Return the learning rate of step number `step`, counted from 0, of `steps`.
+    """Return the learning rate of one step. step: the number of the step, counted from 0. steps: the number of all
+    steps.
 
     The rates are equal to those of PyTorch's CosineAnnealingLR and OneCycleLR.
 

@@ -25,12 +25,12 @@ def choose_threshold(
 
     y: int64 [rows], true classes. outputs: float32 [rows, 2], probabilities. positive: the index of the positive class.
     With the rule `f1`, the threshold is the one with the largest F1 of the positive class. With the rule `cost:FP,FN`,
-    the threshold is the one with the smallest total cost of the errors. Several intervals of thresholds may be equally
-    good. The function then chooses the interval nearest to a preferred threshold. The preferred threshold is 0.5 for
-    the rule `f1`. For the rule `cost:FP,FN`, the preferred threshold is FP / (FP + FN), which is the best threshold if
-    the probabilities are calibrated (Elkan, 2001, "The foundations of cost-sensitive learning"). If the preferred
-    threshold is in the chosen interval, the function returns the preferred threshold. Otherwise, the function returns a
-    number with few digits near the middle of the interval.
+    the threshold is the one with the smallest total cost of the errors. If several intervals of thresholds are equally
+    good, the function chooses the interval nearest to a preferred threshold. The preferred threshold is 0.5 for the
+    rule `f1`. For the rule `cost:FP,FN`, the preferred threshold is FP / (FP + FN), which is the best threshold if the
+    probabilities are calibrated (Elkan, 2001, "The foundations of cost-sensitive learning"). If the preferred threshold
+    is in the chosen interval, the function returns the preferred threshold. If the preferred threshold is outside the
+    interval, the function returns a number with few digits near the middle of the interval.
     """
     chosen = options.value
     rule = "value"
@@ -53,8 +53,8 @@ def _intervals(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the lower ends, the upper ends and the gains of all intervals of thresholds.
 
-    All thresholds t with low < t <= high predict the same classes. The gain of an interval is the F1 of these
-    predictions, or their total cost times -1.
+    All thresholds t with low < t <= high predict the same classes. The gain of an interval is the F1 of its
+    predictions, or the total cost of its predictions times -1.
     """
     edges, group = np.unique(probabilities, return_inverse=True)
     rows = np.bincount(group, minlength=len(edges))

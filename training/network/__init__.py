@@ -1,1 +1,1 @@
-"""Networks: the layer types, the preprocessing of raw rows, and the MLP. The package does not train or fold."""
+"""Networks: the layer types, the preprocessing of raw rows, and the MLP. The package does not train or fold networks."""

@@ -31,7 +31,8 @@ CYCLES = tuple(f"{function} of {part}" for part in NUMBERS[1:] for function in (
 class _Number(Protocol):
     """The arithmetic operations that `compute_parts` uses.
 
-    Tensors have these operations. A `_Symbol`, which stands for a tensor in a graph, has the same operations.
+    A tensor has all of these operations. A `_Symbol`, which stands for a tensor in a graph, has the same operations as
+    a tensor.
     """
 
     def __add__(self: N, other: float | N, /) -> N: ...
@@ -64,7 +65,7 @@ def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
     year_of_era = ((day_of_era - leap_days) / 365.0).floor()
     first = year_of_era * 365.0 + (year_of_era / 4.0).floor() - (year_of_era / 100.0).floor()
     month_from_march = (((day_of_era - first) * 5.0 + 2.0) / 153.0).floor()  # in this variable, March is 0
-    next_year = (month_from_march / 10.0).floor()  # this is 1 in January and February, and otherwise 0
+    next_year = (month_from_march / 10.0).floor()  # 1 in January and February, and otherwise 0
     month = month_from_march + 3.0 - next_year * 12.0
     year = era * 400.0 + year_of_era + next_year
     cycles = [part * (2 * math.pi / length) for part, length in ((month, 12), (weekday, 7), (hour, 24))]

@@ -1,8 +1,8 @@
 """Dropout that draws one byte per unit.
 
 PyTorch's dropout draws one 32-bit random number per unit and turns this number into a Bernoulli variable. On one core,
-this method takes about 10 ns per unit, which is a third of the time of a training step of a small network. This module
-draws one 64-bit random number for eight units.
+PyTorch's dropout takes about 10 ns per unit. This is a third of the time of a training step of a small network. This
+module draws one 64-bit random number for eight units.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ _MIN_BIN_WIDTH = 1e-30
 _CHUNK = 65_536
 
 # A feature has tails if its whole range is at least this many times as wide as the interval with the middle 90% of its
-# values. For a normal distribution, this ratio of the widths is 2.3 in 5,000 rows, and 3 in a million rows.
+# values. In a normal distribution, the range of 5,000 values is 2.3 times as wide as the interval with the middle 90%
+# of the values. The range of a million values is 3 times as wide as this interval.
 _TAILS = 4.0
 # A feature with at most this many different values counts as a feature without tails.
 _FEW_VALUES = 32
@@ -136,14 +137,15 @@ def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) 
 
     The function computes std differently for numbers, bins, and columns of 0 and 1.
 
-    chunks: a function that returns the encoded training rows in chunks [any, columns]. This function is called twice.
+    chunks: a function that returns the encoded training rows in chunks [any, columns]. `chunks` is called twice, for
+    two passes over the rows.
 
-    For a column of numbers, std is at least a sixth of the column's range. Without this rule, a value that is rare in
-    training could be 30 standard deviations from the mean, and could alone decide a prediction. An example is a bright
-    pixel in the corner of an image, because pixels in the corner are nearly always 0. All bins of all features share
-    one std, which is the root mean square of the stds of the bins. So a bin with few rows does not get a very large
-    scale. For columns of 0 and 1, std is 1. If a column is constant in training, its standardised value is always 0.
-    Training does not change the random initial weights of a constant column, so these weights must not influence a
+    For a column of numbers, std is at least a sixth of the column's range. Without this minimum of std, a value that is
+    rare in training could be 30 standard deviations from the mean, and could alone decide a prediction. An example is a
+    bright pixel in the corner of an image, because pixels in the corner are nearly always 0. All bins of all features
+    share one std, which is the root mean square of the stds of the bins. So a bin with few rows does not get a very
+    large scale. For columns of 0 and 1, std is 1. If a column is constant in training, its standardised value is always
+    0. Training does not change the random initial weights of a constant column, so these weights must not influence a
     prediction.
     """
     sums, lowest, highest, counts = zip(

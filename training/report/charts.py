@@ -151,7 +151,7 @@ def _thin(x: Values, y: Values) -> tuple[Values, Values]:
 
 
 def is_log_scaled(values: Values) -> bool:
-    """Whether a chart of these values needs logarithmic axes, as for prices."""
+    """Whether a chart of `values` needs logarithmic axes, as for prices."""
     return bool(values.min() > 0) and float(values.max() / values.min()) > _LOGARITHMIC
 
 

@@ -109,7 +109,7 @@ def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int, decision: Deci
     A model that is not better than the best constant answer has learned nothing from the features.
 
     In a classification, the best constant answer is the share of each class in `y` [rows]. In a regression, the best
-    constant answer is the mean of `y`. No other constant answer scores better on these rows. outputs: the number of
+    constant answer is the mean of `y`. No other constant answer gets a better score on `y`. outputs: the number of
     outputs of the model. decision: the decision rule of the model, or None for the default of `score`.
     """
     constant = np.full(1, y.mean()) if task == "regression" else np.bincount(y, minlength=outputs) / len(y)
@@ -206,9 +206,9 @@ class Importances:
     std: npt.NDArray[np.float64]
 
 
-# The computation of the importances predicts at most this number of rows. These predictions cost about as much time as
-# one training epoch over 20,000 rows. The limit is a number of rows, because a limit on the time would give different
-# figures in every run. For a table with many columns, the computation uses fewer rows and fewer shuffles.
+# The computation of the importances predicts at most this number of rows. This number of predictions takes about as
+# long as one training epoch over 20,000 rows. The limit is a number of rows, because a limit on the time would give
+# different figures in every run. For a table with many columns, the computation uses fewer rows and fewer shuffles.
 _MAX_PREDICTIONS = 60_000
 _MIN_ROWS, _MAX_ROWS = 64, 2_000
 
@@ -226,7 +226,7 @@ def permutation_importance(
     predict: a function float32 [n, features] -> [n, outputs] for any n. x: [rows, features]; y: [rows]. The function
     uses at most 2,000 rows, which are drawn at random with `seed`. For a table with many columns, the function uses
     fewer rows and fewer repeats, but at least 64 rows and 2 repeats. If two features have the same information, both
-    importances are too low. When the function shuffles one of these features, the model still has the other feature.
+    importances are too low, because the model can use one of the features while the other is shuffled.
     """
     # scikit-learn's `permutation_importance` needs an estimator, and calls the estimator once per shuffle. This
     # function puts all shuffles of a feature into one batch. For a small network, one call with all shuffles is several

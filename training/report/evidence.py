@@ -62,8 +62,8 @@ class Evidence:
 
     @cached_property
     def curves(self) -> dict[int, Curve]:
-        """The curves over all thresholds. The keys are the indices of the classes, and the most important class comes
-        first.
+        """The curves over all decision thresholds, for some classes. The keys are the indices of the classes, and the
+        most important class comes first.
 
         For two classes, there is only the curve of the positive class. For more classes, there are the curves of the
         classes with the lowest AUC. Each curve is for one class against all other classes. A class without an AUC has

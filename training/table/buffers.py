@@ -1,8 +1,8 @@
 """Copies Arrow columns into NumPy arrays, and replaces cells by null. The module does not depend on the kinds of
 columns.
 
-This module does not use Arrow's `to_numpy` and `scalar`. Arrow's functions give the same results, but import pandas if
-it is installed. This import takes 0.3 s.
+This module does not use Arrow's `to_numpy` and `scalar`. Arrow's functions give the same results as this module, but
+import pandas if it is installed. The import of pandas takes 0.3 s.
 """
 
 from __future__ import annotations

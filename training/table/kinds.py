@@ -35,7 +35,7 @@ def read_as(kind: Kind, name: str, cells: pa.ChunkedArray, reading: Reading | No
 
 
 def read_declared(kind: Kind, name: str, cells: pa.ChunkedArray, marks: Marks) -> Decision:
-    """Read a column whose kind the user declared. Raises `DataError` if a cell does not fit this kind."""
+    """Read a column whose kind the user declared. Raises `DataError` if a cell does not fit the declared kind."""
     if kind != "numeric":
         return kind, read_as(kind, name, cells, None), _reading(kind, cells, marks)
     values, reading = _read_numbers(name, cells, marks)

@@ -37,9 +37,9 @@ _HEAD = 50
 
 @dataclass(frozen=True)
 class Marks:
-    """The user's settings for all columns: the missing texts, and the marks of numbers.
+    """The user's settings for all columns: the texts that mean a missing value, and the marks of numbers.
 
-    A mark is None if the user did not choose it. The notation of the cells then decides the mark.
+    A mark is None if the user did not choose it. If a mark is None, the notation of the cells decides the mark.
 
     missing: texts that mean a missing value, in the same way as a blank cell.
     """

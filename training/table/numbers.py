@@ -38,7 +38,7 @@ NUMBER_IN_ANY_NOTATION = re.compile(
 )
 _PLAIN_NUMBER = re.compile(PLAIN.number_pattern)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
-# Texts that often mean a missing value. In a column of categories, these texts are ordinary values.
+# Texts that often mean a missing value. In a column of categories, a text such as NA is an ordinary value.
 _MISSING_MARKERS = {"na", "n/a", "#n/a", "null", "none", "nil", "missing", "?", "-", "--", "."}
 # All integers up to this number are exact in float64.
 MAX_EXACT_INTEGER = 2**53
@@ -74,8 +74,8 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
         except pa.ArrowInvalid:
             pass
     texts = without_blanks(cells)
-    # Most columns of texts have a text that is not a number among their first 64 rows. So these rows are checked before
-    # the whole column.
+    # Most columns of texts have a text that is not a number among their first 64 rows. So the first 64 rows are checked
+    # before the whole column.
     if not all(matches(part, reading.number_pattern) for part in (texts.slice(0, 64), texts)):
         return None
     for pattern, replacement in reading.number_rewrites:
@@ -210,7 +210,7 @@ def _marks(text: str) -> list[str]:
 
 
 def has_leading_zeros(cells: pa.ChunkedArray) -> bool:
-    """Whether a cell is a number with leading zeros, such as 007. A column with such a cell has codes, in which 007 and
-    7 are different.
+    """Whether a cell is a number with leading zeros, such as 007. In a column with a cell such as 007, the cells 007
+    and 7 are different codes.
     """
     return is_text(cells) and bool(pc.any(pc.match_substring_regex(cells, r"^\s*[+-]?0\d")).as_py())

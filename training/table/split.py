@@ -18,9 +18,9 @@ from foldserve.service.figures import count_of
 from foldserve.training.errors import DataError
 from foldserve.training.table.schema import RowIndices, Split, Table
 
-# The smallest number of rows that can be split, which is the sum of the smallest sizes of the three parts. Batch norm
-# needs two training rows for its statistics. The test set needs two rows. The validation set needs one row, but in a
-# regression two rows, because R2 is undefined for one row.
+# A table with fewer rows than this can't be split. The number is the sum of the smallest sizes of the training set, the
+# validation set and the test set. Batch norm needs two training rows for its statistics. The test set needs two rows.
+# The validation set needs one row, but in a regression two rows, because R2 is undefined for one row.
 _MIN_ROWS = 5
 # The number of random orders of the groups that the split tries. The split uses the best order. One order would not be
 # enough, because a group can have any size and any mix of classes.

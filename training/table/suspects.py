@@ -135,6 +135,6 @@ def _typical(found: npt.NDArray[np.int64], y: Values, classes: int) -> Values:
     pairs, rows = np.unique(found * classes + y, return_counts=True)
     order = np.argsort(rows, kind="stable")
     typical = np.full(count, int(np.bincount(y).argmax()))
-    # The most frequent class of a category comes last, so it replaces the others.
+    # The most frequent class of a category comes last, so it replaces the category's other classes.
     typical[pairs[order] // classes] = pairs[order] % classes
     return typical

@@ -1,6 +1,7 @@
 """Notes on columns of texts that look like numbers or dates.
 
-Other modules decide whether these texts are categories, numbers or dates. This module only writes notes for the user.
+Other modules decide whether the texts of a column are categories, numbers or dates. This module only writes notes for
+the user.
 """
 
 from __future__ import annotations
