@@ -1,29 +1,30 @@
-# This file builds two images. `service` is the default, because it is the last stage. It serves on the CPU, or on CUDA
-# with RUNTIME=gpu. `trainer` writes the bundles that `service` serves. requirements/ locks the packages of both images.
-# .dockerignore lists the files that the images may contain.
+# This Dockerfile builds two images. The image `service` is the default, because it is the last stage. `service` serves
+# on the CPU, or on CUDA with RUNTIME=gpu. The image `trainer` writes the bundles that `service` serves. The files in
+# requirements/ lock the packages of both images. .dockerignore lists the files that the images may contain.
 
-# The tag is exact, but the image with this tag is sometimes rebuilt. `make image-pin` adds its current digest.
+# The tag names an exact version of Python, but Docker Hub sometimes rebuilds the image of this tag. `make image-pin`
+# adds the current digest of the image.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
-# The ONNX Runtime of the service: cpu or gpu.
+# RUNTIME chooses the ONNX Runtime of the service: cpu or gpu.
 ARG RUNTIME=cpu
 
 
 FROM ${PYTHON_IMAGE} AS base
-# tini forwards signals and reaps orphaned processes, so the image does not need `docker run --init`.
+# tini forwards signals and reaps orphaned processes, so `docker run --init` is not needed.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini=0.19.* \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/apt /var/log/dpkg.log \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin foldserve \
     && install --directory --owner=foldserve --group=foldserve /models /work
-# The image is compiled when it is built, so a run writes no bytecode. The bytecode is checked by the hash of its source
-# file. The time of the file is not reliable, because a copy between stages may round the time.
+# The build compiles the Python code, so a container writes no bytecode. Python checks the bytecode by the hash of its
+# source file. The modification time of the source is not reliable, because a copy between stages may round the time.
 ENV PATH=/opt/foldserve/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1
 STOPSIGNAL SIGTERM
 
 
-# This stage builds the wheel of foldserve.
+# The stage `wheel` builds the wheel of foldserve.
 FROM ${PYTHON_IMAGE} AS wheel
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
@@ -43,7 +44,7 @@ COPY requirements/train.txt requirements/torch.txt /requirements/
 RUN python -m venv --without-pip /opt/foldserve \
     && pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
         --requirement /requirements/train.txt
-# Only PyTorch's index has the CPU builds of torch. The build on PyPI needs gigabytes of CUDA libraries.
+# Only PyTorch's index has the CPU builds of torch. The torch build on PyPI needs gigabytes of CUDA libraries.
 # The module torch.testing._internal is not compiled, because some of its files need a newer Python.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip --python /opt/foldserve/bin/python install --require-hashes --only-binary=:all: --no-deps --no-compile \
@@ -57,13 +58,14 @@ COPY --from=trainer-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
     && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/foldserve
-# Docker fills a new volume from the image that starts first. So both images have the same models.
+# If containers of both images share a new volume, Docker fills the volume from the image that starts first. So both
+# images contain the same models.
 COPY --chown=10001:10001 models /models
 WORKDIR /work
 USER 10001:10001
 ENTRYPOINT ["tini", "-s", "--", "foldserve-train"]
 CMD ["--help"]
-# VERSION is the version in pyproject.toml, and a test compares the two. The Makefile sets REVISION and CREATED.
+# VERSION is the version in pyproject.toml, and a test compares both versions. The Makefile sets REVISION and CREATED.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown
@@ -92,19 +94,19 @@ COPY --from=service-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
     && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/foldserve
-# A volume that is mounted here replaces these models.
+# If a volume is mounted at /models, it replaces the models of the image.
 COPY --chown=10001:10001 models /models
 ENV FOLDSERVE_MODELS=/models \
     FOLDSERVE_HOST=0.0.0.0
 WORKDIR /work
 USER 10001:10001
 EXPOSE 8000
-# Until the first success, Docker runs the health check every --start-interval. A server on CUDA may need most of the
-# start period.
+# Until the first success, Docker runs the health check at the interval --start-interval. A server on CUDA may need most
+# of the start period.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=1s --retries=3 CMD ["foldserve", "health"]
 ENTRYPOINT ["tini", "-s", "--", "foldserve"]
 CMD ["serve"]
-# VERSION is the version in pyproject.toml, and a test compares the two. The Makefile sets REVISION and CREATED.
+# VERSION is the version in pyproject.toml, and a test compares both versions. The Makefile sets REVISION and CREATED.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown

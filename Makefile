@@ -1,5 +1,5 @@
-# The commands that people and CI run. `make demo` and `make test` only need make and Python 3.11 or newer. `make help`
-# prints the text after `##` for each target.
+# People and CI run the commands in this Makefile. `make demo` and `make test` only need make and Python 3.11 or newer.
+# `make help` prints the text after `##` of each target.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,13 +21,13 @@ DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-# The build arguments of an image: its labels, and the package index that has its torch.
+# The build arguments of an image set its labels, and the package index that has its torch.
 IMAGE_ARGUMENTS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 	--build-arg REVISION=$(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown) \
 	--build-arg CREATED=$(shell git log -1 --format=%cI 2>/dev/null || echo unknown) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
 IMAGE_BUILD = docker build $(IMAGE_ARGUMENTS)
-# The default is PyPI: the images need public packages, even if this machine has another default index.
+# `make lock` uses PyPI by default: the images need public packages, even if this machine has another default index.
 UV = $(LOCK)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraints constraints.txt \
 	--config-file requirements/uv.toml --custom-compile-command 'make lock' --default-index https://pypi.org/simple
 
@@ -59,8 +59,8 @@ demo: $(VENV)/installed-demo ## Train, verify and serve a model of handwritten d
 	@echo
 	exec $(BIN)/foldserve serve --models $(DEMO) --port $(PORT)
 
-# Most tests wait for a server, so three processes keep two cores busy. The tests of one module stay in one process,
-# because they share servers.
+# Most tests wait for a server, so three pytest processes keep two cores busy. All tests of one module run in the same
+# process, because they share servers.
 test: lint ## Check style and types, then run the test suite
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope
 
@@ -80,8 +80,8 @@ lint: install ## Check style, types and the Dockerfile
 
 check: lint audit ## Run make lint and make audit
 
-# git lists the files, so that the check does not read ignored files. A checksum is not a secret. Ruff checks bandit's
-# rule B104 as S104, with the exceptions of this project.
+# `make audit` gets the list of files from git, so that detect-secrets does not read ignored files. The checksums in the
+# manifests are not secrets. Ruff checks bandit's rule B104 as S104, with the exceptions of this project.
 audit: $(AUDIT)/installed ## Look for unsafe code, secrets, and packages with a security advisory
 	$(AUDIT)/bin/bandit --quiet --recursive --skip B104 service training
 	@if git rev-parse --git-dir >/dev/null 2>&1; then echo "detect-secrets: all files of git"; \
@@ -115,21 +115,21 @@ test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient,
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients \
 		tests/clients/test_triton_grpc.py
 
-# Ray is large, so Ray has a separate environment.
+# Ray has a separate environment, because Ray is a large package.
 test-ray: $(RAY)/installed ## Test foldserve score and Ray Serve on a Ray cluster of two nodes on this machine
 	$(RAY)/bin/python -m pytest --confcutdir=tests/cluster tests/cluster
 
-# Playwright drives the Chromium of the operating system. Playwright has a separate environment, because its wheel is
-# large.
+# In the tests, Playwright controls the Chromium of the operating system. Playwright has a separate environment, because
+# its wheel is large.
 test-page: install $(PAGE)/installed ## Test the page at / in Chromium; needs apt-get install chromium
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(PAGE)/bin/python -W error -m pytest --confcutdir=tests/page -rs tests/page
-# Keras runs on the PyTorch of `make install`. The packages of `make install` come first on Python's path.
+# In the tests, Keras uses the PyTorch of `make install`. The packages of `make install` come first on Python's path.
 test-keras: install $(KERAS)/installed ## Import random models that Keras saves, and compare the outputs with Keras
 	@packages=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
 	PYTHONPATH="$(CURDIR):$$packages" $(KERAS)/bin/python -m pytest --confcutdir=tests/keras tests/keras
 
-# Atheris runs the code of this project with its packages. It saves the inputs that it finds into the folder .fuzz, for
-# the next run.
+# Atheris runs foldserve with the packages of `make install`. Atheris saves the inputs that it finds in the folder
+# .fuzz, for the next run.
 fuzz: install $(FUZZ)/installed ## Fuzz the routes, the tensor codec and the reader of heads, FUZZ_SECONDS each
 	SERVER_PYTHON=$(abspath $(BIN)/python) FUZZ_SECONDS=$(FUZZ_SECONDS) $(FUZZ)/bin/python tests/fuzz/openapi.py
 	@set -e; packages=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
@@ -137,7 +137,7 @@ fuzz: install $(FUZZ)/installed ## Fuzz the routes, the tensor codec and the rea
 	PYTHONPATH="$(CURDIR):$$packages" $(FUZZ)/bin/python tests/fuzz/$$target.py .fuzz/$$target tests/fuzz/corpus/$$target \
 		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=.fuzz/ -print_final_stats=1; done
 
-# The oldest and the newest versions come before the installed versions on Python's path.
+# On Python's path, the oldest and the newest versions come before the installed versions of uvicorn and httptools.
 test-uvicorn: install ## Test the server with the oldest and the newest uvicorn and httptools that pyproject.toml allows
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(PIP) --quiet --no-deps --target "$$folder/oldest" \
@@ -153,15 +153,16 @@ test-uvicorn: install ## Test the server with the oldest and the newest uvicorn 
 test-gpu-wheel: $(GPU)/installed ## Test the refusals of the real onnxruntime-gpu on a machine without a GPU
 	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
 
-# The provider calls stand-ins for CUDA's libraries, which check every call. The target needs g++ and nm.
+# The CUDA provider calls stand-ins for CUDA's libraries, which check every call. `make test-cuda-harness` needs g++ and
+# nm.
 test-cuda-harness: $(GPU)/installed ## Test the service on the real CUDA provider of onnxruntime-gpu without a GPU
 	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/cuda_harness tests/cuda_harness
 
-# With KUBE_CONTEXT, the API server of this context also checks the manifests in a dry run.
+# If KUBE_CONTEXT is set, the API server of this context also checks the manifests in a dry run.
 kube-check: $(KUBE)/installed ## Check deploy/kubernetes and deploy/kserve with kubectl and the schemas of Kubernetes
 	KUBECTL=$(abspath $(KUBE))/bin/kubectl $(KUBE)/bin/python -W error -m pytest --confcutdir=tests/kube tests/kube
 
-# On a machine with a GPU, TORCH_INDEX names PyTorch's builds for its CUDA version.
+# On a machine with a GPU, set TORCH_INDEX to the index with the PyTorch builds for its CUDA version.
 test-gpu: $(GPU)/installed ## Test serving and training on a GPU
 	@$(GPU)/bin/python -m foldserve.service doctor --device cuda || { echo "make test-gpu needs a GPU: no test has run" >&2; exit 1; }
 	$(PIP:$(BIN)/%=$(GPU)/bin/%) --constraint constraints.txt --editable '.[gpu,train,test]'
@@ -178,8 +179,8 @@ bench-grpc: install ## Compare foldserve over gRPC with MLServer and Triton; nee
 bench-gate: install ## Count the instructions of a request, and compare them with benchmarks/gate.json; needs valgrind
 	$(BIN)/python benchmarks/gate.py $(ARGS)
 
-# This target uses the packages of PYTHON. It can't use the packages of `make install`, because the CPU build of ONNX
-# Runtime there excludes the GPU build.
+# `make bench-gpu` uses the packages of PYTHON. It can't use the packages of `make install`, because they include the
+# CPU build of ONNX Runtime, which excludes the GPU build.
 bench-gpu: ## Compare foldserve with ONNX Runtime and PyTorch on a GPU, with the packages of PYTHON
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
@@ -223,7 +224,7 @@ image-pin: ## Write the current digest of the base image into the Dockerfile
 sbom: $(AUDIT)/installed ## Write CycloneDX bills of materials of the requirements and the images into dist/sbom
 	$(AUDIT)/bin/python requirements/sbom.py
 
-# Only the index of PyTorch has the CPU build of torch and the hashes of this build.
+# Only PyTorch's own index has the CPU build of torch and the hashes of this build.
 lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constraints.txt
 	$(UV) --extra cpu --extra grpc --extra otel --output-file requirements/cpu.txt pyproject.toml
 	$(UV) --extra gpu --extra grpc --extra otel --output-file requirements/gpu.txt pyproject.toml
@@ -235,8 +236,8 @@ lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constrai
 		--custom-compile-command 'make lock TORCH_INDEX=URL' --default-index $(TORCH_INDEX) --output-file requirements/torch.txt -,\
 	grep -q "^$$torch" requirements/torch.txt || sed -i.bak "s/^torch==.*/$$torch/; /^ *--hash/d" requirements/torch.txt; rm -f requirements/torch.txt.bak)
 
-# Create the environment: $(1) has the flags for pip, and $(2) has the extras. A rule writes its stamp file at the end.
-# So an interrupted installation starts again.
+# INSTALL creates the environment: $(1) has the flags for pip, and $(2) has the extras. Each rule creates its stamp file
+# at the end. So after an interruption, make starts the installation again.
 define INSTALL
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "foldserve needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
 $(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""Writes prometheusrule.yaml from the alerts of deploy/prometheus/rules.yml: `make docs` runs this program."""
+"""Writes prometheusrule.yaml from the alerts of deploy/prometheus/rules.yml. `make docs` runs this program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TARGET = FOLDER / "prometheusrule.yaml"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes long texts as blocks."""
+    """Writes strings of several lines as blocks."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
