@@ -47,7 +47,7 @@ def main() -> None:
     chosen = _arguments()
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
-        os.sched_setaffinity(0, cores[1:])  # so that the measured programs have the first core alone
+        os.sched_setaffinity(0, cores[1:])  # this process leaves the first core to the measured programs
     tables = find_tables(chosen.data, chosen.tables)
     fits, failed = _measure(tables, chosen.seeds, cores[0])
     failures = "\n".join(f"- {where}: {why}; left out of every row" for where, why in failed.items())

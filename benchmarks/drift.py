@@ -60,7 +60,7 @@ def main() -> None:
                 for variant, server in running.items():
                     seconds = 1.0 if number < 0 else options.seconds
                     figures = measure(server, folder / body, headers, seconds, rows)
-                    if number >= 0:  # the first round warms up
+                    if number >= 0:  # the first round is only a warm-up
                         rounds[variant].append(figures)
             report(title, rounds)
 

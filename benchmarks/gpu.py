@@ -150,7 +150,7 @@ def _ceilings_and_contenders(bench: Bench) -> None:
     with note_failure(results.note, "copies", "host and device"):
         ceilings.peak(
             "fp32", (plan.square,) * 3, bench.device, 1, 20 * plan.seconds
-        )  # a warm-up, because an idle GPU has a low clock rate
+        )  # warm up first, because an idle GPU has a low clock rate
         results.copies += ceilings.copies(plan.copied, bench.device, plan.rounds, plan.seconds)
     for network, precision in [(small, "fp32"), *((wide, precision) for precision in plan.precisions)]:
         if not bench.has_time(f"{network.title} {precision}", _KERNELS_S + bench.reserve):

@@ -92,7 +92,7 @@ def main() -> None:
                     )
                     for port in ports
                 ]
-                if number >= 0:  # the first round warms up
+                if number >= 0:  # the first round is only a warm-up
                     figures.append(pair)
             ratio = statistics.median(other.rows_per_second / own.rows_per_second for own, other in figures)
             for title, column in (("foldserve serve", 0), ("Ray Serve", 1)):

@@ -42,7 +42,7 @@ def main() -> None:
         folder = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()
-        os.sched_setaffinity(0, cores[-1:])  # so that the server has the first core alone
+        os.sched_setaffinity(0, cores[-1:])  # this process leaves the first core to the server
         bench = Bench(folder, chosen.seconds, cores[0], cores[-1], write_bodies(ROOT / MODEL, folder))
         rounds = _rounds(bench, chosen.contenders, chosen.repeats)
         pairs, soak_seconds = chosen.pairs, chosen.soak

@@ -36,7 +36,7 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     parts = [machine(_versions())]
     if len(cores) > 1:
-        os.sched_setaffinity(0, cores[1:])  # so that the measured programs have the first core alone
+        os.sched_setaffinity(0, cores[1:])  # this process leaves the first core to the measured programs
     parts += [measure[part](chosen, cores[0]) for part in chosen.only]
     text = "\n\n".join(parts)
     print(text)

@@ -27,7 +27,7 @@ NOT_PROSE = re.compile(r"^(noqa|type:|pragma|fmt:|!/|-{3} |  )|-{4}")
 NOT_TEXT = re.compile(r"^ {4}|^python |\S {2,}\S|-->|[│├└]")
 MIN_WORDS = 4
 
-Block = tuple[int, str]  # the number of the first line, counted from 1, and the text
+Block = tuple[int, str]  # the number of the block's first line, counted from 1, and the text of the block
 
 
 def comments(text: str) -> Iterator[Block]:

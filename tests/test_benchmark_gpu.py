@@ -57,7 +57,7 @@ def test_a_dry_run_runs_every_part_and_claims_no_measurement(tmp_path: Path) -> 
     assert done.stdout.startswith("DRY RUN")
     found = json.loads((tmp_path / "gpu.json").read_text())
     measured = {(x["network"], x["batch"]) for x in found["figures"] if x["contender"] == "graphs"}
-    assert len(measured) == 6  # two networks, three batch sizes
+    assert len(measured) == 6  # there are two networks and three batch sizes
     assert {x["contender"] for x in found["figures"]} >= {"plain", "ort", "unfolded", "eager", "torch_graph"}
     assert {x["rows"] for x in found["served"]} == {1, 4, 24}
     assert all(all(x["same"].values()) for x in found["bit_comparisons"])

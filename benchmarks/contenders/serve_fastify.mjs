@@ -16,7 +16,7 @@ const rows = { type: "array", minItems: 1, items: { type: "array", items: number
 
 app.get("/health", async () => ({ ready: true }));
 
-// Fastify recommends a schema for the body and for the response: it validates the first, and the second makes the
+// Fastify recommends a schema for the body, which Fastify validates, and a schema for the response, which makes the
 // serialiser faster.
 app.post(
   "/predict",

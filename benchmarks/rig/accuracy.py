@@ -208,5 +208,5 @@ def _cell(values: Sequence[float | None]) -> str:
     first, second, seconds = values
     if first is None or second is None or seconds is None:
         return NONE
-    shown = f"{first:,.0f}" if first >= 10 else f"{first:.4f}"  # an RMSE in the target's units
+    shown = f"{first:,.0f}" if first >= 10 else f"{first:.4f}"  # the RMSE has the units of the target
     return f"{shown} / {second:.4f} / {seconds:.1f}"

@@ -50,7 +50,7 @@ class Contender:
     ready: str
     endpoints: tuple[Endpoint, ...]
     requirements: str | None = None  # None if the server runs in the environment of foldserve
-    modules: str | None = None  # the folder in contenders/ whose package.json names its npm packages
+    modules: str | None = None  # the folder in contenders/ whose package.json names the npm packages of the contender
 
 
 OIP = "/v2/models/digits/infer"
@@ -95,7 +95,7 @@ CONTENDERS = (
     _other("mlserver", "MLServer", "/v2/models/digits/ready", (Endpoint("oip", OIP),), "{spare}"),
     _other("triton", "Triton (pytriton)", "/v2/models/digits/ready", OIP_ENDPOINTS),
 )
-BARE = "bare"  # this is not a `Contender`, because it is a session without a server
+BARE = "bare"  # `bare` is not a `Contender`, because it is a session without a server
 BARE_TITLE = "ONNX Runtime alone"
 NAMES = (*(contender.name for contender in CONTENDERS), BARE)
 

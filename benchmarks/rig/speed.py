@@ -87,7 +87,8 @@ def _training(name: str, case: Case, core: int) -> Iterator[subprocess.Popen[str
     python = sys.executable if name == "foldserve" else str(environment(ENVIRONMENT))
     command = [python, str(CONTENDERS / "train_digits.py"), name, case.widths, str(case.batch), str(EPOCHS)]
     command.append("norm" if case.norm else "plain")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # the foldserve in this checkout
+    # Use the foldserve of this checkout.
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with subprocess.Popen(
         pinned(core, command),
         env=variables() | {"PYTHONPATH": path},

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Install perf_analyzer into the environment of a Python: install_perf_analyzer.sh .venv-clients/bin/python
 #
-# Its wheels need glibc 2.38. An older Debian or Ubuntu gets the last perf_analyzer in a wheel of tritonclient, with the
-# two libraries that it links. Wheels of perf-analyzer before 2.58 are empty placeholders.
+# The wheels of perf_analyzer need glibc 2.38. An older Debian or Ubuntu gets the last perf_analyzer in a wheel of
+# tritonclient, with the two libraries that perf_analyzer links. Wheels of perf-analyzer before 2.58 are empty
+# placeholders.
 set -euo pipefail
 python=$(realpath --no-symlinks "$1")
 environment=$(dirname "$(dirname "$python")")

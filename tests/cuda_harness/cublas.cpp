@@ -19,7 +19,8 @@ API int cublasGetProperty(int part, int* value) { *value = part ? 0 : 13; return
 API const char* cublasGetStatusString(int) { return "an error of the stand-in"; }
 API const char* cublasGetStatusName(int) { return "CUBLAS_STATUS_STAND_IN"; }
 
-// C = alpha op(A) op(B) + beta C, with columns one after another. The factors are read now, the matrices when it runs.
+// C = alpha op(A) op(B) + beta C, with columns one after another. The call reads alpha and beta; the work reads the
+// matrices.
 static int multiply(Handle* handle, int transposed_a, int transposed_b, int m, int n, int k, float alpha, const float* a,
                     int lda, const float* b, int ldb, float beta, float* c, int ldc) {
     return harness_add(handle->stream, "gemm", {a, b, c}, [=] {

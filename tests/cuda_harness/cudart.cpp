@@ -2,7 +2,8 @@
 // as CUDA allows: when something waits for it. So a missing wait or a missing event changes the outputs. The stand-in
 // enforces the rules of captures, detects the use of freed memory, and logs every call.
 //
-// It computes the few float32 kernels that a folded network runs. All other kernels are logged, but not computed.
+// The stand-in computes the few float32 kernels that a folded network runs. All other kernels are logged, but not
+// computed.
 // The rules are those of the CUDA Runtime API 13, "Graph Management" and "Stream Management":
 // https://docs.nvidia.com/cuda/cuda-runtime-api/
 #include <sys/syscall.h>
@@ -32,7 +33,7 @@ enum { OK = 0, INVALID = 1, NO_MEMORY = 2, UNSUPPORTED = 801, IN_CAPTURE = 900, 
 enum { GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2, NON_BLOCKING = 1 };
 
 struct Work { std::string name; std::vector<const void*> pointers; std::function<void()> compute; };
-// added, done: how many works were ever added to the stream, and how many of them are done.
+// added: the number of works that were added to the stream. done: the number of these works that are done.
 struct Stream { int number; bool blocking; bool capturing; bool invalid; int mode; long thread; std::vector<Work> work; std::deque<Work> queue; size_t added, done; };
 struct Event { Stream* stream; size_t position; };
 struct Graph { std::vector<Work> work; };

@@ -90,7 +90,7 @@ def test_monitoring_starts_after_its_targets() -> None:
 def test_a_stopped_server_has_time_to_drain(service: dict[str, Any]) -> None:
     assert (
         seconds(service["stop_grace_period"]) > Settings().drain_timeout + 5
-    )  # the additional 5 seconds are for several workers
+    )  # a server with several workers needs 5 more seconds
 
 
 @each_server

@@ -212,6 +212,6 @@ def test_kserve_scrapes_the_port_of_the_server() -> None:
 def test_the_runtime_of_grpc_differs_only_in_its_port() -> None:
     (container,) = RUNTIME["containers"]
     runtime = resources(KSERVE)["ClusterServingRuntime", "foldserve-grpc"]["spec"]
-    ports = [{"name": "h2c", "containerPort": 9000, "protocol": "TCP"}]  # the name that Knative reads
+    ports = [{"name": "h2c", "containerPort": 9000, "protocol": "TCP"}]  # Knative reads the name h2c
     changed = {**container, "args": [*container["args"], "--grpc-port=9000"], "ports": ports}
     assert runtime == {**RUNTIME, "protocolVersions": ["grpc-v2"], "containers": [changed]}

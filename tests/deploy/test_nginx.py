@@ -69,7 +69,7 @@ def proxy(folder: Path, changes: Mapping[str, str]) -> Iterator[Proxied]:
             text = text.replace(ours, here)
         (folder / "foldserve.conf").write_text(text)
         paths = "".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        user = "user root;" if os.getuid() == 0 else ""  # otherwise nginx's workers can't read the folder
+        user = "user root;" if os.getuid() == 0 else ""  # nginx's workers must be able to read the folder
         (folder / "nginx.conf").write_text(
             f"{user} daemon off; pid {folder}/pid; error_log {folder}/error; events {{}}\n"
             f"http {{ access_log off; {paths} include {folder}/foldserve.conf; }}\n"

@@ -57,7 +57,7 @@ def test_every_batch_is_within_the_certificate_s_tolerance_of_the_cpu(
 def test_the_shortcuts_work_and_change_the_outputs_by_less_than_the_tolerance(
     digits: bundle.Bundle, graphs: Runtime
 ) -> None:
-    assert graphs.why == "requested"  # without shortcuts, `why` would give the reason
+    assert graphs.why == "requested"  # if the shortcuts were off, `why` would give the reason
     without = CudaRunner(digits.model, Options("cuda"), shortcuts=NO_SHORTCUTS)
     allowed = digits.manifest.certificate.tolerance
     for count in (1, 3, 64, 1024):

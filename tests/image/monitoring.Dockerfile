@@ -1,5 +1,6 @@
-# Images that take the place of Prometheus and Grafana where their own can't be pulled. They have the same users, folders,
-# ports and pages that docker-compose.yml relies on. `prometheus` is Debian's; `grafana` only reads its files and answers.
+# Images that replace Prometheus and Grafana if the real images can't be pulled. The replacements have the users,
+# folders, ports and pages that docker-compose.yml relies on. The target `prometheus` has Debian's Prometheus. The
+# target `grafana` only serves a page for the health check.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 

@@ -26,7 +26,7 @@ BASE = re.search(r"^ARG PYTHON_IMAGE=([^@\s]+)", DOCKERFILE, re.M)[1]
 TAGS = {"cpu": "foldserve:cpu", "gpu": "foldserve:gpu", "trainer": "foldserve:trainer"}
 UID = 10001
 DRAIN = 20  # seconds: the default of the setting drain_timeout
-PATIENCE = 300  # seconds; this limit turns a hang into a failure
+PATIENCE = 300  # a limit in seconds, which turns a hang into a failure
 
 
 class CheckFailedError(Exception):

@@ -328,7 +328,7 @@ def test_the_documentation_of_the_api_shows_and_sends_a_request(
     server: Server = request.getfixturevalue(served)
     context = browser.new_context()
     page = context.new_page()
-    page.on("dialog", lambda dialog: dialog.accept(server.key))  # the page asks for the key
+    page.on("dialog", lambda dialog: dialog.accept(server.key))  # the page asks for the API key
     page.goto(f"{server.url}/docs")
     page.locator(".opblock-summary-path", has_text="/predict").first.click()
     page.get_by_role("button", name="Try it out").click()

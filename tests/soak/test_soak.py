@@ -192,7 +192,7 @@ class Load:
         path = f"/v2/models/roots/versions/{self._version}/ready"
         while (status := self._server.send("GET", path).status) == 404:
             time.sleep(0.02)
-        statuses[status] += 1  # 503 if a fault has made the check of the version fail
+        statuses[status] += 1  # the status is 503 if a fault has made the check of the version fail
         if self._version > 2:
             shutil.rmtree(self._models / "roots" / str(self._version - 2))
 

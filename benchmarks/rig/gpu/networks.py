@@ -45,7 +45,8 @@ TOLERANCES: dict[Precision, bundle.Tolerance] = {
 _CALIBRATION_ROWS = 4096
 _CERTIFICATE_ROWS = 256
 _ORACLE_ROWS = 8192  # rows of one computation; the float64 activations of all rows would need gigabytes
-_LOGITS = 4.0  # scales the weights of the last layer; otherwise probabilities could be all equal, or all 0 or 1
+# A factor for the weights of the last layer, because otherwise probabilities could be all equal, or all 0 or 1.
+_LOGITS = 4.0
 
 
 @dataclass(frozen=True)

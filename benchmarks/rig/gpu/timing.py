@@ -97,7 +97,7 @@ class Block:
         return f"{self.setting.network.title} {self.setting.precision}"
 
     def open(self, contenders: Sequence[type[Contender]]) -> None:
-        """Open every contender that can be opened."""
+        """Open the contenders, and note each contender that can't be opened."""
         for kind in contenders:
             with self._guarded(kind.title, self.where):
                 self.opened.append(kind(self.setting))

@@ -135,7 +135,7 @@ class _Graph:
     """
 
     def __init__(self, work: Callable[[], torch.Tensor], device: torch.device) -> None:
-        if device.type == "cpu":  # a dry run, because the CPU has no CUDA graphs
+        if device.type == "cpu":  # only a dry run uses the CPU, which has no CUDA graphs
             self.result = work()
             self.replay: Callable[[], Any] = lambda: self.result.copy_(work())
             return

@@ -31,7 +31,7 @@ def test_the_command_prints_a_key_and_a_line_with_its_hash() -> None:
         "rate": 2.5,
     }
     assert printed["key"].startswith("fs_")
-    assert len(printed["key"]) == 3 + 43  # 256 bits in base64
+    assert len(printed["key"]) == 3 + 43  # a key has 256 bits in base64
     assert made("alice")["key"] != printed["key"]
     assert json.loads(made("bob")["line"]).keys() == {"name", "sha256", "scopes"}
 

@@ -14,7 +14,7 @@ import pytest
 from tests.service.support import PATIENCE, Served, receive, request, serving, write_square_root
 
 GOOD = request("POST", "/predict", body=b'{"instances": [[1, 3]]}')
-RESET = struct.pack("ii", 1, 0)  # a value of SO_LINGER that makes close() reset the connection
+RESET = struct.pack("ii", 1, 0)  # with this value of SO_LINGER, close() resets the connection
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_keys_guard_the_second_port_too(folder: Path, tmp_path: Path) -> None:
         assert ask(admin, "/metrics", f"X-API-Key: {keys[Scope.METRICS][0]}").status == 200
         assert ask(admin, "/metrics", f"X-API-Key: {keys[Scope.PREDICT][0]}").status == 403
         assert ask(served, "/metrics", f"X-API-Key: {keys[Scope.METRICS][0]}").status == 404
-        assert ask(admin, "/metrics", "Host: evil.example").status == 400  # the request then has two Host headers
+        assert ask(admin, "/metrics", "Host: evil.example").status == 400  # this request has two Host headers
 
 
 def test_both_ports_stop_together(folder: Path, tmp_path: Path) -> None:

@@ -718,7 +718,7 @@ def test_a_stopping_server_responds_to_the_requests_it_has_and_accepts_no_connec
         assert idle.is_over()  # the server has begun to stop
         with pytest.raises(ConnectionError):
             server.connect()
-        late.send(rest)  # now the server has four rows
+        late.send(rest)  # the server now has four rows
         assert late.answer().json()["predictions"] == [6, 6]
         assert hot.prediction() == 4
         unready = hot.answer()

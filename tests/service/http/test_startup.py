@@ -46,7 +46,8 @@ def test_a_server_that_loads_is_alive_and_refuses_all_else(workers: int, tmp_pat
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             connection.sendall(request(method, path, body=body))
             answer = receive(connection)
-            assert connection.recv(1) == b""  # so a client's next request opens a new connection
+            # The server has closed the connection, so the client's next request opens a new connection.
+            assert connection.recv(1) == b""
             return answer
 
     def ask() -> None:

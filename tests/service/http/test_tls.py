@@ -147,7 +147,7 @@ def test_both_paths_of_a_request_answer_over_tls(
                 assert receive(connection).status == 200
             connection.sendall(request("POST", "/predict", body=b"{"))
             assert receive(connection).status == 400
-        with served.connect() as plain:  # a client without TLS
+        with served.connect() as plain:  # the client `plain` does not use TLS
             plain.sendall(request("GET", "/v2/health/live"))
             with suppress(ConnectionError):
                 assert b"HTTP" not in plain.recv(1000)

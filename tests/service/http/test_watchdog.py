@@ -83,7 +83,7 @@ def test_a_worker_whose_run_hangs_is_replaced(models: Path, faults: Path, tmp_pa
         ask(faults, hang=1)
         with server.connect() as connection:
             connection.sendall(request("POST", "/predict", body=BODY))
-            connection.recv(1)  # a response or the end of the connection
+            connection.recv(1)  # wait for a response or the end of the connection
         faults.unlink()
         while not re.search(r"worker \d+ died with status 1; starting another", (tmp_path / "log").read_text()):
             assert server.process.poll() is None

@@ -37,7 +37,8 @@ def make(version: int, name: str = "roots", *, added: float | None = None, **cha
     added = 100.0 * version if added is None else added
     folder = Path(tempfile.mkdtemp(prefix="made-"))
     if version > 1:
-        (folder / name / str(version - 1)).mkdir(parents=True)  # so that the writer chooses the number `version`
+        # With this folder, the writer chooses the number `version`.
+        (folder / name / str(version - 1)).mkdir(parents=True)
     model = graph(added)
     golden = bundle.Golden(inputs=((1.0, 3.0), (4.0, 5.0)), outputs=((2.0 + added,), (3.0 + added,)))
     made = bundle.write(folder, name, model, lambda n: manifest(model, name=name, version=n, golden=golden, **changes))

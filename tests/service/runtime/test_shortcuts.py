@@ -162,7 +162,7 @@ def test_without_the_golden_outputs_the_shortcuts_are_turned_off_and_the_reason_
 
     def open_session(model: bytes, options: dict[str, str]) -> object:
         graph = onnx.load_model_from_string(model)
-        if graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value > 64:  # the model with a column of ones
+        if graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value > 64:  # this is the model with a column of ones
             if broken == "error":
                 raise RuntimeError("no such kernel")
             for weights in graph.graph.initializer:

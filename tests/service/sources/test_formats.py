@@ -139,7 +139,8 @@ def spreadsheet(**sheets):
             for i in range(1, len(sheets) + 1)
         )
         links += f'<Relationship Id="styles" Type="{rel}/styles" Target="styles.xml"/>'
-        formats = '<xf numFmtId="0"/><xf numFmtId="22"/>'  # the plain format, and one of Excel's formats for dates
+        # Cells have the plain format, or one of Excel's formats for dates.
+        formats = '<xf numFmtId="0"/><xf numFmtId="22"/>'
         archive.writestr(
             "xl/styles.xml", f'<styleSheet xmlns="{main}"><cellXfs count="2">{formats}</cellXfs></styleSheet>'
         )

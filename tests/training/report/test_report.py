@@ -43,7 +43,8 @@ def test_a_regression_is_shown_beside_the_mean():
     assert rows["test"][1] == f"{mean_absolute_error(evidence.y, evidence.outputs):.3f}"
     assert rows["test"][2] == f"{r2_score(evidence.y, evidence.outputs):.4f}"
     assert f"50% below {np.median(evidence.outputs[:, 0] - evidence.y):.4g}" in page.text
-    assert len(page.named("svg")) == 4 + 2  # scores, losses, predictions, residuals, and one histogram per feature
+    # The page has charts of scores, losses, predictions and residuals, and one histogram per feature.
+    assert len(page.named("svg")) == 4 + 2
 
 
 def test_class_scores_are_scikit_learn_s():
