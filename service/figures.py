@@ -24,7 +24,7 @@ def format_figure(value: float) -> str:
 
 
 def format_value(value: float) -> str:
-    """Write a value of a column of a table.
+    """Write a number for a table.
 
     A whole number has no decimals; another number has up to four digits: 32.1, 1,500.
     """

@@ -106,7 +106,7 @@ class _FoldedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             self._session = open_cpu(self.onnx_, self.threads)
 
     def _fit_table(self, table: Table) -> None:
-        """Train on a table, fold, and open the folded model."""
+        """Train on a table, fold the network, and open the folded model."""
         require("torch", "pyarrow", extra="train,cpu")
         from foldserve.training.certify.manifest import describe_features
         from foldserve.training.fold.export import to_onnx

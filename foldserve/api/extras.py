@@ -1,4 +1,4 @@
-"""Checks that an optional library is installed. The error names the extra that installs it."""
+"""Checks that an optional library is installed. The error names the extra that installs the library."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Response:
-    """A response. body: the whole body."""
+    """A response. body: all bytes of the response body."""
 
     status: int
     body: bytes = field(repr=False)

@@ -60,7 +60,7 @@ class _Version:
 
 @dataclass(frozen=True)
 class _Decision:
-    """An operator's choice of the version that answers.
+    """An operator's choice of the active version.
 
     The choice holds until a version with a number above `newest` serves.
     """

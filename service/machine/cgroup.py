@@ -101,6 +101,9 @@ def _read(file: Path) -> str:
 
 
 def _parse(text: str) -> int | None:
-    """Read a number of version 1 or 2; None for "max", for -1 and for a text that is not a number."""
+    """Read a number from a file of the control groups, version 1 or 2.
+
+    Return None for "max", for -1 and for a text that is not a number.
+    """
     text = text.strip()
     return int(text) if text.isdecimal() else None

@@ -8,7 +8,7 @@ WHEELS = ("onnxruntime", "onnxruntime-gpu")  # both wheels install the module on
 
 
 def installed() -> list[str]:
-    """Return the names of the installed wheels. More than one wheel is an error of the installation."""
+    """Return the names of the installed wheels. If there is more than one wheel, the installation is broken."""
     return [name for name in WHEELS if _is_installed(name)]
 
 

@@ -35,8 +35,8 @@ Unusual = Literal["unseen", "outside", "ignored", "filled"]
 # The number of unusual values, by the kind of the value and the name of its column.
 Counts = Mapping[tuple[Unusual, str], int]
 
-# If a request has at most this number of values, its unusual values are counted later. If a request has more values,
-# they are counted at once.
+# If a request has at most this number of values, its unusual values are counted later. If a request has more than this
+# number of values, its unusual values are counted at once.
 MAX_DEFERRED_VALUES = 256
 
 

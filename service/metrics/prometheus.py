@@ -55,8 +55,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
-# The bounds in seconds. The smallest bound is the time to predict one row in a direct call. The largest bound is the
-# default deadline.
+# The bounds of the buckets, in seconds. The smallest bound is the time to predict one row in a direct call. The largest
+# bound is the default deadline.
 _SECONDS_BUCKETS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS_BUCKETS = tuple(4**n for n in range(9))
 # Labels.

@@ -172,7 +172,7 @@ def _batches(
 def _explain(path: Path, dialect: Dialect, names: Sequence[str], error: str) -> str:
     """Explain pyarrow's error. pyarrow gives the number of a wrong row only if it reads in one thread.
 
-    So the file is read again in one thread.
+    So the text file is read again in one thread.
     """
     if "straddling" in error:
         return f'{path.name} has a row of more than {_BLOCK >> 20} MiB: is a quote (") not closed?'

@@ -151,7 +151,7 @@ class FeatureColumn:
         return values, [(np.abs(values) > MAX_MOMENT, self._misfit)]
 
     def _by_distinct(self, cells: pa.ChunkedArray) -> tuple[Values, list[Problem]]:
-        """Read each different cell once, as a value of a request."""
+        """Convert each different cell once, by the rules for a value in a request."""
         encoded = cells.dictionary_encode().unify_dictionaries().combine_chunks()
         codes, refused = [], []
         for value in encoded.dictionary.to_pylist():

@@ -81,7 +81,8 @@ class TableEncoder:
         if min(fields) < 0 or not all(_is_number(batch.schema.field(place).type) for place in fields):
             return None
         exact = batch.select(fields).to_tensor(null_to_nan=True, row_major=True).to_numpy()
-        with np.errstate(over="ignore", invalid="ignore"):  # an overflow is infinite, and a signalling NaN is a NaN
+        # An overflow becomes infinite, and a signalling NaN becomes an ordinary NaN.
+        with np.errstate(over="ignore", invalid="ignore"):
             rows: Rows = exact.astype(np.float32, copy=False)
         if np.isfinite(rows).all():
             return rows

@@ -19,8 +19,9 @@ _TIMEOUT = 60  # seconds; on a machine with many GPUs, the first CUDA context ta
 
 
 def run_isolated(check: Check) -> Result:
-    """Run a check in a forked process. A crash, a time-out or an exception becomes a result, so this function raises no
-    exception.
+    """Run one check of the doctor in a forked process.
+
+    A crash, a time-out or an exception becomes a result, so this function raises no exception.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

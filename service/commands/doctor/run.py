@@ -29,7 +29,10 @@ _MORE_MEMORY = "grant this process more memory: the container's memory limit"
 
 
 def run(device: Device, as_json: bool) -> int:
-    """Check this machine for a service on `device`, and print each result. Return the exit status, 1 for a problem."""
+    """Check this machine for a service on `device`, and print each result.
+
+    Return the exit status, which is 1 if a check found a problem.
+    """
     results = []
     for result in examine(device):
         results.append(result)

@@ -33,9 +33,9 @@ _CHUNKS_AHEAD = 16
 class Piece:
     """A part of the input: a whole file, or some row groups of a Parquet file.
 
-    file: the path of the file, as the user named it. path: the same path, absolute. first_row: the index of the first
-    row in the file. groups: the groups of the stream to read; None for the whole file. before: the part of all input
-    bytes that come before this file, from 0 to 1. share: the share of all input bytes that are in this file.
+    file: the path of the file, as the user named it. path: the absolute path of the file. first_row: the index of the
+    first row in the file. groups: the groups of the stream to read; None for the whole file. before: the part of all
+    input bytes that come before this file, from 0 to 1. share: the share of all input bytes that are in this file.
     """
 
     file: str
