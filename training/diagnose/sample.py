@@ -27,8 +27,8 @@ from foldserve.training.table.schema import Table
 MAX_ROWS = 20_000
 _MIN_ROWS = 20
 _HELD_OUT_SHARE = 0.25
-# The largest number of held-out rows. The number is small for two reasons. First, each network is measured on the
-# held-out rows up to a hundred times. Second, all held-out rows form one batch in training mode.
+# The largest number of held-out rows. The number of held-out rows is small, because each network is measured on all
+# held-out rows up to a hundred times. All held-out rows also form one batch in training mode.
 _MAX_HELD_OUT = 1_000
 
 OnProgress = Callable[[str, int, int], None]

@@ -64,7 +64,8 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
     """
     if world.size == 1:
         return network
-    # `convert_sync_batchnorm` changes its argument. So the argument is a new `Sequential` with the same layers.
+    # `convert_sync_batchnorm` changes its argument. So the argument of `convert_sync_batchnorm` is a new `Sequential`
+    # with the same layers.
     layers = nn.Sequential(OrderedDict(network.named_children()))
     if world.device.type == "cuda":
         layers = nn.SyncBatchNorm.convert_sync_batchnorm(layers)  # type: ignore[no-untyped-call]

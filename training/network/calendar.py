@@ -75,7 +75,8 @@ def compute_parts(x: N, per_day: N, origin: N) -> list[N]:
 class Calendar(Layer):
     """Map [batch, features] to [batch, features + parts]: the unchanged features, followed by the parts of the dates.
 
-    The parts start with the year of every date column. The month of every date column follows, and so on.
+    The parts are ordered by their kind: first the year of every date column, then the month of every date column, and
+    so on.
     """
 
     places: Tensor

@@ -60,10 +60,10 @@ class Encode(Layer):
 
     A missing number becomes `fill`. The column of a bin is clamp((x - low) * rate, 0, 1). Together, the bins of a
     feature form the piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556). One detail differs from
-    the paper: outside the range of the training values, the columns of the outer bins stay at 0 or 1. So if a value is
-    outside the range of the training values, its distance from the range changes only the column with the number
-    itself. The column of a category is 1 where the feature has the index of this category, and 0 elsewhere. If the
-    category is missing, or if training has not seen it, all category columns of the feature are 0.
+    the paper: outside the range of the training values, the columns of the outer bins stay at 0 or 1. So for a value
+    outside this range, the distance from the range changes only the column with the number itself. The column of a
+    category is 1 where the feature has the index of this category, and 0 elsewhere. If the category is missing, or if
+    training has not seen it, all category columns of the feature are 0.
     """
 
     numeric: Tensor

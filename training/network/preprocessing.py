@@ -143,10 +143,10 @@ def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) 
     For a column of numbers, std is at least a sixth of the column's range. Without this minimum of std, a value that is
     rare in training could be 30 standard deviations from the mean, and could alone decide a prediction. An example is a
     bright pixel in the corner of an image, because pixels in the corner are nearly always 0. All bins of all features
-    share one std, which is the root mean square of the stds of the bins. So a bin with few rows does not get a very
-    large scale. For columns of 0 and 1, std is 1. If a column is constant in training, its standardised value is always
-    0. Training does not change the random initial weights of a constant column, so these weights must not influence a
-    prediction.
+    share one std, which is the root mean square of the stds of the bins. With one std for all bins, a bin with few rows
+    does not get a very large scale. For columns of 0 and 1, std is 1. If a column is constant in training, its
+    standardised value is always 0. Training does not change the random initial weights of a constant column, so these
+    weights must not influence a prediction.
     """
     sums, lowest, highest, counts = zip(
         *((chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()),

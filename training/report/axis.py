@@ -18,8 +18,8 @@ Values = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MOST_TICKS = 6
-# A power of ten whose exponent is in this range is written as an ordinary number. Any other power of ten is written
-# with an exponent, such as 10⁻³.
+# A power of ten whose exponent is in this range is written as an ordinary number. A larger or smaller power of ten is
+# written with an exponent, such as 10⁻³.
 _PLAIN_POWERS = range(-2, 5)
 
 

@@ -172,8 +172,8 @@ def draw_predictions(y: Values, values: Values, alt: str) -> str:
 
 
 def has_long_tail(residual: Values) -> bool:
-    """Whether a few residuals are much larger than the others. If so, `draw_residuals` draws the absolute values of the
-    residuals on a logarithmic axis.
+    """Whether a few residuals are so much larger than the others that a chart needs absolute values on a logarithmic
+    axis.
     """
     size = abs(residual)
     half = float(np.median(size))

@@ -1,9 +1,9 @@
 """Draws one chart as an `<svg>` element of an HTML page. The same numbers give the same bytes.
 
 The module draws axes, lines, points and bars. The module does not depend on a particular chart. Each element of a chart
-has CSS classes, and the page defines the colours, lines and fonts of these classes. So the page can have other colours
-in a dark colour scheme. A chart is about as wide as a phone, so that its text is readable on a phone. On a wide page,
-charts are side by side.
+has CSS classes, and the page defines the colours, lines and fonts of these classes. So the page can use other colours
+for a chart in a dark colour scheme. A chart is about as wide as a phone, so that its text is readable on a phone. On a
+wide page, charts are side by side.
 """
 
 from __future__ import annotations

@@ -101,9 +101,9 @@ def load_for_model(options: DataOptions, table: Table, *, by_position: bool, giv
     """Read the table that `options` describes, and use the schema of a trained model.
 
     table: the schema of the model, in a table without rows. If `options.target` is None, the rows get no targets.
-    by_position: whether to find the columns by their positions, because the model has no names of features. In this
-    case, the features in the schema get the names of the columns. given: the table, if it is already in memory. Raises
-    `DataError` if a column is missing, or if a cell does not fit the schema.
+    by_position: whether to find the columns by their positions, because the model has no names of features. If
+    `by_position` is true, the features in the schema get the names of the columns. given: the table, if it is already
+    in memory. Raises `DataError` if a column is missing, or if a cell does not fit the schema.
     """
     source = given or _open(options.source, options, lambda _: None, options.more)
     _check_flags(options, source, options.target or "")

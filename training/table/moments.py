@@ -1,8 +1,8 @@
 """Moments: converts dates and times to whole days or hours since an origin. A `Reading` stores the unit and the origin.
 
-A column is stored in whole days in two cases: all of its times are midnight, or its times are many centuries apart. Any
-other column is stored in whole hours. In float32, the number of every day is exact, and the number of every hour within
-1,900 years is exact.
+A column is stored in whole days in two cases: all of its times are midnight, or its times are many centuries apart. All
+other columns of times are stored in whole hours. In float32, the number of every day is exact, and the number of every
+hour within 1,900 years is exact.
 """
 
 from __future__ import annotations

@@ -138,8 +138,8 @@ def _assign_groups(
 
 
 def _imbalance(table: Table, parts: Sequence[RowIndices], shares: tuple[float, float]) -> float:
-    """Return the error of a split, which is a sum of differences. The first differences are between the sizes of the
-    parts and the wanted sizes. The other differences are between the class shares in each part and in the whole table.
+    """Return the error of a split. The error adds the differences between the sizes of the parts and the wanted sizes.
+    The error also adds the largest difference between the class shares in each part and in the whole table.
 
     Each class without a training row adds 1 to the error.
     """
