@@ -33,8 +33,8 @@ class Function:
 
 
 def _same(operator: str) -> Operator:
-    """Return an operator whose attributes have the names of the parameters."""
-    return lambda parameters: (operator, dict(parameters))
+    """Return an operator whose attributes have the names of the parameters. onnx writes an integer as another type."""
+    return lambda parameters: (operator, {name: float(value) for name, value in parameters.items()})
 
 
 def _elu(x: Array, alpha: float) -> Array:
