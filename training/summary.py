@@ -17,7 +17,7 @@ from foldserve.service.figures import (
 from foldserve.training.text import join_some, printable
 
 if TYPE_CHECKING:
-    from foldserve.service.bundle import Bundle, Reading
+    from foldserve.service.bundle import Bundle, Certificate, Reading
     from foldserve.training.plan import Plan
     from foldserve.training.table.schema import Column, Table
 
@@ -72,12 +72,19 @@ def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, secon
             f"{format_difference(max(p.max_absolute for p in measured))} at most, "
             f"{format_percent(max(p.worst for p in measured))} of the tolerance",
         ),
+        *([("compared", _describe_originals(manifest.certificate))] if manifest.source else []),
     ]
     for part, scores in manifest.metrics.items():
         lines.append((part, ", ".join(f"{metric} {format_figure(value)}" for metric, value in scores.items())))
     lines += [("note", printable(note)) for note in notes]
     last = _line("wrote", f"{bundle.path} in {format_duration(seconds)}; serve it: foldserve serve --models {models}")
     return "\n".join([*(_line(head, text) for head, text in lines), *filter(None, [findings]), last])
+
+
+def _describe_originals(certificate: Certificate) -> str:
+    """Say against which arithmetic and which runtimes an imported model was compared."""
+    runtimes = dict.fromkeys(each.runtime for each in certificate.measurements if each.runtime.endswith("original"))
+    return "; ".join([f"with {certificate.reference}", *(f"also {each}, in float32" for each in runtimes)])
 
 
 def _detail(column: Column) -> str:

@@ -149,11 +149,17 @@ class Measurement(FrozenModel):
 
 
 class Certificate(FrozenModel):
-    """The evidence that the exported model is the trained model."""
+    """The evidence that the exported model is the trained model.
+
+    reference: the arithmetic with which the model was compared, with the framework and its version. widened: the factor
+    of `tolerance` over the usual tolerance. It is above 1 only for an imported model that uses more than half of
+    the usual tolerance in float32 before it is folded.
+    """
 
     reference: str
     tolerance: Tolerance
     measurements: tuple[Measurement, ...]
+    widened: Annotated[float, Field(ge=1)] = 1.0
 
 
 class Golden(FrozenModel):

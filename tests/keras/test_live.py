@@ -1,13 +1,18 @@
 """`make test-keras`: the import of a file that Keras saves gives the outputs of Keras.
 
-Keras, the oracle, runs on PyTorch.
+Keras, the oracle, runs on PyTorch. The import itself also runs a copy of the file in Keras.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import re
 import tempfile
 import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ import pytest
 
 pytest.importorskip("keras", reason="make test-keras has an environment with Keras")
 
+import keras
 from hypothesis import HealthCheck, given, settings
 
 import foldserve
@@ -26,9 +32,10 @@ from foldserve.training.imports.imported import Options
 from foldserve.training.imports.keras.reader import read
 from tests.keras.architectures import model
 
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-@pytest.mark.filterwarnings("ignore")
 @settings(
     max_examples=int(os.environ.get("KERAS_EXAMPLES", "150")), deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -44,14 +51,12 @@ def test_a_saved_model_gives_the_outputs_of_keras(suffix: str, made: Any) -> Non
     expected = np.asarray(made.predict(parts if len(parts) > 1 else rows, verbose=0), np.float64)
     if imported.task == "classification" and expected.shape[1] == 1:
         expected = np.concatenate([1 - expected, expected], 1)
-    for outputs in (imported.evaluate(rows), fold(imported.network).network.evaluate(rows)):
+    original = imported.float32[f"Keras {keras.__version__} on torch, original"]
+    for outputs in (imported.evaluate(rows), fold(imported.network).network.evaluate(rows), original(rows)):
         np.testing.assert_allclose(outputs, expected, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_model_in_memory_becomes_a_bundle_that_predicts_the_same(tmp_path: Path) -> None:
-    import keras
-
     inputs = [keras.Input((1,), name="age"), keras.Input((2, 2), name="grid")]
     joined = keras.layers.Concatenate()([inputs[0], keras.layers.Flatten()(inputs[1])])
     hidden = keras.layers.BatchNormalization()(keras.layers.Dense(8, "relu")(joined))
@@ -69,13 +74,122 @@ def test_a_model_in_memory_becomes_a_bundle_that_predicts_the_same(tmp_path: Pat
     np.testing.assert_allclose(foldserve.load(written.path).predict_proba(rows), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_model_in_memory_that_is_not_understood_is_refused(tmp_path: Path) -> None:
-    import keras
-
     for made, message in (
         (keras.Sequential([keras.layers.Dense(2)]), "does not say how many features it has"),
         (keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x)]), "Lambda 'lambda.*it has code"),
     ):
         with pytest.raises(foldserve.TrainingError, match=message):
             foldserve.import_model(made, name="live", models=tmp_path, ranges=(-3, 3))
+
+
+def save(path: Path) -> Path:
+    """Save a model with a standardisation, a hidden layer and a batch norm."""
+    layers = keras.layers
+    made = keras.Sequential(
+        [
+            keras.Input((2,)),
+            layers.Normalization(mean=[0.0, 1.0], variance=[0.01, 4.0]),
+            layers.Dense(4, "relu"),
+            layers.BatchNormalization(),
+            layers.Dense(1),
+        ]
+    )
+    made.save(path)
+    return path
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None], **entries: bytes) -> None:
+    """Change the description in a `.keras` file. change: gets the description of the model."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()} | entries
+    described = json.loads(contents["config.json"])
+    change(described)
+    contents["config.json"] = json.dumps(described).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+
+
+def import_file(path: Path) -> tuple[Any, str]:
+    """Import a file. Return the certificate, and the notes as one text."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        written = foldserve.import_model(path, name="file", models=path.parent, ranges=(-3, 3))
+    return written.manifest.certificate, " ".join(str(each.message) for each in caught)
+
+
+def originals(certificate: Any) -> set[str]:
+    return {each.runtime for each in certificate.measurements if each.runtime.endswith("original")}
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_file_is_also_compared_with_keras(tmp_path: Path, suffix: str) -> None:
+    certificate, _ = import_file(save(tmp_path / f"model{suffix}"))
+    assert f"Keras {keras.__version__} on torch, original" in originals(certificate)
+    assert certificate.widened == 1
+
+
+def test_a_file_that_keras_computes_in_another_way_is_refused(tmp_path: Path) -> None:
+    path, epsilon = save(tmp_path / "model.keras"), keras.config.epsilon()
+    keras.config.set_epsilon(0.5)  # the smallest standard deviation of a Normalization
+    try:
+        with pytest.raises(foldserve.TrainingError, match=r"Keras .*: the outputs differ from .* in a wrong way"):
+            import_file(path)
+    finally:
+        keras.config.set_epsilon(epsilon)
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "note"),
+    [
+        ("kernel_initializer", "run", ""),
+        ("kernel_regularizer", "run", ""),
+        ("other", "run", "Keras is not asked, because the file has an object of the class 'run'"),
+        ("other", "function", "Keras .* can't run the file .*; save the model again"),
+        ("other", "__lambda__", "Keras is not asked, because the file has an object of the class '__lambda__'"),
+    ],
+)
+def test_no_class_and_no_code_of_a_file_reaches_keras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, kind: str, note: str
+) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')\nclass run: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = save(tmp_path / "model.keras")
+
+    def add(described: dict[str, Any]) -> None:
+        config = next(each["config"] for each in described["config"]["layers"] if each["class_name"] == "Dense")
+        config[key] = {"module": "evil", "class_name": kind, "config": "run", "registered_name": "evil>run"}
+
+    rewrite(path, add)
+    certificate, notes = import_file(path)
+    assert not (tmp_path / "proof").exists()
+    assert bool(originals(certificate)) == (not note)
+    assert re.search(note, notes)
+
+
+def test_weights_with_a_link_to_another_file_do_not_reach_keras(tmp_path: Path) -> None:
+    import h5py
+
+    path = save(tmp_path / "model.keras")
+    with zipfile.ZipFile(path) as archive:
+        content = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(content, "r+") as file:
+        file["other"] = h5py.ExternalLink("/etc/passwd", "/")
+    rewrite(path, lambda _: None, **{"model.weights.h5": content.getvalue()})
+    certificate, notes = import_file(path)
+    assert "Keras is not asked, because the weights have a link to another place" in notes
+    assert not originals(certificate)
+
+
+def test_one_of_several_outputs_is_compared_with_the_same_output_of_keras(tmp_path: Path) -> None:
+    first = keras.Input((3,))
+    hidden = keras.layers.BatchNormalization()(keras.layers.Dense(4, "tanh")(first))
+    outputs = {name: keras.layers.Dense(1, name=name)(hidden) for name in ("price", "area", "rooms")}
+    keras.Model(first, outputs).save(tmp_path / "model.keras")
+    for name in outputs:
+        imported = read(tmp_path / "model.keras", Options(output=name))
+        rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+        (original,) = imported.float32.values()
+        np.testing.assert_allclose(original(rows), imported.network.evaluate(rows), rtol=1e-4, atol=1e-6)

@@ -79,19 +79,21 @@ def compare(
     model: bytes,
     tolerance: Tolerance,
     sets: dict[RowKind, Rows],
+    *,
+    widened: float = 1.0,
 ) -> Certificate:
     """Compare `candidates` and the exported model in ONNX Runtime with the reference `exact`, on each set of rows.
 
     name: the description of the reference. candidates: functions of float32 [rows, features], by the name of their
-    runtime. Each candidate runs each set of rows in batches of 1 row, in batches of 2 rows, and as one batch. Raises
-    `ParityError` as `certify` does.
+    runtime. Each candidate runs each set of rows in batches of 1 row, in batches of 2 rows, and as one batch.
+    widened: the factor of `tolerance` over the usual tolerance. Raises `ParityError` as `certify` does.
     """
     expected = {kind: exact(rows) for kind, rows in sets.items()}
     measurements: list[Measurement] = []
     for runtime, predict in {**candidates, **_onnx_runtimes(model)}.items():
         for kind, rows in sets.items():
             measurements += _measure(runtime, predict, tolerance, kind, rows, expected[kind])
-    return Certificate(reference=name, tolerance=tolerance, measurements=tuple(measurements))
+    return Certificate(reference=name, tolerance=tolerance, measurements=tuple(measurements), widened=widened)
 
 
 def draw(features: Sequence[Feature], train: Rows, rows: int, seed: int) -> Rows:

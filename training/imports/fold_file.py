@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from foldserve.service.bundle import Folding, Parity, replace_file
 from foldserve.service.runtime.session import open_cpu
-from foldserve.training.certify.tolerance import output_tolerance
+from foldserve.training.certify.tolerance import allowed_widening, output_tolerance, widen
 from foldserve.training.errors import ModelImportError, ParityError
+from foldserve.training.imports.comparison import widened_note
 from foldserve.training.imports.folding import fold
 from foldserve.training.imports.front_ends import FRONT_ENDS
 from foldserve.training.imports.imported import Options
@@ -23,6 +26,8 @@ from foldserve.training.imports.onnx_values import Constant, Raw, Stacked
 from foldserve.training.imports.write import write_network
 
 _ROWS = 1024
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -58,19 +63,31 @@ def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
     expected = run_reference(model, inputs.output, lambda x: {feed: x.astype(np.float64)})(rows).reshape(_ROWS, -1)
     session = open_cpu(content)
     outputs = session.run(None, {feed: rows})[0]
-    std = float(expected.std()) or 1.0
-    parity = output_tolerance(float(expected.mean()), std).measure(expected, outputs)
-    if parity.worst > 1:
-        original = run_original(model, inputs.output, lambda x: {feed: x})(rows).reshape(_ROWS, -1)
-        own = output_tolerance(float(expected.mean()), std).measure(expected, original)
-        raise ParityError(
-            f"the folded model differs from the original in float64 by {parity.max_absolute:.3g}, "
-            f"{parity.worst:.3g} times the tolerance; the original in float32 differs from it by "
-            f"{own.max_absolute:.3g}, {own.worst:.3g} times the tolerance; nothing is written"
-        )
+    original = run_original(model, inputs.output, lambda x: {feed: x})(rows).reshape(_ROWS, -1)
+    parity, notes = _compare(expected, outputs, original)
     try:
         replace_file(target, content)
     except OSError as error:
         raise ModelImportError(f"can't write {target}: {error.strerror}") from error
     sizes = len(model.graph.node), len(onnx.load_from_string(content).graph.node)
-    return FoldedFile(folded.report, (*inputs.notes, *context.notes), sizes, parity)
+    return FoldedFile(folded.report, (*inputs.notes, *context.notes, *notes), sizes, parity)
+
+
+def _compare(expected: Array, folded: Array, original: Array) -> tuple[Parity, tuple[str, ...]]:
+    """Compare the outputs of the folded file with the reference `expected`, and return the difference and notes.
+
+    original: the outputs of the original in float32. They may widen the tolerance (`allowed_widening`). Raises
+    `ParityError`.
+    """
+    usual = output_tolerance(float(expected.mean()), float(expected.std()) or 1.0)
+    parity, own = usual.measure(expected, folded), usual.measure(expected, original)
+    if parity.worst <= 1:
+        return parity, ()
+    factor = allowed_widening(own.worst)
+    if parity.worst > factor:
+        raise ParityError(
+            f"the folded model differs from the original in float64 by {parity.max_absolute:.3g}, "
+            f"{parity.worst:.3g} times the tolerance; the original in float32 differs from it by "
+            f"{own.max_absolute:.3g}, {own.worst:.3g} times the tolerance; nothing is written"
+        )
+    return widen(usual, factor).measure(expected, folded), (widened_note(factor, own.worst),)

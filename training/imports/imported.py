@@ -72,6 +72,11 @@ class Imported:
     whole: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_independent(self) -> bool:
+        """Whether the reference is not the network that foldserve has read from the model."""
+        return self.evaluate != self.network.evaluate
+
 
 # A front end for files: reads a file, and returns the model. It raises `ModelImportError` with one line.
 Read = Callable[[Path, Options], Imported]

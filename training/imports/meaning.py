@@ -58,7 +58,7 @@ def interpret(
         framework_version=framework[1],
         file=file,
         sha256=checksum or digest(network),
-        reference="the layers of the file in float64, before folding",
+        reference="the layers as foldserve reads them, float64",
         evaluate=network.evaluate,
         ranges=typical_ranges(network),
         notes=(*renamed, *notes),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 from onnx import numpy_helper
 from scipy import special
 
@@ -55,11 +56,11 @@ def finish(
         task, name, last, labels, notes = _finish_scores(context, columns, name, labels, are_scores=are_scores)
     feeds = partial(make_feeds, inputs.feeds, columns)
     notes = [*inputs.notes, *context.notes, *renamed, *notes]
-    reference = "onnx ReferenceEvaluator float64, original graph"
+    reference = f"the ReferenceEvaluator of onnx {onnx.__version__}, float64, original graph"
     network = context.builder.network(name)
     evaluate, float32 = _references(model, inputs, feeds, last, notes)
     if evaluate is None:
-        evaluate, reference = network.evaluate, "the graph as foldserve reads it, float64, unfolded"
+        evaluate, reference = network.evaluate, "the layers as foldserve reads them, float64"
     return Imported(
         network=network,
         columns=columns,
@@ -211,7 +212,7 @@ def _references(
     try:
         original = run_original(model, inputs.output, lambda x: feeds(x, np.float32))
         original(rows)
-        float32["onnxruntime CPU, original"] = lambda x: _flat(last, len(x), original(x))
+        float32[f"onnxruntime {ort.__version__} CPU, original"] = lambda x: _flat(last, len(x), original(x))
     except Exception as error:  # noqa: BLE001 (ONNX Runtime raises several kinds of errors)
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         notes.append(f"ONNX Runtime can't run the original in batches ({reason})")

@@ -18,12 +18,12 @@ from foldserve.service import bundle
 from foldserve.service.sources import Source
 from foldserve.training.certify import certificate, record
 from foldserve.training.certify.manifest import Metrics, build_manifest
-from foldserve.training.certify.tolerance import output_tolerance
-from foldserve.training.errors import ModelImportError, ParityError
+from foldserve.training.errors import ModelImportError
 from foldserve.training.fit.determinism import deterministic
-from foldserve.training.imports.folding import FoldedNetwork, fold
-from foldserve.training.imports.imported import Evaluate, Imported
-from foldserve.training.imports.rows import Range, Rows, make_rows
+from foldserve.training.imports.comparison import certify
+from foldserve.training.imports.folding import fold
+from foldserve.training.imports.imported import Imported
+from foldserve.training.imports.rows import Range, make_rows
 from foldserve.training.imports.write import to_onnx
 from foldserve.training.plan import DataOptions
 from foldserve.training.report.evaluate import keep_defined, permutation_importance, score
@@ -32,9 +32,6 @@ from foldserve.training.report.latency import measure_latency
 from foldserve.training.report.previous import read_previous
 from foldserve.training.report.report import render
 from foldserve.training.table.schema import Table
-
-# The number of rows that the original evaluates at a time. This number bounds the memory.
-_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def run(imported: Imported, plan: ImportPlan, source: Source | None = None) -> W
     description = bundle.describe(imported.task, rows.features, imported.labels, target)
     model = to_onnx(folded.network, imported.task, description=description)
     with deterministic(1):
-        certified, golden, notes = _certify(imported, folded, rows, model)
+        compared = certify(imported, folded, rows, model)
     scores, outputs = _score(model, table)
     manifest = partial(
         build_manifest,
@@ -87,8 +84,8 @@ def run(imported: Imported, plan: ImportPlan, source: Source | None = None) -> W
         features=rows.features,
         target=target,
         folded=folded.report,
-        certificate=certified,
-        golden=golden,
+        certificate=compared.certificate,
+        golden=compared.golden,
         metrics=scores,
         provenance=_provenance(table, plan.seed),
         imported=bundle.ImportedModel(
@@ -98,7 +95,7 @@ def run(imported: Imported, plan: ImportPlan, source: Source | None = None) -> W
             sha256=imported.sha256,
         ),
     )
-    notes = (*imported.notes, *rows.notes, *notes)
+    notes = (*imported.notes, *rows.notes, *compared.notes)
     if not scores:
         return Written(bundle.write(plan.models, plan.name, model, manifest), None, notes)
     trust = f"the metrics hold for new rows only if the model was not trained on the rows of {table.source}"
@@ -120,48 +117,6 @@ def _require_output(imported: Imported) -> None:
         raise ModelImportError(f"the model gives {outputs} values for a row; a bundle has one value, or probabilities")
     if imported.task == "classification" and outputs != classes:
         raise ModelImportError(f"the model gives {outputs} probabilities, and there are {classes} labels: use --labels")
-
-
-def _in_chunks(evaluate: Evaluate, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
-    return np.concatenate([evaluate(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
-
-
-def _certify(
-    imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes
-) -> tuple[bundle.Certificate, bundle.Golden, tuple[str, ...]]:
-    """Compare the folded network and the exported model with the original on the rows of the table and random rows.
-
-    If the framework of the original is installed, also compare the original in float32 with its reference. Return the
-    certificate, the golden rows and notes.
-    """
-    exact = partial(_in_chunks, imported.evaluate)
-    sets: dict[certificate.RowKind, certificate.Rows] = {"random": rows.drawn}
-    if len(rows.table.x):
-        sets = {"held-out": rows.table.x, **sets}
-    tolerance = _tolerance(imported, rows, exact)
-    candidates: dict[str, certificate.Predict] = {"numpy float64, folded": folded.network.evaluate}
-    originals, notes = {}, []
-    for name, evaluate in imported.float32.items():
-        parity = tolerance.measure(exact(rows.drawn), evaluate(rows.drawn))
-        if parity.holds:
-            originals[name] = partial(_in_chunks, evaluate)
-        else:
-            notes.append(f"{name} differs from its float64 reference by {parity.worst:.3g} times the tolerance")
-    try:
-        certified = certificate.compare(exact, imported.reference, {**candidates, **originals}, model, tolerance, sets)
-    except ParityError as error:
-        raise ParityError("; ".join([str(error), *notes])) from error
-    return certified, certificate.golden(exact, rows.drawn), tuple(notes)
-
-
-def _tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
-    """Return the tolerance. For a regression, the unit of the tolerance is the standard deviation of the target or of
-    the outputs.
-    """
-    if imported.task == "classification":
-        return output_tolerance(0.0, 1.0)
-    values = rows.table.y if len(rows.table.y) else exact(rows.drawn)
-    return output_tolerance(float(values.mean()), float(values.std()) or 1.0)
 
 
 def _score(model: bytes, table: Table) -> tuple[Metrics, npt.NDArray[np.floating[Any]]]:

@@ -47,9 +47,11 @@ def test_raw_rows_get_the_answers_of_scikit_learn(name, tmp_path):
     assert [feature.missing for feature in manifest.features] == [True, True, False, False]
     assert manifest.features[2].categories == ("Oslo", "Paris", "Rome")
     assert (manifest.source.framework, manifest.source.file) == ("skl2onnx", f"{name}.onnx")
-    assert manifest.certificate.reference == "onnx ReferenceEvaluator float64, original graph"
+    assert manifest.certificate.reference.startswith(f"the ReferenceEvaluator of onnx {onnx.__version__}, float64")
     assert {measured.rows for measured in manifest.certificate.measurements} == {"held-out", "random"}
-    assert "onnxruntime CPU, original" in {measured.runtime for measured in manifest.certificate.measurements}
+    assert f"onnxruntime {ort.__version__} CPU, original" in {
+        measured.runtime for measured in manifest.certificate.measurements
+    }
     assert set(manifest.metrics) == {"test"}
     assert "no history of the losses" in (found.path / "report.html").read_text()
 
@@ -139,6 +141,44 @@ def test_a_refusal_of_fold_says_how_far_the_original_in_float32_is(tmp_path, cap
     assert error.count("\n") == 1
     assert all(0.01 < float(difference) < 1 for difference in differences.groups())
     assert not folded.exists()
+
+
+def sensitive_model(size):
+    """The sum of two values of about `size`, whose difference is about 1. Float32 loses the digits below 1e-7 size."""
+    model = Model(2)
+    model.add("Gemm", np.array([[1, 1], [1, -1]], np.float32), np.array([size, size], np.float32))
+    model.add("Relu")
+    model.add("Gemm", np.array([[1], [-1]], np.float32), np.zeros(1, np.float32))
+    return model.build()
+
+
+@pytest.mark.parametrize(("size", "is_widened"), [(1, False), (400, True)])
+def test_a_tolerance_grows_only_with_the_rounding_of_the_original_and_says_so(tmp_path, capsys, size, is_widened):
+    path = tmp_path / "model.onnx"
+    onnx.save(sensitive_model(size), path)
+    assert main(["fold", str(path), "-o", str(tmp_path / "folded.onnx")]) == 0
+    assert ("times the usual one" in capsys.readouterr().out) == is_widened
+    assert main(["import", str(path), "--name", "model", "--models", str(tmp_path), "--ranges=-1:1"]) == 0
+    assert ("times the usual one" in capsys.readouterr().out) == is_widened
+    certificate = bundle.read(tmp_path / "model" / "1").manifest.certificate
+    assert (1 < certificate.widened <= 10) == is_widened
+    assert all(measured.parity.worst <= 1 for measured in certificate.measurements)
+
+
+def test_a_model_of_one_row_runs_in_onnx_runtime_row_by_row(tmp_path, capsys):
+    model = Model(4)
+    model.dense(np.random.default_rng(0), 4, 1)
+    single = model.build()
+    for info in (*single.graph.input, *single.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(single, tmp_path / "model.onnx")
+    assert main(["fold", str(tmp_path / "model.onnx"), "-o", str(tmp_path / "folded.onnx")]) == 0
+    found = tmp_path / "single" / "1"
+    flags = ["--name", "single", "--models", str(tmp_path), "--ranges=-1:1"]
+    assert main(["import", str(tmp_path / "model.onnx"), *flags]) == 0
+    assert "; also onnxruntime" in capsys.readouterr().out
+    runtimes = {measured.runtime for measured in bundle.read(found).manifest.certificate.measurements}
+    assert f"onnxruntime {ort.__version__} CPU, original" in runtimes
 
 
 def test_fold_writes_a_file_with_the_names_of_the_original(tmp_path, capsys):

@@ -6,6 +6,7 @@ Keras 2.15, which computed the outputs.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import shutil
@@ -59,7 +60,7 @@ def test_names_and_labels_of_the_user_replace_the_defaults() -> None:
     options = Options(features=tuple("abcdef"), labels=("low", "middle", "high"))
     imported = read(ARTICLE, options)
     assert ([column.name for column in imported.columns], imported.named) == (list("abcdef"), True)
-    assert (imported.labels, imported.notes) == (("low", "middle", "high"), ())
+    assert imported.labels == ("low", "middle", "high")
 
 
 def test_one_command_makes_a_bundle_of_the_network_of_the_article(tmp_path: Path) -> None:
@@ -70,6 +71,25 @@ def test_one_command_makes_a_bundle_of_the_network_of_the_article(tmp_path: Path
     np.testing.assert_allclose(model.predict_proba(saved["rows"]), saved["outputs"], rtol=1e-4, atol=1e-5)
     assert model.manifest.source is not None
     assert (model.manifest.source.framework, model.manifest.labels) == ("Keras", ("low", "middle", "high"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("keras") is not None, reason="make test-keras covers an installed Keras")
+def test_an_import_without_keras_says_how_to_compare_with_keras(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--name", "article", "--models", str(tmp_path), "--ranges", "0:16"]
+    assert main(["import", str(ARTICLE), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "\ncompared     with the layers as foldserve reads them, float64\n" in printed
+    assert (
+        "foldserve's own reading of the file: Keras is not installed; to compare with Keras itself, pip install"
+        in printed
+    )
+
+
+@pytest.mark.parametrize("name", ["image_2.keras", "branches_3.h5"])
+def test_functions_with_whole_numbers_as_parameters_become_a_bundle(tmp_path: Path, name: str) -> None:
+    assert main(["import", str(FILES / name), "--name", "made", "--models", str(tmp_path), "--ranges", "0:1"]) == 0
 
 
 def test_the_user_chooses_one_of_several_outputs(tmp_path: Path) -> None:

@@ -71,10 +71,13 @@ def module(draw: st.DrawFn) -> nn.Module:
     return nn.Sequential(draw(chain(width)), end).eval()
 
 
-@settings(max_examples=8)
-@given(made=module())
-def test_a_module_and_its_weights_give_its_outputs_in_float64(made: nn.Module) -> None:
-    if not isinstance(made, nn.Sequential):
+@settings(max_examples=12)
+@given(made=module(), source=st.sampled_from(["object", ".pt2", ".safetensors"]))
+def test_a_module_and_its_files_give_its_outputs_in_float64(made: nn.Module, source: str) -> None:
+    if source == ".pt2":
+        with tempfile.TemporaryDirectory() as folder:
+            imported = read_model(export(made, Path(folder) / "net.pt2"), Options())
+    elif source == "object" or not isinstance(made, nn.Sequential):
         imported = read_object(made, Options())
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -82,6 +85,7 @@ def test_a_module_and_its_weights_give_its_outputs_in_float64(made: nn.Module) -
             safetensors.torch.save_file(made.state_dict(), weights)
             layers.write_text(str(made))
             imported = read_model(weights, Options(layers=layers))
+    assert imported.reference == f"PyTorch {torch.__version__.partition('+')[0]}, float64"
     rows = np.random.default_rng(0).normal(0, 2, (9, 4)).astype(np.float32)
     with torch.no_grad():
         expected = made.double()(torch.from_numpy(rows.astype(np.float64))).numpy()
@@ -93,13 +97,21 @@ def test_a_module_and_its_weights_give_its_outputs_in_float64(made: nn.Module) -
         fold(imported.network).network.evaluate(rows),
     ):
         np.testing.assert_allclose(outputs, expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(imported.evaluate(rows), expected, rtol=1e-12, atol=1e-12)
+    (original,) = imported.float32.values()
+    np.testing.assert_allclose(original(rows), expected, rtol=1e-2, atol=1e-3)
+
+
+def export(made: nn.Module, path: Path) -> Path:
+    program = torch.export.export(made, (torch.zeros(2, 4),), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    torch.export.save(program, path)
+    return path
 
 
 def saved(path: Path) -> nn.Module:
     torch.manual_seed(0)
     made = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
-    program = torch.export.export(made, (torch.zeros(2, 4),), dynamic_shapes=({0: torch.export.Dim("rows")},))
-    torch.export.save(program, path)
+    export(made, path)
     return made
 
 
@@ -111,6 +123,10 @@ def test_a_file_and_its_module_become_bundles_that_predict_the_same(tmp_path: Pa
     for model in (tmp_path / "net.pt2", made):
         with pytest.warns(foldserve.TableWarning):
             bundle = foldserve.import_model(model, name="net", models=tmp_path, labels=["a", "b", "c"], ranges=(-3, 3))
+        certificate = bundle.manifest.certificate
+        name = f"PyTorch {torch.__version__.partition('+')[0]}"
+        assert certificate.reference == f"{name}, float64"
+        assert f"{name}, original" in {measured.runtime for measured in certificate.measurements}
         served = foldserve.load(bundle.path)
         np.testing.assert_allclose(served.predict_proba(rows), expected, rtol=1e-4, atol=1e-5)
 

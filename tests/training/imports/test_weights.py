@@ -63,7 +63,7 @@ def test_weights_and_printed_layers_become_a_bundle_of_the_module(tmp_path: Path
     np.testing.assert_allclose(foldserve.load(made.path).predict_proba(rows), expected, rtol=1e-4, atol=1e-5)
     assert made.manifest.source is not None
     assert (made.manifest.source.framework, made.manifest.source.file) == ("PyTorch", name)
-    assert made.manifest.certificate.reference == "PyTorch, float64"
+    assert made.manifest.certificate.reference.startswith("PyTorch 2.")
 
 
 def test_weights_that_the_layers_do_not_use_are_named(tmp_path: Path) -> None:

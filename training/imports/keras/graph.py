@@ -39,11 +39,16 @@ class Input:
 
 @dataclass
 class ModelReader:
-    """Builds the graph of a whole model. output: the name of the layer that gives the output, if there are several."""
+    """Builds the graph of a whole model.
+
+    output: the name of the layer that gives the output, if there are several. place: the place or the key of this
+    output.
+    """
 
     store: Store
     keras_2: bool
     output: str = ""
+    place: int | str = 0
     inputs: tuple[Input, ...] = ()
     notes: list[str] = field(default_factory=list)
     _calls: int = 0
@@ -67,10 +72,13 @@ class ModelReader:
             start += size
         outputs = self._model(builder, description, Place(), values)
         if len(outputs) > 1:
-            names = [name for name, _, _ in _tensors(description["config"]["output_layers"])]
+            described = description["config"]["output_layers"]
+            names = [name for name, _, _ in _tensors(described)]
             if self.output not in names:
                 raise ModelImportError(f"the model has several outputs: choose one of {', '.join(names)} with --output")
-            outputs = [outputs[names.index(self.output)]]
+            chosen = names.index(self.output)
+            self.place = list(described)[chosen] if isinstance(described, dict) else chosen
+            outputs = [outputs[chosen]]
         return builder, outputs[0]
 
     def _model(self, builder: Builder, description: dict[str, Any], place: Place, values: list[Value]) -> list[Value]:

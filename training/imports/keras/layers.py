@@ -1,6 +1,6 @@
 """Maps each layer of Keras to the intermediate form. The module does not depend on the graph or on HDF5.
 
-To add a layer, add an entry to `_LAYERS`.
+To add a layer, add an entry to `LAYERS`.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class Call:
 def map_call(call: Call) -> Value:
     """Add one call of a layer to the graph, and return its result. Raises `ModelImportError` for an unknown layer."""
     call.require_none("quantization_config", "lora_rank")
-    rule = _LAYERS.get(call.kind)
+    rule = LAYERS.get(call.kind)
     if rule is None:
-        known = ", ".join(sorted(_LAYERS))
+        known = ", ".join(sorted(LAYERS))
         raise refuse(
             call.name, call.kind, "this layer is not supported", f"export the model to ONNX; supported are {known}"
         )
@@ -232,7 +232,7 @@ def _require_flat(call: Call) -> None:
         raise refuse(call.name, call.kind, "an input has more than one axis", "put a Flatten in front of it")
 
 
-_LAYERS: dict[str, Callable[[Call], Value]] = {
+LAYERS: dict[str, Callable[[Call], Value]] = {
     "Activation": _activation,
     "ActivityRegularization": _same,
     "Add": _add,

@@ -1,7 +1,7 @@
 """Reads a Keras model in memory: it is saved into a temporary file, and the file is read.
 
-The certificate also measures the outputs that Keras computes with the model. This module never imports Keras: it uses
-methods of the object.
+The certificate also measures the outputs that Keras computes with the object itself. This module uses only methods of
+the object.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.imported import Imported, Options
-from foldserve.training.imports.keras.reader import read_both
-from foldserve.training.imports.meaning import complete, digest
+from foldserve.training.imports.keras.reader import read_file
+from foldserve.training.imports.meaning import digest
 
 
 def read_object(model: Any, options: Options) -> Imported:
@@ -34,18 +34,16 @@ def read_object(model: Any, options: Options) -> Imported:
             # Keras raises many kinds of errors for a model that it can't save.
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise ModelImportError(f"Keras can't save the {kind}: {reason}") from error
-        imported, bare = read_both(path, options)
+        found = read_file(path, options)
     shapes = [tuple(each.shape[1:]) for each in model.inputs]
     ends = np.cumsum([prod(shape) for shape in shapes])[:-1]
 
     def run(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
         parts = [part.reshape(-1, *shape) for part, shape in zip(np.split(rows, ends, 1), shapes, strict=True)]
-        outputs = model.predict(parts if len(parts) > 1 else parts[0], batch_size=len(rows), verbose=0)
-        return complete(bare, imported.network, np.asarray(outputs, np.float64).reshape(len(rows), -1))
+        outputs = model.predict_on_batch(parts if len(parts) > 1 else parts[0])
+        return np.asarray(outputs, np.float64).reshape(len(rows), -1)
 
-    return replace(
-        imported,
-        file=kind,
-        sha256=digest(imported.network),
-        float32={"Keras, original": run} if len(model.outputs) == 1 else {},
-    )
+    imported = found.imported
+    if len(model.outputs) == 1:
+        imported = replace(imported, float32={"Keras, original": found.finish(run)})
+    return replace(imported, file=kind, sha256=digest(imported.network))

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from foldserve.training.imports.form import Network
-from foldserve.training.imports.imported import Imported, Options
+from foldserve.training.imports.imported import Evaluate, Imported, Options
 from foldserve.training.imports.keras.archive import open_archive
 from foldserve.training.imports.keras.graph import Input, ModelReader
+from foldserve.training.imports.keras.original import NotRunError, Run, open_original
 from foldserve.training.imports.keras.weights import open_store
-from foldserve.training.imports.meaning import Outputs, interpret
+from foldserve.training.imports.meaning import Outputs, complete, interpret
 
 _REGRESSION = ("mean_", "mse", "mae", "mape", "msle", "huber", "log_cosh", "logcosh", "poisson")
 
 
-def read(path: Path, options: Options) -> Imported:
-    """Read a `.keras` or `.h5` file. Raises `ModelImportError` with one line."""
-    return read_both(path, options)[0]
+@dataclass(frozen=True)
+class FileRead:
+    """A file that has been read.
 
-
-def read_both(path: Path, options: Options) -> tuple[Imported, Network]:
-    """Return the imported model and the network of the file. The network has no added layers that turn logits into
-    probabilities. Raises `ModelImportError`.
+    imported: the model, with its own network as the reference. bare: the network without the added layers that turn
+    logits into probabilities. original: the name of Keras and the model in Keras, or the reason why Keras does not run
+    the file.
     """
+
+    imported: Imported
+    bare: Network
+    original: tuple[str, Run] | str
+
+    def compared(self) -> Imported:
+        """Return the model, which the certificate also compares with Keras if Keras runs the file."""
+        if isinstance(self.original, str):
+            note = f"the certificate compares only with foldserve's own reading of the file: {self.original}"
+            return replace(self.imported, notes=(*self.imported.notes, note))
+        name, run = self.original
+        return replace(self.imported, float32={f"{name}, original": self.finish(run)})
+
+    def finish(self, run: Run) -> Evaluate:
+        """Return a function that gives the outputs of the bundle: `run` gives the outputs of Keras."""
+        return lambda rows: complete(self.bare, self.imported.network, run(rows))
+
+
+def read(path: Path, options: Options) -> Imported:
+    """Read a `.keras` or `.h5` file, and run it in Keras if Keras is installed. Raises `ModelImportError`."""
+    return read_file(path, options).compared()
+
+
+def read_file(path: Path, options: Options) -> FileRead:
+    """Read a file. Raises `ModelImportError` with one line."""
     with open_archive(path) as archive:
         reader = ModelReader(open_store(archive), archive.version.startswith("2."), options.output)
         builder, value = reader.read(archive.config)
@@ -40,12 +65,18 @@ def read_both(path: Path, options: Options) -> tuple[Imported, Network]:
             names=_names(reader.inputs),
         )
         bare = builder.network(value.name)
+        original: tuple[str, Run] | str
+        try:
+            original = open_original(archive, bare.features, reader.place)
+        except NotRunError as reason:
+            original = str(reason)
     whole, start = set[int](), 0
     for each in reader.inputs:
         size = prod(each.shape)
         whole.update(range(start, start + size) if each.whole else ())
         start += size
-    return replace(imported, whole=frozenset(whole), notes=(*reader.notes, *imported.notes)), bare
+    imported = replace(imported, whole=frozenset(whole), notes=(*reader.notes, *imported.notes))
+    return FileRead(imported, bare, original)
 
 
 def _names(inputs: tuple[Input, ...]) -> tuple[str, ...]:

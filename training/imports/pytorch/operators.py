@@ -285,3 +285,5 @@ _OPERATORS: dict[str, Callable[[Mapper, Call, str], None]] = {
     "unsqueeze": _same,
     "view": _same,
 }
+# The operators that a program may call. The form does not need the number of rows, which `sym_size` returns.
+OPERATORS = frozenset({*_FUNCTIONS, *_OPERATORS, "sym_size"})

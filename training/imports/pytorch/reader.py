@@ -6,6 +6,7 @@ import copy
 import io
 import warnings
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -17,10 +18,11 @@ import torch
 
 from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.archives import read_bytes
-from foldserve.training.imports.form import Builder
-from foldserve.training.imports.imported import Imported, Options
+from foldserve.training.imports.form import Builder, Network
+from foldserve.training.imports.imported import Evaluate, Imported, Options
 from foldserve.training.imports.meaning import complete, interpret
 from foldserve.training.imports.pytorch.operators import Mapper
+from foldserve.training.imports.pytorch.original import Run, open_original
 from foldserve.training.imports.pytorch.program import Program, read_program
 
 
@@ -49,7 +51,7 @@ def read_object(model: Any, options: Options) -> Imported:
         # torch.export raises many kinds of errors for a module that it can't trace.
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelImportError(f"torch.export can't export the {type(model).__name__}: {reason}") from error
-    return _read(read_program(buffer.getvalue()), options, type(model).__name__, "", module.double())
+    return _read(read_program(buffer.getvalue()), options, type(model).__name__, "", module)
 
 
 def _find_columns(module: torch.nn.Module, options: Options) -> int:
@@ -85,12 +87,30 @@ def _read(program: Program, options: Options, file: str, checksum: str, original
     bare = builder.network(value)
     framework = ("PyTorch", program.version)
     imported = interpret(builder, value, options, framework=framework, file=file, checksum=checksum)
-    if original is None:
-        return imported
+    open_with = partial(open_original, program) if original is None else partial(_open_module, original)
+    notes, name = imported.notes, f"PyTorch {torch.__version__.partition('+')[0]}"
+    exact, single = (_finish(open_with(dtype), bare, imported.network) for dtype in (torch.float64, torch.float32))
+    try:
+        for evaluate in (exact, single):
+            evaluate(np.zeros((2, bare.features), np.float32))
+    except Exception as error:  # noqa: BLE001 (PyTorch raises many kinds of errors)
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        note = f"the certificate compares only with foldserve's own reading: {name} can't run the model ({reason})"
+        return replace(imported, notes=(*notes, note))
+    return replace(imported, reference=f"{name}, float64", evaluate=exact, float32={f"{name}, original": single})
 
-    def evaluate(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
+
+def _open_module(module: torch.nn.Module, dtype: torch.dtype) -> Run:
+    copied = copy.deepcopy(module).to(dtype)
+
+    def run(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
         with torch.no_grad():
-            outputs = original(torch.from_numpy(np.asarray(rows, np.float64))).reshape(len(rows), -1).numpy()
-        return complete(bare, imported.network, outputs)
+            outputs: npt.NDArray[np.floating[Any]] = copied(torch.tensor(rows, dtype=dtype)).numpy()
+        return outputs.reshape(len(rows), -1)
 
-    return replace(imported, reference="PyTorch, float64", evaluate=evaluate)
+    return run
+
+
+def _finish(run: Run, bare: Network, network: Network) -> Evaluate:
+    """Return a function that gives the outputs of the bundle: `run` gives the outputs of PyTorch."""
+    return lambda rows: complete(bare, network, run(rows))

@@ -102,7 +102,7 @@ def _read(model: Any, options: Options, file: str, checksum: str) -> Imported:
         framework_version=sklearn.__version__,
         file=file,
         sha256=checksum or digest(network),
-        reference="scikit-learn, float64",
+        reference=f"scikit-learn {sklearn.__version__}, float64",
         evaluate=_original(model, columns, given, is_logits),
         ranges=context.ranges,
         notes=(*notes, *context.notes),

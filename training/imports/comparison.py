@@ -1,0 +1,149 @@
+"""Compares the folded model with the original, and chooses the tolerance of the certificate.
+
+The reference is the original in float64. If the original can also run in float32 in its own runtime, its own rounding
+error is measured. The module does not depend on the formats of other frameworks, and writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.service import bundle
+from foldserve.training.certify import certificate
+from foldserve.training.certify.tolerance import allowed_widening, output_tolerance, widen
+from foldserve.training.errors import ParityError
+from foldserve.training.imports.folding import FoldedNetwork
+from foldserve.training.imports.imported import Evaluate, Imported
+from foldserve.training.imports.rows import Rows
+from foldserve.training.imports.write import to_onnx
+
+# The number of rows that the original evaluates at a time. This number bounds the memory.
+_CHUNK = 4096
+
+Sets = dict[certificate.RowKind, certificate.Rows]
+Outputs = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The outputs of one form of the model and of the reference, for each set of rows."""
+
+    pairs: tuple[tuple[Outputs, Outputs], ...]
+
+    @staticmethod
+    def of(evaluate: certificate.Predict, sets: Sets, expected: dict[certificate.RowKind, Outputs]) -> _Runs:
+        """Run a form of the model on each set of rows."""
+        return _Runs(tuple((expected[kind], _in_chunks(evaluate, rows)) for kind, rows in sets.items()))
+
+    def worst(self, tolerance: bundle.Tolerance) -> float:
+        """Return the largest share of the tolerance that an output uses."""
+        return max(tolerance.measure(*pair).worst for pair in self.pairs)
+
+    def hold(self, tolerance: bundle.Tolerance) -> bool:
+        """Whether the outputs and the classes are the same, within the tolerance."""
+        return all(tolerance.measure(*pair).holds for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The evidence for the manifest, and notes for the user."""
+
+    certificate: bundle.Certificate
+    golden: bundle.Golden
+    notes: tuple[str, ...]
+
+
+def certify(imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes) -> Compared:
+    """Compare the folded network and the exported model with the original, on the rows of the table and random rows.
+
+    The usual tolerance is tried first. If the model does not keep it, and the model in float32 before folding does not
+    keep half of it either, a wider tolerance is tried (`allowed_widening`). Raises `ParityError`.
+    """
+    exact = partial(_in_chunks, imported.evaluate)
+    sets: Sets = {"random": rows.drawn}
+    if len(rows.table.x):
+        sets = {"held-out": rows.table.x, **sets}
+    usual = _usual_tolerance(imported, rows, exact)
+    expected = {kind: exact(each) for kind, each in sets.items()}
+    for name, network in (
+        ("the layers, as foldserve reads them,", imported.network),
+        ("the folded layers", folded.network),
+    ):
+        _require_equal(name, _Runs.of(network.evaluate, sets, expected), imported, usual)
+    originals = {name: partial(_in_chunks, evaluate) for name, evaluate in imported.float32.items()}
+    runs = {name: _Runs.of(evaluate, sets, expected) for name, evaluate in originals.items()}
+    rounding = _rounding(imported, runs, sets, expected, usual)
+    if not imported.is_independent:
+        for name, each in runs.items():
+            _require_equal(name, each, imported, widen(usual, allowed_widening(rounding)))
+    factors = sorted({1.0, allowed_widening(rounding)})
+    for factor in factors:
+        allowed = widen(usual, factor)
+        kept = {name: originals[name] for name, each in runs.items() if each.hold(allowed)}
+        candidates: dict[str, certificate.Predict] = {"numpy float64, folded": folded.network.evaluate, **kept}
+        try:
+            found = certificate.compare(exact, imported.reference, candidates, model, allowed, sets, widened=factor)
+        except ParityError as error:
+            if factor == factors[-1]:
+                raise ParityError(f"{error}; {_describe(rounding)}") from error
+        else:
+            break
+    notes = [widened_note(factor, rounding)] if factor > 1 else []
+    notes += [f"{name}, is not within the tolerance: {_describe(rounding)}" for name in runs if name not in kept]
+    return Compared(found, certificate.golden(exact, rows.drawn), tuple(notes))
+
+
+def widened_note(factor: float, rounding: float) -> str:
+    """Return the note for a wider tolerance. rounding: the share of the usual tolerance that the original uses."""
+    return f"the tolerance is {factor:.2g} times the usual one: {_describe(rounding)}"
+
+
+def _describe(rounding: float) -> str:
+    return f"before folding, the model in float32 differs from float64 by {rounding:.2g} times the usual tolerance"
+
+
+def _rounding(
+    imported: Imported,
+    runs: dict[str, _Runs],
+    sets: Sets,
+    expected: dict[certificate.RowKind, Outputs],
+    usual: bundle.Tolerance,
+) -> float:
+    """Return the rounding error of the model in float32 before folding, as a share of the usual tolerance.
+
+    If the reference does not depend on foldserve's reading, this is the difference of the original in its own runtime.
+    If not, that difference could also be an error of the reading. Then it is the difference of the unfolded layers in
+    ONNX Runtime.
+    """
+    if imported.is_independent:
+        return max((each.worst(usual) for each in runs.values()), default=0.0)
+    unfolded = certificate.onnx_runtime_cpu(to_onnx(imported.network, imported.task))
+    return _Runs.of(unfolded, sets, expected).worst(usual)
+
+
+def _in_chunks(evaluate: Evaluate, rows: npt.NDArray[np.float32]) -> Outputs:
+    return np.concatenate([evaluate(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
+
+
+def _usual_tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
+    """Return the usual tolerance. For a regression, the unit of the tolerance is the standard deviation of the target
+    or of the outputs.
+    """
+    if imported.task == "classification":
+        return output_tolerance(0.0, 1.0)
+    values = rows.table.y if len(rows.table.y) else exact(rows.drawn)
+    return output_tolerance(float(values.mean()), float(values.std()) or 1.0)
+
+
+def _require_equal(name: str, runs: _Runs, imported: Imported, tolerance: bundle.Tolerance) -> None:
+    """Refuse a difference that can't come from folding or rounding. Then foldserve reads the model in a wrong way."""
+    if not runs.hold(tolerance):
+        raise ParityError(
+            f"{name}: the outputs differ from {imported.reference} by {runs.worst(tolerance):.3g} times the tolerance, "
+            "so foldserve may read the model in a wrong way; please report this model"
+        )

@@ -1,0 +1,211 @@
+"""Runs a Keras file in Keras itself, where Keras is installed, for the certificate.
+
+Keras never opens the file of the user, because a description in a file can name any class. Keras opens a copy. The copy
+has the same weights, and a description with only the layers that foldserve has read (`ALLOWED`), plain values and names
+of activations. The module does not depend on the intermediate form.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import json
+import os
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from foldserve.training.imports.keras.archive import Archive
+from foldserve.training.imports.keras.layers import LAYERS
+
+if TYPE_CHECKING:
+    import h5py
+
+_MODELS = {"Sequential": "keras", "Functional": "keras.src.models.functional", "Model": "keras"}
+# The classes that may be in the copy, and the module of each.
+ALLOWED = {**_MODELS, **dict.fromkeys((*LAYERS, "InputLayer"), "keras.layers")}
+# The fields of the description of a layer.
+_OF_LAYER = ("config", "name", "inbound_nodes", "build_config", "shared_object_id")
+# Values that Keras writes as objects, and the fields of each.
+_PLAIN = {
+    "__keras_tensor__": ("shape", "dtype", "keras_history"),
+    "__numpy__": ("value", "dtype"),
+    "__tensor__": ("value", "dtype"),
+}
+# Settings that have an effect only in training.
+_TRAINING = ("_initializer", "_regularizer", "_constraint", "activity_regularizer")
+
+Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
+
+
+class NotRunError(Exception):
+    """The reason why Keras does not run the file, in one line, with a remedy if there is one."""
+
+
+def open_original(archive: Archive, columns: int, output: int | str) -> tuple[str, Run]:
+    """Open a copy of the file in Keras. The front end has read the file before, and so has checked its weights.
+
+    columns: the number of features. output: the place or the key of the output, if the model has several. Return the
+    name and the version of Keras and its backend, and the model. The model computes in float32, because Keras has no
+    float64 on most backends: it rounds the result of each operation to float32. Raises `NotRunError`.
+    """
+    try:
+        config = _clean(archive.config, archive.version.startswith("2."))
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise NotRunError(f"Keras is not asked, because the description is unusual ({_first_line(error)})") from error
+    _require_no_links(archive.weights)
+    keras = _import_keras()
+    name = f"Keras {keras.__version__} on {keras.backend.backend()}"
+    try:
+        run = _open(keras, archive, config, output)
+        run(np.zeros((2, columns), np.float32))
+    except Exception as error:
+        # Keras and its backends raise many kinds of errors.
+        reason = f"{name} can't run the file ({_first_line(error)})"
+        raise NotRunError(f"{reason}; save the model again with this Keras") from error
+    return name, run
+
+
+def _import_keras() -> Any:
+    """Import Keras 3. If the backend that the user has configured is not installed, PyTorch is the backend."""
+    if importlib.util.find_spec("keras") is None:
+        raise NotRunError("Keras is not installed; to compare with Keras itself, pip install keras, and import again")
+    chosen = {}
+    if "keras" not in sys.modules and not os.environ.get("KERAS_BACKEND") and not _has_backend():
+        chosen = {"KERAS_BACKEND": "torch"}
+    try:
+        os.environ.update(chosen)
+        keras = importlib.import_module("keras")
+        version = str(keras.__version__)
+    except Exception as error:
+        raise NotRunError(f"Keras can't be imported ({_first_line(error)}); see KERAS_BACKEND") from error
+    finally:
+        for each in chosen:
+            del os.environ[each]
+    if not version.startswith("3."):
+        raise NotRunError(f"Keras {version} is installed; to compare with Keras itself, pip install 'keras>=3'")
+    return keras
+
+
+def _has_backend() -> bool:
+    """Whether the backend in Keras' own file of settings, or else its default, is installed."""
+    folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    try:
+        backend = str(json.loads((folder / "keras.json").read_text())["backend"])
+    except (OSError, ValueError, LookupError, TypeError):
+        backend = "tensorflow"
+    return backend.isidentifier() and importlib.util.find_spec(backend) is not None
+
+
+def _open(keras: Any, archive: Archive, config: dict[str, Any], output: int | str) -> Run:
+    """Open a copy of the file with the description `config`."""
+    with tempfile.TemporaryDirectory() as folder, _on_cpu(keras):
+        path = Path(folder) / ("model.h5" if archive.legacy else "model.keras")
+        _write_copy(path, archive, config)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    shapes = [tuple(each.shape[1:]) for each in model.inputs]
+    ends = np.cumsum([prod(shape) for shape in shapes])[:-1]
+
+    def run(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
+        parts = [part.reshape(-1, *shape) for part, shape in zip(np.split(rows, ends, 1), shapes, strict=True)]
+        with _on_cpu(keras):
+            outputs: Any = model(parts if len(parts) > 1 else parts[0], training=False)
+            if isinstance(outputs, dict | list | tuple):
+                several: Any = outputs
+                outputs = several[output]
+            return np.asarray(keras.ops.convert_to_numpy(outputs)).reshape(len(rows), -1)
+
+    return run
+
+
+@contextmanager
+def _on_cpu(keras: Any) -> Iterator[None]:
+    """Run Keras on the CPU, and hide warnings about Keras' own code."""
+    with warnings.catch_warnings(), keras.device("cpu"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _write_copy(path: Path, archive: Archive, config: dict[str, Any]) -> None:
+    import h5py
+
+    weights = archive.weights
+    if archive.legacy:
+        with h5py.File(path, "w") as file:
+            weights.file.copy(weights, file, "model_weights")
+            file.attrs["model_config"] = json.dumps(config)
+            file.attrs["keras_version"] = archive.version
+            file.attrs["backend"] = "tensorflow"
+        return
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for key in weights:
+            weights.copy(weights[key], file, key)
+        for key, value in weights.attrs.items():
+            file.attrs[key] = value
+    with zipfile.ZipFile(path, "w") as copy:
+        copy.writestr("metadata.json", json.dumps({"keras_version": archive.version}))
+        copy.writestr("config.json", json.dumps(config))
+        copy.writestr("model.weights.h5", content.getvalue())
+
+
+def _require_no_links(weights: h5py.Group) -> None:
+    """Refuse links to other places, and numbers in other files."""
+    import h5py
+
+    names: list[str] = []
+    weights.visit_links(names.append)
+    for name in names:
+        found = weights[name] if isinstance(weights.get(name, getlink=True), h5py.HardLink) else None
+        if found is None or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
+            raise NotRunError("Keras is not asked, because the weights have a link to another place")
+
+
+def _clean(value: Any, is_keras_2: bool) -> Any:
+    """Return a description with only known layers, plain values, and no settings of the training.
+
+    Every layer computes in float32. Raises `NotRunError` for an object of any other class.
+    """
+    if isinstance(value, list):
+        return [_clean(each, is_keras_2) for each in value]
+    if not isinstance(value, dict):
+        if value == "hard_sigmoid" and is_keras_2:
+            raise NotRunError("Keras 3 computes hard_sigmoid in another way than Keras 2, which wrote the file")
+        return value
+    kind, config = value.get("class_name"), value.get("config", {})
+    if kind is None:
+        kept = {key: each for key, each in value.items() if not key.endswith(_TRAINING)}
+        return {key: _clean(each, is_keras_2) for key, each in kept.items()}
+    if kind in ALLOWED:
+        cleaned = {key: _clean(value[key], is_keras_2) for key in _OF_LAYER if key in value}
+        if kind not in _MODELS:
+            cleaned["config"]["dtype"] = "float32"
+        return {**cleaned, "class_name": kind, "module": ALLOWED[kind], "registered_name": None}
+    if kind in _PLAIN:
+        return {"class_name": kind, "config": {key: _plain(config[key]) for key in _PLAIN[kind]}}
+    if kind == "function":
+        return _plain(config)
+    if kind in ("DTypePolicy", "Policy"):
+        return _plain(config["name"])
+    raise NotRunError(f"Keras is not asked, because the file has an object of the class {str(kind)[:40]!r}")
+
+
+def _plain(value: Any) -> Any:
+    """Return a number, a text, or a list of them. Raises `TypeError` for an object."""
+    if isinstance(value, dict):
+        raise TypeError("an object in the place of a value")
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
