@@ -285,7 +285,7 @@ def _reseal(parsed: argparse.Namespace) -> None:
 
 
 def _copy(parsed: argparse.Namespace) -> None:
-    """Write a bundle under another name, as the next version of that model.
+    """Write a bundle under another name, as the next version of the model with this name.
 
     A server refuses a folder that was merely renamed, because its manifest has another name. The command checks the
     copy as `verify` does, and gives the copy a new seal.

@@ -2,7 +2,7 @@
 
 A client first asks the server for the manifest of the model. With this manifest, the client itself converts the table
 to float32 rows. The client sends raw rows, because they are the fastest protocol. Each request names the version of the
-manifest. If the active version changes after that, the server still uses the version that the request names.
+manifest. Even if the active version changes, the server uses the version that the request names.
 
 A generator yields the steps of a call: requests, waits and computations. This module builds HTTP requests and reads
 responses. The module opens no connection and runs no model.

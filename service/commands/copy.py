@@ -1,4 +1,6 @@
-"""`foldserve copy`: checks a bundle, then writes it under another name, as the next version of that name."""
+"""`foldserve copy`: checks a bundle, then writes the bundle under another name, as the next version of the model with
+this name.
+"""
 
 from __future__ import annotations
 
