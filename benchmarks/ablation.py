@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _measure(tables: Sequence[Table], seeds: int, core: int) -> tuple[Fits, dict[str, str]]:
-    """Fit every variant in turn.
+    """Fit the variants one after the other.
 
     If a variant fails, its table and seed are left out for all variants, so that the means are comparable.
     """

@@ -97,7 +97,7 @@ def main() -> None:
 
 
 class Bench:
-    """The conditions of every measurement."""
+    """The folder, the cores and the duration of all measurements."""
 
     def __init__(self, folder: Path, server_core: int, load_core: int, seconds: float) -> None:
         self._folder = folder

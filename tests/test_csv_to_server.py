@@ -183,7 +183,7 @@ def infer(server: Served, name, head, content=b""):
 
 
 def request_rows(name):
-    """Return rows for a request. Some rows have an unseen town or missing values."""
+    """Return rows of people for a request. Some rows have an unseen town or missing values."""
     rows = people(60, 7)
     for place, (person, _) in enumerate(rows):
         if place % 5 == 0:

@@ -89,7 +89,7 @@ def test_no_module_unpickles_or_runs_code_from_data() -> None:
             assert not name.endswith("register_custom_ops_library"), path
             if name == "np.load":
                 assert {each.arg: ast.unparse(each.value) for each in call.keywords}["allow_pickle"] == "False", path
-            # `send` and `recv` of a multiprocessing connection use pickle. A `Line` sends JSON.
+            # `send` and `recv` of a multiprocessing connection use pickle. `Line.send` sends JSON, so it may be used.
             if "multiprocessing.connection" in names and name != "line.send":
                 assert name.rpartition(".")[2] not in {"send", "recv"}, (path, name)
 

@@ -85,7 +85,7 @@ def read(train: str, test: str, target: str) -> tuple[pd.DataFrame, pd.DataFrame
 
 
 def scores(model: Pipeline, x: pd.DataFrame, y: pd.Series, classifies: Classifies) -> dict[str, float]:
-    """Return the metrics on the test rows."""
+    """Return the model's metrics on the test rows."""
     if not classifies:
         values = np.ravel(model.predict(x))
         return {"rmse": root_mean_squared_error(y, values), "r2": r2_score(y, values)}

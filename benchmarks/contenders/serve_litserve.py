@@ -44,7 +44,7 @@ class Digits(litserve.LitAPI):
         return output
 
     def encode_response(self, output: Rows) -> dict[str, Any]:
-        """Build the body of the response."""
+        """Build the body of the response from the output of the model."""
         return {"probabilities": output.tolist()}
 
 

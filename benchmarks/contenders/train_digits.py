@@ -22,7 +22,9 @@ COPIES = 8
 
 @dataclass(frozen=True)
 class Task:
-    """The task of every contender. x: float32 [rows, 64], from 0 to 1. y: int64 [rows]."""
+    """The data and the network of a training, the same for every contender. x: float32 [rows, 64], from 0 to 1. y:
+    int64 [rows].
+    """
 
     x: np.ndarray
     y: np.ndarray

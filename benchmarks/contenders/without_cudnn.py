@@ -17,7 +17,7 @@ _SILENT = 4
 
 
 def run(model: str, features: int, given: dict[str, str]) -> str | None:
-    """Run the model once. Return the reason of a failure, or None."""
+    """Run the model once, on random rows. Return the reason of a failure, or None."""
     ort.set_default_logger_severity(_SILENT)
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls(cudnn=False)

@@ -25,7 +25,7 @@ JSON_LOADS = (ROW, SINGLE, TABLE)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One protocol of a contender.
+    """A protocol in which a contender is measured.
 
     In `path`, {index} is replaced by the index of the load's number of rows in `bodies.COUNTS`.
     """
@@ -113,7 +113,7 @@ class Target:
 
 
 def case(contender: str, protocol: str, load: Load) -> str:
-    """Return the name of one case."""
+    """Return the name of a case: a contender, a protocol and a load."""
     return f"{contender}/{protocol}/{load.name}"
 
 

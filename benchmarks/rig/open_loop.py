@@ -109,7 +109,7 @@ class Load:
         return outcome
 
     def open_loop(self, request: bytes, seconds: float, rate: float, *, poisson: bool, seed: int) -> Outcome:
-        """Send `rate` requests a second. The intervals are random (Poisson) or constant."""
+        """Send `rate` requests a second. The intervals between requests are random (Poisson) or constant."""
         count = max(1, int(seconds * rate))
         gaps = np.random.default_rng(seed).exponential(1 / rate, count) if poisson else np.full(count, 1 / rate)
         outcome = Outcome(time.perf_counter())

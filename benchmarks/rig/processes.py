@@ -29,7 +29,7 @@ class RunError(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """The measurements of one run.
+    """The measurements of one run of a program.
 
     processor_s: the user and system time in seconds, including child processes. first_output_s: the seconds from the
     start to the first output on the terminal. peak_bytes: the largest resident memory of a single process. output: the

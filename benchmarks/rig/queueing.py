@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Replica:
-    """The times of one replica in seconds.
+    """The processor times of one server, in seconds.
 
     law: the distribution of the length of a turn, which is constant or exponential.
     """

@@ -39,8 +39,8 @@ class Server:
         return total * 1024 / 1e6
 
     def processor_seconds(self) -> float:
-        """Return the processor time of all processes of the server so far, in seconds. The time in the kernel is
-        included.
+        """Return the processor time of all processes of the server so far, in seconds. The processor time in the kernel
+        is included.
         """
         return sum(self.processor_seconds_by_process().values())
 

@@ -10,7 +10,7 @@ PENGUINS = Path(__file__).parents[2] / "examples" / "penguins.csv"
 
 @pytest.fixture(scope="session")
 def penguins():
-    """The table of the README. The index of the table differs from the row numbers."""
+    """The table of penguins that the README uses. The index of the table differs from the row numbers."""
     frame = pd.read_csv(PENGUINS)
     return frame.set_index(pd.Index(range(1000, 1000 + len(frame)), name="id"))
 

@@ -75,9 +75,10 @@ Connect = Callable[..., Any]
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
-    """Return a function that makes either client.
+    """Return a function that makes a sync or an async client.
 
-    The methods of the client block. The attribute `wire` records the requests of the client.
+    The caller uses methods that block, also with the async client. The attribute `wire` records the requests of the
+    client.
     """
     with contextlib.ExitStack() as stack:
 

@@ -34,7 +34,7 @@ def here(code: str, server: Server) -> str:
 
 
 def packages(code: str) -> set[str]:
-    """The packages that a block imports."""
+    """The packages that a block of code imports."""
     nodes = list(ast.walk(ast.parse(code)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}

@@ -40,7 +40,7 @@ MOST_REPLICAS = 3
 
 @dataclass(frozen=True)
 class Deployed:
-    """The application on the cluster. models: the folder that the replicas serve."""
+    """The application of Ray Serve that runs on the cluster. models: the folder that the replicas serve."""
 
     url: str
     models: Path

@@ -31,7 +31,7 @@ load(digits, Options("cuda", buckets=(1, 4)))
 print_captures()
 """
     softmax, state, *graphs = run(CAPTURES + code)
-    # The last kernel writes to page-locked memory.
+    # The last kernel of the graph writes to page-locked memory.
     assert re.fullmatch(r"\['captured softmax device\d+ pinned\d+ stream 1'(, '.* pinned\d+ stream 1')\]", softmax)
     assert state == "requested [] True"
     assert graphs == [f"{THREAD_LOCAL} | copy gemm relu gemm relu gemm softmax | end capture nodes 7"] * 2

@@ -226,7 +226,9 @@ def test_the_server_serves_the_model_that_the_job_trains(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def instructions() -> list[tuple[str, str]]:
-    """Return each instruction of the Dockerfile with its arguments. Continued lines are joined."""
+    """Return each instruction of the Dockerfile with its arguments. An instruction that continues on the next line is
+    joined to one line.
+    """
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [(line.split(maxsplit=1)[0].upper(), line.split(maxsplit=1)[1]) for line in lines if line.strip()]

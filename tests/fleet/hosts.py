@@ -36,7 +36,7 @@ class Host:
     def cut_off(self) -> None:
         """Unplug the host.
 
-        The switch drops each packet to the host and each packet from the host. No sender gets an error.
+        The switch drops each packet to the host and each packet from the host. The senders of the packets get no error.
         """
         ip("-n", self.switch, "link", "set", self.namespace, "down")
 

@@ -81,7 +81,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that the client got.
+    """A prediction's answer, as the load process reports it.
 
     server: the address of the server, or "" if no server answered. start, end: the monotonic times of the request.
     """

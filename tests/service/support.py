@@ -284,7 +284,7 @@ def assert_refused_in_one_line(done: subprocess.CompletedProcess[str], *expected
 
 @dataclass(frozen=True)
 class Served:
-    """A server in a separate process. The server has announced that it is ready."""
+    """A `foldserve serve` in a separate process. The server has announced that it is ready."""
 
     process: subprocess.Popen[str]
     host: str

@@ -86,8 +86,8 @@ def excess(first: Usage, last: Usage) -> set[str]:
 
 
 class Load:
-    """Clients of each kind. The clients can pause, so that the test can measure the server's resources without
-    requests.
+    """Clients of each kind, which load a server. The clients can pause, so that the test can measure the server's
+    resources without requests.
     """
 
     def __init__(self, server: Served, models: Path) -> None:

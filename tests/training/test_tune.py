@@ -53,7 +53,7 @@ def test_the_same_plan_and_table_give_the_same_result(iris):
     assert tune(plan(), iris, 6, first.append) == tune(plan(), iris, 6, again.append)
     assert first == again
     assert [(trial.number, trial.trials) for trial in first] == [(number, 6) for number in range(1, 7)]
-    # The first trial uses the plan unchanged. All later trials depend on the seed.
+    # The first trial uses the plan unchanged. The other trials depend on the seed.
     another = []
     tune(plan(seed=1), iris, 3, another.append)
     assert [trial.loss for trial in another] != [trial.loss for trial in first[:3]]

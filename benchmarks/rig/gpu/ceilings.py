@@ -30,7 +30,7 @@ class Peak:
 
 @dataclass
 class Copies:
-    """A copy of `size` bytes. rates: bytes per second, by round."""
+    """The measured rates of a copy of `size` bytes. rates: bytes per second, by round."""
 
     size: int
     what: str
@@ -99,7 +99,8 @@ def _alternate(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
 
 
 def highest(peaks: Sequence[Peak], precision: str) -> float | None:
-    """Return the operations per second of the fastest shape in a precision. The rate of a shape is the median of its
-    rounds.
+    """Return the highest rate of a matrix product in a precision, in operations per second.
+
+    The rate of a product is the median of its rounds.
     """
     return max((median(x.rates) for x in peaks if x.precision == precision), default=None)

@@ -36,7 +36,7 @@ class Setting:
 
 
 class Contender(ABC):
-    """One way to run the network.
+    """A way to run the network on batches, in a certain library.
 
     `prepare` is called before the runs of a batch size, and `release` after these runs. `close` is called at the end.
     batches: the batch sizes for which the contender is measured; if empty, it is measured for all sizes. compiles:

@@ -201,7 +201,7 @@ def workspace() -> None:
 
 
 def fastest() -> None:
-    """Print the latencies with all shortcuts."""
+    """Print the latencies of a runner with all shortcuts."""
     for widths in (SMALL, WIDE):
         runner = open_runner(widths, Options("cuda", buckets=(1, 64)))
         for count in (1, 64):

@@ -88,7 +88,7 @@ def as_json(results: Results) -> dict[str, Any]:
     """Return the results in a form that JSON can hold. The times of single runs are left out, because there are
     millions of runs.
 
-    A missing figure is null.
+    A figure that is missing becomes null in JSON.
     """
     kept = {name: getattr(results, name) for name in ("wide", "flops_per_row", "bytes_per_row", "largest", "dry")}
     kept |= {

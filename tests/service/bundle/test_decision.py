@@ -31,7 +31,7 @@ def test_without_a_threshold_the_first_of_the_largest_probabilities_decides(prob
 def test_a_row_is_positive_from_the_threshold_on(probabilities: np.ndarray, value: float, positive: str) -> None:
     decision = Decision(("no", "yes"), Threshold(positive=positive, value=value, rule="value"))
     place = decision.labels.index(positive)
-    # A client reads the probabilities as text. With double precision, the client must find the same classes.
+    # A client reads the probabilities as decimal text. With double precision, the client must find the same classes.
     told = json.loads("[" + ", ".join(str(p) for p in probabilities[:, place]) + "]")
     assert decision.classes(probabilities).tolist() == [place if p >= value else 1 - place for p in told]
 

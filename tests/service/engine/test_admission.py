@@ -59,8 +59,8 @@ class Simulation:
     ) -> None:
         """Serve all requests.
 
-        arrivals: for each request, the time of arrival, and whether the priority is high. The requests are in order of
-        time.
+        arrivals: for each request, the time of arrival, and whether the priority is high. The requests are sorted by
+        the time of arrival.
         """
         asyncio.run(self._serve(deque(arrivals), stall_at, patience))
 

@@ -1,4 +1,6 @@
-"""Admission, batches, deadlines, results and drain. The model is handmade, and the tests set the event loop's clock."""
+"""The batcher: admission, batches, deadlines, results and drain. The model is handmade, and the tests set the event
+loop's clock.
+"""
 
 from __future__ import annotations
 
@@ -157,7 +159,7 @@ class World:
             self.on_loop(lambda: None)
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Run the loop until the condition holds."""
+        """Run the event loop until the condition holds."""
 
         async def run() -> None:
             hung = time.monotonic() + PATIENCE
@@ -745,7 +747,8 @@ class Waiting:
 
 
 class Batching(RuleBasedStateMachine):
-    """Each caller that is not cancelled gets exactly one result, which belongs to its rows. Rows are run in order.
+    """Each caller that is not cancelled gets exactly one result, which belongs to its rows. The rows of a caller run in
+    their order.
 
     After each rule, the test waits until every caller has a result, or the gate holds one run.
     """

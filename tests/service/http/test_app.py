@@ -489,7 +489,7 @@ def test_a_chunked_body_is_refused_when_it_passes_the_limit(served: Served) -> N
         connection.sendall(request("POST", PREDICT, "Transfer-Encoding: chunked"))
         for _ in range(MAX_BODY // len(chunk) + 1):
             connection.sendall(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-        # The last chunk is never sent.
+        # The client never sends the last chunk of the body.
         assert error(receive(connection), 413) == f"the body is larger than {MAX_BODY} bytes"
 
 

@@ -22,7 +22,7 @@ GOOD = {"instances": [[1, 3], [4, 5]]}
 
 @asynccontextmanager
 async def serving(service: EmbeddedService, root_path: str = "") -> AsyncIterator[httpx.AsyncClient]:
-    """Follow the lifespan protocol, as a server does. Yields a client of the app."""
+    """Follow the lifespan protocol, as a server does. Yields an HTTP client of the app."""
     received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     life = asyncio.create_task(service({"type": "lifespan"}, received.get, sent.put))

@@ -127,7 +127,7 @@ class Client:
         self.writer = writer
 
     async def send(self, data: bytes, size: int | None = None) -> None:
-        """Send bytes, in packets of `size`."""
+        """Send the data in packets of `size` bytes."""
         for start in range(0, len(data), size or len(data)):
             self.writer.write(data[start : start + (size or len(data))])
             await self.writer.drain()
@@ -141,7 +141,7 @@ class Client:
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[None]], None]]:
-    """Run a coroutine on an event loop of either kind."""
+    """Return a function that runs a coroutine on an event loop of asyncio or of uvloop."""
     with asyncio.Runner(loop_factory=request.param) as runner:
         yield lambda test: runner.run(asyncio.wait_for(test, PATIENCE))
 

@@ -44,7 +44,7 @@ def tensor(shape: bytes, data: bytes) -> bytes:
 
 
 def packed_rows() -> bytes:
-    """Return compressed rows of ordinary numbers. The last row is invalid."""
+    """Return compressed rows of ordinary numbers. The last row of the body is invalid."""
     rows = np.random.default_rng(0).integers(0, 17, (2000, 64)).tolist()
     rows_text = json.dumps(rows)[1:-1].encode() + b","
     return gzip.compress(START + rows_text * 20 + b'["x"]]}', 1)

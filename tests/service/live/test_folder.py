@@ -137,7 +137,9 @@ def test_the_models_serve_on_when_their_folder_disappears(served: Served, models
 
 
 def test_a_link_that_is_replaced_changes_the_version_in_place(models: Path, tmp_path: Path) -> None:
-    """Kubernetes mounts a ConfigMap like this: each file is a link through `..data`. A rename replaces `..data`."""
+    """Kubernetes mounts a ConfigMap like this: each file is a link through `..data`. Kubernetes updates the files by a
+    rename, which replaces the link `..data`.
+    """
     mount = models / "roots" / "1"
     mount.mkdir(parents=True)
 

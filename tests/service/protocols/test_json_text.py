@@ -31,7 +31,9 @@ def value_at(document: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def read(body: bytes, array: LongArray) -> tuple[Any, Any]:
-    """Cut and parse a body. Return the document with an empty array, and the elements of the array."""
+    """Cut a body into pieces, and parse the pieces. Return the document with an empty array, and the elements of the
+    array.
+    """
     document = cut(body, array)
     holder = value_at(document.around, array.path[:-1])
     assert is_cut(holder[array.path[-1]])

@@ -88,7 +88,7 @@ def tensor(name: str, datatype: str, *data: Any, **changes: Any) -> dict[str, An
 
 
 def refusal(*tensors: dict[str, Any], tail: bytes | None = None, codec: OipCodec = OIP) -> str:
-    """Return the message of the refusal.
+    """Return the error message of a refused request.
 
     The request has the given tensors, and a good tensor for every other column.
     """

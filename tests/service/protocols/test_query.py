@@ -1,5 +1,5 @@
-"""The query of a prediction. Every form of the answer has the same values as the plain answer. A wrong query is
-refused.
+"""The parameters in the query of a prediction's URL. Every form of the answer has the same values as the plain answer.
+A wrong query is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Tables are read as the server reads the same cells in requests. A bad cell refuses its row only."""
+"""Tables are read as the server reads the same cells in requests.
+
+A cell that can't be read refuses only its own row.
+"""
 
 import csv
 import io

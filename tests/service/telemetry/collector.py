@@ -35,7 +35,7 @@ class ReceivedSpan:
 
 @dataclass
 class Collector:
-    """The messages that have arrived."""
+    """The spans and metrics that the collector has received."""
 
     port: int
     spans: list[ReceivedSpan] = field(default_factory=list)

@@ -41,7 +41,9 @@ def small_sample(rows=12, features=3, classes=3):
 
 
 def forward(layers, x, *, training):
-    """Run the chain in NumPy. Return the input of every layer, then the output. rows: float64 [rows, features]."""
+    """Compute the layers of a network in NumPy. Return the input of every layer, then the output. rows: float64 [rows,
+    features].
+    """
     seen = [x]
     for layer in layers:
         if isinstance(layer, nn.Linear):

@@ -65,7 +65,7 @@ def test_it_stops_when_the_validation_loss_no_longer_improves_and_restores_the_b
     noise = Examples(TRAIN.x, torch.randint(3, (300,), generator=torch.Generator().manual_seed(0)))
     recipe = Recipe(epochs=200, patience=5, input_noise=0, label_smoothing=0)
     seen = []
-    # The network has no BN. Recomputed BN statistics would change the loss after the best epoch.
+    # The network has no BN, because recomputed BN statistics would change the loss after the best epoch.
     fitted = fit(network(dropout=0, batch_norm=False), noise, VALIDATION, recipe, seed=0, on_epoch=seen.append)
     losses = [epoch.validation_loss for epoch in seen]
     assert len(seen) == fitted.best_epoch + 5 < 200

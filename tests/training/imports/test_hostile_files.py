@@ -49,7 +49,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def rezip(content: bytes, change: Callable[[dict[str, bytes]], object], *, mode: int = 0) -> bytes:
-    """Return an archive with other entries. mode: the type of file that every entry claims to be."""
+    """Return a copy of an archive with changed entries. mode: the type of file that every entry claims to be."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     change(entries)
@@ -87,7 +87,7 @@ def cut(content: bytes) -> bytes:
 
 
 def with_header(content: bytes, header: object) -> bytes:
-    """Return a safetensors file with another header."""
+    """Return a safetensors file with a replaced header."""
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + content[8 + struct.unpack("<Q", content[:8])[0] :]
 

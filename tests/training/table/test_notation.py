@@ -43,7 +43,7 @@ def test_a_column_with_one_notation_is_read_and_the_notation_is_reported(load_co
 @pytest.mark.parametrize("name", NOTATIONS)
 def test_a_target_in_any_notation_is_a_regression(load_columns, name):
     cells, values, reading, _ = NOTATIONS[name]
-    options = {} if reading else {"task": "regression"}  # plain numbers may be classes
+    options = {} if reading else {"task": "regression"}  # a target of plain numbers could also be read as classes
     table = load_columns({"a": range(10), "y": cells * 5}, **options)
     assert (table.task, table.labels, table.target_reading) == ("regression", (), Reading(**reading))
     assert table.y.tolist() == values * 5

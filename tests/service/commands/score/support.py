@@ -12,7 +12,7 @@ import pyarrow as pa
 from foldserve.service import bundle
 from foldserve.training.cli import main
 
-# The columns of the table. The text of a missing value is "?". The last column of the table is the target.
+# The columns of the table `sales`. The text of a missing value is "?". The last column of the table is the target.
 COLUMNS = ("id", "price", "share", "seen", "sold", "town", "y")
 
 
