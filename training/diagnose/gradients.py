@@ -36,8 +36,8 @@ _WIDTH = 128
 _MEASURED_ROWS = 256
 _BATCH = 60
 _RATE = 0.1
-# The measured growth agrees with the prediction if the relative difference is at most this number. The prediction is
-# exact only for layers of infinite width.
+# The measured growth agrees with the predicted growth if their relative difference is at most this number. The
+# prediction is exact only for layers of infinite width.
 _AGREES = 0.05
 # The gradient neither vanishes nor explodes if its growth per layer differs from 1 by at most this number. A growth of
 # 1.05 per layer is a factor of about 23 over 64 layers.
@@ -52,8 +52,8 @@ class Depth:
     the Dense next to the input. Each norm is the Frobenius norm of the gradient of the loss with respect to the weights
     of one Dense. `initial` and `trained` are measured in training mode on the same batch. The batch has 256 training
     rows, or all training rows if there are fewer. score: the score after training, measured in training mode on the
-    batch of the gradients. diverged: the step whose loss was not finite, or None. If the training diverged, `trained`
-    and `score` are NaN.
+    batch for which the gradients were computed. diverged: the step whose loss was not finite, or None. If the training
+    diverged, `trained` and `score` are NaN.
     """
 
     activation: Activation
