@@ -1,8 +1,7 @@
 """Fixtures: the server that all clients use, and the outputs of ONNX Runtime without foldserve for the same rows.
 
 `make test-clients` runs these tests in the environment of the clients, which has no foldserve. SERVER_PYTHON is a
-Python that has foldserve. In other environments the clients are missing, so the tests are skipped, and the reason says
-this.
+Python that has foldserve. In other environments the clients are missing, so the tests are skipped with a reason.
 """
 
 from __future__ import annotations

@@ -126,7 +126,9 @@ class Load:
         self._pool.shutdown()
 
     def _settled(self) -> Usage:
-        """Return the usage once the server has closed its last connections, and its descriptors no longer decrease."""
+        """Return the use of resources, once the server has closed its last connections, and its descriptors no longer
+        decrease.
+        """
         end = time.monotonic() + PATIENCE
         while self._connections():
             assert time.monotonic() < end, "the server keeps connections whose clients have disconnected"

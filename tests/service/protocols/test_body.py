@@ -1,4 +1,4 @@
-"""All bodies together have one limit in bytes. The bytes of a body count until the body is freed."""
+"""All bodies together have one limit in bytes. The bytes of a body count towards the limit until the body is freed."""
 
 from __future__ import annotations
 

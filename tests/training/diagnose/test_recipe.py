@@ -1,4 +1,4 @@
-"""The study of the user's recipe has the same figures as `fit`, and its sentences follow the figures."""
+"""For the user's recipe, the diagnosis shows the same figures as `fit`, and its sentences agree with the figures."""
 
 from dataclasses import replace
 

@@ -57,7 +57,7 @@ def settle(bn: nn.BatchNorm1d, generator: torch.Generator, decades=ORDINARY, gam
 def randomise(network: nn.Sequential, seed: int, statistics=lambda: (ORDINARY, "mixed")) -> nn.Sequential:
     """Draw every number in the network with `seed`.
 
-    statistics: a function that returns the decades and the gamma of each BN.
+    statistics: a function that returns the exponents of the variances and the gamma of each BN.
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in network:

@@ -31,7 +31,7 @@ class Model:
     def add(
         self, kind: str, *constants: Any, source: Sequence[str] | None = None, domain: str = "", **given: Any
     ) -> str:
-        """Add a node that reads the current value, or `source`, and then the constants."""
+        """Add a node whose inputs are the current value, or `source`, and then the constants."""
         names = [self.value] if source is None else list(source)
         for constant in constants:
             names.append(f"c{len(self.constants)}")
