@@ -158,7 +158,7 @@ test-gpu-wheel: $(GPU)/installed ## Test the refusals of the real onnxruntime-gp
 test-cuda-harness: $(GPU)/installed ## Test the service on the real CUDA provider of onnxruntime-gpu without a GPU
 	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/cuda_harness tests/cuda_harness
 
-# If KUBE_CONTEXT is set, the API server of this context also checks the manifests in a dry run.
+# If KUBE_CONTEXT is set, the API server of this Kubernetes context also checks the manifests in a dry run.
 kube-check: $(KUBE)/installed ## Check deploy/kubernetes and deploy/kserve with kubectl and the schemas of Kubernetes
 	KUBECTL=$(abspath $(KUBE))/bin/kubectl $(KUBE)/bin/python -W error -m pytest --confcutdir=tests/kube tests/kube
 
@@ -179,8 +179,8 @@ bench-grpc: install ## Compare foldserve over gRPC with MLServer and Triton; nee
 bench-gate: install ## Count the instructions of a request, and compare them with benchmarks/gate.json; needs valgrind
 	$(BIN)/python benchmarks/gate.py $(ARGS)
 
-# `make bench-gpu` uses the packages of PYTHON. It can't use the packages of `make install`, because they include the
-# CPU build of ONNX Runtime, which excludes the GPU build.
+# `make bench-gpu` uses the packages of PYTHON. `make bench-gpu` can't use the packages of `make install`, because they
+# include the CPU build of ONNX Runtime, which excludes the GPU build.
 bench-gpu: ## Compare foldserve with ONNX Runtime and PyTorch on a GPU, with the packages of PYTHON
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
