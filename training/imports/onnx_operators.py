@@ -164,14 +164,15 @@ def _power(
 ) -> Sequence[Value]:
     del given
     exponent = constant(inputs, 1, "exponent")
-    if exponent is None or exponent.size != 1 or float(exponent.reshape(-1)[0]) not in (1.0, 2.0, 3.0, 0.5):
-        raise Refused("only the exponents 0.5, 1, 2 and 3 are understood")
+    if exponent is None or exponent.size != 1:
+        raise Refused("its exponent is not one number")
     value, power = context.numbers(node, required(inputs, 0)), float(exponent.reshape(-1)[0])
     if power == 1:
         return [value]
-    if power == 0.5:
-        return [Numbers(context.add(node, Activation("sqrt"), value.name), value.shape)]
-    return [Numbers(context.add(node, Multiply(), *[value.name] * int(power)), value.shape)]
+    if power in (2, 3):
+        return [Numbers(context.add(node, Multiply(), *[value.name] * int(power)), value.shape)]
+    layer = Activation("sqrt") if power == 0.5 else Activation("power", {"exponent": power})
+    return [Numbers(context.add(node, layer, value.name), value.shape)]
 
 
 @operator("Gemm")

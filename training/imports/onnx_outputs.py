@@ -101,8 +101,11 @@ def _find_labels(model: onnx.ModelProto, count: int) -> tuple[Label, ...]:
         given = attributes(node) if any(each.name in names for each in node.attribute) else {}
         found += [tuple(given[name]) for name in names if given.get(name)]
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    ends = {info.name for info in model.graph.output}
     for node in model.graph.node:
-        if node.op_type == "ArrayFeatureExtractor" and node.input[0] in constants:
+        # Hummingbird writes the label of a row as a Gather from the classes.
+        is_label = node.op_type == "Gather" and ends.intersection(node.output)
+        if (is_label or node.op_type == "ArrayFeatureExtractor") and node.input[0] in constants:
             labels = numpy_helper.to_array(constants[node.input[0]]).reshape(-1).tolist()
             found.append(tuple(each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in labels))
     return next((labels for labels in found if len(labels) == count), ())

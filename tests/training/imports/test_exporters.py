@@ -32,3 +32,9 @@ def test_a_file_of_an_exporter_gives_the_outputs_of_its_framework(path: Path) ->
     outputs, _ = run_folded(imported, saved["rows"])
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
     assert not any(isinstance(node.layer, Affine) for node in fold(imported.network).network.nodes)
+
+
+def test_the_classes_of_hummingbird_become_labels() -> None:
+    imported = read_model(FILES / "hummingbird_logistic.onnx", Options())
+    assert imported.labels == (0, 1)
+    assert not any("does not name its classes" in note for note in imported.notes)

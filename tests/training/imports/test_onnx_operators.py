@@ -27,6 +27,11 @@ from foldserve.training.imports.write import write_network
 GRAPHS = {
     "Max": "y = Max (x, half)",
     "Min": "y = Min (half, x)",
+    "Max of columns": "y = Max (x, limits)",
+    "Min of columns": "y = Min (limits, x)",
+    "Pow -1": "positive = Abs (x)  above = Add (positive, half)  y = Pow (above, minus)",
+    "Pow 1.7": "positive = Abs (x)  y = Pow (positive, odd)",
+    "Pow 5": "y = Pow (x, five)",
     "Pow 0.5": "positive = Abs (x)  y = Pow (positive, half)",
     "Pow 1": "y = Pow (x, one)",
     "Pow 2": "y = Pow (x, two)",
@@ -42,7 +47,8 @@ GRAPHS = {
 }
 _GRAPH = """<ir_version: 8, opset_import: ["" : 18]>
 test (float[rows, 3] x) => (float[rows, 3] y)
-<float half = {0.5}, float[1] one = {1.0}, float two = {2.0}, float three = {3.0}, float[3] medians = {5.0, 6.0, 7.0}>
+<float[3] limits = {-0.5, 0.25, 1.0}, float minus = {-1.0}, float odd = {1.7}, float five = {5.0}, float half = {0.5},
+float[1] one = {1.0}, float two = {2.0}, float three = {3.0}, float[3] medians = {5.0, 6.0, 7.0}>
 """
 
 # The number of onnx's test cases that each operator must pass. Each other test case of the operator must be refused, or

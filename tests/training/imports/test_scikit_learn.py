@@ -115,6 +115,22 @@ def pipeline(draw: st.DrawFn) -> Pipeline:
     return Pipeline([("columns", columns), ("middle", middle), ("last", last)])
 
 
+@pytest.mark.parametrize("kind", ["list of lists", "frame"])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_null_category_is_encoded_as_scikit_learn_encodes_it(tmp_path: Path, kind: str, is_known: bool) -> None:
+    cities = np.array([*CITIES * 20, *([None] * 20 if is_known else CITIES * 7)], object)
+    rows: Any = cities[:, None] if kind == "list of lists" else pd.DataFrame({"city": cities})
+    target = np.arange(len(cities)) % 7 + (cities == "Oslo") * 5.0
+    made = make_pipeline(OneHotEncoder(handle_unknown="ignore"), Ridge()).fit(rows, target)
+    with pytest.warns(foldserve.TableWarning):
+        bundle = foldserve.import_model(made, name="net", models=tmp_path)
+    (feature,) = bundle.manifest.features
+    assert (feature.missing, feature.categories) == (True, CITIES)
+    asked = pd.DataFrame({feature.name: ["Oslo", None, "Paris"]})
+    expected = made.predict(np.array([["Oslo"], [None], ["Paris"]], object) if kind != "frame" else asked)
+    np.testing.assert_allclose(foldserve.load(bundle.path).predict(asked), expected, rtol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=25)
 @given(made=pipeline(), classes=st.integers(2, 4), seed=st.integers(0, 99))

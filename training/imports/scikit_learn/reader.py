@@ -103,7 +103,7 @@ def _read(model: Any, options: Options, file: str, checksum: str) -> Imported:
         file=file,
         sha256=checksum or digest(network),
         reference=f"scikit-learn {sklearn.__version__}, float64",
-        evaluate=_original(model, columns, given, is_logits),
+        evaluate=_original(model, columns, context.absent, given, is_logits),
         ranges=context.ranges,
         notes=(*notes, *context.notes),
     )
@@ -118,8 +118,13 @@ def _probabilities(context: Context, logits: str) -> str:
     return builder.add("probabilities", "Concat", Concat(), first, second)
 
 
-def _original(model: Any, columns: tuple[Column, ...], names: tuple[str, ...], classify: bool) -> Evaluate:
-    """Return the pipeline itself as a function of raw rows. Its encoders ignore unseen categories."""
+def _original(
+    model: Any, columns: tuple[Column, ...], absent: dict[int, Any], names: tuple[str, ...], classify: bool
+) -> Evaluate:
+    """Return the pipeline itself as a function of raw rows. Its encoders ignore unseen categories.
+
+    absent: the missing value of a column, if it is not NaN.
+    """
     model = copy.deepcopy(model)
     _ignore_unseen(model)
 
@@ -127,7 +132,8 @@ def _original(model: Any, columns: tuple[Column, ...], names: tuple[str, ...], c
         categorical = any(column.categories for column in columns)
         table: Any = np.empty(rows.shape, object if categorical else np.float64)
         for i, column in enumerate(columns):
-            table[:, i] = _decode(column, rows[:, i]) if column.categories else rows[:, i].astype(np.float64)
+            is_known = bool(column.categories)
+            table[:, i] = _decode(column, rows[:, i], absent.get(i, np.nan)) if is_known else rows[:, i].astype(float)
         if names:
             try:
                 import pandas as pd
@@ -148,11 +154,11 @@ def _original(model: Any, columns: tuple[Column, ...], names: tuple[str, ...], c
     return evaluate
 
 
-def _decode(column: Column, codes: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+def _decode(column: Column, codes: npt.NDArray[np.float32], absent: Any) -> npt.NDArray[Any]:
     """Return the category of each index. An unseen category becomes a value that differs from all categories."""
     texts = all(isinstance(each, str) for each in column.categories)
     unseen: Any = "\0unseen" if texts else max(each for each in column.categories if not isinstance(each, str)) + 1
-    values = np.array([*column.categories, unseen, np.nan], object)
+    values = np.array([*column.categories, unseen, absent], object)
     place = np.where(np.isnan(codes), len(values) - 1, codes).astype(np.int64)
     return values[np.minimum(place, len(values) - 1)]
 

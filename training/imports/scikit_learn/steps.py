@@ -125,7 +125,7 @@ def _one_hot(context: Context, step: Any, value: Value, name: str) -> Value:
     parts = []
     dropped = step.drop_idx_ if step.drop_idx_ is not None else [None] * len(step.categories_)
     for i, (categories, drop) in enumerate(zip(step.categories_, dropped, strict=True)):
-        encoded = _encode(context, value, i, categories, name, "OneHotEncoder")
+        encoded = _encode(context, value, i, categories, name, "OneHotEncoder", ignore=step.handle_unknown != "error")
         kept = [column for column in range(len(categories)) if column != drop]
         if not kept:
             continue
@@ -139,8 +139,11 @@ def _one_hot(context: Context, step: Any, value: Value, name: str) -> Value:
     return Numbers(context.builder.add(name, "OneHotEncoder", Concat(), *parts))
 
 
-def _encode(context: Context, value: Value, i: int, categories: Any, name: str, kind: str) -> str:
-    """Add the one-hot columns of the categories of column `i`; a missing value may be one of them."""
+def _encode(context: Context, value: Value, i: int, categories: Any, name: str, kind: str, *, ignore: bool) -> str:
+    """Add the one-hot columns of the categories of column `i`; a missing value may be one of them.
+
+    ignore: whether the encoder accepts an unknown category. A missing value that is no category is then unknown.
+    """
     is_missing = [_is_missing(each) for each in categories]
     known = tuple(plain(each) for each, missing in zip(categories, is_missing, strict=True) if not missing)
     if sum(is_missing) > 1 or (any(is_missing) and not is_missing[-1]):
@@ -151,7 +154,9 @@ def _encode(context: Context, value: Value, i: int, categories: Any, name: str, 
             raise refuse(name, kind, "a category is a number that float32 does not have", "encode it before scaling")
     else:
         raw = value.columns[i]
-        context.set_categories(raw, known, missing=any(is_missing))
+        context.set_categories(raw, known, missing=any(is_missing) or ignore)
+        if any(is_missing):
+            context.absent[raw] = categories[-1]
         source, column, codes = INPUT, raw, _codes(known)
         if raw in value.fills:
             fill = plain(value.fills[raw])
@@ -187,7 +192,7 @@ def _ordinal(context: Context, step: Any, value: Value, name: str) -> Value:
             raise refuse(
                 name, "OrdinalEncoder", "it encodes a category as NaN", "set encoded_missing_value to a number"
             )
-        encoded = _encode(context, value, i, categories, name, "OrdinalEncoder")
+        encoded = _encode(context, value, i, categories, name, "OrdinalEncoder", ignore=True)
         dense = Dense((numbers - unknown)[None], np.array([unknown]))
         parts.append(context.builder.add(name, "OrdinalEncoder", dense, encoded))
     return Numbers(context.builder.add(name, "OrdinalEncoder", Concat(), *parts))

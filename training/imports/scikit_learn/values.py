@@ -36,7 +36,10 @@ Value = Raw | Numbers
 
 
 class Context:
-    """The graph, and the kind of each raw column. names: the names of the columns."""
+    """The graph, and the kind of each raw column. names: the names of the columns.
+
+    absent: for each raw column whose encoder has a category for a missing value, this category: None or NaN.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.builder = Builder(len(names))
@@ -44,6 +47,7 @@ class Context:
         self.notes: list[str] = []
         self.categories: dict[int, tuple[Category | bool, ...]] = {}
         self.missing: set[int] = set()
+        self.absent: dict[int, Any] = {}
         self.ranges = np.full((len(names), 2), np.nan)
         self._numeric: set[int] = set()
 
