@@ -65,7 +65,8 @@ WORKDIR /work
 USER 10001:10001
 ENTRYPOINT ["tini", "-s", "--", "foldserve-train"]
 CMD ["--help"]
-# VERSION is the version in pyproject.toml, and a test compares both versions. The Makefile sets REVISION and CREATED.
+# VERSION is the version in pyproject.toml, and a test compares VERSION with pyproject.toml. The Makefile sets REVISION
+# and CREATED.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown
@@ -106,7 +107,8 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=1s --retries=3 CMD ["foldserve", "health"]
 ENTRYPOINT ["tini", "-s", "--", "foldserve"]
 CMD ["serve"]
-# VERSION is the version in pyproject.toml, and a test compares both versions. The Makefile sets REVISION and CREATED.
+# VERSION is the version in pyproject.toml, and a test compares VERSION with pyproject.toml. The Makefile sets REVISION
+# and CREATED.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown
