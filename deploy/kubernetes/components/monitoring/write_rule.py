@@ -1,4 +1,4 @@
-"""Writes prometheusrule.yaml from the alerts of deploy/prometheus/rules.yml. `make docs` runs this program."""
+"""Writes prometheusrule.yaml from the alerts of deploy/prometheus/rules.yml. Run write_rule.py with `make docs`."""
 
 from __future__ import annotations
 
