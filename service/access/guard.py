@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from foldserve.service.access.keys import Keyring, Scope
 from foldserve.service.errors import MissingKey, MissingScope, RateExceeded
 
-# Places in `Caller.counts`.
+# The indices of the three numbers in `Caller.counts`.
 _ACCEPTED, _FORBIDDEN, _LIMITED = range(3)
 
 
@@ -26,7 +26,7 @@ class Guard:
         """Raise `MissingKey`, `MissingScope` or `RateExceeded`.
 
         headers: the headers of the request, with names in lower case. scope: the scope of the route. If no route has
-        this path, scope is None, and any valid key is accepted.
+        the path of the request, scope is None, and any valid key is accepted.
         """
         if scope is Scope.OPEN:
             return
@@ -43,7 +43,7 @@ class Guard:
         caller.counts[_ACCEPTED] += 1
 
     def refresh(self) -> None:
-        """Read the files of keys again if they have changed."""
+        """Read the files with API keys again if a file has changed."""
         self._keys.refresh()
 
     def take_counts(self) -> Mapping[str, Sequence[int]]:

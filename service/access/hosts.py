@@ -1,9 +1,9 @@
 """Checks the Host and Origin headers of a request.
 
-These headers show whether a web page of another site has sent the request. A browser lets any web page send requests to
-a server on localhost. The Origin header names the site of the page. A site can make its domain name resolve to
-127.0.0.1 (DNS rebinding). The browser then treats the site and this server as the same origin. Only the Host header
-still shows the site's domain name.
+The Host and Origin headers show whether a web page of another site has sent the request. A browser lets any web page
+send requests to a server on localhost. The Origin header names the site of the page. A site can make its domain name
+resolve to 127.0.0.1 (DNS rebinding). After DNS rebinding, the browser treats the site and this server as the same
+origin. Then only the Host header shows the domain name of the site.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class HostCheck:
     """Refuses requests from web pages that must not use this server.
 
     names: the host names that the Host header may have, in addition to localhost and `host`. The name `*` allows every
-    host. Without names, a server on loopback accepts only localhost and `host`. Without names, any other server accepts
-    every host.
+    host. Without names, a server on loopback accepts only localhost and `host`. Without names, a server on any other
+    address accepts every host.
     host: the address in the settings of the server. address: the IP address on which the server listens.
     origins: origins of other sites whose pages may use this server, such as `https://app.example`; `*` allows all.
     """
@@ -56,7 +56,7 @@ class HostCheck:
     def _allows(self, origin: bytes, host: bytes | None) -> bool:
         if b"*" in self._origins or origin in self._origins:
             return True
-        # The scheme is not compared: behind a proxy with TLS, the page has https, but this connection has http.
+        # The URL schemes are not compared: if a proxy handles TLS, the page uses https, but this connection uses http.
         scheme, separator, authority = origin.partition(b"://")
         default = _DEFAULT_PORTS.get(scheme, b"")
         same = host is not None and authority.removesuffix(default) == host.lower().removesuffix(default)

@@ -1,10 +1,10 @@
-"""Makes API keys, reads the files with the hashes of the keys, and finds the `Caller` that a key belongs to.
+"""Makes API keys, reads the files with the hashes of the keys, and finds the `Caller` of a key.
 
-A key has 256 random bits, so nobody can guess the key from its SHA-256 hash. A slow hash would add no security, and
-make the server slower. A `Keyring` searches for a key by its hash. The time of this search depends only on the hash.
-The hash says nothing about the key. The hashes are then compared in constant time. A dictionary keeps the keys that
-were found. Python hashes the keys of a dictionary with a random secret of the process. So the time of a search in the
-dictionary also says nothing about the keys.
+A key has 256 random bits, so nobody can guess the key from its SHA-256 hash. A slow hash function would add no
+security, and would make the server slower. A `Keyring` searches for a key by its hash. The time of this search depends
+only on the hash, and the hash reveals nothing about the key. Two hashes are compared in constant time. A `Keyring`
+caches each API key that was found, in a dictionary. Python hashes each key of a dictionary with a random secret of the
+process. So the time of a search in this dictionary reveals nothing about the API keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from foldserve.service.errors import SettingsError
 
 log = logging.getLogger("foldserve")
 
-_PREFIX = "fs_"  # programs that search for leaked secrets can find this prefix
+_PREFIX = "fs_"  # programs that look for leaked secrets can search for this prefix
 _SECRET_BYTES = 32
 _MAX_KEYS = 10_000
 
@@ -55,8 +55,8 @@ class KeyLine(BaseModel):
 class Caller:
     """The settings and the counts of one key in a running server.
 
-    counts: the numbers of three kinds of requests: accepted, without the scope, and above the rate.
-    `Keyring.take_counts` sets them to 0.
+    counts: the numbers of accepted requests, of requests without the scope, and of requests above the rate.
+    `Keyring.take_counts` sets the counts to 0.
     """
 
     __slots__ = ("bucket", "counts", "digest", "name", "scopes")
@@ -70,7 +70,10 @@ class Caller:
 
 
 def create_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[str, str]:
-    """Make a key. Returns the key and its line for a file. Raises `SettingsError` if the name or rate is not valid."""
+    """Make a key. Returns the key and its line for a file of keys.
+
+    Raises `SettingsError` if the name or rate is not valid.
+    """
     key = _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
     fields = {
         "name": name,
@@ -88,7 +91,7 @@ def create_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[
 class Keyring:
     """All keys in some files.
 
-    folder: the folder with the files of the rate limits, which the workers share; None if there is only one process.
+    folder: a folder with the state of each rate limit, which all workers share; None if there is only one process.
     """
 
     def __init__(self, files: Sequence[Path], folder: Path | None) -> None:
@@ -115,7 +118,7 @@ class Keyring:
     def refresh(self) -> None:
         """Read the files again if a file has changed.
 
-        If the reading fails, the old keys stay valid, and the log says why.
+        If a file can't be read, the old keys stay valid, and the log says why.
         """
         seen = stamp(self._files)
         if seen == self._seen:
@@ -180,7 +183,7 @@ def read_keys(file: Path) -> list[KeyLine]:
 
 
 def _first(error: ValidationError) -> str:
-    """Return a text about the first problem.
+    """Return a text that describes the first problem.
 
     The text leaves out the wrong value, because this value may be a secret key.
     """

@@ -1,8 +1,8 @@
-"""A token bucket for the rate of one key.
+"""A token bucket for the rate limit of one API key.
 
-The state of the bucket is one number: the time at which the bucket is full again. This is the generic cell rate
-algorithm of ITU-T I.371. Workers share a bucket: its number is in a file that all workers map into memory. There is no
-lock. So two workers may both take one token in the same microsecond.
+The state of the bucket is one number: the time at which the bucket is full again. The algorithm is the generic cell
+rate algorithm of ITU-T I.371. All workers share one bucket for each key: the number of the bucket is in a file that all
+workers map into memory. The workers use no lock. So two workers may take the same token in the same microsecond.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ROUNDING = 1e-6  # seconds; a request is not refused because of a rounding erro
 
 
 class Bucket:
-    """Lets `rate` requests per second pass. All requests of one second may come at the same time.
+    """Lets `rate` requests per second pass. All requests of one second may arrive at the same time.
 
     state: one element, the time in seconds at which the bucket is full.
     """
@@ -28,7 +28,10 @@ class Bucket:
         self._state = state
 
     def take(self, now: float) -> float:
-        """Take a token and return 0, or return the seconds until a token is free. now: from a monotonic clock."""
+        """Take a token and return 0, or return the seconds until a token is free.
+
+        now: the seconds of a monotonic clock.
+        """
         full = max(now, self._state[0])
         wait = full - self._tolerance - now
         if wait > _ROUNDING:

@@ -1,8 +1,8 @@
 """Counts the values of rows in the bins of the training histograms. This module uses features and arrays.
 
-It does not depend on the time. Each feature has these bins, in this order: values below the first edge, the bins of the
-training histogram, values above the last edge, and missing values. For a categorical feature, the bin above the last
-edge counts the unseen categories.
+This module does not depend on the time. Each feature has these bins, in this order: values below the first edge, the
+bins of the training histogram, values above the last edge, and missing values. For a categorical feature, the bin above
+the last edge counts the unseen categories.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class FeatureBins:
     """The bins of all features of one model.
 
     size: the total number of bins, over all features. slices: the bins of each feature, as slices of an array [size].
-    training: float64 [size], the number of training rows in each bin. If the histogram of a feature counts no rows, all
-    these numbers of the feature are 0.
+    training: float64 [size], the number of training rows in each bin. If the training histogram of a feature counts no
+    rows, all bins of this feature have 0 training rows.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:
@@ -44,13 +44,14 @@ class FeatureBins:
     def count(self, rows: Rows) -> npt.NDArray[np.intp]:
         """Return the number of values in each bin, intp [size]. rows: float32 [rows, features].
 
-        The bins are those of `numpy.histogram`: each contains its lower edge, and the last bin also its upper edge.
+        As in `numpy.histogram`, each bin contains its lower edge, and the last bin also contains its upper edge.
         """
         columns = rows.T.astype(np.float64, order="C")
         places = np.empty(columns.shape, np.intp)
         for place, edges, column in zip(places, self._edges, columns, strict=True):
             place[:] = edges.searchsorted(column, side="right")
-        # NumPy sorts NaN behind all numbers, so NaN is in the bin above the last edge. The next bin has missing values.
+        # NumPy sorts NaN after all numbers, so `searchsorted` puts NaN into the bin above the last edge. The next bin
+        # after that bin is the bin for missing values.
         places += np.isnan(columns)
         places += self._starts[:, None]
         return np.bincount(places.ravel(), minlength=self.size)

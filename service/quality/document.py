@@ -1,6 +1,6 @@
-"""The answer of /v1/models/{model}/drift: the sums of all processes, compared with the manifest.
+"""Makes the answer of /v1/models/{model}/drift: the sums of all processes, compared with the manifest.
 
-The classes here also describe the answer in OpenAPI. This module does not depend on routes or HTML.
+The classes in this module also describe this answer in OpenAPI. This module does not depend on routes or HTML.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from foldserve.service.quality.monitor import Monitor, Snapshot
 from foldserve.service.quality.stability import LARGE, LEAST_ROWS, MODERATE, Judgement, State
 from foldserve.service.quality.tally import Sum
 
-# If there are fewer labels than this number, there is no judgement about the quality.
+# With fewer labels than this number, the quality is not judged.
 LEAST_LABELS = 100
-# The states of a model, the most serious state first. The state of a model is the first of these states that one of its
+# The states of a model, the most serious state first. A model has the first state in this order that one of its
 # features has.
 _ORDER: tuple[State, ...] = (
     *("drift", "moderate drift", "too few rows", "too few training rows", "stable", "no training histogram"),
@@ -30,11 +30,12 @@ _NORMAL = 1.95996
 
 
 class FeatureDrift(BaseModel):
-    """One feature. Each share is a share of the rows. `training` and `live` have the counts in the bins of `edges`.
+    """The drift of one feature. `training` and `live` have the number of rows in each bin between `edges`.
 
-    `psi`: the population stability index; null without a training histogram or without live rows. `noise`: the index
-    that chance alone exceeds in one of 1,000 cases. `below` and `above`: the shares of values outside the edges. For a
-    categorical feature, `unseen` has the share of categories that training has not seen.
+    `psi`: the population stability index; null without a training histogram or without live rows. `noise`: a limit that
+    the index exceeds by chance alone in one of 1,000 cases. `below`: the share of the rows with a value below the first
+    edge. `above`: the share of the rows with a value above the last edge. For a categorical feature, `unseen` is the
+    share of the rows with a category that training has not seen.
     """
 
     name: str
@@ -60,9 +61,11 @@ class LabelShare(BaseModel):
 
 
 class PredictionDrift(BaseModel):
-    """The predictions. A classification has `labels` and `confidence`, the mean probability of the predicted label.
+    """The predictions for live rows.
 
-    A regression has `mean` and `deviation`. The manifest has no distribution of the predictions in training.
+    A classification has `labels` and `confidence`, the mean probability of the predicted label. A regression has `mean`
+    and `deviation`, the mean and the standard deviation of the predictions. The manifest has no distribution of the
+    predictions in training, so nothing is compared here.
     """
 
     labels: list[LabelShare] | None = None
@@ -72,9 +75,9 @@ class PredictionDrift(BaseModel):
 
 
 class Quality(BaseModel):
-    """The quality on labels that became known later, beside the metrics of the manifest.
+    """The quality of predictions whose labels became known later, with the metrics of the manifest.
 
-    `accuracy_interval`: the interval of 95% of the live accuracy (Wilson, 1927).
+    `accuracy_interval`: the 95% confidence interval of the live accuracy (Wilson, 1927).
     """
 
     labels: int
@@ -87,10 +90,10 @@ class Quality(BaseModel):
 class Drift(BaseModel):
     """The drift of one version.
 
-    `state`: the most serious state among the features; `off` if the server does not count. `rows`: the rows that the
-    model has answered in the window. `counted`: the number of these rows that were counted. `sampled`: whether the
-    counted rows are a sample; `rows` is then an estimate. `since`: the beginning of the window. `notes`: remarks in
-    words.
+    `state`: the most serious state among the features; `off` if the server does not count rows. `rows`: the number of
+    rows that the model has answered in the window. `counted`: how many of the answered rows were counted. `sampled`:
+    whether the counted rows are a sample; `rows` is then an estimate. `since`: the time at which the window began.
+    `notes`: remarks, as texts.
     """
 
     model: str
@@ -113,7 +116,8 @@ def describe(monitor: Monitor, snapshots: Sequence[Snapshot], now: datetime | No
     sums, seconds = monitor.join(snapshots)
     manifest, options = monitor.manifest, monitor.options
     rows, counted = float(sums[Sum.ROWS]), int(sums[Sum.COUNTED])
-    # The size of a sample without weights that is as exact as the weighted sample (Kish, Survey Sampling, 1965).
+    # The effective sample size: an unweighted sample of this size is as exact as the weighted sample (Kish, Survey
+    # Sampling, 1965).
     effective = rows**2 / float(sums[Sum.SQUARES]) if counted else 0.0
     live = monitor.features_of(sums)
     judgements = monitor.stability.judge(live * (effective / rows if rows else 0.0), effective)

@@ -1,9 +1,9 @@
-"""Labels that become known after a prediction: reads the body of a request, and joins the outcomes of all processes.
+"""Reads requests with labels that became known after a prediction, and joins the outcomes of all processes.
 
     {"feedback": [{"request_id": "r-17", "labels": [3, null]}, ...]}
 
-`labels` has an entry for each row of the request with this id. Null means that the label is not known yet. This module
-does not depend on predictions or routes.
+`labels` has one label for each row of the prediction request with this `request_id`. A label is null if the label is
+not known yet. This module does not depend on predictions or routes.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _MEMBERS = {"request_id", "labels"}
 _NUMBERS = (int, float)
 _KINDS = (bool, int, float, str)
 
-# Why some labels of an entry do not count. If several reasons apply, the answer gives the reason that is last in this
-# order.
+# The reasons why some labels of an entry do not count. If several reasons apply, the answer gives the reason that comes
+# last in `_ORDER`.
 Problem = Literal["unknown", "", "repeated", "mismatched"]
 _ORDER: tuple[Problem, ...] = ("unknown", "", "repeated", "mismatched")
 
 
 class Entry(BaseModel):
-    """The labels of one request. A label is a JSON value of the table; None if it is not known yet."""
+    """The labels of one request. Each label is a JSON value, or None if the label is not known yet."""
 
     request_id: str
     labels: list[bool | int | float | str | None]
 
 
 class Outcome(BaseModel):
-    """The outcome of one entry. accepted: the labels that count."""
+    """The outcome of one entry. accepted: the number of labels that count."""
 
     accepted: int = 0
     problem: Problem = "unknown"
 
 
 class Entries(BaseModel):
-    """The entries with a problem. indices: their places in the request, from 0."""
+    """The entries with one kind of problem. indices: the indices of these entries in the request, from 0."""
 
     count: int
     indices: list[int]
@@ -55,10 +55,10 @@ class Entries(BaseModel):
 class FeedbackAnswer(BaseModel):
     """The outcome of a request with labels.
 
-    `accepted`: the labels that count. `unknown`: entries whose request is not remembered. The id is wrong or too old,
-    or no request of this model had it. `mismatched`: entries whose number of labels is not the number of rows, or
-    entries with a label that this version does not have. `repeated`: entries with a label for a row that already has a
-    label; the first label counts.
+    `accepted`: the number of labels that count. `unknown`: entries whose request is not remembered: the id is wrong or
+    too old, or no request of this model had this id. `mismatched`: entries whose number of labels is not the number of
+    rows, or entries with a label that this version of the model does not have. `repeated`: entries with a label for a
+    row that already has a label; the first label counts.
     """
 
     accepted: int
@@ -78,11 +78,14 @@ class LabelReader:
 
     @cached_property
     def _places(self) -> dict[tuple[bool, Label], int]:
-        """The index of each label. For Python, true equals 1. So a key also says whether the label is a boolean."""
+        """The index of each label. For Python, true equals 1.
+
+        So each key of this dict also says whether the label is a boolean.
+        """
         return {(type(label) is bool, label): place for place, label in enumerate(self.labels)}
 
     def read(self, value: Any) -> float | None:
-        """Return the class or the value of a label; None for null. Raises `ValueError`."""
+        """Return the index of a class, or the value of a regression; None for null. Raises `ValueError`."""
         if value is None:
             return None
         if not self.labels:
@@ -96,11 +99,11 @@ class LabelReader:
 
 
 def read_feedback(body: bytes | bytearray | memoryview, manifests: Iterable[Manifest], max_labels: int) -> list[Entry]:
-    """Read the body of a request. manifests: the versions that serve. Raises `InvalidInput`.
+    """Read the body of a request. manifests: the manifests of all versions of the model that answer requests.
 
-    A label is refused if no version has this label. The versions of a model usually have the same labels. max_labels:
-    the largest number of labels in all entries. Without this limit, a small body could block the event loop for
-    seconds.
+    Raises `InvalidInput`. A label is refused if no version has this label. The versions of a model usually have the
+    same labels. max_labels: the largest number of labels in all entries together. Without the limit `max_labels`, a
+    small body could block the event loop for seconds.
     """
     parsed = parse_json(body)
     entries = parsed.get("feedback") if type(parsed) is dict and parsed.keys() == {"feedback"} else None

@@ -1,4 +1,4 @@
-"""The drift of one version as figures for the metrics. The number of figures has a bound."""
+"""Turns the drift of one version into figures for the metrics. The number of figures has an upper limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from foldserve.service.bundle.decision import label_names
 from foldserve.service.metrics import Figure
 from foldserve.service.quality.document import Drift
 
-# Each feature has its own figures if there are at most this number of features. The same limit applies to labels.
+# If a model has more features than this number, its features have no figures of their own. The same limit applies to
+# the labels of a model.
 _MOST_SERIES = 100
 
 

@@ -39,7 +39,10 @@ class Options:
 
 
 class Snapshot(BaseModel):
-    """The statistics of one process. seconds: the time since the beginning of the window. sums: float64 in base64."""
+    """The statistics of one process. seconds: the time since the beginning of the window.
+
+    sums: an array of float64, encoded in base64.
+    """
 
     seconds: float
     sums: str
@@ -68,21 +71,21 @@ class Monitor:
 
     @cached_property
     def center(self) -> float:
-        """A constant that is subtracted from the values of a regression.
+        """A constant that is subtracted from each output of a regression.
 
-        Without it, the sums of squares would lose digits.
+        Without this constant, the sums of squares would lose digits.
         """
         return float(np.mean(self.manifest.golden.outputs)) if self.manifest.golden.outputs else 0.0
 
     def tick(self) -> None:
-        """Do the work of each second."""
+        """Do the work that is due once a second."""
         if self.sampler is not None:
             self.sampler.tick()
         if self.predictions is not None:
             self.predictions.tick()
 
     def reset(self) -> None:
-        """Start a new window. Predictions that wait for labels stay."""
+        """Start a new window. Predictions that wait for labels are kept."""
         if self.sampler is not None:
             self.sampler.flush()
         self.window.clear()
@@ -97,7 +100,7 @@ class Monitor:
     def join(self, snapshots: Sequence[Snapshot]) -> tuple[Numbers, float]:
         """Add the snapshots of several processes.
 
-        Returns the sums, and the seconds since the earliest beginning of a window.
+        Returns the total sums, and the seconds since the earliest window began.
         """
         total = np.zeros(self.size)
         for snapshot in snapshots:
@@ -105,15 +108,15 @@ class Monitor:
         return total, max((snapshot.seconds for snapshot in snapshots), default=0.0)
 
     def features_of(self, sums: Numbers) -> Numbers:
-        """Return the part of the sums that has the bins of the features."""
+        """Return the part of `sums` with the counts in the bins of all features."""
         return sums[self._of_features]
 
     def classes_of(self, sums: Numbers) -> Numbers:
-        """Return the part of the sums that has the predicted classes."""
+        """Return the part of `sums` with the counts of the predicted classes."""
         return sums[self._of_features.stop :]
 
     def _count(self, rows: Rows, outputs: Outputs, weight: int) -> None:
-        """Count rows with their outputs, each `weight` times."""
+        """Count rows and their outputs. Each row counts `weight` times."""
         sums = np.zeros(self.size)
         sums[Sum.ROWS] = weight * len(rows)
         sums[Sum.COUNTED] = len(rows)
@@ -135,7 +138,7 @@ class Monitor:
     # --- labels -------------------------------------------------------------------------------------------------------
 
     def label(self, request_id: str, labels: Sequence[object]) -> Outcome:
-        """Count the labels of one request: JSON values, one for each of its rows."""
+        """Count the labels of one request. labels: one JSON value for each row of the request."""
         found = None if self.predictions is None else self.predictions.find(request_id.encode())
         if found is None:
             return Outcome()
@@ -154,9 +157,10 @@ class Monitor:
         return Outcome(accepted=int(new.sum()), problem="repeated" if repeated else "")
 
     def _score(self, outputs: Outputs, labels: npt.NDArray[np.float64]) -> None:
-        """Count labels and errors. labels: float64 [rows]; each number is the index of a class, or a value.
+        """Count labelled rows and the errors of their outputs.
 
-        The formulas are the same as for the metrics in the manifest, which `training/report/evaluate.py` computes.
+        labels: float64 [rows]; each number is a class index, or the value of a regression.
+        `training/report/evaluate.py` computes the metrics of the manifest with the same formulas.
         """
         sums = np.zeros(self.size)
         sums[Sum.LABELLED] = len(labels)

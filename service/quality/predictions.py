@@ -1,6 +1,7 @@
-"""Remembers the last predictions of one model by the id of their request, until their labels are known.
+"""Remembers the last predictions of one model, by the id of the request, for labels that become known later.
 
-Only memory is used, and the number of rows has a bound. This module uses ids and outputs. It does not depend on labels.
+The predictions are stored only in memory, and their number of rows has an upper limit. This module uses ids and
+outputs. This module does not depend on labels.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import numpy.typing as npt
 
 from foldserve.service.arrays import Outputs
 
-# Predictions wait in a list until the list has this length. It is cheaper to store many predictions at once.
+# Predictions wait in a list until the list has this length. Storing many predictions at once is cheaper.
 _MAX_WAITING = 128
-# The largest number of bytes of an id. `safe_id` refuses a longer id.
+# The largest number of bytes in the id of a request. `safe_id` refuses a longer id.
 _MAX_ID = 128
 
 
@@ -29,10 +30,11 @@ class Prediction:
 
 
 class _Block:
-    """The predictions of one `tick`. The id with the index i has the rows `starts[i]` to `starts[i + 1]` of `outputs`.
+    """The predictions that one call of `tick` stores.
 
-    rest: the ids that are not forgotten yet, with their indices. No id has its own object that the garbage collector
-    would visit.
+    The request with the index i has the rows `starts[i]` to `starts[i + 1]` of `outputs`. rest: the ids of the requests
+    that are not forgotten yet, with their indices. No id has an object of its own, because the garbage collector would
+    visit all these objects.
     """
 
     __slots__ = ("index", "outputs", "rest", "starts")
@@ -45,17 +47,16 @@ class _Block:
 
 
 class Predictions:
-    """The predictions of the last `size` rows. All methods belong to one event loop.
+    """The predictions of the last `size` rows. Only one event loop calls the methods.
 
-    If two requests have the same id, only the later one is remembered. A request with more rows than `size` is not
-    remembered. If the access log or traces are on, every request has an id. So it must be cheap to remember one more
-    request.
+    If two requests have the same id, only the later request is remembered. A request with more rows than `size` is not
+    remembered. If the access log or traces are on, every request has an id. So remembering a request must be cheap.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._rows = 0
-        self._blocks: deque[_Block] = deque()  # the oldest tick comes first
+        self._blocks: deque[_Block] = deque()  # the oldest block comes first
         self._block_of: dict[bytes, _Block] = {}
         self._labelled: dict[bytes, Prediction] = {}  # the predictions for which labels have arrived
         self._waiting_ids: list[bytes] = []
@@ -64,7 +65,7 @@ class Predictions:
     def add(self, request_id: bytes, outputs: Outputs) -> None:
         """Remember the outputs of one request.
 
-        request_id: the value of the header. If this value is not a safe id, labels can't refer to the request.
+        request_id: the id in the header of the request. If this id is not a safe id, labels can't refer to the request.
         """
         self._waiting_ids.append(request_id)
         self._waiting_outputs.append(outputs)
@@ -72,9 +73,9 @@ class Predictions:
             self.tick()
 
     def tick(self) -> None:
-        """Store the predictions that wait.
+        """Store the waiting predictions as one block.
 
-        Call this once a second: until then, the waiting predictions keep whole batches in memory.
+        Call this method once a second, because waiting predictions keep whole batches in memory.
         """
         waiting = dict(zip(self._waiting_ids, self._waiting_outputs, strict=True))
         self._waiting_ids.clear()
@@ -96,7 +97,10 @@ class Predictions:
             self._forget(self._rows - self._size)
 
     def find(self, request_id: bytes) -> Prediction | None:
-        """Return the prediction of a request; None if it is not remembered. The caller may change `labelled`."""
+        """Return the prediction of a request; None if the request is not remembered.
+
+        The caller may change the array `labelled` of the prediction.
+        """
         if self._waiting_ids:
             self.tick()
         found = self._labelled.get(request_id)

@@ -1,7 +1,8 @@
-"""Takes rows from the runs of a model. Another thread counts these rows, so replies do not wait.
+"""Takes a sample of the rows that a model answers. Another thread counts this sample, so replies do not wait.
 
-A run costs at most one copy of its rows. While the server is busy, only every k-th row is taken. Each taken row counts
-k times. So the cost per second has a bound. This module does not count the rows itself.
+In each run of the model, each row is copied at most once. While the server is busy, only every k-th row is taken. Each
+row that was taken then counts k times. So the cost of the sampling per second has an upper limit. This module does not
+count the rows itself.
 """
 
 from __future__ import annotations
@@ -20,23 +21,26 @@ from foldserve.service.arrays import Outputs, Rows
 
 log = logging.getLogger("foldserve")
 
-# The largest number of values that are taken in a second. The number of rows has a lower and an upper bound.
+# On a busy server, the sampler fills about one buffer in a second. A buffer has room for this number of feature values,
+# but for at least `_MIN_ROWS` and at most `_MAX_ROWS` rows.
 _VALUES = 2**16
 _MIN_ROWS, _MAX_ROWS = 64, 1024
-# Waiting rows are counted when there is this number of rows, or after this time.
+# Waiting rows are counted when this number of rows waits, or when this time has passed.
 _SOON_ROWS, _SOON_SECONDS = 512, 10.0
 # Only every k-th row is taken. If more rows arrive than in the last second, each full buffer multiplies k by this
 # factor.
 _GROWTH = 4
 
-# Counts float32 [rows, features] and [rows, outputs]. The last argument is the weight of each row.
+# A function that counts rows, float32 [rows, features], and their outputs, float32 [rows, outputs]. The last argument
+# of this function is the weight of each row.
 Count = Callable[[Rows, Outputs, int], None]
 
 
 class Sampler:
-    """Takes the rows of one model.
+    """Takes a sample of the live rows of one model.
 
-    features and outputs: the numbers of columns. executor: an executor with one thread, which calls `count`.
+    features: the number of features of a row. outputs: the number of outputs of a row. executor: an executor with one
+    thread, which calls `count`.
     """
 
     def __init__(self, features: int, outputs: int, count: Count, executor: Executor) -> None:
@@ -45,15 +49,15 @@ class Sampler:
         self._count = count
         self._executor = executor
         self._lock = threading.Lock()
-        self._step = 1  # every k-th row is taken
-        self._seen = 0  # rows since the last tick
-        self._filled = 0  # rows in the buffer
-        self._skip = 0  # rows before the next row that is taken
-        self._since = 0.0  # the time of the last hand-over
+        self._step = 1  # k: every k-th row is taken
+        self._seen = 0  # the number of rows since the last call of `tick`
+        self._filled = 0  # the number of rows in the buffer
+        self._skip = 0  # the number of rows to skip before the next row is taken
+        self._since = 0.0  # the time at which the current buffer was begun
         self._begin_buffer()
 
     def add(self, rows: Rows, outputs: Outputs) -> None:
-        """Take rows of one batch. May be called on any thread."""
+        """Take rows of one batch. Any thread may call this method."""
         with self._lock:
             self._seen += len(rows)
             while self._skip < len(rows):
@@ -73,9 +77,9 @@ class Sampler:
             self._skip -= len(rows)
 
     def tick(self) -> None:
-        """Let the executor count the waiting rows, if there are many or they have waited long.
+        """Let the executor count the waiting rows, if many rows wait or if the rows have waited long.
 
-        Call this once a second.
+        Call this method once a second.
         """
         with self._lock:
             seen, self._seen = self._seen, 0
@@ -92,10 +96,10 @@ class Sampler:
         with self._lock:
             if self._filled:
                 self._hand_over(self._step)
-        self._executor.submit(int).result()  # the executor has one thread, so all earlier calls have ended then
+        self._executor.submit(int).result()  # the executor has one thread, so this call ends after all earlier calls
 
     def _hand_over(self, step: int) -> None:
-        """Let the executor count the buffer, and begin another buffer with another step."""
+        """Let the executor count the rows in the buffer, and begin a new buffer. step: the new value of k."""
         filled = self._rows[: self._filled], self._outputs[: self._filled]
         self._executor.submit(self._count, *filled, self._step).add_done_callback(_log_error)
         self._step = step
@@ -105,7 +109,7 @@ class Sampler:
         self._rows, self._outputs = (np.empty(shape, np.float32) for shape in self._shapes)
         self._filled = 0
         self._since = time.monotonic()
-        # The first row is random, because the order of the rows may have a period.
+        # The first row of a sample is chosen at random, because the order of the live rows may be periodic.
         self._skip = random.randrange(self._step)  # noqa: S311 # nosec B311
 
 

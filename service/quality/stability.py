@@ -1,9 +1,9 @@
-"""The population stability index (PSI) of each feature, and the judgement about it. This module uses counts.
+"""Computes the population stability index (PSI) of each feature, and judges the feature by this index.
 
-It does not depend on rows. The formula is PSI = sum over the bins of (q - p) * ln(q / p). Here p is the share of the
-training rows, and q is the share of the live rows. It is the symmetric divergence of Kullback and Leibler (1951), which
-Jeffreys (1946) introduced. The thresholds 0.1 and 0.25 are the convention of credit scoring (Siddiqi, Credit Risk
-Scorecards, 2006).
+This module uses counts. This module does not depend on rows. The formula is PSI = sum over the bins of (q - p) * ln(q /
+p). For each bin, p is the share of the training rows in the bin, and q is the share of the live rows in the bin. The
+PSI is the symmetric divergence of Kullback and Leibler (1951), which Jeffreys (1946) introduced. The thresholds 0.1 and
+0.25 are usual in credit scoring (Siddiqi, Credit Risk Scorecards, 2006).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foldserve.service.quality.bins import FeatureBins, Numbers
 State = Literal["stable", "moderate drift", "drift", "too few rows", "too few training rows", "no training histogram"]
 
 MODERATE, LARGE = 0.1, 0.25
-# If there are fewer rows than this number, there is no judgement about a feature.
+# With fewer live rows than this number, no feature is judged.
 LEAST_ROWS = 100
 # Half a row is added to each bin, so that the logarithm of an empty bin is finite.
 _ADDED = 0.5
@@ -32,8 +32,8 @@ _NORMAL = 3.0902
 class Judgement:
     """The judgement about one feature.
 
-    psi: the index; None without a training histogram or without live rows. noise: a limit for the index at this number
-    of rows. Without drift, the index exceeds this limit in one of 1,000 cases.
+    psi: the population stability index; None without a training histogram or without live rows. noise: a limit for the
+    index, which depends on the number of rows. Without drift, the index exceeds this limit in one of 1,000 cases.
     """
 
     psi: float | None
@@ -42,15 +42,16 @@ class Judgement:
 
 
 class Stability:
-    """Compares live counts with the training counts of one model.
+    """Compares the counts of live rows with the counts of training rows, for one model.
 
-    Values outside the edges count in the first or the last bin between the edges. Missing values and unseen categories
-    have bins of their own. If a bin has no training rows and no live rows, it does not count.
+    A value below the first edge counts in the first bin, and a value above the last edge counts in the last bin.
+    Missing values and unseen categories have bins of their own. A bin with no training rows and no live rows is
+    ignored.
     """
 
     def __init__(self, features: Sequence[Feature], bins: FeatureBins) -> None:
         self._size = bins.size
-        self._target = np.arange(bins.size)  # for each bin, the bin to which its count is added
+        self._target = np.arange(bins.size)  # for each bin, the index of the bin that gets its count
         for feature, own in zip(features, bins.slices, strict=True):
             self._target[own.start] += 1
             if feature.kind != "categorical":
@@ -68,7 +69,7 @@ class Stability:
         count = self._sums(used)
         p, q = (self._shares(counts, used, count) for counts in (self._training, live))
         psi = self._sums((q - p) * np.log(q / p))
-        with np.errstate(divide="ignore", invalid="ignore"):  # without rows, there is no judgement
+        with np.errstate(divide="ignore", invalid="ignore"):  # without rows, the result is not used
             trained = self._sums(self._training)
             noise = _chi_squared(np.maximum(count - 1, 0)) * (1 / trained + (1 / rows if rows else np.inf))
         figures = zip(psi.tolist(), noise.tolist(), trained.tolist(), strict=True)
@@ -77,14 +78,14 @@ class Stability:
     def _shares(self, counts: Numbers, used: Numbers, count: Numbers) -> Numbers:
         """Return the share of each bin in its feature.
 
-        An unused bin has the share 1, so that its term of the sum is 0.
+        An unused bin has the share 1, so that its term in the sum of the PSI is 0.
         """
         totals = self._sums(counts) + _ADDED * count
         sizes = np.diff([*self._starts, self._size])
         return np.where(used > 0, (counts + _ADDED) / np.repeat(np.maximum(totals, _ADDED), sizes), 1.0)
 
     def _sums(self, values: Numbers) -> Numbers:
-        """Return the sum of each feature."""
+        """Return the sum of the values of each feature."""
         return np.add.reduceat(values, self._starts, dtype=np.float64)
 
 
@@ -107,8 +108,9 @@ def _judge(psi: float, noise: float, trained: float, rows: float) -> Judgement:
 def _chi_squared(freedom: Numbers) -> Numbers:
     """Return the 0.999 quantile of the chi-squared distribution, by the approximation of Wilson and Hilferty (1931).
 
-    There are N live and M training rows. Without drift, PSI / (1/N + 1/M) has this distribution. The number of degrees
-    of freedom is the number of bins minus one (Yurdakul, Statistical Properties of Population Stability Index, 2018).
+    Let N be the number of live rows, and M the number of training rows. Without drift, PSI / (1/N + 1/M) has the
+    chi-squared distribution. The number of degrees of freedom is the number of bins minus one (Yurdakul, Statistical
+    Properties of Population Stability Index, 2018).
     """
     part = 2 / (9 * np.maximum(freedom, 1))
     quantile: Numbers = np.where(freedom > 0, freedom * (1 - part + _NORMAL * np.sqrt(part)) ** 3, 0.0)

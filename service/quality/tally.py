@@ -1,6 +1,7 @@
-"""The counts of one model. The counts are one array, so that the counts of several processes can be added.
+"""Counts about one model. The counts are one array, so that the counts of several processes can be added.
 
-A window keeps the last hours in constant memory. This module does not depend on rows or labels.
+A window keeps the counts of the last hours in a constant amount of memory. This module does not depend on rows or
+labels.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ PARTS = 12
 
 
 class Sum(IntEnum):
-    """The indices of the first numbers in the array.
+    """The indices of the first numbers in the array of counts.
 
-    The bins of the features and the predicted classes come after these numbers. A counted row has a weight, which is
-    the number of rows that it represents. `ROWS` is the sum of the weights, and `SQUARES` the sum of their squares.
-    `PREDICTED` is the weight of the rows with finite outputs.
-    `OUTPUTS`: the sum of the confidences, or of the values minus a constant. `OUTPUT_SQUARES`: the sum of the squares
-    of these values. `LABELLED`: the rows with a label. `CORRECT`: the rows with the predicted label, or the sum of the
-    squared errors. `LOSS`: the sum of the log losses, or of the absolute errors.
+    After these numbers, the array has the counts in the bins of the features, and the counts of the predicted classes.
+    A counted row has a weight, which is the number of rows that it represents. `ROWS` is the sum of the weights, and
+    `SQUARES` is the sum of the squares of the weights. `PREDICTED` is the sum of the weights of the rows with finite
+    outputs. `OUTPUTS`: the sum of the confidences of a classification, or of the centered outputs of a regression. A
+    centered output is an output minus `Monitor.center`. `OUTPUT_SQUARES`: the sum of the squares of the centered
+    outputs. `LABELLED`: the number of rows with a label. `CORRECT`: the number of correct rows of a classification, or
+    the sum of the squared errors of a regression. `LOSS`: the sum of the log losses of a classification, or the sum of
+    the absolute errors of a regression.
     """
 
     ROWS = 0
@@ -45,7 +48,7 @@ SUMS = len(Sum)
 
 
 class Window:
-    """The sums of the last hours. Any thread may call the methods.
+    """The sums of the counts of the last hours. Any thread may call the methods of a window.
 
     size: the length of the arrays that are added. seconds: the length of the window. clock: a monotonic clock.
     """
@@ -55,7 +58,7 @@ class Window:
         self._step = seconds / PARTS
         self._clock = clock
         self._lock = threading.Lock()
-        self._parts: deque[tuple[int, Numbers]] = deque()  # the number of the step and its sums, the oldest first
+        self._parts: deque[tuple[int, Numbers]] = deque()  # number and sums of each part, the oldest part first
         self._began = clock()
 
     def add(self, sums: Numbers) -> None:
@@ -82,7 +85,7 @@ class Window:
             self._began = self._clock()
 
     def _drop_old(self) -> int:
-        """Drop the parts that are too old. Return the number of the current step."""
+        """Drop the parts that are older than the window. Return the number of the current part."""
         step = int(self._clock() // self._step)
         while self._parts and self._parts[0][0] <= step - PARTS:
             self._parts.popleft()

@@ -1,6 +1,6 @@
 """Runs a model on the CPU. Small batches are copied into arrays to which the session is bound.
 
-This module owns a session and these arrays. This module does not depend on bundles.
+This module owns a session and the arrays to which the session is bound. This module does not depend on bundles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from foldserve.service.runtime.session import open_cpu, run_options
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# The largest batch for which arrays are bound. For larger batches, binding saves no measurable time.
+# The largest number of rows for which arrays are bound to the session. For larger batches, binding saves no measurable
+# time.
 _MAX_BOUND_ROWS = 32
 
 
@@ -32,7 +33,7 @@ class CpuRunner:
             tensor.type == "tensor(float)" and len(tensor.shape) == 2 and type(tensor.shape[1]) is int
             for tensor in (self._input, self._output)
         )
-        self._bindings: dict[tuple[int, ...], _Binding] = {}  # bound sessions by the shape of the rows
+        self._bindings: dict[tuple[int, ...], _Binding] = {}  # bound sessions, by the shape of the rows
 
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch. Raises any exception of ONNX Runtime."""

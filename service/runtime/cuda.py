@@ -1,13 +1,13 @@
-"""Runs a model on CUDA. Batches are padded to a few sizes; each size is captured as a CUDA graph.
+"""Runs a model on CUDA. Each batch is padded to one of a few sizes, and each size has a captured CUDA graph.
 
-This module owns a session and a stream, and recovers from failures. `cuda_buffers` has the runs. This module does not
-depend on bundles. A graph contains the copies and the kernels of a run. So a run is one launch and one wait. A batch
-that is larger than every graph runs without a graph, kernel by kernel.
+This module owns a session and a stream, and recovers from failures. The module `cuda_buffers` has the code of the runs.
+This module does not depend on bundles. A graph contains the copies and the kernels of a run. So each run needs only one
+launch and one wait. A batch that is larger than every graph runs without a graph, kernel by kernel.
 
-ONNX Runtime could capture and replay its kernels itself. This module captures them for three reasons. ONNX Runtime
-keeps its graphs per thread. A replay through ONNX Runtime takes a whole call of ONNX Runtime, and the copies are not in
-the graph. ONNX Runtime captures in CUDA's global mode, in which no other model may allocate memory. docs/cuda.md has
-the details.
+ONNX Runtime could capture and replay its kernels itself. This module itself captures the kernels, for three reasons.
+ONNX Runtime keeps its graphs per thread. A replay by ONNX Runtime needs a whole call of ONNX Runtime, and ONNX
+Runtime's graphs do not contain the copies. ONNX Runtime captures in CUDA's global mode, in which no other model may
+allocate memory. docs/cuda.md has the details.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LOST = re.compile(r"CUDA (failure \d+|error \w+)|CUBLAS failure", re.IGNORECASE
 
 
 class CudaRunner:
-    """A session on CUDA, for any number of threads. The runs are done one after another.
+    """A session on CUDA, for any number of threads. Runs of several threads happen one after another.
 
     shortcuts: the shortcuts for which `model` is prepared.
     connect: creates the stream. open_session: creates the session. Tests pass other functions to simulate CUDA's
@@ -68,11 +68,11 @@ class CudaRunner:
         self._one_run = threading.Lock()
         self._closed = False
         self.lost = False
-        # When a session is opened again, this function is called with the run function of the session. It raises an
-        # error unless the session reproduces the golden outputs.
+        # After a session is opened again, `_open` calls this function with the run function of the new session. This
+        # function raises an error unless the new session reproduces the golden outputs.
         self.check_reopened: Callable[[Run], object] = lambda _: None
         self._session: Any = None
-        self._graphs: list[BoundBuffers] = []  # in the order of `options.buckets`
+        self._graphs: list[BoundBuffers] = []  # one for each bucket, in the order of `options.buckets`
         self._large: LargeBatches | None = None
         self._seconds_to_open = 0.0
         try:
@@ -85,9 +85,9 @@ class CudaRunner:
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch.
 
-        Raises `DeviceOutOfMemory`. After this error, the next call uses a new session. Raises `DeviceLost`. After this
-        error, every later call raises `DeviceLost` again. Raises `RuntimeError` after `close`. Also raises any other
-        exception of ONNX Runtime.
+        Raises `DeviceOutOfMemory` if the device has no memory for the run; the next call then uses a new session.
+        Raises `DeviceLost` if the device has failed; every later call then raises `DeviceLost` again. Raises
+        `RuntimeError` after `close`. Also raises any other exception of ONNX Runtime.
         """
         with self._one_run:
             if self._closed:
@@ -95,7 +95,7 @@ class CudaRunner:
             return self._run_or_recover(rows)
 
     def close(self) -> None:
-        """Release the device's memory. A second call does nothing."""
+        """Release the device's memory. If the runner is already closed, this method does nothing."""
         with self._one_run:
             if not self._closed and not self.lost:
                 self._close()
@@ -112,7 +112,7 @@ class CudaRunner:
             self._stream.wait()
             self.check_reopened(self._run)
         except BaseException as error:
-            # The frames of the error hold the session, whose destructor uses the stream.
+            # The frames of the error hold the session, and the destructor of the session uses the stream.
             traceback.clear_frames(error.__traceback__)
             self._close()
             raise
@@ -122,8 +122,8 @@ class CudaRunner:
         if self._large is not None:
             self._large.stop()
         if not self._stream.works():
-            # Some destructors of ONNX Runtime abort the process if the device reports an error. One more reference
-            # keeps the session until the process ends. The operating system then frees the memory.
+            # Some destructors of ONNX Runtime abort the process if the device reports an error. So one more reference
+            # keeps the session until the process ends. When the process ends, the operating system frees the memory.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             return
         self._graphs, self._large, self._session = [], None, None  # free these objects before the memory that they use
@@ -140,7 +140,7 @@ class CudaRunner:
             works = self._stream.works()
             if works and not failed and not out_of_memory:
                 raise
-            # The frames of the error hold the old session, and the next session needs the memory of the old one.
+            # The frames of the error hold the old session, and the next session needs the memory of the old session.
             traceback.clear_frames(error.__traceback__)
         if out_of_memory and works:
             self._reopen()
@@ -150,7 +150,7 @@ class CudaRunner:
         raise DeviceLost("the device was lost") from CudaFailure(reason)
 
     def _run(self, rows: Rows) -> Outputs:
-        """Run on the smallest graph that has room, or without a graph."""
+        """Run the model with the smallest CUDA graph that has room for the rows, or without a graph."""
         place = bisect_left(self._options.buckets, len(rows))
         if place < len(self._graphs):
             return self._graphs[place].run(rows)
@@ -175,7 +175,10 @@ class CudaRunner:
 
 
 class CudaFailure(Exception):  # noqa: N818 (only ever a cause)
-    """The text of an error of ONNX Runtime or CUDA. The traceback is left out, because it would hold the session."""
+    """The text of an error of ONNX Runtime or CUDA.
+
+    This exception has no traceback, because a traceback would hold the session.
+    """
 
 
 def _connect() -> Stream:

@@ -23,16 +23,16 @@ from foldserve.service.runtime.shortcuts import Shortcuts
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# A capture may not allocate memory. The first run allocates memory for each tensor. ONNX Runtime then plans one block
-# for all tensors, which the second run allocates.
+# The capture of a CUDA graph may not allocate memory. The first run allocates memory for each tensor. ONNX Runtime then
+# plans one block of memory for all tensors. The second run allocates this block.
 _RUNS_BEFORE_CAPTURE = 2
 # A kernel writes outputs of at most this number of bytes directly to the host. For larger outputs, a copy after the run
 # is faster.
 _MOST_WRITTEN = 2**14
-_SLOTS = 2  # one piece is computed while the next piece is filled
+_SLOTS = 2  # the GPU computes one piece while the host copies the next piece
 # The bus to the GPU is about five times as fast as a copy by one thread.
 _FILLING_THREADS = 4
-_LEAST_PER_THREAD = 2**20  # for fewer bytes, a second thread takes longer to start than to copy
+_LEAST_PER_THREAD = 2**20  # for fewer bytes, the start of a second thread takes longer than the copy
 
 
 class BoundBuffers:
@@ -55,25 +55,25 @@ class BoundBuffers:
         self._bound: tuple[int, Any] | None = None  # the number of rows, and ONNX Runtime's binding for it
         self._replay: Callable[[], None] | None = None
         self._options = run_options()
-        # The copy of the outputs follows on the same stream, so the run need not wait for the device. A capture may not
-        # wait.
+        # The copy of the outputs follows on the same stream, so the run need not wait for the device. The capture of a
+        # CUDA graph may not wait for the device.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def capture(self) -> None:
-        """Capture a run of all `size` rows, with all copies. Later runs launch this graph."""
+        """Capture a run of all `size` rows, with all copies. Later calls of `run` launch the captured graph."""
         add_run = partial(self._add_run, self.size, self._stream.upload)
         for _ in range(_RUNS_BEFORE_CAPTURE):
             add_run()
         self._stream.wait()
-        # `add_run` is not a lambda. In the frames of an error, a lambda would keep the session, even after
-        # `traceback.clear_frames`.
+        # `add_run` is a partial object instead of a lambda. After an error, a lambda in the frames of the error would
+        # keep the session, even after `traceback.clear_frames`.
         self._replay = self._stream.capture(add_run)
 
     def run(self, rows: Rows) -> Outputs:
         """Run the model on at most `size` rows.
 
-        The buffer may hold rows of an earlier batch after the last row. These rows have no effect, since the model
-        computes each row alone.
+        After the last row of this batch, the buffer may still hold rows of an earlier batch. Rows of an earlier batch
+        have no effect, because the model computes each row alone.
         """
         count = len(rows)
         self.check(rows)
@@ -86,36 +86,44 @@ class BoundBuffers:
         return self._outputs.host[:count].copy()
 
     def check(self, rows: Rows) -> None:
-        """Raise `ValueError` for rows of another width."""
+        """Raise `ValueError` unless the rows have as many columns as the model has features."""
         if rows.shape[1:] != (self.columns,):
             raise ValueError(f"invalid dimensions: rows of shape {rows.shape} for {self.columns} columns")
 
     def begin(self, rows: Rows, event: int, pool: ThreadPoolExecutor) -> None:
-        """Fill the buffer, begin a run, and record `event` after the run. The caller has waited for the last run."""
+        """Copy the rows to the buffer, begin a run, and record `event` after the run.
+
+        The caller must first wait until the last run with this buffer is done.
+        """
         count = len(rows)
         target = self._rows.host[:count, : self.columns]
         parts = min(_FILLING_THREADS, max(1, rows.nbytes // _LEAST_PER_THREAD))
-        # NumPy copies without the lock of Python's interpreter.
+        # NumPy does not hold the lock of Python's interpreter while it copies, so several threads can copy at the same
+        # time.
         list(pool.map(np.copyto, np.array_split(target, parts), np.array_split(rows, parts)))
         self._add_run(count, partial(self._stream.upload_meanwhile, event=event))
         self._stream.record(event)
 
     def outputs(self, count: int) -> Outputs:
-        """Return the first outputs of the last run, which the next run overwrites."""
+        """Return the outputs of the first `count` rows of the last run. The next run overwrites these outputs."""
         return self._outputs.host[:count]
 
     def free(self) -> None:
-        """Free the buffers. Only buffers without a graph are freed before the stream is closed."""
+        """Free the buffers. Call this method only if no CUDA graph uses the buffers.
+
+        The stream frees all other buffers when it is closed.
+        """
         self._bound = None
         self._stream.free(self._rows)
         self._stream.free(self._outputs)
 
     def _add_run(self, count: int, upload: Callable[..., None]) -> None:
-        """Add the copy to the device, a run of the first `count` rows, and the copy back to the stream."""
+        """Add to the stream a copy to the device, a run of the first `count` rows, and a copy to the host."""
         written = self._shortcuts.host_outputs and self._outputs.bytes(count) <= _MOST_WRITTEN
         if self._bound is None or self._bound[0] != count:
             binding = self._session.io_binding()
-            # CUDA's kernels can write to page-locked memory, at the same address as the host.
+            # CUDA's kernels can write to page-locked memory of the host. This memory has the same address on the device
+            # and on the host.
             target = self._outputs.host_address if written else self._outputs.device
             for bind, tensor, buffer, address in (
                 (binding.bind_input, self._input, self._rows, self._rows.device),
@@ -155,7 +163,7 @@ class LargeBatches:
         starts = range(0, len(rows), self.size)
         for number, start in enumerate([*starts, *[len(rows)] * _SLOTS]):
             slot, event = self._slots[number % _SLOTS], self._events[number % _SLOTS]
-            if number >= _SLOTS:  # the slot still has an earlier piece
+            if number >= _SLOTS:  # the slot still holds an earlier piece
                 self._stream.wait_for(event)
                 done = outputs[starts[number - _SLOTS] :][: self.size]
                 done[...] = slot.outputs(len(done))
@@ -164,7 +172,7 @@ class LargeBatches:
         return outputs
 
     def free(self) -> None:
-        """Free the buffers. The events live until the stream is closed."""
+        """Free the buffers. The stream frees its events when the stream is closed."""
         for slot in self._slots:
             slot.free()
         self.stop()

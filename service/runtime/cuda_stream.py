@@ -30,7 +30,8 @@ _THREAD_LOCAL = 1
 _HOST_FUNCTION = 3  # cudaGraphNodeTypeHost
 _NO_TIMES = 2  # cudaEventDisableTiming
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
-# The C functions that this module calls, with the types of their arguments. Each returns an error code; 0 is success.
+# The C functions that this module calls, with the types of their arguments. Each of these functions returns an error
+# code; the code 0 means success.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaSetDevice": (c_int,),
     "cudaGetLastError": (),
@@ -66,19 +67,25 @@ class CudaError(Exception):
 
 
 class CaptureError(Exception):
-    """The recorded work can't be launched more than once."""
+    """The work that was recorded in a CUDA graph can't be launched more than once."""
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory for float32 rows: page-locked on the host, and the same size on the device. The addresses never change."""
+    """Memory for float32 rows: page-locked on the host, and the same size on the device.
+
+    The addresses of the memory never change.
+    """
 
     host: npt.NDArray[np.float32]
     device: int
 
     @cached_property
     def host_address(self) -> int:
-        """The address on the host. The address is stored, because NumPy takes half a microsecond to compute it."""
+        """The address of the memory on the host.
+
+        The address is cached, because NumPy takes half a microsecond to compute it.
+        """
         return self.host.ctypes.data
 
     def bytes(self, rows: int) -> int:
@@ -87,7 +94,7 @@ class Buffer:
 
 
 class Stream(Protocol):
-    """A queue of work for a device. The device does the work in order, and the host does not wait for it.
+    """A queue of work for a device. The device does the work in order, and the host does not wait for the work.
 
     device: ONNX Runtime's name for the kind of device. address: the address of the stream, which ONNX Runtime uses too.
     """
@@ -96,7 +103,10 @@ class Stream(Protocol):
     address: int
 
     def buffer(self, shape: tuple[int, int]) -> Buffer:
-        """Allocate float32 [rows, columns] on the host and the device, until `free` or `close`."""
+        """Allocate a float32 array [rows, columns] on the host and on the device.
+
+        `free` or `close` releases the memory.
+        """
 
     def free(self, buffer: Buffer) -> None:
         """Free a buffer that no work on the stream uses."""
@@ -108,24 +118,25 @@ class Stream(Protocol):
         """Begin to copy the first rows from the device to the host."""
 
     def event(self) -> int:
-        """Create an event for `upload_meanwhile`, `record` and `wait_for`. It is valid until `close`."""
+        """Create an event for `upload_meanwhile`, `record` and `wait_for`. The event is valid until `close`."""
 
     def upload_meanwhile(self, buffer: Buffer, rows: int, event: int) -> None:
-        """Begin to copy the first rows to the device, at the same time as the earlier work on the stream.
+        """Begin to copy the first rows to the device while the stream still does earlier work.
 
-        Later work on the stream waits for the copy. The earlier work may not use `buffer`.
+        Later work on the stream waits for the copy. Earlier work on the stream must not use `buffer`.
         """
 
     def record(self, event: int) -> None:
-        """Record the event after all earlier work."""
+        """Add the event to the stream, after all work that was added before."""
 
     def wait_for(self, event: int) -> None:
-        """Wait until the work before the event is done. Later work may go on."""
+        """Wait until the work before the event is done. The call does not wait for work after the event."""
 
     def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
-        """Record the work that `add_work` adds to the stream. Return a function that adds the recorded work again.
+        """Record the work that `add_work` adds to the stream.
 
-        The work is not done during the recording. The returned function may be called on any thread, until `close`.
+        Return a function that adds the recorded work to the stream again. The device does not do the work while the
+        work is recorded. The returned function may be called on any thread, until `close`.
         """
 
     def wait(self) -> None:
@@ -149,7 +160,7 @@ class CudaStream:
 
     def __init__(self) -> None:
         try:
-            nvidia.driver()  # without a driver, the CUDA runtime would report a driver that is too old
+            nvidia.driver()  # without this check, CUDA reports a missing driver as a driver that is too old
             self._runtime = nvidia.load("cudart")
             self._runtime.cudaGetErrorString.restype = c_char_p
             for name, types in _FUNCTIONS.items():
@@ -160,11 +171,14 @@ class CudaStream:
             raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {error}") from error
         self._copies = 0  # the address of a second stream, which copies while the first stream computes
         self._events: list[int] = []
-        self._buffers: dict[int, Buffer] = {}  # the buffers by their address on the device
+        self._buffers: dict[int, Buffer] = {}  # from the address on the device to the buffer
         self._graphs: list[c_void_p] = []
 
     def buffer(self, shape: tuple[int, int]) -> Buffer:
-        """Allocate float32 [rows, columns] on the host and the device, until `free` or `close`."""
+        """Allocate a float32 array [rows, columns] on the host and on the device.
+
+        `free` or `close` releases the memory.
+        """
         size = 4 * prod(shape)
         host, device = c_void_p(), c_void_p()
         self._call("cudaMallocHost", ctypes.byref(host), size)
@@ -193,14 +207,14 @@ class CudaStream:
         self._copy(buffer.host_address, buffer.device, buffer.bytes(rows), _DEVICE_TO_HOST, self.address)
 
     def event(self) -> int:
-        """Create an event for `upload_meanwhile`, `record` and `wait_for`. It is valid until `close`."""
+        """Create an event for `upload_meanwhile`, `record` and `wait_for`. The event is valid until `close`."""
         self._events.append(self._new("cudaEventCreateWithFlags", _NO_TIMES))
         return self._events[-1]
 
     def upload_meanwhile(self, buffer: Buffer, rows: int, event: int) -> None:
-        """Begin to copy the first rows to the device, at the same time as the earlier work on the stream.
+        """Begin to copy the first rows to the device while the stream still does earlier work.
 
-        Later work on the stream waits for the copy. The earlier work may not use `buffer`.
+        Later work on the stream waits for the copy. Earlier work on the stream must not use `buffer`.
         """
         if not self._copies:
             self._copies = self._new("cudaStreamCreateWithFlags", _NON_BLOCKING)
@@ -209,27 +223,28 @@ class CudaStream:
         self._call("cudaStreamWaitEvent", self.address, event, 0)
 
     def record(self, event: int) -> None:
-        """Record the event after all earlier work."""
+        """Add the event to the stream, after all work that was added before."""
         self._call("cudaEventRecord", event, self.address)
 
     def wait_for(self, event: int) -> None:
-        """Wait until the work before the event is done. Later work may go on."""
+        """Wait until the work before the event is done. The call does not wait for work after the event."""
         self._call("cudaEventSynchronize", event)
 
     def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
-        """Record the work that `add_work` adds to the stream. Return a function that adds the recorded work again.
+        """Record the work that `add_work` adds to the stream.
 
-        The work is not done during the recording. The returned function may be called on any thread, until `close`.
-        Raises the exception of `add_work`, for example because it has allocated memory. Raises `CaptureError` if the
-        work calls a function on the host. ONNX Runtime uses such functions to free memory, so only the first launch may
-        call them.
+        Return a function that adds the recorded work to the stream again. The device does not do the work while the
+        work is recorded. The returned function may be called on any thread, until `close`. Raises the exception of
+        `add_work`, for example because it has allocated memory. Raises `CaptureError` if the work calls a function on
+        the host. ONNX Runtime frees memory with functions on the host, so only the first launch may call these
+        functions.
         """
         graph, executable = c_void_p(), c_void_p()
         self._call("cudaStreamBeginCapture", self.address, _THREAD_LOCAL)
         try:
             add_work()
         except BaseException:
-            with suppress(CudaError):  # after an error, the capture is invalid, so ending it fails too
+            with suppress(CudaError):  # after an error, the capture is invalid, so its end fails too
                 self._call("cudaStreamEndCapture", self.address, ctypes.byref(graph))
             self._release("cudaGraphDestroy", graph)
             raise
@@ -293,7 +308,7 @@ class CudaStream:
     def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._runtime, name)(*arguments)
         if code:
-            # CUDA also keeps the error as the last error of this thread. Unless it is cleared, ONNX Runtime reports it
-            # as the failure of its next kernel.
+            # CUDA also keeps the error as the last error of this thread. If this last error is not cleared, ONNX
+            # Runtime reports it as a failure of the next kernel.
             self._runtime.cudaGetLastError()
             raise CudaError(name, code, self._runtime.cudaGetErrorString(code).decode())

@@ -31,7 +31,8 @@ from foldserve.service.runtime.session import one_line
 def check_graph(bundle: Bundle) -> onnx.ModelProto:
     """Parse the model. Raises `BundleError` unless the model is ONNX with the manifest's opset and no external data.
 
-    ONNX Runtime would read external data from any path that the graph names. The hash does not cover such files.
+    ONNX Runtime would read external data from any path that the graph names. The hash of the model does not cover files
+    with external data.
     """
     try:
         proto = onnx.load_model_from_string(bundle.model)
@@ -56,7 +57,7 @@ def check_graph(bundle: Bundle) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
-    """Yield every constant of a graph. Constants of subgraphs are left out."""
+    """Yield every constant of a graph. The constants of subgraphs are left out."""
     if isinstance(graph, onnx.GraphProto):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
@@ -97,11 +98,11 @@ def check_interface(session: Any, manifest: Manifest) -> None:
 def check_golden(
     run: Run, provider: str, manifest: Manifest, tolerance: Tolerance, sizes: Sequence[int] = ()
 ) -> Parity:
-    """Run the golden rows in batches of 1, of 2, of all rows, and of each of `sizes`. Return the worst parity.
+    """Run the golden rows in batches of 1, of 2, of all rows, and of each of `sizes`.
 
-    provider: the name of the provider that runs the batches, for the error message. If a batch has more rows than the
-    bundle has golden rows, the golden rows are repeated. Raises `BundleError` when an output is outside `tolerance`,
-    and `DeviceError` when the device fails.
+    Return the worst parity of these batches. provider: the name of the provider that runs the batches, for the error
+    message. If a batch has more rows than the bundle has golden rows, the golden rows are repeated. Raises
+    `BundleError` when an output is outside `tolerance`, and `DeviceError` when the device fails.
     """
     rows, reference = _golden(manifest)
     parities = []

@@ -1,7 +1,7 @@
 """Opens a bundle's model on the requested device.
 
-Returns the model only if it reproduces the golden outputs on this device. A model that reproduces the golden outputs is
-called "ready". This module chooses the device. This module does not depend on HTTP or queues.
+`load` returns the model only if the model reproduces the golden outputs on this device. A model that reproduces the
+golden outputs is called "ready". This module chooses the device. This module does not depend on HTTP or queues.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from foldserve.service.runtime.precision import convert, widen
 from foldserve.service.runtime.session import CPU, CUDA, Options, is_expected
 from foldserve.service.runtime.shortcuts import NO_SHORTCUTS, Shortcuts, prepare
 
-# A Concat of more inputs can't be captured, because ONNX Runtime then needs memory on the host for each run.
+# A Concat with more inputs than this number can't be captured, because ONNX Runtime needs memory on the host in each
+# run of such a Concat.
 _MOST_INPUTS_IN_GRAPH = 32
 
 
 class Runtime:
-    """A model that runs, for one caller at a time.
+    """A loaded model that runs batches, for one caller at a time.
 
-    provider: ONNX Runtime's name of the device. why: the reason for this device, in words. crossover: on CUDA,
-    batches of fewer rows run on the CPU.
+    provider: ONNX Runtime's name of the execution provider. why: a text with the reason why the model runs on this
+    device. crossover: batches with fewer rows than this number run on the CPU, even if CUDA works.
     """
 
     def __init__(self, cpu: CpuRunner, cuda: CudaRunner | None, crossover: int, why: str) -> None:
@@ -45,7 +46,7 @@ class Runtime:
 
     @property
     def lost(self) -> bool:
-        """Whether the device has failed. After that, only a new process can use the device again."""
+        """Whether the device has failed. After a device has failed, only a new process can use the device again."""
         return self._cuda is not None and self._cuda.lost
 
     def run(self, rows: Rows) -> Outputs:
@@ -65,7 +66,7 @@ class Runtime:
 
 
 def load(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
-    """Open and check the model of `bundle`. The returned parity is the worst over the golden rows.
+    """Open and check the model of `bundle`. Return the model, and the worst parity on the golden rows.
 
     Raises `DeviceError` when the device is not available. Raises `BundleError` in these cases: the graph has external
     data; ONNX Runtime can't run the model; the model's interface differs from the manifest; the model does not
@@ -130,7 +131,7 @@ def _open_on_cuda(
 ) -> tuple[CudaRunner, Parity]:
     """Open a runner. Raises `BundleError` or `DeviceError` unless the model reproduces the golden outputs."""
     cuda = CudaRunner(convert(graph, options.precision), options, shortcuts=shortcuts)
-    # Use three pieces, so that one of the two buffers is used again.
+    # A batch of three pieces uses one of the two buffers twice, so this batch is checked too.
     in_pieces = (2 * shortcuts.piece + 1,) if shortcuts.piece else ()
 
     def check(run: Run) -> Parity:

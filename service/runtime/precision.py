@@ -1,9 +1,9 @@
 """Converts a graph to matrix products in fp16 or bf16, and widens the tolerance of the golden outputs.
 
 This module uses a parsed graph and a tolerance. This module does not use sessions. TF32 needs no conversion: it is an
-option of the CUDA provider. ONNX Runtime's converter is not used for three reasons. The converter has no bf16. It clips
-weights that overflow instead of refusing them. The converted graph is not sorted topologically, so `onnx.checker`
-refuses this graph.
+option of the CUDA provider. This module does not use the converter of ONNX Runtime, for three reasons. The converter
+has no bf16. The converter clips weights that overflow, instead of refusing such weights. The converted graph is not
+sorted topologically, so `onnx.checker` refuses this graph.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from foldserve.service.errors import BundleError
 from foldserve.service.runtime.session import Precision
 
 _TYPES: dict[Precision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-# Operators whose output has the same type as their inputs. Between two matrix products, these operators need no
-# conversion.
+# Operators whose output has the same type as their inputs. After a matrix product in the narrow type, these operators
+# need no conversion.
 _SAME_TYPE = {"Relu", "Gelu", "Sigmoid", "Tanh", "Mul", "Concat", "Split"}
-# These numbers were measured on the golden rows of 13 models, with rounded operands and float32 sums. TF32 and fp16
-# have 11 bits, and their outputs differ by up to 118 times the certificate's tolerance. bf16 has 8 bits, and its
-# outputs differ by up to 953 times the tolerance.
+# The factors in this table follow from measurements on the golden rows of 13 models, with rounded operands and float32
+# sums. With the 11 significant bits of TF32 and fp16, the outputs differ by up to 118 times the certificate's
+# tolerance. With the 8 significant bits of bf16, the outputs differ by up to 953 times the certificate's tolerance.
 _FACTORS = {"fp32": 1.0, "tf32": 200.0, "fp16": 200.0, "bf16": 1600.0}
 
 
 def widen(tolerance: Tolerance, precision: Precision) -> Tolerance:
-    """Widen a certificate's float32 tolerance. A relative part of 1e-4 becomes 0.02 for fp16 and 0.16 for bf16."""
+    """Widen a certificate's float32 tolerance.
+
+    For example, a relative tolerance of 1e-4 becomes 0.02 for fp16 and 0.16 for bf16.
+    """
     factor = _FACTORS[precision]
     return Tolerance(absolute=tolerance.absolute * factor, relative=tolerance.relative * factor)
 
@@ -35,8 +38,8 @@ def widen(tolerance: Tolerance, precision: Precision) -> Tolerance:
 def convert(graph: onnx.ModelProto, precision: Precision) -> bytes:
     """Serialise the model with its matrix products in `precision`. The model's inputs and outputs stay float32.
 
-    Weights are rounded once, to nearest even. Each Gemm and the elementwise operators after the Gemm are converted. All
-    other operators stay float32. Raises `BundleError` for a weight beyond fp16's largest number, 65,504.
+    Each weight is rounded once, by round-half-to-even. Each Gemm and the elementwise operators after the Gemm are
+    converted. All other operators stay float32. Raises `BundleError` for a weight beyond fp16's largest number, 65,504.
     """
     if precision not in _TYPES:
         return bytes(graph.SerializeToString(deterministic=True))
@@ -54,7 +57,7 @@ class _Converter:
         self._precision = precision
         self._type = _TYPES[precision]
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._narrow: dict[str, str] = {}  # float32 name -> name of the same tensor in the narrow type
+        self._narrow: dict[str, str] = {}  # from the name of a float32 tensor to its name in the narrow type
         self._wide = {graph.input[0].name}  # the tensors that exist in float32
         self._outputs = {output.name for output in graph.output}
         self._nodes: list[onnx.NodeProto] = []
@@ -92,7 +95,7 @@ class _Converter:
         self._nodes.append(node)
 
     def _widen(self, name: str) -> None:
-        """Cast a tensor of the narrow type to float32, unless it exists in float32."""
+        """Cast a tensor of the narrow type to float32, unless the tensor already exists in float32."""
         if name not in self._wide:
             self._add_cast(self._narrow[name], name, TensorProto.FLOAT)
             self._wide.add(name)

@@ -1,8 +1,8 @@
 """The only module that opens ONNX Runtime sessions. A session runs on exactly the requested device.
 
-Serving, the certificate, the doctor and the diagnosis all use this module. So the session that certifies a model is of
-the same kind as the session that serves it. This module uses ONNX Runtime and the bytes of a model. This module does
-not depend on bundles or rows.
+Serving, the certificate, the doctor and the diagnosis all use this module. So a model is certified and served with
+sessions of the same kind. This module uses ONNX Runtime and the bytes of a model. This module does not depend on
+bundles or rows.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _WITHOUT_CUDA = "this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it"
 LOG_WARNINGS, LOG_NOTHING = 2, 4  # ONNX Runtime's severities "warning" and "fatal"
-# An error with one of these texts means that memory is full. Such errors come from ONNX Runtime's arena, its memory
-# limit, and CUDA.
+# An error with one of these texts means that memory is full. The texts come from the arena of ONNX Runtime, from ONNX
+# Runtime's memory limit, and from CUDA.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|smaller than requested bytes|free memory block|ALLOC_FAILED"
     r"|cudaErrorMemoryAllocation",
@@ -41,15 +41,14 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is run.
+    """The options for running a model.
 
     device: `auto` means CUDA if CUDA is available, otherwise the CPU. threads: the number of threads of one run on the
-    CPU.
-    precision: the precision of the matrix products on CUDA. buckets: the batch sizes that are captured as CUDA graphs,
-    in ascending order; empty for no graphs. crossover: if `auto` has chosen CUDA, batches with fewer rows than this run
-    on the CPU. gpu_memory: the largest number of bytes in the arena of each model on the device; None for no limit. The
-    arena has the model's weights and intermediate tensors. max_batch: the largest batch that the caller usually runs. A
-    larger batch runs too, but maybe more slowly.
+    CPU. precision: the precision of the matrix products on CUDA. buckets: the batch sizes that are captured as CUDA
+    graphs, in ascending order; empty for no graphs. crossover: if `auto` has chosen CUDA, batches with fewer rows than
+    this number run on the CPU. gpu_memory: the largest number of bytes in the arena of each model on the device; None
+    for no limit. The arena has the model's weights and intermediate tensors. max_batch: the largest batch that the
+    caller usually runs. A larger batch runs too, but may run more slowly.
     """
 
     device: Device = "auto"
@@ -75,8 +74,8 @@ def open_session(
 
     threads: the number of threads of one run on the CPU. optimise: whether ONNX Runtime optimises the graph.
     optimised_file: the file to which ONNX Runtime writes the optimised graph. log_severity: the least severity of the
-    messages that ONNX Runtime writes to standard error. By default it writes no messages, since the exception repeats
-    them.
+    messages that ONNX Runtime writes to standard error. By default, ONNX Runtime writes no messages, because the
+    exception has the same text.
     Raises `DeviceError` if ONNX Runtime or this provider is not available. Also raises any exception of ONNX Runtime.
     """
     require_provider(provider)
@@ -128,7 +127,7 @@ def open_cuda(model: bytes, provider_options: Mapping[str, str]) -> ort.Inferenc
             raise DeviceError(
                 f"CUDA is available, but can't run this model: not enough GPU memory: {one_line(error)}"
             ) from error
-        # A provider may be listed and still fail to load: onnxruntime-gpu lists CUDA on a machine without a GPU.
+        # ONNX Runtime may list a provider that fails to load: onnxruntime-gpu lists CUDA on a machine without a GPU.
         raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {one_line(error)}") from error
 
 
@@ -138,11 +137,11 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
         # TF32 keeps 10 of the 23 bits of a float32's mantissa. With TF32, a model would not reproduce its golden
         # outputs.
         "use_tf32": str(int(options.precision == "tf32")),
-        # `CudaRunner` captures the graphs.
+        # `CudaRunner` captures the CUDA graphs, so ONNX Runtime must not capture them.
         "enable_cuda_graph": "0",
         # A folded graph needs no cuDNN. An installed cuDNN would be loaded, and would take time and memory.
         "enable_cudnn": "0",
-        # By default the arena doubles its memory. This growth is too large for a device that may be shared.
+        # By default, the arena doubles its memory. This growth is too large for a device that other processes share.
         "arena_extend_strategy": "kSameAsRequested",
     }
     if stream is not None:
@@ -153,9 +152,9 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
 
 
 def is_expected(refusal: DeviceError) -> bool:
-    """Whether CUDA is refused because the machine has no GPU, and its ONNX Runtime is built for the CPU.
+    """Return whether CUDA is refused because the machine has no GPU and its ONNX Runtime is built for the CPU.
 
-    On such a machine, the user does not need the reason why CUDA is not available.
+    On a machine without a GPU, the user does not need the reason why CUDA is not available.
     """
     return str(refusal) == _WITHOUT_CUDA and not nvidia.has_gpu()
 
@@ -180,7 +179,7 @@ def require_provider(provider: str) -> None:
 
 
 def run_options() -> Any:
-    """Create the options of a run. ONNX Runtime captures no CUDA graph in such a run."""
+    """Create the options of a run. With these options, ONNX Runtime captures no CUDA graph in a run."""
     options = ort.RunOptions()
     # The CPU needs this entry too: without it, ONNX Runtime throws and catches a C++ exception in each run.
     options.add_run_config_entry("gpu_graph_id", "-1")
@@ -188,7 +187,7 @@ def run_options() -> Any:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the text of the error says that the device had no memory for a session or a run."""
+    """Return whether the text of the error says that the device had no memory for a session or a run."""
     return _OUT_OF_MEMORY.search(str(error)) is not None
 
 

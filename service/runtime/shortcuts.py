@@ -1,8 +1,8 @@
-"""Prepares a model for shorter runs on CUDA. The model keeps its function.
+"""Changes a model so that its runs on CUDA take less time. The changed model computes the same function.
 
 This module uses a parsed graph. This module does not use sessions. The three shortcuts come from the documentation of
-CUDA and of ONNX Runtime, and from the sources of ONNX Runtime. They were never measured on a GPU. So `load` checks the
-golden rows with all shortcuts, and turns all of them off if a check fails.
+CUDA and of ONNX Runtime, and from the sources of ONNX Runtime. The shortcuts were never measured on a GPU. So `load`
+checks the golden rows with all shortcuts, and turns all of them off if a check fails.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from onnx import numpy_helper
 
 from foldserve.service.runtime.session import Options
 
-# Operators whose kernels write each output once and never read it. A Gemm may add to its output, so the output of a
-# Gemm must be in the memory of the device.
+# The kernels of these operators write each output once, and never read the output. A Gemm may add to its output, so the
+# output of a Gemm must be in the memory of the device.
 _WRITE_ONLY = {"Softmax", "Sigmoid"}
 # Biases become rows of the weights only in a model of at most this number of bytes. In a larger model, the added column
 # takes more time than the kernel that adds a bias. For example, cuBLAS needs one more tile for 1,025 columns than for
 # 1,024.
 _SMALL = 2**20
 _PIECE = 2**23  # bytes of a piece: large enough to keep a GPU busy, small enough to hide the first copy
-# The added columns make the number of columns a multiple of this. So each row of float32 begins at a multiple of 16
-# bytes.
+# Columns are added until the number of columns is a multiple of this number. So each row of float32 begins at a
+# multiple of 16 bytes.
 _ALIGNED = 4
 
 
@@ -33,10 +33,10 @@ _ALIGNED = 4
 class Shortcuts:
     """The shortcuts of a runner.
 
-    ones: the number of columns that are added after the features. The first added column is 1, and the others are 0.
-    host_outputs: whether the last kernel writes the outputs to page-locked memory, so that no copy is needed. piece:
-    the number of rows of a piece; 0 if batches are not cut. A batch of more rows runs in pieces. Each piece is copied
-    to the device while the piece before it is computed.
+    ones: the number of columns that are added after the features. The first added column contains ones, and the other
+    added columns contain zeros. host_outputs: whether the last kernel writes the outputs to page-locked memory, so that
+    no copy is needed. piece: the number of rows of a piece; 0 if batches are not cut. A batch with more than `piece`
+    rows runs in pieces. Each piece is copied to the device while the piece before it is computed.
     """
 
     ones: int = 0
@@ -48,11 +48,15 @@ NO_SHORTCUTS = Shortcuts()
 
 
 def prepare(graph: onnx.ModelProto, options: Options) -> tuple[onnx.ModelProto, Shortcuts]:
-    """Choose the shortcuts for a graph. Return the graph for these shortcuts, which may be `graph` itself."""
+    """Choose the shortcuts for a graph.
+
+    Return the prepared graph and its shortcuts; the prepared graph may be `graph` itself.
+    """
     last = next(node for node in graph.graph.node if graph.graph.output[0].name in node.output)
     width, ones = _width(graph.graph.input[0]), 0
     piece = max(1, _PIECE // (4 * width))
-    # In half precision, a sum above 65,504 is infinite, and its product with an added zero is not a number.
+    # In half precision, a sum above 65,504 becomes infinite, and the product of infinity and an added zero is not a
+    # number.
     if options.precision in ("fp32", "tf32") and graph.ByteSize() <= _SMALL:
         copied = onnx.ModelProto()
         copied.CopyFrom(graph)
@@ -69,15 +73,15 @@ def _width(tensor: onnx.ValueInfoProto) -> int:
 class _Biases:
     """Moves the biases of a graph into its weights: x·W + b is [x, 1]·[W; b].
 
-    ONNX Runtime runs a Gemm with a bias as two kernels. The first writes the bias to each row, and the second adds the
-    products. To give each Gemm a column of ones, the Gemm before it computes one more unit. A Relu does not change the
-    value 1.
+    ONNX Runtime runs a Gemm with a bias as two kernels. The first kernel writes the bias to each row, and the second
+    kernel adds the products. Each Gemm needs a column of ones in its input, so the Gemm before it computes one more
+    output. A Relu does not change the value 1.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._wider: dict[str, int] = {}  # the number of added columns of each widened tensor
+        self._wider: dict[str, int] = {}  # from the name of a tensor to the number of columns added to it
 
     def move(self) -> bool:
         """Change the graph. Return whether a bias was moved."""
@@ -90,11 +94,11 @@ class _Biases:
                 self._widen(node)
             elif node.op_type == "Relu" and node.input[0] in self._wider:
                 self._wider[node.output[0]] = self._wider[node.input[0]]
-        del self._graph.value_info[:]  # these shapes are optional, and some are out of date
+        del self._graph.value_info[:]  # the shapes in `value_info` are optional, and some are now wrong
         return bool(self._wider)
 
     def _widen(self, node: onnx.NodeProto) -> None:
-        """Add the column of ones to the inputs of a Gemm, and to its outputs if another Gemm follows."""
+        """Widen the weights of a Gemm for a column of ones in its input, and in its output if another Gemm follows."""
         weights, bias = (numpy_helper.to_array(self._constants[name]) for name in node.input[1:3])
         taken, given = self._wider.get(node.input[0], 0), 0
         if self._gemm_follows(node.output[0]):
@@ -119,7 +123,7 @@ class _Biases:
         return second is not None and self._is_dense(second)
 
     def _is_dense(self, node: onnx.NodeProto) -> bool:
-        """Whether the node is a Gemm of the form x·Wᵀ + b, with constants that no other node uses."""
+        """Return whether the node is a Gemm of the form x·Wᵀ + b, with constants that no other node uses."""
         return (
             node.op_type == "Gemm"
             and [(a.name, a.i) for a in node.attribute] == [("transB", 1)]
