@@ -1,1 +1,1 @@
-"""The certificate of an exported model, and the record of how it was trained."""
+"""The certificate of an exported model, and the record of its training."""

@@ -1,8 +1,8 @@
 """The certificate: measures whether the exported model computes the same function as the trained network.
 
 The reference is the *unfolded* network, which PyTorch evaluates in float64. The folded network in float32 is compared
-with this reference. The exported model is compared with the same reference, in ONNX Runtime on every available device.
-ONNX Runtime runs exactly the bytes that the bundle will contain. The module does not write a bundle.
+with this reference. In ONNX Runtime, the exported model is compared with the same reference on every available device.
+The certificate measures the same bytes that the bundle will contain. The module does not write a bundle.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RowKind = Literal["held-out", "random"]
 RANDOM_ROWS = 4096
 SMALL_BATCH_ROWS = 256
 GOLDEN_ROWS = 16
-_MISSING_SHARE = 1 / 8  # the share of NaN among the values drawn for a feature that may be missing
+_MISSING_SHARE = 1 / 8  # the share of NaN among the values that are drawn for a feature with missing values
 
 
 def reference(network: nn.Module, task: Task) -> Predict:
@@ -60,12 +60,12 @@ def certify(
     held_out: Rows,
     drawn: Rows,
 ) -> Certificate:
-    """Compare the folded network and its ONNX export with `network`, which is unfolded and in eval mode.
+    """Compare the folded network and its ONNX export with the unfolded `network`, which is in eval mode.
 
     held_out: rows outside the training set, float32 [rows, features]. drawn: random rows, float32 [rows, features].
     Each runtime runs each of the two sets in batches of 1 row, in batches of 2 rows, and as one batch. Raises
-    `ParityError` if an output is outside the tolerance. The error is also raised if both are true: the predicted class
-    differs, and the two largest outputs differ by more than the tolerance.
+    `ParityError` if an output is outside the tolerance. `ParityError` is also raised if the predicted class is another
+    class and the two largest outputs differ by more than the tolerance.
     """
     sets: dict[RowKind, Rows] = {"held-out": held_out, "random": drawn}
     candidates = {"torch float32": _torch(folded, task, torch.float32)}
@@ -84,9 +84,10 @@ def compare(
 ) -> Certificate:
     """Compare `candidates` and the exported model in ONNX Runtime with the reference `exact`, on each set of rows.
 
-    name: the description of the reference. candidates: functions of float32 [rows, features], by the name of their
-    runtime. Each candidate runs each set of rows in batches of 1 row, in batches of 2 rows, and as one batch.
-    widened: the factor of `tolerance` over the usual tolerance. Raises `ParityError` as `certify` does.
+    name: the text that describes the reference in the manifest. candidates: a function for each runtime, which takes
+    float32 [rows, features]. Each candidate runs each set of rows in batches of 1 row, in batches of 2 rows, and as one
+    batch. widened: how many times `tolerance` is as wide as the usual tolerance. Raises `ParityError` in the same cases
+    as `certify`.
     """
     expected = {kind: exact(rows) for kind, rows in sets.items()}
     measurements: list[Measurement] = []
@@ -97,10 +98,10 @@ def compare(
 
 
 def draw(features: Sequence[Feature], train: Rows, rows: int, seed: int) -> Rows:
-    """Draw random rows that are similar to the rows of a request, as float32 [rows, features].
+    """Draw random rows that are similar to the training rows, as float32 [rows, features].
 
     train: float32 [training rows, features]. If all values of a column in `train` are whole numbers, the drawn values
-    are whole numbers too. If the values of a feature may be missing, one in eight of its drawn values is NaN.
+    are whole numbers too. If a feature may have missing values, one in eight of its drawn values is NaN.
     """
     generator = np.random.default_rng(seed)
     drawn = np.empty((rows, len(features)), np.float32)
@@ -164,11 +165,11 @@ def onnx_runtime_cpu(model: bytes) -> Predict:
 
 
 def _onnx_runtimes(model: bytes) -> dict[str, Predict]:
-    """Open a session on the CPU. If CUDA works here, open a session on CUDA too."""
+    """Return the exported model in ONNX Runtime on the CPU, and also on CUDA if CUDA works here."""
     runtimes = {"onnxruntime CPU": onnx_runtime_cpu(model)}
     if CUDA in ort.get_available_providers():
-        # ONNX Runtime may list a provider that fails to load. In this case the certificate does not cover CUDA. A
-        # server itself checks the device that it uses.
+        # The list of available providers may contain a provider that can't be loaded. If CUDA can't be loaded, the
+        # certificate does not cover CUDA. Each server checks the exported model again on the device that it uses.
         with contextlib.suppress(Exception):
             runtimes["onnxruntime CUDA"] = partial(_run, open_cuda(model, cuda_options(Options(buckets=()))))
     return runtimes

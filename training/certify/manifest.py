@@ -1,6 +1,6 @@
 """Builds the manifest of a new bundle.
 
-The module describes each feature with figures from the training rows, and puts all parts together.
+The module describes each feature with figures from the training rows, and puts all parts of the manifest together.
 
 The module does not train or measure.
 """
@@ -33,14 +33,14 @@ def _describe(column: Column, values: npt.NDArray[np.float32]) -> bundle.Feature
     present = values[~np.isnan(values)].astype(np.float64)
     low, high = (float(present.min()), float(present.max())) if len(present) else (0.0, 0.0)
     if column.kind == "categorical":
-        # An unknown category has the index after the last category. This index has no bin, so such a row must not be
-        # counted in the last bin.
+        # The index of an unknown category is one more than the index of the last category. No bin of the histogram has
+        # the index of an unknown category, so its rows are not counted.
         count = len(column.categories)
         edges = np.arange(count + 1) - 0.5
         counts = np.bincount(present.astype(np.int64), minlength=count)[:count]
     else:
-        # NumPy widens a range that is a single value by 0.5 on both sides. Beyond 2^53, a float64 does not change when
-        # 0.5 is added.
+        # If all values are equal, NumPy widens the range of the histogram by 0.5 on both sides. A float64 above 2^53
+        # does not change when 0.5 is added.
         margin = max(0.5, 1e-3 * abs(low)) if low == high else 0.0
         counts, edges = np.histogram(present, _HISTOGRAM_BINS, (low - margin, high + margin))
     return bundle.Feature(
@@ -71,9 +71,10 @@ def build_manifest(
     threshold: bundle.Threshold | None = None,
     imported: bundle.ImportedModel | None = None,
 ) -> bundle.Manifest:
-    """Build the manifest of a bundle that is created now.
+    """Build the manifest of a new bundle, with the current time as its time of creation.
 
-    model: the content of the ONNX file. imported: the model that another framework trained; None for a training here.
+    model: the content of the ONNX file. imported: the facts about an imported model; None for a model that foldserve
+    trained.
     """
     return bundle.Manifest(
         schema_version=bundle.SCHEMA_VERSION,

@@ -1,7 +1,7 @@
-"""The record of a run: the choices, the versions and the machine that decide the result of the run.
+"""The record of a run: the choices, the versions and the machine, which together decide the result of the run.
 
-A manifest contains the record as provenance. A checkpoint contains the record too. Only a run with an equal record may
-continue from the checkpoint.
+The manifest contains this record as the provenance. A checkpoint contains the identity of its run. A run may continue
+from a checkpoint only if the run has the same identity.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def provenance(
     rows: dict[Literal["train", "validation", "test"], int],
     **outcomes: Setting,
 ) -> bundle.Provenance:
-    """Record every choice of `plan`, and the environment. outcomes: the settings that the run chose by itself."""
+    """Record every choice of `plan`, and the environment of the run.
+
+    outcomes: the settings that the run itself has chosen.
+    """
     return bundle.Provenance(
         source=source,
         data_sha256=data_sha256,
@@ -55,9 +58,9 @@ def provenance(
 def import_provenance(
     source: str, data_sha256: str | None, rows: dict[Literal["train", "validation", "test"], int], seed: int
 ) -> bundle.Provenance:
-    """Record the rows and the environment of the import of a trained model.
+    """Record the rows of the certificate of an imported model, and the environment of the import.
 
-    seed: the seed of the random rows. data_sha256: None without a table.
+    seed: the seed of the random rows. data_sha256: the hash of the table; None if the user gave no table.
     """
     return bundle.Provenance(
         source=source,
@@ -72,7 +75,7 @@ def import_provenance(
 
 
 def run_identity(plan: Plan, data_sha256: str, world: World, execution: Execution) -> dict[str, str]:
-    """Return the identity of a run: everything that decides the weights, by name.
+    """Return the identity of a run: each setting that affects the weights, by its name.
 
     Two runs with equal identities give the same weights.
     """
@@ -96,13 +99,13 @@ def _versions() -> dict[str, str]:
     return {
         "python": python_version(),
         **{name: version(name) for name in _LIBRARIES},
-        "torch": torch.__version__,  # has the build, as in 2.13.0+cu130; the metadata may lack it
+        "torch": torch.__version__,  # this string names the build, such as +cu130; the metadata may not
         "onnxruntime": onnxruntime.__version__,
     }
 
 
 def _given(options: DataOptions | DecisionOptions) -> dict[str, Setting]:
-    """Return the options that were given. For a file, only its name is recorded, without the path."""
+    """Return the options that the user has set. A file is recorded by its name, without its folder."""
     given = {
         name: value
         for name, value in asdict(options).items()
@@ -112,8 +115,8 @@ def _given(options: DataOptions | DecisionOptions) -> dict[str, Setting]:
 
 
 def _cpu() -> str:
-    """Return the kind of CPU.
+    """Return the model of the CPU and its instruction set.
 
-    Matrix libraries choose their kernels for the CPU, and kernels decide the last bits of a result.
+    Matrix libraries choose a kernel for the CPU, and the last bits of a result depend on the kernel.
     """
     return f"{processor.model_name()}, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,35 +1,35 @@
-"""The tolerance of a certificate: the largest allowed distance of a model's outputs from the reference."""
+"""The tolerance of a certificate: the largest allowed difference of a model's outputs from the reference."""
 
 from __future__ import annotations
 
 from foldserve.service.bundle import Tolerance
 
 _ABSOLUTE, _RELATIVE = 1e-5, 1e-4
-# This is 16 units in the last place of a float32. A smaller relative difference is only rounding.
+# The least relative tolerance is 16 units in the last place of a float32. A smaller relative difference comes only from
+# rounding.
 _LEAST_RELATIVE = 2.0**-20
-# The rules of `allowed_widening`.
+# Constants for `allowed_widening`: the factor for `rounding`, and the largest result.
 _ROUNDING, _MOST_WIDENED = 2.0, 10.0
 
 
 def output_tolerance(mean: float, std: float) -> Tolerance:
-    """Return the tolerance for outputs whose target has this mean and standard deviation.
+    """Return the tolerance for outputs from the mean and the standard deviation of their target.
 
     For probabilities (mean 0, standard deviation 1), the tolerance is 1e-5 + 1e-4 |reference|. For a regression, the
-    same formula applies to the standardised target. In the units of the target, the absolute part is therefore
-    multiplied by the standard deviation. For a reference at the mean, the relative part is at most 1e-4 standard
-    deviations. If the relative part allowed 1e-4 of the mean, any model would pass for a target whose mean is 10,000
-    standard deviations from zero.
+    same formula applies to the standardised target. So in the units of the target, the absolute part is 1e-5 times the
+    standard deviation. If the reference equals the mean, the relative part allows at most 1e-4 standard deviations.
+    Without this limit, a target whose mean is 10,000 standard deviations from zero would let any model pass.
     """
     relative = _RELATIVE * std / abs(mean) if mean else _RELATIVE
     return Tolerance(absolute=_ABSOLUTE * std, relative=min(max(relative, _LEAST_RELATIVE), _RELATIVE))
 
 
 def allowed_widening(rounding: float) -> float:
-    """Return the factor by which the tolerance of an imported model may grow.
+    """Return the factor by which an imported model may widen the usual tolerance.
 
-    rounding: the share of the usual tolerance by which the model in float32, before folding, differs from its float64
-    reference. The rounding errors of two float32 models are different, but have about the same size. So the folded
-    model may differ from the reference by twice this share. The factor is from 1 to 10.
+    rounding: the difference between the model in float32, before folding, and its float64 reference, as a share of the
+    usual tolerance. Two float32 models have different rounding errors of about the same size. So the allowed difference
+    of the folded model from the reference is twice `rounding`. The factor is from 1 to 10.
     """
     return min(max(1.0, _ROUNDING * rounding), _MOST_WIDENED)
 

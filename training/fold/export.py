@@ -1,7 +1,8 @@
-"""Export: turns a folded chain into one ONNX file. The bytes of the file depend on the network and its description.
+"""Export: turns a folded chain into one ONNX file. The same network and description always give the same bytes.
 
-The nodes are few and are built by hand. PyTorch's exporter would add stack traces with local paths, and its graphs
-change from version to version. Each layer type adds its own nodes. This module does not depend on data or on bundles.
+This module builds the ONNX nodes itself, without PyTorch's exporter. PyTorch's exporter would add stack traces with
+local paths, and its graphs change from version to version. The class of each layer adds its own nodes to the graph.
+This module does not depend on data or on bundles.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from foldserve.training.errors import ExportError
 from foldserve.training.network.graph import Graph
 from foldserve.training.network.layers import add_nodes
 
-# The operator Gelu exists since opset 20. Every ONNX Runtime that this project allows reads opset 20 and IR version 10.
+# ONNX has the operator Gelu since opset 20. Every ONNX Runtime that this project allows reads opset 20 and IR version
+# 10.
 OPSET = 20
 IR_VERSION = 10
 
@@ -37,13 +39,13 @@ def to_onnx(
 ) -> bytes:
     """Write a folded chain as an ONNX model.
 
-    It maps float32 `input` [batch, features] to the task's output [batch, outputs].
+    The model maps float32 `input` [batch, features] to the output of the task [batch, outputs].
 
-    For classification, the graph ends in a Softmax. The model is one file without external data. Nodes are named after
-    the layers. unfolded: whether to write a chain in eval mode with its batch norms, as PyTorch's exporter does with
-    `optimize=False`. Such a graph is for comparisons only. description: the text of the only metadata entry, as
-    `bundle.describe` writes it; None for no entry. Raises `ExportError` if this module has no ONNX form for a layer,
-    and if `onnx.checker` refuses the graph.
+    For classification, the graph ends in a Softmax. The model is one file without external data. Each node has the name
+    of its layer. unfolded: write a chain in eval mode together with its batch norms, as PyTorch's exporter does with
+    `optimize=False`. An unfolded graph is only for comparisons. description: the text of the only metadata entry, in
+    the form of `bundle.describe`; None for no metadata. Raises `ExportError` if a layer has no ONNX form in this
+    module, or if `onnx.checker` refuses the graph.
     """
     graph = Graph(INPUT)
     for name, layer in network.named_children():
@@ -65,9 +67,9 @@ def write_model(
     outputs: tuple[str, *tuple[int, ...]],
     description: str | None = None,
 ) -> bytes:
-    """Write an ONNX model of one float32 input [batch, columns] and one float32 output [batch, columns].
+    """Write an ONNX model with one float32 input [batch, columns] and one float32 output [batch, columns].
 
-    inputs, outputs: the name of the tensor with its number of columns, or with the shape of a row. Raises `ExportError`
+    inputs, outputs: the name of the tensor, then its number of columns or the shape of its rows. Raises `ExportError`
     if `onnx.checker` refuses the graph.
     """
     tensors = [

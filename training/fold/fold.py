@@ -1,19 +1,19 @@
 """Folding: moves every affine step of a chain of Dense, batch norm and activations into a Dense.
 
-The folded chain computes the same function. Folding never changes the network that is passed to it. The module does not
-depend on data or files.
+The folded chain computes the same function as the chain. Folding never changes the network that is passed to it. The
+module does not depend on data or files.
 
-In eval mode a batch norm is an affine map of each column, BN(x) = s * x + t with
+In eval mode, a batch norm is an affine map of each column, BN(x) = s * x + t with
 
     s = gamma / sqrt(var + eps)        t = beta - mean * s          (Ioffe and Szegedy, 2015, arXiv:1502.03167)
 
-and an affine map next to a Dense, y = W x + b with W [out, in], is part of it:
+If an affine map is next to a Dense, y = W x + b with W [out, in], the Dense can include the map:
 
     backward   affine after the Dense     s * (W x + b) + t   = (diag(s) W) x + (s * b + t)
     forward    affine before the Dense    W (s * x + t) + b   = (W diag(s)) x + (b + W t)
 
-Neither rule depends on the rest of the chain, so a BN after an activation folds exactly into the Dense after it. All
-values are computed in float64, and rounded to float32 once at the end.
+Each rule uses only the Dense and the affine map, so a BN after an activation folds exactly into the next Dense. All
+values are computed in float64, and the results are rounded to float32 once.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from foldserve.training.network.calendar import Calendar
 from foldserve.training.network.encode import Encode
 from foldserve.training.network.layers import Affine, Layer, Shift, is_activation
 
-# The offset of an input column is folded into the first bias if |mean / std| of the column is at most this. A larger
-# offset is subtracted in the graph instead. When an offset is folded, the column's part of the sum and its part of the
-# bias nearly cancel each other. Their difference has a relative error of 2^-24 * |mean / std|. With |mean / std| = 100,
-# this error is 6e-6, a tenth of the tolerance of a certificate. The error grows without bound: |mean / std| of a
-# timestamp can be 1e5.
+# If |mean / std| of an input column is at most this limit, its offset is folded into the first bias. A larger offset is
+# subtracted in the graph. If an offset is folded, the product of the column and its weight nearly cancels a part of the
+# bias. The remaining difference has a relative error of 2^-24 * |mean / std|. If |mean / std| is 100, this error is
+# 6e-6, which is a tenth of the tolerance of a certificate. The error has no upper limit: |mean / std| of a timestamp
+# can be 1e5.
 MAX_FOLDED_OFFSET = 100.0
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -43,7 +43,7 @@ _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class Fold:
-    """One line of the report. It says that `layer` was folded into the layer `into` with `rule`."""
+    """One line of the report. The layer `layer` was folded into the layer `into`, by the rule `rule`."""
 
     layer: str
     rule: str
@@ -52,7 +52,10 @@ class Fold:
 
 @dataclass(frozen=True)
 class Folded:
-    """The folded chain and the report. The chain is float32, in eval mode, and shares no tensor with the original."""
+    """The folded chain, and the report about its layers.
+
+    The chain is float32, in eval mode, and shares no tensor with the original chain.
+    """
 
     network: nn.Sequential
     report: tuple[Fold, ...]
@@ -67,9 +70,9 @@ class _Dense:
 
 @dataclass(frozen=True)
 class _Scale:
-    """One or more consecutive BNs and Affines, as the map x -> scale * (x - mean) + beta.
+    """One or more consecutive BNs and Affines, composed into the map x -> scale * (x - mean) + beta.
 
-    distance: |mean / std| of the inputs to which these layers were fitted. mean and beta are kept as two numbers,
+    distance: |mean / std| of the data that these layers were fitted to. The class keeps mean and beta as two numbers,
     because the single number beta - scale * mean could lose the digits of beta. In a constant column, scale * mean can
     be 10^18 times as large as beta.
     """
@@ -82,7 +85,7 @@ class _Scale:
 
     @property
     def shift(self) -> Tensor:
-        """The term t, if the map is written as scale * x + t."""
+        """The term t of the map in the form scale * x + t."""
         return self.beta - self.scale * self.mean
 
     @property
@@ -92,7 +95,7 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Opaque:
-    """An activation, or another layer that is not affine. No map is folded across such a layer."""
+    """An activation, or another layer that is not affine. No affine map is folded across an opaque layer."""
 
     name: str
     module: nn.Module
@@ -105,10 +108,10 @@ def fold(network: nn.Sequential) -> Folded:
     """Fold every affine layer of `network`, a chain in eval mode, into the Dense layers around it.
 
     Consecutive BNs and Affines are composed into one affine map. If this map directly follows a Dense, the map folds
-    into that Dense (backward). Otherwise the map folds into the Dense directly after the map (forward). Without a Dense
-    on either side, the map stays in the chain as a scale and a shift. An input offset that is many standard deviations
-    from zero is subtracted at the start of the chain. Dropout and Identity do nothing in eval mode, so they are
-    dropped.
+    into that Dense (backward). Otherwise the map folds into the Dense directly after the map (forward). If no Dense is
+    next to the map, the map stays in the chain as a scale and a shift. If an input column is many standard deviations
+    away from zero, its offset is subtracted at the start of the chain. Dropout and Identity do nothing in eval mode, so
+    they are dropped.
 
     Raises `FoldError` with the name of the layer in these cases: the network is in training mode, a BN has no running
     statistics, the statistics are not finite, var + eps is not above 0, no rule covers the layer, the widths don't
@@ -136,14 +139,14 @@ def _report(step: _Scale, rule: str, into: str) -> list[Fold]:
     return [Fold(member, rule, into) for member in step.members]
 
 
-# # --- Reading: layers -> steps in float64
+# --- Reading: layers -> steps in float64
 
 
 def _read_steps(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
-    """Turn each layer into a step in float64, and check the step."""
+    """Turn each layer into a step in float64, and check that the step fits the step before it."""
     columns: int | None = None
-    # A chain may contain the same module twice, for example an activation. `named_children` would return such a module
-    # only once.
+    # A chain may contain the same module twice, for example an activation. `named_children` would return a repeated
+    # module only once.
     for name, module in network.named_modules(remove_duplicate=False):
         if module is network:
             continue
@@ -160,7 +163,7 @@ def _read_steps(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
 def _read_step(name: str, module: nn.Module) -> _Step:
     if module._forward_hooks or module._forward_pre_hooks:
         raise FoldError(name, "it has a forward hook, which could compute anything")
-    # The type must be exactly one of these types, because a subclass may override `forward`.
+    # A subclass of these types may override `forward`, so the type must be exactly one of them.
     if type(module) is nn.Linear:
         weight = module.weight.detach().double().clone()
         bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double().clone()
@@ -179,7 +182,7 @@ def _read_step(name: str, module: nn.Module) -> _Step:
 
 def _read_affine(name: str, module: Affine) -> _Scale:
     _require_finite(name, module.scale, module.shift)
-    # A standardisation was fitted to data whose std is 1 / scale and whose mean is -shift / scale.
+    # The shift and the scale of a standardisation give the mean -shift / scale and the std 1 / scale of its data.
     scale = module.scale.clone()
     mean = (-module.shift / scale).nan_to_num(0.0, 0.0, 0.0)  # the mean is unknown where the scale is 0
     return _Scale((name,), scale, mean, module.shift + scale * mean, module.shift.abs())
@@ -208,9 +211,9 @@ def _require_finite(name: str, *tensors: Tensor) -> None:
 
 
 def _output_columns(step: _Step, columns: int | None) -> int | None:
-    """Return the number of columns after `step`.
+    """Return the number of columns after `step`, or None for an unknown number.
 
-    The argument is the number before `step`. None means that the number is unknown.
+    columns: the number of columns before `step`, or None for an unknown number.
 
     Raises `FoldError` if `step` needs a different number of columns.
     """
@@ -254,17 +257,17 @@ def _compose_neighbours(steps: Iterator[_Step]) -> Iterator[_Step]:
 #         \_____/               \________________________/
 #          scale                           beta
 #
-# Every d gives the same function. The choice of d only changes the rounding: the graph may first subtract `mean` from
-# the input (see `_subtract_offsets`). There are two choices:
+# The composed map is the same for every d. The choice of d affects only the rounding, because the graph may subtract
+# `mean` from the input first (see `_subtract_offsets`). This function chooses between two values of d:
 #
 #     d = 0                   m = m1: the offset of the data that the first map was fitted to.
 #     d = (m2 - b1) / s1      m is the x that the first map takes to m2: the offset of the data that the second map
 #                             was fitted to. Then s1*d + b1 - m2 = 0, and beta = b2.
 #
-# For each column, the distance of the data from zero is measured in standard deviations. The second choice is taken if
-# this distance is larger for the data of the second map than for the data of the first map. For example, the first map
-# only changes the unit, and a BN after it subtracts the mean. If s1 = 0, the quotient is not finite and z is constant;
-# then d = 0.
+# The distance of a column from zero is measured in standard deviations, separately for the data of each map. If the
+# distance is larger for the data of the second map, the function takes the second value of d. An example is a first map
+# that only changes the unit, before a BN that subtracts the mean. If s1 = 0, z is constant and the quotient is not
+# finite, so the function takes d = 0.
 def _compose(first: _Scale, second: _Scale) -> _Scale:
     d = torch.where(second.distance > first.distance, (second.mean - first.beta) / first.scale, 0.0)
     d = d.nan_to_num(0.0, 0.0, 0.0)
@@ -278,11 +281,12 @@ def _compose(first: _Scale, second: _Scale) -> _Scale:
 
 
 def _subtract_offsets(steps: Iterator[_Step], network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
-    """Put a Shift in front of a _Scale that is applied to the raw or encoded input.
+    """Put a Shift in front of a _Scale that reads the raw or the encoded input.
 
     The Shift subtracts the offsets above `MAX_FOLDED_OFFSET`.
 
-    Only inputs have such offsets. The mean of a Dense's outputs is small, compared with their std.
+    Only the input can have offsets above this limit. The mean of the outputs of a Dense is small in comparison with
+    their standard deviation.
     """
     on_input = True
     for step in steps:
@@ -315,7 +319,7 @@ def _fold_forward(before: _Scale, dense: _Dense) -> _Dense:
 
 
 def _to_module(step: _Step) -> nn.Module:
-    """Round to float32, once."""
+    """Return the layer of a step, with its numbers rounded to float32 once."""
     if isinstance(step, _Opaque):
         return copy.deepcopy(step.module)
     first, second = (step.weight, step.bias) if isinstance(step, _Dense) else (step.scale, step.shift)
@@ -328,7 +332,8 @@ def _to_module(step: _Step) -> nn.Module:
 
 def make_dense(weight: Tensor, bias: Tensor) -> nn.Linear:
     """Make a Dense with `weight` [out, in] and `bias` [out], both rounded to float32 and without gradients."""
-    # On the meta device, PyTorch does not initialise the layer. An initialisation would use the caller's random state.
+    # PyTorch does not initialise a layer on the meta device. To initialise the layer, PyTorch would use the random
+    # state of the caller.
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     layer.bias = nn.Parameter(bias.float(), requires_grad=False)

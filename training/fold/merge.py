@@ -1,8 +1,9 @@
 """Merging: turns the folded members of an ensemble into one chain that computes the mean of their outputs.
 
-The mean is an affine map, so it folds too. The members' first Dense layers read the same input, so they are stacked
-into one Dense. Their last Dense layers become one Dense that computes the mean directly. The Dense layers between the
-first and the last stay separate, side by side. Merging never changes the networks that are passed to it.
+The mean of the outputs is an affine map, so the mean folds into the last Dense layers. The first Dense layers of all
+members read the same input, so they become one Dense with the rows of all their weights. The last Dense layers of the
+members become one Dense, whose output is the mean. The Dense layers between the first and the last are not combined:
+each member keeps its own. Merging never changes the networks that are passed to it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def fold_mean(networks: Sequence[nn.Sequential]) -> Folded:
     if len(folded) == 1:
         return folded[0]
     chains = [list(each.network.named_children()) for each in folded]
-    # The repr of a layer shows its widths and options.
+    # The text `repr(layer)` shows the widths and the options of a layer.
     if len({tuple((name, repr(layer)) for name, layer in chain) for chain in chains}) > 1:
         raise FoldError(chains[0][0][0], "the members of an ensemble have different layers")
     dense = [name for name, layer in chains[0] if isinstance(layer, nn.Linear)]
@@ -43,7 +44,7 @@ def fold_mean(networks: Sequence[nn.Sequential]) -> Folded:
             continue
         merged[name], rule = _merge_dense(layers, first=name == dense[0], last=name == dense[-1])
         report.append(Fold(f"{name} of {len(networks)} members", rule, name))
-    # All members have the same layers, so the report of one member is valid for all members.
+    # All members have the same layers, so the report of one member holds for all members.
     return Folded(nn.Sequential(merged).eval(), (*folded[0].report, *report))
 
 
@@ -65,7 +66,7 @@ def _merge_dense(layers: Sequence[nn.Module], *, first: bool, last: bool) -> tup
 def _share(name: str, layers: Sequence[nn.Module], *, on_input: bool) -> nn.Module:
     """Return one layer that replaces the corresponding layers of all members.
 
-    The result is an activation, or a layer on the input that has the same values in all members.
+    These layers must be activations, or layers on the input that have the same values in all members.
     """
     states = [layer.state_dict() for layer in layers]
     same = all(
