@@ -1,14 +1,16 @@
-"""The rules of folding. Each rule moves one affine step of a graph. The graph still computes the same function.
+"""The rules that fold the affine steps of an imported graph.
 
-A rule gets a graph and one of its nodes. It changes the graph and returns True, or it returns False. An affine map
-computes s * (x - m) + b = s * x + t for each column, and a Dense computes W x + c. These are the main rules
-(training/fold/fold.py):
+Each rule moves one affine step of a graph. After each rule, the graph still computes the same function.
+
+A rule gets a graph and one of its nodes. A rule returns True if it has changed the graph. A Dense computes W x + c, and
+an affine map computes s * (x - m) + b = s * x + t for each column. The two main rules are the rules of
+training/fold/fold.py:
 
     backward   affine after the Dense     (diag(s) W) x + (s * c + t)
     forward    affine before the Dense    (W diag(s)) x + (c + W t)
 
-The other rules bring an affine map to a Dense: through a Concat, or through an Add into every branch. Two Dense layers
-are composed if their product is small, or has no more weights than both layers together.
+The other rules move an affine map next to a Dense: across a Concat, or across an Add into every branch. Two consecutive
+Dense layers become one Dense if the result has few weights, or no more weights than both layers.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ Rule = Callable[[Graph, Node], bool]
 
 _BACKWARD = "backward: W' = diag(s) W, b' = s*b + t"
 _FORWARD = "forward: W' = W diag(s), b' = b + W t"
-# A Dense with at most this many weights is so small that it takes less time than starting an operator.
+# A Dense with at most this many weights takes less time than the start of one more operator.
 _FEW = 1024
 _COMPOSED = "composed: W' = W2 W1, b' = W2 b1 + b2"
 
@@ -45,12 +47,12 @@ def _is_identity(layer: Affine) -> bool:
 
 
 def slope_and_term(layer: Affine) -> tuple[Array, Array]:
-    """Return s and t of the map s * x + t."""
+    """Return s and t of the affine map s * x + t that `layer` computes."""
     return layer.scale, layer.shift - layer.scale * layer.offset
 
 
 def drop_identity(graph: Graph, node: Node) -> bool:
-    """Remove a layer that changes nothing."""
+    """Remove a layer that returns its input unchanged."""
     layer = node.layer
     if isinstance(layer, Affine) and _is_identity(layer):
         graph.note(node.name, "dropped: changes nothing", "-")
@@ -67,7 +69,7 @@ def drop_identity(graph: Graph, node: Node) -> bool:
 
 
 def compose_affine(graph: Graph, node: Node) -> bool:
-    """Compose an affine layer with the affine layer before it. training/fold/fold.py derives the formula."""
+    """Compose an affine layer with the affine layer before it, by the formula in training/fold/fold.py."""
     first = graph.layer(node.inputs[0])
     second = node.layer
     if not (isinstance(second, Affine) and isinstance(first, Affine)):
@@ -85,7 +87,10 @@ def compose_affine(graph: Graph, node: Node) -> bool:
 
 
 def fold_backward(graph: Graph, node: Node) -> bool:
-    """Fold an affine layer into the Dense before it. After an Add, fold it into the last Dense of every branch."""
+    """Fold an affine layer into the Dense before it.
+
+    If the layer before is an Add, fold the affine layer into the last Dense of each branch of the Add.
+    """
     layer, before = node.layer, node.inputs[0]
     if not isinstance(layer, Affine) or not graph.has_single_reader(before):
         return False
@@ -112,8 +117,9 @@ def _scale_outputs(graph: Graph, name: str, s: Array, t: Array) -> None:
 
 
 def _are_dense_branches(graph: Graph, node: Node) -> bool:
-    """Whether every input of an Add is a Dense that no other node reads. Each Dense must have as many columns as the
-    Add.
+    """Whether every input of an Add is a Dense that no other node reads.
+
+    Each of these Dense layers must also have as many columns as the Add.
     """
     return all(
         isinstance(graph.layer(each), Dense)
@@ -124,7 +130,10 @@ def _are_dense_branches(graph: Graph, node: Node) -> bool:
 
 
 def fold_forward(graph: Graph, node: Node) -> bool:
-    """Fold an affine layer into the Dense after it. A large offset of the input is subtracted in the graph first."""
+    """Fold an affine layer into the Dense after it.
+
+    If an input has a large offset, a separate layer subtracts the offset first.
+    """
     dense, before = node.layer, node.inputs[0]
     affine = graph.layer(before)
     if not (isinstance(dense, Dense) and isinstance(affine, Affine)):
@@ -143,7 +152,10 @@ def fold_forward(graph: Graph, node: Node) -> bool:
 
 
 def _add_offset(graph: Graph, source: str, offset: Array) -> str:
-    """Add the subtraction of an offset. The members of an ensemble share one subtraction."""
+    """Add a layer that subtracts `offset` from the value `source`, and return its name.
+
+    All members of an ensemble share one such layer.
+    """
     for reader in graph.readers(source):
         layer = graph.layer(reader)
         if isinstance(layer, Offset) and np.array_equal(layer.offset, offset):
@@ -152,7 +164,7 @@ def _add_offset(graph: Graph, source: str, offset: Array) -> str:
 
 
 def _large_offset(layer: Affine) -> Array:
-    """Return the float32 offset of each column where folding the offset loses too many digits, and 0 for others."""
+    """Return the float32 offset of each column whose offset is too large to be folded, and 0 for other columns."""
     with np.errstate(over="ignore"):
         offset: Array = layer.offset.astype(np.float32).astype(np.float64)
     large = (abs(layer.scale * layer.offset) > MAX_FOLDED_OFFSET) & np.isfinite(offset)
@@ -160,7 +172,7 @@ def _large_offset(layer: Affine) -> Array:
 
 
 def _is_raw(graph: Graph, name: str) -> bool:
-    """Whether a value has only columns of the input, perhaps with missing values replaced."""
+    """Whether a value consists only of columns of the input, with or without replaced missing values."""
     waiting = [name]
     while waiting:
         each = waiting.pop()
@@ -173,7 +185,7 @@ def _is_raw(graph: Graph, name: str) -> bool:
 
 
 def compose_dense(graph: Graph, node: Node) -> bool:
-    """Compose a Dense with the Dense before it, if the product is small or adds no weights."""
+    """Compose a Dense with the Dense before it, if the result has few weights or no more weights than both."""
     second, before = node.layer, node.inputs[0]
     first = graph.layer(before)
     if not (isinstance(second, Dense) and isinstance(first, Dense)) or not graph.has_single_reader(before):
@@ -193,7 +205,10 @@ def _grows(second: Array, first: Array) -> bool:
 
 
 def lift_over_concat(graph: Graph, node: Node) -> bool:
-    """Move affine layers from before a Concat to after the Concat, if only Dense or affine layers read the Concat."""
+    """Replace affine layers before a Concat by one affine layer after it.
+
+    Only Dense or affine layers may read the Concat.
+    """
     if not isinstance(node.layer, Concat) or node.name == graph.output:
         return False
     lifted = [e for e in node.inputs if isinstance(graph.layer(e), Affine) and graph.has_single_reader(e)]
@@ -216,10 +231,10 @@ def lift_over_concat(graph: Graph, node: Node) -> bool:
 
 
 def fold_through_concat(graph: Graph, node: Node) -> bool:
-    """Compose a Dense that reads a Concat with the Dense layers before this Concat.
+    """Compose a Dense after a Concat with the Dense layers before the Concat.
 
-    The Dense has one part of its weights for each input of the Concat. A part is composed with the Dense that it reads,
-    if the product is small or adds no weights.
+    Each input of the Concat is multiplied by its own part of the weights. This part is composed with the Dense before
+    it, if the product has few weights or no more weights than both.
     """
     dense, before = node.layer, node.inputs[0]
     if not (isinstance(dense, Dense) and isinstance(graph.layer(before), Concat) and graph.has_single_reader(before)):

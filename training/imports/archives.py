@@ -1,5 +1,6 @@
-"""Reads files that are not trusted into memory, and checks the entries of zip archives. The module does not depend on a
-model format.
+"""Reads untrusted files into memory, and checks the entries of zip archives.
+
+The module does not depend on a model format.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from foldserve.training.errors import ModelImportError
 
-# A dense network of 1 GiB has 268 million weights.
+# A dense network in a file of 1 GiB has 268 million weights.
 MAX_FILE = 2**30
 
 
@@ -28,14 +29,15 @@ def read_bytes(path: Path) -> bytes:
 
 
 def is_too_dense(size: int, stored: int) -> bool:
-    """Whether an entry of `stored` bytes claims to expand to more than 64 MiB, and to more than 100 times `stored`."""
+    """Whether an entry claims to unpack to more than 64 MiB, and to more than 100 times its `stored` bytes."""
     return size > 2**26 and size > 100 * stored
 
 
 def check_entries(entries: Sequence[zipfile.ZipInfo], limit: int) -> None:
-    """Refuse an archive that no framework writes: too many or too large entries, or names that leave the archive.
+    """Refuse an archive with too many entries, too large entries, or paths that point outside the archive.
 
-    limit: the largest number of entries. All entries together have at most `MAX_FILE` bytes. Raises `ModelImportError`.
+    limit: the largest allowed number of entries. All entries together may unpack to at most `MAX_FILE` bytes. Raises
+    `ModelImportError`.
     """
     if len(entries) > limit:
         raise ModelImportError(f"the archive has {len(entries)} entries; a model has at most {limit}")

@@ -18,12 +18,12 @@ from foldserve.training.plan import DataOptions
 from foldserve.training.summary import describe_bundle
 from foldserve.training.text import printable
 
-# The options for reading a table that the user can set. The model decides all other options of a table.
+# The user can set only these options for reading a table. The model determines all other options for reading a table.
 _TABLE_OPTIONS = ("target", "drop", "missing", "sep", "encoding", "sheet")
 
 
 def add_import_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add both commands to the parser of `foldserve-train`."""
+    """Add the commands `import` and `fold` to the parser of `foldserve-train`."""
     parser = commands.add_parser(
         "import", help="make a bundle from a model of another framework", description=_import.__doc__
     )
@@ -65,7 +65,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_labels(texts: tuple[str, ...]) -> tuple[Label, ...]:
-    """Convert all labels to one type: to integers if possible, else to numbers if possible, else to texts."""
+    """Convert all labels to one type: integers if possible, otherwise numbers, otherwise texts."""
     for number in (int, float):
         try:
             return tuple(number(text) for text in texts)

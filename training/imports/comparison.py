@@ -1,7 +1,7 @@
 """Compares the folded model with the original, and chooses the tolerance of the certificate.
 
-The reference is the original in float64. If the original can also run in float32 in its own runtime, its own rounding
-error is measured. The module does not depend on the formats of other frameworks, and writes nothing.
+The reference is the original model in float64. If the original model can also run in float32 in its own runtime, the
+module measures its rounding error. The module does not depend on the formats of other frameworks, and writes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from foldserve.training.imports.imported import Evaluate, Imported
 from foldserve.training.imports.rows import Rows
 from foldserve.training.imports.write import to_onnx
 
-# The number of rows that the original evaluates at a time. This number bounds the memory.
+# The original model evaluates at most this many rows at once. The limit bounds the memory of an evaluation.
 _CHUNK = 4096
 
 Sets = dict[certificate.RowKind, certificate.Rows]
@@ -31,27 +31,27 @@ Outputs = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class _Runs:
-    """The outputs of one form of the model and of the reference, for each set of rows."""
+    """Pairs of outputs for each set of rows: from the reference, and from one variant of the model."""
 
     pairs: tuple[tuple[Outputs, Outputs], ...]
 
     @staticmethod
     def of(evaluate: certificate.Predict, sets: Sets, expected: dict[certificate.RowKind, Outputs]) -> _Runs:
-        """Run a form of the model on each set of rows."""
+        """Run one variant of the model on each set of rows."""
         return _Runs(tuple((expected[kind], _in_chunks(evaluate, rows)) for kind, rows in sets.items()))
 
     def worst(self, tolerance: bundle.Tolerance) -> float:
-        """Return the largest share of the tolerance that an output uses."""
+        """Return the largest difference of an output, as a share of the tolerance."""
         return max(tolerance.measure(*pair).worst for pair in self.pairs)
 
     def hold(self, tolerance: bundle.Tolerance) -> bool:
-        """Whether the outputs and the classes are the same, within the tolerance."""
+        """Whether the outputs and the predicted classes of all pairs agree within the tolerance."""
         return all(tolerance.measure(*pair).holds for pair in self.pairs)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The evidence for the manifest, and notes for the user."""
+    """The certificate and the golden rows for the manifest, and notes for the user."""
 
     certificate: bundle.Certificate
     golden: bundle.Golden
@@ -61,8 +61,9 @@ class Compared:
 def certify(imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes) -> Compared:
     """Compare the folded network and the exported model with the original, on the rows of the table and random rows.
 
-    The usual tolerance is tried first. If the model does not keep it, and the model in float32 before folding does not
-    keep half of it either, a wider tolerance is tried (`allowed_widening`). Raises `ParityError`.
+    The comparison first uses the usual tolerance. If the folded model is outside this tolerance, `allowed_widening` may
+    allow a wider tolerance. The condition is that the unfolded model in float32 differs from the reference by more than
+    half of the usual tolerance. Raises `ParityError`.
     """
     exact = partial(_in_chunks, imported.evaluate)
     sets: Sets = {"random": rows.drawn}
@@ -99,7 +100,10 @@ def certify(imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes)
 
 
 def widened_note(factor: float, rounding: float) -> str:
-    """Return the note for a wider tolerance. rounding: the share of the usual tolerance that the original uses."""
+    """Return the note that reports a wider tolerance.
+
+    rounding: the rounding error of the unfolded model in float32, as a share of the usual tolerance.
+    """
     return f"the tolerance is {factor:.2g} times the usual one: {_describe(rounding)}"
 
 
@@ -116,9 +120,9 @@ def _rounding(
 ) -> float:
     """Return the rounding error of the model in float32 before folding, as a share of the usual tolerance.
 
-    If the reference does not depend on foldserve's reading, this is the difference of the original in its own runtime.
-    If not, that difference could also be an error of the reading. Then it is the difference of the unfolded layers in
-    ONNX Runtime.
+    If the reference does not depend on how foldserve reads the model, the result is the error of the original in its
+    own runtime. Otherwise, a wrong reading of the model would also increase the error of the original. In this case,
+    the result is the error of the unfolded layers in ONNX Runtime.
     """
     if imported.is_independent:
         return max((each.worst(usual) for each in runs.values()), default=0.0)
@@ -131,8 +135,10 @@ def _in_chunks(evaluate: Evaluate, rows: npt.NDArray[np.float32]) -> Outputs:
 
 
 def _usual_tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
-    """Return the usual tolerance. For a regression, the unit of the tolerance is the standard deviation of the target
-    or of the outputs.
+    """Return the usual tolerance for the outputs of the model.
+
+    For a regression, the tolerance is in units of the standard deviation of the target, or of the outputs without a
+    target.
     """
     if imported.task == "classification":
         return output_tolerance(0.0, 1.0)
@@ -141,7 +147,10 @@ def _usual_tolerance(imported: Imported, rows: Rows, exact: certificate.Predict)
 
 
 def _require_equal(name: str, runs: _Runs, imported: Imported, tolerance: bundle.Tolerance) -> None:
-    """Refuse a difference that can't come from folding or rounding. Then foldserve reads the model in a wrong way."""
+    """Refuse a model if its outputs differ by more than folding or rounding can explain.
+
+    The probable reason is that foldserve reads the model in a wrong way.
+    """
     if not runs.hold(tolerance):
         raise ParityError(
             f"{name}: the outputs differ from {imported.reference} by {runs.worst(tolerance):.3g} times the tolerance, "

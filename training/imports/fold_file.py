@@ -1,4 +1,7 @@
-"""Folds an ONNX file into another ONNX file, without a bundle. The input and the output keep their names."""
+"""Folds an ONNX file into another ONNX file, without a bundle.
+
+The input and the output of the model keep their names.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class FoldedFile:
-    """A folded file. nodes: the numbers of nodes, before and after folding. parity: the comparison on random rows."""
+    """A folded file.
+
+    nodes: the number of nodes before folding, and the number after folding. parity: the differences of the folded file
+    from the reference, on random rows.
+    """
 
     report: tuple[Folding, ...]
     notes: tuple[str, ...]
@@ -41,10 +48,11 @@ class FoldedFile:
 
 
 def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
-    """Fold the ONNX file `source`. Write the result to `target` if both files give the same outputs.
+    """Fold the ONNX file `source`, and write the result to `target` if both files give the same outputs.
 
-    The outputs are compared on random rows (standard normal). The tolerance is the tolerance of a certificate. Raises
-    `ModelImportError`, `FoldError`, `ExportError` or `ParityError`. After an error, nothing is written.
+    The outputs are compared on random rows from a standard normal distribution. The tolerance is the usual tolerance of
+    a certificate, or a wider one by the same rule. Raises `ModelImportError`, `FoldError`, `ExportError` or
+    `ParityError`. After an error, nothing is written.
     """
     if source.suffix.lower() != ".onnx" and source.suffix.lower() in FRONT_ENDS:
         raise ModelImportError(f"{source.name} is not an ONNX file: fold reads only ONNX; use import")
@@ -74,10 +82,10 @@ def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
 
 
 def _compare(expected: Array, folded: Array, original: Array) -> tuple[Parity, tuple[str, ...]]:
-    """Compare the outputs of the folded file with the reference `expected`, and return the difference and notes.
+    """Compare the outputs of the folded file with the reference `expected`, and return the differences and notes.
 
-    original: the outputs of the original in float32. They may widen the tolerance (`allowed_widening`). Raises
-    `ParityError`.
+    original: the outputs of the original file in float32. If `original` differs from the reference too,
+    `allowed_widening` may widen the tolerance. Raises `ParityError`.
     """
     usual = output_tolerance(float(expected.mean()), float(expected.std()) or 1.0)
     parity, own = usual.measure(expected, folded), usual.measure(expected, original)

@@ -1,8 +1,8 @@
-"""Folding of an imported graph: every affine step moves into the Dense weights next to it.
+"""Folding of an imported graph: moves every affine step into the weights of the Dense next to it.
 
-`fold` applies the rules again and again, until no rule changes the graph. Each rule is exact. No rule moves a layer
-across a function that is not affine. All values are float64; `write.py` rounds them once. The module itself does no
-arithmetic: the rules do it.
+`fold` applies the rules again and again, until no rule changes the graph. Each rule is mathematically exact. No rule
+moves a layer across a function that is not affine. All values are float64, and `write.py` rounds them to float32 once.
+Only the rules do arithmetic.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A front end (ONNX, Keras, scikit-learn, PyTorch) maps its model to this form with a `Builder`. Folding and the export
 use only this form. The module does not depend on a file format or a framework.
 
-The value `INPUT` has one column for each feature, as in a bundle. A category is an index, and a missing value is NaN.
+The value `INPUT` has one column for each feature, as in a bundle. In `INPUT`, a category is an index, and a missing
+value is NaN.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ INPUT = "input"
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A layer in a graph. name: the unique name of its output. inputs: the names of the values that the layer reads."""
+    """A node of the graph: a layer and its inputs.
+
+    name: the unique name of the node and of its output. inputs: the names of the values that the layer reads.
+    """
 
     name: str
     layer: Layer
@@ -32,10 +36,10 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A graph of layers without cycles. Each node comes after the nodes that it reads.
+    """An acyclic graph of layers. Each node comes after the nodes that it reads.
 
-    features: the number of columns of `INPUT`. output: the name of the value that the network returns: probabilities
-    [rows, classes], or the value of a regression [rows, 1].
+    features: the number of columns of `INPUT`. output: the name of the value that the network returns. This value has
+    probabilities [rows, classes], or the values of a regression [rows, 1].
     """
 
     features: int
@@ -43,16 +47,17 @@ class Network:
     output: str
 
     def widths(self) -> dict[str, int]:
-        """Return the number of columns of every value."""
+        """Return the number of columns of every value, by the name of the value."""
         widths = {INPUT: self.features}
         for node in self.nodes:
             widths[node.name] = node.layer.columns(*(widths[name] for name in node.inputs))
         return widths
 
     def evaluate(self, rows: npt.NDArray[np.floating[Any]]) -> Array:
-        """Evaluate raw rows [rows, features] in float64. Return float64 [rows, outputs]."""
+        """Evaluate the network in float64 on raw rows [rows, features]. Return float64 [rows, outputs]."""
         values = {INPUT: np.asarray(rows, np.float64)}
-        readers = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}  # the last reader of a value
+        # The index of the last node that reads a value, by the name of the value.
+        readers = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
         for i, node in enumerate(self.nodes):
             values[node.name] = node.layer.apply(*(values[name] for name in node.inputs))
             for name in set(node.inputs):
@@ -72,7 +77,7 @@ class Builder:
     def add(self, name: str, kind: str, layer: Layer, *inputs: str) -> str:
         """Add a layer that reads `inputs`, and return the unique name of its value.
 
-        name, kind: the name and the type of the layer in the original model; messages and the report show both. Raises
+        name, kind: the name and the type of the layer in the original model, for messages and the report. Raises
         `ModelImportError` if the layer can't read these inputs.
         """
         try:
@@ -92,7 +97,7 @@ class Builder:
 
 
 def prune(network: Network) -> Network:
-    """Return the network, but only with the nodes that its output needs."""
+    """Return the network without the nodes that its output does not need."""
     needed, kept = {network.output}, []
     for node in reversed(network.nodes):
         if node.name in needed:
@@ -102,13 +107,15 @@ def prune(network: Network) -> Network:
 
 
 def refuse(name: str, kind: str, reason: str, remedy: str = "") -> ModelImportError:
-    """Return the error that refuses the layer `name` of the type `kind`. remedy: what the user can do."""
+    """Return the error that refuses the layer `name` of the type `kind`. remedy: advice for the user."""
     return ModelImportError(f"{kind} {name!r}: {reason}" + (f"; {remedy}" if remedy else ""))
 
 
 def chain(builder: Builder, steps: Sequence[tuple[str, str, Layer]], value: str = INPUT) -> str:
-    """Add layers in a row. Each layer reads the value of the layer before it. steps: (name, type, layer). Return the
-    name of the last value.
+    """Add layers one after the other.
+
+    Each layer reads the value of the layer before it. steps: the name, the type and the layer of each step. Return the
+    name of the value of the last layer.
     """
     for name, kind, layer in steps:
         value = builder.add(name, kind, layer, value)

@@ -1,5 +1,7 @@
-"""The list of front ends. The suffix of a file decides which front end reads the file. A front end is imported when a
-file of its kind is read.
+"""Chooses the front end that reads a model.
+
+The suffix of a file decides which front end reads the file. The module of a front end is imported only for a model of
+its format.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.imported import Imported, Options, Read
 
 _PACKAGE = "foldserve.training.imports"
-# The suffix, and the module with a function `read`.
+# The module for each suffix of a file. Each module has a function `read`.
 FRONT_ENDS = {
     ".onnx": "onnx_model",
     ".keras": "keras.reader",
@@ -21,14 +23,13 @@ FRONT_ENDS = {
     ".skops": "scikit_learn.reader",
     ".pt2": "pytorch.reader",
 }
-# The suffixes of files that have only weights. `Options.layers` names a text file with the layers of such a model.
+# Suffixes of files that have only weights. For a file of weights, `Options.layers` names a text file with the layers.
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 FRONT_ENDS |= dict.fromkeys(WEIGHTS, "pytorch.weights")
 # Formats that are refused, because their readers would run code from the file.
 UNSAFE = (".pkl", ".pickle", ".joblib")
 _SAFE = "save a pipeline with skops.io.dump, a module with torch.export.save, or call foldserve.import_model(object)"
-# For each package, the module whose function `read_object` reads objects of this package, and of subclasses of its
-# classes.
+# The module for objects in memory, by their package. Its function `read_object` also reads instances of subclasses.
 OBJECTS = {
     "sklearn": "scikit_learn.reader",
     "keras": "keras.live",
@@ -38,7 +39,7 @@ OBJECTS = {
 
 
 def read_model(path: Path, options: Options) -> Imported:
-    """Read a model of another framework. Raises `ModelImportError` with one line."""
+    """Read a model of another framework. Raises `ModelImportError` with a message of one line."""
     module = FRONT_ENDS.get(path.suffix.lower())
     if path.suffix.lower() in UNSAFE:
         raise ModelImportError(f"{path.name} is a pickle, and loading it would run its code: {_SAFE}")
@@ -52,7 +53,7 @@ def read_model(path: Path, options: Options) -> Imported:
 
 
 def _check_flags(options: Options, module: str) -> None:
-    """Refuse a flag that the front end does not read. Raises `ModelImportError`."""
+    """Refuse a flag that the front end does not use. Raises `ModelImportError`."""
     if options.keep_unknown and not module.startswith("onnx"):
         raise ModelImportError("--keep-unknown is only for ONNX models: leave it out")
     if options.output and not module.startswith(("onnx", "keras")):
@@ -60,7 +61,7 @@ def _check_flags(options: Options, module: str) -> None:
 
 
 def read_object(model: Any, options: Options) -> Imported:
-    """Read a model in memory. Raises `ModelImportError` with one line."""
+    """Read a model that is an object in memory. Raises `ModelImportError` with a message of one line."""
     if options.layers is not None:
         raise ModelImportError("--layers is only for files of weights: leave it out")
     for kind in type(model).__mro__:

@@ -15,16 +15,18 @@ from scipy import special
 
 Array = npt.NDArray[np.float64]
 
-# An operator of one node with its attributes, or None if `write.py` has its own rule for the function.
+# Takes the parameters of a function, and returns the name of its ONNX operator and the attributes.
 Operator = Callable[[Mapping[str, float]], tuple[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Function:
-    """One function. compute: the Python function, which maps float64 numbers to float64 numbers. parameters: the names
-    of the parameters.
+    """One function.
 
-    operator: the ONNX operator and its attributes, for these parameters.
+    compute: the Python function, which maps float64 numbers to float64 numbers. parameters: the names of its
+    parameters.
+
+    operator: returns the ONNX operator and its attributes for the parameters; None if `write.py` has its own rule.
     """
 
     parameters: tuple[str, ...]
@@ -33,7 +35,10 @@ class Function:
 
 
 def _same(operator: str) -> Operator:
-    """Return an operator whose attributes have the names of the parameters. onnx writes an integer as another type."""
+    """Return an `Operator` whose attributes have the same names as the parameters.
+
+    The attributes are floats, because onnx writes an integer as another type.
+    """
     return lambda parameters: (operator, {name: float(value) for name, value in parameters.items()})
 
 
@@ -61,7 +66,7 @@ def _softplus(x: Array) -> Array:
     return result
 
 
-# The definitions of https://onnx.ai/onnx/operators/.
+# The formulas follow the definitions of https://onnx.ai/onnx/operators/.
 FUNCTIONS: dict[str, Function] = {
     "relu": Function((), lambda x: np.maximum(x, 0), _same("Relu")),
     "leaky_relu": Function(("alpha",), lambda x, alpha: np.where(x < 0, alpha * x, x), _same("LeakyRelu")),
@@ -88,6 +93,6 @@ FUNCTIONS: dict[str, Function] = {
     "reciprocal": Function((), np.reciprocal, _same("Reciprocal")),
     "abs": Function((), np.abs, _same("Abs")),
     "power": Function(("exponent",), lambda x, exponent: np.power(x, exponent), None),
-    # The limits may be infinite.
+    # The limits of clip may be infinite.
     "clip": Function(("low", "high"), lambda x, low, high: np.clip(x, low, high), None),
 }

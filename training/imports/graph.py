@@ -1,4 +1,6 @@
-"""The graph that folding changes. It knows which nodes read each value, and it records every fold for the report.
+"""The graph that the rules of folding change.
+
+The graph knows which nodes read each value, and records every fold for the report.
 
 The module contains no rule of folding.
 """
@@ -13,10 +15,9 @@ from foldserve.training.imports.layers import Layer
 
 
 class Graph:
-    """The nodes of a network, which the rules of folding change, and the nodes that read each value.
+    """The nodes of a network, and the nodes that read each value. The rules of folding change the nodes.
 
-    order: the names of the nodes, sorted so that each node comes after the nodes that it reads. members: for each
-    affine node that is not folded yet, the original layers from which this node was made.
+    members: for each node, the names of the original layers that are combined in this node.
     """
 
     def __init__(self, network: Network) -> None:
@@ -31,20 +32,29 @@ class Graph:
                 self._readers[name].append(node.name)
 
     def layer(self, name: str) -> Layer | None:
-        """Return the layer that computes the value; None for the input."""
+        """Return the layer that computes the value `name`; None for the input."""
         node = self.nodes.get(name)
         return None if node is None else node.layer
 
     def readers(self, name: str) -> list[str]:
-        """Return the names of the nodes that read the value. A node that reads the value twice is listed twice."""
+        """Return the names of the nodes that read the value `name`.
+
+        A node that reads the value twice is listed twice.
+        """
         return self._readers[name]
 
     def has_single_reader(self, name: str) -> bool:
-        """Whether exactly one node reads the value, exactly once. False for the input and the output of the network."""
+        """Whether exactly one node reads the value, and only once.
+
+        The result is False for the input and the output of the network.
+        """
         return len(self._readers[name]) == 1 and name != self.output and name != INPUT
 
     def replace(self, name: str, layer: Layer, *inputs: str) -> None:
-        """Replace the layer and the inputs of the node `name`. Nodes that nothing reads any more are removed."""
+        """Replace the layer and the inputs of the node `name`.
+
+        If no node reads a former input any more, the node of this input is removed.
+        """
         old = self.nodes[name].inputs
         self.nodes[name] = Node(name, layer, inputs)
         self.widths[name] = layer.columns(*(self.widths[each] for each in inputs))
@@ -66,7 +76,7 @@ class Graph:
         return name
 
     def bypass(self, name: str, value: str) -> None:
-        """Let every reader of `name` read `value`, and remove the node."""
+        """Let every reader of `name` read `value`, and remove the node `name`."""
         for reader in self._readers[name]:
             node = self.nodes[reader]
             inputs = tuple(value if each == name else each for each in node.inputs)
@@ -83,7 +93,7 @@ class Graph:
             self._remove(value)
 
     def _remove(self, name: str) -> None:
-        # This loop uses a stack. A recursion could be too deep, because a chain of nodes may be long.
+        # The loop uses a stack, because a chain of nodes can be too long for a recursion.
         removed = [name]
         while removed:
             node = self.nodes.pop(removed.pop())
@@ -97,7 +107,7 @@ class Graph:
         self.report += [Folding(layer=member, rule=rule, into=into) for member in self.members[name]]
 
     def sorted(self) -> Iterator[Node]:
-        """Yield the nodes so that each comes after the nodes that it reads."""
+        """Yield each node after the nodes that it reads."""
         waiting = {name: len(set(node.inputs) - {INPUT}) for name, node in self.nodes.items()}
         ready = [name for name in reversed(self.nodes) if not waiting[name]]
         while ready:

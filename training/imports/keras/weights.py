@@ -44,7 +44,9 @@ class Store(Protocol):
     """The weights of a file."""
 
     def read(self, place: Place, roles: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
-        """Return the arrays of a layer as float64. roles: their names. shapes: the shapes that they must have.
+        """Return the arrays of a layer as float64.
+
+        roles: the names of the arrays. shapes: the shapes that they must have.
 
         Raises `ModelImportError` if the file has other arrays for this layer.
         """
