@@ -8,6 +8,8 @@ a body with a Content-Length, the reader counts the bytes itself.
 
 from __future__ import annotations
 
+import math
+
 import httptools
 
 from foldserve.service.errors import HeadTooLarge, InvalidHttp, TooLarge
@@ -53,6 +55,11 @@ class BodyReader:
         self._check_size(self._left)
         if max_body is not None:
             memory.check_room(self._left)
+
+    @property
+    def left(self) -> float:
+        """The number of bytes of the body that were not read yet; infinite for a chunked body."""
+        return self._left if self._parser is None else math.inf
 
     def read(self, data: bytes, start: int) -> int:
         """Read from `data[start:]`. Return the offset of the first unread byte.

@@ -44,7 +44,8 @@ _LINGER_SECONDS = 2
 # If the client was active recently, its connection stays open until _ACTIVE_SECONDS after the last activity.
 _LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
 # libuv reads up to 8 MB from one connection before it looks at another one. After a read of this number of bytes, a
-# connection waits for the next turn of the event loop. So large bodies do not delay other requests.
+# connection waits for the next turn of the event loop. So large bodies do not delay other requests. The connection does
+# not wait if the rest of its body is shorter than this number, because a pause and a further turn take time.
 _LONG_READ = 2**17
 # A client may close its side of the connection while it waits for responses. After that, the server still sends
 # responses for at most this number of seconds.
@@ -130,10 +131,16 @@ class Connection(asyncio.Protocol):
         if self._phase not in (REFUSED, CLOSED):
             self._unread, self._offset = self._unread[self._offset :] + data, 0
             self._advance()
-        if len(data) >= _LONG_READ and self._reading:
+        if len(data) >= _LONG_READ and self._reading and self._expects_more():
             self._reading = False
             self._transport.pause_reading()
             asyncio.get_running_loop().call_soon(self._set_reading)
+
+    def _expects_more(self) -> bool:
+        """Return whether the client may be sending much more now. A client that waits for a response is not sending."""
+        if self._body is None:
+            return self._phase not in (RESPONSE, APP_RESPONSE)
+        return self._body.left >= _LONG_READ
 
     def _take_whole_request(self, data: bytes) -> bool:
         """Start a prediction if `data` is exactly one whole request for a prediction.

@@ -42,7 +42,7 @@ class Ranges:
         """Count the values outside their ranges. Return None if no value is outside. rows: float32 [rows, features]."""
         total = np.zeros(len(self._features), np.int64)
         for _, outside in self._steps(rows):
-            total += np.count_nonzero(outside, axis=0)
+            total += self._count_columns(outside)
         return {self._keys[i]: int(total[i]) for i in np.flatnonzero(total).tolist()} or None
 
     def count_bytes(self, rows: bytes) -> Counts:
@@ -92,6 +92,19 @@ class Ranges:
                 rest = rows[whole:]
                 np.logical_or(rest < self._low, rest > self._high, outside[whole:])
         return outside
+
+    def _count_columns(self, outside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Count the True values in each column of the bool array of one step.
+
+        NumPy adds a few long rows of bytes ten times as fast as many short rows. One step has fewer than 256 long rows,
+        so no byte overflows.
+        """
+        whole = len(outside) - len(outside) % self._repeats
+        long = outside[:whole].view(np.uint8).reshape(-1, self._many_low.size)
+        sums = np.add.reduce(long, axis=0, dtype=np.uint8).reshape(self._repeats, -1)
+        counts: npt.NDArray[np.int64] = sums.sum(axis=0, dtype=np.int64)
+        counts += np.count_nonzero(outside[whole:], axis=0)
+        return counts
 
     def _text(self, column: int, value: float) -> str:
         feature = self._features[column]

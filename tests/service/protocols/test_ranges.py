@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,6 +58,18 @@ def test_values_of_a_large_request_are_found_in_every_part() -> None:
     rows[[0, 9_362, 49_999], 0] = 7, -7, np.nan
     assert RANGES.count(rows) == {("outside", "age"): 2}
     assert [entry["row"] for entry in RANGES.describe(rows, 10)[0]] == [0, 9_362]
+
+
+@pytest.mark.parametrize("width", [1, 3, 64, 513, 2000])
+@pytest.mark.parametrize("share", [0.01, 1])
+def test_values_are_counted_for_any_number_of_features(width: int, share: float) -> None:
+    features = [{"name": str(i), "range": (-1.0, 1.0)} for i in range(width)]
+    ranges = Ranges([Feature.model_validate(feature_fields(feature)) for feature in features])
+    random = np.random.default_rng(0)
+    for count in (1, 20, 300_000 // width):
+        rows = np.where(random.random((count, width)) < share, 2, 0).astype(np.float32)
+        expected = {("outside", str(i)): int(total) for i, total in enumerate((rows == 2).sum(axis=0)) if total}
+        assert (ranges.count(rows) or {}) == expected
 
 
 def test_a_warning_says_the_range_in_the_words_of_the_table() -> None:
