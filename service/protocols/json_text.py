@@ -38,7 +38,7 @@ _MARK = secrets.token_hex(16)
 _MARK_TEXT = orjson.dumps(_MARK)
 
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
-_U, _F = b"uf"
+_R, _F = b"rf"
 # Each bracket, and how it changes the depth of nesting.
 _STEPS = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 
@@ -91,9 +91,9 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
 def has_booleans(text: bytes | bytearray) -> bool:
     """Return whether true or false is in the text.
 
-    The search for one letter is fast, and often shows that both are absent.
+    The search for one letter is fast. Most requests have neither an r nor an f.
     """
-    return (_U in text and b"true" in text) or (_F in text and b"false" in text)
+    return (_R in text and b"true" in text) or (_F in text and b"false" in text)
 
 
 def parse_piece(body: bytes | bytearray, piece: Piece) -> list[Any]:

@@ -72,11 +72,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 class _Known(NamedTuple):
     """The content of a JSON text in front of binary rows. Most clients send the same text before each body.
 
-    size: the number of bytes of the rows; None if the rows are in the JSON. rows: the number of rows. timeout: the
-    timeout of the request, in seconds.
+    size: the number of bytes of the rows. rows: the number of rows. timeout: the timeout of the request, in seconds.
     """
 
-    size: int | None
+    size: int
     datatype: str
     rows: int
     encode: Callable[[Outputs], Reply]
@@ -183,12 +182,11 @@ class OipCodec:
         tail: the bytes after the JSON; None if no header gives the length of the JSON. head: the JSON. document: the
         JSON without its long array, if the JSON is large.
         """
-        if type(request) is not dict or type(request.get("inputs")) is not list:
-            raise InvalidInput('the body is not an object with an array "inputs"')
-        tensors = request["inputs"]
         if not _has_one_tensor(request, self._input):
-            return self._with_answer(request, *self._column_tensors.read(tensors, tail))
-        (tensor,) = tensors
+            if type(request) is not dict or type(request.get("inputs")) is not list:
+                raise InvalidInput('the body is not an object with an array "inputs"')
+            return self._with_answer(request, *self._column_tensors.read(request["inputs"], tail))
+        (tensor,) = request["inputs"]
         count = self._tensor.rows_in(tensor.get("shape"))
         datatype = self._tensor.check_datatype(tensor.get("datatype"))
         size = parameters(tensor).get("binary_data_size")
@@ -208,15 +206,15 @@ class OipCodec:
         else:
             raise InvalidInput(f'{self._input!r} has "data" more than once')
         decoded = self._with_answer(request, rows)
-        self._remember(head, _Known(size, datatype, count, decoded.encode, decoded.timeout), decoded.identity)
+        if size is not None and decoded.identity is None and len(head) <= _MAX_KNOWN_BYTES:
+            self._remember(bytes(head), _Known(size, datatype, count, decoded.encode, decoded.timeout))
         return decoded
 
-    def _remember(self, head: bytes | bytearray, known: _Known, identity: str | None) -> None:
-        """Keep the content of a JSON text in front of binary rows, unless the text is long or has an id."""
-        if known.size is not None and identity is None and len(head) <= _MAX_KNOWN_BYTES:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            self._known[bytes(head)] = known
+    def _remember(self, head: bytes, known: _Known) -> None:
+        """Keep the content of a JSON text in front of binary rows."""
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known[head] = known
 
     def _with_known(self, known: _Known, tail: memoryview) -> DecodedRequest:
         """Decode the binary rows that come after a known JSON text. Raises `InvalidInput`."""
@@ -227,16 +225,18 @@ class OipCodec:
         self, request: dict[str, Any], rows: Rows, counted: Counter[tuple[Unusual, str]] | None = None
     ) -> DecodedRequest:
         """Check the request's options for the answer, before the model runs the rows. Raises `InvalidInput`."""
+        counts = self._columns.count(rows)
+        if counted:
+            counted.update(counts or {})
+            counts = counted
+        if len(request) == 1 and "inputs" in request:  # most requests have no options
+            return DecodedRequest(rows, self._answers.json, None, counts)
         identity = request.get("id")
         if identity is not None and (type(identity) is not str or _CONTROL.search(identity)):
             raise InvalidInput('"id" is not a string, or holds a control character')
         timeout = parameters(request).get("timeout", 0)
         if type(timeout) is not int or timeout < 0:
             raise InvalidInput('the parameter "timeout" is not a number of microseconds')
-        counts = self._columns.count(rows)
-        if counted:
-            counted.update(counts or {})
-            counts = counted
         encode = self._answers.encoder(request, identity)
         deadline = timeout / 1e6 if timeout else None
         return DecodedRequest(rows, encode, deadline, counts, identity=identity)

@@ -48,6 +48,7 @@ class OipAnswers:
         self._model = {"model_name": manifest.name, "model_version": str(manifest.version)}
         self._output = manifest.output.name
         self._start = orjson.dumps(self._model)[:-1]
+        self.json = partial(self._json, self._start)  # encodes the answer to a request without options
         # If the answer has only one tensor, this is the JSON of the tensor before its shape.
         self._tensor_start = orjson.dumps({"name": self._output, "datatype": "FP32"})[:-1]
         self._decision = Decision.of(manifest)

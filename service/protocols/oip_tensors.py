@@ -127,7 +127,8 @@ class InputTensor:
 
     def _checked(self, values: list[Any], datatype: str, first_row: int, *, booleans: bool = True) -> Rows:
         """Read the values of whole rows. first_row: the index of the first row in the request."""
-        values = checked_numbers(repr(self._name), values, datatype)
+        if datatype not in _FAST:
+            values = checked_numbers(repr(self._name), values, datatype)
         rows = self._columns.from_json_numbers(values, first_row, booleans=booleans)
         if datatype in _LARGEST and (np.abs(rows) > _LARGEST[datatype]).any():
             raise InvalidInput(f"{self._name!r} holds a value that is too large for {datatype}")
