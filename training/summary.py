@@ -84,7 +84,8 @@ def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, secon
 def _describe_originals(certificate: Certificate) -> str:
     """Say against which arithmetic and which runtimes an imported model was compared."""
     runtimes = dict.fromkeys(each.runtime for each in certificate.measurements if each.runtime.endswith("original"))
-    return "; ".join([f"with {certificate.reference}", *(f"also {each}, in float32" for each in runtimes)])
+    originals = [f"also with {runtime.removesuffix(', original')}" for runtime in runtimes]
+    return "; ".join([f"with {certificate.reference}", *originals])
 
 
 def _detail(column: Column) -> str:

@@ -51,7 +51,7 @@ def test_a_saved_model_gives_the_outputs_of_keras(suffix: str, made: Any) -> Non
     expected = np.asarray(made.predict(parts if len(parts) > 1 else rows, verbose=0), np.float64)
     if imported.task == "classification" and expected.shape[1] == 1:
         expected = np.concatenate([1 - expected, expected], 1)
-    original = imported.float32[f"Keras {keras.__version__} on torch, original"]
+    original = imported.float32[f"Keras {keras.__version__} on torch float32, original"]
     for outputs in (imported.evaluate(rows), fold(imported.network).network.evaluate(rows), original(rows)):
         np.testing.assert_allclose(outputs, expected, rtol=2e-3, atol=2e-4)
 
@@ -67,7 +67,7 @@ def test_a_model_in_memory_becomes_a_bundle_that_predicts_the_same(tmp_path: Pat
         written = foldserve.import_model(made, name="live", models=tmp_path, ranges=(-3, 3))
     assert written.manifest.source is not None
     assert written.manifest.source.file == "Functional"
-    assert "Keras, original" in {measured.runtime for measured in written.manifest.certificate.measurements}
+    assert "Keras float32, original" in {measured.runtime for measured in written.manifest.certificate.measurements}
     rows = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
     logits = np.asarray(made.predict([rows[:, :1], rows[:, 1:].reshape(9, 2, 2)], verbose=0), np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -126,7 +126,7 @@ def originals(certificate: Any) -> set[str]:
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_a_file_is_also_compared_with_keras(tmp_path: Path, suffix: str) -> None:
     certificate, _ = import_file(save(tmp_path / f"model{suffix}"))
-    assert f"Keras {keras.__version__} on torch, original" in originals(certificate)
+    assert f"Keras {keras.__version__} on torch float32, original" in originals(certificate)
     assert certificate.widened == 1
 
 

@@ -160,9 +160,11 @@ def finish(
 
 def unnamed_logits(count: int) -> str:
     """Return the error for outputs that may be logits, or may be values of several targets."""
+    example = ",".join(map(str, range(min(count, 12)))) + (",..." if count > 12 else "")
     return (
         f"the model gives {count} numbers for a row that are not probabilities: if they are the logits of {count} "
-        "classes, name the classes with --labels"
+        f"classes, name the classes with --labels, in the order of the outputs, for example --labels {example}; a "
+        "model of several values is not supported"
     )
 
 

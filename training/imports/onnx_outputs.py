@@ -215,7 +215,7 @@ def _references(
     try:
         original = run_original(model, inputs.output, lambda x: feeds(x, np.float32))
         original(rows)
-        float32[f"onnxruntime {ort.__version__} CPU, original"] = lambda x: _flat(last, len(x), original(x))
+        float32[f"onnxruntime {ort.__version__} CPU float32, original"] = lambda x: _flat(last, len(x), original(x))
     except Exception as error:  # noqa: BLE001 (ONNX Runtime raises several kinds of errors)
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         notes.append(f"ONNX Runtime can't run the original in batches ({reason})")

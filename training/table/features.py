@@ -142,14 +142,14 @@ class FeatureBuilder:
             self.note(f"column {name!r} is rounded to float32, by up to {step:g} at {largest:.9g}")
 
 
-def encode(column: Column, cells: pa.ChunkedArray) -> Values:
+def encode(column: Column, cells: pa.ChunkedArray, absent: str) -> Values:
     """Encode a column of a test file with the schema of the training table. Return float64 [rows].
 
-    Raises `DataError` for a cell that does not fit the schema. A missing value also raises `DataError` if this column
-    of the training table has no missing values.
+    absent: the reason in the error for a missing value. Raises `DataError` for a cell that does not fit the schema. A
+    missing value also raises `DataError` if this column of the training table has no missing values.
     """
     found = read_as(column.kind, column.name, cells, column.reading)
     values = category_indices(found, column.categories) if isinstance(found, Distinct) else found
     if not column.missing and (row := first_missing(values)):
-        raise DataError(f"column {column.name!r}: row {row} has no value, but every row of the training table has one")
+        raise DataError(f"column {column.name!r}: row {row} has no value, but {absent}")
     return values

@@ -61,11 +61,23 @@ def infer(name: str, cells: pa.ChunkedArray, marks: Marks, *, typed: bool) -> De
     if moments is not None:
         return "time", *moments
     found = distinct(cells)
-    if not typed and found.used and all(value.strip().lower() in _BOOLEANS for value in found.used):
+    if not typed and _are_booleans(found):
         return "boolean", read_booleans(name, cells), _reading("boolean", cells, marks)
     if not typed and almost_numeric(found, allow_plain=marks.allow_point):
         raise not_numeric(name, "looks numeric", found)
     return "categorical", found, _reading("categorical", cells, marks)
+
+
+def find_boolean(cells: pa.ChunkedArray, missing: tuple[str, ...], *, typed: bool) -> tuple[bool, Reading | None]:
+    """Return whether `infer` takes a column for boolean, and the `Reading` of such a column."""
+    is_text_column = not typed and is_text(cells)
+    if pa.types.is_boolean(cells.type) or (is_text_column and _are_booleans(distinct(cells))):
+        return True, _if_texts(Reading(missing=missing, true=TRUE, false=FALSE), cells)
+    return False, None
+
+
+def _are_booleans(found: Distinct) -> bool:
+    return bool(found.used) and all(str(value).strip().lower() in _BOOLEANS for value in found.used)
 
 
 def _read_numbers(name: str, cells: pa.ChunkedArray, marks: Marks) -> tuple[Values, Reading | None]:

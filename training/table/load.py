@@ -26,9 +26,10 @@ from foldserve.training.table.built_in import BUILT_IN
 from foldserve.training.table.cells import simplify
 from foldserve.training.table.duplicates import leave_out_duplicates
 from foldserve.training.table.features import FeatureBuilder, encode
+from foldserve.training.table.kinds import find_boolean
 from foldserve.training.table.missing import remove_missing
 from foldserve.training.table.numbers import number_column
-from foldserve.training.table.schema import Split, Table
+from foldserve.training.table.schema import Column, Split, Table
 from foldserve.training.table.split_keys import read_group, read_time
 from foldserve.training.table.suspects import leak_notes
 from foldserve.training.table.target import read_target, read_test_target, settle_rare_classes
@@ -103,7 +104,8 @@ def load_for_model(options: DataOptions, table: Table, *, by_position: bool, giv
     table: the schema of the model, in a table without rows. If `options.target` is None, the rows get no targets.
     by_position: whether to find the columns by their positions, because the model has no names of features. If
     `by_position` is true, the features in the schema get the names of the columns. given: the table, if it is already
-    in memory. Raises `DataError` if a column is missing, or if a cell does not fit the schema.
+    in memory. A numeric feature becomes boolean if the cells of its column are true and false; a note says so. Raises
+    `DataError` if a column is missing, or if a cell does not fit the schema.
     """
     source = given or _open(options.source, options, lambda _: None, options.more)
     _check_flags(options, source, options.target or "")
@@ -125,23 +127,45 @@ def load_for_model(options: DataOptions, table: Table, *, by_position: bool, giv
     unused = [name for name in names if name not in table.features]
     notes = [f"columns of {source.name} that the model does not use: {join_some(unused, 10)}"] if unused else []
     table = replace(table, target=options.target or "", notes=(*table.notes, *source.notes, *notes))
-    return replace(_read_with_schema(source, options, table, lambda _: None), notes=table.notes, left_out=tuple(unused))
+    read = _read_with_schema(source, options, table, lambda _: None, is_imported=True)
+    before = {column.name: column.kind for column in table.columns}
+    changed = [column.name for column in read.columns if column.kind != before[column.name]]
+    said = [f"boolean columns, which the model reads as 1 for true and 0 for false: {join_some(changed, 10)}"]
+    return replace(read, notes=(*table.notes, *(said if changed else [])), left_out=tuple(unused))
 
 
-def _read_with_schema(source: Source, options: DataOptions, table: Table, on_read: OnRead) -> Table:
-    """Read the rows of `source` with the schema of `table`. If `table` has no target, `y` is empty."""
+def _as_boolean(column: Column, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> Column:
+    """Return a numeric column as a boolean one if its cells are true and false."""
+    is_boolean, reading = find_boolean(cells, options.missing, typed=typed)
+    return replace(column, kind="boolean", reading=reading) if is_boolean and column.kind == "numeric" else column
+
+
+def _read_with_schema(
+    source: Source, options: DataOptions, table: Table, on_read: OnRead, *, is_imported: bool = False
+) -> Table:
+    """Read the rows of `source` with the schema of `table`. If `table` has no target, `y` is empty.
+
+    is_imported: whether the schema comes from a model of another framework. Such a model does not distinguish numbers
+    and booleans, so the cells decide.
+    """
     x = np.empty((source.rows, len(table.columns)), np.float32)
     y: npt.NDArray[Any] = np.empty(0)
+    absent = "every row of the training table has one"
+    if is_imported:
+        absent = "the model accepts no missing value in this column: fill the cell, or leave the row out"
+    columns = []
     try:
         if table.target:
             y, rows = read_test_target(_take(source, table.target, options), table, options.rare)
             source, x = (source, x) if rows is None else (source.select(rows), x[: len(rows)])
         for index, column in enumerate(table.columns):
-            x[:, index] = encode(column, _take(source, column.name, options))
+            cells = _take(source, column.name, options)
+            columns.append(_as_boolean(column, cells, options, typed=source.typed) if is_imported else column)
+            x[:, index] = encode(columns[-1], cells, absent)
             on_read(0.5 + (index + 1) / len(table.columns) / 2)
     except DataError as error:
         raise DataError(f"{source.name}: {error}") from None
-    return replace(table, source=source.name, x=x, y=y, group=None, time=None, notes=())
+    return replace(table, source=source.name, columns=tuple(columns), x=x, y=y, group=None, time=None, notes=())
 
 
 def load_held_out(options: DataOptions, table: Table, split: Split, on_read: OnRead = lambda _: None) -> Table:

@@ -49,7 +49,7 @@ def test_raw_rows_get_the_answers_of_scikit_learn(name, tmp_path):
     assert (manifest.source.framework, manifest.source.file) == ("skl2onnx", f"{name}.onnx")
     assert manifest.certificate.reference.startswith(f"the ReferenceEvaluator of onnx {onnx.__version__}, float64")
     assert {measured.rows for measured in manifest.certificate.measurements} == {"held-out", "random"}
-    assert f"onnxruntime {ort.__version__} CPU, original" in {
+    assert f"onnxruntime {ort.__version__} CPU float32, original" in {
         measured.runtime for measured in manifest.certificate.measurements
     }
     assert set(manifest.metrics) == {"test"}
@@ -176,9 +176,9 @@ def test_a_model_of_one_row_runs_in_onnx_runtime_row_by_row(tmp_path, capsys):
     found = tmp_path / "single" / "1"
     flags = ["--name", "single", "--models", str(tmp_path), "--ranges=-1:1"]
     assert main(["import", str(tmp_path / "model.onnx"), *flags]) == 0
-    assert "; also onnxruntime" in capsys.readouterr().out
+    assert "; also with onnxruntime" in capsys.readouterr().out
     runtimes = {measured.runtime for measured in bundle.read(found).manifest.certificate.measurements}
-    assert f"onnxruntime {ort.__version__} CPU, original" in runtimes
+    assert f"onnxruntime {ort.__version__} CPU float32, original" in runtimes
 
 
 def test_fold_writes_a_file_with_the_names_of_the_original(tmp_path, capsys):

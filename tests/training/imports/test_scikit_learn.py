@@ -115,6 +115,29 @@ def pipeline(draw: st.DrawFn) -> Pipeline:
     return Pipeline([("columns", columns), ("middle", middle), ("last", last)])
 
 
+def test_a_column_of_booleans_that_passes_through_stays_boolean(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"age": random.normal(40, 9, 60), "member": random.random(60) < 0.5})
+    frame.loc[:4, "age"] = np.nan
+    columns = ColumnTransformer(
+        [("age", make_pipeline(SimpleImputer(), StandardScaler()), ["age"]), ("member", "passthrough", ["member"])]
+    )
+    target = frame["age"].fillna(40) + 5 * frame["member"]
+    made = make_pipeline(columns, Ridge()).fit(frame, target)
+    with pytest.warns(foldserve.TableWarning, match="boolean columns, which the model reads as 1 .*: member"):
+        bundle = foldserve.import_model(made, frame.assign(target=target), "target", name="net", models=tmp_path)
+    assert [feature.kind for feature in bundle.manifest.features] == ["numeric", "boolean"]
+    found = foldserve.load(bundle.path).predict(frame)
+    np.testing.assert_allclose(found, made.predict(frame), rtol=1e-4)
+    ranges = read_object(made, Options()).ranges
+    assert ranges is not None
+    assert ranges[0, 0] < 20 < 60 < ranges[0, 1]  # the range of an imputed column comes from its scaler
+    frame["member"] = frame["member"].astype(object)
+    frame.loc[3, "member"] = None
+    with pytest.raises(foldserve.DataError, match="row 4 has no value, but the model accepts no missing value"):
+        foldserve.import_model(made, frame.assign(target=target), "target", name="net", models=tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["list of lists", "frame"])
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_null_category_is_encoded_as_scikit_learn_encodes_it(tmp_path: Path, kind: str, is_known: bool) -> None:

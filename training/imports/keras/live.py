@@ -45,5 +45,5 @@ def read_object(model: Any, options: Options) -> Imported:
 
     imported = found.imported
     if len(model.outputs) == 1:
-        imported = replace(imported, float32={"Keras, original": found.finish(run)})
+        imported = replace(imported, float32={"Keras float32, original": found.finish(run)})
     return replace(imported, file=kind, sha256=digest(imported.network))

@@ -37,7 +37,7 @@ class FileRead:
             note = f"the certificate compares only with foldserve's own reading of the file: {self.original}"
             return replace(self.imported, notes=(*self.imported.notes, note))
         name, run = self.original
-        return replace(self.imported, float32={f"{name}, original": self.finish(run)})
+        return replace(self.imported, float32={f"{name} float32, original": self.finish(run)})
 
     def finish(self, run: Run) -> Evaluate:
         """Return a function that gives the outputs of the bundle: `run` gives the outputs of Keras."""

@@ -97,7 +97,9 @@ def _read(program: Program, options: Options, file: str, checksum: str, original
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         note = f"the certificate compares only with foldserve's own reading: {name} can't run the model ({reason})"
         return replace(imported, notes=(*notes, note))
-    return replace(imported, reference=f"{name}, float64", evaluate=exact, float32={f"{name}, original": single})
+    return replace(
+        imported, reference=f"{name}, float64", evaluate=exact, float32={f"{name} float32, original": single}
+    )
 
 
 def _open_module(module: torch.nn.Module, dtype: torch.dtype) -> Run:

@@ -82,9 +82,10 @@ def _clip(context: Context, step: Any, value: Value, name: str, low: float, high
 
 
 def _note_ranges(context: Context, value: Value, low: Any, high: Any) -> None:
-    """Remember the typical ranges of raw columns."""
-    if isinstance(value, Raw):
-        context.ranges[list(value.columns)] = np.stack([low, high], 1)
+    """Remember the typical ranges of raw columns, or of imputed raw columns."""
+    columns = value.columns if isinstance(value, Raw) else context.filled.get(value.name, ())
+    if columns:
+        context.ranges[list(columns)] = np.stack([low, high], 1)[: len(columns)]
 
 
 def _normalizer(context: Context, step: Any, value: Value, name: str) -> Value:
@@ -108,10 +109,14 @@ def _imputer(context: Context, step: Any, value: Value, name: str) -> Value:
         context.missing.update(value.columns)
     source = context.numbers(value, name)
     filled = context.builder.add(name, "SimpleImputer", Impute(fill), source)
+    if isinstance(value, Raw):
+        context.filled[filled] = value.columns
     if not step.add_indicator or not len(step.indicator_.features_):
         return Numbers(filled)
     marks = context.builder.add(name, "MissingIndicator", IsMissing(step.indicator_.features_.astype(np.int64)), source)
-    return Numbers(context.builder.add(name, "Concat", Concat(), filled, marks))
+    joined = context.builder.add(name, "Concat", Concat(), filled, marks)
+    context.filled[joined] = context.filled.get(filled, ())  # the marks come after the imputed columns
+    return Numbers(joined)
 
 
 def _one_hot(context: Context, step: Any, value: Value, name: str) -> Value:

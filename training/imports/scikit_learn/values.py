@@ -39,6 +39,7 @@ class Context:
     """The graph, and the kind of each raw column. names: the names of the columns.
 
     absent: for each raw column whose encoder has a category for a missing value, this category: None or NaN.
+    filled: for each value that has imputed columns, these raw columns.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -48,6 +49,7 @@ class Context:
         self.categories: dict[int, tuple[Category | bool, ...]] = {}
         self.missing: set[int] = set()
         self.absent: dict[int, Any] = {}
+        self.filled: dict[str, tuple[int, ...]] = {}
         self.ranges = np.full((len(names), 2), np.nan)
         self._numeric: set[int] = set()
 
