@@ -1,1 +1,1 @@
-"""Turns request bytes into rows, and outputs into response bytes. Each protocol has a module; rows.py checks values."""
+"""Turns request bytes into rows, and outputs into response bytes. Each protocol has a module; `rows` checks values."""

@@ -1,6 +1,7 @@
-"""The answers of the friendly protocol: writes outputs as JSON, raw float32 or an Arrow stream.
+"""Writes the answers of the friendly protocol: outputs as JSON, raw float32 or an Arrow stream.
 
-This module owns the form of an answer, and the effect of a query on it. This module does not depend on requests.
+This module owns the form of an answer, and the effect of the query of the URL on this form. This module does not depend
+on requests.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ _FLOAT = np.dtype("<f4")
 
 
 class Answers:
-    """Writes the answers of one model. Each method takes outputs [rows, outputs]."""
+    """Writes the answers of one model. The methods take the model's outputs as an array [rows, outputs]."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._head = orjson.dumps({"model": manifest.name, "version": manifest.version})[:-1]
         self._decision = Decision.of(manifest)
         self._labels = [orjson.dumps(label) for label in manifest.labels]
-        # The text before the probabilities of one row, by the predicted class.
+        # For each class: the text before the probabilities in an answer for one row, if this class is predicted.
         self._starts = [b'%b,"predictions":[%b],"probabilities":' % (self._head, label) for label in self._labels]
         self._arrow_writer = ArrowWriter(self._decision)
 
     @property
     def has_classes(self) -> bool:
-        """Whether the model is a classification."""
+        """Whether the task of the model is classification."""
         return bool(self._labels)
 
     @property
@@ -75,7 +76,10 @@ class Answers:
         return Reply(200, ((b"content-type", ARROW_TYPE),), self._arrow_writer.write(outputs))
 
     def _probabilities(self, outputs: Outputs, options: AnswerOptions) -> bytes:
-        """Return the member `probabilities`, and `classes` if only this member names the classes of a row."""
+        """Return the member `probabilities` of the answer.
+
+        Also return `classes` if `probabilities` does not show which classes it has.
+        """
         if options is _PLAIN:
             return b'"probabilities":%b' % orjson.dumps(outputs, option=orjson.OPT_SERIALIZE_NUMPY)
         names = self._decision.names

@@ -1,7 +1,7 @@
 """Writes outputs as an Arrow stream: the column `prediction`, and for a classification the column `probabilities`.
 
 This module owns the layout of the stream, which has one batch. Each value of `probabilities` is a list of fixed size.
-The module does not depend on headers.
+This module does not depend on headers.
 
 The format: https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format
 """
@@ -26,7 +26,7 @@ Indices = npt.NDArray[np.intp]
 
 
 class ArrowWriter:
-    """Writes the outputs of one model. A decision without labels means a regression."""
+    """Writes the outputs of one model. A `Decision` without labels belongs to a regression."""
 
     def __init__(self, decision: Decision) -> None:
         self._decision = decision
@@ -56,7 +56,8 @@ class ArrowWriter:
 def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]]:
     """Return the Arrow type of the labels, and a function that makes a column from their indices.
 
-    Labels that all have one JSON type keep that type. Labels of several types become their JSON texts.
+    If all labels have the same JSON type, the column has this type. If the labels have several types, the column has
+    their JSON texts.
     """
     types = set(map(type, labels))
     if types == {bool}:
@@ -66,7 +67,7 @@ def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]
         if values.dtype == np.int64:
             return na.int64(), partial(_numbers, na.int64(), values)
         exact = values.astype(np.float64)
-        if exact.tolist() == list(labels):  # not equal if float64 can't represent an integer label
+        if exact.tolist() == list(labels):  # false if float64 can't represent an integer label
             return na.float64(), partial(_numbers, na.float64(), exact)
     return na.string(), partial(_strings, [_text(label).encode() for label in labels])
 

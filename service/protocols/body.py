@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foldserve.service.errors import MemoryFull
 
-# A body below this size, in bytes, is not counted. Small bodies need little memory. A small request must not fail
+# A body of at most this size, in bytes, is not counted. Small bodies need little memory. A small request must not fail
 # because large bodies fill the memory.
 _UNCOUNTED = 2**16
 
@@ -14,13 +14,13 @@ class BodyMemory:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # The size of each counted body, by the identity of the body. Threads add and remove bodies at any time. Each
-        # operation on a dict is atomic, but adding to a single number is not. Therefore the sizes are kept in a dict.
+        # From the `id` of each counted body to its size in bytes. Threads add and remove bodies at any time. Each
+        # operation on a dict is atomic, but adding to a single number is not. Therefore, the sizes are kept in a dict.
         self._sizes: dict[int, int] = {}
 
     @property
     def held(self) -> int:
-        """The bytes of all bodies that are counted."""
+        """The total number of bytes in all counted bodies."""
         return sum(list(self._sizes.values()))
 
     def new_body(self) -> Body:
@@ -28,7 +28,10 @@ class BodyMemory:
         return Body(self)
 
     def check_room(self, size: int) -> None:
-        """Raise `MemoryFull` if there is no room now for a body of `size` bytes. The room is not reserved."""
+        """Raise `MemoryFull` if the memory now has no room for a body of `size` bytes.
+
+        This method does not reserve the room.
+        """
         if size > _UNCOUNTED and self.held + size > self._limit:
             raise self._full()
 
@@ -46,7 +49,10 @@ class BodyMemory:
 
 
 class Body(bytearray):
-    """A body that grows. The body is counted until it is freed, even if only a NumPy array still refers to it."""
+    """A request body that grows while it arrives.
+
+    The body is counted until it is freed, even if only a NumPy array still refers to it.
+    """
 
     __slots__ = ("_memory",)
 
@@ -60,7 +66,7 @@ class Body(bytearray):
         self += content
 
     def discard(self) -> None:
-        """Free the bytes now, although an exception's traceback may still refer to this object."""
+        """Free the bytes now, even if the traceback of an exception still refers to this body."""
         self.clear()
         self._memory._free(self)
 

@@ -1,7 +1,7 @@
 """Converts the JSON values of boolean and categorical columns to codes.
 
-The code of a boolean is 0 or 1. The code of a category is its index. If the column had texts in the training table, the
-service reads a text in the same way as training. This module handles single columns, not whole rows.
+The code of a boolean is 0 or 1. The code of a category is its index. If a column had texts in the training table, the
+service reads the texts of this column in the same way as training. This module handles single columns, not whole rows.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _MISFITS: dict[frozenset[type], str] = {
 
 
 class _Codes(dict[Any, float | None]):
-    """The codes of the known values.
+    """A dict from each known value to its code.
 
-    A text that means a missing value gets the code of a missing value. Any other value gets the code of an unseen
-    category.
+    A text that means a missing value gets the code of a missing value. Any other unknown value gets the code of an
+    unseen category.
     """
 
     def __init__(self, known: dict[Any, float | None], reading: Reading | None, unseen: float) -> None:
@@ -44,7 +44,7 @@ class _Codes(dict[Any, float | None]):
 
 
 class TimeColumn:
-    """One column of dates and times, whose values are texts of ISO 8601.
+    """One column of dates and times. Each value is a text in ISO 8601.
 
     place: the index of this column among all columns.
 
@@ -59,9 +59,9 @@ class TimeColumn:
         self._read = reading.moment
 
     def code(self, value: Any, row: int) -> float | None:
-        """Return the number of one value.
+        """Return the model's input number for one value.
 
-        Raises `InvalidInput` if it is neither null nor the text of a date or time.
+        Raises `InvalidInput` if the value is neither null nor the text of a date or time.
         """
         try:
             if value is None or type(value) is str:
@@ -71,15 +71,15 @@ class TimeColumn:
         raise InvalidInput(f"row {row}, column {self.name!r} {self.misfit}")
 
     def codes(self, values: Sequence[Any], first_row: int) -> list[float | None]:
-        """Return the numbers of values, one for each row. first_row: the row of the first value, for the message."""
+        """Return one number for each value. first_row: the row of the first value, for the error message."""
         return [self.code(value, row) for row, value in enumerate(values, first_row)]
 
 
 class CategoricalColumn:
     """One boolean or categorical column.
 
-    place: the index of the column among all columns. largest: the largest code. For a category, this is the code of an
-    unseen category. misfit: the reason why a value of another type is refused.
+    place: the index of the column among all columns. largest: the largest code. For a categorical column, the largest
+    code is the code of an unseen category. misfit: the reason why a value of another type is refused.
     """
 
     def __init__(self, place: int, feature: Feature, largest: int) -> None:
@@ -94,18 +94,19 @@ class CategoricalColumn:
         self._types = types | {type(None)}
         self.misfit = _MISFITS[types]
         known: dict[Any, float | None] = {value: float(code) for code, value in enumerate(values)}
-        # If no value may be missing, null stays null. The later check of the whole rows then refuses the null.
+        # If the feature allows no missing values, null stays null, and the later check of the whole rows refuses the
+        # null.
         known[None] = math.nan if feature.missing else None
         # A boolean column has no code for an unseen value. So an unknown text in this column is refused.
         self._read_boolean = reading.boolean if boolean and reading else None
         if reading and not boolean:
             known = dict.fromkeys(reading.missing_numbers, known[None]) | {str(v): known[v] for v in values} | known
             self._types |= {str}
-        self._codes = _Codes(known, reading, float(largest))  # the last argument has no effect in a boolean column
+        self._codes = _Codes(known, reading, float(largest))  # `unseen` has no effect in a boolean column
         self.no_code = "is neither 0 nor 1" if boolean else f"is not an index from 0 to {largest}"
 
     def code(self, value: Any, row: int) -> float | None:
-        """Return the code of one value. row: the index of the value's row, for the message.
+        """Return the code of one value. row: the index of the row, for the error message.
 
         Raises `InvalidInput` for a value of another type.
         """
@@ -114,7 +115,7 @@ class CategoricalColumn:
         return self._codes[value]
 
     def codes(self, values: Sequence[Any], first_row: int) -> list[float | None]:
-        """Return the codes of values, one for each row. first_row: the row of the first value, for the message.
+        """Return one code for each value. first_row: the row of the first value, for the error message.
 
         Raises `InvalidInput` for a value of another type.
         """
@@ -133,7 +134,7 @@ class CategoricalColumn:
 
 
 def json_value(feature: Feature, value: float | None) -> JsonValue:
-    """Convert a number of the model's input to the JSON value that a client would send."""
+    """Convert an input number of the model to the JSON value that a client would send for it."""
     if value is None or feature.kind == "numeric":
         return value
     if feature.kind == "time" and feature.reading is not None:

@@ -1,4 +1,4 @@
-"""Media types and content encodings: gzip and deflate for requests, gzip for answers.
+"""Handles media types and content encodings: gzip and deflate for requests, gzip for answers.
 
 This module has pure functions of headers and bytes. The functions do not depend on JSON or rows.
 """
@@ -13,14 +13,14 @@ from foldserve.service.errors import InvalidInput, TooLarge, UnsupportedMedia
 from foldserve.service.protocols.body import Body, BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
 
-# zlib selects the format by its window argument. The window size plus 16 selects gzip. The window size alone selects
-# zlib's format, which HTTP calls "deflate" (RFC 9110, section 8.4.1.2).
+# zlib selects the format by the argument `wbits`. The window size plus 16 selects gzip. The window size alone selects
+# zlib's own format, which HTTP calls "deflate" (RFC 9110, section 8.4.1.2).
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 # An answer below this size, in bytes, fits into one packet without compression.
 _MIN_COMPRESSED = 1400
 _FASTEST = 1
-# The largest number of encodings of one body. Decoding takes time for each encoding, and this time is long for a large
-# body.
+# The largest number of encodings of one body. The server must decode a large body once for each encoding, and this
+# takes long.
 _MAX_ENCODINGS = 2
 # The largest allowed ratio of a body's size after decompression to the body's size before decompression. Gzip makes a
 # table of numbers 3 to 20 times smaller, and a table of zeros 1,000 times smaller.
@@ -29,7 +29,7 @@ _MAX_RATIO = 200
 _ANY_RATIO = 2**23
 # The number of bytes that one call of zlib decompresses. During this call, zlib does not hold the interpreter's lock.
 _STEP = 2**18
-# The usual media types of requests, in their usual spelling.
+# The most frequent values of Content-Type, in their usual spelling.
 _USUAL_TYPES = (b"application/json", b"application/octet-stream")
 _QUALITY = re.compile(rb"[qQ] *= *([01](?:\.[0-9]{0,3})?)")
 
@@ -45,7 +45,7 @@ def media_type(headers: Headers) -> bytes | None:
 def preferred(headers: Headers, name: bytes, offered: Container[bytes]) -> bytes | None:
     """Return the value of `offered` with the largest q in the header `name`; None if the header has no such value.
 
-    If several values have the same q, the first of them is returned.
+    If several values have the same q, the function returns the first of these values.
     """
     best, largest = None, 0.0
     for choice in headers.get(name, b"").split(b","):
@@ -59,11 +59,11 @@ def preferred(headers: Headers, name: bytes, offered: Container[bytes]) -> bytes
 
 
 def inflated(headers: Headers, body: bytes | bytearray, max_body: int, memory: BodyMemory) -> bytes | bytearray:
-    """Undo the body's Content-Encoding.
+    """Decode a body that has a Content-Encoding.
 
-    Raises `UnsupportedMedia` for an encoding other than gzip, deflate and identity. Raises `InvalidInput` for a body
-    that does not have the encoding of its header. Raises `TooLarge` if the decoded body has more than `max_body` bytes,
-    or is many times larger than the encoded body. Raises `MemoryFull` if there is no room for the decoded body.
+    Raises `UnsupportedMedia` for an encoding other than gzip, deflate and identity. Raises `InvalidInput` if the body
+    does not have the encoding that its header names. Raises `TooLarge` if the decoded body has more than `max_body`
+    bytes, or is many times larger than the encoded body. Raises `MemoryFull` if there is no room for the decoded body.
     """
     encodings = headers.get(b"content-encoding", b"identity").split(b",")
     if len(encodings) > _MAX_ENCODINGS:
@@ -107,8 +107,8 @@ def _inflate(body: bytes | bytearray, window: int, max_body: int, ratio_limit: i
 def compressed(headers: Headers, reply: Reply) -> Reply:
     """Compress a large answer with gzip if the client accepts gzip.
 
-    Answers never use deflate. Deflate compresses in the same way as gzip. The result of deflate is 12 bytes shorter,
-    but deflate is not faster.
+    Answers never use deflate. Deflate compresses in the same way as gzip, and is not faster. The result of deflate is
+    only 12 bytes shorter.
     """
     if len(reply.body) < _MIN_COMPRESSED:
         return reply

@@ -3,18 +3,19 @@
     {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
-An instance that is an object may have columns of the training table that are not features. These columns are ignored.
-Such an instance may leave out features that had only one value in training. The metrics count the ignored columns and
-the left-out features. The query of the URL may ask for another form of the answer.
+An instance that is an object may have columns of the training table that are not features. The service ignores columns
+that are not features. An instance that is an object may leave out features that had only one value in training. The
+metrics count the ignored columns and the left-out features. The query of the URL may ask for another form of the
+answer.
 
 A category is written as its string or number, a boolean as true or false, and a missing value as null. If a numeric
 column had texts in the training table, the service reads a text in the same way as training.
 
-For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`).
-In raw rows, a category is its index, a boolean is 0 or 1, and a missing value is NaN. The answer may be raw as well, or
-an Arrow stream.
+For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`). In
+raw rows, a category is its index, a boolean is 0 or 1, and a missing value is NaN. The answer may also be raw float32,
+or an Arrow stream.
 
-This module owns the request of this protocol, and answers.py owns the answer. This module does not depend on routes,
+This module owns the requests of this protocol, and `answers` owns its answers. This module does not depend on routes,
 batchers or runtimes.
 """
 
@@ -60,8 +61,7 @@ JSON_TYPE = b"application/json"
 # The largest number of warnings in one answer.
 MAX_WARNINGS = 100
 _FLOAT = np.dtype("<f4")
-# A thread encodes the answer if both are true: the query asks for another form, and the answer has more than this
-# number of values.
+# If the query asks for another form, and the answer has more than this number of values, a thread encodes the answer.
 _MANY_NUMBERS = 20_000
 
 _Counted = dict[tuple[Unusual, str], int]
@@ -74,7 +74,7 @@ class FriendlyCodec:
         self._columns = Columns(manifest.features)
         self._names = ColumnNames(manifest)
         names = self._names.features
-        # An itemgetter with only one name returns a value instead of a tuple.
+        # With only one name, `itemgetter` returns a single value instead of a tuple.
         self._picked = itemgetter(*names) if len(names) > 1 else lambda row: [row[names[0]]]
         self._max_rows = max_rows
         self._answers = Answers(manifest)
@@ -114,7 +114,10 @@ class FriendlyCodec:
         return codec
 
     def _apply(self, options: AnswerOptions, request: DecodedRequest, counted: _Counted, wanted: bytes | None) -> None:
-        """Give the answer the form that the query asks for. Raises `InvalidInput` for an answer that is not JSON."""
+        """Set the encoder of the answer to the form that the query asks for.
+
+        Raises `InvalidInput` if the client wants an answer that is not JSON.
+        """
         if wanted not in (None, JSON_TYPE):
             raise InvalidInput("the query parameters named, top and warnings need an answer in JSON")
         warnings = self._warnings(request.rows, counted) if options.warnings else None
@@ -157,8 +160,8 @@ class FriendlyCodec:
         columns = self._columns
         rows = RowsBuffer(columns.width)
         by_name = None
-        # The fast path uses each number as the model's input. A number that is a category, or that means a missing
-        # value, needs the slow path.
+        # The fast path passes each JSON number unchanged to the model. If a number may be a category or a missing
+        # value, the request needs the slow path.
         fast = columns.are_plain
         for piece in pieces:
             numbers = read_numbers(body, piece, columns.width) if fast and piece.brackets else None
@@ -166,7 +169,7 @@ class FriendlyCodec:
             if some is None:
                 if fast_only:
                     raise SlowBody
-                fast = False  # the next pieces probably need the slow path too
+                fast = False  # probably, the next pieces need the slow path too
                 instances = parse_piece(body, piece)
                 if by_name is None:
                     by_name = not rows.count and type(instances[0]) is dict
@@ -228,8 +231,8 @@ def _count(counted: _Counted, kind: Unusual, names: Iterable[str]) -> None:
 def example(manifest: Manifest) -> list[JsonValue]:
     """Return the first golden row as a client would write it.
 
-    A golden row may have the code of an unseen category. That code has no value, so the last category is returned
-    instead.
+    A golden row may have the code of an unseen category. The code of an unseen category has no value, so the last
+    category is returned instead.
     """
     return [
         json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)

@@ -1,8 +1,9 @@
 """Parses JSON text. Cuts one long array out of a document, and parses the array in pieces.
 
-A JSON parser holds the interpreter for the whole document and creates an object for each value. Therefore a large body
-is parsed in steps, which limits the memory and the time of each step. First, a scan finds the elements of the long
-array. Then the document is parsed without these elements. Last, the elements are parsed a piece at a time.
+A JSON parser blocks the interpreter until the whole document is parsed, and creates an object for each value.
+Therefore, a large body is parsed in steps. Each step then needs little memory and time. First, a scan finds the
+elements of the long array. Then the document is parsed without the elements of the long array. Finally, the elements
+are parsed, one piece at a time.
 
 This module does not depend on rows or protocols.
 """
@@ -20,34 +21,37 @@ import orjson
 
 from foldserve.service.errors import InvalidInput
 
-# A text below this size, in bytes, is parsed at once. Measurements show that cutting such a text takes longer than
-# parsing.
+# A text of at most this size, in bytes, is parsed in one step. Measurements show that cutting a text of this size takes
+# longer than parsing it.
 SMALL = 2**12
-# The size of a piece in bytes. A larger piece is not faster, and holds the interpreter for more than 1 or 2 ms.
+# The size of a piece in bytes. Parsing a larger piece is not faster, and blocks the interpreter for more than 1 or 2
+# ms.
 PIECE_BYTES = 2**16
 # The largest number of bytes before the elements of the array. The same limit applies to the bytes after the elements.
 MAX_AROUND = 2**16
-# The largest number of bytes of one element, unless a codec needs more.
+# The default for the largest number of bytes of one element. A codec may allow more.
 MAX_ELEMENT_BYTES = 2**20
 
 _NOT_SPACE = re.compile(rb"[^ \t\n\r]")
-# A string, or a character between values. The quantifiers are possessive, so that no text makes them backtrack.
+# A JSON string, or a punctuation character of JSON. The quantifiers are possessive, so that no text makes them
+# backtrack.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}:,]', re.DOTALL)
-# This mark replaces the elements while the document around them is parsed. A client cannot guess the mark.
+# This mark replaces the elements of the long array while the rest of the document is parsed. A client cannot guess the
+# mark.
 _MARK = secrets.token_hex(16)
 _MARK_TEXT = orjson.dumps(_MARK)
 
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
 _R, _F = b"rf"
-# Each bracket, and how it changes the depth of nesting.
+# From each bracket to the change of the nesting depth.
 _STEPS = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 
 
 class Piece(NamedTuple):
     """`body[start:end]` is one or more whole elements of the array, with the commas between them.
 
-    elements: the number of elements that are arrays or objects. If no element is an array or object, this is the number
-    of all elements. brackets: the number of brackets and braces outside strings.
+    elements: the number of elements that are arrays or objects, or the number of all elements if no element is an array
+    or object. brackets: the number of brackets and braces outside strings.
     """
 
     start: int
@@ -84,12 +88,12 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
         # orjson refuses subclasses of bytearray.
         return orjson.loads(text if type(text) is bytes else memoryview(text))
     except orjson.JSONDecodeError as error:
-        # The error does not keep its cause: the cause holds the whole document, which must not be logged.
+        # The error is raised without its cause, because the cause holds the whole document, which must not be logged.
         raise _invalid_at(error.pos) from None
 
 
 def has_booleans(text: bytes | bytearray) -> bool:
-    """Return whether true or false is in the text.
+    """Return whether `true` or `false` occurs in the text.
 
     The search for one letter is fast. Most requests have neither an r nor an f.
     """
@@ -97,7 +101,7 @@ def has_booleans(text: bytes | bytearray) -> bool:
 
 
 def parse_piece(body: bytes | bytearray, piece: Piece) -> list[Any]:
-    """Parse the elements of a piece; a piece has at least one. Raises `InvalidInput` for invalid JSON."""
+    """Parse the elements of a piece. A piece has at least one element. Raises `InvalidInput` for invalid JSON."""
     try:
         elements: list[Any] = orjson.loads(in_brackets(body, piece))
     except orjson.JSONDecodeError as error:
@@ -108,12 +112,12 @@ def parse_piece(body: bytes | bytearray, piece: Piece) -> list[Any]:
 
 
 def in_brackets(body: bytes | bytearray, piece: Piece) -> bytes:
-    """Return a piece as the text of an array."""
+    """Return the text of a piece with `[` before it and `]` after it."""
     return b"".join((b"[", memoryview(body)[piece.start : piece.end], b"]"))
 
 
 def count_commas(body: bytes | bytearray, piece: Piece) -> int:
-    """Count the commas of a piece outside strings."""
+    """Count the commas of a piece that are not inside a string."""
     text = np.frombuffer(body, np.uint8, piece.end - piece.start, piece.start)
     return int(_commas(text, _quotes(text)).size)
 
@@ -122,9 +126,9 @@ def count_commas(body: bytes | bytearray, piece: Piece) -> int:
 class LongArray:
     """The array to cut out of a document.
 
-    path: the names and indices that lead to the array, for example ("inputs", 0, "data"). max_elements: the largest
-    number of elements. noun: the word for elements in messages. max_bytes: the largest number of bytes of one element.
-    piece_bytes: the size of a piece in bytes; a piece is larger only if a single element is larger.
+    path: the names and indices on the way to the array, for example ("inputs", 0, "data"). max_elements: the largest
+    number of elements. noun: the word that error messages use for elements. max_bytes: the largest number of bytes of
+    one element. piece_bytes: the size of a piece in bytes; a piece is larger only if a single element is larger.
     """
 
     path: tuple[str | int, ...]
@@ -138,8 +142,8 @@ def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
     """Cut an array out of a document.
 
     This function does not parse the pieces. The body is valid JSON if `is_cut` finds the array and `parse_piece`
-    accepts every piece. The pieces then hold the elements of that array. The reason: the mark in `around` shows that an
-    array is at this place. In an array, JSON allows any elements with commas between them.
+    accepts every piece. If both are true, the pieces hold the elements of this array. The mark in `around` proves that
+    JSON allows an array at this place, and JSON allows any elements with commas between them in an array.
 
     Raises `InvalidInput` if a long array is not closed, has too many elements, or has an element that is too large.
     Also raises `InvalidInput` if the document around the array is too large or is not JSON.
@@ -163,14 +167,14 @@ def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
             if elements > array.max_elements:
                 raise InvalidInput(f'"{name}" has more {array.noun} than the {array.max_elements} that are allowed')
         elif pieces:
-            raise _invalid_at(_characters(body, 0, piece.end))  # there is a comma after the last element
+            raise _invalid_at(_characters(body, 0, piece.end))  # a comma follows the last element
         if body[after] != _COMMA:
             return CutDocument(_parse_around(body, start, after, end), pieces, elements)
         place = after + 1
 
 
 def _parse_around(body: bytes | bytearray, start: int, stop: int, end: int) -> Any:
-    """Parse the document around the elements, which are `body[start:stop]`."""
+    """Parse the document without its elements, `body[start:stop]`."""
     if end - stop > MAX_AROUND:
         raise InvalidInput(f"the JSON has more than {MAX_AROUND} bytes after its rows")
     try:
@@ -182,8 +186,11 @@ def _parse_around(body: bytes | bytearray, start: int, stop: int, end: int) -> A
 
 
 def _find(body: bytes | bytearray, path: tuple[str | int, ...], end: int) -> int | None:
-    """Return the place after the `[` of the array at `path`; None if it is not found. The text may be invalid JSON."""
-    here: list[str | int] = []  # the name or the index of the value that comes next, at each level
+    """Return the place after the `[` of the array at `path`; None if the array is not found.
+
+    The text may be invalid JSON.
+    """
+    here: list[str | int] = []  # for each level: the name or index of the next value
     name_follows = False
     for token in _TOKEN.finditer(body, 0, end):
         text = token[0]
@@ -244,12 +251,13 @@ def _next_piece(body: bytes | bytearray, start: int, end: int, array: LongArray)
 def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] | None:
     """Find the last element that ends in `body[start:stop]`. An element begins at `start`.
 
-    Returns the piece up to the end of that element. Also returns the place where the search for the next comma or `]`
-    begins. Returns None if no element ends in this range.
+    Returns the piece that ends with this element. Also returns the place where the search for the next comma or `]`
+    begins. Returns None if no element ends in `body[start:stop]`.
     """
     text = np.frombuffer(body, np.uint8, stop - start, start)
     quotes = _quotes(text) if body.find(b'"', start, stop) >= 0 else None
-    # The four brackets are 0x5B, 0x5D, 0x7B and 0x7D. The mask finds them and four other characters: Y, _, y and DEL.
+    # The four brackets are 0x5B, 0x5D, 0x7B and 0x7D. The mask finds the brackets and four other characters: Y, _, y
+    # and DEL.
     places = np.flatnonzero((text & 0xD9) == 0x59)
     if quotes is not None:
         places = places[~_inside(quotes, places)]
@@ -262,14 +270,14 @@ def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] |
         brackets += 1
         if depth == 0:
             elements, after, piece_brackets = elements + 1, place + 1, brackets
-        elif depth < 0:  # this is the `]` that closes the array
+        elif depth < 0:  # this byte is the `]` that closes the array
             if not elements and _NOT_SPACE.search(body, start, start + place):
                 elements = 1 + _commas(text[:place], quotes).size
             return Piece(start, start + place, elements, piece_brackets), start + place
     if elements:
         return Piece(start, start + after, elements, piece_brackets), start + after
     commas = _commas(text, quotes)
-    if brackets or not commas.size:  # the first element is longer than this range
+    if brackets or not commas.size:  # the first element does not end in this range
         return None
     after = start + int(commas[-1])
     return Piece(start, after, commas.size, 0), after
@@ -293,7 +301,7 @@ def _inside(quotes: npt.NDArray[np.intp], places: npt.NDArray[np.intp]) -> npt.N
 
 
 def _commas(text: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp] | None) -> npt.NDArray[np.intp]:
-    """Return the places of the commas outside strings."""
+    """Return the places of all commas that are not inside a string."""
     commas = np.flatnonzero(text == _COMMA)
     return commas if quotes is None else commas[~_inside(quotes, commas)]
 
@@ -321,7 +329,7 @@ def _invalid_at(character: int) -> InvalidInput:
 
 
 def _characters(body: bytes | bytearray, start: int, stop: int) -> int:
-    """Count the characters of UTF-8 in `body[start:stop]`: all bytes except the continuation bytes."""
+    """Count the characters in the UTF-8 text `body[start:stop]`: all bytes except the continuation bytes."""
     blocks = range(start, stop, PIECE_BYTES)
     view = np.frombuffer(body, np.uint8)
     return sum(int(np.count_nonzero((view[block : min(block + PIECE_BYTES, stop)] & 0xC0) != 0x80)) for block in blocks)

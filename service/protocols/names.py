@@ -1,7 +1,7 @@
-"""Matches the names of a request with the columns of a model: features, columns that training left out, constants.
+"""Matches the column names of a request with the columns of a model.
 
-Each protocol that names columns uses this module, so that all protocols give the same errors. This module does not read
-the values of a request.
+The columns of a model are features, constants, and columns that training left out. Every protocol whose requests name
+columns uses this module, so that all protocols give the same errors. This module does not read the values of a request.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from foldserve.service.bundle import Manifest
 from foldserve.service.errors import InvalidInput
 from foldserve.service.protocols.categories import JsonValue, json_value
 
-# An error names an unknown member only if its name is at most this long.
+# An error message contains the name of an unknown member only if the name has at most this many characters.
 _MAX_NAME = 40
 
 
 class ColumnNames:
-    """The names of one model.
+    """The column names of one model.
 
     features: the names that a request may have, in the order of the model. constants: the value of each feature that
     had only one value in training; a request may leave these features out.
@@ -36,8 +36,8 @@ class ColumnNames:
     def match(self, names: Collection[str], where: str) -> tuple[set[str], set[str]]:
         """Return the names that training left out, and the constant features that `names` lacks.
 
-        where: the part of the request that has the names, for the message. Raises `InvalidInput` for any other
-        difference.
+        where: the part of the request that has the names, for the error message. Raises `InvalidInput` if `names` and
+        the features differ in any other way.
         """
         given = set(names)
         ignored, filled = given - self.set, set(self.set - given)
@@ -46,7 +46,7 @@ class ColumnNames:
         return ignored, filled
 
     def _misfit(self, names: Iterable[str], given: set[str], where: str) -> str:
-        """Return a text that names the first missing feature and the first unknown name."""
+        """Return an error text with the first missing feature and the first unknown name."""
         lacking = next((name for name in self.features if name not in given and name not in self.constants), None)
         known = self.set | self._left_out
         unknown = next(((place, name) for place, name in enumerate(names) if name not in known), None)
@@ -57,11 +57,11 @@ class ColumnNames:
 
 
 def _printable(place: int, name: str) -> str:
-    """Return the name of a member if it is short and plain, and otherwise its place in the object.
+    """Return the name of a member if the name is short and plain. Otherwise, return the number of the member.
 
-    A message repeats no values of a request. The name of a member is not a value, and people need it to find a
-    misspelt name. Only letters, digits, blanks and the characters _-. are repeated. So a message can't carry markup,
-    control characters or a long text.
+    An error message never repeats a value of a request. The name of a member is not a value, and users need the name to
+    find a spelling mistake. A plain name has only letters, digits, blanks, `_`, `-` and `.`, so a message never
+    contains markup or control characters.
     """
     plain = len(name) <= _MAX_NAME and all(letter.isalnum() or letter in " _-." for letter in name)
     return repr(name) if plain and name.strip() else f"number {place + 1}"

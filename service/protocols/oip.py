@@ -1,14 +1,15 @@
-"""The Open Inference Protocol, version 2: requests and answers have tensors, as JSON or binary.
+"""The Open Inference Protocol, version 2. Requests and answers contain tensors, as JSON or in binary.
 
     {"id": ..., "parameters": {...}, "inputs": [{"name", "shape", "datatype", "data" | "parameters"}], "outputs": [...]}
     -> {"model_name", "model_version", "id", "outputs": [{"name", "datatype", "shape", "data" | "parameters"}]}
 
-The header Inference-Header-Content-Length gives the length of the JSON. The bytes of the tensors follow the JSON. These
-bytes are little-endian and row-major. A length of 0 means that the whole body is rows of FP32.
+The header Inference-Header-Content-Length gives the length of the JSON. After the JSON, the body has the bytes of the
+binary tensors, which are little-endian and row-major. If the header gives the length 0, the whole body consists of FP32
+rows.
 
-In the one tensor of a model, every value is a number. A missing value is NaN in binary and null in JSON. A boolean is 0
-or 1. A category is its index. A category that training has not seen has the index after the last known category. A
-request may have a tensor for each column instead (`oip_columns.py`).
+If a request has one tensor for all features, every value is a number. A missing value is NaN in binary and null in
+JSON. A boolean is 0 or 1. A category is its index. A category that training has not seen has the index after the last
+known category. A request may have a tensor for each column instead (`oip_columns.py`).
 
 This module owns the request and the answer of one inference. This module does not depend on routes, batchers or
 runtimes.
@@ -55,22 +56,22 @@ from foldserve.service.protocols.request import DecodedRequest, SlowBody
 from foldserve.service.protocols.rows import Columns
 
 _MEDIA_TYPES = (None, b"application/json", b"application/octet-stream")
-# The largest JSON text of one column, in bytes. Parsing a text of this size holds the interpreter for about 30 ms.
+# The largest JSON text of one column, in bytes. Parsing a text of this size blocks the interpreter for about 30 ms.
 _MAX_COLUMN_BYTES = 4 * 2**20
-# The largest number of JSON values of one tensor besides its data. Examples are the name and the shape.
+# The largest number of JSON values that one tensor may have besides its data, such as the name and the shape.
 _MAX_MEMBERS = 32
 
-# The largest number of digits of a length. Python is slow to convert thousands of digits.
+# The largest number of digits of a length. Python needs much time to convert thousands of digits to an int.
 _MAX_DIGITS = 18
-# A codec keeps JSON texts that come before binary rows. It keeps at most this number of texts. A kept text has at most
-# this number of bytes.
+# A codec remembers the JSON texts before binary rows: at most this number of texts, and only texts of at most this
+# number of bytes.
 _MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 2048
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class _Known(NamedTuple):
-    """The content of a JSON text in front of binary rows. Most clients send the same text before each body.
+    """The content of a JSON text before binary rows. Most clients send the same JSON text in each request.
 
     size: the number of bytes of the rows. rows: the number of rows. timeout: the timeout of the request, in seconds.
     """
@@ -94,11 +95,11 @@ class OipCodec:
         width = self._columns.width
         row_bytes = max(MAX_ELEMENT_BYTES, 1024 * width)
         self._array = LongArray(("inputs", 0, "data"), "values", max_rows * width, row_bytes, piece_bytes)
-        # A request by column has a tensor for each feature. It may also have tensors for columns that training left
-        # out.
+        # A request with one tensor for each column has a tensor for each feature. This request may also have tensors
+        # for columns that training left out.
         columns = width + len(manifest.ignored)
         self._tensors = LongArray(("inputs",), "tensors", columns, _MAX_COLUMN_BYTES, piece_bytes)
-        self._known: dict[bytes, _Known] = {}  # the key is the JSON text; a text with an id is not kept
+        self._known: dict[bytes, _Known] = {}  # the key is the JSON text; a text with an id is not stored
         self._one_tensor = re.compile(rb'"name"\s*:\s*' + re.escape(orjson.dumps(self._input)))
 
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
@@ -128,7 +129,7 @@ class OipCodec:
         return self._with_rows(document.around, tail, head, document, fast_only=fast_only)
 
     def _cut_tensor(self, head: bytes | bytearray) -> CutDocument | None:
-        """Cut the array of the one tensor out of a large JSON text; None if the text has other tensors."""
+        """Cut the data of the one tensor out of a large JSON text. Return None if the text has other tensors."""
         try:
             document = cut(head, self._array)
         except InvalidInput:
@@ -150,7 +151,7 @@ class OipCodec:
         return self._with_answer(request, *self._column_tensors.read(tensors, tail))
 
     def _parse_tensors(self, head: bytes | bytearray, piece: Piece) -> list[Any]:
-        """Parse the tensors of a piece, unless they have more values than a column may have."""
+        """Parse the tensors of a piece. Raises `InvalidInput` if a column may have more rows than allowed."""
         most = piece.elements * (self._column_tensors.max_rows + _MAX_MEMBERS)
         if piece.brackets > 2 * most or count_commas(head, piece) > most:
             raise InvalidInput(f'"inputs" has more rows than the {self._column_tensors.max_rows} that are allowed')
@@ -159,8 +160,8 @@ class OipCodec:
     def for_query(self, query: bytes, /) -> OipCodec:
         """Return the codec for requests whose URL has this query.
 
-        This protocol has no query parameters. Other parameters are ignored, because a client may send them for a proxy.
-        Parameters of the friendly protocol raise `InvalidInput`, because they would have no effect.
+        This protocol has no query parameters. Parameters of the friendly protocol raise `InvalidInput`, because these
+        parameters would have no effect. All other parameters are ignored, because a client may send them for a proxy.
         """
         if any(part.partition(b"=")[0] in NAMES for part in query.split(b"&")):
             raise InvalidInput("named, top and warnings are query parameters of /v1/models/...:predict only")
@@ -211,7 +212,7 @@ class OipCodec:
         return decoded
 
     def _remember(self, head: bytes, known: _Known) -> None:
-        """Keep the content of a JSON text in front of binary rows."""
+        """Remember the content of a JSON text before binary rows."""
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
         self._known[head] = known
@@ -224,7 +225,10 @@ class OipCodec:
     def _with_answer(
         self, request: dict[str, Any], rows: Rows, counted: Counter[tuple[Unusual, str]] | None = None
     ) -> DecodedRequest:
-        """Check the request's options for the answer, before the model runs the rows. Raises `InvalidInput`."""
+        """Check the options of the request for the answer, before the model runs, and return the decoded request.
+
+        Raises `InvalidInput`.
+        """
         counts = self._columns.count(rows)
         if counted:
             counted.update(counts or {})
@@ -243,6 +247,6 @@ class OipCodec:
 
 
 def _has_one_tensor(request: Any, name: str) -> bool:
-    """Return whether a parsed request has exactly one tensor, with this name."""
+    """Return whether a parsed request has exactly one tensor and this tensor has the name `name`."""
     tensors = request.get("inputs") if type(request) is dict else None
     return type(tensors) is list and len(tensors) == 1 and type(tensors[0]) is dict and tensors[0].get("name") == name

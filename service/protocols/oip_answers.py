@@ -1,9 +1,9 @@
-"""The answers of the Open Inference Protocol: the tensors that a request asks for, as JSON or binary.
+"""Writes the answers of the Open Inference Protocol: the tensors that a request asks for, as JSON or in binary.
 
 A request may ask for the output of the model, for `label`, or for both. `label` is the predicted label as a text. The
-prediction uses the decision threshold of the model. With the classification extension, the answer has the best classes
-of each row instead of the outputs. This module uses outputs and the options of a request. This module does not depend
-on rows.
+predicted label depends on the decision threshold of the model. With the classification extension, the answer has the
+best classes of each row instead of the outputs. This module uses outputs and the options of a request. This module does
+not depend on rows.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
 """
@@ -49,7 +49,7 @@ class OipAnswers:
         self._output = manifest.output.name
         self._start = orjson.dumps(self._model)[:-1]
         self.json = partial(self._json, self._start)  # encodes the answer to a request without options
-        # If the answer has only one tensor, this is the JSON of the tensor before its shape.
+        # The JSON text of the output tensor before its shape, for answers that have only this tensor.
         self._tensor_start = orjson.dumps({"name": self._output, "datatype": "FP32"})[:-1]
         self._decision = Decision.of(manifest)
         self._has_classes = bool(manifest.labels)
@@ -86,8 +86,8 @@ class OipAnswers:
 
     # --- only the output of the model, which nearly all requests want ------------------------------------------------
 
-    # The texts around the numbers are already known, so orjson writes only the numbers. `start` is the answer up to its
-    # member `outputs`.
+    # The texts around the numbers are already known, so orjson writes only the numbers. `start` is the text of the
+    # answer before its member `outputs`.
 
     def _json(self, start: bytes, outputs: Outputs) -> Reply:
         data = orjson.dumps(outputs.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
@@ -155,7 +155,10 @@ def parameters(holder: dict[str, Any]) -> dict[str, Any]:
 
 
 def flag(given: dict[str, Any], name: str, *, default: bool) -> bool:
-    """Return a parameter that is true or false. Raises `InvalidInput` for any other value."""
+    """Return the parameter `name`, which must be true or false.
+
+    Raises `InvalidInput` if the parameter has any other value.
+    """
     value = given.get(name, default)
     if type(value) is not bool:
         raise InvalidInput(f'the parameter "{name}" is neither true nor false')

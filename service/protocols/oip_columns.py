@@ -1,9 +1,9 @@
-"""A table in the Open Inference Protocol: one tensor for each column, as KServe's and MLServer's clients send tables.
+"""Reads a table in the Open Inference Protocol: one tensor for each column.
 
-The values are the same as in the friendly protocol. A category is its own text or number, and a boolean is true or
-false. A missing value is null in JSON, and NaN in binary. A text is read in the same way as training read the table.
-This module turns the tensors of a request into rows. This module does not depend on the other parts of the request, or
-on the answer.
+Clients of KServe and MLServer send tables in this form. The values are the same as in the friendly protocol. A category
+is written as its text or number, and a boolean as true or false. A missing value is null in JSON, and NaN in binary.
+The service reads each text in the same way as training read the texts of the table. This module turns the tensors of a
+request into rows. This module does not depend on other parts of the request, or on the answer.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md#tensor-data-types
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -35,7 +35,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class ColumnTensors:
-    """The columns of one model."""
+    """Reads requests with one tensor for each column, for one model."""
 
     def __init__(self, manifest: Manifest, max_rows: int) -> None:
         self.names = ColumnNames(manifest)
@@ -47,8 +47,8 @@ class ColumnTensors:
     def read(self, tensors: Iterable[Any], content: memoryview | None) -> tuple[Rows, Counter[tuple[Unusual, str]]]:
         """Read the tensors of a request, in any order, as float32 [rows, features].
 
-        content: the bytes after the JSON; None if no header gives the length of the JSON. Also returns the counts of
-        ignored columns and of left-out constants. Raises `InvalidInput`.
+        content: the bytes after the JSON; None if no header gives the length of the JSON. Also returns, for each
+        ignored column and each constant that the request leaves out, the number of rows. Raises `InvalidInput`.
         """
         table = _Table(self)
         for tensor in tensors:  # a large request yields one tensor at a time, to save memory
@@ -57,16 +57,16 @@ class ColumnTensors:
 
 
 class _Table:
-    """The columns of one request."""
+    """Collects the columns of one request."""
 
     def __init__(self, model: ColumnTensors) -> None:
         self._model = model
         self._count = 0  # rows
-        self._read: dict[str, Rows | None] = {}  # a value is None if the column's bytes follow the JSON
-        self._binary: list[tuple[str, str, Any]] = []  # name, datatype and size, in the order of the bytes
+        self._read: dict[str, Rows | None] = {}  # a value is None if the bytes of its column come after the JSON
+        self._binary: list[tuple[str, str, Any]] = []  # name, datatype and size of each tensor, in byte order
 
     def add(self, tensor: Any) -> None:
-        """Read one tensor. `finish` reads the bytes of a binary tensor."""
+        """Read one tensor. If the tensor is binary, `finish` reads its bytes later."""
         name = tensor.get("name") if type(tensor) is dict else None
         place = len(self._read) + 1
         if type(name) is not str:
@@ -91,7 +91,10 @@ class _Table:
             self._read[name] = column.read(_from_json(name, datatype, data, self._count))
 
     def finish(self, content: memoryview | None) -> tuple[Rows, Counter[tuple[Unusual, str]]]:
-        """Return the rows, and the counts of columns. content: the bytes after the JSON, or None."""
+        """Return the rows, and the counts of ignored columns and of constants.
+
+        content: the bytes after the JSON, or None.
+        """
         model = self._model
         ignored, filled = model.names.match(self._read.keys(), model.where)
         self._read_binary(content)
@@ -104,7 +107,7 @@ class _Table:
         return rows, counted
 
     def _check_shape(self, shape: Any, place: int) -> None:
-        """Check that a tensor is one column, with as many rows as the tensors before it."""
+        """Check that a tensor is one column that has as many rows as the earlier tensors."""
         sizes = shape if type(shape) is list and all(type(size) is int for size in shape) else []
         if len(sizes) not in (1, 2) or sizes[1:] not in ([], [1]) or sizes[0] < 1:
             raise InvalidInput(
@@ -143,8 +146,8 @@ class _Column:
         self._columns = Columns((feature,))
 
     def read(self, values: list[Any]) -> Rows:
-        """Return values as float32 [rows]. Raises `InvalidInput`."""
-        if self._is_boolean:  # a data frame stores booleans as numbers in a column with missing values
+        """Return the values of the column as float32 [rows]. Raises `InvalidInput`."""
+        if self._is_boolean:  # if values are missing, a data frame stores booleans as numbers
             values = [value == 1 if type(value) in (int, float) and value in (0, 1) else value for value in values]
         return self._columns.from_json_values(values)[:, 0]
 
@@ -166,7 +169,7 @@ def _from_json(name: str, datatype: str, data: list[Any], count: int) -> list[An
 
 
 def _texts(name: str, _: str, content: memoryview, count: int) -> list[str | None]:
-    """Read UTF-8 texts. Each text comes after its length."""
+    """Read texts in UTF-8. The length of each text comes before the text."""
     texts: list[str | None] = []
     start, end = 0, len(content)
     while start < end and len(texts) < count:

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol's documents about a model: metadata, configuration and statistics.
+"""Makes the documents of the Open Inference Protocol about a model: metadata, configuration and statistics.
 
-This module has pure functions of a manifest and counts. The functions do not depend on requests or routes.
+This module has pure functions of a manifest and counts. This module does not depend on requests or routes.
 
 https://github.com/kserve/open-inference-protocol, and the model configuration and statistics extensions:
 https://github.com/triton-inference-server/server/tree/main/docs/protocol
@@ -18,7 +18,7 @@ _PLATFORM = "onnxruntime_onnx"
 
 
 def metadata(manifest: Manifest, versions: Sequence[str], **parameters: str) -> dict[str, Any]:
-    """Return the model metadata. versions: the versions that are served."""
+    """Return the model metadata. versions: the numbers of all versions that answer requests."""
     tensors = {
         kind: [{"name": tensor.name, "datatype": "FP32", "shape": list(tensor.shape)}]
         for kind, tensor in (("inputs", manifest.input), ("outputs", manifest.output))
@@ -35,7 +35,8 @@ def metadata(manifest: Manifest, versions: Sequence[str], **parameters: str) -> 
 def configuration(manifest: Manifest, max_rows: int) -> dict[str, Any]:
     """Return the model configuration.
 
-    The dimensions of the tensors leave out the batch. max_rows: the largest number of rows in one request.
+    The dimensions of the tensors do not contain the batch dimension. max_rows: the largest number of rows in one
+    request.
     """
     tensors = {
         kind: [{"name": tensor.name, "data_type": "TYPE_FP32", "dims": list(tensor.shape[1:])}]
@@ -51,10 +52,10 @@ def configuration(manifest: Manifest, max_rows: int) -> dict[str, Any]:
 
 
 def statistics(manifest: Manifest, totals: Totals) -> dict[str, Any]:
-    """Return the statistics of one model: counts of requests, and nanoseconds.
+    """Return the statistics of one model: counts of requests, and their times in nanoseconds.
 
-    A run serves several requests, so the time of one request in a run is unknown. `compute_infer` has the total time of
-    all runs. The count of `compute_infer` is the number of successful requests, as the protocol requires.
+    A run serves several requests, so the time of one request in a run is unknown. So the time of `compute_infer` is the
+    total time of all runs. The count of `compute_infer` is the number of successful requests, as the protocol requires.
     """
 
     def duration(count: int, seconds: float) -> dict[str, int]:

@@ -1,6 +1,6 @@
-"""The input tensor of the Open Inference Protocol: its shape, its datatype, and its data in JSON or in binary.
+"""Reads the input tensor of the Open Inference Protocol: its shape, its datatype, and its data in JSON or in binary.
 
-This module turns one tensor into rows. This module does not depend on the other parts of the request, or on the answer.
+This module turns one tensor into rows. This module does not depend on other parts of the request, or on the answer.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _CODES = {
 DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(code) for name, code in _CODES.items()}
 _INTEGERS = {name for name in DTYPES if "INT" in name}
 _LARGEST = {"FP16": float(np.finfo(np.float16).max), "BF16": 2.0**128 - 2.0**120}
-# For these datatypes, any finite number that fits float32 is valid. They need no further check.
+# For these datatypes, any finite number that fits float32 is valid, so no other check is needed.
 _FAST = ("FP32", "FP64")
 
 
 class InputTensor:
-    """The one input tensor of a model."""
+    """Reads the one input tensor of a model."""
 
     def __init__(self, name: str, columns: Columns, max_rows: int) -> None:
         self._name = name
@@ -43,7 +43,7 @@ class InputTensor:
         self._max_rows = max_rows
 
     def rows_in(self, shape: Any) -> int:
-        """Return the number of rows in a shape. Raises `InvalidInput` for a wrong shape."""
+        """Return the number of rows that a shape gives. Raises `InvalidInput` for a wrong shape."""
         width = self._columns.width
         if type(shape) is not list or not set(map(type, shape)) <= {int}:
             raise InvalidInput(f"the shape of {self._name!r} is not an array of integers")
@@ -62,7 +62,7 @@ class InputTensor:
     # --- data in JSON -------------------------------------------------------------------------------------------------
 
     def from_json(self, data: list[Any], datatype: str, count: int, *, booleans: bool) -> Rows:
-        """Read `count` rows of parsed values, nested or flat. Raises `InvalidInput`.
+        """Read `count` rows from parsed JSON: an array of rows, or an array of all values. Raises `InvalidInput`.
 
         booleans: whether a value may be true or false.
         """
@@ -77,7 +77,7 @@ class InputTensor:
     def from_pieces(
         self, body: bytes | bytearray, document: CutDocument, datatype: str, count: int, *, fast_only: bool
     ) -> Rows:
-        """Read `count` rows, nested or flat, from the pieces of a body.
+        """Read `count` rows from the pieces of a body: an array of rows, or an array of all values.
 
         Raises `InvalidInput`. With `fast_only`, raises `SlowBody` if reading would take long.
         """
@@ -96,7 +96,7 @@ class InputTensor:
             elif fast_only:
                 raise SlowBody
             else:
-                fast = False  # the next pieces probably need the slow path too
+                fast = False  # probably, the next pieces need the slow path too
                 values = parse_piece(body, piece)
                 values = rest + (self._flat(values, count) if nested else values)
                 whole = len(values) // width * width
@@ -109,7 +109,10 @@ class InputTensor:
     def _fast(
         self, body: bytes | bytearray, piece: Piece, rest: list[Any], *, nested: bool
     ) -> tuple[Rows, list[Any]] | None:
-        """Return the whole rows of a piece and the numbers after its last whole row; None if the piece needs checks."""
+        """Return the whole rows of a piece and the numbers after its last whole row.
+
+        Return None if the slow path must check the piece.
+        """
         numbers = read_numbers(body, piece, self._columns.width) if nested == bool(piece.brackets) else None
         if numbers is None:
             return None
@@ -163,7 +166,7 @@ class InputTensor:
         return self._columns.from_array(values)
 
     def from_raw(self, content: memoryview) -> Rows:
-        """Read rows of FP32. Raises `InvalidInput` unless the bytes are an allowed number of whole rows."""
+        """Read FP32 rows. Raises `InvalidInput` unless the bytes are whole rows, and not too many rows."""
         width = self._columns.width
         count, rest = divmod(len(content), 4 * width)
         if rest:
@@ -173,11 +176,10 @@ class InputTensor:
 
 
 def checked_numbers(name: str, values: list[Any], datatype: str) -> list[Any]:
-    """Return numbers from JSON if they fit a datatype. name: the name of the tensor, for the message. Raises
-    `InvalidInput`.
+    """Return numbers from JSON if they fit a datatype. name: the name of the tensor, for the message.
 
-    A value of BOOL may be true, false, 0 or 1. This function returns 0 or 1 for it. It does not
-    check the limits of FP16 and BF16.
+    Raises `InvalidInput`. A value of BOOL may be true, false, 0 or 1, and this function returns 0 or 1 for it. This
+    function does not check the limits of FP16 and BF16.
     """
     if datatype == "BOOL":
         if not all(type(value) is bool or (type(value) is int and value in (0, 1)) for value in values):

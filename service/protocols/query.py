@@ -22,8 +22,8 @@ class AnswerOptions:
     """The form of an answer.
 
     named: whether the probabilities of a row are an object with the names of the classes. top: the number of classes in
-    the answer for each row, the most probable class first. None means all classes, in the order of the labels.
-    warnings: whether the answer names the values that training has not seen.
+    the answer for each row, the most probable class first. If `top` is None, the answer has all classes, in the order
+    of the labels. warnings: whether the answer lists the values that training has not seen.
     """
 
     named: bool = False

@@ -1,6 +1,6 @@
-"""The training ranges of the features of one model: finds the values of a request that training has not seen.
+"""Finds the values of a request that are outside the training ranges of the features of one model.
 
-It reads rows that have passed the checks. This module does not depend on the format of a request.
+This module reads rows that have passed the checks of `rows`. This module does not depend on the format of a request.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Feature
 from foldserve.service.metrics import Counts, Unusual
 
-# The number of values that are compared in one step. The arrays of one step then fit into the cache of the processor.
+# The number of values that are compared in one step. With this number, the arrays of one step fit into the cache of the
+# processor.
 _STEP = 2**16
-# NumPy compares this many values with their bounds in one loop. Loops over single rows of few features are slow.
+# Rows are joined until NumPy compares about this many values in one loop, because a loop over one short row is slow.
 _COMPARED = 1024
 
 
 class Ranges:
     """The smallest and the largest value of each feature in the training rows.
 
-    The range of a categorical feature contains all known categories. So only the code of an unseen category is outside.
-    A missing value is never outside the range.
+    The range of a categorical feature contains all known categories. So only the code of an unseen category is outside
+    the range. A missing value is never outside the range.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:
@@ -55,8 +56,8 @@ class Ranges:
     def describe(self, rows: Rows, limit: int) -> tuple[list[dict[str, Any]], int]:
         """Describe the values outside their ranges, in the order of the rows.
 
-        Returns an entry for each of the first `limit` values, and the number of all such values. An entry has the
-        members `row`, `column` and `warning`.
+        Returns an entry for each of the first `limit` values outside their ranges, and the number of all values outside
+        their ranges. An entry has the members `row`, `column` and `warning`.
         """
         entries: list[dict[str, Any]] = []
         found = 0
@@ -71,7 +72,8 @@ class Ranges:
     def _steps(self, rows: Rows) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
         """Yield the parts of `rows` that have a value outside its range.
 
-        For each part, yield the index of its first row, and a bool array [rows, features].
+        For each part, yield the index of its first row, and a bool array [rows, features] that is True outside the
+        range.
         """
         step = max(1, _STEP // len(self._features))
         for start in range(0, len(rows), step):
@@ -84,7 +86,7 @@ class Ranges:
         """Return a bool array [rows, features] that is True where a value is outside its range."""
         outside = np.empty(rows.shape, np.bool_)
         whole = len(rows) - len(rows) % self._repeats
-        with np.errstate(invalid="ignore"):  # a signalling NaN raises this warning
+        with np.errstate(invalid="ignore"):  # NumPy warns about a signalling NaN
             if whole:
                 many = rows[:whole].reshape(-1, self._many_low.size)
                 np.logical_or(many < self._many_low, many > self._many_high, outside[:whole].reshape(many.shape))
@@ -110,7 +112,7 @@ class Ranges:
         feature = self._features[column]
         if feature.kind == "categorical":
             return "a category that training has not seen"
-        # A float32 becomes the number of its shortest text: 0.1, not 0.10000000149011612.
+        # Each float32 is converted by its shortest text, so the message has 0.1 instead of 0.10000000149011612.
         low, high = (float(str(bound[column])) for bound in (self._low, self._high))
         if feature.kind == "boolean":
             return f"training has only seen {'true' if low else 'false'}"

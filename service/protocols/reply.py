@@ -1,7 +1,7 @@
 """Builds answers and refusals. This module owns the table that maps each error to a status.
 
-The connection and FastAPI's routes share this module, so this module uses no framework. A status is a number, and
-headers are bytes.
+The connection and FastAPI's routes share this module, so this module uses no framework. A status is an int, and headers
+are bytes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from foldserve.service import errors
 
 log = logging.getLogger("foldserve")
 
-# The headers of a request. The names are in lower case.
+# The headers of a request, with names in lower case.
 Headers = Mapping[bytes, bytes]
 
 JSON = (b"content-type", b"application/json")
 
-# The status of every request error, and its description in OpenAPI. A test fails if an error is not in this table.
+# The status of every request error, and its description in OpenAPI. A test fails if the class of a request error is not
+# in this table.
 STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
     errors.InvalidHttp: (400, "The request is not HTTP that this server accepts."),
     errors.InvalidInput: (400, "The body is not rows of this model."),
@@ -62,7 +63,7 @@ class Reply:
 
 
 def refusal(error: errors.RequestError) -> Reply:
-    """Return the answer to a refused request. Log the cause if the error is not the client's fault."""
+    """Return the answer to a refused request. Also log the cause of a `RuntimeFailure`."""
     if isinstance(error, errors.RuntimeFailure):
         log.error("%s; cause: %r", error, error.__cause__)
     reply = failure(STATUS[type(error)][0], str(error), getattr(error, "retry_after", None))
@@ -72,6 +73,6 @@ def refusal(error: errors.RequestError) -> Reply:
 
 
 def failure(status: int, text: str, retry_after: int | None = None) -> Reply:
-    """Return an error answer, in the JSON shape of all errors."""
+    """Return an error answer. All error answers have the same JSON form."""
     headers = (JSON,) if retry_after is None else (JSON, (b"retry-after", b"%d" % retry_after))
     return Reply(status, headers, orjson.dumps({"error": text}))

@@ -1,4 +1,4 @@
-"""A decoded request. Every codec returns this type. The module does not depend on protocols or batchers."""
+"""A decoded request. Every codec returns this type. This module does not depend on protocols or batchers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from foldserve.service.protocols.reply import Reply
 
 
 class SlowBody(Exception):  # noqa: N818
-    """Decoding this body takes long, so a thread should decode it."""
+    """Raised if decoding a body takes long. The caller should then decode the body on a thread."""
 
 
 @dataclass(slots=True)
 class DecodedRequest:
     """The rows of one request, the encoder of its answer, and its deadline.
 
-    timeout: the time until the deadline, in seconds. counts: the values of the request that the metrics count; None if
-    there are none. encodes_slowly: whether a thread should encode the answer, because encoding takes long. identity:
-    the identifier that the client gives the request, in a protocol that has one.
+    timeout: the time until the deadline, in seconds. counts: the numbers of unusual values for the metrics; None if the
+    request has no unusual values. encodes_slowly: whether a thread should encode the answer, because encoding takes
+    long. identity: the id that the client has given to the request; None without an id.
     """
 
     rows: Rows

@@ -1,6 +1,7 @@
-"""Converts the values of a request to float32 [rows, features]. The error for a bad value names its row and column.
+"""Converts the values of a request to float32 [rows, features].
 
-This module owns the checks of values. This module does not depend on where a protocol puts the values in a body.
+The error for a wrong value names the row and the column. This module owns the checks of values. This module does not
+depend on where a protocol puts the values in a body.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from foldserve.service.protocols.ranges import Ranges
 
 _NUMBERS_AND_NULL = NUMBERS | {type(None)}
 
-# Measurements show that `struct` is faster than NumPy up to this count of numbers.
+# Measurements show that `struct` converts up to this many numbers faster than NumPy.
 _SMALL_COUNT = 512
 
 
@@ -48,8 +49,8 @@ class Columns:
         )
         self._converted: tuple[CategoricalColumn | TimeColumn, ...] = (*self.coded, *self._times)
         self._time_places = np.array([column.place for column in self._times], np.intp)
-        # First, the numeric columns in which texts are read as numbers. Second, the numeric columns in which some
-        # numbers mean a missing value.
+        # `_readings` is for the numeric columns in which texts are read as numbers. `_missing_numbers` is for the
+        # numeric columns in which some numbers mean a missing value.
         self._readings = [feature.reading if feature.kind == "numeric" else None for feature in features]
         self._missing_numbers = tuple(
             (place, reading.missing_numbers)
@@ -59,20 +60,20 @@ class Columns:
 
     @property
     def are_plain(self) -> bool:
-        """Whether each JSON number is used without a change.
+        """Whether the model gets each JSON number unchanged.
 
-        This is true if no column has codes, and no number means a missing value.
+        This is true if no column has codes or times, and no number means a missing value.
         """
         return not self.coded and not self._times and not self._missing_numbers
 
     def from_json_values(self, values: list[Any], first_row: int = 0, *, booleans: bool = True) -> Rows:
         """Read the values of whole rows, one row after the other, as float32 [rows, features].
 
-        A boolean is true or false, a category is its string or number, and a missing value is None. A text is read in
-        the same way as training read the table. first_row: the index of the first row in the request. booleans: whether
-        a value may be true or false. Raises `InvalidInput`.
+        A boolean is true or false, a category is its string or number, and a missing value is None. The function reads
+        each text in the same way as training read the texts of the table. first_row: the index of the first row in the
+        request. booleans: whether a value may be true or false. Raises `InvalidInput`.
         """
-        if len(values) == self.width:  # for one row, as in most requests, this is faster than slices
+        if len(values) == self.width:  # most requests have one row, and this way is faster than slices
             for column in self._converted:
                 values[column.place] = column.code(values[column.place], first_row)
         else:
@@ -86,7 +87,7 @@ class Columns:
         """Read the numbers of whole rows, one row after the other, as float32 [rows, features].
 
         Booleans and categories are codes, and a missing value is None. first_row: the index of the first row in the
-        request. booleans: whether `values` may contain true or false. This function refuses both. Raises
+        request. booleans: whether `values` may contain true or false, which this function refuses. Raises
         `InvalidInput`.
         """
         rows = self._from_json_numbers(values, first_row, booleans=booleans)
@@ -94,9 +95,9 @@ class Columns:
         return rows
 
     def from_doubles(self, numbers: npt.NDArray[np.float64]) -> Rows | None:
-        """Read the finite numbers of whole rows, as `from_json_numbers` does.
+        """Convert the finite numbers of whole rows in the same way as `from_json_numbers`.
 
-        Returns None instead of raising an error.
+        Returns None if `from_json_numbers` would raise an error.
         """
         with np.errstate(over="ignore"):
             rows = numbers.reshape(-1, self.width).astype(np.float32)
@@ -112,7 +113,7 @@ class Columns:
                     values[i] = None
 
     def _read_texts(self, values: list[Any], first_row: int, readings: Sequence[Reading | None]) -> None:
-        """In each column with a reading, replace each text by its number. Raises `InvalidInput`."""
+        """Replace each text by its number, in each column that has a `Reading`. Raises `InvalidInput`."""
         for i, value in enumerate(values):
             reading = readings[i % self.width] if type(value) is str else None
             if reading is not None:
@@ -132,8 +133,8 @@ class Columns:
         *,
         booleans: bool,
     ) -> Rows:
-        # Packing refuses every value that is neither a number nor a boolean. So if there are no booleans, the types of
-        # the values need no check.
+        # `_packed` refuses every value that is neither a number nor a boolean. So if `values` has no booleans, the
+        # types of the values need no check.
         if not booleans and (rows := self._packed(values)) is not None:
             return rows
         types = set(map(type, values))
@@ -146,8 +147,8 @@ class Columns:
         elif not types <= _NUMBERS_AND_NULL:
             known = np.array([type(value) in _NUMBERS_AND_NULL for value in values])
             self._refuse_at(~known.reshape(-1, self.width), "is not a number", first_row)
-        # orjson reads an integer of more than 64 bits as a float. None becomes NaN. JSON can't contain NaN, so each NaN
-        # here means a missing value.
+        # orjson reads an integer of more than 64 bits as a float. NumPy turns None into NaN. JSON can't contain NaN, so
+        # each NaN in `exact` means a missing value.
         exact = np.array(values, dtype=np.float64).reshape(-1, self.width)
         if type(None) in types:
             reason = "is null, and the feature has no missing values"
@@ -155,9 +156,9 @@ class Columns:
         return self._float32(exact, first_row)
 
     def _packed(self, values: list[Any]) -> Rows | None:
-        """Read a few numbers as float32 [rows, features].
+        """Convert a small number of values to float32 [rows, features].
 
-        Returns None in three cases: there are many values; a value is too large for float32; a value is neither a
+        Returns None in three cases: `values` has many values; a value is too large for float32; a value is neither a
         number nor a boolean.
         """
         if len(values) > _SMALL_COUNT:
@@ -169,7 +170,7 @@ class Columns:
         return np.ndarray((len(values) // self.width, self.width), np.float32, packed)
 
     def from_array(self, exact: npt.NDArray[Any]) -> Rows:
-        """Read [rows, features] of any numeric dtype as float32.
+        """Convert an array [rows, features] of any numeric dtype to float32.
 
         Booleans and categories are codes, and a missing value is NaN. Raises `InvalidInput`.
         """
@@ -178,7 +179,10 @@ class Columns:
         return rows
 
     def count(self, rows: Rows) -> Counts | None:
-        """Count the unusual values of a large request. For a small request, the metrics do this later."""
+        """Count the unusual values of a large request.
+
+        The metrics count the unusual values of a small request later.
+        """
         return self.ranges.count(rows) if rows.size > MAX_DEFERRED_VALUES else None
 
     def _from_array(self, exact: npt.NDArray[Any]) -> Rows:
@@ -191,16 +195,16 @@ class Columns:
         return self._float32(exact)
 
     def _no_codes(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Return a bool array [rows, coded] that is True where a value is not a code, and False for NaN."""
+        """Return a bool array [rows, coded] that is True where a value is not a valid code, and False for NaN."""
         codes = rows.take(self._places, axis=1)
-        with np.errstate(invalid="ignore"):  # NumPy warns of a signalling NaN
+        with np.errstate(invalid="ignore"):  # NumPy warns about a signalling NaN
             bad: npt.NDArray[np.bool_] = (codes < 0) | (codes > self._largest) | (abs(codes - np.rint(codes)) > 0)
         return bad
 
     def _no_times(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Return a bool array [rows, times] that is True where a value is not a time, and False for NaN."""
+        """Return a bool array [rows, times] that is True where a value is not a valid time, and False for NaN."""
         times = rows.take(self._time_places, axis=1)
-        with np.errstate(invalid="ignore"):  # NumPy warns of a signalling NaN
+        with np.errstate(invalid="ignore"):  # NumPy warns about a signalling NaN
             bad: npt.NDArray[np.bool_] = (abs(times) > MAX_MOMENT) | (abs(times - np.rint(times)) > 0)
         return bad
 
@@ -215,39 +219,42 @@ class Columns:
             )
 
     def _refuse_at(self, bad: npt.NDArray[np.bool_], reason: str, first_row: int = 0) -> None:
-        """Raise `InvalidInput` with the place of the first True in `bad`, a bool array [rows, features]."""
+        """Raise `InvalidInput` if `bad`, a bool array [rows, features], has a True.
+
+        The message names the row and column of the first True.
+        """
         if bad.any():
             row, column = np.argwhere(bad)[0].tolist()
             raise InvalidInput(f"row {first_row + row}, column {self.names[column]!r} {reason}")
 
     def _float32(self, exact: npt.NDArray[Any], first_row: int = 0) -> Rows:
-        with np.errstate(over="ignore", invalid="ignore"):  # NumPy warns of a signalling NaN as "invalid"
+        with np.errstate(over="ignore", invalid="ignore"):  # NumPy warns about a signalling NaN as "invalid"
             rows = exact.astype(np.float32)
         self._refuse_at(np.isinf(rows), "is too large for float32", first_row)
         return rows
 
 
 def _are_finite(rows: Rows) -> bool:
-    # If the rows are few, a search in the bytes takes a third of the time of `all`.
+    # For few rows, a search in the bytes takes a third of the time that `all` takes.
     return b"\0" not in np.isfinite(rows).tobytes()
 
 
 @lru_cache(_SMALL_COUNT)
 def _packer(count: int) -> Callable[..., bytes]:
-    # The format "=" of struct checks for overflow, and rounds as NumPy does.
+    # With the format "=", `struct` checks for overflow, and rounds as NumPy does.
     return struct.Struct(f"={count}f").pack
 
 
 class RowsBuffer:
-    """Collects the rows of a request, a piece at a time.
+    """Collects the rows of a request, one piece at a time.
 
-    The bytes grow in place. A list of arrays would need twice the memory when the arrays are joined.
+    The rows are added to one growing buffer. A list of arrays would need twice the memory when the arrays are joined.
     """
 
     def __init__(self, width: int) -> None:
         self._width = width
         self._bytes = bytearray()
-        self.count = 0  # rows so far
+        self.count = 0  # the number of rows so far
 
     def append(self, rows: Rows) -> None:
         """Append a float32 array [rows, features]."""

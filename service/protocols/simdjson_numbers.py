@@ -1,9 +1,10 @@
 """Reads the numbers of a piece of JSON into an array with simdjson, without a Python object for each number.
 
-docs/json.md has the measurements that justify this module. This module does not depend on features or protocols.
-This module never gives a whole request to simdjson, which counts the elements of an array only up to 2**24 - 1. If an
-array is longer, pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this
-module uses only `parse`, `len`, iteration and `as_buffer`. It also refuses text that is long enough for such an array.
+docs/json.md has the measurements that justify this module. This module does not depend on features or protocols. This
+module never gives a whole request to simdjson, which counts the elements of an array only up to 2**24 - 1. If an array
+is longer, pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this module
+uses only `parse`, `len`, iteration and `as_buffer`. This module also refuses each text that is long enough to have
+2**24 elements.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from foldserve.service.protocols.json_text import Piece, in_brackets
 # An array of 2**24 elements has 2**24 - 1 commas, and at least as many digits.
 _MAX_TEXT = 2**24
 # A parser keeps memory: many times the size of the longest text that it has parsed. A text above this size gets a new
-# parser, which is not kept.
+# parser, which is used only once.
 _MAX_REUSED = 2**18
 
 # simdjson and its proxies raise these errors for text that is not JSON, and for a value of an unexpected type.
@@ -28,7 +29,10 @@ _ERRORS = (ValueError, TypeError, RuntimeError)
 
 
 class _Parsers(threading.local):
-    """One parser for each thread. A new parser is slow: it allocates many times the bytes of its text."""
+    """One parser for each thread.
+
+    Creating a parser is slow, because a parser allocates many times the size of its text.
+    """
 
     def __init__(self) -> None:
         self.reused = simdjson.Parser()
@@ -40,8 +44,8 @@ _parsers = _Parsers()
 def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArray[np.float64] | None:
     """Read a piece of numbers, or of arrays of `width` numbers each, as float64 [values].
 
-    The returned numbers are finite. Returns None for any other piece. The caller must then check the piece with
-    `parse_piece`.
+    The returned numbers are finite. Returns None if the piece has any other content; the caller must then check the
+    piece with `parse_piece`.
     """
     nested = piece.brackets != 0
     if piece.end - piece.start >= _MAX_TEXT or (nested and piece.brackets != 2 * piece.elements):
@@ -55,13 +59,13 @@ def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArr
 
 
 def _flatten(array: Any, elements: int, width: int | None) -> npt.NDArray[np.float64] | None:
-    """Flatten an array. Without a width, the array has `elements` numbers. With a width, it has `elements` arrays of
-    `width` numbers each.
+    """Flatten an array. Without a width, the array has `elements` numbers.
 
-    `as_buffer` raises unless every leaf is a number. It also flattens nested arrays, so this function checks the shape
-    by counting. `len(array)` must be the number of elements. The `len` of each element must be `width`; `len` raises
-    for a number. The caller has checked that the piece has one `[` and one `]` for each element. So an element contains
-    only numbers, and no array.
+    With a width, the array has `elements` inner arrays of `width` numbers each. `as_buffer` raises an error unless
+    every innermost value is a number. `as_buffer` also flattens nested arrays, so this function checks the shape by
+    counting. `len(array)` must be the number of elements. The `len` of each element must be `width`; `len` raises an
+    error for a number. The caller has checked that the piece has one `[` and one `]` for each element. So an element
+    contains only numbers, and no other array.
     """
     numbers = np.frombuffer(array.as_buffer(of_type="d"))
     if len(array) != elements or numbers.size != elements * (1 if width is None else width):
