@@ -18,20 +18,20 @@ from foldserve.training.imports.form import Network
 from foldserve.training.imports.layers import Array
 from foldserve.training.table.schema import Column
 
-# A function that evaluates the ORIGINAL model: raw rows float32 [rows, features] -> float64 [rows, outputs]. The rows
-# have the form of a bundle: a category is its index, and a missing value is NaN. The index len(categories) means an
-# unseen category. The outputs are probabilities, or values [rows, 1].
+# Evaluates the original model: raw rows float32 [rows, features] -> float64 [rows, outputs]. In a raw row, a category
+# is its index, and a missing value is NaN, as in a bundle. The index len(categories) means an unseen category. The
+# outputs are probabilities, or the values of a regression [rows, 1].
 Evaluate = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
 
 
 @dataclass(frozen=True)
 class Options:
-    """The facts about a model that a file does not always have.
+    """Facts about a model that are not in every file.
 
-    features: the names of the columns in order; () to take them from the file or the table. labels: the labels of the
-    classes in the order of the outputs; () to take them from the file. output: the name of the output, if a model has
-    several; "" to choose the one with scores. keep_unknown: whether an unknown operation is kept unchanged, if the
-    format allows this. layers: a text file with the printed layers of a file that has weights alone.
+    features: the names of the features in order; () for the names in the file or the table. labels: the labels of the
+    classes in the order of the outputs; () for the labels in the file. output: for a model with several outputs, the
+    name of one output; "" chooses the output with scores. keep_unknown: whether an unknown ONNX operator is kept
+    unchanged. layers: a text file with the output of `print(model)`, for a file that has only weights.
     """
 
     features: tuple[str, ...] = ()
@@ -45,15 +45,17 @@ class Options:
 class Imported:
     """One model that a front end has read.
 
-    network: maps raw rows to probabilities or to a value. columns: one for each feature, in order. named: whether the
-    names of the columns come from the model or the user; if not, the columns of a table are taken by position.
-    labels: the classes in the order of the outputs; () for regression. framework, framework_version: the framework
-    that wrote the model; the version is empty if the file does not have it. file: the name of the file, or of the class
-    of an object. sha256: the hash of the file, or of the weights of an object. evaluate: the original model in float64.
-    reference: a text that names the arithmetic of `evaluate`. float32: functions that run the original in float32, by
-    the name of the runtime. The certificate also measures the differences of these functions. ranges: the typical range
-    of each feature, if the model has one, float64 [features, 2]; NaN where it has none. whole: the indices of the
-    features that must be whole numbers. notes: facts that the user should know, one sentence each.
+    network: the layers that map raw rows to probabilities or to one value. columns: the columns of the input, one for
+    each feature, in order. named: whether the names of the columns come from the model or the user. If not, the columns
+    of a table are matched by position. labels: the labels of the classes in the order of the outputs; () for a
+    regression. framework, framework_version: the framework that wrote the model, and its version, which is "" if the
+    file does not name a version. file: the name of the file, or the class name of an object in memory. sha256: the hash
+    of the file, or the hash of the weights of an object in memory. evaluate: evaluates the original model in float64.
+    reference: a text for the user that describes the arithmetic of `evaluate`. float32: functions that run the original
+    model in float32, by the name of their runtime. The certificate also compares the outputs of these functions with
+    the reference. ranges: the typical ranges of the features, float64 [features, 2]. A feature without a typical range
+    has NaN. whole: the indices of the features whose values must be whole numbers. notes: facts that the user should
+    know, one sentence each.
     """
 
     network: Network
@@ -74,9 +76,9 @@ class Imported:
 
     @property
     def is_independent(self) -> bool:
-        """Whether the reference is not the network that foldserve has read from the model."""
+        """Whether the reference computes its outputs without the layers that foldserve has read."""
         return self.evaluate != self.network.evaluate
 
 
-# A front end for files: reads a file, and returns the model. It raises `ModelImportError` with one line.
+# Reads a file, and returns the imported model. Raises `ModelImportError` with a message of one line.
 Read = Callable[[Path, Options], Imported]

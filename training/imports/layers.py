@@ -1,7 +1,10 @@
-"""The layers of an imported model. Each class computes its number of columns and its values in float64.
+"""The layers of an imported model.
 
-A layer maps values float64 [rows, columns]. A row never depends on another row. The module does not depend on a graph,
-a file format or a framework. It has more than 350 lines, because it defines every layer.
+Each class of layers computes its number of output columns, and its values in float64.
+
+The inputs and the output of a layer are float64 [rows, columns]. Each row of the output depends only on the same row of
+the inputs. The module does not depend on a graph, a file format or a framework. The module has more than 350 lines,
+because it defines every layer.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One operation. Its inputs and its output are float64 [rows, columns]."""
+    """One operation. The inputs and the output are float64 [rows, columns]."""
 
     def columns(self, *inputs: int) -> int:
         """Return the number of output columns. inputs: the number of columns of each input.
 
-        Raises `ValueError` if the layer can't read such inputs.
+        Raises `ValueError` if the layer can't read inputs with these numbers of columns.
         """
         raise NotImplementedError
 
@@ -48,10 +51,11 @@ def _require_finite(*arrays: Array) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Affine(Layer):
-    """Computes scale * (x - offset) + shift for each column. All three are float64 [columns].
+    """Computes scale * (x - offset) + shift for each column. scale, offset and shift are float64 [columns].
 
-    offset: the mean of the data for which a standardisation or a batch norm was fitted. It is 0 if the layer has no
-    such mean. A fold may subtract the offset in the graph, because a large offset loses digits.
+    offset: the mean of the data that a standardisation or a batch norm was fitted to. The offset is 0 for a layer that
+    was not fitted to data. Folding may subtract a large offset in the graph, because digits are lost if a large offset
+    is folded.
     """
 
     scale: Array
@@ -60,9 +64,9 @@ class Affine(Layer):
 
     @staticmethod
     def of(scale: npt.ArrayLike, offset: npt.ArrayLike, shift: npt.ArrayLike, columns: int) -> Affine:
-        """Make an affine layer for `columns` columns. An argument may be one number for all columns.
+        """Make an affine layer for `columns` columns. Each argument may also be one number for all columns.
 
-        Raises `ValueError` for another number of values.
+        Raises `ValueError` if an argument has another number of values.
         """
         values = [np.asarray(value, np.float64).reshape(-1) for value in (scale, offset, shift)]
         if any(value.size not in (1, columns) for value in values):
@@ -73,7 +77,7 @@ class Affine(Layer):
         _require_finite(self.scale, self.offset, self.shift)
 
     def columns(self, *inputs: int) -> int:
-        """Return the unchanged number of columns."""
+        """Return the number of input columns, which the layer does not change."""
         _require_columns(len(self.scale), inputs)
         return len(self.scale)
 
@@ -107,7 +111,7 @@ class Dense(Layer):
         _require_finite(self.weight, self.bias)
 
     def columns(self, *inputs: int) -> int:
-        """Return the number of outputs."""
+        """Return the number of outputs, which is the number of rows of `weight`."""
         _require_columns(self.weight.shape[1], inputs)
         return int(self.weight.shape[0])
 
@@ -120,15 +124,17 @@ class Dense(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Offset(Layer):
-    """Computes x - offset for each column, before any other layer. offset: float64 [columns], exact in float32.
+    """Computes x - offset for each column, before any other layer.
 
-    Folding adds this layer where an offset of the input is too large to be folded. Front ends don't use it.
+    offset: float64 [columns]; each number is exact in float32.
+
+    Folding adds this layer if the offset of an input is too large to be folded. Front ends never create this layer.
     """
 
     offset: Array
 
     def columns(self, *inputs: int) -> int:
-        """Return the unchanged number of columns."""
+        """Return the number of input columns, which the layer does not change."""
         _require_columns(len(self.offset), inputs)
         return len(self.offset)
 
@@ -140,13 +146,13 @@ class Offset(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Activation(Layer):
-    """Applies one of `FUNCTIONS` to each number. parameters: the values of the parameters of the function."""
+    """Applies one of `FUNCTIONS` to each number. parameters: the values of the function's parameters, by name."""
 
     function: str
     parameters: Mapping[str, float] = field(default_factory=dict)
 
     def columns(self, *inputs: int) -> int:
-        """Return the unchanged number of columns."""
+        """Return the number of input columns, which the layer does not change."""
         return _single(inputs)
 
     def apply(self, *inputs: Array) -> Array:
@@ -163,7 +169,7 @@ class PRelu(Layer):
     slope: Array
 
     def columns(self, *inputs: int) -> int:
-        """Return the unchanged number of columns."""
+        """Return the number of input columns, which the layer does not change."""
         _require_columns(len(self.slope), inputs)
         return len(self.slope)
 
@@ -177,16 +183,17 @@ class PRelu(Layer):
 class OneHot(Layer):
     """Output column j is 1 where column `source[j]` of the input equals `code[j]`, and 0 elsewhere.
 
-    source: int64 [outputs]. code: float64 [outputs]. A missing value does not equal any code. A categorical column has
-    an index as its value. For example, an encoding of the categories 0, 1 and 2 of column 4 has the sources 4, 4, 4 and
-    the codes 0, 1, 2. An ordinal encoding is a OneHot, followed by a Dense with the number of each category.
+    source: int64 [outputs]. code: float64 [outputs]. A missing value does not equal any code. The value of a
+    categorical column is the index of the category. For example, an encoding of the categories 0, 1 and 2 of column 4
+    has the sources 4, 4, 4 and the codes 0, 1, 2. A OneHot and a Dense with the number of each category form an ordinal
+    encoding.
     """
 
     source: Indices
     code: Array
 
     def columns(self, *inputs: int) -> int:
-        """Return the number of codes."""
+        """Return the number of output columns, one for each code."""
         _require_sources(self.source, inputs)
         return len(self.source)
 
@@ -199,12 +206,12 @@ class OneHot(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Impute(Layer):
-    """Replaces NaN by `fill`, float64 [columns]. A column whose fill is NaN is unchanged."""
+    """Replaces NaN by `fill`, float64 [columns]. If the fill of a column is NaN, the column is unchanged."""
 
     fill: Array
 
     def columns(self, *inputs: int) -> int:
-        """Return the unchanged number of columns."""
+        """Return the number of input columns, which the layer does not change."""
         _require_columns(len(self.fill), inputs)
         return len(self.fill)
 
@@ -221,7 +228,7 @@ class IsMissing(Layer):
     source: Indices
 
     def columns(self, *inputs: int) -> int:
-        """Return the number of sources."""
+        """Return the number of output columns, one for each entry of `source`."""
         _require_sources(self.source, inputs)
         return len(self.source)
 
@@ -238,7 +245,7 @@ class Select(Layer):
     source: Indices
 
     def columns(self, *inputs: int) -> int:
-        """Return the number of sources."""
+        """Return the number of output columns, one for each entry of `source`."""
         _require_sources(self.source, inputs)
         return len(self.source)
 
@@ -253,7 +260,7 @@ class Concat(Layer):
     """Puts the columns of its inputs side by side."""
 
     def columns(self, *inputs: int) -> int:
-        """Return the sum of all columns."""
+        """Return the total number of columns of all inputs."""
         return sum(inputs)
 
     def apply(self, *inputs: Array) -> Array:
@@ -263,10 +270,10 @@ class Concat(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Add(Layer):
-    """Adds its inputs number by number. An input of one column is added to every column of the others."""
+    """Adds its inputs element by element. An input of one column is added to every column of the other inputs."""
 
     def columns(self, *inputs: int) -> int:
-        """Return the common number of columns."""
+        """Return the number of columns that all inputs have, except inputs of one column."""
         wide = {columns for columns in inputs if columns != 1} or {1}
         if len(wide) > 1:
             raise ValueError(f"it adds values of {' and '.join(map(str, inputs))} columns")
@@ -282,7 +289,10 @@ class Add(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Multiply(Add):
-    """Multiplies its inputs number by number, as a gate does. An input of one column multiplies every column."""
+    """Multiplies its inputs element by element, as a gate does.
+
+    An input of one column multiplies every column of the other inputs.
+    """
 
     def apply(self, *inputs: Array) -> Array:
         """Evaluate in float64."""
@@ -294,12 +304,12 @@ class Multiply(Add):
 
 @dataclass(frozen=True, eq=False)
 class Softmax(Layer):
-    """The softmax of each row. log: whether to return its logarithm."""
+    """Computes the softmax of each row. log: whether to return the logarithm of the softmax."""
 
     log: bool = False
 
     def columns(self, *inputs: int) -> int:
-        """Return the unchanged number of columns."""
+        """Return the number of input columns, which the layer does not change."""
         return _single(inputs)
 
     def apply(self, *inputs: Array) -> Array:
@@ -319,7 +329,7 @@ class Normalize(Layer):
     norm: str
 
     def columns(self, *inputs: int) -> int:
-        """Return the unchanged number of columns."""
+        """Return the number of input columns, which the layer does not change."""
         return _single(inputs)
 
     def apply(self, *inputs: Array) -> Array:
@@ -331,11 +341,13 @@ class Normalize(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Kept(Layer):
-    """An operation that this project does not understand. Folding never moves anything across it.
+    """An ONNX operator that foldserve does not understand and keeps unchanged.
 
-    node: the bytes of its ONNX NodeProto, whose data inputs come first. outputs: the number of its columns. constants:
-    its other inputs by name, as in the original graph. opset: the version of its operator set. evaluate: its float64
-    arithmetic.
+    Folding moves no layer across a kept operator.
+
+    node: the bytes of the ONNX NodeProto, whose data inputs come first. outputs: the number of output columns.
+    constants: the other inputs of the node, by their names in the original graph. opset: the version of the operator
+    set of the node. evaluate: computes the node in float64.
     """
 
     node: bytes
@@ -345,7 +357,7 @@ class Kept(Layer):
     evaluate: Callable[..., Array]
 
     def columns(self, *inputs: int) -> int:
-        """Return the number of columns that shape inference found."""
+        """Return the number of columns that the shape inference of onnx has found."""
         del inputs
         return self.outputs
 

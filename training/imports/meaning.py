@@ -1,7 +1,7 @@
-"""Finds the names and ranges of the columns, and the meaning of the outputs, if the file does not state them.
+"""Determines the names and ranges of the columns and the meaning of the outputs, which many files do not state.
 
-Front ends for formats that have only layers call `interpret`, which returns the imported model. The module does not
-depend on a file format or a framework.
+A front end calls `interpret` if its format describes only layers. `interpret` returns the imported model. The module
+does not depend on a file format or a framework.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from foldserve.training.imports.layers import Activation, Add, Affine, Array, Co
 from foldserve.training.table.schema import Column
 from foldserve.training.text import join_some
 
-# The meaning of the outputs for the model's loss function; "" if the model does not state it.
+# The kind of the outputs that the loss function of the model implies; "" if the kind is unknown.
 Outputs = Literal["", "logits", "value"]
 _Name = TypeVar("_Name", bound=Label)
 
@@ -40,11 +40,11 @@ def interpret(
     outputs: Outputs = "",
     names: tuple[str, ...] = (),
 ) -> Imported:
-    """Return the imported model whose last value is `value`. Its reference is the network before folding.
+    """Return the imported model whose last value is `value`. The reference of this model is the network before folding.
 
-    framework: the name and the version of the framework. file, checksum: the name and the hash of the file. Without a
-    checksum, the hash of the weights is used. The functions `finish` and `_numeric_columns` describe outputs and names.
-    Raises `ModelImportError`.
+    framework: the name and the version of the framework. file, checksum: the name and the hash of the file. If
+    `checksum` is empty, the hash of the weights replaces it. The functions `finish` and `_numeric_columns` describe the
+    arguments `outputs` and `names`. Raises `ModelImportError`.
     """
     network, task, labels, notes = finish(builder, value, options, outputs)
     columns, named, renamed = _numeric_columns(network.features, options, names)
@@ -66,15 +66,17 @@ def interpret(
 
 
 def complete(bare: Network, network: Network, outputs: npt.NDArray[np.floating[Any]]) -> Array:
-    """Return the probabilities of the outputs [rows, outputs] of a framework, as `finish` computes them.
+    """Convert outputs of a framework into outputs of the bundle, with the layers that `finish` adds.
 
-    bare: the network without the layers that `finish` adds. network: the network with them.
+    outputs: the outputs of the framework [rows, outputs]. bare: the network without the layers that `finish` adds.
+    network: the network that `finish` returns.
     """
     names = {node.name for node in bare.nodes}
     added = [node for node in network.nodes if node.name not in names]
     values: dict[str, Array] = {bare.output: outputs.astype(np.float64)}
     if added and not any(bare.output in node.inputs for node in added):
-        # The output is a log-softmax. The network replaces the log-softmax by a softmax.
+        # `network` has a softmax in place of the log-softmax that ends `bare`. So the probabilities are the
+        # exponentials of the outputs.
         return np.exp(values[bare.output])
     for node in added:
         values[node.name] = node.layer.apply(*(values[name] for name in node.inputs))
@@ -82,12 +84,13 @@ def complete(bare: Network, network: Network, outputs: npt.NDArray[np.floating[A
 
 
 def choose_names(given: tuple[_Name, ...], own: tuple[_Name, ...], flag: str) -> tuple[tuple[_Name, ...], list[str]]:
-    """Return the user's names, or else the model's names. Also return a note if the user's names replace the model's
-    names.
+    """Return the names from the user, or else the names from the model.
 
-    given: the names that the user gives, or (). own: the names in the model, or (). flag: "--features" or "--labels".
-    Raises `ModelImportError` if the user gives the names of the model in another order, because this would exchange the
-    meanings of two columns or classes.
+    Also return a note if the names from the user replace the names from the model.
+
+    given: the names from the user, or (). own: the names from the model, or (). flag: the flag for the names,
+    "--features" or "--labels". Raises `ModelImportError` if the user gives the names of the model in another order.
+    Another order would exchange the meanings of columns or classes.
     """
     texts, known = list(map(str, given)), list(map(str, own))
     if not given or texts == known:
@@ -103,9 +106,10 @@ def choose_names(given: tuple[_Name, ...], own: tuple[_Name, ...], flag: str) ->
 def _numeric_columns(
     count: int, options: Options, names: tuple[str, ...] = ()
 ) -> tuple[tuple[Column, ...], bool, list[str]]:
-    """Return three values: numeric features, whether the user or the model gives their names, and notes.
+    """Return the numeric features, whether the user or the model has named them, and notes.
 
-    names: the names in the model; () if it has none. Raises `ModelImportError` if the names do not fit the model.
+    names: the names of the features in the model, or (). Raises `ModelImportError` if the names from the user do not
+    fit the model.
     """
     given, notes = choose_names(options.features, names, "--features")
     if given and len(given) != count:
@@ -118,12 +122,10 @@ def _numeric_columns(
 def finish(
     builder: Builder, value: str, options: Options, outputs: Outputs
 ) -> tuple[Network, Task, tuple[Label, ...], tuple[str, ...]]:
-    """Return a network with probabilities or one value as its output. Also return its task, its labels, and notes for
-    the user.
+    """Return the network that gives probabilities or one value, its task, its labels, and notes for the user.
 
-    value: the last value of the model. If the loss function or the labels in `options` show that the outputs are
-    logits, a softmax or a sigmoid is added. Raises `ModelImportError` if the outputs are neither probabilities nor a
-    value.
+    value: the last value of the model. A softmax or a sigmoid is added if the loss function or the labels in `options`
+    show that the outputs are logits. Raises `ModelImportError` if the outputs are neither probabilities nor a value.
     """
     columns, layers = builder.columns[value], {node.name: node for node in builder.network(value).nodes}
     last = layers[value].layer if value in layers else None
@@ -159,7 +161,7 @@ def finish(
 
 
 def unnamed_logits(count: int) -> str:
-    """Return the error for outputs that may be logits, or may be values of several targets."""
+    """Return the error text for several outputs that may be logits, or values of several targets."""
     example = ",".join(map(str, range(min(count, 12)))) + (",..." if count > 12 else "")
     return (
         f"the model gives {count} numbers for a row that are not probabilities: if they are the logits of {count} "
@@ -169,7 +171,7 @@ def unnamed_logits(count: int) -> str:
 
 
 def default_labels(count: int) -> str:
-    """Return the note for classes that have no names."""
+    """Return the note for a model that does not name its classes."""
     return f"the model does not name its classes; their labels are the numbers 0 to {count - 1}: see --labels"
 
 
@@ -187,8 +189,8 @@ def _is_probability(mass: float | None, columns: int, last: Layer | None) -> boo
 def find_mass(network: Network) -> float | None:
     """Return the sum of the outputs after a softmax, or the largest possible output after a sigmoid.
 
-    Sums and scalings may follow the softmax or the sigmoid, as in an ensemble. If the result is 1, the outputs are
-    probabilities. The result is None for other outputs.
+    Sums and scalings may follow the softmax or the sigmoid, as in an ensemble. If the returned number is 1, the outputs
+    are probabilities. For any other network, return None.
     """
     masses: dict[str, float | None] = {}
     for node in network.nodes:
@@ -214,7 +216,8 @@ def typical_ranges(network: Network) -> Array | None:
     """Return the range of each feature that the network standardises: its mean minus and plus three standard
     deviations.
 
-    The result is float64 [features, 2], with NaN for other features. It is None if no feature is standardised.
+    The result is float64 [features, 2]. A feature that the network does not standardise has NaN. The result is None if
+    the network standardises no feature.
     """
     sources = {INPUT: np.arange(network.features)}
     ranges = np.full((network.features, 2), np.nan)

@@ -1,7 +1,8 @@
-"""Evaluates in float64 the operators of an ONNX graph whose inputs are all constants.
+"""Evaluates in float64 each ONNX operator whose inputs are all constants.
 
-Exporters compute shapes and parameters in the graph. The size of every result is checked before the result is computed,
-so a file can't exhaust the memory. The module does not depend on the layers of the form.
+Exporters write graphs that compute shapes and parameters from constants. The size of every result is checked before the
+result is computed, so that a file can't exhaust the memory. The module does not depend on the layers of the
+intermediate form.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ Array = npt.NDArray[np.generic]
 
 
 def to_array(tensor: TensorProto) -> Array:
-    """Return the numbers of a tensor. Floating-point numbers become float64.
+    """Return a tensor as an array. Floating-point numbers become float64.
 
-    Raises `Refused` if the numbers don't fit the shape of the tensor.
+    Raises `Refused` if the number of values does not fit the shape of the tensor.
     """
     try:
         array: Array = numpy_helper.to_array(tensor)
@@ -38,13 +39,16 @@ def to_array(tensor: TensorProto) -> Array:
 
 
 def widen(array: Array) -> Array:
-    """Return floating-point numbers as float64, and other values unchanged."""
+    """Return an array of floating-point numbers as float64, and any other array unchanged."""
     is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     return array.astype(np.float64) if is_float else array
 
 
 def constant_node(node: onnx.NodeProto) -> Constant:
-    """Return the value of a Constant. Raises `Refused` for a sparse value."""
+    """Return the value of a node with the operator Constant.
+
+    Raises `Refused` if the value is sparse or of an unknown kind.
+    """
     for name, value in attributes(node).items():
         if name == "value":
             return Constant(to_array(value))
@@ -58,7 +62,10 @@ def constant_node(node: onnx.NodeProto) -> Constant:
 
 
 def evaluate(node: onnx.NodeProto, inputs: list[Array | None], opset: int) -> list[Constant]:
-    """Evaluate a node with constant inputs. Raises `Refused` if the operator is not allowed for constants."""
+    """Evaluate a node whose inputs are constants.
+
+    Raises `Refused` if no rule covers the operator, if the result is too large, or if onnx can't evaluate the node.
+    """
     present = [each for each in inputs if each is not None]
     if _size(node, present) > MAX_NUMBERS:
         raise Refused("its constant result has too many numbers")
@@ -84,7 +91,7 @@ def evaluate(node: onnx.NodeProto, inputs: list[Array | None], opset: int) -> li
 
 
 def _size(node: onnx.NodeProto, inputs: list[Array]) -> int:
-    """Return a size that the result can't exceed."""
+    """Return an upper limit for the number of values of the result."""
     kind = node.op_type
     if kind in _ELEMENTWISE:
         try:

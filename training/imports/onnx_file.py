@@ -1,7 +1,8 @@
-"""Reads an ONNX file that is not trusted. A size in the file is checked before memory of that size is allocated.
+"""Reads an untrusted ONNX file. A size in the file is checked before memory of that size is allocated.
 
-In the resulting model, every node has a known operator set. Every value is computed once, before other nodes read it.
-Every initialiser has as many numbers as its shape says. The module does not depend on the layers of the form.
+In the model that `read_file` returns, every node has an operator set that the installed onnx knows. The nodes compute
+each value once, before other nodes read this value. Every initialiser has as many numbers as its shape states. The
+module does not depend on the layers of the intermediate form.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from foldserve.service.bundle import MAX_MODEL
 from foldserve.training.errors import ModelImportError
 
 MAX_NODES = 20_000
-# The most numbers in one constant of a graph: 2 GiB of float32.
+# The largest allowed number of values in one constant: 2 GiB of float32.
 MAX_NUMBERS = 2**29
 _BITS = {TensorProto.FLOAT: 32, TensorProto.DOUBLE: 64, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16}
 _NEWEST_ML = 5
@@ -27,9 +28,11 @@ _SINGLE_FILE = "save it as one file: onnx.save(onnx.load('model.onnx'), 'single.
 
 
 def read_file(path: Path) -> tuple[onnx.ModelProto, str]:
-    """Read and check an ONNX file. Return the model, with its local functions inlined, and the sha256 of the file.
+    """Read and check an ONNX file.
 
-    Raises `ModelImportError` with one line.
+    Return the model, in which all local functions are inlined, and the sha256 of the file.
+
+    Raises `ModelImportError` with a message of one line.
     """
     try:
         if not path.is_file():
@@ -45,7 +48,7 @@ def read_file(path: Path) -> tuple[onnx.ModelProto, str]:
 def parse(content: bytes, name: str) -> onnx.ModelProto:
     """Parse and check the bytes of an ONNX file.
 
-    name: the name of the file, for messages. Raises `ModelImportError`.
+    name: the name of the file, for error messages. Raises `ModelImportError`.
     """
     model = onnx.ModelProto()
     try:
@@ -107,7 +110,7 @@ def _require_opsets(model: onnx.ModelProto, name: str) -> None:
 
 
 def _require_whole(tensor: TensorProto, name: str) -> None:
-    """Refuse a tensor that is stored in another file, or has a shape that does not fit its number of values."""
+    """Refuse a tensor that is stored in another file, or whose number of values does not fit its shape."""
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise ModelImportError(f"{name}: tensor {tensor.name!r} is stored in another file; {_SINGLE_FILE}")
     if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > MAX_NUMBERS:

@@ -1,4 +1,4 @@
-"""Translates the comparisons of ONNX, and the functions that ONNX applies to each number, to layers of the form."""
+"""Translates comparisons, and functions of single numbers, from ONNX to layers of the intermediate form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foldserve.training.imports.layers import Activation, Affine, Impute, IsMiss
 from foldserve.training.imports.onnx_operators import constant, constant_or_attribute, operator, required, spread
 from foldserve.training.imports.onnx_values import Constant, Context, Numbers, Raw, Refused, Truth, Value, width
 
-# The ONNX operator, the function of the form, and the attributes of the operator with their defaults.
+# For each ONNX operator: the function of the intermediate form, and the defaults of the operator's attributes.
 _FUNCTIONS: dict[str, tuple[str, dict[str, float]]] = {
     "Relu": ("relu", {}),
     "LeakyRelu": ("leaky_relu", {"alpha": 0.01}),
@@ -44,7 +44,7 @@ def _function(
 ) -> Sequence[Value]:
     rows = context.numbers(node, required(inputs, 0))
     function, defaults = _FUNCTIONS[node.op_type]
-    # An attribute has the type float32, and its default has the same type.
+    # The default is rounded to float32, because an attribute in a file has the type float32.
     layer = Activation(function, {name: given.get(name, float(np.float32(value))) for name, value in defaults.items()})
     return [Numbers(context.add(node, layer, rows.name), rows.shape)]
 

@@ -1,4 +1,4 @@
-"""The inputs and the chosen output of an ONNX graph: its columns, and the tensors that the output needs."""
+"""Reads the inputs of an ONNX graph: chooses the output, and finds the columns and tensors that the output needs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from foldserve.training.text import join_some
 _MOST_COLUMNS = 100_000
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-# Each of these nodes passes the scores of the classes on unchanged, or computes a label from the scores.
+# Operators that pass the scores of the classes on unchanged, or compute a label from the scores.
 _LABELS = {"ZipMap", "Identity", "Cast", "ArgMax", "ArrayFeatureExtractor", "Squeeze", "Reshape", "LabelEncoder"}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The columns of the input, the feeds of the original, and the values of its input tensors.
+    """The columns and the values of the input tensors, and a feed for each input of the original model.
 
     output: the name of the tensor that becomes the output of the bundle. needed: the tensors from which `output` is
-    computed. named: whether the model has names for the columns.
+    computed. named: whether the model or the user names the columns.
     """
 
     columns: tuple[RawColumn, ...]
@@ -41,7 +41,7 @@ class Inputs:
 
 
 def read_inputs(model: onnx.ModelProto, options: Options) -> Inputs:
-    """Choose the output, and find the columns of the inputs that it needs. Raises `ModelImportError`."""
+    """Choose the output, and find the input columns that the output needs. Raises `ModelImportError`."""
     output, notes = _choose_output(model.graph, options.output)
     needed = {output}
     for node in reversed(model.graph.node):
@@ -74,7 +74,7 @@ def read_inputs(model: onnx.ModelProto, options: Options) -> Inputs:
 def _read_columns(
     used: Sequence[onnx.ValueInfoProto], given: int
 ) -> tuple[list[RawColumn], list[Feed], dict[str, Value]]:
-    """Return the columns of the inputs, the feeds and the values. given: the number of features that the user names."""
+    """Return the columns, the feeds and the values of the inputs. given: the number of feature names from the user."""
     columns: list[RawColumn] = []
     feeds: list[Feed] = []
     values: dict[str, Value] = {}
@@ -92,7 +92,10 @@ def _read_columns(
 
 
 def _read_type(info: onnx.ValueInfoProto, given: int) -> tuple[int, tuple[int, ...]]:
-    """Return the type of an input and the shape of a row. given: the number of features that the user names, or 0."""
+    """Return the type of an input, and the shape of one row.
+
+    given: the number of feature names from the user, or 0.
+    """
     if not info.type.HasField("tensor_type"):
         raise ModelImportError(f"input {info.name!r} is not a tensor")
     tensor = info.type.tensor_type
@@ -112,7 +115,10 @@ def _read_type(info: onnx.ValueInfoProto, given: int) -> tuple[int, tuple[int, .
 
 
 def _choose_output(graph: onnx.GraphProto, wanted: str) -> tuple[str, list[str]]:
-    """Return the tensor with the probabilities or the value, from which the model may then compute a label."""
+    """Return the name of the tensor with the probabilities or the value, and notes.
+
+    Later nodes may compute a label from this tensor.
+    """
     names = [info.name for info in graph.output]
     if wanted and wanted not in names:
         raise ModelImportError(f"--output: the model has no output {wanted!r}; it has {join_some(names, 5)}")
@@ -138,7 +144,7 @@ def _choose_output(graph: onnx.GraphProto, wanted: str) -> tuple[str, list[str]]
 
 def _is_score(info: onnx.ValueInfoProto, producers: Mapping[str, onnx.NodeProto]) -> bool:
     if not info.type.HasField("tensor_type"):
-        return True  # a sequence of maps of a ZipMap
+        return True  # this output is a sequence of maps from a ZipMap
     node = producers.get(info.name)
     if node is not None and node.op_type == "LinearClassifier":
         return bool(info.name == node.output[-1])

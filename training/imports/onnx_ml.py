@@ -1,7 +1,8 @@
-"""Translates the operators of the domain ai.onnx.ml to layers of the form. Converters for scikit-learn write these
-operators.
+"""Translates the operators of the domain ai.onnx.ml to layers of the intermediate form.
 
-The definitions are those of https://onnx.ai/onnx/operators/index.html#ai-onnx-ml.
+Converters for scikit-learn write operators of this domain.
+
+The translations follow the definitions of https://onnx.ai/onnx/operators/index.html#ai-onnx-ml.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _one_hot(
 def _label_encoder(
     context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
 ) -> Sequence[Value]:
-    """Translate a map from categories to numbers."""
+    """Translate an operator that maps categories to numbers."""
     value = required(inputs, 0)
     if not isinstance(value, Raw):
         raise Refused("it maps computed values; columns of the input are understood")
@@ -118,7 +119,7 @@ def _label_encoder(
     for place in value.columns:
         column = context.columns[place]
         by_code = dict(zip([column.code(key) for key in keys], numbers, strict=True))
-        column.is_closed = True  # the next line needs all categories
+        column.is_closed = True  # no category may be added after this line
         codes = np.array([by_code.get(code, default) for code in range(len(column.categories))])
         names.append(add_lookup(context.builder, node.name or node.output[0], node.op_type, place, codes, default))
     name = names[0] if len(names) == 1 else context.add(node, Concat(), *names)
@@ -126,7 +127,7 @@ def _label_encoder(
 
 
 def _mapping(node: onnx.NodeProto, given: dict[str, Any]) -> tuple[list[Category], list[float], float]:
-    """Return the keys of a LabelEncoder, their numbers, and the number of any other key."""
+    """Return the keys of a LabelEncoder, the number for each key, and the number for any other category."""
     if node.op_type == "CategoryMapper":
         return given.get("cats_strings", []), given.get("cats_int64s", []), given.get("default_int64", -1)
     if "values_strings" in given or "classes_strings" in given:
@@ -152,7 +153,7 @@ def _mapping(node: onnx.NodeProto, given: dict[str, Any]) -> tuple[list[Category
 
 
 def _columns_of(coefficients: int, outputs: int) -> str:
-    """Return the text that tells the user how to correct a linear model with the wrong number of input columns."""
+    """Return the remedy for a linear model whose number of coefficients does not fit its columns."""
     if outputs and coefficients and coefficients % outputs == 0:
         return f"an input of {coefficients // outputs} columns"
     return "as many coefficients as columns for each output"
@@ -186,7 +187,10 @@ def _linear_regressor(
 def _linear_classifier(
     context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
 ) -> Sequence[Value]:
-    """Translate the scores. The first output of the operator is the label, which can be computed from the scores."""
+    """Translate the scores.
+
+    The label, which is the first output, is not translated, because it follows from the scores.
+    """
     value = context.numbers(node, required(inputs, 0))
     labels = given.get("classlabels_strings") or given.get("classlabels_ints") or ()
     layer = context.make(lambda: _linear(value, given, len(labels)))
@@ -195,7 +199,7 @@ def _linear_classifier(
         raise Refused(f"its post_transform {transform} is not understood")
     is_opposite = isinstance(layer, Dense) and len(labels) == 2 and not (layer.weight.sum(0).any() or layer.bias.sum())
     if transform == "LOGISTIC" and is_opposite and isinstance(layer, Dense):
-        # [sigmoid(-z), sigmoid(z)] = softmax([-z / 2, z / 2])
+        # The scores [sigmoid(-z), sigmoid(z)] are equal to softmax([-z / 2, z / 2]).
         layer, transform = Dense(layer.weight / 2, layer.bias / 2), "SOFTMAX"
     name = context.add(node, layer, value.name)
     if transform != "NONE":

@@ -1,9 +1,9 @@
-"""The front end for ONNX: a file of sklearn-onnx, tf2onnx, PyTorch or Hummingbird -> `Imported`.
+"""The front end for ONNX files, such as the files of sklearn-onnx, tf2onnx, PyTorch and Hummingbird.
 
     onnx_file.py (bytes -> checked model) -> onnx_inputs.py (inputs -> columns) -> onnx_operators.py, onnx_shapes.py,
         onnx_ml.py (nodes -> layers) -> onnx_outputs.py (output -> probabilities or a value)
 
-The module walks over the nodes, and calls one translation for each.
+The module walks over the nodes of the graph, and calls a translation for each node.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def read(path: Path, options: Options) -> Imported:
 
 
 def import_onnx(model: onnx.ModelProto, file: str, sha256: str, options: Options) -> Imported:
-    """Import a checked model. file, sha256: the name and the hash of the original file, for the manifest."""
+    """Import an ONNX model that `read_file` has checked.
+
+    file, sha256: the name and the hash of the original file, for the manifest.
+    """
     inputs = read_inputs(model, options)
     context = translate(model, inputs, options)
     return finish(model, context, inputs, file, sha256, options)
@@ -97,7 +100,7 @@ def _translate(
 
 
 class _Keeper:
-    """Keeps an unknown node without a translation, if the shape and the rows of its result are known."""
+    """Keeps an unknown node without a translation, if its result has the shape [rows, columns]."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         try:
@@ -109,12 +112,12 @@ class _Keeper:
         }
 
     def keep(self, context: Context, node: onnx.NodeProto, values: Sequence[Value | None]) -> list[Value] | None:
-        """Return the value of a kept node. Return None if the node can't be kept."""
+        """Return the value of a kept node, or None if the node can't be kept."""
         data = [value for value in values if value is not None and not isinstance(value, Constant)]
         shape = self._shapes.get(node.output[0])
         has_graph = any(attribute.HasField("g") for attribute in node.attribute)
         is_flat = shape is not None and len(shape.dim) == 2 and shape.dim[1].dim_value > 0
-        # The inputs that depend on the rows must come first, because `Kept` expects this order.
+        # `Kept` expects the inputs that depend on the rows before all other inputs.
         first = all(value is not None and not isinstance(value, Constant) for value in values[: len(data)])
         if shape is None or has_graph or not is_flat or not first or not data or len(node.output) != 1:
             return None
@@ -133,7 +136,7 @@ class _Keeper:
 
 
 def _evaluate_kept(node: onnx.NodeProto, constants: dict[str, Any], opset: int) -> Any:
-    """Return a function that evaluates one node in float64, by onnx's `ReferenceEvaluator`."""
+    """Return a function that evaluates one node in float64, with onnx's `ReferenceEvaluator`."""
     names = [f"data.{place}" for place in range(len(node.input) - len(constants))]
     copy = onnx.NodeProto.FromString(node.SerializeToString())
     del copy.input[:]

@@ -1,8 +1,9 @@
-"""The operators of ONNX's main domain, as layers of the form.
+"""Translates the operators of ONNX's main domain to layers of the intermediate form.
 
-Each function translates one node. It gets the context, the node, its inputs and its attributes. It returns the values
-of the outputs. It raises `Refused` with the reason if the form can't express the node. To add an operator, add a
-function. The definitions are those of https://onnx.ai/onnx/operators/.
+Each function translates one node. A function gets the context, the node, its inputs and its attributes. A function
+returns the values of the outputs of the node. A function raises `Refused` with the reason if the intermediate form
+can't express the node. To add an operator, write a function with the decorator `operator`. The functions follow the
+definitions of https://onnx.ai/onnx/operators/.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ OPERATORS: dict[tuple[str, str], Translate] = {}
 
 
 def operator(*names: str, domain: str = "") -> Callable[[Translate], Translate]:
-    """Register the function that translates the operators `names`."""
+    """Return a decorator that registers a function as the translation of the operators `names`."""
 
     def register(function: Translate) -> Translate:
         OPERATORS.update({(domain, name): function for name in names})
@@ -42,7 +43,7 @@ def operator(*names: str, domain: str = "") -> Callable[[Translate], Translate]:
 
 
 def required(inputs: Sequence[Value | None], place: int) -> Value:
-    """Return an input. Raises `Refused` if the node lacks it."""
+    """Return the input at `place`. Raises `Refused` if the node has no such input."""
     value = inputs[place] if place < len(inputs) else None
     if value is None:
         raise Refused(f"it lacks input {place}")
@@ -50,7 +51,10 @@ def required(inputs: Sequence[Value | None], place: int) -> Value:
 
 
 def constant(inputs: Sequence[Value | None], place: int, name: str) -> npt.NDArray[Any] | None:
-    """Return a constant input as an array; None if the node lacks it. Raises `Refused` if it is not constant."""
+    """Return a constant input as an array, or None if the node has no such input.
+
+    Raises `Refused` if the input is not constant.
+    """
     value = inputs[place] if place < len(inputs) else None
     if value is None:
         return None
@@ -62,7 +66,7 @@ def constant(inputs: Sequence[Value | None], place: int, name: str) -> npt.NDArr
 def constant_or_attribute(
     inputs: Sequence[Value | None], place: int, given: dict[str, Any], name: str
 ) -> npt.NDArray[Any] | None:
-    """Return a constant that is an attribute in older opsets and an input in newer ones."""
+    """Return a constant that is an attribute in older opsets and an input in newer opsets."""
     array = constant(inputs, place, name)
     return np.array(given[name]) if array is None and name in given else array
 
@@ -84,7 +88,7 @@ def spread(array: npt.NDArray[Any], value: Numbers) -> Array:
 
 
 def _widened(context: Context, node: onnx.NodeProto, value: Numbers, array: npt.NDArray[Any]) -> Numbers:
-    """Repeat the column of a value that has only one column, if the constant beside the value has more columns."""
+    """Repeat the column of a value with one column, if the constant has more columns."""
     if width(value.shape) == 1 and array.size > 1 and array.shape[-1] == array.size:
         repeat = Dense(np.ones((array.size, 1)), np.zeros(array.size))
         return Numbers(context.add(node, repeat, value.name), (array.size,))
@@ -246,7 +250,7 @@ def _batch_normalization(
 def _reduce(
     context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
 ) -> Sequence[Value]:
-    """Translate a sum over an axis of a row as a Dense with a constant weight."""
+    """Translate a sum or a mean over an axis of a row to a Dense with a constant weight."""
     axes = constant_or_attribute(inputs, 1, given, "axes")
     stacked = required(inputs, 0)
     if isinstance(stacked, Stacked):

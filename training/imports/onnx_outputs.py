@@ -1,7 +1,7 @@
 """Turns the output of an ONNX model into the output of a bundle: probabilities of labels, or one value.
 
 A model often gives logits, log-probabilities, or only the probability of the second class. The module adds the missing
-layers, and the same arithmetic to the reference.
+layers to the network, and the same arithmetic to the reference.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TRIAL_ROWS = 64
 
 Array = npt.NDArray[Any]
 Last = Callable[[Array], Array]
-# The task, the last value, the same arithmetic as a function for the reference, the labels, and notes.
+# The task, the last value of the network, the same last step as a function for the reference, the labels, and notes.
 _Finished = tuple[Task, str, Last, tuple[Label, ...], list[str]]
 
 
@@ -127,8 +127,9 @@ def _flat(last: Last, rows: int, outputs: Array) -> Array:
 def _finish_scores(
     context: Context, columns: tuple[Column, ...], name: str, labels: tuple[Label, ...], *, are_scores: bool
 ) -> _Finished:
-    """Finish several outputs. are_scores: whether the file computes the class from these outputs. Such outputs may be
-    logits.
+    """Add the last layers for several outputs.
+
+    are_scores: whether the file computes the class from these outputs, which may then be logits.
 
     Raises `ModelImportError` if the outputs are neither probabilities nor logits.
     """
@@ -154,12 +155,15 @@ def _finish_scores(
 
 
 def _finish_one(context: Context, name: str, labels: tuple[Label, ...]) -> _Finished:
-    """Finish one output: a value, the probability of the second label, or its logit. Raises `ModelImportError`."""
+    """Add the last layers for one output: a value, the probability of the second label, or its logit.
+
+    Raises `ModelImportError`.
+    """
     network, builder = context.builder.network(name), context.builder
     if network.nodes and isinstance(network.nodes[-1].layer, Softmax):
         raise ModelImportError("the model ends with a softmax of one column, which is always 1")
     mass = find_mass(network)
-    if mass is not None and abs(mass - 1) < 1e-6:  # a sigmoid, or a mean of sigmoids
+    if mass is not None and abs(mass - 1) < 1e-6:  # this value is a sigmoid, or a mean of sigmoids
         rest = builder.add(f"{name}.first", "Sub", Affine.of(-1.0, 1.0, 0.0, 1), name)
         both = builder.add(f"{name}.probabilities", "Concat", Concat(), rest, name)
         return "classification", both, _both, labels or (0, 1), [] if labels else [default_labels(2)]
@@ -184,7 +188,7 @@ def _binary(outputs: Array) -> Array:
 
 
 def _gives_probabilities(network: Network, columns: tuple[Column, ...]) -> bool:
-    """Whether the outputs of a row are from 0 to 1 and have the sum 1. Some random rows are checked."""
+    """Whether the outputs of a row are from 0 to 1 and have the sum 1. The function checks some random rows."""
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(_TRIAL_ROWS, len(columns))) * 10.0 ** generator.integers(-2, 3, (_TRIAL_ROWS, 1))
     for i, column in enumerate(columns):
@@ -198,7 +202,9 @@ def _gives_probabilities(network: Network, columns: tuple[Column, ...]) -> bool:
 def _references(
     model: onnx.ModelProto, inputs: Inputs, feeds: Callable[..., dict[str, Array]], last: Last, notes: list[str]
 ) -> tuple[Evaluate | None, dict[str, Evaluate]]:
-    """Return the float64 reference and the original in ONNX Runtime. A function that can't run is left out.
+    """Return the float64 reference, and a function that runs the original in ONNX Runtime.
+
+    If ONNX Runtime can't run the original, the second result is empty.
 
     The reference is None if onnx can't evaluate an operator.
     """

@@ -1,7 +1,8 @@
-"""Runs the original ONNX model as the reference: its graph in float64, and its unchanged file in ONNX Runtime.
+"""Runs the original ONNX model as the reference: its graph in float64 in onnx, and its unchanged file in ONNX Runtime.
 
-The float64 evaluation is onnx's `ReferenceEvaluator`, on a copy of the graph in which every float32 is a float64. The
-reference shares no code with the form or with folding. The module does not depend on the layers of the form.
+For float64, onnx's `ReferenceEvaluator` runs a copy of the graph in which every float32 is a float64. The reference
+shares no code with the intermediate form or with folding. The module does not depend on the layers of the intermediate
+form.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Feed:
-    """One input of the original: its name, its type, the shape of a row, and the raw columns that it takes."""
+    """One input of the original model: its name, its type, the shape of a row, and its raw columns."""
 
     name: str
     dtype: int
@@ -39,7 +40,7 @@ class Feed:
 
 
 def make_feeds(feeds: Sequence[Feed], columns: Sequence[Column], rows: Rows, number: Any) -> dict[str, Array]:
-    """Return the inputs of the original for raw rows. number: the NumPy type of its floating-point inputs."""
+    """Return the inputs of the original model for raw rows. number: the NumPy type for floating-point inputs."""
     return {feed.name: _feed(feed, columns, rows, number) for feed in feeds}
 
 
@@ -54,7 +55,7 @@ def _feed(feed: Feed, columns: Sequence[Column], rows: Rows, number: Any) -> Arr
 
 
 def _values(column: Column, codes: npt.NDArray[np.float32]) -> Array:
-    """Return the values of one column as the original expects them: a category is its text or its number."""
+    """Return the values of one column in the form of the original model: a category is its text or its number."""
     if column.kind != "categorical":
         return codes.astype(np.float64)
     if isinstance(column.categories[0], str):
@@ -85,8 +86,8 @@ def run_original(
 ) -> Callable[[Rows], Array]:
     """Return a function that runs the original in ONNX Runtime on the CPU, without any optimisation.
 
-    A model that is exported for a fixed number of rows, often 1, gets this number of rows in each run. If ONNX Runtime
-    refuses the model, its exception is raised.
+    A model that was exported for a fixed number of rows, often 1, gets this number of rows in each run. If ONNX Runtime
+    refuses the model, the function raises the exception of ONNX Runtime.
     """
     session = open_session(cut(model, output).SerializeToString(), CPU, optimise=False)
     fixed = {each.shape[0] for each in session.get_inputs() if each.shape and isinstance(each.shape[0], int)}
@@ -126,7 +127,7 @@ def cut(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
 
 
 def to_float64(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """Return a copy of the model up to `output` in which every float32 is a float64."""
+    """Return a copy of the model that computes only `output`, with float64 in place of every float32."""
     copy = cut(model, output)
     for tensor in copy.graph.initializer:
         _widen(tensor)
@@ -152,7 +153,7 @@ def _widen(tensor: TensorProto) -> None:
 
 
 class _OneHotEncoder(OpRun):
-    """The operator of ai.onnx.ml in float64. The implementation in onnx gives float32."""
+    """Computes the operator OneHotEncoder of ai.onnx.ml in float64. onnx's own implementation returns float32."""
 
     op_domain = "ai.onnx.ml"
 
@@ -166,7 +167,10 @@ _OneHotEncoder.__name__ = "OneHotEncoder"
 
 
 class _LabelEncoder(OpRun):
-    """The operator of ai.onnx.ml in float64. The implementation in onnx does not accept a tensor of several keys."""
+    """Computes the operator LabelEncoder of ai.onnx.ml in float64.
+
+    onnx's own implementation does not accept a tensor with several keys.
+    """
 
     op_domain = "ai.onnx.ml"
 

@@ -29,7 +29,10 @@ _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 
 
 def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
-    """Return the value with another shape of its rows. Raises `Refused` if the number of columns differs."""
+    """Return the same value with the shape `shape` for its rows.
+
+    Raises `Refused` if this shape has another number of columns.
+    """
     if isinstance(value, Constant):
         raise Refused("it reads a constant")
     if width(shape) != width(value.shape):
@@ -69,7 +72,8 @@ def _cast(
         return [Numbers(value.name, value.shape) if isinstance(value, Truth) else value]
     if isinstance(value, Truth) and to in (*_INTEGERS, TensorProto.BOOL):
         return [value]
-    # The next node is an encoder of these columns. An encoder takes whole numbers, which a cast does not change.
+    # If raw columns are cast to integers, an encoder reads the result. An encoder takes whole numbers, which a cast to
+    # integers does not change.
     if isinstance(value, Raw) and to in _INTEGERS:
         return [value]
     if isinstance(value, Raw) and to == TensorProto.STRING and all(context.columns[c].is_text for c in value.columns):
@@ -106,7 +110,8 @@ def _reshape(
     if inner.count(-1) == 1:
         known = int(-np.prod(inner))
         inner[inner.index(-1)] = width(shape) // known if known > 0 else -1
-    # In a target shape, -1 and 0 mean all rows. A model that was exported for a single row has 1.
+    # In a target shape, a first size of -1 or 0 means all rows. The first size is 1 if the model was exported for a
+    # single row.
     if not sizes or sizes[0] not in (-1, 0, 1) or any(size < 1 for size in inner):
         raise Refused(f"it turns rows of the shape {list(shape)} into {sizes[1:]} and changes the number of rows")
     return [reshaped(value, tuple(inner))]
@@ -167,7 +172,7 @@ def _transpose(
 def _select(
     context: Context, node: onnx.NodeProto, value: Value, columns: npt.NDArray[Any], shape: tuple[int, ...]
 ) -> Value:
-    """Return some columns of a value, by their indices."""
+    """Select columns of a value by their indices."""
     if isinstance(value, Raw):
         return Raw(tuple(value.columns[column] for column in columns), shape)
     rows = context.numbers(node, value)
@@ -176,7 +181,7 @@ def _select(
 
 
 def _picked(value: Value, axis: int, pick: Any) -> npt.NDArray[np.int64]:
-    """Return the indices of the columns that NumPy's index `pick` takes along an axis, with their shape."""
+    """Return the indices of the columns that NumPy's index `pick` selects along an axis, in the new shape of a row."""
     shape = _rows(value)
     place = axis % (len(shape) + 1)
     if place == 0:
@@ -244,7 +249,7 @@ def _split(
         raise Refused("it separates rows")
     total, count = shape[place - 1], len(node.output)
     parts = given.get("split") if sizes is None else sizes.reshape(-1).tolist()
-    if parts is None:  # the parts are equal, but the last part may be smaller
+    if parts is None:  # all parts are equal, except that the last part may be smaller
         part = -(-total // given.get("num_outputs", count))
         parts = [part] * (count - 1) + [total - part * (count - 1)]
     if sum(parts) != total or len(parts) != count or min(parts) < 1:
@@ -259,6 +264,6 @@ def _shape(
     context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
 ) -> Sequence[Value]:
     del context, node
-    # -1 stands for the number of rows, as in the target of a Reshape.
+    # The size -1 stands for the number of rows, as in the target shape of a Reshape.
     sizes = [-1, *_rows(required(inputs, 0))]
     return [Constant(np.array(sizes[given.get("start", 0) : given.get("end")], np.int64))]

@@ -1,7 +1,7 @@
 """The types of values in the translation of an ONNX graph, and the context of the translation.
 
-A value is a constant, raw columns of the input, numbers of the form, or truth values. The module does not depend on the
-operators.
+A value is a constant, raw columns of the input, numbers, truth values, or the stacked members of an ensemble. The
+module does not depend on the operators.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foldserve.training.table.schema import Category
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A constant array. Numbers are float64, or integers for shapes and indices."""
+    """A constant array. The numbers are float64, or integers for shapes and indices."""
 
     array: npt.NDArray[Any]
 
@@ -42,7 +42,10 @@ class Raw:
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """A value of the form. shape: the shape of one row, without the batch; its product is the number of columns."""
+    """A value of the intermediate form.
+
+    shape: the shape of one row, without the batch. The product of the shape is the number of columns.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -50,8 +53,9 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """A value of the form that holds 0 and 1, as a boolean tensor. missing_of: the value whose missing numbers are
-    marked, or None.
+    """A value of the intermediate form that has only the numbers 0 and 1, for a boolean tensor.
+
+    missing_of: the value whose missing numbers this value marks, or None.
     """
 
     name: str
@@ -61,13 +65,13 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """The members of an ensemble: values that are stacked along a new axis before the axis of the rows."""
+    """The members of an ensemble: their values are stacked along a new axis before the axis of the rows."""
 
     parts: tuple[Numbers, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Raise `Refused`: only an operator that reduces the new first axis understands the value."""
+        """Raise `Refused`, because only an operator that reduces the new first axis can read this value."""
         raise Refused("it reads values that are stacked in front of the rows; their sum and their mean are understood")
 
 
@@ -84,11 +88,13 @@ class Refused(Exception):  # noqa: N818 (it is no error yet: the node may be kep
 
 @dataclass
 class RawColumn:
-    """One column of the input. name, is_text: as in the file. categories: the encoders that read the column fill this
-    list.
+    """One column of the input.
 
-    missing: whether the model replaces missing values. read_as_number: whether an operator computes with the column.
-    is_closed: whether the list of categories is complete.
+    name: the name of the column. is_text: whether the column has texts. categories: the categories of the column, which
+    its encoders add.
+
+    missing: whether the model replaces missing values of the column. read_as_number: whether an operator computes with
+    the numbers of the column. is_closed: whether no more categories may be added.
     """
 
     name: str
@@ -100,7 +106,7 @@ class RawColumn:
     is_closed: bool = False
 
     def code(self, category: Category) -> int:
-        """Return the index of a category, which is added if it is new."""
+        """Return the index of a category. A new category gets the next index."""
         key = [(type(each) is str, each) for each in self.categories]
         if (type(category) is str, category) not in key:
             if self.is_closed:
@@ -111,9 +117,9 @@ class RawColumn:
 
 
 class Context:
-    """The translation of one graph.
+    """The state of the translation of one graph.
 
-    values: the translated values, by their names in the graph. notes: facts for the user.
+    values: the translated values, by the names of their tensors. notes: facts for the user.
     """
 
     def __init__(self, columns: Sequence[RawColumn], opsets: Mapping[str, int]) -> None:
@@ -124,21 +130,24 @@ class Context:
         self.notes: list[str] = []
 
     def add(self, node: onnx.NodeProto, layer: Layer, *inputs: str) -> str:
-        """Add a layer for a node. Raises `Refused` if the layer can't read these inputs."""
+        """Add a layer for a node, and return the name of its value.
+
+        Raises `Refused` if the layer can't read these inputs.
+        """
         try:
             return self.builder.add(node.name or node.output[0], node.op_type, layer, *inputs)
         except ModelImportError as error:
             raise Refused(str(error).partition(": ")[2]) from error
 
     def make(self, create: Callable[[], Layer]) -> Layer:
-        """Create a layer. Raises `Refused` if its values are wrong."""
+        """Create a layer. Raises `Refused` if the values of the layer are wrong."""
         try:
             return create()
         except ValueError as error:
             raise Refused(str(error)) from error
 
     def numbers(self, node: onnx.NodeProto, value: Value) -> Numbers:
-        """Return a value as numbers. Raises `Refused` for a constant, and for columns of texts."""
+        """Return a value as numbers of the graph. Raises `Refused` for a constant, and for columns of texts."""
         if isinstance(value, Numbers):
             return value
         if isinstance(value, Truth):
@@ -156,13 +165,13 @@ class Context:
         return Numbers(self.add(node, Select(np.array(value.columns)), INPUT), value.shape)
 
     def encode(self, node: onnx.NodeProto, column: int, categories: Sequence[Category]) -> str:
-        """Add the one-hot encoding of a raw column, and return its name."""
+        """Add the one-hot encoding of a raw column, and return the name of its value."""
         codes = [self.columns[column].code(category) for category in categories]
         return self.add(node, OneHot(np.full(len(codes), column), np.array(codes, np.float64)), INPUT)
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return the attributes of a node by name. Texts are str."""
+    """Return the attributes of a node, by their names. Texts have the type str."""
     found = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     return {name: _decode(value) for name, value in found.items()}
 
@@ -176,5 +185,5 @@ def _decode(value: Any) -> Any:
 
 
 def width(shape: tuple[int, ...]) -> int:
-    """Return the number of columns of a row of this shape."""
+    """Return the number of columns of a row with this shape."""
     return math.prod(shape)

@@ -36,7 +36,7 @@ from foldserve.training.table.schema import Table
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """The choices of an import. data: the table for the certificate and the metrics. ranges: the ranges of
+    """The choices of the user for an import. data: the table for the certificate and the metrics. ranges: the ranges of
     features by name; the name "" has the range of all other features. seed: the seed of the random rows.
     """
 
@@ -49,7 +49,10 @@ class ImportPlan:
 
 @dataclass(frozen=True)
 class Written:
-    """A written bundle, the evidence for its report if a table with targets was given, and notes for the user."""
+    """A written bundle, and notes for the user.
+
+    evidence: the evidence for the report; None without a table with targets.
+    """
 
     bundle: bundle.Bundle
     evidence: Evidence | None
@@ -57,7 +60,9 @@ class Written:
 
 
 def run(imported: Imported, plan: ImportPlan, source: Source | None = None) -> Written:
-    """Fold, certify and write the next version of `plan.name`. After an error, nothing is left behind.
+    """Fold and certify the model, and write it as the next version of `plan.name`.
+
+    After an error, no part of the bundle is left.
 
     The function has more than 50 lines, because it keeps all steps of an import in one place.
 
@@ -120,7 +125,7 @@ def _require_output(imported: Imported) -> None:
 
 
 def _score(model: bytes, table: Table) -> tuple[Metrics, npt.NDArray[np.floating[Any]]]:
-    """Score the exported model on the rows of the table. Without targets, there are no metrics."""
+    """Score the exported model on the rows of the table. If the table has no targets, return no metrics."""
     if not len(table.y):
         return {}, np.empty((0, table.outputs))
     outputs = certificate.onnx_runtime_cpu(model)(table.x)

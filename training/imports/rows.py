@@ -1,4 +1,4 @@
-"""The rows on which an imported model is certified, and the features for the manifest.
+"""The rows for the certificate of an imported model, and the features for its manifest.
 
 The rows come from a table, or they are drawn at random from ranges. The module does not depend on the model's layers.
 """
@@ -28,7 +28,9 @@ _EVERY = ""
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a certificate. table: the user's table, or a table without rows if the user gives no table.
+    """The rows for a certificate, and the features for the manifest.
+
+    table: the table of the user; without such a table, a table that has no rows.
 
     features: the features for the manifest. drawn: random rows, float32 [rows, features]. notes: facts for the user.
     """
@@ -40,9 +42,11 @@ class Rows:
 
 
 def parse_ranges(texts: tuple[str, ...]) -> dict[str, Range]:
-    """Read the ranges of features: `age=0:99` for one feature, `0:16` for all others. Return them by name.
+    """Read the ranges of features: `age=0:99` for one feature, `0:16` for all others.
 
-    The range for all others has the name "". Raises `DataError` for a text that is not a range.
+    Return the ranges by the name of the feature.
+
+    The range for all other features has the name "". Raises `DataError` for a text that is not a range.
     """
     ranges: dict[str, Range] = {}
     for text in texts:
@@ -64,10 +68,10 @@ def make_rows(
     seed: int,
     source: Source | None = None,
 ) -> Rows:
-    """Read the table `data`, or draw rows from `ranges`, from the model's ranges and from its categories.
+    """Read the table `data`, or draw random rows from the ranges and the categories of the features.
 
-    source: the table in memory; None if `data` names a file. Raises `DataError` if the table does not fit the model.
-    Also raises it if a feature has no rows and no range.
+    source: the table in memory; None if `data` names a file. Raises `DataError` if the table does not fit the model, or
+    if a feature has neither rows nor a range.
     """
     empty = np.empty((0, len(imported.columns)), np.float32)
     schema = Table("", imported.task, "", imported.columns, empty, np.empty(0), imported.labels)
@@ -103,7 +107,7 @@ def _draw(imported: Imported, schema: Table, ranges: Mapping[str, Range], seed: 
     features = tuple(
         _describe(column, known.get(column.name, known.get(_EVERY, (0.0, 1.0)))) for column in schema.columns
     )
-    # If these examples are whole numbers, the drawn values of the feature are whole numbers too.
+    # If the example of a feature is a whole number, its drawn values are whole numbers too.
     example = np.array([[0.0 if i in imported.whole else 0.5 for i in range(len(features))]], np.float32)
     drawn = certificate.draw(features, example, certificate.RANDOM_ROWS, seed)
     note = "no table was given: the certificate is on random rows alone, and there are no metrics and no report"
@@ -114,7 +118,7 @@ def _draw(imported: Imported, schema: Table, ranges: Mapping[str, Range], seed: 
 
 
 def _describe(column: Column, limits: Range) -> bundle.Feature:
-    """Describe a feature by its range, with a histogram that counts no rows."""
+    """Describe a feature by its range. Its histogram counts no rows."""
     count = len(column.categories)
     low, high = limits
     edges = [i - 0.5 for i in range(count + 1)] if count else [low, high]

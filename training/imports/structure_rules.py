@@ -1,8 +1,8 @@
-"""The rules that change the structure of a graph. After a change, more affine steps are next to a Dense.
+"""The rules that change the structure of an imported graph. After these rules, more affine steps are next to a Dense.
 
-They join selections of columns, nested Concat and Add layers, branches of an ensemble, and functions that exporters
-write as several operators. A rule gets a graph and one of its nodes. It changes the graph and returns True, or it
-returns False. Each rule leaves the function of the graph unchanged.
+The rules join selections of columns, nested Concat and Add layers, branches of an ensemble, and functions that
+exporters write as several operators. A rule gets a graph and one of its nodes. A rule returns True if it has changed
+the graph. No rule changes the function that the graph computes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def flatten(graph: Graph, node: Node) -> bool:
 
 
 def join_selections(graph: Graph, node: Node) -> bool:
-    """Select columns once: compose two selections, and join selections that stand side by side."""
+    """Reduce selections of columns: compose them, join neighbours in a Concat, and reorder the weights of a Dense."""
     layer = node.layer
     if isinstance(layer, Select):
         return _move_selection(graph, node, layer)
@@ -59,7 +59,7 @@ def join_selections(graph: Graph, node: Node) -> bool:
             return False
         source = graph.nodes[node.inputs[0]].inputs[0]
         if sorted(selected.source) != list(range(graph.widths[source])):
-            return False  # a Dense would have a weight of zero for each column that is not selected
+            return False  # for each unselected column, a Dense on all columns would have a weight of zero
         weight = np.empty_like(layer.weight)
         weight[:, selected.source] = layer.weight
         graph.replace(node.name, Dense(weight, layer.bias), source)
@@ -92,7 +92,7 @@ def _move_selection(graph: Graph, node: Node, layer: Select) -> bool:
 
 
 def _join_neighbours(graph: Graph, node: Node) -> bool:
-    """Join two neighbours of a Concat that select columns of the same value."""
+    """Join neighbouring inputs of a Concat that select columns of the same value."""
 
     def selection(name: str) -> tuple[str, list[int]]:
         layer = graph.layer(name)
@@ -119,7 +119,7 @@ def _join_neighbours(graph: Graph, node: Node) -> bool:
 
 
 def join_one_hots(graph: Graph, node: Node) -> bool:
-    """Join two neighbours of a Concat that encode categories of the same value."""
+    """Join two neighbouring inputs of a Concat that encode categories of the same value."""
     if not isinstance(node.layer, Concat):
         return False
     for place, (one, other) in enumerate(pairwise(node.inputs)):
@@ -137,8 +137,10 @@ def join_one_hots(graph: Graph, node: Node) -> bool:
 
 
 def add_dense_branches(graph: Graph, node: Node) -> bool:
-    """Turn a sum of Dense layers into one Dense. If the layers read the same value, their weights are added. Otherwise,
-    the one Dense reads all their inputs side by side.
+    """Turn a sum of Dense layers into one Dense.
+
+    If the layers read the same value, their weights are added. Otherwise, the new Dense reads the inputs of all these
+    layers side by side.
     """
     if type(node.layer) is not Add:
         return False
@@ -201,7 +203,7 @@ def _same_function(one: Activation, other: Activation) -> bool:
 
 
 def join_gate(graph: Graph, node: Node) -> bool:
-    """Replace x * sigmoid(x) by SiLU, x * tanh(softplus(x)) by Mish, and x * hard_sigmoid(x) by HardSwish."""
+    """Replace x * sigmoid(x) by SiLU, and x * tanh(softplus(x)) by Mish."""
     if not isinstance(node.layer, Multiply) or len(node.inputs) != 2:
         return False
     for x, gate in (node.inputs, node.inputs[::-1]):
@@ -221,7 +223,10 @@ def join_gate(graph: Graph, node: Node) -> bool:
 
 
 def join_binary(graph: Graph, node: Node) -> bool:
-    """Replace [1 - sigmoid(z), sigmoid(z)] by softmax([0, z]). Then the logits fold into the Dense before it."""
+    """Replace [1 - sigmoid(z), sigmoid(z)] by softmax([0, z]).
+
+    After that, the new Dense for the logits folds into the Dense before it.
+    """
     if not isinstance(node.layer, Concat) or len(node.inputs) != 2:
         return False
     for place, (rest, positive) in enumerate((node.inputs, node.inputs[::-1])):

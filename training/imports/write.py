@@ -1,6 +1,6 @@
-"""Writes a folded graph as ONNX nodes. All values are rounded to float32 here, once.
+"""Writes a folded graph as ONNX nodes. This module rounds each value to float32, once.
 
-The module knows the layers and their operators. It does not know where a graph comes from.
+The module knows the layers and their operators. The module does not know the format from which a graph comes.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def to_onnx(network: Network, task: Task, *, description: str | None = None) -> 
 def write_network(
     network: Network, source: str, output: str, description: str | None = None, shape: tuple[int, ...] = ()
 ) -> bytes:
-    """Write `network` as an ONNX model from the tensor `source` [batch, features] to `output`.
+    """Write `network` as an ONNX model with the input `source` [batch, features] and the output `output`.
 
-    shape: the shape of a row of `source`, if it is not [features]. Raises the errors of `to_onnx`.
+    shape: the shape of a row of `source`, if a row has more than one axis. Raises the same errors as `to_onnx`.
     """
     columns = network.widths()[network.output]
     if len(shape) < 2:
@@ -72,10 +72,12 @@ def write_network(
 
 
 class Writer:
-    """The ONNX nodes and constants of a network. A value has the name of its node. The caller names the output.
+    """Collects the ONNX nodes and constants of a network.
 
-    The names in a graph are arbitrary. So the writer compares each name that it adds with all other names. reserved:
-    more names that are in use.
+    Each value has the name of its node. The caller names the output of the network.
+
+    A name in a graph can be any text. So if two values have the same name, the writer appends underscores to one of
+    them. reserved: further names that other values already have.
     """
 
     def __init__(self, network: Network, source: str, output: str, reserved: Sequence[str] = ()) -> None:
@@ -90,7 +92,7 @@ class Writer:
         self._splits = _find_splits(network)
 
     def write(self, node: Node) -> None:
-        """Write the operators of one node. The last operator gives the value of the node."""
+        """Write the operators of one node. The output of the last operator is the value of the node."""
         name, inputs = self._names[node.name], [self._names[each] for each in node.inputs]
         layer = node.layer
         if isinstance(layer, Select) and node.inputs[0] in self._splits:
@@ -120,11 +122,11 @@ class Writer:
         return name
 
     def step(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add an operator inside a node, and return the name of its output."""
+        """Add one of several operators of a node, and return the name of its output."""
         return self.node(operator, self._reserve(name), *inputs, **attributes)
 
     def _reserve(self, name: str) -> str:
-        """Return `name`, with underscores after it if another value has this name."""
+        """Return `name`, and append underscores to it if another value has the same name."""
         while name in self._reserved:
             name += "_"
         self._reserved.add(name)
@@ -159,7 +161,7 @@ class Writer:
             self.node("Mul", name, value, self.step("Sigmoid", f"{name}.sigmoid", value))
         elif layer.function == "power":
             self.node("Pow", name, value, self.constant(f"{name}.exponent", np.array(layer.parameters["exponent"])))
-        else:  # clip: its limits are inputs, and an infinite limit is left out
+        else:  # for clip, a finite limit is an input, and an infinite limit is left out
             limits = []
             for part in ("low", "high"):
                 limit = layer.parameters[part]
@@ -174,7 +176,7 @@ class Writer:
         self.node("Div", name, value, self.step("Where", f"{name}.divisor", is_zero, one, size))
 
     def _write_simple(self, name: str, inputs: list[str], layer: Layer) -> None:
-        """Write a layer of one operator, with its constants."""
+        """Write a layer that is a single operator, and its constants."""
         if isinstance(layer, Select):
             self._gather(name, inputs[0], layer.source)
         elif isinstance(layer, PRelu):
@@ -193,7 +195,10 @@ class Writer:
             raise ModelImportError(f"layer {name!r} has no ONNX form: {type(layer).__name__}")
 
     def _write_encoding(self, name: str, value: str, layer: OneHot | IsMissing | Impute) -> None:
-        """Write a comparison before the cast, so that the cast never gets NaN."""
+        """Write an encoding, or the replacement of NaN.
+
+        An encoding compares before the cast, so that the cast never gets NaN.
+        """
         if isinstance(layer, Impute):
             fill = self.constant(f"{name}.fill", layer.fill)
             self.node("Where", name, self.step("IsNaN", f"{name}.missing", value), fill, value)
@@ -223,7 +228,7 @@ class Writer:
         return self.node("Gather", name, value, self.constant(f"{name}.columns", columns), axis=1)
 
     def _write_split(self, node: Node) -> None:
-        """Write all selections of one value as a single Split, in place of the first selection."""
+        """Write all selections of one value as a single Split, at the place of the first selection."""
         first, selections = self._splits[node.inputs[0]]
         if node.name != first:
             return
@@ -249,16 +254,17 @@ class Writer:
 
 
 def _shorten(values: Array) -> Array:
-    """Return a single number for all columns, if all numbers are equal."""
+    """Return one number for all columns if all numbers are equal, and `values` otherwise."""
     return values[:1] if (values == values[0]).all() else values
 
 
 def _find_splits(network: Network) -> dict[str, tuple[str, list[Node]]]:
-    """Find each value that its selections divide into consecutive parts. One Split can then replace all selections of
-    the value.
+    """Find each value that its selections divide into consecutive parts.
 
-    For each value, the result has two items: the name of the selection that comes first in the network, and all
-    selections in the order of their columns.
+    A single Split can then replace all selections of this value.
+
+    For each such value, the result has the name of the first selection in the network, and all selections in the order
+    of their columns.
     """
     selections: dict[str, list[Node]] = {}
     for node in network.nodes:

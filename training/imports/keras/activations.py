@@ -12,7 +12,7 @@ from foldserve.training.imports.layers import Activation, Affine, Layer, Softmax
 # An activation becomes a chain of layers; () is the identity.
 Chain = tuple[Layer, ...]
 
-# The constants of https://keras.io/api/layers/activations/.
+# The constants come from https://keras.io/api/layers/activations/.
 _SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}
 _SIMPLE: dict[str, Chain] = {
     "linear": (),
@@ -38,16 +38,16 @@ _SIMPLE: dict[str, Chain] = {
     "softmax": (Softmax(),),
     "log_softmax": (Softmax(log=True),),
 }
-# Keras 2 has another definition.
+# Keras 2 defines hard_sigmoid in another way.
 _KERAS_2 = {**_SIMPLE, "hard_sigmoid": (Activation("hard_sigmoid", {"alpha": 0.2, "beta": 0.5}),)}
 _LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax", "ThresholdedReLU")
 
 
 def map_activation(activation: Any, name: str, columns: int, keras_2: bool) -> Chain:
-    """Return the layers of an activation, by its name or its description.
+    """Return the layers that compute an activation.
 
-    name: the name of the layer that has the activation, for messages. Raises `ModelImportError` if the activation is
-    not known.
+    activation: the name or the description of the activation. name: the name of the layer that has the activation, for
+    messages. Raises `ModelImportError` if the activation is not known.
     """
     if activation is None:
         return ()
@@ -66,9 +66,9 @@ def map_activation(activation: Any, name: str, columns: int, keras_2: bool) -> C
 
 
 def map_layer(kind: str, config: dict[str, Any], name: str) -> Chain:
-    """Return the layers of an activation layer of Keras."""
+    """Return the layers that compute an activation layer of Keras."""
     if kind == "LeakyReLU":
-        # The parameter has another name in Keras 2. Both have the same default.
+        # In Keras 2, this parameter has the name `alpha` and the same default.
         slope = config.get("negative_slope", config.get("alpha", 0.3))
         return (Activation("leaky_relu", {"alpha": _number(slope)}),)
     if kind == "ELU":

@@ -1,7 +1,7 @@
 """Opens a Keras file: a zip archive of Keras 3, or an HDF5 file of Keras 2. The file is not trusted.
 
-Every size is checked before memory is allocated. Nothing is written to a disk. The module does not depend on the layers
-of the model.
+Every size in the file is checked before memory is allocated. The module writes nothing to a disk. The module does not
+depend on the layers of the model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_TEXT = 2**24
 _MAX_ENTRIES = 1000
-# The errors that a damaged file can cause: in Python's zip reader, in h5py, and for a description with wrong types.
+# The errors that a damaged file can cause in Python's zip reader and in h5py, or by values of a wrong type.
 _DAMAGE = (
     *(OSError, EOFError, RuntimeError, ValueError, OverflowError, zipfile.BadZipFile, zlib.error),
     *(LookupError, TypeError, AttributeError),
@@ -35,10 +35,13 @@ _SAVE_AGAIN = "save the whole model with model.save('model.keras')"
 
 @dataclass(frozen=True)
 class Archive:
-    """An open Keras file. config: the description of the model. training: the description of its compilation, or {}.
+    """An open Keras file.
 
-    version: the version of Keras. weights: the group of HDF5 that has the layers. legacy: whether the groups have the
-    names of the layers, as in Keras 2, instead of the names of their classes. sha256: the hash of the file.
+    config: the description of the model. training: the description of the compilation of the model, or {}.
+
+    version: the version of Keras. weights: the HDF5 group that contains the layers. legacy: whether a group has the
+    name of its layer, as in Keras 2. In Keras 3, the name of a group comes from the class of the layer. sha256: the
+    hash of the file.
     """
 
     config: dict[str, Any]
@@ -51,7 +54,10 @@ class Archive:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """Open a Keras file, by its content. Raises `ModelImportError` with one line."""
+    """Open a Keras file.
+
+    The content of the file decides its format. Raises `ModelImportError` with a message of one line.
+    """
     try:
         import h5py
     except ModuleNotFoundError:
@@ -75,7 +81,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
 
 def _read_zip(content: bytes) -> tuple[dict[str, Any], str, bytes]:
-    """Return the description of the model, the version of Keras, and the bytes of the file of weights."""
+    """Return the description of the model, the version of Keras, and the content of the weights file."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         check_entries(entries, _MAX_ENTRIES)
@@ -91,7 +97,7 @@ def _read_zip(content: bytes) -> tuple[dict[str, Any], str, bytes]:
 
 
 def _extract(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """Return the bytes of an entry. Python reads no more bytes than the entry declares."""
+    """Return the bytes of an entry. Python reads at most as many bytes as the entry declares."""
     entry = archive.getinfo(name)
     if entry.file_size > limit:
         raise ModelImportError(f"{name} has more than {limit >> 20} MiB, the limit of an import")
@@ -99,7 +105,7 @@ def _extract(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
 
 
 def _open_hdf5(file: h5py.File, digest: str) -> Archive:
-    """Return the parts of a whole model that Keras 2 saved."""
+    """Open a whole model that Keras 2 saved in an HDF5 file."""
     if "model_config" not in file.attrs or "model_weights" not in file:
         raise ModelImportError(f"the HDF5 file has weights alone, and no layers: {_SAVE_AGAIN}")
     config = _parse(file.attrs["model_config"], "model_config")

@@ -1,7 +1,7 @@
 """Connects the layers of a Keras model: Sequential, Functional, and models inside models.
 
-The module reads descriptions of models, and does no arithmetic. A file may describe cycles, unknown layers, or models
-that call each other millions of times. The module refuses such a file.
+The module reads descriptions of models, and does no arithmetic. The module refuses a file with cycles, unknown layers,
+or models that call each other millions of times.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MAX_FEATURES = 1_000_000
 _MODELS = ("Sequential", "Functional", "Model")
 _NO_CODE = "no code of a file is ever run; replace it by layers of Keras, and save the model again"
 
-# The identity of a tensor: the name of the layer, the number of its call, and the number of its output.
+# Identifies a tensor by the name of its layer, the number of the call, and the number of the output.
 Tensor = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input of the model. whole: whether this input takes whole numbers."""
+    """One input of the model. whole: whether the values of this input are whole numbers."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,8 +41,8 @@ class Input:
 class ModelReader:
     """Builds the graph of a whole model.
 
-    output: the name of the layer that gives the output, if there are several. place: the place or the key of this
-    output.
+    output: for a model with several outputs, the name of the layer that gives the chosen output. place: the index or
+    the key of the chosen output.
     """
 
     store: Store
@@ -54,7 +54,7 @@ class ModelReader:
     _calls: int = 0
 
     def read(self, description: dict[str, Any]) -> tuple[Builder, Value]:
-        """Return the graph of a model, and its only output. Raises `ModelImportError`."""
+        """Return the graph of a model, and its chosen output. Raises `ModelImportError`."""
         kind = _kind(description)
         if kind not in _MODELS:
             raise refuse(_name(description), kind, "it is not a Sequential or Functional model", "export it to ONNX")
@@ -142,7 +142,7 @@ class ModelReader:
         return [map_call(call)]
 
     def _note_policy(self, policy: Any, name: str, kind: str) -> None:
-        """Note arithmetic that is less exact than float32, and refuse quantised layers."""
+        """Add a note for arithmetic that is less exact than float32, and refuse quantised layers."""
         if isinstance(policy, dict):
             if policy.get("class_name") not in ("DTypePolicy", "Policy"):
                 raise refuse(name, kind, "its weights are quantised", "save the model before it is quantised")
@@ -154,7 +154,7 @@ class ModelReader:
 
 
 def _find_inputs(description: dict[str, Any]) -> Iterator[Input]:
-    """Yield the inputs of a model. Each version of Keras may store a Sequential model's shape elsewhere."""
+    """Yield the inputs of a model. The place of a Sequential model's shape depends on the version of Keras."""
     config = description["config"]
     layers = list(_layers(config))
     if _kind(description) != "Sequential":
@@ -191,7 +191,7 @@ def _input(config: dict[str, Any], name: str) -> Input:
 
 
 def _first_call(layer: dict[str, Any]) -> int:
-    """Return the number of the first call. Keras 2 also counts the call that built a nested model."""
+    """Return the number of the first call of a layer. Keras 2 also counts the call in which it built a nested model."""
     nodes = layer["inbound_nodes"]
     if _kind(layer) not in _MODELS or not nodes or isinstance(nodes[0], dict):
         return 0

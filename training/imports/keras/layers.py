@@ -43,18 +43,18 @@ class Call:
     keras_2: bool
 
     def add(self, layer: Layer, *inputs: Value, shape: tuple[int, ...] | None = None) -> Value:
-        """Add a layer. By default, a row of its result has one axis."""
+        """Add a layer. By default, a row of the result has one axis."""
         name = self.builder.add(self.name, self.kind, layer, *(value.name for value in inputs))
         return Value(name, (self.builder.columns[name],) if shape is None else shape)
 
     def chain(self, layers: tuple[Layer, ...], value: Value) -> Value:
-        """Add layers in a row: each reads the value before it. The shape does not change."""
+        """Add layers one after the other: each layer reads the value before it. The layers do not change the shape."""
         for layer in layers:
             value = self.add(layer, value, shape=value.shape)
         return value
 
     def single(self, *, flat: bool = False) -> Value:
-        """Return the only input. flat: whether a row must have only one axis."""
+        """Return the only input of the call. flat: whether to refuse an input whose rows have several axes."""
         if len(self.inputs) != 1:
             raise refuse(self.name, self.kind, f"it takes one input and gets {len(self.inputs)}")
         if flat and len(self.inputs[0].shape) != 1:
@@ -63,14 +63,14 @@ class Call:
         return self.inputs[0]
 
     def integer(self, key: str) -> int:
-        """Return an integer of the config."""
+        """Return a positive integer from the config of the layer."""
         value = self.config[key]
         if type(value) is not int or value < 1:
             raise refuse(self.name, self.kind, f"{key} is not a positive integer")
         return value
 
     def require_none(self, *keys: str) -> None:
-        """Refuse settings that change the arithmetic."""
+        """Refuse a layer with one of these settings, which change the arithmetic."""
         for key in keys:
             if self.config.get(key):
                 raise refuse(self.name, self.kind, f"{key} is not supported", "save the model without it")
@@ -117,7 +117,7 @@ def _batch_norm(call: Call) -> Value:
 
 
 def _normalization(call: Call) -> Value:
-    """(x - mean) / max(sqrt(variance), epsilon), as in keras/src/layers/preprocessing/normalization.py."""
+    """Add (x - mean) / max(sqrt(variance), epsilon), as in keras/src/layers/preprocessing/normalization.py."""
     value, config = call.single(), call.config
     axis = config.get("axis", -1)
     kept = [] if axis is None else axis if isinstance(axis, list) else [axis]
@@ -146,7 +146,7 @@ def _rescaling(call: Call) -> Value:
 
 
 def _constant(value: Any) -> Array:
-    """Return a number or an array of a config. Keras 3 writes an array of NumPy as an object."""
+    """Return a number or an array from the config of a layer. Keras 3 writes a NumPy array as an object."""
     if isinstance(value, dict):
         value = value["config"]["value"]
     return np.asarray(value, np.float64)

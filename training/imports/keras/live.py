@@ -1,7 +1,7 @@
-"""Reads a Keras model in memory: it is saved into a temporary file, and the file is read.
+"""Reads a Keras model in memory. The module saves the model into a temporary file, and reads this file.
 
-The certificate also measures the outputs that Keras computes with the object itself. This module uses only methods of
-the object.
+The certificate also measures the outputs that Keras computes with the object itself. The module only calls methods of
+the model object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from foldserve.training.imports.meaning import digest
 
 
 def read_object(model: Any, options: Options) -> Imported:
-    """Read a Keras model of one output, or the output that `options` names. Raises `ModelImportError`."""
+    """Read a Keras model with one output, or with the output that `options` names. Raises `ModelImportError`."""
     kind = type(model).__name__
     if not getattr(model, "built", False) or not getattr(model, "inputs", None):
         raise ModelImportError(f"the {kind} does not say how many features it has: give it an Input, or call it once")

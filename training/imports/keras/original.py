@@ -1,8 +1,8 @@
-"""Runs a Keras file in Keras itself, where Keras is installed, for the certificate.
+"""Runs a Keras file in Keras itself for the certificate, if Keras is installed.
 
-Keras never opens the file of the user, because a description in a file can name any class. Keras opens a copy. The copy
-has the same weights, and a description with only the layers that foldserve has read (`ALLOWED`), plain values and names
-of activations. The module does not depend on the intermediate form.
+Keras never opens the file of the user, because a description in this file can name any class. Keras opens a copy of the
+file. The copy has the same weights. Its description has only the layers that foldserve has read (`ALLOWED`), plain
+values and names of activations. The module does not depend on the intermediate form.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     import h5py
 
 _MODELS = {"Sequential": "keras", "Functional": "keras.src.models.functional", "Model": "keras"}
-# The classes that may be in the copy, and the module of each.
+# The classes that may be in the copy, and their modules.
 ALLOWED = {**_MODELS, **dict.fromkeys((*LAYERS, "InputLayer"), "keras.layers")}
-# The fields of the description of a layer.
+# The fields that the description of a layer keeps.
 _OF_LAYER = ("config", "name", "inbound_nodes", "build_config", "shared_object_id")
-# Values that Keras writes as objects, and the fields of each.
+# Values that Keras writes as objects, and the fields that each object keeps.
 _PLAIN = {
     "__keras_tensor__": ("shape", "dtype", "keras_history"),
     "__numpy__": ("value", "dtype"),
     "__tensor__": ("value", "dtype"),
 }
-# Settings that have an effect only in training.
+# The ends of the names of settings that have an effect only in training.
 _TRAINING = ("_initializer", "_regularizer", "_constraint", "activity_regularizer")
 
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
@@ -53,11 +53,12 @@ class NotRunError(Exception):
 
 
 def open_original(archive: Archive, columns: int, output: int | str) -> tuple[str, Run]:
-    """Open a copy of the file in Keras. The front end has read the file before, and so has checked its weights.
+    """Open a copy of the file in Keras. The front end has already read the file, so the weights are checked.
 
-    columns: the number of features. output: the place or the key of the output, if the model has several. Return the
-    name and the version of Keras and its backend, and the model. The model computes in float32, because Keras has no
-    float64 on most backends: it rounds the result of each operation to float32. Raises `NotRunError`.
+    columns: the number of features. output: the index or the key of the output, for a model with several outputs.
+    Return a name with the version of Keras and its backend, and a function that runs the model. The model computes in
+    float32, because most backends of Keras have no float64. Keras rounds the result of each operation to float32.
+    Raises `NotRunError`.
     """
     try:
         config = _clean(archive.config, archive.version.startswith("2."))
@@ -77,7 +78,7 @@ def open_original(archive: Archive, columns: int, output: int | str) -> tuple[st
 
 
 def _import_keras() -> Any:
-    """Import Keras 3. If the backend that the user has configured is not installed, PyTorch is the backend."""
+    """Import Keras 3. If the backend that the user has configured is not installed, Keras uses PyTorch."""
     if importlib.util.find_spec("keras") is None:
         raise NotRunError("Keras is not installed; to compare with Keras itself, pip install keras, and import again")
     chosen = {}
@@ -98,7 +99,7 @@ def _import_keras() -> Any:
 
 
 def _has_backend() -> bool:
-    """Whether the backend in Keras' own file of settings, or else its default, is installed."""
+    """Whether the backend of Keras is installed. The file keras.json names the backend; the default is TensorFlow."""
     folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     try:
         backend = str(json.loads((folder / "keras.json").read_text())["backend"])
@@ -160,7 +161,7 @@ def _write_copy(path: Path, archive: Archive, config: dict[str, Any]) -> None:
 
 
 def _require_no_links(weights: h5py.Group) -> None:
-    """Refuse links to other places, and numbers in other files."""
+    """Refuse weights with links to other places, or with numbers in other files."""
     import h5py
 
     names: list[str] = []
@@ -172,9 +173,9 @@ def _require_no_links(weights: h5py.Group) -> None:
 
 
 def _clean(value: Any, is_keras_2: bool) -> Any:
-    """Return a description with only known layers, plain values, and no settings of the training.
+    """Return the description with only known layers and plain values, and without settings of the training.
 
-    Every layer computes in float32. Raises `NotRunError` for an object of any other class.
+    Every layer of the copy computes in float32. Raises `NotRunError` if the description has an object of another class.
     """
     if isinstance(value, list):
         return [_clean(each, is_keras_2) for each in value]
@@ -201,7 +202,10 @@ def _clean(value: Any, is_keras_2: bool) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number, a text, or a list of them. Raises `TypeError` for an object."""
+    """Return `value` if it is a number, a text, or a list of numbers and texts.
+
+    Raises `TypeError` for an object of JSON.
+    """
     if isinstance(value, dict):
         raise TypeError("an object in the place of a value")
     return [_plain(each) for each in value] if isinstance(value, list) else value

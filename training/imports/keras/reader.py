@@ -20,11 +20,11 @@ _REGRESSION = ("mean_", "mse", "mae", "mape", "msle", "huber", "log_cosh", "logc
 
 @dataclass(frozen=True)
 class FileRead:
-    """A file that has been read.
+    """The result of reading a Keras file.
 
-    imported: the model, with its own network as the reference. bare: the network without the added layers that turn
-    logits into probabilities. original: the name of Keras and the model in Keras, or the reason why Keras does not run
-    the file.
+    imported: the model, with its own network as the reference. bare: the network without the layers that turn logits
+    into probabilities. original: the name of Keras and a function that runs the model in Keras. If Keras does not run
+    the file, `original` is the reason.
     """
 
     imported: Imported
@@ -32,7 +32,7 @@ class FileRead:
     original: tuple[str, Run] | str
 
     def compared(self) -> Imported:
-        """Return the model, which the certificate also compares with Keras if Keras runs the file."""
+        """Return the imported model. If Keras runs the file, the certificate also compares the model with Keras."""
         if isinstance(self.original, str):
             note = f"the certificate compares only with foldserve's own reading of the file: {self.original}"
             return replace(self.imported, notes=(*self.imported.notes, note))
@@ -40,7 +40,10 @@ class FileRead:
         return replace(self.imported, float32={f"{name} float32, original": self.finish(run)})
 
     def finish(self, run: Run) -> Evaluate:
-        """Return a function that gives the outputs of the bundle: `run` gives the outputs of Keras."""
+        """Return a function that converts the outputs of Keras into outputs of the bundle.
+
+        run: returns the outputs of Keras.
+        """
         return lambda rows: complete(self.bare, self.imported.network, run(rows))
 
 
@@ -50,7 +53,7 @@ def read(path: Path, options: Options) -> Imported:
 
 
 def read_file(path: Path, options: Options) -> FileRead:
-    """Read a file. Raises `ModelImportError` with one line."""
+    """Read a file. Raises `ModelImportError` with a message of one line."""
     with open_archive(path) as archive:
         reader = ModelReader(open_store(archive), archive.version.startswith("2."), options.output)
         builder, value = reader.read(archive.config)
@@ -80,8 +83,9 @@ def read_file(path: Path, options: Options) -> FileRead:
 
 
 def _names(inputs: tuple[Input, ...]) -> tuple[str, ...]:
-    """Name the features after the inputs, if there are several. Return () for a single input, because this input may
-    have many features.
+    """Name the features after the inputs, if the model has several inputs.
+
+    Return () if the model has a single input, because this input may have many features.
     """
     if len(inputs) < 2:
         return ()
@@ -93,7 +97,7 @@ def _names(inputs: tuple[Input, ...]) -> tuple[str, ...]:
 
 
 def _outputs(loss: Any) -> Outputs:
-    """Return the meaning of the outputs, found from the loss function of the model; "" if it is unknown."""
+    """Return the kind of the outputs that the loss function of the model implies; "" if the kind is unknown."""
     config: Any = {}
     if isinstance(loss, dict):
         loss, config = loss.get("class_name"), loss.get("config")

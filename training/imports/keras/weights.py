@@ -1,8 +1,9 @@
 """Reads the arrays of a layer from HDF5, by the naming rules of Keras 3 and of Keras 2.
 
-Keras 3 names the group of a layer after its class. Further layers of the same class get a number: `dense`, `dense_1`.
-Keras 3 numbers the arrays of a layer. Keras 2 names the group after the layer, and each array after its role, such as
-`kernel`. Only arrays that are in the file itself are read. The module does not depend on the arithmetic of the layers.
+Keras 3 names the group of a layer after the class of the layer. Further layers of the same class get a number: `dense`,
+`dense_1`. In Keras 3, the arrays of a layer have numbers as names. Keras 2 names a group after its layer, and each
+array after its role, such as `kernel`. Only arrays that are in the file itself are read. The module does not depend on
+the arithmetic of the layers.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ from foldserve.training.imports.layers import Array
 if TYPE_CHECKING:
     import h5py
 
-# A file of 1 GiB has at most this many float32 numbers. As float64, they take 2 GiB.
+# A file of 1 GiB has at most this many float32 numbers. As float64, these numbers take 2 GiB.
 _MAX_NUMBERS = 2**28
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a layer's weights. groups: the path in a Keras 3 file. names: the enclosing models and the layer."""
+    """The place of a layer's weights in a file.
+
+    groups: the path of the layer in a Keras 3 file. names: the names of the enclosing models, then the name of the
+    layer.
+    """
 
     groups: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
@@ -41,12 +46,12 @@ class Place:
 
 
 class Store(Protocol):
-    """The weights of a file."""
+    """Reads the weights of a layer from a file."""
 
     def read(self, place: Place, roles: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
         """Return the arrays of a layer as float64.
 
-        roles: the names of the arrays. shapes: the shapes that they must have.
+        roles: the names of the arrays. shapes: the shapes that the arrays must have.
 
         Raises `ModelImportError` if the file has other arrays for this layer.
         """
@@ -54,12 +59,12 @@ class Store(Protocol):
 
 @dataclass
 class GroupNames:
-    """Gives the layers of one model the names of their groups, in the order of the layers."""
+    """Determines the name of the group for each layer of one model, in the order of the layers."""
 
     _counts: Counter[str] = field(default_factory=Counter)
 
     def next(self, kind: str) -> str:
-        """Return the name of the group of the next layer of the class `kind` (keras/src/utils/naming.py)."""
+        """Return the name of the group for the next layer of the class `kind` (keras/src/utils/naming.py)."""
         name = re.sub(r"\W+", "", kind)
         name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
         name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
@@ -68,13 +73,13 @@ class GroupNames:
 
 
 def open_store(archive: Archive) -> Store:
-    """Return the weights of a file."""
+    """Return the reader for the weights of a file."""
     return _ByName(archive.weights) if archive.legacy else _ByClass(archive.weights)
 
 
 @dataclass(frozen=True)
 class _ByClass:
-    """The weights of a `.keras` file."""
+    """Reads the weights of a `.keras` file."""
 
     file: h5py.Group
 
@@ -99,7 +104,10 @@ class _ByClass:
 
 @dataclass(frozen=True)
 class _ByName:
-    """The weights of an `.h5` file. A nested model has one group. Its paths have the names of its layers."""
+    """Reads the weights of an `.h5` file.
+
+    In this file, a nested model has one group. The paths in this group contain the names of the layers.
+    """
 
     file: h5py.Group
 
@@ -126,7 +134,7 @@ class _ByName:
 
 
 def _child(group: h5py.Group, name: str) -> h5py.Group | None:
-    """Return a member of a group. Links to other places and files are refused."""
+    """Return a member of an HDF5 group, or None. Links to other places and files are refused."""
     if not hasattr(group, "keys") or not name or name not in group:
         return None
     if group.get(name, getlink=True).__class__.__name__ != "HardLink":

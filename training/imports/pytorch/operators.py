@@ -36,7 +36,10 @@ _EVAL = "call model.eval() before you export it"
 
 @dataclass
 class Mapper:
-    """Adds the calls of a program to a graph. names: for each tensor, the name of its value in the graph."""
+    """Adds the calls of a program to a graph.
+
+    names: for each tensor of the program, the name of its value in the graph.
+    """
 
     program: Program
     builder: Builder
@@ -44,7 +47,10 @@ class Mapper:
     names: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> str:
-        """Map every call, and return the value of the output. Raises `ModelImportError` for an unknown operator."""
+        """Map every call, and return the name of the output value.
+
+        Raises `ModelImportError` for an unknown operator.
+        """
         self.names[self.program.input] = INPUT
         for call in self.program.calls:
             kind = call.operator.partition(".")[0].removesuffix("_")
@@ -69,15 +75,16 @@ class Mapper:
             raise refuse(call.output, f"aten.{kind}", "this operator is not supported", f"supported are {known}")
 
     def value(self, call: Call, argument: str) -> str:
-        """Return the value of the graph that an argument names."""
+        """Return the name of the value that an argument refers to."""
         reference = call.arguments[argument]
         if not isinstance(reference, Ref) or reference.name not in self.names:
             raise ValueError(f"{argument} does not depend on the input of the model")
         return self.names[reference.name]
 
     def constant(self, call: Call, argument: str) -> Array | None:
-        """Return an argument that does not depend on the input. Return None if the argument depends on the input or is
-        absent.
+        """Return an argument as an array, if the argument does not depend on the input.
+
+        Return None if the argument depends on the input or is absent.
         """
         found = call.arguments.get(argument)
         if isinstance(found, Ref):
@@ -89,7 +96,7 @@ class Mapper:
         self.names[call.output] = self.builder.add(call.output, kind, layer, *values)
 
     def require_row(self, call: Call, argument: str) -> None:
-        """Refuse a tensor that has more than two axes: the rows and the columns."""
+        """Refuse a tensor that has other axes than the rows and the columns."""
         reference = call.arguments[argument]
         shape = self.program.shapes.get(reference.name) if isinstance(reference, Ref) else None
         if shape is not None and len(shape) != 1:
@@ -105,7 +112,7 @@ def _linear(mapper: Mapper, call: Call, kind: str) -> None:
 
 
 def _product(mapper: Mapper, call: Call, kind: str) -> None:
-    """A matrix product with a constant: addmm, mm or matmul."""
+    """Add a matrix product with a constant, from addmm, mm or matmul."""
     first, second = ("mat1", "mat2") if kind == "addmm" else ("self", "mat2" if "mat2" in call.arguments else "other")
     mapper.require_row(call, first)
     weight = mapper.constant(call, second)
@@ -131,7 +138,7 @@ def _batch_norm(mapper: Mapper, call: Call, kind: str) -> None:
 
 
 def _arithmetic(mapper: Mapper, call: Call, kind: str) -> None:
-    """Sums, differences, products and quotients of two values, or of a value and a constant."""
+    """Add a sum, a difference, a product or a quotient of two values, or of a value and a constant."""
     alpha = float(call.arguments.get("alpha", 1))
     left, right = mapper.constant(call, "self"), mapper.constant(call, "other")
     if kind == "rsub":
@@ -166,7 +173,10 @@ def _affine(mapper: Mapper, call: Call, kind: str, argument: str, scale: Any, te
 
 
 def _same(mapper: Mapper, call: Call, kind: str) -> None:
-    """Return the value unchanged. Dropout in eval mode, a copy and a reshape of a row change no number."""
+    """Use the value of the input as the result.
+
+    Dropout in eval mode, a copy and a reshape of a row change no number.
+    """
     del kind
     source = next(iter(call.arguments))
     if call.arguments.get("train"):
@@ -234,7 +244,7 @@ def _plain(function: str, **parameters: float) -> Callable[[dict[str, Any]], Act
     return lambda _: Activation(function, parameters)
 
 
-# The definitions of https://docs.pytorch.org/docs/stable/nn.functional.html.
+# The functions follow the definitions of https://docs.pytorch.org/docs/stable/nn.functional.html.
 _FUNCTIONS: dict[str, Callable[[dict[str, Any]], Activation]] = {
     "abs": _plain("abs"),
     "celu": lambda arguments: Activation("celu", {"alpha": float(arguments.get("alpha", 1))}),
@@ -285,5 +295,6 @@ _OPERATORS: dict[str, Callable[[Mapper, Call, str], None]] = {
     "unsqueeze": _same,
     "view": _same,
 }
-# The operators that a program may call. The form does not need the number of rows, which `sym_size` returns.
+# The operators that a program may call. `sym_size` returns the number of rows, which the intermediate form does not
+# need.
 OPERATORS = frozenset({*_FUNCTIONS, *_OPERATORS, "sym_size"})

@@ -1,8 +1,8 @@
 """Runs the operators of a `.pt2` file in PyTorch itself, for the certificate.
 
-`torch.export.load` is never called: it evaluates texts of the file as Python (sympy.sympify, guards), and may unpickle
-objects. Instead, PyTorch runs each call that `program.py` has read. Only the operators that foldserve understands run,
-with tensors and plain values. The module does not depend on the intermediate form.
+`torch.export.load` is never called, because it evaluates texts of the file as Python (sympy.sympify, guards) and may
+unpickle objects. Instead, PyTorch runs each call that `program.py` has read. Only the operators that foldserve
+understands run, with tensors and plain values. The module does not depend on the intermediate form.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
 def open_original(program: Program, dtype: torch.dtype) -> Run:
     """Return a function that runs the program in PyTorch: raw rows [rows, features] -> outputs [rows, outputs].
 
-    dtype: the type of the arithmetic. The function raises `ValueError` for an operator that foldserve does not
-    understand, and the errors of PyTorch.
+    dtype: the type of the numbers. The returned function raises `ValueError` for an operator that foldserve does not
+    understand, and also the errors of PyTorch.
     """
     weights = {name: torch.from_numpy(array).to(dtype) for name, array in program.weights.items()}
     shape = program.shapes[program.input]
 
     def run(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
-        # The copies are for operators that change their input, such as relu_.
+        # Some operators, such as relu_, change their inputs, so each run copies the weights.
         values: dict[str, Any] = {name: weight.clone() for name, weight in weights.items()}
         values[program.input] = torch.tensor(rows, dtype=dtype).reshape(-1, *shape)
         with torch.no_grad():
@@ -45,7 +45,10 @@ def open_original(program: Program, dtype: torch.dtype) -> Run:
 
 
 def _operator(name: str) -> Any:
-    """Return an operator of ATen, such as `linear.default`, if foldserve understands it."""
+    """Return an operator of ATen by its name, such as `linear.default`.
+
+    Raises `ValueError` if foldserve does not understand the operator.
+    """
     kind, _, overload = name.partition(".")
     if kind.removesuffix("_") not in OPERATORS:
         raise ValueError(f"the operator {kind} is not supported")
@@ -53,7 +56,10 @@ def _operator(name: str) -> Any:
 
 
 def _resolve(values: dict[str, Any], argument: Any) -> Any:
-    """Return the value of an argument. An integer that depends on the number of rows has a name, as a tensor has."""
+    """Return the value of an argument of a call.
+
+    An integer that depends on the number of rows is stored under a name, like a tensor.
+    """
     if isinstance(argument, Ref):
         return values[argument.name]
     if isinstance(argument, list):

@@ -1,6 +1,7 @@
-"""Builds an `nn.Sequential` from its printed form, the text of `print(model)`. No code of the text is ever run.
+"""Builds an `nn.Sequential` from its printed form, the text of `print(model)`. Code in the text is never run.
 
-A module of another class is refused, because its `forward` is not in the text. The module reads no weights.
+A PyTorch module of another class is refused, because its `forward` method is not in the text. This Python module reads
+no weights.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ _EXPORT = "save the whole model with torch.export.save, or call foldserve.import
 
 
 def build(text: str) -> nn.Sequential:
-    """Return the module that `text` shows, without memory for its weights. Raises `ModelImportError` with one line."""
+    """Return the PyTorch module that `text` describes, without memory for its weights.
+
+    Raises `ModelImportError` with a message of one line.
+    """
     if len(text) > _MAX_TEXT:
         raise ModelImportError(f"the text of the layers has more than {_MAX_TEXT >> 20} MiB")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not 1 < len(lines) <= MAX_LAYERS:
         raise ModelImportError(f"the text of the layers has {len(lines)} lines: write print(model) of an nn.Sequential")
     found: list[nn.Sequential] = []
-    # The modules that are not closed yet: the name and the layers of each.
+    # Modules whose closing bracket has not been read yet: the name and the layers of each module.
     waiting: list[tuple[str, OrderedDict[str, nn.Module]]] = []
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
@@ -80,7 +84,7 @@ def _layer(kind: str, rest: str, number: int) -> nn.Module:
         arguments = [ast.literal_eval(each) for each in call.args]
         named = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a layer without columns is refused later
+            warnings.simplefilter("ignore")  # a layer without columns warns, and is refused later
             made: nn.Module = getattr(nn, kind)(*arguments, **named)
     except (SyntaxError, ValueError, TypeError, RuntimeError, OverflowError, RecursionError, MemoryError) as error:
         raise ModelImportError(f"line {number} of the layers has arguments that {kind} does not take") from error

@@ -24,20 +24,24 @@ from foldserve.training.imports.archives import check_entries
 MAX_CALLS = 5000
 _MAX_TEXT = 2**26
 _MAX_ENTRIES = 10_000
-# The numbers of torch._export.serde.schema.ScalarType.
+# The number of each type in torch._export.serde.schema.ScalarType.
 _DTYPES: dict[int, Any] = {5: np.int64, 6: np.float16, 7: np.float32, 8: np.float64, 13: ml_dtypes.bfloat16}
 
 
 @dataclass(frozen=True)
 class Ref:
-    """The name of a tensor of the graph."""
+    """A reference to a tensor of the graph, by its name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """One operator. operator: for example `linear.default`. output: the name of its first result."""
+    """One operator.
+
+    operator: the name of the operator, for example `linear.default`. output: the name of the first result of the
+    operator.
+    """
 
     operator: str
     arguments: dict[str, Any]
@@ -46,9 +50,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Program:
-    """A graph of one input and one output.
+    """A graph with one input and one output.
 
-    shapes: the shape of each tensor, without the rows. weights: the arrays by name.
+    shapes: the shape of each tensor, without the axis of the rows. weights: the arrays of the weights, by name.
     """
 
     calls: tuple[Call, ...]
@@ -60,7 +64,7 @@ class Program:
 
 
 def read_program(content: bytes) -> Program:
-    """Read the bytes of a `.pt2` file. Raises `ModelImportError` with one line."""
+    """Read the content of a `.pt2` file. Raises `ModelImportError` with a message of one line."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return _read(archive)
@@ -73,7 +77,7 @@ def read_program(content: bytes) -> Program:
 
 def _read(archive: zipfile.ZipFile) -> Program:
     check_entries(archive.infolist(), _MAX_ENTRIES)
-    # The names of the entries begin with the name of the archive.
+    # The name of each entry begins with the name of the archive.
     entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
     if "models/model.json" not in entries:
         raise ModelImportError("the .pt2 file has no models/model.json: save it again with a newer PyTorch")
@@ -106,8 +110,9 @@ def _read(archive: zipfile.ZipFile) -> Program:
 
 
 def _inputs(specs: list[dict[str, Any]]) -> tuple[list[str], dict[str, tuple[str, str]]]:
-    """Return the names of the inputs. Also return, for each weight of the graph, its folder and its name in the
-    archive.
+    """Return the names of the inputs.
+
+    Also return, for each weight of the graph, the folder and the name of the weight in the archive.
     """
     inputs, sources = [], {}
     for spec in specs:

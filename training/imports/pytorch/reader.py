@@ -27,13 +27,13 @@ from foldserve.training.imports.pytorch.program import Program, read_program
 
 
 def read(path: Path, options: Options) -> Imported:
-    """Read a `.pt2` file without unpickling anything. Raises `ModelImportError` with one line."""
+    """Read a `.pt2` file without unpickling anything. Raises `ModelImportError` with a message of one line."""
     content = read_bytes(path)
     return _read(read_program(content), options, path.name, sha256(content).hexdigest(), None)
 
 
 def read_object(model: Any, options: Options) -> Imported:
-    """Read a module in eval mode. Raises `ModelImportError` with one line."""
+    """Read a PyTorch module that is in eval mode. Raises `ModelImportError` with a message of one line."""
     if not isinstance(model, torch.nn.Module):
         raise ModelImportError(f"a {type(model).__name__} is not a torch.nn.Module")
     if training := [name or type(model).__name__ for name, part in model.named_modules() if part.training]:
@@ -43,7 +43,7 @@ def read_object(model: Any, options: Options) -> Imported:
     buffer = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.export warns that it will change
+            warnings.simplefilter("ignore")  # torch.export warns about its own future changes
             dynamic = ({0: torch.export.Dim("rows")},)
             program = torch.export.export(module, (torch.zeros(2, columns),), dynamic_shapes=dynamic)
             torch.export.save(program, buffer)
@@ -55,7 +55,10 @@ def read_object(model: Any, options: Options) -> Imported:
 
 
 def _find_columns(module: torch.nn.Module, options: Options) -> int:
-    """Return the number of features: the number that the user gives, or the first layer's input size that works."""
+    """Return a number of features that the module accepts.
+
+    The candidates are the number of names from the user, and the input sizes of the layers.
+    """
     sizes = [len(options.features)] if options.features else []
     for part in module.modules():
         sizes += [
@@ -114,5 +117,8 @@ def _open_module(module: torch.nn.Module, dtype: torch.dtype) -> Run:
 
 
 def _finish(run: Run, bare: Network, network: Network) -> Evaluate:
-    """Return a function that gives the outputs of the bundle: `run` gives the outputs of PyTorch."""
+    """Return a function that converts the outputs of PyTorch into outputs of the bundle.
+
+    run: returns the outputs of PyTorch.
+    """
     return lambda rows: complete(bare, network, run(rows))

@@ -1,5 +1,6 @@
-"""Reads a file that has only weights: `.safetensors`, or a checkpoint of `torch.save`. The layers come from a text that
-shows the printed module.
+"""Reads a file that has only weights: `.safetensors`, or a checkpoint of `torch.save`.
+
+The layers come from a text file with the printed module.
 
 A checkpoint is loaded with `weights_only=True`, so no code of the file runs. The module does not depend on the
 operators.
@@ -30,14 +31,17 @@ from foldserve.training.text import join_some
 Tensors = dict[str, torch.Tensor]
 _MAX_ENTRIES = 10_000
 _MAX_NUMBERS = MAX_FILE // 4
-# The keys that training scripts and Lightning use for the weights in a checkpoint.
+# The keys under which training scripts and Lightning store the weights in a checkpoint.
 _KEYS = ("state_dict", "model_state_dict", "model", "weights")
 _NO_LAYERS = "write print(model) of the nn.Sequential into a text file, and name this file with --layers"
 _TENSORS = "save only the weights: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
 
 
 def read(path: Path, options: Options) -> Imported:
-    """Read weights, and the layers of `options.layers`. Raises `ModelImportError` with one line."""
+    """Read the weights in a file, and the layers in the text file `options.layers`.
+
+    Raises `ModelImportError` with a message of one line.
+    """
     content = read_bytes(path)
     is_checkpoint = path.suffix.lower() != ".safetensors"
     tensors = _load_checkpoint(content, path.name) if is_checkpoint else _load_tensors(content, path.name)
@@ -79,8 +83,8 @@ def _load_checkpoint(content: bytes, name: str) -> Tensors:
     except ModelImportError:
         raise
     except Exception as error:
-        # PyTorch raises many kinds of errors for a damaged file. An UnpicklingError means an object that is not a
-        # tensor.
+        # PyTorch raises many kinds of errors for a damaged file. An UnpicklingError means that the file has an object
+        # that is not a tensor.
         if type(error).__name__ == "UnpicklingError":
             raise ModelImportError(f"{name} has objects, and loading them would run their code: {_TENSORS}") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -102,7 +106,10 @@ def _checked(key: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _assign(module: nn.Module, tensors: Tensors, name: str) -> tuple[str, ...]:
-    """Give the layers their weights. The names in a file may have a prefix, as in `net.0.weight`."""
+    """Assign the weights of the file to the layers of the module.
+
+    The names in a file may have a common prefix, as in `net.0.weight`.
+    """
     expected = module.state_dict()
     needed = [key for key in expected if not key.endswith("num_batches_tracked")]
     if not needed:

@@ -24,10 +24,11 @@ _NETWORKS = ("MLPClassifier", "MLPRegressor")
 
 
 def map_estimator(context: Context, estimator: Any, value: Value, name: str) -> tuple[str, bool]:
-    """Add the last step. Return the name of the output, and the kind of the output: logits, or the value of a
-    regression.
+    """Add the last step of the pipeline.
 
-    For two classes, the logits have one column: the logit of the second class. Raises `ModelImportError`.
+    Return the name of the output, and whether the output has logits. The output of a regression is one value.
+
+    For two classes, the output has one column: the logit of the second class. Raises `ModelImportError`.
     """
     kind = type(estimator).__name__
     known = (*_LINEAR, *_LOGISTIC, *_NETWORKS)

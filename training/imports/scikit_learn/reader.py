@@ -27,7 +27,7 @@ from foldserve.training.imports.scikit_learn.steps import map_step, plain
 from foldserve.training.imports.scikit_learn.values import Context, Raw, Value
 from foldserve.training.table.schema import Column
 
-# Types without code that skops does not trust by default. A fitted MLP has an optimiser.
+# Types without code, which skops does not trust by default. A fitted MLP contains an optimiser.
 _DATA_TYPES = (
     "numpy.dtype",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
@@ -37,7 +37,7 @@ _MAX_ENTRIES = 10_000
 
 
 def read(path: Path, options: Options) -> Imported:
-    """Read a `.skops` file. Only types without code are loaded. Raises `ModelImportError`."""
+    """Read a `.skops` file. Only types that contain no code are loaded. Raises `ModelImportError`."""
     try:
         from skops import io
     except ModuleNotFoundError:
@@ -59,7 +59,10 @@ def read(path: Path, options: Options) -> Imported:
 
 
 def read_object(model: Any, options: Options) -> Imported:
-    """Read a fitted pipeline or estimator in memory. Raises `ModelImportError` with one line."""
+    """Read a fitted pipeline or estimator that is an object in memory.
+
+    Raises `ModelImportError` with a message of one line.
+    """
     return _read(model, options, type(model).__name__, "")
 
 
@@ -121,7 +124,9 @@ def _probabilities(context: Context, logits: str) -> str:
 def _original(
     model: Any, columns: tuple[Column, ...], absent: dict[int, Any], names: tuple[str, ...], classify: bool
 ) -> Evaluate:
-    """Return the pipeline itself as a function of raw rows. Its encoders ignore unseen categories.
+    """Return a function that runs the original pipeline on raw rows.
+
+    The encoders of this pipeline ignore unseen categories.
 
     absent: the missing value of a column, if it is not NaN.
     """
@@ -146,7 +151,7 @@ def _original(
                 frame[name] = table[:, i] if columns[i].categories else table[:, i].astype(np.float64)
             table = pd.DataFrame(frame)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an unseen category is intended
+            warnings.simplefilter("ignore")  # warns about an unseen category, which is intended
             outputs = model.predict_proba(table) if classify else model.predict(table)
         result: npt.NDArray[np.floating[Any]] = np.asarray(outputs, np.float64).reshape(len(rows), -1)
         return result
@@ -155,7 +160,10 @@ def _original(
 
 
 def _decode(column: Column, codes: npt.NDArray[np.float32], absent: Any) -> npt.NDArray[Any]:
-    """Return the category of each index. An unseen category becomes a value that differs from all categories."""
+    """Return the category for each index.
+
+    The index of an unseen category becomes a value that differs from all categories.
+    """
     texts = all(isinstance(each, str) for each in column.categories)
     unseen: Any = "\0unseen" if texts else max(each for each in column.categories if not isinstance(each, str)) + 1
     values = np.array([*column.categories, unseen, absent], object)

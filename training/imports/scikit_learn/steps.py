@@ -82,7 +82,7 @@ def _clip(context: Context, step: Any, value: Value, name: str, low: float, high
 
 
 def _note_ranges(context: Context, value: Value, low: Any, high: Any) -> None:
-    """Remember the typical ranges of raw columns, or of imputed raw columns."""
+    """Store the typical ranges of raw columns, or of imputed raw columns, from `low` to `high`."""
     columns = value.columns if isinstance(value, Raw) else context.filled.get(value.name, ())
     if columns:
         context.ranges[list(columns)] = np.stack([low, high], 1)[: len(columns)]
@@ -145,7 +145,7 @@ def _one_hot(context: Context, step: Any, value: Value, name: str) -> Value:
 
 
 def _encode(context: Context, value: Value, i: int, categories: Any, name: str, kind: str, *, ignore: bool) -> str:
-    """Add the one-hot columns of the categories of column `i`; a missing value may be one of them.
+    """Add the one-hot columns of the categories of column `i`; one of the categories may be a missing value.
 
     ignore: whether the encoder accepts an unknown category. A missing value that is no category is then unknown.
     """
@@ -204,7 +204,7 @@ def _ordinal(context: Context, step: Any, value: Value, name: str) -> Value:
 
 
 def _columns(context: Context, step: Any, value: Value, name: str) -> Value:
-    """A ColumnTransformer: each part reads its columns, and the results are joined side by side."""
+    """Add a ColumnTransformer. Each part reads its columns, and the results are joined side by side."""
     parts = []
     for part, transformer, _ in step.transformers_:
         indices = list(step._transformer_to_input_indices[part])
@@ -251,7 +251,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return a category or a label as a text, a number or a boolean of Python."""
+    """Return a category or a label as a str, a number or a bool of Python."""
     found = value.item() if isinstance(value, np.generic) else value
     if not isinstance(found, str | int | float | bool):
         raise ModelImportError(f"a category or a label is a {type(found).__name__}; a bundle has texts and numbers")

@@ -1,6 +1,6 @@
 """The values between the steps of a scikit-learn pipeline: raw columns, or numbers of the graph.
 
-The module does not depend on the steps.
+The module does not depend on the steps of a pipeline.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from foldserve.training.table.schema import Category, Column
 
 @dataclass(frozen=True)
 class Raw:
-    """Columns of the input that no step has read as numbers. fills: the category for a missing value, by column."""
+    """Columns of the input that no step has read as numbers.
+
+    fills: for each column, the category that replaces a missing value.
+    """
 
     columns: tuple[int, ...]
     fills: dict[int, Any] = field(default_factory=dict)
@@ -27,7 +30,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A value of the graph."""
+    """A value of the graph whose columns are numbers."""
 
     name: str
 
@@ -36,7 +39,7 @@ Value = Raw | Numbers
 
 
 class Context:
-    """The graph, and the kind of each raw column. names: the names of the columns.
+    """The graph, and facts about each raw column. names: the names of the raw columns.
 
     absent: for each raw column whose encoder has a category for a missing value, this category: None or NaN.
     filled: for each value that has imputed columns, these raw columns.
@@ -58,7 +61,10 @@ class Context:
         return len(value.columns) if isinstance(value, Raw) else self.builder.columns[value.name]
 
     def numbers(self, value: Value, step: str) -> str:
-        """Return the name under which the graph has the value as numbers. Raw columns become numeric features."""
+        """Return the name of the graph's value that has the same numbers as `value`.
+
+        Raw columns become numeric features.
+        """
         if isinstance(value, Numbers):
             return value.name
         for column in value.columns:
@@ -70,7 +76,7 @@ class Context:
         return self.builder.add(step, "Select", Select(np.array(value.columns, np.int64)), INPUT)
 
     def select(self, value: Value, columns: Sequence[int], step: str) -> Value:
-        """Return some columns of a value."""
+        """Select columns of a value."""
         if isinstance(value, Raw):
             return Raw(tuple(value.columns[column] for column in columns), value.fills)
         return Numbers(self.builder.add(step, "Select", Select(np.array(columns, np.int64)), value.name))
@@ -84,7 +90,7 @@ class Context:
             self.missing.add(column)
 
     def columns(self) -> tuple[Column, ...]:
-        """Return the features, after all steps."""
+        """Return the features, after all steps are added."""
         columns = []
         for i, name in enumerate(self.names):
             found, missing = self.categories.get(i, ()), i in self.missing
