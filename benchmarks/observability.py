@@ -1,8 +1,8 @@
-"""Measures the cost of the two logs and of traces: `python benchmarks/observability.py`; needs wrk.
+"""Measures the cost of access log, prediction log and traces: `python benchmarks/observability.py`; needs wrk.
 
-It compares the processor time per request, because other programs on the machine disturb it less than the rate.
-In each round, the servers get the same load, one server after the other. `--baseline DIR` adds the code of another
-checkout.
+The benchmark compares the processor time per request, because other programs disturb this time less than the rate.
+In each round, the servers get the same load, one server after the other. `--baseline DIR` also measures the code of
+another checkout.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRACEPARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203
 
 
 class Sink(http.server.BaseHTTPRequestHandler):
-    """A collector that reads each message and keeps nothing."""
+    """A collector that discards each message."""
 
     protocol_version = "HTTP/1.1"
 
@@ -53,13 +53,13 @@ class Sink(http.server.BaseHTTPRequestHandler):
 
 
 def processor_seconds(process: int) -> float:
-    """Return the user and system time of a process."""
+    """Return the user and system time of a process, in seconds."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def start(stack: ExitStack, folder: Path, name: str, flags: tuple[str, ...], code: Path) -> servers.Server:
-    """Start one server. code: the checkout that has its code."""
+    """Start one server. code: the checkout whose code the server runs."""
     port = servers.free_port()
     program = [sys.executable, "-m", "foldserve.service", "serve", "--models", str(ROOT / "models"), "--port"]
     program = ["env", f"PYTHONPATH={code}", *program, str(port), "--max-wait", "10", *flags]
@@ -68,7 +68,7 @@ def start(stack: ExitStack, folder: Path, name: str, flags: tuple[str, ...], cod
 
 
 def measure(server: servers.Server, body: Path, headers: dict[str, str], seconds: float) -> tuple[float, float]:
-    """Return the microseconds of processor time for each request, and the requests in a second."""
+    """Return the processor time for each request, in microseconds, and the number of requests in a second."""
     before = processor_seconds(server.process)
     url = f"http://127.0.0.1:{server.port}/predict"
     figures = wrk.load(url, body, headers, connections=32, seconds=seconds, rows=1, core=1)
@@ -77,7 +77,7 @@ def measure(server: servers.Server, body: Path, headers: dict[str, str], seconds
 
 
 def report(title: str, rounds: dict[str, list[tuple[float, float]]]) -> None:
-    """Print the medians, and the medians of the ratios of each round."""
+    """Print the medians of the figures, and the medians of their ratios to `off` in the same round."""
     print(
         f"\n| {title} | processor time, µs per request | ÷ off | requests/s | ÷ off |\n| --- | --- | --- | --- | --- |"
     )
@@ -119,7 +119,7 @@ def main() -> None:
             for number in range(-1, options.rounds):
                 for variant, server in running.items():
                     figures = measure(server, folder / "body", headers, 1.0 if number < 0 else options.seconds)
-                    if number >= 0:  # the first round warms up
+                    if number >= 0:  # the first round only warms up the servers
                         rounds[variant].append(figures)
             report(title, rounds)
 

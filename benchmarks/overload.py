@@ -1,8 +1,9 @@
 """Measures foldserve when it gets more requests than it can answer: `python benchmarks/overload.py`.
 
-The server has one core, and the load has another core. There are four rounds. A closed loop gives the peak rate. A
-small load gives the latency without a queue. An open loop sends at a multiple of the peak rate, which is the overload.
-The last round measures the recovery after the overload. The table compares the figures with their targets.
+The server has one core, and the program that sends the load has another core. The benchmark has four rounds. In the
+first round, a closed loop gives the peak rate. In the second round, a small load gives the latency without a queue. In
+the third round, an open loop sends requests at a multiple of the peak rate, which is the overload. The last round
+measures the recovery after the overload. The table compares the figures with their targets.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from rig.processes import two_cores
 from rig.servers import Server, free_port, running
 from sklearn.datasets import load_digits
 
-# The load in the round with a small load, as a share of the peak rate.
+# The request rate of a round with a small load, as a share of the peak rate.
 _UNLOADED = 0.2
 _RECOVERY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The rounds of one measurement.
+    """The outcomes of the rounds of one measurement.
 
-    peak_s: processor seconds of the server in the round `peak`.
-    overload_s: processor seconds of the server in the round `overload`.
+    peak_s: the processor time of the server in the round `peak`, in seconds.
+    overload_s: the processor time of the server in the round `overload`, in seconds.
     """
 
     peak: Outcome
@@ -45,7 +46,7 @@ class Figures:
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Measure all rounds, and print the table."""
     chosen = _arguments()
     cores = two_cores()
     os.sched_setaffinity(0, cores[-1:])
@@ -62,7 +63,7 @@ def main() -> None:
 def _measure(chosen: argparse.Namespace, server: Server) -> Figures:
     request = _request(chosen.rows, chosen.header)
     load = Load(server.port, chosen.connections)
-    load.closed_loop(request, 1.0, chosen.peak_connections)  # the server measures the cost of a request
+    load.closed_loop(request, 1.0, chosen.peak_connections)  # the server first measures the cost of a request
     before = _processor_seconds(server.process)
     peak = load.closed_loop(request, chosen.peak_seconds, chosen.peak_connections)
     peak_s = _processor_seconds(server.process) - before
@@ -134,8 +135,9 @@ def _retry_after(outcome: Outcome) -> str:
 
 
 def _per_processor_second(figures: Figures) -> str:
-    """Compare the rates of good responses per second of the server's processor time. Other programs on the machine have
-    no effect on these figures.
+    """Return the good responses per second of the server's processor time in the overload, and the ratio to the peak.
+
+    Other programs on the machine do not affect the processor time of the server.
     """
     peak = figures.peak.count(200) / figures.peak_s
     goodput = figures.overload.count(200) / figures.overload_s
@@ -147,9 +149,9 @@ def _others(outcome: Outcome) -> int:
 
 
 def _recovery(outcome: Outcome, limit_ms: float) -> float:
-    """Return the seconds until the service has recovered.
+    """Return the seconds until the service has recovered from the overload.
 
-    Then 98% of the requests in half a second are answered in time.
+    The service has recovered when 98% of the requests in half a second are answered in time.
     """
     scheduled = np.array(outcome.scheduled)
     fast = (np.array(outcome.answered) - scheduled) * 1e3 <= limit_ms

@@ -1,8 +1,8 @@
-"""Computes the replicas for a load from measured one-core figures: `python benchmarks/scaling.py [--write]`.
+"""Computes the replicas for a load from measurements on one core: `python benchmarks/scaling.py [--write]`.
 
 First, one server on one core answers each protocol in a closed loop. This loop gives the processor time of a request.
-The table of replicas follows from these times. Then servers get requests at random times. Their latencies are compared
-with a simulation (`rig/queue_check.py`), which uses only processor times.
+The table of replicas follows from the processor times. Then servers get requests at random times. The measured
+latencies are compared with the latencies of a simulation (`rig/queue_check.py`), which uses only processor times.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ CHECK_ROWS = 64
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to send rows. in_flight: the requests in flight in the closed loop."""
+    """One kind of request: its protocol and its number of rows.
+
+    in_flight: the number of requests in flight in the closed loop.
+    """
 
     title: str
     rows: int
@@ -63,7 +66,10 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one request: processor seconds of the server, and bytes of both bodies."""
+    """The cost of one request: processor seconds of the server, and bytes of the two bodies.
+
+    sent: the bytes of the request body. received: the bytes of the response body.
+    """
 
     seconds: float
     sent: int
@@ -71,7 +77,7 @@ class Cost:
 
 
 def main() -> None:
-    """Measure, and print the tables. With --write, also write them to docs/scaling.md."""
+    """Measure, and print the tables. With --write, also write the tables to docs/scaling.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4, help="length of each load (default: %(default)s)")
     parser.add_argument("--price", type=float, default=0.04, help="price of a core for an hour (default: %(default)s)")
@@ -106,7 +112,7 @@ def main() -> None:
 
 
 class Bench:
-    """The conditions of every measurement. rows: float32 [1024, features]."""
+    """Runs all measurements under the same conditions. rows: the rows to send, float32 [1024, features]."""
 
     def __init__(self, folder: Path, rows: np.ndarray, seconds: float, cores: list[int]) -> None:
         self._folder = folder
@@ -172,7 +178,10 @@ class Bench:
         return Cost(seconds, len(content), len(response))
 
     def check(self, workers: int) -> tuple[Replica, str]:
-        """Measure the times of a turn, then compare servers with the simulation. Return the times and a table."""
+        """Measure the times of a turn, then compare the latencies of servers with the simulation.
+
+        Return the measured times, and the table of the comparison.
+        """
         body = json.dumps({"instances": self._rows[:CHECK_ROWS].tolist()}).encode()
         lines = ("POST /predict HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json")
         request = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
@@ -197,7 +206,7 @@ def _response_bytes(port: int, path: str, body: bytes, headers: dict[str, str]) 
 
 
 def replicas(costs: dict[Protocol, Cost], price: float) -> str:
-    """Write the cores, the memory, the network and the price for a million rows a second."""
+    """Write the table of cores, memory, network and price for a million rows a second."""
     table: list[Row] = [
         (
             "",
@@ -222,7 +231,7 @@ def replicas(costs: dict[Protocol, Cost], price: float) -> str:
 
 
 def utilisation(replica: Replica) -> str:
-    """Write the simulated p99 for several utilisations, with the batcher and without it."""
+    """Write the table of the simulated p99 for several utilisations, with and without the batcher."""
     single = Replica(replica.fixed, replica.each, 1)
     loads = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
     table: list[Row] = [("simulated p99, ms", *(f"{load:.0%}" for load in loads))]
@@ -233,7 +242,7 @@ def utilisation(replica: Replica) -> str:
 
 
 def balancing(replica: Replica) -> str:
-    """Write the simulated p99 of several replicas with equal and with unequal shares of the requests."""
+    """Write the table of the simulated p99 of several replicas, with equal and unequal shares of the requests."""
     table: list[Row] = [("simulated p99, ms, at 70%", "equal shares", "one replica gets 30% more than its share")]
     for count in (2, 4, 16):
         rate = 0.7 * count / (replica.fixed + replica.each)

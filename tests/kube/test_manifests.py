@@ -1,4 +1,4 @@
-"""deploy/kubernetes and deploy/kserve: kubectl builds each combination, and the schemas of Kubernetes accept it.
+"""kubectl builds each combination in deploy/kubernetes, and the schemas accept all resources in deploy.
 
 `make kube-check` runs these tests in a separate environment. If KUBE_CONTEXT is set, an API server also checks the
 manifests in a dry run.
@@ -92,7 +92,10 @@ needs_api_server = pytest.mark.skipif("KUBE_CONTEXT" not in os.environ, reason="
 
 
 def dry_run(resources: str) -> str:
-    """Let an API server check resources. The server must have the namespace `foldserve`, and is not changed."""
+    """Let an API server check resources in a dry run.
+
+    The API server must have the namespace `foldserve`. A dry run changes nothing on the server.
+    """
     context = ("--context", os.environ["KUBE_CONTEXT"])
     return kubectl(*context, "apply", "--dry-run=server", "--server-side", "-f", "-", text=resources)
 

