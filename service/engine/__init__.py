@@ -1,4 +1,4 @@
-"""From the bytes of a request to the bytes of its response: endpoints, batchers, models.
+"""Handles a request from its bytes to the bytes of its response, with endpoints, batchers and models.
 
 This package does not depend on HTTP.
 """

@@ -1,15 +1,15 @@
-"""Decides when a request may begin. An overloaded process refuses some requests, and answers the other requests soon.
+"""Decides when the server begins a request. An overloaded process refuses some requests, and answers the others soon.
 
-For small models the event loop is the bottleneck: reading and writing requests takes longer than the runs. Without a
-limit, one turn of the loop would work on thousands of requests. Meanwhile, other requests would wait unseen in the
-kernel's buffers. Therefore a turn of the loop begins requests for a few milliseconds only. The other requests wait in
-the queue of this module, and the next turns begin them. Between two turns, the loop reads and refuses requests, and
-answers health checks.
+For small models, the event loop is the bottleneck: reading and writing requests takes longer than the runs of the
+model. Without a limit, one turn of the event loop would work on thousands of requests. During such a turn, other
+requests would wait in the kernel's buffers, where the server can't see them. Therefore, one turn of the event loop
+begins requests only for a few milliseconds. The other requests wait in the queue of this module, and the next turns
+begin them. Between two turns that begin requests, the event loop reads and refuses requests, and answers health checks.
 
 A request is refused if its expected wait is too long. The expected wait is the size of the queue in bytes, multiplied
-by the measured seconds per byte. The size of the queue is the sum of the bodies, plus a fixed number of bytes for each
-request. The measured seconds include all the work of the event loop. This module does not depend on HTTP or models. The
-batchers own the queues of rows.
+by the measured seconds per byte. The size of the queue is the sum of the sizes of all bodies, plus a fixed number of
+bytes for each request. The measured seconds include all work of the event loop. This module does not depend on HTTP or
+models. The batchers own the queues of rows, and this module owns the queue of requests.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-# In one turn, the event loop begins requests for a limited time: the minimum and the maximum, in seconds. A turn takes
-# more than the minimum only if refusals take long. The turn then takes _WORK_PER_REFUSALS times the time of the
+# The minimum and the maximum number of seconds for which one turn of the event loop begins requests. A turn takes more
+# than the minimum only if refusing requests takes long. The turn then takes _WORK_PER_REFUSALS times as long as the
 # refusals. So the event loop has enough time for accepted requests.
 _TURN_SECONDS, _LONG_TURN_SECONDS = 0.005, 0.02
 _WORK_PER_REFUSALS = 3
-# A request takes some time even without a body. In the same time, the server could handle this number of bytes of JSON.
-# The number was measured.
+# A request takes some time even without a body. In this time, the server could handle `_REQUEST_BYTES` bytes of JSON.
+# This number was measured.
 _REQUEST_BYTES = 2048
-# Each turn updates the measured speed. The new value is a weighted mean, in which all earlier turns have this weight.
+# After each turn, the sums that measure the speed are multiplied by this weight, and the new measurement is added.
 _OLD_WEIGHT = 0.9
-# Only requests of high priority may use this share of the largest expected wait and of each queue.
+# This share of the largest expected wait, and of each queue, is only for requests of high priority.
 RESERVE = 0.1
-# This number of requests may always wait until their deadlines. A client may send a large request on each connection of
-# its pool. Such requests are not an overload.
+# This number of requests may always wait until their deadlines. It is not an overload if a client sends a large request
+# on each connection of its pool.
 ALWAYS_WAITING = 32
-# The largest Retry-After, in seconds.
+# The largest value of Retry-After, in seconds.
 _MAX_RETRY_AFTER = 60
 
 
 class Waiting(Protocol):
-    """A request that waits."""
+    """A request in the queue of an `Admission`."""
 
     def begin(self) -> bool:
         """Begin the request, unless it is cancelled.
 
-        Return whether more requests may begin in this turn. Never raises.
+        Return whether more requests may begin in this turn of the event loop. Never raises.
         """
 
 
 class Admission:
-    """The queue of the requests that have not begun, for one process. All methods belong to one event loop.
+    """The queue of the requests that have not begun, for one process. Call all methods on the same event loop.
 
-    max_wait: the largest expected wait in seconds. Requests of high priority may wait for the whole time; other
-    requests may wait for 90% of the time. Requests of high priority begin first. clock: `time.monotonic`, or a function
-    like it.
+    max_wait: the largest expected wait in seconds. Requests of high priority may wait for `max_wait`; other requests
+    may wait for 90% of `max_wait`. Requests of high priority begin first. clock: a monotonic clock, such as
+    `time.monotonic`.
     """
 
     def __init__(self, max_wait: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,8 +65,8 @@ class Admission:
         self._high: deque[tuple[Waiting, int]] = deque()
         self._normal: deque[tuple[Waiting, int]] = deque()
         self._high_bytes = self._normal_bytes = 0
-        # These numbers are sums over the latest turns: the bytes of bodies, the seconds in `begin`, and all seconds of
-        # the event loop. `_measured`: the time of the last measurement; None without a queue.
+        # Three weighted sums over the latest turns: the bytes of requests, the seconds in `begin`, and all seconds of
+        # the event loop. `_measured` is the time of the last measurement, or None without a queue.
         self._bytes, self._begin_seconds, self._all_seconds = 0.0, 0.0, 0.0
         self._measured: float | None = None
         # The times of the first and the last arrival since the last turn that began requests.
@@ -76,7 +76,7 @@ class Admission:
         self._refused_since = -math.inf
 
     def begins_now(self, now: float) -> bool:
-        """Return whether a new request may begin at once. If not, the caller must call `wait`."""
+        """Return whether a new request may begin at once. If the result is false, the caller must call `wait`."""
         if self._measured is not None:
             return False
         if self._turn_began is None:
@@ -89,8 +89,9 @@ class Admission:
         """Queue a request with a body of `size` bytes, which has `patience` seconds until its deadline.
 
         Returns 0 if the request is queued. A request is refused if its expected wait is longer than `patience` or
-        `max_wait`. Then the result is the Retry-After in seconds. `max_wait` does not apply to a request that the next
-        turn can begin. Otherwise the next turn might only refuse requests, and begin none.
+        `max_wait`. For a refused request, the result is the value of Retry-After in seconds. `max_wait` does not apply
+        to a request that the next turn can begin. Otherwise, the next turn might only refuse requests and begin no
+        request.
         """
         if self._first_arrival is None:
             self._first_arrival = now
@@ -114,9 +115,9 @@ class Admission:
         return 0
 
     def _end_turn(self) -> None:
-        """End a turn that began without a queue. The requests of this turn are run first.
+        """End a turn that began without a queue. The rows of the requests that began in this turn are run first.
 
-        Then the queued requests begin.
+        Then the requests in the queue begin.
         """
         self._turn_began = None
         if self._high or self._normal:
@@ -161,7 +162,7 @@ class Admission:
         self._all_seconds = self._all_seconds * _OLD_WEIGHT + all_seconds
 
     def _retry_after(self, size: int, now: float) -> int:
-        """Return the seconds that the server would need for all requests that it refused in the last second."""
+        """Return the seconds that the server would need for all requests that it has refused in the last second."""
         if now - self._refused_since > 1:
             self._refused_since, self._refused_bytes = now, 0
         self._refused_bytes += size

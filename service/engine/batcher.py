@@ -1,12 +1,12 @@
 """Collects the rows of many callers into batches, runs the model on each batch, and gives each caller its outputs.
 
-This module owns the queue of one model: limits, deadlines, batches, and the drain. This module uses only rows and the
-function that maps rows to outputs. It does not depend on HTTP or ONNX. It has more than 350 lines, because one class
-owns every change of the queue.
+This module owns the queue of one model: limits, deadlines, batches, and the drain. This module uses only rows and a
+function that maps rows to outputs. This module does not depend on HTTP or ONNX. This module has more than 350 lines,
+because one class owns every change of the queue.
 
-A run starts as soon as the model is idle. Rows that arrive during a run wait, and form the next batch. A run that is
-expected to take microseconds happens on the event loop. The batch of such a run has all rows that arrived in one turn
-of the loop. A longer run happens on a thread, while the queue fills.
+A run starts as soon as the model is idle. Rows that arrive during a run wait, and form the next batch. If a run is
+expected to take microseconds, the run happens on the event loop. The batch of a run on the event loop has all rows that
+arrived in one turn of the event loop. A longer run happens on a thread, and new rows are queued during this run.
 
     submit -> queue -> take a batch (cancelled and expired entries are dropped) -> run -> split the outputs
 """
@@ -32,19 +32,21 @@ from foldserve.service.metrics import BatchObserver, ignore_batch
 
 log = logging.getLogger("foldserve")
 
-# A run on the event loop blocks every connection. A run that takes longer than this happens on a thread.
+# A run on the event loop blocks every connection. So a run that takes longer than this number of seconds happens on a
+# thread.
 _MAX_INLINE_SECONDS = 1e-3
-# The time between two checks of the deadlines in the queue during a long run.
+# The seconds between two checks of the deadlines of queued entries, during a long run.
 _SWEEP_SECONDS = 0.05
-# The longest time of the warm-up. A slow model is measured only for small batches.
+# The largest number of seconds of the warm-up. So the warm-up measures only small batches of a slow model.
 _WARM_UP_SECONDS = 1.0
-# The weight of a new measurement in the running estimate of a run's seconds.
+# The weight of a new measurement in the estimate of the seconds that a run takes.
 _NEW_WEIGHT = 0.2
 
 # The rows of a run, its outputs or its error, and the times of its start and its end.
 _RunResult = tuple[Rows, Outputs | Exception, float, float]
 
-# Called on the event loop after each run, before the callers get their outputs. A watcher must copy what it keeps.
+# The batcher calls each watcher on the event loop after each run, before the callers get their outputs. A watcher must
+# copy the arrays that it keeps.
 RowsWatcher = Callable[[Rows, Outputs], None]
 
 _NO_ROWS: Rows = np.empty((0, 0), np.float32)
@@ -53,17 +55,17 @@ _NO_ROWS: Rows = np.empty((0, 0), np.float32)
 class Batcher:
     """Batches rows for `run`, which maps float32 [n, features] to float32 [n, outputs].
 
-    All methods belong to one event loop. max_batch and max_queue are in rows. max_delay: seconds that the first entry
-    of a batch may wait for other entries. max_wait: the largest expected wait of an entry, in seconds, if whole batches
-    wait before this entry. The last tenth of max_queue and of max_wait is for entries of high priority. observe: a
-    function that is called with the times of each run. watchers: functions that are called with the rows and the
-    outputs of each run. unobserved: an array with which the server checks the model; a run of this same array is not
-    passed to `observe` and `watchers`. All times come from `time.monotonic`, so a change of the wall clock has no
-    effect.
+    Call all methods on the same event loop. max_batch and max_queue are numbers of rows. max_delay: the seconds that
+    the first entry of a batch may wait for other entries. max_wait: the largest expected wait, in seconds, of an entry
+    with at least one whole batch before it in the queue. The last tenth of max_queue and of max_wait is for entries of
+    high priority. observe: a function that is called with the times of each run. watchers: functions that are called
+    with the rows and the outputs of each run. unobserved: an array with which the server checks the model; `observe`
+    and `watchers` are not called for a run of this array. All times come from `time.monotonic`, so a change of the wall
+    clock has no effect.
 
-    runs: the number of finished runs. running: whether a run is on the thread. run_began: the time at which the current
-    run began, on either thread; None between two runs. hung: whether the watchdog has found that the current run will
-    not end.
+    runs: the number of finished runs. running: whether a run happens on the thread. run_began: the time at which the
+    current run began, on the event loop or on the thread; None between two runs. hung: whether the watchdog has found
+    that the current run will not end.
     """
 
     def __init__(
@@ -90,9 +92,9 @@ class Batcher:
         self.unobserved = unobserved
         self._high: deque[Entry] = deque()  # entries of high priority, which are run first
         self._queue: deque[Entry] = deque()  # all others
-        self._queued_rows = self._high_rows = 0  # rows in both queues, and in the first queue
+        self._queued_rows = self._high_rows = 0  # the number of rows in both queues, and in `_high`
         self._scheduled: asyncio.Handle | None = None  # the next call of `_run_next`
-        self._due = math.inf  # the time of the next call, if it waits for max_delay
+        self._due = math.inf  # the time of the next call, if the call waits for max_delay
         self.running = False
         self.runs = 0
         self.run_began: float | None = None
@@ -102,8 +104,8 @@ class Batcher:
         self._sweeper: asyncio.TimerHandle | None = None
         self._draining = self._closed = False
         self._thread = ThreadPoolExecutor(1, "batcher")
-        # Estimated seconds of a run, by the bit length of its number of rows. For a size that was never run, assume a
-        # long run.
+        # The estimated seconds of a run, by the bit length of the number of rows. If the model never ran a batch of
+        # this size, the estimate is infinite.
         self._run_seconds = [math.inf] * (max_batch.bit_length() + 1)
 
     @property
@@ -121,22 +123,21 @@ class Batcher:
 
     @property
     def idle(self) -> bool:
-        """Say whether the batcher is idle: no row waits, and no row is running now."""
+        """Whether the batcher is idle: no row waits, and no run happens on the thread."""
         return not self._queued_rows and not self.running
 
     def expected_seconds(self, rows: int) -> float | None:
-        """Return the expected time of a run of `rows` rows, in seconds; None if no run had this size."""
+        """Return the expected time of a run of `rows` rows, in seconds; None for a size that the model never ran."""
         seconds = self._run_seconds[rows.bit_length()]
         return seconds if seconds < math.inf else None
 
     def check_wait(self, patience: float, *, high: bool = False) -> None:
         """Refuse an entry that would wait longer than `patience` or max_wait.
 
-        Call it while a run is on the thread, or while a full batch is queued.
-        max_wait does not apply to an entry that fits into the next batch. It also does not apply while few entries
-        wait. Raises `QueueFull`.
+        Call this method while a run happens on the thread, or while a full batch is queued. max_wait does not apply to
+        an entry that fits into the next batch. max_wait also does not apply while few entries wait. Raises `QueueFull`.
         """
-        # A large entry is run in pieces. So a large entry delays each other entry by one batch at most.
+        # A large entry is run in pieces. So a large entry delays each other entry by at most one batch.
         entries = len(self._high) if high else len(self._high) + len(self._queue)
         rows = self._high_rows if high else self._queued_rows
         batches = min(rows, entries * self.max_batch) // self.max_batch
@@ -146,12 +147,12 @@ class Batcher:
             raise QueueFull("too many rows wait for this model", self._retry_after())
 
     def submit(self, rows: Rows, deadline: float, on_result: OnResult, *, high: bool = False) -> Entry:
-        """Queue float32 [n, features], n >= 1, for a run before `deadline`. high: the priority.
+        """Queue rows, float32 [n, features] with n >= 1, for a run before `deadline`.
 
-        on_result: called once on this event loop, after this method has returned, with float32 [n, outputs] or with an
-        error. The error is `DeadlinePassed`, `NonFiniteOutput`, or the `RequestError` that the run raises. Any other
-        error of the run becomes a `RuntimeFailure`. This method raises `QueueFull`, `Draining` after `drain`, or
-        `ModelNotReady` after `close`.
+        high: whether the priority is high. on_result: a function that is called once on this event loop, after this
+        method has returned. Its argument is float32 [n, outputs] or an error. The error is `DeadlinePassed`,
+        `NonFiniteOutput`, or the `RequestError` that the run raises. Any other error of the run becomes a
+        `RuntimeFailure`. This method raises `QueueFull`, `Draining` after `drain`, or `ModelNotReady` after `close`.
         """
         if self._closed:
             raise ModelNotReady("the model is not ready")
@@ -174,16 +175,16 @@ class Batcher:
         return entry
 
     def drain(self) -> None:
-        """Refuse new entries. The entries in the queue are run at once: they do not wait until max_delay has passed."""
+        """Refuse new entries. The entries in the queue are run at once, and do not wait for max_delay."""
         self._draining = True
         if self._scheduled is not None:
             self._run_soon()
 
     def warm_up(self, rows: Rows) -> None:
-        """Measure runs of all sizes, before the first entry. Without these estimates, the first entries may be refused.
+        """Measure runs of all sizes before the first entry.
 
-        rows: float32 [n, features]. The warm-up repeats these rows to fill larger batches. May be called on any thread.
-        A run that fails ends the warm-up.
+        Without these measurements, the first entries may be refused. rows: float32 [n, features]. The warm-up repeats
+        these rows to fill larger batches. Any thread may call this method. A run that fails ends the warm-up.
         """
         ends = time.perf_counter() + _WARM_UP_SECONDS
         for bits in range(1, self.max_batch.bit_length() + 1):
@@ -201,14 +202,14 @@ class Batcher:
                     return
 
     def close(self) -> None:
-        """Refuse new entries, because the model is unloaded. Call it only while the batcher is idle."""
+        """Refuse new entries, because the model is unloaded. Call this method only while the batcher is idle."""
         self._closed = True
         self._thread.shutdown(wait=False)
 
     def abandon(self) -> None:
         """Give every entry an error, because the run on the thread will not end.
 
-        This includes the entries in that run and in the queue.
+        The entries of this run and the entries in the queue get the error.
         """
         self._draining = True
         entries = [entry for entry, _ in self._on_thread] + [*self._high, *self._queue]
@@ -219,12 +220,12 @@ class Batcher:
             entry.resolve(RuntimeFailure("the model did not answer in time"))
 
     def release(self, entry: Entry) -> None:
-        """Subtract the rows of `entry` from the number of queued rows, because they will not be run."""
+        """Subtract the rows of `entry` from the number of queued rows, because the model will not run these rows."""
         self._count(entry, -entry.queued)
         entry.queued = 0
 
     def _count(self, entry: Entry, rows: int) -> None:
-        """Add rows of `entry` to the number of rows in the queue."""
+        """Add `rows`, a number of rows of `entry`, to the number of queued rows."""
         self._queued_rows += rows
         if entry.high:
             self._high_rows += rows
@@ -232,7 +233,7 @@ class Batcher:
     def _run_after_delay(self, entry: Entry) -> None:
         """Schedule a run.
 
-        The time is `max_delay` after `entry` arrived, or halfway to the deadline of `entry` if this time is sooner.
+        The run begins `max_delay` after `entry` arrived, or halfway to the deadline of `entry` if halfway is sooner.
         """
         due = entry.arrived + min(self._max_delay, (entry.deadline - entry.arrived) / 2)
         if self._scheduled is None or due < self._due:
@@ -242,7 +243,7 @@ class Batcher:
             self._scheduled = asyncio.get_running_loop().call_later(max(0.0, due - entry.arrived), self._run_next)
 
     def _run_soon(self) -> None:
-        """Schedule a run at the next turn of the event loop."""
+        """Schedule a run in the next turn of the event loop."""
         if self._scheduled is not None:
             self._scheduled.cancel()
         self._scheduled = asyncio.get_running_loop().call_soon(self._run_next)
@@ -261,10 +262,10 @@ class Batcher:
         return seconds / (1 << bits)
 
     def _run_next(self) -> None:
-        """Run the queue: on the event loop while the runs are fast, otherwise one batch on the thread.
+        """Run the queued rows: on the event loop while the runs are fast, otherwise one batch on the thread.
 
-        After a piece of a large entry, this method ends, so that the event loop can do its other work. The rest of the
-        entry may take long.
+        After one piece of a large entry, this method ends, because the rest of the entry may take long. The event loop
+        can then do its other work.
         """
         self._scheduled = None
         while (self._high or self._queue) and (batch := self._take_batch()):
@@ -294,7 +295,10 @@ class Batcher:
         self._run_rest()
 
     def _drop_expired(self) -> None:
-        """Drop cancelled and expired entries from the queue. Called while a run is on the thread."""
+        """Drop cancelled and expired entries from the queue.
+
+        This method is called while a run happens on the thread.
+        """
         self._sweeper = None
         if self.running:
             now = time.monotonic()
@@ -308,9 +312,9 @@ class Batcher:
     def _take_batch(self) -> list[tuple[Entry, Rows]]:
         """Take entries for one batch, and return each entry with its rows to run.
 
-        Entries of high priority come first, then the entries that arrived first. An entry that is larger than a batch
-        is split: one piece fills this batch, and the rest of the entry goes to the end of the queue. So a small entry
-        never waits for all rows of a large entry.
+        Entries of high priority come first. Among entries of the same priority, the entry that arrived first comes
+        first. An entry that is larger than a batch is split: one piece fills this batch, and the rest of the entry goes
+        to the end of the queue. So a small entry never waits for all rows of a large entry.
         """
         batch: list[tuple[Entry, Rows]] = []
         room = self.max_batch
@@ -338,7 +342,7 @@ class Batcher:
         return batch
 
     def _drop_if_over(self, entry: Entry, now: float) -> bool:
-        """Drop the entry if it is cancelled, resolved or past its deadline. Returns whether it was dropped."""
+        """Drop the entry if it is cancelled, resolved or past its deadline. Returns whether the entry was dropped."""
         if entry.on_result is not None and now < entry.deadline:
             return False
         self.release(entry)
@@ -346,7 +350,10 @@ class Batcher:
         return True
 
     def _run_batch(self, batch: list[tuple[Entry, Rows]], count: int) -> _RunResult:
-        """Run the batch. Return its rows, the outputs or the error, and the times of the start and the end."""
+        """Run the batch.
+
+        Return its rows, its outputs or its error, and the times of the start and the end of the run.
+        """
         self.run_began = began = time.monotonic()
         rows = batch[0][1]
         outputs: Outputs | Exception
@@ -365,8 +372,8 @@ class Batcher:
         rows, outputs, began, ended = result
         size, seconds = count.bit_length(), ended - began
         self.runs += 1
-        # The estimate falls at once and rises slowly. Other programs may have interrupted a long run. So the time of a
-        # long run says little about the next run.
+        # The estimate falls at once, but rises slowly. If other programs have interrupted a run, its time says little
+        # about the next run.
         known = self._run_seconds[size]
         self._run_seconds[size] = seconds if seconds < known else known + _NEW_WEIGHT * (seconds - known)
         try:
@@ -378,7 +385,7 @@ class Batcher:
                         watch(rows, outputs)
             if not isinstance(outputs, Exception):
                 resolve_all(batch, outputs)
-        except Exception as error:  # every caller must get a result
+        except Exception as error:  # after an error in this block, every caller must still get a result
             log.exception("internal error")
             outputs = error
         if isinstance(outputs, Exception):

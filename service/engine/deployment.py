@@ -1,7 +1,7 @@
 """Changes the models of one serving process: loads and compares versions, then serves the versions of a plan.
 
-It runs on a thread, so loading never blocks the event loop. Only the last step, which replaces the models, happens on
-the event loop. It does not decide which models change.
+The changes run on a thread, so that loading a model never blocks the event loop. Only the last step, which replaces the
+models, happens on the event loop. This module does not decide which models change.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _Key = tuple[str, int, str]  # name, version and stamp
 
 
 class Deployment:
-    """The models of one process. `prepare` and `commit` must not be called at the same time.
+    """Changes the models of one process. `prepare` and `commit` must not be called at the same time.
 
-    layout: where the bundles are. default_model: the setting with this name.
+    layout: the folders of the bundles. default_model: the setting `default_model`.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Deployment:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Replace the models on this event loop from now on. Requests may be answered only after this call."""
+        """From now on, replace the models on this event loop. The process may answer requests only after this call."""
         self._loop = loop
 
     def prepare(self, attempts: Attempts) -> Outcomes:
-        """Load versions without serving them.
+        """Load and compare versions, but do not serve them yet.
 
-        Raises `DeviceError` if the requested device is not available, unless this process already answers requests.
+        Raises `DeviceError` if the requested device is not available and this process does not answer requests yet.
         """
         return Outcomes(outcomes=tuple(map(self._try, attempts.attempts)))
 
@@ -89,8 +89,9 @@ class Deployment:
     def commit(self, plan: Plan) -> None:
         """Serve a plan. Returns when the event loop has replaced the models.
 
-        A version that was not prepared is loaded first: this process may have started after the other processes. Raises
-        `DeviceError` as `prepare` does. Raises `StartError` if the version that should answer requests is now refused.
+        If `prepare` has not loaded a version, `commit` loads this version first, because this process may have started
+        after the other processes. Raises `DeviceError` in the same cases as `prepare`. Raises `StartError` if the
+        active version is now refused.
         """
         models = {name: self._versions(name, model) for name, model in plan.models.items()}
         keep = {
@@ -105,7 +106,7 @@ class Deployment:
         self._publish(models)
         served = {id(model) for model in self._repository.running_models()}
         for model in unused:
-            if id(model) not in served:  # it was prepared, but the plan does not use it
+            if id(model) not in served:  # `prepare` has loaded this model, but the plan does not use the model
                 model.close()
 
     def _versions(self, name: str, plan: ModelPlan) -> Versions:
@@ -157,7 +158,7 @@ class Deployment:
 
 
 def _refused(plan: Plan) -> list[tuple[str, str]]:
-    """Return the refused versions, and the models whose folder can't be read."""
+    """Return the refused versions, and the models whose folders can't be read."""
     refused = [
         (name, str(number))
         for name, model in plan.models.items()
@@ -168,7 +169,7 @@ def _refused(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _endpoints_by_path(models: Mapping[str, Versions], default: str | None) -> dict[bytes, Endpoint]:
-    """Map the path of each prediction to the endpoint of its model. A version that does not serve has no path."""
+    """Map the path of each prediction to the endpoint of its model. A version that is not loaded has no path."""
     endpoints = {}
     for name, model in models.items():
         named: list[tuple[int | str | None, int | None]] = [(None, model.current), *model.labels.items()]

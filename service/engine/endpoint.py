@@ -1,6 +1,6 @@
-"""One model behind one protocol. It starts an `Exchange` for each request.
+"""One model in one protocol. An `Endpoint` starts an `Exchange` for each request.
 
-It does not depend on sockets or on a framework.
+This module does not depend on sockets or on a framework.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_QUERIES = 64  # the largest number of queries whose endpoints are kept
 class Endpoint:
     """Answers requests for one model in one protocol.
 
-    last_run: the observer of the batcher; None if requests are not observed.
+    last_run: the observer of the batcher's runs; None if requests are not observed.
     """
 
     def __init__(self, resources: Resources, last_run: LastRun | None = None) -> None:
@@ -36,29 +36,29 @@ class Endpoint:
 
     @property
     def answering(self) -> Endpoint:
-        """The endpoint that answers most requests. It is this endpoint, unless two versions share the requests."""
+        """The endpoint that answers most requests: this endpoint, unless two versions share the requests."""
         return self
 
     @property
     def max_body(self) -> int:
-        """The largest body in bytes, compressed or not."""
+        """The largest number of bytes of a body, before and after decompression."""
         return self._resources.limits.max_body
 
     @property
     def memory(self) -> BodyMemory:
-        """The count of the memory that the bodies of all requests take."""
+        """Counts the memory that the bodies of all requests take."""
         return self._resources.memory
 
     @property
     def batcher(self) -> Batcher:
-        """The queue of the rows."""
+        """The batcher with the queue of the rows."""
         return self._resources.batcher
 
     def for_query(self, query: bytes) -> Endpoint:
         """Return the endpoint that answers requests whose URL has this query.
 
-        This method is called only for a request with a query. So a request without a query costs nothing. The returned
-        endpoint refuses the requests of an invalid query, and counts the refusals.
+        This method is called only for a request with a query, so a request without a query takes no extra time. If the
+        query is invalid, the returned endpoint refuses each request, and counts the refusals.
         """
         if not query:
             return self
@@ -79,17 +79,17 @@ class Endpoint:
         return self._resources.requests.in_flight
 
     def start(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply) -> Exchange:
-        """Start an exchange. Must be called on the event loop.
+        """Start an exchange. Call this method only on the event loop.
 
-        on_reply: a function that is called once with the reply. The call may happen before this method returns. After
-        `Exchange.cancel`, there is no call.
+        on_reply: a function that is called once with the reply. `on_reply` may be called before this method returns.
+        After `Exchange.cancel`, `on_reply` is not called.
         """
         exchange = Exchange(self._resources, headers, on_reply)
         exchange.start(body)
         return exchange
 
     def start_observed(self, headers: Headers, body: bytes | bytearray, on_reply: OnReply, record: Record) -> Exchange:
-        """Start an exchange that writes its steps into `record`. Otherwise this method is like `start`."""
+        """Do the same as `start`, but write the steps of the exchange into `record`."""
         exchange = ObservedExchange(self._resources, headers, on_reply, record, self._last_run)
         exchange.start(body)
         return exchange
@@ -97,14 +97,14 @@ class Endpoint:
     def start_unrecorded(
         self, headers: Headers, body: bytes | bytearray, on_reply: OnReply, listener: ErrorListener
     ) -> Exchange:
-        """Start an exchange that passes its error to `listener`. Otherwise this method is like `start`."""
+        """Do the same as `start`, but pass an error of the exchange to `listener`."""
         exchange = UnrecordedExchange(self._resources, headers, on_reply)
         exchange.listener = listener
         exchange.start(body)
         return exchange
 
     async def answer(self, headers: Headers, body: bytes | bytearray, record: Record | None = None) -> Reply:
-        """Return the reply to one request. Cancelling this coroutine cancels the exchange."""
+        """Return the reply to one request. If this coroutine is cancelled, the exchange is cancelled too."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def deliver(reply: Reply) -> None:
@@ -125,9 +125,9 @@ class Endpoint:
 class SplitEndpoint(Endpoint):
     """Shares the requests of one path between two versions of a model.
 
-    share: the share of requests that `canary` answers. The id of a request decides which version answers. So if a
-    client sends a request again, the same version answers. This is true in every worker. A random version answers a
-    request without an id.
+    share: the share of requests that `canary` answers. The id of a request decides which version answers the request.
+    So if a client sends a request again, the same version answers, in every worker. If a request has no id, the version
+    is chosen at random.
     """
 
     def __init__(self, main: Endpoint, canary: Endpoint, share: float) -> None:

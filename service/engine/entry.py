@@ -1,6 +1,6 @@
-"""Holds the rows of one caller in a queue, and gives each caller its outputs or its error.
+"""Keeps the rows of one caller while they are in a queue, and gives each caller its outputs or its error.
 
-This module uses only rows and callbacks. It does not depend on the order of a queue or on the model.
+This module uses only rows and callbacks. This module does not depend on the order of a queue or on the model.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from foldserve.service.errors import NonFiniteOutput, RequestError, RuntimeFailu
 
 log = logging.getLogger("foldserve")
 
-# The type of a callback that is called once, with the outputs or with the error. A plain call is faster than a future:
-# the callbacks of a future wait for the next turn of the event loop.
+# The type of a callback that is called once, with the outputs or with the error. A callback is faster than a future,
+# because the callbacks of a future wait for the next turn of the event loop.
 OnResult = Callable[[Outputs | RequestError], None]
 
-# If there are at most this number of outputs, Python checks them faster than NumPy does. The number was measured.
+# Python checks up to this number of outputs faster than NumPy. This number was measured.
 _FEW_NUMBERS = 512
 
 
 class Queue(Protocol):
-    """The queue that an entry waits in."""
+    """The queue in which an entry waits."""
 
     def release(self, entry: Entry) -> None:
-        """Subtract the rows of `entry` from the number of queued rows, because they will not be run."""
+        """Subtract the rows of `entry` from the number of queued rows, because the model will not run these rows."""
 
 
 class Entry:
-    """The rows of one caller in the queue. An entry larger than a batch is run in pieces.
+    """The rows of one caller in a queue. An entry that is larger than a batch is run in pieces.
 
-    taken: the number of rows that have been taken for a run. queued: the number of this entry's rows in the total of
-    the queue. outputs: the outputs of the pieces that have been run. began: the time at which the first piece was
-    taken; not set if the entry has only one piece.
+    taken: the number of rows that have been taken for a run. queued: the number of rows that this entry still has in
+    the queue. outputs: the outputs of the pieces that have been run. began: the time at which the first piece was taken
+    for a run; not set if the entry has only one piece.
     """
 
     began: float
@@ -50,7 +50,7 @@ class Entry:
         self._queue = queue
         self.rows = rows
         self.deadline = deadline
-        self.high = high  # the priority
+        self.high = high  # whether the priority is high
         self.arrived = time.monotonic()
         self.on_result: OnResult | None = on_result  # None once the entry is resolved or cancelled
         self.taken = 0
@@ -58,13 +58,16 @@ class Entry:
         self.outputs: list[Outputs] = []
 
     def cancel(self) -> None:
-        """Drop the entry. Its rows that are still queued are not run. After the result, `cancel` does nothing."""
+        """Drop the entry. The model does not run its queued rows.
+
+        If the entry already has a result, this method does nothing.
+        """
         if self.on_result is not None:
             self.on_result = None
             self._queue.release(self)
 
     def resolve(self, result: Outputs | RequestError) -> None:
-        """Call the callback with the result, unless the entry is cancelled or resolved."""
+        """Call the callback with the result, unless the entry is already cancelled or resolved."""
         on_result, self.on_result = self.on_result, None
         if on_result is not None:
             try:
@@ -74,16 +77,19 @@ class Entry:
 
 
 def failure(cause: Exception) -> RequestError:
-    """Create the error object for one caller. Callers do not share an object, since each caller may raise its error."""
+    """Create the error object for one caller.
+
+    Each caller gets a separate object, because each caller may raise its error.
+    """
     error = copy(cause) if isinstance(cause, RequestError) else RuntimeFailure("the model failed to run")
     error.__cause__ = cause
     return error
 
 
 def resolve_all(batch: list[tuple[Entry, Rows]], outputs: Outputs) -> None:
-    """Give each entry its rows of float32 [batch, outputs].
+    """Give each entry its rows of `outputs`, a float32 array [batch, outputs].
 
-    If a number in these rows is not finite, the entry gets an error.
+    If a number in the rows of an entry is not finite, the entry gets an error.
     """
     all_finite = _finite(outputs)
     start = 0

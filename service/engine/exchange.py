@@ -1,8 +1,8 @@
-"""One request from its body to its reply: decode, submit to the batcher, encode.
+"""Handles one request from its body to its reply: decoding, the call of the batcher, and encoding.
 
-An exchange uses no task and no coroutine. This module uses a codec, a batcher and a pool of threads. It does not depend
-on sockets or on a framework. The pool does the work that would block the event loop too long. It reads large or
-compressed bodies, and compresses large responses.
+An exchange uses no asyncio task and no coroutine. This module uses a codec, a batcher and a pool of threads. This
+module does not depend on sockets or on a framework. The pool does the work that would block the event loop for too
+long: reading large or compressed bodies, and compressing large responses.
 
     start -> decode -> batcher -> encode -> compress -> on_reply
 """
@@ -39,11 +39,11 @@ OnReply = Callable[[Reply], None]
 _TIMEOUT_HEADER = b"x-request-timeout-ms"
 _PRIORITY_HEADER = b"x-request-priority"
 _ID_HEADER = b"x-request-id"
-# A body above this size, in bytes, is read in the pool. So other requests do not wait for this body.
+# A thread of the pool reads a body above this size, in bytes. So other requests do not wait for a large body.
 _LARGE_BODY = 2**20
-# A body above this size, in bytes, is read on the event loop only if the codec has a fast path for the body.
+# The event loop reads a body above this size, in bytes, only if the codec has a fast path for the body.
 _MEDIUM_BODY = 2**15
-# A response above this size, in bytes, is compressed in the pool.
+# A thread of the pool compresses a response above this size, in bytes.
 _LARGE_RESPONSE = 2**16
 # Proxies log this status if the client disconnects before the response.
 CLIENT_DISCONNECTED = 499
@@ -58,14 +58,14 @@ def _too_many(retry_after: int) -> Reply:
 
 
 class _LargeBody(Exception):  # noqa: N818
-    """The body is too large for the event loop."""
+    """Raised if a body is too large for the event loop."""
 
 
 class Codec(Protocol):
-    """Reads the requests of one protocol for one model."""
+    """Decodes the requests of one protocol for one model."""
 
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
-        """Read one request. Raises `RequestError`.
+        """Decode one request. Raises `RequestError`.
 
         If `fast_only` is true and the codec has no fast path for the body, raises `SlowBody`.
         """
@@ -76,9 +76,10 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """The limits of one request: the bytes of the decompressed body, and the seconds until the run must begin.
+    """The limits of each request. timeout: the seconds until the run of the request must begin.
 
-    compression: whether a response may be compressed.
+    max_body: the largest number of bytes of a body after decompression. compression: whether a response may be
+    compressed.
     """
 
     max_body: int
@@ -90,8 +91,8 @@ class RequestLimits:
 class Resources:
     """The objects that all exchanges of one endpoint share.
 
-    labels: the model, its version, and the protocol. predictions: remembers the outputs until their labels are known;
-    None if no outputs are remembered.
+    labels: the names of the model, the version and the protocol. predictions: an object that remembers outputs for
+    labels that become known later; None if outputs are not remembered.
     """
 
     codec: Codec
@@ -107,9 +108,9 @@ class Resources:
 
 
 class Exchange:
-    """One request and its reply. All methods belong to one event loop.
+    """One request and its reply. Call all methods on the same event loop.
 
-    on_reply: called once with the reply, unless the exchange is cancelled first.
+    on_reply: a function that is called once with the reply, unless the exchange is cancelled before the reply.
     """
 
     __slots__ = ("_arrived", "_body", "_headers", "_high", "_on_reply", "_open", "_pending", "_request", "_resources")
@@ -119,16 +120,19 @@ class Exchange:
         self._headers = headers
         self._on_reply = on_reply
         self._arrived = time.monotonic()
-        self._body: bytes | bytearray = b""  # kept while the exchange waits to begin
+        self._body: bytes | bytearray = b""  # the body, while the exchange waits for admission
         self._high = False  # whether the request has high priority
         self._request: DecodedRequest | None = None
-        # the future of the step whose end the exchange waits for
+        # the entry or the future that the exchange waits for
         self._pending: Entry | asyncio.Future[Any] | None = None
         self._open = True
         resources.requests.in_flight += 1
 
     def start(self, body: bytes | bytearray) -> None:
-        """Begin now, or later if the process has much work. Reply with a 503 if the process has too much work."""
+        """Decode the body now, or later if the process has much work.
+
+        Reply with a 503 if the process has too much work.
+        """
         resources = self._resources
         admission, batcher = resources.admission, resources.batcher
         try:
@@ -152,7 +156,7 @@ class Exchange:
         self._finish(_too_many(retry_after))
 
     def begin(self) -> bool:
-        """Begin after the wait for admission.
+        """Decode the body after the wait for admission.
 
         Returns whether other exchanges may begin in this turn of the event loop.
         """
@@ -190,7 +194,7 @@ class Exchange:
             self._submit(request)
 
     def _inflate_here(self, body: bytes | bytearray) -> bytes | bytearray:
-        """Undo the content encoding of a body. Raises `_LargeBody` as soon as the decoded body gets too large."""
+        """Decompress a body on the event loop. Raises `_LargeBody` as soon as the decompressed body gets too large."""
         if len(body) > _MEDIUM_BODY:
             raise _LargeBody
         try:
@@ -200,7 +204,7 @@ class Exchange:
             raise _LargeBody from None
 
     def cancel(self) -> None:
-        """Drop the request: its client has disconnected. After the reply, `cancel` does nothing."""
+        """Drop the request, because its client has disconnected. After the reply, this method does nothing."""
         if self._open:
             self._close(CLIENT_DISCONNECTED)
             self._body = b""
@@ -208,15 +212,15 @@ class Exchange:
                 self._pending.cancel()
 
     def _decode(self, body: bytes | bytearray) -> DecodedRequest | RequestError:
-        """Decode in the pool. Returns a refusal instead of raising it."""
+        """Decode the body on a thread of the pool. Returns a `RequestError` instead of raising it."""
         resources = self._resources
         try:
             self._check_deadline()
             body = content.inflated(self._headers, body, resources.limits.max_body, resources.memory)
             return resources.codec.decode(self._headers, body)
         except RequestError as error:
-            # The frames of a traceback refer to the body and to the frame that gets this error. This cycle would keep
-            # the body.
+            # The frames of a traceback refer to the body and to the frame that gets this error. This cycle of
+            # references would keep the body in memory.
             error.__traceback__ = error.__context__ = None
             return error
 
@@ -270,7 +274,7 @@ class Exchange:
             predictions.add(request_id, outputs)
 
     def _compress(self, reply: Reply) -> None:
-        """Compress the reply if the client accepts compression. Then finish."""
+        """Compress the reply if the client accepts compression. Then send the reply."""
         try:
             if self._resources.limits.compression and b"accept-encoding" in self._headers:
                 if len(reply.body) <= _LARGE_RESPONSE:

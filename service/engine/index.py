@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from foldserve.service.engine.repository import Model, Repository
 
-# Maps each state of a version that does not serve to the protocol's name for this state.
+# For versions that are not ready: from each state to the name of this state in the protocol.
 _STATES = {"refused": "UNAVAILABLE", "loading": "LOADING", "unloaded": "UNAVAILABLE"}
 
 
 def repository_index(repository: Repository, *, only_ready: bool) -> list[dict[str, str]]:
-    """Return one entry for each version. only_ready: leave out the versions that do not serve."""
+    """Return one entry for each version. only_ready: whether to leave out versions that are not ready."""
     unreadable = [
         {"name": name, "state": "UNAVAILABLE", "reason": "the folder of the model can't be read"}
         for name in repository.names()

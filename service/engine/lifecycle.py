@@ -13,7 +13,7 @@ from enum import Enum, auto
 
 
 class Phase(Enum):
-    """A phase of a serving process."""
+    """The phase of a serving process."""
 
     STARTING = auto()
     READY = auto()
@@ -25,7 +25,7 @@ class Lifecycle:
     """Owns the phase of one process.
 
     loss: a text with the reason why the process is lost. device_lost: a function that returns whether the device of a
-    model has failed for this process. Each read of the phase calls this function.
+    model has failed. Each read of `phase` calls this function.
     """
 
     def __init__(self, device_lost: Callable[[], bool]) -> None:
@@ -42,25 +42,25 @@ class Lifecycle:
 
     @property
     def ready(self) -> bool:
-        """Whether the process takes new work."""
+        """Whether the process accepts new requests."""
         return self.phase is Phase.READY
 
     @property
     def lost(self) -> bool:
-        """Whether a device has failed or a run hangs. After that, only a new process can serve."""
+        """Whether a device has failed or a run hangs. After such a failure, only a new process can answer requests."""
         return self.phase is Phase.LOST
 
     def start(self) -> None:
-        """Become ready: every model is verified, and the process is about to accept connections."""
+        """Become ready. All models are verified, and the process is about to accept connections."""
         if self._phase is Phase.STARTING:
             self._phase = Phase.READY
 
     def drain(self) -> None:
-        """Become unready: from now on, only requests that have already begun are answered."""
+        """Begin to drain: from now on, the process answers only requests that have already begun."""
         if self._phase is not Phase.LOST:
             self._phase = Phase.DRAINING
 
     def lose(self, loss: str) -> None:
-        """Become lost, for a reason other than a device. May be called on any thread."""
+        """Become lost, for a reason other than a failed device. Any thread may call this method."""
         self.loss = loss
         self._phase = Phase.LOST

@@ -1,7 +1,7 @@
 """Measures the drift and the quality of the models over all processes.
 
-It asks each process for its part, and joins the answers. Each process counts only the requests that it answers itself.
-This module asks the processes. It does not depend on HTTP.
+Each process counts only the requests that it answers itself. This module asks every process for its counts, and joins
+the answers. This module does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from foldserve.service.quality.monitor import Snapshot
 
 log = logging.getLogger("foldserve")
 
-_PATIENCE = 5.0  # the server waits this number of seconds for the answers of all processes
-# The largest number of labels in one request, unless the server remembers more rows of a version.
+_PATIENCE = 5.0  # the process waits this number of seconds for the answers of all processes
+# One request may have at most this number of labels, or as many labels as rows are remembered for a version.
 _MAX_LABELS = 10_000
 
 
 class Question(BaseModel):
     """A question for every process.
 
-    The kind `snapshots` asks for the snapshots of all models, or of the model `name`. The kind `label` counts the
-    labels of `entries`. The kind `reset` starts new windows for the model.
+    A question of the kind `snapshots` asks for the snapshots of all models, or of the model `name`. A question of the
+    kind `label` asks to count the labels of `entries`. A question of the kind `reset` asks to start new windows for the
+    model.
     """
 
     kind: Literal["snapshots", "label", "reset"]
@@ -49,7 +50,7 @@ _OUTCOMES = TypeAdapter(list[Outcome])
 
 
 class LiveQuality:
-    """The drift and the quality of all models. All methods belong to one event loop."""
+    """The drift and the quality of all models. Call all methods on the same event loop."""
 
     def __init__(self, repository: Repository, control: Control, metrics: Metrics) -> None:
         self._repository = repository
@@ -59,7 +60,7 @@ class LiveQuality:
         metrics.for_quality(self._own_figures)
 
     def tick(self) -> None:
-        """Do the work of each second."""
+        """Do the work that is due once a second."""
         for model in self._repository.running_models():
             model.monitor.tick()
 
@@ -72,7 +73,7 @@ class LiveQuality:
     async def label(self, name: str, body: bytes | bytearray) -> FeedbackAnswer:
         """Count labels. body: the body of the request.
 
-        Raises `UnknownModel`, `ModelNotReady` if no version is loaded, `InvalidInput` and `DeadlinePassed`.
+        Raises `UnknownModel`, `InvalidInput` and `DeadlinePassed`. Raises `ModelNotReady` if no version is loaded.
         """
         if not (models := self._models(name)):
             raise ModelNotReady("the model is not ready")
@@ -97,26 +98,27 @@ class LiveQuality:
         await self._ask(Question(kind="reset", name=name))
 
     async def refresh_metrics(self) -> None:
-        """Set the metrics of drift and quality. If a process does not answer, the metrics are left out."""
+        """Set the metrics of drift and quality. If a process does not answer in time, these metrics are left out."""
         figures: list[Figure] = []
         try:
             answers = await self._ask(Question(kind="snapshots"))
         except DeadlinePassed as error:
             log.error("the metrics of drift and quality are left out: %s", error)
         else:
-            # For a thousand models, this work takes seconds. The event loop must answer requests in this time.
+            # For a thousand models, this work takes seconds. So the work runs on a thread, and the event loop answers
+            # requests.
             figures = await asyncio.to_thread(_figures, list(self._repository.ready_models()), answers)
         self._metrics.set_figures(figures)
 
     def _own_figures(self) -> list[Figure]:
-        """Return the figures of only this process. Any thread may call it."""
+        """Return the figures of only this process. Any thread may call this method."""
         models = list(self._repository.ready_models())
         return [
             figure for model in models for figure in figures_of(describe(model.monitor, [model.monitor.snapshot()]))
         ]
 
     def _models(self, name: str) -> list[Model]:
-        """Return the loaded versions of a model, the newest first. Raises `UnknownModel`."""
+        """Return the loaded versions of a model, with the newest version first. Raises `UnknownModel`."""
         return [found for found in self._repository.versions(name).values() if isinstance(found, Model)]
 
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -129,12 +131,12 @@ class LiveQuality:
             raise DeadlinePassed("a worker did not answer in time") from None
 
     def _answer(self, text: str) -> str:
-        """Answer a question in this process."""
+        """Return the answer of this process to a question."""
         question = Question.model_validate_json(text)
         try:
             names = self._repository.names() if question.name is None else (question.name,)
             models = [model for name in names for model in self._models(name)]
-        except UnknownModel:  # this process has removed the model a moment earlier
+        except UnknownModel:  # this process has just removed the model
             models = []
         if question.kind == "label":
             return _OUTCOMES.dump_json([_label(models, entry) for entry in question.entries]).decode()
@@ -146,7 +148,10 @@ class LiveQuality:
 
 
 def _snapshots(answers: Iterable[str]) -> dict[str, list[Snapshot]]:
-    """Return the snapshots in the answers of all processes, by the key of the version."""
+    """Read the snapshots from the answers of all processes.
+
+    Return the snapshots of each version, by the key of the version.
+    """
     found: dict[str, list[Snapshot]] = {}
     for answer in answers:
         for key, snapshot in _Snapshots.model_validate_json(answer).by_key.items():
@@ -161,11 +166,11 @@ def _figures(models: Iterable[Model], answers: Iterable[str]) -> list[Figure]:
 
 
 def _key(model: Model) -> str:
-    """Return the key of a version. Processes that have loaded the same bundle get the same key."""
+    """Return the key of a version. The key is equal in all processes that have loaded the same bundle."""
     return f"{model.manifest.name}/{model.manifest.version}/{model.digest}"
 
 
 def _label(models: Sequence[Model], entry: Entry) -> Outcome:
-    """Count the labels of one request. They count for the version that has answered this request."""
+    """Count the labels of one request, for the version that has answered this request."""
     outcomes = (model.monitor.label(entry.request_id, entry.labels) for model in models)
     return next((outcome for outcome in outcomes if outcome.problem != "unknown"), Outcome())

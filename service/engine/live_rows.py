@@ -1,6 +1,6 @@
-"""Keeps the last live rows of one model with their outputs, in memory only. A new version is tested with these rows.
+"""Keeps the last live rows of one model and their outputs in memory. New versions are tested with these live rows.
 
-This module uses only rows and outputs. It does not depend on requests.
+This module uses only rows and outputs. This module does not depend on requests.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from foldserve.service.arrays import Outputs, Rows
 
-# A batch of at most _SMALL_BATCH rows first waits in a list. _MAX_PENDING such batches are written together, because
-# one large write is cheaper than many small ones.
+# A batch of at most _SMALL_BATCH rows first waits in a list. When _MAX_PENDING batches wait, they are written together,
+# because one large write is cheaper than many small writes.
 _SMALL_BATCH = 32
 _MAX_PENDING = 64
 
@@ -23,9 +23,11 @@ _MAX_PENDING = 64
 class LiveRows:
     """The last rows that a model has answered.
 
-    features and outputs: the numbers of columns. size: the number of rows to keep; `add` needs at least 1.
+    features: the number of features of a row. outputs: the number of outputs of a row. size: the number of rows to
+    keep; `add` needs a size of at least 1.
 
-    A new row replaces the oldest row. If a batch has more rows than `size`, evenly spaced rows of it are kept.
+    A new row replaces the oldest row. If a batch has more rows than `size`, the object keeps `size` evenly spaced rows
+    of this batch.
     """
 
     def __init__(self, features: int, outputs: int, size: int) -> None:
@@ -33,9 +35,9 @@ class LiveRows:
         self._outputs = np.empty((size, outputs), np.float32)
         self._size = size
         self._small_batch = min(size, _SMALL_BATCH)
-        self._next = 0  # the place of the next row
-        self._count = 0  # rows that are kept
-        # Small batches that are not in the arrays yet: the bytes of the rows and of their outputs.
+        self._next = 0  # the index at which the next row is stored
+        self._count = 0  # the number of stored rows
+        # The bytes of the rows and of their outputs, for each small batch that is not in the arrays yet.
         self._pending: deque[tuple[bytes, bytes]] = deque()
         self._lock = threading.Lock()
 
@@ -54,13 +56,13 @@ class LiveRows:
             self._store(rows, outputs)
 
     def sample(self) -> tuple[Rows, Outputs]:
-        """Return copies of the rows and of their outputs: [rows, features] and [rows, outputs]."""
+        """Return copies of the stored rows, [rows, features], and of their outputs, [rows, outputs]."""
         with self._lock:
             self._store_pending()
             return self._rows[: self._count].copy(), self._outputs[: self._count].copy()
 
     def _store_pending(self) -> None:
-        """Store the small batches. Meanwhile, another thread may add a batch."""
+        """Store the small batches that wait. Another thread may add a batch at the same time."""
         batches = [self._pending.popleft() for _ in range(len(self._pending))]
         if batches:
             rows, outputs = (np.frombuffer(b"".join(part), np.float32) for part in zip(*batches, strict=True))
@@ -68,7 +70,7 @@ class LiveRows:
             self._store(rows[-self._size :], outputs[-self._size :])
 
     def _store(self, rows: Rows, outputs: Outputs) -> None:
-        """Write these rows in place of the oldest rows. There are at most `size` rows."""
+        """Overwrite the oldest stored rows with new rows. The arguments have at most `size` rows."""
         size = self._size
         first = min(len(rows), size - self._next)
         self._rows[self._next : self._next + first] = rows[:first]
@@ -82,5 +84,5 @@ class LiveRows:
 
 @lru_cache(16)  # most batches of a busy server have the same size
 def _evenly_spaced(count: int, size: int) -> npt.NDArray[np.intp]:
-    """Return the places of `size` rows, evenly spaced among `count` rows."""
+    """Return the indices of `size` evenly spaced rows among `count` rows."""
     return np.linspace(0, count - 1, size).astype(np.intp)

@@ -1,7 +1,8 @@
-"""Turns a bundle into a model that can serve. This module reads the bundle and verifies it on the device.
+"""Turns a bundle into a model that can answer requests.
 
-If the bundle passes, the module creates a batcher and the endpoints. Otherwise it returns the reason. This module does
-not know requests or HTTP.
+This module reads the bundle, and verifies the model on the device. If the model passes its checks, this module creates
+its batchers and its endpoints. Otherwise, this module returns the reason of the refusal. This module does not depend on
+requests or HTTP.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-# Rows that are explained in one run. Larger arrays would not fit into the cache of the processor.
+# The largest number of rows that are explained in one run. Larger arrays would not fit into the cache of the processor.
 _MAX_EXPLAINED = 64
 
 
 class Loader:
-    """Loads models with the settings of one process. All models share `pool`, `memory`, `metrics` and one admission.
+    """Loads models with the settings of one process. All models share `pool`, `memory`, `metrics` and one `Admission`.
 
-    observed: whether requests have records. sampling: the log of predictions; None if it is off.
+    observed: whether requests have records. sampling: the settings of the prediction log; None without a prediction
+    log.
     """
 
     def __init__(
@@ -80,9 +82,9 @@ class Loader:
     def load_version(self, path: Path, name: str, version: int, *, rename: bool = False) -> Model | Unavailable:
         """Load the bundle in the folder `path`.
 
-        rename: whether the bundle serves under `name`, even if its manifest has another name. If this is false, the
-        folder must be <name>/<version> with the manifest's name and version. Raises `DeviceError` if the requested
-        device is not available.
+        rename: whether the model gets the name `name` even if the manifest has another name. If `rename` is false, the
+        folder must be <name>/<version>, with the name and version of the manifest. Raises `DeviceError` if the
+        requested device is not available.
         """
         started = time.perf_counter()
         try:
@@ -117,9 +119,10 @@ class Loader:
         )
 
     def _assemble(self, path: Path, manifest: Manifest, runtime: Runtime, parity: Parity, digest: str) -> Model:
-        """Create a batcher that calls the runtime. Then create an endpoint for each protocol that calls the batcher.
+        """Create a batcher that calls the runtime.
 
-        The function has more than 50 lines, because the parts of a model meet here.
+        Then create an endpoint for each protocol; each endpoint calls a batcher. This function has more than 50 lines,
+        because it creates all parts of a model and connects them.
         """
         settings, metrics = self._settings, self._metrics
         labels = (manifest.name, str(manifest.version))
@@ -149,7 +152,7 @@ class Loader:
         def endpoint(
             protocol: str, codec: Codec, batcher: Batcher = batcher, last_run: LastRun | None = last_run
         ) -> Endpoint:
-            # Explanations and predictions share the metrics of unusual values and of training ranges.
+            # The metrics count unusual values only in predictions, not in explanations.
             requests = metrics.for_endpoint(*labels, protocol, count_rows if protocol != EXPLAIN else lambda _: {})
             created.append(requests)
             shared = (codec, self._admission, batcher, limits, self._pool, self._memory, metrics, requests)
@@ -189,7 +192,7 @@ class Loader:
     def _logged(self, manifest: Manifest) -> Callable[[Codec], Codec]:
         """Return a function that wraps a codec.
 
-        If there is a log of predictions, the wrapped codec passes a sample of its requests to the log.
+        With a prediction log, the wrapped codec passes a sample of its requests to the log.
         """
         sampling = self._sampling
         if sampling is None:

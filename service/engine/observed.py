@@ -1,6 +1,6 @@
 """Exchanges that write their steps into the record of the request. `LastRun` keeps the times of a batcher's latest run.
 
-Without a log and without traces, requests use `Exchange` itself. So requests cost nothing more if nobody observes them.
+If the access log and the traces are off, requests use `Exchange` itself. So requests then take no extra time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from foldserve.service.telemetry.record import Batch, Record, current_record
 
 
 class LastRun:
-    """Observes the runs of a batcher for the exchanges, then calls another observer.
+    """Remembers the latest run of a batcher for the exchanges, then calls another observer.
 
-    A batcher calls its observer before it calls back the exchanges of the run. So an exchange that is called back finds
-    the times of its own run in this object. ran_from, ran_to: the start and the end of the run, from `time.monotonic`.
-    For most runs, no request has a record. So this object only sets numbers in each run.
+    After a run, a batcher first calls its observer, and then the callbacks of the exchanges. So the callback of an
+    exchange finds the times of its own run in this object. ran_from, ran_to: the times of the start and the end of the
+    latest run, by `time.monotonic`. In most runs, no request has a record. So this object does very little work in each
+    run.
     """
 
     def __init__(self, observe: BatchObserver) -> None:
@@ -34,7 +35,7 @@ class LastRun:
         self._seconds = self.ran_to = 0.0
 
     def __call__(self, rows: int, seconds: float, waited: list[float]) -> None:
-        """Observe a run. The arguments are those of `BatchObserver`."""
+        """Remember a run. The arguments are the arguments of a `BatchObserver`."""
         self._runs += 1
         self.ran_to = time.monotonic()
         self._seconds = seconds
@@ -43,33 +44,36 @@ class LastRun:
 
     @property
     def ran_from(self) -> float:
-        """The start of the run."""
+        """The time of the start of the latest run."""
         return self.ran_to - self._seconds
 
     @property
     def batch(self) -> Batch:
-        """The run. Two calls for one run return equal objects."""
+        """The latest run. Two reads during the same run return equal objects."""
         return Batch(self, self._runs, self._rows)
 
 
 class ErrorListener(Protocol):
-    """Gets the errors of exchanges that have no record. request_id: the id of the current request."""
+    """Receives the errors of exchanges that have no record. request_id: the id of the current request."""
 
     request_id: bytes
 
     def note_error(self, exchange: UnrecordedExchange, error: Exception) -> Record:
-        """Begin the record of a request that fails. Called before the request gets its reply."""
+        """Create the record of a request that fails.
+
+        The exchange calls this method before the request gets its reply.
+        """
 
 
 class UnrecordedExchange(Exchange):
-    """An exchange without a record, unless it fails. Set `listener` before `start`."""
+    """An exchange that gets a record only if it fails. Set `listener` before the call of `start`."""
 
     listener: ErrorListener
 
     __slots__ = ("listener",)
 
     def fill(self, record: Record) -> None:
-        """Fill a record that was created only when the request failed."""
+        """Fill a record that was created after the failure of the request."""
         record.model, record.version, record.protocol = self._resources.labels
         record.began = self._arrived
 
@@ -89,7 +93,7 @@ class UnrecordedExchange(Exchange):
 
 
 class ObservedExchange(Exchange):
-    """An exchange with the record of its request. run: the latest run of the batcher in `resources`."""
+    """An exchange that fills the record of its request. run: the latest run of the batcher in `resources`."""
 
     __slots__ = ("_record", "_run")
 
@@ -134,7 +138,7 @@ class ObservedExchange(Exchange):
 
     def _fail(self, error: Exception) -> None:
         self._record.note_error(error)
-        token = current_record.set(self._record)  # the line of an unexpected error has the identifier of the request
+        token = current_record.set(self._record)  # so the log line of an unexpected error has the request id
         try:
             super()._fail(error)
         finally:

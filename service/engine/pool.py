@@ -18,31 +18,34 @@ _WAITING_PER_THREAD = 8
 
 
 class Pool:
-    """Runs functions on `threads` threads. A limited number of calls may wait. Any further call is refused at once."""
+    """Runs functions on `threads` threads. A limited number of calls may wait for a thread.
+
+    Any further call is refused at once.
+    """
 
     def __init__(self, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, "body")
         self._free = threading.Semaphore(threads * _WAITING_PER_THREAD)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        """Call `function` on a thread. Must be called on the event loop. Raises `QueueFull`.
+        """Call `function` on a thread. Call this method only on the event loop. Raises `QueueFull`.
 
-        Only the returned future keeps the result. `asyncio.wrap_future` would make a cycle of references that also
-        keeps the result. The result of a request with many rows takes tens of megabytes.
+        Only the returned future holds the result, which takes tens of megabytes for a request with many rows. With
+        `asyncio.wrap_future`, a cycle of references would also keep the result in memory.
         """
         if not self._free.acquire(blocking=False):
             raise QueueFull("too many large bodies wait to be read", retry_after=1)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         running = self._executor.submit(_run, future, function, arguments)
-        # The callback belongs to the thread's future. The event loop's future is done as soon as it is cancelled. The
-        # thread may still work then.
+        # The future of the thread, `running`, calls this callback when the thread is free. If the future of the event
+        # loop is cancelled, it is done at once, but the thread may still work.
         running.add_done_callback(lambda _: self._free.release())
         future.add_done_callback(lambda done: running.cancel() if done.cancelled() else None)
         return future
 
 
 def _run(future: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Call `function`, and give its outcome to the future on the event loop."""
+    """Call `function`, and set its result or its error in the future on the event loop."""
     try:
         result = function(*arguments)
     except BaseException as error:  # noqa: BLE001 (it is raised where the future is awaited)

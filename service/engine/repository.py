@@ -1,7 +1,8 @@
-"""Owns the models that serve. It finds a model by name and version, and replaces all of them in one step.
+"""Owns the loaded models. Finds a model by name and version, and replaces all models in one step.
 
-The name in a request is only a key of a dictionary. It never becomes a part of a file's path. A model that no longer
-serves is closed after its last request. This module does not load models, and does not decide when they change.
+The name in a request is only a key of a dictionary. The name in a request never becomes a part of a file's path. A
+model that was replaced is closed after its last request. This module does not load models, and does not decide when
+models change.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from foldserve.service.runtime.load import Runtime
 
 log = logging.getLogger("foldserve")
 
-_DRAIN_SECONDS = 0.05  # the time between two checks whether a retired model still has requests
+_DRAIN_SECONDS = 0.05  # seconds between two checks whether a replaced model still has requests
 
 
 @dataclass(frozen=True)
 class Model:
-    """One version that serves: its session has reproduced the golden outputs.
+    """One loaded version of a model. Its session has reproduced the golden outputs.
 
-    max_rows: the largest number of rows in one request. live_rows: the last rows that the model has answered.
-    monitor: counts the rows, predictions and labels. digest: identifies the contents of the bundle. folder: the folder
-    of the bundle. forget: a function that removes the model from the metrics.
+    max_rows: the largest number of rows in one request. live_rows: the last rows that the model has answered. monitor:
+    the counts of rows, predictions and labels. digest: a text that identifies the contents of the bundle. folder: the
+    folder of the bundle. forget: a function that removes the model from the metrics.
     """
 
     manifest: Manifest
@@ -59,7 +60,7 @@ class Model:
 
     @property
     def batchers(self) -> tuple[Batcher, Batcher]:
-        """The queues of the predictions and of the explanations."""
+        """The batchers for predictions and for explanations."""
         return self.batcher, self.explain.batcher
 
     @property
@@ -69,7 +70,7 @@ class Model:
         return any(each.in_flight > 0 for each in endpoints) or not all(each.idle for each in self.batchers)
 
     def close(self) -> None:
-        """Refuse requests from now on, and release the device's memory."""
+        """Refuse all requests from now on, and release the memory of the device."""
         for batcher in self.batchers:
             batcher.close()
         self.runtime.close()
@@ -78,7 +79,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Unavailable:
-    """One version that does not serve, and the reason. A client may see the reason."""
+    """One version that is not loaded, and the reason. Clients may see the reason."""
 
     reason: str
     state: Literal["refused", "loading", "unloaded"] = "refused"
@@ -88,10 +89,10 @@ class Unavailable:
 class Versions:
     """The versions of one model.
 
-    by_number: the versions by number, the newest first. current: the number of the version that answers requests
-    without a version. labels: the version number of each label. notes: remarks about versions that serve, by number.
-    compared: for each number, the measures of the comparison of this version with the version that served before.
-    canary: of the requests without a version, the share that the label `canary` answers.
+    by_number: the versions by number, with the newest version first. current: the number of the active version. labels:
+    the version number of each label. notes: remarks about loaded versions, by number. compared: for each number, the
+    measures from the comparison of this version with the previous active version. canary: the share of the requests
+    without a version that the version with the label `canary` answers.
     """
 
     by_number: Mapping[int, Model | Unavailable]
@@ -112,25 +113,25 @@ _NO_VERSIONS = Versions(MappingProxyType({}), None)
 
 
 class Repository:
-    """The models by name, and their versions. All methods except `publish` may be called at any time.
+    """The models by name, and their versions. Any method except `publish` may be called at any time.
 
-    default: the name of the model that answers /predict, or None. endpoints: the endpoints by the path of a prediction
-    request, without percent-encoding. generation: the number of changes until now.
+    default: the name of the model that answers /predict, or None. endpoints: the endpoints by the path of a request,
+    without percent-encoding. generation: the number of changes of `endpoints` until now.
     """
 
     def __init__(self) -> None:
         self._models: Mapping[str, Versions] = {}
         self._retired: list[Model] = []
-        self._failures: dict[int, tuple[Model, str]] = {}  # by the id of the model
-        self._published: Mapping[bytes, Endpoint] = {}  # all endpoints, including those of models that fail their check
+        self._failures: dict[int, tuple[Model, str]] = {}  # by the `id` of the model
+        self._published: Mapping[bytes, Endpoint] = {}  # all endpoints, also of models that fail their check
         self.default: str | None = None
         self.endpoints: dict[bytes, Endpoint] = {}
         self.generation = 0
 
     def publish(self, models: Mapping[str, Versions], default: str | None, endpoints: Mapping[bytes, Endpoint]) -> None:
-        """Replace all models in one step. Must be called on the event loop, or before the loop runs.
+        """Replace all models in one step. Call this method on the event loop, or before the event loop runs.
 
-        Requests that have begun are answered by the version with which they began.
+        A request that has already begun is answered by the version with which it began.
         """
         before = list(self.ready_models())
         self._models, self.default = models, default
@@ -144,9 +145,9 @@ class Repository:
             asyncio.get_running_loop().call_soon(self._close_idle)
 
     def _close_idle(self) -> None:
-        """Close the models that no longer serve and have no request left.
+        """Close each replaced model that has no request left.
 
-        If other models still have requests, check again soon.
+        If a replaced model still has requests, check again soon.
         """
         for model in [model for model in self._retired if not model.busy]:
             self._retired.remove(model)
@@ -159,14 +160,14 @@ class Repository:
             asyncio.get_running_loop().call_later(_DRAIN_SECONDS, self._close_idle)
 
     def failure(self, model: Model) -> str | None:
-        """Return the reason why a loaded model does not serve now; None if the model serves."""
+        """Return the reason why a loaded model fails its check now; None if the model answers requests."""
         found = self._failures.get(id(model))
         return None if found is None else found[1]
 
     def set_failure(self, model: Model, reason: str | None) -> None:
-        """Stop serving a model for a reason, or serve it again if the reason is None.
+        """Stop serving a model for a reason, or serve the model again if the reason is None.
 
-        Must be called on the event loop.
+        Call this method only on the event loop.
         """
         if reason == self.failure(model):
             return
@@ -187,44 +188,44 @@ class Repository:
         return tuple(self._models)
 
     def model(self, name: str) -> Versions:
-        """Return the versions of `name`. Raises `UnknownModel`."""
+        """Return the versions of the model `name`. Raises `UnknownModel`."""
         try:
             return self._models[name]
         except KeyError:
             raise UnknownModel("unknown model") from None
 
     def versions(self, name: str) -> Mapping[int, Model | Unavailable]:
-        """Return every version of `name`, newest first. Raises `UnknownModel`."""
+        """Return every version of the model `name`, with the newest version first. Raises `UnknownModel`."""
         return self.model(name).by_number
 
     def ready_models(self) -> Iterator[Model]:
-        """Yield every version that serves, of every model."""
+        """Yield every loaded version of every model."""
         for model in self._models.values():
             yield from (version for version in model.by_number.values() if isinstance(version, Model))
 
     def running_models(self) -> Iterator[Model]:
-        """Yield every version that serves, or that still has requests to answer."""
+        """Yield every loaded version, and every replaced version that still has requests to answer."""
         yield from self.ready_models()
         yield from list(self._retired)
 
     def is_ready(self, name: str) -> bool:
-        """Whether a version of `name` serves. Raises `UnknownModel`."""
+        """Return whether the model `name` has a loaded version that passes its checks. Raises `UnknownModel`."""
         return any(isinstance(v, Model) and self.failure(v) is None for v in self.versions(name).values())
 
     @property
     def all_ready(self) -> bool:
-        """Whether there are models, and each model has a version that serves.
+        """Whether the server has models, and each model is ready.
 
-        Models that were unloaded do not count.
+        Models whose versions are all unloaded do not count.
         """
         wanted = [name for name, model in self._models.items() if not model.unloaded]
         return bool(wanted) and all(map(self.is_ready, wanted))
 
     @property
     def shown(self) -> Model | None:
-        """The model of the documentation's examples.
+        """The model that the documentation pages use for examples.
 
-        This is the default model if it serves, or else the first model that serves.
+        This is the default model if it is ready, and otherwise the first model that is ready.
         """
         if self.default is not None and (found := self._current(self.default)) is not None:
             return found
@@ -237,17 +238,17 @@ class Repository:
 
     @property
     def device_lost(self) -> bool:
-        """Whether the device of a model has failed. After that, only a new process can use the device."""
+        """Whether the device of a model has failed. After a failure, only a new process can use the device."""
         return any(model.runtime.lost for model in self.running_models())
 
     def drain(self) -> None:
-        """Make every model refuse new rows, and run the rows in its queue."""
+        """Make every model refuse new rows, and run the rows in its queue at once."""
         for model in self.running_models():
             for batcher in model.batchers:
                 batcher.drain()
 
     def abandon_hung(self) -> None:
-        """Fail the requests of each model whose run hangs."""
+        """Answer the requests of each model whose run hangs with an error."""
         for model in self.running_models():
             for batcher in model.batchers:
                 if batcher.hung:
@@ -265,10 +266,10 @@ class Repository:
         return found.oip if version is not None else self.endpoints.get(f"/v2/models/{name}/infer".encode(), found.oip)
 
     def find(self, name: str | None = None, version: int | str | None = None) -> Model:
-        """Return the model to run. Without `name`, the result is the default model.
+        """Return the model for a request. Without `name`, this is the default model.
 
-        version: a number or a label. Without `version`, the version is the one that answers requests without a version.
-        Raises `UnknownModel`, or `ModelNotReady` if the version does not serve.
+        version: a number or a label. Without `version`, the result is the active version. Raises `UnknownModel`, or
+        `ModelNotReady` if the version is not ready.
         """
         if name is None:
             name = self.default

@@ -1,6 +1,6 @@
-"""A codec that passes a sample of its requests and answers to a log.
+"""A codec that passes a sample of its requests and answers to the prediction log.
 
-Without a log, endpoints use the codec itself. So requests cost nothing more if there is no log. This module does not
+Without a prediction log, endpoints use the original codec. So requests then take no extra time. This module does not
 use files.
 """
 
@@ -21,14 +21,14 @@ _REQUEST_ID = b"x-request-id"
 
 
 class Recorder(Protocol):
-    """Takes the samples of one version of a model. Any thread may call `add`."""
+    """Records the sampled requests of one version of a model. Any thread may call `add`."""
 
     def add(self, request_id: str | None, rows: Rows, outputs: Outputs) -> None:
-        """Take one answered request. This call never blocks."""
+        """Record one answered request. This call never blocks."""
 
 
 class Log(Protocol):
-    """A log of predictions."""
+    """A log of predictions of all models."""
 
     def open(self, manifest: Manifest) -> Recorder:
         """Return the recorder of one version of a model."""
@@ -36,14 +36,14 @@ class Log(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """A log, and the share of the requests that it gets."""
+    """A prediction log, and the share of the requests that the log gets."""
 
     log: Log
     share: float
 
 
 class SampledCodec:
-    """Reads requests with `codec`. Passes a random share of the answered requests to `recorder`."""
+    """Decodes requests with `codec`, and passes a random share of the answered requests to `recorder`."""
 
     def __init__(self, codec: Codec, recorder: Recorder, share: float) -> None:
         self._codec = codec
@@ -51,15 +51,16 @@ class SampledCodec:
         self._share = share
 
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
-        """Read one request, as `Codec.decode` does."""
+        """Decode one request in the same way as `Codec.decode`."""
         request = self._codec.decode(headers, body, fast_only=fast_only)
         if random.random() < self._share:  # noqa: S311 # nosec B311
             self._record(request, headers)
         return request
 
     def _record(self, request: DecodedRequest, headers: Headers) -> None:
-        """Pass the request to the recorder once it is answered."""
-        # The function below must not refer to `request`: a cycle of references would keep the arrays in memory.
+        """Pass the request to the recorder when the request is answered."""
+        # The function `record` must not refer to `request`, because a cycle of references would keep the arrays in
+        # memory.
         encode, rows, recorder = request.encode, request.rows, self._recorder
         identity = (request.identity or "").encode("utf-8", "replace")
         request_id = safe_id(headers.get(_REQUEST_ID, b"").strip()) or safe_id(identity)

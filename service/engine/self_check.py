@@ -1,7 +1,7 @@
-"""Every few seconds, this check lets each idle model predict a golden row.
+"""Lets each idle model predict a golden row every few seconds.
 
-A model that fails is not ready until it succeeds. The check belongs to the event loop. It does not
-find out why a model fails.
+A model that fails this check is not ready until it passes the check again. The check runs on the event loop. This
+module does not find out why a model fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from foldserve.service.errors import Overloaded, RequestError
 
 log = logging.getLogger("foldserve")
 
-_TIMEOUT = 10.0  # seconds until the run must begin
+_TIMEOUT = 10.0  # the seconds until the run of the check must begin
 
 
 class SelfCheck:
@@ -27,15 +27,15 @@ class SelfCheck:
     def __init__(self, repository: Repository, interval: float) -> None:
         self._repository = repository
         self._interval = interval
-        self._runs: dict[int, int] = {}  # the number of runs of each model at the last call of _look
+        self._runs: dict[int, int] = {}  # the number of runs of each model at the last call of `_look`
 
     def start(self) -> None:
-        """Begin to check. Must be called on the event loop."""
+        """Begin to check the models. Call this method only on the event loop."""
         if self._interval:
             asyncio.get_running_loop().call_later(self._interval, self._look)
 
     def _look(self) -> None:
-        """Check each model that had no run since the last call, and each model that is not healthy."""
+        """Check each model that had no run since the last call, and each model that has failed its last check."""
         before, self._runs = self._runs, {}
         for model in self._repository.ready_models():
             runs = self._runs[id(model)] = model.batcher.runs
@@ -45,10 +45,11 @@ class SelfCheck:
 
     def _check(self, model: Model) -> None:
         def judge(result: Outputs | RequestError) -> None:
-            # The check itself is a run. Without this line, the model would not be idle at the next call.
+            # The check itself is a run. Without this line, the model would not count as idle in the next call of
+            # `_look`.
             self._runs[id(model)] = model.batcher.runs
             if isinstance(result, Overloaded):
-                return  # a model with much work is not idle
+                return  # an overloaded model is not idle
             reason = str(result) if isinstance(result, RequestError) else _difference(model, result)
             if reason is not None and self._repository.failure(model) is None:
                 log.error("%s/%d fails its check: %s", model.manifest.name, model.manifest.version, reason)
@@ -63,7 +64,7 @@ class SelfCheck:
 
 
 def _difference(model: Model, outputs: Outputs) -> str | None:
-    """Return a text about the difference from the outputs of the reference; None within the tolerance."""
+    """Return a text about the difference between `outputs` and the golden outputs; None within the tolerance."""
     reference = np.array(model.manifest.golden.outputs[:1], np.float64)
     parity = model.tolerance.measure(reference, outputs)
     return None if parity.holds else f"a golden output differs by {parity.max_absolute:.3g}"

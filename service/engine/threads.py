@@ -1,6 +1,6 @@
 """Chooses the number of threads for the runs of a model on the CPU.
 
-This module uses sizes and settings. It does not use sessions.
+This module uses sizes and settings. This module does not use sessions.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from foldserve.service.machine import cgroup
 from foldserve.service.settings import Settings
 
-# If model.onnx has fewer bytes than this, a second thread makes a run slower. The number was measured.
+# If model.onnx has fewer bytes than this number, a second thread makes a run slower. This number was measured.
 _SMALL_MODEL = 4 * 2**20
 
 
 def threads_per_run(settings: Settings, model_size: int) -> int:
-    """Return the number of threads of one run. model_size: bytes of model.onnx.
+    """Return the number of threads of one run. model_size: the size of model.onnx in bytes.
 
-    If the setting is given, its value is returned. Otherwise a small model gets one thread, and a large model gets the
-    worker's share of the cores.
+    The setting `threads` decides if it is given. Otherwise, a small model gets one thread, and a large model gets the
+    worker's share of the processors.
     """
     if settings.threads:
         return settings.threads

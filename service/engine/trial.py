@@ -1,7 +1,7 @@
-"""Compares a new version with the version that serves: their interfaces, and their answers to the last live rows.
+"""Compares a new version with the active version: their interfaces, and their answers to the last live rows.
 
-It counts the differences between the answers of the two versions. `live/verdict.py` decides whether the changes are too
-large.
+This module counts the differences between the answers of the two versions. `live/verdict.py` decides whether the
+differences are too large.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TIMED_RUNS = 5
 def compare(old: Model, new: Model, trial: Trial) -> Outcome:
     """Compare two versions. If the interfaces of the two versions do not allow a swap, the outcome has the reason.
 
-    Otherwise the outcome has the changes of the answers, if the trial asks for them.
+    Otherwise, the outcome has the changes of the answers, if the trial asks for these changes.
     """
     changes = list(interface_changes(old.manifest, new.manifest))
     measures: dict[str, Any] = {"against": old.manifest.version}
@@ -33,7 +33,7 @@ def compare(old: Model, new: Model, trial: Trial) -> Outcome:
             reason = f"the interface differs from version {old.manifest.version}: {'; '.join(changes)}"
             return Outcome(reason=reason, final=True, compared=measures)
     if old.manifest.input.shape != new.manifest.input.shape or old.manifest.labels != new.manifest.labels:
-        return Outcome(compared=measures)  # no answers can be compared
+        return Outcome(compared=measures)  # the answers can't be compared
     golden = np.array(old.manifest.golden.inputs, np.float32)
     if not np.isfinite(new.runtime.run(golden)).all():
         reason = "an output is not finite for the golden rows of the version that serves"
@@ -49,7 +49,7 @@ def compare(old: Model, new: Model, trial: Trial) -> Outcome:
 
 
 def interface_changes(old: Manifest, new: Manifest) -> Iterator[str]:
-    """Yield a text about each difference that a client of the old version may notice."""
+    """Yield a text for each difference between the interfaces that a client of the old version may notice."""
     before, after = [f.name for f in old.features], [f.name for f in new.features]
     added, removed = [n for n in after if n not in before], [n for n in before if n not in after]
     if (
@@ -83,7 +83,10 @@ def _feature_changes(old: Feature, new: Feature) -> Iterator[str]:
 
 
 def _changes(old: Model, new: Model, rows: Rows, outputs: Outputs) -> Changes:
-    """Return the changes of the answers. outputs: the outputs of the old version, float32 [rows, outputs]."""
+    """Return the changes from the old to the new answers.
+
+    outputs: the outputs of the old version, float32 [rows, outputs].
+    """
     answers, seconds = _run(new, rows)
     expected = old.batcher.expected_seconds(min(len(rows), new.batcher.max_batch))
     timed: dict[str, Any] = {} if expected is None else {"seconds": (seconds, expected)}

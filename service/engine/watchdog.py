@@ -1,6 +1,6 @@
 """Finds a run that hangs. This module watches batchers. The caller decides what to do with the process.
 
-A hung call of a runtime can't be stopped in its process. Only a new process can serve the model again.
+A call of ONNX Runtime that hangs can't be stopped in its process. So only a new process can serve the model again.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable
 
 from foldserve.service.engine.batcher import Batcher
 
-# The number of checks within `limit` seconds, and the maximum seconds between two checks.
+# The number of checks within `limit` seconds, and the largest number of seconds between two checks.
 _CHECKS, _MAX_SECONDS = 10, 1.0
 
 
 class Watchdog:
-    """A thread that searches for a run that takes more than `limit` seconds.
+    """A thread that looks for a run that takes more than `limit` seconds.
 
-    batchers: a function that is called at each check, and returns the batchers to watch, with their names. on_hang: a
-    function that is called once, on the thread. The arguments of on_hang are the name of a batcher whose run hangs, and
-    whether this run blocks the event loop.
+    batchers: a function that returns the batchers to watch, with their names; each check calls this function. on_hang:
+    a function that is called once, on the thread of the watchdog. The arguments of on_hang are the name of the batcher
+    whose run hangs, and whether this run blocks the event loop.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Watchdog:
                 began = batcher.run_began
                 if began is None or now - began <= self._limit:
                     continue
-                # one check is not enough: a paused process may have resumed just before the check
+                # one check is not enough, because the process may have been paused, and resumed just before the check
                 if (name, began) in before:
                     batcher.hung = True
                     self._on_hang(name, not batcher.running)
