@@ -81,7 +81,8 @@ class ExplanationCodec:
         """Write an answer. Raises `IncompleteExplanation` if the contributions of a row do not add up to its output."""
         found = split(outputs)
         parts = np.column_stack([found.output, found.offset, found.contributions])
-        gap = np.abs(found.offset + found.contributions.sum(1) - found.output)
+        with np.errstate(invalid="ignore"):  # a number past float32 is infinite, so its gap is not a number
+            gap = np.abs(found.offset + found.contributions.sum(1) - found.output)
         complete = gap <= TOLERANCE * np.abs(parts).max(1)
         if not complete.all():
             raise IncompleteExplanation(f"the contributions of row {complete.argmin()} do not add up to the output")

@@ -60,7 +60,8 @@ class ExplanationRunner:
             raise NotExplainable(str(self._loaded))
         found = self._loaded.explain(rows[:, :-1], rows[:, -1].astype(np.intp))
         head = (found.chosen, found.output, found.offset)
-        return np.column_stack([*head, found.contributions]).astype(np.float32)
+        with np.errstate(over="ignore"):  # the codec refuses a row with an infinite number
+            return np.column_stack([*head, found.contributions]).astype(np.float32)
 
     def _load(self) -> Explainer | NotExplainable:
         try:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from copy import deepcopy
 from functools import lru_cache
+from http import HTTPStatus
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
+from fastapi.routing import iter_route_contexts
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -127,10 +130,14 @@ def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError]
     return request_error
 
 
-async def _http_error(_: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     """Answer an error of the router. The router's texts are fixed: `Not Found`, `Method Not Allowed`."""
     response = to_response(failure(error.status_code, error.detail))
     response.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The router names only the methods of the first route with this path.
+        found = (x for x in iter_route_contexts(request.app.routes) if x.matches(request.scope)[0] is not Match.NONE)
+        response.headers["allow"] = ", ".join(sorted({method for route in found for method in route.methods or ()}))
     return response
 
 

@@ -120,3 +120,18 @@ def test_explanations_have_their_own_protocol_in_the_metrics_and_no_part_in_the_
     before = count()
     post(served, "/v1/models/mixed:explain", {"instances": [list(GOLDEN[0])]})
     assert count() == (before[0] + 2, before[1])
+
+
+def test_an_explanation_past_float32_is_refused_without_a_warning(served: Served, digits: Any) -> None:
+    """The signs of a row are those of the weights of one class, so the logit of the class is past float32."""
+    width, past = len(digits.manifest.features), 0
+    unit = [[1e30 * (index == own) for index in range(width)] for own in range(width)]
+    for label in digits.manifest.labels:
+        path = f"/v1/models/digits:explain?class={label}"
+        explained = post(served, path, {"instances": unit}).json()["explanations"]
+        row = [3.4e38 if each["logit"] >= each["offset"] else -3.4e38 for each in explained]
+        answer = post(served, path, {"instances": [row]})
+        assert answer.status_code in (200, 422)
+        past += answer.status_code == 422
+    assert past > 0
+    assert "Warning" not in served.log.read_text()
