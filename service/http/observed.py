@@ -79,6 +79,7 @@ class ObservedConnection(Connection):
         if time.monotonic() >= self._observer.next:
             exchange = endpoint.start_observed(head.headers, body, self._reply, self._begin_record(head))
         else:
+            self._observer.skipped += 1
             self.request_id = head.request_id or self._observer.make_id()
             exchange = endpoint.start_unrecorded(head.headers, body, self._reply, self)
         if self._phase is RESPONSE:  # `_reply` may have changed the phase already
@@ -86,25 +87,22 @@ class ObservedConnection(Connection):
 
     def note_error(self, exchange: UnrecordedExchange, error: Exception) -> Record:
         """Begin a record late, because its request has failed."""
-        record = self._new_record(self._head)
-        exchange.fill(record)
+        record = self._late_record(exchange)
         record.note_error(error)
         return record
 
-    def _reply(self, reply: Reply) -> None:
-        super()._reply(reply)
-        if self._record is None:
-            self._observer.skipped += 1
-        else:
-            self._finish_record(reply.status)
+    def _late_record(self, exchange: UnrecordedExchange) -> Record:
+        """Begin the record of a request that was counted as skipped."""
+        self._observer.skipped -= 1
+        record = self._new_record(self._head)
+        exchange.fill(record)
+        return record
 
     def _write(self, reply: Reply, head: Head | None, *, close: bool) -> None:
-        if self._record is not None:
-            request_id = self._record.request_id
-        else:
-            request_id = self.request_id or (head.request_id if head is not None else b"") or self._observer.make_id()
-            self.request_id = b""
+        request_id = self.request_id if self._record is None else self._record.request_id
         self._transport.write(self._context.encode(reply, close=close, head=head, request_id=request_id))
+        if self._record is not None:
+            self._finish_record(reply.status)
 
     def _refuse_key(self, error: RequestError, head: Head) -> None:
         self._new_record(head).note_error(error)
@@ -133,7 +131,7 @@ class ObservedConnection(Connection):
     def _record_unanswered(self) -> None:
         """Begin a record for a request whose client has disconnected, if this request has no record."""
         if isinstance(self._exchange, UnrecordedExchange):
-            self._exchange.fill(self._new_record(self._head))
+            self._late_record(self._exchange)
 
     def _refuse(self, error: RequestError) -> None:
         status = self._inner.status or STATUS[type(error)][0]

@@ -7,8 +7,10 @@ outputs. This module does not depend on labels.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -32,32 +34,48 @@ class Prediction:
 class _Block:
     """The predictions that one call of `tick` stores.
 
-    The request with the index i has the rows `starts[i]` to `starts[i + 1]` of `outputs`. rest: the ids of the requests
-    that are not forgotten yet, with their indices. No id has an object of its own, because the garbage collector would
-    visit all these objects.
+    first: the number of rows before this block, since the start. indexed: whether `Predictions` can find the ids. Most
+    servers get few labels, so the rest is computed only for a search. The garbage collector does not visit a tuple of
+    bytes.
     """
 
-    __slots__ = ("index", "outputs", "rest", "starts")
+    def __init__(self, first: int, ids: Sequence[bytes], outputs: Sequence[Outputs]) -> None:
+        self.first = first
+        self.ids = tuple(ids)
+        self.indexed = False
+        self._lengths = tuple(map(len, outputs))
+        # This is much faster than `numpy.concatenate`. NumPy's types do not say that an array is a buffer.
+        self._content = b"".join(outputs)  # type: ignore[arg-type]
+        self.end = first + sum(self._lengths)
 
-    def __init__(self, waiting: dict[bytes, Outputs]) -> None:
-        self.outputs = np.concatenate(list(waiting.values()))
-        self.starts = [0, *accumulate(map(len, waiting.values()))]
-        self.index = dict(zip(waiting, range(len(waiting)), strict=True))
-        self.rest = iter(self.index.items())
+    def find(self, request_id: bytes) -> tuple[int, Outputs]:
+        """Return the number of rows before one request, and its outputs."""
+        start, stop = self._ranges[request_id]
+        return self.first + start, self._outputs[start:stop]
+
+    @cached_property
+    def _ranges(self) -> dict[bytes, tuple[int, int]]:
+        stops = list(accumulate(self._lengths))
+        return dict(zip(self.ids, zip([0, *stops], stops, strict=False), strict=True))
+
+    @cached_property
+    def _outputs(self) -> Outputs:
+        return np.frombuffer(self._content, np.float32).reshape(self.end - self.first, -1)
 
 
 class Predictions:
     """The predictions of the last `size` rows. Only one event loop calls the methods.
 
     If two requests have the same id, only the later request is remembered. A request with more rows than `size` is not
-    remembered. If the access log or traces are on, every request has an id. So remembering a request must be cheap.
+    remembered. If the access log or traces are on, every request has an id. So remembering a request must be cheap, and
+    only a search builds an index.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._rows = 0
+        self._rows = 0  # the number of rows since the start
         self._blocks: deque[_Block] = deque()  # the oldest block comes first
-        self._block_of: dict[bytes, _Block] = {}
+        self._block_of: dict[bytes, _Block] = {}  # the blocks that are indexed
         self._labelled: dict[bytes, Prediction] = {}  # the predictions for which labels have arrived
         self._waiting_ids: list[bytes] = []
         self._waiting_outputs: list[Outputs] = []
@@ -77,51 +95,49 @@ class Predictions:
 
         Call this method once a second, because waiting predictions keep whole batches in memory.
         """
-        waiting = dict(zip(self._waiting_ids, self._waiting_outputs, strict=True))
-        self._waiting_ids.clear()
-        self._waiting_outputs.clear()
-        if waiting and (max(map(len, waiting)) > _MAX_ID or max(map(len, waiting.values())) > self._size):
-            waiting = {
-                key: outputs for key, outputs in waiting.items() if len(key) <= _MAX_ID and len(outputs) <= self._size
-            }
-        if not waiting:
+        ids, outputs = self._waiting_ids, self._waiting_outputs
+        if not ids:
             return
-        block = _Block(waiting)
+        self._waiting_ids, self._waiting_outputs = [], []
+        if max(map(len, ids)) > _MAX_ID or max(map(len, outputs)) > self._size:
+            kept = [i for i, key in enumerate(ids) if len(key) <= _MAX_ID and len(outputs[i]) <= self._size]
+            ids, outputs = [ids[i] for i in kept], [outputs[i] for i in kept]
+        block = _Block(self._rows, ids, outputs)
+        self._rows = block.end
         self._blocks.append(block)
-        self._block_of.update(dict.fromkeys(waiting, block))
-        if self._labelled:
-            for key in waiting:
-                self._labelled.pop(key, None)
-        self._rows += len(block.outputs)
-        if self._rows > self._size:
-            self._forget(self._rows - self._size)
+        while self._blocks and self._blocks[0].end <= self._rows - self._size:
+            self._forget(self._blocks.popleft())
 
     def find(self, request_id: bytes) -> Prediction | None:
         """Return the prediction of a request; None if the request is not remembered.
 
         The caller may change the array `labelled` of the prediction.
         """
-        if self._waiting_ids:
-            self.tick()
+        self.tick()
+        self._index()
+        block = self._block_of.get(request_id)
+        if block is None:
+            return None
+        start, outputs = block.find(request_id)
+        if start < self._rows - self._size:
+            return None
         found = self._labelled.get(request_id)
-        if found is None and (block := self._block_of.get(request_id)) is not None:
-            index = block.index[request_id]
-            start, stop = block.starts[index : index + 2]
-            found = self._labelled[request_id] = Prediction(block.outputs[start:stop], np.zeros(stop - start, np.bool_))
+        if found is None:
+            found = self._labelled[request_id] = Prediction(outputs, np.zeros(len(outputs), np.bool_))
         return found
 
-    def _forget(self, rows: int) -> None:
-        """Forget the oldest requests, until the forgotten requests have at least `rows` rows."""
-        block_of = self._block_of
-        while rows > 0:
-            block = self._blocks[0]
-            for key, index in block.rest:
-                if block_of.get(key) is block:  # a later request may have the same id
-                    del block_of[key]
+    def _index(self) -> None:
+        """Index the blocks that are new since the last search."""
+        new = list(takewhile(lambda block: not block.indexed, reversed(self._blocks)))
+        for block in reversed(new):
+            block.indexed = True
+            self._block_of.update(dict.fromkeys(block.ids, block))
+            if self._labelled:
+                for key in block.ids:
                     self._labelled.pop(key, None)
-                own = block.starts[index + 1] - block.starts[index]
-                self._rows -= own
-                rows -= own
-                if rows <= 0:
-                    return
-            self._blocks.popleft()
+
+    def _forget(self, block: _Block) -> None:
+        for key in block.ids if block.indexed else ():
+            if self._block_of.get(key) is block:  # a later request may have the same id
+                del self._block_of[key]
+                self._labelled.pop(key, None)
