@@ -226,6 +226,27 @@ def print_table(title: str, entries: list[Entry], failures: list[str]) -> None:
         print(f"\nNot measured: {failure}")
 
 
+def print_summary(measured: list[tuple[str, list[Entry]]]) -> None:
+    """Print the two tables of docs/import.md: all tools, and then the parameters and the largest differences."""
+    tools = ("original", "foldserve", "torch fusion", "onnxscript", "aimet", "onnxslim", "onnxsim", "ONNX Runtime, all")
+    print("\n**all tools: nodes / µs for 1 row / µs for 1,024 rows**\n")
+    print("| model | " + " | ".join(tools) + " |\n|" + " --- |" * (len(tools) + 1))
+    for title, entries in measured:
+        found = {entry.tool: entry for entry in entries}
+        cells = [_three_figures(found[tool]) if tool in found else "\N{EN DASH}" for tool in tools]
+        print(f"| {title} | {' | '.join(cells)} |")
+    print("\n**original -> foldserve**\n\n| model | parameters | largest difference |\n| --- | --- | --- |")
+    for title, entries in measured:
+        pair = [entry for entry in entries if entry.tool in ("original", "foldserve")]
+        parameters = " -> ".join(f"{entry.parameters:,}" for entry in pair)
+        print(f"| {title} | {parameters} | {' -> '.join(f'{entry.difference:.1e}' for entry in pair)} |")
+
+
+def _three_figures(entry: Entry) -> str:
+    single, many = (statistics.median(entry.seconds[size]) * 1e6 for size in ROWS)
+    return f"{entry.nodes} / {single:.1f} / {many:,.0f}"
+
+
 def find_cases(folder: Path, only: str) -> list[Case]:
     """Write or download the originals. only: a text that the name of each chosen model contains."""
     cases = []
@@ -256,8 +277,12 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         cases = find_cases(folder, given.only)
         prepare(cases)
+        measured = []
         for case in cases:
-            print_table(case.title, *compare(case, given.rounds))
+            entries, failures = compare(case, given.rounds)
+            print_table(case.title, entries, failures)
+            measured.append((case.title, entries))
+        print_summary(measured)
 
 
 if __name__ == "__main__":

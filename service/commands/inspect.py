@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from foldserve.service.bundle import Bundle, Feature, Manifest, Parity, find_bundle
+from foldserve.service.bundle import Bundle, Certificate, Feature, Manifest, Parity, find_bundle
 from foldserve.service.figures import format_difference, format_figure, format_percent
 from foldserve.service.runtime.golden import check_description, check_graph
 
@@ -46,7 +46,7 @@ def run(path: Path, *, as_json: bool = False, whole: bool = False) -> None:
             ((f.layer, f.rule, f.into) for f in manifest.folded),
         ),
         _table(
-            f"certificate, against {manifest.certificate.reference}; used: share of the tolerance",
+            _certificate_title(manifest.certificate),
             ("runtime", "rows", "batch", "max abs", "max rel", "used", "same argmax"),
             (
                 (m.runtime, f"{m.parity.rows:,} {m.rows}", f"{m.batch:,}", *_parity(m.parity))
@@ -112,6 +112,11 @@ def _model(bundle: Bundle, *, whole: bool) -> Iterable[tuple[str, str]]:
     yield "size", f"{parameters:,} parameters, {manifest.model.size:,} bytes"
     yield "sha256", manifest.model.sha256
     yield "seal", f"sha256 {bundle.digest} of the manifest" if bundle.digest else "none"
+
+
+def _certificate_title(certificate: Certificate) -> str:
+    wide = f", which is {certificate.widened:.2g} times the usual one" if certificate.widened > 1 else ""
+    return f"certificate, against {certificate.reference}; used: share of the tolerance{wide}"
 
 
 def _metric_names(manifest: Manifest) -> tuple[str, ...]:

@@ -89,9 +89,10 @@ async function details(state) {
   return el("section", { class: "card", "aria-label": "Certificate" },
     el("h2", {}, `${state.name} version ${state.version}`),
     el("p", { class: "quiet" }, `Created ${manifest.created.slice(0, 16).replace("T", " ")}; ${manifest.features.length} features; ${manifest.task}`
-      + `${manifest.labels.length ? ` with ${manifest.labels.length} classes` : ""}; ${(manifest.model.size / 1024).toFixed(0)} KiB; trained on ${manifest.provenance.source}.`),
+      + `${manifest.labels.length ? ` with ${manifest.labels.length} classes` : ""}; ${(manifest.model.size / 1024).toFixed(0)} KiB; ${manifest.source ? `imported from ${manifest.source.file}` : `trained on ${manifest.provenance.source}`}.`),
     el("h3", {}, "Certificate"),
-    el("p", {}, `Reference: ${certificate.reference}. Tolerance: ${certificate.tolerance.absolute} + ${certificate.tolerance.relative} × |output|.`),
+    el("p", {}, `Reference: ${certificate.reference}. Tolerance: ${certificate.tolerance.absolute} + ${certificate.tolerance.relative} × |output|.`
+      + (certificate.widened > 1 ? ` This is ${short(certificate.widened, 2)} times the usual tolerance.` : "")),
     el("p", { class: "buttons" }, again), result,
     table("Measured differences", ["runtime", "rows", "batch", "count", "largest difference", "of the tolerance"], measured),
     folded.length ? table("Folded layers", ["layer", "into", "rule"], folded.map(({ layer, rule, into }) => [layer, into, rule])) : null,

@@ -162,6 +162,8 @@ def test_a_tolerance_grows_only_with_the_rounding_of_the_original_and_says_so(tm
     assert ("times the usual one" in capsys.readouterr().out) == is_widened
     certificate = bundle.read(tmp_path / "model" / "1").manifest.certificate
     assert (1 < certificate.widened <= 10) == is_widened
+    assert foldserve_main(["inspect", str(tmp_path / "model" / "1")]) == 0
+    assert ("times the usual" in " ".join(capsys.readouterr().out.split())) == is_widened
     assert all(measured.parity.worst <= 1 for measured in certificate.measurements)
 
 
