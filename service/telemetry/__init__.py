@@ -1,4 +1,4 @@
-"""Observes requests: the access log, the format of the log, and OpenTelemetry.
+"""Observes requests, with the access log and OpenTelemetry. Also defines the format of all logs.
 
 This package does not depend on sockets or models.
 """

@@ -1,8 +1,7 @@
-"""The access log: it has a line for each request, and writes many lines at once.
+"""The access log, which has one line for each request. Many lines are written at once.
 
-While the server is busy, only some successful requests get a line. The next line has the number of requests without a
-line.
-Each error gets a line.
+While the server is busy, only some successful requests get a line. The next line gives the number of requests without a
+line. Each request that fails gets a line.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ _LOGGER = "foldserve.access"
 
 
 class AccessLog:
-    """Writes the lines of one process to standard error. It is a sink of records.
+    """Writes the lines of one process to standard error. An `AccessLog` is a sink of records.
 
-    limit: limits the lines per second for requests with a status below 400.
+    limit: the limit for the number of lines per second, for requests with a status below 400.
     """
 
     keeps_errors = True
@@ -36,10 +35,10 @@ class AccessLog:
     def __init__(self, log_format: LogFormat, rate: int) -> None:
         self.limit = RateLimit(rate, rate)
         self._format = _json if log_format == "json" else _console
-        # The time, the record and the number of skipped requests of each line that is not written yet.
+        # For each line that is not written yet: the time, the record and the number of skipped requests.
         self._waiting: list[tuple[float, Record | None, int]] = []
         self._skipped = 0
-        atexit.register(self.close)  # the lines that are left when the event loop ends
+        atexit.register(self.close)  # write the lines that wait when the event loop ends
 
     def add(self, record: Record) -> None:
         """Add a line. `_write` formats the line later, because formatting many lines at once takes less time."""
@@ -49,7 +48,7 @@ class AccessLog:
         self._waiting.append((time.time(), record, skipped))
 
     def skip(self, count: int) -> None:
-        """Count requests without a line. The next line has the number of these requests."""
+        """Count requests without a line. The next line gives the number of these requests."""
         self._skipped += count
 
     def report(self) -> None:
@@ -60,20 +59,23 @@ class AccessLog:
         self._write()
 
     def close(self) -> None:
-        """Write the lines that are left."""
+        """Write all lines that wait."""
         self.report()
 
     def _write(self) -> None:
         waiting, self._waiting = self._waiting, []
         lines = [self._format(now, _fields(record) if record else {}, skipped) for now, record, skipped in waiting]
         if lines:
-            with suppress(OSError, ValueError):  # a full disk, or a closed stream at the end of the process
+            with suppress(OSError, ValueError):  # the disk may be full, or the stream may be closed at exit
                 sys.stderr.write("".join(lines))
                 sys.stderr.flush()
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    """Return the fields of a line. Fields that the request does not have are left out. Times are in milliseconds."""
+    """Return the fields of a line. The line leaves out the fields that the request does not have.
+
+    Times are in milliseconds.
+    """
     ended = record.ended or record.began
     fields: dict[str, Any] = {
         "request_id": record.request_id.decode(),
@@ -126,6 +128,6 @@ def _console(now: float, fields: dict[str, Any], skipped: int) -> str:
     return f'{stamp} INFO {_LOGGER}: {client} - "{method} {url}" {status} {pairs}{end}'
 
 
-@lru_cache(2)  # many lines have the same second
+@lru_cache(2)  # many lines are written in the same second
 def _local_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

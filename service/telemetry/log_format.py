@@ -1,6 +1,6 @@
-"""The two formats of the log, for people (console) and for programs (JSON).
+"""The two formats of all logs: `console` for people, and `json` for programs.
 
-This module decides which characters a line may have.
+This module decides which characters a line of a log may have.
 
 A line of the JSON format is one object. The time of a line is in UTC, in the format of RFC 3339. No line has a control
 character or a character outside ASCII, so a client can't add a line to the log.
@@ -20,18 +20,18 @@ from foldserve.service.telemetry.record import current_record
 LogFormat = Literal["console", "json"]
 
 _CONSOLE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# The console format allows line breaks in a traceback, and in the message of an operator's error.
+# The console format allows line breaks in a traceback, and in the message of an error that the operator has made.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\"\\]|[^\x00-\x7f]")
 _MAX_URL = 1024
 
 
 def formatter(log_format: LogFormat) -> logging.Formatter:
-    """Return the formatter of the process's log."""
+    """Return the formatter for the log of the process."""
     return _JsonFormatter() if log_format == "json" else _ConsoleFormatter(_CONSOLE)
 
 
 def safe_url(url: bytes) -> str:
-    """Return at most 1,024 characters of a URL, with escapes for all characters that could break a line."""
+    """Return at most 1,024 characters of a URL. Characters that could end or confuse a line of the log are escaped."""
     text = url[:_MAX_URL].decode("latin-1")
     if not text.isascii() or not text.isprintable() or '"' in text or "\\" in text:
         text = _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
@@ -44,7 +44,7 @@ def utc(seconds: float) -> str:
     return f"{_utc_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 
 
-@lru_cache(2)  # many lines have the same second
+@lru_cache(2)  # many lines are written in the same second
 def _utc_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 

@@ -1,9 +1,9 @@
-"""Sends traces and metrics to a collector, with OpenTelemetry's SDK and OTLP over HTTP.
+"""Sends traces and metrics to a collector, with the OpenTelemetry SDK and OTLP over HTTP.
 
-A trace has the span of a request, and the spans of the request's steps. This module makes the spans from the record of
-the request when the response is complete. The standard environment variables OTEL_* choose the collector, the name of
-the service and the sampler. Only this module and `otel_metrics.py` import OpenTelemetry. Each process creates its own
-exporters. Their threads never block the process.
+A trace has one span for the request, and one span for each step of the request. This module makes the spans from the
+record of the request when the response is complete. The standard environment variables OTEL_* choose the collector, the
+name of the service and the sampler. Only this module and `otel_metrics.py` import OpenTelemetry. Each process creates
+its own exporters. The threads of the exporters never block the process.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ except ImportError as error:
 
 log = logging.getLogger("foldserve")
 
-# When the server stops, it waits at most this number of seconds for the last spans and metrics to be sent.
+# When the server stops, it waits at most this number of seconds until the last spans and metrics are sent.
 _FLUSH_SECONDS = 3.0
 # The largest number of traces that may be sent without a pause. Further traces are spread evenly over time.
 _BURST = 10
-# A request that the sampler does not take costs less than a trace. So 20 such requests count as one trace.
+# A request that the sampler does not take costs less time than a trace. So 20 requests that the sampler does not take
+# count as one trace.
 _UNSAMPLED_SHARE = 0.95
 _PROTOCOL = "http/protobuf"
 
@@ -60,12 +61,12 @@ class Exporters:
     metrics: MetricsExport | None = None
 
     def close(self) -> None:
-        """Send the spans and metrics that are left. This call may block for some seconds."""
+        """Send all spans and metrics that wait. This call may block for some seconds."""
         _close([part.send_rest for part in (self.traces, self.metrics) if part is not None])
 
 
 def start_exporters(rate: int, metrics: Metrics) -> Exporters:
-    """Start the exporters that the variables OTEL_* ask for. rate: the largest number of traces a second.
+    """Start the exporters that the variables OTEL_* ask for. rate: the largest number of traces per second.
 
     Raises `StartError` if a variable has a value that can't be used.
     """
@@ -83,7 +84,7 @@ def start_exporters(rate: int, metrics: Metrics) -> Exporters:
 
 
 def _wanted(signal: str) -> bool:
-    """Return whether the variables ask for traces or metrics. signal: TRACES or METRICS."""
+    """Return whether the variables OTEL_* ask for a signal. signal: TRACES or METRICS."""
     name = f"OTEL_{signal}_EXPORTER"
     exporter = os.environ.get(name, "").strip() or "otlp"
     if exporter == "none":
@@ -106,7 +107,7 @@ def _resource() -> Resource:
 
 
 def _close(closes: Sequence[Callable[[], object]]) -> None:
-    """Call all functions at once, and wait for at most `_FLUSH_SECONDS`."""
+    """Call all functions on separate threads, and wait for at most `_FLUSH_SECONDS`."""
     threads = [threading.Thread(target=close, daemon=True) for close in closes]
     for thread in threads:
         thread.start()
@@ -118,7 +119,7 @@ def _close(closes: Sequence[Callable[[], object]]) -> None:
 
 
 class Traces:
-    """Turns records into spans. It is a sink of records. rate: the largest number of traces a second."""
+    """Turns records into spans. `Traces` is a sink of records. rate: the largest number of traces per second."""
 
     keeps_errors = False
 
@@ -133,7 +134,7 @@ class Traces:
         self._run: SpanContext | None = None  # the first `run` span of `_batch`
 
     def add(self, record: Record) -> None:
-        """Send the spans of a request that has reached a model, if the sampler takes this request."""
+        """Send the spans of a request, if the request has reached a model and the sampler takes the request."""
         if not record.model:
             self.limit.give_back(1)
             return
@@ -158,14 +159,14 @@ class Traces:
         span.end(_nanoseconds(record.ended or record.began, offset))
 
     def skip(self, count: int) -> None:
-        """Count requests without a trace. The next trace has their number."""
+        """Count requests without a trace. The next trace gives the number of requests without a trace."""
         self._skipped += count
 
     def report(self) -> None:
-        """Do nothing: the next trace reports the skipped requests."""
+        """Do nothing, because the next trace reports the skipped requests."""
 
     def close(self) -> None:
-        """Do nothing: `Exporters.close` sends the spans that are left."""
+        """Do nothing, because `Exporters.close` sends the spans that wait."""
 
     def _add_steps(self, record: Record, context: Context, offset: int) -> None:
         for name, start, end in _steps(record):
@@ -182,14 +183,14 @@ class Traces:
             step.end(_nanoseconds(end, offset))
 
     def send_rest(self) -> None:
-        """Send the spans that are left. This call may block."""
+        """Send all spans that wait. This call may block."""
         if self._skipped:
             log.info("the last %d requests have no trace, because of --otel-rate", self._skipped)
         self._provider.shutdown()
 
 
 def _steps(record: Record) -> Iterator[tuple[str, float, float]]:
-    """Yield the name, the beginning and the end of each step that the request has begun."""
+    """Yield the name, the start and the end of each step that the request has reached."""
     times = (record.decoding, record.decoded, record.ran_from, record.ran_to, record.ended)
     for name, start, end in zip(("parse", "queue", "run", "encode"), times, times[1:], strict=False):
         if start is not None:
@@ -197,7 +198,7 @@ def _steps(record: Record) -> Iterator[tuple[str, float, float]]:
 
 
 def _parent_context(record: Record) -> Context:
-    """Return the client's span as the SDK's context; an empty context if the client sent no span."""
+    """Return a context of the SDK with the span of the client. If the client sent no span, the context is empty."""
     parent = record.parent
     if parent is None:
         return Context()
@@ -208,14 +209,14 @@ def _parent_context(record: Record) -> Context:
 
 
 def _route(record: Record) -> str:
-    """Return the path with placeholders for the model and the version."""
+    """Return the path of the request, with placeholders for the model and the version."""
     path = safe_url(unquote_to_bytes(record.url.partition(b"?")[0]))
     path = re.sub(r"(?<=/models/)[^/:]+", "{model}", path)
     return re.sub(r"(?<=/versions/)[^/:]+", "{version}", path)
 
 
 def _attributes(record: Record, route: str) -> dict[str, str | int]:
-    """Return the attributes of the semantic conventions for HTTP servers, and foldserve's own attributes.
+    """Return the attributes of a request's span: attributes of OpenTelemetry for HTTP servers, and foldserve's own.
 
     https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server
     """
@@ -256,35 +257,41 @@ def _nanoseconds(seconds: float, offset: int) -> int:
 
 
 class _Ids(IdGenerator):
-    """Gives the next span the identifiers of a record, and all other spans random identifiers."""
+    """Generates identifiers of spans.
+
+    The next span gets the identifiers of a record; other spans get random identifiers.
+    """
 
     def __init__(self) -> None:
         self._trace_id = self._span_id = 0
 
     def use(self, trace_id: int, span_id: int) -> None:
-        """Set the identifiers of the next span."""
+        """Set the identifiers that the next span gets."""
         self._trace_id, self._span_id = trace_id, span_id
 
     def generate_trace_id(self) -> int:
-        """Return the trace of the record."""
+        """Return the trace identifier of the record."""
         return self._trace_id
 
     def generate_span_id(self) -> int:
-        """Return the identifier of the record's span in the first call after `use`, then random identifiers."""
+        """Return the span identifier of the record in the first call after `use`.
+
+        Later calls return random identifiers.
+        """
         span_id, self._span_id = self._span_id, 0
         return span_id or random.getrandbits(64) or 1  # nosec B311
 
     def is_trace_id_random(self) -> bool:
         """Return True.
 
-        The SDK asks this only for a trace without a parent. `Record.trace_id` makes the identifier of such a trace at
-        random.
+        The SDK calls this method only for a trace without a parent. If a trace has no parent, `Record.trace_id` makes a
+        random identifier.
         """
         return True
 
 
 class _Reporting(SpanExporter):
-    """An exporter that logs when the collector stops answering, and when the collector answers again."""
+    """An exporter that writes to the log when the collector stops answering, and when the collector answers again."""
 
     def __init__(self, exporter: OTLPSpanExporter) -> None:
         self._exporter = exporter
@@ -301,5 +308,5 @@ class _Reporting(SpanExporter):
         self._exporter.shutdown()  # type: ignore[no-untyped-call]  # the SDK does not annotate it
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Return whether all spans were sent. The exporter itself keeps no spans."""
+        """Return whether all spans were sent. The exporter itself stores no spans."""
         return self._exporter.force_flush(timeout_millis)

@@ -1,7 +1,7 @@
 """Sends the metrics of one process to a collector. The metrics have the same names and labels as in /metrics.
 
-The Prometheus client already counts, so this module only converts the client's samples. It uses no instrument of
-OpenTelemetry.
+The Prometheus client already counts, so this module only converts the client's samples. This module uses no instrument
+of OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 log = logging.getLogger("foldserve")
 
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
-_DEFAULT_INTERVAL = "60000"  # milliseconds, as the specification of OTEL_METRIC_EXPORT_INTERVAL says
+_DEFAULT_INTERVAL = "60000"  # milliseconds, the default in the specification of OpenTelemetry
 
 
 class Sample(Protocol):
@@ -47,7 +47,7 @@ class Sample(Protocol):
 
 
 class Family(Protocol):
-    """One metric of Prometheus's client."""
+    """One metric of the Prometheus client."""
 
     name: str
     documentation: str
@@ -56,9 +56,9 @@ class Family(Protocol):
 
 
 class Report:
-    """Logs once when the collector stops answering, with the reason, and once when it answers again.
+    """Logs one message with the reason when the collector stops answering, and one when the collector answers again.
 
-    what: the noun for the sent items in the message. logger: the name of the exporter's logger. The lines of this
+    what: the word for the sent items in the messages. logger: the name of the exporter's logger. The messages of this
     logger are left out, because they would fill the log.
     """
 
@@ -73,7 +73,7 @@ class Report:
         return False
 
     def note(self, count: int, *, success: bool) -> None:
-        """Note that `count` items were sent or lost."""
+        """Report that `count` items were sent or lost."""
         if not success:
             if not self._lost:
                 log.warning("the collector gets no %s: %s", self._what, self._reason)
@@ -86,8 +86,8 @@ class Report:
 class MetricsExport:
     """A thread that sends the metrics every OTEL_METRIC_EXPORT_INTERVAL milliseconds, and once at the end.
 
-    families: returns the current metrics of this process. The thread calls this function. Raises `ValueError` for a
-    wrong interval.
+    families: a function that returns the current metrics of this process; the thread calls this function. Raises
+    `ValueError` if OTEL_METRIC_EXPORT_INTERVAL is wrong.
     """
 
     def __init__(self, families: Callable[[], Iterable[Family]], resource: Resource) -> None:
@@ -102,7 +102,7 @@ class MetricsExport:
         self._thread.start()
 
     def send_rest(self) -> None:
-        """Send the metrics once more. This call may block."""
+        """Send the metrics for the last time. This call may block."""
         self._stopped.set()
         self._thread.join()
         self._exporter.shutdown()
@@ -114,7 +114,7 @@ class MetricsExport:
             try:
                 metrics = convert(self._families(), self._started, time.time_ns())
                 result = self._exporter.export(self._of_resource(metrics))
-            except Exception:  # the next export may succeed
+            except Exception:  # after any error, the next export may succeed
                 log.exception("internal error")
             else:
                 self._report.note(len(metrics), success=result is MetricExportResult.SUCCESS)
@@ -125,7 +125,7 @@ class MetricsExport:
 
 
 def _interval() -> float:
-    """Return the seconds between two exports."""
+    """Return the number of seconds between two exports."""
     text = os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip() or _DEFAULT_INTERVAL
     if not re.fullmatch("[1-9][0-9]{0,8}", text):
         raise ValueError("OTEL_METRIC_EXPORT_INTERVAL is not a number of milliseconds")
@@ -133,7 +133,7 @@ def _interval() -> float:
 
 
 def convert(families: Iterable[Family], start: int, now: int) -> list[Metric]:
-    """Convert the metrics of Prometheus's client. start, now: Unix times in nanoseconds."""
+    """Convert the metrics of the Prometheus client. start, now: Unix times in nanoseconds."""
     metrics = []
     for family in families:
         data: Sum | Gauge | Histogram
@@ -172,6 +172,6 @@ def _histogram(samples: Iterable[Sample], start: int, now: int) -> list[Histogra
         counts = [int(total - before) for before, total in itertools.pairwise((0.0, *totals))]
         amount = kinds["sum"][0][1]
         fields = (dict(key), start, now, sum(counts), amount, counts, bounds[:-1])
-        # The smallest and the largest value are unknown. OTLP does not require them.
+        # The smallest and the largest value of the histogram are unknown, and OTLP does not require them.
         points.append(HistogramDataPoint(*fields, min=None, max=None))  # type: ignore[arg-type]
     return points

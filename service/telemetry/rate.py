@@ -1,15 +1,15 @@
-"""Limits how often something is recorded, so that recording stays cheap while the server is busy.
+"""Limits the number of records per second, so that recording takes little time while the server is busy.
 
-The limiter is the generic cell rate algorithm: ITU-T I.371, annex A.
+The algorithm is the generic cell rate algorithm of ITU-T I.371, annex A.
 """
 
 from __future__ import annotations
 
 
 class RateLimit:
-    """Allows `rate` events a second, evenly spread, after a burst of at most `burst` events.
+    """Allows a burst of at most `burst` events, and after the burst `rate` events per second, evenly spread.
 
-    next: the earliest time of the next event.
+    next: the earliest time at which the next event may happen.
     """
 
     def __init__(self, rate: float, burst: int) -> None:
@@ -18,9 +18,9 @@ class RateLimit:
         self.next = 0.0
 
     def take(self, now: float) -> bool:
-        """Return whether an event may happen now. If it may, count the event.
+        """Return whether an event may happen now. If the event may happen, count the event.
 
-        now: the time in seconds. It is never less than in the call before.
+        now: the time in seconds, which must not be less than in the previous call.
         """
         if now < self.next:
             return False

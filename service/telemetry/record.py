@@ -1,7 +1,8 @@
 """The record of one request: its identifiers, its model, its times and its outcome.
 
-Each handler of a request writes into its record. When the response is complete, `Observer.finish` passes the record on.
-This module does not depend on the format of a log or on OpenTelemetry.
+Each object that handles a request writes into the record of the request. When the response is complete,
+`Observer.finish` passes the record to the sinks. This module does not depend on the format of a log or on
+OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from foldserve.service.telemetry.trace_context import Headers, Parent, read_pare
 
 INTERNAL_ERROR = "internal_error"
 _FIRST_ERROR = 400
-# If no record follows, the sinks report the number of skipped requests after this time.
+# If no new record comes, the sinks report the number of skipped requests after this number of seconds.
 _REPORT_SECONDS = 1.0
 _LAST_DIGITS = tuple(b"%02x" % number for number in range(256))
 
@@ -42,7 +43,7 @@ class Batch:
 def _make_ids() -> Iterator[Iterator[bytes]]:
     """Yield blocks of 256 identifiers.
 
-    All identifiers of a block share 56 random bits, because it is slow to draw random numbers.
+    All identifiers of a block share 56 random bits, because drawing random numbers takes time.
     """
     while True:
         yield map((b"%014x" % random.getrandbits(56)).__add__, _LAST_DIGITS)  # nosec B311
@@ -51,24 +52,21 @@ def _make_ids() -> Iterator[Iterator[bytes]]:
 class Record:
     """One request and its response.
 
-    All times come from `time.monotonic`. A time is None if the request has not reached that step.
+    All times come from `time.monotonic`. A time is None if the request has not reached this step.
 
     request_id: the identifier from X-Request-Id, or a new identifier. body_id: the `id` in the body of the Open
-    Inference Protocol.
-    method, url: `-` if the request can't be read. client: the address of the client. secure: whether the connection has
-    TLS.
-    model, version, protocol: empty if the request did not reach a model.
-    began: normally, the time when the whole request had arrived. If the app itself reads the body, it is the time when
-    the head had arrived. decoding, decoded: the beginning and the end of the decoding. ran_from, ran_to: the beginning
-    and the end of the run. ended: the end of the encoding. The rows wait in the queue from `decoded` to `ran_from`, and
-    the encoding begins at `ran_to`.
-    sinks: the sinks that get the record even if the request succeeds. rows: the number of rows; None if this number is
-    not known.
-    reason: the reason for an error, as in the metric foldserve_rejected_total.
+    Inference Protocol. method, url: the text `-` if the request can't be read. client: the address of the client.
+    secure: whether the connection uses TLS. model, version, protocol: empty if the request did not reach a model.
+    began: the time when the whole request had arrived. If the app itself reads the body, `began` is the time when the
+    head had arrived. decoding, decoded: the times when the decoding began and ended. ran_from, ran_to: the times when
+    the run began and ended. ended: the time when the encoding ended. The rows wait in the queue from `decoded` to
+    `ran_from`, and the encoding begins at `ran_to`. sinks: the sinks that get the record even if the request succeeds.
+    rows: the number of rows; None if the number is not known. reason: the reason for an error, with the same texts as
+    in the metric foldserve_rejected_total.
     """
 
-    # Class attributes are the defaults. Assigning all of them for each request would take longer than the rest of the
-    # constructor.
+    # The class attributes are the defaults. Assigning all attributes for each request would take longer than the rest
+    # of the constructor.
     model = version = protocol = body_id = ""
     rows: int | None = None
     status = 0
@@ -84,9 +82,9 @@ class Record:
     def __init__(
         self, method: bytes, url: bytes, headers: Headers, raw: bytes, request_id: bytes, client: str, *, secure: bool
     ) -> None:
-        """Begin the record of a request.
+        """Create the record of a request when the request begins.
 
-        request_id: an identifier with only safe characters, or empty. raw: the bytes of the head.
+        request_id: an identifier with only safe characters, or empty. raw: the bytes of the head of the request.
         """
         self.method = method
         self.url = url
@@ -100,68 +98,67 @@ class Record:
 
     @cached_property
     def parent(self) -> Parent | None:
-        """The span of the client, from the header traceparent."""
+        """The span of the client, as given in the header traceparent."""
         return read_parent(self.headers, self._raw)
 
     @cached_property
     def trace_id(self) -> int:
-        """The identifier of the request's trace: the identifier from the client, or a new one."""
+        """The trace identifier of the request: the identifier from the client, or a new identifier."""
         return self.parent.trace_id if self.parent else random.getrandbits(128) or 1  # nosec B311
 
     def note_identity(self, identity: str | None) -> None:
-        """Note the identifier from a body, if this identifier is safe."""
+        """Store the identifier from the body of the request, if the identifier is safe."""
         if identity:
             self.body_id = safe_id(identity.encode("utf-8", "replace")).decode()
 
     def note_error(self, error: BaseException) -> None:
-        """Note the reason for an error response."""
+        """Store the reason for an error response."""
         self.reason = error.reason() if isinstance(error, RequestError) else INTERNAL_ERROR
 
 
-# The record of the request that this task, or this callback, handles.
+# The record of the request that the current task or callback handles.
 current_record: ContextVar[Record | None] = ContextVar("current_record", default=None)
 
 
 def note_error(error: BaseException) -> None:
-    """Note the reason for an error response in the current record, if there is one."""
+    """Store the reason for an error response in the current record, if there is a current record."""
     record = current_record.get()
     if record is not None:
         record.note_error(error)
 
 
 class Sink(Protocol):
-    """A user of finished records, such as the access log.
+    """Receives finished records. The access log is a sink.
 
-    limit: the limit of the number of records that the sink gets. keeps_errors: whether the sink gets the record of each
-    error, even above this limit.
+    limit: the limit for the number of records that the sink gets. keeps_errors: whether the sink gets the record of
+    every request that fails, even above `limit`.
     """
 
     limit: RateLimit
     keeps_errors: bool
 
     def add(self, record: Record) -> None:
-        """Use a finished record."""
+        """Receive a finished record."""
 
     def skip(self, count: int) -> None:
-        """Note that this sink does not get the records of `count` requests."""
+        """Count `count` requests whose records this sink does not get."""
 
     def report(self) -> None:
-        """Report the skipped requests, even if no record follows."""
+        """Report the number of skipped requests now, without a record."""
 
     def close(self) -> None:
-        """Pass on all records that are left. This call may block for some seconds."""
+        """Send or write all records that wait. This call may block for some seconds."""
 
 
 class Observer:
     """Decides which requests have a record, and passes each finished record to its sinks.
 
-    While the server is busy, most requests have no record, because recording takes much of the time of a request.
-    The sinks get the number of requests without a record. All methods except `close` belong to one event loop.
+    While the server is busy, most requests have no record, because recording takes much of the time of a request. The
+    sinks get the number of requests without a record. Call all methods except `close` on the same event loop.
 
-    next: the time before which no sink takes a record. A request that begins earlier needs no record, unless it fails.
-    skipped: the number of requests without a record since the last report to the sinks. The caller increases this
-    number.
-    make_id: makes the identifier of a request without a record.
+    next: the time before which no sink takes a record. A request that begins before `next` needs a record only if it
+    fails. skipped: the number of requests without a record since the last report to the sinks; the caller increases
+    this number. make_id: a function that makes the identifier of a request without a record.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
@@ -172,7 +169,7 @@ class Observer:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, record: Record) -> None:
-        """Choose the sinks of a new record."""
+        """Choose the sinks that get a new record."""
         record.sinks = [sink for sink in self._sinks if sink.limit.take(record.began)]
         self._set_next()
 
@@ -191,9 +188,9 @@ class Observer:
         self._set_next()
 
     def close(self) -> None:
-        """Pass on all records that are left.
+        """Send or write all records that wait.
 
-        Call this once, after the last request. The call may block for some seconds.
+        Call this method once, after the last request. This method may block for some seconds.
         """
         self._pass_skipped()
         for sink in self._sinks:
@@ -201,7 +198,7 @@ class Observer:
 
     def _set_next(self) -> None:
         self.next = min(sink.limit.next for sink in self._sinks)
-        if self.next > time.monotonic():  # the next requests may have no record
+        if self.next > time.monotonic():  # the next requests may get no record
             self._report_later()
 
     def _report_later(self) -> None:
@@ -215,7 +212,7 @@ class Observer:
                 sink.skip(skipped)
 
     def _report_skipped(self) -> None:
-        """Report the skipped requests. If more may follow, report again later."""
+        """Report the skipped requests. If more requests may be skipped, report again later."""
         self._timer = None
         if self.skipped or self.next > time.monotonic():
             self._report_later()

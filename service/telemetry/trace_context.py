@@ -1,6 +1,6 @@
-"""The identifiers of a request: X-Request-Id, and the trace context of W3C Trace Context, level 2.
+"""Reads the identifiers of a request: X-Request-Id, and the trace context of W3C Trace Context, level 2.
 
-https://www.w3.org/TR/trace-context-2/. The module reads headers. This module does not depend on logs or OpenTelemetry.
+https://www.w3.org/TR/trace-context-2/. This module does not depend on logs or OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from dataclasses import dataclass
 
 Headers = Mapping[bytes, bytes]
 
-# These characters need no escape in a header, a log line, a URL or a shell.
+# These characters need no escape in a header, in a line of a log, in a URL or in a shell.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _INVALID_VERSION, _FIRST_VERSION = b"ff", b"00"
 
 
 def safe_id(value: bytes) -> bytes:
-    """Return a client's identifier; empty if the identifier has more than 128 characters or an unsafe character."""
+    """Return the identifier from a client.
+
+    Return empty bytes if the identifier has more than 128 characters or an unsafe character.
+    """
     return value if _REQUEST_ID.fullmatch(value) else b""
 
 
@@ -26,7 +29,8 @@ def safe_id(value: bytes) -> bytes:
 class Parent:
     """The span of the client that sent a request.
 
-    flags: 1 if the client records the trace. state: the value of the header tracestate.
+    flags: the flags in traceparent; the lowest bit is 1 if the client records the trace. state: the value of the header
+    tracestate.
     """
 
     trace_id: int
@@ -36,7 +40,7 @@ class Parent:
 
 
 def read_parent(headers: Headers, raw: bytes) -> Parent | None:
-    """Return the parent of a request, or None if its traceparent is missing or invalid.
+    """Return the span of the client, or None if the header traceparent is missing or invalid.
 
     headers: the last value of each header. raw: the bytes of the head, which have all values of a repeated header.
     """
@@ -60,5 +64,5 @@ def _state(headers: Headers, raw: bytes) -> tuple[str, ...]:
 
 
 def _values(raw: bytes, name: bytes) -> list[bytes]:
-    """Return all values of a header in a head. name: the header's name in lower case."""
+    """Return all values of one header in the head of a request. name: the name of the header in lower case."""
     return re.findall(rb"(?i)\r\n%b[ \t]*:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)" % re.escape(name), raw)
