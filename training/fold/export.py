@@ -42,7 +42,7 @@ def to_onnx(
     The model maps float32 `input` [batch, features] to the output of the task [batch, outputs].
 
     For classification, the graph ends in a Softmax. The model is one file without external data. Each node has the name
-    of its layer. unfolded: write a chain in eval mode together with its batch norms, as PyTorch's exporter does with
+    of its layer. unfolded: keep the batch norms of a chain in eval mode, as PyTorch's exporter does with
     `optimize=False`. An unfolded graph is only for comparisons. description: the text of the only metadata entry, in
     the form of `bundle.describe`; None for no metadata. Raises `ExportError` if a layer has no ONNX form in this
     module, or if `onnx.checker` refuses the graph.
@@ -69,8 +69,8 @@ def write_model(
 ) -> bytes:
     """Write an ONNX model with one float32 input [batch, columns] and one float32 output [batch, columns].
 
-    inputs, outputs: the name of the tensor, then its number of columns or the shape of its rows. Raises `ExportError`
-    if `onnx.checker` refuses the graph.
+    inputs, outputs: the name of the tensor, followed by its number of columns or by the shape of its rows. Raises
+    `ExportError` if `onnx.checker` refuses the graph.
     """
     tensors = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])

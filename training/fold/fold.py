@@ -1,7 +1,7 @@
 """Folding: moves every affine step of a chain of Dense, batch norm and activations into a Dense.
 
-The folded chain computes the same function as the chain. Folding never changes the network that is passed to it. The
-module does not depend on data or files.
+The folded chain computes the same function as the original chain. Folding never changes the network that is passed to
+it. The module does not depend on data or files.
 
 In eval mode, a batch norm is an affine map of each column, BN(x) = s * x + t with
 
@@ -78,7 +78,7 @@ class _Scale:
     """
 
     members: tuple[str, ...]
-    scale: Tensor  # float64 [columns], like the next three fields
+    scale: Tensor  # this and the next three fields are float64 [columns]
     mean: Tensor
     beta: Tensor
     distance: Tensor
@@ -107,11 +107,11 @@ _Step = _Dense | _Scale | _Opaque
 def fold(network: nn.Sequential) -> Folded:
     """Fold every affine layer of `network`, a chain in eval mode, into the Dense layers around it.
 
-    Consecutive BNs and Affines are composed into one affine map. If this map directly follows a Dense, the map folds
-    into that Dense (backward). Otherwise the map folds into the Dense directly after the map (forward). If no Dense is
-    next to the map, the map stays in the chain as a scale and a shift. If an input column is many standard deviations
-    away from zero, its offset is subtracted at the start of the chain. Dropout and Identity do nothing in eval mode, so
-    they are dropped.
+    Consecutive BNs and Affines are composed into one affine map. If the composed map directly follows a Dense, the map
+    folds into that Dense (backward). Otherwise the composed map folds into the Dense directly after the map (forward).
+    If no Dense is next to the map, the map stays in the chain as a scale and a shift. If an input column is many
+    standard deviations away from zero, its offset is subtracted at the start of the chain. Dropout and Identity do
+    nothing in eval mode, so they are dropped.
 
     Raises `FoldError` with the name of the layer in these cases: the network is in training mode, a BN has no running
     statistics, the statistics are not finite, var + eps is not above 0, no rule covers the layer, the widths don't
@@ -163,7 +163,7 @@ def _read_steps(network: nn.Sequential, report: list[Fold]) -> Iterator[_Step]:
 def _read_step(name: str, module: nn.Module) -> _Step:
     if module._forward_hooks or module._forward_pre_hooks:
         raise FoldError(name, "it has a forward hook, which could compute anything")
-    # A subclass of these types may override `forward`, so the type must be exactly one of them.
+    # The type must match exactly, because a subclass may override `forward`.
     if type(module) is nn.Linear:
         weight = module.weight.detach().double().clone()
         bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double().clone()
@@ -182,7 +182,7 @@ def _read_step(name: str, module: nn.Module) -> _Step:
 
 def _read_affine(name: str, module: Affine) -> _Scale:
     _require_finite(name, module.scale, module.shift)
-    # The shift and the scale of a standardisation give the mean -shift / scale and the std 1 / scale of its data.
+    # A standardisation was fitted to data with the mean -shift / scale and the std 1 / scale.
     scale = module.scale.clone()
     mean = (-module.shift / scale).nan_to_num(0.0, 0.0, 0.0)  # the mean is unknown where the scale is 0
     return _Scale((name,), scale, mean, module.shift + scale * mean, module.shift.abs())
@@ -245,7 +245,7 @@ def _compose_neighbours(steps: Iterator[_Step]) -> Iterator[_Step]:
         yield waiting
 
 
-# The composition of two affine maps of one column.
+# The function composes two affine maps of one column.
 #
 #     first      y = s1 * (x - m1) + b1
 #     second     z = s2 * (y - m2) + b2
@@ -285,8 +285,8 @@ def _subtract_offsets(steps: Iterator[_Step], network: nn.Sequential, report: li
 
     The Shift subtracts the offsets above `MAX_FOLDED_OFFSET`.
 
-    Only the input can have offsets above this limit. The mean of the outputs of a Dense is small in comparison with
-    their standard deviation.
+    Only the input can have offsets above `MAX_FOLDED_OFFSET`. The mean of the outputs of a Dense is small in comparison
+    with their standard deviation.
     """
     on_input = True
     for step in steps:

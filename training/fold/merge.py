@@ -1,9 +1,9 @@
 """Merging: turns the folded members of an ensemble into one chain that computes the mean of their outputs.
 
 The mean of the outputs is an affine map, so the mean folds into the last Dense layers. The first Dense layers of all
-members read the same input, so they become one Dense with the rows of all their weights. The last Dense layers of the
-members become one Dense, whose output is the mean. The Dense layers between the first and the last are not combined:
-each member keeps its own. Merging never changes the networks that are passed to it.
+members read the same input, so their weights are stacked into one Dense. The last Dense layers of the members become
+one Dense, whose output is the mean. The Dense layers between the first and the last are not combined: each member keeps
+its own layers. Merging never changes the networks that are passed to it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _merge_dense(layers: Sequence[nn.Module], *, first: bool, last: bool) -> tup
 def _share(name: str, layers: Sequence[nn.Module], *, on_input: bool) -> nn.Module:
     """Return one layer that replaces the corresponding layers of all members.
 
-    These layers must be activations, or layers on the input that have the same values in all members.
+    The layers must be activations, or layers on the input that have the same values in all members.
     """
     states = [layer.state_dict() for layer in layers]
     same = all(

@@ -89,7 +89,7 @@ def compose_affine(graph: Graph, node: Node) -> bool:
 def fold_backward(graph: Graph, node: Node) -> bool:
     """Fold an affine layer into the Dense before it.
 
-    If the layer before is an Add, fold the affine layer into the last Dense of each branch of the Add.
+    If the affine layer follows an Add, fold it into the last Dense of each branch of the Add.
     """
     layer, before = node.layer, node.inputs[0]
     if not isinstance(layer, Affine) or not graph.has_single_reader(before):
@@ -119,7 +119,7 @@ def _scale_outputs(graph: Graph, name: str, s: Array, t: Array) -> None:
 def _are_dense_branches(graph: Graph, node: Node) -> bool:
     """Whether every input of an Add is a Dense that no other node reads.
 
-    Each of these Dense layers must also have as many columns as the Add.
+    Each of the Dense layers must also have as many columns as the Add.
     """
     return all(
         isinstance(graph.layer(each), Dense)
@@ -154,7 +154,7 @@ def fold_forward(graph: Graph, node: Node) -> bool:
 def _add_offset(graph: Graph, source: str, offset: Array) -> str:
     """Add a layer that subtracts `offset` from the value `source`, and return its name.
 
-    All members of an ensemble share one such layer.
+    If the graph already has the same layer, as in an ensemble, return the name of that layer.
     """
     for reader in graph.readers(source):
         layer = graph.layer(reader)
@@ -233,8 +233,8 @@ def lift_over_concat(graph: Graph, node: Node) -> bool:
 def fold_through_concat(graph: Graph, node: Node) -> bool:
     """Compose a Dense after a Concat with the Dense layers before the Concat.
 
-    Each input of the Concat is multiplied by its own part of the weights. This part is composed with the Dense before
-    it, if the product has few weights or no more weights than both.
+    Each input of the Concat is multiplied by its own part of the weights. A part is composed with the Dense before it,
+    if the product has few weights or no more weights than both.
     """
     dense, before = node.layer, node.inputs[0]
     if not (isinstance(dense, Dense) and isinstance(graph.layer(before), Concat) and graph.has_single_reader(before)):

@@ -137,8 +137,8 @@ def _in_chunks(evaluate: Evaluate, rows: npt.NDArray[np.float32]) -> Outputs:
 def _usual_tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
     """Return the usual tolerance for the outputs of the model.
 
-    For a regression, the tolerance is in units of the standard deviation of the target, or of the outputs without a
-    target.
+    For a regression, the unit of the tolerance is the standard deviation of the target. Without a target, the unit is
+    the standard deviation of the outputs.
     """
     if imported.task == "classification":
         return output_tolerance(0.0, 1.0)

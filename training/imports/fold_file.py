@@ -50,8 +50,8 @@ class FoldedFile:
 def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
     """Fold the ONNX file `source`, and write the result to `target` if both files give the same outputs.
 
-    The outputs are compared on random rows from a standard normal distribution. The tolerance is the usual tolerance of
-    a certificate, or a wider one by the same rule. Raises `ModelImportError`, `FoldError`, `ExportError` or
+    The outputs are compared on random rows from a standard normal distribution. The usual tolerance of a certificate
+    applies, and `allowed_widening` may widen this tolerance. Raises `ModelImportError`, `FoldError`, `ExportError` or
     `ParityError`. After an error, nothing is written.
     """
     if source.suffix.lower() != ".onnx" and source.suffix.lower() in FRONT_ENDS:

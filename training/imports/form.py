@@ -38,8 +38,8 @@ class Node:
 class Network:
     """An acyclic graph of layers. Each node comes after the nodes that it reads.
 
-    features: the number of columns of `INPUT`. output: the name of the value that the network returns. This value has
-    probabilities [rows, classes], or the values of a regression [rows, 1].
+    features: the number of columns of `INPUT`. output: the name of the value that the network returns. The returned
+    value has probabilities [rows, classes], or the values of a regression [rows, 1].
     """
 
     features: int
@@ -56,7 +56,7 @@ class Network:
     def evaluate(self, rows: npt.NDArray[np.floating[Any]]) -> Array:
         """Evaluate the network in float64 on raw rows [rows, features]. Return float64 [rows, outputs]."""
         values = {INPUT: np.asarray(rows, np.float64)}
-        # The index of the last node that reads a value, by the name of the value.
+        # Maps the name of a value to the index of the last node that reads the value.
         readers = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
         for i, node in enumerate(self.nodes):
             values[node.name] = node.layer.apply(*(values[name] for name in node.inputs))

@@ -14,7 +14,7 @@ from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.imported import Imported, Options, Read
 
 _PACKAGE = "foldserve.training.imports"
-# The module for each suffix of a file. Each module has a function `read`.
+# Maps the suffix of a file to the module that reads the file. Each module has a function `read`.
 FRONT_ENDS = {
     ".onnx": "onnx_model",
     ".keras": "keras.reader",
@@ -29,7 +29,8 @@ FRONT_ENDS |= dict.fromkeys(WEIGHTS, "pytorch.weights")
 # Formats that are refused, because their readers would run code from the file.
 UNSAFE = (".pkl", ".pickle", ".joblib")
 _SAFE = "save a pipeline with skops.io.dump, a module with torch.export.save, or call foldserve.import_model(object)"
-# The module for objects in memory, by their package. Its function `read_object` also reads instances of subclasses.
+# Maps the package of an object in memory to the module that reads the object. The function `read_object` of the module
+# also reads instances of subclasses.
 OBJECTS = {
     "sklearn": "scikit_learn.reader",
     "keras": "keras.live",

@@ -15,7 +15,7 @@ from scipy import special
 
 Array = npt.NDArray[np.float64]
 
-# Takes the parameters of a function, and returns the name of its ONNX operator and the attributes.
+# An `Operator` maps the parameters of a function to the name of an ONNX operator and its attributes.
 Operator = Callable[[Mapping[str, float]], tuple[str, dict[str, Any]]]
 
 

@@ -46,16 +46,16 @@ class Imported:
     """One model that a front end has read.
 
     network: the layers that map raw rows to probabilities or to one value. columns: the columns of the input, one for
-    each feature, in order. named: whether the names of the columns come from the model or the user. If not, the columns
-    of a table are matched by position. labels: the labels of the classes in the order of the outputs; () for a
-    regression. framework, framework_version: the framework that wrote the model, and its version, which is "" if the
-    file does not name a version. file: the name of the file, or the class name of an object in memory. sha256: the hash
-    of the file, or the hash of the weights of an object in memory. evaluate: evaluates the original model in float64.
-    reference: a text for the user that describes the arithmetic of `evaluate`. float32: functions that run the original
-    model in float32, by the name of their runtime. The certificate also compares the outputs of these functions with
-    the reference. ranges: the typical ranges of the features, float64 [features, 2]. A feature without a typical range
-    has NaN. whole: the indices of the features whose values must be whole numbers. notes: facts that the user should
-    know, one sentence each.
+    each feature, in order. named: whether the names of the columns come from the model or the user. If the columns have
+    no names, the columns of a table are matched by position. labels: the labels of the classes in the order of the
+    outputs; () for a regression. framework, framework_version: the framework that wrote the model, and its version,
+    which is "" if the file does not name a version. file: the name of the file, or the class name of an object in
+    memory. sha256: the hash of the file, or the hash of the weights of an object in memory. evaluate: evaluates the
+    original model in float64. reference: a text for the user that describes the arithmetic of `evaluate`. float32:
+    functions that run the original model in float32, by the name of their runtime. The certificate also compares the
+    outputs of these functions with the reference. ranges: the typical ranges of the features, float64 [features, 2]. A
+    feature without a typical range has NaN. whole: the indices of the features whose values must be whole numbers.
+    notes: facts that the user should know, one sentence each.
     """
 
     network: Network

@@ -106,7 +106,7 @@ def choose_names(given: tuple[_Name, ...], own: tuple[_Name, ...], flag: str) ->
 def _numeric_columns(
     count: int, options: Options, names: tuple[str, ...] = ()
 ) -> tuple[tuple[Column, ...], bool, list[str]]:
-    """Return the numeric features, whether the user or the model has named them, and notes.
+    """Return three values: the numeric features, whether the user or the model has named them, and notes.
 
     names: the names of the features in the model, or (). Raises `ModelImportError` if the names from the user do not
     fit the model.
@@ -122,10 +122,11 @@ def _numeric_columns(
 def finish(
     builder: Builder, value: str, options: Options, outputs: Outputs
 ) -> tuple[Network, Task, tuple[Label, ...], tuple[str, ...]]:
-    """Return the network that gives probabilities or one value, its task, its labels, and notes for the user.
+    """Return four values: the network with its last layers, its task, its labels, and notes for the user.
 
-    value: the last value of the model. A softmax or a sigmoid is added if the loss function or the labels in `options`
-    show that the outputs are logits. Raises `ModelImportError` if the outputs are neither probabilities nor a value.
+    The network gives probabilities or one value. value: the last value of the model. A softmax or a sigmoid is added if
+    the loss function or the labels in `options` show that the outputs are logits. Raises `ModelImportError` if the
+    outputs are neither probabilities nor a value.
     """
     columns, layers = builder.columns[value], {node.name: node for node in builder.network(value).nodes}
     last = layers[value].layer if value in layers else None

@@ -32,7 +32,8 @@ _TRIAL_ROWS = 64
 
 Array = npt.NDArray[Any]
 Last = Callable[[Array], Array]
-# The task, the last value of the network, the same last step as a function for the reference, the labels, and notes.
+# The task, the last value of the network, a function that computes the same last step for the reference, the labels,
+# and notes.
 _Finished = tuple[Task, str, Last, tuple[Label, ...], list[str]]
 
 

@@ -51,7 +51,7 @@ class ImportPlan:
 class Written:
     """A written bundle, and notes for the user.
 
-    evidence: the evidence for the report; None without a table with targets.
+    evidence: the evidence for the report; None if there is no table with targets.
     """
 
     bundle: bundle.Bundle

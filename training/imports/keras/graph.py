@@ -24,7 +24,7 @@ MAX_FEATURES = 1_000_000
 _MODELS = ("Sequential", "Functional", "Model")
 _NO_CODE = "no code of a file is ever run; replace it by layers of Keras, and save the model again"
 
-# Identifies a tensor by the name of its layer, the number of the call, and the number of the output.
+# Identifies a tensor by the name of its layer, the index of the call, and the index of the output.
 Tensor = tuple[str, int, int]
 
 
@@ -191,7 +191,7 @@ def _input(config: dict[str, Any], name: str) -> Input:
 
 
 def _first_call(layer: dict[str, Any]) -> int:
-    """Return the number of the first call of a layer. Keras 2 also counts the call in which it built a nested model."""
+    """Return the index of the first call of a layer. Keras 2 also counts the call in which it built a nested model."""
     nodes = layer["inbound_nodes"]
     if _kind(layer) not in _MODELS or not nodes or isinstance(nodes[0], dict):
         return 0

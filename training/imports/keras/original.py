@@ -1,8 +1,8 @@
 """Runs a Keras file in Keras itself for the certificate, if Keras is installed.
 
 Keras never opens the file of the user, because a description in this file can name any class. Keras opens a copy of the
-file. The copy has the same weights. Its description has only the layers that foldserve has read (`ALLOWED`), plain
-values and names of activations. The module does not depend on the intermediate form.
+file. The copy has the same weights. The description of the copy has only the layers that foldserve has read
+(`ALLOWED`), plain values and names of activations. The module does not depend on the intermediate form.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MODELS = {"Sequential": "keras", "Functional": "keras.src.models.functional", "Model": "keras"}
 # The classes that may be in the copy, and their modules.
 ALLOWED = {**_MODELS, **dict.fromkeys((*LAYERS, "InputLayer"), "keras.layers")}
-# The fields that the description of a layer keeps.
+# The fields that the description of a layer keeps in the copy.
 _OF_LAYER = ("config", "name", "inbound_nodes", "build_config", "shared_object_id")
 # Values that Keras writes as objects, and the fields that each object keeps.
 _PLAIN = {
@@ -204,7 +204,7 @@ def _clean(value: Any, is_keras_2: bool) -> Any:
 def _plain(value: Any) -> Any:
     """Return `value` if it is a number, a text, or a list of numbers and texts.
 
-    Raises `TypeError` for an object of JSON.
+    Raises `TypeError` for a JSON object.
     """
     if isinstance(value, dict):
         raise TypeError("an object in the place of a value")

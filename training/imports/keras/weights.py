@@ -106,7 +106,8 @@ class _ByClass:
 class _ByName:
     """Reads the weights of an `.h5` file.
 
-    In this file, a nested model has one group. The paths in this group contain the names of the layers.
+    In an `.h5` file, a nested model has one group. The paths in the group of a nested model contain the names of its
+    layers.
     """
 
     file: h5py.Group

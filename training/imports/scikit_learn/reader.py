@@ -27,7 +27,7 @@ from foldserve.training.imports.scikit_learn.steps import map_step, plain
 from foldserve.training.imports.scikit_learn.values import Context, Raw, Value
 from foldserve.training.table.schema import Column
 
-# Types without code, which skops does not trust by default. A fitted MLP contains an optimiser.
+# skops does not trust these types by default, although they contain no code. A fitted MLP contains an optimiser.
 _DATA_TYPES = (
     "numpy.dtype",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
@@ -128,7 +128,7 @@ def _original(
 
     The encoders of this pipeline ignore unseen categories.
 
-    absent: the missing value of a column, if it is not NaN.
+    absent: the missing value of each column whose missing value is not NaN.
     """
     model = copy.deepcopy(model)
     _ignore_unseen(model)

@@ -115,7 +115,8 @@ def _imputer(context: Context, step: Any, value: Value, name: str) -> Value:
         return Numbers(filled)
     marks = context.builder.add(name, "MissingIndicator", IsMissing(step.indicator_.features_.astype(np.int64)), source)
     joined = context.builder.add(name, "Concat", Concat(), filled, marks)
-    context.filled[joined] = context.filled.get(filled, ())  # the marks come after the imputed columns
+    # The columns that mark missing values come after the imputed columns.
+    context.filled[joined] = context.filled.get(filled, ())
     return Numbers(joined)
 
 
@@ -147,7 +148,8 @@ def _one_hot(context: Context, step: Any, value: Value, name: str) -> Value:
 def _encode(context: Context, value: Value, i: int, categories: Any, name: str, kind: str, *, ignore: bool) -> str:
     """Add the one-hot columns of the categories of column `i`; one of the categories may be a missing value.
 
-    ignore: whether the encoder accepts an unknown category. A missing value that is no category is then unknown.
+    ignore: whether the encoder accepts an unknown category. In this case, a missing value that is not a category counts
+    as unknown.
     """
     is_missing = [_is_missing(each) for each in categories]
     known = tuple(plain(each) for each, missing in zip(categories, is_missing, strict=True) if not missing)

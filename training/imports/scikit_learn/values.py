@@ -41,8 +41,8 @@ Value = Raw | Numbers
 class Context:
     """The graph, and facts about each raw column. names: the names of the raw columns.
 
-    absent: for each raw column whose encoder has a category for a missing value, this category: None or NaN.
-    filled: for each value that has imputed columns, these raw columns.
+    absent: the category for a missing value, None or NaN, for each raw column whose encoder has such a category.
+    filled: the imputed raw columns of a value, by the name of the value.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
