@@ -160,7 +160,7 @@ test-cuda-harness: $(GPU)/installed ## Test the service on the real CUDA provide
 
 # If KUBE_CONTEXT is set, the API server of this Kubernetes context also checks the manifests in a dry run.
 kube-check: $(KUBE)/installed ## Check deploy/kubernetes and deploy/kserve with kubectl and the schemas of Kubernetes
-	KUBECTL=$(abspath $(KUBE))/bin/kubectl $(KUBE)/bin/python -W error -m pytest --confcutdir=tests/kube tests/kube
+	KUBECTL=$(abspath $(KUBE))/bin/kubectl $(KUBE)/bin/python -W error -m pytest -rsP --confcutdir=tests/kube tests/kube
 
 # On a machine with a GPU, set TORCH_INDEX to the index with the PyTorch builds for its CUDA version.
 test-gpu: $(GPU)/installed ## Test serving and training on a GPU
