@@ -1,1 +1,1 @@
-"""HTTP: connections, routes, the server, and its worker processes."""
+"""Everything about HTTP: connections, routes, the server and its worker processes."""

@@ -1,8 +1,8 @@
 """Accepts the clients of one listening socket. This module uses asyncio's protocols and TLS.
 
-It does not depend on HTTP. An event loop accepts one connection in each turn. A turn that answers hundreds of busy
-connections takes long, so new connections and health checks would wait. This class accepts all waiting connections in
-each turn.
+This module does not depend on HTTP. An event loop of asyncio accepts one connection in each turn. A turn takes long if
+hundreds of connections are busy, so new connections and health checks would wait. An `Acceptor` accepts all waiting
+connections in each turn.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from collections.abc import Callable
 
 log = logging.getLogger("foldserve")
 
-# The largest number of connections that are accepted in one turn. Then the event loop serves the open connections,
-# before it accepts more.
+# The largest number of connections that are accepted in one turn. After this number, the event loop first serves the
+# open connections.
 _MAX_PER_TURN = 64
 # The largest number of connections that one of several workers accepts in one turn. A client often opens all
-# connections of its pool at once and keeps them open. The number is small, so that other workers accept some of them. A
-# busy worker has long turns, so it accepts fewer connections than an idle worker.
+# connections of its pool at once and keeps them open. The number is small, so that other workers accept some of these
+# connections. A busy worker has long turns, so it accepts fewer connections than an idle worker.
 _MAX_PER_TURN_OF_WORKER = 2
-# If the process or the machine has no descriptor or no memory for a connection, the next try is after this number of
-# seconds.
+# If the process or the machine has no file descriptor or no memory for a connection, the acceptor tries again after
+# this number of seconds.
 _RETRY_SECONDS = 0.5
-# The largest number of connections that are accepted when the server stops. The kernel's queue has this length.
+# The largest number of connections that are accepted when the server stops. The queue of the kernel has this length.
 _MAX_AT_STOP = 2048
-# Seconds in which a client may finish its TLS handshake when the server stops.
+# The seconds that a client has for its TLS handshake when the server stops.
 _HANDSHAKE_SECONDS = 1.0
 
 
 class Acceptor:
-    """Accepts connections, and gives each one a protocol.
+    """Accepts connections, and creates a protocol for each connection.
 
-    listener: a socket that listens. The caller closes it, after `stop`. shared: whether other workers accept from this
-    listener too.
-    current_tls: returns the context of the next handshake; None for plain connections.
+    listener: a socket that listens. The caller closes the listener after `stop`. shared: whether other workers also
+    accept connections of this listener. current_tls: a function that returns the TLS context for the next handshake;
+    None means connections without TLS.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Acceptor:
         self._create_protocol = create_protocol
         self._current_tls = current_tls
         self._max_per_turn = _MAX_PER_TURN_OF_WORKER if shared else _MAX_PER_TURN
-        self._opening: set[asyncio.Task[None]] = set()  # connections without a protocol yet, e.g. in a TLS handshake
+        self._opening: set[asyncio.Task[None]] = set()  # one for each connection that has no protocol yet
         self._retry: asyncio.TimerHandle | None = None
-        self._failing = False  # whether the last try to accept has failed; the log then has a line about it
+        self._failing = False  # whether the last `accept` failed, and the log has a line about the failure
 
     def start(self) -> None:
-        """Begin to accept connections. Must be called on the event loop."""
+        """Begin to accept connections. Call this method only on the event loop."""
         self._retry = None
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
@@ -64,8 +64,8 @@ class Acceptor:
     async def stop(self) -> None:
         """Accept the connections that the kernel has queued, then stop accepting.
 
-        Otherwise the kernel would reset the queued connections when the listener closes. Their clients may already have
-        sent requests.
+        Otherwise, the kernel would reset the queued connections when the listener closes, but their clients may already
+        have sent requests.
         """
         for _ in range(_MAX_AT_STOP):
             if not self._accept_one():
@@ -87,7 +87,7 @@ class Acceptor:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError):
             return False
-        except ConnectionError:  # the client has left already
+        except ConnectionError:  # the client has already disconnected
             return True
         except OSError as error:
             self._pause(error)
@@ -103,16 +103,16 @@ class Acceptor:
         try:
             tls = self._current_tls()
             await asyncio.get_running_loop().connect_accepted_socket(self._create_protocol, connection, ssl=tls)
-        except OSError:  # the client does not speak TLS, or has left
+        except OSError:  # the client does not use TLS, or has disconnected
             connection.close()
         except Exception:
             log.exception("internal error")
             connection.close()
 
     def _pause(self, error: OSError) -> None:
-        """Stop accepting for a moment.
+        """Stop accepting connections for a moment.
 
-        Without this call, the loop would try again without a pause, because the socket stays readable.
+        Without a pause, the event loop would call `accept` again and again, because the socket stays readable.
         """
         if not self._failing:
             log.error("can't accept connections: %s", error.strerror)

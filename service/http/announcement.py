@@ -1,4 +1,4 @@
-"""The lines that the server prints when it is ready: its address, and an example command.
+"""Makes the lines that the server prints when it is ready: its address, and an example command.
 
 This module does not use sockets.
 """
@@ -15,11 +15,11 @@ from foldserve.service.protocols.friendly import example
 
 
 def announcement(urls: Sequence[str], service: Service, socket_path: str | None = None) -> str:
-    """Return the lines to print. The user can copy the command.
+    """Return the lines to print, with a command that the user can copy.
 
-    If the server needs keys, the command reads the variable KEY.
-    urls: first the URL of predictions. If metrics and administration have another URL, this URL comes second.
-    socket_path: the path of the Unix socket that has the first URL; None for a port.
+    If the server needs API keys, the command reads the environment variable KEY. urls: the URL of predictions, and then
+    the URL of metrics and administration if it is another URL. socket_path: the path of the Unix socket of the first
+    URL; None for a port.
     """
     url = urls[0]
     repository = service.repository

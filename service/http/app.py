@@ -1,6 +1,7 @@
 """The FastAPI app of one service: its routes, its error handlers and its pages.
 
-`connection.py` answers most prediction requests itself. Every other request comes to this app.
+`connection.py` answers most prediction requests itself. The app answers all requests that `connection.py` does not
+answer itself.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False},
-        # FastAPI documents its own 422 response only if there is no default response.
+        # Without a default response, FastAPI would describe a 422 response of its own.
         responses={"default": {"model": ErrorBody, "description": "Any other error."}},
         exception_handlers={
             RequestError: _request_error_handler(service.metrics),
@@ -78,7 +79,7 @@ def create_app(service: Service) -> FastAPI:
 def answering_head(app: ASGIApp) -> ASGIApp:
     """Wrap an app so that it answers HEAD like GET.
 
-    The server still knows that the method is HEAD, so it sends no body.
+    uvicorn still knows that the method is HEAD, so it sends no body.
     """
 
     async def with_get(scope: AsgiScope, receive: Receive, send: Send) -> None:
@@ -106,10 +107,10 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     @app.get("/docs", include_in_schema=False)
     @requires(Scope.OPEN)
     async def docs() -> FileResponse:
-        # The page's files come from this server: a content delivery network is often not reachable.
+        # The files of the page come from this server, because clients often can't reach a content delivery network.
         return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
 
-    @lru_cache(1)  # making the document takes much longer than a prediction, and it changes only with the models
+    @lru_cache(1)  # making the document takes long, and it changes only with the models
     def document(_: int) -> bytes:
         described = deepcopy(app.openapi())
         examples.describe(described, service.repository)
@@ -131,18 +132,18 @@ def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError]
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    """Answer an error of the router. The router's texts are fixed: `Not Found`, `Method Not Allowed`."""
+    """Answer an error of the router. The router has only fixed texts: `Not Found`, `Method Not Allowed`."""
     response = to_response(failure(error.status_code, error.detail))
     response.headers.update(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # The router names only the methods of the first route with this path.
+        # The router lists only the methods of the first route with this path, so this function lists all methods.
         found = (x for x in iter_route_contexts(request.app.routes) if x.matches(request.scope)[0] is not Match.NONE)
         response.headers["allow"] = ", ".join(sorted({method for route in found for method in route.methods or ()}))
     return response
 
 
 async def _client_disconnected(_: Request, __: ClientDisconnect) -> Response:
-    """Return an empty response: the client disconnected while it sent the body. The log gets no line for this error."""
+    """Return an empty response, because the client disconnected while it sent the body. This error is not logged."""
     return Response()
 
 

@@ -1,9 +1,10 @@
-"""The bodies of HTTP/1.1 requests: framing and limits. This module does not depend on sockets or endpoints.
+"""Reads the bodies of HTTP/1.1 requests, and checks their framing and their limits.
 
-A reader stops after the last byte of the body. The packet may contain the next request, which must wait for the
-response. httptools does not report the offset at which a chunked body ends. But a chunked body ends with a blank line,
-and httptools refuses a line without CR. So each call passes to httptools only the bytes up to the next blank line. For
-a body with a Content-Length, the reader counts the bytes itself.
+This module does not depend on sockets or endpoints. A reader stops after the last byte of the body, because the same
+packet may contain the next request, and the next request must wait for the response. httptools does not report the
+offset at which a chunked body ends. But a chunked body ends with a blank line, and httptools refuses a line without CR.
+So each call of `read` passes to httptools only the bytes up to the next blank line. For a body with a Content-Length,
+the reader counts the bytes itself.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from foldserve.service.protocols.body import Body, BodyMemory
 
 
 class BodyReader:
-    """Reads the body after one head. The constructor raises `TooLarge` or `MemoryFull` if the Content-Length is too
-    large.
+    """Reads the body after one head.
 
-    max_head: the limit in bytes for trailers, and for the framing between two chunks. max_body: the limit in bytes for
-    a body that is collected; None if the body is not collected.
-    memory: counts the collected body.
+    The constructor raises `TooLarge` or `MemoryFull` if the Content-Length is too large. max_head: the largest number
+    of bytes of the trailers, and of the framing between two chunks. max_body: the largest number of bytes of a body
+    that is collected; None if the body is not collected. memory: counts the bytes of the collected body.
     complete: whether the last byte of the request has been read.
     """
 
@@ -51,14 +51,14 @@ class BodyReader:
             self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(head.raw)
         self._framing_size = 0
-        self._tail = b""  # the last bytes that were read; a blank line may begin in these bytes
+        self._tail = b""  # the last bytes that were read, because a blank line may begin there
         self._check_size(self._left)
         if max_body is not None:
             memory.check_room(self._left)
 
     @property
     def left(self) -> float:
-        """The number of bytes of the body that were not read yet; infinite for a chunked body."""
+        """The number of bytes of the body that the reader has not read yet; infinite for a chunked body."""
         return self._left if self._parser is None else math.inf
 
     def read(self, data: bytes, start: int) -> int:
@@ -77,11 +77,11 @@ class BodyReader:
             else:
                 if not isinstance(self._content, Body):
                     self._content = self._memory.new_body()
-                self._content.add(memoryview(data)[start:end])  # a slice of bytes would copy the bytes once more
+                self._content.add(memoryview(data)[start:end])  # a slice of `data` would copy the bytes once more
         return end
 
     def take(self) -> bytes | bytearray:
-        """Return the collected body, and release the reader's reference to it."""
+        """Return the collected body, and delete the reader's reference to the body."""
         content, self._content = self._content, b""
         return content
 
@@ -96,7 +96,7 @@ class BodyReader:
             raise InvalidHttp("the body is not in chunks") from None
         self._check_size(len(self._content))
         if self.complete:
-            self._parser = None  # breaks a reference cycle
+            self._parser = None  # this breaks a reference cycle
         elif self._framing_size > self._max_head:
             raise HeadTooLarge(f"the headers are larger than {self._max_head} bytes")
         return end

@@ -1,10 +1,10 @@
-"""One HTTP/1.1 connection. The connection answers predictions itself and forwards every other request to an inner
-protocol.
+"""One HTTP/1.1 connection.
 
-A prediction needs no task and no ASGI messages: its body goes to `Endpoint.start`, and the reply goes to the socket.
-The connection handles one request at a time, so the bytes of later requests wait. phase.py has a diagram of the phases.
-This module does not depend on the app or on uvicorn: any `asyncio.Protocol` can be the inner protocol. This module has
-more than 350 lines, because one class owns every change of the phase.
+The connection answers predictions itself and forwards every other request to an inner protocol. A prediction needs no
+task and no ASGI messages: the connection passes the body to `Endpoint.start`, and writes the reply to the socket. The
+connection handles one request at a time, so the bytes of later requests wait. `phase.py` has a diagram of the phases.
+This module does not depend on the app or on uvicorn, because any `asyncio.Protocol` can be the inner protocol. This
+module has more than 350 lines, because one class owns every change of the phase.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from foldserve.service.http.phase import (
 from foldserve.service.http.stopping import has_bytes
 from foldserve.service.protocols.reply import Reply, refusal
 
-# The connection closes this number of seconds after an error response. Until then, the client can read the response,
-# although it may still be sending its request.
+# The connection closes this number of seconds after an error response. During these seconds, the client can read the
+# response, even if the client is still sending its request.
 _LINGER_SECONDS = 2
-# When the server stops, an idle connection stays open for _LAST_SECONDS, because a request may already be on its way.
-# If the client was active recently, its connection stays open until _ACTIVE_SECONDS after the last activity.
+# When the server stops, an idle connection stays open for _LAST_SECONDS, because the client may already have sent a
+# request. If the client was active recently, its connection stays open until _ACTIVE_SECONDS after the last activity.
 _LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
-# libuv reads up to 8 MB from one connection before it looks at another one. After a read of this number of bytes, a
-# connection waits for the next turn of the event loop. So large bodies do not delay other requests. The connection does
-# not wait if the rest of its body is shorter than this number, because a pause and a further turn take time.
+# libuv reads up to 8 MB from one connection before it reads from another connection. So after a read of this number of
+# bytes, a connection waits for the next turn of the event loop, and large bodies do not delay other requests. If the
+# rest of the body is shorter than this number of bytes, the connection does not wait, because a pause takes time.
 _LONG_READ = 2**17
-# A client may close its side of the connection while it waits for responses. After that, the server still sends
-# responses for at most this number of seconds.
+# A client may close its side of the connection while it waits for responses. The server then sends responses for at
+# most this number of seconds.
 _HALF_CLOSED_SECONDS = 1.0
 
 
 class Connection(asyncio.Protocol):
     """A client's connection, over TCP, a Unix socket or TLS.
 
-    create_inner: a function that creates the inner protocol, at the first request that is forwarded. connections: a set
+    create_inner: a function that creates the inner protocol when the first request is forwarded. connections: a set
     that contains this object while the client is connected.
     """
 
@@ -73,9 +73,9 @@ class Connection(asyncio.Protocol):
         self._create_inner = create_inner
         self._connections = connections
         self._phase = IDLE
-        self._since = 0.0  # the last time a request began, the connection became idle, or the client stopped reading
-        self._last = False  # no more requests are read; the connection closes after the remaining responses
-        # The received bytes, and the offset of the first byte that was not read yet.
+        self._since = 0.0  # when a request began, the connection became idle, or the client stopped reading
+        self._last = False  # whether the connection reads no more requests, and closes after the last response
+        # The received bytes, and the offset of the first byte that is not parsed yet.
         self._unread, self._offset = b"", 0
         self._head_reader = HeadReader(context.heads)
         self._endpoint: Endpoint | None = None  # set in the phase BODY; None in APP_BODY
@@ -100,10 +100,10 @@ class Connection(asyncio.Protocol):
         self._inner.disconnect(exc)
 
     def eof_received(self) -> bool:
-        """Keep the connection open if a response is due: the client may have closed only its side for writing."""
+        """Keep the connection open if a response is due, because the client may have closed only its own side."""
         self._inner.eof_received()
-        # The server can't see the difference between a client that has closed only its side and a client that has
-        # disconnected. The rows of a disconnected client must not stay queued for long.
+        # The server can't see whether the client has closed only its own side or has disconnected. The rows of a
+        # disconnected client must not stay in the queue for long.
         waits = self._phase in (RESPONSE, APP_RESPONSE) or bool(self._unread)
         due = waits and self._transport.can_write_eof()  # not with TLS
         if due and not self._last:
@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._set_reading)
 
     def _expects_more(self) -> bool:
-        """Return whether the client may be sending much more now. A client that waits for a response is not sending."""
+        """Return whether many more bytes may come now. A client that waits for a response sends no bytes."""
         if self._body is None:
             return self._phase not in (RESPONSE, APP_RESPONSE)
         return self._body.left >= _LONG_READ
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
     def _take_whole_request(self, data: bytes) -> bool:
         """Start a prediction if `data` is exactly one whole request for a prediction.
 
-        This is the fast path of nearly all requests.
+        This method is the fast path, which nearly all requests take.
         """
         body_start = data.find(BLANK_LINE) + len(BLANK_LINE)
         try:
@@ -165,7 +165,7 @@ class Connection(asyncio.Protocol):
         return False
 
     def _admit(self, guard: Guard, head: Head) -> bool:
-        """Check the API key of a whole request for an endpoint. Respond with the error if the key is refused."""
+        """Check the API key of a complete request for an endpoint. If the key is refused, send an error response."""
         try:
             guard.check(head.headers, Scope.PREDICT)
         except RequestError as error:
@@ -181,7 +181,7 @@ class Connection(asyncio.Protocol):
     # --- called by the server -----------------------------------------------------------------------------------------
 
     def check_time(self, now: float) -> None:
-        """Refuse a request that is too slow, or close an unused connection. Call this about once a second."""
+        """Refuse a request that takes too long, or close an unused connection. Call this method about once a second."""
         waited = now - self._since
         timeout = self._context.limits.request_timeout
         if self._phase in RECEIVING:
@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
             self._close(abort=self._write_paused)
 
     def shutdown(self) -> None:
-        """Respond to the requests that have arrived and to those that are on their way. Then close."""
+        """Respond to all requests that the client has already sent. Then close the connection."""
         self._last = True
         if self._phase is IDLE:
             active = self._since + _ACTIVE_SECONDS - time.monotonic()
@@ -203,13 +203,13 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def abort(self) -> None:
-        """Close at once. Responses that the client has not read are lost."""
+        """Close the connection at once. Responses that the client has not read yet are lost."""
         self._close(abort=True)
 
     # --- a request ----------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Read the received bytes. Stop when no byte is left, or when a response must be written first."""
+        """Parse the received bytes, until no byte is left or a response must be written first."""
         while self._offset < len(self._unread) and self._phase in READING and not self._write_paused:
             try:
                 self._read_head() if self._body is None else self._read_body(self._body)
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
         self._set_reading()
 
     def _read_head(self) -> None:
-        """Read until the head is complete, or until no byte is left."""
+        """Parse bytes until the head is complete, or until no byte is left."""
         head, self._offset = self._head_reader.read(self._unread, self._offset)
         if self._phase is IDLE and (head is not None or self._head_reader.begun):
             self._phase = HEAD
@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
             self._begin(head)
 
     def _begin(self, head: Head) -> None:
-        """Choose the endpoint or the inner protocol, then prepare to read the body."""
+        """Choose an endpoint or the inner protocol for a request, then prepare to read the body."""
         limits = self._context.limits
         self._head, self._endpoint = head, self._context.find_endpoint(head)
         if self._endpoint is None:
@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
             self._finish(body)
 
     def _read_body(self, body: BodyReader) -> None:
-        """Read until the request is complete, or until no byte is left."""
+        """Read bytes of the body until the request is complete, or until no byte is left."""
         start, self._offset = self._offset, body.read(self._unread, self._offset)
         if self._phase is APP_BODY:
             self._inner.data_received(self._unread[start : self._offset])
@@ -254,10 +254,10 @@ class Connection(asyncio.Protocol):
             self._finish(body)
 
     def _finish(self, body: BodyReader) -> None:
-        """Wait for the response to a complete request."""
+        """Start to wait for the response to a complete request."""
         self._body = None
         if self._endpoint is not None:
-            # The model may have changed while the body arrived.
+            # The endpoint is looked up again, because the model may have changed while the body arrived.
             endpoint = self._context.find_endpoint(self._head) or self._endpoint
             self._start(endpoint, self._head, body.take())
         else:
@@ -267,18 +267,18 @@ class Connection(asyncio.Protocol):
     def _start(self, endpoint: Endpoint, head: Head, body: bytes | bytearray) -> None:
         self._phase, self._head = RESPONSE, head
         exchange = endpoint.start(head.headers, body, self._reply)
-        if self._phase is RESPONSE:  # `_reply` may have changed the phase already
+        if self._phase is RESPONSE:  # `_reply` may already have changed the phase
             self._exchange = exchange
 
     def _reply(self, reply: Reply) -> None:
-        """Write the reply of an endpoint."""
+        """Write the reply of an endpoint to the client."""
         self._exchange = None
         close = not self._head.keep_alive or (self._last and not self._unread)
         self._write(reply, self._head, close=close)
         self._become_idle(close=close)
 
     def _write(self, reply: Reply, head: Head | None, *, close: bool) -> None:
-        """Write a response. head: the head of the request, if it was read."""
+        """Write a response. head: the head of the request; None if the head could not be read."""
         request_id = b"" if head is None else head.request_id
         self._transport.write(self._context.encode(reply, close=close, head=head, request_id=request_id))
 
@@ -305,7 +305,7 @@ class Connection(asyncio.Protocol):
         self._set_reading()
 
     def _inner_closed(self) -> None:
-        """Close the connection. If the inner protocol closed between two of its requests, the connection stays open."""
+        """Close the connection, unless the inner protocol has closed its transport between two of its requests."""
         if self._phase in (APP_BODY, APP_RESPONSE):
             self._close()
         else:
@@ -316,8 +316,9 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: RequestError) -> None:
         """Write an error response, and read no more requests.
 
-        The client may still be sending its request. If the connection closed now, the kernel would reset it, and the
-        client might never read the response. Therefore the server at first closes only its own side of the connection.
+        The client may still be sending its request. If the server closed the connection now, the kernel would reset the
+        connection, and the client might never read the response. Therefore, the server at first closes only its own
+        side of the connection.
         """
         reply: Reply | None = refusal(error)
         head = self._head if self._phase is BODY else None
@@ -345,10 +346,10 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def _drop_bytes(self) -> None:
-        """Free the bytes that were received."""
+        """Free the memory of the bytes that were received."""
         self._unread, self._offset = b"", 0
         if self._body is not None:
-            self._body.take()  # a reader of chunks and its parser refer to each other
+            self._body.take()  # a reader of a chunked body and its parser refer to each other
             self._body = None
 
     def _close_if_idle(self) -> None:
@@ -362,10 +363,9 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def _close(self, *, abort: bool = False) -> None:
-        """Close after the last response is written, or at once.
+        """Close the connection after the last response is written, or at once if `abort` is true.
 
-        While the server stops, a client may read its response slowly. Only a time-out may drop the rest of this
-        response.
+        While the server stops, a client may read its response slowly. Only a time-out may drop the rest of a response.
         """
         self._drop_bytes()
         self._phase = CLOSED

@@ -1,6 +1,6 @@
 """The objects that all connections of one process share.
 
-This module does not depend on sockets or on a single request.
+This module does not depend on sockets, and no object here belongs to a single request.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _MAX_CACHED = 256
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one connection.
+    """The limits of each connection.
 
-    max_head, max_body: the largest head and the largest body, in bytes. request_timeout: seconds between the first and
-    the last byte of a request.
-    idle_timeout: seconds after which a connection closes if it has no request, or if its client does not read.
+    max_head, max_body: the largest head and the largest body, in bytes. request_timeout: the largest number of seconds
+    between the first and the last byte of a request. idle_timeout: a connection without a request, or with a client
+    that does not read, closes after this number of seconds.
     """
 
     max_head: int
@@ -41,14 +41,12 @@ class Limits:
 class ConnectionContext:
     """The objects that every connection uses.
 
-    endpoints: maps the path of a request, without percent-encoding, to its endpoint. Each request looks up its path,
-    so the mapping may change at any time.
-    memory: counts the bodies of all connections.
-    count_rejected: called with the error of each request that a connection refuses.
-    observer: gets the record of each request; None if requests have no records.
-    guard: checks the API key of each request for an endpoint; None if requests need no key.
-    check_head: called with the headers of a request; it raises to refuse the request.
-    cors: whether pages of other origins may read the responses.
+    endpoints: a mapping from the path of a request, without percent-encoding, to the endpoint. Each request looks up
+    its path, so the mapping may change at any time. memory: counts the bytes of the bodies of all connections.
+    count_rejected: a function that is called with the error of each request that a connection refuses. observer: gets
+    the record of each request; None if requests have no records. guard: checks the API key of each request for an
+    endpoint; None if requests need no key. check_head: a function that is called with the headers of a request, and
+    raises an error to refuse the request. cors: whether web pages of other origins may read the responses.
     """
 
     def __init__(
@@ -75,12 +73,12 @@ class ConnectionContext:
         self._date = _date()
 
     def tick(self) -> None:
-        """Set the date of responses. The caller must call `tick` once a second."""
+        """Set the date in the head of responses. Call this method once a second."""
         self._date = _date()
         self._response_heads.clear()
 
     def find_endpoint(self, head: Head) -> Endpoint | None:
-        """Return the endpoint of a request, or None if the app must respond to it."""
+        """Return the endpoint for a request, or None if the app must respond to the request."""
         if head.method != b"POST":
             return None
         endpoint = self._endpoints.get(head.url)

@@ -1,6 +1,6 @@
-"""The workers of a supervisor, as the crew of the coordinator. Every worker prepares a change.
+"""The workers of a supervisor, as the crew of the coordinator. First, every worker prepares a change.
 
-Then every worker commits this change. This module uses lines and messages. It does not depend on processes.
+Then every worker commits the change. This module uses lines and messages. This module does not depend on processes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from foldserve.service.live.plan import Attempts, Outcomes, Plan
 
 
 class Member:
-    """One worker. replies: the messages `prepared` and `committed`, then None when the worker is dead.
+    """One worker.
 
-    follows: whether the worker serves a plan. A worker that starts later loads its first plan by itself. So no change
-    waits for this worker.
+    replies: the worker's messages `prepared` and `committed`; a None at the end means that the worker is dead. follows:
+    whether the worker serves a plan. A worker that starts later loads its first plan by itself, so no change waits for
+    such a worker.
     """
 
     def __init__(self, line: Line) -> None:
@@ -27,18 +28,18 @@ class Member:
         self.follows = False
 
     def wait_for(self, number: int) -> str | None:
-        """Return the reply with this number; None if the worker died."""
+        """Wait for the reply with the number `number`, and return the reply. Return None if the worker died."""
         while (reply := self.replies.get()) is not None:
             if reply[1] == number:
                 return reply[0]
-        self.replies.put(None)  # the next call must also find None
+        self.replies.put(None)  # the next call of this method must also get None
         return None
 
 
 class WorkerCrew:
     """All workers. Any thread may call `add` and `remove`. Only the coordinator's thread may call the other methods.
 
-    before_first: a function that is called before the first plan serves.
+    before_first: a function that is called before the first plan is served.
     """
 
     def __init__(self, before_first: Callable[[], object]) -> None:
@@ -49,7 +50,7 @@ class WorkerCrew:
         self._lock = threading.Lock()
 
     def add(self, member: Member) -> None:
-        """Add a worker that was started. It serves the last plan, if there is one."""
+        """Add a worker that was just started. If there is a plan, the worker gets the last plan to serve."""
         with self._lock:
             self._members.append(member)
             if self._plan is not None:
@@ -62,7 +63,10 @@ class WorkerCrew:
         member.replies.put(None)
 
     def prepare(self, attempts: Attempts) -> Sequence[Outcomes]:
-        """Let every worker load the versions. Returns the outcomes of the workers that are alive at the end."""
+        """Let every worker load and compare versions.
+
+        Returns the outcomes of all workers that are still alive at the end.
+        """
         with self._lock:
             members = [member for member in self._members if member.follows or self._plan is None]
             number = self._send(members, "prepare", attempts.model_dump_json())
@@ -70,7 +74,7 @@ class WorkerCrew:
         return [Outcomes.model_validate_json(reply) for reply in replies]
 
     def commit(self, plan: Plan) -> None:
-        """Let every worker serve a plan. Returns when all workers serve the plan."""
+        """Let every worker serve a plan. This method returns when all workers serve the plan."""
         if self._plan is None:
             self._before_first()
         with self._lock:

@@ -1,6 +1,7 @@
-"""The doors of a server. A door is a listener, its TLS certificate, and the routes that its clients can use.
+"""Creates the doors of a server. A door is a listener, its TLS certificate, and the routes that its clients can use.
 
-This module creates the connections of clients. It does not depend on signals or on the phases of the server.
+This module creates a `Connection` for each client. This module does not depend on signals or on the phases of the
+server.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ from foldserve.service.http.security import secured
 from foldserve.service.http.tls import Tls
 from foldserve.service.settings import Settings
 
-# The tasks of aborted connections need some turns of the event loop to end. After this time, uvicorn cancels them.
+# The tasks of aborted connections need some turns of the event loop to end. After this number of seconds, uvicorn
+# cancels these tasks.
 _SECONDS_AFTER_ABORT = 2
 
 
 @dataclass(frozen=True)
 class Door:
-    """One listener. config: uvicorn's settings, with the app. context: for every connection. tls: None without TLS."""
+    """One listener with its app. config: the settings of uvicorn, with the app.
+
+    context: the context of every connection. tls: the certificates; None without TLS.
+    """
 
     listener: socket.socket
     config: uvicorn.Config
@@ -46,7 +51,7 @@ class Door:
 
     @property
     def socket_path(self) -> str | None:
-        """The path of the listener's Unix socket; None for a port."""
+        """The path of the Unix socket; None if the listener has a port."""
         return self.listener.getsockname() if self.listener.family == socket.AF_UNIX else None
 
     @property
@@ -59,9 +64,10 @@ class Door:
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def acceptor(self, state: ServerState, *, shared: bool) -> Acceptor:
-        """Create the acceptor of the listener's clients.
+        """Create the acceptor for the clients of the listener.
 
-        state: the state of the uvicorn server that counts them. shared: whether other workers have the same listener.
+        state: the state of the uvicorn server that counts these clients. shared: whether other workers use the same
+        listener.
         """
         tls = self.tls
         create_protocol = partial(_create_connection, self.context, self.config, state)
@@ -113,8 +119,8 @@ def _create_door(
     endpoints: Mapping[bytes, Endpoint],
     tls: Tls | None,
 ) -> Door:
-    """Create one door. host: the host in the settings. endpoints: the endpoints of the connections, by path."""
-    # Web pages can't reach a Unix socket. A proxy sends the requests, with any Host header. So every host is allowed.
+    """Create one door. host: the host in the settings. endpoints: the endpoints that connections use, by path."""
+    # For a Unix socket, every host is allowed: web pages can't reach the socket, and a proxy may send any Host header.
     address = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
     context = ConnectionContext(
         endpoints,
@@ -133,7 +139,7 @@ def _create_door(
         ws="none",
         lifespan="off",
         log_config=None,
-        access_log=False,  # the log of the observer has all requests
+        access_log=False,  # the access log of the observer has the requests
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=max(1, round(settings.idle_timeout)),
@@ -144,7 +150,7 @@ def _create_door(
 
 
 def _create_connection(context: ConnectionContext, config: uvicorn.Config, state: ServerState) -> Connection:
-    """Create the protocol of one client. uvicorn's protocol answers each request that is not a prediction."""
+    """Create the connection of one client. The protocol of uvicorn answers each request that is not a prediction."""
     create_inner = partial(HttpToolsProtocol, config, state, {})
     connections = cast(set[Connection], state.connections)
     if context.observer is None:

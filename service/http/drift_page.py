@@ -1,6 +1,6 @@
-"""The drift of one version as an HTML page. The page has no script and loads no file.
+"""Shows the drift of one version as an HTML page. The page has no script and loads no file.
 
-The only style is the text below, which the content security policy names by its hash. This module does not depend on
+The only style sheet is `_STYLE`, and the content security policy allows it by its hash. This module does not depend on
 routes.
 """
 
@@ -42,7 +42,7 @@ HEADERS = {
 _CLASSES = {"drift": "drift", "moderate drift": "moderate", "stable": "stable"}
 _WIDTH, _HEIGHT = 130, 36
 _MOST_BARS = 40
-# The page shows at most this number of features. The features with the largest index come first.
+# The page shows at most this number of features. The features with the largest drift index come first.
 _MOST_FEATURES = 200
 _MEASURES = {"accuracy": "accuracy", "log_loss": "log loss", "rmse": "RMSE", "mae": "MAE"}
 
@@ -102,7 +102,7 @@ def _outside(feature: FeatureDrift) -> float | None:
 
 
 def _histogram(feature: FeatureDrift) -> str:
-    """Draw the shares of the training rows as bars, and those of the live rows as a line of steps."""
+    """Draw the shares of the training rows as bars, and the shares of the live rows as a line with steps."""
     training, live = (_shares(counts[:_MOST_BARS]) for counts in (feature.training, feature.live))
     top = max(*training, *live, 1e-9)
     step = _WIDTH / len(training)
@@ -154,14 +154,18 @@ def _quality(quality: Quality, measures: dict[str, str]) -> str:
 
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int]) -> str:
-    """Return a table. rows: HTML. numbers: the columns that are aligned to the right."""
+    """Return an HTML table. rows: the cells as HTML.
+
+    numbers: the indices of the columns that are aligned to the right.
+    """
     right = dict.fromkeys(numbers, ' class="number"')
     head = "".join(f'<th scope="col"{right.get(i, "")}>{escape(text)}</th>' for i, text in enumerate(heads))
     body = "".join(
         "<tr>" + "".join(f"<td{right.get(i, '')}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
     )
     table = f'<table aria-label="{escape(caption)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    # A caption inside the table would be as wide as the table. A phone would not show the end of the caption.
+    # The caption stands outside the table. Inside, the caption would be as wide as the table, and a phone would not
+    # show its end.
     return f'<p class="quiet">{escape(caption)}</p><div class="wide" tabindex="0">{table}</div>'
 
 

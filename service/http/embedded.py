@@ -1,7 +1,7 @@
-"""The service as an ASGI app inside another program's server, such as a replica of Ray Serve.
+"""Runs the service as an ASGI app inside the server of another program, such as a replica of Ray Serve.
 
-This module starts and stops the service when the lifespan protocol of ASGI says so. The other program owns sockets,
-HTTP, signals and processes. https://asgi.readthedocs.io/en/latest/specs/lifespan.html
+This module starts and stops the service on the lifespan messages of ASGI. The other program owns sockets, HTTP, signals
+and processes. https://asgi.readthedocs.io/en/latest/specs/lifespan.html
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from foldserve.service.telemetry.trace_context import safe_id
 
 log = logging.getLogger("foldserve")
 
-# The other program decides these settings.
+# The other program makes these decisions itself, so these settings are refused.
 FOREIGN_SETTINGS = frozenset(
     {
         *("host", "port", "uds", "grpc_port", "admin_port", "admin_host", "tls_cert", "tls_key", "tls_client_ca"),
@@ -43,16 +43,16 @@ FOREIGN_SETTINGS = frozenset(
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise `SettingsError` for a setting that has no effect inside another program's server."""
+    """Raise `SettingsError` if a setting is given that has no effect inside the server of another program."""
     for name in sorted(settings.model_fields_set & FOREIGN_SETTINGS):
         raise SettingsError(f"setting {name!r}: it has no effect inside another server; remove it")
 
 
 class EmbeddedService:
-    """An ASGI app that serves the models of `settings`. The server must use the lifespan protocol.
+    """An ASGI app that serves the models of `settings`. The server that runs this app must use the lifespan protocol.
 
-    The app has the routes of predictions, explanations and health. It has no routes of metrics and administration.
-    Behind a load balancer, a request to such a route would reach only one of several processes.
+    The app has the routes for predictions, explanations and health. The app has no routes for metrics and
+    administration, because behind a load balancer, a request to these routes would reach only one of several processes.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -68,16 +68,16 @@ class EmbeddedService:
         self._app = app if self._service.observer is None else observed(app, self._service.observer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or follow the lifespan of the server."""
+        """Answer one request, or handle the lifespan messages of the server."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
-        # The routes and the guard know paths without the prefix at which the server has mounted this app.
+        # The server may have mounted this app at a prefix. The routes and the guard expect paths without this prefix.
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         await self._app({**scope, "path": path or "/", "root_path": ""}, receive, send)
 
     def check_health(self) -> None:
-        """Raise `DeviceError` if only a new process can serve."""
+        """Raise `DeviceError` if only a new process can answer requests."""
         if self._service.lifecycle.lost:
             raise DeviceError(self._service.lifecycle.loss)
 
@@ -106,7 +106,7 @@ class EmbeddedService:
         await send({"type": "lifespan.shutdown.complete"})
 
     def _checking_hosts(self, app: ASGIApp) -> ASGIApp:
-        """Wrap an app, so that it refuses requests from web pages that must not use the app."""
+        """Wrap an app so that it refuses requests from web pages that must not use the app."""
 
         async def checked(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
@@ -123,14 +123,14 @@ class EmbeddedService:
 
 
 async def _tick(service: Service) -> None:
-    """Run the tasks of each second."""
+    """Run the tasks that are due once a second."""
     while True:
         try:
             if service.guard is not None:
                 service.guard.refresh()
             service.quality.tick()
             service.metrics.flush()
-        except Exception:  # for example, the disk is full; the server must continue
+        except Exception:  # the server must continue, for example if the disk is full
             log.exception("internal error")
         await asyncio.sleep(1)
 
@@ -163,7 +163,7 @@ def observed(app: ASGIApp, observer: Observer) -> ASGIApp:
 
 
 def _record(scope: Scope) -> Record:
-    """Begin the record of a request."""
+    """Create the record of a request."""
     headers = dict(scope["headers"])
     query = scope["query_string"]
     url = scope.get("raw_path") or scope["path"].encode()

@@ -1,7 +1,7 @@
-"""Each route of the app declares a scope. This module checks the scope for a request before the app gets the request.
+"""Checks the scope of each request before the app gets the request. Each route of the app declares a scope.
 
-A route without a scope does not exist for any client. If a connection answers a prediction without the app, the
-connection itself checks the scope.
+Clients can't use a route without a scope. If a connection answers a prediction without the app, the connection itself
+checks the scope.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foldserve.service.http.routes.common import to_response
 from foldserve.service.protocols.reply import Reply, failure, refusal
 from foldserve.service.telemetry.record import note_error
 
-_MAX_CACHED = 1024  # the largest number of found routes in the cache
+_MAX_CACHED = 1024  # the largest number of paths whose routes are cached
 
 
 def declared_scope(route: RouteContext) -> Scope | None:
@@ -34,7 +34,7 @@ def declared_scope(route: RouteContext) -> Scope | None:
 
 
 def describe_keys(document: dict[str, Any], app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document with the API key that each route of the app needs."""
+    """Return the OpenAPI document with a note at each route that needs an API key."""
     document = copy.deepcopy(document)
     document["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
@@ -52,7 +52,8 @@ def describe_keys(document: dict[str, Any], app: FastAPI) -> dict[str, Any]:
 class GuardedApp:
     """The app behind the guard of a service, for one listener.
 
-    scopes: the scopes of the routes that this listener has. Its clients get a 404 for all other routes.
+    scopes: the scopes of the routes that clients of this listener can use. Clients of this listener get a 404 for all
+    other routes.
     """
 
     def __init__(self, app: FastAPI, service: Service, scopes: Collection[Scope] = tuple(Scope)) -> None:
@@ -64,7 +65,7 @@ class GuardedApp:
         self._find_cached = lru_cache(_MAX_CACHED)(self._find)
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
-        """Answer one request. connection: the dict that ASGI calls scope."""
+        """Answer one request. connection: the dict that the ASGI specification calls `scope`."""
         reply = self._refusal(connection) if connection["type"] == "http" else None
         await (self._app if reply is None else to_response(reply))(connection, receive, send)
 
@@ -82,10 +83,10 @@ class GuardedApp:
         return None
 
     def _find(self, method: str, path: str) -> tuple[bool, Scope | None]:
-        """Find a route as the app's router does.
+        """Find a route in the same way as the router of the app.
 
-        The result is the first route with this path and method, or else the first route with this path.
-        Returns whether there is such a route, and the scope of that route.
+        Finds the first route with this path and method, or otherwise the first route with this path. Returns whether a
+        route was found, and the scope of the route.
         """
         connection: Connection = {"type": "http", "method": method, "path": path, "root_path": ""}
         found: tuple[bool, Scope | None] = (False, None)

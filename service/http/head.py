@@ -1,4 +1,7 @@
-"""The heads of HTTP/1.1 requests: parsing, limits and a cache. This module does not depend on bodies or sockets."""
+"""Parses the heads of HTTP/1.1 requests, checks their limits, and caches the parsed heads.
+
+This module does not depend on bodies or sockets.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,23 @@ from foldserve.service.telemetry.trace_context import safe_id
 
 BLANK_LINE = b"\r\n\r\n"
 _MAX_URL = 8192
-# This pattern is only for heads that httptools has accepted. In such a head, each line after the first is one header.
+# This pattern is only for heads that httptools has accepted. In an accepted head, each line after the first line is one
+# header.
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
-# The host of RFC 3986, section 3.2.2, and a port. The host may be empty.
+# The host as in RFC 3986, section 3.2.2, and a port. The host may be empty.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(?::[0-9]*)?")
 _MAX_CACHED = 256
 _MAX_CACHED_BYTES = 2048
 
 
-@dataclass(slots=True)  # not frozen, because __init__ of a frozen class takes three times as long
+@dataclass(slots=True)  # not frozen, because `__init__` of a frozen class takes three times as long
 class Head:
-    """The request line and the headers. Requests share this object, so nothing may change it.
+    """The request line and the headers of a request. Requests share this object, so the object must not be changed.
 
-    raw: the bytes of the head, without a header that offers another protocol. headers: the values by header name, in
-    lower case. If several headers have the same name, the last value counts. content_length: the number of bytes of the
-    body; None if the body is chunked. request_id: the value of X-Request-Id; empty if it is missing or not safe.
+    raw: the bytes of the head, without an Upgrade header. headers: the values by the name of the header in lower case.
+    If several headers have the same name, the last value counts. content_length: the number of bytes of the body; None
+    if the body is chunked. request_id: the value of X-Request-Id; empty if the header is missing or its value is not
+    safe.
     """
 
     raw: bytes
@@ -54,11 +59,11 @@ class Head:
 class Heads(dict[bytes, Head | None]):
     """A cache of parsed heads. Most clients send the same head before each body.
 
-    A key is the bytes of a head with its blank line.
+    Each key is the bytes of a head, including the blank line at its end.
 
     check: a function that is called with the headers of each parsed head. The function raises an error to refuse a
-    request. If a head is not in the cache, the look-up parses the head. For bytes that are not a complete head, the
-    value is None. A look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
+    request. If a head is not in the cache, the cache parses the head. If the key is not a complete head, the value is
+    None. A look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
     """
 
     def __init__(self, max_head: int, check: Callable[[Headers], object] = lambda _: None) -> None:
@@ -100,7 +105,7 @@ class _Collector:
         except httptools.HttpParserError:
             raise InvalidHttp("the bytes are not an HTTP request") from None
         finally:
-            del self._parser  # breaks a reference cycle
+            del self._parser  # this breaks a reference cycle
         _check_size(self._url, self._raw, max_head)
         method = parser.get_method()
         if method == b"CONNECT":
@@ -114,14 +119,14 @@ class _Collector:
         elif version != "1.0":
             raise InvalidHttp("the version of HTTP is neither 1.1 nor 1.0")
         return Head(
-            # Java's HTTP client offers HTTP/2 by an Upgrade header. With this header, httptools and uvicorn would skip
-            # the body.
+            # Java's HTTP client offers HTTP/2 with an Upgrade header. With an Upgrade header, httptools and uvicorn
+            # would skip the body.
             _UPGRADE.sub(b"", self._raw) if upgrades else self._raw,
             method,
             self._url,
             headers,
-            # httptools refuses a Content-Length with other characters than digits. It also refuses a Content-Length
-            # beside a Transfer-Encoding.
+            # httptools refuses a Content-Length that is not only digits. httptools also refuses a request with both
+            # Content-Length and Transfer-Encoding.
             None if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0)),
             self._keep_alive and version == "1.1",
             safe_id(headers.get(b"x-request-id", b"")),
@@ -139,7 +144,7 @@ class _Collector:
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        # read this value here: httptools resets it later if no body follows
+        # `should_keep_alive` is read here, because httptools resets its value later if no body follows
         self._keep_alive = self._parser.should_keep_alive()
 
 
@@ -151,13 +156,13 @@ class HeadReader:
     def __init__(self, heads: Heads) -> None:
         self._heads = heads
         self._raw = b""
-        # Checks an incomplete head, so that an invalid head is refused before its end arrives.
+        # This parser checks an incomplete head, so that an invalid head is refused before its end arrives.
         self._parser: httptools.HttpRequestParser | None = None
         self._url = b""
 
     @property
     def begun(self) -> bool:
-        """Whether a head has begun. Empty lines before the head do not count."""
+        """Whether the first byte of a head has arrived. Empty lines before the head do not count."""
         return bool(self._raw) and not self._raw.isspace()
 
     def read(self, data: bytes, start: int) -> tuple[Head | None, int]:

@@ -1,4 +1,4 @@
-"""Ends the process if a run of a model hangs, so that a supervisor can start another one."""
+"""Ends the process if a run of a model hangs, so that a supervisor can start another process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-# If a run hangs, the server may take _GRACE_SECONDS more than drain_timeout to stop. Then it may take _REPORT_SECONDS
-# to report the error.
+# If a run hangs, the server has drain_timeout plus _GRACE_SECONDS to stop, and then _REPORT_SECONDS to report the
+# error.
 _GRACE_SECONDS, _REPORT_SECONDS = 5.0, 1.0
 
 
@@ -26,12 +26,12 @@ def end_if_hung(settings: Settings, service: Service, stopped: threading.Event) 
 
     def end(name: str, blocks_loop: bool) -> None:
         service.lifecycle.lose(f"a run of {name} has taken more than {settings.run_timeout:g} s")
-        if blocks_loop:  # the event loop is blocked, so only this thread can log it
+        if blocks_loop:  # the event loop is blocked, so only this thread can log the error
             log.error("%s; stopping", service.lifecycle.loss)
         else:
             stopped.wait(settings.drain_timeout + _GRACE_SECONDS)
             time.sleep(_REPORT_SECONDS)
-        # With any other kind of exit, the interpreter would wait for the thread of the run.
+        # With a normal exit, the interpreter would wait for the thread of the run.
         sys.stderr.flush()
         os._exit(1)
 

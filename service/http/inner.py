@@ -1,9 +1,9 @@
 """Runs another protocol inside a connection, such as uvicorn's protocol with the FastAPI app.
 
-The connection and the inner protocol use only asyncio's interfaces. They do not depend on each other. The inner
+The connection and the inner protocol use only the interfaces of asyncio, and do not depend on each other. The inner
 protocol gets the unchanged bytes of one forwarded request at a time. The inner protocol writes its responses to an
-inner transport. The inner transport writes these bytes to the real transport, and parses them to find the end of each
-response.
+inner transport. The inner transport writes the bytes of the responses to the real transport, and parses these bytes to
+find the end of each response.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from foldserve.service.http.head import Head
 
 
 class Inner:
-    """The inner protocol of one connection, which is created at the first request that is forwarded.
+    """The inner protocol of one connection. The first request that is forwarded creates the inner protocol.
 
-    on_change: called after `is_reading` or `responded` has changed.
-    on_close: called when the inner protocol closes its transport.
+    on_change: a function that is called after `is_reading` or `responded` has changed. on_close: a function that is
+    called when the inner protocol closes its transport.
     """
 
     __slots__ = ("_create_protocol", "_inner", "_on_change", "_on_close", "_transport")
@@ -41,7 +41,7 @@ class Inner:
 
     @property
     def responding(self) -> bool:
-        """Whether a byte of the response to the current request has been written."""
+        """Whether the first byte of the response to the current request has been written."""
         return self._inner is not None and self._inner.responding
 
     @property
@@ -74,7 +74,7 @@ class Inner:
         self._inner.protocol.data_received(head.raw)
 
     def data_received(self, data: bytes) -> None:
-        """Forward bytes of the body."""
+        """Forward bytes of the body to the inner protocol."""
         if self._inner is not None:
             self._inner.protocol.data_received(data)
 
@@ -91,14 +91,14 @@ class Inner:
             self._inner.protocol.resume_writing()
 
     def disconnect(self, exc: Exception | None = None) -> None:
-        """End the inner connection. The next request begins a new inner connection."""
+        """Disconnect the inner protocol. The next forwarded request gets a new inner protocol."""
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.detach(exc)
 
 
 class InnerTransport(asyncio.Transport):
-    """The transport of one inner protocol. `Inner` describes its attributes and arguments."""
+    """The transport of one inner protocol. The class `Inner` describes the attributes and arguments."""
 
     def __init__(
         self,
@@ -124,12 +124,12 @@ class InnerTransport(asyncio.Transport):
 
     @property
     def protocol(self) -> asyncio.Protocol:
-        """The inner protocol, whose callbacks `Inner` calls as an event loop does."""
+        """The inner protocol. `Inner` calls its callbacks in the same way as an event loop."""
         return self._protocol  # type: ignore[return-value]  # uvicorn would set another protocol for websockets
 
     def begin(self, method: bytes) -> None:
-        """Expect the response to a request."""
-        if self._method == b"HEAD":  # a response to HEAD has no body, but the parser still waits for one
+        """Prepare for the response to a new request."""
+        if self._method == b"HEAD":  # a response to HEAD has no body, but the parser still waits for a body
             self._parser = httptools.HttpResponseParser(self)
         self._method = method
         self.responding = self.responded = False
@@ -138,7 +138,7 @@ class InnerTransport(asyncio.Transport):
     def detach(self, exc: Exception | None = None) -> None:
         """Disconnect the inner protocol. The real transport stays open."""
         self._attached = False
-        del self._parser  # breaks a reference cycle
+        del self._parser  # this breaks a reference cycle
         self._protocol.connection_lost(exc)
 
     # --- for the inner protocol ---------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class InnerTransport(asyncio.Transport):
             try:
                 self._parser.feed_data(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-                self._on_close()  # the server can't find the end of this response, so no other response may follow
+                self._on_close()  # the end of this response is unknown, so no other response may follow
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         self.write(b"".join(list_of_data))
@@ -198,7 +198,7 @@ class InnerTransport(asyncio.Transport):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status >= 200:  # a server sends 100 Continue before the response
+        if status >= 200:  # the inner protocol may send 100 Continue before the response
             self.responding = True
             self.status = status
             if self._method == b"HEAD":
@@ -213,5 +213,6 @@ class InnerTransport(asyncio.Transport):
     def _end(self) -> None:
         if not self.responded:
             self.responded = True
-            # Call back in the next turn of the event loop. Now, the inner protocol is still inside its call of `write`.
+            # The callback runs in the next turn of the event loop, because the inner protocol is still inside its call
+            # of `write`.
             asyncio.get_running_loop().call_soon(self._on_change)

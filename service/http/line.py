@@ -10,7 +10,7 @@
                             answer              the answer to a question, with the number of the message
                             ready, refused      the start of the worker: its announcement, or the reason
 
-The messages are JSON: a pickle may run code.
+The messages are JSON, because unpickling a message could run code.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ class Line:
         self._lock = threading.Lock()
 
     def send(self, kind: str, text: str, number: int = 0) -> None:
-        """Send a message. If the other process is dead, nothing happens: the thread that receives will notice."""
+        """Send a message.
+
+        If the other process is dead, nothing happens, because the thread in `receive` will notice this.
+        """
         with self._lock, suppress(OSError):
             self.connection.send_bytes(json.dumps([kind, text, number]).encode())
 
     def receive(self) -> tuple[str, str, int]:
         """Wait for a message. Returns the kind, the text and the number of the message.
 
-        Raises `EOFError` or `OSError` for a dead process.
+        Raises `EOFError` or `OSError` if the other process is dead.
         """
         kind, text, number = json.loads(self.connection.recv_bytes())
         return kind, text, number
 
     def close(self) -> None:
-        """Close this end."""
+        """Close this end of the line."""
         self.connection.close()

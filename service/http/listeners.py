@@ -1,6 +1,6 @@
-"""The sockets on which a server listens: one for predictions, and perhaps another for metrics and administration.
+"""Binds the sockets of a server: one for predictions, and perhaps another one for metrics and administration.
 
-This module uses addresses. It does not depend on a protocol.
+This module uses addresses. This module does not depend on a protocol.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-BACKLOG = 2048  # the largest number of connections that wait in the kernel's queue until the server accepts them
+BACKLOG = 2048  # the largest number of connections in the kernel's queue of each listener
 
 
 @dataclass(frozen=True)
 class Listeners:
-    """The bound sockets of a server. One process can pass this object to another.
+    """The bound sockets of a server. A process can pass this object to another process.
 
-    admin: the socket of metrics and administration; None if they use the main socket.
+    admin: the socket for metrics and administration; None if metrics and administration use the main socket.
     """
 
     main: socket.socket
@@ -34,7 +34,7 @@ class Listeners:
 
     @property
     def all(self) -> Sequence[socket.socket]:
-        """The sockets, the main one first."""
+        """All sockets, with the main socket first."""
         return [self.main] if self.admin is None else [self.main, self.admin]
 
     def listen(self) -> None:
@@ -56,7 +56,7 @@ def is_on_loopback(listener: socket.socket) -> bool:
 
 @contextmanager
 def bind(settings: Settings) -> Iterator[Listeners]:
-    """Bind the ports. The sockets do not listen yet: the caller calls `Listeners.listen` later. Raises `StartError`."""
+    """Bind the ports. The sockets do not listen until the caller calls `Listeners.listen`. Raises `StartError`."""
     main = _bind(settings.host, settings.port) if settings.uds is None else _bind_path(settings.uds)
     try:
         admin = None if settings.admin_port is None else _bind(settings.admin_host, settings.admin_port)
@@ -106,7 +106,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _bind_path(path: Path) -> socket.socket:
-    """Bind a Unix socket. If a server was killed, its socket file still exists. This function removes such a file."""
+    """Bind a Unix socket. If a server was killed, its socket file still exists, and this function removes the file."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _one_line_errors(str(path)):
@@ -138,7 +138,7 @@ def _remove(path: Path | None) -> None:
 
 
 def _name(listener: socket.socket) -> str:
-    """Return the name of a listener for messages."""
+    """Return the name of a listener for error messages."""
     if listener.family == socket.AF_UNIX:
         return str(listener.getsockname())
     host, port = listener.getsockname()[:2]
@@ -152,5 +152,5 @@ def _one_line_errors(name: str) -> Iterator[None]:
         yield
     except UnicodeError as error:
         raise StartError(f"can't listen on {name}: no such host") from error
-    except OSError as error:  # the path of a Unix socket may be too long, and then the error has no strerror
+    except OSError as error:  # if the path of a Unix socket is too long, the error has no `strerror`
         raise StartError(f"can't listen on {name}: {error.strerror or error}") from error

@@ -1,9 +1,9 @@
-"""A connection whose requests have records. An observer gets each record when its response is complete.
+"""A connection whose requests have records. An observer gets each record when the response is complete.
 
-While the server is busy, only some predictions have a record. The other predictions get a record only if they fail.
+While the server is busy, only some predictions have a record. All other predictions get a record only if they fail.
 
-Without an observer, clients get a `Connection` itself. So requests cost nothing more if nobody observes them. This
-module does not depend on how a record is used.
+Without an observer, clients get an ordinary `Connection`. So requests then take no extra time. This module does not
+depend on the use of the records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from foldserve.service.telemetry.record import Observer, Record, current_record
 
 
 class ObservedConnection(Connection):
-    """A connection with a record of its current request. observer: the observer of the context."""
+    """A connection with a record of its current request. observer: the observer of the `ConnectionContext`."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class ObservedConnection(Connection):
         self._observer = observer
         self._record: Record | None = None
         self._client, self._secure = "", False
-        self.request_id = b""  # the id of the current request, if this request has no record
+        self.request_id = b""  # the id of the current request, if the request has no record
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -53,7 +53,7 @@ class ObservedConnection(Connection):
         self._finish_record(CLIENT_DISCONNECTED)
 
     def _new_record(self, head: Head | None) -> Record:
-        """Begin the record of a request. head: the head of the request; None if the head can't be read."""
+        """Create the record of a request. head: the head of the request; None if the head can't be read."""
         if head is None:
             record = Record(b"-", b"-", {}, b"", b"", self._client, secure=self._secure)
         else:
@@ -82,17 +82,17 @@ class ObservedConnection(Connection):
             self._observer.skipped += 1
             self.request_id = head.request_id or self._observer.make_id()
             exchange = endpoint.start_unrecorded(head.headers, body, self._reply, self)
-        if self._phase is RESPONSE:  # `_reply` may have changed the phase already
+        if self._phase is RESPONSE:  # `_reply` may already have changed the phase
             self._exchange = exchange
 
     def note_error(self, exchange: UnrecordedExchange, error: Exception) -> Record:
-        """Begin a record late, because its request has failed."""
+        """Create the record of a request that has failed, and store the error in the record."""
         record = self._late_record(exchange)
         record.note_error(error)
         return record
 
     def _late_record(self, exchange: UnrecordedExchange) -> Record:
-        """Begin the record of a request that was counted as skipped."""
+        """Create the record of a request that was first counted as skipped."""
         self._observer.skipped -= 1
         record = self._new_record(self._head)
         exchange.fill(record)
@@ -129,13 +129,13 @@ class ObservedConnection(Connection):
         super()._close(abort=abort)
 
     def _record_unanswered(self) -> None:
-        """Begin a record for a request whose client has disconnected, if this request has no record."""
+        """If the current request has no record, create its record now, because its client has disconnected."""
         if isinstance(self._exchange, UnrecordedExchange):
             self._late_record(self._exchange)
 
     def _refuse(self, error: RequestError) -> None:
         status = self._inner.status or STATUS[type(error)][0]
-        if self._record is None and self._phase is not APP_BODY:  # the app may have answered before the body was read
+        if self._record is None and self._phase is not APP_BODY:  # the app may answer before the whole body arrives
             self._new_record(self._head if self._phase is BODY else None)
         if self._record is not None:
             self._record.note_error(error)

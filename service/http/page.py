@@ -1,7 +1,7 @@
 """Serves the page at / and its files. The files are read, hashed and compressed once, when the app is created.
 
-The path of a file contains the digest of all files. So a browser may keep a file for ever. After an upgrade, the
-browser gets the new files, because their paths differ. This module does not depend on models.
+The path of each file contains the digest of all files. So a browser may cache a file for ever. After an upgrade, the
+browser gets the new files, because the new files have other paths. This module does not depend on models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent.parent / "web" / "page"
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _INDEX = "index.html"
-# A text in the page. The server replaces this text by the path of the folder with the page's files.
+# A placeholder in the page. The server replaces it with the path of the folder that has the files of the page.
 _PLACE = b"{{files}}"
 
 
@@ -41,7 +41,7 @@ class _File:
         self._compressed = gzip.compress(content, 9, mtime=0)
 
     def answer(self, request: Request) -> Response:
-        """Return the file, or a 304 if the browser has it."""
+        """Return the file, or a 304 if the browser already has the file."""
         if self._headers["ETag"] in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=self._headers)
         encodings = request.headers.get("accept-encoding", "").replace(" ", "").split(",")
@@ -53,7 +53,7 @@ class _File:
 def add_page(app: FastAPI, *, enabled: bool) -> None:
     """Add the routes of the page.
 
-    enabled: if this is False, the path / redirects a browser to /docs, and the files do not exist.
+    enabled: if `enabled` is False, the path / redirects a browser to /docs, and requests for the files get a 404.
     """
     contents = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in _TYPES}
     digest = hashlib.sha256(b"\0".join(contents.values())).hexdigest()[:16]
@@ -63,7 +63,8 @@ def add_page(app: FastAPI, *, enabled: bool) -> None:
     @app.get("/", include_in_schema=False)
     @requires(Scope.OPEN)
     async def root(request: Request) -> Response:
-        # A browser gets the page. A client of KServe asks here whether the server is alive.
+        # A browser gets the page. A KServe client gets JSON, because it sends a GET to / to check that the server is
+        # alive.
         if "text/html" not in request.headers.get("accept", ""):
             return JSONResponse({"status": "alive", "docs": "/docs"})
         return index.answer(request) if enabled else RedirectResponse("docs")

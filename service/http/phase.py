@@ -32,7 +32,7 @@ class Phase(Enum):
     CLOSED = "closes after the last response is written"
 
 
-# These are module variables, because Python takes longer to look up an attribute of an enum.
+# The phases are also module variables, because Python takes longer to look up an attribute of an enum.
 IDLE, HEAD, BODY, RESPONSE, APP_BODY, APP_RESPONSE, REFUSED, CLOSED = Phase
 RECEIVING = (HEAD, BODY, APP_BODY)
 READING = (IDLE, *RECEIVING)

@@ -1,6 +1,6 @@
-"""The supervisor passes a worker's question to all workers. Then it returns all answers to this worker at once.
+"""Passes a question of one worker to all workers. When all workers have answered, returns the answers to this worker.
 
-All methods belong to the thread of the supervisor that receives the messages. This module uses lines. It does not
+Only the thread of the supervisor that receives messages calls the methods. This module uses lines. This module does not
 depend on processes.
 """
 
@@ -18,7 +18,8 @@ from foldserve.service.http.line import Line
 class _Question:
     """A question that at least one worker has not answered yet.
 
-    asker: the worker that asks. number: the number of its message. missing: the workers that have not answered yet.
+    asker: the worker that asks. number: the number of the message with the question. missing: the workers that have not
+    answered yet.
     """
 
     asker: Line
@@ -28,14 +29,14 @@ class _Question:
 
 
 class Questions:
-    """The questions that wait for answers."""
+    """All questions that wait for answers."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, _Question] = {}
         self._numbers = itertools.count(1)
 
     def ask(self, text: str, asker: Line, number: int, workers: Iterable[Line]) -> None:
-        """Ask all workers. asker: the worker that asks. number: the number of its message."""
+        """Ask all workers. asker: the worker that asks. number: the number of the message with the question."""
         own = next(self._numbers)
         self._waiting[own] = _Question(asker, number, list(workers))
         for line in self._waiting[own].missing:
@@ -43,14 +44,14 @@ class Questions:
         self._finish(own)
 
     def take(self, text: str, number: int, worker: Line) -> None:
-        """Take the answer of a worker."""
+        """Store the answer of a worker."""
         if (question := self._waiting.get(number)) is not None and worker in question.missing:
             question.missing.remove(worker)
             question.answers.append(text)
             self._finish(number)
 
     def remove(self, worker: Line) -> None:
-        """Stop waiting for the answers of a dead worker. Drop the questions that this worker has asked."""
+        """Stop waiting for the answers of a dead worker, and drop the questions that the dead worker has asked."""
         for number, question in list(self._waiting.items()):
             if question.asker is worker:
                 del self._waiting[number]

@@ -1,7 +1,7 @@
-"""Response headers with which browsers protect users.
+"""Adds response headers that tell browsers to protect their users.
 
-Some headers are for all responses. Other headers are only for pages, or only for requests from other sites.
-This module uses ASGI. It does not depend on routes.
+Some of these headers are for all responses. Other headers are only for pages, or only for requests from other sites.
+This module uses ASGI. This module does not depend on routes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ NO_SNIFF = (b"x-content-type-options", b"nosniff")
 _EXPOSED = ("Content-Encoding", "Inference-Header-Content-Length", "Retry-After", "WWW-Authenticate", "X-Request-Id")
 EXPOSED_HEADERS = (b"access-control-expose-headers", ", ".join(_EXPOSED).encode())
 
-# Headers of the page at /. The page loads only files of this server. It has no inline script or style, and no other
-# page can show it in a frame.
+# The headers of the page at /. The page loads only files of this server. The page has no inline script or style, and no
+# other page can show the page in a frame.
 STRICT_PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
@@ -30,8 +30,8 @@ STRICT_PAGE_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
-# Headers of /docs. The page loads only files of this server. No other page can show it in a frame. The browser does not
-# send the page's address to other sites.
+# The headers of the page at /docs. The page loads only files of this server. No other page can show this page in a
+# frame. The browser does not send the address of the page to other sites.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -41,7 +41,10 @@ PAGE_HEADERS = {
 
 
 def secured(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """Wrap the app. origins: the other sites whose pages may use the app; `*` allows all sites."""
+    """Wrap the app so that its responses have these headers.
+
+    origins: the other sites whose pages may use the app; `*` allows all sites.
+    """
     if origins:
         app = CORSMiddleware(
             app,
@@ -65,7 +68,10 @@ def secured(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
 
 
 def _request_id(scope: Scope) -> bytes:
-    """Return the identifier of a request; empty if the client sends no identifier and the request has no record."""
+    """Return the identifier of a request.
+
+    Return empty bytes if the client sent no identifier and the request has no record.
+    """
     record = current_record.get()
     if record is not None:
         return record.request_id

@@ -1,7 +1,7 @@
-"""The listeners and one uvicorn server on them: start, announce, drain, stop.
+"""Runs one uvicorn server on the listeners: start, announcement, drain and stop.
 
-This module owns the process: signals, log and exit. With several workers, each worker runs `serve_in_worker`. This
-module does not depend on models or protocols.
+This module owns the signals, the log and the exit of the process. With several workers, each worker runs
+`serve_in_worker`. This module does not depend on models or protocols.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("foldserve")
 
-# While another thread waits, a thread may hold the lock of the interpreter for this number of seconds. Python's default
-# is 5 ms. While a thread decodes a large body, each event of the event loop is delayed by this time.
+# If another thread waits, a thread may hold the lock of the interpreter for this number of seconds. Python's default is
+# 5 ms. While a thread decodes a large body, this time delays each event of the event loop.
 _SWITCH_INTERVAL = 1e-3
 
 
@@ -60,7 +60,7 @@ def run(settings: Settings) -> None:
     with bind(settings) as listeners, _answering_early(settings, listeners) as on_loaded:
 
         def announce(text: str) -> None:
-            # this call does not come earlier, because a server that can't start logs only one line
+            # this call is not earlier, because a server that can't start should log only one line
             warn_if_open(settings, listeners)
             _print(text)
 
@@ -68,7 +68,8 @@ def run(settings: Settings) -> None:
             control = LocalControl(partial(create_coordinator, settings))
             _serve(settings, listeners, announce, control, on_loaded=on_loaded)
         else:
-            # This import comes late, because it loads prometheus_client in its mode for several processes.
+            # This import is not at the top of the module, because it loads prometheus_client in its mode for several
+            # processes.
             from foldserve.service.http.workers import supervise
 
             supervise(serve_in_worker, settings, listeners, announce, on_loaded=on_loaded)
@@ -78,10 +79,10 @@ def run(settings: Settings) -> None:
 def _answering_early(settings: Settings, listeners: Listeners) -> Iterator[Callable[[], object]]:
     """Answer clients while the models are loaded, unless `early_port` is off.
 
-    Yields the function that the server calls before it accepts connections. This context manager and the function raise
-    `StartError`.
+    Yields a function that the server must call before it accepts connections. The context manager and the yielded
+    function raise `StartError`.
     """
-    tls = load_tls(settings, listeners)  # this step comes first, so that an error in a file is reported at once
+    tls = load_tls(settings, listeners)  # loaded first, so that an error in a file is reported at once
     if not settings.early_port:
         yield listeners.listen
         return
@@ -96,7 +97,10 @@ def _answering_early(settings: Settings, listeners: Listeners) -> Iterator[Calla
 def serve_in_worker(
     settings: Settings, listeners: Listeners, announce: Callable[[str], object], control: Control
 ) -> None:
-    """Serve in one of several processes. The supervisor of these processes logs that the server has stopped."""
+    """Serve in one of several worker processes.
+
+    The supervisor logs that the server has stopped, so a worker does not.
+    """
     exit_on_signals(quietly=True)
     _log_to_stderr(settings)
     _serve(settings, listeners, announce, control)
@@ -114,9 +118,9 @@ def _serve(
     control: Control,
     on_loaded: Callable[[], object] = lambda: None,
 ) -> None:
-    """Serve on sockets that listen, in this process.
+    """Serve in this process, on sockets that are bound.
 
-    announce: a function that is called with the lines to print, when the server is ready. on_loaded: a function that is
+    announce: a function that is called with the lines to print when the server is ready. on_loaded: a function that is
     called before this process accepts connections.
     """
     tls = load_tls(settings, listeners)
@@ -124,7 +128,7 @@ def _serve(
     sys.setswitchinterval(_SWITCH_INTERVAL)
     service = compose(settings, control)
     doors = create_doors(settings, service, listeners, tls)
-    # Every model is verified now. This process has accepted no connection before this line.
+    # All models are now loaded and verified. Before this line, this process has accepted no connection.
     service.lifecycle.start()
     signal.signal(UNREADY_SIGNAL, lambda *_: service.lifecycle.drain())
     lines = announcement([door.url for door in doors], service, doors[0].socket_path)
@@ -134,11 +138,11 @@ def _serve(
     try:
         on_loaded()
         server.run(sockets=list(listeners.all))
-    finally:  # uvicorn has stopped because of a signal, and now raises this signal again
+    finally:  # if a signal has stopped uvicorn, uvicorn now raises this signal again
         stopped.set()
         service.close()
     control.join()
-    if service.lifecycle.lost:  # a supervisor must start a new process, which may be able to use the device
+    if service.lifecycle.lost:  # a supervisor must start a new process, which may use the device again
         raise DeviceError(service.lifecycle.loss)
 
 
@@ -157,7 +161,7 @@ class _Server(uvicorn.Server):
         self._rpc: RpcServer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (each door has its own)
-        await super().startup([])  # uvicorn would accept one connection in each turn of the event loop
+        await super().startup([])  # without sockets, because uvicorn would accept only one connection in each turn
         shared = self._settings.workers > 1
         self._acceptors = [door.acceptor(self.server_state, shared=shared) for door in self._doors]
         for acceptor in self._acceptors:
@@ -165,16 +169,17 @@ class _Server(uvicorn.Server):
         self._service.deployment.attach(asyncio.get_running_loop())
         self._service.control.follow()
         SelfCheck(self._service.repository, self._settings.self_check).start()
-        self._rpc = _rpc_server(self._settings, self._service)  # it needs the running loop
+        self._rpc = _rpc_server(self._settings, self._service)  # needs the running event loop
         if self._rpc is not None:
             await self._rpc.start()
-        # The objects that exist now stay until the end. `freeze` excludes them from later garbage collections.
+        # All objects that exist now stay until the process ends. `freeze` excludes these objects from later garbage
+        # collections.
         gc.collect()
         gc.freeze()
         self._announce()
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop if a device is lost, and run the tasks of each second. uvicorn calls this ten times a second."""
+        """Stop if a device is lost, and run the periodic tasks. uvicorn calls this method ten times a second."""
         if self._service.lifecycle.lost:
             log.error("%s; stopping", self._service.lifecycle.loss)
             self._service.repository.abandon_hung()
@@ -184,7 +189,7 @@ class _Server(uvicorn.Server):
                 self._run_periodic_tasks()
                 if self._rpc is not None:
                     await self._rpc.tick()
-            except Exception:  # for example, the disk is full; the server must continue
+            except Exception:  # the server must continue, for example if the disk is full
                 log.exception("internal error")
         return await super().on_tick(counter)
 
@@ -200,21 +205,25 @@ class _Server(uvicorn.Server):
         self._service.metrics.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Become unready. Let uvicorn wait for the requests that have begun. Then abort the other connections."""
+        """Become unready. Let uvicorn wait for the requests that have begun.
+
+        Then abort the connections that are still open.
+        """
         self._service.control.stop()
         await self._wait_for_balancers()
-        # with several workers, the supervisor decides: other workers may continue to serve
+        # with several workers, the supervisor refuses handshakes, because other workers may continue to serve
         if self._settings.workers == 1:
             for listener in sockets or ():
                 refuse_handshakes(listener)
             await asyncio.sleep(HANDSHAKE_SECONDS)
         for acceptor in self._acceptors:
             await acceptor.stop()
-        # If a client does not read, uvicorn would cancel the task of this client, and log a traceback.
-        # So the connections of these clients are aborted earlier. doors.py gives uvicorn more time than drain_timeout.
+        # If a client does not read its response, uvicorn would cancel the task of this client, and log a traceback. So
+        # the connections of such clients are aborted after drain_timeout. `doors.py` gives uvicorn more time than
+        # drain_timeout.
         loop = asyncio.get_running_loop()
         loop.call_later(self._settings.drain_timeout, self._abort_connections)
-        async with asyncio.TaskGroup() as group:  # gRPC and HTTP have the same time to finish
+        async with asyncio.TaskGroup() as group:  # gRPC and HTTP drain at the same time
             if self._rpc is not None:
                 group.create_task(self._rpc.stop(self._settings.drain_timeout))
             await super().shutdown(sockets)
@@ -227,7 +236,7 @@ class _Server(uvicorn.Server):
             connection.abort()
 
     async def _wait_for_balancers(self) -> None:
-        """Become unready, but serve for `drain_delay` more seconds. Load balancers need this time to notice the change.
+        """Become unready, but answer requests for `drain_delay` more seconds, so that load balancers notice the change.
 
         With several workers, the supervisor makes the workers unready and waits, so the workers do not wait.
         """
@@ -241,7 +250,10 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.1)
 
     def _connections(self) -> list[Connection]:
-        """List the clients' connections. uvicorn keeps the inner protocols of these connections in the same set."""
+        """Return the connections of all clients.
+
+        uvicorn stores the inner protocols of these connections in the same set.
+        """
         return [found for found in tuple(self.server_state.connections) if isinstance(found, Connection)]
 
 
@@ -250,7 +262,7 @@ def _rpc_server(settings: Settings, service: Service) -> RpcServer | None:
     if settings.grpc_port is None:
         return None
     try:
-        # This import comes late, because it needs the extra `grpc` and takes long.
+        # This import is not at the top of the module, because it needs the extra `grpc` and takes long.
         from foldserve.service.rpc.server import RpcServer
     except ImportError as error:
         raise StartError("--grpc-port needs grpcio: pip install 'foldserve[grpc]'") from error
@@ -261,7 +273,7 @@ def _log_to_stderr(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(settings.log_format))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    # Changed models are logged elsewhere; watchfiles would also log each changed file.
+    # Another module logs changed models; watchfiles would also log each changed file.
     logging.getLogger("watchfiles").setLevel(max(logging.WARNING, log.getEffectiveLevel()))
-    # This module logs the same events as uvicorn.
+    # This module logs the same events as uvicorn, so uvicorn logs only warnings.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, log.getEffectiveLevel()))

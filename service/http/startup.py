@@ -1,7 +1,7 @@
-"""Answers clients while the models are loaded for the first time: the process is alive, and nothing else is ready.
+"""Answers clients while the models are loaded for the first time. The process is alive, but no model is ready.
 
-It accepts connections on a thread of its own. The server takes over the listeners when the models serve. This module
-uses HTTP. It does not depend on models. Its only routes are the routes of health.
+This module accepts connections on a separate thread. When the models are loaded, the server takes over the listeners.
+This module does not depend on models. The only routes of this module are the health routes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from foldserve.service.http.tls import Tls
 from foldserve.service.protocols.reply import JSON, Reply, failure
 
 _MAX_HEAD = 2**16
-# Seconds in which a client must send its request and read the response.
+# The number of seconds in which a client must send its request and read the response.
 _CONNECTION_SECONDS = 5.0
 _STOP_SECONDS, _JOIN_SECONDS = 5.0, 1.0
-# The longest Retry-After, in seconds.
+# The largest value of Retry-After, in seconds.
 _MAX_RETRY = 30
 
 
 class StartupResponder:
-    """Responds on the listeners from `start` to `stop`. tls: the certificates of each listener; None without TLS.
+    """Answers clients of the listeners from `start` to `stop`.
 
-    Each response closes its connection, so that the next request of the client reaches the server itself.
+    tls: for each listener its certificates; None without TLS. After each response, the connection closes, so that the
+    client's next request can reach the real server.
     """
 
     _loop: asyncio.AbstractEventLoop  # from `start` on
@@ -41,7 +42,7 @@ class StartupResponder:
         self._listeners = listeners
         self._tls = tls
         self._since = time.monotonic()
-        self._wanted = asyncio.Event()  # the event that stops the responder
+        self._wanted = asyncio.Event()  # set to stop the responder
         self._stopped = threading.Event()
         self._connections: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="startup", daemon=True)
@@ -53,16 +54,16 @@ class StartupResponder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Accept no more connections. The server accepts the connections that still wait in the kernel.
+        """Accept no more connections. The real server accepts the connections that still wait in the kernel.
 
-        The thread continues until the last accepted connection ends. This takes a few seconds at most.
+        The thread continues until the last accepted connection ends, which takes at most a few seconds.
         """
         if not self._stopped.is_set():
             self._loop.call_soon_threadsafe(self._wanted.set)
             self._stopped.wait(_STOP_SECONDS)
 
     def join(self) -> None:
-        """Stop. Wait at most one second for the last responses."""
+        """Stop the responder. Wait at most one second for the last responses."""
         self.stop()
         self._thread.join(_JOIN_SECONDS)
 
@@ -75,7 +76,8 @@ class StartupResponder:
 
     async def _serve(self) -> None:
         servers = [
-            # `start_server` closes its socket, but the server needs the listener.
+            # `start_server` closes its socket at the end, but the real server still needs the listener, so the listener
+            # is duplicated.
             await asyncio.start_server(
                 self._answer, sock=listener.dup(), limit=_MAX_HEAD, backlog=BACKLOG, ssl=tls and tls.context
             )
@@ -85,7 +87,7 @@ class StartupResponder:
         for server in servers:
             server.close()
         self._stopped.set()
-        await asyncio.sleep(0)  # the tasks of the last connections begin
+        await asyncio.sleep(0)  # lets the tasks of the last connections begin
         if self._connections:
             await asyncio.wait(self._connections, timeout=_CONNECTION_SECONDS + _JOIN_SECONDS)
 
@@ -102,11 +104,11 @@ class StartupResponder:
                 await writer.drain()
                 if writer.can_write_eof():
                     writer.write_eof()
-                # a close would reset the connection if the client still sends bytes
+                # if the client still sends bytes, closing the socket would reset the connection
                 while await reader.read(_MAX_HEAD):
                     pass
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-            pass  # the client is gone, too slow, or does not speak HTTP
+            pass  # the client has disconnected, is too slow, or does not use HTTP
         finally:
             writer.close()
             with suppress(OSError):
@@ -115,7 +117,7 @@ class StartupResponder:
     def _reply(self, path: bytes) -> Reply:
         if path == b"/v2/health/live":
             return Reply(200, (JSON,), orjson.dumps({"live": True}))
-        # The server does not know how long the load will take. So it asks the client to wait as long as the load has
+        # The server does not know how long loading the models will take. So Retry-After is the time that loading has
         # taken until now.
         seconds = min(_MAX_RETRY, max(1, math.ceil(time.monotonic() - self._since)))
         reply = failure(503, "the server is loading its models for the first time", seconds)

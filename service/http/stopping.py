@@ -1,6 +1,6 @@
-"""The steps that stop a server: handle signals, and refuse new connections. Every process of a server uses these steps.
+"""Functions that every process of a server uses to stop: signal handlers, and the refusal of new connections.
 
-This module uses signals and sockets. It does not depend on workers or requests.
+This module uses signals and sockets. This module does not depend on workers or requests.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import NoReturn
 
 log = logging.getLogger("foldserve")
 
-# A supervisor sends this signal to its workers. The workers become unready, but continue to serve.
+# A supervisor sends this signal to its workers. After this signal, a worker is not ready, but still answers requests.
 UNREADY_SIGNAL = signal.SIGUSR1
-# Seconds in which handshakes that have begun may finish.
+# The seconds in which TCP handshakes that have already begun may finish.
 HANDSHAKE_SECONDS = 0.1
 _SO_ATTACH_FILTER = 26  # from <asm-generic/socket.h>; Python's module `socket` does not define this constant
 
@@ -30,8 +30,8 @@ _SO_ATTACH_FILTER = 26  # from <asm-generic/socket.h>; Python's module `socket` 
 def exit_on_signals(*, quietly: bool = False) -> None:
     """Raise `SystemExit(0)` on SIGTERM and SIGINT, and treat SIGHUP as SIGTERM.
 
-    Process 1 of a container has no default handlers, so it would ignore these signals. uvicorn drains first. Then it
-    raises the signal again, for the handler that was installed before uvicorn's handler.
+    Process 1 of a container has no default signal handlers, so it would ignore these signals. On a signal, uvicorn
+    first drains. Then uvicorn raises the signal again, for the handler that was installed before its own handler.
     """
 
     def handle(_: int, __: object) -> NoReturn:
@@ -51,17 +51,18 @@ def _hang_up(_: int, __: object) -> None:
 
 
 def refuse_handshakes(listener: socket.socket) -> None:
-    """Let the kernel ignore each new connection from now on, for all processes that share the listener.
+    """Let the kernel ignore each new connection from now on. This holds for all processes that share the listener.
 
-    Without this call, the kernel may complete a connection after the last `accept` and before the listener closes. The
-    kernel would then reset this connection. But the client may have sent a request already. An ignored client tries
-    again after a second. By then, the port is closed or the next server listens. On systems other than Linux this
-    function does nothing.
+    Without this function, the kernel may complete a handshake after the last `accept` and before the listener closes.
+    The kernel would then reset this connection, although the client may already have sent a request. If the kernel
+    ignores a client, the client tries again after a second. By then, the port is closed or the next server listens. On
+    systems other than Linux, this function does nothing.
     """
     if sys.platform != "linux":
         return
-    # A classic BPF program over the TCP header. Byte 13 of the header has the flags. The program drops each packet
-    # without the flag ACK. Only the first packet of a handshake has no ACK, so handshakes that have begun can finish.
+    # This classic BPF program filters packets by the TCP header. Byte 13 of the TCP header has the flags. The program
+    # drops each packet without the flag ACK. Only the first packet of a handshake has no ACK, so handshakes that have
+    # begun can finish.
     instructions = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x10), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
     filter_program = struct.pack("HL", len(instructions), ctypes.addressof(program))

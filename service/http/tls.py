@@ -1,6 +1,6 @@
-"""TLS: the server's certificate, and the authorities of the clients' certificates. Changed files are loaded again.
+"""Loads the TLS certificate of the server, and the authorities of client certificates. Changed files are loaded again.
 
-This module uses files and OpenSSL. It does not use sockets.
+This module uses files and OpenSSL. This module does not use sockets.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ log = logging.getLogger("foldserve")
 
 
 class Tls:
-    """Creates the context of the next handshake. The context uses the files that the last `refresh` has read.
+    """Creates the TLS context for the next handshake. The context uses the files that the last `refresh` has read.
 
-    certificate: a PEM file. The server's certificate comes first, then the certificates of the issuers. key: the file
-    of the private key; None if the key is in the file of the certificate. client_ca: a file with the certificates of
-    the authorities of clients; None if clients need no certificate.
+    certificate: a PEM file with the certificate of the server, and then the certificates of the issuers. key: the file
+    with the private key; None if the key is in the file of the certificate. client_ca: a file with the certificates of
+    the authorities for client certificates; None if clients need no certificate.
     """
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None) -> None:
@@ -32,7 +32,10 @@ class Tls:
         self.context = self._load()
 
     def refresh(self) -> None:
-        """Load the files again if a file has changed. On an error, the old certificates stay, and the log says why."""
+        """Load the files again if a file has changed.
+
+        After an error, the old certificates stay in use, and the log says why.
+        """
         seen = stamp(self._files)
         if seen != self._seen:
             self._seen = seen
@@ -58,15 +61,15 @@ class Tls:
             except (OSError, ValueError) as error:
                 raise StartError(f"can't use the authorities in {self._client_ca}: {_reason(error)}") from error
             context.verify_mode = ssl.CERT_REQUIRED
-            # If a client resumed an old TLS session, its certificate would not be checked against the current
-            # authorities.
+            # TLS sessions can't be resumed, because a resumed session does not check the client certificate against the
+            # current authorities.
             context.num_tickets = 0
             context.options |= ssl.OP_NO_TICKET
         return context
 
 
 def _no_password() -> str:
-    """Refuse an encrypted key: OpenSSL would ask for the password on the terminal."""
+    """Refuse an encrypted key, because OpenSSL would ask for its password on the terminal."""
     raise ValueError("its key is encrypted")
 
 

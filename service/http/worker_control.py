@@ -1,7 +1,7 @@
-"""The control of a worker's models: it carries out the changes that the supervisor asks for.
+"""Controls the models of one worker: carries out the changes that the supervisor asks for.
 
-A thread reads the line for as long as the worker lives. If the supervisor dies, the thread stops the worker, because no
-other process would stop it.
+A thread reads messages from the line as long as the worker runs. If the supervisor dies, the thread stops the worker,
+because no other process would stop it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class WorkerControl:
         self._line = line
         self._changes: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        # The replies that the supervisor has not sent yet. The key is the number of the message that asks for the
-        # reply.
+        # The replies of the supervisor that have not arrived yet. The key is the number of the message that asks for
+        # the reply.
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._answer: Callable[[str], str] = str
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -57,11 +57,11 @@ class WorkerControl:
                     self._changes.put((kind, text, number))
         except (EOFError, OSError):
             if not self._follows:
-                os._exit(0)  # exit at once: no client waits, and a normal exit during the start would print warnings
+                os._exit(0)  # no client waits, and a normal exit during the start would print warnings
             os.kill(os.getpid(), signal.SIGTERM)
 
     def start(self, member: Member) -> None:
-        """Carry out changes until a plan serves. Raises the errors of `Member`."""
+        """Carry out changes until a plan is committed. Raises the errors of `Member`."""
         self._member = member
         while (change := self._changes.get()) is not None:
             self._carry_out(*change)
@@ -69,7 +69,7 @@ class WorkerControl:
                 return
 
     def follow(self) -> None:
-        """Carry out all further changes, on a thread. Must be called on the event loop."""
+        """From now on, carry out all changes on a thread. Call this method only on the event loop."""
         self._follows = True
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._follow, name="models", daemon=True).start()
@@ -78,7 +78,7 @@ class WorkerControl:
         while (change := self._changes.get()) is not None:
             try:
                 self._carry_out(*change)
-            except Exception:  # the worker must go on with the models that it has
+            except Exception:  # the worker must continue with its current models
                 log.exception("internal error while the models change")
                 kind, text, number = change
                 attempts = Attempts.model_validate_json(text).attempts if kind == "prepare" else ()
@@ -94,11 +94,11 @@ class WorkerControl:
             self._line.send("committed", "", number)
 
     def stop(self) -> None:
-        """Carry out no more changes after the current one."""
+        """Carry out no more changes after the current change."""
         self._changes.put(None)
 
     def join(self) -> None:
-        """Do nothing: the supervisor kills a worker that does not end."""
+        """Do nothing, because the supervisor kills a worker that does not end."""
 
     async def execute(self, command: Command) -> None:
         """Let the supervisor execute a command. Raises `RequestError`."""
@@ -106,11 +106,14 @@ class WorkerControl:
         outcome.raise_error()
 
     def answer_with(self, answer: Callable[[str], str]) -> None:
-        """Answer the questions of all workers with this function. It is called on the event loop of `follow`."""
+        """Answer the questions of all workers with the function `answer`.
+
+        `answer` is called on the event loop of `follow`.
+        """
         self._answer = answer
 
     async def ask(self, question: str) -> Sequence[str]:
-        """Return the answers of all workers that serve, including this worker."""
+        """Return the answers of all workers that are ready, including this worker."""
         answers: list[str] = await self._request("ask", question)
         return answers
 
@@ -118,7 +121,7 @@ class WorkerControl:
         def answer() -> None:
             try:
                 self._line.send("answer", self._answer(question), number)
-            except Exception:  # without an answer, the worker that asks gives up after a while
+            except Exception:  # if no answer comes, the worker that asks stops waiting after some seconds
                 log.exception("internal error")
 
         if self._loop is not None:
@@ -126,7 +129,7 @@ class WorkerControl:
                 self._loop.call_soon_threadsafe(answer)
 
     async def _request(self, kind: str, text: str) -> Any:
-        """Send a message to the supervisor, and return its reply."""
+        """Send a message to the supervisor, and return the supervisor's reply."""
         number = next(self._numbers)
         reply = asyncio.get_running_loop().create_future()
         self._waiting[number] = reply

@@ -1,6 +1,7 @@
-"""Several worker processes on one listening socket: start the workers, replace a worker that dies, stop all workers.
+"""Starts several worker processes on the same listeners, replaces dead workers, and stops all workers.
 
-This module uses processes and signals. From the server, it needs only the function that each worker runs.
+This module uses processes and signals. The only part of the server that this module uses is the function that each
+worker runs.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-# The minimum seconds between the start of a worker and the start of its replacement. A worker that dies soon after its
-# start will probably die again.
+# The smallest number of seconds between the start of a worker and the start of its replacement. A worker that dies soon
+# after its start will probably die again.
 _SECONDS_BETWEEN_STARTS = 1.0
-# A worker is killed if its stop takes this number of seconds more than drain_timeout.
+# The supervisor kills a worker if stopping it takes this number of seconds more than drain_timeout.
 _GRACE_SECONDS = 5.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -48,10 +49,10 @@ Serve = Callable[[Settings, Listeners, Callable[[str], object], Control], None]
 class _Worker:
     """One worker process.
 
-    member: the object with the line to the worker. When the worker dies, the worker's end of the line closes.
+    member: the object with the line to the worker. When the worker dies, its end of the line closes.
     """
 
-    process: Any  # a Process of the spawn context; its class has no public name
+    process: Any  # a process of the spawn context, whose class has no public name
     member: Member
     started: float
     ready: bool = False
@@ -72,15 +73,16 @@ def supervise(
     """Run `serve` in `settings.workers` processes until SIGTERM or SIGINT.
 
     announce: a function that is called once, when all workers are ready. on_loaded: a function that is called once,
-    after the models are loaded and before a worker accepts connections. `supervise` raises `StartError` if a worker
-    can't start before that time.
+    after the models are loaded and before a worker accepts connections. `supervise` raises `StartError` if the first
+    workers can't start.
     """
     try:
         counts = tempfile.TemporaryDirectory(prefix="foldserve-")
     except OSError as error:
         raise StartError(f"several workers need a temporary folder: {error.strerror}") from error
     with counts as folder:
-        # prometheus_client keeps the counts of each worker in this folder. It reads the variable when it is imported.
+        # prometheus_client stores the counts of each worker in this folder. prometheus_client reads the environment
+        # variable when it is imported.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         supervisor = _Supervisor(serve, settings, listeners, on_loaded)
         try:
@@ -96,12 +98,12 @@ class _Supervisor:
         self._serve = serve
         self._settings = settings
         self._listeners = listeners
-        # A fork would copy the locks that other threads hold. It would not copy these threads, so nobody would release
-        # the locks.
+        # A fork would copy the locks that other threads hold, but would not copy these threads, so no thread would
+        # release the locks.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        # Python calls a signal's handler in the main thread, but the kernel may deliver the signal to another thread.
-        # This pipe wakes up the main thread in that case.
+        # Python calls a signal handler in the main thread, but the kernel may deliver the signal to another thread. In
+        # this case, the pipe wakes up the main thread.
         self._signalled, self._wakeup = os.pipe()
         os.set_blocking(self._wakeup, False)
         signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
@@ -112,7 +114,7 @@ class _Supervisor:
         self.announcement = ""
 
     def start(self) -> None:
-        """Start all workers, and return when all are ready."""
+        """Start all workers, and return when all workers are ready."""
         for _ in range(self._settings.workers):
             self._start_worker()
         threading.Thread(target=self._coordinate, name="models", daemon=True).start()
@@ -124,7 +126,7 @@ class _Supervisor:
                 raise self._start_error
 
     def _coordinate(self) -> None:
-        """Load the models in all workers. Then allow changes of the models."""
+        """Load the models in all workers. Then run the coordinator, which changes the models later."""
         try:
             self._coordinator.start()
         except FoldserveError as error:
@@ -143,7 +145,7 @@ class _Supervisor:
     def stop(self) -> None:
         """Stop all workers.
 
-        A ready worker drains, and is killed if that takes too long. A worker that is not ready is killed at once.
+        A ready worker drains, and is killed if draining takes too long. A worker that is not ready is killed at once.
         """
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -153,8 +155,8 @@ class _Supervisor:
             for worker in ready:
                 os.kill(worker.process.pid, UNREADY_SIGNAL)
             time.sleep(self._settings.drain_delay)
-        # From here on, the kernel takes no new connection. The workers accept the waiting connections, then close the
-        # socket.
+        # After this loop, the kernel accepts no new connection. The workers accept the connections in the queue, then
+        # close the socket.
         for listener in self._listeners.all:
             refuse_handshakes(listener)
         time.sleep(HANDSHAKE_SECONDS if ready else 0)
@@ -180,7 +182,10 @@ class _Supervisor:
             self._workers.append(_Worker(process, member, time.monotonic()))
 
     def _wait_for_message(self, workers: list[_Worker]) -> list[_Worker]:
-        """Wait until a worker has sent a message or died. Return all such workers."""
+        """Wait until a worker has sent a message or has died.
+
+        Return all workers that have sent a message or have died.
+        """
         ready = wait([self._signalled, *(worker.messages for worker in workers)])
         if self._signalled in ready:
             os.read(self._signalled, 4096)
@@ -189,7 +194,7 @@ class _Supervisor:
     def _receive(self, worker: _Worker) -> bool:
         """Handle one message of a worker. Returns False if the worker is dead.
 
-        Raises `StartError` if the worker can't start and not all workers have been ready once.
+        Raises `StartError` if the worker can't start and no worker was ready before.
         """
         try:
             kind, text, number = worker.member.line.receive()
@@ -215,7 +220,7 @@ class _Supervisor:
         return True
 
     def _execute(self, command: Command, line: Line, number: int) -> None:
-        """Execute a command that a worker got, and send it the outcome."""
+        """Execute a command that a worker has received, and send the outcome to this worker."""
 
         def reply(error: BaseException | None) -> None:
             line.send("executed", outcome_of(error).model_dump_json(), number)
@@ -233,14 +238,15 @@ class _Supervisor:
         self._crew.remove(dead.member)
         self._questions.remove(dead.member.line)
         dead.member.line.close()
-        # A signal ends this sleep. If another worker dies during the sleep, that worker is replaced after the sleep.
+        # A signal ends this sleep. If another worker dies during this sleep, the supervisor replaces that worker after
+        # the sleep.
         time.sleep(max(0.0, dead.started + _SECONDS_BETWEEN_STARTS - time.monotonic()))
         self._start_worker()
 
 
 @contextmanager
 def _deferred_stop_signals() -> Iterator[None]:
-    """Delay the stop signals until the block ends: an interrupted start of a worker would print a traceback."""
+    """Delay SIGTERM and SIGINT until the block ends, because interrupting the start of a worker prints a traceback."""
     received: list[int] = []
     handlers = [signal.signal(number, lambda number, _: received.append(number)) for number in _STOP_SIGNALS]
     try:

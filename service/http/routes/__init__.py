@@ -1,5 +1,5 @@
-"""FastAPI's routes, one module for each protocol. A route translates a request and delegates to the engine.
+"""The routes of FastAPI, with one module for each protocol. A route translates a request, and calls the engine.
 
-Don't rename the function of a route. The name of the function is part of the operation id in OpenAPI, which generated
-clients use.
+Don't rename the function of a route: its name is part of the operation id in OpenAPI, and generated clients use the
+operation id.
 """

@@ -1,4 +1,4 @@
-"""The parts that both protocols' routes share: bodies within their limit, versions in paths, errors in OpenAPI."""
+"""Functions that the routes of all protocols share: bodies within their limit, versions in paths, errors in OpenAPI."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _Handler = TypeVar("_Handler")
 
 
 class ErrorBody(BaseModel):
-    """The one shape of every error."""
+    """The JSON form of all errors."""
 
     error: str
 
 
 class _NameConvertor(StringConvertor):
-    """A model's name in a path. A name has no colon. So GET on `name:predict` gets a 405."""
+    """The name of a model in a path. A name has no colon, so a GET request for `name:predict` gets a 405."""
 
     regex = "[^/:]+"
 
 
 def register_name_convertor() -> None:
-    """Let paths contain {model:name}."""
+    """Let the paths of routes contain `{model:name}`."""
     register_url_convertor("name", _NameConvertor())
 
 
 def requires(scope: Scope) -> Callable[[_Handler], _Handler]:
-    """Decorate the handler of a route, or a mounted app, with the scope that it requires."""
+    """Return a decorator that declares the scope that the handler of a route, or a mounted app, requires."""
 
     def declare(handler: _Handler) -> _Handler:
         handler.required_scope = scope  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ def parse_version(text: str) -> int | str:
 
 
 def error_responses(*kinds: type[errors.RequestError]) -> dict[int | str, dict[str, Any]]:
-    """Return OpenAPI's entries for these errors. Several errors may share one status."""
+    """Return the OpenAPI descriptions of the given errors. Several errors may share one status."""
     statuses = sorted({STATUS[kind][0] for kind in kinds})
     return {
         status: {
@@ -109,19 +109,19 @@ def prediction_docs(
 
 
 def to_response(reply: Reply) -> Response:
-    """Turn a reply into Starlette's response. Starlette adds the Content-Length."""
+    """Turn a reply into a Starlette response. Starlette adds the Content-Length."""
     response = Response(reply.body, reply.status)
     response.raw_headers.extend(reply.headers)
     return response
 
 
 async def read_body(request: Request, limit: int, memory: BodyMemory) -> Body:
-    """Read a body of at most `limit` bytes. Raises `TooLarge` as soon as the body is larger.
+    """Read a body of at most `limit` bytes. Raises `TooLarge` as soon as more bytes arrive.
 
     Raises `MemoryFull` if all bodies together take too much memory.
     """
     too_large = errors.TooLarge(f"the body is larger than {limit} bytes")
-    length = int(request.headers.get("content-length", 0))  # the HTTP parser has refused every value that is not digits
+    length = int(request.headers.get("content-length", 0))  # the HTTP parser allows only digits
     if length > limit:
         raise too_large
     memory.check_room(length)
@@ -138,18 +138,19 @@ async def read_body(request: Request, limit: int, memory: BodyMemory) -> Body:
 
 
 async def answer(request: Request, find: Callable[[], Endpoint]) -> Response:
-    """Return an endpoint's reply to a request. A client that disconnects cancels its prediction.
+    """Return the endpoint's reply to a request. If the client disconnects, its prediction is cancelled.
 
-    find: returns the endpoint. The function is called again when the body is complete, because the model may have
-    changed. Raises `ClientDisconnect`.
+    find: a function that returns the endpoint. `find` is called again when the body is complete, because the model may
+    have changed. Raises `ClientDisconnect`.
     """
     query = request.scope["query_string"]
     endpoint = find().for_query(query)
     body = [await read_body(request, endpoint.max_body, endpoint.memory)]
-    # No variable refers to the body. The traceback of an error would keep the variable, and the body with it.
+    # The list makes sure that no variable refers to the body. The traceback of an error would keep such a variable and
+    # the body in memory.
     answering = find().for_query(query).answer(dict(request.headers.raw), body.pop(), current_record.get())
     reply = asyncio.ensure_future(answering)
-    disconnect = asyncio.ensure_future(request.receive())  # after the body, the only message is the disconnect
+    disconnect = asyncio.ensure_future(request.receive())  # after the body, the only message is a disconnect
     await asyncio.wait({reply, disconnect}, return_when=asyncio.FIRST_COMPLETED)
     disconnect.cancel()
     if not reply.done():

@@ -1,6 +1,6 @@
-"""Describes the models that serve now in the OpenAPI document: their names, their rows, and an example for each.
+"""Describes the loaded models in the OpenAPI document: their names, their rows, and an example for each model.
 
-This module uses the paths of the predictions. It does not handle requests. The document is written again when the
+This module uses the paths of the predictions. This module does not handle requests. The document is made again when the
 models change.
 """
 
@@ -18,16 +18,17 @@ _INFER = "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infe
 _JSON = JSON_TYPE.decode()
 # The largest number of models that have an example.
 _MAX_MODELS = 50
-# If a model has more features than this number, the document does not describe each feature. The examples then have no
-# names of features.
+# If a model has more features than this number, the document does not describe each feature, and the examples contain
+# no feature names.
 _MAX_DESCRIBED = 256
-# This bound is half a step above the largest float32. A number below the bound is rounded to a finite float32.
+# This bound is the largest float32 plus half of the distance between two neighbours of this size. A number below this
+# bound is rounded to a finite float32.
 _OVERFLOW = float(2**128 - 2**103)
 _JSON_TYPES = {str: "string", bool: "boolean", int: "number", float: "number"}
 
 
 def describe(document: dict[str, Any], repository: Repository) -> None:
-    """Add the models to a document without models. Each example is a request that works."""
+    """Add the models to a document without models. Each example is the body of a valid request."""
     shown = repository.shown
     if shown is None:
         return
@@ -48,18 +49,21 @@ def describe(document: dict[str, Any], repository: Repository) -> None:
 
 
 def _current_models(repository: Repository, shown: Model) -> list[Model]:
-    """Return the version of each model that answers requests without a version. The shown model comes first."""
+    """Return the active version of each model. The model `shown` comes first."""
     versions = map(repository.model, repository.names())
     current = (each.by_number[each.current] for each in versions if each.current is not None)
     return [shown, *(model for model in current if isinstance(model, Model) and model is not shown)]
 
 
 def _describe_parameters(document: dict[str, Any], names: list[str], version: int) -> None:
-    """In each path with a model, list the names of the models, so that /docs shows a list. The first name is chosen."""
+    """List the names of the models in each path with a model, so that /docs offers them.
+
+    The first name is preselected.
+    """
     for path, operations in document["paths"].items():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                if parameter["in"] != "path" or path.startswith("/v2/repository"):  # it also takes unloaded models
+                if parameter["in"] != "path" or path.startswith("/v2/repository"):  # any model is allowed there
                     continue
                 if parameter["name"] == "model":
                     parameter["schema"]["enum"] = names
@@ -92,7 +96,7 @@ def _tensors(manifest: Manifest) -> dict[str, Any]:
 def _instances_schema(document: dict[str, Any], models: list[Model]) -> dict[str, Any]:
     """Describe the body of /predict.
 
-    Describe the features of a row by name if there is only one model and it has few enough features.
+    If there is only one model, and it has at most `_MAX_DESCRIBED` features, describe each feature of a row by name.
     """
     schema: dict[str, Any] = document["paths"]["/predict"]["post"]["requestBody"]["content"][_JSON]["schema"]
     manifest = models[0].manifest
@@ -115,7 +119,7 @@ def _instances_schema(document: dict[str, Any], models: list[Model]) -> dict[str
 
 def _value_schema(feature: Feature) -> dict[str, Any]:
     """Describe the values of one feature."""
-    if feature.reading is not None:  # the feature also accepts texts in its notation
+    if feature.reading is not None:  # the feature also accepts texts
         return {"type": ["number", "string", "boolean", "null"]}
     kinds = (
         {"boolean"} if feature.kind == "boolean" else {_JSON_TYPES[type(value)] for value in feature.categories or (0,)}

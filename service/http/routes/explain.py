@@ -1,4 +1,4 @@
-"""The routes of explanations: /v1/models/{model}:explain. They compute nothing."""
+"""The routes of explanations: /v1/models/{model}:explain. The routes compute nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Explanation(BaseModel):
 
 
 class Explanations(BaseModel):
-    """The response of :explain. Contributions are exact (`affine`), or integrated gradients."""
+    """The response of :explain.
+
+    The contributions are exact if `method` is `affine`; otherwise they are integrated gradients.
+    """
 
     model: str
     version: int

@@ -1,4 +1,7 @@
-"""The routes of the friendly protocol: /predict, and /v1/models with states and manifests. It computes nothing."""
+"""The routes of the friendly protocol: /predict, and /v1/models with states and manifests.
+
+The routes compute nothing.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class Instances(BaseModel):
 
 
 class UnusualValue(BaseModel):
-    """A warning about one value, or about a column of the whole request if there is no `row`."""
+    """A warning about one value. Without `row`, the warning is about a column of the whole request."""
 
     row: int | None = None
     column: str | None = None
@@ -43,10 +46,11 @@ class UnusualValue(BaseModel):
 
 
 class Predictions(BaseModel):
-    """The response of /predict. A classification has `probabilities`, with columns in the order of the labels.
+    """The response of /predict. A classification has `probabilities`, with the classes in the order of the labels.
 
-    With `named`, the probabilities are objects by class name. With `top` alone, `classes` has the labels of the
-    probabilities of each row. `warnings` is there if the request asks for it.
+    With `named`, the probabilities of a row are an object from class names to probabilities. With `top` but without
+    `named`, `classes` has the label for each probability of each row. The answer has `warnings` only if the request
+    asks for warnings.
     """
 
     model: str
@@ -58,11 +62,11 @@ class Predictions(BaseModel):
 
 
 class VersionStatus(BaseModel):
-    """One version: `ready`, `failing`, `loading`, `refused` or `unloaded`.
+    """One version. `state` is `ready`, `failing`, `loading`, `refused` or `unloaded`.
 
-    `why` is the reason for the provider of a version that is ready, or for the state.
-    `note` is a remark about a version that serves. `compared` has the measures of the comparison with the version that
-    served before.
+    If the version is ready, `why` is the reason for its execution provider; otherwise, `why` is the reason for its
+    state. `note` is a remark about a version that is ready. `compared` has the measures of the comparison with the
+    previous active version.
     """
 
     version: int
@@ -76,7 +80,7 @@ class VersionStatus(BaseModel):
 class ModelStatus(BaseModel):
     """One model and all its versions.
 
-    `current` is the version that answers requests without a version. `labels` are names of versions.
+    `current` is the active version. `labels` maps the names of versions to their numbers.
     """
 
     name: str
@@ -87,7 +91,7 @@ class ModelStatus(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models. default: the model that answers /predict; None if /predict answers no model."""
+    """All models. default: the name of the model that answers /predict; None if no model answers /predict."""
 
     models: list[ModelStatus]
     default: str | None

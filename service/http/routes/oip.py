@@ -1,6 +1,6 @@
 """The routes of the Open Inference Protocol: health, metadata, inference, configuration, statistics, repository index.
 
-This module defines the protocol's paths and JSON shapes. It computes nothing.
+This module defines the paths and the JSON forms of the protocol. The routes compute nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ _STATISTICS = "statistics"
 
 
 class InferTensor(BaseModel):
-    """One tensor of a request or response. Binary data has `binary_data_size` in `parameters` and no `data`."""
+    """One tensor of a request or response.
+
+    A binary tensor has `binary_data_size` in `parameters`, and has no `data`.
+    """
 
     name: str
     shape: list[int]
@@ -42,7 +45,7 @@ class InferTensor(BaseModel):
 
 
 class InferRequest(BaseModel):
-    """The body of an infer request. `parameters` may hold `timeout` (microseconds) and `binary_data_output`."""
+    """The body of an infer request. `parameters` may have `timeout`, in microseconds, and `binary_data_output`."""
 
     id: str | None = None
     parameters: dict[str, Any] | None = None
@@ -65,7 +68,7 @@ def router(service: Service, server: tuple[str, str]) -> APIRouter:
     repository, metrics = service.repository, service.metrics
     if isinstance(metrics, PrometheusMetrics):  # the statistics are computed from the metrics
         _add_server(routes, service, server, (*_EXTENSIONS, _STATISTICS))
-        # this route comes first, because otherwise "stats" would be read as a model's name
+        # this route is added first, because otherwise "stats" would be the name of a model
         _add_statistics(routes, repository, metrics)
     else:
         _add_server(routes, service, server, _EXTENSIONS)
@@ -82,7 +85,7 @@ def _add_server(routes: APIRouter, service: Service, server: tuple[str, str], ex
     async def metadata() -> dict[str, Any]:
         return {"name": name, "version": version, "extensions": list(extensions)}
 
-    # startup.py answers the paths of health before the models are loaded for the first time.
+    # Before the models are loaded for the first time, `startup.py` answers the paths of the health routes.
     @routes.get("/v2/health/live", tags=["health"], summary="The process answers")
     @requires(Scope.OPEN)
     async def is_live() -> dict[str, bool]:
@@ -104,7 +107,9 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
     refused = error_responses(errors.UnknownModel, errors.ModelNotReady)
 
     def add(path: str, summary: str, describe: Callable[[Model], dict[str, Any]]) -> None:
-        """Add a GET route at `path` for the newest version of a model, and for a version by its number."""
+        """Add two GET routes with the ending `path`: one for the active version of a model, and one for a given
+        version.
+        """
 
         @routes.get("/v2/models/{model:name}" + path, tags=["models"], summary=summary, responses=refused)
         @requires(Scope.PREDICT)
@@ -136,7 +141,7 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
 
 def _add_infer(routes: APIRouter, repository: Repository) -> None:
     schema = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    del schema["$defs"]  # InferResponse has already added InferTensor to the components
+    del schema["$defs"]  # `InferResponse` has already added `InferTensor` to the components
     content = {
         "application/json": {"schema": schema},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},

@@ -1,4 +1,7 @@
-"""The routes of drift and quality: /v1/models/{model}/drift and /v1/models/{model}/feedback. They compute nothing."""
+"""The routes for drift and quality, /v1/models/{model}/drift and /v1/models/{model}/feedback.
+
+The routes compute nothing.
+"""
 
 from __future__ import annotations
 
@@ -123,12 +126,12 @@ def _add_feedback(routes: APIRouter, service: Service) -> None:
     )
     @requires(Scope.PREDICT)
     async def feedback(request: Request, model: str) -> FeedbackAnswer:
-        service.repository.model(model)  # an unknown model is refused before the body is read
+        service.repository.model(model)  # refuse an unknown model before the body is read
         return await service.quality.label(model, await read_body(request, _MAX_BODY, service.memory))
 
 
 def _answer(request: Request, drift: Drift) -> Response:
-    """Return JSON, or a page to a browser."""
+    """Return the drift as JSON, or as an HTML page if a browser asks."""
     if "text/html" in request.headers.get("accept", ""):
         return Response(drift_page(drift), media_type="text/html", headers=HEADERS)
     return Response(drift.model_dump_json(), media_type="application/json", headers={"Vary": "Accept"})

@@ -1,4 +1,4 @@
-"""The route of the report that training wrote into a bundle. The report is HTML that a browser shows in a sandbox."""
+"""The route for the report that training wrote into a bundle. The report is HTML that a browser shows in a sandbox."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from foldserve.service.access.keys import Scope
 from foldserve.service.engine.repository import Repository
 from foldserve.service.http.routes.common import error_responses, parse_version, requires
 
-# The report has styles and inline images, and neither scripts nor links to other files. A bundle may come from another
-# person. So the browser runs no script of the report, and does not treat the report as a page of this server.
+# The report has styles and inline images, but no scripts and no links to other files. A bundle may come from a person
+# who is not trusted. So the browser runs no script of the report, and does not treat the report as a page of this
+# server.
 _HEADERS = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",

@@ -1,7 +1,7 @@
-"""The repository API of the Open Inference Protocol: its index, and the commands of operators.
+"""The routes of the model repository API of the Open Inference Protocol: the index, and the commands of operators.
 
-The protocol defines load and unload. The commands rollback and promote have the same form. Without API keys, no command
-is executed, because any client could change the models.
+The protocol defines the commands load and unload. foldserve adds rollback and promote in the same form. Without API
+keys, no command is executed, because otherwise any client could change the models.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md
 """
@@ -76,7 +76,7 @@ def _add_command(routes: APIRouter, service: Service, kind: Kind) -> None:
 async def _read_object(request: Request, memory: BodyMemory, member: str) -> dict[str, Any]:
     """Read the body of a request.
 
-    A missing body counts as an empty object. member: the description of the object in an error.
+    An empty body counts as an empty object. member: the description of the object in the error message.
     """
     body = await read_body(request, _MAX_BODY, memory)
     parsed = parse_json(body) if body else {}
