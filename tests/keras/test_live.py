@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import warnings
 import zipfile
@@ -130,6 +131,14 @@ def test_a_file_is_also_compared_with_keras(tmp_path: Path, suffix: str) -> None
     assert certificate.widened == 1
 
 
+@pytest.mark.parametrize("name", ["article_2.keras", "article_2.h5", "image_2.keras", "image_2.h5"])
+def test_a_file_of_keras_2_is_also_compared_with_keras_3(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    shutil.copy(Path(__file__).parents[1] / "training" / "imports" / "keras_files" / name, path)
+    certificate, _ = import_file(path)
+    assert originals(certificate) == {f"Keras {keras.__version__} on torch float32, original"}
+
+
 def test_a_file_that_keras_computes_in_another_way_is_refused(tmp_path: Path) -> None:
     path, epsilon = save(tmp_path / "model.keras"), keras.config.epsilon()
     keras.config.set_epsilon(0.5)  # the smallest standard deviation of a Normalization
@@ -167,6 +176,23 @@ def test_no_class_and_no_code_of_a_file_reaches_keras(
     assert not (tmp_path / "proof").exists()
     assert bool(originals(certificate)) == (not note)
     assert re.search(note, notes)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda layer: layer.update(build_config={"input_shape": [None, 10**12]}),
+        lambda layer: layer["config"].update(input_shape=[10**12]),
+        lambda layer: layer["config"].update(input_dim=10**12),
+    ],
+)
+def test_keras_allocates_no_memory_for_shapes_that_the_weights_do_not_have(
+    tmp_path: Path, lie: Callable[[dict[str, Any]], None]
+) -> None:
+    path = save(tmp_path / "model.keras")
+    rewrite(path, lambda described: lie(described["config"]["layers"][2]))
+    certificate, _ = import_file(path)
+    assert originals(certificate)
 
 
 def test_weights_with_a_link_to_another_file_do_not_reach_keras(tmp_path: Path) -> None:

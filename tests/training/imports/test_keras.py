@@ -186,6 +186,10 @@ GRAPHS = [
         "the model has several outputs: choose one of dropout, aa_head with --output",
     ),
     (
+        lambda c: c["config"]["layers"][8]["config"]["layers"][0]["config"].update(batch_shape=[None, 10**9]),
+        "Sequential 'sequential_1': its description has the input shape [None, 1000000000], and it gets [5]",
+    ),
+    (
         lambda c: c["config"].update(input_layers=[["nothing", 0, 0]]),
         "the input 'nothing' of the model has no InputLayer",
     ),

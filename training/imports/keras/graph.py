@@ -137,6 +137,7 @@ class ModelReader:
         _refuse_code(description, name, kind)
         self._note_policy(config.get("dtype"), name, kind)
         if kind in _MODELS:
+            _require_shapes(description, name, inputs)
             return self._model(builder, description, place, list(inputs))
         call = Call(name, kind, config, place, tuple(inputs), builder, self.store, self.keras_2)
         return [map_call(call)]
@@ -172,6 +173,21 @@ def _find_inputs(description: dict[str, Any]) -> Iterator[Input]:
     if isinstance(config, dict) and not _shape(described) and config.get("build_input_shape"):
         described = {**described, "batch_shape": config["build_input_shape"]}
     yield _input(described, _name(first))
+
+
+def _require_shapes(description: dict[str, Any], name: str, values: Sequence[Value]) -> None:
+    """Refuse a nested model whose description gives its inputs other sizes than the values that it gets."""
+    kind, config = _kind(description), description["config"]
+    layers = list(_layers(config))
+    if kind == "Sequential":
+        declared = [_shape(layers[0]["config"]) if layers and _kind(layers[0]) not in _MODELS else None]
+    else:
+        by_name = {str(layer["name"]): _shape(layer["config"]) for layer in layers if _kind(layer) == "InputLayer"}
+        declared = [by_name.get(name) for name, _, _ in _tensors(config["input_layers"])]
+    for shape, value in zip(declared, values, strict=False):
+        known = [size for size, own in zip(shape[1:], value.shape, strict=False) if size == own] if shape else []
+        if shape and (len(shape) - 1, len(known)) != (len(value.shape), sum(size is not None for size in shape[1:])):
+            raise refuse(name, kind, f"its description has the input shape {shape}, and it gets {list(value.shape)}")
 
 
 def _shape(config: dict[str, Any]) -> Any:

@@ -35,7 +35,10 @@ _MODELS = {"Sequential": "keras", "Functional": "keras.src.models.functional", "
 # The classes that may be in the copy, and their modules.
 ALLOWED = {**_MODELS, **dict.fromkeys((*LAYERS, "InputLayer"), "keras.layers")}
 # The fields that the description of a layer keeps in the copy.
-_OF_LAYER = ("config", "name", "inbound_nodes", "build_config", "shared_object_id")
+_OF_LAYER = ("config", "name", "inbound_nodes", "shared_object_id")
+# Shapes that the front end does not compare with the weights. The copy does not have them, because Keras would allocate
+# memory of these sizes.
+_SHAPES = ("build_input_shape", "input_shape", "input_dim")
 # Values that Keras writes as objects, and the fields that each object keeps.
 _PLAIN = {
     "__keras_tensor__": ("shape", "dtype", "keras_history"),
@@ -62,6 +65,8 @@ def open_original(archive: Archive, columns: int, output: int | str) -> tuple[st
     """
     try:
         config = _clean(archive.config, archive.version.startswith("2."))
+        if isinstance(config["config"], dict) and (built := archive.config["config"].get("build_input_shape")):
+            config["config"]["build_input_shape"] = _plain(built)  # the front end reads this shape
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise NotRunError(f"Keras is not asked, because the description is unusual ({_first_line(error)})") from error
     _require_no_links(archive.weights)
@@ -183,15 +188,12 @@ def _clean(value: Any, is_keras_2: bool) -> Any:
         if value == "hard_sigmoid" and is_keras_2:
             raise NotRunError("Keras 3 computes hard_sigmoid in another way than Keras 2, which wrote the file")
         return value
-    kind, config = value.get("class_name"), value.get("config", {})
-    if kind is None:
-        kept = {key: each for key, each in value.items() if not key.endswith(_TRAINING)}
+    if "class_name" not in value:
+        kept = {key: each for key, each in value.items() if not key.endswith(_TRAINING) and key not in _SHAPES}
         return {key: _clean(each, is_keras_2) for key, each in kept.items()}
+    kind, config = value["class_name"], value.get("config", {})
     if kind in ALLOWED:
-        cleaned = {key: _clean(value[key], is_keras_2) for key in _OF_LAYER if key in value}
-        if kind not in _MODELS:
-            cleaned["config"]["dtype"] = "float32"
-        return {**cleaned, "class_name": kind, "module": ALLOWED[kind], "registered_name": None}
+        return _clean_layer(value, is_keras_2)
     if kind in _PLAIN:
         return {"class_name": kind, "config": {key: _plain(config[key]) for key in _PLAIN[kind]}}
     if kind == "function":
@@ -199,6 +201,17 @@ def _clean(value: Any, is_keras_2: bool) -> Any:
     if kind in ("DTypePolicy", "Policy"):
         return _plain(config["name"])
     raise NotRunError(f"Keras is not asked, because the file has an object of the class {str(kind)[:40]!r}")
+
+
+def _clean_layer(value: dict[str, Any], is_keras_2: bool) -> dict[str, Any]:
+    """Return the description of a layer or a model with the fields in `_OF_LAYER` and its class of Keras."""
+    kind = value["class_name"]
+    cleaned = {key: _clean(value[key], is_keras_2) for key in _OF_LAYER if key in value}
+    if kind not in _MODELS:
+        cleaned["config"]["dtype"] = "float32"
+    if kind == "BatchNormalization" and isinstance(axis := value["config"].get("axis"), list) and len(axis) == 1:
+        cleaned["config"]["axis"] = axis[0]  # Keras 2 writes a list, and Keras 3 needs a number
+    return {**cleaned, "class_name": kind, "module": ALLOWED[kind], "registered_name": None}
 
 
 def _plain(value: Any) -> Any:
