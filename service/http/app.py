@@ -23,8 +23,6 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
-from starlette.types import ASGIApp, Receive, Send
-from starlette.types import Scope as AsgiScope
 
 from foldserve.service.access.keys import Scope
 from foldserve.service.compose import Service
@@ -74,20 +72,6 @@ def create_app(service: Service) -> FastAPI:
         _add_metrics(app, service, service.metrics)
     _add_pages(app, service)
     return app
-
-
-def answering_head(app: ASGIApp) -> ASGIApp:
-    """Wrap an app so that it answers HEAD like GET.
-
-    uvicorn still knows that the method is HEAD, so it sends no body.
-    """
-
-    async def with_get(scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
-        await app(scope, receive, send)
-
-    return with_get
 
 
 def _add_metrics(app: FastAPI, service: Service, metrics: PrometheusMetrics) -> None:

@@ -7,12 +7,13 @@ server.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import cast
+from functools import cache, partial
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -22,15 +23,17 @@ from foldserve.service.compose import Service
 from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.errors import StartError
 from foldserve.service.http.acceptor import Acceptor
-from foldserve.service.http.app import answering_head, create_app
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.context import ConnectionContext, Limits
-from foldserve.service.http.guarded import GuardedApp
+from foldserve.service.http.late_app import LateApp, answering_head
 from foldserve.service.http.listeners import Listeners, is_on_loopback
 from foldserve.service.http.observed import ObservedConnection
 from foldserve.service.http.security import secured
 from foldserve.service.http.tls import Tls
 from foldserve.service.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 # The tasks of aborted connections need some turns of the event loop to end. After this number of seconds, uvicorn
 # cancels these tasks.
@@ -98,28 +101,30 @@ def create_doors(
     settings: Settings, service: Service, listeners: Listeners, tls: Sequence[Tls | None]
 ) -> Sequence[Door]:
     """Create a door for each listener, the main one first. tls: the result of `load_tls`."""
-    app = create_app(service)
-    door = partial(_create_door, settings, service)
+    door = partial(_create_door, settings, service, cache(partial(_create_app, service)))
     if listeners.admin is None:
-        return [door(GuardedApp(app, service), listeners.main, settings.host, service.endpoints, tls[0])]
-    main = GuardedApp(app, service, (Scope.OPEN, Scope.PREDICT))
-    admin = GuardedApp(app, service, (Scope.OPEN, Scope.METRICS, Scope.ADMIN))
+        return [door(tuple(Scope), listeners.main, settings.host, service.endpoints, tls[0])]
     return [
-        door(main, listeners.main, settings.host, service.endpoints, tls[0]),
-        door(admin, listeners.admin, settings.admin_host, {}, tls[1]),
+        door((Scope.OPEN, Scope.PREDICT), listeners.main, settings.host, service.endpoints, tls[0]),
+        door((Scope.OPEN, Scope.METRICS, Scope.ADMIN), listeners.admin, settings.admin_host, {}, tls[1]),
     ]
 
 
 def _create_door(
     settings: Settings,
     service: Service,
-    app: GuardedApp,
+    create_app: Callable[[], FastAPI],
+    scopes: Collection[Scope],
     listener: socket.socket,
     host: str,
     endpoints: Mapping[bytes, Endpoint],
     tls: Tls | None,
 ) -> Door:
-    """Create one door. host: the host in the settings. endpoints: the endpoints that connections use, by path."""
+    """Create one door.
+
+    create_app: returns the app that all doors share. scopes: the scopes of this door's routes. host: the host in the
+    settings. endpoints: the endpoints of the connections, by path.
+    """
     # For a Unix socket, every host is allowed: web pages can't reach the socket, and a proxy may send any Host header.
     address = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
     context = ConnectionContext(
@@ -132,6 +137,7 @@ def _create_door(
         check_head=HostCheck(settings.allowed_hosts, host, address, settings.cors_origins).check,
         cors=bool(settings.cors_origins),
     )
+    app = LateApp(service, partial(_guard_app, create_app, service, scopes))
     config = uvicorn.Config(
         secured(answering_head(app), settings.cors_origins),
         loop="uvloop",
@@ -147,6 +153,21 @@ def _create_door(
     )
     config.load()
     return Door(listener, config, context, tls)
+
+
+# The next two functions import FastAPI late, because late_app.py calls them only when a request needs FastAPI.
+
+
+def _create_app(service: Service) -> FastAPI:
+    from foldserve.service.http.app import create_app
+
+    return create_app(service)
+
+
+def _guard_app(create_app: Callable[[], FastAPI], service: Service, scopes: Collection[Scope]) -> ASGIApp:
+    from foldserve.service.http.guarded import GuardedApp
+
+    return GuardedApp(create_app(), service, scopes)
 
 
 def _create_connection(context: ConnectionContext, config: uvicorn.Config, state: ServerState) -> Connection:

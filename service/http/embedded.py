@@ -19,9 +19,10 @@ from foldserve.service.compose import Service, compose
 from foldserve.service.engine.exchange import CLIENT_DISCONNECTED
 from foldserve.service.engine.self_check import SelfCheck
 from foldserve.service.errors import DeviceError, RequestError, SettingsError
-from foldserve.service.http.app import answering_head, create_app
+from foldserve.service.http.app import create_app
 from foldserve.service.http.guarded import GuardedApp
 from foldserve.service.http.hung import end_if_hung
+from foldserve.service.http.late_app import answering_head
 from foldserve.service.http.routes.common import to_response
 from foldserve.service.http.security import secured
 from foldserve.service.machine import allocator

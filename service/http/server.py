@@ -173,8 +173,7 @@ class _Server(uvicorn.Server):
         if self._rpc is not None:
             await self._rpc.start()
         # All objects that exist now stay until the process ends. `freeze` excludes these objects from later garbage
-        # collections.
-        gc.collect()
+        # collections. Hardly any object is garbage, so a collection now would only make the start longer.
         gc.freeze()
         self._announce()
 

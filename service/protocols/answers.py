@@ -7,16 +7,19 @@ on requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
 from foldserve.service.arrays import Outputs
 from foldserve.service.bundle import Decision, Manifest
-from foldserve.service.protocols.arrow import ArrowWriter
 from foldserve.service.protocols.query import AnswerOptions
 from foldserve.service.protocols.reply import JSON, Reply
+
+if TYPE_CHECKING:
+    from foldserve.service.protocols.arrow import ArrowWriter
 
 RAW_TYPE = b"application/octet-stream"
 ARROW_TYPE = b"application/vnd.apache.arrow.stream"
@@ -36,7 +39,13 @@ class Answers:
         self._labels = [orjson.dumps(label) for label in manifest.labels]
         # For each class: the text before the probabilities in an answer for one row, if this class is predicted.
         self._starts = [b'%b,"predictions":[%b],"probabilities":' % (self._head, label) for label in self._labels]
-        self._arrow_writer = ArrowWriter(self._decision)
+
+    @cached_property
+    def _arrow_writer(self) -> ArrowWriter:
+        # This import comes late, because few clients ask for Arrow, and the library takes memory and time.
+        from foldserve.service.protocols.arrow import ArrowWriter
+
+        return ArrowWriter(self._decision)
 
     @property
     def has_classes(self) -> bool:

@@ -79,6 +79,12 @@ def test_the_command_line_loads_no_server_and_no_runtime() -> None:
     assert not loaded_by("foldserve.service.cli") & {"fastapi", "uvicorn", "onnxruntime", "onnx", "numpy", "rich"}
 
 
+def test_a_server_is_ready_without_fastapi_and_arrow() -> None:
+    serving = loaded_by("foldserve.service.http.server")
+    assert serving & {"uvicorn", "starlette", "onnxruntime"}
+    assert not serving & {"fastapi", "opentelemetry", "nanoarrow"}
+
+
 def test_the_batcher_loads_neither_http_nor_onnx_nor_prometheus() -> None:
     assert loaded_by("foldserve.service.engine.batcher") & {"numpy"}
     assert not loaded_by("foldserve.service.engine.batcher") & {

@@ -10,19 +10,20 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from foldserve.service import errors
 from foldserve.service.access.keys import Scope
 from foldserve.service.compose import Service
 from foldserve.service.engine.repository import Model, Repository
+from foldserve.service.http.health import live, ready, started
 from foldserve.service.http.routes.common import (
     answer,
     error_responses,
     parse_version,
     prediction_docs,
     requires,
+    to_response,
 )
 from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols import oip_documents
@@ -85,22 +86,23 @@ def _add_server(routes: APIRouter, service: Service, server: tuple[str, str], ex
     async def metadata() -> dict[str, Any]:
         return {"name": name, "version": version, "extensions": list(extensions)}
 
-    # Before the models are loaded for the first time, `startup.py` answers the paths of the health routes.
-    @routes.get("/v2/health/live", tags=["health"], summary="The process answers")
-    @requires(Scope.OPEN)
-    async def is_live() -> dict[str, bool]:
-        return {"live": True}
+    # On the listeners of `foldserve serve`, late_app.py answers these paths, and startup.py before the first load.
+    health: dict[str, Any] = {"tags": ["health"], "response_model": dict[str, bool]}
 
-    @routes.get("/v2/health/started", tags=["health"], summary="The models were loaded once")
+    @routes.get("/v2/health/live", summary="The process answers", **health)
     @requires(Scope.OPEN)
-    async def has_started() -> dict[str, bool]:
-        return {"started": True}
+    async def is_live() -> Response:
+        return to_response(live(service))
 
-    @routes.get("/v2/health/ready", tags=["health"], summary="Every model has reproduced its golden outputs")
+    @routes.get("/v2/health/started", summary="The models were loaded once", **health)
     @requires(Scope.OPEN)
-    async def is_ready() -> JSONResponse:
-        ready = service.ready
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
+    async def has_started() -> Response:
+        return to_response(started(service))
+
+    @routes.get("/v2/health/ready", summary="Every model has reproduced its golden outputs", **health)
+    @requires(Scope.OPEN)
+    async def is_ready() -> Response:
+        return to_response(ready(service))
 
 
 def _add_models(routes: APIRouter, repository: Repository) -> None:
@@ -130,12 +132,12 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
 
     add("", "Names, types and shapes of the tensors, and the execution provider", metadata)
 
-    def ready(model: Model) -> dict[str, Any]:
+    def is_ready(model: Model) -> dict[str, Any]:
         if model.runtime.lost:
             raise errors.ModelNotReady("the model is not ready")
         return {"name": model.manifest.name, "ready": True}
 
-    add("/ready", "The model has reproduced its golden outputs", ready)
+    add("/ready", "The model has reproduced its golden outputs", is_ready)
     add("/config", "The model configuration extension", lambda m: oip_documents.configuration(m.manifest, m.max_rows))
 
 
