@@ -1,7 +1,7 @@
 """Computes the replicas for a load from measurements on one core: `python benchmarks/scaling.py [--write]`.
 
-First, one server on one core answers each protocol in a closed loop. This loop gives the processor time of a request.
-The table of replicas follows from the processor times. Then servers get requests at random times. The measured
+First, one server on one core answers each protocol in a closed loop. The closed loop gives the processor time of a
+request. The table of replicas follows from the processor times. Then servers get requests at random times. The measured
 latencies are compared with the latencies of a simulation (`rig/queue_check.py`), which uses only processor times.
 """
 

@@ -1,8 +1,8 @@
 """The certificate: measures whether the exported model computes the same function as the trained network.
 
 The reference is the *unfolded* network, which PyTorch evaluates in float64. The folded network in float32 is compared
-with this reference. In ONNX Runtime, the exported model is compared with the same reference on every available device.
-The measured ONNX file has the same bytes as the file in the bundle. The module does not write a bundle.
+with the unfolded network. In ONNX Runtime, the exported model is compared with the unfolded network on every available
+device. The measured ONNX file has the same bytes as the file in the bundle. The module does not write a bundle.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from foldserve.training.network.layers import Affine, Layer, Shift, is_activatio
 
 # If |mean / std| of an input column is at most this limit, its offset is folded into the first bias. A larger offset is
 # subtracted in the graph. If an offset is folded, the product of the column and its weight nearly cancels a part of the
-# bias. The remaining difference has a relative error of 2^-24 * |mean / std|. If |mean / std| is 100, this error is
+# bias. The remaining difference has a relative error of 2^-24 * |mean / std|. If |mean / std| is 100, the error is
 # 6e-6, which is a tenth of the tolerance of a certificate. The error has no upper limit: |mean / std| of a timestamp
 # can be 1e5.
 MAX_FOLDED_OFFSET = 100.0

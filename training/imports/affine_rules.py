@@ -37,7 +37,7 @@ Rule = Callable[[Graph, Node], bool]
 
 _BACKWARD = "backward: W' = diag(s) W, b' = s*b + t"
 _FORWARD = "forward: W' = W diag(s), b' = b + W t"
-# A Dense with at most this many weights takes less time than the start of one more operator.
+# A Dense with at most `_FEW` weights takes less time than the start of one more operator.
 _FEW = 1024
 _COMPOSED = "composed: W' = W2 W1, b' = W2 b1 + b2"
 
@@ -154,7 +154,7 @@ def fold_forward(graph: Graph, node: Node) -> bool:
 def _add_offset(graph: Graph, source: str, offset: Array) -> str:
     """Add a layer that subtracts `offset` from the value `source`, and return its name.
 
-    If the graph already has the same layer, as in an ensemble, return the name of that layer.
+    If the graph already has a layer with this offset, as in an ensemble, return the name of that layer.
     """
     for reader in graph.readers(source):
         layer = graph.layer(reader)

@@ -22,7 +22,7 @@ from foldserve.training.imports.imported import Evaluate, Imported
 from foldserve.training.imports.rows import Rows
 from foldserve.training.imports.write import to_onnx
 
-# The original model evaluates at most this many rows at once. The limit bounds the memory of an evaluation.
+# The original model evaluates at most `_CHUNK` rows at once. The limit bounds the memory of an evaluation.
 _CHUNK = 4096
 
 Sets = dict[certificate.RowKind, certificate.Rows]
@@ -61,9 +61,9 @@ class Compared:
 def certify(imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes) -> Compared:
     """Compare the folded network and the exported model with the original, on the rows of the table and random rows.
 
-    The comparison first uses the usual tolerance. If the folded model is outside this tolerance, `allowed_widening` may
-    allow a wider tolerance. The condition is that the unfolded model in float32 differs from the reference by more than
-    half of the usual tolerance. Raises `ParityError`.
+    The comparison first uses the usual tolerance. If the folded model is outside the usual tolerance,
+    `allowed_widening` may allow a wider tolerance. The condition is that the unfolded model in float32 differs from the
+    reference by more than half of the usual tolerance. Raises `ParityError`.
     """
     exact = partial(_in_chunks, imported.evaluate)
     sets: Sets = {"random": rows.drawn}
@@ -121,8 +121,8 @@ def _rounding(
     """Return the rounding error of the model in float32 before folding, as a share of the usual tolerance.
 
     If the reference does not depend on how foldserve reads the model, the result is the error of the original in its
-    own runtime. Otherwise, a wrong reading of the model would also increase the error of the original. In this case,
-    the result is the error of the unfolded layers in ONNX Runtime.
+    own runtime. Otherwise, the result is the error of the unfolded layers in ONNX Runtime, because a wrong reading of
+    the model would also increase the error of the original.
     """
     if imported.is_independent:
         return max((each.worst(usual) for each in runs.values()), default=0.0)

@@ -1,7 +1,7 @@
 """The intermediate form of an imported model: a graph of layers over float64 arrays, and its exact evaluation.
 
-A front end (ONNX, Keras, scikit-learn, PyTorch) maps its model to this form with a `Builder`. Folding and the export
-use only this form. The module does not depend on a file format or a framework.
+A front end (ONNX, Keras, scikit-learn, PyTorch) maps its model to the intermediate form with a `Builder`. Folding and
+the export use only the intermediate form. The module does not depend on a file format or a framework.
 
 The value `INPUT` has one column for each feature, as in a bundle. In `INPUT`, a category is an index, and a missing
 value is NaN.
@@ -78,7 +78,7 @@ class Builder:
         """Add a layer that reads `inputs`, and return the unique name of its value.
 
         name, kind: the name and the type of the layer in the original model, for messages and the report. Raises
-        `ModelImportError` if the layer can't read these inputs.
+        `ModelImportError` if the layer can't read `inputs`.
         """
         try:
             columns = layer.columns(*(self.columns[each] for each in inputs))

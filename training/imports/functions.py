@@ -23,10 +23,10 @@ Operator = Callable[[Mapping[str, float]], tuple[str, dict[str, Any]]]
 class Function:
     """One function.
 
-    compute: the Python function, which maps float64 numbers to float64 numbers. parameters: the names of its
-    parameters.
+    compute: the Python function, which maps float64 numbers to float64 numbers. parameters: the names of the parameters
+    of the function.
 
-    operator: returns the ONNX operator and its attributes for the parameters; None if `write.py` has its own rule.
+    operator: returns the ONNX operator and its attributes; None if `write.py` has its own rule for the function.
     """
 
     parameters: tuple[str, ...]

@@ -53,9 +53,9 @@ class Imported:
     memory. sha256: the hash of the file, or the hash of the weights of an object in memory. evaluate: evaluates the
     original model in float64. reference: a text for the user that describes the arithmetic of `evaluate`. float32:
     functions that run the original model in float32, by the name of their runtime. The certificate also compares the
-    outputs of these functions with the reference. ranges: the typical ranges of the features, float64 [features, 2]. A
-    feature without a typical range has NaN. whole: the indices of the features whose values must be whole numbers.
-    notes: facts that the user should know, one sentence each.
+    outputs of the functions in `float32` with the reference. ranges: the typical ranges of the features, float64
+    [features, 2]. A feature without a typical range has NaN. whole: the indices of the features whose values must be
+    whole numbers. notes: facts that the user should know, one sentence each.
     """
 
     network: Network

@@ -128,7 +128,7 @@ class Offset(Layer):
 
     offset: float64 [columns]; each number is exact in float32.
 
-    Folding adds this layer if the offset of an input is too large to be folded. Front ends never create this layer.
+    Folding adds an `Offset` if the offset of an input is too large to be folded. Front ends never create an `Offset`.
     """
 
     offset: Array
@@ -362,7 +362,7 @@ class Kept(Layer):
         return self.outputs
 
     def apply(self, *inputs: Array) -> Array:
-        """Evaluate in float64, with the arithmetic of the front end."""
+        """Evaluate the operator in float64, with the function `evaluate`."""
         return self.evaluate(*inputs)
 
 

@@ -117,7 +117,7 @@ def _read_type(info: onnx.ValueInfoProto, given: int) -> tuple[int, tuple[int, .
 def _choose_output(graph: onnx.GraphProto, wanted: str) -> tuple[str, list[str]]:
     """Return the name of the tensor with the probabilities or the value, and notes.
 
-    Later nodes may compute a label from this tensor.
+    Later nodes may compute a label from the returned tensor.
     """
     names = [info.name for info in graph.output]
     if wanted and wanted not in names:

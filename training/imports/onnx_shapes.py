@@ -29,9 +29,9 @@ _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 
 
 def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
-    """Return the same value with the shape `shape` for its rows.
+    """Return a value with the shape `shape` for its rows.
 
-    Raises `Refused` if this shape has another number of columns.
+    Raises `Refused` if `shape` has another number of columns.
     """
     if isinstance(value, Constant):
         raise Refused("it reads a constant")

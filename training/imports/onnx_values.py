@@ -71,7 +71,7 @@ class Stacked:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Raise `Refused`, because only an operator that reduces the new first axis can read this value."""
+        """Raise `Refused`, because only an operator that reduces the new first axis can read stacked values."""
         raise Refused("it reads values that are stacked in front of the rows; their sum and their mean are understood")
 
 
@@ -132,7 +132,7 @@ class Context:
     def add(self, node: onnx.NodeProto, layer: Layer, *inputs: str) -> str:
         """Add a layer for a node, and return the name of its value.
 
-        Raises `Refused` if the layer can't read these inputs.
+        Raises `Refused` if the layer can't read `inputs`.
         """
         try:
             return self.builder.add(node.name or node.output[0], node.op_type, layer, *inputs)
@@ -185,5 +185,5 @@ def _decode(value: Any) -> Any:
 
 
 def width(shape: tuple[int, ...]) -> int:
-    """Return the number of columns of a row with this shape."""
+    """Return the number of columns of a row with the shape `shape`."""
     return math.prod(shape)

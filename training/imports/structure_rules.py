@@ -140,7 +140,7 @@ def add_dense_branches(graph: Graph, node: Node) -> bool:
     """Turn a sum of Dense layers into one Dense.
 
     If the layers read the same value, their weights are added. Otherwise, the new Dense reads the inputs of all these
-    layers side by side.
+    Dense layers side by side.
     """
     if type(node.layer) is not Add:
         return False
@@ -225,7 +225,7 @@ def join_gate(graph: Graph, node: Node) -> bool:
 def join_binary(graph: Graph, node: Node) -> bool:
     """Replace [1 - sigmoid(z), sigmoid(z)] by softmax([0, z]).
 
-    After that, the new Dense for the logits folds into the Dense before it.
+    The new Dense for the logits then folds into the Dense before it.
     """
     if not isinstance(node.layer, Concat) or len(node.inputs) != 2:
         return False

@@ -77,7 +77,7 @@ class Writer:
     Each value has the name of its node. The caller names the output of the network.
 
     A name in a graph can be any text. So if two values have the same name, the writer appends underscores to one of
-    them. reserved: further names that other values already have.
+    them. reserved: further names that are already in use.
     """
 
     def __init__(self, network: Network, source: str, output: str, reserved: Sequence[str] = ()) -> None:
@@ -261,10 +261,10 @@ def _shorten(values: Array) -> Array:
 def _find_splits(network: Network) -> dict[str, tuple[str, list[Node]]]:
     """Find each value that its selections divide into consecutive parts.
 
-    A single Split can then replace all selections of this value.
+    A single Split can then replace all selections of the value.
 
-    For each such value, the result has the name of the first selection in the network, and all selections in the order
-    of their columns.
+    For each of the found values, the result has the name of the first selection in the network, and all selections in
+    the order of their columns.
     """
     selections: dict[str, list[Node]] = {}
     for node in network.nodes:

@@ -279,7 +279,7 @@ def _name(description: dict[str, Any]) -> str:
 
 
 def _refuse_code(description: dict[str, Any], name: str, kind: str) -> None:
-    """Refuse a layer whose code is in the file or in the user's package."""
+    """Refuse a layer whose code is in the file or in a package of the user."""
     module = description.get("module")
     if kind == "Lambda":
         raise refuse(name, kind, "it has code", _NO_CODE)

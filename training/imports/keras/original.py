@@ -1,7 +1,7 @@
 """Runs a Keras file in Keras itself for the certificate, if Keras is installed.
 
 Keras never opens the file of the user, because a description in this file can name any class. Keras opens a copy of the
-file. The copy has the same weights. The description of the copy has only the layers that foldserve has read
+file. The copy has the weights of the file. The description of the copy has only the layers that foldserve has read
 (`ALLOWED`), plain values and names of activations. The module does not depend on the intermediate form.
 """
 

@@ -24,7 +24,7 @@ def open_original(program: Program, dtype: torch.dtype) -> Run:
     """Return a function that runs the program in PyTorch: raw rows [rows, features] -> outputs [rows, outputs].
 
     dtype: the type of the numbers. The returned function raises `ValueError` for an operator that foldserve does not
-    understand, and also the errors of PyTorch.
+    understand. The function also raises the errors of PyTorch.
     """
     weights = {name: torch.from_numpy(array).to(dtype) for name, array in program.weights.items()}
     shape = program.shapes[program.input]

@@ -57,7 +57,7 @@ def read_object(model: Any, options: Options) -> Imported:
 def _find_columns(module: torch.nn.Module, options: Options) -> int:
     """Return a number of features that the module accepts.
 
-    The candidates are the number of names from the user, and the input sizes of the layers.
+    The candidates for this number are the number of names from the user, and the input sizes of the layers.
     """
     sizes = [len(options.features)] if options.features else []
     for part in module.modules():

@@ -27,7 +27,8 @@ from foldserve.training.imports.scikit_learn.steps import map_step, plain
 from foldserve.training.imports.scikit_learn.values import Context, Raw, Value
 from foldserve.training.table.schema import Column
 
-# skops does not trust these types by default, although they contain no code. A fitted MLP contains an optimiser.
+# skops does not trust the following types by default, although these types contain no code. A fitted MLP contains an
+# optimiser.
 _DATA_TYPES = (
     "numpy.dtype",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
@@ -151,7 +152,7 @@ def _original(
                 frame[name] = table[:, i] if columns[i].categories else table[:, i].astype(np.float64)
             table = pd.DataFrame(frame)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warns about an unseen category, which is intended
+            warnings.simplefilter("ignore")  # scikit-learn warns about unseen categories, which are intended here
             outputs = model.predict_proba(table) if classify else model.predict(table)
         result: npt.NDArray[np.floating[Any]] = np.asarray(outputs, np.float64).reshape(len(rows), -1)
         return result

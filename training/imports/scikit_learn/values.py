@@ -41,8 +41,8 @@ Value = Raw | Numbers
 class Context:
     """The graph, and facts about each raw column. names: the names of the raw columns.
 
-    absent: the category for a missing value, None or NaN, for each raw column whose encoder has such a category.
-    filled: the imputed raw columns of a value, by the name of the value.
+    absent: by raw column, the category that its encoder has for a missing value: None or NaN. filled: the imputed raw
+    columns of a value, by the name of the value.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
