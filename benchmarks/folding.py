@@ -73,7 +73,10 @@ def open_file(path: Path, level: ort.GraphOptimizationLevel, written: Path | Non
 
 @dataclass
 class Case:
-    """A model to measure. network: the PyTorch module; None if the model has no such module. path: the ONNX file."""
+    """A model to measure.
+
+    network: the PyTorch module; None for a model that is only an ONNX file. path: the ONNX file.
+    """
 
     title: str
     path: Path

@@ -174,7 +174,7 @@ def test_the_api_server_refuses_an_unknown_field(built: str, namespace: str) -> 
 
 @needs_api_server
 def test_the_namespace_admits_the_pod_and_refuses_more_rights(built: str, namespace: str) -> None:
-    """The API server checks a pod, but not the template of a deployment, against the namespace's Pod Security Standard."""
+    """The API server checks a pod, but not a deployment, against the Pod Security Standard of the namespace."""
     deployment = next(x for x in yaml.safe_load_all(built) if x["kind"] == "Deployment")
     pod = {"apiVersion": "v1", "kind": "Pod", **deployment["spec"]["template"]}
     pod["metadata"] |= {"name": "foldserve", "namespace": namespace}

@@ -1,9 +1,10 @@
-"""An upgrade in a real cluster, under load: no request fails.
+"""Tests that no request fails during an upgrade under load in a real cluster.
 
-KUBE_CONTEXT names the cluster. KUBE_IMAGES has two images of `make image` that its nodes can get, for example
-`KUBE_IMAGES="registry.example/foldserve:1 registry.example/foldserve:2"`. The clients follow the ready endpoints of the
-service, but learn each change five seconds late, as behind a slow proxy. The API server forwards their requests to the
-pods. The test creates the namespace `foldserve-upgrade`, and deletes it at the end.
+KUBE_CONTEXT names the cluster. KUBE_IMAGES names two images of `make image` that the nodes of the cluster can pull, for
+example `KUBE_IMAGES="registry.example/foldserve:1 registry.example/foldserve:2"`. The clients follow the ready
+endpoints of the service, but learn each change five seconds late, as behind a slow proxy. The API server forwards the
+requests of the clients to the pods. The test creates the namespace `foldserve-upgrade`, and deletes this namespace at
+the end.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ def in_namespace(*arguments: str) -> str:
 
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[str]:
-    """Two ready replicas of the first image. They request little processor time, so a small node has room for them."""
+    """A deployment with two ready replicas of the first image.
+
+    The replicas request little processor time, so they fit on a small node.
+    """
     name, _, tag = os.environ["KUBE_IMAGES"].split()[0].rpartition(":")
     changes = [
         {"op": "add", "path": "/spec/replicas", "value": 2},
@@ -77,7 +81,7 @@ def deployment(tmp_path: Path) -> Iterator[str]:
 
 
 class Cluster:
-    """The API server, reached through `kubectl proxy`. ready: the pods that the clients know as ready."""
+    """Sends requests to the API server through `kubectl proxy`. ready: the pods that the clients know as ready."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = host, port
@@ -86,7 +90,7 @@ class Cluster:
         self.stopped = threading.Event()
 
     def follow(self) -> None:
-        """Learn the ready pods from the endpoints of the service. Each change becomes known `DELAY_SECONDS` late."""
+        """Watch the endpoints of the service. The clients learn each change of the ready pods `DELAY_SECONDS` late."""
         with closing(http.client.HTTPConnection(*self._address)) as connection:
             connection.request("GET", ENDPOINTS)
             with connection.getresponse() as events:
@@ -99,7 +103,10 @@ class Cluster:
                         self.ready = pods
 
     def send(self) -> None:
-        """Send requests to the known pods in turn. A result is the status, or the error of the connection."""
+        """Send requests to the pods in `ready`, one pod after the other.
+
+        A result is the status, or the error of the connection.
+        """
         for turn in itertools.count():
             if self.stopped.is_set():
                 return
@@ -121,7 +128,7 @@ class Cluster:
 
 @contextmanager
 def load() -> Iterator[list[str]]:
-    """Send requests from several clients until the block ends. Yields the list of the results."""
+    """Send requests from several clients until the `with` block ends. Yields the list of the results."""
     with subprocess.Popen(command("proxy", "--port=0"), stdout=subprocess.PIPE, text=True) as proxy:
         assert proxy.stdout is not None
         host, _, port = proxy.stdout.readline().split()[-1].rpartition(":")
@@ -136,7 +143,7 @@ def load() -> Iterator[list[str]]:
             cluster.stopped.set()
             for client in clients:
                 client.join()
-            proxy.terminate()  # this ends the answer that the follower reads
+            proxy.terminate()  # this ends the response that the follower thread reads
             follower.join()
 
 

@@ -99,7 +99,7 @@ def _versions() -> dict[str, str]:
     return {
         "python": python_version(),
         **{name: version(name) for name in _LIBRARIES},
-        "torch": torch.__version__,  # this string names the build, such as +cu130; the metadata may not
+        "torch": torch.__version__,  # unlike the metadata, this string always names the build, such as +cu130
         "onnxruntime": onnxruntime.__version__,
     }
 

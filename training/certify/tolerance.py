@@ -18,8 +18,8 @@ def output_tolerance(mean: float, std: float) -> Tolerance:
     For probabilities (mean 0, standard deviation 1), the tolerance is 1e-5 + 1e-4 |reference|. For a regression, the
     formula 1e-5 + 1e-4 |reference| applies to the standardised target. So in the units of the target, the absolute part
     is 1e-5 times the standard deviation. If the reference equals the mean, the relative part allows at most 1e-4
-    standard deviations. Without this limit, any model would pass for a target whose mean is 10,000 standard deviations
-    from zero.
+    standard deviations. Without this limit of the relative part, any model would pass for a target whose mean is 10,000
+    standard deviations from zero.
     """
     relative = _RELATIVE * std / abs(mean) if mean else _RELATIVE
     return Tolerance(absolute=_ABSOLUTE * std, relative=min(max(relative, _LEAST_RELATIVE), _RELATIVE))

@@ -18,7 +18,8 @@ from foldserve.training.plan import DataOptions
 from foldserve.training.summary import describe_bundle
 from foldserve.training.text import printable
 
-# The user can set only these options for reading a table. The model determines all other options for reading a table.
+# The user can set only the following options for reading a table. The model determines all other options for reading a
+# table.
 _TABLE_OPTIONS = ("target", "drop", "missing", "sep", "encoding", "sheet")
 
 

@@ -62,8 +62,8 @@ def certify(imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes)
     """Compare the folded network and the exported model with the original, on the rows of the table and random rows.
 
     The comparison first uses the usual tolerance. If the folded model is outside the usual tolerance,
-    `allowed_widening` may allow a wider tolerance. The condition is that the unfolded model in float32 differs from the
-    reference by more than half of the usual tolerance. Raises `ParityError`.
+    `allowed_widening` may allow a wider tolerance. A wider tolerance needs an unfolded model in float32 that differs
+    from the reference by more than half of the usual tolerance. Raises `ParityError`.
     """
     exact = partial(_in_chunks, imported.evaluate)
     sets: Sets = {"random": rows.drawn}

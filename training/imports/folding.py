@@ -2,7 +2,7 @@
 
 `fold` applies the rules again and again, until no rule changes the graph. Each rule is mathematically exact. No rule
 moves a layer across a function that is not affine. All values are float64, and `write.py` rounds them to float32 once.
-Only the rules do arithmetic.
+All arithmetic of folding is in the rules.
 """
 
 from __future__ import annotations

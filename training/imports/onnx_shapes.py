@@ -110,8 +110,8 @@ def _reshape(
     if inner.count(-1) == 1:
         known = int(-np.prod(inner))
         inner[inner.index(-1)] = width(shape) // known if known > 0 else -1
-    # In a target shape, a first size of -1 or 0 means all rows. The first size is 1 if the model was exported for a
-    # single row.
+    # In a target shape, a first size of -1 or 0 means all rows. In a model that was exported for a single row, the
+    # first size is 1.
     if not sizes or sizes[0] not in (-1, 0, 1) or any(size < 1 for size in inner):
         raise Refused(f"it turns rows of the shape {list(shape)} into {sizes[1:]} and changes the number of rows")
     return [reshaped(value, tuple(inner))]
@@ -181,7 +181,10 @@ def _select(
 
 
 def _picked(value: Value, axis: int, pick: Any) -> npt.NDArray[np.int64]:
-    """Return the indices of the columns that NumPy's index `pick` selects along an axis, in the new shape of a row."""
+    """Return the indices of the columns that NumPy's index `pick` selects along an axis.
+
+    The array has the new shape of a row.
+    """
     shape = _rows(value)
     place = axis % (len(shape) + 1)
     if place == 0:

@@ -176,7 +176,7 @@ def _find_inputs(description: dict[str, Any]) -> Iterator[Input]:
 
 
 def _require_shapes(description: dict[str, Any], name: str, values: Sequence[Value]) -> None:
-    """Refuse a nested model whose description gives its inputs other sizes than the values that it gets."""
+    """Refuse a nested model if its description states other input sizes than the sizes of the values that it gets."""
     kind, config = _kind(description), description["config"]
     layers = list(_layers(config))
     if kind == "Sequential":

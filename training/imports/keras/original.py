@@ -36,8 +36,8 @@ _MODELS = {"Sequential": "keras", "Functional": "keras.src.models.functional", "
 ALLOWED = {**_MODELS, **dict.fromkeys((*LAYERS, "InputLayer"), "keras.layers")}
 # The fields that the description of a layer keeps in the copy.
 _OF_LAYER = ("config", "name", "inbound_nodes", "shared_object_id")
-# Shapes that the front end does not compare with the weights. The copy does not have them, because Keras would allocate
-# memory of these sizes.
+# The copy leaves out the following fields with shapes, because Keras would allocate memory of their sizes. The front
+# end does not compare these shapes with the weights.
 _SHAPES = ("build_input_shape", "input_shape", "input_dim")
 # Values that Keras writes as objects, and the fields that each object keeps.
 _PLAIN = {
@@ -66,7 +66,7 @@ def open_original(archive: Archive, columns: int, output: int | str) -> tuple[st
     try:
         config = _clean(archive.config, archive.version.startswith("2."))
         if isinstance(config["config"], dict) and (built := archive.config["config"].get("build_input_shape")):
-            config["config"]["build_input_shape"] = _plain(built)  # the front end reads this shape
+            config["config"]["build_input_shape"] = _plain(built)  # the front end reads the input shape from here
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise NotRunError(f"Keras is not asked, because the description is unusual ({_first_line(error)})") from error
     _require_no_links(archive.weights)
@@ -204,13 +204,13 @@ def _clean(value: Any, is_keras_2: bool) -> Any:
 
 
 def _clean_layer(value: dict[str, Any], is_keras_2: bool) -> dict[str, Any]:
-    """Return the description of a layer or a model with the fields in `_OF_LAYER` and its class of Keras."""
+    """Return the description of a layer or a model, with only the fields in `_OF_LAYER` and its class in Keras."""
     kind = value["class_name"]
     cleaned = {key: _clean(value[key], is_keras_2) for key in _OF_LAYER if key in value}
     if kind not in _MODELS:
         cleaned["config"]["dtype"] = "float32"
     if kind == "BatchNormalization" and isinstance(axis := value["config"].get("axis"), list) and len(axis) == 1:
-        cleaned["config"]["axis"] = axis[0]  # Keras 2 writes a list, and Keras 3 needs a number
+        cleaned["config"]["axis"] = axis[0]  # Keras 2 writes the axis as a list, and Keras 3 needs a number
     return {**cleaned, "class_name": kind, "module": ALLOWED[kind], "registered_name": None}
 
 

@@ -25,7 +25,7 @@ from foldserve.training.imports.layers import Array
 if TYPE_CHECKING:
     import h5py
 
-# A file of 1 GiB has at most 2^28 float32 numbers. As float64, these numbers take 2 GiB.
+# A file of 1 GiB has at most 2^28 float32 numbers. As float64, 2^28 numbers take 2 GiB.
 _MAX_NUMBERS = 2**28
 
 

@@ -127,7 +127,7 @@ def _original(
 ) -> Evaluate:
     """Return a function that runs the original pipeline on raw rows.
 
-    The encoders of this pipeline ignore unseen categories.
+    The function makes the encoders of the pipeline ignore unseen categories.
 
     absent: the missing value of each column whose missing value is not NaN.
     """
